@@ -1,0 +1,38 @@
+"""Compare decoding strategies for a draft and a target language model.
+
+    from cascli import load_pair, generate
+    pair = load_pair("qwen2.5-coder")
+    run = generate(pair, "Who is Buzz Aldrin?", strategy="speculative:k=4", temperature=0)
+
+Importing this package imports neither torch nor transformers; the names below do so when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cascli.jobs.compare import compare
+    from cascli.jobs.generate import generate
+    from cascli.models.load import load_pair
+    from cascli.models.pair import Pair
+    from cascli.trace import Run
+
+__version__ = "0.1.0"
+__all__ = ["Pair", "Run", "__version__", "compare", "generate", "load_pair"]
+
+_HOMES = {
+    "compare": "cascli.jobs.compare",
+    "generate": "cascli.jobs.generate",
+    "load_pair": "cascli.models.load",
+    "Pair": "cascli.models.pair",
+    "Run": "cascli.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cascli' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,99 @@
+"""What every decoding command does first: settle the settings, find the prompts, load the pair."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascli.config import DEFAULT_PAIR, PairConfig, load_config
+from cascli.errors import UsageError
+from cascli.prompts import Prompt, read_prompts
+from cascli.render.console import Screen, screen
+from cascli.settings import Settings, from_environment, resolve
+
+if TYPE_CHECKING:
+    from cascli.cli.options import Flags
+    from cascli.models.pair import Pair
+    from cascli.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command's settled inputs."""
+
+    config: PairConfig
+    settings: Settings
+    screen: Screen
+
+    def load(self) -> Pair:
+        """Load the pair, with progress on stderr.
+
+        Raises:
+            RunError: weights, memory or device are not to be had.
+        """
+        from cascli.cli.progress import Progress
+
+        with Progress(self.screen, f"loading {self.config.name}") as progress:
+            from cascli.models.load import load_pair
+
+            _quiet_libraries()
+            return load_pair(
+                self.config,
+                device=self.settings.device,
+                dtype=self.settings.dtype,
+                offline=self.settings.offline,
+                report=progress.report,
+            )
+
+
+def plan(flags: Flags) -> Plan:
+    """Settle flags, environment, pair file and defaults, in this order.
+
+    Raises:
+        UsageError: a bad value anywhere.
+    """
+    import os
+
+    environment = from_environment()
+    config = load_config(flags.config or os.environ.get("CASCLI_CONFIG") or DEFAULT_PAIR)
+    settings = resolve(flags.given, environment, config.defaults)
+    view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
+    return Plan(config, settings, view)
+
+
+def chosen(settings: Settings, default: Sequence[str]) -> list[Strategy]:
+    """The strategies to run; `-k` fills in where a strategy's own string does not say."""
+    from cascli.strategies import parse
+
+    texts = settings.strategy or list(default)
+    return [parse(text, settings.num_speculative_tokens) for text in texts]
+
+
+def prompts(argument: str | None, settings: Settings) -> list[Prompt]:
+    """The prompt from the argument, a file or a pipe.
+
+    Raises:
+        UsageError: no prompt, or two of them.
+    """
+    if settings.prompts:
+        if argument is not None:
+            raise UsageError("give a PROMPT or --prompts, not both.")
+        return read_prompts(Path(settings.prompts), settings.limit)
+    if argument is None and sys.stdin is not None and not sys.stdin.isatty():
+        argument = "-"
+    if argument == "-":
+        argument = sys.stdin.read().rstrip("\n")
+    if not argument:
+        raise UsageError('no prompt: give one as an argument, on stdin, or with --prompts FILE.jsonl.\nFor example: cascli generate "Who is Buzz Aldrin?"')
+    return [Prompt((argument,))]
+
+
+def _quiet_libraries() -> None:
+    """Keep transformers' own bars and advice off the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

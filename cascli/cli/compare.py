@@ -1,0 +1,102 @@
+"""cascli compare: the same prompts under several strategies, as a table and side-by-side traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascli.cli import common
+from cascli.cli.options import Flags, with_shared
+from cascli.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from cascli.comparison import Comparison
+    from cascli.models.pair import Pair
+    from cascli.strategies import Strategy
+
+NAME = "compare"
+EXAMPLE = (
+    'Example: cascli compare "Who is Buzz Aldrin?" -s target -s speculative:k=2 -s speculative-cascade:rule=opt'
+    "[bold] · [/]cascli compare --prompts questions.jsonl --limit 5 -o table.md"
+)
+CHECKS = "Checks"
+
+
+@with_shared()
+def command(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)] = None,
+    *,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Repeats, interleaved; medians are shown.")] = 1,
+    require_lossless: Annotated[
+        bool, typer.Option("--require-lossless", help="Exit 1 if a strategy was not lossless.", rich_help_panel=CHECKS)
+    ] = False,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            "--min-speedup", help="Exit 1 if no strategy but target reaches this speed.", rich_help_panel=CHECKS
+        ),
+    ] = None,
+    flags: Flags,
+) -> None:
+    """Compare strategies on the same prompts: a table, then who wrote which token, side by side."""
+    from cascli.comparison import DEFAULT_STRATEGIES
+    from cascli.render import export
+    from cascli.render.comparison import print_comparison
+
+    plan = common.plan(flags)
+    strategies = common.chosen(plan.settings, DEFAULT_STRATEGIES)
+    output = Path(plan.settings.output) if plan.settings.output else None
+    if output:
+        export.check_suffix(output)
+    conversations = [item.turns for item in common.prompts(prompt, plan.settings)]
+    pair = plan.load()
+    found = _compare(plan, pair, strategies, conversations, runs)
+    if plan.settings.json_output:
+        print(found.to_json())
+    else:
+        print_comparison(found, plan.screen)
+    if output:
+        export.write(output, as_file(found, output.suffix))
+        plan.screen.note(f"wrote {output}")
+    _check(found, require_lossless, min_speedup)
+
+
+def _compare(
+    plan: common.Plan, pair: Pair, strategies: list[Strategy], conversations: list[tuple[str, ...]], runs: int
+) -> Comparison:
+    from cascli.cli.progress import Progress
+    from cascli.jobs.compare import compare
+
+    total = len(strategies) * len(conversations) * runs
+    with Progress(plan.screen, "warming up", counted=True) as progress:
+        return compare(
+            pair,
+            conversations,
+            strategies,
+            plan.settings,
+            runs=runs,
+            begin=lambda strategy, done: progress.step(strategy.name, done, total),
+            watch=lambda _: progress.tick(),
+        )
+
+
+def as_file(found: Comparison, suffix: str) -> str:
+    """The comparison as the text of a file of this kind."""
+    from cascli.render import export
+
+    if suffix == ".json":
+        return found.to_json() + "\n"
+    return export.markdown(found.summary) if suffix == ".md" else export.to_csv(found.summary)
+
+
+def _check(found: Comparison, require_lossless: bool, min_speedup: float | None) -> None:
+    """Raise if a requested check failed."""
+    lossy = [row.strategy for row in found.summary if not row.lossless]
+    if require_lossless and lossy:
+        raise CheckFailed(f"not lossless (--require-lossless): {', '.join(lossy)}")
+    if min_speedup is not None:
+        speeds = [row.speed_vs_target or 0.0 for row in found.summary if row.strategy != "target"]
+        if max(speeds, default=0.0) < min_speedup:
+            raise CheckFailed(f"no strategy reached {min_speedup}x the target's speed (--min-speedup).")

@@ -1,0 +1,37 @@
+"""Shell completion: pair, strategy and rule names, without loading anything heavy."""
+
+from __future__ import annotations
+
+from cascli.config import pair_files
+
+
+def pairs(incomplete: str) -> list[str]:
+    """Ready pairs."""
+    return [name for name in pair_files() if name.startswith(incomplete)]
+
+
+def strategies(incomplete: str) -> list[str]:
+    """Strategy names, and after `speculative-cascade:rule=` the rules."""
+    from cascli import rules
+    from cascli import strategies as all_strategies
+
+    head, separator, tail = incomplete.rpartition("rule=")
+    if separator:
+        return [f"{head}rule={name}" for name in rules.names() if name.startswith(tail)]
+    return [name for name in all_strategies.names() if name.startswith(incomplete)]
+
+
+def devices(incomplete: str) -> list[str]:
+    """Device names."""
+    return [name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)]
+
+
+def dtypes(incomplete: str) -> list[str]:
+    """Precisions."""
+    names = ("auto", "float32", "bfloat16", "float16", "int8")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def colors(incomplete: str) -> list[str]:
+    """When to colour."""
+    return [name for name in ("auto", "always", "never") if name.startswith(incomplete)]

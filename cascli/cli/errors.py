@@ -1,0 +1,71 @@
+"""From an exception to a message and an exit code: 1 check failed, 2 usage, 3 runtime, 130 interrupted."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from cascli.errors import CascliError
+
+INTERRUPTED = 130
+RUNTIME = 3
+
+
+def reported(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command so that its errors become one or two lines on stderr; CASCLI_DEBUG=1 shows tracebacks."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _end("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            _silence_stdout()
+            raise typer.Exit(0) from None
+        except CascliError as error:
+            _debug()
+            _end(str(error), error.exit_code)
+        except OSError as error:
+            _debug()
+            _end(_os_message(error), RUNTIME)
+        except (RuntimeError, MemoryError) as error:
+            _debug()
+            _end(_runtime_message(error), RUNTIME)
+
+    return wrapper
+
+
+def _debug() -> None:
+    if os.environ.get("CASCLI_DEBUG"):
+        raise  # noqa: PLE0704 - re-raises the exception being handled
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"cascli: {message}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def _os_message(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk while writing {error.filename or 'a file'}; free some and try again."
+    return f"{error.filename or 'file'}: {error.strerror or error}"
+
+
+def _runtime_message(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    if isinstance(error, MemoryError) or "alloc" in first or "out of memory" in first.lower():
+        return f"out of memory: {first}\nUse a smaller --dtype, pair or prompt."
+    return f"{first}\nCASCLI_DEBUG=1 shows where this happened."
+
+
+def _silence_stdout() -> None:
+    """A reader went away (`cascli ... | head`): say nothing, also not when Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

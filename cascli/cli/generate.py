@@ -1,0 +1,94 @@
+"""cascli generate: one answer, streamed, with its tokens marked by where they came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascli.cli import common
+from cascli.cli.options import Flags, with_shared
+from cascli.errors import CheckFailed, UsageError
+from cascli.settings import DEFAULT_STRATEGY
+
+if TYPE_CHECKING:
+    from cascli.models.pair import Pair
+    from cascli.strategies import Strategy
+    from cascli.trace import Run
+
+NAME = "generate"
+EXAMPLE = (
+    'Example: cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v[bold] · [/]'
+    'echo hi | cascli generate --json -o run.json'
+)
+
+
+@with_shared()
+def command(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)] = None,
+    *,
+    require_lossless: Annotated[
+        bool, typer.Option("--require-lossless", help="Exit 1 if the run was not lossless.", rich_help_panel="Checks")
+    ] = False,
+    flags: Flags,
+) -> None:
+    """Answer a prompt with one strategy: the answer on stdout, statistics on stderr."""
+    plan = common.plan(flags)
+    wanted = common.chosen(plan.settings, [DEFAULT_STRATEGY])
+    if len(wanted) > 1:
+        raise UsageError("generate runs one strategy; use compare for several.")
+    if plan.settings.output:
+        check_output(Path(plan.settings.output))
+    conversations = common.prompts(prompt, plan.settings)
+    pair = plan.load()
+    runs = [run for item in conversations for run in _answer(plan, pair, wanted[0], item.turns)]
+    _deliver(plan, runs)
+    if require_lossless and not all(run.metrics.lossless for run in runs):
+        raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output place that cannot work before anything is computed."""
+    from cascli.render.export import check_suffix
+
+    check_suffix(path, (".json", ".txt"))
+
+
+def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, turns: tuple[str, ...]) -> list[Run]:
+    """Answer one conversation, streaming it unless JSON was asked for."""
+    from cascli.jobs.generate import Watcher, converse
+    from cascli.render.stream import AnswerStream
+    from cascli.render.summary import lines
+    from cascli.trace import Handover
+
+    done: list[Run] = []
+    view = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+
+    def show(step: object) -> None:
+        if isinstance(step, Handover):
+            view.handover(step)
+        else:
+            view.round(step.round, step.pieces)  # type: ignore[attr-defined]
+
+    watch: Watcher | None = None if plan.settings.json_output else show
+    for run in converse(pair, strategy, turns, plan.settings, watch):
+        done.append(run)
+        if not plan.settings.json_output:
+            view.end()
+            for line in lines(run, verbose=plan.screen.verbose):
+                plan.screen.note(line)
+    return done
+
+
+def _deliver(plan: common.Plan, runs: list[Run]) -> None:
+    """Print JSON if it was asked for, and write the output file."""
+    from cascli.render import export
+
+    text = runs[0].to_json() if len(runs) == 1 else export.several(runs)
+    if plan.settings.json_output:
+        print(text)
+    if plan.settings.output:
+        path = Path(plan.settings.output)
+        export.write(path, text + "\n" if path.suffix == ".json" else "\n".join(run.text for run in runs) + "\n")
+        plan.screen.note(f"wrote {path}")

@@ -1,0 +1,67 @@
+"""A line of progress on stderr while weights are fetched, converted and loaded; silent in pipes."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bars
+
+from cascli.render.console import Screen
+
+
+class Progress:
+    """Shows one bar a stage; stages are named by whoever reports them."""
+
+    def __init__(self, screen: Screen, title: str, *, counted: bool = False) -> None:
+        self._title, self._ticks = title, 0
+        shown = screen.err.is_terminal and not screen.quiet
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn() if counted else DownloadColumn(),
+            TimeElapsedColumn(),
+            console=screen.err,
+            transient=True,
+            disable=not shown,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        """Begin with the title alone."""
+        self._bars.start()
+        self._tasks[""] = self._bars.add_task(self._title, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Advance a stage to `done` of `total` bytes."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Say which of `total` pieces of work begins now."""
+        self._ticks = 0
+        self._bars.update(self._tasks[""], description=name, completed=done, total=total)
+        self._title = name
+
+    def tick(self) -> None:
+        """Show that the piece of work goes on."""
+        self._ticks += 1
+        self._bars.update(self._tasks[""], description=f"{self._title}, round {self._ticks}")

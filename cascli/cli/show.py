@@ -1,0 +1,77 @@
+"""cascli show: render a saved run or comparison again; no model needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cascli.cli.options import Flags, with_shared
+from cascli.errors import UsageError
+from cascli.settings import from_environment, resolve
+
+NAME = "show"
+EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
+
+
+@with_shared("json", "quiet", "verbose", "color")
+def command(
+    file: Annotated[Path, typer.Argument(help="A file that generate or compare wrote with -o or --json.")],
+    *,
+    flags: Flags,
+) -> None:
+    """Render a saved run or comparison again."""
+    from cascli.render.console import screen
+
+    settings = resolve(flags.given, from_environment())
+    view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
+    text = read(file)
+    if settings.json_output:
+        print(text.strip())
+        return
+    kind = schema_of(text, file)
+    if kind == "cascli.compare/1":
+        from cascli.comparison import Comparison
+        from cascli.render.comparison import print_comparison
+
+        print_comparison(Comparison.from_json(text), view)
+        return
+    from cascli.render.run import print_run
+    from cascli.trace import Run
+
+    documents = json.loads(text)["runs"] if kind == "cascli.runs/1" else [json.loads(text)]
+    for document in documents:
+        print_run(Run.from_json(json.dumps(document)), view)
+
+
+def read(file: Path) -> str:
+    """The text of a saved file.
+
+    Raises:
+        UsageError: it is missing or not text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+
+
+def schema_of(text: str, file: Path) -> str:
+    """Which of cascli's documents this is.
+
+    Raises:
+        UsageError: none of them.
+    """
+    known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1")
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema not in known:
+        raise UsageError(f"{file}: 'schema' is {schema!r}; expected one of {', '.join(known)}")
+    return str(schema)

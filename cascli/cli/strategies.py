@@ -1,0 +1,70 @@
+"""cascli strategies: every strategy and rule with its formula, parameters, ranges and source."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_type_hints
+
+from cascli.cli.options import Flags, with_shared
+from cascli.settings import from_environment, resolve
+
+NAME = "strategies"
+EXAMPLE = "Example: cascli strategies[bold] · [/]cascli strategies --json"
+
+
+@with_shared("json", "quiet", "color")
+def command(*, flags: Flags) -> None:
+    """List every strategy and deferral rule: formula, parameters, ranges, when it is lossless, source."""
+    from cascli import rules, strategies
+    from cascli.render.catalogue import catalogue
+    from cascli.render.console import screen
+
+    settings = resolve(flags.given, from_environment())
+    found = {
+        "strategies": [describe(name, strategies.load(name)) for name in strategies.names()],
+        "rules": [describe(name, rules.load(name)) for name in rules.names()],
+    }
+    if settings.json_output:
+        print(json.dumps({"schema": "cascli.strategies/1", **found}))
+    elif settings.quiet:
+        print("\n".join(row["name"] for row in found["strategies"]))
+    else:
+        view = screen(settings.color or "auto")
+        view.out.print(catalogue(found, view.out))
+
+
+def describe(name: str, kind: Any) -> dict[str, Any]:
+    """What a strategy or rule says of itself."""
+    summary = getattr(kind, "summary", "") or (kind.__doc__ or "").splitlines()[0]
+    return {
+        "name": name,
+        "summary": summary,
+        "formula": kind.formula,
+        "lossless_when": kind.lossless_when,
+        "source": kind.source,
+        "parameters": parameters(kind),
+    }
+
+
+def parameters(kind: Any) -> list[dict[str, Any]]:
+    """Name, default and range of each parameter."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for field in fields(kind):
+        if field.name == "rule":
+            found.append({"name": "rule", "default": kind.default_rule, "range": "one of the rules below"})
+            continue
+        default = None if field.default is MISSING else field.default
+        found.append({"name": field.name, "default": default, "range": _range(hints[field.name])})
+    return found
+
+
+def _range(hint: Any) -> str:
+    """The allowed values of an annotated type, in words."""
+    if getattr(hint, "__metadata__", None):
+        bounds = [bound for info in hint.__metadata__ for bound in getattr(info, "metadata", [])]
+        low = next((bound.ge for bound in bounds if hasattr(bound, "ge")), None)
+        high = next((bound.le for bound in bounds if hasattr(bound, "le")), None)
+        return f"{low} to {high}" if low is not None else "any number"
+    return ", ".join(map(str, get_args(hint))) or getattr(hint, "__name__", "")

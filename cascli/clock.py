@@ -1,0 +1,73 @@
+"""Where the time goes: spans inside the two models, and everything else.
+
+On CUDA a span is a pair of events that is read after the round's one transfer to the host, so that
+measuring adds no synchronisation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from cascli.trace import RoundSeconds, Seconds
+
+Phase = Literal["prefill", "draft", "verify"]
+
+
+class Clock:
+    """Measures one run on one device; seconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._totals: dict[str, float] = {"prefill": 0.0, "draft": 0.0, "verify": 0.0}
+        self._at_last_round = dict(self._totals)
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._synchronise()
+        self._start = time.perf_counter()
+
+    def _synchronise(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+
+    @contextmanager
+    def span(self, phase: Phase) -> Iterator[None]:
+        """Count the time of the enclosed model call under `phase`."""
+        if self._cuda:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._pending.append((phase, begin, end))
+        else:
+            start = time.perf_counter()
+            yield
+            self._totals[phase] += time.perf_counter() - start
+
+    def _collect(self) -> None:
+        for phase, begin, end in self._pending:
+            self._totals[phase] += begin.elapsed_time(end) / 1000
+        self._pending.clear()
+
+    def lap(self) -> RoundSeconds:
+        """Seconds in the models since the last lap; call it after the round's transfer."""
+        self._collect()
+        draft, verify = (self._totals[phase] - self._at_last_round[phase] for phase in ("draft", "verify"))
+        self._at_last_round = dict(self._totals)
+        return RoundSeconds(draft=draft, verify=verify)
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._start
+
+    def finish(self) -> Seconds:
+        """The account of the whole run; its four parts add up to the total."""
+        self._synchronise()
+        total = self.elapsed()
+        self._collect()
+        inside = sum(self._totals.values())
+        return Seconds(total=total, other=max(total - inside, 0.0), **self._totals)

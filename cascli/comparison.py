@@ -1,0 +1,131 @@
+"""A comparison as plain data: all runs, and one row a strategy. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from cascli.errors import UsageError
+from cascli.statistics import bootstrap_interval, median
+from cascli.trace import Data, Run
+
+DEFAULT_STRATEGIES = (
+    "target",
+    "draft",
+    "cascade",
+    "token-cascade",
+    "speculative",
+    "speculative-cascade:rule=opt",
+    "speculative-cascade:rule=token-v3",
+)
+
+
+class Row(Data):
+    """One strategy over all prompts and repeats: totals over totals, never means of rates."""
+
+    strategy: str
+    oracle: bool
+    tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    speed_vs_target: float | None
+    """Median over repeats of the time per token of `target` divided by this one's, in the same repeat."""
+    speed_interval: tuple[float, float] | None
+    """95% bootstrap interval of that median."""
+    target_calls_per_token: float | None
+    draft_calls_per_token: float | None
+    draft_acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    deferral_rate: float | None
+    mean_tv_to_target: float | None
+    max_tv_to_target: float | None
+    lossless: bool | None
+    first_divergence: int | None
+    """Index of the first token that differs from `target` on the first prompt; None if none does."""
+    same_as_target: bool | None
+    """Whether all answers were the target's, token by token; None without `target` in the comparison."""
+
+
+class Comparison(Data):
+    """Everything a comparison found."""
+
+    schema_name: Literal["cascli.compare/1"] = Field("cascli.compare/1", alias="schema")
+    runs: list[Run]
+    summary: list[Row]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """This comparison as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a comparison back.
+
+        Raises:
+            UsageError: the text is not a comparison that cascli wrote.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UsageError(f"not a saved cascli comparison: {error.errors()[0]['msg']}") from None
+
+
+def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
+    """One row a strategy from `repeats[repeat][strategy][prompt]`."""
+    first = repeats[0]
+    base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == "target"), None)
+    return [_row(repeats, column, base) for column in range(len(first))]
+
+
+def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None) -> Row:
+    runs = repeats[0][column]
+    metrics = [run.metrics for run in runs]
+    tokens = sum(len(run.token_ids) for run in runs)
+    seconds = median([sum(run.metrics.seconds.total for run in repeat[column]) for repeat in repeats])
+    ratios = [] if base is None else [_speed(repeat[column]) / _speed(repeat[base]) for repeat in repeats]
+    drafted = sum(m.num_draft_tokens for m in metrics)
+    accepted = sum(m.num_accepted_draft_tokens for m in metrics)
+    verified = sum(m.num_rounds for m in metrics if m.num_draft_tokens)
+    tvs = [token.tv for run in runs for token in run.emitted]
+    known = [tv for tv in tvs if tv is not None]
+    lossless = [m.lossless for m in metrics]
+    divergences = [] if base is None else [first_divergence(run, target) for run, target in zip(runs, repeats[0][base], strict=True)]
+    return Row(
+        strategy=runs[0].spec,
+        oracle=runs[0].oracle,
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds > 0 else None,
+        speed_vs_target=median(ratios) if ratios else None,
+        speed_interval=bootstrap_interval(ratios),
+        target_calls_per_token=sum(m.target_calls for m in metrics) / tokens,
+        draft_calls_per_token=sum(m.draft_calls for m in metrics) / tokens,
+        draft_acceptance_rate=accepted / drafted if drafted else None,
+        mean_acceptance_length=1 + accepted / verified if drafted else None,
+        deferral_rate=_weighted_deferral(runs),
+        mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
+        max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
+        lossless=None if None in lossless else all(lossless),
+        first_divergence=divergences[0] if divergences else None,
+        same_as_target=all(place is None for place in divergences) if base is not None else None,
+    )
+
+
+def _speed(runs: Sequence[Run]) -> float:
+    return sum(len(run.token_ids) for run in runs) / sum(run.metrics.seconds.total for run in runs)
+
+
+def _weighted_deferral(runs: Sequence[Run]) -> float | None:
+    rates = [(run.metrics.deferral_rate, 1 if run.handover else len(run.token_ids)) for run in runs]
+    known = [(rate, weight) for rate, weight in rates if rate is not None]
+    return sum(rate * weight for rate, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+def first_divergence(run: Run, target: Run) -> int | None:
+    """Index of the first token that differs; the shorter length if one answer is a prefix of the other."""
+    pairs = zip(run.token_ids, target.token_ids, strict=False)
+    shorter, longer = sorted((len(run.token_ids), len(target.token_ids)))
+    same = None if shorter == longer else shorter
+    return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), same)

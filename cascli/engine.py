@@ -1,0 +1,193 @@
+"""Runs one strategy on one prompt: prepares the session, ends the text where it should end, keeps the trace."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import cascli
+from cascli import memory
+from cascli.answer import Answer
+from cascli.clock import Clock, Phase
+from cascli.errors import RunError, UsageError
+from cascli.metrics import summarise
+from cascli.models.pair import LoadedModel, Pair
+from cascli.sampling import Sampling
+from cascli.session import Lane, RandomNumbers, Session
+from cascli.strategies import Strategy
+from cascli.text import Speller
+from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
+from cascli.uniforms import Uniforms
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be decoded, and how; `prompt` is kept for the record."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    max_new_tokens: int
+    seed: int = 0
+    stop: Sequence[str] = ()
+    prompt: str | None = None
+    uniforms: RandomNumbers | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A round as it was decided, and the text that each of its tokens completes."""
+
+    round: Round
+    pieces: list[str]
+
+
+class Decoding:
+    """One run in progress: iterate `steps()` to the end, then take the `run()`."""
+
+    def __init__(self, pair: Pair, strategy: Strategy, request: Request) -> None:
+        self.pair, self.strategy, self.request = pair, strategy, request
+        self.limit = check_prompt(pair, request)
+        self.speller = Speller(pair.tokenizer)
+        self.handover: Handover | None = None
+        self._answer = self._new_answer()
+        self._metrics: Metrics | None = None
+
+    def _new_answer(self) -> Answer:
+        return Answer(self.speller, self.pair.eos_ids, self.request.stop, self.limit)
+
+    def steps(self) -> Iterator[Step | Handover]:
+        """Decode; yields each round, and the decision of a sequence-level cascade after its draft.
+
+        Raises:
+            RunError: out of memory.
+        """
+        try:
+            with torch.inference_mode():
+                yield from self._steps()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise RunError(f"out of memory on {self.pair.device}: {error}\nTry a smaller --dtype or pair.") from None
+
+    def _steps(self) -> Iterator[Step | Handover]:
+        memory.reset_peak(self.pair.device)
+        session = self._session()
+        first_token: float | None = None
+        for item in self.strategy.decode(session):
+            if isinstance(item, Handover):
+                yield self._decided(item)
+                continue
+            step = Step(*self._answer.add(item))
+            session.finish_reason = self._answer.finish_reason
+            first_token = first_token or session.clock.elapsed()
+            yield step
+        self._close(session, first_token)
+
+    def _decided(self, decision: Handover) -> Handover:
+        """Complete a cascade's decision with the draft model's text; a deferred answer starts anew."""
+        self.handover = decision.model_copy(update={"draft_text": self._answer.text})
+        if decision.deferred:
+            self._answer = self._new_answer()
+        return self.handover
+
+    def _session(self) -> Session:
+        pair, prompt = self.pair, list(self.request.prompt_ids)
+        clock = Clock(pair.device)
+        text = torch.zeros(len(prompt) + self.limit + 1, dtype=torch.long, device=pair.device)
+        text[: len(prompt)] = torch.tensor(prompt, device=pair.device)
+
+        def lane(model: LoadedModel, phase: Phase) -> Lane:
+            model.runner.reset()
+            return Lane(model.runner, phase, clock, text, len(prompt))
+
+        return Session(
+            draft=lane(pair.draft, "draft"),
+            target=lane(pair.target, "verify"),
+            sampling=self.request.sampling,
+            uniforms=self.request.uniforms or Uniforms(self.request.seed, self.limit + 1, pair.device),
+            text=text,
+            prompt_length=len(prompt),
+            max_new_tokens=self.limit,
+            vocab=pair.vocab,
+            clock=clock,
+            spell=self.speller.token,
+        )
+
+    def _close(self, session: Session, first_token: float | None) -> None:
+        decision = self.handover
+        self._metrics = summarise(
+            self._answer.rounds,
+            draft_calls=session.draft.calls,
+            target_calls=session.target.calls,
+            seconds=session.clock.finish(),
+            ttft_seconds=first_token,
+            peak_memory_bytes=memory.peak(self.pair.device),
+            k=self.strategy.params.get("k", 0),
+            deferral_rate=None if decision is None else float(decision.deferred),
+        )
+
+    def run(self) -> Run:
+        """The finished run as data."""
+        if self._metrics is None or self._answer.finish_reason is None:
+            raise ValueError("the run is not finished: iterate steps() to the end first")
+        request = self.request
+        return Run(
+            strategy=self.strategy.name,
+            params=self.strategy.params,
+            oracle=self.strategy.oracle,
+            pair=self.pair.info,
+            sampling=SamplingInfo(
+                temperature=request.sampling.temperature,
+                top_k=request.sampling.top_k,
+                top_p=request.sampling.top_p,
+                seed=request.seed,
+                max_new_tokens=request.max_new_tokens,
+            ),
+            prompt=request.prompt,
+            prompt_tokens=len(request.prompt_ids),
+            text=self._answer.text,
+            token_ids=self._answer.token_ids,
+            finish_reason=self._answer.finish_reason,
+            metrics=self._metrics,
+            handover=self.handover,
+            rounds=self._answer.rounds,
+            environment=environment(self.pair.device),
+        )
+
+
+def check_prompt(pair: Pair, request: Request) -> int:
+    """How many tokens may be added to the prompt.
+
+    Raises:
+        UsageError: an empty prompt, an id outside the vocabulary, a prompt longer than the context, or a bad limit.
+    """
+    count = len(request.prompt_ids)
+    if count == 0:
+        raise UsageError("the prompt is empty: give at least one token of text.")
+    outside = [token for token in request.prompt_ids if not 0 <= token < pair.vocab]
+    if outside:
+        raise UsageError(f"prompt id {outside[0]} is outside the vocabulary of {pair.vocab} tokens.")
+    if request.max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be 1 or more (got {request.max_new_tokens})")
+    room = request.max_new_tokens if pair.context is None else pair.context - count
+    if room < 1:
+        raise UsageError(f"the prompt has {count} tokens, but the pair's context is {pair.context}; shorten the prompt.")
+    return min(request.max_new_tokens, room)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the run depended on besides the pair."""
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu"
+    found: dict[str, Any] = {
+        "cascli": cascli.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+    }
+    return {key: str(value) for key, value in found.items()}

@@ -1,0 +1,47 @@
+"""The errors a user can meet, each with the exit code that the command line gives it.
+
+A message is one or two lines: what is wrong, where (file and key), and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CascliError(Exception):
+    """Base of every error that cascli raises on purpose; `exit_code` is what the process returns."""
+
+    exit_code = 3
+
+
+class CheckFailed(CascliError):
+    """A check that the user asked for did not hold (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(CascliError):
+    """A flag, prompt, strategy or file that cannot be used as it is (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A pair or sweep file with an unknown key, a wrong type or a value out of range (exit code 2)."""
+
+
+class RunError(CascliError):
+    """Weights, memory, disk or device failed while running (exit code 3)."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is not a known `kind`, list what exists and suggest the nearest.
+
+    >>> unknown("rule", "op", ["opt", "chow"])
+    "unknown rule 'op'; did you mean 'opt'? Known: chow, opt"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}"

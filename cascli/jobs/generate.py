@@ -1,0 +1,160 @@
+"""One prompt, one strategy, one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cascli.engine import Decoding, Request, Step
+from cascli.errors import UsageError
+from cascli.models.pair import Pair
+from cascli.sampling import Sampling
+from cascli.session import RandomNumbers
+from cascli.settings import DEFAULT_STRATEGY, Settings, checked, resolve
+from cascli.strategies import Strategy, parse
+from cascli.trace import Handover, Run
+
+Watcher = Callable[[Step | Handover], None]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said so far: pairs of user turn and answer, and the system text if any."""
+
+    system: str | None = None
+    past: tuple[tuple[str, str], ...] = ()
+
+    def messages(self, turn: str) -> list[dict[str, str]]:
+        """The messages for a chat template, ending with the user's turn."""
+        start = [{"role": "system", "content": self.system}] if self.system else []
+        for question, answer in self.past:
+            start += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [*start, {"role": "user", "content": turn}]
+
+    def with_answer(self, turn: str, answer: str) -> Conversation:
+        """This conversation with one more exchange."""
+        return Conversation(self.system, (*self.past, (turn, answer)))
+
+
+def encode(pair: Pair, turn: str, conversation: Conversation, *, raw: bool = False) -> list[int]:
+    """The prompt's token ids, through the tokenizer's chat template where it has one and `raw` is off.
+
+    Raises:
+        UsageError: the pair has no tokenizer.
+    """
+    tokenizer = pair.tokenizer
+    if tokenizer is None:
+        raise UsageError(
+            f"pair '{pair.name}' has a vocabulary of {pair.vocab} tokens, too small for text; give prompt_ids instead."
+        )
+    if raw or not getattr(tokenizer, "chat_template", None):
+        before = [conversation.system] if conversation.system else []
+        lines = [*before, *(line for exchange in conversation.past for line in exchange), turn]
+        return list(tokenizer("\n".join(lines))["input_ids"])
+    text = tokenizer.apply_chat_template(conversation.messages(turn), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def sampling_of(settings: Settings) -> Sampling:
+    """The sampling part of resolved settings."""
+    assert settings.temperature is not None and settings.top_k is not None and settings.top_p is not None
+    return Sampling(settings.temperature, settings.top_k, settings.top_p)
+
+
+def request_for(
+    settings: Settings, prompt_ids: Sequence[int], prompt: str | None = None, uniforms: RandomNumbers | None = None
+) -> Request:
+    """The request that resolved settings describe."""
+    return Request(
+        prompt_ids=prompt_ids,
+        sampling=sampling_of(settings),
+        max_new_tokens=settings.max_new_tokens or 1,
+        seed=settings.seed or 0,
+        stop=settings.stop or (),
+        prompt=prompt,
+        uniforms=uniforms,
+    )
+
+
+def decode(pair: Pair, strategy: Strategy, request: Request, watch: Watcher | None = None) -> Run:
+    """Run to the end, showing each step to `watch`."""
+    decoding = Decoding(pair, strategy, request)
+    for step in decoding.steps():
+        if watch is not None:
+            watch(step)
+    return decoding.run()
+
+
+def converse(
+    pair: Pair, strategy: Strategy, turns: Sequence[str], settings: Settings, watch: Watcher | None = None
+) -> Iterator[Run]:
+    """Answer the turns of a conversation one after the other, each with the answers so far before it."""
+    conversation = Conversation(settings.system)
+    for turn in turns:
+        ids = encode(pair, turn, conversation, raw=bool(settings.raw))
+        run = decode(pair, strategy, request_for(settings, ids, turn), watch)
+        conversation = conversation.with_answer(turn, run.text)
+        yield run
+
+
+def generate(
+    pair: Pair,
+    prompt: str | None = None,
+    *,
+    prompt_ids: Sequence[int] | None = None,
+    strategy: str | Strategy = DEFAULT_STRATEGY,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    num_speculative_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    system: str | None = None,
+    raw: bool | None = None,
+    watch: Watcher | None = None,
+    uniforms: RandomNumbers | None = None,
+) -> Run:
+    """Answer one prompt with one strategy.
+
+    What is not given comes from the pair's file, then from the built-in defaults (temperature 1).
+
+    Args:
+        pair: from `load_pair`.
+        prompt: text, put through the chat template unless `raw`.
+        prompt_ids: token ids instead of a prompt; they skip the chat template.
+        strategy: a name with parameters, such as `speculative-cascade:rule=opt,alpha=0.3,k=4`.
+        max_new_tokens: the longest answer, in tokens.
+        temperature: 0 is greedy.
+        top_k: keep the most likely tokens; 0 is off.
+        top_p: keep the smallest set of this mass; 1 is off.
+        seed: of the run's own random numbers.
+        num_speculative_tokens: k, where the strategy does not say.
+        stop: strings that end the answer; they are not part of it.
+        system: system text for the chat template.
+        raw: no chat template.
+        watch: called with every step as it is decided.
+        uniforms: random numbers in place of those of the seed; see `cascli.uniforms`.
+
+    Raises:
+        UsageError: a value out of range, an unknown strategy, a prompt that is empty or too long.
+        RunError: out of memory.
+    """
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "num_speculative_tokens": num_speculative_tokens,
+        "stop": [stop] if isinstance(stop, str) else None if stop is None else list(stop),
+        "system": system,
+        "raw": raw,
+    }
+    settings = resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
+    if (prompt is None) == (prompt_ids is None):
+        raise UsageError("give either a prompt or prompt_ids.")
+    if prompt_ids is None:
+        prompt_ids = encode(pair, prompt or "", Conversation(settings.system), raw=bool(settings.raw))
+    chosen = strategy if isinstance(strategy, Strategy) else parse(strategy, settings.num_speculative_tokens)
+    return decode(pair, chosen, request_for(settings, prompt_ids, prompt, uniforms), watch)

@@ -1,0 +1,1 @@
+"""Loading models and running them: forward over new tokens, rewind, reset."""

@@ -1,0 +1,212 @@
+"""From a pair file to a loaded pair: weights, precision, device, and the check that the two belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
+from cascli.errors import ConfigError, RunError
+from cascli.models import quantize
+from cascli.models.cache import check_supported
+from cascli.models.pair import LoadedModel, Pair
+from cascli.models.runner import Runner
+from cascli.models.tokenizer import byte_tokenizer, check_same
+
+if TYPE_CHECKING:
+    from cascli.weights.store import Report
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+
+
+def load_pair(
+    source: str | Path | Mapping[str, Any] | PairConfig = DEFAULT_PAIR,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    offline: bool | None = None,
+    report: Report | None = None,
+) -> Pair:
+    """Load a pair by name, by the path of a YAML file, or from a mapping with the same keys.
+
+    Args:
+        source: the pair.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`; overrides the pair's default.
+        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; likewise.
+        offline: fail rather than download.
+        report: told of download and conversion progress.
+
+    Raises:
+        ConfigError: a bad pair file, or two models whose tokenizers differ.
+        RunError: weights, memory or device are not to be had.
+    """
+    config = source if isinstance(source, PairConfig) else load_config(source)
+    defaults = config.defaults
+    where = choose_device(device or defaults.device or "auto")
+    offline = defaults.offline or False if offline is None else offline
+    folders = {role: _folder(model, offline, report) for role, model in _roles(config)}
+    tokenizer = _tokenizer(config, folders)
+    configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
+    vocab = min(cfg.get_text_config().vocab_size for cfg in configs.values())
+    if tokenizer is not None and len(tokenizer) > vocab and folders["draft"] is None and folders["target"] is None:
+        tokenizer = None
+    vocab = min(vocab, len(tokenizer)) if tokenizer is not None else vocab
+    models = {}
+    for role, model in _roles(config):
+        asked = dtype if dtype not in (None, "auto") else model.dtype
+        kind = choose_dtype(asked if asked != "auto" else defaults.dtype or "auto", where)
+        models[role] = _load(model, configs[role], folders[role], kind, where, vocab)
+    target = models["target"]
+    return Pair(
+        config=config,
+        draft=models["draft"],
+        target=target,
+        tokenizer=tokenizer,
+        vocab=vocab,
+        eos_ids=_eos_ids(target.model, tokenizer if folders["target"] else None),
+        context=_context(configs.values()),
+    )
+
+
+def _roles(config: PairConfig) -> list[tuple[str, ModelConfig]]:
+    return [("draft", config.draft), ("target", config.target)]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for a flag; `auto` is CUDA if there is one.
+
+    Raises:
+        RunError: CUDA was asked for and is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise RunError(f"device '{name}': torch {torch.__version__} sees {count} CUDA devices; use --device cpu.")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The precision for a flag; `auto` is float32 on a CPU and bfloat16 on a GPU that has it.
+
+    Raises:
+        RunError: int8 was asked for on a device that has no kernels for it here.
+    """
+    if name == "auto":
+        if device.type == "cpu":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if name == "int8" and device.type != "cpu":
+        raise RunError("--dtype int8 runs on a CPU only; use bfloat16 on a GPU.")
+    return name
+
+
+def _folder(model: ModelConfig, offline: bool, report: Report | None) -> Path | None:
+    """The model's folder on disk, fetched first where needed; None for random weights."""
+    if isinstance(model.source, RandomSource):
+        return None
+    from cascli.weights import store
+
+    return store.pull(model.source, report or store.silent, offline=offline)
+
+
+def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
+    if isinstance(model.source, RandomSource):
+        values = dict(model.source.random)
+        kind = values.pop("model_type")
+        try:
+            config = AutoConfig.for_model(kind, **values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"source.random: {str(error).splitlines()[0]}") from None
+    else:
+        config = AutoConfig.from_pretrained(folder)
+    check_supported(config)
+    return config
+
+
+def _load(
+    model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str, device: torch.device, vocab: int
+) -> LoadedModel:
+    try:
+        module = _module(model, config, folder, DTYPES[dtype], device)
+        if dtype == "int8":
+            quantize.to_int8(module)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
+    module.eval().requires_grad_(False)
+    rows = config.get_text_config().vocab_size
+    return LoadedModel(module, Runner(module, vocab, device), str(model.source), dtype, device, rows)
+
+
+def _module(
+    model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    if folder is None:
+        return _random(config, model.source.seed, dtype, device)
+    if model.device_map is not None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+
+
+def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model with weights drawn from `seed`; torch's global random state is put back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> Any:
+    """The pair's tokenizer: the target's, after a check against the draft's."""
+    found = {}
+    for role, model in _roles(config):
+        place = folders[role]
+        if place is None and isinstance(model.source, RandomSource) and model.source.tokenizer:
+            place = Path(model.source.tokenizer)
+        if place is not None:
+            found[role] = place
+    if not found:
+        return byte_tokenizer()
+    if len(found) == 2 and not _same_file(found["draft"], found["target"]):
+        target = _read_tokenizer(found["target"])
+        check_same(_read_tokenizer(found["draft"]), target)
+        return target
+    return _read_tokenizer(found.get("target") or found["draft"])
+
+
+def _read_tokenizer(place: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(place))
+    except (OSError, ValueError) as error:
+        raise RunError(f"no tokenizer in {place}: {str(error).splitlines()[0]}") from None
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    """Whether both folders hold the same tokenizer file, which spares reading the second."""
+    files = [place / "tokenizer.json" for place in (a, b)]
+    return a == b or (all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes())
+
+
+def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
+    """The ids that end a text: what transformers' `generate` would stop at for the target.
+
+    A model directory that names none falls back on its tokenizer; a random model that names none has none.
+    """
+    generation = getattr(target, "generation_config", None)
+    found = getattr(generation, "eos_token_id", None)
+    if found is None:
+        found = getattr(target.config.get_text_config(), "eos_token_id", None)
+    if found is None and tokenizer is not None:
+        found = tokenizer.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or [])
+
+
+def _context(configs: Any) -> int | None:
+    lengths = [getattr(cfg.get_text_config(), "max_position_embeddings", None) for cfg in configs]
+    return min((length for length in lengths if length), default=None)

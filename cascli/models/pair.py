@@ -1,0 +1,74 @@
+"""A loaded pair: two models that share a tokenizer, ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cascli.config import PairConfig
+from cascli.models.runner import Runner
+from cascli.settings import Settings
+from cascli.trace import ModelInfo, PairInfo
+
+
+@dataclass
+class LoadedModel:
+    """One model of a pair: the transformers module, and the runner that decodes with it."""
+
+    model: PreTrainedModel
+    runner: Runner
+    source: str
+    dtype: str
+    device: torch.device
+    rows: int
+    """Rows of the output matrix, padding included."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """How this model ran, for the trace."""
+        return ModelInfo(source=self.source, dtype=self.dtype, device=str(self.device))
+
+
+@dataclass
+class Pair:
+    """A draft and a target model over one vocabulary."""
+
+    config: PairConfig
+    draft: LoadedModel
+    target: LoadedModel
+    tokenizer: Any | None
+    """A transformers tokenizer; None for a random pair whose vocabulary is too small for one."""
+    vocab: int
+    """How many ids both models and the tokenizer share; rows from here on are masked everywhere."""
+    eos_ids: frozenset[int]
+    context: int | None
+    """Longest text in tokens that both models take; None if they do not say."""
+
+    @property
+    def name(self) -> str:
+        """The pair's name."""
+        return self.config.name
+
+    @property
+    def defaults(self) -> Settings:
+        """The defaults of the pair's file."""
+        return self.config.defaults
+
+    @property
+    def device(self) -> torch.device:
+        """Where distributions are compared: the target's device."""
+        return self.target.device
+
+    @property
+    def info(self) -> PairInfo:
+        """How this pair ran, for the trace."""
+        return PairInfo(
+            name=self.name,
+            draft=self.draft.info,
+            target=self.target.info,
+            tokenizer_size=self.vocab,
+            masked_rows=(self.draft.rows - self.vocab, self.target.rows - self.vocab),
+        )

@@ -1,0 +1,54 @@
+"""One model with its cache: forward over new tokens, rewind, reset. Batch size 1, no sampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cascli.models.cache import RewindCache
+
+
+class Runner:
+    """Runs a causal language model over a growing and shrinking text.
+
+    `vocab` cuts the logits to the rows that stand for tokens of the tokenizer: the padded rows of the
+    output matrix get no probability in any strategy.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
+        self.model = model
+        self.vocab = vocab
+        self.device = device
+        self._input_device = model.get_input_embeddings().weight.device
+        self._cache = RewindCache(model.config.get_text_config())
+
+    @property
+    def length(self) -> int:
+        """How many tokens of the text the model has read."""
+        return self._cache.layers[0].length
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Read `ids` `[n]` after what was read before; return the logits `[rows, vocab]` of the last rows.
+
+        Issues no host synchronisation of its own.
+        """
+        n = ids.shape[0]
+        positions = torch.arange(self.length, self.length + n, device=self._input_device)
+        output = self.model(
+            input_ids=ids.to(self._input_device).unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=rows,
+        )
+        return output.logits[0, -rows:, : self.vocab].to(self.device)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens; costs nothing."""
+        self._cache.truncate(length)
+
+    def reset(self) -> None:
+        """Forget everything; the buffers are kept for the next text."""
+        self._cache.truncate(0)

@@ -1,0 +1,52 @@
+"""Prompts from a flag, a pipe or a file. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cascli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation: its user turns in order, and what the file said besides."""
+
+    turns: tuple[str, ...]
+    id: str = ""
+    category: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
+    """Read one JSON object a line with `prompt`, or `turns` as in Spec-Bench's question file.
+
+    Raises:
+        UsageError: a missing file, a line that is not such an object, or no prompt at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    prompts = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise UsageError(f"{path}: holds no prompts; expected one JSON object a line with 'prompt' or 'turns'")
+    return prompts[:limit]
+
+
+def _parse(line: str, where: str) -> Prompt:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where}: not JSON: {error.msg}") from None
+    if not isinstance(data, dict) or not ({"prompt", "turns"} & data.keys()):
+        raise UsageError(f"{where}: expected an object with 'prompt' or 'turns'")
+    turns = data.pop("turns", None) or [data.pop("prompt", None)]
+    if not isinstance(turns, list) or not all(isinstance(turn, str) and turn for turn in turns):
+        raise UsageError(f"{where}: 'prompt' must be text, 'turns' a list of texts")
+    name = data.pop("question_id", data.pop("id", ""))
+    return Prompt(tuple(turns), str(name), str(data.pop("category", "")), data)

@@ -1,0 +1,1 @@
+"""Terminal, Markdown and CSV views of runs. Reads traces and metrics only."""

@@ -1,0 +1,48 @@
+"""A whole comparison on the terminal: the table, the traces, and what to make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from cascli.comparison import Comparison
+from cascli.render.console import Screen
+from cascli.render.table import tables
+from cascli.render.trace import side_by_side
+from cascli.trace import Run
+
+TRACES_SHOWN = 3
+
+
+def print_comparison(found: Comparison, screen: Screen) -> None:
+    """The table, then the traces of the first prompts (of the first alone if there are many)."""
+    for table in tables(found.summary, screen.out):
+        screen.out.print(table)
+    if screen.quiet:
+        return
+    groups = list(by_prompt(found.runs))
+    shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
+    for group in shown:
+        if len(groups) > 1:
+            screen.out.print(Text(f"\nprompt: {_short(group[0].prompt)}", style="bold"))
+        screen.out.print(side_by_side(group, screen.out))
+    if len(shown) < len(groups):
+        screen.note(f"traces of {len(groups) - len(shown)} more prompts not shown; -v shows all, -o FILE.json keeps them")
+
+
+def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
+    """Runs of one prompt together: a group ends where its first strategy comes again."""
+    group: list[Run] = []
+    for run in runs:
+        if group and run.spec == group[0].spec:
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group
+
+
+def _short(text: str | None, width: int = 70) -> str:
+    line = " ".join((text or "(token ids)").split())
+    return line if len(line) <= width else line[: width - 3] + "..."

@@ -1,0 +1,52 @@
+"""Where things are printed: results on stdout, everything else on stderr; colour only where it is wanted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The two consoles of a command, and how much to say."""
+
+    out: Console
+    err: Console
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def colored(self) -> bool:
+        """Whether results are coloured."""
+        return self.out.color_system is not None
+
+    @property
+    def live(self) -> bool:
+        """Whether a person watches the answer grow."""
+        return self.out.is_terminal
+
+    def note(self, text: str) -> None:
+        """Say something beside the result, unless quiet."""
+        if not self.quiet:
+            self.err.print(text, style="dim", markup=False, highlight=False)
+
+
+def _console(file: TextIO, color: str) -> Console:
+    wanted = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
+    if wanted:
+        return Console(file=file, highlight=False, force_terminal=True if color == "always" else None)
+    return Console(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
+
+
+def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -> Screen:
+    """The screen for a command's flags; `NO_COLOR` and pipes switch colour off."""
+    return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose)
+
+
+def unicode_ok(console: Console) -> bool:
+    """Whether signs beyond ASCII can be printed."""
+    return (console.encoding or "").lower().replace("-", "") in {"utf8", "utf16", "utf32"}

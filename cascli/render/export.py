@@ -1,0 +1,64 @@
+"""A comparison as a file: JSON, Markdown or CSV by suffix."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from cascli.comparison import Row
+from cascli.errors import UsageError, unknown
+from cascli.render.table import COST, LAW, Column
+from cascli.trace import Run
+
+SUFFIXES = (".csv", ".json", ".md")
+_NAME = Column("strategy", lambda row: row.strategy + (" (oracle)" if row.oracle else ""))
+
+
+def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES) -> None:
+    """Refuse an output file of unknown kind before anything is computed.
+
+    Raises:
+        UsageError: the suffix is not one of `allowed`, or the folder does not exist.
+    """
+    if path.suffix not in allowed:
+        raise UsageError(f"--output {path}: " + unknown("suffix", path.suffix, allowed))
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: no such folder: {path.parent}")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    columns = [_NAME, *COST, *LAW]
+    lines = [
+        "| " + " | ".join(column.heading for column in columns) + " |",
+        "| --- |" + " ---: |" * (len(columns) - 1),
+        *("| " + " | ".join(column.cell(row) for column in columns) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def several(runs: Sequence[Run]) -> str:
+    """Several runs as one JSON document."""
+    return '{"schema":"cascli.runs/1","runs":[' + ",".join(run.to_json() for run in runs) + "]}"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """All fields of the summary, unrounded; what was not computed is empty."""
+    records = [row.model_dump() for row in rows]
+    for record in records:
+        low, high = record.pop("speed_interval") or (None, None)
+        record |= {"speed_low": low, "speed_high": high}
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a result file so that a crash leaves the old file or the new one, never half of it."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

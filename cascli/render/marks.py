@@ -1,0 +1,57 @@
+"""How each origin of a token looks: a colour, and a mark that survives without colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from cascli.trace import Drafted, Emitted
+
+
+@dataclass(frozen=True)
+class Look:
+    """Style of a state, what is put around its token without colour, and its name in a legend."""
+
+    style: str
+    before: str
+    after: str
+    name: str
+
+    def marked(self, text: str) -> str:
+        """The token with its mark."""
+        return f"{self.before}{text}{self.after}"
+
+
+LOOKS: dict[str, Look] = {
+    "accepted": Look("green", "", "", "drafted and accepted"),
+    "residual": Look("bold yellow", "[", "]", "drawn after a rejection"),
+    "bonus": Look("cyan", "+", "", "bonus"),
+    "draft": Look("blue", "", "", "draft model"),
+    "target": Look("magenta", "^", "", "target model"),
+    "rejected": Look("red strike", "~", "~", "drafted and rejected"),
+}
+PLAIN_ALONE = {"target", "draft"}
+
+
+def visible(text: str) -> str:
+    """A token's text with line breaks and tabs made visible; never empty."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    return shown or "∅"
+
+
+def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: str | None = None) -> Text:
+    """A token as it looks in a trace."""
+    look = LOOKS[event]
+    text = visible(token.text) if shown is None else shown
+    return Text(text, style=look.style) if colored else Text(look.marked(text))
+
+
+def legend(events: set[str], *, colored: bool) -> Text:
+    """What the looks of these events mean, in one line."""
+    parts = [
+        Text(look.name, style=look.style) if colored else Text(f"{look.marked('token')} {look.name}")
+        for event, look in LOOKS.items()
+        if event in events
+    ]
+    return Text(" · ", style="dim").join(parts)

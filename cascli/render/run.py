@@ -1,0 +1,50 @@
+"""A saved run on the terminal: the answer, its trace with -v, and its numbers."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from cascli.render.console import Screen
+from cascli.render.marks import LOOKS, legend, visible
+from cascli.render.stream import describe_handover
+from cascli.render.summary import lines
+from cascli.trace import Round, Run
+
+
+def print_run(run: Run, screen: Screen) -> None:
+    """The answer on stdout; with -v every round and its verdicts; the numbers on stderr."""
+    screen.out.print(Text(run.text), soft_wrap=True)
+    if run.handover is not None:
+        screen.note(describe_handover(run.handover))
+    if screen.verbose and not screen.quiet:
+        print_rounds(run, screen)
+    for line in lines(run, verbose=screen.verbose):
+        screen.note(line)
+
+
+def print_rounds(run: Run, screen: Screen) -> None:
+    """One line a round: kept drafts, the rejected one with its probabilities, and what followed."""
+    colored = screen.colored
+    for number, step in enumerate(run.rounds, 1):
+        line = Text(f"{number:4} ", style="dim")
+        line.append_text(_round(step, colored))
+        screen.out.print(line, soft_wrap=True)
+    events = {token.event for token in run.emitted} | ({"rejected"} if run.metrics.num_draft_tokens else set())
+    screen.out.print(legend(events, colored=colored))
+
+
+def _round(step: Round, colored: bool) -> Text:
+    parts: list[Text] = []
+    kept = [token for token in step.emitted if token.event != "residual" and token.event != "bonus"]
+    parts += [_look(token.text, token.event, colored) for token in kept]
+    first_bad = next((token for token in step.drafted if not token.accepted), None)
+    if first_bad is not None:
+        parts.append(_look(first_bad.text, "rejected", colored))
+        parts.append(Text(f"(q {first_bad.q:.2f}, p {first_bad.p:.2f}, pi {first_bad.pi:.2f})", style="dim"))
+    parts += [_look(token.text, token.event, colored) for token in step.emitted if token not in kept]
+    return Text(" ").join(parts)
+
+
+def _look(text: str, event: str, colored: bool) -> Text:
+    look = LOOKS[event]
+    return Text(visible(text), style=look.style) if colored else Text(look.marked(visible(text)))

@@ -1,0 +1,49 @@
+"""The lines of numbers after an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cascli.render.numbers import DASH, number, seconds, size, tv, yes_no
+from cascli.trace import Run
+
+
+def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
+    """What a run cost and how far it was from the target, in a few lines."""
+    m = run.metrics
+    oracle = " (oracle)" if run.oracle else ""
+    yield (
+        f"{run.spec}{oracle}: {len(run.token_ids)} tokens in {seconds(m.seconds.total)}"
+        f" ({number(m.tokens_per_second, 1)} tokens/s), ended by {run.finish_reason}"
+    )
+    if m.num_draft_tokens:
+        yield (
+            f"{m.num_accepted_draft_tokens} of {m.num_draft_tokens} drafted tokens accepted in {m.num_rounds} rounds"
+            f" ({number(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
+        )
+    yield (
+        f"calls per token: target {number(m.target_calls_per_token)}, draft {number(m.draft_calls_per_token)}"
+        f"; deferral rate {number(m.deferral_rate)}"
+    )
+    yield f"TV to the target: mean {tv(m.mean_tv_to_target)}, max {tv(m.max_tv_to_target)}; lossless: {yes_no(m.lossless)}"
+    s = m.seconds
+    yield (
+        f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "
+        f"other {seconds(s.other)}; first token after {seconds(m.ttft_seconds)}"
+    )
+    if verbose:
+        yield from _details(run)
+
+
+def _details(run: Run) -> Iterator[str]:
+    m = run.metrics
+    if m.acceptance_histogram is not None:
+        counts = ", ".join(f"{kept}: {count}" for kept, count in enumerate(m.acceptance_histogram))
+        yield f"rounds by accepted tokens: {counts}"
+    if m.per_position_acceptance is not None:
+        yield f"acceptance by position: {', '.join(number(share) for share in m.per_position_acceptance)}"
+    pair = run.pair
+    yield f"pair {pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {pair.target.device}"
+    masked = "/".join(map(str, pair.masked_rows))
+    yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {size(m.peak_memory_bytes)}"
+    yield ", ".join(f"{key} {value or DASH}" for key, value in run.environment.items())

@@ -1,0 +1,74 @@
+"""The comparison as a table: one on a wide terminal, two on a narrow one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cascli.comparison import Row
+from cascli.render.console import unicode_ok
+from cascli.render.numbers import number, tv, yes_no
+
+WIDE = 140
+
+
+class Column(NamedTuple):
+    """A column of the table: heading, and how a row fills it."""
+
+    heading: str
+    cell: Callable[[Row], str]
+
+
+def _name(row: Row) -> str:
+    return row.strategy + (" (oracle)" if row.oracle else "")
+
+
+def _speed(row: Row) -> str:
+    text = number(row.speed_vs_target, 2, "x")
+    if row.speed_interval is not None:
+        low, high = row.speed_interval
+        text += f" ({low:.2f}-{high:.2f})"
+    return text
+
+
+def _divergence(row: Row) -> str:
+    if row.same_as_target is None:
+        return number(None)
+    return number(None) if row.strategy == "target" else ("none" if row.first_divergence is None else f"#{row.first_divergence + 1}")
+
+
+COST = [
+    Column("tokens/s", lambda row: number(row.tokens_per_second)),
+    Column("speed", _speed),
+    Column("target calls/token", lambda row: number(row.target_calls_per_token)),
+    Column("draft calls/token", lambda row: number(row.draft_calls_per_token)),
+]
+LAW = [
+    Column("accept rate", lambda row: number(row.draft_acceptance_rate)),
+    Column("accept length", lambda row: number(row.mean_acceptance_length)),
+    Column("deferral rate", lambda row: number(row.deferral_rate)),
+    Column("mean TV", lambda row: tv(row.mean_tv_to_target)),
+    Column("lossless", lambda row: yes_no(row.lossless)),
+    Column("first diff", _divergence),
+]
+
+
+def tables(rows: Sequence[Row], console: Console) -> list[Table]:
+    """The tables to print, one below the other."""
+    parts = [COST + LAW] if console.width >= WIDE else [COST, LAW]
+    return [_table(rows, columns, console) for columns in parts]
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
+    style = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
+    table = Table(box=style, pad_edge=False, padding=(0, 1))
+    table.add_column("strategy", overflow="fold", min_width=18, style="bold")
+    for column in columns:
+        table.add_column(column.heading, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(_name(row), *(column.cell(row) for column in columns))
+    return table

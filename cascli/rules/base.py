@@ -1,0 +1,89 @@
+"""What a deferral rule is: it turns the two models' distributions into the one to sample from.
+
+Rules import no torch when loaded, so that the command line can list and check them at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.dists import Dists
+
+
+class Judgement(NamedTuple):
+    """What a rule makes of n positions."""
+
+    pi: Tensor
+    """`[n, V]`, the distribution that the output must follow."""
+    defer: Tensor
+    """bool `[n, 1]` or `[n, V]`: where (for which tokens) the rule turns to the target."""
+
+
+Alpha = Annotated[float, Field(ge=-1, le=1)]
+"""The trade-off of most rules: 1 keeps every draft, below 0 (or at -1) none."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A deferral rule; subclasses are frozen dataclasses whose fields are the rule's parameters."""
+
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    lossless_when: ClassVar[str] = "never known beforehand; the run computes TV(pi, p)"
+    reads_target: ClassVar[bool] = True
+    """Whether the decision needs p: if so, a sequential token cascade can use it only as an oracle."""
+    reads_draft: ClassVar[bool] = True
+    """Whether pi depends on q: if so, the bonus token costs a draft step at the position after the block."""
+    alpha_lossless: ClassVar[float | None] = None
+    """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""
+    alpha_draft_only: ClassVar[float | None] = None
+    """An alpha at which pi = q, likewise."""
+
+    def apply(self, d: Dists) -> Judgement:
+        """Judge n positions; must not change its inputs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KeepRule(Rule):
+    """A rule that says which tokens of the draft model are kept.
+
+    Whole-distribution rules answer once a position (`keep` is `[n, 1]`): pi = q if kept, else p.
+    Token rules answer for every token (`[n, V]`): pi(v) = q(v) keep(v) + p(v) * (q-mass not kept),
+    Narasimhan et al. 2025, eq. 11.
+    """
+
+    alpha: Alpha = 0.3
+
+    def keep(self, d: Dists) -> Tensor:
+        """bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
+        raise NotImplementedError
+
+    def apply(self, d: Dists) -> Judgement:
+        """pi and deferral from `keep`."""
+        keep = self.keep(d)
+        if keep.shape[-1] == 1:
+            return Judgement(d.q.where(keep, d.p), ~keep)
+        kept = d.q * keep
+        deferred_mass = (d.q * ~keep).sum(dim=-1, keepdim=True)
+        return Judgement(kept + d.p * deferred_mass, ~keep)
+
+
+@dataclass(frozen=True)
+class Exact(Rule):
+    """The rule of plain speculative decoding: pi = p, always."""
+
+    formula: ClassVar[str] = "pi = p"
+    source: ClassVar[str] = "Leviathan et al. 2023"
+    lossless_when: ClassVar[str] = "always"
+    reads_draft: ClassVar[bool] = False
+
+    def apply(self, d: Dists) -> Judgement:
+        """Imitate the target at every position."""
+        return Judgement(d.p, d.p.new_ones(d.p.shape[0], 1).bool())

@@ -1,0 +1,39 @@
+"""Keep the draft model unless the target's edge in confidence is worth the rejections it costs.
+
+keep q iff max q1 >= max p1 - alpha TV(p, q) (Narasimhan et al. 2025, eq. 10). TV is taken on the warped
+distributions, the ones that tokens are drawn from. Mind the sign: more disagreement means LESS deferral,
+because every deferral then costs more rejected drafts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.rules.base import KeepRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.dists import Dists
+
+
+@dataclass(frozen=True)
+class Opt(KeepRule):
+    """The plug-in of the optimal speculative deferral rule."""
+
+    formula: ClassVar[str] = "keep q iff max q1 >= max p1 - alpha TV(p, q)"
+    source: ClassVar[str] = "Narasimhan et al. 2025, eq. 10"
+    lossless_when: ClassVar[str] = "alpha -> -inf"
+    alpha_lossless: ClassVar[float | None] = -1e9
+    alpha_draft_only: ClassVar[float | None] = 1.0
+
+    alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
+
+    def keep(self, d: Dists) -> Tensor:
+        """bool `[n, 1]`."""
+        disagreement = (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
+        edge = d.p1.amax(dim=-1, keepdim=True) - d.q1.amax(dim=-1, keepdim=True)
+        return edge <= self.alpha * disagreement

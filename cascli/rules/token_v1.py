@@ -1,0 +1,32 @@
+"""Keep each token that the draft model likes nearly as much as the target likes its best.
+
+keep v iff q1(v) >= max p1 - alpha (Narasimhan et al. 2025, eq. 13).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cascli.rules.base import KeepRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.dists import Dists
+
+
+@dataclass(frozen=True)
+class TokenV1(KeepRule):
+    """Keep each token that the draft model likes nearly as much as the target likes its best."""
+
+    formula: ClassVar[str] = "keep v iff q1(v) >= max p1 - alpha"
+    source: ClassVar[str] = "Narasimhan et al. 2025, eq. 13"
+    lossless_when: ClassVar[str] = "alpha = -1"
+    reads_target: ClassVar[bool] = True
+    alpha_lossless: ClassVar[float | None] = -1.0
+    alpha_draft_only: ClassVar[float | None] = 1.0
+
+    def keep(self, d: Dists) -> Tensor:
+        """bool `[n, V]`."""
+        return d.q1 >= d.p1.amax(dim=-1, keepdim=True) - self.alpha

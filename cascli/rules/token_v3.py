@@ -1,0 +1,32 @@
+"""Keep each token whose target probability is at least (1 - alpha) of the target's best.
+
+keep v iff p1(v) >= (1 - alpha) max p1 (Narasimhan et al. 2025, eq. 15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cascli.rules.base import KeepRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.dists import Dists
+
+
+@dataclass(frozen=True)
+class TokenV3(KeepRule):
+    """Keep each token whose target probability is at least (1 - alpha) of the target's best."""
+
+    formula: ClassVar[str] = "keep v iff p1(v) >= (1 - alpha) max p1"
+    source: ClassVar[str] = "Narasimhan et al. 2025, eq. 15"
+    lossless_when: ClassVar[str] = "alpha < 0"
+    reads_target: ClassVar[bool] = True
+    alpha_lossless: ClassVar[float | None] = -0.001
+    alpha_draft_only: ClassVar[float | None] = 1.0
+
+    def keep(self, d: Dists) -> Tensor:
+        """bool `[n, V]`."""
+        return d.p1 >= (1 - self.alpha) * d.p1.amax(dim=-1, keepdim=True)

@@ -1,0 +1,28 @@
+"""How tokens are drawn from logits: temperature, top-k, top-p. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cascli.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One warping for both models, applied in the order temperature, top-k, top-p.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch the truncations off.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature must be 0 (greedy) or more (got {self.temperature})")
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 (off) or more (got {self.top_k})")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must lie in (0, 1] (got {self.top_p})")

@@ -1,0 +1,152 @@
+"""The state of one run that strategies work on: the text so far, the two models, the random numbers.
+
+The text lies on the models' device; strategies write drafted tokens into it and never wait for the host
+except once a round, in `Session.fetch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cascli import dists
+from cascli.clock import Clock, Phase
+from cascli.sampling import Sampling
+from cascli.trace import FinishReason
+
+
+class Runs(Protocol):
+    """A model that reads a text: see `cascli.models.runner.Runner`."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Read ids `[n]`, return logits `[rows, V]`."""
+
+    def truncate(self, length: int) -> None:
+        """Forget what comes after `length` tokens."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+class RandomNumbers(Protocol):
+    """Uniforms by position: see `cascli.uniforms.Uniforms`."""
+
+    def draw(self, start: int, n: int) -> Tensor:
+        """Draws of drafted, bonus and baseline tokens `[n]`."""
+
+    def accept(self, start: int, n: int) -> Tensor:
+        """Acceptance tests `[n]`."""
+
+    def residual(self, start: int, n: int) -> Tensor:
+        """Draws after a rejection `[n]`."""
+
+
+@dataclass
+class Lane:
+    """One model during one run: reads the session's text as far as asked, counts calls and time."""
+
+    runner: Runs
+    phase: Phase
+    clock: Clock
+    text: Tensor
+    prompt_length: int
+    calls: int = 0
+
+    def read(self, end: int, rows: int = 1) -> Tensor:
+        """Read the text up to token `end` and return the last `rows` rows of logits, `[rows, V]`.
+
+        The prompt but for its last token is prefill and not counted as a call: each call is a step
+        that a decoding strategy pays for.
+        """
+        known = self.prompt_length - 1
+        if self.runner.length < known:
+            with self.clock.span("prefill"):
+                self.runner.forward(self.text[self.runner.length : known], 1)
+        if end - self.runner.length < rows:
+            raise ValueError(f"{rows} rows asked for, but only {end - self.runner.length} tokens are unread")
+        with self.clock.span(self.phase):
+            logits = self.runner.forward(self.text[self.runner.length : end], rows)
+        self.calls += 1
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forget what was read beyond `length` tokens."""
+        if self.runner.length > length:
+            self.runner.truncate(length)
+
+
+@dataclass
+class Session:
+    """What a strategy may use; the engine ends it between two rounds."""
+
+    draft: Lane
+    target: Lane
+    sampling: Sampling
+    uniforms: RandomNumbers
+    text: Tensor
+    """`[capacity]` token ids on the device: the prompt, the answer so far, and drafted tokens."""
+    prompt_length: int
+    max_new_tokens: int
+    vocab: int
+    clock: Clock
+    spell: Callable[[int], str]
+    """The text of a single token, for the trace."""
+    length: int = field(init=False)
+    finish_reason: FinishReason | None = None
+    """Set by the engine when the answer has ended."""
+
+    def __post_init__(self) -> None:
+        """Start after the prompt."""
+        self.length = self.prompt_length
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has ended."""
+        return self.finish_reason is not None
+
+    @property
+    def position(self) -> int:
+        """Index in the answer of the next token to be decided."""
+        return self.length - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens may still be added."""
+        return self.max_new_tokens - self.position
+
+    def warp(self, logits: Tensor) -> Tensor:
+        """The distributions `[n, V]` that tokens are drawn from."""
+        return dists.warp(logits, self.sampling)
+
+    def draw(self, probs: Tensor) -> Tensor:
+        """Draw the next token, `[1]`, from `probs` `[1, V]` with the position's own uniform."""
+        return dists.sample(probs, self.uniforms.draw(self.position, 1))
+
+    def append(self, tokens: Tensor) -> None:
+        """Add decided tokens `[n]` to the text."""
+        n = tokens.shape[0]
+        self.text[self.length : self.length + n] = tokens
+        self.length += n
+
+    def restart(self) -> None:
+        """Forget the answer and begin again after the prompt."""
+        self.length = self.prompt_length
+        self.finish_reason = None
+
+    @staticmethod
+    def fetch(*columns: Tensor) -> list[list[float]]:
+        """Bring several short tensors to the host in one transfer; ids stay exact as float64."""
+        flat = torch.cat([column.reshape(-1).double() for column in columns]).tolist()
+        result, start = [], 0
+        for column in columns:
+            result.append(flat[start : start + column.numel()])
+            start += column.numel()
+        return result

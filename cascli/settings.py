@@ -1,0 +1,120 @@
+"""The shared flags as data, and their order of precedence: flag, environment, config file, default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cascli.errors import UsageError, unknown
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3,k=4"
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Strings = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class Settings(BaseModel):
+    """Every shared flag by its long name with underscores; None means "not given here"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Strings | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
+    dtype: Dtype | None = None
+    system: str | None = None
+    raw: bool | None = None
+    stop: Strings | None = None
+    prompts: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    json_output: Annotated[bool | None, Field(alias="json")] = None
+    output: str | None = None
+    quiet: bool | None = None
+    verbose: bool | None = None
+    color: Literal["auto", "always", "never"] | None = None
+    offline: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that were set here, by field name."""
+        return {key: value for key, value in self if value is not None}
+
+
+BUILTIN = Settings(
+    max_new_tokens=64,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=0,
+    num_speculative_tokens=4,
+    device="auto",
+    dtype="auto",
+    raw=False,
+    stop=[],
+    json=False,
+    quiet=False,
+    verbose=False,
+    color="auto",
+    offline=False,
+)
+
+
+def resolve(*layers: Settings) -> Settings:
+    """Merge layers, the strongest first; what no layer sets comes from `BUILTIN`."""
+    merged: dict[str, Any] = {}
+    for layer in reversed((*layers, BUILTIN)):
+        merged |= layer.given()
+    return Settings.model_construct(**merged)
+
+
+def checked(values: Mapping[str, Any], *, spell: Callable[[str], str] = str) -> Settings:
+    """Validate values given by flag or environment; `spell` turns a key into how the user wrote it.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range, with the key in the user's spelling.
+    """
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        key, message = first_problem(error, Settings.model_fields)
+        raise UsageError(f"{spell(key)}: {message}") from None
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read `CASCLI_MAX_NEW_TOKENS` and its like; an unset or empty variable is not given.
+
+    Raises:
+        UsageError: a variable holds a value that its flag would not take.
+    """
+    environ = os.environ if environ is None else environ
+    keys = [field.alias or name for name, field in Settings.model_fields.items()]
+    found = {key: environ[f"CASCLI_{key.upper()}"] for key in keys if environ.get(f"CASCLI_{key.upper()}")}
+    try:
+        return checked(found)
+    except UsageError as error:
+        key, _, message = str(error).partition(": ")
+        raise UsageError(f"environment variable CASCLI_{key.upper()}: {message}") from None
+
+
+def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, str]:
+    """The dotted key and a one-line message of the first problem in a pydantic error."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return where, unknown("key", str(problem["loc"][-1]), known)
+    if problem["type"] == "missing":
+        return where, "this key is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    return where, f"{message} (got {problem['input']!r})"

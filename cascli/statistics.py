@@ -1,0 +1,27 @@
+"""Medians and their uncertainty. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from statistics import median
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """A percentile bootstrap interval of the median; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    rng = random.Random(seed)
+    medians = sorted(median(rng.choices(values, k=len(values))) for _ in range(resamples))
+    tail = (1 - level) / 2
+    return medians[int(tail * resamples)], medians[int((1 - tail) * resamples) - 1]
+
+
+def is_noisy(values: Sequence[float], *, tolerance: float = 0.25) -> bool:
+    """Whether repeated times spread so much that the machine was busy with something else."""
+    return len(values) >= 2 and max(values) > (1 + tolerance) * median(values)
+
+
+__all__ = ["bootstrap_interval", "is_noisy", "median"]

@@ -1,0 +1,144 @@
+"""The round of speculation for any rule: draft k tokens, check them in one target call, keep a prefix.
+
+Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascli import dists
+from cascli.dists import Dists
+from cascli.rules.base import Judgement, Rule
+from cascli.session import Session
+from cascli.trace import Drafted, Emitted, Round
+from cascli.verify import Verification, verify_block
+
+
+class Block(NamedTuple):
+    """What the draft model wrote ahead: n tokens, and its distributions `[n or n + 1, V]`."""
+
+    tokens: Tensor
+    q: Tensor
+    q1: Tensor
+
+
+def speculate(s: Session, rule: Rule, k: int) -> Iterator[Round]:
+    """Yield rounds of at most `k` drafted tokens until the session is finished."""
+    while not s.finished:
+        yield _round(s, rule, min(k, s.remaining - 1))
+
+
+def _round(s: Session, rule: Rule, n: int) -> Round:
+    start, at = s.length, s.position
+    block = _draft(s, n, beyond=rule.reads_draft)
+    logits = s.target.read(start + n, rows=n + 1)
+    d = Dists(block.q, s.warp(logits), block.q1, dists.base(logits))
+    judgement = rule.apply(d)
+    u_next = torch.cat([s.uniforms.residual(at, n), s.uniforms.draw(at + n, 1)])
+    outcome = verify_block(judgement.pi, d.q[:n], block.tokens, s.uniforms.accept(at, n), u_next)
+    facts = _facts(s, rule, d, judgement, block.tokens, outcome)
+    kept = int(facts.next[0])
+    drafted = _drafted(s, rule, facts, kept)
+    s.length = start + kept
+    s.append(outcome.next_token.unsqueeze(0))
+    for lane in (s.draft, s.target):
+        lane.rewind(start + kept)
+    return Round(drafted=drafted, emitted=_emitted(s, facts, drafted, kept), seconds=s.clock.lap())
+
+
+def _draft(s: Session, n: int, beyond: bool) -> Block:
+    """Draft n tokens into the text; `beyond` also takes the distributions after the last of them."""
+    start, at = s.length, s.position
+    q, q1 = [], []
+    for i in range(n + beyond):
+        logits = s.draft.read(start + i)
+        q.append(s.warp(logits))
+        q1.append(dists.base(logits))
+        if i < n:
+            s.text[start + i] = dists.sample(q[i], s.uniforms.draw(at + i, 1))[0]
+    if not q:
+        nothing = s.text.new_empty((0, s.vocab), dtype=torch.float32)
+        return Block(s.text[start:start], nothing, nothing)
+    return Block(s.text[start : start + n].clone(), torch.cat(q), torch.cat(q1))
+
+
+class _Facts(NamedTuple):
+    """What the host learns of a round over n drafted tokens; floats, lists by position."""
+
+    ids: list[float]
+    q: list[float]
+    p: list[float]
+    pi: list[float]
+    accept_prob: list[float]
+    deferred: list[float]
+    tv: list[float]
+    """n + 1 values, like `deferral` where the rule reads q at all."""
+    deferral: list[float]
+    next: list[float]
+    """Number of kept tokens, id of the next one, its p and its q."""
+
+
+def _facts(s: Session, rule: Rule, d: Dists, judged: Judgement, tokens: Tensor, outcome: Verification) -> _Facts:
+    """Bring the round to the host in one transfer."""
+    n, width = tokens.shape[0], judged.pi.shape[-1]
+    defer = judged.defer.expand(n + 1, width)
+    row = outcome.num_accepted.unsqueeze(0)
+    token = outcome.next_token.unsqueeze(0)
+    row_q = d.q[row.clamp(max=d.q.shape[0] - 1)] if d.q.shape[0] else d.p[row]
+    columns = s.fetch(
+        tokens,
+        _at(d.q[:n], tokens),
+        _at(d.p[:n], tokens),
+        _at(judged.pi[:n], tokens),
+        outcome.accept_prob,
+        _at(defer[:n], tokens),
+        dists.total_variation(judged.pi, d.p),
+        (d.q * defer).sum(dim=-1) if rule.reads_draft else tokens[:0],
+        torch.cat([row.double(), token.double(), _at(d.p[row], token).double(), _at(row_q, token).double()]),
+    )
+    return _Facts(*columns)
+
+
+def _drafted(s: Session, rule: Rule, facts: _Facts, kept: int) -> list[Drafted]:
+    return [
+        Drafted(
+            id=int(token),
+            text=s.spell(int(token)),
+            q=facts.q[i],
+            p=facts.p[i],
+            pi=facts.pi[i],
+            accept_prob=facts.accept_prob[i],
+            accepted=i < kept,
+            deferred=bool(facts.deferred[i]) and rule.reads_draft,
+        )
+        for i, token in enumerate(facts.ids)
+    ]
+
+
+def _emitted(s: Session, facts: _Facts, drafted: list[Drafted], kept: int) -> list[Emitted]:
+    deferral = facts.deferral or [None] * len(facts.tv)
+    stood = [
+        Emitted(id=token.id, text=token.text, event="accepted", q=token.q, p=token.p, tv=tv, deferral=mass)
+        for token, tv, mass in zip(drafted[:kept], facts.tv, deferral, strict=False)
+    ]
+    bonus = kept == len(drafted)
+    knows_q = not bonus or bool(facts.deferral)
+    last = Emitted(
+        id=int(facts.next[1]),
+        text=s.spell(int(facts.next[1])),
+        event="bonus" if bonus else "residual",
+        p=facts.next[2],
+        q=facts.next[3] if knows_q else None,
+        tv=facts.tv[kept],
+        deferral=deferral[kept],
+    )
+    return [*stood, last]
+
+
+def _at(rows: Tensor, tokens: Tensor) -> Tensor:
+    return rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

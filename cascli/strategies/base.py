@@ -1,0 +1,124 @@
+"""What a strategy is: it turns a session into rounds, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from cascli import rules
+from cascli.errors import UsageError, unknown
+from cascli.rules import Rule
+from cascli.settings import first_problem
+
+if TYPE_CHECKING:
+    from cascli.session import Session
+    from cascli.trace import Handover, Round
+
+T = TypeVar("T")
+BlockLength = Annotated[int, Field(ge=1, le=64)]
+
+
+def validated(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Make a frozen dataclass from texts, by the types and ranges of its fields.
+
+    Raises:
+        UsageError: a missing or unknown key, a wrong type or a value out of range.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        key, message = first_problem(error, [])
+        raise UsageError(f"{key}: {message}") from None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Base of all strategies; the fields of a subclass are its parameters."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    summary: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    lossless_when: ClassVar[str] = ""
+
+    @property
+    def name(self) -> str:
+        """The name on the command line: the file's."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the strategy uses what it could not know if it saved what it claims to save."""
+        return False
+
+    @property
+    def tentative(self) -> bool:
+        """Whether the first answer may be withdrawn, so that it should not be shown as the result."""
+        return False
+
+    @classmethod
+    def keys(cls, values: Mapping[str, str]) -> list[str]:
+        """The parameters that this strategy takes, given the values of some of them."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def build(cls, values: Mapping[str, str]) -> Self:
+        """Make the strategy from parameters as text.
+
+        Raises:
+            UsageError: an unknown key, a wrong type or a value out of range.
+        """
+        cls._refuse_unknown(values)
+        return validated(cls, values)
+
+    @classmethod
+    def _refuse_unknown(cls, values: Mapping[str, str]) -> None:
+        known = cls.keys(values)
+        for key in values:
+            if key not in known:
+                raise UsageError(unknown("parameter", key, known) if known else f"takes no parameters (got '{key}')")
+
+    def decode(self, s: Session) -> Iterator[Round | Handover]:
+        """Yield rounds until the session is finished; each adds its tokens to the session's text."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RuleStrategy(Strategy):
+    """A strategy whose law is set by a deferral rule; the rule's parameters are given beside its own."""
+
+    default_rule: ClassVar[str] = "chow"
+
+    rule: Rule
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The rule's name, its parameters, then the strategy's own."""
+        name = type(self.rule).__module__.rpartition(".")[2].replace("_", "-")
+        own = {field.name: getattr(self.rule, field.name) for field in fields(self.rule)}
+        return {"rule": name} | own | {key: value for key, value in super().params.items() if key != "rule"}
+
+    @classmethod
+    def keys(cls, values: Mapping[str, str]) -> list[str]:
+        """`rule`, the parameters of the rule that is named, then the strategy's own."""
+        rule = rules.load(values.get("rule", cls.default_rule))
+        return [*super().keys(values), *(field.name for field in fields(rule))]
+
+    @classmethod
+    def build(cls, values: Mapping[str, str]) -> Self:
+        """Make the rule from its share of the values, then the strategy around it."""
+        cls._refuse_unknown(values)
+        kind = rules.load(values.get("rule", cls.default_rule))
+        mine = [field.name for field in fields(kind)]
+        rule = validated(kind, {key: value for key, value in values.items() if key in mine})
+        rest = {key: value for key, value in values.items() if key not in mine and key != "rule"}
+        return validated(cls, {**rest, "rule": rule})

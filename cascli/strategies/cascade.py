@@ -1,0 +1,88 @@
+"""The sequence-level cascade: the draft model answers; its confidence decides whether the answer stands.
+
+A prompt that is handed over pays for both answers: that is counted, not hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from cascli.strategies._alone import write
+from cascli.strategies._confidence import Confidence, score
+from cascli.strategies.base import Strategy
+from cascli.trace import Handover, Round
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.session import Session
+
+Score = Literal["mean-logprob", "sum-logprob", "quantile-logprob", "min-margin"]
+
+
+@dataclass(frozen=True)
+class Cascade(Strategy):
+    """Keep the draft model's answer if its score reaches the threshold, else let the target answer."""
+
+    summary: ClassVar[str] = "the draft model answers; if its confidence is low the target answers from scratch"
+    formula: ClassVar[str] = "keep the answer iff score(answer) >= threshold"
+    source: ClassVar[str] = "Gupta et al. 2024 (Chow-Average, Chow-Sum, Chow-Quantile)"
+    lossless_when: ClassVar[str] = "when the prompt is handed over"
+
+    score: Score = "mean-logprob"
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = -0.5
+    level: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Which quantile `quantile-logprob` takes; 0 is the least likely token."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters that matter: `level` belongs to one score."""
+        values = super().params
+        return values if self.score == "quantile-logprob" else {k: v for k, v in values.items() if k != "level"}
+
+    @property
+    def tentative(self) -> bool:
+        """The draft model's answer stands only once it was judged."""
+        return True
+
+    def decode(self, s: Session) -> Iterator[Round | Handover]:
+        """The draft model's answer, the decision, and the target's answer where it is needed."""
+        logprobs: list[Tensor] = []
+        margins: list[Tensor] = []
+
+        def watch(logits: Tensor, token: Tensor) -> None:
+            top = logits.float().softmax(dim=-1).topk(2, dim=-1).values
+            logprobs.append(logits.float().log_softmax(dim=-1)[0, token])
+            margins.append(top[:, 0] - top[:, 1])
+
+        ids: list[int] = []
+        for step in write(s, s.draft, "draft", watch):
+            yield step
+            ids += [token.id for token in step.emitted]
+        handover = self._decide(s, ids, Confidence(*s.fetch(_joined(logprobs), _joined(margins))))
+        yield handover
+        if handover.deferred:
+            s.restart()
+            yield from write(s, s.target, "target")
+
+    def _decide(self, s: Session, ids: list[int], confidence: Confidence) -> Handover:
+        value = score(self.score, confidence, self.level)
+        return Handover(
+            score=self.score,
+            value=value,
+            threshold=self.threshold,
+            deferred=value < self.threshold,
+            draft_token_ids=ids,
+            draft_text="",
+            draft_finish_reason=s.finish_reason,
+        )
+
+
+def _joined(columns: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(columns)

@@ -1,0 +1,94 @@
+"""Token ids to text, for traces and while streaming. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class Speller:
+    """Spells tokens with a tokenizer, or as `<id>` where there is none."""
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids) if tokenizer is not None else frozenset()
+        self.token = lru_cache(maxsize=4096)(self._token)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is markup such as an end-of-text mark."""
+        return token in self._special
+
+    def _token(self, token: int) -> str:
+        """One token on its own; bytes that are no character by themselves show as a replacement mark."""
+        return self.text([token], special=True)
+
+    def text(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of several tokens, without markup unless `special`."""
+        if self._tokenizer is None:
+            return "".join(f"<{token}>" for token in ids)
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
+
+
+class Stream:
+    """Turns a growing list of ids into text pieces; a character is held back until all its bytes are there.
+
+    Only the last few tokens are decoded at each step, so that the cost of a step does not grow.
+    """
+
+    def __init__(self, speller: Speller) -> None:
+        self._speller = speller
+        self._window: list[int] = []
+        self._said = ""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; may be empty."""
+        self._window.append(token)
+        whole = self._speller.text(self._window)
+        if whole.endswith(BROKEN) and len(self._window) < 16:
+            return ""
+        piece = whole[len(self._said) :]
+        if len(self._window) >= 8:
+            self._window = self._window[-4:]
+            whole = self._speller.text(self._window)
+        self._said = whole
+        return piece
+
+    def flush(self) -> str:
+        """What was held back of an unfinished character, at the end of the text."""
+        return self._speller.text(self._window)[len(self._said) :]
+
+
+class StopStrings:
+    """Passes a growing text on until one of several strings appears; holds back what might begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._hold = max(map(len, self._stops), default=1) - 1
+        self._pending = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """The text that can be said now, and whether a stop string was met (it is not said)."""
+        self._pending += piece
+        place = self.find(self._pending)
+        if place is not None:
+            said, self._pending = self._pending[:place], ""
+            return said, True
+        keep = min(self._hold, len(self._pending))
+        cut = len(self._pending) - keep
+        said, self._pending = self._pending[:cut], self._pending[cut:]
+        return said, False
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        said, self._pending = self._pending, ""
+        return said
+
+    def find(self, text: str) -> int | None:
+        """Where the earliest stop string begins, or None."""
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        return min(found, default=None)

@@ -1,0 +1,193 @@
+"""A run as plain data: who wrote which token and why, to and from JSON without loss.
+
+Fields can be read as attributes or, in a notebook, by their JSON names: `run.metrics["rounds"]`.
+A number that was not computed is None, never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cascli.errors import UsageError
+
+Event = Literal["accepted", "residual", "bonus", "draft", "target"]
+FinishReason = Literal["eos", "length", "stop"]
+
+
+class Data(BaseModel):
+    """Base of all parts of a trace."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    def __getitem__(self, name: str) -> Any:
+        """Read a field by its JSON name."""
+        return self.model_dump(by_alias=True)[name]
+
+
+class Drafted(Data):
+    """A token that the draft model proposed for verification."""
+
+    id: int
+    text: str
+    q: float
+    p: float
+    pi: float
+    accept_prob: float
+    accepted: bool
+    deferred: bool
+    """Whether the deferral rule turned this token over to the target (never so without a rule)."""
+
+
+class Emitted(Data):
+    """A token of the answer."""
+
+    id: int
+    text: str
+    event: Event
+    q: float | None = None
+    p: float | None = None
+    tv: float | None = None
+    """TV(pi, p) at this position: how far the law it follows is from the target's."""
+    deferral: float | None = None
+    """The q-mass that the rule gave to the target at this position, 0 or 1 for whole-distribution rules."""
+
+
+class RoundSeconds(Data):
+    """Time inside the two models during one round."""
+
+    draft: float = 0.0
+    verify: float = 0.0
+
+
+class Round(Data):
+    """One step of a strategy: what was drafted, and what it added to the answer."""
+
+    drafted: list[Drafted] = []
+    emitted: list[Emitted]
+    seconds: RoundSeconds = RoundSeconds()
+
+
+class Handover(Data):
+    """What a sequence-level cascade decided about the draft model's whole answer."""
+
+    score: str
+    value: float
+    threshold: float
+    deferred: bool
+    draft_token_ids: list[int]
+    draft_text: str
+    draft_finish_reason: FinishReason
+
+
+class Seconds(Data):
+    """Where the time of a run went; the four parts add up to the total."""
+
+    total: float
+    prefill: float
+    draft: float
+    verify: float
+    other: float
+
+
+class Metrics(Data):
+    """The numbers of a run; definitions in the README's glossary."""
+
+    num_rounds: int
+    num_draft_tokens: int
+    num_accepted_draft_tokens: int
+    draft_acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    acceptance_histogram: list[int] | None
+    per_position_acceptance: list[float] | None
+    target_calls: int
+    draft_calls: int
+    target_calls_per_token: float | None
+    draft_calls_per_token: float | None
+    deferral_rate: float | None
+    mean_tv_to_target: float | None
+    max_tv_to_target: float | None
+    lossless: bool | None
+    seconds: Seconds
+    tokens_per_second: float | None
+    ttft_seconds: float | None
+    peak_memory_bytes: int | None
+
+
+class ModelInfo(Data):
+    """One model of the pair, as it ran."""
+
+    source: str
+    dtype: str
+    device: str
+
+
+class PairInfo(Data):
+    """The pair, as it ran."""
+
+    name: str
+    draft: ModelInfo
+    target: ModelInfo
+    tokenizer_size: int
+    masked_rows: tuple[int, int]
+
+
+class SamplingInfo(Data):
+    """The sampling settings of a run."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    max_new_tokens: int
+
+
+class Run(Data):
+    """One answer to one prompt by one strategy, with its trace and its numbers."""
+
+    schema_name: Literal["cascli.run/1"] = Field("cascli.run/1", alias="schema")
+    strategy: str
+    params: dict[str, Any]
+    oracle: bool = False
+    """Whether the strategy used what it could not know if it saved what it claims to save."""
+    pair: PairInfo
+    sampling: SamplingInfo
+    prompt: str | None
+    prompt_tokens: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    metrics: Metrics
+    handover: Handover | None = None
+    rounds: list[Round]
+    environment: dict[str, str]
+
+    @property
+    def spec(self) -> str:
+        """The strategy with its parameters as one string."""
+        values = ",".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.strategy}:{values}" if values else self.strategy
+
+    @property
+    def emitted(self) -> list[Emitted]:
+        """The tokens of the answer in order, with their events."""
+        return [token for step in self.rounds for token in step.emitted]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """This run as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a run back.
+
+        Raises:
+            UsageError: the text is not a run that cascli wrote.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise UsageError(f"not a saved cascli run: {where or 'document'}: {problem['msg']}") from None
