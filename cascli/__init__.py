@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cascli.version import __version__
+
 if TYPE_CHECKING:
     from cascli.jobs.compare import compare
     from cascli.jobs.generate import generate
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from cascli.models.pair import Pair
     from cascli.trace import Run
 
-__version__ = "0.1.0"
 __all__ = ["Pair", "Run", "__version__", "compare", "generate", "load_pair"]
 
 _HOMES = {

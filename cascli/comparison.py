@@ -91,7 +91,11 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     tvs = [token.tv for run in runs for token in run.emitted]
     known = [tv for tv in tvs if tv is not None]
     lossless = [m.lossless for m in metrics]
-    divergences = [] if base is None else [first_divergence(run, target) for run, target in zip(runs, repeats[0][base], strict=True)]
+    divergences = (
+        []
+        if base is None
+        else [first_divergence(run, target) for run, target in zip(runs, repeats[0][base], strict=True)]
+    )
     return Row(
         strategy=runs[0].spec,
         oracle=runs[0].oracle,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import cascli
 from cascli import memory
 from cascli.answer import Answer
 from cascli.clock import Clock, Phase
@@ -22,6 +21,7 @@ from cascli.strategies import Strategy
 from cascli.text import Speller
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
 from cascli.uniforms import Uniforms
+from cascli.version import __version__
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,9 @@ def check_prompt(pair: Pair, request: Request) -> int:
         raise UsageError(f"max_new_tokens must be 1 or more (got {request.max_new_tokens})")
     room = request.max_new_tokens if pair.context is None else pair.context - count
     if room < 1:
-        raise UsageError(f"the prompt has {count} tokens, but the pair's context is {pair.context}; shorten the prompt.")
+        raise UsageError(
+            f"the prompt has {count} tokens, but the pair's context is {pair.context}; shorten the prompt."
+        )
     return min(request.max_new_tokens, room)
 
 
@@ -183,7 +185,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu"
     found: dict[str, Any] = {
-        "cascli": cascli.__version__,
+        "cascli": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -52,22 +52,24 @@ class Settings(BaseModel):
         return {key: value for key, value in self if value is not None}
 
 
-BUILTIN = Settings(
-    max_new_tokens=64,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    num_speculative_tokens=4,
-    device="auto",
-    dtype="auto",
-    raw=False,
-    stop=[],
-    json=False,
-    quiet=False,
-    verbose=False,
-    color="auto",
-    offline=False,
+BUILTIN = Settings.model_validate(
+    {
+        "max_new_tokens": 64,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "seed": 0,
+        "num_speculative_tokens": 4,
+        "device": "auto",
+        "dtype": "auto",
+        "raw": False,
+        "stop": [],
+        "json": False,
+        "quiet": False,
+        "verbose": False,
+        "color": "auto",
+        "offline": False,
+    }
 )
 
 

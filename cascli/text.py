@@ -29,9 +29,7 @@ class Speller:
         """The text of several tokens, without markup unless `special`."""
         if self._tokenizer is None:
             return "".join(f"<{token}>" for token in ids)
-        return self._tokenizer.decode(
-            list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
-        )
+        return self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
 class Stream:

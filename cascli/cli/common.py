@@ -87,7 +87,11 @@ def prompts(argument: str | None, settings: Settings) -> list[Prompt]:
     if argument == "-":
         argument = sys.stdin.read().rstrip("\n")
     if not argument:
-        raise UsageError('no prompt: give one as an argument, on stdin, or with --prompts FILE.jsonl.\nFor example: cascli generate "Who is Buzz Aldrin?"')
+        raise UsageError(
+            "no prompt: give one as an argument, on stdin, or with --prompts FILE.jsonl.\n"
+            'For example: cascli generate "Who is Buzz Aldrin?"'
+            'For example: cascli generate "Who is Buzz Aldrin?"'
+        )
     return [Prompt((argument,))]
 
 

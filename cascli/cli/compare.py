@@ -26,7 +26,9 @@ CHECKS = "Checks"
 
 @with_shared()
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
+    ] = None,
     *,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Repeats, interleaved; medians are shown.")] = 1,
     require_lossless: Annotated[

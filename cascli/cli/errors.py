@@ -44,7 +44,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _debug() -> None:
     if os.environ.get("CASCLI_DEBUG"):
-        raise  # noqa: PLE0704 - re-raises the exception being handled
+        raise
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 NAME = "generate"
 EXAMPLE = (
     'Example: cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v[bold] · [/]'
-    'echo hi | cascli generate --json -o run.json'
+    "echo hi | cascli generate --json -o run.json"
 )
 
 
 @with_shared()
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
+    ] = None,
     *,
     require_lossless: Annotated[
         bool, typer.Option("--require-lossless", help="Exit 1 if the run was not lossless.", rich_help_panel="Checks")

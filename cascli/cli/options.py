@@ -20,7 +20,7 @@ from cascli.settings import Settings, checked
 MODELS, STRATEGY, SAMPLING, PROMPT, OUTPUT = "Models", "Strategy", "Sampling", "Prompt", "Output"
 
 
-def _option(*names: str, panel: str, help: str, **more: Any) -> Any:  # noqa: A002 - typer's word
+def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
 
 
@@ -29,10 +29,15 @@ SHARED: dict[str, tuple[Any, Any]] = {
         str,
         _option("--config", "-c", panel=MODELS, help="Pair name or YAML file.", autocompletion=complete.pairs),
     ),
-    "device": (str, _option("--device", panel=MODELS, help="auto, cpu, cuda or cuda:1.", autocompletion=complete.devices)),
+    "device": (
+        str,
+        _option("--device", panel=MODELS, help="auto, cpu, cuda or cuda:1.", autocompletion=complete.devices),
+    ),
     "dtype": (
         str,
-        _option("--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes),
+        _option(
+            "--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes
+        ),
     ),
     "offline": (bool, _option("--offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (

@@ -18,9 +18,7 @@ EXAMPLE = "Example: cascli pull qwen2.5-coder"
 
 @with_shared("offline", "quiet", "color")
 def command(
-    pair: Annotated[
-        str, typer.Argument(help="Pair name or YAML file.", autocompletion=complete.pairs)
-    ] = DEFAULT_PAIR,
+    pair: Annotated[str, typer.Argument(help="Pair name or YAML file.", autocompletion=complete.pairs)] = DEFAULT_PAIR,
     *,
     flags: Flags,
 ) -> None:

@@ -31,7 +31,7 @@ def command(*, flags: Flags) -> None:
         print("\n".join(row["name"] for row in found["strategies"]))
     else:
         view = screen(settings.color or "auto")
-        view.out.print(catalogue(found, view.out))
+        view.out.print(catalogue(found))
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:

@@ -57,8 +57,11 @@ def encode(pair: Pair, turn: str, conversation: Conversation, *, raw: bool = Fal
 
 def sampling_of(settings: Settings) -> Sampling:
     """The sampling part of resolved settings."""
-    assert settings.temperature is not None and settings.top_k is not None and settings.top_p is not None
-    return Sampling(settings.temperature, settings.top_k, settings.top_p)
+    return Sampling(
+        temperature=1.0 if settings.temperature is None else settings.temperature,
+        top_k=settings.top_k or 0,
+        top_p=settings.top_p or 1.0,
+    )
 
 
 def request_for(

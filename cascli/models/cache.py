@@ -8,6 +8,8 @@ the end of its buffer that its window can see.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -51,7 +53,9 @@ class RewindLayer(CacheLayerMixin):
             new[..., : self.length, :] = old[..., : self.length, :]
             setattr(self, name, new)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append `[1, heads, n, head_dim]` and return the states that the n new tokens may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -104,7 +108,7 @@ class RewindCache(Cache):
             layer.length = min(layer.length, length)
 
 
-def _layer_like(layer: object, config: PreTrainedConfig) -> RewindLayer:
+def _layer_like(layer: Any, config: PreTrainedConfig) -> RewindLayer:
     """The rewindable layer for the one that transformers would use.
 
     Raises:
@@ -115,8 +119,8 @@ def _layer_like(layer: object, config: PreTrainedConfig) -> RewindLayer:
     if type(layer) is DynamicSlidingWindowLayer:
         return RewindLayer(window=int(layer.sliding_window))
     raise RunError(
-        f"model type '{config.model_type}' keeps a {type(layer).__name__}, which cannot be rewound after a rejected draft;\n"
-        "use a model with plain or sliding-window attention."
+        f"model type '{config.model_type}' keeps a {type(layer).__name__},"
+        " which cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
     )
 
 
@@ -132,6 +136,8 @@ def check_supported(config: PreTrainedConfig) -> None:
             "Choose a decoder-only pair: see `cascli pairs`."
         )
     if not DynamicCache(config=config).layers:
-        raise RunError(f"model type '{config.model_type}' tells nothing of its attention layers, so it cannot be rewound.")
+        raise RunError(
+            f"model type '{config.model_type}' tells nothing of its attention layers, so it cannot be rewound."
+        )
     with torch.device("meta"):
         RewindCache(config)

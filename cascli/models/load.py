@@ -147,7 +147,7 @@ def _load(
 def _module(
     model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    if folder is None:
+    if isinstance(model.source, RandomSource):
         return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)

@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x W^T + b with every row of x scaled on its own."""
+        """X W^T + b with every row of x scaled on its own."""
         rows = x.reshape(-1, self.in_features)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
         unit = rows / scale

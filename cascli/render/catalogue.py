@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
 
-def catalogue(found: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> Group:
+def catalogue(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
     """Strategies, then rules, a short paragraph each."""
     return Group(*_section("Strategies", found["strategies"]), *_section("Deferral rules", found["rules"]))
 
@@ -22,7 +22,7 @@ def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | P
         head.append(f"  {row['summary']}", style="default not bold")
         yield head
         for label, value in _lines(row):
-            yield Padding(Text.assemble((f"{label:<9}", "dim"), value), (0, 0, 0, 4))
+            yield Padding(Text.assemble((f"{label:<9}", "dim"), value), (0, 0, 0, 4), expand=False)
     yield Text("")
 
 

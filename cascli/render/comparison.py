@@ -28,7 +28,9 @@ def print_comparison(found: Comparison, screen: Screen) -> None:
             screen.out.print(Text(f"\nprompt: {_short(group[0].prompt)}", style="bold"))
         screen.out.print(side_by_side(group, screen.out))
     if len(shown) < len(groups):
-        screen.note(f"traces of {len(groups) - len(shown)} more prompts not shown; -v shows all, -o FILE.json keeps them")
+        screen.note(
+            f"traces of {len(groups) - len(shown)} more prompts not shown; -v shows all, -o FILE.json keeps them"
+        )
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:

@@ -25,7 +25,8 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         f"calls per token: target {number(m.target_calls_per_token)}, draft {number(m.draft_calls_per_token)}"
         f"; deferral rate {number(m.deferral_rate)}"
     )
-    yield f"TV to the target: mean {tv(m.mean_tv_to_target)}, max {tv(m.max_tv_to_target)}; lossless: {yes_no(m.lossless)}"
+    mean, largest = tv(m.mean_tv_to_target), tv(m.max_tv_to_target)
+    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}"
     s = m.seconds
     yield (
         f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "
@@ -45,5 +46,6 @@ def _details(run: Run) -> Iterator[str]:
     pair = run.pair
     yield f"pair {pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {pair.target.device}"
     masked = "/".join(map(str, pair.masked_rows))
-    yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {size(m.peak_memory_bytes)}"
+    memory = size(m.peak_memory_bytes)
+    yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {memory}"
     yield ", ".join(f"{key} {value or DASH}" for key, value in run.environment.items())

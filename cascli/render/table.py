@@ -38,7 +38,11 @@ def _speed(row: Row) -> str:
 def _divergence(row: Row) -> str:
     if row.same_as_target is None:
         return number(None)
-    return number(None) if row.strategy == "target" else ("none" if row.first_divergence is None else f"#{row.first_divergence + 1}")
+    return (
+        number(None)
+        if row.strategy == "target"
+        else ("none" if row.first_divergence is None else f"#{row.first_divergence + 1}")
+    )
 
 
 COST = [

@@ -42,8 +42,10 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
     colored, fancy = console.color_system is not None, unicode_ok(console)
     target = next((run for run in runs if run.strategy == "target"), None)
     painter = _Painter(colored, fancy, target)
-    blocks: list[Table | Text] = [_table(group, painter, console.width) for group in _groups(runs, target, console.width)]
-    events = {token.event for run in runs for token in run.emitted}
+    blocks: list[Table | Text] = [
+        _table(group, painter, console.width) for group in _groups(runs, target, console.width)
+    ]
+    events: set[str] = {token.event for run in runs for token in run.emitted}
     if any(cell.rejected for run in runs for cell in cells(run)):
         events = events | {"rejected"}
     marks = "┌ a round begins (one target call) · ≠ first token that differs from target"
@@ -125,7 +127,9 @@ class _Painter:
     def cell(self, cell: Cell, diverges: bool, width: int) -> Text:
         """Gutter, the rejected draft if there was one, and the token."""
         gutter = "≠" if diverges else "┌" if cell.starts_round else " "
-        text = Text(gutter if self._fancy else {"≠": "!", "┌": ">"}.get(gutter, " "), style="bold red" if diverges else "dim")
+        text = Text(
+            gutter if self._fancy else {"≠": "!", "┌": ">"}.get(gutter, " "), style="bold red" if diverges else "dim"
+        )
         room = width - 1
         if cell.rejected is not None:
             struck = self._token(cell.rejected, "rejected", room // 2)

@@ -62,11 +62,11 @@ class KeepRule(Rule):
     alpha: Alpha = 0.3
 
     def keep(self, d: Dists) -> Tensor:
-        """bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
+        """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
         raise NotImplementedError
 
     def apply(self, d: Dists) -> Judgement:
-        """pi and deferral from `keep`."""
+        """Pi and deferral from `keep`."""
         keep = self.keep(d)
         if keep.shape[-1] == 1:
             return Judgement(d.q.where(keep, d.p), ~keep)

@@ -28,5 +28,5 @@ class Chow(KeepRule):
     alpha_draft_only: ClassVar[float | None] = 1.0
 
     def keep(self, d: Dists) -> Tensor:
-        """bool `[n, 1]`."""
+        """Bool `[n, 1]`."""
         return d.q1.amax(dim=-1, keepdim=True) >= 1 - self.alpha

@@ -33,7 +33,7 @@ class Opt(KeepRule):
     alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
 
     def keep(self, d: Dists) -> Tensor:
-        """bool `[n, 1]`."""
+        """Bool `[n, 1]`."""
         disagreement = (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
         edge = d.p1.amax(dim=-1, keepdim=True) - d.q1.amax(dim=-1, keepdim=True)
         return edge <= self.alpha * disagreement

@@ -28,5 +28,5 @@ class TokenV1(KeepRule):
     alpha_draft_only: ClassVar[float | None] = 1.0
 
     def keep(self, d: Dists) -> Tensor:
-        """bool `[n, V]`."""
+        """Bool `[n, V]`."""
         return d.q1 >= d.p1.amax(dim=-1, keepdim=True) - self.alpha

@@ -121,7 +121,7 @@ def _drafted(s: Session, rule: Rule, facts: _Facts, kept: int) -> list[Drafted]:
 
 
 def _emitted(s: Session, facts: _Facts, drafted: list[Drafted], kept: int) -> list[Emitted]:
-    deferral = facts.deferral or [None] * len(facts.tv)
+    deferral: list[float | None] = [*facts.deferral] or [None] * len(facts.tv)
     stood = [
         Emitted(id=token.id, text=token.text, event="accepted", q=token.q, p=token.p, tv=tv, deferral=mass)
         for token, tv, mass in zip(drafted[:kept], facts.tv, deferral, strict=False)

@@ -66,7 +66,7 @@ class Strategy:
         return False
 
     @classmethod
-    def keys(cls, values: Mapping[str, str]) -> list[str]:
+    def keys(cls, values: Mapping[str, str]) -> list[str]:  # noqa: ARG003 - strategies with a rule look at them
         """The parameters that this strategy takes, given the values of some of them."""
         return [field.name for field in fields(cls)]
 
