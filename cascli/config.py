@@ -167,7 +167,7 @@ def pairs_folder() -> Path:
 
 def pair_files() -> dict[str, Path]:
     """The ready pairs: name to file, in alphabetical order."""
-    return {path.stem: path for path in sorted(pairs_folder().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(pairs_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load_config(source: str | Path | Mapping[str, Any]) -> PairConfig:

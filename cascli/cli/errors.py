@@ -35,9 +35,14 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except OSError as error:
             _debug()
             _end(_os_message(error), RUNTIME)
+        except (typer.Exit, typer.Abort):
+            raise
         except (RuntimeError, MemoryError) as error:
             _debug()
             _end(_runtime_message(error), RUNTIME)
+        except Exception as error:
+            _debug()
+            _end(f"unexpected {type(error).__name__}: {error}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME)
 
     return wrapper
 

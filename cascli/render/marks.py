@@ -31,13 +31,29 @@ LOOKS: dict[str, Look] = {
     "target": Look("magenta", "^", "", "target model"),
     "rejected": Look("red strike", "~", "~", "drafted and rejected"),
 }
-PLAIN_ALONE = {"target", "draft"}
+_SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+
+
+def two_lines(spec: str, oracle: bool) -> str:
+    """A strategy's name, and its parameters below it."""
+    name, _, params = spec.partition(":")
+    label = name + (" (oracle)" if oracle else "")
+    return f"{label}\n{params.replace(',', ' ')}" if params else label
 
 
 def visible(text: str) -> str:
-    """A token's text with line breaks and tabs made visible; never empty."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    """A token's text with spaces kept and everything unprintable made visible; never empty."""
+    shown = "".join(_sign(char) for char in text)
     return shown or "∅"
+
+
+def _sign(char: str) -> str:
+    code = ord(char)
+    if char in _SIGNS:
+        return _SIGNS[char]
+    if code < 0x20:
+        return chr(0x2400 + code)  # the Unicode picture of a control character
+    return char if char.isprintable() else "·"
 
 
 def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: str | None = None) -> Text:

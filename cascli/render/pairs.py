@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cascli.render.console import unicode_ok
 from cascli.render.numbers import DASH, size
@@ -15,22 +16,20 @@ from cascli.render.numbers import DASH, size
 
 def pairs_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table:
     """One line a pair."""
-    table = Table(box=box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2, pad_edge=False)
-    table.add_column("pair", style="bold", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2, show_edge=False)
+    table.add_column("pair")
     for heading in ("download", "memory", "on disk"):
         table.add_column(heading, justify="right")
-    table.add_column("licence")
+    table.add_column("licence", no_wrap=True)
     table.add_column("gated")
-    table.add_column("models", overflow="fold")
     for row in rows:
         table.add_row(
-            row["name"],
+            Text.assemble((row["name"], "bold"), "\n", (row["note"], "dim")),
             _gigabytes(row["download_gb"]),
             _gigabytes(row["memory_gb"]),
             _on_disk(row["on_disk_bytes"]),
             row["licence"],
             "yes" if row["gated"] else "no",
-            row["note"],
         )
     return table
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cascli.comparison import Row
 from cascli.render.console import unicode_ok
+from cascli.render.marks import two_lines
 from cascli.render.numbers import number, tv, yes_no
 
 WIDE = 140
@@ -24,7 +25,7 @@ class Column(NamedTuple):
 
 
 def _name(row: Row) -> str:
-    return row.strategy + (" (oracle)" if row.oracle else "")
+    return two_lines(row.strategy, row.oracle)
 
 
 def _speed(row: Row) -> str:
@@ -47,7 +48,7 @@ def _divergence(row: Row) -> str:
 
 COST = [
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
-    Column("speed", _speed),
+    Column("speed vs target", _speed),
     Column("target calls/token", lambda row: number(row.target_calls_per_token)),
     Column("draft calls/token", lambda row: number(row.draft_calls_per_token)),
 ]
@@ -69,8 +70,8 @@ def tables(rows: Sequence[Row], console: Console) -> list[Table]:
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
     style = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
-    table = Table(box=style, pad_edge=False, padding=(0, 1))
-    table.add_column("strategy", overflow="fold", min_width=18, style="bold")
+    table = Table(box=style, show_edge=False, padding=(0, 1))
+    table.add_column("strategy", overflow="fold", min_width=20, style="bold")
     for column in columns:
         table.add_column(column.heading, justify="right", overflow="fold")
     for row in rows:

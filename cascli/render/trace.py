@@ -11,10 +11,10 @@ from rich.text import Text
 
 from cascli.comparison import first_divergence
 from cascli.render.console import unicode_ok
-from cascli.render.marks import LOOKS, legend, visible
+from cascli.render.marks import LOOKS, legend, two_lines, visible
 from cascli.trace import Emitted, Run
 
-MIN_COLUMN = 17
+MIN_COLUMN = 20
 INDEX_WIDTH = 4
 
 
@@ -109,9 +109,7 @@ def _decision(run: Run) -> str:
 
 
 def _heading(run: Run) -> str:
-    params = " ".join(f"{key}={value}" for key, value in run.params.items())
-    label = run.strategy + (" (oracle)" if run.oracle else "")
-    return f"{label}\n{params}" if params else label
+    return two_lines(run.spec, run.oracle)
 
 
 class _Painter:

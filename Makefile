@@ -1,0 +1,48 @@
+# Everything runs in a virtual environment of its own, .venv, made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT := Who is Buzz Aldrin?
+PYTEST_FLAGS ?= -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-quick quality format schema readme clean
+
+help: ## Say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "cascli needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Make the virtual environment and install cascli with its pinned dependencies
+
+demo: install ## Fetch the embedded pair (1.6 GB, once) and compare all strategies on it
+	$(BIN)/cascli pull
+	$(BIN)/cascli compare "$(PROMPT)" --max-new-tokens 48
+
+test: install ## Run the whole test suite (fetches 98 MB of weights once)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-quick: install ## Run the tests that need no weights and little time
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow and not weights"
+
+quality: install ## Check style, types, layers, and that generated files are current
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.schema --check
+
+format: install ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schema: install ## Write the JSON Schema of the pair files
+	$(BIN)/python -m tests.schema
+
+clean: ## Remove the virtual environment and caches of the tools (weights stay in the user's cache)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

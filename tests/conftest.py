@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import Pair, load_pair
+from tests.pairs import pair
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text_pair() -> Pair:
+    """Bytes as tokens; no end-of-text id."""
+    return load_pair(pair(300))
+
+
+@pytest.fixture(scope="session")
+def id_pair() -> Pair:
+    """Eight tokens, too few for text."""
+    return load_pair(pair(8))
+
+
+@pytest.fixture
+def clean_env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No cascli or colour variable of the machine leaks into a test."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("CASCLI_") or name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "100")
+    return monkeypatch

