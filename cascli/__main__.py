@@ -1,0 +1,5 @@
+"""`python -m cascli`."""
+
+from cascli.cli.app import main
+
+main()

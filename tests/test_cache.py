@@ -1,0 +1,75 @@
+"""The cache never drifts: after any forwards and truncations the logits are those of a fresh forward."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from cascli import load_pair
+from cascli.models.runner import Runner
+from tests.pairs import model
+
+COMMON = {"bos_token_id": None, "eos_token_id": None, "initializer_range": 0.5}
+SHAPES = {
+    "llama": {},
+    "gemma2": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 7, "num_hidden_layers": 4},
+    "mistral": {"model_type": "mistral", "sliding_window": 5, "head_dim": 16},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "gpt_neox": {"model_type": "gpt_neox"},
+}
+
+
+def runner(name: str) -> Runner:
+    both = {"draft": model(1, 40, **SHAPES[name]), "target": model(2, 40, **SHAPES[name])}
+    return load_pair(both).target.runner
+
+
+@torch.inference_mode()
+def fresh(run: Runner, ids: torch.Tensor) -> torch.Tensor:
+    return run.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_after_random_truncations_equal_a_fresh_forward(name: str) -> None:
+    run, rng = runner(name), random.Random(name)
+    text: list[int] = []
+    for _ in range(60):
+        n = rng.randint(1, 12)
+        text += [rng.randrange(40) for _ in range(n)]
+        got = run.forward(torch.tensor(text[-n:]), n)
+        wanted = fresh(run, torch.tensor(text))[-n:]
+        assert torch.allclose(got, wanted, atol=2e-4, rtol=1e-4), (got - wanted).abs().max()
+        keep = rng.randint(max(len(text) - 10, 0), len(text))
+        if len(text) > 100:
+            keep = rng.randint(1, 8)
+        run.truncate(keep)
+        text = text[:keep]
+        assert run.length == keep
+    run.reset()
+    assert run.length == 0
+
+
+def test_buffers_grow_and_keep_what_they_held() -> None:
+    run = runner("llama")
+    ids = torch.arange(250) % 40
+    run.forward(ids[:200], 1)
+    first = run._cache.layers[0]
+    before = first.keys[..., :200, :].clone()
+    run.forward(ids[200:], 1)
+    assert torch.equal(first.keys[..., :200, :], before)
+
+
+def test_rewinding_copies_nothing() -> None:
+    run = runner("llama")
+    run.forward(torch.arange(10), 1)
+    place = run._cache.layers[0].keys.data_ptr()
+    run.truncate(3)
+    run.forward(torch.arange(5), 2)
+    assert run._cache.layers[0].keys.data_ptr() == place
+
+
+def test_only_the_asked_rows_come_back_without_padding() -> None:
+    pair = load_pair({"draft": model(1, 300), "target": model(2, 280)})
+    assert pair.target.runner.forward(torch.arange(6), 2).shape == (2, 257)

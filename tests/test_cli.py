@@ -1,0 +1,247 @@
+"""The command line as a user and a script meet it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cascli.cli.app import app
+from cascli.trace import Run
+
+TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
+
+
+@pytest.fixture
+def cli(clean_env: pytest.MonkeyPatch):
+    runner = CliRunner()
+
+    def run(*arguments: str, stdin: str | None = None) -> Result:
+        return runner.invoke(app, list(arguments), input=stdin)
+
+    return run
+
+
+def shell(*arguments: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "cascli", *arguments], capture_output=True, text=True, check=False, **more
+    )
+
+
+def test_answer_alone_on_stdout(cli) -> None:
+    found = cli("generate", "hello", *TINY)
+    assert found.exit_code == 0
+    as_json = cli("generate", "hello", *TINY, "--json")
+    run = Run.from_json(as_json.stdout)
+    assert found.stdout == run.text + "\n"
+    assert "tokens/s" in found.stderr
+    assert run.spec == "speculative-cascade:rule=token-v3,alpha=0.3,k=4"
+    assert "\x1b" not in found.output
+
+
+def test_quiet_says_nothing_else(cli) -> None:
+    assert cli("generate", "hello", *TINY, "-q").stderr == ""
+
+
+def test_prompt_from_a_pipe_and_a_dash(cli) -> None:
+    plain = cli("generate", "hello", *TINY).stdout
+    assert cli("generate", *TINY, stdin="hello\n").stdout == plain
+    assert cli("generate", "-", *TINY, stdin="hello\n").stdout == plain
+    empty = cli("generate", *TINY, stdin="")
+    assert empty.exit_code == 2
+    assert "no prompt" in empty.stderr
+
+
+def test_cascade_in_a_pipe_prints_the_answer_that_stands(cli) -> None:
+    for threshold in ("99", "-99"):
+        found = cli("generate", "hello", *TINY, "-s", f"cascade:threshold={threshold}")
+        run = Run.from_json(cli("generate", "hello", *TINY, "-s", f"cascade:threshold={threshold}", "--json").stdout)
+        assert found.stdout == run.text + "\n"
+        assert "confidence mean-logprob" in found.stderr
+
+
+def test_output_and_show_give_the_same_numbers(cli, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    assert cli("generate", "hello", *TINY, "-o", str(file), "-s", "speculative").exit_code == 0
+    shown = cli("show", str(file), "-v")
+    assert shown.exit_code == 0
+    run = Run.from_json(file.read_text())
+    assert run.text in shown.stdout
+    assert f"in {run.metrics.num_rounds} rounds" in shown.stderr
+    assert Run.from_json(cli("show", str(file), "--json").stdout) == run
+
+
+def test_many_prompts(cli, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"prompt": "a"}\n\n{"question_id": 7, "category": "qa", "turns": ["b", "c"], "reference": ["x"]}\n{"prompt": "d"}\n'
+    )
+    found = json.loads(cli("generate", "--prompts", str(file), "--limit", "2", *TINY, "--json").stdout)
+    assert found["schema"] == "cascli.runs/1"
+    assert [run["prompt"] for run in found["runs"]] == ["a", "b", "c"]
+    assert found["runs"][2]["prompt_tokens"] > found["runs"][1]["prompt_tokens"]
+    both = cli("generate", "x", "--prompts", str(file), *TINY)
+    assert both.exit_code == 2
+
+
+def test_compare_table_and_traces(cli) -> None:
+    found = cli("compare", "hello", *TINY, "--color", "never")
+    assert found.exit_code == 0
+    for word in ("speed vs", "lossless", "target", "cascade", "rule=opt", "handed over", "≠"):
+        assert word in found.stdout
+    assert "\x1b" not in found.stdout
+
+
+@pytest.mark.parametrize("suffix", ["json", "md", "csv"])
+def test_compare_files(cli, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"table.{suffix}"
+    assert cli("compare", "hello", *TINY, "-s", "target", "-s", "speculative:k=2", "-o", str(file)).exit_code == 0
+    text = file.read_text()
+    if suffix == "json":
+        assert json.loads(text)["schema"] == "cascli.compare/1"
+        assert "speculative" in cli("show", str(file)).stdout
+    else:
+        assert len(text.splitlines()) == {"md": 4, "csv": 3}[suffix]
+
+
+def test_compare_json_is_one_document(cli) -> None:
+    found = json.loads(cli("compare", "hello", *TINY, "-s", "target", "-s", "draft", "--json", "--runs", "2").stdout)
+    assert [row["strategy"] for row in found["summary"]] == ["target", "draft"]
+    assert len(found["runs"]) == 2
+
+
+def test_checks_set_the_exit_code(cli) -> None:
+    assert cli("generate", "hello", *TINY, "-s", "speculative", "--require-lossless").exit_code == 0
+    lossy = cli("generate", "hello", *TINY, "-s", "draft", "--require-lossless")
+    assert lossy.exit_code == 1
+    assert "lossless" in lossy.stderr
+    slow = cli("compare", "hello", *TINY, "-s", "target", "-s", "speculative", "--min-speedup", "1000")
+    assert slow.exit_code == 1
+    assert slow.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "x", "-s", "speclative"], 2, "did you mean 'speculative'"),
+        (["generate", "x", "-s", "speculative:gamma=2"], 2, "unknown parameter 'gamma'"),
+        (["generate", "x", "-s", "target", "-s", "draft"], 2, "use compare"),
+        (["generate", "x", "-c", "nothing"], 2, "unknown pair"),
+        (["generate", "x", "-c", "nothing.yaml"], 2, "no such file"),
+        (["generate", "x", "--temperature", "-1"], 2, "--temperature"),
+        (["generate", "x", "--top-p", "0"], 2, "--top-p"),
+        (["generate", "x", "--dtype", "int4"], 2, "--dtype"),
+        (["generate", "x", "--device", "cuda:99"], 3, "CUDA"),
+        (["generate", "x" * 3000], 2, "context is 1024"),
+        (["generate", "x", "--prompts", "none.jsonl"], 2, "not both"),
+        (["generate", "--prompts", "none.jsonl"], 2, "no such file"),
+        (["generate", "x", "-o", "run.pdf"], 2, ".json"),
+        (["compare", "x", "-o", "/nowhere/table.md"], 2, "no such folder"),
+        (["show", "none.json"], 2, "no such file"),
+        (["pull", "nothing"], 2, "unknown pair"),
+        (["generate", "x", "--color", "blue"], 2, "--color"),
+    ],
+)
+def test_bad_input_gets_one_or_two_lines(cli, arguments: list[str], code: int, words: str) -> None:
+    extra = [] if arguments[0] in ("show", "pull") or "-c" in arguments else ["-c", "tiny-random"]
+    found = cli(*arguments, *extra)
+    assert found.exit_code == code
+    assert words in found.stderr
+    assert found.stderr.startswith("cascli: ")
+    assert len(found.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in found.output
+    assert found.stdout == ""
+
+
+def test_environment_is_weaker_than_a_flag(cli, clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setenv("CASCLI_MAX_NEW_TOKENS", "3")
+    clean_env.setenv("CASCLI_CONFIG", "tiny-random")
+    assert len(Run.from_json(cli("generate", "x", "--json").stdout).token_ids) == 3
+    assert len(Run.from_json(cli("generate", "x", "--json", "--max-new-tokens", "4").stdout).token_ids) == 4
+    clean_env.setenv("CASCLI_TEMPERATURE", "warm")
+    found = cli("generate", "x")
+    assert found.exit_code == 2
+    assert "CASCLI_TEMPERATURE" in found.stderr
+
+
+def test_colour_always_and_no_color(cli, clean_env: pytest.MonkeyPatch) -> None:
+    assert "\x1b[" in cli("strategies", "--color", "always").stdout
+    clean_env.setenv("NO_COLOR", "1")
+    assert "\x1b" not in cli("strategies").stdout
+
+
+def test_lists(cli) -> None:
+    for name in ("cascade", "speculative-cascade", "token-v3", "eq. 10", "lossless"):
+        assert name in cli("strategies").stdout
+    rules = json.loads(cli("strategies", "--json").stdout)["rules"]
+    assert {rule["name"] for rule in rules} >= {"chow", "opt", "token-v1"}
+    assert "gemma-2" in cli("pairs", "-q").stdout.split()
+    rows = {row["name"]: row for row in json.loads(cli("pairs", "--json").stdout)["pairs"]}
+    assert rows["llama-3"]["gated"]
+    assert rows["tiny-random"]["on_disk_bytes"] == {"draft": None, "target": None}
+
+
+def test_pull_of_random_weights_is_a_no_op(cli) -> None:
+    found = cli("pull", "tiny-random")
+    assert found.exit_code == 0
+    assert "nothing to fetch" in found.stderr
+
+
+def test_help_has_panels_and_examples(cli) -> None:
+    text = cli("generate", "--help").stdout
+    for word in ("Models", "Sampling", "Output", "Example", "--num-speculative-tokens"):
+        assert word in text
+    for command in ("generate", "compare", "show", "pairs", "pull", "strategies"):
+        assert "Example" in cli(command, "--help").stdout
+
+
+def test_completion_knows_strategies_and_pairs() -> None:
+    def complete(line: str) -> str:
+        environment = {
+            "_CASCLI_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }
+        code = "from cascli.cli.app import app; app(prog_name='cascli')"
+        import os
+
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+        ).stdout
+
+    assert "speculative-cascade" in complete("cascli generate -s spec")
+    assert "tiny-random" in complete("cascli generate -c tiny")
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m cascli strategies | head -n 1"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert found.stdout.strip()
+    assert found.stderr == ""
+
+
+def test_interrupt_exits_130(cli, clean_env: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    clean_env.setattr("cascli.models.load.load_pair", interrupt)
+    found = cli("generate", "x", "-c", "tiny-random")
+    assert found.exit_code == 130
+    assert "interrupted" in found.stderr
+
+
+def test_version_and_debug() -> None:
+    assert shell("--version").stdout.startswith("cascli 0.")
+    import os
+
+    found = shell("generate", "x", "-c", "nothing", env=os.environ | {"CASCLI_DEBUG": "1"})
+    assert "Traceback" in found.stderr
+
+
+def test_help_is_quick_and_light() -> None:
+    code = "import sys, cascli.cli.app; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

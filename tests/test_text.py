@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from cascli.answer import Answer
+from cascli.models.tokenizer import byte_tokenizer
+from cascli.text import Speller, StopStrings, Stream
+from cascli.trace import Emitted, Round
+
+TEXT = "naïve 🙂 日本語, plain\nlines — done"
+
+
+def test_byte_tokenizer_round_trip() -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(TEXT)["input_ids"]
+    assert ids == list(TEXT.encode())
+    assert Speller(tokenizer).text(ids) == TEXT
+    assert len(tokenizer) == 257
+    assert tokenizer.eos_token_id == 256
+
+
+def test_a_character_is_said_once_its_bytes_are_there() -> None:
+    speller = Speller(byte_tokenizer())
+    stream = Stream(speller)
+    pieces = [stream.push(byte) for byte in TEXT.encode()]
+    assert "".join(pieces) + stream.flush() == TEXT
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+
+
+def test_an_unfinished_character_is_said_at_the_end() -> None:
+    stream = Stream(Speller(byte_tokenizer()))
+    said = "".join(stream.push(byte) for byte in "ab🙂".encode()[:-1])
+    assert said == "ab"
+    assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_stop_strings_hold_back_what_might_begin_them() -> None:
+    stops = StopStrings(["END", "\n\n"])
+    assert stops.push("one E") == ("one", False)
+    assert stops.push("N ") == (" E", False) or stops.push("") == ("", False)
+    said, stopped = stops.push("xEND more")
+    assert stopped
+    assert said.endswith("x")
+
+
+def test_earliest_stop_wins() -> None:
+    assert StopStrings(["b", "ab"]).push("xab") == ("x", True)
+    assert StopStrings([]).push("xab") == ("xab", False)
+
+
+def add(answer: Answer, text: str) -> list[str]:
+    step = Round(emitted=[Emitted(id=byte, text=chr(byte), event="target") for byte in text.encode()])
+    return answer.add(step)[1]
+
+
+def test_answer_ends_at_a_stop_string_inside_a_block() -> None:
+    answer = Answer(Speller(byte_tokenizer()), {256}, ["STOP"], limit=99)
+    said = "".join(add(answer, "go ST") + add(answer, "OP on"))
+    assert (said, answer.text, answer.finish_reason) == ("go ", "go ", "stop")
+    assert bytes(answer.token_ids) == b"go STOP"
+
+
+def test_answer_ends_at_the_limit_and_says_what_was_held_back() -> None:
+    answer = Answer(Speller(byte_tokenizer()), {256}, ["STOP"], limit=5)
+    assert "".join(add(answer, "go STO")) == "go ST"
+    assert answer.finish_reason == "length"

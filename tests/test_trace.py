@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cascli import Pair, Run, generate
+from cascli.comparison import Comparison, first_divergence
+from cascli.errors import UsageError
+from cascli.jobs.compare import compare
+from cascli.metrics import acceptance_histogram, per_position_acceptance
+from cascli.settings import Settings, resolve
+from cascli.statistics import bootstrap_interval, is_noisy
+from cascli.strategies import parse
+from cascli.trace import Drafted, Emitted, Round
+
+FIELDS = {
+    "schema", "strategy", "params", "pair", "sampling", "prompt", "prompt_tokens", "text", "token_ids",
+    "finish_reason", "metrics", "rounds", "environment",
+}  # fmt: skip
+METRICS = {
+    "num_rounds", "num_draft_tokens", "num_accepted_draft_tokens", "draft_acceptance_rate",
+    "mean_acceptance_length", "acceptance_histogram", "per_position_acceptance", "target_calls", "draft_calls",
+    "target_calls_per_token", "deferral_rate", "mean_tv_to_target", "max_tv_to_target", "lossless", "seconds",
+    "tokens_per_second", "ttft_seconds", "peak_memory_bytes",
+}  # fmt: skip
+
+
+def test_json_has_the_promised_names(text_pair: Pair) -> None:
+    run = generate(text_pair, "hello", strategy="speculative-cascade:rule=opt,alpha=0.3,k=3", max_new_tokens=9)
+    data = json.loads(run.to_json())
+    assert data.keys() >= FIELDS
+    assert data["metrics"].keys() >= METRICS
+    assert data["schema"] == "cascli.run/1"
+    assert data["params"] == {"rule": "opt", "alpha": 0.3, "k": 3}
+    assert data["metrics"]["seconds"].keys() == {"total", "prefill", "draft", "verify", "other"}
+    assert data["rounds"][0]["drafted"][0].keys() == {
+        "id", "text", "q", "p", "pi", "accept_prob", "accepted", "deferred"
+    }  # fmt: skip
+    assert data["rounds"][0]["emitted"][0].keys() >= {"id", "text", "event"}
+    assert data["rounds"][0]["seconds"].keys() == {"draft", "verify"}
+    assert run.metrics["num_rounds"] == run.metrics.num_rounds
+
+
+def test_other_documents_are_refused() -> None:
+    for text in ("{}", "[]", "nonsense", '{"schema": "cascli.run/2"}'):
+        with pytest.raises(UsageError, match="not a saved cascli run"):
+            Run.from_json(text)
+
+
+def drafted(flags: str) -> list[Drafted]:
+    return [
+        Drafted(id=0, text="", q=0.5, p=0.5, pi=0.5, accept_prob=1, accepted=flag == "y", deferred=False)
+        for flag in flags
+    ]
+
+
+def test_acceptance_conventions() -> None:
+    end = [Emitted(id=0, text="", event="bonus")]
+    rounds = [Round(drafted=drafted(flags), emitted=end) for flags in ("yyn", "nnn", "yyy", "y")]
+    assert acceptance_histogram(rounds, 3) == [1, 1, 1, 1]
+    assert per_position_acceptance(rounds) == [3 / 4, 2 / 3, 1 / 3]
+
+
+def test_compare_totals_over_totals(text_pair: Pair) -> None:
+    strategies = [parse(text) for text in ("target", "speculative:k=2", "draft")]
+    settings = resolve(Settings(max_new_tokens=8, temperature=0))
+    seen = []
+    found = compare(
+        text_pair,
+        [["one"], ["two", "three"]],
+        strategies,
+        settings,
+        runs=2,
+        begin=lambda s, done: seen.append((s.name, done)),
+    )
+    assert [name for name, _ in seen[:4]] == ["target", "speculative", "draft", "target"]
+    assert len(seen) == 12
+    assert len(found.runs) == 9
+    assert [run.strategy for run in found.runs[:3]] == ["target", "speculative", "draft"]
+    target, speculative, draft = found.summary
+    assert target.speed_vs_target == 1
+    assert target.tokens == 24
+    assert speculative.same_as_target
+    assert speculative.first_divergence is None
+    assert speculative.lossless
+    assert draft.first_divergence is not None
+    assert draft.mean_tv_to_target is None
+    assert speculative.target_calls_per_token == sum(r.metrics.target_calls for r in found.runs[1::3]) / 24
+    assert speculative.speed_interval is not None
+    assert Comparison.from_json(found.to_json()) == found
+
+
+def test_first_divergence(text_pair: Pair) -> None:
+    long = generate(text_pair, "hello", strategy="target", max_new_tokens=9, temperature=0)
+    short = generate(text_pair, "hello", strategy="target", max_new_tokens=5, temperature=0)
+    assert first_divergence(long, long) is None
+    assert first_divergence(short, long) == 5
+
+
+def test_bootstrap() -> None:
+    assert bootstrap_interval([1.0]) is None
+    low, high = bootstrap_interval([1.0, 1.1, 0.9, 1.0, 1.05]) or (0, 0)
+    assert 0.9 <= low <= 1.0 <= high <= 1.1
+    assert is_noisy([1, 1, 2])
+    assert not is_noisy([1, 1.1, 1.2])
