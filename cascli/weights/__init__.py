@@ -1,0 +1,1 @@
+"""Where model weights come from: fetched, checked, converted once into the cache, then found there."""

@@ -1,0 +1,137 @@
+"""Models of the Hugging Face hub, kept in the hub's own cache that other tools share.
+
+What huggingface_hub raises is turned into what to do next.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cascli.config import HubSource
+from cascli.errors import RunError
+from cascli.weights.disk import writing
+from cascli.weights.report import Report
+
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
+_UNWANTED = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "runs/*", "checkpoint-*"]
+
+
+def cached_snapshot(source: HubSource) -> Path | None:
+    """The folder of this repository and revision in the hub cache, or None unless config and weights are there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(**_files(source), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except ValueError as error:  # a name that cannot be a repository
+        raise RunError(f"{source}: {_first_line(error)}") from None
+    return found if has_model(found) else None
+
+
+def download_snapshot(source: HubSource, report: Report) -> Path:
+    """Download configuration, tokenizer and safetensors of `source` and return their folder.
+
+    Raises:
+        RunError: gated, not found, no network, no safetensors, or not enough disk space.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    with _explained(source), writing(Path(constants.HF_HUB_CACHE)):
+        found = snapshot_download(**_files(source), tqdm_class=_reporting(report))
+    if not has_model(Path(found)):
+        raise RunError(f"{source}: the repository has no config.json with safetensors weights.\nChoose one that has.")
+    return Path(found)
+
+
+def _files(source: HubSource) -> dict[str, Any]:
+    names = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    return {"repo_id": source.hub, "revision": source.revision, **names}
+
+
+def has_model(folder: Path) -> bool:
+    """Whether `folder` has a config.json and every safetensors file of its index, or the only one."""
+    if not (folder / "config.json").is_file():
+        return False
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
+    except FileNotFoundError:
+        return (folder / "model.safetensors").is_file()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def _explained(source: HubSource) -> Iterator[None]:
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{source.hub}"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise RunError(
+            f"{source}: the repository is gated.\nAccept its licence on {page}, run 'hf auth login' and try again."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise RunError(
+            f"{source}: the repository has no revision '{source.revision}'. See {page} for those it has."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise RunError(
+            f"{source}: no such repository, or it is private. Check 'hub:'; for a private one run 'hf auth login'."
+        ) from None
+    except errors.HFValidationError as error:
+        raise RunError(f"{source}: {_first_line(error)}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise RunError(
+            f"{source}: the hub cannot be reached (or HF_HUB_OFFLINE is set) and the model is not in the hub's cache.\n"
+            f"Run 'hf download {source.hub} --revision {source.revision}' with a network, or give the model as 'path:'."
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise RunError(f"{source}: {_refused(error)}") from None
+    except Exception as error:
+        # The transport library differs between versions of huggingface_hub, and so do its errors.
+        if type(error).__module__.partition(".")[0] not in _TRANSPORTS:
+            raise
+        raise RunError(
+            f"{source}: the connection to the hub broke: {_first_line(error)}\nTry again: what has arrived is kept."
+        ) from None
+
+
+def _refused(error: Any) -> str:
+    status = getattr(error.response, "status_code", None)
+    if status in {401, 403}:
+        return f"the hub refused access ({status}). Log in with 'hf auth login', or check what your token may read."
+    return f"the hub answered with an error: {_first_line(error)}\nTry again later."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def _reporting(report: Report) -> Any:
+    """A class of progress bars that draw nothing; the one that counts written bytes passes them on."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
+            self._done, self._turn = 0, threading.Lock()
+            super().__init__(*args, **(kwargs | {"disable": True}))
+            self.total = kwargs.get("total") or 0
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts:
+                with self._turn:  # files arrive in several threads
+                    self._done += int(n or 0)
+                    report("download", self._done, max(int(self.total), self._done))
+
+    return Bar

