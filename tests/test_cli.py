@@ -77,9 +77,8 @@ def test_output_and_show_give_the_same_numbers(cli, tmp_path: Path) -> None:
 
 def test_many_prompts(cli, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
-    file.write_text(
-        '{"prompt": "a"}\n\n{"question_id": 7, "category": "qa", "turns": ["b", "c"], "reference": ["x"]}\n{"prompt": "d"}\n'
-    )
+    question = {"question_id": 7, "category": "qa", "turns": ["b", "c"], "reference": ["x"]}
+    file.write_text("\n".join(['{"prompt": "a"}', "", json.dumps(question), '{"prompt": "d"}']))
     found = json.loads(cli("generate", "--prompts", str(file), "--limit", "2", *TINY, "--json").stdout)
     assert found["schema"] == "cascli.runs/1"
     assert [run["prompt"] for run in found["runs"]] == ["a", "b", "c"]

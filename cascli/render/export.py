@@ -13,7 +13,7 @@ from cascli.render.table import COST, LAW, Column
 from cascli.trace import Run
 
 SUFFIXES = (".csv", ".json", ".md")
-_NAME = Column("strategy", lambda row: row.strategy + (" (oracle)" if row.oracle else ""))
+_NAME = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
 
 
 def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES) -> None:
@@ -32,7 +32,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown."""
     columns = [_NAME, *COST, *LAW]
     lines = [
-        "| " + " | ".join(column.heading for column in columns) + " |",
+        "| " + " | ".join(column.heading.replace("\n", " ") for column in columns) + " |",
         "| --- |" + " ---: |" * (len(columns) - 1),
         *("| " + " | ".join(column.cell(row) for column in columns) + " |" for row in rows),
     ]

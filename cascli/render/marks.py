@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -31,14 +32,15 @@ LOOKS: dict[str, Look] = {
     "target": Look("magenta", "^", "", "target model"),
     "rejected": Look("red strike", "~", "~", "drafted and rejected"),
 }
+HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
 
 
-def two_lines(spec: str, oracle: bool) -> str:
-    """A strategy's name, and its parameters below it."""
+def heading(spec: str, oracle: bool) -> str:
+    """A strategy's name, and its parameters in lines below it."""
     name, _, params = spec.partition(":")
     label = name + (" (oracle)" if oracle else "")
-    return f"{label}\n{params.replace(',', ' ')}" if params else label
+    return "\n".join([label, *textwrap.wrap(params.replace(",", " "), HEADING_WIDTH, break_on_hyphens=False)])
 
 
 def visible(text: str) -> str:

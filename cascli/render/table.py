@@ -11,10 +11,10 @@ from rich.table import Table
 
 from cascli.comparison import Row
 from cascli.render.console import unicode_ok
-from cascli.render.marks import two_lines
+from cascli.render.marks import heading
 from cascli.render.numbers import number, tv, yes_no
 
-WIDE = 140
+WIDE = 124
 
 
 class Column(NamedTuple):
@@ -25,7 +25,7 @@ class Column(NamedTuple):
 
 
 def _name(row: Row) -> str:
-    return two_lines(row.strategy, row.oracle)
+    return heading(row.strategy, row.oracle)
 
 
 def _speed(row: Row) -> str:
@@ -48,17 +48,17 @@ def _divergence(row: Row) -> str:
 
 COST = [
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
-    Column("speed vs target", _speed),
-    Column("target calls/token", lambda row: number(row.target_calls_per_token)),
-    Column("draft calls/token", lambda row: number(row.draft_calls_per_token)),
+    Column("speed vs\ntarget", _speed),
+    Column("target calls\nper token", lambda row: number(row.target_calls_per_token)),
+    Column("draft calls\nper token", lambda row: number(row.draft_calls_per_token)),
 ]
 LAW = [
-    Column("accept rate", lambda row: number(row.draft_acceptance_rate)),
-    Column("accept length", lambda row: number(row.mean_acceptance_length)),
-    Column("deferral rate", lambda row: number(row.deferral_rate)),
-    Column("mean TV", lambda row: tv(row.mean_tv_to_target)),
+    Column("accept\nrate", lambda row: number(row.draft_acceptance_rate)),
+    Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
+    Column("deferral\nrate", lambda row: number(row.deferral_rate)),
+    Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
     Column("lossless", lambda row: yes_no(row.lossless)),
-    Column("first diff", _divergence),
+    Column("first\ndiff", _divergence),
 ]
 
 
@@ -70,10 +70,10 @@ def tables(rows: Sequence[Row], console: Console) -> list[Table]:
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
     style = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
-    table = Table(box=style, show_edge=False, padding=(0, 1))
-    table.add_column("strategy", overflow="fold", min_width=20, style="bold")
+    table = Table(box=style, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("strategy", no_wrap=True, style="bold")
     for column in columns:
-        table.add_column(column.heading, justify="right", overflow="fold")
+        table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
     for row in rows:
         table.add_row(_name(row), *(column.cell(row) for column in columns))
     return table

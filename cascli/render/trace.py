@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cascli.comparison import first_divergence
 from cascli.render.console import unicode_ok
-from cascli.render.marks import LOOKS, legend, two_lines, visible
+from cascli.render.marks import LOOKS, legend, heading, visible
 from cascli.trace import Emitted, Run
 
 MIN_COLUMN = 20
@@ -109,7 +109,7 @@ def _decision(run: Run) -> str:
 
 
 def _heading(run: Run) -> str:
-    return two_lines(run.spec, run.oracle)
+    return heading(run.spec, run.oracle)
 
 
 class _Painter:

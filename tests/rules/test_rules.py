@@ -1,0 +1,67 @@
+"""What each rule keeps, on distributions small enough to check by eye."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import rules
+from cascli.dists import Dists
+
+Q = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)
+P = torch.tensor([[0.2, 0.7, 0.1]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "kept"),
+    [
+        ("chow", 0.4, [True]),
+        ("chow", 0.39, [False]),
+        ("diff", 0.11, [True]),
+        ("diff", 0.09, [False]),
+        ("opt", 0.26, [True]),  # TV(p, q) = 0.4 and the target's edge is 0.1
+        ("opt", 0.24, [False]),
+        ("token-v1", 0.2, [True, False, False]),
+        ("token-v1", 0.45, [True, True, False]),
+        ("token-v2", 0.2, [False, True, False]),
+        ("token-v2", 0.55, [True, True, False]),
+        ("token-v3", 0.5, [False, True, False]),
+        ("token-v3", 0.75, [True, True, False]),
+    ],
+)
+def test_what_is_kept(name: str, alpha: float, kept: list[bool]) -> None:
+    judged = rules.load(name)(alpha=alpha).apply(Dists(Q, P, Q, P))
+    keep = torch.tensor([kept])
+    assert torch.equal(~judged.defer, keep)
+    wanted = Q.where(keep, P) if len(kept) == 1 else Q * keep + P * (Q * ~keep).sum()
+    assert torch.allclose(judged.pi, wanted, atol=1e-15)
+
+
+def test_thresholds_test_the_unwarped_distributions() -> None:
+    one_hot = torch.tensor([[1.0, 0, 0]], dtype=torch.float64)
+    judged = rules.load("chow")(alpha=0.3).apply(Dists(one_hot, P, Q, P))
+    assert judged.defer.item()
+
+
+def test_opt_measures_disagreement_on_the_warped_distributions() -> None:
+    same = torch.tensor([[1.0, 0, 0]], dtype=torch.float64)
+    assert rules.load("opt")(alpha=1.0).apply(Dists(same, same, Q, P)).defer.item()
+    assert not rules.load("opt")(alpha=1.0).apply(Dists(Q, P, Q, P)).defer.item()
+
+
+def test_the_page_on_adding_a_rule_works(tmp_path, monkeypatch) -> None:
+    """The rule of docs/add-a-rule.md, dropped into the package's path, is found, parsed and judged."""
+    import re
+    from pathlib import Path
+
+    from cascli.strategies import parse
+
+    page = (Path(__file__).parents[2] / "docs" / "add-a-rule.md").read_text(encoding="utf-8")
+    rule, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    (tmp_path / "chow_log.py").write_text(rule, encoding="utf-8")
+    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
+    assert "chow-log" in rules.names()
+    assert parse("speculative-cascade:rule=chow-log,alpha=0.5").params == {"rule": "chow-log", "alpha": 0.5, "k": 4}
+    scope: dict = {}
+    exec(test, scope)
+    scope["test_sure_draft_is_kept_and_unsure_draft_is_not"]()
