@@ -46,7 +46,8 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         top = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, top, 1.0)
-    logits = logits / sampling.temperature
+    # The largest logit goes to 0 first: dividing by a small temperature then overflows to -inf, not to NaN.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from cascli.errors import UsageError
 
+SMALLEST = 1e-30
+"""Such a temperature is greedy but for ties; below it float32 can no longer divide by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -20,8 +23,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"temperature must be 0 (greedy) or more (got {self.temperature})")
+        if self.temperature != 0 and not SMALLEST <= self.temperature < float("inf"):
+            raise UsageError(f"temperature must be 0 (greedy) or at least {SMALLEST} (got {self.temperature})")
         if self.top_k < 0:
             raise UsageError(f"top_k must be 0 (off) or more (got {self.top_k})")
         if not 0 < self.top_p <= 1:

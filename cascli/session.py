@@ -130,6 +130,10 @@ class Session:
         """Draw the next token, `[1]`, from `probs` `[1, V]` with the position's own uniform."""
         return dists.sample(probs, self.uniforms.draw(self.position, 1))
 
+    def draw_again(self, probs: Tensor) -> Tensor:
+        """Draw a token `[1]` where the position's first uniform has been used already."""
+        return dists.sample(probs, self.uniforms.residual(self.position, 1))
+
     def append(self, tokens: Tensor) -> None:
         """Add decided tokens `[n]` to the text."""
         n = tokens.shape[0]

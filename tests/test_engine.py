@@ -141,12 +141,16 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 def test_strategies_share_their_random_numbers(text_pair: Pair) -> None:
-    """With draft = target all strategies but those of token rules (whose pi is not p even then) write the same."""
+    """With draft = target strategies write the same answer.
+
+    But for token rules, whose pi is not p even then, and for a cascade's own draft answer, which must not
+    share the random numbers of the answer that may replace it.
+    """
     twins = pair(300)
     twins["target"] = twins["draft"]
     both = load_pair(twins)
-    alike = [strategy for strategy in ALL if "token-v" not in strategy]
-    assert len(alike) == 8
+    alike = [strategy for strategy in ALL if "token-v" not in strategy and strategy != "cascade:threshold=-99"]
+    assert len(alike) == 7
     answers = {
         tuple(generate(both, "hello", strategy=s, temperature=1, seed=4, max_new_tokens=12).token_ids) for s in alike
     }

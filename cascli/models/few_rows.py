@@ -10,8 +10,8 @@ not depend on the block it is verified in, and greedy speculation gives the targ
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 COLUMNS = 4
 MOST_ROWS = 8
@@ -20,8 +20,8 @@ MOST_ROWS = 8
 class FewRowsLinear(nn.Linear):
     """`nn.Linear` with the same weights and another order of multiplication for up to `MOST_ROWS` rows."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """x W^T + b for `[..., in_features]`."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply `[..., in_features]` by the weights and add the bias."""
         rows = input.reshape(-1, self.in_features)
         n = rows.shape[0]
         if n > MOST_ROWS:

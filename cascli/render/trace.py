@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cascli.comparison import first_divergence
 from cascli.render.console import unicode_ok
-from cascli.render.marks import LOOKS, legend, heading, visible
+from cascli.render.marks import LOOKS, heading, legend, visible
 from cascli.trace import Emitted, Run
 
 MIN_COLUMN = 20

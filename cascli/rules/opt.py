@@ -2,7 +2,8 @@
 
 keep q iff max q1 >= max p1 - alpha TV(p, q) (Narasimhan et al. 2025, eq. 10). TV is taken on the warped
 distributions, the ones that tokens are drawn from. Mind the sign: more disagreement means LESS deferral,
-because every deferral then costs more rejected drafts.
+because every deferral then costs more rejected drafts. At temperature 1 alpha = 1 keeps every draft, since
+max p - max q <= TV(p, q); with warping it need not, since the two sides then speak of different distributions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Opt(KeepRule):
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 10"
     lossless_when: ClassVar[str] = "alpha -> -inf"
     alpha_lossless: ClassVar[float | None] = -1e9
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    alpha_draft_only: ClassVar[float | None] = 1e9
 
     alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
 

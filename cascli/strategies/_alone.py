@@ -14,17 +14,23 @@ if TYPE_CHECKING:
 
 
 def write(
-    s: Session, lane: Lane, event: Event, watch: Callable[[Tensor, Tensor], None] | None = None
+    s: Session,
+    lane: Lane,
+    event: Event,
+    *,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+    tentative: bool = False,
 ) -> Iterator[Round]:
     """Let one model write until the session is finished.
 
-    `watch` is shown the logits `[1, V]` and the drawn token `[1]` of each position.
+    `watch` is shown the logits `[1, V]` and the drawn token `[1]` of each position. A `tentative` answer
+    has random numbers of its own: whoever replaces it must not meet those that decided its fate.
     """
     by_target = event == "target"
     while not s.finished:
         logits = lane.read(s.length)
         probs = s.warp(logits)
-        token = s.draw(probs)
+        token = s.draw_again(probs) if tentative else s.draw(probs)
         if watch is not None:
             watch(logits, token)
         s.append(token)

@@ -60,7 +60,7 @@ class Cascade(Strategy):
             margins.append(top[:, 0] - top[:, 1])
 
         ids: list[int] = []
-        for step in write(s, s.draft, "draft", watch):
+        for step in write(s, s.draft, "draft", watch=watch, tentative=True):
             yield step
             ids += [token.id for token in step.emitted]
         handover = self._decide(s, ids, Confidence(*s.fetch(_joined(logprobs), _joined(margins))))

@@ -100,12 +100,10 @@ def _choose(s: Session, d: Dists, defer: Tensor) -> tuple[Tensor, Tensor]:
     A token rule looks at the drawn draft token, so the target then needs a uniform of its own; a
     whole-distribution rule does not, and sharing the position's uniform keeps runs comparable.
     """
-    from cascli import dists
-
     ours = s.draw(d.q)
     if defer.shape[-1] == 1:
         defers, theirs = defer[0], s.draw(d.p)
     else:
         defers = defer.gather(-1, ours.unsqueeze(-1))[0]
-        theirs = dists.sample(d.p, s.uniforms.residual(s.position, 1))
+        theirs = s.draw_again(d.p)
     return theirs.where(defers, ours), defers

@@ -1,0 +1,1 @@
+"""Law tests: cascli's tensors and its engine against the reference, exactly first and by sampling second."""

@@ -1,0 +1,148 @@
+"""Exact integration over the random numbers of a run of the real engine.
+
+A run is a function of its uniforms that is constant on boxes: every draw cuts its uniform at the steps of a
+CDF, every acceptance test at the acceptance probability. `exact_law` walks over these boxes depth first. It
+runs the engine once inside each, adds the box's volume to the text that came out, and so gets the joint law
+of the text to rounding. Only draws and tests that could matter cut: what follows the first rejection of a
+round is thrown away. A uniform that is read twice is cut twice, so that reuse between positions shows as
+the dependence that it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cascli import dists, verify
+from cascli.strategies import _speculation
+from tests.reference.process import Law
+
+Cell = tuple[str, int]  # stream and position
+THIN = 1e-13  # boxes thinner than this are left out; the law lacks their volume
+
+
+class Cut(NamedTuple):
+    """One piece [low, high) of a cell's uniform."""
+
+    cell: Cell
+    low: float
+    high: float
+
+
+class Point:
+    """Uniforms for one run, inside the box of the given cuts; collects how the run cuts further."""
+
+    def __init__(self, cuts: tuple[Cut, ...]) -> None:
+        self.given = len(cuts)
+        self.cuts = list(cuts)
+        self.others: list[tuple[Cut, ...]] = []  # the neighbouring boxes, still to be visited
+        self._seen = 0
+        self._boxes: dict[Cell, tuple[float, float]] = {cut.cell: (cut.low, cut.high) for cut in cuts}
+        self._cells: dict[float, Cell] = {}
+        self._draws: list[tuple[float, np.ndarray]] = []  # read, but not yet known to matter
+
+    # the three streams, as the engine asks for them
+
+    def draw(self, start: int, n: int) -> Tensor:
+        return self._values("draw", start, n)
+
+    def accept(self, start: int, n: int) -> Tensor:
+        return self._values("accept", start, n)
+
+    def residual(self, start: int, n: int) -> Tensor:
+        return self._values("residual", start, n)
+
+    def _values(self, stream: str, start: int, n: int) -> Tensor:
+        return torch.tensor([self._value((stream, i)) for i in range(start, start + n)], dtype=torch.float64)
+
+    def _value(self, cell: Cell) -> float:
+        """A point well inside the cell's piece that no other cell has."""
+        low, high = self._boxes.get(cell, (0.0, 1.0))
+        share = 0.3 + 0.4 * np.random.default_rng([len(cell[0]), cell[1]]).random()
+        u = low + share * (high - low)
+        assert self._cells.setdefault(u, cell) == cell
+        return u
+
+    # what the engine does with them
+
+    def sample(self, probs: Tensor, u: Tensor) -> Tensor:
+        """In place of `dists.sample`: the same, and take note of the CDF."""
+        ids = SAMPLE(probs, u)
+        rows = probs.reshape(-1, probs.shape[-1]).double().numpy()
+        for row, point, token in zip(rows, u.flatten().tolist(), ids.flatten().tolist(), strict=True):
+            steps = np.concatenate([[0.0], np.cumsum(row) / row.sum()])
+            assert steps[token] <= point < steps[token + 1], "not the inverse of the CDF"
+            self._draws.append((point, steps))
+        return ids
+
+    def verify_block(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
+        """In place of `verify_block`: cut by draft and test in turn up to the first rejection."""
+        k = drafted.shape[0]
+        assert len(self._draws) >= k
+        prob = verify.acceptance(pi[:k], q, drafted)
+        draws = self._draws[len(self._draws) - k :]
+        for (point, steps), u, accept in zip(draws, u_accept.tolist(), prob, strict=True):
+            self._cut(point, steps)
+            self._cut(u, np.array([0.0, accept.item(), 1.0]))
+            if u >= accept:
+                break
+        self._draws.clear()
+        outcome = verify.verify_block(pi, q, drafted, u_accept, u_next)
+        assert torch.equal(outcome.accept_prob, prob)
+        self.settle()
+        return outcome
+
+    def settle(self) -> None:
+        """What was drawn does matter."""
+        for point, steps in self._draws:
+            self._cut(point, steps)
+        self._draws.clear()
+
+    def _cut(self, u: float, steps: np.ndarray) -> None:
+        cell = self._cells[u]
+        if self._seen < self.given:
+            cut = self.cuts[self._seen]
+            assert cut.cell == cell and cut.low <= u < cut.high, "the run is not a function of its uniforms"
+        else:
+            before = tuple(self.cuts)
+            low, high = self._boxes.get(cell, (0.0, 1.0))
+            edges = np.unique(np.clip(steps, low, high))
+            pieces = [Cut(cell, a, b) for a, b in itertools.pairwise(edges) if b - a > THIN]
+            (here,) = [piece for piece in pieces if piece.low <= u < piece.high]
+            self.others += [(*before, piece) for piece in pieces if piece is not here]
+            self.cuts.append(here)
+            self._boxes[cell] = (here.low, here.high)
+        self._seen += 1
+
+    @property
+    def volume(self) -> float:
+        return float(np.prod([high - low for low, high in self._boxes.values()]))
+
+
+SAMPLE = dists.sample
+
+
+def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -> Law:
+    """The law of what `run` returns, its argument being the uniforms of the run."""
+    law: Law = defaultdict(float)
+    stack: list[tuple[Cut, ...]] = [()]
+    for _ in range(max_runs):
+        if not stack:
+            return dict(law)
+        point = Point(stack.pop())
+        with (
+            mock.patch.object(dists, "sample", point.sample),
+            mock.patch.object(_speculation, "verify_block", point.verify_block),
+        ):
+            text = run(point)
+        point.settle()
+        law[text] += point.volume
+        stack += point.others
+    raise AssertionError(f"more than {max_runs} boxes")

@@ -1,0 +1,102 @@
+"""The exact joint law of the first m tokens: of a process of speculative rounds, and of a sequential cascade.
+
+`tables(prefix)` gives the pair of distributions after a prefix of tokens; `rule(pair)` gives pi. Both laws
+map a tuple of m tokens to its probability; tuples of probability 0 are left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.reference.distributions import Row
+from tests.reference.verification import acceptance, residual
+
+Tokens = tuple[int, ...]
+Law = dict[Tokens, float]
+
+
+class Pair(NamedTuple):
+    """What both models say about the next token: q and p warped, q1 and p1 before warping; each [V]."""
+
+    q: Row
+    p: Row
+    q1: Row
+    p1: Row
+
+
+Tables = Callable[[Tokens], Pair]
+Target = Callable[[Pair], Row]
+
+
+def sequential_law(tables: Tables, rule: Target, length: int, prefix: Tokens = ()) -> Law:
+    """The token cascade: the product of pi(x_i | x_<i) along the text."""
+    if length == 0:
+        return {(): 1.0}
+    law: Law = {}
+    for token, prob in enumerate(rule(tables(prefix))):
+        if prob > 0:
+            rest = sequential_law(tables, rule, length - 1, (*prefix, token))
+            law |= {(token, *tail): prob * weight for tail, weight in rest.items()}
+    return law
+
+
+def round_outcomes(
+    tables: Tables, rule: Target, prefix: Tokens, k: int, bonus: Target | None = None
+) -> Iterator[tuple[Tokens, float]]:
+    """Every way one round can go: (emitted tokens, probability), by enumerating drafts and tests.
+
+    `bonus` replaces the distribution of the token after a fully accepted block: only to show that a wrong one
+    is seen.
+    """
+    size = len(tables(prefix).q)
+    for drafted in product(range(size), repeat=k):
+        pairs = [tables(prefix + drafted[:i]) for i in range(k + 1)]
+        pis = [rule(pair) for pair in pairs]
+        chance = float(np.prod([pairs[i].q[x] for i, x in enumerate(drafted)]))  # of drafting this block
+        if chance == 0:
+            continue
+        for i, x in enumerate(drafted):
+            accept = acceptance(pis[i], pairs[i].q, x)
+            for token, weight in enumerate(residual(pis[i], pairs[i].q)):
+                yield (*drafted[:i], token), chance * (1 - accept) * weight
+            chance *= accept
+        for token, weight in enumerate((bonus or rule)(pairs[k])):
+            yield (*drafted, token), chance * weight
+
+
+def speculative_law(
+    tables: Tables,
+    rule: Target,
+    length: int,
+    k: int,
+    prefix: Tokens = (),
+    stop_at_length: bool = False,
+    bonus: Target | None = None,
+) -> Law:
+    """The first `length` tokens of rounds of k drafted tokens each, across round borders.
+
+    stop_at_length: the text ends there, so a round drafts min(k, remaining - 1) tokens; otherwise the text
+    goes on and what a round emits beyond the length is summed out.
+    """
+    if length == 0:
+        return {(): 1.0}
+    drafted = min(k, length - 1) if stop_at_length else k
+    emissions: Law = defaultdict(float)
+    for emitted, weight in round_outcomes(tables, rule, prefix, drafted, bonus):
+        if weight > 0:
+            emissions[emitted[:length]] += weight
+    law: Law = defaultdict(float)
+    for emitted, weight in emissions.items():
+        left = length - len(emitted)
+        tails = speculative_law(tables, rule, left, k, prefix + emitted, stop_at_length, bonus)
+        for tail, more in tails.items():
+            law[emitted + tail] += weight * more
+    return dict(law)
+
+
+def distance(a: Law, b: Law) -> float:
+    """The largest difference of two laws over all texts."""
+    return max(abs(a.get(text, 0.0) - b.get(text, 0.0)) for text in a.keys() | b.keys())
