@@ -13,6 +13,7 @@ from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, l
 from cascli.errors import ConfigError, RunError
 from cascli.models import quantize
 from cascli.models.cache import check_supported
+from cascli.models.few_rows import use_few_rows
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.runner import Runner
 from cascli.models.tokenizer import byte_tokenizer, check_same
@@ -137,6 +138,8 @@ def _load(
         module = _module(model, config, folder, DTYPES[dtype], device)
         if dtype == "int8":
             quantize.to_int8(module)
+        elif dtype == "float32" and device.type == "cpu":
+            use_few_rows(module)
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     module.eval().requires_grad_(False)
