@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
@@ -124,9 +125,12 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
         try:
             config = AutoConfig.for_model(kind, **values)
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"source.random: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"source.random: {_first_line(error)}") from None
     else:
-        config = AutoConfig.from_pretrained(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{model.source}: {_first_line(error)}") from None
     check_supported(config)
     return config
 
@@ -142,6 +146,10 @@ def _load(
             use_few_rows(module)
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
+    except ImportError as error:
+        raise RunError(f"{model.source}: {_first_line(error)}\ndevice_map needs: pip install 'cascli[big]'") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"{model.source}: the weights cannot be loaded: {_first_line(error)}") from None
     module.eval().requires_grad_(False)
     rows = config.get_text_config().vocab_size
     return LoadedModel(module, Runner(module, vocab, device), str(model.source), dtype, device, rows)
@@ -155,6 +163,10 @@ def _module(
     if model.device_map is not None:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -187,7 +199,7 @@ def _read_tokenizer(place: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(place))
     except (OSError, ValueError) as error:
-        raise RunError(f"no tokenizer in {place}: {str(error).splitlines()[0]}") from None
+        raise RunError(f"no tokenizer in {place}: {_first_line(error)}") from None
 
 
 def _same_file(a: Path, b: Path) -> bool:

@@ -17,7 +17,9 @@ TRACES_SHOWN = 3
 
 def print_comparison(found: Comparison, screen: Screen) -> None:
     """The table, then the traces of the first prompts (of the first alone if there are many)."""
-    for table in tables(found.summary, screen.out):
+    for number, table in enumerate(tables(found.summary, screen.out)):
+        if number:
+            screen.out.print()
         screen.out.print(table)
     if screen.quiet:
         return

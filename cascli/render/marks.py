@@ -45,8 +45,9 @@ def heading(spec: str, oracle: bool) -> str:
 
 def visible(text: str) -> str:
     """A token's text with spaces kept and everything unprintable made visible; never empty."""
-    shown = "".join(_sign(char) for char in text)
-    return shown or "∅"
+    if text and not text.strip(" "):
+        return "␣" * len(text)
+    return "".join(_sign(char) for char in text) or "∅"
 
 
 def _sign(char: str) -> str:

