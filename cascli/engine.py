@@ -128,6 +128,11 @@ class Decoding:
             deferral_rate=None if decision is None else float(decision.deferred),
         )
 
+    @property
+    def token_ids(self) -> list[int]:
+        """The answer so far."""
+        return self._answer.token_ids
+
     def run(self) -> Run:
         """The finished run as data."""
         if self._metrics is None or self._answer.finish_reason is None:

@@ -38,6 +38,11 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     return prompts[:limit]
 
 
+def builtin() -> list[Prompt]:
+    """Thirty prompts of our own over six kinds of task, in the order of the file."""
+    return read_prompts(Path(__file__).parent / "data" / "prompts.jsonl")
+
+
 def _parse(line: str, where: str) -> Prompt:
     try:
         data = json.loads(line)

@@ -6,6 +6,7 @@ A number that was not computed is None, never 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,12 @@ from cascli.errors import UsageError
 
 Event = Literal["accepted", "residual", "bonus", "draft", "target"]
 FinishReason = Literal["eos", "length", "stop"]
+
+
+def with_params(name: str, params: Mapping[str, Any]) -> str:
+    """A strategy's name and parameters as one string."""
+    values = ",".join(f"{key}={value}" for key, value in params.items())
+    return f"{name}:{values}" if values else name
 
 
 class Data(BaseModel):
@@ -166,8 +173,7 @@ class Run(Data):
     @property
     def spec(self) -> str:
         """The strategy with its parameters as one string."""
-        values = ",".join(f"{key}={value}" for key, value in self.params.items())
-        return f"{self.strategy}:{values}" if values else self.strategy
+        return with_params(self.strategy, self.params)
 
     @property
     def emitted(self) -> list[Emitted]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cascli import Pair, Run, generate, load_pair
+from cascli.chat import Conversation, encode
 from cascli.errors import ConfigError, RunError, UsageError
-from cascli.jobs.generate import Conversation, encode
 from tests.pairs import model, pair
 
 ALL = [

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cascli import __version__
-from cascli.cli import compare, generate, pairs, pull, show, strategies
+from cascli.cli import compare, generate, pairs, pull, show, strategies, verify
 from cascli.cli.errors import reported
 
 app = typer.Typer(
@@ -18,11 +18,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-DECODE, LOOK = "Decode", "Look things up"
+DECODE, CHECK, LOOK = "Decode", "Check", "Look things up"
 for module, panel in (
     (generate, DECODE),
     (compare, DECODE),
     (show, DECODE),
+    (verify, CHECK),
     (pairs, LOOK),
     (pull, LOOK),
     (strategies, LOOK),

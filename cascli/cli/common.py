@@ -64,12 +64,11 @@ def plan(flags: Flags) -> Plan:
     return Plan(config, settings, view)
 
 
-def chosen(settings: Settings, default: Sequence[str]) -> list[Strategy]:
-    """The strategies to run; `-k` fills in where a strategy's own string does not say."""
+def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
+    """The strategies of these strings; k fills in where a string itself does not say."""
     from cascli.strategies import parse
 
-    texts = settings.strategy or list(default)
-    return [parse(text, settings.num_speculative_tokens) for text in texts]
+    return [parse(text, k) for text in texts]
 
 
 def prompts(argument: str | None, settings: Settings) -> list[Prompt]:

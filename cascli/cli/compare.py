@@ -48,7 +48,7 @@ def command(
     from cascli.render.comparison import print_comparison
 
     plan = common.plan(flags)
-    strategies = common.chosen(plan.settings, DEFAULT_STRATEGIES)
+    strategies = common.chosen(plan.settings.strategy or DEFAULT_STRATEGIES, plan.settings.num_speculative_tokens)
     output = Path(plan.settings.output) if plan.settings.output else None
     if output:
         export.check_suffix(output)

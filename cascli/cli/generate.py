@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """Answer a prompt with one strategy: the answer on stdout, statistics on stderr."""
     plan = common.plan(flags)
-    wanted = common.chosen(plan.settings, [DEFAULT_STRATEGY])
+    wanted = common.chosen(plan.settings.strategy or [DEFAULT_STRATEGY], plan.settings.num_speculative_tokens)
     if len(wanted) > 1:
         raise UsageError("generate runs one strategy; use compare for several.")
     if plan.settings.output:

@@ -61,6 +61,10 @@ class Progress:
         self._bars.update(self._tasks[""], description=name, completed=done, total=total)
         self._title = name
 
+    def say(self, name: str) -> None:
+        """Say what is being done, where there is nothing to count."""
+        self._bars.update(self._tasks[""], description=name)
+
     def tick(self) -> None:
         """Show that the piece of work goes on."""
         self._ticks += 1

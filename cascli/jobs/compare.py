@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from cascli.chat import Conversation, encode
 from cascli.comparison import Comparison, summarise
-from cascli.jobs.generate import Conversation, Watcher, converse, decode, encode, request_for
+from cascli.jobs.generate import Watcher, converse, decode, request_for
 from cascli.models.pair import Pair
 from cascli.settings import Settings
 from cascli.strategies import Strategy

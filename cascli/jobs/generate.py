@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
+from cascli.chat import Conversation, encode
 from cascli.engine import Decoding, Request, Step
 from cascli.errors import UsageError
 from cascli.models.pair import Pair
@@ -15,44 +15,6 @@ from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run
 
 Watcher = Callable[[Step | Handover], None]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What was said so far: pairs of user turn and answer, and the system text if any."""
-
-    system: str | None = None
-    past: tuple[tuple[str, str], ...] = ()
-
-    def messages(self, turn: str) -> list[dict[str, str]]:
-        """The messages for a chat template, ending with the user's turn."""
-        start = [{"role": "system", "content": self.system}] if self.system else []
-        for question, answer in self.past:
-            start += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return [*start, {"role": "user", "content": turn}]
-
-    def with_answer(self, turn: str, answer: str) -> Conversation:
-        """This conversation with one more exchange."""
-        return Conversation(self.system, (*self.past, (turn, answer)))
-
-
-def encode(pair: Pair, turn: str, conversation: Conversation, *, raw: bool = False) -> list[int]:
-    """The prompt's token ids, through the tokenizer's chat template where it has one and `raw` is off.
-
-    Raises:
-        UsageError: the pair has no tokenizer.
-    """
-    tokenizer = pair.tokenizer
-    if tokenizer is None:
-        raise UsageError(
-            f"pair '{pair.name}' has a vocabulary of {pair.vocab} tokens, too small for text; give prompt_ids instead."
-        )
-    if raw or not getattr(tokenizer, "chat_template", None):
-        before = [conversation.system] if conversation.system else []
-        lines = [*before, *(line for exchange in conversation.past for line in exchange), turn]
-        return list(tokenizer("\n".join(lines))["input_ids"])
-    text = tokenizer.apply_chat_template(conversation.messages(turn), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def sampling_of(settings: Settings) -> Sampling:

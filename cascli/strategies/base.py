@@ -12,6 +12,7 @@ from cascli import rules
 from cascli.errors import UsageError, unknown
 from cascli.rules import Rule
 from cascli.settings import first_problem
+from cascli.trace import with_params
 
 if TYPE_CHECKING:
     from cascli.session import Session
@@ -54,6 +55,11 @@ class Strategy:
     def params(self) -> dict[str, Any]:
         """The parameters by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def spec(self) -> str:
+        """The strategy with its parameters as one string, which `parse` reads."""
+        return with_params(self.name, self.params)
 
     @property
     def oracle(self) -> bool:

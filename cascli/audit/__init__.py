@@ -1,0 +1,123 @@
+"""The audit of a pair on this machine: laws, greedy parity, cache, block invariance, tokenizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cascli import rules
+from cascli.audit import joint, law, numerics, parity, tables, tokens
+from cascli.audit.report import Audit, Check, skipped
+from cascli.chat import encode
+from cascli.engine import environment
+from cascli.models.pair import Pair
+from cascli.prompts import builtin
+from cascli.strategies import Strategy, parse
+
+LIKELIEST = 16
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to do."""
+
+    trees: int
+    runs: int
+    deep: bool
+    prompts: int
+    tokens: int
+    rewinds: int
+
+
+QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6)
+FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
+
+
+def default_strategies() -> list[str]:
+    """Speculation with small and large blocks, the sequential cascade, and every rule."""
+    cascades = [f"speculative-cascade:rule={name},k=2" for name in rules.names()]
+    return ["target", "speculative:k=1", "speculative:k=3", "token-cascade", "token-cascade:rule=token-v3", *cascades]
+
+
+def audit(
+    pair: Pair,
+    strategies: Sequence[Strategy] | None = None,
+    *,
+    quick: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Audit:
+    """Check a pair on this machine.
+
+    Args:
+        pair: from `load_pair`.
+        strategies: whose laws to check; by default all kinds.
+        quick: a smaller sample of everything.
+        tell: told what is being checked.
+    """
+    start = time.perf_counter()
+    checks = list(_checks(pair, strategies, QUICK if quick else FULL, tell))
+    return Audit(
+        pair=pair.info,
+        passed=all(check.status != "fail" for check in checks),
+        seconds=time.perf_counter() - start,
+        checks=checks,
+        environment=environment(pair.device),
+    )
+
+
+def _checks(
+    pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, tell: Callable[[str], None]
+) -> Iterator[Check]:
+    tell("tokenizer")
+    yield from tokens.tokens(pair)
+    tell("cache and blocks")
+    numerical = list(numerics.numerics(pair, effort.rewinds))
+    yield from numerical
+    yield from _laws(pair, strategies, effort, tell)
+    if pair.tokenizer is None:
+        yield skipped("parity", "speculative:k=4 against target", "this pair has no tokenizer for the built-in prompts")
+        return
+    tell("greedy parity")
+    yield from parity.parity(
+        pair, builtin()[:: max(30 // effort.prompts, 1)][: effort.prompts], effort.tokens, _tolerance(pair, numerical)
+    )
+
+
+def _laws(
+    pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, tell: Callable[[str], None]
+) -> Iterator[Check]:
+    """Exact laws on the likeliest tokens, then sampled joint laws on the same trees."""
+    chosen = list(strategies) if strategies else [parse(text) for text in default_strategies()]
+    names = None if not strategies else _rule_names(chosen)
+    tell("tabulating the models' distributions")
+    trees = [tables.tabulate(pair, ids, LIKELIEST, 1) for ids in _prompts(pair, effort.trees)]
+    yield from law.worst_of(trees, names)
+    tell("joint law of two tokens")
+    yield from joint.joint_laws(pair, trees[0], chosen, effort.runs)
+    if effort.deep:
+        tell("joint law of three tokens")
+        deep = tables.tabulate(pair, _prompts(pair, 1)[0], LIKELIEST // 3, 2)
+        yield from joint.joint_laws(pair, deep, chosen, effort.runs)
+
+
+def _rule_names(strategies: Sequence[Strategy]) -> list[str]:
+    """The rules that chosen strategies use, `speculative` standing for the exact check."""
+    return [str(strategy.params.get("rule", strategy.name)) for strategy in strategies]
+
+
+def _prompts(pair: Pair, count: int) -> list[list[int]]:
+    """Texts to take real distributions from."""
+    if pair.tokenizer is None:
+        return [[(7 * i + j) % pair.vocab for j in range(4)] for i in range(count)]
+    return [encode(pair, prompt.turns[0]) for prompt in builtin()[::7][:count]]
+
+
+def _tolerance(pair: Pair, numerical: Sequence[Check]) -> float:
+    """The logit margin that rounding may close: fixed in float32, else what the block check saw, twice over."""
+    if pair.target.dtype == "float32":
+        return parity.REAL_IN_FLOAT32
+    seen = [
+        check.statistic or 0.0 for check in numerical if check.kind == "block" and check.subject.startswith("target")
+    ]
+    return max(parity.REAL_IN_FLOAT32, 2 * max(seen, default=0.0) * numerics.LOGIT_SCALE)

@@ -1,0 +1,99 @@
+"""Do whole runs of the real engine follow the joint law of the token cascade? By sampling.
+
+The joint law of the first tokens is the product of pi along every text. It is enumerated, and the engine's
+counts over many seeds are held against it, cell by cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from cascli import dists
+from cascli.audit.report import Check, judged
+from cascli.audit.tables import Text, Tree, replayed
+from cascli.dists import Dists
+from cascli.engine import Decoding, Request
+from cascli.models.pair import Pair
+from cascli.rules.base import Exact, Rule
+from cascli.sampling import Sampling
+from cascli.strategies import Strategy
+
+SIGMAS, SLACK = 6.0, 5.0
+
+
+def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
+    """The probability of every text of `length` tokens: the product of pi along it (temperature 1)."""
+    law: dict[Text, float] = {(): 1.0}
+    for _ in range(length):
+        law = {(*text, i): mass * step for text, mass in law.items() for i, step in enumerate(_pi(tree, rule, text))}
+    return law
+
+
+def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
+    q, p = dists.base(tree.draft[text].unsqueeze(0)), dists.base(tree.target[text].unsqueeze(0))
+    pi: list[float] = rule.apply(Dists(q, p, q, p)).pi[0].tolist()
+    return pi
+
+
+def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[Text]:
+    """How often the engine wrote each text, over `runs` seeds."""
+    counts: Counter[Text] = Counter()
+    for seed in range(runs):
+        request = Request(prompt_ids=[0], sampling=Sampling(1.0), max_new_tokens=length, seed=seed)
+        decoding = Decoding(pair, strategy, request)
+        for _ in decoding.steps():
+            pass
+        counts[tuple(decoding.token_ids)] += 1
+    return counts
+
+
+def deviation(counts: Counter[Text], law: dict[Text, float], runs: int) -> float:
+    """The largest (|count - expected| - SLACK) / sigma over all texts; infinite if an impossible one was written."""
+    if any(law.get(text, 0.0) <= 0 for text in counts):
+        return math.inf
+    worst = 0.0
+    for text, mass in law.items():
+        if mass <= 0:
+            continue
+        sigma = math.sqrt(runs * mass * (1 - mass)) or 1e-300
+        worst = max(worst, (abs(counts[text] - runs * mass) - SLACK) / sigma)
+    return worst
+
+
+def false_alarm(law: dict[Text, float], runs: int) -> float:
+    """A Chernoff bound on the chance that correct counts leave SIGMAS sigma + SLACK at any text."""
+    return min(1.0, sum(_tails(mass, runs) for mass in law.values() if 0 < mass < 1))
+
+
+def _tails(mass: float, runs: int) -> float:
+    reach = (SIGMAS * math.sqrt(runs * mass * (1 - mass)) + SLACK) / runs
+    return sum(math.exp(-runs * _divergence(share, mass)) for share in (mass + reach, mass - reach) if 0 <= share <= 1)
+
+
+def _divergence(a: float, b: float) -> float:
+    """Kullback-Leibler divergence between two coins, in nats."""
+    first = a * math.log(a / b) if a > 0 else 0.0
+    return first + ((1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0)
+
+
+def rule_of(strategy: Strategy) -> Rule | None:
+    """The rule whose law a strategy follows; None for those that have no law of their own to test here."""
+    if strategy.name in ("speculative", "target"):
+        return Exact()
+    return getattr(strategy, "rule", None)
+
+
+def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int) -> Iterator[Check]:
+    """One check a strategy on the texts of the tree."""
+    length = tree.depth + 1
+    small = replayed(pair, tree)
+    for strategy in strategies:
+        rule = rule_of(strategy)
+        if rule is None:
+            continue
+        law = joint_law(tree, rule, length)
+        statistic = deviation(sampled(small, strategy, length, runs), law, runs)
+        detail = f"{runs} runs of {length} tokens, {len(law)} texts"
+        yield judged("joint law", strategy.spec, statistic, SIGMAS, false_alarm(law, runs), detail)

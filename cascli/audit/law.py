@@ -1,0 +1,64 @@
+"""Is the output law of one verification step the pi that the rule promises? Exact, no sampling.
+
+For every drafted token the probability of keeping it, and the distribution drawn from where it is not,
+are taken from the code that decodes; together they are the law of the emitted token. Drafts that are all
+kept lead to a bonus token, whose law is pi itself at the next position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cascli import dists, rules, verify
+from cascli.audit.report import Check, judged
+from cascli.audit.tables import Text, Tree
+from cascli.dists import Dists
+from cascli.rules.base import Exact, Rule
+from cascli.sampling import Sampling
+
+BOUND = 1e-12
+ALPHAS = (-0.5, 0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
+SAMPLINGS = (Sampling(1.0), Sampling(0.6, top_k=10, top_p=0.95))
+
+
+def one_step(pi: Tensor, q: Tensor) -> Tensor:
+    """The exact law `[n, V]` of the first token of a round at n positions: accepted mass plus residual mass."""
+    n, width = q.shape
+    tokens = torch.arange(width)
+    keep = torch.stack([verify.acceptance(pi[i].expand(width, -1), q[i].expand(width, -1), tokens) for i in range(n)])
+    kept = torch.where(q > 0, q * keep, torch.zeros_like(q))
+    rejected = (q - kept).sum(dim=-1, keepdim=True)
+    return kept + rejected * verify.residual(pi, q)
+
+
+def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
+    """Every rule at every alpha that is in its range, and plain speculative decoding."""
+    if names is None or "speculative" in names:
+        yield "speculative", Exact()
+    for name in rules.names():
+        if names is None or name in names:
+            kind: Any = rules.load(name)
+            yield from ((name, kind(alpha=alpha)) for alpha in ALPHAS)
+
+
+def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Iterator[Check]:
+    """One check a rule: the largest |law - pi| over positions, alphas and samplings."""
+    worst: dict[str, float] = {}
+    draft, target = (torch.cat([torch.stack(list(table.values())) for table in tables]) for tables in _tables(trees))
+    for name, rule in all_rules(names):
+        for sampling in SAMPLINGS:
+            q, p = dists.warp(draft, sampling), dists.warp(target, sampling)
+            pi = rule.apply(Dists(q, p, dists.base(draft), dists.base(target))).pi
+            error = float((one_step(pi, q) - pi).abs().max())
+            worst[name] = max(worst.get(name, 0.0), error)
+    for name, error in worst.items():
+        alphas = "" if name == "speculative" else f" x {len(ALPHAS)} alphas"
+        yield judged("law", name, error, BOUND, 0.0, f"{len(draft)} positions x {len(SAMPLINGS)} samplings{alphas}")
+
+
+def _tables(trees: Sequence[Tree]) -> tuple[list[dict[Text, Tensor]], list[dict[Text, Tensor]]]:
+    return [tree.draft for tree in trees], [tree.target for tree in trees]

@@ -1,0 +1,89 @@
+"""Does the cache drift, and do logits depend on the block that a token is verified in?
+
+Differences are relative: the largest |difference| of logits over their largest magnitude.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cascli.audit.report import Check, judged
+from cascli.models.pair import LoadedModel, Pair
+
+BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-1}
+"""What rounding may do to logits, by precision; a cache that is off by one token does more than any of these."""
+LOGIT_SCALE = 30.0
+"""About the largest magnitude of a language model's logits: turns a relative difference into a margin."""
+LONGEST_WINDOW = 512
+BLOCK = 8
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest magnitude."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-9))
+
+
+def numerics(pair: Pair, steps: int) -> Iterator[Check]:
+    """Cache and block checks of both models."""
+    for role, model in (("draft", pair.draft), ("target", pair.target)):
+        yield cache(role, model, pair.vocab, steps)
+        yield block(role, model, pair.vocab)
+
+
+def window(model: LoadedModel) -> int | None:
+    """The model's sliding window in tokens, if it has one."""
+    config = model.model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    size = getattr(config, "sliding_window", None)
+    return int(size) if size and (kinds is None or "sliding_attention" in kinds) else None
+
+
+@torch.inference_mode()
+def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
+    """Read and rewind at random, and compare the logits with those of a fresh forward over the whole text."""
+    rng, runner = random.Random(0), model.runner
+    slides = window(model)
+    reach = slides is not None and slides <= LONGEST_WINDOW
+    text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
+    runner.reset()
+    runner.forward(_ids(text, model), 1)
+    worst = 0.0
+    for _ in range(steps):
+        keep = rng.randint(max(len(text) - 6, 1), len(text))
+        runner.truncate(keep)
+        fresh_tokens = [rng.randrange(vocab) for _ in range(rng.randint(1, BLOCK))]
+        text = text[:keep] + fresh_tokens
+        got = runner.forward(_ids(fresh_tokens, model), len(fresh_tokens))
+        whole = model.model(input_ids=_ids(text, model).unsqueeze(0), use_cache=False, logits_to_keep=len(fresh_tokens))
+        worst = max(worst, difference(got, whole.logits[0, :, :vocab].to(got.device)))
+    runner.reset()
+    note = f"{steps} rewinds, up to {len(text)} tokens"
+    if slides is not None:
+        note += f", {'beyond' if reach else 'not beyond'} its window of {slides}"
+    return judged("cache", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, note)
+
+
+@torch.inference_mode()
+def block(role: str, model: LoadedModel, vocab: int) -> Check:
+    """The same tokens read one by one, and in one block of each size."""
+    rng, runner = random.Random(1), model.runner
+    prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
+    tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
+    runner.reset()
+    runner.forward(prompt, 1)
+    alone = torch.cat([runner.forward(tokens[i : i + 1], 1) for i in range(BLOCK)])
+    worst = 0.0
+    for n in range(2, BLOCK + 1):
+        runner.truncate(len(prompt))
+        worst = max(worst, difference(runner.forward(tokens[:n], n), alone[:n]))
+    runner.reset()
+    detail = f"blocks of 2 to {BLOCK} against single tokens"
+    return judged("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
+
+
+def _ids(tokens: list[int], model: LoadedModel) -> Tensor:
+    return torch.tensor(tokens, device=model.device)

@@ -1,0 +1,78 @@
+"""Is greedy speculation the target's own answer? And if not, is it a tie, rounding, or a bug?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from cascli.audit.report import Check
+from cascli.chat import encode
+from cascli.comparison import first_divergence
+from cascli.engine import Decoding, Request
+from cascli.models.pair import Pair
+from cascli.prompts import Prompt
+from cascli.sampling import Sampling
+from cascli.strategies import Strategy, parse
+from cascli.text import Speller
+from cascli.trace import Run
+
+TIE = 1e-6
+REAL_IN_FLOAT32 = 1e-3
+
+
+def greedy(pair: Pair, strategy: Strategy, ids: Sequence[int], tokens: int) -> Run:
+    """One greedy run."""
+    decoding = Decoding(pair, strategy, Request(prompt_ids=ids, sampling=Sampling(0.0), max_new_tokens=tokens))
+    for _ in decoding.steps():
+        pass
+    return decoding.run()
+
+
+@torch.inference_mode()
+def margin(pair: Pair, ids: Sequence[int]) -> float:
+    """How far the target's best logit stands above its second after a text, read in one piece."""
+    pair.target.runner.reset()
+    logits = pair.target.runner.forward(torch.tensor(ids, device=pair.device), 1)
+    best, second = logits[0].double().topk(2).values.tolist()
+    return float(best - second)
+
+
+def verdict(gap: float, tolerance: float) -> str:
+    """A difference at a top-2 margin: tie, numerical, or real."""
+    return "tie" if gap <= TIE else "numerical" if gap <= tolerance else "real"
+
+
+def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float) -> Iterator[Check]:
+    """One check over all prompts; each difference that is not exact is named.
+
+    `tolerance` is the logit margin up to which rounding may swap the two best tokens.
+    """
+    target, speculative = parse("target"), parse("speculative:k=4")
+    worst, notes = 0.0, []
+    for prompt in prompts:
+        ids = encode(pair, prompt.turns[0])
+        theirs, ours = (greedy(pair, strategy, ids, tokens) for strategy in (target, speculative))
+        place = first_divergence(ours, theirs)
+        if place is None:
+            continue
+        gap = margin(pair, [*ids, *theirs.token_ids[:place]])
+        worst = max(worst, gap)
+        swap = f"{_named(pair, ours, theirs, place)}, margin {gap:.1g}: {verdict(gap, tolerance)}"
+        notes.append(f"{prompt.id} #{place + 1}: {swap}")
+    detail = "; ".join(notes) or f"{len(prompts)} prompts x {tokens} tokens, no difference"
+    yield Check(
+        kind="parity",
+        subject="speculative:k=4 against target",
+        status="pass" if worst <= tolerance else "fail",
+        statistic=worst,
+        bound=tolerance,
+        false_alarm=0.0,
+        detail=detail,
+    )
+
+
+def _named(pair: Pair, ours: Run, theirs: Run, place: int) -> str:
+    spell = Speller(pair.tokenizer).token
+    words = [spell(run.token_ids[place]) if place < len(run.token_ids) else "(end)" for run in (ours, theirs)]
+    return f"{words[0]!r} instead of {words[1]!r}"

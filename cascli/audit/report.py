@@ -1,0 +1,58 @@
+"""What an audit found, as plain data. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cascli.trace import Data, PairInfo
+
+Status = Literal["pass", "fail", "skipped"]
+
+
+class Check(Data):
+    """One question and its answer."""
+
+    kind: str
+    """law, joint law, parity, cache, block or tokenizer."""
+    subject: str
+    status: Status
+    statistic: float | None = None
+    bound: float | None = None
+    false_alarm: float | None = None
+    """An upper bound on the probability that correct code fails this check; 0 if no chance is involved."""
+    detail: str = ""
+
+
+class Audit(Data):
+    """All checks of a pair on one machine."""
+
+    schema_name: Literal["cascli.verify/1"] = Field("cascli.verify/1", alias="schema")
+    pair: PairInfo
+    passed: bool
+    seconds: float
+    checks: list[Check]
+    environment: dict[str, str]
+
+    def to_json(self) -> str:
+        """This audit as one JSON document."""
+        return self.model_dump_json(by_alias=True)
+
+
+def judged(kind: str, subject: str, statistic: float, bound: float, false_alarm: float, detail: str = "") -> Check:
+    """A check that passes if its statistic is a number and does not exceed its bound."""
+    return Check(
+        kind=kind,
+        subject=subject,
+        status="pass" if statistic <= bound else "fail",
+        statistic=statistic,
+        bound=bound,
+        false_alarm=false_alarm,
+        detail=detail,
+    )
+
+
+def skipped(kind: str, subject: str, why: str) -> Check:
+    """A check that could not be made, and why."""
+    return Check(kind=kind, subject=subject, status="skipped", detail=why)

@@ -1,0 +1,115 @@
+"""A pair's real distributions on a small tree of texts, and runners that replay them.
+
+The vocabulary is cut to the tokens that the two models together find most likely after a prompt. With
+the logits of every text over them tabulated once, the real engine can be run thousands of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cascli.models.pair import LoadedModel, Pair
+
+Text = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Logits `[width]` in float64 of both models after a prompt and every text of up to `depth` tokens."""
+
+    width: int
+    depth: int
+    draft: dict[Text, Tensor]
+    target: dict[Text, Tensor]
+
+    def texts(self, length: int) -> Iterator[Text]:
+        """All texts of a length."""
+        return product(range(self.width), repeat=length)
+
+
+@torch.inference_mode()
+def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> Tree:
+    """Run both models over the prompt and every text of up to `depth` of the `width` likeliest tokens."""
+    prompt = torch.tensor(prompt_ids, device=pair.device)
+    firsts = [_after(model, prompt) for model in (pair.draft, pair.target)]
+    likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
+    draft, target = (_table(model, prompt, likely, depth) for model in (pair.draft, pair.target))
+    return Tree(len(likely), depth, draft, target)
+
+
+def _after(model: LoadedModel, prompt: Tensor) -> Tensor:
+    model.runner.reset()
+    return model.runner.forward(prompt, 1)[0].double()
+
+
+def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> dict[Text, Tensor]:
+    """Logits after every text, walking the tree depth first so that each text costs one token."""
+    found: dict[Text, Tensor] = {(): _after(model, prompt)[likely]}
+    base = len(prompt)
+
+    def walk(text: Text) -> None:
+        if len(text) == depth:
+            return
+        for i in range(len(likely)):
+            model.runner.truncate(base + len(text))
+            longer = (*text, i)
+            found[longer] = model.runner.forward(likely[i : i + 1], 1)[0].double()[likely]
+            walk(longer)
+
+    walk(())
+    return {text: logits.cpu() for text, logits in found.items()}
+
+
+class TableRunner:
+    """Reads a text and answers from a table; the text's first token stands for the prompt.
+
+    Beyond the table's depth, where no answer that is counted depends on it, the logits are flat.
+    """
+
+    def __init__(self, table: dict[Text, Tensor], width: int) -> None:
+        self._table, self._flat = table, torch.zeros(width, dtype=torch.float64)
+        self._read: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+        return len(self._read)
+
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, width]` after each of the last rows of the text."""
+        self._read += ids.tolist()
+        ends = range(len(self._read) - rows + 1, len(self._read) + 1)
+        return torch.stack([self._table.get(tuple(self._read[1:end]), self._flat) for end in ends])
+
+    def truncate(self, length: int) -> None:
+        """Forget what comes after `length` tokens."""
+        del self._read[length:]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._read.clear()
+
+
+def replayed(pair: Pair, tree: Tree) -> Pair:
+    """The pair with its models replaced by their tables; its prompt is the single token 0."""
+    cpu = torch.device("cpu")
+
+    def model(loaded: LoadedModel, table: dict[Text, Tensor]) -> LoadedModel:
+        reader: Any = TableRunner(table, tree.width)
+        return replace(loaded, runner=reader, device=cpu, rows=tree.width)
+
+    return replace(
+        pair,
+        draft=model(pair.draft, tree.draft),
+        target=model(pair.target, tree.target),
+        tokenizer=None,
+        vocab=tree.width,
+        eos_ids=frozenset(),
+        context=None,
+    )

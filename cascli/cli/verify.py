@@ -1,0 +1,51 @@
+"""cascli verify: the statistical and numerical audit of a pair on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cascli.cli import common
+from cascli.cli.options import Flags, with_shared
+from cascli.errors import CheckFailed
+
+NAME = "verify"
+EXAMPLE = (
+    "Example: cascli verify --quick[bold] · [/]cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt --json"
+)
+
+
+@with_shared(
+    "config", "device", "dtype", "offline", "strategy", "num_speculative_tokens", "json", "output", "quiet", "color"
+)
+def command(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller sample of everything.")] = False,
+    flags: Flags,
+) -> None:
+    """Check that this pair on this machine follows the laws it claims; exit 1 if it does not."""
+    from pathlib import Path
+
+    from cascli.cli.progress import Progress
+    from cascli.render import export
+    from cascli.render.audit import audit_table, verdict
+
+    plan = common.plan(flags)
+    chosen = common.chosen(flags.given.strategy or [], plan.settings.num_speculative_tokens)
+    if plan.settings.output:
+        export.check_suffix(Path(plan.settings.output), (".json",))
+    pair = plan.load()
+    with Progress(plan.screen, "verifying", counted=True) as progress:
+        from cascli.audit import audit
+
+        found = audit(pair, chosen or None, quick=quick, tell=progress.say)
+    if plan.settings.json_output:
+        print(found.to_json())
+    elif not plan.screen.quiet:
+        plan.screen.out.print(audit_table(found.checks, plan.screen.out))
+    if plan.settings.output:
+        export.write(Path(plan.settings.output), found.to_json() + "\n")
+    if not found.passed:
+        raise CheckFailed(verdict(found))
+    plan.screen.note(verdict(found))
