@@ -26,3 +26,16 @@ def pair(vocab: int = 300, draft_vocab: int | None = None, **more: Any) -> dict[
     """A pair as a mapping; `more` changes the config of both models."""
     draft = model(1, draft_vocab or vocab, **more)
     return {"name": "test", "draft": draft, "target": model(2, vocab, **more)}
+
+
+GEMMA = {"head_dim": 16, "sliding_window": 9, "num_hidden_layers": 4, "query_pre_attn_scalar": 16}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "mistral": {"model_type": "mistral", "sliding_window": 9, "head_dim": 16},
+    "gemma2": {"model_type": "gemma2", **GEMMA},
+    "gemma3_text": {"model_type": "gemma3_text", **GEMMA},
+    "gpt_neox": {"model_type": "gpt_neox"},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+}

@@ -8,11 +8,12 @@ the end of its buffer that its window can see.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from cascli.errors import RunError
@@ -124,6 +125,18 @@ def _layer_like(layer: Any, config: PreTrainedConfig) -> RewindLayer:
     )
 
 
+def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
+    """The names that the forward of this config's causal language model takes.
+
+    Raises:
+        RunError: transformers has no causal language model for the config.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise RunError(f"model type '{config.model_type}' is not a causal language model that transformers knows.")
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
 def check_supported(config: PreTrainedConfig) -> None:
     """Refuse models that this cache cannot serve, before their weights are loaded.
 
@@ -135,9 +148,10 @@ def check_supported(config: PreTrainedConfig) -> None:
             f"model type '{config.model_type}' is an encoder-decoder; cascli runs decoder-only models.\n"
             "Choose a decoder-only pair: see `cascli pairs`."
         )
-    if not DynamicCache(config=config).layers:
+    if "past_key_values" not in forward_parameters(config):
         raise RunError(
-            f"model type '{config.model_type}' tells nothing of its attention layers, so it cannot be rewound."
+            f"model type '{config.model_type}' has no key-value cache, so it cannot be rewound after a rejected draft;\n"
+            "use a model with plain or sliding-window attention."
         )
     with torch.device("meta"):
-        RewindCache(config)
+        RewindCache(config.get_text_config())

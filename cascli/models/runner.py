@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,6 +25,7 @@ class Runner:
         self.device = device
         self._input_device = model.get_input_embeddings().weight.device
         self._cache = RewindCache(model.config.get_text_config())
+        self._takes = inspect.signature(model.forward).parameters
 
     @property
     def length(self) -> int:
@@ -35,14 +39,14 @@ class Runner:
         Issues no host synchronisation of its own.
         """
         n = ids.shape[0]
-        positions = torch.arange(self.length, self.length + n, device=self._input_device)
-        output = self.model(
-            input_ids=ids.to(self._input_device).unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=rows,
-        )
+        more: dict[str, Any] = {}
+        if "position_ids" in self._takes:
+            positions = torch.arange(self.length, self.length + n, device=self._input_device)
+            more["position_ids"] = positions.unsqueeze(0)
+        if "logits_to_keep" in self._takes:
+            more["logits_to_keep"] = rows
+        batch = ids.to(self._input_device).unsqueeze(0)
+        output = self.model(input_ids=batch, past_key_values=self._cache, use_cache=True, **more)
         return output.logits[0, -rows:, : self.vocab].to(self.device)
 
     def truncate(self, length: int) -> None:
