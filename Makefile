@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick quality format schema readme clean
+.PHONY: help install demo test test-oldest test-quick quality format schema readme clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,11 @@ demo: install ## Fetch the embedded pair (1.6 GB, once) and compare all strategi
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-oldest: ## Run the whole test suite on the oldest supported torch and transformers (downloads gigabytes)
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-quick: install ## Run the tests that need no weights and little time
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow and not weights"

@@ -150,8 +150,8 @@ def check_supported(config: PreTrainedConfig) -> None:
         )
     if "past_key_values" not in forward_parameters(config):
         raise RunError(
-            f"model type '{config.model_type}' has no key-value cache, so it cannot be rewound after a rejected draft;\n"
-            "use a model with plain or sliding-window attention."
+            f"model type '{config.model_type}' has no key-value cache,"
+            " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
         )
     with torch.device("meta"):
         RewindCache(config.get_text_config())

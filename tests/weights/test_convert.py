@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -70,14 +72,15 @@ def test_agrees_with_the_stock_loading(made):
 
 def test_tokenizer_agrees_with_the_stock_loading(made):
     ours = AutoTokenizer.from_pretrained(made.folder)
-    stock = AutoTokenizer.from_pretrained(made.gguf.parent, gguf_file=made.gguf.name)
     chat = [{"role": "user", "content": "hello"}]
-    for text in TEXTS:
-        assert ours.decode(ours(text).input_ids) == text
+    assert all(ours.decode(ours(text).input_ids) == text for text in TEXTS)
+    # Stock loading of 5.17 fails on files without a BOS id and ignores user-defined tokens: no reference there.
+    if Version(transformers.__version__) >= Version("5.23"):
+        stock = AutoTokenizer.from_pretrained(made.gguf.parent, gguf_file=made.gguf.name)
         if made.tiny.pre == "qwen2":  # the stock loading drops the digit split of smollm
-            assert ours(text).input_ids == stock(text).input_ids
-    template = {"add_generation_prompt": True, "tokenize": False}
-    assert ours.apply_chat_template(chat, **template) == stock.apply_chat_template(chat, **template)
+            assert all(ours(text).input_ids == stock(text).input_ids for text in TEXTS)
+        template = {"add_generation_prompt": True, "tokenize": False}
+        assert ours.apply_chat_template(chat, **template) == stock.apply_chat_template(chat, **template)
     assert ours.eos_token == "<|im_end|>"
     assert ours.pad_token == "<|endoftext|>"
     assert ours.decode(ours("<|im_start|>a<tool>").input_ids, skip_special_tokens=True) == "a<tool>"
