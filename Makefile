@@ -46,6 +46,9 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+readme: install ## Run the architecture tests and write their table into the README
+	$(BIN)/python -m tests.matrix
+
 schema: install ## Write the JSON Schema of the pair files
 	$(BIN)/python -m tests.schema
 

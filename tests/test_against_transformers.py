@@ -19,7 +19,8 @@ from tests.pairs import ARCHITECTURES, model
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 GREEDY = ["target", "speculative:k=1", "speculative:k=4", "token-cascade:rule=diff,alpha=-1"]
-SAMPLES, OURS = 2000, 600
+SAMPLES, OURS = 2000, 400
+WARPINGS = [(1.0, 0), (0.7, 5), (1.3, 6)]
 WIDTH = 8
 
 
@@ -47,9 +48,8 @@ def test_lossless_strategies_write_what_transformers_writes(name: str, strategy:
     assert run.metrics.lossless
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("gemma2", "gemma3_text", "mistral")])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_assisted_generation_agrees(name: str) -> None:
-    """Where no window slides; beyond one, transformers' own rollback differs between releases."""
     shape = ARCHITECTURES[name]
     pair = load_pair({"draft": model(1, 64, **shape), "target": model(2, 64, **shape)})
     [wanted] = theirs(pair, PROMPT, assisted=True, max_new_tokens=40, do_sample=False)
@@ -116,9 +116,10 @@ def assert_follows(texts: Iterable[tuple[int, ...]], law: dict[tuple[int, ...], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "temperature", "top_k"), [("llama", 1.0, 0), ("gemma2", 0.7, 5), ("gpt2", 1.3, 6)])
-def test_sampled_texts_follow_one_law_here_and_there(name: str, temperature: float, top_k: int) -> None:
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sampled_texts_follow_one_law_here_and_there(name: str) -> None:
     shape = ARCHITECTURES[name]
+    temperature, top_k = WARPINGS[len(name) % 3]
     pair = load_pair({"draft": model(1, WIDTH, **shape), "target": model(2, WIDTH, **shape)})
     law = joint_law(pair, temperature, top_k)
     assert sum(law.values()) == pytest.approx(1)

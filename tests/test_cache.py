@@ -9,20 +9,11 @@ import torch
 
 from cascli import load_pair
 from cascli.models.runner import Runner
-from tests.pairs import model
-
-COMMON = {"bos_token_id": None, "eos_token_id": None, "initializer_range": 0.5}
-SHAPES = {
-    "llama": {},
-    "gemma2": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 7, "num_hidden_layers": 4},
-    "mistral": {"model_type": "mistral", "sliding_window": 5, "head_dim": 16},
-    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
-    "gpt_neox": {"model_type": "gpt_neox"},
-}
+from tests.pairs import ARCHITECTURES, model
 
 
 def runner(name: str) -> Runner:
-    both = {"draft": model(1, 40, **SHAPES[name]), "target": model(2, 40, **SHAPES[name])}
+    both = {"draft": model(1, 40, **ARCHITECTURES[name]), "target": model(2, 40, **ARCHITECTURES[name])}
     return load_pair(both).target.runner
 
 
@@ -31,7 +22,7 @@ def fresh(run: Runner, ids: torch.Tensor) -> torch.Tensor:
     return run.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_after_random_truncations_equal_a_fresh_forward(name: str) -> None:
     run, rng = runner(name), random.Random(name)
     text: list[int] = []

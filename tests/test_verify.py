@@ -1,0 +1,155 @@
+"""cascli verify: it passes on what is right, and fails on what is planted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cascli import Pair, audit, dists, load_pair, verify
+from cascli.audit import joint, law, numerics, parity, tables
+from cascli.audit.report import Audit, Check, judged
+from cascli.cli.app import app
+from cascli.prompts import builtin
+from cascli.rules.base import Exact
+from cascli.strategies import parse
+from tests.pairs import ARCHITECTURES, model, pair
+
+RUNS = 1500
+
+
+@pytest.fixture(scope="module")
+def tree(text_pair: Pair) -> tables.Tree:
+    return tables.tabulate(text_pair, [72, 105], width=6, depth=1)
+
+
+def test_the_tree_holds_the_models_own_logits(text_pair: Pair, tree: tables.Tree) -> None:
+    assert len(tree.target) == 1 + 6
+    with torch.inference_mode():
+        whole = text_pair.target.model(torch.tensor([[72, 105]])).logits[0, -1, : text_pair.vocab].double()
+    shares = tree.target[()].softmax(-1)
+    assert all(float((whole - value).abs().min()) < 1e-4 for value in tree.target[()])
+    assert shares.sum() == pytest.approx(1)
+
+
+def test_replayed_models_answer_from_the_table(text_pair: Pair, tree: tables.Tree) -> None:
+    small = tables.replayed(text_pair, tree)
+    runner = small.draft.runner
+    runner.reset()
+    rows = runner.forward(torch.tensor([0, 3]), 2)
+    assert torch.equal(rows, torch.stack([tree.draft[()], tree.draft[(3,)]]))
+    runner.truncate(1)
+    assert torch.equal(runner.forward(torch.tensor([5]), 1)[0], tree.draft[(5,)])
+    assert text_pair.draft.runner is not runner
+
+
+def test_joint_law_is_a_distribution(tree: tables.Tree) -> None:
+    found = joint.joint_law(tree, Exact(), 2)
+    assert len(found) == 36
+    assert sum(found.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_laws_hold(text_pair: Pair, tree: tables.Tree) -> None:
+    exact = list(law.worst_of([tree]))
+    assert {check.subject for check in exact} >= {"speculative", "chow", "token-v3"}
+    strategies = [parse(text) for text in ("speculative:k=2", "speculative-cascade:rule=token-v1,k=2", "token-cascade")]
+    sampled = list(joint.joint_laws(text_pair, tree, strategies, RUNS))
+    assert all(check.status == "pass" for check in exact + sampled)
+    assert all(check.false_alarm is not None and check.false_alarm < 1e-4 for check in sampled)
+
+
+def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "residual", lambda pi, q: pi)
+    assert any(check.status == "fail" for check in law.worst_of([tree]))
+
+
+def test_a_wrong_acceptance_fails_the_joint_law(
+    text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "acceptance", lambda pi, q, drafted: torch.ones(len(drafted), dtype=pi.dtype))
+    [check] = joint.joint_laws(text_pair, tree, [parse("speculative:k=2")], RUNS)
+    assert check.status == "fail"
+
+
+def test_an_impossible_text_fails_whatever_its_count() -> None:
+    from collections import Counter
+
+    assert joint.deviation(Counter({(1,): 1}), {(0,): 1.0, (1,): 0.0}, 1) == float("inf")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_numerics_pass_on_every_architecture(name: str) -> None:
+    shape = ARCHITECTURES[name]
+    loaded = load_pair({"draft": model(1, 300, **shape), "target": model(2, 300, **shape)})
+    checks = list(numerics.numerics(loaded, steps=8))
+    assert [check.status for check in checks] == ["pass"] * 4
+    if "sliding_window" in shape:
+        assert "beyond its window" in checks[0].detail
+        assert "not beyond" not in checks[0].detail
+
+
+def test_a_rewind_that_is_off_by_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_pair(pair(300))
+    honest = loaded.target.runner.truncate
+    monkeypatch.setattr(loaded.target.runner, "truncate", lambda length: honest(max(length - 1, 0)))
+    assert numerics.cache("target", loaded.target, loaded.vocab, 4).status == "fail"
+
+
+def test_parity_names_a_difference_and_judges_it(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = builtin()[:2]
+    [same] = parity.parity(text_pair, prompts, 12, 1e-3)
+    assert same.status == "pass"
+    assert "no difference" in same.detail
+    monkeypatch.setattr(verify, "acceptance", lambda pi, q, drafted: torch.ones(len(drafted), dtype=pi.dtype))
+    [other] = parity.parity(text_pair, prompts, 12, 1e-3)
+    assert other.status == "fail"
+    assert "instead of" in other.detail
+    assert "real" in other.detail
+    assert (parity.verdict(0, 1e-3), parity.verdict(1e-4, 1e-3), parity.verdict(1e-2, 1e-3)) == (
+        "tie",
+        "numerical",
+        "real",
+    )
+
+
+def test_not_a_number_is_a_failure() -> None:
+    assert judged("cache", "x", float("nan"), 1.0, 0.0).status == "fail"
+
+
+def test_audit_without_a_tokenizer_skips_what_needs_one(id_pair: Pair) -> None:
+    small = replace(audit.QUICK, runs=200)
+    found = list(audit._checks(id_pair, [parse("speculative")], small, lambda _: None))
+    assert [check.kind for check in found if check.status == "skipped"] == ["tokenizer", "parity"]
+    assert all(check.status != "fail" for check in found)
+
+
+def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setattr(audit, "QUICK", replace(audit.QUICK, runs=200))
+    run = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "--json"])
+    assert run.exit_code == 0
+    found = Audit.model_validate_json(run.stdout)
+    assert found.passed
+    assert {check.kind for check in found.checks} == {"tokenizer", "cache", "block", "law", "joint law", "parity"}
+    assert json.loads(run.stdout)["schema"] == "cascli.verify/1"
+    table = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2"])
+    assert table.exit_code == 0
+    assert "joint law" in table.stdout
+    assert "none failed" in table.stderr
+
+
+def test_a_failed_check_exits_1(clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setattr(audit, "QUICK", replace(audit.QUICK, runs=200))
+    clean_env.setattr(verify, "residual", lambda pi, q: pi)
+    run = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick"])
+    assert run.exit_code == 1
+    assert "failed: law of" in run.stderr
+    assert "fail" in run.stdout
+
+
+def test_dists_is_what_the_engine_samples_with() -> None:
+    """Planted bugs above replace functions of these modules; the engine must look them up there."""
+    assert verify.dists is dists
+    assert Check.__module__ == "cascli.audit.report"
