@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError
 
 from cascli.errors import UsageError
+from cascli.explain import Explanation
 from cascli.statistics import bootstrap_interval, median
 from cascli.trace import Data, Run
 
@@ -54,6 +55,8 @@ class Comparison(Data):
     schema_name: Literal["cascli.compare/1"] = Field("cascli.compare/1", alias="schema")
     runs: list[Run]
     summary: list[Row]
+    explanation: Explanation | None = None
+    """Why the fastest strategy that drafts is not faster."""
 
     def to_json(self, indent: int | None = None) -> str:
         """This comparison as one JSON document."""

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from cascli import Pair, generate, load_pair
 from tests.pairs import ARCHITECTURES, model
@@ -51,6 +53,8 @@ def test_lossless_strategies_write_what_transformers_writes(name: str, strategy:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_assisted_generation_agrees(name: str) -> None:
     shape = ARCHITECTURES[name]
+    if "sliding_window" in shape and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("before 5.23 transformers' own assisted generation fails beyond a sliding window (its #48280)")
     pair = load_pair({"draft": model(1, 64, **shape), "target": model(2, 64, **shape)})
     [wanted] = theirs(pair, PROMPT, assisted=True, max_new_tokens=40, do_sample=False)
     run = generate(pair, prompt_ids=PROMPT, strategy="speculative:k=3", max_new_tokens=40, temperature=0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cascli.chat import Conversation, encode
 from cascli.comparison import Comparison, summarise
+from cascli.explain import explain
 from cascli.jobs.generate import Watcher, converse, decode, request_for
 from cascli.models.pair import Pair
 from cascli.settings import Settings
@@ -52,7 +53,8 @@ def compare(
                 started += 1
                 by_strategy[column] += converse(pair, strategy, turns, settings, watch)
         done.append(by_strategy)
-    return Comparison(runs=list(_flat(done[0])), summary=summarise(done))
+    found = list(_flat(done[0]))
+    return Comparison(runs=found, summary=summarise(done), explanation=explain(found))
 
 
 def _flat(by_strategy: Sequence[Sequence[Run]]) -> Iterator[Run]:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from cascli.comparison import Comparison
 from cascli.render.console import Screen
+from cascli.render.explanation import sentence
 from cascli.render.table import tables
 from cascli.render.trace import side_by_side
 from cascli.trace import Run
@@ -23,6 +24,8 @@ def print_comparison(found: Comparison, screen: Screen) -> None:
         screen.out.print(table)
     if screen.quiet:
         return
+    if found.explanation is not None:
+        screen.out.print(Text("\n" + sentence(found.explanation)))
     groups = list(by_prompt(found.runs))
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:

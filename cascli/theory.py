@@ -1,0 +1,37 @@
+"""Closed forms of speculation's speed. No torch.
+
+a is the probability that a drafted token passes its test, c the time of a draft step over a target step, v the
+time of a target call over a whole block over a target step (Leviathan et al. 2023, theorem 3.8, with v = 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+LONGEST_BLOCK = 32
+
+
+def expected_tokens(a: float, k: int) -> float:
+    """Tokens per round, the residual or bonus token included: (1 - a^(k+1)) / (1 - a)."""
+    return float(k + 1) if a >= 1 else (1 - a ** (k + 1)) / (1 - a)
+
+
+def speed_up(a: float, k: int, c: float, v: float = 1.0) -> float:
+    """Speed relative to the target alone: tokens per round over the round's cost in target steps."""
+    return expected_tokens(a, k) / (c * k + v)
+
+
+def best_k(a: float, c: float, v: Callable[[int], float] = lambda _: 1.0) -> int:
+    """The block length of the greatest speed-up; the smaller one of equals."""
+    return max(range(1, LONGEST_BLOCK + 1), key=lambda k: (speed_up(a, k, c, v(k)), -k))
+
+
+def break_even(k: int, c: float, v: float = 1.0) -> float | None:
+    """The acceptance from which blocks of k pay off; None if even full acceptance does not."""
+    if speed_up(1.0, k, c, v) < 1:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if speed_up(middle, k, c, v) >= 1 else (middle, high)
+    return high

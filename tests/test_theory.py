@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from cascli import Pair, theory
+from cascli.explain import explain
+from cascli.jobs.compare import compare
+from cascli.render.explanation import sentence
+from cascli.settings import Settings, resolve
+from cascli.strategies import parse
+
+
+@pytest.mark.parametrize(("a", "k", "gain"), [(0.6, 3, 1.67), (0.8, 6, 2.47), (0.9, 10, 3.43)])
+def test_known_values_at_c_one_tenth(a: float, k: int, gain: float) -> None:
+    assert theory.best_k(a, 0.1) == k
+    assert theory.speed_up(a, k, 0.1) == pytest.approx(gain, abs=0.005)
+
+
+def test_expected_tokens() -> None:
+    assert theory.expected_tokens(0.8, 3) == pytest.approx(2.952)
+    assert theory.expected_tokens(1.0, 4) == 5
+    assert theory.expected_tokens(0.0, 4) == 1
+
+
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.7])
+def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
+    assert theory.break_even(1, c) == pytest.approx(c)
+    assert theory.speed_up(c + 0.01, theory.best_k(c + 0.01, c), c) > 1
+    assert theory.speed_up(c - 0.01, theory.best_k(c - 0.01, c), c) < 1
+
+
+def test_break_even_may_not_exist() -> None:
+    assert theory.break_even(4, 1.0, 2.0) is None
+
+
+def test_explanation_adds_up(text_pair: Pair) -> None:
+    settings = resolve(Settings(max_new_tokens=40, temperature=1, seed=1))
+    strategies = [parse(text) for text in ("target", "draft", "speculative:k=3", "speculative-cascade:rule=diff,k=3")]
+    found = compare(text_pair, [["hello"]], strategies, settings)
+    why = explain(found.runs)
+    assert why is not None
+    run = next(run for run in found.runs if run.spec == why.strategy)
+    assert why.tokens_per_round == pytest.approx(len(run.token_ids) / run.metrics.num_rounds)
+    assert 0 <= why.acceptance <= 1
+    assert why.without_it >= why.predicted_speed_up
+    assert why.predicted_speed_up == pytest.approx(
+        theory.expected_tokens(why.acceptance, 3) / (why.c * run.metrics.draft_calls / run.metrics.num_rounds + why.v)
+    )
+    assert "Predicted" in sentence(why)
+    assert explain(found.runs[1:]) is None
+    assert explain(found.runs[:2]) is None
