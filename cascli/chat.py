@@ -42,6 +42,22 @@ def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, r
     if raw or not getattr(tokenizer, "chat_template", None):
         before = [conversation.system] if conversation.system else []
         lines = [*before, *(line for exchange in conversation.past for line in exchange), turn]
-        return list(tokenizer("\n".join(lines))["input_ids"])
-    text = tokenizer.apply_chat_template(conversation.messages(turn), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(_clean("\n".join(lines)))["input_ids"])
+    try:
+        text = tokenizer.apply_chat_template(conversation.messages(turn), tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        raise UsageError(f"the pair's chat template refuses this conversation: {error}\nTry --raw.") from None
+    return list(tokenizer(_clean(text), add_special_tokens=False)["input_ids"])
+
+
+def _clean(text: str) -> str:
+    """The text, if it is valid Unicode.
+
+    Raises:
+        UsageError: it holds bytes or surrogates that stand for no character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is not valid UTF-8 (at character {error.start + 1}).") from None
+    return text

@@ -27,6 +27,7 @@ class Clock:
         self._totals: dict[str, float] = {"prefill": 0.0, "draft": 0.0, "verify": 0.0}
         self._at_last_round = dict(self._totals)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._away = 0.0
         self._synchronise()
         self._start = time.perf_counter()
 
@@ -60,9 +61,16 @@ class Clock:
         self._at_last_round = dict(self._totals)
         return RoundSeconds(draft=draft, verify=verify)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that those who watch the run take."""
+        start = time.perf_counter()
+        yield
+        self._away += time.perf_counter() - start
+
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return time.perf_counter() - self._start
+        return time.perf_counter() - self._start - self._away
 
     def finish(self) -> Seconds:
         """The account of the whole run; its four parts add up to the total."""

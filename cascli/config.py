@@ -190,35 +190,34 @@ def load_config(source: str | Path | Mapping[str, Any]) -> PairConfig:
 
 def _validated(data: dict[str, Any], where: str) -> PairConfig:
     try:
-        return PairConfig.model_validate(_with_sources(data))
+        return PairConfig.model_validate(_with_sources(data, where))
     except ValidationError as error:
         known = _known_keys(tuple(error.errors()[0]["loc"]))
         key, message = first_problem(error, known)
         raise ConfigError(f"{where}: {key}: {message}") from None
 
 
-def _with_sources(data: dict[str, Any]) -> dict[str, Any]:
+def _with_sources(data: dict[str, Any], where: str) -> dict[str, Any]:
     """Validate each source as its own kind first, so that an error speaks of that kind alone."""
     result = dict(data)
     for role in ("draft", "target"):
         model = result.get(role)
-        if isinstance(model, Mapping) and isinstance(model.get("source"), Mapping):
-            result[role] = dict(model) | {"source": _source(model["source"], role)}
+        if isinstance(model, Mapping) and "source" in model:
+            result[role] = dict(model) | {"source": _source(model["source"], f"{where}: {role}.source")}
     return result
 
 
-def _source(value: Mapping[str, Any], role: str) -> _Strict:
-    kinds = [kind for kind in SOURCE_KINDS if kind in value]
-    if len(kinds) != 1:
-        raise ConfigError(
-            f"{role}.source: needs exactly one of the keys {', '.join(SOURCE_KINDS)} (got {', '.join(map(str, value))})"
-        )
+def _source(value: object, where: str) -> _Strict:
+    kinds = [kind for kind in SOURCE_KINDS if isinstance(value, Mapping) and kind in value]
+    if not isinstance(value, Mapping) or len(kinds) != 1:
+        got = ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
+        raise ConfigError(f"{where}: needs exactly one of the keys {', '.join(SOURCE_KINDS)} (got {got or 'none'})")
     kind = SOURCE_KINDS[kinds[0]]
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:
         key, message = first_problem(error, kind.model_fields)
-        raise ConfigError(f"{role}.source.{key}: {message}") from None
+        raise ConfigError(f"{where}.{key}: {message}") from None
 
 
 def _known_keys(location: tuple[int | str, ...]) -> Iterator[str]:

@@ -76,7 +76,8 @@ def sample(probs: Tensor, u: Tensor) -> Tensor:
     total = cdf[..., -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
     point = torch.minimum(u.to(cdf).unsqueeze(-1) * total, below)
-    return torch.searchsorted(cdf, point, right=True).squeeze(-1)
+    # Clamped for rows that are not numbers, which the session reports: an id out of range would end a GPU's context.
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
 
 
 def total_variation(a: Tensor, b: Tensor) -> Tensor:

@@ -77,12 +77,16 @@ class Decoding:
         first_token: float | None = None
         for item in self.strategy.decode(session):
             if isinstance(item, Handover):
-                yield self._decided(item)
+                first_token = None if item.deferred else first_token
+                decision = self._decided(item)
+                with session.clock.paused():
+                    yield decision
                 continue
             step = Step(*self._answer.add(item))
             session.finish_reason = self._answer.finish_reason
             first_token = first_token or session.clock.elapsed()
-            yield step
+            with session.clock.paused():
+                yield step
         self._close(session, first_token)
 
     def _decided(self, decision: Handover) -> Handover:

@@ -27,7 +27,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
         UsageError: a missing file, a line that is not such an object, or no prompt at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ except once a round, in `Session.fetch`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cascli import dists
 from cascli.clock import Clock, Phase
+from cascli.errors import RunError
 from cascli.sampling import Sampling
 from cascli.trace import FinishReason
 
@@ -59,6 +61,12 @@ class Lane:
     text: Tensor
     prompt_length: int
     calls: int = 0
+    health: Tensor = field(init=False)
+    """0-dim on the device: stays finite as long as every logit that was read is a number."""
+
+    def __post_init__(self) -> None:
+        """Begin in good health."""
+        self.health = torch.zeros((), dtype=torch.float32, device=self.text.device)
 
     def read(self, end: int, rows: int = 1) -> Tensor:
         """Read the text up to token `end` and return the last `rows` rows of logits, `[rows, V]`.
@@ -75,6 +83,7 @@ class Lane:
         with self.clock.span(self.phase):
             logits = self.runner.forward(self.text[self.runner.length : end], rows)
         self.calls += 1
+        self.health = torch.maximum(self.health, logits.amax().float())
         return logits
 
     def rewind(self, length: int) -> None:
@@ -145,9 +154,20 @@ class Session:
         self.length = self.prompt_length
         self.finish_reason = None
 
+    def fetch(self, *columns: Tensor) -> list[list[float]]:
+        """Bring several short tensors to the host in one transfer; ids stay exact as float64.
+
+        Raises:
+            RunError: a model's logits were not finite numbers.
+        """
+        values = self._transfer(*columns, self.draft.health, self.target.health)
+        for role, [health] in zip(("draft", "target"), values[-2:], strict=True):
+            if not math.isfinite(health):
+                raise RunError(f"the {role} model's logits are not finite numbers; try --dtype bfloat16 or float32.")
+        return values[:-2]
+
     @staticmethod
-    def fetch(*columns: Tensor) -> list[list[float]]:
-        """Bring several short tensors to the host in one transfer; ids stay exact as float64."""
+    def _transfer(*columns: Tensor) -> list[list[float]]:
         flat = torch.cat([column.reshape(-1).double() for column in columns]).tolist()
         result, start = [], 0
         for column in columns:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cascli.errors import UsageError, unknown
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3,k=4"
+DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
+"""With k = 4 unless a flag, the environment or the pair's file says otherwise."""
 
 
 def _as_list(value: object) -> object:

@@ -1,6 +1,6 @@
 """A run as plain data: who wrote which token and why, to and from JSON without loss.
 
-Fields can be read as attributes or, in a notebook, by their JSON names: `run.metrics["rounds"]`.
+Fields can be read as attributes or, in a notebook, by their JSON names: `run.metrics["num_rounds"]`.
 A number that was not computed is None, never 0.
 """
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cascli import dists
-from cascli.audit.report import Check, judged
+from cascli.audit.report import Check, judged, skipped
 from cascli.audit.tables import Text, Tree, replayed
 from cascli.dists import Dists
 from cascli.engine import Decoding, Request
@@ -92,6 +92,7 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
     for strategy in strategies:
         rule = rule_of(strategy)
         if rule is None:
+            yield skipped("joint law", strategy.spec, "it follows no rule's law")
             continue
         law = joint_law(tree, rule, length)
         statistic = deviation(sampled(small, strategy, length, runs), law, runs)

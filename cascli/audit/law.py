@@ -8,6 +8,7 @@ kept lead to a bonus token, whose law is pi itself at the next position.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
     for name in rules.names():
         if names is None or name in names:
             kind: Any = rules.load(name)
-            yield from ((name, kind(alpha=alpha)) for alpha in ALPHAS)
+            takes_alpha = "alpha" in {field.name for field in fields(kind)}
+            yield from ((name, kind(alpha=alpha)) for alpha in ALPHAS) if takes_alpha else [(name, kind())]
 
 
 def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Iterator[Check]:

@@ -1,6 +1,6 @@
 """Does the cache drift, and do logits depend on the block that a token is verified in?
 
-Differences are relative: the largest |difference| of logits over their largest magnitude.
+Differences are relative: the root mean square of a row's difference over that of its logits, at the worst row.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from torch import Tensor
 from cascli.audit.report import Check, judged
 from cascli.models.pair import LoadedModel, Pair
 
-BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-1}
-"""What rounding may do to logits, by precision; a cache that is off by one token does more than any of these."""
+BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2.5e-1}
+"""What rounding may do to logits, by precision.
+
+On the embedded pair rounding did at most 9e-6, 0.03 (bfloat16) and 0.14 (int8, whose 8-bit activations turn the last
+bit of an attention sum into a whole step); a cache that is off by one token did 0.41 or more in every precision.
+"""
 LOGIT_SCALE = 30.0
 """About the largest magnitude of a language model's logits: turns a relative difference into a margin."""
 LONGEST_WINDOW = 512
@@ -23,8 +27,9 @@ BLOCK = 8
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference over the largest magnitude."""
-    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-9))
+    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`."""
+    off = (a.double() - b.double()).pow(2).mean(dim=-1)
+    return float((off / b.double().pow(2).mean(dim=-1).clamp_min(1e-18)).max().sqrt())
 
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:
@@ -58,8 +63,8 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
         fresh_tokens = [rng.randrange(vocab) for _ in range(rng.randint(1, BLOCK))]
         text = text[:keep] + fresh_tokens
         got = runner.forward(_ids(fresh_tokens, model), len(fresh_tokens))
-        whole = model.model(input_ids=_ids(text, model).unsqueeze(0), use_cache=False, logits_to_keep=len(fresh_tokens))
-        worst = max(worst, difference(got, whole.logits[0, :, :vocab].to(got.device)))
+        whole = model.model(input_ids=_ids(text, model).unsqueeze(0), use_cache=False).logits[0]
+        worst = max(worst, difference(got, whole[-len(fresh_tokens) :, :vocab].to(got.device)))
     runner.reset()
     note = f"{steps} rewinds, up to {len(text)} tokens"
     if slides is not None:

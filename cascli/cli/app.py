@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cascli import __version__
 from cascli.cli import compare, generate, pairs, pull, show, strategies, verify
-from cascli.cli.errors import reported
+from cascli.cli.errors import INTERRUPTED, USAGE, reported, silence_stdout
 
 app = typer.Typer(
     name="cascli",
@@ -51,5 +54,36 @@ def root(
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: every error is one or two lines, whoever found it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - closed with the process
+    sys.exit(run())
+
+
+def run() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        silence_stdout()
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("cascli: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        # typer brings its own copy of click in some releases, so usage errors are known by what they can do.
+        message = getattr(error, "format_message", None)
+        if message is None or not message():
+            show = getattr(error, "show", None)
+            if show is None:
+                raise
+            show()
+        else:
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "cascli"
+            print(f"cascli: {message()}\nSee {path} --help.", file=sys.stderr)
+        return USAGE

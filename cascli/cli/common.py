@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Plan:
     config: PairConfig
     settings: Settings
     screen: Screen
+    dtype: str | None
+    """From a flag or the environment; without one each model's own entry in the pair's file decides."""
 
     def load(self) -> Pair:
         """Load the pair, with progress on stderr.
@@ -43,10 +46,15 @@ class Plan:
             return load_pair(
                 self.config,
                 device=self.settings.device,
-                dtype=self.settings.dtype,
+                dtype=self.dtype,
                 offline=self.settings.offline,
                 report=progress.report,
             )
+
+
+def pair_name(given: str | None) -> str:
+    """The pair of a flag, of `CASCLI_CONFIG`, or the default."""
+    return given or os.environ.get("CASCLI_CONFIG") or DEFAULT_PAIR
 
 
 def plan(flags: Flags) -> Plan:
@@ -55,13 +63,11 @@ def plan(flags: Flags) -> Plan:
     Raises:
         UsageError: a bad value anywhere.
     """
-    import os
-
     environment = from_environment()
-    config = load_config(flags.config or os.environ.get("CASCLI_CONFIG") or DEFAULT_PAIR)
+    config = load_config(pair_name(flags.config))
     settings = resolve(flags.given, environment, config.defaults)
     view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
-    return Plan(config, settings, view)
+    return Plan(config, settings, view, flags.given.dtype or environment.dtype)
 
 
 def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
@@ -84,14 +90,20 @@ def prompts(argument: str | None, settings: Settings) -> list[Prompt]:
     if argument is None and sys.stdin is not None and not sys.stdin.isatty():
         argument = "-"
     if argument == "-":
-        argument = sys.stdin.read().rstrip("\n")
+        argument = _from_stdin()
     if not argument:
         raise UsageError(
             "no prompt: give one as an argument, on stdin, or with --prompts FILE.jsonl.\n"
             'For example: cascli generate "Who is Buzz Aldrin?"'
-            'For example: cascli generate "Who is Buzz Aldrin?"'
         )
     return [Prompt((argument,))]
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError:
+        raise UsageError("stdin is not UTF-8 text.") from None
 
 
 def _quiet_libraries() -> None:

@@ -9,7 +9,7 @@ import typer
 
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import CheckFailed
+from cascli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from cascli.comparison import Comparison
@@ -49,6 +49,7 @@ def command(
 
     plan = common.plan(flags)
     strategies = common.chosen(plan.settings.strategy or DEFAULT_STRATEGIES, plan.settings.num_speculative_tokens)
+    _check_request(strategies, min_speedup)
     output = Path(plan.settings.output) if plan.settings.output else None
     if output:
         export.check_suffix(output)
@@ -91,6 +92,16 @@ def as_file(found: Comparison, suffix: str) -> str:
     if suffix == ".json":
         return found.to_json() + "\n"
     return export.markdown(found.summary) if suffix == ".md" else export.to_csv(found.summary)
+
+
+def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
+    """Refuse what could not be shown or checked."""
+    specs = [strategy.spec for strategy in strategies]
+    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if twice:
+        raise UsageError(f"strategy '{twice}' is given twice.")
+    if min_speedup is not None and not (min_speedup > 0 and "target" in specs and len(specs) > 1):
+        raise UsageError("--min-speedup needs a positive number, the strategy target, and another one.")
 
 
 def _check(found: Comparison, require_lossless: bool, min_speedup: float | None) -> None:

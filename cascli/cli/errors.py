@@ -15,6 +15,7 @@ from cascli.errors import CascliError
 
 INTERRUPTED = 130
 RUNTIME = 3
+USAGE = 2
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,7 +28,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
         except BrokenPipeError:
-            _silence_stdout()
+            silence_stdout()
             raise typer.Exit(0) from None
         except CascliError as error:
             _debug()
@@ -71,6 +72,6 @@ def _runtime_message(error: Exception) -> str:
     return f"{first}\nCASCLI_DEBUG=1 shows where this happened."
 
 
-def _silence_stdout() -> None:
+def silence_stdout() -> None:
     """A reader went away (`cascli ... | head`): say nothing, also not when Python flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -39,7 +39,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes
         ),
     ),
-    "offline": (bool, _option("--offline", panel=MODELS, help="Fail rather than download.")),
+    "offline": (bool, _option("--offline/--no-offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (
         list[str],
         _option(
@@ -52,22 +52,25 @@ SHARED: dict[str, tuple[Any, Any]] = {
     ),
     "num_speculative_tokens": (
         int,
-        _option("--num-speculative-tokens", "-k", panel=STRATEGY, help="Drafted tokens a round, 1 to 64. [default: 4]"),
+        _option("--num-speculative-tokens", "-k", panel=STRATEGY, help="Drafted tokens a round, 1 to 64. (default 4)"),
     ),
-    "max_new_tokens": (int, _option("--max-new-tokens", panel=SAMPLING, help="Longest answer. [default: 64]")),
-    "temperature": (float, _option("--temperature", panel=SAMPLING, help="0 is greedy. [default: the pair's, else 1]")),
+    "max_new_tokens": (int, _option("--max-new-tokens", panel=SAMPLING, help="Longest answer. (default 64)")),
+    "temperature": (float, _option("--temperature", panel=SAMPLING, help="0 is greedy. (default the pair's, else 1)")),
     "top_k": (int, _option("--top-k", panel=SAMPLING, help="Keep the k most likely tokens; 0 is off.")),
     "top_p": (float, _option("--top-p", panel=SAMPLING, help="Keep the smallest set of this mass; 1 is off.")),
-    "seed": (int, _option("--seed", panel=SAMPLING, help="Seed of the run's own random numbers. [default: 0]")),
+    "seed": (int, _option("--seed", panel=SAMPLING, help="Seed of the run's own random numbers. (default 0)")),
     "stop": (list[str], _option("--stop", panel=SAMPLING, help="End the answer before this text; may be repeated.")),
     "system": (str, _option("--system", panel=PROMPT, help="System text for the chat template.")),
-    "raw": (bool, _option("--raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
+    "raw": (bool, _option("--raw/--no-raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
     "prompts": (str, _option("--prompts", panel=PROMPT, help="JSONL file: 'prompt' or 'turns' on each line.")),
     "limit": (int, _option("--limit", panel=PROMPT, help="Take only the first N prompts of the file.")),
-    "json": (bool, _option("--json", panel=OUTPUT, help="Print one JSON document instead of text.")),
+    "json": (bool, _option("--json/--no-json", panel=OUTPUT, help="Print one JSON document instead of text.")),
     "output": (str, _option("--output", "-o", panel=OUTPUT, help="Also write the result to this file.")),
-    "quiet": (bool, _option("--quiet", "-q", panel=OUTPUT, help="Print the essential result only.")),
-    "verbose": (bool, _option("--verbose", "-v", panel=OUTPUT, help="Show what was rejected, and more detail.")),
+    "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print the essential result only.")),
+    "verbose": (
+        bool,
+        _option("--verbose/--no-verbose", "-v", panel=OUTPUT, help="Show what was rejected, and more detail."),
+    ),
     "color": (str, _option("--color", panel=OUTPUT, help="auto, always or never.", autocompletion=complete.colors)),
 }
 

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from cascli.cli import complete
+from cascli.cli.common import pair_name
 from cascli.cli.options import Flags, with_shared
-from cascli.config import DEFAULT_PAIR, RandomSource, load_config
+from cascli.config import RandomSource, load_config
 from cascli.render.console import screen
 from cascli.settings import from_environment, resolve
 
@@ -18,7 +19,10 @@ EXAMPLE = "Example: cascli pull qwen2.5-coder"
 
 @with_shared("offline", "quiet", "color")
 def command(
-    pair: Annotated[str, typer.Argument(help="Pair name or YAML file.", autocompletion=complete.pairs)] = DEFAULT_PAIR,
+    pair: Annotated[
+        str | None,
+        typer.Argument(help="Pair name or YAML file; without one the default pair.", autocompletion=complete.pairs),
+    ] = None,
     *,
     flags: Flags,
 ) -> None:
@@ -26,7 +30,7 @@ def command(
     from cascli.cli.progress import Progress
     from cascli.weights import store
 
-    config = load_config(pair)
+    config = load_config(pair_name(pair))
     settings = resolve(flags.given, from_environment(), config.defaults)
     view = screen(settings.color or "auto", quiet=bool(settings.quiet))
     for role, model in (("draft", config.draft), ("target", config.target)):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError
 from cascli.settings import from_environment, resolve
+
+if TYPE_CHECKING:
+    from cascli.trace import Run
 
 NAME = "show"
 EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
@@ -28,10 +31,10 @@ def command(
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
     text = read(file)
+    kind = schema_of(text, file)
     if settings.json_output:
         print(text.strip())
         return
-    kind = schema_of(text, file)
     if kind == "cascli.compare/1":
         from cascli.comparison import Comparison
         from cascli.render.comparison import print_comparison
@@ -39,11 +42,27 @@ def command(
         print_comparison(Comparison.from_json(text), view)
         return
     from cascli.render.run import print_run
+
+    for run in runs_in(text, kind, file):
+        print_run(run, view)
+
+
+def runs_in(text: str, kind: str, file: Path) -> list[Run]:
+    """The runs of a saved document.
+
+    Raises:
+        UsageError: it does not hold what its schema promises.
+    """
     from cascli.trace import Run
 
-    documents = json.loads(text)["runs"] if kind == "cascli.runs/1" else [json.loads(text)]
-    for document in documents:
-        print_run(Run.from_json(json.dumps(document)), view)
+    document = json.loads(text)
+    parts = document.get("runs") if kind == "cascli.runs/1" else [document]
+    if not isinstance(parts, list):
+        raise UsageError(f"{file}: 'runs' should be a list of runs")
+    try:
+        return [Run.from_json(json.dumps(part)) for part in parts]
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
 
 
 def read(file: Path) -> str:

@@ -1,1 +1,1 @@
-"""What the commands do, for Python too: generate, compare, pull."""
+"""What the commands do, for Python too: generate and compare."""

@@ -14,6 +14,7 @@ from cascli.strategies import Strategy
 from cascli.trace import Run
 
 WARM_UP_TOKENS = 4
+"""At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
 Begin = Callable[[Strategy, int], None]
 
 
@@ -64,7 +65,7 @@ def _flat(by_strategy: Sequence[Sequence[Run]]) -> Iterator[Run]:
 
 
 def _warm_up(pair: Pair, turn: str, strategies: Sequence[Strategy], settings: Settings) -> None:
-    short = settings.model_copy(update={"max_new_tokens": WARM_UP_TOKENS})
     ids = encode(pair, turn, Conversation(settings.system), raw=bool(settings.raw))
     for strategy in strategies:
-        decode(pair, strategy, request_for(short, ids))
+        tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+        decode(pair, strategy, request_for(settings.model_copy(update={"max_new_tokens": tokens}), ids))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from cascli.errors import RunError
+from cascli.errors import ConfigError, RunError
 
 _FIRST_CAPACITY = 256
 
@@ -142,6 +142,7 @@ def check_supported(config: PreTrainedConfig) -> None:
 
     Raises:
         RunError: an encoder-decoder model, or one whose layers cannot be rewound.
+        ConfigError: a model without layers.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise RunError(
@@ -154,4 +155,6 @@ def check_supported(config: PreTrainedConfig) -> None:
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
         )
     with torch.device("meta"):
-        RewindCache(config.get_text_config())
+        layers = RewindCache(config.get_text_config()).layers
+    if not layers:
+        raise ConfigError(f"source.random: a '{config.model_type}' of these values has no layers.")

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
-from cascli.errors import ConfigError, RunError
+from cascli.errors import CascliError, ConfigError, RunError
 from cascli.models import quantize
 from cascli.models.cache import check_supported
 from cascli.models.few_rows import use_few_rows
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.runner import Runner
 from cascli.models.tokenizer import byte_tokenizer, check_same
+from cascli.settings import checked
 
 if TYPE_CHECKING:
     from cascli.weights.store import Report
@@ -46,21 +56,22 @@ def load_pair(
         ConfigError: a bad pair file, or two models whose tokenizers differ.
         RunError: weights, memory or device are not to be had.
     """
+    checked({key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
     config = source if isinstance(source, PairConfig) else load_config(source)
     defaults = config.defaults
     where = choose_device(device or defaults.device or "auto")
     offline = defaults.offline or False if offline is None else offline
     folders = {role: _folder(model, offline, report) for role, model in _roles(config)}
-    tokenizer = _tokenizer(config, folders)
+    tokenizer, shared = _tokenizer(config, folders)
     configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
     vocab = min(cfg.get_text_config().vocab_size for cfg in configs.values())
     if tokenizer is not None and len(tokenizer) > vocab and folders["draft"] is None and folders["target"] is None:
         tokenizer = None
-    vocab = min(vocab, len(tokenizer)) if tokenizer is not None else vocab
+    vocab = min(vocab, shared) if tokenizer is not None else vocab
     models = {}
     for role, model in _roles(config):
-        asked = dtype if dtype not in (None, "auto") else model.dtype
-        kind = choose_dtype(asked if asked != "auto" else defaults.dtype or "auto", where)
+        in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
+        kind = choose_dtype(in_file if dtype is None else dtype, where)
         models[role] = _load(model, configs[role], folders[role], kind, where, vocab)
     target = models["target"]
     return Pair(
@@ -91,6 +102,8 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise RunError(f"device '{name}': torch {torch.__version__} sees {count} CUDA devices; use --device cpu.")
+        # Events and capability questions speak of the current device.
+        torch.cuda.set_device(device)
     return device
 
 
@@ -103,7 +116,7 @@ def choose_dtype(name: str, device: torch.device) -> str:
     if name == "auto":
         if device.type == "cpu":
             return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if name == "int8" and device.type != "cpu":
         raise RunError("--dtype int8 runs on a CPU only; use bfloat16 on a GPU.")
     return name
@@ -122,10 +135,12 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
     if isinstance(model.source, RandomSource):
         values = dict(model.source.random)
         kind = values.pop("model_type")
-        try:
+        if kind not in CONFIG_MAPPING:
+            near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"source.random: transformers has no model_type '{kind}'{hint}")
+        with _bad_config_is_an_error():
             config = AutoConfig.for_model(kind, **values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"source.random: {_first_line(error)}") from None
     else:
         try:
             config = AutoConfig.from_pretrained(folder)
@@ -160,7 +175,7 @@ def _module(
 ) -> PreTrainedModel:
     if isinstance(model.source, RandomSource):
         return _random(config, model.source.seed, dtype, device)
-    if model.device_map is not None:
+    if model.device_map is not None and device.type == "cuda":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
 
@@ -169,16 +184,27 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+@contextmanager
+def _bad_config_is_an_error() -> Iterator[None]:
+    """Whatever a transformers config or model says of bad values is a fault of the pair's file."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, CascliError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"source.random: {type(error).__name__}: {_first_line(error)}") from None
+
+
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A model with weights drawn from `seed`; torch's global random state is put back afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device):
+    with _bad_config_is_an_error(), torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> Any:
-    """The pair's tokenizer: the target's, after a check against the draft's."""
+def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> tuple[Any, int]:
+    """The pair's tokenizer, which is the target's, and how many ids the draft's has in common with it."""
     found = {}
     for role, model in _roles(config):
         place = folders[role]
@@ -187,12 +213,13 @@ def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> Any:
         if place is not None:
             found[role] = place
     if not found:
-        return byte_tokenizer()
+        tokenizer = byte_tokenizer()
+        return tokenizer, len(tokenizer)
     if len(found) == 2 and not _same_file(found["draft"], found["target"]):
         target = _read_tokenizer(found["target"])
-        check_same(_read_tokenizer(found["draft"]), target)
-        return target
-    return _read_tokenizer(found.get("target") or found["draft"])
+        return target, check_same(_read_tokenizer(found["draft"]), target)
+    tokenizer = _read_tokenizer(found.get("target") or found["draft"])
+    return tokenizer, len(tokenizer)
 
 
 def _read_tokenizer(place: Path) -> Any:
@@ -211,7 +238,8 @@ def _same_file(a: Path, b: Path) -> bool:
 def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
     """The ids that end a text: what transformers' `generate` would stop at for the target.
 
-    A model directory that names none falls back on its tokenizer; a random model that names none has none.
+    A model directory that names none falls back on its tokenizer; a random model has what its config says, where
+    transformers' default for a family (2 for Llama) counts too: `eos_token_id: null` switches it off.
     """
     generation = getattr(target, "generation_config", None)
     found = getattr(generation, "eos_token_id", None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,15 @@ class Screen:
     @property
     def live(self) -> bool:
         """Whether a person watches the answer grow."""
-        return self.out.is_terminal
+        return self.out.file.isatty()
+
+    def write(self, text: str) -> None:
+        """Print part of an answer: byte for byte in a pipe, without control sequences on a terminal."""
+        if self.live:
+            self.out.print(Text(text.replace("\x1b", "␛")), end="", soft_wrap=True)
+        else:
+            self.out.file.write(text)
+        self.out.file.flush()
 
     def note(self, text: str) -> None:
         """Say something beside the result, unless quiet."""
@@ -35,11 +44,17 @@ class Screen:
             self.err.print(text, style="dim", markup=False, highlight=False)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command end quietly; rich itself would exit with 1, which means that a check failed."""
+        raise BrokenPipeError
+
+
 def _console(file: TextIO, color: str) -> Console:
     wanted = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
     if wanted:
-        return Console(file=file, highlight=False, force_terminal=True if color == "always" else None)
-    return Console(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
+        return _Console(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
+    return _Console(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
 
 
 def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -> Screen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES) -> None:
         raise UsageError(f"--output {path}: " + unknown("suffix", path.suffix, allowed))
     if not path.parent.is_dir():
         raise UsageError(f"--output {path}: no such folder: {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--output {path}: is a folder, or cannot be written")
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -13,7 +13,7 @@ from cascli.trace import Round, Run
 
 def print_run(run: Run, screen: Screen) -> None:
     """The answer on stdout; with -v every round and its verdicts; the numbers on stderr."""
-    screen.out.print(Text(run.text), soft_wrap=True)
+    screen.write(run.text + "\n")
     if run.handover is not None:
         screen.note(describe_handover(run.handover))
     if screen.verbose and not screen.quiet:

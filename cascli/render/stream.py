@@ -17,7 +17,7 @@ class AnswerStream:
 
     def __init__(self, screen: Screen, *, tentative: bool, mixed: bool) -> None:
         self._screen = screen
-        self._hold = tentative and not screen.live
+        self._holds = self._hold = tentative and not screen.live
         self._mixed = mixed
         self._held: list[str] = []
         self._last = "\n"
@@ -31,7 +31,7 @@ class AnswerStream:
         elif self._hold:
             self._held += pieces
         else:
-            self._say(Text("".join(pieces)))
+            self._write("".join(pieces))
 
     def _rejected_before(self, step: Round, place: int) -> None:
         """With -v, the drafted token that a residual token replaced, struck through."""
@@ -41,7 +41,7 @@ class AnswerStream:
     def _look(self, token: Emitted, piece: str) -> Text:
         look = LOOKS[token.event]
         if self._screen.colored:
-            return Text(piece, style=look.style)
+            return Text(piece.replace("\x1b", "␛"), style=look.style)
         return Text(look.marked(piece) if self._mixed and piece.strip() else piece)
 
     def _say(self, text: Text) -> None:
@@ -50,22 +50,28 @@ class AnswerStream:
             self._screen.out.file.flush()
             self._last = text.plain[-1]
 
+    def _write(self, text: str) -> None:
+        if text:
+            self._screen.write(text)
+            self._last = text[-1]
+
     def handover(self, decision: Handover) -> None:
         """Show what a sequence-level cascade decided."""
         if self._screen.live:
             self._end_line()
         elif not decision.deferred:
-            self._say(Text("".join(self._held)))
+            self._write("".join(self._held))
         self._held, self._hold = [], False
         self._screen.note(describe_handover(decision))
 
     def _end_line(self) -> None:
         if self._last != "\n":
-            self._say(Text("\n"))
+            self._write("\n")
 
     def end(self) -> None:
-        """Finish the line."""
+        """Finish the line, ready for the next answer."""
         self._end_line()
+        self._hold = self._holds
 
 
 def describe_handover(decision: Handover) -> str:

@@ -30,10 +30,11 @@ class Cell:
 def cells(run: Run) -> list[Cell]:
     """The answer of a run position by position."""
     found = []
+    speculates = run.metrics.num_draft_tokens > 0
     for step in run.rounds:
         for i, token in enumerate(step.emitted):
             replaced = step.drafted[i].text if token.event == "residual" and i < len(step.drafted) else None
-            found.append(Cell(token, replaced, starts_round=i == 0 and bool(step.drafted)))
+            found.append(Cell(token, replaced, starts_round=i == 0 and speculates))
     return found
 
 
