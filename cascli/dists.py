@@ -80,6 +80,11 @@ def sample(probs: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
 
 
+def at(rows: Tensor, tokens: Tensor) -> Tensor:
+    """The entry `[n]` of each row of `[n, V]` at its token `[n]`."""
+    return rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
 def total_variation(a: Tensor, b: Tensor) -> Tensor:
     """Total variation `[...]` between distributions `[..., V]`: the mass that `a` has above `b`."""
     return (a - b).clamp_min(0).sum(dim=-1)

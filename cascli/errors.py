@@ -35,6 +35,11 @@ class RunError(CascliError):
     """Weights, memory, disk or device failed while running (exit code 3)."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, or the error's name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is not a known `kind`, list what exists and suggest the nearest.
 

@@ -15,6 +15,11 @@ def names(package: ModuleType) -> list[str]:
     return sorted(name.replace("_", "-") for name in found if name != "base" and not name.startswith("_"))
 
 
+def name_of(kind: type) -> str:
+    """The name that a plug-in's class has by its file."""
+    return kind.__module__.rpartition(".")[2].replace("_", "-")
+
+
 def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     """The one subclass of `parent` that the plug-in's file defines.
 

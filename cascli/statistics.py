@@ -19,9 +19,4 @@ def bootstrap_interval(
     return medians[int(tail * resamples)], medians[int((1 - tail) * resamples) - 1]
 
 
-def is_noisy(values: Sequence[float], *, tolerance: float = 0.25) -> bool:
-    """Whether repeated times spread so much that the machine was busy with something else."""
-    return len(values) >= 2 and max(values) > (1 + tolerance) * median(values)
-
-
-__all__ = ["bootstrap_interval", "is_noisy", "median"]
+__all__ = ["bootstrap_interval", "median"]

@@ -14,12 +14,7 @@ class Speller:
 
     def __init__(self, tokenizer: Any | None) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids) if tokenizer is not None else frozenset()
         self.token = lru_cache(maxsize=4096)(self._token)
-
-    def is_special(self, token: int) -> bool:
-        """Whether a token is markup such as an end-of-text mark."""
-        return token in self._special
 
     def _token(self, token: int) -> str:
         """One token on its own; bytes that are no character by themselves show as a replacement mark."""

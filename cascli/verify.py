@@ -33,9 +33,7 @@ class Verification(NamedTuple):
 
 def acceptance(pi: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
     """min(1, pi(x) / q(x)) `[k]` for drafted tokens `[k]`, `pi` and `q` being `[k, V]`."""
-    at = drafted.unsqueeze(-1)
-    ratio = pi.gather(-1, at) / q.gather(-1, at)
-    return ratio.squeeze(-1).clamp(max=1.0)
+    return (dists.at(pi, drafted) / dists.at(q, drafted)).clamp(max=1.0)
 
 
 def residual(pi: Tensor, q: Tensor) -> Tensor:

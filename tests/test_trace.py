@@ -10,7 +10,7 @@ from cascli.errors import UsageError
 from cascli.jobs.compare import compare
 from cascli.metrics import acceptance_histogram, per_position_acceptance
 from cascli.settings import Settings, resolve
-from cascli.statistics import bootstrap_interval, is_noisy
+from cascli.statistics import bootstrap_interval
 from cascli.strategies import parse
 from cascli.trace import Drafted, Emitted, Round
 
@@ -102,5 +102,3 @@ def test_bootstrap() -> None:
     assert bootstrap_interval([1.0]) is None
     low, high = bootstrap_interval([1.0, 1.1, 0.9, 1.0, 1.05]) or (0, 0)
     assert 0.9 <= low <= 1.0 <= high <= 1.1
-    assert is_noisy([1, 1, 2])
-    assert not is_noisy([1, 1.1, 1.2])

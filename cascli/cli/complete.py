@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from cascli.config import pair_files
+from cascli.settings import Dtype
 
 
 def pairs(incomplete: str) -> list[str]:
@@ -28,8 +31,7 @@ def devices(incomplete: str) -> list[str]:
 
 def dtypes(incomplete: str) -> list[str]:
     """Precisions."""
-    names = ("auto", "float32", "bfloat16", "float16", "int8")
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in get_args(Dtype) if name.startswith(incomplete)]
 
 
 def colors(incomplete: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from cascli.errors import CascliError
+from cascli.errors import CascliError, first_line
 
 INTERRUPTED = 130
 RUNTIME = 3
@@ -65,8 +65,7 @@ def _os_message(error: OSError) -> str:
 
 
 def _runtime_message(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
+    first = first_line(error)
     if isinstance(error, MemoryError) or "alloc" in first or "out of memory" in first.lower():
         return f"out of memory: {first}\nUse a smaller --dtype, pair or prompt."
     return f"{first}\nCASCLI_DEBUG=1 shows where this happened."

@@ -14,25 +14,23 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
-from cascli.errors import CascliError, ConfigError, RunError
+from cascli.errors import CascliError, ConfigError, RunError, first_line
 from cascli.models import quantize
 from cascli.models.cache import check_supported
 from cascli.models.few_rows import use_few_rows
 from cascli.models.pair import LoadedModel, Pair
+from cascli.models.placement import DTYPES, choose_device, choose_dtype
 from cascli.models.runner import Runner
-from cascli.models.tokenizer import byte_tokenizer, check_same
+from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
 from cascli.settings import checked
 
 if TYPE_CHECKING:
     from cascli.weights.store import Report
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 
 
 def load_pair(
@@ -89,39 +87,6 @@ def _roles(config: PairConfig) -> list[tuple[str, ModelConfig]]:
     return [("draft", config.draft), ("target", config.target)]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for a flag; `auto` is CUDA if there is one.
-
-    Raises:
-        RunError: CUDA was asked for and is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise RunError(f"device '{name}': torch {torch.__version__} sees {count} CUDA devices; use --device cpu.")
-        # Events and capability questions speak of the current device.
-        torch.cuda.set_device(device)
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> str:
-    """The precision for a flag; `auto` is float32 on a CPU and bfloat16 on a GPU that has it.
-
-    Raises:
-        RunError: int8 was asked for on a device that has no kernels for it here.
-    """
-    if name == "auto":
-        if device.type == "cpu":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if name == "int8" and device.type != "cpu":
-        raise RunError("--dtype int8 runs on a CPU only; use bfloat16 on a GPU.")
-    return name
-
-
 def _folder(model: ModelConfig, offline: bool, report: Report | None) -> Path | None:
     """The model's folder on disk, fetched first where needed; None for random weights."""
     if isinstance(model.source, RandomSource):
@@ -145,7 +110,7 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
         try:
             config = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise RunError(f"{model.source}: {_first_line(error)}") from None
+            raise RunError(f"{model.source}: {first_line(error)}") from None
     check_supported(config)
     return config
 
@@ -162,9 +127,9 @@ def _load(
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     except ImportError as error:
-        raise RunError(f"{model.source}: {_first_line(error)}\ndevice_map needs: pip install 'cascli[big]'") from None
+        raise RunError(f"{model.source}: {first_line(error)}\ndevice_map needs: pip install 'cascli[big]'") from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{model.source}: the weights cannot be loaded: {_first_line(error)}") from None
+        raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)}") from None
     module.eval().requires_grad_(False)
     rows = config.get_text_config().vocab_size
     return LoadedModel(module, Runner(module, vocab, device), str(model.source), dtype, device, rows)
@@ -180,10 +145,6 @@ def _module(
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 @contextmanager
 def _bad_config_is_an_error() -> Iterator[None]:
     """Whatever a transformers config or model says of bad values is a fault of the pair's file."""
@@ -192,7 +153,7 @@ def _bad_config_is_an_error() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, CascliError):
         raise
     except Exception as error:
-        raise ConfigError(f"source.random: {type(error).__name__}: {_first_line(error)}") from None
+        raise ConfigError(f"source.random: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -215,24 +176,11 @@ def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> tuple[
     if not found:
         tokenizer = byte_tokenizer()
         return tokenizer, len(tokenizer)
-    if len(found) == 2 and not _same_file(found["draft"], found["target"]):
-        target = _read_tokenizer(found["target"])
-        return target, check_same(_read_tokenizer(found["draft"]), target)
-    tokenizer = _read_tokenizer(found.get("target") or found["draft"])
+    if len(found) == 2 and not same_file(found["draft"], found["target"]):
+        target = read_tokenizer(found["target"])
+        return target, check_same(read_tokenizer(found["draft"]), target)
+    tokenizer = read_tokenizer(found.get("target") or found["draft"])
     return tokenizer, len(tokenizer)
-
-
-def _read_tokenizer(place: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(str(place))
-    except (OSError, ValueError) as error:
-        raise RunError(f"no tokenizer in {place}: {_first_line(error)}") from None
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    """Whether both folders hold the same tokenizer file, which spares reading the second."""
-    files = [place / "tokenizer.json" for place in (a, b)]
-    return a == b or (all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes())
 
 
 def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:

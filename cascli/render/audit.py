@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cascli.audit.report import Audit, Check
-from cascli.render.console import unicode_ok
+from cascli.render.console import plain_table
 from cascli.render.numbers import DASH
 
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
@@ -18,7 +17,7 @@ STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
 def audit_table(checks: Sequence[Check], console: Console) -> Table:
     """One line a check; details of what failed or was skipped stand below it."""
-    table = Table(box=box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2, show_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table(console)
     table.add_column("check", no_wrap=True)
     table.add_column("of", overflow="fold")
     for heading in ("result", "statistic", "bound", "false\nalarm"):

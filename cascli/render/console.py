@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import TextIO
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 
@@ -60,6 +62,12 @@ def _console(file: TextIO, color: str) -> Console:
 def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -> Screen:
     """The screen for a command's flags; `NO_COLOR` and pipes switch colour off."""
     return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose)
+
+
+def plain_table(console: Console) -> Table:
+    """An empty table in the style of all of cascli's tables."""
+    lines = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
+    return Table(box=lines, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def unicode_ok(console: Console) -> bool:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.render.console import unicode_ok
+from cascli.render.console import plain_table
 from cascli.render.numbers import DASH, size
 
 
 def pairs_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table:
     """One line a pair."""
-    table = Table(box=box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2, show_edge=False)
+    table = plain_table(console)
     table.add_column("pair")
     for heading in ("download", "memory", "on disk"):
         table.add_column(heading, justify="right")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from cascli.comparison import Row
-from cascli.render.console import unicode_ok
+from cascli.render.console import plain_table
 from cascli.render.marks import heading
 from cascli.render.numbers import number, tv, yes_no
 
@@ -69,8 +68,7 @@ def tables(rows: Sequence[Row], console: Console) -> list[Table]:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
-    style = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
-    table = Table(box=style, show_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table(console)
     table.add_column("strategy", no_wrap=True, style="bold")
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")

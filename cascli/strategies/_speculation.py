@@ -92,14 +92,14 @@ def _facts(s: Session, rule: Rule, d: Dists, judged: Judgement, tokens: Tensor, 
     row_q = d.q[row.clamp(max=d.q.shape[0] - 1)] if d.q.shape[0] else d.p[row]
     columns = s.fetch(
         tokens,
-        _at(d.q[:n], tokens),
-        _at(d.p[:n], tokens),
-        _at(judged.pi[:n], tokens),
+        dists.at(d.q[:n], tokens),
+        dists.at(d.p[:n], tokens),
+        dists.at(judged.pi[:n], tokens),
         outcome.accept_prob,
-        _at(defer[:n], tokens),
+        dists.at(defer[:n], tokens),
         dists.total_variation(judged.pi, d.p),
         (d.q * defer).sum(dim=-1) if rule.reads_draft else tokens[:0],
-        torch.cat([row.double(), token.double(), _at(d.p[row], token).double(), _at(row_q, token).double()]),
+        torch.cat([row.double(), token.double(), dists.at(d.p[row], token).double(), dists.at(row_q, token).double()]),
     )
     return _Facts(*columns)
 
@@ -138,7 +138,3 @@ def _emitted(s: Session, facts: _Facts, drafted: list[Drafted], kept: int) -> li
         deferral=deferral[kept],
     )
     return [*stood, last]
-
-
-def _at(rows: Tensor, tokens: Tensor) -> Tensor:
-    return rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

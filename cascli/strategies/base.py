@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from cascli import rules
+from cascli import plugins, rules
 from cascli.errors import UsageError, unknown
 from cascli.rules import Rule
 from cascli.settings import first_problem
@@ -49,7 +49,7 @@ class Strategy:
     @property
     def name(self) -> str:
         """The name on the command line: the file's."""
-        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+        return plugins.name_of(type(self))
 
     @property
     def params(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class RuleStrategy(Strategy):
     @property
     def params(self) -> dict[str, Any]:
         """The rule's name, its parameters, then the strategy's own."""
-        name = type(self.rule).__module__.rpartition(".")[2].replace("_", "-")
+        name = plugins.name_of(type(self.rule))
         own = {field.name: getattr(self.rule, field.name) for field in fields(self.rule)}
         return {"rule": name} | own | {key: value for key, value in super().params.items() if key != "rule"}
 

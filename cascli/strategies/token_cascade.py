@@ -49,14 +49,14 @@ class TokenCascade(RuleStrategy):
         q, q1 = s.warp(logits), dists.base(logits)
         token = s.draw(q)
         defer = self.rule.apply(dists.Dists(q, q, q1, q1)).defer
-        (defers, ids, at_q) = s.fetch(defer, token, _at(q, token))
+        (defers, ids, at_q) = s.fetch(defer, token, dists.at(q, token))
         if not defers[0]:
             s.append(token)
             return Emitted(id=int(ids[0]), text=s.spell(int(ids[0])), event="draft", q=at_q[0], deferral=0.0)
         p = s.warp(s.target.read(s.length))
         token = s.draw(p)
         s.append(token)
-        (ids, at_q, at_p) = s.fetch(token, _at(q, token), _at(p, token))
+        (ids, at_q, at_p) = s.fetch(token, dists.at(q, token), dists.at(p, token))
         return Emitted(
             id=int(ids[0]),
             text=s.spell(int(ids[0])),
@@ -77,7 +77,7 @@ class TokenCascade(RuleStrategy):
         token, defers = _choose(s, d, defer)
         s.append(token)
         tv, mass = dists.total_variation(pi, d.p), (d.q * defer).sum(dim=-1)
-        columns = s.fetch(token, defers, _at(d.q, token), _at(d.p, token), tv, mass)
+        columns = s.fetch(token, defers, dists.at(d.q, token), dists.at(d.p, token), tv, mass)
         ids, deferred, at_q, at_p, tv_here, deferral = (column[0] for column in columns)
         return Emitted(
             id=int(ids),
@@ -88,10 +88,6 @@ class TokenCascade(RuleStrategy):
             tv=tv_here,
             deferral=deferral,
         )
-
-
-def _at(probs: Tensor, token: Tensor) -> Tensor:
-    return probs.gather(-1, token.unsqueeze(-1))
 
 
 def _choose(s: Session, d: Dists, defer: Tensor) -> tuple[Tensor, Tensor]:

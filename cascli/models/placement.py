@@ -1,0 +1,43 @@
+"""Where a model runs and in which precision: from what the user said to what torch takes."""
+
+from __future__ import annotations
+
+import torch
+
+from cascli.errors import RunError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+"""What a model is loaded in; int8 starts from float32."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for a flag; `auto` is CUDA if there is one.
+
+    Raises:
+        RunError: CUDA was asked for and is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise RunError(f"device '{name}': torch {torch.__version__} sees {count} CUDA devices; use --device cpu.")
+        # Events and capability questions speak of the current device.
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The precision for a flag; `auto` is float32 on a CPU and bfloat16 on a GPU that has it.
+
+    Raises:
+        RunError: int8 was asked for on a device that has no kernels for it here.
+    """
+    if name == "auto":
+        if device.type == "cpu":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if name == "int8" and device.type != "cpu":
+        raise RunError("--dtype int8 runs on a CPU only; use bfloat16 on a GPU.")
+    return name
