@@ -31,6 +31,7 @@ LOOKS: dict[str, Look] = {
     "draft": Look("blue", "", "", "draft model"),
     "target": Look("magenta", "^", "", "target model"),
     "rejected": Look("red strike", "~", "~", "drafted and rejected"),
+    "deferred": Look("underline", "", "°", "the rule deferred to the target here"),
 }
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
@@ -57,6 +58,11 @@ def _sign(char: str) -> str:
     if code < 0x20:
         return chr(0x2400 + code)  # the Unicode picture of a control character
     return char if char.isprintable() else "·"
+
+
+def is_deferred(token: Emitted) -> bool:
+    """Whether a token that the draft model wrote stands where the rule had turned to the target."""
+    return token.event in ("accepted", "bonus") and token.deferral is not None and token.deferral > 0.5
 
 
 def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: str | None = None) -> Text:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from cascli.render.console import Screen
-from cascli.render.marks import LOOKS, token_text
+from cascli.render.marks import LOOKS, is_deferred, legend, token_text
 from cascli.render.numbers import number
 from cascli.trace import Emitted, Handover, Round
 
@@ -21,6 +21,8 @@ class AnswerStream:
         self._mixed = mixed
         self._held: list[str] = []
         self._last = "\n"
+        self.seen: set[str] = set()
+        """The origins that were shown, for a legend."""
 
     def round(self, step: Round, pieces: Sequence[str]) -> None:
         """Show what a round added."""
@@ -37,12 +39,16 @@ class AnswerStream:
         """With -v, the drafted token that a residual token replaced, struck through."""
         if self._screen.verbose and step.emitted[place].event == "residual" and place < len(step.drafted):
             self._say(token_text(step.drafted[place], "rejected", colored=self._screen.colored))
+            self.seen.add("rejected")
 
     def _look(self, token: Emitted, piece: str) -> Text:
-        look = LOOKS[token.event]
+        look, deferred = LOOKS[token.event], is_deferred(token)
+        self.seen |= {token.event} | ({"deferred"} if deferred else set())
         if self._screen.colored:
-            return Text(piece.replace("\x1b", "␛"), style=look.style)
-        return Text(look.marked(piece) if self._mixed and piece.strip() else piece)
+            style = look.style + (" underline" if deferred else "")
+            return Text(piece.replace("\x1b", "␛"), style=style)
+        marked = look.marked(LOOKS["deferred"].marked(piece) if deferred else piece)
+        return Text(marked if self._mixed and piece.strip() else piece)
 
     def _say(self, text: Text) -> None:
         if text.plain:
@@ -72,6 +78,8 @@ class AnswerStream:
         """Finish the line, ready for the next answer."""
         self._end_line()
         self._hold = self._holds
+        if self._screen.live and self._mixed and not self._screen.quiet:
+            self._screen.err.print(legend(self.seen, colored=self._screen.colored))
 
 
 def describe_handover(decision: Handover) -> str:
