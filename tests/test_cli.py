@@ -87,6 +87,12 @@ def test_many_prompts(cli, tmp_path: Path) -> None:
     assert both.exit_code == 2
 
 
+def test_builtin_prompts(cli) -> None:
+    found = json.loads(cli("compare", "--prompts", "builtin", "--limit", "2", *TINY, "-s", "target", "--json").stdout)
+    assert found["runs"][0]["prompt"] == "Who is Buzz Aldrin?"
+    assert len(found["runs"]) == 4
+
+
 def test_compare_table_and_traces(cli) -> None:
     found = cli("compare", "hello", *TINY, "--color", "never")
     assert found.exit_code == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config
 from cascli.errors import UsageError
-from cascli.prompts import Prompt, read_prompts
+from cascli.prompts import Prompt, builtin, read_prompts
 from cascli.render.console import Screen, screen
 from cascli.settings import Settings, from_environment, resolve
 
@@ -86,6 +86,8 @@ def prompts(argument: str | None, settings: Settings) -> list[Prompt]:
     if settings.prompts:
         if argument is not None:
             raise UsageError("give a PROMPT or --prompts, not both.")
+        if settings.prompts == "builtin":
+            return builtin()[: settings.limit]
         return read_prompts(Path(settings.prompts), settings.limit)
     if argument is None and sys.stdin is not None and not sys.stdin.isatty():
         argument = "-"

@@ -62,7 +62,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "stop": (list[str], _option("--stop", panel=SAMPLING, help="End the answer before this text; may be repeated.")),
     "system": (str, _option("--system", panel=PROMPT, help="System text for the chat template.")),
     "raw": (bool, _option("--raw/--no-raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
-    "prompts": (str, _option("--prompts", panel=PROMPT, help="JSONL file: 'prompt' or 'turns' on each line.")),
+    "prompts": (
+        str,
+        _option("--prompts", panel=PROMPT, help="JSONL file: 'prompt' or 'turns' on each line; or: builtin."),
+    ),
     "limit": (int, _option("--limit", panel=PROMPT, help="Take only the first N prompts of the file.")),
     "json": (bool, _option("--json/--no-json", panel=OUTPUT, help="Print one JSON document instead of text.")),
     "output": (str, _option("--output", "-o", panel=OUTPUT, help="Also write the result to this file.")),
