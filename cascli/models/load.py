@@ -60,12 +60,8 @@ def load_pair(
     where = choose_device(device or defaults.device or "auto")
     offline = defaults.offline or False if offline is None else offline
     folders = {role: _folder(model, offline, report) for role, model in _roles(config)}
-    tokenizer, shared = _tokenizer(config, folders)
     configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
-    vocab = min(cfg.get_text_config().vocab_size for cfg in configs.values())
-    if tokenizer is not None and len(tokenizer) > vocab and folders["draft"] is None and folders["target"] is None:
-        tokenizer = None
-    vocab = min(vocab, shared) if tokenizer is not None else vocab
+    tokenizer, vocab = _vocabulary(config, folders, configs)
     models = {}
     for role, model in _roles(config):
         in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
@@ -85,6 +81,17 @@ def load_pair(
 
 def _roles(config: PairConfig) -> list[tuple[str, ModelConfig]]:
     return [("draft", config.draft), ("target", config.target)]
+
+
+def _vocabulary(
+    config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig]
+) -> tuple[Any | None, int]:
+    """The tokenizer, and how many ids it and both models share; no tokenizer for random models too small for it."""
+    tokenizer, shared = _tokenizer(config, folders)
+    rows = min(each.get_text_config().vocab_size for each in configs.values())
+    if len(tokenizer) > rows and not any(folders.values()):
+        return None, rows
+    return tokenizer, min(rows, shared)
 
 
 def _folder(model: ModelConfig, offline: bool, report: Report | None) -> Path | None:

@@ -5,6 +5,7 @@ Rules import no torch when loaded, so that the command line can list and check t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
@@ -30,7 +31,7 @@ Alpha = Annotated[float, Field(ge=-1, le=1)]
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(ABC):
     """A deferral rule; subclasses are frozen dataclasses whose fields are the rule's parameters."""
 
     formula: ClassVar[str] = ""
@@ -45,9 +46,9 @@ class Rule:
     alpha_draft_only: ClassVar[float | None] = None
     """An alpha at which pi = q, likewise."""
 
+    @abstractmethod
     def apply(self, d: Dists) -> Judgement:
         """Judge n positions; must not change its inputs."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class KeepRule(Rule):
 
     alpha: Alpha = 0.3
 
+    @abstractmethod
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
-        raise NotImplementedError
 
     def apply(self, d: Dists) -> Judgement:
         """Pi and deferral from `keep`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
@@ -36,7 +37,7 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(ABC):
     """Base of all strategies; the fields of a subclass are its parameters."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -93,9 +94,9 @@ class Strategy:
             if key not in known:
                 raise UsageError(unknown("parameter", key, known) if known else f"takes no parameters (got '{key}')")
 
+    @abstractmethod
     def decode(self, s: Session) -> Iterator[Round | Handover]:
         """Yield rounds until the session is finished; each adds its tokens to the session's text."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
