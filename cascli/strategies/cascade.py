@@ -55,9 +55,10 @@ class Cascade(Strategy):
         margins: list[Tensor] = []
 
         def watch(logits: Tensor, token: Tensor) -> None:
-            top = logits.float().softmax(dim=-1).topk(2, dim=-1).values
-            logprobs.append(logits.float().log_softmax(dim=-1)[0, token])
-            margins.append(top[:, 0] - top[:, 1])
+            logp = logits.float().log_softmax(dim=-1)
+            top = logp.topk(min(2, logp.shape[-1]), dim=-1).values.exp()
+            logprobs.append(logp[0, token])
+            margins.append(top[:, 0] - top[:, -1])
 
         ids: list[int] = []
         for step in write(s, s.draft, "draft", watch=watch, tentative=True):
