@@ -28,6 +28,7 @@ class Clock:
         self._at_last_round = dict(self._totals)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._away = 0.0
+        self._last_lap = 0.0
         self._synchronise()
         self._start = time.perf_counter()
 
@@ -55,11 +56,13 @@ class Clock:
         self._pending.clear()
 
     def lap(self) -> RoundSeconds:
-        """Seconds in the models since the last lap; call it after the round's transfer."""
+        """Seconds since the last lap, in the models and in all; call it after the round's transfer."""
         self._collect()
         draft, verify = (self._totals[phase] - self._at_last_round[phase] for phase in ("draft", "verify"))
         self._at_last_round = dict(self._totals)
-        return RoundSeconds(draft=draft, verify=verify)
+        now = self.elapsed()
+        total, self._last_lap = now - self._last_lap, now
+        return RoundSeconds(draft=draft, verify=verify, total=total)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

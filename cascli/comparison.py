@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError
 
 from cascli.errors import UsageError
 from cascli.explain import Explanation
-from cascli.statistics import bootstrap_interval, median
-from cascli.trace import Data, Run
+from cascli.profile import Profile
+from cascli.statistics import bootstrap_interval, median, percentile
+from cascli.trace import Data, Run, Seconds
 
 DEFAULT_STRATEGIES = (
     "target",
@@ -21,6 +22,22 @@ DEFAULT_STRATEGIES = (
     "speculative-cascade:rule=opt",
     "speculative-cascade:rule=token-v3",
 )
+
+
+class Percentiles(Data):
+    """A distribution of seconds; the outer ones only where there are enough values to speak of them."""
+
+    p50: float
+    p90: float | None
+    p99: float | None
+
+
+class Repeat(Data):
+    """One strategy over all prompts in one repeat: what the medians are made of."""
+
+    strategy: str
+    tokens: int
+    seconds: Seconds
 
 
 class Row(Data):
@@ -47,6 +64,17 @@ class Row(Data):
     """Index of the first token that differs from `target` on the first prompt; None if none does."""
     same_as_target: bool | None
     """Whether all answers were the target's, token by token; None without `target` in the comparison."""
+    ttft: Percentiles | None = None
+    """Seconds to the first token, over prompts and repeats."""
+    seconds_per_token: Percentiles | None = None
+    """Seconds per output token after the first round, over prompts and repeats."""
+    round_seconds: Percentiles | None = None
+    """Seconds of a round, over all but the first of each run."""
+    other_share: float | None = None
+    """Share of the time that was spent outside the two models."""
+    flops_per_token: float | None = None
+    weight_bytes_per_token: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 class Comparison(Data):
@@ -57,6 +85,12 @@ class Comparison(Data):
     summary: list[Row]
     explanation: Explanation | None = None
     """Why the fastest strategy that drafts is not faster."""
+    profile: Profile | None = None
+    """The pair's steps, measured on their own beside the runs."""
+    repeats: list[list[Repeat]] = Field(default_factory=list)
+    """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
+    spread: float | None = None
+    """Interquartile range over median of the target's steps: how noisy the machine was."""
 
     def to_json(self, indent: int | None = None) -> str:
         """This comparison as one JSON document."""
@@ -73,6 +107,41 @@ class Comparison(Data):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise UsageError(f"not a saved cascli comparison: {error.errors()[0]['msg']}") from None
+
+
+def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:
+    """The totals of each strategy in each repeat, from `repeats[repeat][strategy][prompt]`."""
+    return [[_repeat(runs) for runs in columns] for columns in repeats]
+
+
+def _repeat(runs: Sequence[Run]) -> Repeat:
+    parts = [run.metrics.seconds for run in runs]
+    totals = {name: sum(getattr(part, name) for part in parts) for name in Seconds.model_fields}
+    return Repeat(strategy=runs[0].spec, tokens=sum(len(run.token_ids) for run in runs), seconds=Seconds(**totals))
+
+
+def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
+    """Interquartile range over median of the steps of `target`; None for fewer than eight of them."""
+    steps = [
+        step.seconds.verify
+        for columns in repeats
+        for runs in columns
+        for run in runs
+        if run.strategy == "target"
+        for step in run.rounds
+    ]
+    if len(steps) < 8:
+        return None
+    return (percentile(steps, 0.75) - percentile(steps, 0.25)) / median(steps)
+
+
+def percentiles(values: Sequence[float | None]) -> Percentiles | None:
+    """The median, and the 90th and 99th percentile of at least 10 and 100 values; None for no values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    p90, p99 = (percentile(known, share) if len(known) >= least else None for share, least in ((0.9, 10), (0.99, 100)))
+    return Percentiles(p50=median(known), p90=p90, p99=p99)
 
 
 def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
@@ -94,6 +163,8 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     tvs = [token.tv for run in runs for token in run.emitted]
     known = [tv for tv in tvs if tv is not None]
     lossless = [m.lossless for m in metrics]
+    every = [run for repeat in repeats for run in repeat[column]]
+    totals = [run.metrics.seconds for run in every]
     divergences = (
         []
         if base is None
@@ -117,7 +188,19 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         lossless=None if None in lossless else all(lossless),
         first_divergence=divergences[0] if divergences else None,
         same_as_target=all(place is None for place in divergences) if base is not None else None,
+        ttft=percentiles([run.metrics.ttft_seconds for run in every]),
+        seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every]),
+        round_seconds=percentiles([step.seconds.total for run in every for step in run.rounds[1:]]),
+        other_share=sum(each.other for each in totals) / sum(each.total for each in totals),
+        flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
+        weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
+        peak_memory_bytes=max((run.metrics.peak_memory_bytes or 0 for run in every), default=0) or None,
     )
+
+
+def _per_token(values: Sequence[float | None], tokens: int) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / tokens if len(known) == len(values) else None
 
 
 def _speed(runs: Sequence[Run]) -> float:

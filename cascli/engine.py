@@ -12,6 +12,7 @@ import torch
 from cascli import memory
 from cascli.answer import Answer
 from cascli.clock import Clock, Phase
+from cascli.cost import Use, cost_of
 from cascli.errors import RunError, UsageError
 from cascli.metrics import summarise
 from cascli.models.pair import LoadedModel, Pair
@@ -123,8 +124,7 @@ class Decoding:
         decision = self.handover
         self._metrics = summarise(
             self._answer.rounds,
-            draft_calls=session.draft.calls,
-            target_calls=session.target.calls,
+            cost=cost_of(self.pair.info, _use(session.draft), _use(session.target)),
             seconds=session.clock.finish(),
             ttft_seconds=first_token,
             peak_memory_bytes=memory.peak(self.pair.device),
@@ -164,6 +164,10 @@ class Decoding:
             rounds=self._answer.rounds,
             environment=environment(self.pair.device),
         )
+
+
+def _use(lane: Lane) -> Use:
+    return Use(lane.calls, lane.passes, lane.tokens, lane.attended)
 
 
 def check_prompt(pair: Pair, request: Request) -> int:

@@ -1,14 +1,23 @@
-"""Why the fastest strategy is not faster: one sentence from the traces of a comparison. No torch.
+"""Why the fastest strategy is not faster: the account of one strategy's speed. No torch.
 
-Everything is measured in the same runs: steps of the two models alone, rounds of the strategy, acceptance.
+Acceptance and overhead come from the runs; c and v(k) from a measurement of the pair's steps on their own
+(`cascli.jobs.profile`), so that the prediction is not fitted to what it predicts. Without such a measurement the
+runs' own times stand in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cascli import theory
+from cascli.profile import Profile
 from cascli.trace import Data, Run
+
+DRAFT = "the draft model is too slow"
+VERIFICATION = "checking a block costs more than one step"
+ACCEPTANCE = "too few drafts are accepted"
+OVERHEAD = "time outside the models"
 
 
 class Explanation(Data):
@@ -22,32 +31,113 @@ class Explanation(Data):
     c: float
     """A draft step over a target step."""
     v: float
-    """A target call over a block, over a target step."""
+    """A target call over a block of k + 1, over a target step."""
     predicted_speed_up: float
     """From acceptance, c, v and the draft steps a round took."""
     measured_speed_up: float
+    """After the prompt: time for reading it is left out on both sides."""
+    measured_over_predicted: float | None = None
     break_even_acceptance: float | None
     best_k: int
-    """At this acceptance and c; v is taken to grow linearly with the block."""
+    """At this acceptance and these costs."""
+    best_speed_up: float | None = None
+    """The predicted speed-up at `best_k`."""
+    overhead: float | None = None
+    """Share of the strategy's time that was spent outside the two models."""
+    measured_alone: bool = False
+    """Whether c and v were measured on their own, apart from the runs."""
     bottleneck: str
     without_it: float
     """The predicted speed-up if the bottleneck were gone."""
 
 
-def explain(runs: Sequence[Run]) -> Explanation | None:
-    """Explain the fastest strategy that drafted; None without `target` or without any that did.
+class Costs(NamedTuple):
+    """A draft step, and a target call over a block of k + 1, in target steps."""
 
-    c needs a draft step: that of the drafting strategy's own rounds.
-    """
-    target = [run for run in runs if run.strategy == "target"]
+    c: float
+    v: Callable[[int], float]
+
+
+def explained(runs: Sequence[Run]) -> bool:
+    """Whether these runs hold what an explanation needs: `target`, and a strategy that drafted."""
+    return any(run.strategy == "target" for run in runs) and any(run.metrics.num_draft_tokens for run in runs)
+
+
+def explain(runs: Sequence[Run], profile: Profile | None = None) -> Explanation | None:
+    """Explain the fastest strategy that drafted; None without `target` or without any that did."""
+    if not explained(runs):
+        return None
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.metrics.num_draft_tokens:
             groups.setdefault(run.spec, []).append(run)
-    if not target or not groups:
-        return None
-    fastest = max(groups.values(), key=_speed)
-    return _account(fastest, target)
+    return account(max(groups.values(), key=_speed), runs, profile)
+
+
+def account(drafting: Sequence[Run], runs: Sequence[Run], profile: Profile | None = None) -> Explanation:
+    """The account of one strategy's runs beside those of `target` among `runs`."""
+    target = [run for run in runs if run.strategy == "target"]
+    k = int(drafting[0].params.get("k", 1))
+    costs = _in_the_runs(drafting, target, k) if profile is None else Costs(profile.c, lambda n: profile.v(n + 1))
+    rounds, steps = _total(drafting, "num_rounds"), _total(drafting, "draft_calls")
+    extra = steps / rounds - k
+    """Draft steps a round beyond k: rules that read q after the block take one more; short last rounds fewer."""
+    a = _total(drafting, "num_accepted_draft_tokens") / sum(_tested(run) for run in drafting)
+    measured = _speed(drafting) / _speed(target)
+
+    def cost(n: int) -> float:
+        return costs.c * (n + extra) + costs.v(n)
+
+    def predicted(n: int) -> float:
+        return theory.expected_tokens(a, n) / cost(n)
+
+    best = max(range(1, theory.LONGEST_BLOCK + 1), key=lambda n: (predicted(n), -n))
+    overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
+    bottleneck, without_it = _bottleneck(a, k, cost(k), costs, overhead)
+    return Explanation(
+        strategy=drafting[0].spec,
+        acceptance=a,
+        tokens_per_round=sum(len(run.token_ids) for run in drafting) / rounds,
+        k=k,
+        c=costs.c,
+        v=costs.v(k),
+        predicted_speed_up=predicted(k),
+        measured_speed_up=measured,
+        measured_over_predicted=measured / predicted(k),
+        break_even_acceptance=theory.break_even(k, costs.c * (k + extra) / k, costs.v(k)),
+        best_k=best,
+        best_speed_up=predicted(best),
+        overhead=overhead,
+        measured_alone=profile is not None,
+        bottleneck=bottleneck,
+        without_it=without_it,
+    )
+
+
+def _bottleneck(a: float, k: int, cost: float, costs: Costs, overhead: float) -> tuple[str, float]:
+    """What would help most if it were free, and the predicted speed-up without it."""
+    tokens = theory.expected_tokens(a, k)
+    verification = costs.v(k)
+    ideal = {
+        DRAFT: tokens / verification,
+        VERIFICATION: tokens / (cost - verification + 1),
+        ACCEPTANCE: (k + 1) / cost,
+        OVERHEAD: tokens / cost / (1 - overhead),
+    }
+    name = max(ideal, key=lambda each: ideal[each])
+    return name, ideal[name]
+
+
+def _in_the_runs(drafting: Sequence[Run], target: Sequence[Run], k: int) -> Costs:
+    """C and v from the runs themselves; v is taken to grow linearly with the block."""
+    step = sum(run.metrics.seconds.verify for run in target) / _total(target, "target_calls")
+    c = sum(run.metrics.seconds.draft for run in drafting) / _total(drafting, "draft_calls") / step
+    v = sum(run.metrics.seconds.verify for run in drafting) / _total(drafting, "num_rounds") / step
+    return Costs(c, lambda n: 1 + (v - 1) * n / k)
+
+
+def _total(runs: Sequence[Run], name: str) -> int:
+    return sum(int(getattr(run.metrics, name)) for run in runs)
 
 
 def _speed(runs: Sequence[Run]) -> float:
@@ -56,40 +146,6 @@ def _speed(runs: Sequence[Run]) -> float:
 
 def _after_prefill(runs: Sequence[Run]) -> float:
     return sum(run.metrics.seconds.total - run.metrics.seconds.prefill for run in runs)
-
-
-def _account(runs: Sequence[Run], target: Sequence[Run]) -> Explanation:
-    step = sum(run.metrics.seconds.verify for run in target) / sum(run.metrics.target_calls for run in target)
-    rounds = sum(run.metrics.num_rounds for run in runs)
-    draft_calls = sum(run.metrics.draft_calls for run in runs)
-    c = sum(run.metrics.seconds.draft for run in runs) / draft_calls / step
-    v = sum(run.metrics.seconds.verify for run in runs) / rounds / step
-    accepted = sum(run.metrics.num_accepted_draft_tokens for run in runs)
-    tested = sum(_tested(run) for run in runs)
-    a, k, steps = accepted / tested, int(runs[0].params.get("k", 1)), draft_calls / rounds
-    overhead = sum(run.metrics.seconds.other for run in runs) / rounds / step
-    tokens = theory.expected_tokens(a, k)
-    ideal = {
-        "the draft model is too slow": tokens / v,
-        "checking a block costs more than one step": tokens / (c * steps + 1),
-        "too few drafts are accepted": (k + 1) / (c * steps + v),
-        "time outside the models": tokens / (c * steps + v) + overhead / (c * steps + v),
-    }
-    bottleneck = max(ideal, key=lambda name: ideal[name])
-    return Explanation(
-        strategy=runs[0].spec,
-        acceptance=a,
-        tokens_per_round=sum(len(run.token_ids) for run in runs) / rounds,
-        k=k,
-        c=c,
-        v=v,
-        predicted_speed_up=tokens / (c * steps + v),
-        measured_speed_up=_speed(runs) / _speed(target),
-        break_even_acceptance=theory.break_even(k, c * steps / k, v),
-        best_k=theory.best_k(a, c, lambda block: 1 + (v - 1) * block / k),
-        bottleneck=bottleneck,
-        without_it=ideal[bottleneck],
-    )
 
 
 def _tested(run: Run) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cascli.cost import Cost
 from cascli.trace import Emitted, Metrics, Round, Seconds
 
 LOSSLESS_TOLERANCE = 1e-6
@@ -37,6 +38,13 @@ def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
     return shares
 
 
+def seconds_per_token(rounds: Sequence[Round]) -> float | None:
+    """Time per output token after the first round, whose tokens came with the first one."""
+    later = rounds[1:]
+    tokens = sum(len(step.emitted) for step in later)
+    return sum(step.seconds.total for step in later) / tokens if tokens else None
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -53,8 +61,7 @@ def _distortion(emitted: Sequence[Emitted]) -> tuple[float | None, float | None,
 def summarise(
     rounds: Sequence[Round],
     *,
-    draft_calls: int,
-    target_calls: int,
+    cost: Cost,
     seconds: Seconds,
     ttft_seconds: float | None,
     peak_memory_bytes: int | None,
@@ -79,10 +86,10 @@ def summarise(
         mean_acceptance_length=1 + accepted / len(rounds) if drafted else None,
         acceptance_histogram=acceptance_histogram(rounds, k) if drafted else None,
         per_position_acceptance=per_position_acceptance(rounds) if drafted else None,
-        target_calls=target_calls,
-        draft_calls=draft_calls,
-        target_calls_per_token=target_calls / count if count else None,
-        draft_calls_per_token=draft_calls / count if count else None,
+        target_calls=cost.target.calls,
+        draft_calls=cost.draft.calls,
+        target_calls_per_token=cost.target.calls / count if count else None,
+        draft_calls_per_token=cost.draft.calls / count if count else None,
         deferral_rate=_mean(deferrals) if deferral_rate is None else deferral_rate,
         mean_tv_to_target=mean_tv,
         max_tv_to_target=max_tv,
@@ -90,5 +97,10 @@ def summarise(
         seconds=seconds,
         tokens_per_second=count / seconds.total if count and seconds.total > 0 else None,
         ttft_seconds=ttft_seconds,
+        seconds_per_token=seconds_per_token(rounds),
         peak_memory_bytes=peak_memory_bytes,
+        draft_tokens_read=cost.draft.tokens,
+        target_tokens_read=cost.target.tokens,
+        total_flops=cost.flops,
+        weight_bytes_read=cost.weight_bytes,
     )

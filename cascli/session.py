@@ -61,6 +61,13 @@ class Lane:
     text: Tensor
     prompt_length: int
     calls: int = 0
+    """Steps that a decoding strategy pays for; reading the prompt is not one."""
+    passes: int = 0
+    """All forward passes, those over the prompt included."""
+    tokens: int = 0
+    """Tokens read so far, the prompt and those that were forgotten again included."""
+    attended: int = 0
+    """Pairs of a token and one that it could look at, over all that was read."""
     health: Tensor = field(init=False)
     """0-dim on the device: stays finite as long as every logit that was read is a number."""
 
@@ -71,20 +78,26 @@ class Lane:
     def read(self, end: int, rows: int = 1) -> Tensor:
         """Read the text up to token `end` and return the last `rows` rows of logits, `[rows, V]`.
 
-        The prompt but for its last token is prefill and not counted as a call: each call is a step
-        that a decoding strategy pays for.
+        The prompt but for its last token is prefill and not counted as a call.
         """
         known = self.prompt_length - 1
         if self.runner.length < known:
             with self.clock.span("prefill"):
-                self.runner.forward(self.text[self.runner.length : known], 1)
+                self._forward(known, 1)
         if end - self.runner.length < rows:
             raise ValueError(f"{rows} rows asked for, but only {end - self.runner.length} tokens are unread")
         with self.clock.span(self.phase):
-            logits = self.runner.forward(self.text[self.runner.length : end], rows)
+            logits = self._forward(end, rows)
         self.calls += 1
         self.health = torch.maximum(self.health, logits.amax().float())
         return logits
+
+    def _forward(self, end: int, rows: int) -> Tensor:
+        before, n = self.runner.length, end - self.runner.length
+        self.passes += 1
+        self.tokens += n
+        self.attended += n * before + n * (n + 1) // 2
+        return self.runner.forward(self.text[before:end], rows)
 
     def rewind(self, length: int) -> None:
         """Forget what was read beyond `length` tokens."""

@@ -1,10 +1,19 @@
-"""Medians and their uncertainty. No torch."""
+"""Medians, percentiles and their uncertainty. No torch."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from statistics import median
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of the sorted values lie, on the line between neighbours."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def bootstrap_interval(
@@ -19,4 +28,4 @@ def bootstrap_interval(
     return medians[int(tail * resamples)], medians[int((1 - tail) * resamples) - 1]
 
 
-__all__ = ["bootstrap_interval", "median"]
+__all__ = ["bootstrap_interval", "median", "percentile"]

@@ -62,10 +62,12 @@ class Emitted(Data):
 
 
 class RoundSeconds(Data):
-    """Time inside the two models during one round."""
+    """Time of one round: inside the two models, and in all."""
 
     draft: float = 0.0
     verify: float = 0.0
+    total: float = 0.0
+    """From the end of the round before, or the start of the run, to the end of this one."""
 
 
 class Round(Data):
@@ -119,7 +121,15 @@ class Metrics(Data):
     seconds: Seconds
     tokens_per_second: float | None
     ttft_seconds: float | None
+    seconds_per_token: float | None = None
+    """Time per output token after the first round; None if there was no second one."""
     peak_memory_bytes: int | None
+    draft_tokens_read: int | None = None
+    target_tokens_read: int | None = None
+    """How many tokens went through the model, the prompt and rejected drafts included."""
+    total_flops: float | None = None
+    weight_bytes_read: float | None = None
+    """Estimates that do not depend on hardware; see `cascli.cost`."""
 
 
 class ModelInfo(Data):
@@ -128,6 +138,12 @@ class ModelInfo(Data):
     source: str
     dtype: str
     device: str
+    parameters: int | None = None
+    """Weights that every token is multiplied by: all matrices but the input embeddings."""
+    weight_bytes: int | None = None
+    """What they take in memory, and so what one call reads."""
+    attention_width: int | None = None
+    """Attention heads times head width, over all layers."""
 
 
 class PairInfo(Data):

@@ -38,7 +38,7 @@ def test_json_has_the_promised_names(text_pair: Pair) -> None:
         "id", "text", "q", "p", "pi", "accept_prob", "accepted", "deferred"
     }  # fmt: skip
     assert data["rounds"][0]["emitted"][0].keys() >= {"id", "text", "event"}
-    assert data["rounds"][0]["seconds"].keys() == {"draft", "verify"}
+    assert data["rounds"][0]["seconds"].keys() == {"draft", "verify", "total"}
     assert run.metrics["num_rounds"] == run.metrics.num_rounds
 
 

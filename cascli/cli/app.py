@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cascli import __version__
-from cascli.cli import compare, generate, pairs, pull, show, strategies, verify
+from cascli.cli import bench, compare, generate, pairs, pull, show, strategies, verify
 from cascli.cli.errors import INTERRUPTED, USAGE, reported, silence_stdout
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for module, panel in (
     (compare, DECODE),
     (show, DECODE),
     (verify, CHECK),
+    (bench, CHECK),
     (pairs, LOOK),
     (pull, LOOK),
     (strategies, LOOK),

@@ -31,6 +31,12 @@ def command(
     ] = None,
     *,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Repeats, interleaved; medians are shown.")] = 1,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="Time the pair's steps on their own, to explain the speed (some seconds)."
+        ),
+    ] = True,
     require_lossless: Annotated[
         bool, typer.Option("--require-lossless", help="Exit 1 if a strategy was not lossless.", rich_help_panel=CHECKS)
     ] = False,
@@ -55,7 +61,7 @@ def command(
         export.check_suffix(output)
     conversations = [item.turns for item in common.prompts(prompt, plan.settings)]
     pair = plan.load()
-    found = _compare(plan, pair, strategies, conversations, runs)
+    found = _compare(plan, pair, strategies, conversations, runs, measure)
     if plan.settings.json_output:
         print(found.to_json())
     else:
@@ -67,7 +73,12 @@ def command(
 
 
 def _compare(
-    plan: common.Plan, pair: Pair, strategies: list[Strategy], conversations: list[tuple[str, ...]], runs: int
+    plan: common.Plan,
+    pair: Pair,
+    strategies: list[Strategy],
+    conversations: list[tuple[str, ...]],
+    runs: int,
+    measure: bool,
 ) -> Comparison:
     from cascli.cli.progress import Progress
     from cascli.jobs.compare import compare
@@ -82,6 +93,8 @@ def _compare(
             runs=runs,
             begin=lambda strategy, done: progress.step(strategy.name, done, total),
             watch=lambda _: progress.tick(),
+            measure=measure,
+            tell=progress.step,
         )
 
 

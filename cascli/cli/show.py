@@ -21,11 +21,11 @@ EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [
 
 @with_shared("json", "quiet", "verbose", "color")
 def command(
-    file: Annotated[Path, typer.Argument(help="A file that generate or compare wrote with -o or --json.")],
+    file: Annotated[Path, typer.Argument(help="A file that generate, compare or bench wrote with -o or --json.")],
     *,
     flags: Flags,
 ) -> None:
-    """Render a saved run or comparison again."""
+    """Render a saved run, comparison or bench again."""
     from cascli.render.console import screen
 
     settings = resolve(flags.given, from_environment())
@@ -40,6 +40,12 @@ def command(
         from cascli.render.comparison import print_comparison
 
         print_comparison(Comparison.from_json(text), view)
+        return
+    if kind == "cascli.bench/1":
+        from cascli.bench import Bench
+        from cascli.render.bench import print_bench
+
+        print_bench(Bench.from_json(text), view)
         return
     from cascli.render.run import print_run
 
@@ -85,7 +91,7 @@ def schema_of(text: str, file: Path) -> str:
     Raises:
         UsageError: none of them.
     """
-    known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1")
+    known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1", "cascli.bench/1")
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from cascli.chat import Conversation, encode
-from cascli.comparison import Comparison, summarise
-from cascli.explain import explain
+from cascli.comparison import Comparison, repeats_of, spread_of, summarise
+from cascli.explain import explain, explained
 from cascli.jobs.generate import Watcher, converse, decode, request_for
+from cascli.jobs.profile import Tell, profile
 from cascli.models.pair import Pair
+from cascli.profile import Profile
 from cascli.settings import Settings
+from cascli.statistics import median
 from cascli.strategies import Strategy
 from cascli.trace import Run
 
 WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
+PROFILE_REPEATS = 3
 Begin = Callable[[Strategy, int], None]
 
 
@@ -26,8 +30,10 @@ def compare(
     *,
     runs: int = 1,
     warm_up: bool = True,
+    measure: bool = True,
     begin: Begin | None = None,
     watch: Watcher | None = None,
+    tell: Tell | None = None,
 ) -> Comparison:
     """Run every strategy on every conversation, interleaved A B C A B C, `runs` times.
 
@@ -38,8 +44,10 @@ def compare(
         settings: resolved; all strategies use the same seed, so they share their random numbers.
         runs: repeats for timing.
         warm_up: decode a few uncounted tokens with every strategy first.
+        measure: time the pair's steps on their own afterwards, for the explanation.
         begin: told which strategy starts, and how many were run before.
         watch: shown every step.
+        tell: told how the measurement of steps goes.
     """
     if warm_up:
         _warm_up(pair, conversations[0][0], strategies, settings)
@@ -55,7 +63,21 @@ def compare(
                 by_strategy[column] += converse(pair, strategy, turns, settings, watch)
         done.append(by_strategy)
     found = list(_flat(done[0]))
-    return Comparison(runs=found, summary=summarise(done), explanation=explain(found))
+    steps = _steps(pair, found, tell) if measure and explained(found) else None
+    return Comparison(
+        runs=found,
+        summary=summarise(done),
+        explanation=explain(found, steps),
+        profile=steps,
+        repeats=repeats_of(done),
+        spread=spread_of(done),
+    )
+
+
+def _steps(pair: Pair, runs: Sequence[Run], tell: Tell | None) -> Profile:
+    """The pair's steps at the context in which these runs were, on the median, half done."""
+    context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
+    return profile(pair, context, repeats=PROFILE_REPEATS, tell=tell)
 
 
 def _flat(by_strategy: Sequence[Sequence[Run]]) -> Iterator[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from cascli.config import PairConfig
 from cascli.models.runner import Runner
+from cascli.models.size import size_of
 from cascli.settings import Settings
 from cascli.trace import ModelInfo, PairInfo
 
@@ -26,10 +28,11 @@ class LoadedModel:
     rows: int
     """Rows of the output matrix, padding included."""
 
-    @property
+    @cached_property
     def info(self) -> ModelInfo:
         """How this model ran, for the trace."""
-        return ModelInfo(source=self.source, dtype=self.dtype, device=str(self.device))
+        size = size_of(self.model)
+        return ModelInfo(source=self.source, dtype=self.dtype, device=str(self.device), **size._asdict())
 
 
 @dataclass

@@ -35,6 +35,16 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     @property
+    def weight_count(self) -> int:
+        """How many weights the layer has."""
+        return self.in_features * self.out_features
+
+    @property
+    def weight_bytes(self) -> int:
+        """What they take in memory: a byte each, and a float64 scale per output channel."""
+        return self.weight_count + 8 * self.out_features
+
+    @property
     def weight(self) -> Tensor:
         """The dequantised weight, for code that looks at a layer's device or dtype."""
         return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()

@@ -53,6 +53,13 @@ class Runner:
         """Forget everything after the first `length` tokens; costs nothing."""
         self._cache.truncate(length)
 
+    @torch.inference_mode()
+    def pretend(self, length: int) -> None:
+        """Act as if `length` tokens had been read, so that the speed after them can be measured."""
+        self.reset()
+        self.forward(torch.zeros(1, dtype=torch.long, device=self.device), 1)
+        self._cache.pretend(length)
+
     def reset(self) -> None:
         """Forget everything; the buffers are kept for the next text."""
         self._cache.truncate(0)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cascli.comparison import Comparison
 from cascli.render.console import Screen
-from cascli.render.explanation import sentence
+from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.table import tables
 from cascli.render.trace import side_by_side
 from cascli.trace import Run
@@ -18,14 +18,14 @@ TRACES_SHOWN = 3
 
 def print_comparison(found: Comparison, screen: Screen) -> None:
     """The table, then the traces of the first prompts (of the first alone if there are many)."""
-    for number, table in enumerate(tables(found.summary, screen.out)):
+    for number, table in enumerate(tables(found.summary, screen.out, verbose=screen.verbose)):
         if number:
             screen.out.print()
         screen.out.print(table)
     if screen.quiet:
         return
-    if found.explanation is not None:
-        screen.out.print(Text("\n" + sentence(found.explanation)))
+    for line in notes(found, verbose=screen.verbose):
+        screen.out.print(Text("\n" + line))
     groups = list(by_prompt(found.runs))
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
@@ -36,6 +36,17 @@ def print_comparison(found: Comparison, screen: Screen) -> None:
         screen.note(
             f"traces of {len(groups) - len(shown)} more prompts not shown; -v shows all, -o FILE.json keeps them"
         )
+
+
+def notes(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
+    """What to make of the table's times."""
+    if found.explanation is not None:
+        yield sentence(found.explanation)
+    if found.profile is not None and verbose:
+        yield steps_line(found.profile)
+    noise = noise_line(found.spread)
+    if noise is not None:
+        yield noise
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cascli.comparison import Row
+from cascli.comparison import Percentiles, Row
 from cascli.errors import UsageError, unknown
 from cascli.render.table import COST, LAW, Column
 from cascli.trace import Run
@@ -17,18 +17,18 @@ SUFFIXES = (".csv", ".json", ".md")
 _NAME = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
 
 
-def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES) -> None:
+def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES, *, flag: str = "--output") -> None:
     """Refuse an output file of unknown kind before anything is computed.
 
     Raises:
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
     if path.suffix not in allowed:
-        raise UsageError(f"--output {path}: " + unknown("suffix", path.suffix, allowed))
+        raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed))
     if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: no such folder: {path.parent}")
+        raise UsageError(f"{flag} {path}: no such folder: {path.parent}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"--output {path}: is a folder, or cannot be written")
+        raise UsageError(f"{flag} {path}: is a folder, or cannot be written")
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -53,6 +53,9 @@ def to_csv(rows: Sequence[Row]) -> str:
     for record in records:
         low, high = record.pop("speed_interval") or (None, None)
         record |= {"speed_low": low, "speed_high": high}
+        for name in ("ttft", "seconds_per_token", "round_seconds"):
+            found = record.pop(name) or {}
+            record |= {f"{name}_{key}": found.get(key) for key in Percentiles.model_fields}
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()

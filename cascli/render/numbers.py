@@ -24,7 +24,9 @@ def seconds(value: float | None) -> str:
     """A duration."""
     if value is None:
         return DASH
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+    if value >= 1:
+        return f"{value:.1f} s"
+    return f"{value * 1000:.1f} ms" if value < 0.01 else f"{value * 1000:.0f} ms"
 
 
 def tv(value: float | None) -> str:

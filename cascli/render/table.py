@@ -8,10 +8,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cascli.comparison import Row
+from cascli.comparison import Percentiles, Row
 from cascli.render.console import plain_table
 from cascli.render.marks import heading
-from cascli.render.numbers import number, tv, yes_no
+from cascli.render.numbers import number, seconds, size, tv, yes_no
 
 WIDE = 124
 
@@ -61,9 +61,32 @@ LAW = [
 ]
 
 
-def tables(rows: Sequence[Row], console: Console) -> list[Table]:
-    """The tables to print, one below the other."""
+def _percentiles(found: Percentiles | None) -> str:
+    if found is None:
+        return number(None)
+    return " / ".join(seconds(value) for value in (found.p50, found.p90, found.p99) if value is not None)
+
+
+def _times(field: str) -> Callable[[Row], str]:
+    return lambda row: _percentiles(getattr(row, field))
+
+
+TIMES = [
+    Column("first token\np50 / p90 / p99", _times("ttft")),
+    Column("a token after it\np50 / p90 / p99", _times("seconds_per_token")),
+    Column("a round\np50 / p90 / p99", _times("round_seconds")),
+    Column("outside\nmodels", lambda row: number(row.other_share)),
+    Column("GFLOP\nper token", lambda row: number(None if row.flops_per_token is None else row.flops_per_token / 1e9)),
+    Column("weights read\nper token", lambda row: size(row.weight_bytes_per_token)),
+    Column("peak\nmemory", lambda row: size(row.peak_memory_bytes)),
+]
+
+
+def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> list[Table]:
+    """The tables to print, one below the other; `verbose` adds one of times and costs."""
     parts = [COST + LAW] if console.width >= WIDE else [COST, LAW]
+    if verbose:
+        parts.append(TIMES)
     return [_table(rows, columns, console) for columns in parts]
 
 

@@ -1,0 +1,61 @@
+"""What decoding costs whatever it runs on: floating point operations, and bytes of weights. No torch.
+
+Both are estimates from counts. A matrix of n weights costs 2 n operations a token; attention costs 4 operations
+a token, a channel and a token looked at (scores and weighted sum). Every call reads all weights once, whatever
+the number of tokens in it; caches and activations, which are small beside them at batch size 1, are left out.
+A mixture of experts is counted as if all experts worked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cascli.trace import ModelInfo, PairInfo
+
+
+class Use(NamedTuple):
+    """What one model did during a run."""
+
+    calls: int
+    """Steps that the strategy took; reading the prompt is not one."""
+    passes: int
+    """All forward passes, those over the prompt included."""
+    tokens: int
+    """Tokens in them."""
+    attended: int
+    """Pairs of a token and one that it could look at."""
+
+
+class Cost(NamedTuple):
+    """What a run cost in all, apart from time."""
+
+    draft: Use
+    target: Use
+    flops: float | None
+    """Floating point operations of both models; None if the size of one is not known."""
+    weight_bytes: float | None
+    """Bytes of weights that both models read, likewise."""
+
+
+def cost_of(pair: PairInfo, draft: Use, target: Use) -> Cost:
+    """Add up the work of the two models."""
+    return Cost(
+        draft,
+        target,
+        _sum(_flops(pair.draft, draft), _flops(pair.target, target)),
+        _sum(_weight_bytes(pair.draft, draft), _weight_bytes(pair.target, target)),
+    )
+
+
+def _flops(model: ModelInfo, use: Use) -> float | None:
+    if model.parameters is None or model.attention_width is None:
+        return None
+    return 2.0 * model.parameters * use.tokens + 4.0 * model.attention_width * use.attended
+
+
+def _weight_bytes(model: ModelInfo, use: Use) -> float | None:
+    return None if model.weight_bytes is None else float(model.weight_bytes) * use.passes
+
+
+def _sum(draft: float | None, target: float | None) -> float | None:
+    return None if draft is None or target is None else draft + target

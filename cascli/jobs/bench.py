@@ -1,0 +1,132 @@
+"""The speed profile of a pair on this machine, without any text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from cascli.bench import Bench, Replay
+from cascli.engine import Request, environment
+from cascli.errors import UsageError
+from cascli.explain import account
+from cascli.jobs.generate import decode
+from cascli.jobs.profile import BLOCKS, Tell, profile
+from cascli.models.pair import Pair
+from cascli.profile import Profile
+from cascli.sampling import Sampling
+from cascli.strategies import Strategy, parse
+from cascli.strategies._synthetic import Synthetic
+from cascli.trace import Run
+
+CONTEXTS = (128, 512, 2048, 8192)
+REPLAY_PROMPT = 32
+_COPY_BYTES = 2**28
+
+
+def bench(
+    pair: Pair,
+    *,
+    contexts: Sequence[int] | None = None,
+    blocks: Sequence[int] = BLOCKS,
+    repeats: int = 5,
+    synthetic_acceptance: float | None = None,
+    ks: Sequence[int] = (2, 4, 6),
+    tokens: int = 64,
+    tell: Tell | None = None,
+) -> Bench:
+    """Measure copy bandwidth, steps by block and context, and if asked for speculation at a chosen acceptance.
+
+    Args:
+        pair: loaded; its weights may be random.
+        contexts: lengths of the text before the timed steps; those of `CONTEXTS` that the pair takes by default.
+        blocks: how many tokens a timed target call reads.
+        repeats: of everything, interleaved.
+        synthetic_acceptance: also decode `tokens` tokens, drafts being accepted with this probability.
+        ks: block lengths of these runs.
+        tokens: their length.
+        tell: told how it goes.
+
+    Raises:
+        UsageError: a context that is longer than the pair takes.
+    """
+    longest = max(blocks)
+    chosen = _contexts(pair, contexts, longest)
+    _warm_up(pair, longest)
+    profiles = [profile(pair, context, blocks=blocks, repeats=repeats, tell=tell) for context in chosen]
+    replay = None
+    if synthetic_acceptance is not None:
+        replay = _replay(pair, synthetic_acceptance, ks, tokens, repeats, tell)
+    return Bench(
+        pair=pair.info,
+        copy_bytes_per_second=copy_rate(pair.device),
+        profiles=profiles,
+        synthetic=replay,
+        environment=environment(pair.device),
+    )
+
+
+def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[int]:
+    room = None if pair.context is None else pair.context - longest
+    if wanted is None:
+        fitting = [length for length in CONTEXTS if room is None or length <= room]
+        return fitting or [max(room or 1, 1)]
+    too_long = [length for length in wanted if room is not None and length > room]
+    if too_long:
+        raise UsageError(f"context {too_long[0]} and a block of {longest} exceed the pair's context of {pair.context}.")
+    return sorted(set(wanted))
+
+
+def _warm_up(pair: Pair, longest: int) -> None:
+    """Let the kernels of all blocks be chosen, and the memory be there, before the clock runs."""
+    profile(pair, 1, blocks=range(1, longest + 1), repeats=1)
+
+
+def copy_rate(device: torch.device, repeats: int = 7) -> float:
+    """Bytes per second, read and written, of a copy that is far larger than the caches."""
+    source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    rates = []
+    for repeat in range(repeats + 1):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        if repeat:
+            rates.append(2 * _COPY_BYTES / (time.perf_counter() - start))
+    return median(rates)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _replay(pair: Pair, acceptance: float, ks: Sequence[int], tokens: int, repeats: int, tell: Tell | None) -> Replay:
+    """Decode with `target` and at each k, interleaved; no token ends the text."""
+    endless = replace(pair, eos_ids=frozenset())
+    strategies: list[Strategy] = [parse("target"), *(Synthetic(acceptance, k) for k in ks)]
+    runs: list[list[Run]] = [[] for _ in strategies]
+    for repeat in range(repeats + 1):
+        for column, strategy in enumerate(strategies):
+            if tell is not None:
+                tell(f"synthetic acceptance {acceptance}", repeat, repeats + 1)
+            request = Request(
+                prompt_ids=[i % pair.vocab for i in range(REPLAY_PROMPT)],
+                sampling=Sampling(temperature=0.0),
+                max_new_tokens=tokens if repeat else max(ks) + 2,
+                seed=repeat,
+            )
+            run = decode(endless, strategy, request)
+            if repeat:
+                runs[column].append(run)
+    steps = _steps_at(pair, REPLAY_PROMPT + tokens // 2, repeats)
+    accounts = [account(of_k, [*runs[0], *of_k], steps) for of_k in runs[1:]]
+    return Replay(acceptance=acceptance, tokens=tokens, accounts=accounts)
+
+
+def _steps_at(pair: Pair, context: int, repeats: int) -> Profile:
+    return profile(pair, context, repeats=repeats)

@@ -1,0 +1,42 @@
+"""How large a loaded model is, in the units that decoding pays in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class Size(NamedTuple):
+    """What `cascli.trace.ModelInfo` says of a model's size."""
+
+    parameters: int
+    weight_bytes: int
+    attention_width: int
+
+
+def size_of(model: PreTrainedModel) -> Size:
+    """Count the matrices that a token is multiplied by, and their bytes.
+
+    Layers whose weights are not parameters (packed int8) say their own `weight_count` and `weight_bytes`.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings()
+    if head is not None and isinstance(getattr(head, "weight", None), nn.Parameter):
+        tables.discard(id(head.weight))  # tied to the input embeddings: looked up, and multiplied by
+    matrices = [each for each in model.parameters() if each.dim() >= 2 and id(each) not in tables]
+    packed = [module for module in model.modules() if hasattr(module, "weight_count")]
+    return Size(
+        parameters=sum(each.numel() for each in matrices) + sum(each.weight_count for each in packed),
+        weight_bytes=sum(each.numel() * each.element_size() for each in matrices)
+        + sum(each.weight_bytes for each in packed),
+        attention_width=_attention_width(model),
+    )
+
+
+def _attention_width(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(config.num_hidden_layers * heads * width)

@@ -1,0 +1,106 @@
+"""A pair's speed profile on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascli.bench import Bench, Replay, prospects
+from cascli.explain import Explanation
+from cascli.profile import Profile
+from cascli.render.console import Screen, plain_table
+from cascli.render.explanation import NOISY
+from cascli.render.numbers import number, seconds, size
+
+
+def print_bench(found: Bench, screen: Screen) -> None:
+    """The tables, and what they say."""
+    out = screen.out
+    out.print(Text(_title(found), style="bold"))
+    out.print(_steps(found, out))
+    if screen.quiet:
+        return
+    for line in _lines(found):
+        out.print(Text(line))
+    out.print()
+    out.print(_prospects(found.profiles[0], out))
+    if found.synthetic is not None:
+        out.print(Text(f"\n{synthetic_title(found.synthetic)}", style="bold"))
+        out.print(_replay(found.synthetic, out))
+    noisy = max(profile.spread for profile in found.profiles)
+    if noisy >= NOISY:
+        screen.note(f"noisy machine: timings of one kind spread by {noisy:.0%}; repeat with nothing else running")
+
+
+def _title(found: Bench) -> str:
+    pair = found.pair
+    return f"{pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {found.environment['device']}"
+
+
+def synthetic_title(found: Replay) -> str:
+    """What these numbers are, said before them."""
+    return f"SYNTHETIC acceptance {found.acceptance}: speed only, over {found.tokens} tokens whose text means nothing"
+
+
+def _steps(found: Bench, console: Console) -> Table:
+    blocks = sorted(found.profiles[0].target)
+    table = plain_table(console)
+    for heading in ("context", "draft\nstep", "target\nstep", "c"):
+        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
+    for n in blocks[1:]:
+        table.add_column(f"v of\n{n}", justify="right", no_wrap=True, vertical="top")
+    for profile in found.profiles:
+        table.add_row(
+            str(profile.context),
+            seconds(profile.draft[1].median),
+            seconds(profile.target[1].median),
+            number(profile.c),
+            *(number(profile.v(n)) for n in blocks[1:]),
+        )
+    return table
+
+
+def _lines(found: Bench) -> Iterator[str]:
+    yield "c: a draft step over a target step. v of n: a target call over n tokens, over a target step."
+    copy = f"a copy in memory moves {size(found.copy_bytes_per_second)}/s"
+    first = found.profiles[0]
+    shares = [found.bandwidth_share(role, first) for role in ("draft", "target")]
+    read = f"reading weights in steps reaches {number(shares[0])} (draft) and {number(shares[1])} (target) of that"
+    yield f"{copy}; {read}; the ratio of their bytes is {number(found.ratio_of_bytes)}."
+
+
+def _prospects(profile: Profile, console: Console) -> Table:
+    table = plain_table(console)
+    rows = prospects(profile)
+    table.add_column(f"acceptance (theory, after {profile.context} tokens)", no_wrap=True)
+    for prospect in rows:
+        table.add_column(number(prospect.acceptance, 1), justify="right")
+    table.add_row("best k", *(str(prospect.best_k) for prospect in rows))
+    table.add_row("speed-up over target", *(number(prospect.speed_up, 2, "x") for prospect in rows))
+    return table
+
+
+def _replay(found: Replay, console: Console) -> Table:
+    table = plain_table(console)
+    headings = ("k", "tokens\na round", "draft step\nc", "check\nv", "predicted\nspeed-up", "measured\n(synthetic)")
+    for heading in (*headings, "measured /\npredicted", "outside\nmodels"):
+        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
+    for each in found.accounts:
+        table.add_row(*_account(each))
+    return table
+
+
+def _account(each: Explanation) -> tuple[str, ...]:
+    return (
+        str(each.k),
+        number(each.tokens_per_round),
+        number(each.c),
+        number(each.v),
+        number(each.predicted_speed_up, 2, "x"),
+        number(each.measured_speed_up, 2, "x"),
+        number(each.measured_over_predicted),
+        number(each.overhead),
+    )

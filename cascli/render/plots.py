@@ -1,0 +1,95 @@
+"""Pictures of measurements, with matplotlib: an extra, imported when a picture is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascli import theory
+from cascli.bench import ACCEPTANCES, Bench
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".png", ".svg")
+DRAFT, TARGET = "#c2410c", "#1d4ed8"
+LONGEST_K = 12
+
+
+def pyplot() -> Any:
+    """Matplotlib's pyplot without a window.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("plots need matplotlib: pip install 'cascli[plots]'") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "cascli"}
+    return pyplot
+
+
+def plot_bench(found: Bench, path: Path) -> None:
+    """Three panels: v(n), step times by context, and speed-up by k in theory (and as measured, if it was)."""
+    plt = pyplot()
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    _blocks(left, found)
+    _contexts(middle, found)
+    _gains(right, found)
+    pair = found.pair
+    marked = "" if found.synthetic is None else " · synthetic acceptance"
+    figure.suptitle(
+        f"{pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype}, {found.environment['device']}{marked}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _blocks(axes: Axes, found: Bench) -> None:
+    for number, profile in enumerate(found.profiles):
+        blocks = sorted(profile.target)
+        shade = 1 - 0.7 * number / max(len(found.profiles) - 1, 1)
+        values = [profile.v(n) for n in blocks]
+        axes.plot(blocks, values, "o-", color=TARGET, alpha=shade, label=f"after {profile.context} tokens")
+    axes.axhline(1, color="grey", lw=0.8)
+    axes.set(xlabel="tokens in one target call", ylabel="v: time over a step of one token", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _contexts(axes: Axes, found: Bench) -> None:
+    contexts = [profile.context for profile in found.profiles]
+    for role, color in (("target", TARGET), ("draft", DRAFT)):
+        steps = [getattr(profile, role)[1] for profile in found.profiles]
+        middle = [1000 * step.median for step in steps]
+        spread = [
+            [1000 * (step.median - step.low) for step in steps],
+            [1000 * (step.high - step.median) for step in steps],
+        ]
+        axes.errorbar(contexts, middle, spread, fmt="o-", color=color, capsize=2, label=f"{role}, one token")
+    axes.set(xlabel="tokens before the step", ylabel="ms", xscale="log", ylim=(0, None))
+    axes.set_xticks(contexts, [str(context) for context in contexts])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _gains(axes: Axes, found: Bench) -> None:
+    profile = found.profiles[0]
+    ks = range(1, LONGEST_K + 1)
+    for number, a in enumerate(ACCEPTANCES):
+        gains = [theory.speed_up(a, k, profile.c, profile.v(k + 1)) for k in ks]
+        (line,) = axes.plot(ks, gains, "-", color=DRAFT, alpha=0.25 + 0.75 * number / (len(ACCEPTANCES) - 1))
+        axes.annotate(f"{a}", (ks[-1], gains[-1]), xytext=(4, -3), textcoords="offset points", fontsize=8)
+        line.set_label("theory, by acceptance" if number == len(ACCEPTANCES) - 1 else "_")
+    if found.synthetic is not None:
+        points = [(each.k, each.measured_speed_up) for each in found.synthetic.accounts]
+        label = f"measured, synthetic acceptance {found.synthetic.acceptance}"
+        axes.plot(*zip(*points, strict=True), "s", color=TARGET, label=label)
+    axes.axhline(1, color="grey", lw=0.8)
+    axes.set(xlabel="k, drafted tokens a round", ylabel="speed over target alone", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
