@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-quick quality format schema readme clean
+.PHONY: help install demo bench test test-oldest test-quick quality format schema readme clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ install: $(VENV)/.installed ## Make the virtual environment and install cascli w
 demo: install ## Fetch the embedded pair (1.6 GB, once) and compare all strategies on it
 	$(BIN)/cascli pull
 	$(BIN)/cascli compare "$(PROMPT)" --max-new-tokens 48
+
+bench: install ## Measure cascli beside transformers on the embedded pair (within 10 minutes on 2 cores)
+	$(BIN)/cascli pull
+	$(BIN)/python -m benchmarks.peers --prompts 4 --max-new-tokens 48 -k 4
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -41,13 +45,15 @@ quality: install ## Check style, types, layers, and that generated files are cur
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.schema --check
+	$(BIN)/python -m benchmarks.report --check
 
 format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-readme: install ## Run the architecture tests and write their table into the README
+readme: install ## Write the README's tables: the architecture tests (run now), the results files
 	$(BIN)/python -m tests.matrix
+	$(BIN)/python -m benchmarks.report
 
 schema: install ## Write the JSON Schema of the pair files
 	$(BIN)/python -m tests.schema

@@ -1,0 +1,1 @@
+"""Measurements against other programs; `make bench` runs them."""

@@ -1,0 +1,98 @@
+"""Whoever can continue a prompt: cascli's strategies and transformers' generate, on weights of their own."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from cascli import Pair, Run, generate
+
+
+class Answer(NamedTuple):
+    """What a contestant wrote, how long it took, prompt included, and its trace if it keeps one."""
+
+    token_ids: list[int]
+    seconds: float
+    run: Run | None = None
+
+
+@dataclass
+class Contestant:
+    """A way to continue token ids greedily by up to so many tokens."""
+
+    name: str
+    answer: Callable[[Sequence[int], int], Answer]
+    answers: list[Answer] = field(default_factory=list)
+
+    def take(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Answer:
+        """Answer, and keep the answer."""
+        found = self.answer(prompt_ids, max_new_tokens)
+        self.answers.append(found)
+        return found
+
+
+def of_cascli(pair: Pair, strategy: str, label: str) -> Contestant:
+    """One of cascli's strategies."""
+
+    def answer(prompt_ids: Sequence[int], tokens: int) -> Answer:
+        start = time.perf_counter()
+        run = generate(pair, prompt_ids=prompt_ids, strategy=strategy, max_new_tokens=tokens, temperature=0.0)
+        return Answer(run.token_ids, time.perf_counter() - start, run)
+
+    return Contestant(f"cascli {strategy} {label}", answer)
+
+
+def of_transformers(target: Any, draft: Any | None, k: int | None, eos_ids: Sequence[int], label: str) -> Contestant:
+    """Transformers' generate; with a draft model, assisted generation with constant k and no confidence threshold."""
+    more: dict[str, Any] = {}
+    if draft is not None:
+        more = {"assistant_model": draft}
+        name = f"transformers assisted k={k}"
+    else:
+        name = "transformers generate"
+
+    def answer(prompt_ids: Sequence[int], tokens: int) -> Answer:
+        if draft is not None:
+            draft.generation_config.num_assistant_tokens = k
+            draft.generation_config.num_assistant_tokens_schedule = "constant"
+            draft.generation_config.assistant_confidence_threshold = 0.0
+        ids = torch.tensor([list(prompt_ids)], device=target.device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            out = target.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=tokens,
+                eos_token_id=list(eos_ids) or None,
+                pad_token_id=0,
+                **more,
+            )
+        seconds = time.perf_counter() - start
+        return Answer(out[0, len(prompt_ids) :].tolist(), seconds)
+
+    return Contestant(f"{name} {label}", answer)
+
+
+def load_stock(pair: Pair, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The pair's target and draft as transformers loads them, with weights of their own.
+
+    Raises:
+        SystemExit: the pair's weights do not lie in a folder of this machine.
+    """
+    from transformers import AutoModelForCausalLM
+
+    found = []
+    for model in (pair.target, pair.draft):
+        folder = model.model.config._name_or_path or None
+        if not folder:
+            raise SystemExit(f"{model.source}: only weights on disk can be loaded twice")
+        found.append(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(model.device).eval())
+        found[-1].generation_config.repetition_penalty = 1.0
+        gc.collect()
+    return found[0], found[1]

@@ -1,0 +1,49 @@
+"""llama.cpp's own programs, where their paths are given: what they print about their speed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def target_speed(bench: Path, model: Path, threads: int, tokens: int) -> float:
+    """Tokens per second of `llama-bench` writing with one model.
+
+    Raises:
+        subprocess.CalledProcessError: the program failed.
+    """
+    command = [bench, "-m", model, "-p", "0", "-n", str(tokens), "-t", str(threads), "-r", "3", "-o", "json"]
+    return float(json.loads(_run(command))[0]["avg_ts"])
+
+
+def speculative_speed(
+    program: Path, target: Path, draft: Path, threads: int, k: int, prompts: Sequence[str], tokens: int
+) -> dict[str, Any]:
+    """Tokens per second of `llama-speculative` over prompts, total over total, and its acceptance.
+
+    Raises:
+        subprocess.CalledProcessError: the program failed.
+        ValueError: its report could not be read.
+    """
+    decoded = seconds = drafted = accepted = 0.0
+    for prompt in prompts:
+        command = [program, "-m", target, "-md", draft, "-p", prompt, "-n", str(tokens), "-t", str(threads)]
+        report = _run([*command, "--draft", str(k), "--temp", "0"], both=True)
+        found = re.search(r"decoded\s+(\d+) tokens in\s+([\d.]+) seconds", report)
+        counts = [re.search(rf"n_{name}\s*=\s*(\d+)", report) for name in ("drafted", "accept")]
+        if found is None or None in counts:
+            raise ValueError(f"{program.name} printed no speed that is known here")
+        decoded, seconds = decoded + float(found[1]), seconds + float(found[2])
+        drafted, accepted = (
+            total + float(count[1]) for total, count in zip((drafted, accepted), counts, strict=True) if count
+        )
+    return {"tokens_per_second": decoded / seconds, "acceptance": accepted / drafted if drafted else None}
+
+
+def _run(command: Sequence[str | Path], *, both: bool = False) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr if both else done.stdout

@@ -1,0 +1,39 @@
+"""What a result depends on besides the code: machine, versions, command, date."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def facts(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, Any]:
+    """The machine, the versions of cascli and of these packages, the command and the date."""
+    from importlib.metadata import version
+
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("cascli", *packages)}},
+    }
+
+
+def _module() -> str:
+    path = Path(sys.argv[0])
+    return f"{path.parent.name}.{path.stem}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

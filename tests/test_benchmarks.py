@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import llama_cpp, peers, report
+from cascli import load_pair
+from tests.pairs import pair
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair file whose models lie in folders, as those do that transformers can load beside cascli."""
+    folder = tmp_path_factory.mktemp("pair")
+    loaded = load_pair(pair(257))  # as many as the tokenizer has: transformers does not mask the rest
+    lines = ["name: saved"]
+    for role in ("draft", "target"):
+        model = getattr(loaded, role).model
+        model.save_pretrained(folder / role)
+        loaded.tokenizer.save_pretrained(folder / role)
+        lines += [f"{role}:", f"  source: {{path: {folder / role}}}"]
+    (folder / "pair.yaml").write_text("\n".join(lines) + "\n")
+    return folder / "pair.yaml"
+
+
+@pytest.fixture(scope="module")
+def document(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("results") / "peers.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["benchmarks/peers.py", "-c", "saved"])
+        peers.main(["-c", str(saved), "--prompts", "2", "--max-new-tokens", "8", "-k", "2", "3", "-o", str(output)])
+    return output
+
+
+def test_peers_are_measured_on_the_same_tokens(document: Path) -> None:
+    found = json.loads(document.read_text())
+    assert [row["name"] for row in found["rows"]] == [
+        "transformers generate (float32)",
+        "transformers assisted k=2 (float32)",
+        "transformers assisted k=3 (float32)",
+        "cascli target (float32)",
+        "cascli draft (float32)",
+        "cascli speculative:k=2 (float32)",
+        "cascli speculative:k=3 (float32)",
+    ]
+    greedy = [row for row in found["rows"] if "draft" not in row["name"]]
+    assert all(row["tokens"] == 16 and row["same_tokens_as_cascli_target"] == 2 for row in greedy)
+    assert found["rows"][0]["ratio_to_first"]["median"] == 1.0
+    assert [each["k"] for each in found["predictions"]] == [2, 3]
+    assert found["command"] == "python -m benchmarks.peers -c saved"
+    assert found["versions"].keys() == {"python", "cascli", "torch", "transformers"}
+
+
+def test_last_line_is_the_document(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peers.main(["-c", str(saved), "--prompts", "1", "--max-new-tokens", "4", "-k", "2", "--no-transformers"])
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["schema"] == "cascli.peers/1"
+    assert "prompt 1/1" in err
+
+
+def test_report_is_made_from_the_files(document: Path) -> None:
+    text = report.peers_table([document])
+    assert "| transformers generate (float32) |" in text
+    assert "k = 2" in text and "python -m benchmarks.peers -c saved" in text
+
+
+def test_prompts_are_of_all_kinds() -> None:
+    assert len(set(peers.spread(6))) == 6
+    assert len(peers.spread(100)) == 30
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return path
+
+
+def test_llama_cpp_programs_are_read(tmp_path: Path) -> None:
+    bench = script(tmp_path / "llama-bench", """echo '[{"avg_ts": 12.5, "n_gen": 64}]'\n""")
+    assert llama_cpp.target_speed(bench, Path("m.gguf"), 2, 64) == 12.5
+    report = "decoded   65 tokens in    6.500 seconds, speed:   10.000 t/s\\nn_drafted = 50\\nn_accept  = 30\\n"
+    program = script(tmp_path / "llama-speculative", f"printf '{report}' >&2\n")
+    found = llama_cpp.speculative_speed(program, Path("t"), Path("d"), 2, 4, ["a", "b"], 64)
+    assert found == {"tokens_per_second": 10.0, "acceptance": 0.6}
+    silent = script(tmp_path / "silent", "echo nothing\n")
+    with pytest.raises(ValueError, match="printed no speed"):
+        llama_cpp.speculative_speed(silent, Path("t"), Path("d"), 2, 4, ["a"], 64)
+
+
+def test_llama_cpp_needs_its_models(saved: Path) -> None:
+    with pytest.raises(SystemExit, match="--gguf"):
+        peers.main(["-c", str(saved), "--llama-bench", "x"])

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from cascli import Pair, generate, load_pair, theory
+from cascli.bench import Bench, prospects
+from cascli.comparison import percentiles
+from cascli.cost import Use, cost_of
+from cascli.errors import UsageError
+from cascli.explain import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
+from cascli.jobs.bench import bench
+from cascli.jobs.compare import compare
+from cascli.jobs.profile import profile
+from cascli.profile import Profile, interpolated, timing
+from cascli.render.explanation import noise_line, sentence, steps_line
+from cascli.render.plots import plot_bench
+from cascli.settings import Settings, resolve
+from cascli.statistics import percentile
+from cascli.strategies import parse
+from cascli.strategies._synthetic import Synthetic
+from tests.pairs import ARCHITECTURES, pair
+
+
+def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
+    target = {n: timing([value]) for n, value in {1: 1.0, **v}.items()}
+    return Profile(context=context, draft={1: timing([c])}, target=target)
+
+
+def test_percentile_is_the_usual_one() -> None:
+    values = [3.0, 1.0, 2.0, 4.0]
+    assert percentile(values, 0.5) == 2.5
+    assert percentile(values, 0.25) == 1.75
+    assert percentile(values, 1.0) == 4.0
+    assert percentile([7.0], 0.9) == 7.0
+
+
+def test_outer_percentiles_need_enough_values() -> None:
+    assert percentiles([None, None]) is None
+    few, some, many = (percentiles([float(i) for i in range(n)]) for n in (9, 10, 100))
+    assert few is not None and few.p90 is None and few.p50 == 4
+    assert some is not None and some.p90 == pytest.approx(8.1) and some.p99 is None
+    assert many is not None and many.p99 == pytest.approx(98.01)
+
+
+def test_v_between_and_beyond_what_was_measured() -> None:
+    found = flat(0.2, {2: 1.0, 4: 2.0})
+    assert [found.v(n) for n in (1, 2, 3, 4, 8)] == [1.0, 1.0, 1.5, 2.0, 4.0]
+    assert found.c == 0.2
+    assert interpolated({2: 5.0, 4: 7.0}, 1) == 5.0
+
+
+def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: Pair) -> None:
+    before = generate(text_pair, "hello", max_new_tokens=12, seed=3)
+    told: list[tuple[int, int]] = []
+    found = profile(text_pair, 40, blocks=(1, 3, 5), repeats=2, tell=lambda _, done, total: told.append((done, total)))
+    assert sorted(found.target) == [1, 3, 5]
+    assert sorted(found.draft) == [1, 2]
+    assert all(0 < each.low <= each.median <= each.high for each in (*found.target.values(), *found.draft.values()))
+    assert told == [(0, 3), (1, 3), (2, 3)]
+    after = generate(text_pair, "hello", max_new_tokens=12, seed=3)
+    assert after.token_ids == before.token_ids
+    assert [token.p for token in after.emitted] == [token.p for token in before.emitted]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pretended_texts_have_the_length_that_was_asked_for(name: str) -> None:
+    loaded = load_pair(pair(300, **ARCHITECTURES[name]))
+    runner = loaded.target.runner
+    runner.pretend(100)
+    assert runner.length == 100
+    assert torch.isfinite(runner.forward(torch.arange(3), 3)).all()
+    assert runner.length == 103
+    runner.reset()
+
+
+def test_profile_leaves_global_random_state_alone(text_pair: Pair) -> None:
+    before = torch.random.get_rng_state()
+    profile(text_pair, 5, repeats=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_flops_and_bytes_by_hand(id_pair: Pair) -> None:
+    run = generate(id_pair, prompt_ids=[1, 2, 3], strategy="target", max_new_tokens=4)
+    model = id_pair.target.info
+    # two layers of q, k, v, o, gate, up, down, and the head; the input embeddings are only looked up
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
+    assert model.parameters == 2 * layer + 8 * 32
+    assert model.weight_bytes == 4 * model.parameters
+    assert model.attention_width == 2 * 2 * 16
+    tokens, attended = 6, 1 + 2 + 3 + 4 + 5 + 6
+    assert run.metrics.target_tokens_read == tokens
+    assert run.metrics.draft_tokens_read == 0
+    assert run.metrics.total_flops == 2 * model.parameters * tokens + 4 * model.attention_width * attended
+    assert run.metrics.weight_bytes_read == model.weight_bytes * 5  # the prompt's first two tokens, then four steps
+
+
+def test_rejected_drafts_cost_too(id_pair: Pair) -> None:
+    run = generate(id_pair, prompt_ids=[1, 2, 3], strategy="speculative:k=3", max_new_tokens=8, seed=1)
+    m = run.metrics
+    assert m.target_tokens_read == 2 + m.num_draft_tokens + m.num_rounds
+    assert m.num_accepted_draft_tokens < m.num_draft_tokens
+
+
+def test_tied_heads_are_counted_once() -> None:
+    tied = load_pair(pair(8, tie_word_embeddings=True))
+    free = load_pair(pair(8))
+    assert tied.target.info.parameters == free.target.info.parameters
+
+
+def test_unknown_sizes_stay_unknown(id_pair: Pair) -> None:
+    info = id_pair.info
+    nameless = info.model_copy(update={"draft": info.draft.model_copy(update={"parameters": None})})
+    use = Use(1, 1, 1, 1)
+    assert cost_of(nameless, use, use).flops is None
+    assert cost_of(nameless, use, use).weight_bytes is not None
+
+
+@pytest.mark.parametrize("spec", ["target", "draft", "cascade", "token-cascade", "speculative:k=3"])
+def test_every_second_is_accounted_for(text_pair: Pair, spec: str) -> None:
+    run = generate(text_pair, "hello", strategy=spec, max_new_tokens=20)
+    parts = run.metrics.seconds
+    assert parts.total == pytest.approx(parts.prefill + parts.draft + parts.verify + parts.other)
+    assert min(parts.prefill, parts.draft, parts.verify, parts.other) >= 0
+    rounds = [step.seconds for step in run.rounds]
+    assert sum(each.total for each in rounds) <= parts.total
+    assert all(each.total >= each.draft + each.verify for each in rounds)
+    assert sum(each.verify for each in rounds) <= parts.verify + 1e-9
+    later = rounds[1:]
+    tokens = sum(len(step.emitted) for step in run.rounds[1:])
+    assert run.metrics.seconds_per_token == pytest.approx(sum(each.total for each in later) / tokens)
+
+
+def test_bottlenecks_are_named(text_pair: Pair) -> None:
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=40)
+
+    def named(acceptance: float, c: float, v: float, other: float = 0.0) -> str:
+        run = generate(text_pair, "hello", strategy=Synthetic(acceptance, 3), max_new_tokens=40)
+        seconds = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, "other": other})
+        run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
+        return account([run], [target, run], flat(c, {4: v})).bottleneck
+
+    assert named(1.0, c=3.0, v=1.0) == DRAFT
+    assert named(1.0, c=0.01, v=9.0) == VERIFICATION
+    assert named(0.2, c=0.01, v=1.0) == ACCEPTANCE
+    assert named(1.0, c=0.01, v=1.0, other=0.9) == OVERHEAD
+
+
+def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
+    settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
+    strategies = [parse(text) for text in ("target", "speculative:k=3")]
+    found = compare(text_pair, [["hello"], ["a longer prompt"]], strategies, settings, runs=2)
+    why, steps = found.explanation, found.profile
+    assert why is not None and steps is not None and why.measured_alone
+    assert why.c == steps.c and why.v == steps.v(4)
+    assert why.predicted_speed_up == pytest.approx(
+        theory.expected_tokens(why.acceptance, 3)
+        / (why.c * sum(r.metrics.draft_calls for r in found.runs) / sum(
+            r.metrics.num_rounds for r in found.runs if r.strategy == "speculative") + why.v)
+    )  # fmt: skip
+    assert why.measured_over_predicted == pytest.approx(why.measured_speed_up / why.predicted_speed_up)
+    assert f"best k {why.best_k}" in sentence(why)
+    assert "target call" in steps_line(steps)
+    assert [[each.strategy for each in repeat] for repeat in found.repeats] == [["target", "speculative:k=3"]] * 2
+    assert found.spread is not None and found.spread >= 0
+    row = found.summary[1]
+    assert row.ttft is not None and row.round_seconds is not None and row.flops_per_token
+    again = type(found).from_json(found.to_json())
+    assert again == found
+
+
+def test_nothing_is_measured_where_nothing_is_explained(text_pair: Pair) -> None:
+    settings = resolve(Settings(max_new_tokens=4))
+    found = compare(text_pair, [["hello"]], [parse("target"), parse("draft")], settings)
+    assert found.profile is None and found.explanation is None
+    kept = compare(text_pair, [["hello"]], [parse("target"), parse("speculative")], settings, measure=False)
+    assert kept.profile is None and kept.explanation is not None and not kept.explanation.measured_alone
+    assert explain(kept.runs[:1]) is None
+
+
+def test_noise_is_said_only_where_there_is_some() -> None:
+    assert noise_line(None) is None and noise_line(0.1) is None
+    assert "45%" in (noise_line(0.45) or "")
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_synthetic_acceptance_is_what_was_asked_for(text_pair: Pair, acceptance: float, temperature: float) -> None:
+    tested = passed = 0
+    for seed in range(12):
+        run = generate(
+            text_pair, "hello", strategy=Synthetic(acceptance, 4), max_new_tokens=60, seed=seed, temperature=temperature
+        )
+        assert run.strategy == "synthetic-acceptance" and run.params == {"acceptance": acceptance, "k": 4}
+        assert run.metrics.lossless is False
+        for step in run.rounds:
+            kept = sum(token.accepted for token in step.drafted)
+            tested += kept + (kept < len(step.drafted))
+            passed += kept
+    deviation = math.sqrt(acceptance * (1 - acceptance) / tested)
+    assert abs(passed / tested - acceptance) <= 5 * deviation  # 6e-7 of a false alarm
+
+
+def test_bench_holds_what_it_promises(text_pair: Pair, tmp_path: Path) -> None:
+    found = bench(
+        text_pair, contexts=[20, 50], blocks=(1, 2, 3), repeats=2, synthetic_acceptance=0.7, ks=(2,), tokens=12
+    )
+    assert [each.context for each in found.profiles] == [20, 50]
+    assert found.copy_bytes_per_second > 1e8
+    assert found.ratio_of_bytes == 1.0
+    share = found.bandwidth_share("target", found.profiles[0])
+    assert share is not None and 0 < share < 1
+    assert found.synthetic is not None and found.synthetic.accounts[0].k == 2
+    assert Bench.from_json(found.to_json()) == found
+    gains = [each.speed_up for each in prospects(found.profiles[0])]
+    assert gains == sorted(gains)
+    for suffix in (".png", ".svg"):
+        plot_bench(found, tmp_path / f"plot{suffix}")
+        assert (tmp_path / f"plot{suffix}").stat().st_size > 5000
+    assert "synthetic" in (tmp_path / "plot.svg").read_text()
+
+
+def test_bench_refuses_contexts_beyond_the_pair(text_pair: Pair) -> None:
+    with pytest.raises(UsageError, match="exceed the pair's context of 256"):
+        bench(text_pair, contexts=[250])
+    assert [each.context for each in bench(text_pair, repeats=1).profiles] == [128]
+
+
+def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
+    settings = resolve(Settings(max_new_tokens=4))
+    document = json.loads(compare(text_pair, [["hello"]], [parse("target")], settings).to_json())
+    for name in ("profile", "repeats", "spread"):
+        del document[name]
+    for run in document["runs"]:
+        for name in (
+            "total_flops",
+            "weight_bytes_read",
+            "draft_tokens_read",
+            "target_tokens_read",
+            "seconds_per_token",
+        ):
+            del run["metrics"][name]
+        for role in ("draft", "target"):
+            del run["pair"][role]["parameters"]
+    from cascli.comparison import Comparison
+
+    assert Comparison.from_json(json.dumps(document)).runs[0].metrics.total_flops is None
