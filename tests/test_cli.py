@@ -179,6 +179,48 @@ def test_colour_always_and_no_color(cli, clean_env: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in cli("strategies").stdout
 
 
+def test_bench_measures_and_can_be_shown_again(cli, tmp_path: Path) -> None:
+    saved, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    found = cli(
+        "bench", "-c", "tiny-random", "--context", "16,32", "--longest-block", "3", "--repeats", "1",
+        "--synthetic-acceptance", "0.7", "-k", "2", "--max-new-tokens", "6", "-o", str(saved), "--plot", str(plot),
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    assert "v of" in found.stdout and "SYNTHETIC acceptance 0.7" in found.stdout
+    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1"
+    assert plot.read_text().startswith("<?xml")
+    assert cli("show", str(saved)).stdout == found.stdout
+    as_json = cli("bench", "-c", "tiny-random", "--context", "16", "--longest-block", "2", "--repeats", "1", "--json")
+    assert list(json.loads(as_json.stdout)["profiles"][0]["target"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--context", "12,x"], "--context: expected positive numbers"),
+        (["--context", "100000"], "exceed the pair's context"),
+        (["--plot", "speed.gif"], "--plot speed.gif: unknown suffix"),
+        (["-o", "speed.csv"], "unknown suffix"),
+        (["--synthetic-acceptance", "1.5"], "synthetic-acceptance"),
+    ],
+)
+def test_bench_refuses_what_it_cannot_do(cli, arguments: list[str], words: str) -> None:
+    found = cli("bench", "-c", "tiny-random", *arguments)
+    assert found.exit_code == 2
+    assert words in found.stderr
+
+
+def test_verbose_comparison_has_times_and_costs(cli) -> None:
+    found = cli(
+        "compare", "hello", "-c", "tiny-random", "-s", "target", "-s", "speculative:k=2", "--max-new-tokens", "12", "-v"
+    )
+    assert found.exit_code == 0
+    assert "p50 / p90 / p99" in found.stdout and "GFLOP" in found.stdout
+    assert "steps after" in found.stdout
+    bare = cli("compare", "hello", "-c", "tiny-random", "-s", "target", "-s", "speculative", "--no-measure", "--json")
+    assert json.loads(bare.stdout)["profile"] is None
+
+
 def test_lists(cli) -> None:
     for name in ("cascade", "speculative-cascade", "token-v3", "eq. 10", "lossless"):
         assert name in cli("strategies").stdout

@@ -28,7 +28,8 @@ class FewRowsLinear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         padded = F.pad(rows, (0, 0, 0, -n % COLUMNS))
         parts = [torch.mm(self.weight, chunk.T).T for chunk in padded.split(COLUMNS)]
-        out = (parts[0] if len(parts) == 1 else torch.cat(parts))[:n]
+        # Contiguous whatever n is: strided results would take other vector code in the layers after this one.
+        out = (parts[0] if len(parts) == 1 else torch.cat(parts))[:n].contiguous()
         if self.bias is not None:
             out = out + self.bias
         return out.reshape(*input.shape[:-1], self.out_features)

@@ -25,6 +25,7 @@ from cascli.models.cache import check_supported
 from cascli.models.few_rows import use_few_rows
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
+from cascli.models.row_attention import use_row_attention
 from cascli.models.runner import Runner
 from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
 from cascli.settings import checked
@@ -131,6 +132,8 @@ def _load(
             quantize.to_int8(module)
         elif dtype == "float32" and device.type == "cpu":
             use_few_rows(module)
+        if dtype in ("int8", "float32") and device.type == "cpu":
+            use_row_attention(module)
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     except ImportError as error:

@@ -1,0 +1,83 @@
+"""Attention on a CPU whose result for a token does not depend on the block that the token is read in.
+
+Stock kernels sum in another order for one query than for five, and the last bit of a sum is all that greedy
+decoding needs to part ways at a near-tie; 8-bit activations turn it into a whole step. Here each of the few
+tokens of a decoding step attends on its own, by the very call that a step of one token makes, over the states
+that this token may see. Heads that share keys are one batch of queries, so nothing is copied for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cascli.models.few_rows import MOST_ROWS
+
+NAME = "cascli_rows"
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of the last n states' queries `[1, heads, n, d]` over `[1, kv_heads, L, d]`.
+
+    Longer blocks (prompts) go to torch's own kernel with the mask that `row_mask` made for them.
+    """
+    n, length = query.shape[2], key.shape[2]
+    if n > MOST_ROWS or query.shape[0] != 1:
+        window = {} if sliding_window is None else {"sliding_window": sliding_window}
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **window, **more)
+        return found, None
+    rows = []
+    for i in range(n):
+        end = length - n + 1 + i
+        start = 0 if sliding_window is None else max(0, end - sliding_window)
+        rows.append(_one(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling))
+    return torch.stack(rows, dim=1), None
+
+
+def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """One token's attention `[1, heads, d]`; the heads that share a key are rows of one product."""
+    _, heads, width = query.shape
+    shared = key.shape[1]
+    grouped = query.reshape(1, shared, heads // shared, width)
+    return F.scaled_dot_product_attention(grouped, key, value, scale=scaling).reshape(1, heads, value.shape[-1])
+
+
+def row_mask(*, q_length: int, **more: Any) -> Tensor | None:
+    """No mask for the few rows that know by themselves what they see; torch's for longer blocks."""
+    return None if q_length <= MOST_ROWS else sdpa_mask(q_length=q_length, **more)
+
+
+def use_row_attention(model: PreTrainedModel) -> bool:
+    """Switch a model over if its attention is torch's plain one; says whether it did.
+
+    Models that do more than attend (soft-capping, attention sinks, biases) keep their own.
+    """
+    if model.config.get_text_config()._attn_implementation != "sdpa" or not _says_its_windows(model):
+        return False
+    AttentionInterface.register(NAME, row_attention)
+    AttentionMaskInterface.register(NAME, row_mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def _says_its_windows(model: PreTrainedModel) -> bool:
+    """Whether sliding layers, if there are any, tell the attention function how far they look."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    attentions = [each for name, each in model.named_modules() if name.endswith(("attn", "attention"))]
+    return "sliding_attention" not in kinds or all(hasattr(each, "sliding_window") for each in attentions)

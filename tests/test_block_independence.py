@@ -1,0 +1,55 @@
+"""A token's logits must be the same, bit for bit, alone and in a block: greedy speculation then is the target."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import Pair, generate, load_pair
+from cascli.models.few_rows import MOST_ROWS
+from cascli.models.row_attention import NAME
+from tests.pairs import ARCHITECTURES, pair
+
+# GPT-2 multiplies by Conv1D layers, Gemma 2 caps its attention logits: both keep transformers' own kernels.
+EXACT = [name for name in ARCHITECTURES if name not in ("gpt2", "gemma2")]
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in EXACT for dtype in ("float32", "int8")], ids="-".join)
+def loaded(request: pytest.FixtureRequest) -> Pair:
+    name, dtype = request.param
+    return load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype)
+
+
+@pytest.mark.parametrize("context", [1, 20, 63])
+def test_logits_are_the_same_alone_and_in_a_block(loaded: Pair, context: int) -> None:
+    runner = loaded.target.runner
+    ids = (torch.arange(context + MOST_ROWS) * 37) % 250
+    runner.reset()
+    runner.forward(ids[:context], 1)
+    alone = torch.cat([runner.forward(ids[i : i + 1], 1) for i in range(context, context + MOST_ROWS)])
+    for n in range(2, MOST_ROWS + 1):
+        runner.truncate(context)
+        block = runner.forward(ids[context : context + n], n)
+        assert torch.equal(block, alone[:n])
+        runner.truncate(context)
+        runner.forward(ids[context : context + 1], 1)
+        rest = runner.forward(ids[context + 1 : context + n], n - 1)
+        assert torch.equal(rest, alone[1:n])
+
+
+def test_greedy_speculation_is_the_target_with_equal_probabilities(loaded: Pair) -> None:
+    settings = {"max_new_tokens": 40, "temperature": 0.0}
+    alone = generate(loaded, "hello", strategy="target", **settings)
+    for k in (1, 4, 7):
+        ahead = generate(loaded, "hello", strategy=f"speculative:k={k}", **settings)
+        assert ahead.token_ids == alone.token_ids
+
+
+def test_models_that_do_more_than_attend_keep_their_own_attention() -> None:
+    assert load_pair(pair(300)).target.model.config._attn_implementation == NAME
+    gemma = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
+    assert gemma.target.model.config._attn_implementation == "eager"
+
+
+def test_bfloat16_keeps_torch_attention() -> None:
+    assert load_pair(pair(300), dtype="bfloat16").target.model.config._attn_implementation == "sdpa"
