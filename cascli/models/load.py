@@ -20,12 +20,10 @@ from transformers import (
 
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
 from cascli.errors import CascliError, ConfigError, RunError, first_line
-from cascli.models import quantize
 from cascli.models.cache import check_supported
-from cascli.models.few_rows import use_few_rows
+from cascli.models.fit import fit, has_narrow_buffers
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
-from cascli.models.row_attention import use_row_attention
 from cascli.models.runner import Runner
 from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
 from cascli.settings import checked
@@ -128,12 +126,8 @@ def _load(
 ) -> LoadedModel:
     try:
         module = _module(model, config, folder, DTYPES[dtype], device)
-        if dtype == "int8":
-            quantize.to_int8(module)
-        elif dtype == "float32" and device.type == "cpu":
-            use_few_rows(module)
-        if dtype in ("int8", "float32") and device.type == "cpu":
-            use_row_attention(module)
+        if device.type == "cpu":
+            fit(module, dtype)
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     except ImportError as error:
@@ -152,6 +146,11 @@ def _module(
         return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)
+    if device.type == "cpu" and dtype == torch.float32:
+        # As stored, to be widened layer by layer: both precisions at once would not fit where one does.
+        stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        if not has_narrow_buffers(stored):
+            return stored
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
 
 

@@ -17,9 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cascli.models.few_rows import MOST_ROWS
-
 NAME = "cascli_rows"
+MOST_ROWS = 16
+"""Longer blocks are taken for prompts."""
 
 
 def row_attention(

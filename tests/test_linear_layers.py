@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from cascli import load_pair
+from cascli.models.fit import WideEmbedding
+from cascli.models.int8_linear import Int8Linear, to_levels
+from cascli.models.packed_linear import PackedLinear, can_pack
+from tests.pairs import ARCHITECTURES, pair
+
+MOST = 17
+DTYPES = [torch.float32, *([torch.bfloat16] if can_pack(torch.bfloat16) else [])]
+
+
+def layers(shape: tuple[int, int], bias: bool, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, nn.Module]:
+    torch.manual_seed(0)
+    stock = nn.Linear(*shape, bias=bias, dtype=dtype)
+    return stock, PackedLinear(stock.weight, stock.bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 5, 9, 40])
+def test_packed_equals_the_stock_layer(bias: bool, rows: int, dtype: torch.dtype) -> None:
+    stock, packed = layers((96, 40), bias, dtype)
+    x = torch.randn(1, rows, 96, dtype=dtype)
+    wanted = stock(x)
+    assert torch.allclose(packed(x), wanted, atol=1e-6 if dtype == torch.float32 else 0.02)
+    assert packed(x).shape == wanted.shape and packed(x).is_contiguous()
+    assert torch.equal(packed.weight, stock.weight)
+
+
+@pytest.mark.parametrize("kind", ["packed float32", "packed bfloat16", "int8"])
+@pytest.mark.parametrize("shape", [(32, 16), (96, 40), (896, 128), (1536, 256), (256, 1536), (4864, 896)])
+def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str) -> None:
+    dtype = torch.bfloat16 if kind == "packed bfloat16" else torch.float32
+    if kind != "int8" and not can_pack(dtype):
+        pytest.skip("no kernels for it here")
+    stock, layer = layers(shape, True, dtype)
+    if kind == "int8":
+        layer = Int8Linear(stock.weight, stock.bias)
+    x = torch.randn(MOST, shape[0], dtype=dtype) * torch.logspace(-3, 2, MOST, dtype=dtype).unsqueeze(1)
+    alone = [layer(x[i : i + 1])[0] for i in range(MOST)]
+    for n in range(2, MOST + 1):
+        for start in {0, 1, MOST - n} if n < MOST else {0}:
+            block = layer(x[start : start + n])
+            assert all(torch.equal(block[j], alone[start + j]) for j in range(min(n, MOST - start)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_nothing(threads: int) -> None:
+    _, layer = layers((1536, 256), True)
+    x = torch.randn(5, 1536, generator=torch.Generator().manual_seed(0))
+    torch.set_num_threads(1)
+    wanted = layer(x)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(layer(x), wanted)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_int8_loses_what_rounding_its_weights_loses() -> None:
+    """Sixteen bits of activation leave the error of the weights alone, even beside channels fifty times as large."""
+    torch.manual_seed(0)
+    stock = nn.Linear(512, 300)
+    x = torch.randn(5, 512)
+    x[:, ::64] *= 50
+    levels, scales = to_levels(stock.weight.detach())
+    rounded = levels.double() * scales.double().unsqueeze(1)
+    exact = x.double() @ rounded.T + stock.bias.double()
+    found = Int8Linear(stock.weight, stock.bias)(x)
+    assert (found - exact).norm() / exact.norm() < 2e-4
+    assert (exact - stock(x)).norm() / exact.norm() < 0.01
+
+
+def test_int8_levels_use_the_whole_range() -> None:
+    weight = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]])
+    levels, scales = to_levels(weight)
+    assert levels.tolist() == [[64, -127, 32], [0, 0, 0]]
+    assert torch.allclose(levels[0] * scales[0], weight[0], atol=2 / 127 / 2)
+
+
+def test_int8_layer_tells_its_weights() -> None:
+    torch.manual_seed(0)
+    stock = nn.Linear(40, 24)
+    layer = Int8Linear(stock.weight, stock.bias)
+    assert torch.allclose(layer.weight, stock.weight, atol=0.002)
+    assert layer.weight_count == 960 and layer.weight_bytes == 960 + 96
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_every_linear_layer_is_switched(name: str, dtype: str) -> None:
+    kind = Int8Linear if dtype == "int8" else PackedLinear
+    model = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype).target.model
+    assert any(type(module) is kind for module in model.modules())
+    assert not any(type(module) in (nn.Linear, Conv1D) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_stored_bfloat16_gives_the_logits_of_transformers_in_float32(name: str, tmp_path: Path) -> None:
+    """Widening layer by layer is the same as loading in float32, embeddings and constants included."""
+    from transformers import AutoModelForCausalLM
+
+    made = load_pair(pair(257, **ARCHITECTURES[name]), dtype="bfloat16")
+    stock = AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16)
+    stock.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    source = {"source": {"path": str(tmp_path / "model")}}
+    ours = load_pair({"name": "stored", "draft": source, "target": source}, dtype="float32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    ids = torch.arange(20)
+    with torch.inference_mode():
+        wanted = theirs(ids.unsqueeze(0)).logits[0]
+    assert torch.allclose(ours.target.runner.forward(ids, 20), wanted, atol=2e-5)
+    if name == "llama":
+        table = ours.target.model.get_input_embeddings()
+        assert type(table) is WideEmbedding and table.weight.dtype == torch.bfloat16
