@@ -21,7 +21,8 @@ from transformers import (
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
 from cascli.errors import CascliError, ConfigError, RunError, first_line
 from cascli.models.cache import check_supported
-from cascli.models.fit import fit, has_narrow_buffers
+from cascli.models.checkpoint import open_checkpoint
+from cascli.models.fit import fit, working_dtype
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
 from cascli.models.runner import Runner
@@ -125,18 +126,32 @@ def _load(
     model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str, device: torch.device, vocab: int
 ) -> LoadedModel:
     try:
-        module = _module(model, config, folder, DTYPES[dtype], device)
         if device.type == "cpu":
-            fit(module, dtype)
+            module = _on_cpu(model, config, folder, dtype)
+        else:
+            module = _module(model, config, folder, DTYPES[dtype], device)
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     except ImportError as error:
-        raise RunError(f"{model.source}: {first_line(error)}\ndevice_map needs: pip install 'cascli[big]'") from None
+        raise RunError(f"{model.source}: {first_line(error)}") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)}") from None
     module.eval().requires_grad_(False)
     rows = config.get_text_config().vocab_size
     return LoadedModel(module, Runner(module, vocab, device), str(model.source), dtype, device, rows)
+
+
+def _on_cpu(model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str) -> PreTrainedModel:
+    """The model in the kernels of `dtype`, its weights read one by one where the folder allows it."""
+    work = working_dtype(dtype)
+    opened = None if folder is None else open_checkpoint(config, folder, work)
+    if opened is not None:
+        module, read = opened
+        fit(module, dtype, read)
+        return module
+    module = _module(model, config, folder, work, torch.device("cpu"))
+    fit(module, dtype)
+    return module
 
 
 def _module(
@@ -146,11 +161,6 @@ def _module(
         return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)
-    if device.type == "cpu" and dtype == torch.float32:
-        # As stored, to be widened layer by layer: both precisions at once would not fit where one does.
-        stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        if not has_narrow_buffers(stored):
-            return stored
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
 
 

@@ -1,0 +1,70 @@
+"""Weights read from a folder one tensor at a time, into a model that has none yet.
+
+transformers builds the whole model in the precision of the file first; on a CPU, where layers are then repacked, that
+would be a second copy of everything. Here a model is made without weights, and each layer asks for its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+Read = Callable[[str], Tensor]
+"""A parameter's stored value by its full name."""
+
+_ONE_FILE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Read] | None:
+    """A model of this config without weights, and a reader for them.
+
+    None if the folder's tensors are not, name by name, the model's own: then transformers has to convert them.
+    """
+    files = _files(folder)
+    if files is None or getattr(config, "quantization_config", None) is not None:
+        return None
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    aliases = _tied(model)
+    wanted = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    persistent = set(model.state_dict())
+    if wanted - files.keys() or files.keys() - persistent:
+        return None
+    for name, buffer in model.named_buffers():
+        if name in files:
+            buffer.copy_(_read(files[name], name))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, lambda name: _read(files[aliases.get(name, name)], aliases.get(name, name))
+
+
+def _files(folder: Path) -> dict[str, Path] | None:
+    """Where each tensor lies; None if the folder holds no safetensors."""
+    if (folder / _ONE_FILE).is_file():
+        with safe_open(folder / _ONE_FILE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), folder / _ONE_FILE)
+    if (folder / _INDEX).is_file():
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        return {name: folder / file for name, file in index["weight_map"].items()}
+    return None
+
+
+def _tied(model: PreTrainedModel) -> dict[str, str]:
+    """Parameters that share another one's values, by the other one's name."""
+    keys = model._tied_weights_keys
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and isinstance(keys, dict)
+    return dict(keys) if tied else {}
+
+
+def _read(file: Path, name: str) -> Tensor:
+    """One tensor; the file is closed at once, so that pages that were read do not pile up."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)
