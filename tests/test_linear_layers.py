@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from cascli import load_pair
+from cascli.errors import RunError
 from cascli.models.fit import WideEmbedding
-from cascli.models.int8_linear import Int8Linear, to_levels
+from cascli.models.int8_linear import Int8Linear, can_int8, to_levels
 from cascli.models.packed_linear import PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, pair
 
@@ -43,7 +45,7 @@ def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str) ->
         pytest.skip("no kernels for it here")
     stock, layer = layers(shape, True, dtype)
     if kind == "int8":
-        layer = Int8Linear(stock.weight, stock.bias)
+        layer = Int8Linear.of(stock.weight, stock.bias)
     x = torch.randn(MOST, shape[0], dtype=dtype) * torch.logspace(-3, 2, MOST, dtype=dtype).unsqueeze(1)
     alone = [layer(x[i : i + 1])[0] for i in range(MOST)]
     for n in range(2, MOST + 1):
@@ -74,7 +76,7 @@ def test_int8_loses_what_rounding_its_weights_loses() -> None:
     levels, scales = to_levels(stock.weight.detach())
     rounded = levels.double() * scales.double().unsqueeze(1)
     exact = x.double() @ rounded.T + stock.bias.double()
-    found = Int8Linear(stock.weight, stock.bias)(x)
+    found = Int8Linear.of(stock.weight, stock.bias)(x)
     assert (found - exact).norm() / exact.norm() < 2e-4
     assert (exact - stock(x)).norm() / exact.norm() < 0.01
 
@@ -89,7 +91,7 @@ def test_int8_levels_use_the_whole_range() -> None:
 def test_int8_layer_tells_its_weights() -> None:
     torch.manual_seed(0)
     stock = nn.Linear(40, 24)
-    layer = Int8Linear(stock.weight, stock.bias)
+    layer = Int8Linear.of(stock.weight, stock.bias)
     assert torch.allclose(layer.weight, stock.weight, atol=0.002)
     assert layer.weight_count == 960 and layer.weight_bytes == 960 + 96
 
@@ -106,8 +108,6 @@ def test_every_linear_layer_is_switched(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_stored_bfloat16_gives_the_logits_of_transformers_in_float32(name: str, tmp_path: Path) -> None:
     """Widening layer by layer is the same as loading in float32, embeddings and constants included."""
-    from transformers import AutoModelForCausalLM
-
     made = load_pair(pair(257, **ARCHITECTURES[name]), dtype="bfloat16")
     stock = AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16)
     stock.save_pretrained(tmp_path / "model")
@@ -122,3 +122,72 @@ def test_stored_bfloat16_gives_the_logits_of_transformers_in_float32(name: str, 
     if name == "llama":
         table = ours.target.model.get_input_embeddings()
         assert type(table) is WideEmbedding and table.weight.dtype == torch.bfloat16
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A pair of one model in a folder, and a cache of its own in which even small models are worth keeping."""
+    monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("cascli.models.size.LARGE", 1)
+    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
+    stock = AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16)
+    stock.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    source = {"source": {"path": str(tmp_path / "model")}}
+    return {"name": "stored", "draft": source, "target": source}
+
+
+def logits(mapping: dict, dtype: str = "int8") -> torch.Tensor:
+    return load_pair(mapping, dtype=dtype).target.runner.forward(torch.arange(20), 20)
+
+
+def test_packed_layers_are_kept_and_found_again(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = logits(stored)
+    (file,) = (tmp_path / "home" / "packed").iterdir()
+    assert file.suffix == ".safetensors"
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("packed again")
+
+    monkeypatch.setattr("cascli.models.int8_linear.to_levels", refuse)
+    assert torch.equal(logits(stored), first)
+
+
+def test_a_spoiled_or_foreign_file_is_not_used(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = logits(stored)
+    (file,) = (tmp_path / "home" / "packed").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    assert torch.equal(logits(stored), first)
+    file.unlink()
+    logits(stored)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other")
+    assert torch.equal(logits(stored), first)
+    (other,) = (tmp_path / "home" / "packed").iterdir()
+    assert other != file  # the one of the other version is gone: it would never be used again
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(stored: dict, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    assert torch.isfinite(logits(stored)).all()
+
+
+def test_the_draft_of_a_large_pair_is_int8_by_default(stored: dict) -> None:
+    if not can_int8():
+        pytest.skip("no exact int8 kernels here")
+    loaded = load_pair(stored)
+    assert (loaded.draft.dtype, loaded.target.dtype) == ("int8", "float32")
+    assert load_pair(stored, dtype="float32").draft.dtype == "float32"
+    asked = load_pair(stored | {"draft": stored["draft"] | {"dtype": "float32"}})
+    assert asked.draft.dtype == "float32"
+
+
+def test_small_pairs_stay_float32() -> None:
+    loaded = load_pair(pair(300))
+    assert (loaded.draft.dtype, loaded.target.dtype) == ("float32", "float32")
+
+
+def test_saturating_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: torch.full((2, 16), 32767.0))
+    assert not can_int8()
+    with pytest.raises(RunError, match="no exact int8 kernels"):
+        load_pair(pair(300), dtype="int8")

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from cascli.models.checkpoint import Read
 from cascli.models.int8_linear import Int8Linear, check_int8
 from cascli.models.packed_linear import PackedLinear, can_pack
+from cascli.models.packed_store import PackedStore
 from cascli.models.row_attention import use_row_attention
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
@@ -35,13 +36,14 @@ def working_dtype(dtype: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
 
 
-def fit(model: PreTrainedModel, dtype: str, read: Read | None = None) -> None:
+def fit(model: PreTrainedModel, dtype: str, read: Read | None = None, store: PackedStore | None = None) -> None:
     """Switch every linear layer, and the attention where it can be, to the kernels for `dtype`, in place.
 
     Args:
         model: on the CPU; its parameters may be empty if `read` is given.
         dtype: float32, bfloat16, int8, or float16, which keeps torch's own kernels.
         read: gives the stored value of a parameter by its name; the model's own by default.
+        store: where packed int8 layers are kept between starts, if they are.
 
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
@@ -52,12 +54,25 @@ def fit(model: PreTrainedModel, dtype: str, read: Read | None = None) -> None:
     packs = dtype == "int8" or can_pack(work)
     read = read or _own(model)
     if packs:
-        _switch(
-            model, Int8Linear if dtype == "int8" else lambda weight, bias: PackedLinear(weight.to(work), bias), read
-        )
+        _switch(model, Int8Linear.of if dtype == "int8" else _Packer(work), read, store if dtype == "int8" else None)
     _fill(model, work, read)
     if packs:
         use_row_attention(model)
+
+
+class _Packer:
+    """Makes packed layers; widens through one buffer, because memory that was never used costs more than the work."""
+
+    def __init__(self, work: torch.dtype) -> None:
+        self._buffer = torch.empty(0, dtype=work)
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """Pack `[out, in]` in the working precision."""
+        if weight.dtype == self._buffer.dtype:
+            return PackedLinear(weight, bias)
+        if self._buffer.numel() < weight.numel():
+            self._buffer = torch.empty(weight.numel(), dtype=self._buffer.dtype)
+        return PackedLinear(self._buffer[: weight.numel()].view(weight.shape).copy_(weight), bias)
 
 
 def _own(model: PreTrainedModel) -> Read:
@@ -65,17 +80,26 @@ def _own(model: PreTrainedModel) -> Read:
     return lambda name: model.get_parameter(name).detach()
 
 
-def _switch(model: nn.Module, make: Make, read: Read) -> None:
+def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None) -> None:
     """Put a packed layer in the place of every linear one."""
     for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if type(child) not in (nn.Linear, Conv1D):
-                continue
-            full = f"{path}.{name}" if path else name
-            weight = read(f"{full}.weight")
-            bias = None if getattr(child, "bias", None) is None else read(f"{full}.bias")
-            # GPT-2's Conv1D has its weights the other way round.
-            setattr(parent, name, make(weight.T if type(child) is Conv1D else weight, bias))
+            if type(child) in (nn.Linear, Conv1D):
+                setattr(parent, name, _packed(f"{path}.{name}" if path else name, child, make, read, store))
+    if store is not None:
+        store.save(model)
+
+
+def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedStore | None) -> nn.Module:
+    """The packed form of one layer, from the store if it is there."""
+    turned = type(layer) is Conv1D  # GPT-2's, whose weights are the other way round
+    stored, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+    if store is not None:
+        found = store.restore(name, (stored.T if turned else stored).shape, bias is not None)
+        if found is not None:
+            return found
+    weight = read(f"{name}.weight")
+    return make(weight.T if turned else weight, None if bias is None else read(f"{name}.bias"))
 
 
 def _fill(model: nn.Module, work: torch.dtype, read: Read) -> None:

@@ -8,6 +8,8 @@ logits depend on its neighbours. What is lost is then the rounding of the weight
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -29,14 +31,20 @@ class Int8Linear(nn.Module):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, packed: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        """Take weights packed by `pack`, their scales `[out]` and a bias `[out]`, both float32."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        levels, scales = to_levels(weight.detach())
-        self.packed = torch.ops.onednn.qlinear_prepack(levels, [_ROWS_HINT, self.in_features])
+        self.in_features, self.out_features = packed.shape
+        self.packed = packed
         self.register_buffer("scales", scales)
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int32))
-        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+        """Round weights `[out, in]` and pack them."""
+        levels, scales = to_levels(weight.detach())
+        return cls(pack(levels), scales, None if bias is None else bias.detach().float())
 
     @property
     def weight_count(self) -> int:
@@ -72,6 +80,11 @@ class Int8Linear(nn.Module):
         return out.reshape(*input.shape[:-1], self.out_features)
 
 
+def pack(levels: Tensor) -> Tensor:
+    """Int8 levels `[out, in]` in oneDNN's order; an opaque tensor of the shape `[in, out]`."""
+    return torch.ops.onednn.qlinear_prepack(levels, [_ROWS_HINT, levels.shape[1]])
+
+
 def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weights `[out, in]` as int8 levels and one float32 scale `[out]` per output channel."""
     levels = torch.empty(weight.shape, dtype=torch.int8)
@@ -84,11 +97,24 @@ def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     return levels, scales
 
 
+def can_int8() -> bool:
+    """Whether this build of torch and this processor multiply int8 weights, and do so exactly.
+
+    Without VNNI instructions sums of 8-bit products may saturate: the largest possible sum shows it.
+    """
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        return False
+    rows, columns = 16, 64
+    layer = Int8Linear(pack(torch.full((rows, columns), int(_LEVELS), dtype=torch.int8)), torch.ones(rows), None)
+    found = layer(torch.full((2, columns), _LEVELS))
+    return bool((found == columns * _LEVELS * _LEVELS).all())
+
+
 def check_int8() -> None:
     """Make sure that the kernels are there.
 
     Raises:
-        RunError: this build of torch has none for this processor.
+        RunError: this build of torch has none for this processor, or they are not exact.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        raise RunError("this build of torch has no int8 kernels (oneDNN) for this processor; use --dtype float32.")
+    if not can_int8():
+        raise RunError("torch has no exact int8 kernels (oneDNN with VNNI) for this processor; use --dtype float32.")

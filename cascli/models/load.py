@@ -23,9 +23,11 @@ from cascli.errors import CascliError, ConfigError, RunError, first_line
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.fit import fit, working_dtype
+from cascli.models.packed_store import PackedStore
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
 from cascli.models.runner import Runner
+from cascli.models.size import is_large
 from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
 from cascli.settings import checked
 
@@ -65,7 +67,8 @@ def load_pair(
     models = {}
     for role, model in _roles(config):
         in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
-        kind = choose_dtype(in_file if dtype is None else dtype, where)
+        wanted = in_file if dtype is None else dtype
+        kind = choose_dtype(wanted, where, may_round=wanted == "auto" and role == "draft" and is_large(configs[role]))
         models[role] = _load(model, configs[role], folders[role], kind, where, vocab)
     target = models["target"]
     return Pair(
@@ -147,7 +150,7 @@ def _on_cpu(model: ModelConfig, config: PreTrainedConfig, folder: Path | None, d
     opened = None if folder is None else open_checkpoint(config, folder, work)
     if opened is not None:
         module, read = opened
-        fit(module, dtype, read)
+        fit(module, dtype, read, PackedStore(folder) if folder is not None else None)
         return module
     module = _module(model, config, folder, work, torch.device("cpu"))
     fit(module, dtype)

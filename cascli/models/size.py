@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+LARGE = 10**8
+"""Weights from which precision and packing make a difference that a person notices."""
 
 
 class Size(NamedTuple):
@@ -14,6 +18,12 @@ class Size(NamedTuple):
     parameters: int
     weight_bytes: int
     attention_width: int
+
+
+def is_large(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config has at least `LARGE` weights; makes none of them."""
+    with torch.device("meta"):
+        return sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters()) >= LARGE
 
 
 def size_of(model: PreTrainedModel) -> Size:
