@@ -33,7 +33,7 @@ class Explanation(Data):
     v: float
     """A target call over a block of k + 1, over a target step."""
     predicted_speed_up: float
-    """From acceptance, c, v and the draft steps a round took."""
+    """From acceptance, c, v, and the draft steps that a full round takes."""
     measured_speed_up: float
     """After the prompt: time for reading it is left out on both sides."""
     measured_over_predicted: float | None = None
@@ -80,8 +80,8 @@ def account(drafting: Sequence[Run], runs: Sequence[Run], profile: Profile | Non
     k = int(drafting[0].params.get("k", 1))
     costs = _in_the_runs(drafting, target, k) if profile is None else Costs(profile.c, lambda n: profile.v(n + 1))
     rounds, steps = _total(drafting, "num_rounds"), _total(drafting, "draft_calls")
-    extra = steps / rounds - k
-    """Draft steps a round beyond k: rules that read q after the block take one more; short last rounds fewer."""
+    extra = (steps - _total(drafting, "num_draft_tokens")) / rounds
+    """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
     a = _total(drafting, "num_accepted_draft_tokens") / sum(_tested(run) for run in drafting)
     measured = _speed(drafting) / _speed(target)
 

@@ -24,8 +24,8 @@ def print_comparison(found: Comparison, screen: Screen) -> None:
         screen.out.print(table)
     if screen.quiet:
         return
-    for line in notes(found, verbose=screen.verbose):
-        screen.out.print(Text("\n" + line))
+    for number, line in enumerate(notes(found, verbose=screen.verbose)):
+        screen.out.print(Text(line if number else f"\n{line}"))
     groups = list(by_prompt(found.runs))
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
@@ -39,7 +39,8 @@ def print_comparison(found: Comparison, screen: Screen) -> None:
 
 
 def notes(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
-    """What to make of the table's times."""
+    """What ran, and what to make of the table's times."""
+    yield pair_line(found.runs[0])
     if found.explanation is not None:
         yield sentence(found.explanation)
     if found.profile is not None and verbose:
@@ -47,6 +48,12 @@ def notes(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
     noise = noise_line(found.spread)
     if noise is not None:
         yield noise
+
+
+def pair_line(run: Run) -> str:
+    """The pair and its precisions: the rows are about these models, as they ran."""
+    pair = run.pair
+    return f"{pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {run.environment.get('device', '')}"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
