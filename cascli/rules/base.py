@@ -41,6 +41,8 @@ class Rule(ABC):
     """Whether the decision needs p: if so, a sequential token cascade can use it only as an oracle."""
     reads_draft: ClassVar[bool] = True
     """Whether pi depends on q: if so, the bonus token costs a draft step at the position after the block."""
+    reads_base: ClassVar[bool] = True
+    """Whether the decision tests q1 or p1; where not, they are not computed, and q and p stand in their place."""
     alpha_lossless: ClassVar[float | None] = None
     """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""
     alpha_draft_only: ClassVar[float | None] = None
@@ -84,6 +86,7 @@ class Exact(Rule):
     source: ClassVar[str] = "Leviathan et al. 2023"
     lossless_when: ClassVar[str] = "always"
     reads_draft: ClassVar[bool] = False
+    reads_base: ClassVar[bool] = False
 
     def apply(self, d: Dists) -> Judgement:
         """Imitate the target at every position."""

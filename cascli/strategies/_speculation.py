@@ -35,9 +35,10 @@ def speculate(s: Session, rule: Rule, k: int) -> Iterator[Round]:
 
 def _round(s: Session, rule: Rule, n: int) -> Round:
     start, at = s.length, s.position
-    block = _draft(s, n, beyond=rule.reads_draft)
+    block = _draft(s, n, rule)
     logits = s.target.read(start + n, rows=n + 1)
-    d = Dists(block.q, s.warp(logits), block.q1, dists.base(logits))
+    p = s.warp(logits)
+    d = Dists(block.q, p, block.q1, dists.base(logits) if rule.reads_base else p)
     judgement = rule.apply(d)
     u_next = torch.cat([s.uniforms.residual(at, n), s.uniforms.draw(at + n, 1)])
     outcome = verify_block(judgement.pi, d.q[:n], block.tokens, s.uniforms.accept(at, n), u_next)
@@ -51,14 +52,14 @@ def _round(s: Session, rule: Rule, n: int) -> Round:
     return Round(drafted=drafted, emitted=_emitted(s, facts, drafted, kept), seconds=s.clock.lap())
 
 
-def _draft(s: Session, n: int, beyond: bool) -> Block:
-    """Draft n tokens into the text; `beyond` also takes the distributions after the last of them."""
+def _draft(s: Session, n: int, rule: Rule) -> Block:
+    """Draft n tokens into the text; a rule that reads q also gets it at the position after the last of them."""
     start, at = s.length, s.position
     q, q1 = [], []
-    for i in range(n + beyond):
+    for i in range(n + rule.reads_draft):
         logits = s.draft.read(start + i)
         q.append(s.warp(logits))
-        q1.append(dists.base(logits))
+        q1.append(dists.base(logits) if rule.reads_base else q[i])
         if i < n:
             s.text[start + i] = dists.sample(q[i], s.uniforms.draw(at + i, 1))[0]
     if not q:

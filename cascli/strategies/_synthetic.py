@@ -27,6 +27,7 @@ class Forced(Rule):
 
     formula: ClassVar[str] = "pi = a q + (1 - a) [v = argmin q]"
     reads_draft: ClassVar[bool] = False
+    reads_base: ClassVar[bool] = False
 
     acceptance: float = 0.8
 
