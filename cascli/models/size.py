@@ -33,7 +33,7 @@ def size_of(model: PreTrainedModel) -> Size:
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings()
-    if head is not None and isinstance(getattr(head, "weight", None), nn.Parameter):
+    if head is not None and "weight" in dict(head.named_parameters(recurse=False)):
         tables.discard(id(head.weight))  # tied to the input embeddings: looked up, and multiplied by
     matrices = [each for each in model.parameters() if each.dim() >= 2 and id(each) not in tables]
     packed = [module for module in model.modules() if hasattr(module, "weight_count")]
