@@ -42,6 +42,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=6, help="how many built-in prompts, spread over the six kinds")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("-k", type=int, nargs="+", default=[2, 4, 6], help="block lengths")
+    parser.add_argument("--assisted-k", type=int, nargs="*", help="those of transformers' assisted generation (as -k)")
     parser.add_argument("--no-transformers", action="store_true", help="cascli alone")
     parser.add_argument("--llama-bench", type=Path, help="path of llama.cpp's llama-bench")
     parser.add_argument("--llama-speculative", type=Path, help="path of llama.cpp's llama-speculative")
@@ -100,8 +101,9 @@ def everybody(pair: Pair, options: argparse.Namespace) -> list[Contestant]:
     if not options.no_transformers:
         target, draft = load_stock(pair, getattr(torch, options.peer_dtype))
         eos = sorted(pair.eos_ids)
+        assisted = options.k if options.assisted_k is None else options.assisted_k
         found.append(of_transformers(target, None, None, eos, f"({options.peer_dtype})"))
-        found += [of_transformers(target, draft, k, eos, f"({options.peer_dtype})") for k in options.k]
+        found += [of_transformers(target, draft, k, eos, f"({options.peer_dtype})") for k in assisted]
     found.append(of_cascli(pair, "target", f"({mine})"))
     found.append(of_cascli(pair, "draft", f"({mine})"))
     found += [of_cascli(pair, f"speculative:k={k}", f"({mine})") for k in options.k]
