@@ -55,13 +55,37 @@ def _prediction(each: dict[str, Any]) -> str:
     )
 
 
+def accuracy_table(paths: Sequence[Path]) -> str:
+    """How far each precision is from float32 along float32's own answers."""
+    lines = []
+    for path in paths:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lines += [
+            f"`{found['command']}`, {found['date']}, {found['processor']} (`benchmarks/results/{path.name}`):",
+            "",
+            "| | same likeliest token | perplexity over float32's | mean TV | mean KL | tokens |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, row in found["rows"].items():
+            lines.append(
+                f"| {name} | {row['top1_agreement']:.1%} | {row['perplexity_ratio']:.4f} | {row['mean_tv']:.4f}"
+                f" | {row['mean_kl']:.5f} | {row['tokens']} |"
+            )
+    return "\n".join(lines)
+
+
+BLOCKS = {"peers": ("peers-*.json", peers_table), "accuracy": ("accuracy-*.json", accuracy_table)}
+
+
 def main() -> None:
-    """Write the README's block, or with `--check` fail if it is not what the files say."""
-    text = README.read_text(encoding="utf-8")
-    table = peers_table(sorted((HERE / "results").glob("peers-*.json")))
-    new = re.sub(r"(<!-- peers -->\n).*?(<!-- /peers -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
+    """Write the README's blocks, or with `--check` fail if they are not what the files say."""
+    text = new = README.read_text(encoding="utf-8")
+    for name, (pattern, table) in BLOCKS.items():
+        inside = table(sorted((HERE / "results").glob(pattern)))
+        block = f"<!-- {name} -->\n{inside}\n<!-- /{name} -->"
+        new = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, block=block: block, new, flags=re.DOTALL)
     if "--check" in sys.argv[1:]:
-        sys.exit(None if new == text else "README.md: the peers table is not that of benchmarks/results; make readme")
+        sys.exit(None if new == text else "README.md: its tables are not those of benchmarks/results; run make readme")
     README.write_text(new, encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import llama_cpp, peers, report
+from benchmarks import accuracy, llama_cpp, peers, report
 from cascli import load_pair
 from tests.pairs import pair
 
@@ -93,3 +93,20 @@ def test_llama_cpp_programs_are_read(tmp_path: Path) -> None:
 def test_llama_cpp_needs_its_models(saved: Path) -> None:
     with pytest.raises(SystemExit, match="--gguf"):
         peers.main(["-c", str(saved), "--llama-bench", "x"])
+
+
+def test_a_precision_is_compared_along_the_reference(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-c", str(saved), "--limit", "2", "--max-new-tokens", "6"]
+    accuracy.main([*arguments, "--dtypes", "float32", "int8"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert list(rows) == ["target float32", "draft float32", "target int8", "draft int8"]
+    same, rounded = rows["target float32"], rows["target int8"]
+    assert same["tokens"] == 12 and same["top1_agreement"] == 1 and same["mean_tv"] < 1e-6
+    assert same["perplexity_ratio"] == pytest.approx(1)
+    assert 0 < rounded["mean_tv"] < 0.2 and rounded["mean_kl"] > 0
+
+
+def test_report_has_accuracy(saved: Path, tmp_path: Path) -> None:
+    file = tmp_path / "accuracy.json"
+    accuracy.main(["-c", str(saved), "--limit", "1", "--max-new-tokens", "4", "--dtypes", "int8", "-o", str(file)])
+    assert "| target int8 |" in report.accuracy_table([file])

@@ -245,3 +245,13 @@ def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
     from cascli.comparison import Comparison
 
     assert Comparison.from_json(json.dumps(document)).runs[0].metrics.total_flops is None
+
+
+def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
+    """Nothing outside the models may grow with the answer: no copied cache, no list of all tokens a round."""
+    loaded = load_pair(pair(300, max_position_embeddings=4096))
+    run = generate(loaded, "hello", strategy="speculative:k=2", max_new_tokens=2400, seed=1)
+    outside = [step.seconds.total - step.seconds.draft - step.seconds.verify for step in run.rounds]
+    tenth = len(outside) // 10
+    early, late = sorted(outside[tenth : 2 * tenth]), sorted(outside[-tenth:])
+    assert late[tenth // 2] < 2 * early[tenth // 2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -63,3 +65,23 @@ def test_a_lenient_rule_accepts_more_and_says_what_it_costs(pair: Pair) -> None:
     assert lenient.mean_tv_to_target is not None
     assert lenient.mean_tv_to_target > 0
     assert not lenient.lossless
+
+
+def test_loading_needs_little_more_than_the_model_itself() -> None:
+    """Layers are read and packed one by one: no second copy of the weights, in the peak of a process of its own."""
+    code = f"""
+import resource, torch
+from cascli import load_pair
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+model = {{"source": {SOURCE!r}, "dtype": "float32"}}
+tiny = {{"source": {{"random": {{"model_type": "llama", "vocab_size": 49152, "hidden_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "intermediate_size": 8, "tie_word_embeddings": True}}}}}}
+load_pair({{"name": "warm", "draft": tiny, "target": tiny}})
+before = peak()
+pair = load_pair({{"name": "one", "draft": tiny, "target": model}})
+print(peak() - before, pair.target.info.weight_bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, weights = map(int, done.stdout.split())
+    head = 49152 * 576 * 4  # the largest layer, once more while it is widened
+    assert grown < weights + head + 49152 * 576 * 2 + 100e6

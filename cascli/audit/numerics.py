@@ -86,7 +86,7 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
         runner.truncate(len(prompt))
         worst = max(worst, difference(runner.forward(tokens[:n], n), alone[:n]))
     runner.reset()
-    detail = f"blocks of 2 to {BLOCK} against single tokens"
+    detail = f"blocks of 2 to {BLOCK} against single tokens" + ("" if worst else ": the same bits")
     return judged("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
 
 
