@@ -33,7 +33,7 @@ class Explanation(Data):
     v: float
     """A target call over a block of k + 1, over a target step."""
     predicted_speed_up: float
-    """From acceptance, c, v, and the draft steps that a full round takes."""
+    """From acceptance, c, v, the draft steps that a full round takes, and the mean length of the answers."""
     measured_speed_up: float
     """After the prompt: time for reading it is left out on both sides."""
     measured_over_predicted: float | None = None
@@ -83,17 +83,18 @@ def account(drafting: Sequence[Run], runs: Sequence[Run], profile: Profile | Non
     extra = (steps - _total(drafting, "num_draft_tokens")) / rounds
     """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
     a = _total(drafting, "num_accepted_draft_tokens") / sum(_tested(run) for run in drafting)
+    answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
     measured = _speed(drafting) / _speed(target)
 
     def cost(n: int) -> float:
         return costs.c * (n + extra) + costs.v(n)
 
     def predicted(n: int) -> float:
-        return theory.expected_tokens(a, n) / cost(n)
+        return theory.tokens_per_round(a, n, answer) / cost(n)
 
     best = max(range(1, theory.LONGEST_BLOCK + 1), key=lambda n: (predicted(n), -n))
     overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
-    bottleneck, without_it = _bottleneck(a, k, cost(k), costs, overhead)
+    bottleneck, without_it = _bottleneck(theory.tokens_per_round(a, k, answer), k, cost(k), costs, overhead)
     return Explanation(
         strategy=drafting[0].spec,
         acceptance=a,
@@ -114,9 +115,8 @@ def account(drafting: Sequence[Run], runs: Sequence[Run], profile: Profile | Non
     )
 
 
-def _bottleneck(a: float, k: int, cost: float, costs: Costs, overhead: float) -> tuple[str, float]:
+def _bottleneck(tokens: float, k: int, cost: float, costs: Costs, overhead: float) -> tuple[str, float]:
     """What would help most if it were free, and the predicted speed-up without it."""
-    tokens = theory.expected_tokens(a, k)
     verification = costs.v(k)
     ideal = {
         DRAFT: tokens / verification,

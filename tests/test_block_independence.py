@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -13,12 +15,17 @@ from tests.pairs import ARCHITECTURES, pair
 EXACT = [name for name in ARCHITECTURES if name != "gemma2"]
 
 
-@pytest.fixture(
-    scope="module", params=[(name, dtype) for name in EXACT for dtype in ("float32", "bfloat16", "int8")], ids="-".join
-)
-def loaded(request: pytest.FixtureRequest) -> Pair:
-    name, dtype = request.param
-    return load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype)
+KINDS = ("float32", "bfloat16", "int8", "float32-packed")
+
+
+@pytest.fixture(scope="module", params=[f"{name}/{kind}" for name in EXACT for kind in KINDS])
+def loaded(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    name, kind = request.param.split("/")
+    dtype, _, packed = kind.partition("-")
+    with pytest.MonkeyPatch.context() as patch:
+        if packed:
+            patch.setattr("cascli.models.size.LARGE", 1)
+        yield load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype)
 
 
 @pytest.mark.parametrize("context", [1, 20, 63])

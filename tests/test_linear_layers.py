@@ -12,7 +12,7 @@ from cascli import load_pair
 from cascli.errors import RunError
 from cascli.models.fit import WideEmbedding
 from cascli.models.int8_linear import Int8Linear, can_int8, to_levels
-from cascli.models.packed_linear import PackedLinear, can_pack
+from cascli.models.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, pair
 
 MOST = 17
@@ -37,15 +37,17 @@ def test_packed_equals_the_stock_layer(bias: bool, rows: int, dtype: torch.dtype
     assert torch.equal(packed.weight, stock.weight)
 
 
-@pytest.mark.parametrize("kind", ["packed float32", "packed bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["packed float32", "packed bfloat16", "dense float32", "dense bfloat16", "int8"])
 @pytest.mark.parametrize("shape", [(32, 16), (96, 40), (896, 128), (1536, 256), (256, 1536), (4864, 896)])
 def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str) -> None:
-    dtype = torch.bfloat16 if kind == "packed bfloat16" else torch.float32
+    dtype = torch.bfloat16 if kind.endswith("bfloat16") else torch.float32
     if kind != "int8" and not can_pack(dtype):
         pytest.skip("no kernels for it here")
     stock, layer = layers(shape, True, dtype)
     if kind == "int8":
         layer = Int8Linear.of(stock.weight, stock.bias)
+    elif kind.startswith("dense"):
+        layer = DenseLinear.of(stock.weight, stock.bias)
     x = torch.randn(MOST, shape[0], dtype=dtype) * torch.logspace(-3, 2, MOST, dtype=dtype).unsqueeze(1)
     alone = [layer(x[i : i + 1])[0] for i in range(MOST)]
     for n in range(2, MOST + 1):
@@ -97,9 +99,11 @@ def test_int8_layer_tells_its_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_every_linear_layer_is_switched(name: str, dtype: str) -> None:
-    kind = Int8Linear if dtype == "int8" else PackedLinear
+@pytest.mark.parametrize(("dtype", "large"), [("float32", True), ("float32", False), ("int8", False)])
+def test_every_linear_layer_is_switched(name: str, dtype: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = Int8Linear if dtype == "int8" else PackedLinear if large else DenseLinear
+    if large:
+        monkeypatch.setattr("cascli.models.size.LARGE", 1)
     model = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype).target.model
     assert any(type(module) is kind for module in model.modules())
     assert not any(type(module) in (nn.Linear, Conv1D) for module in model.modules())
@@ -191,3 +195,16 @@ def test_saturating_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     assert not can_int8()
     with pytest.raises(RunError, match="no exact int8 kernels"):
         load_pair(pair(300), dtype="int8")
+
+
+def test_weights_of_small_models_can_be_changed() -> None:
+    loaded = load_pair(pair(300))
+    model = loaded.target.model
+    ids = torch.arange(5)
+    before = loaded.target.runner.forward(ids, 5)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    loaded.target.runner.reset()
+    assert torch.allclose(loaded.target.runner.forward(ids, 5), 2 * before, rtol=1e-5, atol=1e-5)
+    model.double()
+    assert model(ids.unsqueeze(0)).logits.dtype == torch.float64

@@ -157,7 +157,8 @@ def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
     why, steps = found.explanation, found.profile
     assert why is not None and steps is not None and why.measured_alone
     assert why.c == steps.c and why.v == steps.v(4)
-    assert why.predicted_speed_up == pytest.approx(theory.speed_up(why.acceptance, 3, why.c, why.v))
+    cost = why.c * 3 + why.v
+    assert why.predicted_speed_up == pytest.approx(theory.tokens_per_round(why.acceptance, 3, 20) / cost)
     assert why.measured_over_predicted == pytest.approx(why.measured_speed_up / why.predicted_speed_up)
     assert f"best k {why.best_k}" in sentence(why)
     assert "target call" in steps_line(steps)

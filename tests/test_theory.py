@@ -29,6 +29,19 @@ def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
     assert theory.speed_up(c - 0.01, theory.best_k(c - 0.01, c), c) < 1
 
 
+@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("a", [0.0, 0.3, 0.8, 1.0])
+def test_rounds_of_an_answer_are_those_of_a_simulation(a: float, k: int) -> None:
+    """Mean rounds until n tokens are there, from the exact distribution of a round's tokens."""
+    n = 60
+    chances = [a**t * (1 - a) for t in range(k)] + [a**k]  # of 1 .. k + 1 tokens
+    expected = [0.0] * (n + 1)
+    for left in range(1, n + 1):
+        expected[left] = 1 + sum(p * expected[max(left - t, 0)] for t, p in enumerate(chances, 1))
+    assert n / theory.tokens_per_round(a, k, n) == pytest.approx(expected[n], rel=0.01 if a < 1 else 0.07)
+    assert theory.tokens_per_round(a, k) == theory.expected_tokens(a, k)
+
+
 def test_break_even_may_not_exist() -> None:
     assert theory.break_even(4, 1.0, 2.0) is None
 
@@ -45,7 +58,7 @@ def test_explanation_adds_up(text_pair: Pair) -> None:
     beyond = int("rule" in run.params)  # a rule reads q at one more position
     assert why.without_it >= why.predicted_speed_up
     assert why.predicted_speed_up == pytest.approx(
-        theory.expected_tokens(why.acceptance, 3) / (why.c * (3 + beyond) + why.v)
+        theory.tokens_per_round(why.acceptance, 3, 40) / (why.c * (3 + beyond) + why.v)
     )
     assert "Predicted" in sentence(why)
     assert explain(found.runs[1:]) is None

@@ -16,9 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from cascli.models.checkpoint import Read
 from cascli.models.int8_linear import Int8Linear, check_int8
-from cascli.models.packed_linear import PackedLinear, can_pack
+from cascli.models.packed_linear import DenseLinear, PackedLinear, can_pack
 from cascli.models.packed_store import PackedStore
 from cascli.models.row_attention import use_row_attention
+from cascli.models.size import is_large
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
 
@@ -54,20 +55,27 @@ def fit(model: PreTrainedModel, dtype: str, read: Read | None = None, store: Pac
     packs = dtype == "int8" or can_pack(work)
     read = read or _own(model)
     if packs:
-        _switch(model, Int8Linear.of if dtype == "int8" else _Packer(work), read, store if dtype == "int8" else None)
+        store = store if dtype == "int8" else None
+        _switch(model, Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model)), read, store)
     _fill(model, work, read)
     if packs:
         use_row_attention(model)
 
 
 class _Packer:
-    """Makes packed layers; widens through one buffer, because memory that was never used costs more than the work."""
+    """Makes packed layers, or plain ones for a small model.
 
-    def __init__(self, work: torch.dtype) -> None:
+    Widens through one buffer, because memory that was never used costs more than the work.
+    """
+
+    def __init__(self, work: torch.dtype, large: bool) -> None:
+        self._large = large
         self._buffer = torch.empty(0, dtype=work)
 
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Pack `[out, in]` in the working precision."""
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> PackedLinear | DenseLinear:
+        """A layer of weights `[out, in]` in the working precision."""
+        if not self._large:
+            return DenseLinear.of(weight.to(self._buffer.dtype), bias)
         if weight.dtype == self._buffer.dtype:
             return PackedLinear(weight, bias)
         if self._buffer.numel() < weight.numel():
@@ -105,6 +113,8 @@ def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedSt
 def _fill(model: nn.Module, work: torch.dtype, read: Read) -> None:
     """Give what is not a packed layer its value in the working precision; embeddings widen as they are read."""
     for path, module in model.named_modules():
+        if isinstance(module, DenseLinear):
+            continue  # has its own already
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = read(f"{path}.{name}" if path else name)
             if type(module) is nn.Embedding and work == torch.float32 and value.dtype != work:

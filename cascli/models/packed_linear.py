@@ -1,4 +1,4 @@
-"""Linear layers on a CPU through oneDNN, with weights packed once into the order that its kernels read.
+"""Linear layers on a CPU through oneDNN, with the weights of large models packed once into its own order.
 
 Decoding multiplies one to nine rows by weights that are far larger than the caches. torch's own product takes two to
 three times as long for two rows as for one, and sums in another order for one row than for five; the packed product
@@ -7,6 +7,8 @@ benchmarks/LOG.md). A single row is doubled, because oneDNN has another kernel f
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +45,39 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply `[..., in_features]` by the weights and add the bias."""
-        rows = input.reshape(-1, self.in_features)
-        n = rows.shape[0]
-        if n == 1:
-            rows = rows.expand(2, -1).contiguous()
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
-        return out[:n].reshape(*input.shape[:-1], self.out_features)
+        return _product(input, self.packed, self.bias)
+
+
+class DenseLinear(nn.Linear):
+    """`nn.Linear` with the same parameters, through the same kernels but for the packing.
+
+    For small models, where packing gains nothing and somebody may want to look at the weights or change them.
+    """
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+        """Take over weights `[out, in]` and bias `[out]`."""
+        with torch.device("meta"):
+            layer = cls(weight.shape[1], weight.shape[0], bias=bias is not None)
+        layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply `[..., in_features]` by the weights and add the bias."""
+        if input.device.type != "cpu" or not can_pack(input.dtype):
+            return super().forward(input)
+        return _product(input, self.weight, self.bias)
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = input.reshape(-1, input.shape[-1])
+    n = rows.shape[0]
+    if n == 1:
+        rows = rows.expand(2, -1).contiguous()
+    out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return out[:n].reshape(*input.shape[:-1], out.shape[-1])
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -20,10 +20,12 @@ class Size(NamedTuple):
     attention_width: int
 
 
-def is_large(config: PreTrainedConfig) -> bool:
-    """Whether a model of this config has at least `LARGE` weights; makes none of them."""
-    with torch.device("meta"):
-        return sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters()) >= LARGE
+def is_large(model: PreTrainedModel | PreTrainedConfig) -> bool:
+    """Whether a model, or one of this config, has at least `LARGE` weights; makes none of them."""
+    if isinstance(model, PreTrainedConfig):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model)
+    return sum(each.numel() for each in model.parameters()) >= LARGE
 
 
 def size_of(model: PreTrainedModel) -> Size:

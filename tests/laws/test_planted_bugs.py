@@ -125,7 +125,8 @@ def q_is_not_what_was_sampled(patch: pytest.MonkeyPatch) -> None:
 
     def draft(*args: Any, **kwargs: Any) -> _speculation.Block:
         block = right(*args, **kwargs)
-        return block._replace(q=block.q1)
+        flatter = block.q.sqrt()
+        return block._replace(q=flatter / flatter.sum(dim=-1, keepdim=True))
 
     patch.setattr(_speculation, "_draft", draft)
 
@@ -301,7 +302,7 @@ CASES = [
     Case(residual_of_the_next_row, EXACT_K2),
     Case(rewind_to_one_too_many, EXACT_K2, raises=ValueError),
     Case(no_rewind, EXACT_K2, raises=ValueError),
-    Case(rewind_of_the_first_layer_alone, EXACT_K2, raises=RuntimeError),
+    Case(rewind_of_the_first_layer_alone, EXACT_K2),
     Case(rewind_keeps_stale_states, EXACT_K2),
     Case(positions_run_on_after_a_rewind, EXACT_K2),
     Case(thresholds_on_warped, law_check("token-v3", 0.6, 2, COLD)),
