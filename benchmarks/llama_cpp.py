@@ -23,16 +23,17 @@ def target_speed(bench: Path, model: Path, threads: int, tokens: int) -> float:
 def speculative_speed(
     program: Path, target: Path, draft: Path, threads: int, k: int, prompts: Sequence[str], tokens: int
 ) -> dict[str, Any]:
-    """Tokens per second of `llama-speculative` over prompts, total over total, and its acceptance.
+    """Tokens per second of `llama-speculative` (or `-simple`) over prompts, total over total, and its acceptance.
 
     Raises:
         subprocess.CalledProcessError: the program failed.
         ValueError: its report could not be read.
     """
     decoded = seconds = drafted = accepted = 0.0
+    length = "--spec-draft-n-max" if "--spec-draft-n-max" in _run([program, "--help"], both=True) else "--draft-max"
     for prompt in prompts:
         command = [program, "-m", target, "-md", draft, "-p", prompt, "-n", str(tokens), "-t", str(threads)]
-        report = _run([*command, "--draft", str(k), "--temp", "0"], both=True)
+        report = _run([*command, length, str(k), "--temp", "0"], both=True)
         found = re.search(r"decoded\s+(\d+) tokens in\s+([\d.]+) seconds", report)
         counts = [re.search(rf"n_{name}\s*=\s*(\d+)", report) for name in ("drafted", "accept")]
         if found is None or None in counts:
