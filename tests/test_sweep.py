@@ -152,9 +152,9 @@ def test_results_are_not_overwritten_or_mixed(plan_file: Path, tmp_path: Path) -
 def test_another_version_is_refused(tmp_path: Path) -> None:
     plan = SweepPlan(strategies=["draft"])
     header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
-    Records(tmp_path).begin(header.model_copy(update={"version": "0.0.1"}), resume=False, anyway=False)
+    Records(tmp_path).open(header.model_copy(update={"version": "0.0.1"}), resume=False, anyway=False)
     with pytest.raises(UsageError, match=r"made by cascli 0\.0\.1"):
-        Records(tmp_path).begin(header, resume=True, anyway=False)
+        Records(tmp_path).open(header, resume=True, anyway=False)
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
@@ -351,3 +351,66 @@ def test_interval_covers_the_mean() -> None:
     low, high = interval([0.0, 1.0] * 10) or (1, 0)
     assert 0.2 < low < 0.5 < high < 0.8
     assert interval([1.0]) is None
+
+
+# ---- replay
+
+
+def test_replay_judges_the_rules_as_runs_do() -> None:
+    """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
+    from cascli import load_pair
+    from cascli.jobs.replay import judge, record
+    from cascli.sweep.tasks import Exam
+    from tests.pairs import pair
+
+    loaded = load_pair(pair(300))
+    plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=40)
+    exam = Exam("agreement", [Problem(str(i), f"prompt {i}") for i in range(6)])
+    found = judge(record(loaded, plan, exam, k=3), 3)
+    assert len(found) == 6 * 33
+    by = {(each.rule, each.alpha): each for each in found}
+    assert by["chow", 1.0].acceptance == pytest.approx(1, abs=1e-5)  # keeps q everywhere
+    assert by["chow", 1.0].deferral_rate == 0
+    strict = by["diff", 0.0]
+    assert 0 <= strict.acceptance <= 1 and strict.mean_tv <= strict.max_tv <= 1
+    for rule in ("chow", "diff", "opt", "token-v2", "token-v3"):
+        rates = [by[rule, alpha].deferral_rate for alpha in (0.0, 0.25, 0.5, 1.0)]
+        assert rates == sorted(rates, reverse=True)
+        assert by[rule, 0.5].target_calls_per_token >= 0.25
+
+
+def test_compact_distributions_keep_what_rules_look_at() -> None:
+    import torch
+
+    from cascli.dists import Dists, total_variation
+    from cascli.jobs.replay import HEAD, TAIL, compact
+    from cascli.rules.opt import Opt
+
+    generator = torch.Generator().manual_seed(0)
+    full = Dists(*(torch.softmax(4 * torch.randn(20, 5000, generator=generator), -1) for _ in range(2)), *[None] * 2)
+    full = full._replace(q1=full.q, p1=full.p)
+    small = compact(full)
+    assert small.q.shape == (20, HEAD + TAIL)
+    assert torch.allclose(small.q.sum(-1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(small.p1.amax(-1), full.p1.amax(-1))
+    assert torch.equal(Opt(alpha=0.5).keep(small), Opt(alpha=0.5).keep(full))
+    assert torch.allclose(total_variation(small.q, small.p), total_variation(full.q, full.p), atol=0.15)
+
+
+def test_budgets_find_an_alpha_for_every_rule(plan_file: Path, tmp_path: Path) -> None:
+    plan_file.write_text(PLAN + "match: {target_calls_per_token: [0.4, 0.8], rules: [chow, opt], k: 2}\n")
+    out = tmp_path / "out"
+    found = run(str(plan_file), "-o", str(out), "--limit", "1", "-q")
+    assert found.exit_code == 0, found.output
+    specs = Records(out).header().plan.specs()
+    assert sum("rule=chow" in spec for spec in specs) in (1, 2)  # one alpha may be the nearest to both
+    before = (out / "records.jsonl").read_bytes()
+    assert run(str(plan_file), "-o", str(out), "--limit", "1", "-q", "--resume").exit_code == 0
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+def test_replay_on_the_command_line(plan_file: Path, tmp_path: Path) -> None:
+    found = run(str(plan_file), "-o", str(tmp_path / "out"), "--replay", "--limit", "1")
+    assert found.exit_code == 0, found.output
+    assert "token-v3" in found.stdout and "prefixes" in found.stderr
+    assert len((tmp_path / "out" / "replay.csv").read_text().splitlines()) == 1 + 6 * 33

@@ -12,6 +12,7 @@ from rich.table import Table
 from cascli.render.console import plain_table
 from cascli.render.marks import heading
 from cascli.render.numbers import number, tv
+from cascli.sweep.judged import Judged
 from cascli.sweep.table import SweepRow
 
 
@@ -38,6 +39,40 @@ def sweep_table(rows: Sequence[SweepRow], metric: str, console: Console) -> Tabl
             f"{row.answers}{errors}",
         )
     return table
+
+
+SHOWN_ALPHAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+def judged_table(found: Sequence[Judged], k: int, console: Console) -> Table:
+    """Every rule at a few alphas, judged along recorded prefixes."""
+    table = plain_table(console)
+    table.add_column("rule", no_wrap=True, style="bold")
+    headings = ("alpha", "acceptance", "deferral\nrate", "mean TV", "max TV", f"target calls\nper token, k={k}")
+    for name in headings:
+        table.add_column(name, justify="right", no_wrap=True, vertical="top")
+    for each in found:
+        if each.alpha not in SHOWN_ALPHAS:
+            continue
+        table.add_row(
+            each.rule if each.alpha == SHOWN_ALPHAS[0] else "",
+            number(each.alpha, 3),
+            number(each.acceptance, 3),
+            number(each.deferral_rate, 3),
+            tv(each.mean_tv),
+            tv(each.max_tv),
+            number(each.target_calls_per_token, 3),
+        )
+    return table
+
+
+def judged_csv(found: Sequence[Judged]) -> str:
+    """All settings, unrounded."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(Judged.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(each.model_dump() for each in found)
+    return buffer.getvalue()
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:

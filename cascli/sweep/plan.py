@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,6 +53,15 @@ class Task(_Strict):
         return value
 
 
+class Match(_Strict):
+    """Budgets at which rules are to be compared: for each rule the alpha that comes nearest is added to the grid."""
+
+    target_calls_per_token: Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
+    k: Annotated[int, Field(ge=1, le=64)] = 4
+    rules: list[str] | None = None
+    """All rules by default."""
+
+
 class SweepPlan(_Strict):
     """Everything that decides the results of a sweep."""
 
@@ -64,6 +73,7 @@ class SweepPlan(_Strict):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
     runs: Annotated[int, Field(ge=1)] = 1
     """Repeats of every cell, for timing."""
+    match: Match | None = None
     task: Task = Task()
     limit: Annotated[int, Field(ge=1)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
@@ -95,7 +105,7 @@ class SweepPlan(_Strict):
 
     def fingerprint(self) -> str:
         """Changes with everything that could change a record, and with nothing else."""
-        decides = self.model_dump(exclude={"output", "limit", "strategies", "runs", "seeds", "temperatures"})
+        decides = self.model_dump(exclude={"output", "limit", "strategies", "runs", "seeds", "temperatures", "match"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,6 +125,11 @@ class Cell(_Strict):
     def same_law_as(self, spec: str) -> Cell:
         """The cell of another strategy under the same circumstances."""
         return self.model_copy(update={"strategy": spec})
+
+
+def with_strategies(plan: SweepPlan, specs: Iterable[str]) -> SweepPlan:
+    """The plan with more strategies, in place of its `match`."""
+    return plan.model_copy(update={"strategies": [*plan.strategies, *specs], "match": None})
 
 
 def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[str]:

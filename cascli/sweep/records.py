@@ -65,8 +65,8 @@ class Records:
         self.file = folder / "records.jsonl"
         self.head = folder / "sweep.json"
 
-    def begin(self, header: Header, *, resume: bool, anyway: bool) -> dict[tuple[str, str], Record]:
-        """Make the folder ready, and return what is there already.
+    def open(self, header: Header, *, resume: bool, anyway: bool) -> dict[tuple[str, str], Record]:
+        """Make the folder ready, and return what is there already without an error.
 
         Raises:
             UsageError: there are results and `resume` was not asked for, or they are of another sweep or version.
@@ -77,10 +77,15 @@ class Records:
             self._check(header, anyway)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cut_half_a_line()
+        if not self.head.exists():
+            self.write_header(header)
+        return {record.key: record for record in self.read() if record.error is None}
+
+    def write_header(self, header: Header) -> None:
+        """Say what the records are made from."""
         partial = self.head.with_suffix(".part")
         partial.write_text(header.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.head)
-        return {record.key: record for record in self.read() if record.error is None}
 
     def _check(self, header: Header, anyway: bool) -> None:
         found = self.header()
