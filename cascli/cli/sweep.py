@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cascli.sweep.tasks import Exam
 
 NAME = "sweep"
+REPLAY_K = 4
 EXAMPLE = "Example: cascli sweep configs/sweeps/rules.yaml --dry-run[bold] · [/]cascli sweep my-sweep.yaml --resume"
 
 
