@@ -1,4 +1,4 @@
-"""Write, or with --check compare, the JSON Schema of the pair files: `python -m tests.schema`."""
+"""Write, or with --check compare, the JSON Schemas of pair and sweep files: `python -m tests.schema`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import json
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from cascli.config import PairConfig
+from cascli.sweep.plan import SweepPlan
 
-FILE = Path(__file__).parent.parent / "configs" / "pair.schema.json"
+FOLDER = Path(__file__).parent.parent / "configs"
+KINDS: dict[str, type[BaseModel]] = {"pair": PairConfig, "sweep": SweepPlan}
 
 
-def schema() -> str:
-    found = PairConfig.model_json_schema(by_alias=True)
-    found["title"] = "cascli pair"
+def schema(name: str) -> str:
+    found = KINDS[name].model_json_schema(by_alias=True)
+    found["title"] = f"cascli {name}"
     return json.dumps(found, indent=2) + "\n"
 
 
 def main() -> int:
+    files = {FOLDER / f"{name}.schema.json": schema(name) for name in KINDS}
     if "--check" in sys.argv:
-        if FILE.read_text(encoding="utf-8") == schema():
-            return 0
-        print(f"{FILE.name} is out of date: run make schema", file=sys.stderr)
-        return 1
-    FILE.write_text(schema(), encoding="utf-8")
+        outdated = [path.name for path, text in files.items() if path.read_text(encoding="utf-8") != text]
+        for name in outdated:
+            print(f"{name} is out of date: run make schema", file=sys.stderr)
+        return bool(outdated)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

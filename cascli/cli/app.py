@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cascli import __version__
-from cascli.cli import bench, compare, generate, pairs, pull, show, strategies, verify
+from cascli.cli import bench, compare, generate, pairs, pull, show, strategies, sweep, verify
 from cascli.cli.errors import INTERRUPTED, USAGE, reported, silence_stdout
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ DECODE, CHECK, LOOK = "Decode", "Check", "Look things up"
 for module, panel in (
     (generate, DECODE),
     (compare, DECODE),
+    (sweep, DECODE),
     (show, DECODE),
     (verify, CHECK),
     (bench, CHECK),

@@ -42,7 +42,7 @@ class Plan:
         with Progress(self.screen, f"loading {self.config.name}") as progress:
             from cascli.models.load import load_pair
 
-            _quiet_libraries()
+            quiet_libraries()
             return load_pair(
                 self.config,
                 device=self.settings.device,
@@ -108,7 +108,7 @@ def _from_stdin() -> str:
         raise UsageError("stdin is not UTF-8 text.") from None
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep transformers' own bars and advice off the terminal."""
     from transformers.utils import logging
 

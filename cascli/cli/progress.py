@@ -13,6 +13,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
 
@@ -31,6 +32,7 @@ class Progress:
             BarColumn(bar_width=24),
             MofNCompleteColumn() if counted else DownloadColumn(),
             TimeElapsedColumn(),
+            *([TextColumn("left"), TimeRemainingColumn()] if counted else []),
             console=screen.err,
             transient=True,
             disable=not shown,

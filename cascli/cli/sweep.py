@@ -1,0 +1,203 @@
+"""cascli sweep: a grid of strategies x parameters x prompts, resumable, with quality beside cost."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascli.cli import common
+from cascli.cli.options import Flags, with_shared
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cascli.models.pair import Pair
+    from cascli.render.console import Screen
+    from cascli.sweep.judged import Judged
+    from cascli.sweep.plan import SweepPlan
+    from cascli.sweep.records import Header, Records
+    from cascli.sweep.tasks import Exam
+
+NAME = "sweep"
+REPLAY_K = 4
+EXAMPLE = "Example: cascli sweep configs/sweeps/rules.yaml --dry-run[bold] · [/]cascli sweep my-sweep.yaml --resume"
+
+
+@with_shared("limit", "output", "json", "quiet", "color", "offline")
+def command(
+    file: Annotated[Path, typer.Argument(help="The sweep file (YAML).")],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the grid and what it will cost; run nothing.")
+    ] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="One speculative run a prompt; judge all rules and alphas on what it saw.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Resume although the sweep file or the version of cascli changed.")
+    ] = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run the code that models write (humaneval).")
+    ] = False,
+    flags: Flags,
+) -> None:
+    """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
+    from cascli.sweep.plan import load_plan
+    from cascli.sweep.tasks import exam_of
+
+    plan = load_plan(file)
+    settings = common.plan(Flags(plan.pair, flags.given))
+    if flags.given.limit:
+        plan = plan.model_copy(update={"limit": flags.given.limit})
+    exam = exam_of(plan, file.parent)
+    folder = Path(flags.given.output or plan.output)
+    if dry_run:
+        _show_grid(plan, exam, settings.screen)
+    elif replay:
+        _replay(plan, exam, settings, folder)
+    elif exam.metric == "pass@1" and not allow_code_execution:
+        raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
+    else:
+        _run(plan, exam, settings, folder, resume=resume, anyway=anyway)
+
+
+def _load(plan: SweepPlan, settings: common.Plan) -> Pair:
+    from cascli.cli.progress import Progress
+
+    with Progress(settings.screen, f"loading {plan.pair}") as progress:
+        from cascli.models.load import load_pair
+
+        common.quiet_libraries()
+        return load_pair(
+            settings.config,
+            device=plan.device,
+            dtype=None if plan.dtype == "auto" else plan.dtype,
+            offline=settings.settings.offline,
+            report=progress.report,
+        )
+
+
+def _judged(pair: Pair, plan: SweepPlan, exam: Exam, settings: common.Plan, k: int) -> list[Judged]:
+    from cascli.cli.progress import Progress
+    from cascli.jobs.replay import judge, record
+
+    with Progress(settings.screen, "recording", counted=True) as progress:
+        return judge(record(pair, plan, exam, k, tell=progress.step), k)
+
+
+def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) -> None:
+    """Judge all rules and alphas, print a part of it, and write all."""
+    from cascli.render.export import write
+    from cascli.render.sweep import judged_csv, judged_table
+
+    k = plan.match.k if plan.match else REPLAY_K
+    found = _judged(_load(plan, settings), plan, exam, settings, k)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "replay.csv", judged_csv(found))
+    if settings.settings.json_output:
+        print('{"schema":"cascli.replay/1","judged":[' + ",".join(each.model_dump_json() for each in found) + "]}")
+    else:
+        settings.screen.out.print(judged_table(found, k, settings.screen.out))
+    settings.screen.note(
+        f"judged along the prefixes that speculative decoding visited; all alphas are in {folder / 'replay.csv'}"
+    )
+
+
+def _show_grid(plan: SweepPlan, exam: Exam, screen: Screen) -> None:
+    """The strategies, and how many answers and tokens they come to at most."""
+    specs = plan.specs()
+    for spec in specs:
+        print(spec)
+    answers = len(plan.cells()) * len(exam.problems)
+    screen.note(
+        f"{len(specs)} strategies x {len(plan.temperatures)} temperatures x {len(plan.seeds)} seeds x {plan.runs} runs"
+        f" x {len(exam.problems)} prompts = {answers} answers of at most {plan.max_new_tokens} tokens"
+        f" ({answers * plan.max_new_tokens:,} tokens), judged by {exam.metric}"
+    )
+
+
+def _run(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path, *, resume: bool, anyway: bool) -> None:
+    from cascli.sweep.records import Header, Records
+
+    records = Records(folder)
+    header = Header(fingerprint=plan.fingerprint(), plan=plan, metric=exam.metric, command=_command())
+    done = records.open(header, resume=resume, anyway=anyway)
+    from cascli.cli.progress import Progress
+    from cascli.jobs.sweep import sweep
+
+    pair = _load(plan, settings)
+    if plan.match:
+        plan = _matched(pair, plan, exam, settings, records if done else None)
+    header = header.model_copy(update={"plan": plan, "environment": _environment(pair)})
+    records.write_header(header)
+    try:
+        with Progress(settings.screen, "sweeping", counted=True) as progress:
+            sweep(pair, plan, exam, records, done, tell=progress.step)
+    finally:
+        # Also what an interrupted sweep has got is shown and written.
+        finish(records, header, settings.screen, as_json=bool(settings.settings.json_output))
+
+
+def _matched(pair: Pair, plan: SweepPlan, exam: Exam, settings: common.Plan, before: Records | None) -> SweepPlan:
+    """The plan with an alpha of each rule for each budget; a resumed sweep keeps those that it began with."""
+    from cascli.sweep.judged import matched
+    from cascli.sweep.plan import with_strategies
+
+    match = plan.match
+    if match is None or before is not None:
+        return plan if before is None else before.header().plan
+    judged = _judged(pair, plan, exam, settings, match.k)
+    wanted = [each for each in judged if match.rules is None or each.rule in match.rules]
+    specs = [
+        f"speculative-cascade:rule={rule},alpha={each.alpha},k={match.k}"
+        for budget in match.target_calls_per_token
+        for rule, each in matched(wanted, budget).items()
+    ]
+    return with_strategies(plan, specs)
+
+
+def _environment(pair: Pair) -> dict[str, str]:
+    from cascli.engine import environment
+
+    models = {role: getattr(pair, role) for role in ("draft", "target")}
+    return environment(pair.device) | {role: f"{model.source} {model.dtype}" for role, model in models.items()}
+
+
+def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:
+    """Write table, picture and report from the records, and print the table."""
+    from cascli.render.export import write
+    from cascli.render.sweep import sweep_csv, sweep_table
+    from cascli.render.sweep_report import report
+    from cascli.sweep.table import rows
+
+    found = rows(records.read())
+    if not found:
+        return
+    svg = _picture(found, header.metric, records.folder / "quality-cost.svg")
+    write(records.folder / "results.csv", sweep_csv(found))
+    write(records.folder / "report.html", report(header, found, svg))
+    if as_json:
+        body = ",".join(row.model_dump_json() for row in found)
+        print(f'{{"schema":"cascli.sweep-table/1","metric":"{header.metric}","rows":[{body}]}}')
+    else:
+        screen.out.print(sweep_table(found, header.metric, screen.out))
+    screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
+
+
+def _picture(found: list, metric: str, path: Path) -> str | None:
+    """Draw the plot, if matplotlib is there, and return its text."""
+    from cascli.render.sweep_plot import plot_sweep
+
+    try:
+        plot_sweep(found, metric, path)
+    except UsageError:
+        return None
+    return path.read_text(encoding="utf-8")
+
+
+def _command() -> str:
+    return shlex.join(["cascli", *sys.argv[1:]])

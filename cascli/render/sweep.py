@@ -1,0 +1,102 @@
+"""A sweep's table on the terminal and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from cascli.render.console import plain_table
+from cascli.render.marks import heading
+from cascli.render.numbers import number, tv
+from cascli.sweep.judged import Judged
+from cascli.sweep.table import SweepRow
+
+
+def sweep_table(rows: Sequence[SweepRow], metric: str, console: Console) -> Table:
+    """One line a strategy and temperature: quality first, then what it costs."""
+    table = plain_table(console)
+    table.add_column("strategy", no_wrap=True, style="bold")
+    headings = (f"{metric}\n(95%)", "against\ntarget", "speed vs\ntarget", "target calls\nper token")
+    for name in (*headings, "rejection\nrate", "deferral\nrate", "mean\nTV", "answers"):
+        table.add_column(name, justify="right", no_wrap=True, vertical="top")
+    several = len({row.temperature for row in rows}) > 1
+    for row in rows:
+        name = heading(row.strategy, False) + (f"\nT = {row.temperature:g}" if several else "")
+        errors = f" (+{row.errors} failed)" if row.errors else ""
+        table.add_row(
+            name,
+            _with_interval(row.quality, row.quality_interval),
+            _difference(row),
+            number(row.speed_vs_target, 2, "x"),
+            number(row.target_calls_per_token),
+            number(row.rejection_rate),
+            number(row.deferral_rate),
+            tv(row.mean_tv),
+            f"{row.answers}{errors}",
+        )
+    return table
+
+
+SHOWN_ALPHAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+def judged_table(found: Sequence[Judged], k: int, console: Console) -> Table:
+    """Every rule at a few alphas, judged along recorded prefixes."""
+    table = plain_table(console)
+    table.add_column("rule", no_wrap=True, style="bold")
+    headings = ("alpha", "acceptance", "deferral\nrate", "mean TV", "max TV", f"target calls\nper token, k={k}")
+    for name in headings:
+        table.add_column(name, justify="right", no_wrap=True, vertical="top")
+    for each in found:
+        if each.alpha not in SHOWN_ALPHAS:
+            continue
+        table.add_row(
+            each.rule if each.alpha == SHOWN_ALPHAS[0] else "",
+            number(each.alpha, 3),
+            number(each.acceptance, 3),
+            number(each.deferral_rate, 3),
+            tv(each.mean_tv),
+            tv(each.max_tv),
+            number(each.target_calls_per_token, 3),
+        )
+    return table
+
+
+def judged_csv(found: Sequence[Judged]) -> str:
+    """All settings, unrounded."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(Judged.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(each.model_dump() for each in found)
+    return buffer.getvalue()
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    text = number(value, 3)
+    return text if interval is None else f"{text} ({interval[0]:.2f}-{interval[1]:.2f})"
+
+
+def _difference(row: SweepRow) -> str:
+    if row.quality_vs_target is None or row.strategy == "target":
+        return number(None)
+    bounds = row.quality_vs_target_interval
+    text = f"{row.quality_vs_target:+.3f}"
+    return text if bounds is None else f"{text} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
+
+
+def sweep_csv(rows: Sequence[SweepRow]) -> str:
+    """All fields, unrounded; what is not known is empty."""
+    buffer = io.StringIO()
+    records = [row.model_dump() for row in rows]
+    for record in records:
+        for name in ("quality_interval", "quality_vs_target_interval"):
+            low, high = record.pop(name) or (None, None)
+            record |= {f"{name}_low": low, f"{name}_high": high}
+    writer = csv.DictWriter(buffer, fieldnames=list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()

