@@ -30,10 +30,10 @@ def speculative_speed(
         ValueError: its report could not be read.
     """
     decoded = seconds = drafted = accepted = 0.0
-    length = "--spec-draft-n-max" if "--spec-draft-n-max" in _run([program, "--help"], both=True) else "--draft-max"
+    flags = _flags(program, k)
     for prompt in prompts:
-        command = [program, "-m", target, "-md", draft, "-p", prompt, "-n", str(tokens), "-t", str(threads)]
-        report = _run([*command, length, str(k), "--temp", "0"], both=True)
+        command = [program, "-m", target, "-md", draft, "-p", prompt, "-n", str(tokens)]
+        report = _run([*command, "-t", str(threads), "-td", str(threads), "--temp", "0", *flags], both=True)
         found = re.search(r"decoded\s+(\d+) tokens in\s+([\d.]+) seconds", report)
         counts = [re.search(rf"n_{name}\s*=\s*(\d+)", report) for name in ("drafted", "accept")]
         if found is None or None in counts:
@@ -43,6 +43,14 @@ def speculative_speed(
             total + float(count[1]) for total, count in zip((drafted, accepted), counts, strict=True) if count
         )
     return {"tokens_per_second": decoded / seconds, "acceptance": accepted / drafted if drafted else None}
+
+
+def _flags(program: Path, k: int) -> list[str]:
+    """How this release of the program is told to draft k tokens whatever its confidence."""
+    known = _run([program, "--help"], both=True)
+    if "--spec-type" in known:
+        return ["--spec-type", "draft-simple", "--spec-draft-n-max", str(k), "--spec-draft-p-min", "0"]
+    return ["--draft-max", str(k), "--draft-p-min", "0"]
 
 
 def _run(command: Sequence[str | Path], *, both: bool = False) -> str:
