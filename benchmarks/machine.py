@@ -17,12 +17,18 @@ def facts(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, An
 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *map(_shown, sys.argv[1:])]),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("cascli", *packages)}},
     }
+
+
+def _shown(argument: str) -> str:
+    """An argument as it is, or of an absolute path the last two parts: the rest means nothing elsewhere."""
+    path = Path(argument)
+    return str(Path(*path.parts[-2:])) if path.is_absolute() else argument
 
 
 def _module() -> str:
