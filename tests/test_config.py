@@ -8,7 +8,7 @@ from cascli.config import PypiSource, RandomSource, load_config, pair_files, rea
 from cascli.errors import ConfigError, UsageError
 from cascli.settings import Settings, checked, from_environment, resolve
 from tests.pairs import pair
-from tests.schema import FILE, schema
+from tests.schema import FOLDER, KINDS, schema
 
 READY = {
     "gemma-2",
@@ -33,7 +33,10 @@ def test_every_promised_pair_is_there_and_loads() -> None:
 
 
 def test_schema_is_current_and_named_by_every_pair() -> None:
-    assert FILE.read_text(encoding="utf-8") == schema()
+    for name in KINDS:
+        assert (FOLDER / f"{name}.schema.json").read_text(encoding="utf-8") == schema(name)
+    for path in (FOLDER / "sweeps").glob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=../sweep.schema.json")
     for path in pair_files().values():
         assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=./pair.schema.json")
 
