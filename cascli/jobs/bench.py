@@ -14,7 +14,7 @@ from cascli.engine import Request, environment
 from cascli.errors import UsageError
 from cascli.explain import account
 from cascli.jobs.generate import decode
-from cascli.jobs.profile import BLOCKS, Tell, profile
+from cascli.jobs.profile import BLOCKS, Tell, profile, profiles
 from cascli.models.pair import Pair
 from cascli.profile import Profile
 from cascli.sampling import Sampling
@@ -56,14 +56,16 @@ def bench(
     longest = max(blocks)
     chosen = _contexts(pair, contexts, longest)
     _warm_up(pair, longest)
-    profiles = [profile(pair, context, blocks=blocks, repeats=repeats, tell=tell) for context in chosen]
+    copies = [copy_rate(pair.device)]
+    measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, tell=tell)
+    copies.append(copy_rate(pair.device))
     replay = None
     if synthetic_acceptance is not None:
         replay = _replay(pair, synthetic_acceptance, ks, tokens, repeats, tell)
     return Bench(
         pair=pair.info,
-        copy_bytes_per_second=copy_rate(pair.device),
-        profiles=profiles,
+        copy_bytes_per_second=median(copies),
+        profiles=measured,
         synthetic=replay,
         environment=environment(pair.device),
     )

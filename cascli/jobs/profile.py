@@ -23,29 +23,55 @@ def profile(
     repeats: int = 5,
     tell: Tell | None = None,
 ) -> Profile:
-    """Time both models, interleaved as in decoding, after `context` tokens whose content does not matter.
+    """The profile after one context; see `profiles`."""
+    return profiles(pair, [context], blocks=blocks, repeats=repeats, tell=tell)[0]
+
+
+def profiles(
+    pair: Pair,
+    contexts: Sequence[int],
+    *,
+    blocks: Sequence[int] = BLOCKS,
+    repeats: int = 5,
+    tell: Tell | None = None,
+) -> list[Profile]:
+    """Time both models, interleaved as in decoding, after texts of several lengths whose content does not matter.
 
     The cache is filled with a constant rather than by reading a text, so that long contexts cost nothing to reach.
+    Every round of the measurement visits every context: a machine that slows down does so for all of them.
 
     Args:
         pair: loaded; its runs are forgotten.
-        context: tokens in the cache before each timed call.
+        contexts: tokens in the cache before each timed call, ascending.
         blocks: how many tokens a timed target call reads; the draft model is timed over one and two.
         repeats: timed calls of each kind, after one that is not counted.
         tell: told what is measured, how many rounds are done, and of how many.
+
+    Returns:
+        One profile per context, in their order.
     """
-    timed: dict[tuple[str, int], list[float]] = {}
-    for model in (pair.draft, pair.target):
-        model.runner.pretend(context)
+    timed: dict[int, dict[tuple[str, int], list[float]]] = {context: {} for context in contexts}
     for repeat in range(repeats + 1):
-        if tell is not None:
-            tell(f"measuring steps after {context} tokens", repeat, repeats + 1)
-        for n in sorted({1, 2, *blocks}):
-            for key, seconds in _in_a_round(pair, context, n):
-                timed.setdefault(key, []).extend([seconds] if repeat else [])
+        for done, context in enumerate(reversed(contexts)):
+            if tell is not None:
+                what = f"measuring steps after {context} tokens"
+                tell(what, repeat * len(contexts) + done, (repeats + 1) * len(contexts))
+            _place(pair, context, fill=done == 0)
+            for n in sorted({1, 2, *blocks}):
+                for key, seconds in _in_a_round(pair, context, n):
+                    timed[context].setdefault(key, []).extend([seconds] if repeat else [])
     for model in (pair.draft, pair.target):
         model.runner.reset()
-    return Profile(context=context, draft=_of("draft", timed), target=_of("target", timed))
+    return [Profile(context=at, draft=_of("draft", timed[at]), target=_of("target", timed[at])) for at in contexts]
+
+
+def _place(pair: Pair, context: int, *, fill: bool) -> None:
+    """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning."""
+    for model in (pair.draft, pair.target):
+        if fill:
+            model.runner.pretend(context)
+        else:
+            model.runner.truncate(context)
 
 
 def _in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, int], float]]:
