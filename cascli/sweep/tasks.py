@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cascli.errors import UsageError
-from cascli.prompts import builtin, read_prompts
+from cascli.prompts import Prompt, builtin, read_prompts
 from cascli.sweep import quality, sandbox
+from cascli.sweep.dataset import dataset_prompts
 from cascli.sweep.plan import SweepPlan
 
 _FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -55,11 +56,12 @@ class Exam:
         return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
 
 
-def exam_of(plan: SweepPlan, here: Path) -> Exam:
+def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
     """Read the problems of a plan; relative paths are relative to the plan's own folder.
 
     Raises:
         UsageError: a missing file, reference or package, or a metric that does not fit the task.
+        RunError: a dataset that cannot be had.
     """
     task = plan.task
     if task.kind == "humaneval":
@@ -69,9 +71,8 @@ def exam_of(plan: SweepPlan, here: Path) -> Exam:
     if task.metric == "pass@1":
         raise UsageError("task.metric: pass@1 needs the task humaneval")
     metric = task.metric or "agreement"
-    read = builtin() if task.kind == "builtin" else read_prompts(here / Path(task.path or "").expanduser())
     problems = []
-    for place, prompt in enumerate(read[: plan.limit], 1):
+    for place, prompt in enumerate(_prompts(plan, here, offline)[: plan.limit], 1):
         reference = prompt.extra.get("reference")
         if metric != "agreement" and not isinstance(reference, str):
             raise UsageError(
@@ -83,6 +84,15 @@ def exam_of(plan: SweepPlan, here: Path) -> Exam:
     if twice:
         raise UsageError(f"task: two prompts have the id '{twice}'")
     return Exam(metric, problems)
+
+
+def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
+    task = plan.task
+    if task.kind == "builtin":
+        return builtin()
+    if task.kind == "dataset":
+        return dataset_prompts(task, here, plan.limit, offline=offline)
+    return read_prompts(here / Path(task.path or "").expanduser())
 
 
 def humaneval(limit: int | None) -> list[Problem]:

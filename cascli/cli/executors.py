@@ -1,0 +1,59 @@
+"""Where the work of a sweep is done: in this process, or by the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from cascli.cli import common
+
+if TYPE_CHECKING:
+    from cascli.jobs.sweep import Executor
+    from cascli.models.pair import Pair
+    from cascli.sweep.plan import SweepPlan
+    from cascli.sweep.tasks import Exam
+
+
+class Kind(StrEnum):
+    """What does the work of a sweep."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@contextmanager
+def executor_of(
+    kind: Kind, plan: SweepPlan, exam: Exam, settings: common.Plan, address: str | None, workers: int | None
+) -> Iterator[Executor]:
+    """A worker in this process, or a cluster of them."""
+    if kind is Kind.LOCAL:
+        from cascli.jobs.sweep_worker import Worker
+
+        yield Worker(_load(plan, settings), plan, exam)
+        return
+    from cascli.config import load_config
+    from cascli.jobs.sweep_ray import RayExecutor
+
+    offline = settings.settings.offline
+    with RayExecutor(
+        load_config(settings.config), plan, exam, address=address, workers=workers, offline=offline
+    ) as cluster:
+        yield cluster
+
+
+def _load(plan: SweepPlan, settings: common.Plan) -> Pair:
+    from cascli.cli.progress import Progress
+
+    with Progress(settings.screen, f"loading {plan.pair}") as progress:
+        from cascli.models.load import load_pair
+
+        common.quiet_libraries()
+        return load_pair(
+            settings.config,
+            device=plan.device,
+            dtype=plan.chosen_dtype,
+            offline=settings.settings.offline,
+            report=progress.report,
+        )

@@ -1,0 +1,224 @@
+"""The work of a sweep spread with Ray over the GPUs, or machines, of a cluster.
+
+Every worker holds the pair and does one prompt after another; this process alone writes records, so that files and
+resumption are those of a sweep in one process. A worker that is lost is replaced, and its unit done again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from cascli.config import PairConfig
+from cascli.errors import RunError, UsageError
+from cascli.jobs.sweep_worker import Tell, Worker
+from cascli.sweep.judged import Judged
+from cascli.sweep.plan import SweepPlan
+from cascli.sweep.records import Record
+from cascli.sweep.tasks import Exam
+from cascli.sweep.units import Unit, by_prompt
+
+MOST_TRIES = 3
+"""How often a unit is begun before its loss is recorded as its error."""
+START_SECONDS = 1800
+"""How long a worker may take to fetch and load the pair."""
+
+
+@dataclass
+class _Going:
+    """What one worker is at: the first unit is being done, the others wait for the same worker."""
+
+    worker: Any
+    units: deque[Unit]
+
+
+class RayExecutor:
+    """A `Worker` per GPU of the cluster, or per machine where there is none."""
+
+    def __init__(
+        self,
+        config: PairConfig,
+        plan: SweepPlan,
+        exam: Exam,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        offline: bool | None = None,
+    ) -> None:
+        """Join or start a cluster.
+
+        Args:
+            config: the pair, which every worker loads on its own machine.
+            plan: the sweep.
+            exam: its prompts.
+            address: of a running cluster, `auto` for the one of this machine; None starts one here.
+            workers: how many; one per GPU, else one per machine by default.
+            offline: fail rather than download.
+
+        Raises:
+            UsageError: Ray is not installed.
+            RunError: no cluster is found there, or it has no room for a worker.
+        """
+        self._ray = _ray()
+        self._given = (config, plan, exam, offline)
+        self._join(address)
+        self._resources, count = self._share(plan)
+        self._workers = [self._new() for _ in range(workers or count)]
+
+    def _join(self, address: str | None) -> None:
+        here: dict[str, Any] = {} if address else {"include_dashboard": False}
+        try:
+            self._ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = f"at '{address}'" if address else "on this machine"
+            raise RunError(f"no Ray cluster {where}: {error}") from None
+
+    def _share(self, plan: SweepPlan) -> tuple[dict[str, float], int]:
+        """What a worker takes of its machine, and how many workers there is room for."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        if gpus and plan.device != "cpu":
+            return {"num_gpus": 1, "num_cpus": 1}, gpus
+        cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+        if not cores:
+            raise RunError("the Ray cluster has no CPU to offer.")
+        return {"num_cpus": min(cores)}, len(cores)
+
+    def _new(self) -> Any:
+        actor = self._ray.remote(_Actor).options(scheduling_strategy="SPREAD", **self._resources)
+        return actor.remote(*self._given)
+
+    def __enter__(self) -> Self:
+        """The cluster is joined already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the workers back, and leave the cluster."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        self._ray.shutdown()
+
+    def about(self) -> dict[str, str]:
+        """Machine, versions and models of the first worker, and how many there are.
+
+        Raises:
+            RunError: a worker could not load the pair.
+        """
+        try:
+            found = self._ray.get([worker.about.remote() for worker in self._workers], timeout=START_SECONDS)
+        except self._ray.exceptions.GetTimeoutError:
+            raise RunError("the cluster has no room for the workers of this sweep; see --workers.") from None
+        except self._ray.exceptions.RayError as error:
+            raise RunError(f"a worker could not start: {_last_line(error)}") from None
+        return {**found[0], "executor": f"ray, {len(found)} workers"}
+
+    def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
+        """By one worker: what is judged are its own runs."""
+        return list(self._ray.get(self._workers[0].judged.remote(k)))
+
+    def run(self, units: Iterable[Unit]) -> Iterator[Record]:
+        """One record a unit, in the order in which they come.
+
+        Raises:
+            RunError: all workers are lost, and no new one can be had.
+        """
+        waiting = deque(deque(group) for group in by_prompt(units))
+        idle, joining = list(self._workers), dict[Any, Any]()
+        going: dict[Any, _Going] = {}
+        tries: Counter[tuple[str, str]] = Counter()
+        while waiting or going:
+            while waiting and idle:
+                self._next(_Going(idle.pop(), waiting.popleft()), going)
+            ready = self._first_of([*going, *joining], patient=bool(going))
+            if ready in joining:
+                idle += self._joined(joining.pop(ready))
+                continue
+            mine = going.pop(ready)
+            unit = mine.units[0]
+            try:
+                record = self._ray.get(ready)
+            except self._ray.exceptions.RayActorError as error:
+                joining |= self._replaced(mine.worker)
+                tries[unit.key] += 1
+                if tries[unit.key] == MOST_TRIES:
+                    yield _lost(mine.units.popleft(), error)
+                waiting.extendleft([mine.units] if mine.units else [])
+                continue
+            mine.units.popleft()
+            if mine.units:
+                self._next(mine, going)
+            else:
+                idle.append(mine.worker)
+            yield record
+
+    def _next(self, mine: _Going, going: dict[Any, _Going]) -> None:
+        """Let a worker begin with the first of its units."""
+        going[mine.worker.do.remote(mine.units[0])] = mine
+
+    def _first_of(self, calls: list[Any], *, patient: bool) -> Any:
+        """The first call that ends; a cluster on which none goes on gets as long as a start may take."""
+        ready, _ = (
+            self._ray.wait(calls, num_returns=1, timeout=None if patient else START_SECONDS) if calls else ([], [])
+        )
+        if not ready:
+            raise RunError("all workers of the sweep were lost; what they did is kept, --resume goes on.")
+        return ready[0]
+
+    def _replaced(self, worker: Any) -> dict[Any, Any]:
+        """A new worker for a lost one, by the call that ends when it is ready; the others go on meanwhile."""
+        self._ray.kill(worker)
+        self._workers.remove(worker)
+        fresh = self._new()
+        return {fresh.about.remote(): fresh}
+
+    def _joined(self, worker: Any) -> list[Any]:
+        """The worker, if it could start; otherwise there is one less."""
+        try:
+            self._ray.get(worker.about.remote())
+        except self._ray.exceptions.RayError:
+            return []
+        self._workers.append(worker)
+        return [worker]
+
+
+class _Actor:
+    """A `Worker` that loads its pair where it was started."""
+
+    def __init__(self, config: PairConfig, plan: SweepPlan, exam: Exam, offline: bool | None) -> None:
+        from cascli.models.load import load_pair
+
+        pair = load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline)
+        self._worker = Worker(pair, plan, exam)
+
+    def about(self) -> dict[str, str]:
+        return self._worker.about()
+
+    def judged(self, k: int) -> list[Judged]:
+        return self._worker.judged(k)
+
+    def do(self, unit: Unit) -> Record:
+        return self._worker.do(unit)
+
+
+def _lost(unit: Unit, error: Exception) -> Record:
+    what = f"its worker was lost {MOST_TRIES} times: {_last_line(error)}"
+    return Record(cell=unit.cell, problem=unit.problem.id, error=what)
+
+
+def _last_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--executor ray needs Ray: pip install 'cascli[ray]'") from None
+    return ray

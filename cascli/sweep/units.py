@@ -1,0 +1,43 @@
+"""The work of a sweep, cut into units. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+from cascli.sweep.plan import Cell, SweepPlan
+from cascli.sweep.tasks import Exam, Problem
+
+
+class Unit(NamedTuple):
+    """One cell and one prompt: what becomes one record."""
+
+    cell: Cell
+    problem: Problem
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """As that of the record that it becomes."""
+        return self.cell.key, self.problem.id
+
+
+def units(plan: SweepPlan, exam: Exam) -> Iterator[Unit]:
+    """All work, strategies side by side on each prompt, so that a noisy machine is noisy for all of them."""
+    cells = plan.cells()
+    blocks = list(dict.fromkeys((cell.repeat, cell.temperature, cell.seed) for cell in cells))
+    for repeat, temperature, seed in blocks:
+        here = [cell for cell in cells if (cell.repeat, cell.temperature, cell.seed) == (repeat, temperature, seed)]
+        for problem in exam.problems:
+            for cell in here:
+                yield Unit(cell, problem)
+
+
+def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
+    """Units in a row that ask the same prompt under the same circumstances: what one worker does in one go."""
+    return [list(group) for _, group in groupby(work, key=_circumstances)]
+
+
+def _circumstances(unit: Unit) -> tuple[object, ...]:
+    cell = unit.cell
+    return unit.problem.id, cell.temperature, cell.seed, cell.repeat

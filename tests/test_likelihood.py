@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli.jobs import likelihood
+from cascli.jobs.likelihood import log_likelihood
+from cascli.models.pair import Pair
+
+
+@pytest.mark.parametrize("length", [1, 5, 9])
+def test_it_is_that_of_one_forward(text_pair: Pair, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    monkeypatch.setattr(likelihood, "CHUNK", 4)
+    prompt, answer = [3, 1, 2], [(5 * i + 1) % text_pair.vocab for i in range(length)]
+    text = torch.tensor([prompt + answer])
+    with torch.inference_mode():
+        logits = text_pair.target.model(text).logits[0, 2:-1, : text_pair.vocab]
+    wanted = torch.log_softmax(logits, -1).gather(-1, torch.tensor(answer).unsqueeze(-1)).mean()
+    assert log_likelihood(text_pair.target, prompt, answer) == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_a_prompt_of_one_token_and_an_empty_answer(text_pair: Pair) -> None:
+    assert log_likelihood(text_pair.target, [3], [4]) < 0
+    assert log_likelihood(text_pair.target, [3], []) is None
+
+
+def test_the_targets_own_answer_is_likelier_than_another(text_pair: Pair) -> None:
+    from cascli import generate
+
+    own = generate(text_pair, prompt_ids=[3, 1, 2], strategy="target", temperature=0.0, max_new_tokens=8).token_ids
+    other = [(token + 7) % text_pair.vocab for token in own]
+    assert log_likelihood(text_pair.target, [3, 1, 2], own) > log_likelihood(text_pair.target, [3, 1, 2], other)

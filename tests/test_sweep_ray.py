@@ -1,0 +1,115 @@
+"""Sweeps spread by Ray, on a cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cascli.cli.app import app
+from cascli.config import load_config
+from cascli.errors import RunError, UsageError
+from cascli.sweep.plan import load_plan
+from cascli.sweep.records import Record, Records
+from cascli.sweep.tasks import exam_of
+from cascli.sweep.units import units
+
+PLAN = """
+pair: tiny-random
+strategies: [draft, "speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"]
+temperatures: [0.0, 1.0]
+limit: 4
+max_new_tokens: 8
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Two nodes with a CPU each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    store = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **store})
+    cluster.add_node(num_cpus=1, **store)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+def plain(records: Records) -> list[Record]:
+    """What must not depend on where it was done: all but the seconds."""
+    found = (record.model_copy(update={"seconds": None}) for record in records.read())
+    return sorted(found, key=lambda record: record.key)
+
+
+@pytest.mark.slow
+def test_placement_changes_nothing_and_resume_goes_on(plan_file: Path, tmp_path: Path, address: str) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(here), "-q"]).exit_code == 0
+    ray = ["--executor", "ray", "--ray-address", address]
+    done = CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(there), "-q", "--limit", "2", *ray])
+    assert done.exit_code == 0, done.output
+    first = Records(there).file.read_text().splitlines()
+    done = CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(there), "-q", "--resume", *ray])
+    assert done.exit_code == 0, done.output
+    assert Records(there).file.read_text().splitlines()[: len(first)] == first and len(first) == 16
+    assert plain(Records(there)) == plain(Records(here)) and len(plain(Records(here))) == 32
+    assert Records(there).header().environment["executor"] == "ray, 2 workers"
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
+    import ray
+
+    from cascli.jobs.sweep_ray import RayExecutor
+
+    plan = load_plan(plan_file)
+    exam = exam_of(plan, plan_file.parent)
+    work = list(units(plan, exam))
+    with RayExecutor(load_config(plan.pair), plan, exam, address=address) as cluster:
+        cluster.about()
+        first = set(cluster._workers)
+        found = []
+        for record in cluster.run(work):
+            found.append(record)
+            if len(found) in (3, 9):
+                ray.kill(cluster._workers[0])
+        assert len(first) == 2 and len(set(cluster._workers) - first) >= 1
+    assert sorted(record.key for record in found) == sorted(unit.key for unit in work)
+    assert not [record.error for record in found if record.error]
+
+
+@pytest.mark.slow
+def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) -> None:
+    from cascli.jobs.sweep_ray import RayExecutor
+
+    plan = load_plan(plan_file).model_copy(update={"device": "cuda:7"})
+    exam = exam_of(plan, plan_file.parent)
+    failing = RayExecutor(load_config(plan.pair), plan, exam, address=address)
+    with failing as cluster, pytest.raises(RunError, match=r"a worker could not start: .*CUDA"):
+        cluster.about()
+
+
+def test_without_ray_it_says_what_to_install(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cascli.jobs import sweep_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'cascli\[ray\]'"):
+        sweep_ray._ray()
+
+
+def test_flags_of_ray_need_ray(plan_file: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(tmp_path / "out"), "--workers", "2"])
+    assert done.exit_code == 2 and "go with --executor ray" in done.output
+    assert not (tmp_path / "out").exists()
