@@ -99,6 +99,7 @@ class Decoding:
 
     def _session(self) -> Session:
         pair, prompt = self.pair, list(self.request.prompt_ids)
+        self._prepare(len(prompt))
         clock = Clock(pair.device)
         text = torch.zeros(len(prompt) + self.limit + 1, dtype=torch.long, device=pair.device)
         text[: len(prompt)] = torch.tensor(prompt, device=pair.device)
@@ -119,6 +120,13 @@ class Decoding:
             clock=clock,
             spell=self.speller.token,
         )
+
+    def _prepare(self, prompt: int) -> None:
+        """Let both runners make room, and record the calls of a round, before the clock starts."""
+        k = int(self.strategy.params.get("k", 0))
+        end = prompt + self.limit + k
+        self.pair.target.runner.prepare(prompt, end, [(n, n) for n in range(k + 1, 0, -1)])
+        self.pair.draft.runner.prepare(prompt, end, [(2, 1), (1, 1)])
 
     def _close(self, session: Session, first_token: float | None) -> None:
         decision = self.handover

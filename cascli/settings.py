@@ -36,6 +36,7 @@ class Settings(BaseModel):
     num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
     dtype: Dtype | None = None
+    cuda_graphs: bool | None = None
     system: str | None = None
     raw: bool | None = None
     stop: Strings | None = None
@@ -63,6 +64,7 @@ BUILTIN = Settings.model_validate(
         "num_speculative_tokens": 4,
         "device": "auto",
         "dtype": "auto",
+        "cuda_graphs": True,
         "raw": False,
         "stop": [],
         "json": False,

@@ -144,6 +144,8 @@ class ModelInfo(Data):
     """What they take in memory, and so what one call reads."""
     attention_width: int | None = None
     """Attention heads times head width, over all layers."""
+    cuda_graphs: bool | None = None
+    """Whether its steps were recorded once and repeated; unknown on a CPU, where they never are."""
 
 
 class PairInfo(Data):

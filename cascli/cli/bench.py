@@ -22,6 +22,7 @@ EXAMPLE = (
     "config",
     "device",
     "dtype",
+    "cuda_graphs",
     "offline",
     "num_speculative_tokens",
     "max_new_tokens",

@@ -43,13 +43,19 @@ class Plan:
             from cascli.models.load import load_pair
 
             quiet_libraries()
-            return load_pair(
+            pair = load_pair(
                 self.config,
                 device=self.settings.device,
                 dtype=self.dtype,
                 offline=self.settings.offline,
+                cuda_graphs=self.settings.cuda_graphs,
                 report=progress.report,
             )
+        for role in ("draft", "target"):
+            why = getattr(pair, role).eager_because
+            if why is not None:
+                self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
+        return pair
 
 
 def pair_name(given: str | None) -> str:

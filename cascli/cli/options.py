@@ -39,6 +39,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes
         ),
     ),
+    "cuda_graphs": (
+        bool,
+        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Record decoding steps on a GPU. (default yes)"),
+    ),
     "offline": (bool, _option("--offline/--no-offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (
         list[str],

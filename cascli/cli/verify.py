@@ -17,7 +17,8 @@ EXAMPLE = (
 
 
 @with_shared(
-    "config", "device", "dtype", "offline", "strategy", "num_speculative_tokens", "json", "output", "quiet", "color"
+    *("config", "device", "dtype", "cuda_graphs", "offline", "strategy", "num_speculative_tokens"),
+    *("json", "output", "quiet", "color"),
 )
 def command(
     *,

@@ -53,9 +53,7 @@ class Worker:
                 self._greedy[problem.id] = run.token_ids
             target = self._reference(problem) if self._exam.needs_target else None
             quality = self._exam.judge(problem, run.text, run.token_ids, target)
-            likelihood = (
-                log_likelihood(self._pair.target, run.prompt_ids, run.token_ids) if self._plan.likelihood else None
-            )
+            likelihood = self._likelihood(problem, run) if self._plan.likelihood else None
         except (CascliError, RuntimeError, ValueError) as error:
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
         return _record(cell, problem, run, quality, likelihood)

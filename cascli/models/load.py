@@ -22,11 +22,11 @@ from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, l
 from cascli.errors import CascliError, ConfigError, RunError, first_line
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
+from cascli.models.choose_runner import choose_runner
 from cascli.models.fit import fit, working_dtype
 from cascli.models.packed_store import PackedStore
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
-from cascli.models.runner import Runner
 from cascli.models.size import is_large
 from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
 from cascli.settings import checked
@@ -41,6 +41,7 @@ def load_pair(
     device: str | None = None,
     dtype: str | None = None,
     offline: bool | None = None,
+    cuda_graphs: bool | None = None,
     report: Report | None = None,
 ) -> Pair:
     """Load a pair by name, by the path of a YAML file, or from a mapping with the same keys.
@@ -50,6 +51,7 @@ def load_pair(
         device: `auto`, `cpu`, `cuda` or `cuda:1`; overrides the pair's default.
         dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; likewise.
         offline: fail rather than download.
+        cuda_graphs: record decoding steps on a GPU where the model allows it (default).
         report: told of download and conversion progress.
 
     Raises:
@@ -64,12 +66,13 @@ def load_pair(
     folders = {role: _folder(model, offline, report) for role, model in _roles(config)}
     configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
     tokenizer, vocab = _vocabulary(config, folders, configs)
+    graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     models = {}
     for role, model in _roles(config):
         in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
         wanted = in_file if dtype is None else dtype
         kind = choose_dtype(wanted, where, may_round=wanted == "auto" and role == "draft" and is_large(configs[role]))
-        models[role] = _load(model, configs[role], folders[role], kind, where, vocab)
+        models[role] = _load(model, configs[role], folders[role], kind, where, vocab, graphs)
     target = models["target"]
     return Pair(
         config=config,
@@ -126,7 +129,13 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
 
 
 def _load(
-    model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str, device: torch.device, vocab: int
+    model: ModelConfig,
+    config: PreTrainedConfig,
+    folder: Path | None,
+    dtype: str,
+    device: torch.device,
+    vocab: int,
+    graphs: bool,
 ) -> LoadedModel:
     try:
         if device.type == "cpu":
@@ -141,7 +150,8 @@ def _load(
         raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)}") from None
     module.eval().requires_grad_(False)
     rows = config.get_text_config().vocab_size
-    return LoadedModel(module, Runner(module, vocab, device), str(model.source), dtype, device, rows)
+    runner, why = choose_runner(module, vocab, device, graphs=graphs)
+    return LoadedModel(module, runner, str(model.source), dtype, device, rows, why)
 
 
 def _on_cpu(model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cascli.config import PairConfig
+from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 from cascli.models.size import size_of
 from cascli.settings import Settings
@@ -21,18 +22,23 @@ class LoadedModel:
     """One model of a pair: the transformers module, and the runner that decodes with it."""
 
     model: PreTrainedModel
-    runner: Runner
+    runner: Runner | GraphRunner
     source: str
     dtype: str
     device: torch.device
     rows: int
     """Rows of the output matrix, padding included."""
+    eager_because: str | None = None
+    """Why, on a GPU, its steps are not CUDA graphs."""
 
     @cached_property
     def info(self) -> ModelInfo:
         """How this model ran, for the trace."""
         size = size_of(self.model)
-        return ModelInfo(source=self.source, dtype=self.dtype, device=str(self.device), **size._asdict())
+        graphs = isinstance(self.runner, GraphRunner) if self.device.type == "cuda" else None
+        return ModelInfo(
+            source=self.source, dtype=self.dtype, device=str(self.device), cuda_graphs=graphs, **size._asdict()
+        )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class Runner:
         batch = ids.to(self._input_device).unsqueeze(0)
         output = self.model(input_ids=batch, past_key_values=self._cache, use_cache=True, **more)
         return output.logits[0, -rows:, : self.vocab].to(self.device)
+
+    def prepare(self, start: int, end: int, blocks: Sequence[tuple[int, int]]) -> None:
+        """Nothing: buffers grow as they are needed. See `GraphRunner.prepare`."""
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens; costs nothing."""

@@ -1,0 +1,58 @@
+"""Attention of a few tokens over a cache, without a copy of the keys for every head that shares them.
+
+transformers repeats keys and values for grouped heads wherever there is a mask; at long contexts this moves several
+times the cache. Here the heads that share keys are more rows of one product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from cascli.models import row_attention
+
+NAME = "cascli_grouped"
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `[1, heads, n, d]` over `[1, kv_heads, L, d]` where the mask `[1, 1, n, L]` allows it.
+
+    Returns:
+        `[1, n, heads, d]`, as transformers wants it.
+    """
+    del module, more  # the signature is transformers'
+    _, heads, n, width = query.shape
+    shared = key.shape[1]
+    group = heads // shared
+    rows = query.reshape(1, shared, group * n, width)
+    mask = attention_mask.repeat(1, 1, group, 1)
+    found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(1, heads, n, value.shape[-1]).transpose(1, 2), None
+
+
+def use_grouped_attention(model: PreTrainedModel) -> bool:
+    """Switch a model over if its attention is torch's plain one; says whether it did."""
+    if model.config.get_text_config()._attn_implementation not in ("sdpa", row_attention.NAME):
+        return False
+    AttentionInterface.register(NAME, grouped_attention)
+    AttentionMaskInterface.register(NAME, _always_a_mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def _always_a_mask(**more: Any) -> Tensor | None:
+    """Torch's own mask, never left out: whether a cache is empty is not known while a step is recorded."""
+    return sdpa_mask(**more | {"allow_is_causal_skip": False})

@@ -1,0 +1,112 @@
+"""A key-value cache for recorded forwards: fixed buffers, and a length that lies on the device.
+
+A recorded forward (a CUDA graph) repeats the same kernels on the same addresses, so where it writes and how far it
+looks back must be data. New states go to the positions that follow `at`, a number on the device that is set before
+each call: rewinding is setting it. Attention sees the first `bucket` positions, of which a mask hides the unused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from cascli.models.cache import RewindCache
+
+SMALLEST_BUCKET = 256
+
+
+def bucket_for(length: int) -> int:
+    """The smallest power of two, from `SMALLEST_BUCKET` on, that holds `length` tokens."""
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+
+
+class StaticLayer(CacheLayerMixin):
+    """Keys and values of one attention layer, `[1, heads, capacity, head_dim]`."""
+
+    is_compileable = True
+
+    def __init__(self, cache: StaticCache, *, sliding: bool) -> None:
+        super().__init__()
+        self.cache = cache
+        self.is_sliding = sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers, shaped like what is to be stored."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        shape = (*key_states.shape[:-2], self.cache.capacity)
+        self.keys = key_states.new_zeros((*shape, key_states.shape[-1]))
+        self.values = value_states.new_zeros((*shape, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write `[1, heads, n, head_dim]` after the length, and return the whole bucket."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        where = self.cache.positions(key_states.shape[-2])
+        self.keys.index_copy_(2, where, key_states)
+        self.values.index_copy_(2, where, value_states)
+        return self.keys[:, :, : self.cache.bucket], self.values[:, :, : self.cache.bucket]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the states that `update` returns, the unused ones included."""
+        return self.cache.bucket, 0
+
+    def get_seq_length(self) -> Tensor:
+        """How many tokens are stored: a number on the device, which nothing may read while it is recorded."""
+        return self.cache.at
+
+    def get_max_length(self) -> int:
+        """Tokens that there is room for."""
+        return self.cache.capacity
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older transformers."""
+        return self.cache.capacity
+
+    def grow(self, capacity: int) -> None:
+        """Move to longer buffers."""
+        if not self.is_initialized:
+            return
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros((*old.shape[:-2], capacity, old.shape[-1]))
+            new[..., : old.shape[-2], :] = old
+            setattr(self, name, new)
+
+
+class StaticCache(Cache):
+    """One `StaticLayer` per attention layer of a model."""
+
+    def __init__(self, config: PreTrainedConfig, device: torch.device) -> None:
+        self.capacity = 0
+        self.bucket = 0
+        """How many positions the next forward sees; baked into a recording."""
+        self.at = torch.zeros((), dtype=torch.long, device=device)
+        self._steps = torch.zeros(0, dtype=torch.long, device=device)
+        rewindable = RewindCache(config).layers  # refuses what cannot be rewound
+        super().__init__(layers=[StaticLayer(self, sliding=layer.is_sliding) for layer in rewindable])
+
+    def positions(self, n: int) -> Tensor:
+        """Where the next n tokens go, `[n]`."""
+        return self.at + self._steps[:n]
+
+    def grow(self, capacity: int) -> None:
+        """Make room in new buffers, which hold what the old ones held."""
+        self.capacity = capacity
+        self._steps = torch.arange(capacity, device=self.at.device)
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.grow(capacity)
+
+    def pretend(self, length: int) -> None:
+        """Hold something of no meaning in the first `length` positions; the cache must have been used before."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.keys[:, :, :length] = 0.01
+            layer.values[:, :, :length] = 0.01

@@ -1,0 +1,55 @@
+"""What stands in for a CUDA graph where there is no GPU: operations recorded with their addresses, and repeated.
+
+Numbers that Python computed are baked in, results land where they were when recorded, and reading a value back while
+recording is an error: a runner that relies on anything but data at fixed addresses gives wrong logits here as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Tape(TorchDispatchMode):
+    """Records every operation below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def repeat(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class TapeCapture:
+    """A `Capture` for the CPU."""
+
+    def __init__(self) -> None:
+        self.recordings = 0
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        compute()
+        with Tape() as tape:
+            result = compute()
+        self.recordings += 1
+
+        def replay() -> Tensor:
+            tape.repeat()
+            return result
+
+        return replay

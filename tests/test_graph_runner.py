@@ -1,0 +1,129 @@
+"""Recorded steps, with a tape in place of CUDA's graphs: see `tests.tape`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from cascli import generate, load_pair
+from cascli.models.choose_runner import ASKED, choose_runner, why_eager
+from cascli.models.graph_runner import FEW, LONGEST, GraphRunner
+from cascli.models.pair import Pair
+from cascli.models.runner import Runner
+from cascli.models.static_cache import bucket_for
+from tests.pairs import ARCHITECTURES, pair
+from tests.tape import TapeCapture
+
+
+def recorded(loaded: Pair) -> Pair:
+    """The pair with recorded steps in place of its own runners."""
+    for model in (loaded.draft, loaded.target):
+        runner, why = choose_runner(model.model, loaded.vocab, model.device, graphs=True, capture=TapeCapture())
+        assert why is None
+        model.runner = runner
+    return loaded
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def two(request: pytest.FixtureRequest) -> tuple[Pair, Pair]:
+    """The same pair with its own runners, and with recorded steps."""
+    config = pair(**ARCHITECTURES[request.param])
+    return load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
+
+
+def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
+    plain, taped = (each.target.runner for each in two)
+    rng, text = random.Random(0), torch.randint(0, two[0].vocab, (250,), generator=torch.Generator().manual_seed(0))
+    taped.prepare(20, 250, [(n, n) for n in range(6, 0, -1)])
+    made = taped.graphs
+    plain.forward(text[:20], 1), taped.forward(text[:20], 1)
+    for n in [1, 2, 3, 4, 5, 6] * 6:
+        start = rng.randint(max(plain.length - 7, 20), plain.length)
+        plain.truncate(start), taped.truncate(start)
+        wanted, found = (runner.forward(text[start : start + n], n) for runner in (plain, taped))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert taped.length == plain.length == start + n
+    assert taped.graphs == made
+
+
+def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -> None:
+    for strategy in ("target", "draft", "speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"):
+        for temperature in (0.0, 1.0):
+            wanted, found = (
+                generate(each, prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=24)
+                for each in two
+            )
+            assert found.token_ids == wanted.token_ids, (strategy, temperature)
+
+
+@pytest.fixture
+def taped() -> Pair:
+    return recorded(load_pair(pair(max_position_embeddings=4096), dtype="float32"))
+
+
+def test_a_round_is_recorded_once_for_all_texts(taped: Pair) -> None:
+    ask = {"strategy": "speculative:k=3", "max_new_tokens": 24}
+    generate(taped, prompt_ids=[5, 6, 7], **ask)
+    made = [model.runner.graphs for model in (taped.draft, taped.target)]
+    assert made == [2, 4]  # one and two tokens; one to four
+    generate(taped, prompt_ids=[8, 9], seed=1, **ask)
+    assert [model.runner.graphs for model in (taped.draft, taped.target)] == made
+
+
+def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) -> None:
+    plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
+    runner = taped.target.runner
+    text = torch.randint(0, taped.vocab, (600,), generator=torch.Generator().manual_seed(1))
+    plain.forward(text[:250], 1), runner.forward(text[:250], 1)
+    for start in (250, 255, 260):
+        wanted, found = (each.forward(text[start : start + 5], 5) for each in (plain, runner))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    wanted, found = (each.forward(text[265:], 3) for each in (plain, runner))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_buckets_are_powers_of_two() -> None:
+    assert [bucket_for(n) for n in (1, 256, 257, 512, 513, 4097)] == [256, 256, 512, 512, 1024, 8192]
+
+
+def test_prepare_records_every_bucket_on_the_way(taped: Pair) -> None:
+    taped.target.runner.prepare(100, 1000, [(2, 2), (1, 1)])
+    assert taped.target.runner.graphs == 2 * 3
+    assert taped.target.runner.capture_seconds > 0
+
+
+def test_pretending_gives_the_length(taped: Pair) -> None:
+    runner = taped.target.runner
+    runner.pretend(300)
+    assert runner.length == 300 and runner.forward(torch.tensor([1, 2]), 2).shape == (2, taped.vocab)
+
+
+def test_a_long_prompt_is_read_without_a_recording(taped: Pair) -> None:
+    runner = taped.target.runner
+    runner.forward(torch.zeros(LONGEST + 1, dtype=torch.long), LONGEST + 1)
+    runner.forward(torch.zeros(FEW + 1, dtype=torch.long), 1)
+    assert runner.graphs == 0 and runner.length == LONGEST + FEW + 2
+
+
+def test_a_read_while_recording_fails_here_as_on_a_gpu() -> None:
+    number = torch.tensor(3.0)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        TapeCapture()(lambda: number * float((number + 1).item()))
+
+
+def test_why_a_model_is_not_recorded() -> None:
+    loaded = load_pair(pair(), dtype="float32")
+    model, cpu = loaded.target.model, torch.device("cpu")
+    assert why_eager(model) is None
+    assert isinstance(choose_runner(model, 9, cpu, graphs=True)[0], Runner)
+    runner, why = choose_runner(model, 9, cpu, graphs=False, capture=TapeCapture())
+    assert isinstance(runner, Runner) and not isinstance(runner, GraphRunner) and why == ASKED
+    model.hf_device_map = {"a": 0, "b": 1}
+    assert why_eager(model) == "it is spread over 2 devices"
+    model.hf_device_map = {"": 0}
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+    assert "dynamic position encoding" in str(why_eager(model))
+    model.config.rope_parameters = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {}}
+    assert "longrope" in str(why_eager(model))
