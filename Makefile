@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-oldest test-quick quality format schema readme clean
+.PHONY: help install demo bench bench-gpu test test-oldest test-quick quality format schema readme clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ demo: install ## Fetch the embedded pair (1.6 GB, once) and compare all strategi
 bench: install ## Measure cascli beside transformers on the embedded pair (within 10 minutes on 2 cores)
 	$(BIN)/cascli pull
 	$(BIN)/python -m benchmarks.peers --prompts 4 --max-new-tokens 48 -k 4
+
+bench-gpu: ## Measure pairs at real shapes on a GPU, then run the GPU tests (within 9 minutes; takes PYTHON as it is)
+	$(PYTHON) -m benchmarks.gpu -o benchmarks/results/gpu.json
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

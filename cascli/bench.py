@@ -22,6 +22,10 @@ class Replay(Data):
     tokens: int
     accounts: list[Explanation]
     """One for each k."""
+    target_tokens_per_second: float = 0.0
+    """Of the target alone, in the same runs; medians over them, reading the prompt left out."""
+    tokens_per_second: list[float] = Field(default_factory=list)
+    """Of speculation, for each k."""
 
 
 class Bench(Data):

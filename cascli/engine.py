@@ -17,7 +17,7 @@ from cascli.errors import RunError, UsageError
 from cascli.metrics import summarise
 from cascli.models.pair import LoadedModel, Pair
 from cascli.sampling import Sampling
-from cascli.session import Lane, RandomNumbers, Session
+from cascli.session import Lane, RandomNumbers, Session, at_once
 from cascli.strategies import Strategy
 from cascli.text import Speller
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
@@ -119,6 +119,7 @@ class Decoding:
             vocab=pair.vocab,
             clock=clock,
             spell=self.speller.token,
+            compute=pair.compute or at_once,
         )
 
     def _prepare(self, prompt: int) -> None:

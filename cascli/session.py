@@ -7,9 +7,9 @@ except once a round, in `Session.fetch`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from cascli.clock import Clock, Phase
 from cascli.errors import RunError
 from cascli.sampling import Sampling
 from cascli.trace import FinishReason
+
+Result = TypeVar("Result")
 
 
 class Runs(Protocol):
@@ -49,6 +51,22 @@ class RandomNumbers(Protocol):
 
     def residual(self, start: int, n: int) -> Tensor:
         """Draws after a rejection `[n]`."""
+
+
+class Computes(Protocol):
+    """Applies a function to tensors on the device: at once, or by a recording of it."""
+
+    def __call__(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
+        """`function(*inputs)`, where `key` tells apart what is computed in different ways.
+
+        The result is valid until the next call with this key.
+        """
+
+
+def at_once(key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
+    """Simply call the function."""
+    del key
+    return function(*inputs)
 
 
 @dataclass
@@ -121,6 +139,8 @@ class Session:
     clock: Clock
     spell: Callable[[int], str]
     """The text of a single token, for the trace."""
+    compute: Computes = at_once
+    """How a round's computations besides the two models' are done."""
     length: int = field(init=False)
     finish_reason: FinishReason | None = None
     """Set by the engine when the answer has ended."""

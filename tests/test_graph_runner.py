@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from cascli import generate, load_pair
+from cascli import generate, load_pair, rules
+from cascli.models.capture import Recorded
 from cascli.models.choose_runner import ASKED, choose_runner, why_eager
 from cascli.models.graph_runner import FEW, LONGEST, GraphRunner
 from cascli.models.pair import Pair
@@ -58,6 +59,39 @@ def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -
             assert found.token_ids == wanted.token_ids, (strategy, temperature)
 
 
+@pytest.mark.parametrize("rule", rules.names())
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}], ids=str
+)
+def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
+    plain, taped = (load_pair(pair(), dtype="float32") for _ in range(2))
+    taped.compute = Recorded(TapeCapture())
+    for seed in range(3):  # the second and third repeat what the first recorded
+        wanted, found = (
+            generate(
+                each,
+                prompt_ids=[5, 6, 7],
+                strategy=f"speculative-cascade:rule={rule},k=3",
+                max_new_tokens=16,
+                seed=seed,
+                **sampling,
+            )
+            for each in (plain, taped)
+        )
+        assert [step.model_copy(update={"seconds": None}) for step in found.rounds] == [
+            step.model_copy(update={"seconds": None}) for step in wanted.rounds
+        ]
+
+
+def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
+    capture = TapeCapture()
+    recorded = Recorded(capture)
+    twice = [float(recorded("twice", lambda x: 2 * x, torch.tensor([value]))) for value in (1.0, 5.0)]
+    assert twice == [2.0, 10.0] and capture.recordings == 1
+    assert recorded("twice", lambda x: 2 * x, torch.tensor([1.0, 2.0])).tolist() == [2, 4]
+    assert float(recorded("thrice", lambda x: 3 * x, torch.tensor([1.0]))) == 3 and capture.recordings == 3
+
+
 @pytest.fixture
 def taped() -> Pair:
     return recorded(load_pair(pair(max_position_embeddings=4096), dtype="float32"))
@@ -65,10 +99,10 @@ def taped() -> Pair:
 
 def test_a_round_is_recorded_once_for_all_texts(taped: Pair) -> None:
     ask = {"strategy": "speculative:k=3", "max_new_tokens": 24}
-    generate(taped, prompt_ids=[5, 6, 7], **ask)
+    generate(taped, prompt_ids=[5] * 9, **ask)
     made = [model.runner.graphs for model in (taped.draft, taped.target)]
     assert made == [2, 4]  # one and two tokens; one to four
-    generate(taped, prompt_ids=[8, 9], seed=1, **ask)
+    generate(taped, prompt_ids=[8] * 12, seed=1, **ask)
     assert [model.runner.graphs for model in (taped.draft, taped.target)] == made
 
 

@@ -127,7 +127,23 @@ def _replay(pair: Pair, acceptance: float, ks: Sequence[int], tokens: int, repea
                 runs[column].append(run)
     steps = _steps_at(pair, REPLAY_PROMPT + tokens // 2, repeats)
     accounts = [account(of_k, [*runs[0], *of_k], steps) for of_k in runs[1:]]
-    return Replay(acceptance=acceptance, tokens=tokens, accounts=accounts)
+    rates = [_rate(column) for column in runs]
+    return Replay(
+        acceptance=acceptance,
+        tokens=tokens,
+        accounts=accounts,
+        target_tokens_per_second=rates[0],
+        tokens_per_second=rates[1:],
+    )
+
+
+def _rate(runs: Sequence[Run]) -> float:
+    """Tokens per second after the prompt, the median of several runs."""
+    rates = []
+    for run in runs:
+        seconds = run.metrics.seconds
+        rates.append(len(run.token_ids) / (seconds.total - seconds.prefill))
+    return median(rates)
 
 
 def _steps_at(pair: Pair, context: int, repeats: int) -> Profile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from cascli.models.capture import Capture, CudaCapture
+from cascli.models.capture import Capture, CudaCapture, Recorded
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 
@@ -30,6 +30,13 @@ def choose_runner(
     if why is not None:
         return Runner(model, vocab, device), why
     return GraphRunner(model, vocab, device, capture or CudaCapture(device)), None
+
+
+def recorded_rounds(draft: Runner | GraphRunner, target: Runner | GraphRunner) -> Recorded | None:
+    """What records the rest of a round, if both models' steps are recorded."""
+    if target.device.type != "cuda" or not (isinstance(draft, GraphRunner) and isinstance(target, GraphRunner)):
+        return None
+    return Recorded(CudaCapture(target.device))
 
 
 def why_eager(model: PreTrainedModel) -> str | None:

@@ -8,16 +8,18 @@ rows, and bucket of the cache; prompts are read by the same forward without a re
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascli.models.cache import forward_parameters
-from cascli.models.capture import Capture, Compute
+from cascli.models.capture import Capture
 from cascli.models.grouped_attention import use_grouped_attention
 from cascli.models.static_cache import StaticCache, bucket_for
+
+Step = Callable[[], Tensor]
 
 LONGEST = 65
 """The longest block of a round: 64 drafted tokens and one."""
@@ -43,7 +45,7 @@ class GraphRunner:
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
         self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
-        self._recorded: dict[tuple[int, int, int], Compute] = {}
+        self._recorded: dict[tuple[int, int, int], Step] = {}
 
     @property
     def graphs(self) -> int:
@@ -97,7 +99,7 @@ class GraphRunner:
         self.length += n
         return logits
 
-    def _recording(self, n: int, rows: int, bucket: int) -> Compute:
+    def _recording(self, n: int, rows: int, bucket: int) -> Step:
         """The recorded forward over n tokens; made at its first use, where `prepare` did not foresee it."""
         key = (n, rows, bucket)
         if key not in self._recorded:

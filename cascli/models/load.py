@@ -22,7 +22,7 @@ from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, l
 from cascli.errors import CascliError, ConfigError, RunError, first_line
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
-from cascli.models.choose_runner import choose_runner
+from cascli.models.choose_runner import choose_runner, recorded_rounds
 from cascli.models.fit import fit, working_dtype
 from cascli.models.packed_store import PackedStore
 from cascli.models.pair import LoadedModel, Pair
@@ -82,6 +82,7 @@ def load_pair(
         vocab=vocab,
         eos_ids=_eos_ids(target.model, tokenizer if folders["target"] else None),
         context=_context(configs.values()),
+        compute=recorded_rounds(models["draft"].runner, target.runner),
     )
 
 

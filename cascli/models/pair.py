@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cascli.config import PairConfig
+from cascli.models.capture import Recorded
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 from cascli.models.size import size_of
@@ -55,6 +56,8 @@ class Pair:
     eos_ids: frozenset[int]
     context: int | None
     """Longest text in tokens that both models take; None if they do not say."""
+    compute: Recorded | None = None
+    """Records what a round computes besides its forwards, where these are recorded too."""
 
     @property
     def name(self) -> str:

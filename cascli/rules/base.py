@@ -43,6 +43,8 @@ class Rule(ABC):
     """Whether pi depends on q: if so, the bonus token costs a draft step at the position after the block."""
     reads_base: ClassVar[bool] = True
     """Whether the decision tests q1 or p1; where not, they are not computed, and q and p stand in their place."""
+    recordable: ClassVar[bool] = True
+    """Whether `apply` depends on its argument and the rule's parameters alone, and reads nothing back to the host."""
     alpha_lossless: ClassVar[float | None] = None
     """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""
     alpha_draft_only: ClassVar[float | None] = None

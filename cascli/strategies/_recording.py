@@ -23,6 +23,7 @@ class Watching(Exact):
 
     reads_draft: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
+    recordable: ClassVar[bool] = False
 
     see: Seen | None = None
     seen: list[Dists] = field(default_factory=list)

@@ -6,6 +6,7 @@ Plain speculative decoding is the case pi = p. Nothing waits for the host before
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from cascli import dists
 from cascli.dists import Dists
 from cascli.rules.base import Judgement, Rule
-from cascli.session import Session
+from cascli.sampling import Sampling
+from cascli.session import Session, at_once
 from cascli.trace import Drafted, Emitted, Round
 from cascli.verify import Verification, verify_block
 
@@ -37,16 +39,15 @@ def _round(s: Session, rule: Rule, n: int) -> Round:
     start, at = s.length, s.position
     block = _draft(s, n, rule)
     logits = s.target.read(start + n, rows=n + 1)
-    p = s.warp(logits)
-    d = Dists(block.q, p, block.q1, dists.base(logits) if rule.reads_base else p)
-    judgement = rule.apply(d)
     u_next = torch.cat([s.uniforms.residual(at, n), s.uniforms.draw(at + n, 1)])
-    outcome = verify_block(judgement.pi, d.q[:n], block.tokens, s.uniforms.accept(at, n), u_next)
-    facts = _facts(s, rule, d, judgement, block.tokens, outcome)
+    decide = partial(_decide, rule, s.sampling)
+    compute = s.compute if rule.recordable else at_once
+    columns = compute(("decide", rule, s.sampling), decide, logits, *block, s.uniforms.accept(at, n), u_next)
+    facts = _Facts(*s.fetch(*columns))
     kept = int(facts.next[0])
     drafted = _drafted(s, rule, facts, kept)
     s.length = start + kept
-    s.append(outcome.next_token.unsqueeze(0))
+    s.append(columns[-1][1:2].long())
     for lane in (s.draft, s.target):
         lane.rewind(start + kept)
     return Round(drafted=drafted, emitted=_emitted(s, facts, drafted, kept), seconds=s.clock.lap())
@@ -56,12 +57,16 @@ def _draft(s: Session, n: int, rule: Rule) -> Block:
     """Draft n tokens into the text; a rule that reads q also gets it at the position after the last of them."""
     start, at = s.length, s.position
     q, q1 = [], []
+    compute = s.compute if rule.recordable else at_once
     for i in range(n + rule.reads_draft):
         logits = s.draft.read(start + i)
-        q.append(s.warp(logits))
-        q1.append(dists.base(logits) if rule.reads_base else q[i])
+        # The place in the block is part of the key: the distributions of all places are needed at the end.
+        law = partial(_law, s.sampling, rule.reads_base)
+        mine, base = compute(("law", i, s.sampling, rule.reads_base), law, logits)
+        q.append(mine)
+        q1.append(base)
         if i < n:
-            s.text[start + i] = dists.sample(q[i], s.uniforms.draw(at + i, 1))[0]
+            s.text[start + i] = compute("draw", dists.sample, mine, s.uniforms.draw(at + i, 1))[0]
     if not q:
         nothing = s.text.new_empty((0, s.vocab), dtype=torch.float32)
         return Block(s.text[start:start], nothing, nothing)
@@ -84,14 +89,39 @@ class _Facts(NamedTuple):
     """Number of kept tokens, id of the next one, its p and its q."""
 
 
-def _facts(s: Session, rule: Rule, d: Dists, judged: Judgement, tokens: Tensor, outcome: Verification) -> _Facts:
-    """Bring the round to the host in one transfer."""
+def _law(sampling: Sampling, reads_base: bool, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The draft's distributions `[1, V]` at one position, warped and at temperature 1."""
+    q = dists.warp(logits, sampling)
+    return q, dists.base(logits) if reads_base else q
+
+
+def _decide(
+    rule: Rule,
+    sampling: Sampling,
+    logits: Tensor,
+    tokens: Tensor,
+    q: Tensor,
+    q1: Tensor,
+    u_accept: Tensor,
+    u_next: Tensor,
+) -> tuple[Tensor, ...]:
+    """Judge and verify a block of n tokens by the target's logits `[n + 1, V]`: the columns of `_Facts`."""
+    n = tokens.shape[0]
+    p = dists.warp(logits, sampling)
+    d = Dists(q, p, q1, dists.base(logits) if rule.reads_base else p)
+    judgement = rule.apply(d)
+    outcome = verify_block(judgement.pi, q[:n], tokens, u_accept, u_next)
+    return _columns(rule, d, judgement, tokens, outcome)
+
+
+def _columns(rule: Rule, d: Dists, judged: Judgement, tokens: Tensor, outcome: Verification) -> tuple[Tensor, ...]:
+    """What the host is to learn of a round."""
     n, width = tokens.shape[0], judged.pi.shape[-1]
     defer = judged.defer.expand(n + 1, width)
     row = outcome.num_accepted.unsqueeze(0)
     token = outcome.next_token.unsqueeze(0)
     row_q = d.q[row.clamp(max=d.q.shape[0] - 1)] if d.q.shape[0] else d.p[row]
-    columns = s.fetch(
+    return (
         tokens,
         dists.at(d.q[:n], tokens),
         dists.at(d.p[:n], tokens),
@@ -102,7 +132,6 @@ def _facts(s: Session, rule: Rule, d: Dists, judged: Judgement, tokens: Tensor, 
         (d.q * defer).sum(dim=-1) if rule.reads_draft else tokens[:0],
         torch.cat([row.double(), token.double(), dists.at(d.p[row], token).double(), dists.at(row_q, token).double()]),
     )
-    return _Facts(*columns)
 
 
 def _drafted(s: Session, rule: Rule, facts: _Facts, kept: int) -> list[Drafted]:

@@ -1,0 +1,68 @@
+"""What only a GPU can show: recorded steps against eager ones, and the laws on the device."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cascli import generate, load_pair
+from cascli.cli.app import app
+from cascli.models.graph_runner import GraphRunner
+from tests.pairs import ARCHITECTURES, pair
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_recorded_steps_equal_eager_ones(name: str, dtype: str, bound: float) -> None:
+    config = pair(**ARCHITECTURES[name])
+    plain = load_pair(config, dtype=dtype, device="cuda", cuda_graphs=False).target.runner
+    taped = load_pair(config, dtype=dtype, device="cuda").target.runner
+    assert isinstance(taped, GraphRunner)
+    rng = random.Random(0)
+    text = torch.randint(0, plain.vocab, (250,), generator=torch.Generator().manual_seed(0)).cuda()
+    taped.prepare(20, 250, [(n, n) for n in range(6, 0, -1)])
+    plain.forward(text[:20], 1), taped.forward(text[:20], 1)
+    for n in [1, 2, 3, 4, 5, 6] * 6:
+        start = rng.randint(max(plain.length - 7, 20), plain.length)
+        plain.truncate(start), taped.truncate(start)
+        wanted, found = (runner.forward(text[start : start + n], n).float() for runner in (plain, taped))
+        difference = (found - wanted).pow(2).mean().sqrt() / wanted.pow(2).mean().sqrt()
+        assert float(difference) < bound, (n, start)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_strategies_agree_with_and_without_graphs(name: str) -> None:
+    config = pair(**ARCHITECTURES[name])
+    found = []
+    for graphs in (True, False):
+        loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
+        for strategy in ("target", "speculative:k=3"):
+            run = generate(loaded, prompt_ids=[5] * 9, strategy=strategy, temperature=0.0, max_new_tokens=32)
+            found.append(run.token_ids)
+    assert all(each == found[0] for each in found)
+
+
+def test_the_laws_hold_on_the_device() -> None:
+    run = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "--device", "cuda"])
+    assert run.exit_code == 0, run.output
+
+
+def test_one_transfer_a_round() -> None:
+    loaded = load_pair(pair(), dtype="float32", device="cuda")
+    generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", max_new_tokens=32)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", max_new_tokens=32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [each for each in caught if "synchroniz" in str(each.message)]
+    at_the_ends = 6  # uploads of the prompt and the uniforms, the clock's start and end
+    assert len(waits) <= len(run.rounds) + at_the_ends
