@@ -89,7 +89,18 @@ def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
     twice = [float(recorded("twice", lambda x: 2 * x, torch.tensor([value]))) for value in (1.0, 5.0)]
     assert twice == [2.0, 10.0] and capture.recordings == 1
     assert recorded("twice", lambda x: 2 * x, torch.tensor([1.0, 2.0])).tolist() == [2, 4]
-    assert float(recorded("thrice", lambda x: 3 * x, torch.tensor([1.0]))) == 3 and capture.recordings == 3
+    first = recorded("kept", lambda x: x + 1, torch.tensor([1.0]))
+    recorded("other", lambda x: x + 2, torch.tensor([1.0]))
+    assert float(first) == 2  # another recording has not touched it
+    assert float(recorded("thrice", lambda x: 3 * x, torch.tensor([1.0]))) == 3 and capture.recordings == 5
+
+
+def test_only_so_many_recordings_are_kept() -> None:
+    capture = TapeCapture()
+    recorded = Recorded(capture, most=2)
+    for key in ("a", "b", "a", "c", "a"):
+        recorded(key, lambda x: x, torch.tensor([1.0]))
+    assert capture.recordings == 4  # the oldest, a, made room for c
 
 
 @pytest.fixture

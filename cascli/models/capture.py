@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 Result = TypeVar("Result")
 _WARM_UPS = 2
@@ -48,11 +49,14 @@ class CudaCapture:
 class Recorded:
     """Calls functions of tensors by recordings, one for each key and shapes; a session's `compute` on a GPU.
 
-    Sampling and verification are some dozen small kernels each, which take longer to ask for than to run.
+    Sampling and verification are some dozen small kernels each, which take longer to ask for than to run. Inputs and
+    results lie outside the recordings' shared memory, which any of them may overwrite: a result stands until the next
+    call with its key, whatever else is repeated meanwhile.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, most: int = 128) -> None:
         self._capture = capture
+        self._most = most
         self._made: dict[Hashable, tuple[list[Tensor], Callable[[], Any]]] = {}
 
     def __call__(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
@@ -65,9 +69,21 @@ class Recorded:
         """
         whole = (key, *((each.shape, each.dtype) for each in inputs))
         if whole not in self._made:
-            places = [each.clone() for each in inputs]
-            self._made[whole] = places, self._capture(lambda: function(*places))
+            while len(self._made) >= self._most:
+                del self._made[next(iter(self._made))]  # the oldest: a sweep has as many rules as alphas
+            self._made[whole] = self._record(function, inputs)
         places, replay = self._made[whole]
         for place, given in zip(places, inputs, strict=True):
             place.copy_(given)
         return cast(Result, replay())
+
+    def _record(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], Any]]:
+        places = [each.clone() for each in inputs]
+        results = tree_map(torch.clone, function(*places))
+
+        def compute() -> Any:
+            for place, found in zip(tree_leaves(results), tree_leaves(function(*places)), strict=True):
+                place.copy_(found)
+            return results
+
+        return places, self._capture(compute)
