@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, llama_cpp, peers, report
+from benchmarks import accuracy, gpu, llama_cpp, peers, report
 from cascli import load_pair
 from tests.pairs import pair
 
@@ -110,3 +110,33 @@ def test_report_has_accuracy(saved: Path, tmp_path: Path) -> None:
     file = tmp_path / "accuracy.json"
     accuracy.main(["-c", str(saved), "--limit", "1", "--max-new-tokens", "4", "--dtypes", "int8", "-o", str(file)])
     assert "| target int8 |" in report.accuracy_table([file])
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its figures mean nothing here; that it ends, with everything in its place, does."""
+    out = tmp_path / "gpu.json"
+    gpu.main(
+        [
+            *("--device", "cpu", "--dtype", "float32", "--shrink", "32", "--tokens", "8", "--repeats", "1"),
+            *("--context", "16", "--pairs", "0", "--no-tests", "-o", str(out)),
+        ]
+    )
+    document = json.loads(out.read_text())
+    [found] = document["pairs"]
+    assert document == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["profiles"][0]["c"] > 0 and set(found["profiles"][0]["v"]) == {str(n) for n in range(1, 10)}
+    assert [each["chosen_acceptance"] for each in found["speculation"]] == [0.6, 0.8, 0.9]
+    assert all(each["ratio_to_assisted_at_this_acceptance"] > 0 for each in found["speculation"])
+    assert found["transformers"]["assisted_seconds_per_round"] > 0
+
+
+def test_a_pair_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: dict, options: object) -> dict:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "of_pair", fail)
+    out = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--no-tests", "-o", str(out)])
+    found = json.loads(out.read_text())["pairs"]
+    assert [each["error"] for each in found] == ["RuntimeError: out of memory"] * len(gpu.PAIRS)

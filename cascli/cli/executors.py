@@ -33,13 +33,10 @@ def executor_of(
 
         yield Worker(_load(plan, settings), plan, exam)
         return
-    from cascli.config import load_config
     from cascli.jobs.sweep_ray import RayExecutor
 
     offline = settings.settings.offline
-    with RayExecutor(
-        load_config(settings.config), plan, exam, address=address, workers=workers, offline=offline
-    ) as cluster:
+    with RayExecutor(settings.config, plan, exam, address=address, workers=workers, offline=offline) as cluster:
         yield cluster
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class GraphRunner:
         return self._recorded[key]
 
     def _logits(self, ids: Tensor, rows: int) -> Tensor:
-        more = {}
+        more: dict[str, Any] = {}
         if "position_ids" in self._takes:
             more["position_ids"] = self._cache.positions(ids.shape[0]).unsqueeze(0)
         if "logits_to_keep" in self._takes:
