@@ -171,8 +171,10 @@ def _matched(executor: Executor, plan: SweepPlan, match: Match, settings: common
 
 def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:
     """Write table, picture and report from the records, and print the table."""
+    from rich.console import Group
+
     from cascli.render.export import write
-    from cascli.render.sweep import sweep_csv, sweep_table
+    from cascli.render.sweep import sweep_csv, sweep_tables
     from cascli.render.sweep_report import report
     from cascli.sweep.table import rows
 
@@ -186,7 +188,7 @@ def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = 
         body = ",".join(row.model_dump_json() for row in found)
         print(f'{{"schema":"cascli.sweep-table/1","metric":"{header.metric}","rows":[{body}]}}')
     else:
-        screen.out.print(sweep_table(found, header.metric, screen.out))
+        screen.out.print(Group(*sweep_tables(found, header.metric, screen.out)))
     screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -16,28 +17,46 @@ from cascli.sweep.judged import Judged
 from cascli.sweep.table import SweepRow
 
 
-def sweep_table(rows: Sequence[SweepRow], metric: str, console: Console) -> Table:
-    """One line a strategy and temperature: quality first, then what it costs."""
+class Column(NamedTuple):
+    """A heading, and what a row has below it."""
+
+    heading: str
+    cell: Callable[[SweepRow], str]
+
+
+WIDE = 140
+QUALITY = [
+    Column("{metric}\n(95%)", lambda row: _with_interval(row.quality, row.quality_interval)),
+    Column("against\ntarget", lambda row: _difference(row)),
+    Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
+]
+COST = [
+    Column("tokens/s", lambda row: number(row.tokens_per_second)),
+    Column("speed vs\ntarget", lambda row: number(row.speed_vs_target, 2, "x")),
+    Column("target\ncalls", lambda row: number(row.target_calls_per_token, 3)),
+    Column("rejection\nrate", lambda row: number(row.rejection_rate, 3)),
+    Column("deferral\nrate", lambda row: number(row.deferral_rate)),
+    Column("mean\nTV", lambda row: tv(row.mean_tv)),
+]
+LIKELIHOOD = Column("log p of\na token", lambda row: number(row.log_likelihood, 3))
+
+
+def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> list[Table]:
+    """One line a strategy and temperature: quality, then what it costs; two tables on narrow screens."""
+    quality = QUALITY + ([LIKELIHOOD] if any(row.log_likelihood is not None for row in rows) else [])
+    parts = [quality + COST] if console.width >= WIDE else [quality, COST]
+    return [_table(rows, columns, metric, console) for columns in parts]
+
+
+def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
     table = plain_table(console)
     table.add_column("strategy", no_wrap=True, style="bold")
-    headings = (f"{metric}\n(95%)", "against\ntarget", "speed vs\ntarget", "target calls\nper token")
-    for name in (*headings, "rejection\nrate", "deferral\nrate", "mean\nTV", "answers"):
-        table.add_column(name, justify="right", no_wrap=True, vertical="top")
+    for column in columns:
+        table.add_column(column.heading.format(metric=metric), justify="right", no_wrap=True, vertical="top")
     several = len({row.temperature for row in rows}) > 1
     for row in rows:
         name = heading(row.strategy, False) + (f"\nT = {row.temperature:g}" if several else "")
-        errors = f" (+{row.errors} failed)" if row.errors else ""
-        table.add_row(
-            name,
-            _with_interval(row.quality, row.quality_interval),
-            _difference(row),
-            number(row.speed_vs_target, 2, "x"),
-            number(row.target_calls_per_token),
-            number(row.rejection_rate),
-            number(row.deferral_rate),
-            tv(row.mean_tv),
-            f"{row.answers}{errors}",
-        )
+        table.add_row(name, *(column.cell(row) for column in columns))
     return table
 
 

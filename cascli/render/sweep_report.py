@@ -20,7 +20,7 @@ tbody tr:nth-child(even) { background: #292524; } svg { background: white; } }
 """
 _HEADINGS = (
     "strategy", "T", "quality", "95%", "against target", "95%", "tokens/s", "speed", "target calls / token",
-    "GFLOP / token", "rejected", "deferred", "mean TV", "answers", "failed",
+    "GFLOP / token", "rejected", "deferred", "mean TV", "log p", "answers", "failed",
 )  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def _line(row: SweepRow) -> str:
         number(row.rejection_rate),
         number(row.deferral_rate),
         tv(row.mean_tv),
+        number(row.log_likelihood, 3),
         str(row.answers),
         str(row.errors),
     )
