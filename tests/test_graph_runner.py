@@ -121,10 +121,12 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner = taped.target.runner
     text = torch.randint(0, taped.vocab, (600,), generator=torch.Generator().manual_seed(1))
+    runner.prepare(250, 256, [(5, 5)])
     plain.forward(text[:250], 1), runner.forward(text[:250], 1)
     for start in (250, 255, 260):
         wanted, found = (each.forward(text[start : start + 5], 5) for each in (plain, runner))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert runner.graphs == 1  # that of 512: the smaller one went with the buffers that it was made for
     wanted, found = (each.forward(text[265:], 3) for each in (plain, runner))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -149,7 +151,8 @@ def test_a_long_prompt_is_read_without_a_recording(taped: Pair) -> None:
     runner = taped.target.runner
     runner.forward(torch.zeros(LONGEST + 1, dtype=torch.long), LONGEST + 1)
     runner.forward(torch.zeros(FEW + 1, dtype=torch.long), 1)
-    assert runner.graphs == 0 and runner.length == LONGEST + FEW + 2
+    runner.forward(torch.zeros(7, dtype=torch.long), 7)
+    assert runner.graphs == 0 and runner.length == LONGEST + FEW + 9
 
 
 def test_a_read_while_recording_fails_here_as_on_a_gpu() -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cascli.jobs import likelihood
 from cascli.jobs.likelihood import log_likelihood
+from cascli.models import row_attention
 from cascli.models.pair import Pair
+from tests.tape import TapeCapture
 
 
 @pytest.mark.parametrize("length", [1, 5, 9])
@@ -17,6 +21,20 @@ def test_it_is_that_of_one_forward(text_pair: Pair, monkeypatch: pytest.MonkeyPa
         logits = text_pair.target.model(text).logits[0, 2:-1, : text_pair.vocab]
     wanted = torch.log_softmax(logits, -1).gather(-1, torch.tensor(answer).unsqueeze(-1)).mean()
     assert log_likelihood(text_pair.target, prompt, answer) == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_recorded_steps_give_the_same_and_record_no_tails(text_pair: Pair) -> None:
+    from cascli.models.choose_runner import choose_runner
+
+    target = text_pair.target
+    wanted = log_likelihood(target, [3] * 9, [4, 5, 6, 7, 8])
+    runner, _ = choose_runner(target.model, text_pair.vocab, target.device, graphs=True, capture=TapeCapture())
+    taped = replace(target, runner=runner)
+    try:
+        assert log_likelihood(taped, [3] * 9, [4, 5, 6, 7, 8]) == pytest.approx(wanted, abs=1e-4)
+    finally:
+        target.model.set_attn_implementation(row_attention.NAME)
+    assert runner.graphs == 0
 
 
 def test_a_prompt_of_one_token_and_an_empty_answer(text_pair: Pair) -> None:

@@ -153,8 +153,41 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     plan = SweepPlan(strategies=["draft"])
     header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
     Records(tmp_path).open(header.model_copy(update={"version": "0.0.1"}), resume=False, anyway=False)
+    Records(tmp_path).add(Record(cell=plan.cells()[0], problem="1"))
     with pytest.raises(UsageError, match=r"made by cascli 0\.0\.1"):
         Records(tmp_path).open(header, resume=True, anyway=False)
+
+
+def test_a_start_that_failed_before_its_first_answer_is_no_sweep(tmp_path: Path) -> None:
+    one, other = SweepPlan(strategies=["draft"]), SweepPlan(strategies=["draft"], dtype="float32")
+    for plan in (one, other):
+        header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
+        assert Records(tmp_path).open(header, resume=False, anyway=False) == {}
+    assert Records(tmp_path).header().plan == other
+
+
+def test_changed_prompts_are_refused(tmp_path: Path) -> None:
+    plan, prompts = tmp_path / "plan.yaml", tmp_path / "asked.jsonl"
+    plan.write_text(
+        "pair: tiny-random\nstrategies: [draft]\ntask: {kind: jsonl, path: asked.jsonl}\nmax_new_tokens: 4\n"
+    )
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    out = str(tmp_path / "out")
+    assert run(str(plan), "-o", out, "--limit", "1", "-q").exit_code == 0
+    assert run(str(plan), "-o", out, "--resume", "-q").exit_code == 0  # one more is no other
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "three"}\n')
+    refused = run(str(plan), "-o", out, "--resume")
+    assert refused.exit_code == 2 and "was made with another problem 2" in refused.stderr
+
+
+def test_answers_may_hold_any_character(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    wanted = [
+        Record(cell=Cell(strategy="draft", temperature=0, seed=i), problem="1", text="a\u2028b\x85\r\n") for i in (0, 1)
+    ]
+    for record in wanted:
+        records.add(record)
+    assert list(records.read()) == wanted
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
@@ -245,6 +278,8 @@ def test_library_metrics(metric: str, package: str) -> None:
 
 def test_a_metric_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(UsageError, match=r"cascli\[metrics\]"):
+        exam_of(SweepPlan(strategies=["draft"], task={"kind": "builtin", "metric": "bleu"}), Path())
     with pytest.raises(UsageError, match="pip install 'cascli\\[metrics\\]'"):
         quality.bleu("a", "a")
 
@@ -271,6 +306,9 @@ def test_tasks_need_what_their_metric_needs(tmp_path: Path) -> None:
         ("assert 1 + 1 == 2", True),
         ("assert 1 + 1 == 3", False),
         ("raise SystemExit(3)", False),
+        ("exit()", False),
+        ("import os; os._exit(0)", False),
+        ("import _socket; _socket.socket()", False),
         ("import socket; socket.socket()", False),
         ("import subprocess; subprocess.run(['/bin/true'], check=True)", False),
         ("open('big', 'wb').write(b'0' * 10**7)", False),
@@ -402,11 +440,15 @@ def test_budgets_find_an_alpha_for_every_rule(plan_file: Path, tmp_path: Path) -
     out = tmp_path / "out"
     found = run(str(plan_file), "-o", str(out), "--limit", "1", "-q")
     assert found.exit_code == 0, found.output
-    specs = Records(out).header().plan.specs()
+    specs = Records(out).header().matched
     assert sum("rule=chow" in spec for spec in specs) in (1, 2)  # one alpha may be the nearest to both
     before = (out / "records.jsonl").read_bytes()
     assert run(str(plan_file), "-o", str(out), "--limit", "1", "-q", "--resume").exit_code == 0
     assert (out / "records.jsonl").read_bytes() == before
+    assert Records(out).header().matched == specs
+    plan_file.write_text(PLAN + "match: {target_calls_per_token: [0.6], rules: [opt], k: 2}\n")
+    assert run(str(plan_file), "-o", str(out), "--limit", "1", "-q", "--resume").exit_code == 0
+    assert all("rule=opt" in spec for spec in Records(out).header().matched)  # other budgets are found anew
 
 
 def test_replay_on_the_command_line(plan_file: Path, tmp_path: Path) -> None:

@@ -94,11 +94,22 @@ def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
 def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) -> None:
     from cascli.jobs.sweep_ray import RayExecutor
 
-    plan = load_plan(plan_file).model_copy(update={"device": "cuda:7"})
+    plan = load_plan(plan_file).model_copy(update={"device": "cuda"})
     exam = exam_of(plan, plan_file.parent)
     failing = RayExecutor(load_config(plan.pair), plan, exam, address=address)
     with failing as cluster, pytest.raises(RunError, match=r"a worker could not start: .*CUDA"):
         cluster.about()
+
+
+@pytest.mark.parametrize(("device", "workers", "words"), [("cuda:1", None, "no device cuda:N"), ("auto", 3, "CPU")])
+def test_what_the_cluster_cannot_give_is_said_at_once(
+    plan_file: Path, address: str, device: str, workers: int | None, words: str
+) -> None:
+    from cascli.jobs.sweep_ray import RayExecutor
+
+    plan = load_plan(plan_file).model_copy(update={"device": device})
+    with pytest.raises(UsageError, match=words):
+        RayExecutor(load_config(plan.pair), plan, exam_of(plan, Path()), address=address, workers=workers)
 
 
 def test_without_ray_it_says_what_to_install(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

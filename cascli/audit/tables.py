@@ -87,6 +87,9 @@ class TableRunner:
         ends = range(len(self._read) - rows + 1, len(self._read) + 1)
         return torch.stack([self._table.get(tuple(self._read[1:end]), self._flat) for end in ends])
 
+    def prepare(self, start: int, end: int, blocks: Sequence[tuple[int, int]]) -> None:
+        """Nothing is to be made ready."""
+
     def truncate(self, length: int) -> None:
         """Forget what comes after `length` tokens."""
         del self._read[length:]
@@ -112,4 +115,5 @@ def replayed(pair: Pair, tree: Tree) -> Pair:
         vocab=tree.width,
         eos_ids=frozenset(),
         context=None,
+        compute=None,
     )

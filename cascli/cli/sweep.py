@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 from pathlib import Path
@@ -72,11 +73,13 @@ def command(
     if dry_run:
         _show_grid(plan, exam, settings.screen)
     elif replay:
+        if executor is Kind.RAY:
+            raise UsageError("--replay runs in this process: leave out --executor ray.")
         _replay(plan, exam, settings, folder)
     elif exam.metric == "pass@1" and not allow_code_execution:
         raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
     else:
-        records, header, done = _open(plan, exam, folder, resume=resume, anyway=anyway)
+        records, header, done = _open(plan, exam, settings, folder, resume=resume, anyway=anyway)
         with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
             _run(chosen, plan, exam, settings, records, header, done)
 
@@ -113,12 +116,21 @@ def _show_grid(plan: SweepPlan, exam: Exam, screen: Screen) -> None:
     )
 
 
-def _open(plan: SweepPlan, exam: Exam, folder: Path, *, resume: bool, anyway: bool) -> tuple[Records, Header, Done]:
+def _open(
+    plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path, *, resume: bool, anyway: bool
+) -> tuple[Records, Header, Done]:
     """The folder of the results, before anything is loaded."""
     from cascli.sweep.records import Header, Records
 
     records = Records(folder)
-    header = Header(fingerprint=plan.fingerprint(), plan=plan, metric=exam.metric, command=_command())
+    pair = hashlib.sha256(settings.config.model_dump_json().encode()).hexdigest()[:12]
+    header = Header(
+        fingerprint=plan.fingerprint(),
+        plan=plan,
+        metric=exam.metric,
+        command=_command(),
+        asked=exam.asked() | {"pair": pair},
+    )
     return records, header, records.open(header, resume=resume, anyway=anyway)
 
 
@@ -133,12 +145,17 @@ def _run(
 ) -> None:
     from cascli.cli.progress import Progress
     from cascli.jobs.sweep import sweep
+    from cascli.sweep.plan import with_strategies
 
     about = executor.about()
     if plan.match:
-        plan = records.header().plan if done else _matched(executor, plan, plan.match, settings)
-    header = header.model_copy(update={"plan": plan, "environment": about})
+        before = records.header()
+        kept = done and before.matched and before.plan.match == plan.match
+        matched = before.matched if kept else _matched(executor, plan.match, settings)
+        header = header.model_copy(update={"matched": matched})
+    header = header.model_copy(update={"environment": about})
     records.write_header(header)
+    plan = with_strategies(plan, header.matched)
     try:
         with Progress(settings.screen, "sweeping", counted=True) as progress:
             sweep(executor, plan, exam, records, done, tell=progress.step)
@@ -154,19 +171,17 @@ def _judged(executor: Executor, settings: common.Plan, k: int) -> list[Judged]:
         return executor.judged(k, tell=progress.step)
 
 
-def _matched(executor: Executor, plan: SweepPlan, match: Match, settings: common.Plan) -> SweepPlan:
-    """The plan with an alpha of each rule for each budget; a resumed sweep keeps those that it began with."""
+def _matched(executor: Executor, match: Match, settings: common.Plan) -> list[str]:
+    """Strategies with an alpha of each rule for each budget; a resumed sweep keeps those that it began with."""
     from cascli.sweep.judged import matched
-    from cascli.sweep.plan import with_strategies
 
     judged = _judged(executor, settings, match.k)
     wanted = [each for each in judged if match.rules is None or each.rule in match.rules]
-    specs = [
+    return [
         f"speculative-cascade:rule={rule},alpha={each.alpha},k={match.k}"
         for budget in match.target_calls_per_token
         for rule, each in matched(wanted, budget).items()
     ]
-    return with_strategies(plan, specs)
 
 
 def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:

@@ -24,7 +24,7 @@ def log_likelihood(model: LoadedModel, prompt_ids: Sequence[int], token_ids: Seq
     if not token_ids:
         return None
     runner = model.runner
-    ids = torch.tensor([*prompt_ids, *token_ids], dtype=torch.long)
+    ids = torch.tensor([*prompt_ids, *token_ids], dtype=torch.long, device=model.device)
     start = len(prompt_ids)
     runner.reset()
     if start > 1:
@@ -34,6 +34,6 @@ def log_likelihood(model: LoadedModel, prompt_ids: Sequence[int], token_ids: Seq
         answer = ids[first : first + CHUNK]
         logits = runner.forward(ids[first - 1 : first - 1 + len(answer)], len(answer))
         logs = torch.log_softmax(logits.float(), dim=-1)
-        total += float(logs.gather(-1, answer.to(logs.device).unsqueeze(-1)).sum())
+        total += float(logs.gather(-1, answer.unsqueeze(-1)).sum())
     runner.reset()
     return total / len(token_ids)

@@ -56,7 +56,7 @@ def profiles(
             if tell is not None:
                 what = f"measuring steps after {context} tokens"
                 tell(what, repeat * len(contexts) + done, (repeats + 1) * len(contexts))
-            _place(pair, context, fill=done == 0)
+            _place(pair, context, blocks, fill=done == 0)
             for n in sorted({1, 2, *blocks}):
                 for key, seconds in _in_a_round(pair, context, n):
                     timed[context].setdefault(key, []).extend([seconds] if repeat else [])
@@ -65,10 +65,12 @@ def profiles(
     return [Profile(context=at, draft=_of("draft", timed[at]), target=_of("target", timed[at])) for at in contexts]
 
 
-def _place(pair: Pair, context: int, *, fill: bool) -> None:
+def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> None:
     """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning."""
     for model in (pair.draft, pair.target):
         if fill:
+            longest = max(2, *blocks)
+            model.runner.prepare(context, context + longest, [(n, n) for n in range(longest, 0, -1)])
             model.runner.pretend(context)
         else:
             model.runner.truncate(context)

@@ -6,6 +6,7 @@ resumption are those of a sweep in one process. A worker that is lost is replace
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -63,30 +64,47 @@ class RayExecutor:
             UsageError: Ray is not installed.
             RunError: no cluster is found there, or it has no room for a worker.
         """
+        if plan.device.startswith("cuda:") or config.draft.device_map or config.target.device_map:
+            raise UsageError("a Ray worker has one GPU, its first: no device cuda:N, and no device_map in the pair.")
         self._ray = _ray()
         self._given = (config, plan, exam, offline)
         self._join(address)
-        self._resources, count = self._share(plan)
-        self._workers = [self._new() for _ in range(workers or count)]
+        try:
+            self._resources, count = self._share(plan, workers)
+            self._workers = [self._new() for _ in range(count)]
+        except BaseException:
+            self._ray.shutdown()
+            raise
+        self._joining: dict[Any, Any] = {}
+        self._why = ""
 
     def _join(self, address: str | None) -> None:
         here: dict[str, Any] = {} if address else {"include_dashboard": False}
         try:
-            self._ray.init(address=address, log_to_driver=False, logging_level="error", **here)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            # "local", because without an address Ray would join whatever cluster it finds.
+            self._ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)
+        except (ConnectionError, ValueError, RuntimeError, self._ray.exceptions.RayError) as error:
             where = f"at '{address}'" if address else "on this machine"
             raise RunError(f"no Ray cluster {where}: {error}") from None
 
-    def _share(self, plan: SweepPlan) -> tuple[dict[str, float], int]:
-        """What a worker takes of its machine, and how many workers there is room for."""
+    def _share(self, plan: SweepPlan, workers: int | None) -> tuple[dict[str, float], int]:
+        """What a worker takes of its machine, and how many workers there are to be."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         if gpus and plan.device != "cpu":
-            return {"num_gpus": 1, "num_cpus": 1}, gpus
+            if workers and workers > gpus:
+                raise UsageError(f"--workers {workers}: the cluster has {gpus} GPUs, and a worker takes one.")
+            return {"num_gpus": 1, "num_cpus": 1}, workers or gpus
         cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
         if not cores:
             raise RunError("the Ray cluster has no CPU to offer.")
-        return {"num_cpus": min(cores)}, len(cores)
+        count = workers or len(cores)
+        each = min(cores) // math.ceil(count / len(cores))
+        if each < 1:
+            raise UsageError(
+                f"--workers {count}: the cluster has {int(sum(cores))} CPUs, and a worker takes one or more."
+            )
+        return {"num_cpus": each}, count
 
     def _new(self) -> Any:
         actor = self._ray.remote(_Actor).options(scheduling_strategy="SPREAD", **self._resources)
@@ -100,7 +118,7 @@ class RayExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the workers back, and leave the cluster."""
-        for worker in self._workers:
+        for worker in (*self._workers, *self._joining.values()):
             self._ray.kill(worker)
         self._ray.shutdown()
 
@@ -110,17 +128,29 @@ class RayExecutor:
         Raises:
             RunError: a worker could not load the pair.
         """
+        calls = {worker.about.remote(): worker for worker in self._workers}
+        ready, late = self._ray.wait(list(calls), num_returns=len(calls), timeout=START_SECONDS)
+        if not ready:
+            raise RunError(
+                f"no worker was ready within {START_SECONDS // 60} minutes: the cluster is busy, or the pair takes"
+                " longer to fetch; try `cascli pull` on its machines."
+            )
         try:
-            found = self._ray.get([worker.about.remote() for worker in self._workers], timeout=START_SECONDS)
-        except self._ray.exceptions.GetTimeoutError:
-            raise RunError("the cluster has no room for the workers of this sweep; see --workers.") from None
+            found = self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
             raise RunError(f"a worker could not start: {_last_line(error)}") from None
-        return {**found[0], "executor": f"ray, {len(found)} workers"}
+        self._joining = {call: calls[call] for call in late}
+        self._workers = [calls[call] for call in ready]
+        for other in found[1:]:
+            _check_alike(found[0], other)
+        return {**found[0], "executor": f"ray, {len(calls)} workers"}
 
     def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
         """By one worker: what is judged are its own runs."""
-        return list(self._ray.get(self._workers[0].judged.remote(k)))
+        try:
+            return list(self._ray.get(self._workers[0].judged.remote(k)))
+        except self._ray.exceptions.RayError as error:
+            raise RunError(f"the worker that was to judge the rules failed: {_last_line(error)}") from None
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """One record a unit, in the order in which they come.
@@ -129,7 +159,9 @@ class RayExecutor:
             RunError: all workers are lost, and no new one can be had.
         """
         waiting = deque(deque(group) for group in by_prompt(units))
-        idle, joining = list(self._workers), dict[Any, Any]()
+        idle, joining = list(self._workers), self._joining
+        errors = self._ray.exceptions
+        lost = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
         going: dict[Any, _Going] = {}
         tries: Counter[tuple[str, str]] = Counter()
         while waiting or going:
@@ -137,19 +169,21 @@ class RayExecutor:
                 self._next(_Going(idle.pop(), waiting.popleft()), going)
             ready = self._first_of([*going, *joining], patient=bool(going))
             if ready in joining:
-                idle += self._joined(joining.pop(ready))
+                idle += self._joined(ready, joining.pop(ready))
                 continue
             mine = going.pop(ready)
             unit = mine.units[0]
             try:
                 record = self._ray.get(ready)
-            except self._ray.exceptions.RayActorError as error:
+            except lost as error:
                 joining |= self._replaced(mine.worker)
                 tries[unit.key] += 1
                 if tries[unit.key] == MOST_TRIES:
                     yield _lost(mine.units.popleft(), error)
                 waiting.extendleft([mine.units] if mine.units else [])
                 continue
+            except errors.RayError as error:
+                record = Record(cell=unit.cell, problem=unit.problem.id, error=_last_line(error))
             mine.units.popleft()
             if mine.units:
                 self._next(mine, going)
@@ -167,7 +201,9 @@ class RayExecutor:
             self._ray.wait(calls, num_returns=1, timeout=None if patient else START_SECONDS) if calls else ([], [])
         )
         if not ready:
-            raise RunError("all workers of the sweep were lost; what they did is kept, --resume goes on.")
+            raise RunError(
+                f"all workers of the sweep were lost; --resume goes on with what is there. {self._why}".strip()
+            )
         return ready[0]
 
     def _replaced(self, worker: Any) -> dict[Any, Any]:
@@ -177,11 +213,12 @@ class RayExecutor:
         fresh = self._new()
         return {fresh.about.remote(): fresh}
 
-    def _joined(self, worker: Any) -> list[Any]:
+    def _joined(self, call: Any, worker: Any) -> list[Any]:
         """The worker, if it could start; otherwise there is one less."""
         try:
-            self._ray.get(worker.about.remote())
-        except self._ray.exceptions.RayError:
+            self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            self._why = _last_line(error)
             return []
         self._workers.append(worker)
         return [worker]
@@ -203,7 +240,17 @@ class _Actor:
         return self._worker.judged(k)
 
     def do(self, unit: Unit) -> Record:
-        return self._worker.do(unit)
+        try:
+            return self._worker.do(unit)
+        except RunError:  # the device is gone for this process: end it, so that it is replaced
+            os._exit(1)
+
+
+def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
+    """Refuse workers that would not write the same: `auto` picks precisions by the machine."""
+    for key in ("draft", "target", "cascli", "torch", "transformers"):
+        if one[key] != other[key]:
+            raise RunError(f"the cluster's machines differ: {key} is {one[key]} on one and {other[key]} on another.")
 
 
 def _lost(unit: Unit, error: Exception) -> Record:

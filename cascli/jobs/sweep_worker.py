@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
+
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
-from cascli.errors import CascliError
+from cascli.errors import RunError
 from cascli.jobs.generate import decode
 from cascli.jobs.likelihood import log_likelihood
 from cascli.jobs.replay import judge, record
@@ -54,7 +56,9 @@ class Worker:
             target = self._reference(problem) if self._exam.needs_target else None
             quality = self._exam.judge(problem, run.text, run.token_ids, target)
             likelihood = self._likelihood(problem, run) if self._plan.likelihood else None
-        except (CascliError, RuntimeError, ValueError) as error:
+        except torch.AcceleratorError as error:
+            raise RunError(f"the device failed, and with it this process: {error}") from None
+        except Exception as error:  # whatever an answer or its judgement does, the other answers go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
         return _record(cell, problem, run, quality, likelihood)
 

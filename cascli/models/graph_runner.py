@@ -1,8 +1,8 @@
 """A runner whose short forwards are recorded once and repeated as CUDA graphs.
 
 A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
-for. Verifications of up to `LONGEST` tokens and steps of a `FEW` are recorded per number of tokens, number of logit
-rows, and bucket of the cache; prompts are read by the same forward without a recording.
+for. What `prepare` was told of, and steps of a `FEW` tokens, are recorded per number of tokens, number of logit rows,
+and bucket of the cache; everything else, prompts above all, is read by the same forward without a recording.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class GraphRunner:
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
         self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
+        self._blocks: set[tuple[int, int]] = set()
         self._recorded: dict[tuple[int, int, int], Step] = {}
 
     @property
@@ -63,6 +64,7 @@ class GraphRunner:
         """
         self.reset()
         self._reserve(end)
+        self._blocks.update(blocks)
         bucket = bucket_for(end)
         while True:
             for n, rows in blocks:
@@ -79,7 +81,7 @@ class GraphRunner:
         """
         n = ids.shape[0]
         self._reserve(self.length + n)
-        if n <= (LONGEST if rows == n else FEW):
+        if (n, rows) in self._blocks or (n <= FEW and rows == 1):
             return self._step(ids, rows)
         for start in range(0, n, PREFILL):
             logits = self._eager(ids[start : start + PREFILL], rows)
@@ -88,7 +90,7 @@ class GraphRunner:
     def _eager(self, ids: Tensor, rows: int) -> Tensor:
         self._cache.bucket = bucket_for(self.length + ids.shape[0])
         self._cache.at.fill_(self.length)
-        logits = self._logits(ids, rows)
+        logits = self._logits(ids.to(self.device), rows)
         self.length += ids.shape[0]
         return logits
 
@@ -101,7 +103,7 @@ class GraphRunner:
         return logits
 
     def _recording(self, n: int, rows: int, bucket: int) -> Step:
-        """The recorded forward over n tokens; made at its first use, where `prepare` did not foresee it."""
+        """The recorded forward over n tokens; made at its first use in a bucket that `prepare` did not foresee."""
         key = (n, rows, bucket)
         if key not in self._recorded:
             start = time.perf_counter()

@@ -35,17 +35,16 @@ def _rows(task: Task, here: Path, limit: int | None, offline: bool) -> Any:
         raise UsageError("a task of kind dataset needs Hugging Face datasets: pip install 'cascli[datasets]'") from None
     path = str(task.path)
     local = here / Path(path).expanduser()
-    split = task.split if limit is None else f"{task.split}[:{limit}]"
+    split = task.split if limit is None or "[" in task.split else f"{task.split}[:{limit}]"
     datasets.disable_progress_bars()
+    online = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = online or offline  # read at each call; there is no argument for it
     try:
-        return datasets.load_dataset(
-            str(local) if local.exists() else path,
-            task.subset,
-            split=split,
-            download_config=datasets.DownloadConfig(local_files_only=offline),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        return datasets.load_dataset(str(local) if local.exists() else path, task.subset, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"dataset '{path}': {_first_line(error)}") from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = online
 
 
 def _prompt(task: Task, number: int, row: Mapping[str, Any]) -> Prompt:

@@ -87,6 +87,19 @@ BY_REFERENCE: dict[str, Callable[[str, str], float]] = {
 }
 
 
+_LIBRARIES = {"rouge": "rouge_score.rouge_scorer", "bleu": "sacrebleu", "chrf": "sacrebleu"}
+
+
+def check(metric: str) -> None:
+    """Refuse a metric before anything is answered for it.
+
+    Raises:
+        UsageError: its library is not installed.
+    """
+    if metric in _LIBRARIES:
+        _library(_LIBRARIES[metric])
+
+
 def _library(name: str) -> Any:
     import importlib
 

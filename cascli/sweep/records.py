@@ -57,6 +57,10 @@ class Header(BaseModel):
     metric: str
     command: str = ""
     environment: dict[str, str] = {}
+    matched: list[str] = []
+    """The strategies that the plan's budgets gave."""
+    asked: dict[str, str] = {}
+    """Hashes of what was asked: of every problem by its id, and of the pair."""
 
 
 class Records:
@@ -74,9 +78,12 @@ class Records:
             UsageError: there are results and `resume` was not asked for, or they are of another sweep or version.
         """
         if self.head.exists():
-            if not resume:
+            if not resume and self.file.exists() and self.file.stat().st_size:
                 raise UsageError(f"{self.folder}: holds the results of a sweep; --resume goes on, or choose another -o")
-            self._check(header, anyway)
+            if self.file.exists() and self.file.stat().st_size:
+                self._check(header, anyway)
+            else:
+                self.write_header(header)  # a start that failed before its first answer
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cut_half_a_line()
         if not self.head.exists():
@@ -95,6 +102,9 @@ class Records:
             return
         if found.fingerprint != header.fingerprint:
             raise UsageError(f"{self.folder}: was made from another sweep file; choose another -o, or say --anyway")
+        changed = [name for name, value in header.asked.items() if found.asked.get(name, value) != value]
+        if changed:
+            raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or say --anyway")
         if found.version != header.version:
             raise UsageError(
                 f"{self.folder}: was made by cascli {found.version}, this is {header.version}; or --anyway"
@@ -139,10 +149,11 @@ class Records:
         if not self.file.exists():
             return
         found: dict[tuple[str, str], Record] = {}
-        for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), 1):
+        # Split at newlines alone: an answer may hold other characters that Python takes for line ends.
+        for number, line in enumerate(self.file.read_bytes().split(b"\n")[:-1], 1):
             try:
                 record = Record.model_validate(json.loads(line))
-            except (json.JSONDecodeError, ValidationError):
+            except (ValueError, ValidationError):
                 raise UsageError(f"{self.file}:{number}: not a record of a sweep") from None
             found[record.key] = record
         yield from found.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Exam:
     metric: str
     problems: Sequence[Problem]
 
+    def asked(self) -> dict[str, str]:
+        """A hash of every problem by its id, to tell whether a file of prompts has changed."""
+        return {f"problem {each.id}": hashlib.sha256(repr(each).encode()).hexdigest()[:12] for each in self.problems}
+
     @property
     def needs_target(self) -> bool:
         """Whether answers are compared with the target's own greedy ones."""
@@ -60,7 +65,7 @@ def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
     """Read the problems of a plan; relative paths are relative to the plan's own folder.
 
     Raises:
-        UsageError: a missing file, reference or package, or a metric that does not fit the task.
+        UsageError: a missing file, reference or library, or a metric that does not fit the task.
         RunError: a dataset that cannot be had.
     """
     task = plan.task
@@ -71,6 +76,7 @@ def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
     if task.metric == "pass@1":
         raise UsageError("task.metric: pass@1 needs the task humaneval")
     metric = task.metric or "agreement"
+    quality.check(metric)
     problems = []
     for place, prompt in enumerate(_prompts(plan, here, offline)[: plan.limit], 1):
         reference = prompt.extra.get("reference")
