@@ -56,4 +56,4 @@ def test_greedy_speculation_is_the_target_with_equal_probabilities(loaded: Pair)
 def test_models_that_do_more_than_attend_keep_their_own_attention() -> None:
     assert load_pair(pair(300)).target.model.config._attn_implementation == NAME
     gemma = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
-    assert gemma.target.model.config._attn_implementation == "eager"
+    assert gemma.target.model.config._attn_implementation != NAME

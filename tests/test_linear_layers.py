@@ -15,7 +15,7 @@ from cascli.models.int8_linear import Int8Linear, can_int8, to_levels
 from cascli.models.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, pair
 
-MOST = 17
+MOST = 15
 DTYPES = [torch.float32, *([torch.bfloat16] if can_pack(torch.bfloat16) else [])]
 
 

@@ -18,7 +18,7 @@ BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}
 """What rounding may do to logits, by precision.
 
 On the embedded pair rounding did at most 1.2e-5, 0.03 (bfloat16) and 5e-4 (int8, which is independent of its block but
-for prompts of more than 16 tokens); a cache that is off by one token did 0.41 or more in every precision.
+for prompts of more than 15 tokens); a cache that is off by one token did 0.41 or more in every precision.
 """
 LOGIT_SCALE = 30.0
 """About the largest magnitude of a language model's logits: turns a relative difference into a margin."""

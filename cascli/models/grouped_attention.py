@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from cascli.models import row_attention
+from cascli.models.row_attention import attends_plainly
 
 NAME = "cascli_grouped"
 
@@ -45,7 +45,7 @@ def grouped_attention(
 
 def use_grouped_attention(model: PreTrainedModel) -> bool:
     """Switch a model over if its attention is torch's plain one; says whether it did."""
-    if model.config.get_text_config()._attn_implementation not in ("sdpa", row_attention.NAME):
+    if not attends_plainly(model):
         return False
     AttentionInterface.register(NAME, grouped_attention)
     AttentionMaskInterface.register(NAME, _always_a_mask)

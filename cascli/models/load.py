@@ -27,6 +27,7 @@ from cascli.models.fit import fit, working_dtype
 from cascli.models.packed_store import PackedStore
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
+from cascli.models.row_attention import keep_caps
 from cascli.models.size import is_large
 from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
 from cascli.settings import checked
@@ -150,6 +151,7 @@ def _load(
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)}") from None
     module.eval().requires_grad_(False)
+    keep_caps(module)
     rows = config.get_text_config().vocab_size
     runner, why = choose_runner(module, vocab, device, graphs=graphs)
     return LoadedModel(module, runner, str(model.source), dtype, device, rows, why)

@@ -18,8 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "cascli_rows"
-MOST_ROWS = 16
-"""Longer blocks are taken for prompts."""
+MOST_ROWS = 15
+"""Longer blocks are taken for prompts; oneDNN of older torch has another kernel from 16 rows on."""
 
 
 def row_attention(
@@ -68,12 +68,28 @@ def use_row_attention(model: PreTrainedModel) -> bool:
 
     Models that do more than attend (soft-capping, attention sinks, biases) keep their own.
     """
-    if model.config.get_text_config()._attn_implementation != "sdpa" or not _says_its_windows(model):
+    keep_caps(model)
+    if not attends_plainly(model) or not _says_its_windows(model):
         return False
     AttentionInterface.register(NAME, row_attention)
     AttentionMaskInterface.register(NAME, row_mask)
     model.set_attn_implementation(NAME)
     return True
+
+
+def keep_caps(model: PreTrainedModel) -> None:
+    """Let a model that caps its attention logits (Gemma 2) do so.
+
+    Torch's kernel cannot, and older transformers chose it all the same.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
+def attends_plainly(model: PreTrainedModel) -> bool:
+    """Whether a model's attention is what torch's own kernel computes."""
+    return model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
 
 
 def _says_its_windows(model: PreTrainedModel) -> bool:
