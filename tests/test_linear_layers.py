@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from transformers.pytorch_utils import Conv1D
 from cascli import load_pair
 from cascli.errors import RunError
 from cascli.models.fit import WideEmbedding
-from cascli.models.int8_linear import Int8Linear, can_int8, to_levels
+from cascli.models.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
+from cascli.models.int8_linear import Int8Linear, to_levels
 from cascli.models.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, pair
 
 MOST = 15
+EXACT_KERNELS = [kernel for kernel in KERNELS if kernel.is_there() and is_exact(kernel)]
 DTYPES = [torch.float32, *([torch.bfloat16] if can_pack(torch.bfloat16) else [])]
 
 
@@ -41,15 +44,18 @@ def test_packed_equals_the_stock_layer(bias: bool, rows: int, dtype: torch.dtype
     assert torch.equal(packed.weight, stock.weight)
 
 
-@pytest.mark.parametrize("kind", ["packed float32", "packed bfloat16", "dense float32", "dense bfloat16", "int8"])
+FLOATS = ["packed float32", "packed bfloat16", "dense float32", "dense bfloat16"]
+
+
+@pytest.mark.parametrize("kind", [*FLOATS, *EXACT_KERNELS])
 @pytest.mark.parametrize("shape", [(32, 16), (96, 40), (896, 128), (1536, 256), (256, 1536), (4864, 896)])
-def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str) -> None:
-    dtype = torch.bfloat16 if kind.endswith("bfloat16") else torch.float32
-    if kind != "int8" and not can_pack(dtype):
+def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str | type[Int8Weights]) -> None:
+    dtype = torch.bfloat16 if kind in FLOATS and kind.endswith("bfloat16") else torch.float32
+    if kind in FLOATS and not can_pack(dtype):
         pytest.skip("no kernels for it here")
     stock, layer = layers(shape, True, dtype)
-    if kind == "int8":
-        layer = Int8Linear.of(stock.weight, stock.bias)
+    if kind not in FLOATS:
+        layer = int8_layer(kind, stock)
     elif kind.startswith("dense"):
         layer = DenseLinear.of(stock.weight, stock.bias)
     # Unpacked float32 has another kernel from 11 rows of wide inputs on in oneDNN of torch 2.11.
@@ -75,8 +81,33 @@ def test_threads_change_nothing(threads: int) -> None:
         torch.set_num_threads(1)
 
 
-def test_int8_loses_what_rounding_its_weights_loses() -> None:
-    """Sixteen bits of activation leave the error of the weights alone, even beside channels fifty times as large."""
+def int8_layer(kernel: type[Int8Weights], stock: nn.Linear) -> Int8Linear:
+    return Int8Linear(kernel.of(*to_levels(stock.weight.detach())), stock.bias.detach())
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="FBGEMM is for x86")
+def test_some_kernel_is_exact_on_any_x86_processor() -> None:
+    assert FbgemmWeights in EXACT_KERNELS and int8_kernel() in EXACT_KERNELS
+
+
+@pytest.mark.parametrize("kernel", EXACT_KERNELS)
+def test_products_are_sums_of_whole_numbers(kernel: type[Int8Weights]) -> None:
+    """The largest sums that a layer of 8960 inputs can meet, and random ones: exact, so they hang on no order."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(-127, 128, (37, 8960), generator=generator).to(torch.int8)
+    levels[0], levels[1] = 127, -127
+    most = int(kernel.most)
+    digits = torch.randint(-most, most + 1, (9, 8960), generator=generator).float()
+    digits[0], digits[1] = most, -most
+    found = kernel.of(levels, torch.ones(37)).product(digits)
+    assert torch.equal(found, (digits.double() @ levels.double().T).float())
+
+
+@pytest.mark.parametrize(("kernel", "bound"), [(OneDnnWeights, 2e-4), (FbgemmWeights, 8e-4)])
+def test_int8_loses_what_rounding_its_weights_loses(kernel: type[Int8Weights], bound: float) -> None:
+    """Two digits of activation leave the error of the weights alone, even beside channels fifty times as large."""
+    if kernel not in EXACT_KERNELS:
+        pytest.skip("saturates on this processor")
     torch.manual_seed(0)
     stock = nn.Linear(512, 300)
     x = torch.randn(5, 512)
@@ -84,8 +115,8 @@ def test_int8_loses_what_rounding_its_weights_loses() -> None:
     levels, scales = to_levels(stock.weight.detach())
     rounded = levels.double() * scales.double().unsqueeze(1)
     exact = x.double() @ rounded.T + stock.bias.double()
-    found = Int8Linear.of(stock.weight, stock.bias)(x)
-    assert (found - exact).norm() / exact.norm() < 2e-4
+    found = int8_layer(kernel, stock)(x)
+    assert (found - exact).norm() / exact.norm() < bound
     assert (exact - stock(x)).norm() / exact.norm() < 0.01
 
 
@@ -151,6 +182,13 @@ def logits(mapping: dict, dtype: str = "int8") -> torch.Tensor:
     return load_pair(mapping, dtype=dtype).target.runner.forward(torch.arange(20), 20)
 
 
+@pytest.fixture
+def keeps() -> None:
+    if int8_kernel() is not OneDnnWeights:
+        pytest.skip("FBGEMM's packed layers cannot be kept")
+
+
+@pytest.mark.usefixtures("keeps")
 def test_packed_layers_are_kept_and_found_again(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = logits(stored)
     (file,) = (tmp_path / "home" / "packed").iterdir()
@@ -163,6 +201,7 @@ def test_packed_layers_are_kept_and_found_again(stored: dict, tmp_path: Path, mo
     assert torch.equal(logits(stored), first)
 
 
+@pytest.mark.usefixtures("keeps")
 def test_a_spoiled_or_foreign_file_is_not_used(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = logits(stored)
     (file,) = (tmp_path / "home" / "packed").iterdir()
@@ -182,8 +221,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(stored: dict, tmp_path: 
 
 
 def test_the_draft_of_a_large_pair_is_int8_by_default(stored: dict) -> None:
-    if not can_int8():
-        pytest.skip("no exact int8 kernels here")
     loaded = load_pair(stored)
     assert (loaded.draft.dtype, loaded.target.dtype) == ("int8", "float32")
     assert load_pair(stored, dtype="float32").draft.dtype == "float32"
@@ -196,9 +233,26 @@ def test_small_pairs_stay_float32() -> None:
     assert (loaded.draft.dtype, loaded.target.dtype) == ("float32", "float32")
 
 
+class Saturating(FbgemmWeights):
+    """FBGEMM as it is without care for AVX2: digits of 8 bits."""
+
+    most = 127.0
+    _zero = 128
+
+    def product(self, digits: torch.Tensor) -> torch.Tensor:
+        return super().product(digits).clamp(-1e6, 1e6)
+
+
+class Missing(FbgemmWeights):
+    """An operation that is registered, but not for this processor."""
+
+    def product(self, digits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel for this backend")
+
+
 def test_saturating_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: torch.full((2, 16), 32767.0))
-    assert not can_int8()
+    assert not is_exact(Saturating) and not is_exact(Missing)
+    monkeypatch.setattr("cascli.models.int8_linear.int8_kernel", lambda: None)
     with pytest.raises(RunError, match="no exact int8 kernels"):
         load_pair(pair(300), dtype="int8")
 

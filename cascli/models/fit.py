@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cascli.models.checkpoint import Read
+from cascli.models.int8_kernels import OneDnnWeights
 from cascli.models.int8_linear import Int8Linear, check_int8
 from cascli.models.packed_linear import DenseLinear, PackedLinear, can_pack
 from cascli.models.packed_store import PackedStore
@@ -49,14 +50,13 @@ def fit(model: PreTrainedModel, dtype: str, read: Read | None = None, store: Pac
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
     """
-    if dtype == "int8":
-        check_int8()
+    keeps = dtype == "int8" and check_int8() is OneDnnWeights
     work = working_dtype(dtype)
     packs = dtype == "int8" or can_pack(work)
     read = read or _own(model)
     if packs:
-        store = store if dtype == "int8" else None
-        _switch(model, Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model)), read, store)
+        make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
+        _switch(model, make, read, store if keeps else None)
     _fill(model, work, read)
     if packs:
         use_row_attention(model)

@@ -1,9 +1,10 @@
 """int8 weights for linear layers on a CPU, with logits that do not depend on the block they are computed in.
 
-Weights get one scale per output channel. Activations are written as two digits of 8 bits, the second of which is the
-rounding error of the first: 16 bits in all, by two rows for each row of one integer product that is bound by memory
-anyway. Each row is scaled by its own largest magnitude, since one scale for the whole tensor would make a token's
-logits depend on its neighbours. What is lost is then the rounding of the weights alone.
+Weights get one scale per output channel. Activations are written as two digits, the second of which is the rounding
+error of the first: 16 bits in all (14 where the processor's products saturate), by two rows for each row of one
+integer product that is bound by memory anyway. Each row is scaled by its own largest magnitude, since one scale for
+the whole tensor would make a token's logits depend on its neighbours. What is lost is then the rounding of the weights
+alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cascli.errors import RunError
+from cascli.models.int8_kernels import LEVELS, Int8Weights, int8_kernel
 
-_LEVELS = 127.0
-_FINE = 2 * _LEVELS
-"""The second digit's levels: it stands for at most half a step of the first."""
-_ZERO = 128
-_ROWS_HINT = 8
 _ROWS_AT_ONCE = 512
 """Rows that are quantised together, so that the work stays in the processor's caches."""
 
@@ -28,23 +25,22 @@ class Int8Linear(nn.Module):
     """A linear layer with packed int8 weights; takes and returns float32 `[..., features]`."""
 
     bias: Tensor | None
-    scales: Tensor
-    zeros: Tensor
 
-    def __init__(self, packed: Tensor, scales: Tensor, bias: Tensor | None) -> None:
-        """Take weights packed by `pack`, their scales `[out]` and a bias `[out]`, both float32."""
+    def __init__(self, weights: Int8Weights, bias: Tensor | None) -> None:
+        """Take packed weights, and a float32 bias `[out]`."""
         super().__init__()
-        self.in_features, self.out_features = packed.shape
-        self.packed = packed
-        self.register_buffer("scales", scales)
-        self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int32))
+        self.weights = weights
+        self.out_features, self.in_features = weights.shape
         self.register_buffer("bias", bias)
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
-        """Round weights `[out, in]` and pack them."""
-        levels, scales = to_levels(weight.detach())
-        return cls(pack(levels), scales, None if bias is None else bias.detach().float())
+        """Round weights `[out, in]` and pack them.
+
+        Raises:
+            RunError: no exact kernel for this processor.
+        """
+        return cls(check_int8().of(*to_levels(weight.detach())), None if bias is None else bias.detach().float())
 
     @property
     def weight_count(self) -> int:
@@ -65,24 +61,17 @@ class Int8Linear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """X W^T + b with every row of x scaled on its own."""
         rows = input.reshape(-1, self.in_features)
-        n = rows.shape[0]
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / _LEVELS
+        n, most = rows.shape[0], self.weights.most
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
         exact = rows / scale
         coarse = exact.round()
-        fine = ((exact - coarse) * _FINE).round_()
-        digits = torch.cat([coarse, fine]).add_(_ZERO).to(torch.uint8)
-        out = torch.ops.onednn.qlinear_pointwise(
-            digits, 1.0, _ZERO, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        out = (out[:n] + out[n:] / _FINE) * scale
+        # The second digit stands for at most half a step of the first, and has as many levels.
+        fine = ((exact - coarse) * (2 * most)).round_()
+        out = self.weights.product(torch.cat([coarse, fine]))
+        out = (out[:n] + out[n:] / (2 * most)) * scale
         if self.bias is not None:
             out = out + self.bias
         return out.reshape(*input.shape[:-1], self.out_features)
-
-
-def pack(levels: Tensor) -> Tensor:
-    """Int8 levels `[out, in]` in oneDNN's order; an opaque tensor of the shape `[in, out]`."""
-    return torch.ops.onednn.qlinear_prepack(levels, [_ROWS_HINT, levels.shape[1]])
 
 
 def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,30 +80,24 @@ def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(weight.shape[0])
     for start in range(0, weight.shape[0], _ROWS_AT_ONCE):
         part = weight[start : start + _ROWS_AT_ONCE].to(torch.float32, copy=True)
-        scale = part.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12).div_(_LEVELS)
+        scale = part.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12).div_(LEVELS)
         levels[start : start + _ROWS_AT_ONCE] = part.div_(scale).round_()
         scales[start : start + _ROWS_AT_ONCE] = scale.squeeze(1)
     return levels, scales
 
 
 def can_int8() -> bool:
-    """Whether this build of torch and this processor multiply int8 weights, and do so exactly.
-
-    Without VNNI instructions sums of 8-bit products may saturate: the largest possible sum shows it.
-    """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        return False
-    rows, columns = 16, 64
-    layer = Int8Linear(pack(torch.full((rows, columns), int(_LEVELS), dtype=torch.int8)), torch.ones(rows), None)
-    found = layer(torch.full((2, columns), _LEVELS))
-    return bool((found == columns * _LEVELS * _LEVELS).all())
+    """Whether this build of torch and this processor multiply int8 weights, and do so exactly."""
+    return int8_kernel() is not None
 
 
-def check_int8() -> None:
-    """Make sure that the kernels are there.
+def check_int8() -> type[Int8Weights]:
+    """The kernel.
 
     Raises:
-        RunError: this build of torch has none for this processor, or they are not exact.
+        RunError: this build of torch has none for this processor, or none that is exact.
     """
-    if not can_int8():
-        raise RunError("torch has no exact int8 kernels (oneDNN with VNNI) for this processor; use --dtype float32.")
+    kernel = int8_kernel()
+    if kernel is None:
+        raise RunError("torch has no exact int8 kernels (oneDNN or FBGEMM) for this processor; use --dtype float32.")
+    return kernel

@@ -1,8 +1,9 @@
 """Packed int8 weights kept on disk, because packing them takes far longer than reading them.
 
-oneDNN's packed order is its own: it depends on the processor and on the version of torch, so a file is named after
-both and after the checkpoint that it was made from, and each layer's layout is compared before its bytes are used.
-A file that does not fit is made anew; one that cannot be written is done without.
+Only oneDNN's: FBGEMM does not show what it packs. The packed order is oneDNN's own: it depends on the processor and on
+the version of torch, so a file is named after both and after the checkpoint that it was made from, and each layer's
+layout is compared before its bytes are used. A file that does not fit is made anew; one that cannot be written is done
+without.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cascli.models import size
-from cascli.models.int8_linear import Int8Linear, pack
+from cascli.models.int8_kernels import OneDnnWeights
+from cascli.models.int8_linear import Int8Linear
 from cascli.weights.home import cache_home
 
 _FORMAT = 1
@@ -53,17 +55,17 @@ class PackedStore:
         if not same_layout or torch.ops.mkldnn._nbytes(packed) != saved.numel() or scales.shape != shape[:1]:
             return None
         ctypes.memmove(torch.ops.mkldnn.data_ptr(packed), saved.data_ptr(), saved.numel())
-        return Int8Linear(packed, scales.clone(), bias)
+        return Int8Linear(OneDnnWeights(packed, scales.clone()), bias)
 
     def _empty(self, shape: torch.Size) -> Tensor:
         """A packed tensor of a shape to copy bytes into; only the first of a shape is really packed."""
         if shape not in self._templates:
-            self._templates[shape] = pack(torch.zeros(shape, dtype=torch.int8))
+            self._templates[shape] = OneDnnWeights.pack(torch.zeros(shape, dtype=torch.int8))
         return self._templates[shape].clone()
 
     def save(self, model: nn.Module) -> None:
         """Keep the packed layers of a large model that had to be packed; does nothing where that is not possible."""
-        if not self._outdated or sum(each.weight_count for _, each in _layers(model)) < size.LARGE:
+        if not self._outdated or sum(layer.weight_count for _, layer, _ in _layers(model)) < size.LARGE:
             return
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         with contextlib.suppress(OSError, SafetensorError):
@@ -84,17 +86,20 @@ def _key(folder: Path) -> str:
     return hashlib.sha256("\n".join(states + kernels).encode()).hexdigest()[:12]
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear]]:
-    return ((name, each) for name, each in model.named_modules() if isinstance(each, Int8Linear))
+def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear, OneDnnWeights]]:
+    """Names, layers, and what is to be kept of them."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, Int8Linear) and isinstance(layer.weights, OneDnnWeights):
+            yield name, layer, layer.weights
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What is kept of each layer; the packed bytes are looked at where they lie."""
-    for name, layer in _layers(model):
-        size = torch.ops.mkldnn._nbytes(layer.packed)
-        memory = (ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(layer.packed))
+    for name, layer, kept in _layers(model):
+        size = torch.ops.mkldnn._nbytes(kept.packed)
+        memory = (ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(kept.packed))
         yield f"{name}.packed", torch.frombuffer(memory, dtype=torch.uint8)
-        yield f"{name}.layout", torch.ops.mkldnn._get_mkldnn_serialized_md(layer.packed)
-        yield f"{name}.scales", layer.scales
+        yield f"{name}.layout", torch.ops.mkldnn._get_mkldnn_serialized_md(kept.packed)
+        yield f"{name}.scales", kept.scales
         if layer.bias is not None:
             yield f"{name}.bias", layer.bias

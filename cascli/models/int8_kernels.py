@@ -1,0 +1,133 @@
+"""Products of 8-bit weights on a CPU: one way for each kind of processor, all of them exact.
+
+A product takes digits (whole numbers of at most `most` in magnitude, as float32 `[rows, in]`) and returns the sums of
+digit times weight level, times the scale of the output channel, `[rows, out]`. Sums are whole numbers, so a row's
+result does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+_ROWS_HINT = 8
+"""The number of rows that a packing is chosen for; others are served too."""
+LEVELS = 127.0
+"""The largest magnitude of a weight level."""
+
+
+class Int8Weights(Protocol):
+    """Packed weight levels `[out, in]` with their scales, and the kernel that multiplies by them."""
+
+    most: ClassVar[float]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, levels: Tensor, scales: Tensor) -> Self:
+        """Pack int8 levels `[out, in]` with float32 scales `[out]`."""
+
+    @classmethod
+    def is_there(cls) -> bool:
+        """Whether this build of torch has the kernel."""
+
+    def product(self, digits: Tensor) -> Tensor:
+        """Digits `[rows, in]` times the levels times their scales, `[rows, out]`."""
+
+
+class OneDnnWeights:
+    """oneDNN, for processors whose VNNI instructions add four products of 8 bits without saturating."""
+
+    most: ClassVar[float] = 127.0
+    _zero: ClassVar[int] = 128
+
+    def __init__(self, packed: Tensor, scales: Tensor) -> None:
+        """Take what `pack` returned, and float32 scales `[out]`."""
+        self.packed, self.scales = packed, scales
+        self.shape = (packed.shape[1], packed.shape[0])
+        self._zeros = torch.zeros(self.shape[0], dtype=torch.int32)
+
+    @classmethod
+    def of(cls, levels: Tensor, scales: Tensor) -> Self:
+        """Pack levels and scales."""
+        return cls(cls.pack(levels), scales)
+
+    @staticmethod
+    def pack(levels: Tensor) -> Tensor:
+        """Int8 levels `[out, in]` in oneDNN's order; an opaque tensor of the shape `[in, out]`."""
+        return torch.ops.onednn.qlinear_prepack(levels, [_ROWS_HINT, levels.shape[1]])
+
+    @classmethod
+    def is_there(cls) -> bool:
+        """Whether torch was built with oneDNN."""
+        return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+    def product(self, digits: Tensor) -> Tensor:
+        """See `Int8Weights`."""
+        shifted = (digits + self._zero).to(torch.uint8)
+        return torch.ops.onednn.qlinear_pointwise(
+            shifted, 1.0, self._zero, self.packed, self.scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+class FbgemmWeights:
+    """FBGEMM, for processors without VNNI: four times as fast there as oneDNN.
+
+    AVX2 adds pairs of products in 16 bits. Digits of 7 bits keep these sums in range: 2 * 128 * 127 < 2^15.
+    """
+
+    most: ClassVar[float] = 64.0
+    _zero: ClassVar[int] = 64
+
+    def __init__(self, packed: Any, shape: tuple[int, int]) -> None:
+        """Take what FBGEMM packed of weights `[out, in]`."""
+        self.packed, self.shape = packed, shape
+
+    @classmethod
+    def of(cls, levels: Tensor, scales: Tensor) -> Self:
+        """Pack levels and scales."""
+        with warnings.catch_warnings():
+            # torch's quantised tensors are on their way out, but are how its FBGEMM kernel is told the scales.
+            warnings.simplefilter("ignore", UserWarning)
+            zeros = torch.zeros(levels.shape[0], dtype=torch.long)
+            weights = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
+            packed = torch.ops.quantized.linear_prepack(weights, None)
+        return cls(packed, (levels.shape[0], levels.shape[1]))
+
+    @classmethod
+    def is_there(cls) -> bool:
+        """Whether torch was built with FBGEMM, and quantises by it."""
+        operations = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+        engine = torch.backends.quantized.engine in ("x86", "fbgemm")
+        return operations and engine and hasattr(torch, "_make_per_channel_quantized_tensor")
+
+    def product(self, digits: Tensor) -> Tensor:
+        """See `Int8Weights`."""
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, self._zero, self.packed)
+
+
+KERNELS: tuple[type[Int8Weights], ...] = (OneDnnWeights, FbgemmWeights)
+"""In the order of preference; one that saturates on this processor is passed over."""
+
+
+@cache
+def int8_kernel() -> type[Int8Weights] | None:
+    """The kernel for this processor: the first that is there and exact."""
+    return next((kernel for kernel in KERNELS if kernel.is_there() and is_exact(kernel)), None)
+
+
+def is_exact(kernel: type[Int8Weights]) -> bool:
+    """Whether sums do not saturate: the largest possible ones, of either sign, show it."""
+    rows, columns = 16, 64
+    levels = torch.full((rows, columns), int(LEVELS), dtype=torch.int8)
+    levels[1::2].neg_()
+    digits = torch.full((2, columns), kernel.most)
+    digits[1].neg_()
+    try:
+        found = kernel.of(levels, torch.ones(rows)).product(digits)
+    except RuntimeError:  # an operation that is registered, but not for this processor
+        return False
+    return torch.equal(found, digits @ levels.float().T)
