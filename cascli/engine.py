@@ -19,10 +19,12 @@ from cascli.models.pair import LoadedModel, Pair
 from cascli.sampling import Sampling
 from cascli.session import Lane, RandomNumbers, Session, at_once
 from cascli.strategies import Strategy
+from cascli.strategies.base import ROLES
 from cascli.text import Speller
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
 from cascli.uniforms import Uniforms
 from cascli.version import __version__
+from cascli.writing import Law
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,12 @@ class Decoding:
 
     def _prepare(self, prompt: int) -> None:
         """Let both runners make room, and record the calls of a round, before the clock starts."""
-        k = int(self.strategy.params.get("k", 0))
-        end = prompt + self.limit + k
-        self.pair.target.runner.prepare(prompt, end, [(n, n) for n in range(k + 1, 0, -1)])
-        self.pair.draft.runner.prepare(prompt, end, [(2, 1), (1, 1)])
+        end = prompt + self.limit + int(self.strategy.params.get("k", 0))
+        for role in ROLES:
+            calls = self.strategy.calls(role)
+            law = Law(self.request.sampling, calls.reads_base)
+            model: LoadedModel = getattr(self.pair, role)
+            model.runner.prepare(prompt, end, calls, law)
 
     def _close(self, session: Session, first_token: float | None) -> None:
         decision = self.handover

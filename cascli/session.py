@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from cascli.clock import Clock, Phase
 from cascli.errors import RunError
 from cascli.sampling import Sampling
 from cascli.trace import FinishReason
+from cascli.writing import Law, Written, write_by_steps
 
 Result = TypeVar("Result")
 
@@ -38,6 +39,14 @@ class Runs(Protocol):
 
     def reset(self) -> None:
         """Forget everything."""
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A runner that makes several steps and the draws between them at once, because it has recorded them."""
+
+    def write(self, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
+        """As `cascli.writing.write_by_steps`; the result is valid until the next call."""
 
 
 class RandomNumbers(Protocol):
@@ -88,34 +97,66 @@ class Lane:
     """Pairs of a token and one that it could look at, over all that was read."""
     health: Tensor = field(init=False)
     """0-dim on the device: stays finite as long as every logit that was read is a number."""
+    _writer: Writes | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Begin in good health."""
         self.health = torch.zeros((), dtype=torch.float32, device=self.text.device)
+        self._writer = self.runner if isinstance(self.runner, Writes) else None
 
     def read(self, end: int, rows: int = 1) -> Tensor:
         """Read the text up to token `end` and return the last `rows` rows of logits, `[rows, V]`.
 
         The prompt but for its last token is prefill and not counted as a call.
         """
-        known = self.prompt_length - 1
-        if self.runner.length < known:
-            with self.clock.span("prefill"):
-                self._forward(known, 1)
-        if end - self.runner.length < rows:
-            raise ValueError(f"{rows} rows asked for, but only {end - self.runner.length} tokens are unread")
-        with self.clock.span(self.phase):
-            logits = self._forward(end, rows)
+        logits = self._forward(self._unread(end, rows), rows, self.phase)
         self.calls += 1
         self.health = torch.maximum(self.health, logits.amax().float())
         return logits
 
-    def _forward(self, end: int, rows: int) -> Tensor:
-        before, n = self.runner.length, end - self.runner.length
+    def write(self, length: int, law: Law, u: Tensor, *, read_last: bool = False) -> Written:
+        """Let the model write a token with each uniform of `u` `[n]` after the first `length` tokens of the text.
+
+        The tokens are put into the text; the distributions are valid until the model's next call. Where a recording
+        draws as well as reads, drawing counts as the model's time.
+        """
+        ids = self._unread(length, 1)
+        if self._writer is not None:
+            written = self._ahead(self._writer, ids, law, u, read_last)
+        else:
+            written = write_by_steps(lambda ids: self._forward(ids, 1, self.phase), ids, law, u, read_last=read_last)
+        self.calls += u.shape[0] + read_last
+        self.text[length : length + u.shape[0]] = written.tokens
+        self.health = torch.maximum(self.health, written.health)
+        return written
+
+    def _ahead(self, runner: Writes, ids: Tensor, law: Law, u: Tensor, read_last: bool) -> Written:
+        before, first = self.runner.length, ids.shape[0]
+        with self.clock.span(self.phase):
+            written = runner.write(ids, law, u, read_last=read_last)
+        for step in range(u.shape[0] + read_last):
+            self._count(before + (first + step - 1 if step else 0), 1 if step else first)
+        return written
+
+    def _unread(self, end: int, rows: int) -> Tensor:
+        """The ids up to token `end` that a step has to read, after the prompt but for its last token was read."""
+        known = self.prompt_length - 1
+        if self.runner.length < known:
+            self._forward(self.text[self.runner.length : known], 1, "prefill")
+        if end - self.runner.length < rows:
+            raise ValueError(f"{rows} rows asked for, but only {end - self.runner.length} tokens are unread")
+        return self.text[self.runner.length : end]
+
+    def _forward(self, ids: Tensor, rows: int, phase: Phase) -> Tensor:
+        self._count(self.runner.length, ids.shape[0])
+        with self.clock.span(phase):
+            return self.runner.forward(ids, rows)
+
+    def _count(self, before: int, n: int) -> None:
+        """Keep account of a pass over n tokens after `before` others."""
         self.passes += 1
         self.tokens += n
         self.attended += n * before + n * (n + 1) // 2
-        return self.runner.forward(self.text[before:end], rows)
 
     def rewind(self, length: int) -> None:
         """Forget what was read beyond `length` tokens."""

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from cascli import generate, load_pair, rules
+from cascli.calls import Calls, Write
 from cascli.models.capture import Recorded
 from cascli.models.choose_runner import ASKED, choose_runner, why_eager
-from cascli.models.graph_runner import FEW, LONGEST, GraphRunner
+from cascli.models.graph_runner import FEW, LONGEST, MOST_LAWS, GraphRunner
 from cascli.models.pair import Pair
 from cascli.models.runner import Runner
 from cascli.models.static_cache import bucket_for
+from cascli.sampling import Sampling
+from cascli.writing import Law, Written, write_by_steps
 from tests.pairs import ARCHITECTURES, pair
 from tests.tape import TapeCapture
 
@@ -37,7 +40,7 @@ def two(request: pytest.FixtureRequest) -> tuple[Pair, Pair]:
 def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
     plain, taped = (each.target.runner for each in two)
     rng, text = random.Random(0), torch.randint(0, two[0].vocab, (250,), generator=torch.Generator().manual_seed(0))
-    taped.prepare(20, 250, [(n, n) for n in range(6, 0, -1)])
+    taped.prepare(20, 250, Calls(reads=[(n, n) for n in range(6, 0, -1)]))
     made = taped.graphs
     plain.forward(text[:20], 1), taped.forward(text[:20], 1)
     for n in [1, 2, 3, 4, 5, 6] * 6:
@@ -49,14 +52,47 @@ def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: 
     assert taped.graphs == made
 
 
+def _written(runner: Runner | GraphRunner, ids: torch.Tensor, law: Law, u: torch.Tensor, read_last: bool) -> Written:
+    if isinstance(runner, GraphRunner):
+        return runner.write(ids, law, u, read_last=read_last)
+    return write_by_steps(lambda each: runner.forward(each, 1), ids, law, u, read_last=read_last)
+
+
+def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
+    """Prepared drafts in one recording, all others token by token; rewinds as far as the prompt; two buckets."""
+    plain, taped = (each.draft.runner for each in two)
+    law, rng, generator = Law(Sampling(), reads_base=True), random.Random(0), torch.Generator().manual_seed(0)
+    writes = [Write(1, 3, True), Write(2, 3), Write(1, 3), Write(1, 1), Write(2, 1)]
+    taped.prepare(20, 250, Calls(writes=writes), law)
+    made, text = taped.graphs, torch.randint(0, two[0].vocab, (250,), generator=generator)
+    plain.forward(text[:20], 1), taped.forward(text[:20], 1)
+    others = [Write(1, 0, True), Write(3, 2, True), Write(2, 0, True), Write(4, 1)]
+    for unread, drawn, read_last in [*writes, *others] * 5:
+        start = rng.randint(20, plain.length)
+        plain.truncate(start), taped.truncate(start)
+        u = torch.rand(drawn, generator=generator, dtype=torch.float64)
+        ids = text[start : start + unread]
+        wanted, found = (_written(runner, ids, law, u, read_last) for runner in (plain, taped))
+        assert found.tokens.tolist() == wanted.tokens.tolist()
+        for mine, theirs in zip(found[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert taped.length == plain.length == start + unread + drawn + read_last - 1
+    assert taped.graphs <= made + 2  # reading three and four tokens before the first draw
+
+
 def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -> None:
-    for strategy in ("target", "draft", "speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"):
+    rules = ("chow,alpha=0.9", "token-v3,alpha=0.3")
+    cascades = [f"{kind}:rule={rule}" for kind in ("token-cascade", "speculative-cascade") for rule in rules]
+    for strategy in ("target", "draft", "cascade:threshold=9", "speculative:k=3", *cascades):
         for temperature in (0.0, 1.0):
             wanted, found = (
                 generate(each, prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=24)
                 for each in two
             )
             assert found.token_ids == wanted.token_ids, (strategy, temperature)
+            for name in ("draft_calls", "target_calls", "total_flops", "weight_bytes_read"):
+                assert getattr(found.metrics, name) == getattr(wanted.metrics, name), name
+            assert found.metrics.mean_tv_to_target == pytest.approx(wanted.metrics.mean_tv_to_target, abs=1e-4)
 
 
 @pytest.mark.parametrize("rule", rules.names())
@@ -112,7 +148,7 @@ def test_a_round_is_recorded_once_for_all_texts(taped: Pair) -> None:
     ask = {"strategy": "speculative:k=3", "max_new_tokens": 24}
     generate(taped, prompt_ids=[5] * 9, **ask)
     made = [model.runner.graphs for model in (taped.draft, taped.target)]
-    assert made == [2, 4]  # one and two tokens; one to four
+    assert made == [4, 4]  # whole drafts and single draws, after one and two tokens; one to four tokens
     generate(taped, prompt_ids=[8] * 12, seed=1, **ask)
     assert [model.runner.graphs for model in (taped.draft, taped.target)] == made
 
@@ -121,7 +157,7 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner = taped.target.runner
     text = torch.randint(0, taped.vocab, (600,), generator=torch.Generator().manual_seed(1))
-    runner.prepare(250, 256, [(5, 5)])
+    runner.prepare(250, 256, Calls(reads=[(5, 5)]))
     plain.forward(text[:250], 1), runner.forward(text[:250], 1)
     for start in (250, 255, 260):
         wanted, found = (each.forward(text[start : start + 5], 5) for each in (plain, runner))
@@ -131,12 +167,33 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
+    """Trying out a recording writes to the cache: after what was read, and where there is room."""
+    plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
+    runner, law = taped.target.runner, Law(Sampling(), reads_base=False)
+    text, u = torch.arange(300) % taped.vocab, torch.full((40,), 0.5, dtype=torch.float64)
+    runner.prepare(250, 256, Calls())
+    plain.forward(text[:250], 1), runner.forward(text[:250], 1)
+    for drawn in (3, 40, 1):
+        wanted, found = (_written(each, text[250:251], law, u[:drawn], False) for each in (plain, runner))
+        assert found.tokens.tolist() == wanted.tokens.tolist()
+    runner.prepare(200, 256, Calls(writes=[Write(1, 64)]), law)  # the last text ended too near the end for this
+    assert runner.length == 0
+
+
+def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
+    for i in range(MOST_LAWS + 3):
+        law = Law(Sampling(1 + i / 8), reads_base=False)
+        taped.draft.runner.prepare(10, 40, Calls(writes=[Write(1, 2)]), law)
+    assert taped.draft.runner.graphs == MOST_LAWS
+
+
 def test_buckets_are_powers_of_two() -> None:
     assert [bucket_for(n) for n in (1, 256, 257, 512, 513, 4097)] == [256, 256, 512, 512, 1024, 8192]
 
 
 def test_prepare_records_every_bucket_on_the_way(taped: Pair) -> None:
-    taped.target.runner.prepare(100, 1000, [(2, 2), (1, 1)])
+    taped.target.runner.prepare(100, 1000, Calls(reads=[(2, 2), (1, 1)]))
     assert taped.target.runner.graphs == 2 * 3
     assert taped.target.runner.capture_seconds > 0
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascli.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
+from cascli.writing import Law
 
 Text = tuple[int, ...]
 
@@ -87,7 +89,7 @@ class TableRunner:
         ends = range(len(self._read) - rows + 1, len(self._read) + 1)
         return torch.stack([self._table.get(tuple(self._read[1:end]), self._flat) for end in ends])
 
-    def prepare(self, start: int, end: int, blocks: Sequence[tuple[int, int]]) -> None:
+    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
         """Nothing is to be made ready."""
 
     def truncate(self, length: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from cascli.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
 from cascli.profile import Profile, Timing, timing
 
@@ -70,7 +71,8 @@ def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> No
     for model in (pair.draft, pair.target):
         if fill:
             longest = max(2, *blocks)
-            model.runner.prepare(context, context + longest, [(n, n) for n in range(longest, 0, -1)])
+            calls = Calls(reads=[(n, n) for n in range(longest, 0, -1)])
+            model.runner.prepare(context, context + longest, calls)
             model.runner.pretend(context)
         else:
             model.runner.truncate(context)

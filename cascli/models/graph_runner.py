@@ -2,30 +2,35 @@
 
 A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
 for. What `prepare` was told of, and steps of a `FEW` tokens, are recorded per number of tokens, number of logit rows,
-and bucket of the cache; everything else, prompts above all, is read by the same forward without a recording.
+and bucket of the cache; everything else, prompts above all, is read by the same forward without a recording. A whole
+draft, forwards and draws together, is one recording more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cascli.calls import Calls, Write
 from cascli.models.cache import forward_parameters
 from cascli.models.capture import Capture
 from cascli.models.grouped_attention import use_grouped_attention
 from cascli.models.static_cache import StaticCache, bucket_for
+from cascli.writing import Law, Written, write_by_steps
 
-Step = Callable[[], Tensor]
+Result = TypeVar("Result")
 
 LONGEST = 65
 """The longest block of a round: 64 drafted tokens and one."""
 FEW = 4
 """The longest other step: tokens that a model catches up with, of which only the last needs logits."""
+MOST_LAWS = 16
+"""Settings of sampling whose drafts are kept recorded; a sweep may have many."""
 PREFILL = 1024
 """Tokens of a prompt that are read at once: the mask of a call has this many rows."""
 
@@ -46,29 +51,37 @@ class GraphRunner:
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
         self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
-        self._blocks: set[tuple[int, int]] = set()
-        self._recorded: dict[tuple[int, int, int], Step] = {}
+        self._u = torch.zeros(LONGEST, dtype=torch.float64, device=device)
+        self._reads: set[tuple[int, int]] = set()
+        self._writes: set[Write] = set()
+        self._read: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
+        self._written: dict[Law, dict[tuple[Write, int], Callable[[], Written]]] = {}
 
     @property
     def graphs(self) -> int:
         """How many recordings there are."""
-        return len(self._recorded)
+        return len(self._read) + sum(len(each) for each in self._written.values())
 
-    def prepare(self, start: int, end: int, blocks: Sequence[tuple[int, int]]) -> None:
+    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
         """Make room for a text, and record what its decoding will need.
 
         Args:
             start: length of the prompt.
             end: length of the text in the end, drafted tokens included.
-            blocks: tokens and logit rows of the calls to come; the largest first share memory best.
+            calls: the calls to come.
+            law: what tokens are drawn from, if any are.
         """
         self.reset()
         self._reserve(end)
-        self._blocks.update(blocks)
+        self._reads.update(calls.reads)
+        self._writes.update(calls.writes)
         bucket = bucket_for(end)
         while True:
-            for n, rows in blocks:
-                self._recording(n, rows, bucket)
+            for n, rows in calls.reads:
+                self._recorded_read(n, rows, bucket)
+            if law is not None:
+                for write in calls.writes:
+                    self._recorded_write(write, law, bucket)
             if bucket == bucket_for(start):
                 return
             bucket //= 2
@@ -81,11 +94,41 @@ class GraphRunner:
         """
         n = ids.shape[0]
         self._reserve(self.length + n)
-        if (n, rows) in self._blocks or (n <= FEW and rows == 1):
+        if (n, rows) in self._reads or (n <= FEW and rows == 1):
             return self._step(ids, rows)
         for start in range(0, n, PREFILL):
             logits = self._eager(ids[start : start + PREFILL], rows)
         return logits
+
+    @torch.inference_mode()
+    def write(self, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
+        """Read `ids`, then write a token with each uniform of `u` `[n]`: `cascli.writing.write_by_steps`, recorded.
+
+        What `prepare` was not told of is written token by token. The result is valid until the next call.
+        """
+        whole = Write(ids.shape[0], u.shape[0], read_last)
+        self._reserve(self.length + whole.tokens)
+        if whole in self._writes:
+            return self._one(whole, ids, law, u)
+        return self._one_by_one(whole, ids, law, u)
+
+    def _one_by_one(self, whole: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
+        u = torch.cat([u, u.new_zeros(1)])  # a last token that is only read draws one that is thrown away
+        parts = []
+        for i in range(whole.steps):
+            found = self._one(Write(ids.shape[0], 1), ids, law, u[i : i + 1])
+            parts.append(Written(*(each.clone() for each in found)))
+            ids = parts[-1].tokens
+        tokens, probs, base = (torch.cat(each) for each in list(zip(*parts, strict=True))[:3])
+        return Written(tokens[: whole.drawn], probs, base, torch.stack([part.health for part in parts]).amax())
+
+    def _one(self, write: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
+        self._ids[: write.unread].copy_(ids)
+        self._u[: write.drawn].copy_(u)
+        self._cache.at.fill_(self.length)
+        written = self._recorded_write(write, law, bucket_for(self.length + write.tokens))()
+        self.length += write.tokens
+        return written
 
     def _eager(self, ids: Tensor, rows: int) -> Tensor:
         self._cache.bucket = bucket_for(self.length + ids.shape[0])
@@ -98,24 +141,53 @@ class GraphRunner:
         n = ids.shape[0]
         self._ids[:n].copy_(ids)
         self._cache.at.fill_(self.length)
-        logits = self._recording(n, rows, bucket_for(self.length + n))()
+        logits = self._recorded_read(n, rows, bucket_for(self.length + n))()
         self.length += n
         return logits
 
-    def _recording(self, n: int, rows: int, bucket: int) -> Step:
+    def _recorded_read(self, n: int, rows: int, bucket: int) -> Callable[[], Tensor]:
         """The recorded forward over n tokens; made at its first use in a bucket that `prepare` did not foresee."""
         key = (n, rows, bucket)
-        if key not in self._recorded:
-            start = time.perf_counter()
+        if key not in self._read:
 
             def compute() -> Tensor:
                 self._cache.bucket = bucket
                 return self._logits(self._ids[:n], rows)
 
-            with torch.inference_mode():
-                self._recorded[key] = self._capture(compute)
-            self.capture_seconds += time.perf_counter() - start
-        return self._recorded[key]
+            self._read[key] = self._record(compute)
+        return self._read[key]
+
+    def _recorded_write(self, write: Write, law: Law, bucket: int) -> Callable[[], Written]:
+        """The recorded draft; likewise."""
+        found = self._written.setdefault(law, {})
+        while len(self._written) > MOST_LAWS:
+            del self._written[next(iter(self._written))]
+        key = (write, bucket)
+        if key not in found:
+
+            def step(ids: Tensor) -> Tensor:
+                logits = self._logits(ids, 1)
+                self._cache.at.add_(ids.shape[0])
+                return logits
+
+            def compute() -> Written:
+                self._cache.bucket = bucket
+                start = self._cache.at.clone()
+                ids, u = self._ids[: write.unread], self._u[: write.drawn]
+                written = write_by_steps(step, ids, law, u, read_last=write.read_last)
+                self._cache.at.copy_(start)  # a recording is tried out before it is made, and must find the same text
+                return written
+
+            found[key] = self._record(compute)
+        return found[key]
+
+    def _record(self, compute: Callable[[], Result]) -> Callable[[], Result]:
+        start = time.perf_counter()
+        self._cache.at.fill_(self.length)  # where there is room, and nothing that is still needed
+        with torch.inference_mode():
+            recording = self._capture(compute)
+        self.capture_seconds += time.perf_counter() - start
+        return recording
 
     def _logits(self, ids: Tensor, rows: int) -> Tensor:
         more: dict[str, Any] = {}
@@ -130,7 +202,8 @@ class GraphRunner:
         """Room for `length` tokens; buffers that move take the recordings with them."""
         if length <= self._cache.capacity:
             return
-        self._recorded.clear()
+        self._read.clear()
+        self._written.clear()
         self._cache.grow(bucket_for(length))
 
     def truncate(self, length: int) -> None:

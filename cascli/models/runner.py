@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cascli.calls import Calls
 from cascli.models.cache import RewindCache
+from cascli.writing import Law
 
 
 class Runner:
@@ -50,7 +51,7 @@ class Runner:
         output = self.model(input_ids=batch, past_key_values=self._cache, use_cache=True, **more)
         return output.logits[0, -rows:, : self.vocab].to(self.device)
 
-    def prepare(self, start: int, end: int, blocks: Sequence[tuple[int, int]]) -> None:
+    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
         """Nothing: buffers grow as they are needed. See `GraphRunner.prepare`."""
 
     def truncate(self, length: int) -> None:

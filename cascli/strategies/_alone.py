@@ -23,18 +23,22 @@ def write(
 ) -> Iterator[Round]:
     """Let one model write until the session is finished.
 
-    `watch` is shown the logits `[1, V]` and the drawn token `[1]` of each position. A `tentative` answer
-    has random numbers of its own: whoever replaces it must not meet those that decided its fate.
+    `watch` is shown the distribution at temperature 1 `[1, V]` and the drawn token `[1]` of each position; both are
+    valid until the next. A `tentative` answer has random numbers of its own: whoever replaces it must not meet those
+    that decided its fate.
     """
+    from cascli import dists
+    from cascli.writing import Law
+
     by_target = event == "target"
+    law = Law(s.sampling, reads_base=watch is not None)
+    uniforms = s.uniforms.residual if tentative else s.uniforms.draw
     while not s.finished:
-        logits = lane.read(s.length)
-        probs = s.warp(logits)
-        token = s.draw_again(probs) if tentative else s.draw(probs)
+        written = lane.write(s.length, law, uniforms(s.position, 1))
+        s.length += 1
         if watch is not None:
-            watch(logits, token)
-        s.append(token)
-        (ids, prob) = s.fetch(token, probs.gather(-1, token.unsqueeze(-1)))
+            watch(written.base, written.tokens)
+        (ids, prob) = s.fetch(written.tokens, dists.at(written.probs, written.tokens))
         emitted = Emitted(
             id=int(ids[0]),
             text=s.spell(int(ids[0])),

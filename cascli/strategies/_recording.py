@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from cascli.rules.base import Exact, Judgement
-from cascli.strategies.base import BlockLength, Strategy
+from cascli.strategies.base import BlockLength, Role, Strategy, speculation_calls
 
 if TYPE_CHECKING:
+    from cascli.calls import Calls
     from cascli.dists import Dists
     from cascli.session import Session
     from cascli.trace import Round
@@ -52,6 +53,10 @@ class Recording(Strategy):
     def params(self) -> dict[str, int]:
         """Those of `speculative`."""
         return {"k": self.k}
+
+    def calls(self, role: Role) -> Calls:
+        """Those of rounds of speculation."""
+        return speculation_calls(role, Watching(), self.k)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the target's own law."""

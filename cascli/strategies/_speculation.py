@@ -19,6 +19,7 @@ from cascli.sampling import Sampling
 from cascli.session import Session, at_once
 from cascli.trace import Drafted, Emitted, Round
 from cascli.verify import Verification, verify_block
+from cascli.writing import Law
 
 
 class Block(NamedTuple):
@@ -55,22 +56,15 @@ def _round(s: Session, rule: Rule, n: int) -> Round:
 
 def _draft(s: Session, n: int, rule: Rule) -> Block:
     """Draft n tokens into the text; a rule that reads q also gets it at the position after the last of them."""
-    start, at = s.length, s.position
-    q, q1 = [], []
-    compute = s.compute if rule.recordable else at_once
-    for i in range(n + rule.reads_draft):
-        logits = s.draft.read(start + i)
-        # The place in the block is part of the key: the distributions of all places are needed at the end.
-        law = partial(_law, s.sampling, rule.reads_base)
-        mine, base = compute(("law", i, s.sampling, rule.reads_base), law, logits)
-        q.append(mine)
-        q1.append(base)
-        if i < n:
-            s.text[start + i] = compute("draw", dists.sample, mine, s.uniforms.draw(at + i, 1))[0]
-    if not q:
+    start = s.length
+    if n + rule.reads_draft == 0:
         nothing = s.text.new_empty((0, s.vocab), dtype=torch.float32)
         return Block(s.text[start:start], nothing, nothing)
-    return Block(s.text[start : start + n].clone(), torch.cat(q), torch.cat(q1))
+    u = s.uniforms.draw(s.position, n)
+    written = s.draft.write(start, Law(s.sampling, rule.reads_base), u, read_last=rule.reads_draft)
+    block = Block(written.tokens, written.probs, written.base)
+    # Recorded distributions stand until the next draft; a rule with effects of its own may keep what it sees.
+    return block if rule.recordable else Block(*(each.clone() for each in block))
 
 
 class _Facts(NamedTuple):
@@ -87,12 +81,6 @@ class _Facts(NamedTuple):
     deferral: list[float]
     next: list[float]
     """Number of kept tokens, id of the next one, its p and its q."""
-
-
-def _law(sampling: Sampling, reads_base: bool, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The draft's distributions `[1, V]` at one position, warped and at temperature 1."""
-    q = dists.warp(logits, sampling)
-    return q, dists.base(logits) if reads_base else q
 
 
 def _decide(

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from cascli.rules.base import Judgement, Rule
-from cascli.strategies.base import BlockLength, Strategy
+from cascli.strategies.base import BlockLength, Role, Strategy, speculation_calls
 
 if TYPE_CHECKING:
+    from cascli.calls import Calls
     from cascli.dists import Dists
     from cascli.session import Session
     from cascli.trace import Round
@@ -51,6 +52,10 @@ class Synthetic(Strategy):
     def name(self) -> str:
         """A name that marks the numbers of such runs wherever they are shown."""
         return "synthetic-acceptance"
+
+    def calls(self, role: Role) -> Calls:
+        """Those of rounds of speculation."""
+        return speculation_calls(role, Forced(self.acceptance), self.k)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation whose tests pass at the chosen rate."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from cascli import plugins, rules
+from cascli.calls import ALONE, Calls, Write
 from cascli.errors import UsageError, unknown
 from cascli.rules import Rule
 from cascli.settings import first_problem
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from cascli.trace import Handover, Round
 
 T = TypeVar("T")
+Role = Literal["draft", "target"]
+ROLES: tuple[Role, ...] = ("draft", "target")
 BlockLength = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -94,9 +97,23 @@ class Strategy(ABC):
             if key not in known:
                 raise UsageError(unknown("parameter", key, known) if known else f"takes no parameters (got '{key}')")
 
+    def calls(self, role: Role) -> Calls:
+        """What it will ask of one of the models; token by token unless a strategy says otherwise."""
+        return ALONE
+
     @abstractmethod
     def decode(self, s: Session) -> Iterator[Round | Handover]:
         """Yield rounds until the session is finished; each adds its tokens to the session's text."""
+
+
+def speculation_calls(role: Role, rule: Rule, k: int) -> Calls:
+    """Calls of rounds of k drafted tokens, fewer at the end of an answer."""
+    if role == "target":
+        return Calls(reads=[(n, n) for n in range(k + 1, 0, -1)])
+    # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two tokens to read.
+    unread = (1,) if rule.reads_draft else (2, 1)
+    blocks = [Write(m, k, rule.reads_draft) for m in unread]
+    return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
 
 
 @dataclass(frozen=True)

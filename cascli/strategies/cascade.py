@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from cascli.calls import ALONE, Calls
 from cascli.strategies._alone import write
 from cascli.strategies._confidence import Confidence, score
-from cascli.strategies.base import Strategy
+from cascli.strategies.base import Role, Strategy
 from cascli.trace import Handover, Round
 
 if TYPE_CHECKING:
@@ -49,15 +50,18 @@ class Cascade(Strategy):
         """The draft model's answer stands only once it was judged."""
         return True
 
+    def calls(self, role: Role) -> Calls:
+        """Token by token; the draft model's confidence is read at temperature 1."""
+        return ALONE._replace(reads_base=role == "draft")
+
     def decode(self, s: Session) -> Iterator[Round | Handover]:
         """The draft model's answer, the decision, and the target's answer where it is needed."""
         logprobs: list[Tensor] = []
         margins: list[Tensor] = []
 
-        def watch(logits: Tensor, token: Tensor) -> None:
-            logp = logits.float().log_softmax(dim=-1)
-            top = logp.topk(min(2, logp.shape[-1]), dim=-1).values.exp()
-            logprobs.append(logp[0, token])
+        def watch(base: Tensor, token: Tensor) -> None:
+            top = base.topk(min(2, base.shape[-1]), dim=-1).values
+            logprobs.append(base[0, token].log())
             margins.append(top[:, 0] - top[:, -1])
 
         ids: list[int] = []

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cascli.rules.base import Exact
-from cascli.strategies.base import BlockLength, Strategy
+from cascli.strategies.base import BlockLength, Role, Strategy, speculation_calls
 
 if TYPE_CHECKING:
+    from cascli.calls import Calls
     from cascli.session import Session
     from cascli.trace import Round
 
@@ -24,6 +25,10 @@ class Speculative(Strategy):
     lossless_when: ClassVar[str] = "always"
 
     k: BlockLength = 4
+
+    def calls(self, role: Role) -> Calls:
+        """Those of rounds of speculation."""
+        return speculation_calls(role, Exact(), self.k)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the target's own law."""

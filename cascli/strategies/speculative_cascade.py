@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.strategies.base import BlockLength, RuleStrategy
+from cascli.strategies.base import BlockLength, Role, RuleStrategy, speculation_calls
 
 if TYPE_CHECKING:
+    from cascli.calls import Calls
     from cascli.session import Session
     from cascli.trace import Round
 
@@ -24,6 +25,10 @@ class SpeculativeCascade(RuleStrategy):
     default_rule: ClassVar[str] = "token-v3"
 
     k: BlockLength = 4
+
+    def calls(self, role: Role) -> Calls:
+        """Those of rounds of speculation."""
+        return speculation_calls(role, self.rule, self.k)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's law."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.strategies.base import RuleStrategy
+from cascli.calls import Calls
+from cascli.strategies.base import Role, RuleStrategy
 from cascli.trace import Emitted, Round
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class TokenCascade(RuleStrategy):
     def oracle(self) -> bool:
         """Whether the decision needs the target's distribution, which the saving would do without."""
         return self.rule.reads_target
+
+    def calls(self, role: Role) -> Calls:
+        """A token a call; the target also catches up with what the draft model wrote alone."""
+        del role
+        return Calls(reads=[(2, 1), (1, 1)])
 
     def decode(self, s: Session) -> Iterator[Round]:
         """One token a round."""

@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from cascli import generate, load_pair
+from cascli.calls import Calls
 from cascli.cli.app import app
 from cascli.models.graph_runner import GraphRunner
 from tests.pairs import ARCHITECTURES, pair
@@ -26,7 +27,7 @@ def test_recorded_steps_equal_eager_ones(name: str, dtype: str, bound: float) ->
     assert isinstance(taped, GraphRunner)
     rng = random.Random(0)
     text = torch.randint(0, plain.vocab, (250,), generator=torch.Generator().manual_seed(0)).cuda()
-    taped.prepare(20, 250, [(n, n) for n in range(6, 0, -1)])
+    taped.prepare(20, 250, Calls(reads=[(n, n) for n in range(6, 0, -1)]))
     plain.forward(text[:20], 1), taped.forward(text[:20], 1)
     for n in [1, 2, 3, 4, 5, 6] * 6:
         start = rng.randint(max(plain.length - 7, 20), plain.length)
