@@ -37,6 +37,7 @@ class Settings(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
     dtype: Dtype | None = None
     cuda_graphs: bool | None = None
+    compile: bool | None = None
     system: str | None = None
     raw: bool | None = None
     stop: Strings | None = None
@@ -65,6 +66,7 @@ BUILTIN = Settings.model_validate(
         "device": "auto",
         "dtype": "auto",
         "cuda_graphs": True,
+        "compile": False,
         "raw": False,
         "stop": [],
         "json": False,

@@ -146,6 +146,10 @@ class ModelInfo(Data):
     """Attention heads times head width, over all layers."""
     cuda_graphs: bool | None = None
     """Whether its steps were recorded once and repeated; unknown on a CPU, where they never are."""
+    compiled: bool | None = None
+    """Whether torch.compile made its steps; likewise."""
+    recording_seconds: float | None = None
+    """What recording and compiling its steps has taken since it was loaded; no part of any run's time."""
 
 
 class PairInfo(Data):

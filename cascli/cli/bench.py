@@ -23,6 +23,7 @@ EXAMPLE = (
     "device",
     "dtype",
     "cuda_graphs",
+    "compile",
     "offline",
     "num_speculative_tokens",
     "max_new_tokens",
@@ -77,6 +78,7 @@ def command(
         print(found.to_json())
     else:
         print_bench(found, plan.screen)
+    plan.note_recordings(pair)
     if plan.settings.output:
         export.write(Path(plan.settings.output), found.to_json(indent=1) + "\n")
         plan.screen.note(f"wrote {plan.settings.output}")

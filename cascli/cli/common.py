@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cascli.cli.options import Flags
     from cascli.models.pair import Pair
     from cascli.strategies import Strategy
+    from cascli.trace import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,25 @@ class Plan:
                 dtype=self.dtype,
                 offline=self.settings.offline,
                 cuda_graphs=self.settings.cuda_graphs,
+                compile=self.settings.compile,
                 report=progress.report,
             )
         for role in ("draft", "target"):
             why = getattr(pair, role).eager_because
             if why is not None:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
+        if self.settings.compile and pair.device.type == "cpu":
+            self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
         return pair
+
+    def note_recordings(self, pair: Pair) -> None:
+        """Say what getting ready to repeat the models' steps has cost, where it cost much or more is asked for."""
+        for role in ("draft", "target"):
+            info: ModelInfo = getattr(pair, role).info
+            if info.recording_seconds and (info.compiled or self.screen.verbose):
+                done = [word for word, was in (("compiling", info.compiled), ("recording", info.cuda_graphs)) if was]
+                what = " and ".join(done)
+                self.screen.note(f"{what} the {role} model's steps took {info.recording_seconds:.1f} s beforehand")
 
 
 def pair_name(given: str | None) -> str:

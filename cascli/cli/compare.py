@@ -69,6 +69,7 @@ def command(
     if output:
         export.write(output, as_file(found, output.suffix))
         plan.screen.note(f"wrote {output}")
+    plan.note_recordings(pair)
     _check(found, require_lossless, min_speedup)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cascli.cli import common
 
 if TYPE_CHECKING:
+    from cascli.config import PairConfig
     from cascli.jobs.sweep import Executor
     from cascli.models.pair import Pair
     from cascli.sweep.plan import SweepPlan
@@ -36,8 +37,15 @@ def executor_of(
     from cascli.jobs.sweep_ray import RayExecutor
 
     offline = settings.settings.offline
-    with RayExecutor(settings.config, plan, exam, address=address, workers=workers, offline=offline) as cluster:
+    with RayExecutor(_config(settings), plan, exam, address=address, workers=workers, offline=offline) as cluster:
         yield cluster
+
+
+def _config(settings: common.Plan) -> PairConfig:
+    """The pair's file with what flags and environment say of a GPU's steps; it travels to other machines."""
+    steps = {key: getattr(settings.settings, key) for key in ("cuda_graphs", "compile")}
+    defaults = settings.config.defaults.model_copy(update=steps)
+    return settings.config.model_copy(update={"defaults": defaults})
 
 
 def _load(plan: SweepPlan, settings: common.Plan) -> Pair:
@@ -48,7 +56,7 @@ def _load(plan: SweepPlan, settings: common.Plan) -> Pair:
 
         common.quiet_libraries()
         return load_pair(
-            settings.config,
+            _config(settings),
             device=plan.device,
             dtype=plan.chosen_dtype,
             offline=settings.settings.offline,

@@ -46,6 +46,7 @@ def command(
     pair = plan.load()
     runs = [run for item in conversations for run in _answer(plan, pair, wanted[0], item.turns)]
     _deliver(plan, runs)
+    plan.note_recordings(pair)
     if require_lossless and not all(run.metrics.lossless for run in runs):
         raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
 

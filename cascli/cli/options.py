@@ -43,6 +43,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
         bool,
         _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Record decoding steps on a GPU. (default yes)"),
     ),
+    "compile": (
+        bool,
+        _option("--compile/--no-compile", panel=MODELS, help="Let torch.compile make the steps on a GPU. (default no)"),
+    ),
     "offline": (bool, _option("--offline/--no-offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (
         list[str],

@@ -30,7 +30,7 @@ REPLAY_K = 4
 EXAMPLE = "Example: cascli sweep configs/sweeps/rules.yaml --dry-run[bold] · [/]cascli sweep my-sweep.yaml --resume"
 
 
-@with_shared("limit", "output", "json", "quiet", "color", "offline")
+@with_shared("cuda_graphs", "compile", "limit", "output", "json", "quiet", "color", "offline")
 def command(
     file: Annotated[Path, typer.Argument(help="The sweep file (YAML).")],
     *,
@@ -129,7 +129,7 @@ def _open(
         plan=plan,
         metric=exam.metric,
         command=_command(),
-        asked=exam.asked() | {"pair": pair},
+        asked=exam.asked() | {"pair": pair} | ({"compile": "yes"} if settings.settings.compile else {}),
     )
     return records, header, records.open(header, resume=resume, anyway=anyway)
 

@@ -20,6 +20,12 @@ class Capture(Protocol):
         """A function that repeats the kernels of `compute`; its result is valid until the next of any such call."""
 
 
+def uncaptured(compute: Callable[[], Result]) -> Callable[[], Result]:
+    """A `Capture` that records nothing: try it out, then compute again; for compiled steps without graphs."""
+    compute()
+    return compute
+
+
 class CudaCapture:
     """Records CUDA graphs that share one pool of memory."""
 

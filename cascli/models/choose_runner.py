@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from cascli.models.capture import Capture, CudaCapture, Recorded
+from cascli.models.capture import Capture, CudaCapture, Recorded, uncaptured
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 
@@ -13,7 +13,13 @@ ASKED = "--no-cuda-graphs"
 
 
 def choose_runner(
-    model: PreTrainedModel, vocab: int, device: torch.device, *, graphs: bool, capture: Capture | None = None
+    model: PreTrainedModel,
+    vocab: int,
+    device: torch.device,
+    *,
+    graphs: bool,
+    compiler: str | None = None,
+    capture: Capture | None = None,
 ) -> tuple[Runner | GraphRunner, str | None]:
     """The runner, and why it is not one of CUDA graphs, if on a GPU it is not.
 
@@ -22,21 +28,22 @@ def choose_runner(
         vocab: rows of logits that stand for tokens.
         device: where logits are wanted.
         graphs: whether recorded steps are wanted where they are possible.
+        compiler: the backend of torch.compile, if steps are to be compiled where they could be recorded.
         capture: what records; CUDA's own on a GPU, nothing elsewhere by default.
     """
     if capture is None and device.type != "cuda":
         return Runner(model, vocab, device), None
-    why = why_eager(model) if graphs else ASKED
-    if why is not None:
-        return Runner(model, vocab, device), why
-    return GraphRunner(model, vocab, device, capture or CudaCapture(device)), None
+    why = why_eager(model)
+    if why is not None or not (graphs or compiler):
+        return Runner(model, vocab, device), why or ASKED
+    if not graphs:
+        return GraphRunner(model, vocab, device, uncaptured, compiler), ASKED
+    return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler), None
 
 
-def recorded_rounds(draft: Runner | GraphRunner, target: Runner | GraphRunner) -> Recorded | None:
-    """What records the rest of a round, if both models' steps are recorded."""
-    if target.device.type != "cuda" or not (isinstance(draft, GraphRunner) and isinstance(target, GraphRunner)):
-        return None
-    return Recorded(CudaCapture(target.device))
+def recorded_rounds(device: torch.device, *whys: str | None) -> Recorded | None:
+    """What records the rest of a round on a device, if both models' steps are recorded: no reason against it."""
+    return Recorded(CudaCapture(device)) if device.type == "cuda" and not any(whys) else None
 
 
 def why_eager(model: PreTrainedModel) -> str | None:

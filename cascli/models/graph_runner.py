@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from cascli.calls import Calls, Write
 from cascli.models.cache import forward_parameters
 from cascli.models.capture import Capture
+from cascli.models.compiled import Compiled
 from cascli.models.grouped_attention import use_grouped_attention
-from cascli.models.static_cache import StaticCache, bucket_for
+from cascli.models.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
 from cascli.writing import Law, Written, write_by_steps
 
 Result = TypeVar("Result")
@@ -38,19 +39,30 @@ PREFILL = 1024
 class GraphRunner:
     """As `cascli.models.runner.Runner`; logits are valid until the next call, and are to be used before it."""
 
-    def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device, capture: Capture) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab: int,
+        device: torch.device,
+        capture: Capture,
+        compiler: str | None = None,
+    ) -> None:
+        """Take a model on its device; `compiler` is a backend of torch.compile, if its steps are to be compiled."""
         self.model = model
         self.vocab = vocab
         self.device = device
         self.length = 0
         """How many tokens of the text the model has read."""
         self.capture_seconds = 0.0
-        """Time spent on recordings so far."""
+        """Time spent on recordings so far, that of compiling included."""
         use_grouped_attention(model)
         self._capture = capture
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
-        self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
+        self._compiled = None if compiler is None else Compiled(self._logits, compiler)
+        self._forward = self._compiled or self._logits
+        with torch.inference_mode():  # as drawn ids are: compiled code tells the two kinds of tensors apart
+            self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
         self._u = torch.zeros(LONGEST, dtype=torch.float64, device=device)
         self._reads: set[tuple[int, int]] = set()
         self._writes: set[Write] = set()
@@ -62,6 +74,12 @@ class GraphRunner:
         """How many recordings there are."""
         return len(self._read) + sum(len(each) for each in self._written.values())
 
+    @property
+    def compile_seconds(self) -> float | None:
+        """Time spent on compiling so far; None if steps are not compiled."""
+        return None if self._compiled is None else self._compiled.seconds
+
+    @torch.inference_mode()
     def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
         """Make room for a text, and record what its decoding will need.
 
@@ -152,7 +170,7 @@ class GraphRunner:
 
             def compute() -> Tensor:
                 self._cache.bucket = bucket
-                return self._logits(self._ids[:n], rows)
+                return self._forward(self._ids[:n], rows)
 
             self._read[key] = self._record(compute)
         return self._read[key]
@@ -166,7 +184,7 @@ class GraphRunner:
         if key not in found:
 
             def step(ids: Tensor) -> Tensor:
-                logits = self._logits(ids, 1)
+                logits = self._forward(ids, 1)
                 self._cache.at.add_(ids.shape[0])
                 return logits
 
@@ -184,8 +202,10 @@ class GraphRunner:
     def _record(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         start = time.perf_counter()
         self._cache.at.fill_(self.length)  # where there is room, and nothing that is still needed
-        with torch.inference_mode():
-            recording = self._capture(compute)
+        if not self._cache.in_use:
+            self._cache.bucket = SMALLEST_BUCKET
+            self._logits(self._ids[:1], 1)  # buffers come with the first states, and belong to no recording
+        recording = self._capture(compute)
         self.capture_seconds += time.perf_counter() - start
         return recording
 

@@ -43,6 +43,7 @@ def load_pair(
     dtype: str | None = None,
     offline: bool | None = None,
     cuda_graphs: bool | None = None,
+    compile: bool | None = None,
     report: Report | None = None,
 ) -> Pair:
     """Load a pair by name, by the path of a YAML file, or from a mapping with the same keys.
@@ -53,6 +54,7 @@ def load_pair(
         dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; likewise.
         offline: fail rather than download.
         cuda_graphs: record decoding steps on a GPU where the model allows it (default).
+        compile: have torch.compile make these steps first; a minute or so at the first start, less later.
         report: told of download and conversion progress.
 
     Raises:
@@ -68,12 +70,13 @@ def load_pair(
     configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
     tokenizer, vocab = _vocabulary(config, folders, configs)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
+    compiler = "inductor" if (defaults.compile if compile is None else compile) else None
     models = {}
     for role, model in _roles(config):
         in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
         wanted = in_file if dtype is None else dtype
         kind = choose_dtype(wanted, where, may_round=wanted == "auto" and role == "draft" and is_large(configs[role]))
-        models[role] = _load(model, configs[role], folders[role], kind, where, vocab, graphs)
+        models[role] = _load(model, configs[role], folders[role], kind, where, vocab, graphs, compiler)
     target = models["target"]
     return Pair(
         config=config,
@@ -83,7 +86,7 @@ def load_pair(
         vocab=vocab,
         eos_ids=_eos_ids(target.model, tokenizer if folders["target"] else None),
         context=_context(configs.values()),
-        compute=recorded_rounds(models["draft"].runner, target.runner),
+        compute=recorded_rounds(target.device, models["draft"].eager_because, target.eager_because),
     )
 
 
@@ -138,6 +141,7 @@ def _load(
     device: torch.device,
     vocab: int,
     graphs: bool,
+    compiler: str | None,
 ) -> LoadedModel:
     try:
         if device.type == "cpu":
@@ -153,7 +157,7 @@ def _load(
     module.eval().requires_grad_(False)
     keep_caps(module)
     rows = config.get_text_config().vocab_size
-    runner, why = choose_runner(module, vocab, device, graphs=graphs)
+    runner, why = choose_runner(module, vocab, device, graphs=graphs, compiler=compiler)
     return LoadedModel(module, runner, str(model.source), dtype, device, rows, why)
 
 

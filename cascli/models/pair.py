@@ -13,7 +13,7 @@ from cascli.config import PairConfig
 from cascli.models.capture import Recorded
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
-from cascli.models.size import size_of
+from cascli.models.size import Size, size_of
 from cascli.settings import Settings
 from cascli.trace import ModelInfo, PairInfo
 
@@ -33,12 +33,23 @@ class LoadedModel:
     """Why, on a GPU, its steps are not CUDA graphs."""
 
     @cached_property
+    def size(self) -> Size:
+        """What decoding pays for."""
+        return size_of(self.model)
+
+    @property
     def info(self) -> ModelInfo:
-        """How this model ran, for the trace."""
-        size = size_of(self.model)
-        graphs = isinstance(self.runner, GraphRunner) if self.device.type == "cuda" else None
+        """How this model ran until now, for the trace."""
+        on_gpu, runner = self.device.type == "cuda", self.runner
+        seconds = runner.capture_seconds if isinstance(runner, GraphRunner) else None
         return ModelInfo(
-            source=self.source, dtype=self.dtype, device=str(self.device), cuda_graphs=graphs, **size._asdict()
+            source=self.source,
+            dtype=self.dtype,
+            device=str(self.device),
+            cuda_graphs=self.eager_because is None if on_gpu else None,
+            compiled=isinstance(runner, GraphRunner) and runner.compile_seconds is not None if on_gpu else None,
+            recording_seconds=seconds,
+            **self.size._asdict(),
         )
 
 

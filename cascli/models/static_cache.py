@@ -92,6 +92,11 @@ class StaticCache(Cache):
         rewindable = RewindCache(config).layers  # refuses what cannot be rewound
         super().__init__(layers=[StaticLayer(self, sliding=layer.is_sliding) for layer in rewindable])
 
+    @property
+    def in_use(self) -> bool:
+        """Whether all layers have their buffers."""
+        return all(layer.is_initialized for layer in self.layers)
+
     def positions(self, n: int) -> Tensor:
         """Where the next n tokens go, `[n]`."""
         return self.at + self._steps[:n]

@@ -1,0 +1,54 @@
+"""A model's decoding step by torch.compile: fewer and larger kernels, at the price of the time that compiling takes.
+
+A step of a small model is dozens of kernels a layer, most of them for a few thousand numbers: on a fast GPU their
+number, not the bytes of the weights, is what the step costs. Compiled once for a single token and once for any number
+of them; torch keeps its work on disk, so that a second start is faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from cascli.errors import RunError, first_line
+
+Forward = Callable[[Tensor, int], Tensor]
+"""From ids `[n]` to the logits `[rows, V]` of the last rows."""
+
+_KEPT = 256
+"""Versions that torch may keep of the function that all runners of a process share."""
+
+
+class Compiled:
+    """A forward, compiled at its first calls."""
+
+    def __init__(self, forward: Forward, backend: str = "inductor") -> None:
+        self.seconds = 0.0
+        """Time spent in calls that compiled something, so far."""
+        self._one = torch.compile(forward, fullgraph=True, backend=backend)
+        self._many = torch.compile(forward, fullgraph=True, dynamic=True, backend=backend)
+        self._seen: set[tuple[int, int]] = set()
+
+    def __call__(self, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, V]`.
+
+        Raises:
+            RunError: torch cannot compile this model here.
+        """
+        call = (ids.shape[0], rows)
+        start = time.perf_counter()
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_KEPT):
+                logits = (self._one if ids.shape[0] == 1 else self._many)(ids, rows)
+        except TorchDynamoException as error:
+            raise RunError(
+                f"torch.compile cannot compile the model: {first_line(error)}\nLeave out --compile."
+            ) from None
+        if call not in self._seen:
+            self._seen.add(call)
+            self.seconds += time.perf_counter() - start
+        return logits
