@@ -1,0 +1,85 @@
+"""Everything a round computes, on a device that is not the CPU: what mixes devices or waits for the host fails here.
+
+The device is torch's meta device under fake tensors, which compute shapes and no numbers, and refuse to read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from cascli import load_pair, rules
+from cascli.calls import Calls, Write
+from cascli.models.capture import uncaptured
+from cascli.models.graph_runner import GraphRunner
+from cascli.models.pair import Pair
+from cascli.rules.base import Exact, Rule
+from cascli.sampling import Sampling
+from cascli.strategies._speculation import _decide
+from cascli.writing import Law
+from tests.pairs import ARCHITECTURES, pair
+
+ELSEWHERE = torch.device("meta")
+SAMPLINGS = [Sampling(0.0), Sampling(), Sampling(0.7, top_k=20, top_p=0.9)]
+
+
+def move(model: nn.Module) -> None:
+    """Put empty tensors of the other device in the place of all parameters and buffers."""
+    for module in model.modules():
+        for store in (module._parameters, module._buffers, vars(module)):
+            for name, value in list(store.items()):
+                if isinstance(value, torch.Tensor):
+                    empty = torch.empty(value.shape, dtype=value.dtype, device=ELSEWHERE)
+                    parameter = isinstance(value, nn.Parameter)
+                    store[name] = nn.Parameter(empty, requires_grad=False) if parameter else empty
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    with FakeTensorMode(), torch.inference_mode():
+        yield
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def stock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    monkeypatch.setattr("cascli.models.load.fit", lambda *_: None)
+    return load_pair(pair(**ARCHITECTURES[request.param]), dtype="bfloat16")
+
+
+def test_recorded_steps_stay_on_the_device(stock: Pair, elsewhere: None) -> None:
+    model = stock.target.model
+    move(model)
+    runner, law = GraphRunner(model, stock.vocab, ELSEWHERE, uncaptured), Law(Sampling(), reads_base=True)
+    runner.prepare(20, 250, Calls([(4, 4), (1, 1)], [Write(1, 3, True), Write(1, 1)]), law)
+    ids = torch.zeros(20, dtype=torch.long, device=ELSEWHERE)
+    assert runner.forward(ids, 1).device == ELSEWHERE
+    u = torch.zeros(3, dtype=torch.float64, device=ELSEWHERE)
+    for drawn in (3, 2):
+        written = runner.write(ids[:1], law, u[:drawn], read_last=drawn == 3)
+        assert all(each.device == ELSEWHERE for each in written)
+    assert runner.forward(ids[:4], 4).shape == (4, stock.vocab) and runner.length == 20 + 4 + 2 + 4
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)() for name in rules.names())], ids=repr)
+def test_a_round_stays_on_the_device(rule: Rule, sampling: Sampling, elsewhere: None) -> None:
+    n, width = 3, 50
+    logits = torch.empty(n + 1, width, dtype=torch.bfloat16, device=ELSEWHERE)
+    law = Law(sampling, rule.reads_base)
+    q, q1 = (each[: n + rule.reads_draft] for each in law(logits))
+    tokens = torch.zeros(n, dtype=torch.long, device=ELSEWHERE)
+    u = torch.zeros(n + 1, dtype=torch.float64, device=ELSEWHERE)
+    columns = _decide(rule, sampling, logits, tokens, q, q1, u[:n], u)
+    assert all(each.device == ELSEWHERE for each in columns)
+
+
+def test_what_is_to_be_seen_is_seen(elsewhere: None) -> None:
+    there = torch.zeros(3, device=ELSEWHERE)
+    with pytest.raises(RuntimeError, match="device"):
+        there + torch.zeros(3)
+    with pytest.raises(DataDependentOutputException):
+        there.sum().item()
