@@ -30,10 +30,13 @@ def recorded(loaded: Pair) -> Pair:
     return loaded
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=[*ARCHITECTURES, "llama by buckets", "gemma3_text by buckets"])
 def two(request: pytest.FixtureRequest) -> tuple[Pair, Pair]:
     """The same pair with its own runners, and with recorded steps."""
-    config = pair(**ARCHITECTURES[request.param])
+    name, _, buckets = request.param.partition(" ")
+    if buckets:
+        request.getfixturevalue("by_buckets")
+    config = pair(**ARCHITECTURES[name])
     return load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
 
 
@@ -153,6 +156,13 @@ def test_a_round_is_recorded_once_for_all_texts(taped: Pair) -> None:
     assert [model.runner.graphs for model in (taped.draft, taped.target)] == made
 
 
+@pytest.fixture
+def by_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a model whose attention does not read the length by itself."""
+    monkeypatch.setattr("cascli.models.decode_attention.can_decode", lambda _: False)
+
+
+@pytest.mark.usefixtures("by_buckets")
 def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) -> None:
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner = taped.target.runner
@@ -192,7 +202,13 @@ def test_buckets_are_powers_of_two() -> None:
     assert [bucket_for(n) for n in (1, 256, 257, 512, 513, 4097)] == [256, 256, 512, 512, 1024, 8192]
 
 
-def test_prepare_records_every_bucket_on_the_way(taped: Pair) -> None:
+def test_one_recording_serves_every_length(taped: Pair) -> None:
+    taped.target.runner.prepare(100, 1000, Calls(reads=[(2, 2), (1, 1)]))
+    assert taped.target.runner.graphs == 2
+    assert load_pair(pair()).target.model.config._attn_implementation != taped.target.model.config._attn_implementation
+
+
+def test_prepare_records_every_bucket_on_the_way(by_buckets: None, taped: Pair) -> None:
     taped.target.runner.prepare(100, 1000, Calls(reads=[(2, 2), (1, 1)]))
     assert taped.target.runner.graphs == 2 * 3
     assert taped.target.runner.capture_seconds > 0

@@ -1,9 +1,9 @@
 """A runner whose short forwards are recorded once and repeated as CUDA graphs.
 
 A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
-for. What `prepare` was told of, and steps of a `FEW` tokens, are recorded per number of tokens, number of logit rows,
-and bucket of the cache; everything else, prompts above all, is read by the same forward without a recording. A whole
-draft, forwards and draws together, is one recording more.
+for. What `prepare` was told of, and steps of a `FEW` tokens, are recorded per number of tokens and of logit rows (and
+per bucket of the cache, if attention does not read the length by itself); everything else, prompts above all, is read
+by the same forward without a recording. A whole draft, forwards and draws together, is one recording more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cascli.calls import Calls, Write
 from cascli.models.cache import forward_parameters
 from cascli.models.capture import Capture
 from cascli.models.compiled import Compiled
+from cascli.models.decode_attention import use_decode_attention
 from cascli.models.grouped_attention import use_grouped_attention
 from cascli.models.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
 from cascli.writing import Law, Written, write_by_steps
@@ -55,7 +56,9 @@ class GraphRunner:
         """How many tokens of the text the model has read."""
         self.capture_seconds = 0.0
         """Time spent on recordings so far, that of compiling included."""
-        use_grouped_attention(model)
+        self._any_length = use_decode_attention(model)
+        if not self._any_length:
+            use_grouped_attention(model)
         self._capture = capture
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
@@ -93,14 +96,14 @@ class GraphRunner:
         self._reserve(end)
         self._reads.update(calls.reads)
         self._writes.update(calls.writes)
-        bucket = bucket_for(end)
+        bucket = self._bucket(end)
         while True:
             for n, rows in calls.reads:
                 self._recorded_read(n, rows, bucket)
             if law is not None:
                 for write in calls.writes:
                     self._recorded_write(write, law, bucket)
-            if bucket == bucket_for(start):
+            if bucket == self._bucket(start):
                 return
             bucket //= 2
 
@@ -144,7 +147,7 @@ class GraphRunner:
         self._ids[: write.unread].copy_(ids)
         self._u[: write.drawn].copy_(u)
         self._cache.at.fill_(self.length)
-        written = self._recorded_write(write, law, bucket_for(self.length + write.tokens))()
+        written = self._recorded_write(write, law, self._bucket(self.length + write.tokens))()
         self.length += write.tokens
         return written
 
@@ -159,7 +162,7 @@ class GraphRunner:
         n = ids.shape[0]
         self._ids[:n].copy_(ids)
         self._cache.at.fill_(self.length)
-        logits = self._recorded_read(n, rows, bucket_for(self.length + n))()
+        logits = self._recorded_read(n, rows, self._bucket(self.length + n))()
         self.length += n
         return logits
 
@@ -211,12 +214,17 @@ class GraphRunner:
 
     def _logits(self, ids: Tensor, rows: int) -> Tensor:
         more: dict[str, Any] = {}
+        positions = self._cache.place(ids.shape[0])
         if "position_ids" in self._takes:
-            more["position_ids"] = self._cache.positions(ids.shape[0]).unsqueeze(0)
+            more["position_ids"] = positions.unsqueeze(0)
         if "logits_to_keep" in self._takes:
             more["logits_to_keep"] = rows
         output = self.model(input_ids=ids.unsqueeze(0), past_key_values=self._cache, use_cache=True, **more)
         return output.logits[0, -rows:, : self.vocab]
+
+    def _bucket(self, length: int) -> int:
+        """How much of the cache a recording hands to attention: all, where attention reads the length by itself."""
+        return self._cache.capacity if self._any_length else bucket_for(length)
 
     def _reserve(self, length: int) -> None:
         """Room for `length` tokens; buffers that move take the recordings with them."""

@@ -2,7 +2,8 @@
 
 A recorded forward (a CUDA graph) repeats the same kernels on the same addresses, so where it writes and how far it
 looks back must be data. New states go to the positions that follow `at`, a number on the device that is set before
-each call: rewinding is setting it. Attention sees the first `bucket` positions, of which a mask hides the unused.
+each call: rewinding is setting it. Attention is handed the first `bucket` positions, of which a mask hides the unused,
+or all of them, where it reads the length by itself.
 """
 
 from __future__ import annotations
@@ -48,9 +49,8 @@ class StaticLayer(CacheLayerMixin):
         """Write `[1, heads, n, head_dim]` after the length, and return the whole bucket."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        where = self.cache.positions(key_states.shape[-2])
-        self.keys.index_copy_(2, where, key_states)
-        self.values.index_copy_(2, where, value_states)
+        self.keys.index_copy_(2, self.cache.where, key_states)
+        self.values.index_copy_(2, self.cache.where, value_states)
         return self.keys[:, :, : self.cache.bucket], self.values[:, :, : self.cache.bucket]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -88,6 +88,8 @@ class StaticCache(Cache):
         self.bucket = 0
         """How many positions the next forward sees; baked into a recording."""
         self.at = torch.zeros((), dtype=torch.long, device=device)
+        self.where = torch.zeros(0, dtype=torch.long, device=device)
+        """Where the tokens of the present call go, `[n]`."""
         self._steps = torch.zeros(0, dtype=torch.long, device=device)
         rewindable = RewindCache(config).layers  # refuses what cannot be rewound
         super().__init__(layers=[StaticLayer(self, sliding=layer.is_sliding) for layer in rewindable])
@@ -97,9 +99,10 @@ class StaticCache(Cache):
         """Whether all layers have their buffers."""
         return all(layer.is_initialized for layer in self.layers)
 
-    def positions(self, n: int) -> Tensor:
-        """Where the next n tokens go, `[n]`."""
-        return self.at + self._steps[:n]
+    def place(self, n: int) -> Tensor:
+        """Decide where the n tokens of a call go, `[n]`: once for all layers."""
+        self.where = self.at + self._steps[:n]
+        return self.where
 
     def grow(self, capacity: int) -> None:
         """Make room in new buffers, which hold what the old ones held."""

@@ -1,0 +1,1 @@
+"""Triton kernels for what decoding on a GPU does besides multiplying by weights; imported where they are used."""

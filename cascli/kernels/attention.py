@@ -1,0 +1,151 @@
+"""Attention of a few tokens over the used part of a cache whose length lies on the device.
+
+One token's attention has too few rows to fill a GPU, so the keys are dealt out: program s of S takes blocks s, s + S,
+... of the text and leaves a partial sum, and a second kernel puts the S partial sums of each row together (Dao et al.
+2023, "Flash-Decoding"). The number of blocks is read from the device: a recording made once serves every length, and
+reads no more of the cache than is used. Dealing by fixed positions gives a row the same sums in any block of tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK, _BLOCK_FLOAT32 = 64, 32
+"""Keys that are looked at together; fewer in float32, whose products take more registers."""
+_MOST_ROWS = 32
+"""Rows of a program, a row being a query of one head; more are more programs. Up to here sums are in one order."""
+_PROGRAMS = 128
+"""Programs to aim for: about one a multiprocessor."""
+_MOST_PARTS = 32
+
+
+@triton.jit
+def _partial_sums(
+    query, key, value, at, sums, maxima, totals,
+    q_head, q_row, k_head, k_row, v_head, v_row,
+    n, group, width, window, scale, cap,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text."""
+    shared, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    before = tl.load(at).to(tl.int32)
+    keys, values = key + shared.to(tl.int64) * k_head, value + shared.to(tl.int64) * v_head
+    row = tile * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    real = row < group * n
+    head, i = shared * group + row // n, row % n
+    inside = tl.full([WIDTH], True, tl.int1)
+    if not WHOLE:
+        inside = column < width
+    q = tl.load(query + head[:, None] * q_head + i[:, None] * q_row + column[None, :],
+                mask=real[:, None] & inside[None, :], other=0.0)  # fmt: skip
+    position = before + i
+    best = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    first = 0
+    if WINDOW:
+        first = tl.maximum(before - window + 1, 0) // BLOCK
+    last = (before + n + BLOCK - 1) // BLOCK
+    # The first block at or after `first` that is this part's.
+    begin = first + (part - first % PARTS + PARTS) % PARTS
+    for block in range(begin, last, PARTS):
+        where = block * BLOCK + tl.arange(0, BLOCK)
+        there = where < before + n
+        k = tl.load(keys + where[:, None] * k_row + column[None, :],
+                    mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        v = tl.load(values + where[:, None] * v_row + column[None, :],
+                    mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        if EXACT:
+            score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        else:
+            score = tl.dot(q, tl.trans(k)) * scale
+        if CAP:
+            score = cap * (1 - 2 / (tl.exp(2 * score / cap) + 1))
+        seen = (where[None, :] <= position[:, None]) & real[:, None]
+        if WINDOW:
+            seen = seen & (where[None, :] > position[:, None] - window)
+        score = tl.where(seen, score, -float("inf"))
+        higher = tl.maximum(best, tl.max(score, axis=1))
+        # A row that has seen nothing yet keeps its maximum of -inf; its weights are 0 all the same.
+        ground = tl.where(higher == -float("inf"), 0.0, higher)
+        weight = tl.exp(score - ground[:, None])
+        shrink = tl.exp(best - ground)
+        total = total * shrink + tl.sum(weight, axis=1)
+        if EXACT:
+            acc = acc * shrink[:, None] + tl.dot(weight, v.to(tl.float32), input_precision="ieee")
+        else:
+            acc = acc * shrink[:, None] + tl.dot(weight.to(v.dtype), v)
+        best = higher
+    at_row = (head * n + i) * PARTS + part
+    tl.store(maxima + at_row, best, mask=real)
+    tl.store(totals + at_row, total, mask=real)
+    tl.store(sums + at_row[:, None] * width + column[None, :], acc, mask=real[:, None] & inside[None, :])
+
+
+@triton.jit
+def _together(sums, maxima, totals, out, n, heads, width, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Put the partial sums of one row (a query of one head) together."""
+    row = tl.program_id(0)
+    head, i = row // n, row % n
+    part, column = tl.arange(0, PARTS), tl.arange(0, WIDTH)
+    inside = column < width
+    best = tl.load(maxima + row * PARTS + part)
+    weight = tl.exp(best - tl.max(best, axis=0))
+    total = tl.sum(weight * tl.load(totals + row * PARTS + part), axis=0)
+    each = tl.load(sums + (row * PARTS + part[:, None]) * width + column[None, :], mask=inside[None, :], other=0.0)
+    found = tl.sum(each * weight[:, None], axis=0) / total
+    tl.store(out + (i * heads + head) * width + column, found.to(out.dtype.element_ty), mask=inside)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    at: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    cap: float = 0.0,
+) -> Tensor:
+    """Causal attention of n tokens that follow `at` others, their own states already in the cache.
+
+    Args:
+        query: `[1, heads, n, width]`.
+        key: `[1, shared heads, capacity, width]`; any strides but that of the last dimension, which is 1.
+        value: likewise.
+        at: how many tokens came before, an integer on the device (0-dim).
+        scale: what scores are multiplied by.
+        window: how many positions a token sees, itself included; 0 for all.
+        cap: scores are squeezed into (-cap, cap) by a tanh, as in Gemma 2; 0 for none.
+
+    Returns:
+        `[1, n, heads, width]`.
+    """
+    _, heads, n, width = query.shape
+    shared = key.shape[1]
+    group = heads // shared
+    query = query if query.stride(-1) == 1 else query.contiguous()
+    rows = min(max(16, triton.next_power_of_2(group * n)), _MOST_ROWS)
+    tiles = triton.cdiv(group * n, rows)
+    parts = max(1, min(_MOST_PARTS, _PROGRAMS // shared))
+    parts = 1 << (parts.bit_length() - 1)
+    padded = max(16, triton.next_power_of_2(width))
+    sums = query.new_empty((heads * n, parts, width), dtype=torch.float32)
+    maxima, totals = (query.new_empty((heads * n, parts), dtype=torch.float32) for _ in range(2))
+    out = query.new_empty((1, n, heads, width))
+    exact = query.dtype == torch.float32
+    _partial_sums[(shared, parts, tiles)](
+        query, key, value, at, sums, maxima, totals,
+        query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2),
+        n, group, width, window, scale, cap,
+        PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=_BLOCK_FLOAT32 if exact else _BLOCK,
+        WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width,
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+    _together[(heads * n,)](sums, maxima, totals, out, n, heads, width, PARTS=parts, WIDTH=padded, num_warps=4)
+    return out

@@ -1,0 +1,80 @@
+"""Compile every kernel for a GPU that need not be there, in the variants that decoding uses: `python -m ...`.
+
+Prints one line a variant; fails if one does not compile, or needs more registers than there are.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cascli.kernels import attention
+
+CAPABILITIES = (80, 90)
+
+
+class Variant(NamedTuple):
+    kernel: Any
+    types: dict[str, str]
+    """Of arguments that are no 32-bit integers: `*bf16` is a pointer."""
+    constants: dict[str, Any]
+    stages: int = 3
+
+
+def variants() -> Iterator[Variant]:
+    partial = dict.fromkeys(("sums", "maxima", "totals"), "*fp32")
+    for states, width, block in (("bf16", 64, 64), ("bf16", 128, 64), ("bf16", 256, 64), ("fp16", 128, 64)):
+        for rows in (16, 32):
+            for window, cap in ((False, False), (True, True)):
+                types = dict.fromkeys(("query", "key", "value"), f"*{states}")
+                types |= partial | {"at": "*i64", "scale": "fp32", "cap": "fp32"}
+                flags = {"WINDOW": window, "CAP": cap, "EXACT": False, "WHOLE": True}
+                constants = {"PARTS": 32, "ROWS": rows, "WIDTH": width, "BLOCK": block} | flags
+                yield Variant(attention._partial_sums, types, constants, 2)
+    yield Variant(attention._together, partial | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+
+
+def build(variant: Variant, capability: int) -> Any:
+    names = variant.kernel.arg_names
+    signature = {name: variant.types.get(name, "i32") for name in names}
+    signature |= dict.fromkeys(variant.constants, "constexpr")
+    # What the launcher finds out by itself: pointers and strides are multiples of 16.
+    even = [
+        name for name in names if signature[name].startswith("*") or name[1:] in ("_head", "_row") or name == "width"
+    ]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = ASTSource(variant.kernel, signature, variant.constants, attributes)
+    options = {"num_warps": 4, "num_stages": variant.stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def spilled(cubin: bytes) -> int:
+    """Bytes of a thread's values that did not fit into its registers."""
+    tool = next(Path(triton.__file__).parent.rglob("bin/cuobjdump"))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        done = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True)
+    return sum(int(each) for each in re.findall(r"(?:STACK|LOCAL):(\d+)", done.stdout))
+
+
+def main() -> None:
+    for variant in variants():
+        for capability in CAPABILITIES:
+            made = build(variant, capability)
+            bytes_spilled = spilled(made.asm["cubin"])
+            print(variant.kernel.__name__, capability, variant.constants, "spilled", bytes_spilled)
+            if bytes_spilled:
+                raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

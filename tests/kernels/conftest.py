@@ -1,0 +1,38 @@
+"""Triton's kernels run on the GPU if there is one, and in Triton's interpreter if there is none."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+
+
+def _can_interpret() -> bool:
+    """The interpreter of Triton 3.6 cannot loop with NumPy 2.4."""
+    try:
+        return tuple(int(part) for part in version("triton").split(".")[:2]) >= (3, 7)
+    except PackageNotFoundError:
+        return False
+
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+
+
+@pytest.fixture(scope="session")
+def where() -> torch.device:
+    """The device of the kernels."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if not _can_interpret():
+        pytest.skip("no Triton whose interpreter works")
+    return torch.device("cpu")
+
+
+@pytest.fixture(params=["float32", "half"])
+def dtype(request: pytest.FixtureRequest, where: torch.device) -> torch.dtype:
+    """The interpreter has no products of bfloat16; float16 stands in."""
+    half = torch.bfloat16 if where.type == "cuda" else torch.float16
+    return torch.float32 if request.param == "float32" else half

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli.models.decode_attention import masked_attention
+
+BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+CAPACITY = 1024
+
+
+def states(
+    heads: int, shared: int, n: int, width: int, at: int, dtype: torch.dtype, where: torch.device
+) -> list[torch.Tensor]:
+    """Query, key, value; what lies beyond the text is not a number."""
+    generator = torch.Generator().manual_seed(at)
+    query = torch.randn(1, heads, n, width, generator=generator)
+    cache = torch.randn(2, 1, shared, CAPACITY, width, generator=generator)
+    cache[..., at + n :, :] = torch.nan
+    return [each.to(where, dtype) for each in (query, *cache)]
+
+
+def wanted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: int, window: int, cap: float) -> torch.Tensor:
+    n = q.shape[2]
+    position, place = at + torch.arange(n).unsqueeze(1), torch.arange(at + n)
+    mask = (place <= position) & (place > position - (window or CAPACITY))
+    q, k, v = q.double().cpu(), k[:, :, : at + n].double().cpu(), v[:, :, : at + n].double().cpu()
+    return masked_attention(q, k, v, mask[None, None], q.shape[-1] ** -0.5, cap)
+
+
+@pytest.mark.parametrize(("heads", "shared", "width"), [(4, 2, 16), (6, 1, 24), (2, 2, 64), (14, 2, 32)])
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (9, 0.0), (70, 30.0)])
+def test_attention_is_attention(
+    heads: int, shared: int, width: int, window: int, cap: float, dtype: torch.dtype, where: torch.device
+) -> None:
+    """At block borders, windows across them, and more rows than a program takes."""
+    from cascli.kernels.attention import attend
+
+    for at, n in ((0, 1), (0, 5), (63, 1), (63, 2), (64, 9), (200, 5)):
+        q, k, v = states(heads, shared, n, width, at, dtype, where)
+        found = attend(q, k, v, torch.tensor(at, device=where), scale=width**-0.5, window=window, cap=cap)
+        assert found.shape == (1, n, heads, width) and found.dtype == dtype
+        error = (found.double().cpu() - wanted(q, k, v, at, window, cap)).abs().max()
+        assert error < BOUND[dtype], (at, n)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter's products are NumPy's")
+def test_a_row_has_the_same_bits_alone_and_in_a_block(dtype: torch.dtype, where: torch.device) -> None:
+    from cascli.kernels.attention import attend
+
+    at, n = 300, 4
+    q, k, v = states(8, 2, n, 64, at, dtype, where)
+    block = attend(q, k, v, torch.tensor(at, device=where), scale=0.125)
+    for i in range(n):
+        alone = attend(q[:, :, i : i + 1], k, v, torch.tensor(at + i, device=where), scale=0.125)
+        assert torch.equal(alone[:, 0], block[:, i])
+
+
+def test_strides_do_not_matter(where: torch.device) -> None:
+    """Queries come transposed, keys as the beginning of a longer buffer."""
+    from cascli.kernels.attention import attend
+
+    q, k, v = states(4, 2, 3, 16, 40, torch.float32, where)
+    strided = q.transpose(1, 2).contiguous().transpose(1, 2)
+    longer = torch.cat([k, k], dim=2)[:, :, :CAPACITY]
+    at = torch.tensor(40, device=where)
+    assert torch.equal(attend(strided, longer, v, at, scale=0.25), attend(q, k, v, at, scale=0.25))
