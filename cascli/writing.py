@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cascli import dists
+from cascli import dists, kernels
 from cascli.sampling import Sampling
 
 Read = Callable[[Tensor], Tensor]
@@ -27,10 +27,34 @@ class Law:
     reads_base: bool
     """Whether the distributions at temperature 1 are wanted too."""
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens get no probability because others have more."""
+        return self.sampling.top_k > 0 or self.sampling.top_p < 1
+
+    def draw(self, logits: Tensor, u: Tensor | None) -> Drawn:
+        """The distributions of logits `[1, V]`, and a token drawn with the uniform `[1]`, if there is one."""
+        if kernels.serve(logits.device) and not self.truncates:
+            from cascli.kernels import draws
+
+            return Drawn(*draws.draw(logits, self.sampling.temperature, u, with_base=self.reads_base))
+        probs, base = self(logits)
+        return Drawn(None if u is None else dists.sample(probs, u), probs, base, logits.amax().float())
+
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Warped distributions and those at temperature 1, which are the former again where they are not wanted."""
         probs = dists.warp(logits, self.sampling)
         return probs, dists.base(logits) if self.reads_base else probs
+
+
+class Drawn(NamedTuple):
+    """A token `[1]`, if one was drawn, and the distributions `[1, V]` at its position."""
+
+    token: Tensor | None
+    probs: Tensor
+    base: Tensor
+    health: Tensor
+    """The largest logit (0-dim): a finite number, as long as all logits were."""
 
 
 class Written(NamedTuple):
@@ -43,7 +67,7 @@ class Written(NamedTuple):
     probs: Tensor
     base: Tensor
     health: Tensor
-    """The largest logit (0-dim): a finite number, as long as all logits were."""
+    """The largest logit (0-dim)."""
 
 
 def write_by_steps(read: Read, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
@@ -56,15 +80,13 @@ def write_by_steps(read: Read, ids: Tensor, law: Law, u: Tensor, *, read_last: b
         u: one uniform a token.
         read_last: go on to read the last drawn token.
     """
-    tokens, probs, base, healths = [u.new_zeros(0, dtype=torch.long)], [], [], []
+    tokens, drawn = [u.new_zeros(0, dtype=torch.long)], []
     for i in range(u.shape[0] + read_last):
-        logits = read(ids)
-        mine, plain = law(logits)
-        probs.append(mine)
-        base.append(plain)
-        healths.append(logits.amax().float())
-        if i < u.shape[0]:
-            ids = dists.sample(mine, u[i : i + 1])
+        found = law.draw(read(ids), u[i : i + 1] if i < u.shape[0] else None)
+        drawn.append(found)
+        if found.token is not None:
+            ids = found.token
             tokens.append(ids)
-    whole = torch.cat(probs)
-    return Written(torch.cat(tokens), whole, torch.cat(base) if law.reads_base else whole, torch.stack(healths).amax())
+    probs = torch.cat([each.probs for each in drawn])
+    base = torch.cat([each.base for each in drawn]) if law.reads_base else probs
+    return Written(torch.cat(tokens), probs, base, torch.stack([each.health for each in drawn]).amax())

@@ -19,7 +19,7 @@ from cascli.models.graph_runner import GraphRunner
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import Sampling
-from cascli.strategies._speculation import _decide
+from cascli.strategies._decision import decide_round
 from cascli.writing import Law
 from tests.pairs import ARCHITECTURES, pair
 
@@ -73,8 +73,8 @@ def test_a_round_stays_on_the_device(rule: Rule, sampling: Sampling, elsewhere: 
     q, q1 = (each[: n + rule.reads_draft] for each in law(logits))
     tokens = torch.zeros(n, dtype=torch.long, device=ELSEWHERE)
     u = torch.zeros(n + 1, dtype=torch.float64, device=ELSEWHERE)
-    columns = _decide(rule, sampling, logits, tokens, q, q1, u[:n], u)
-    assert all(each.device == ELSEWHERE for each in columns)
+    numbers = decide_round(rule, sampling, logits, tokens, q, q1, u[:n], u)
+    assert numbers.device == ELSEWHERE and numbers.shape == (8 * n + 6,)
 
 
 def test_what_is_to_be_seen_is_seen(elsewhere: None) -> None:

@@ -7,7 +7,6 @@ window is. Prompts, and blocks with a mask of their own, go through torch's kern
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from cascli import kernels
 from cascli.models.row_attention import NAME as ROWS
 
 NAME = "cascli_decode"
@@ -122,5 +122,5 @@ def can_decode(model: PreTrainedModel) -> bool:
     kinds = set(getattr(config, "layer_types", None) or [])
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     stock = config._attn_implementation in ("sdpa", ROWS, NAME) or (capped and config._attn_implementation == "eager")
-    there = model.device.type != "cuda" or find_spec("triton") is not None
+    there = model.device.type != "cuda" or kernels.serve(model.device)
     return there and stock and kinds <= {"full_attention", "sliding_attention"}

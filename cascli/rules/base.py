@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -78,6 +78,36 @@ class KeepRule(Rule):
         kept = d.q * keep
         deferred_mass = (d.q * ~keep).sum(dim=-1, keepdim=True)
         return Judgement(kept + d.p * deferred_mass, ~keep)
+
+
+class Threshold(NamedTuple):
+    """What a probability at temperature 1 must reach for the draft model to be kept, as a sum over a position."""
+
+    tests: Literal["best q1", "q1", "p1"]
+    """The draft's best probability, for the whole distribution; or each token's, in the eyes of draft or target."""
+    constant: float = 0.0
+    of_best_p1: float = 0.0
+    """Times max p1."""
+    of_disagreement: float = 0.0
+    """Times TV(p, q) of the warped distributions."""
+
+
+@dataclass(frozen=True)
+class ThresholdRule(KeepRule):
+    """A rule that compares a probability with a threshold; verification on a GPU computes it in one go."""
+
+    @abstractmethod
+    def threshold(self) -> Threshold:
+        """What is tested, and what it must reach."""
+
+    def keep(self, d: Dists) -> Tensor:
+        """Bool `[n, 1]` or `[n, V]`: tested >= threshold."""
+        t = self.threshold()
+        tested = d.q1.amax(dim=-1, keepdim=True) if t.tests == "best q1" else getattr(d, t.tests)
+        least = t.of_best_p1 * d.p1.amax(dim=-1, keepdim=True) + t.constant
+        if t.of_disagreement:
+            least = least + t.of_disagreement * (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
+        return tested >= least
 
 
 @dataclass(frozen=True)

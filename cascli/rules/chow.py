@@ -6,18 +6,13 @@ keep q iff max q1 >= 1 - alpha (Narasimhan et al. 2025, eq. 2).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from cascli.rules.base import KeepRule
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cascli.dists import Dists
+from cascli.rules.base import Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
-class Chow(KeepRule):
+class Chow(ThresholdRule):
     """Chow's rule: keep the draft model where its own confidence is high."""
 
     formula: ClassVar[str] = "keep q iff max q1 >= 1 - alpha"
@@ -27,6 +22,6 @@ class Chow(KeepRule):
     alpha_lossless: ClassVar[float | None] = -0.5
     alpha_draft_only: ClassVar[float | None] = 1.0
 
-    def keep(self, d: Dists) -> Tensor:
-        """Bool `[n, 1]`."""
-        return d.q1.amax(dim=-1, keepdim=True) >= 1 - self.alpha
+    def threshold(self) -> Threshold:
+        """Max q1 >= 1 - alpha."""
+        return Threshold("best q1", constant=1 - self.alpha)

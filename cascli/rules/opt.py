@@ -9,20 +9,15 @@ max p - max q <= TV(p, q); with warping it need not, since the two sides then sp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import KeepRule
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cascli.dists import Dists
+from cascli.rules.base import Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
-class Opt(KeepRule):
+class Opt(ThresholdRule):
     """The plug-in of the optimal speculative deferral rule."""
 
     formula: ClassVar[str] = "keep q iff max q1 >= max p1 - alpha TV(p, q)"
@@ -33,8 +28,6 @@ class Opt(KeepRule):
 
     alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
 
-    def keep(self, d: Dists) -> Tensor:
-        """Bool `[n, 1]`."""
-        disagreement = (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
-        edge = d.p1.amax(dim=-1, keepdim=True) - d.q1.amax(dim=-1, keepdim=True)
-        return edge <= self.alpha * disagreement
+    def threshold(self) -> Threshold:
+        """Max q1 >= max p1 - alpha TV(p, q)."""
+        return Threshold("best q1", of_best_p1=1.0, of_disagreement=-self.alpha)

@@ -6,18 +6,13 @@ keep v iff q1(v) >= max p1 - alpha (Narasimhan et al. 2025, eq. 13).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from cascli.rules.base import KeepRule
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cascli.dists import Dists
+from cascli.rules.base import Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
-class TokenV1(KeepRule):
+class TokenV1(ThresholdRule):
     """Keep each token that the draft model likes nearly as much as the target likes its best."""
 
     formula: ClassVar[str] = "keep v iff q1(v) >= max p1 - alpha"
@@ -27,6 +22,6 @@ class TokenV1(KeepRule):
     alpha_lossless: ClassVar[float | None] = -1.0
     alpha_draft_only: ClassVar[float | None] = 1.0
 
-    def keep(self, d: Dists) -> Tensor:
-        """Bool `[n, V]`."""
-        return d.q1 >= d.p1.amax(dim=-1, keepdim=True) - self.alpha
+    def threshold(self) -> Threshold:
+        """Q1(v) >= max p1 - alpha."""
+        return Threshold("q1", constant=-self.alpha, of_best_p1=1.0)

@@ -6,18 +6,13 @@ keep v iff p1(v) >= (1 - alpha) max p1 (Narasimhan et al. 2025, eq. 15).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from cascli.rules.base import KeepRule
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cascli.dists import Dists
+from cascli.rules.base import Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
-class TokenV3(KeepRule):
+class TokenV3(ThresholdRule):
     """Keep each token whose target probability is at least (1 - alpha) of the target's best."""
 
     formula: ClassVar[str] = "keep v iff p1(v) >= (1 - alpha) max p1"
@@ -27,6 +22,6 @@ class TokenV3(KeepRule):
     alpha_lossless: ClassVar[float | None] = -0.001
     alpha_draft_only: ClassVar[float | None] = 1.0
 
-    def keep(self, d: Dists) -> Tensor:
-        """Bool `[n, V]`."""
-        return d.p1 >= (1 - self.alpha) * d.p1.amax(dim=-1, keepdim=True)
+    def threshold(self) -> Threshold:
+        """P1(v) >= (1 - alpha) max p1."""
+        return Threshold("p1", of_best_p1=1 - self.alpha)

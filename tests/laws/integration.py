@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cascli import dists, verify
-from cascli.strategies import _speculation
+from cascli.strategies import _decision
 from tests.reference.process import Law
 
 Cell = tuple[str, int]  # stream and position
@@ -139,7 +139,7 @@ def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -
         point = Point(stack.pop())
         with (
             mock.patch.object(dists, "sample", point.sample),
-            mock.patch.object(_speculation, "verify_block", point.verify_block),
+            mock.patch.object(_decision, "verify_block", point.verify_block),
         ):
             text = run(point)
         point.settle()

@@ -1,0 +1,79 @@
+"""A draw from one row of logits: its distributions, a token, and whether its logits were numbers, in three kernels."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cascli.kernels.rows import BLOCK, choose_part, cut, first_above, row_sums, warped_probability, whole_row
+
+
+def draw(
+    logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Softmax at a temperature, the same at temperature 1, and a token by inverting the former's sums.
+
+    Args:
+        logits: `[1, V]`, its last dimension contiguous.
+        temperature: 0 is one-hot at the first of the largest logits.
+        u: the draw's uniform, float64 `[1]`; None draws nothing.
+        with_base: whether the distribution at temperature 1 is wanted.
+
+    Returns:
+        The token `[1]` (int64), the distributions `[1, V]` (float32; the first one twice if the second is not wanted),
+        and the largest logit (0-dim), which is not a number if any logit is not.
+    """
+    width = logits.shape[1]
+    parts, padded, per = cut(width)
+    sums = row_sums(logits, temperature)
+    probs = logits.new_empty((1, width), dtype=torch.float32)
+    base = torch.empty_like(probs) if with_base else probs
+    masses = logits.new_empty(parts, dtype=torch.float64)
+    health = logits.new_empty((), dtype=torch.float32)
+    greedy = temperature == 0
+    _distributions[(parts,)](
+        logits, *sums, probs, base, masses, health, width, parts, temperature or 1.0,
+        PADDED=padded, PER=per, BLOCK=BLOCK, GREEDY=greedy, BASE=with_base,
+    )  # fmt: skip
+    if u is None:
+        return None, probs, base, health
+    token = logits.new_empty(1, dtype=torch.long)
+    _token[(1,)](probs, masses, u, token, width, parts, PADDED=padded, PER=per, BLOCK=BLOCK)
+    return token, probs, base, health
+
+
+@triton.jit
+def _distributions(
+    logits, top, first, base_sums, warped_sums, probs, base, masses, health, width, parts, temperature,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, BASE: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0)
+    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, 0, parts, temperature, PADDED)
+    total = tl.zeros([], tl.float64)
+    for start in range(0, PER, BLOCK):
+        token = part * PER + start + tl.arange(0, BLOCK)
+        inside = token < width
+        x = tl.load(logits + token, mask=inside, other=-float("inf")).to(tl.float32)
+        p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+        tl.store(probs + token, p, mask=inside)
+        if BASE:
+            tl.store(base + token, tl.exp(x - best) / sum_base, mask=inside)
+        total += tl.sum(tl.where(inside, p, 0.0).to(tl.float64), axis=0)
+    tl.store(masses + part, total)
+    if part == 0:
+        tl.store(health, best + (sum_base - sum_base))
+
+
+@triton.jit
+def _token(probs, masses, u, out, width, parts, PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr):
+    part, carry, point = choose_part(masses, parts, tl.load(u), PADDED)
+    found = tl.full([], -1, tl.int32)
+    last = tl.full([], 0, tl.int32)
+    for start in range(0, PER, BLOCK):
+        token = part * PER + start + tl.arange(0, BLOCK)
+        mass = tl.load(probs + token, mask=token < width, other=0.0).to(tl.float64)
+        found, carry = first_above(mass, token, carry, point, found)
+        last = tl.maximum(last, tl.max(tl.where(mass > 0, token, 0), axis=0))
+    tl.store(out, tl.where(found < 0, last, found).to(tl.int64))

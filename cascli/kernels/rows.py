@@ -1,0 +1,141 @@
+"""What all kernels over rows of a vocabulary share: how a row is cut, its sums, probabilities, and draws from it.
+
+A row of 150,000 to 260,000 numbers is cut into at most `MOST_PARTS` parts, so that a few rows fill a GPU. Every pass
+leaves one number a part; the next pass puts a row's numbers together again, which costs it less than a pass of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+"""Numbers that a program holds at once."""
+MOST_PARTS = 64
+
+
+class Cut(NamedTuple):
+    """How a row of a width is cut."""
+
+    parts: int
+    padded: int
+    """`parts`, as a power of two."""
+    per: int
+    """Numbers in a part, a multiple of `BLOCK`; the last part may have fewer."""
+
+
+def cut(width: int) -> Cut:
+    """The parts of rows `[n, width]`."""
+    per = triton.cdiv(triton.cdiv(width, MOST_PARTS), BLOCK) * BLOCK
+    parts = triton.cdiv(width, per)
+    return Cut(parts, triton.next_power_of_2(parts), per)
+
+
+class Sums(NamedTuple):
+    """Of each part of each row of logits, `[n, parts]`."""
+
+    top: Tensor
+    """Largest logit."""
+    first: Tensor
+    """The first token that has it."""
+    base: Tensor
+    """Sum of exp(logit - top)."""
+    warped: Tensor
+    """Sum of exp((logit - top) / temperature)."""
+
+
+def row_sums(logits: Tensor, temperature: float) -> Sums:
+    """Read rows of logits `[n, V]` once, for their softmax at temperature 1 and at another; 0 is taken for 1."""
+    n, width = logits.shape
+    parts, _, per = cut(width)
+    top, base, warped = (logits.new_empty((n, parts), dtype=torch.float32) for _ in range(3))
+    first = logits.new_empty((n, parts), dtype=torch.int32)
+    _row_sums[(n, parts)](
+        logits, logits.stride(0), width, temperature or 1.0, top, first, base, warped, PER=per, BLOCK=BLOCK
+    )
+    return Sums(top, first, base, warped)
+
+
+@triton.jit
+def _row_sums(
+    logits, stride, width, temperature, top, first, base, warped, PER: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row, part = tl.program_id(0), tl.program_id(1)
+    logits += row.to(tl.int64) * stride
+    best = tl.full([], -float("inf"), tl.float32)
+    at = tl.full([], 0, tl.int32)
+    sum_base = tl.zeros([], tl.float32)
+    sum_warped = tl.zeros([], tl.float32)
+    for start in range(0, PER, BLOCK):
+        token = part * PER + start + tl.arange(0, BLOCK)
+        x = tl.load(logits + token, mask=token < width, other=-float("inf")).to(tl.float32)
+        highest = tl.max(x, axis=0)
+        # Of equal logits the first is the likeliest, as in torch's argmax: in bfloat16 they are not rare.
+        here = tl.min(tl.where(x == highest, token, 2147483647), axis=0)
+        at = tl.where(highest > best, here, at)
+        new = tl.maximum(best, highest)
+        ground = tl.where(new == -float("inf"), 0.0, new)
+        sum_base = sum_base * tl.exp(best - ground) + tl.sum(tl.exp(x - ground), axis=0)
+        sum_warped = sum_warped * tl.exp((best - ground) / temperature) + tl.sum(
+            tl.exp((x - ground) / temperature), axis=0
+        )
+        best = new
+    place = row * tl.num_programs(1) + part
+    tl.store(top + place, best)
+    tl.store(first + place, at)
+    tl.store(base + place, sum_base)
+    tl.store(warped + place, sum_warped)
+
+
+@triton.jit
+def whole_row(top, first, base, warped, row, parts, temperature, PADDED: tl.constexpr):
+    """A row's largest logit, the first token that has it, and its two sums."""
+    part = tl.arange(0, PADDED)
+    there = part < parts
+    place = row * parts + part
+    tops = tl.load(top + place, mask=there, other=-float("inf"))
+    best = tl.max(tops, axis=0)
+    firsts = tl.load(first + place, mask=there, other=2147483647)
+    at = tl.min(tl.where(tops == best, firsts, 2147483647), axis=0)
+    lower = tops - best
+    sum_base = tl.sum(tl.load(base + place, mask=there, other=0.0) * tl.exp(lower), axis=0)
+    sum_warped = tl.sum(tl.load(warped + place, mask=there, other=0.0) * tl.exp(lower / temperature), axis=0)
+    return best, at, sum_base, sum_warped
+
+
+@triton.jit
+def warped_probability(x, token, best, at, total, temperature, GREEDY: tl.constexpr):
+    """Probabilities after temperature of tokens whose logits are x; temperature 0 is one-hot at the first best."""
+    if GREEDY:
+        return (token == at).to(tl.float32)
+    return tl.exp((x - best) / temperature) / total
+
+
+@triton.jit
+def choose_part(masses, parts, u, PADDED: tl.constexpr):
+    """The part that a draw falls into: its number, the mass before it, and the point on the scale of all mass."""
+    part = tl.arange(0, PADDED)
+    mass = tl.load(masses + part, mask=part < parts, other=0.0)
+    total = tl.sum(mass, axis=0)
+    # The largest number below the total; u < 1 may round up to it.
+    point = tl.minimum(u * total, total * (1 - 1.1102230246251565e-16))
+    upto = tl.cumsum(mass, axis=0)
+    chosen = tl.min(tl.where((upto > point) & (mass > 0), part, PADDED), axis=0)
+    # Sums in another order may differ in their last bit: then it is the last part that has any mass.
+    last = tl.max(tl.where(mass > 0, part, 0), axis=0)
+    chosen = tl.minimum(chosen, last)
+    before = tl.sum(tl.where(part < chosen, mass, 0.0), axis=0)
+    return chosen, before, point
+
+
+@triton.jit
+def first_above(mass, token, carry, point, found):
+    """The first token at which the running sum exceeds the point, if none was `found` (>= 0) before; and the sum."""
+    upto = carry + tl.cumsum(mass, axis=0)
+    here = tl.min(tl.where((upto > point) & (mass > 0), token, 2147483647), axis=0)
+    found = tl.where((found < 0) & (here < 2147483647), here, found)
+    return found, carry + tl.sum(mass, axis=0)

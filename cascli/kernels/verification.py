@@ -1,0 +1,314 @@
+"""One round's verification without its distributions ever being written: p and pi exist only where they are summed.
+
+Every pass reads the target's logits and the draft's distributions, a few parts of each row a program, and leaves a few
+sums a part. Five kernels (four for pi = p) take the place of the fifty that the same mathematics, `cascli.rules` and
+`cascli.verify`, is in torch's own operations, and compute it within float32 rounding of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cascli.kernels.rows import (
+    BLOCK,
+    choose_part,
+    cut,
+    first_above,
+    row_sums,
+    warped_probability,
+    whole_row,
+)
+
+EXACT, WHOLE, TOKENS = 0, 1, 2
+"""Pi = p; a rule about whole distributions, q or p; a rule about tokens."""
+
+
+class Keeping(NamedTuple):
+    """What decides where the draft model is kept: a probability that reaches a threshold."""
+
+    kind: int
+    of_draft: bool = True
+    """Whether it is the draft's probability that is tested, or the target's."""
+    constant: float = 0.0
+    of_best_p1: float = 0.0
+    of_disagreement: float = 0.0
+    forced: float = -1.0
+    """If not negative, the probability with which drafts are accepted, whatever the models say."""
+
+
+def verify(
+    logits: Tensor,
+    tokens: Tensor,
+    q: Tensor,
+    q1: Tensor,
+    u_accept: Tensor,
+    u_next: Tensor,
+    *,
+    temperature: float,
+    keeping: Keeping,
+) -> Tensor:
+    """Judge and verify a block of n drafted tokens.
+
+    Args:
+        logits: `[n + 1, V]` of the target, in any floating type; the last dimension contiguous.
+        tokens: `[n]` (int64).
+        q: `[n or n + 1, V]` (float32), what the tokens were drawn from, and the same after them if `keeping` reads it.
+        q1: the same at temperature 1.
+        u_accept: `[n]` uniforms (float64).
+        u_next: `[n + 1]` uniforms (float64).
+        temperature: 0 is one-hot.
+        keeping: where the draft model is kept.
+
+    Returns:
+        `[8 n + 6]` (float64): n token ids, their q, p, pi, probabilities of acceptance, and whether they were deferred;
+        of n + 1 positions TV(pi, p) and the draft's mass that is not kept; the number of kept tokens, the next token's
+        id, p and q.
+    """
+    rows, width = logits.shape
+    n, known = rows - 1, q.shape[0]
+    whole = cut(width)
+    sums = row_sums(logits, temperature)
+    if not known:
+        q = q1 = logits.new_empty((1, 1), dtype=torch.float32)  # never read
+    space = logits.new_empty((_PLANES, rows, whole.parts), dtype=torch.float64)
+    given = (
+        logits, logits.stride(0), *sums, q, q1, q.stride(0), space, n, known, width, whole.parts, temperature or 1.0,
+        keeping.constant, keeping.of_best_p1, keeping.of_disagreement,
+    )  # fmt: skip
+    how = {
+        "PADDED": whole.padded, "PER": whole.per, "BLOCK": BLOCK, "GREEDY": temperature == 0,
+        "KIND": keeping.kind, "OF_DRAFT": keeping.of_draft, "TV": keeping.of_disagreement != 0,
+    }  # fmt: skip
+    grid = (rows, whole.parts)
+    if keeping.kind == WHOLE:
+        _confidence[grid](*given, **how)
+    elif keeping.kind == TOKENS:
+        _mass_not_kept[grid](*given, **how)
+    _excess[grid](*given, **how)
+    out = logits.new_empty(8 * n + 6, dtype=torch.float64)
+    _tests[(rows,)](*given, tokens, out, keeping.forced, **how, FORCED=keeping.forced >= 0)
+    _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)))
+    return out
+
+
+_PLANES = 5
+"""Sums a part: of confidence or mass not kept, of TV(p, q), of max(0, pi - q), of max(0, pi - p), of pi."""
+
+
+@triton.jit
+def _facts(
+    space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement,
+    PADDED: tl.constexpr, KIND: tl.constexpr, TV: tl.constexpr,
+):  # fmt: skip
+    """A row's threshold, and the share of the draft's mass that is not kept."""
+    least = constant + of_best_p1 / sum_base
+    if KIND == 0:
+        return least, tl.full([], 1.0, tl.float32)
+    part = tl.arange(0, PADDED)
+    there = part < parts
+    place = space + row * parts + part
+    if KIND == 1:
+        best = tl.max(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
+        if TV:
+            disagreement = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
+            least += of_disagreement * disagreement.to(tl.float32)
+        deferred = (best < least).to(tl.float32)
+    else:
+        deferred = tl.sum(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
+    return least, tl.where(row < known, deferred, 1.0)
+
+
+@triton.jit
+def _kept(x, q1, best, sum_base, least, OF_DRAFT: tl.constexpr):
+    """Which tokens a rule about tokens keeps."""
+    if OF_DRAFT:
+        return q1 >= least
+    return tl.exp(x - best) / sum_base >= least
+
+
+@triton.jit
+def _law(
+    x, token, q, q1, best, at, sum_base, sum_warped, temperature, least, deferred, has,
+    GREEDY: tl.constexpr, KIND: tl.constexpr, OF_DRAFT: tl.constexpr,
+):  # fmt: skip
+    """The probabilities p and pi of tokens."""
+    p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+    if KIND == 0:
+        return p, p
+    if KIND == 1:
+        return p, tl.where(deferred == 0, q, p)
+    keep = _kept(x, q1, best, sum_base, least, OF_DRAFT) & has
+    return p, tl.where(keep, q, 0.0) + p * deferred
+
+
+@triton.jit
+def _confidence(
+    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
+    constant, of_best_p1, of_disagreement,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
+):  # fmt: skip
+    """Max q1 and, if asked for, TV(p, q)."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    best, at, _, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    highest = tl.zeros([], tl.float32)
+    distance = tl.zeros([], tl.float64)
+    for start in range(0, PER, BLOCK):
+        token = part * PER + start + tl.arange(0, BLOCK)
+        inside = token < tl.where(row < known, width, 0)
+        highest = tl.maximum(highest, tl.max(tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), axis=0))
+        if TV:
+            x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
+            p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+            more = tl.where(inside, p - tl.load(q + row * q_stride + token, mask=inside, other=0.0), 0.0)
+            distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
+    place = space + row * parts + part
+    tl.store(place, highest.to(tl.float64))
+    tl.store(place + tl.num_programs(0) * parts, distance)
+
+
+@triton.jit
+def _mass_not_kept(
+    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
+    constant, of_best_p1, of_disagreement,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
+):  # fmt: skip
+    """The draft's mass on tokens that a rule about tokens does not keep."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    best, _, sum_base, _ = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    least = constant + of_best_p1 / sum_base
+    mass = tl.zeros([], tl.float64)
+    for start in range(0, PER, BLOCK):
+        token = part * PER + start + tl.arange(0, BLOCK)
+        inside = token < tl.where(row < known, width, 0)
+        x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
+        mine = tl.load(q + row * q_stride + token, mask=inside, other=0.0)
+        keep = _kept(x, tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), best, sum_base, least, OF_DRAFT)
+        mass += tl.sum(tl.where(keep, 0.0, mine).to(tl.float64), axis=0)
+    tl.store(space + row * parts + part, mass)
+
+
+@triton.jit
+def _excess(
+    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
+    constant, of_best_p1, of_disagreement,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
+):  # fmt: skip
+    """Mass of the residual, TV(pi, p), and mass of pi."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    plane = tl.num_programs(0) * parts
+    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    least, deferred = _facts(
+        space, tl.num_programs(0), parts, row, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
+    )  # fmt: skip
+    excess = tl.zeros([], tl.float64)
+    distance = tl.zeros([], tl.float64)
+    mass = tl.zeros([], tl.float64)
+    for start in range(0, PER, BLOCK):
+        token = part * PER + start + tl.arange(0, BLOCK)
+        inside = token < width
+        has = token < tl.where(row < known, width, 0)
+        x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
+        mine = tl.load(q + row * q_stride + token, mask=has, other=0.0)
+        base = tl.load(q1 + row * q_stride + token, mask=has, other=0.0)
+        p, pi = _law(x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
+                     GREEDY, KIND, OF_DRAFT)  # fmt: skip
+        pi = tl.where(inside, pi, 0.0)
+        excess += tl.sum(tl.maximum(pi - mine, 0.0).to(tl.float64), axis=0)
+        if KIND != 0:
+            distance += tl.sum(tl.where(inside, tl.maximum(pi - p, 0.0), 0.0).to(tl.float64), axis=0)
+        mass += tl.sum(pi.to(tl.float64), axis=0)
+    place = space + row * parts + part
+    tl.store(place + 2 * plane, excess)
+    tl.store(place + 3 * plane, distance)
+    tl.store(place + 4 * plane, mass)
+
+
+@triton.jit
+def _tests(
+    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
+    constant, of_best_p1, of_disagreement, tokens, out, forced,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, FORCED: tl.constexpr,
+):  # fmt: skip
+    """Each row's columns: of its drafted token, if it has one, and of its law."""
+    row, rows = tl.program_id(0), tl.num_programs(0)
+    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    least, deferred = _facts(
+        space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
+    )  # fmt: skip
+    part = tl.arange(0, PADDED)
+    place = space + (3 * rows + row) * parts + part
+    tl.store(out + 6 * n + row, tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0))
+    tl.store(out + 7 * n + 1 + row, deferred.to(tl.float64))
+    if row < n:
+        token = tl.load(tokens + row)
+        x = tl.load(logits + row * stride + token).to(tl.float32)
+        mine, base = tl.load(q + row * q_stride + token), tl.load(q1 + row * q_stride + token)
+        p, pi = _law(x, token.to(tl.int32), mine, base, best, at, sum_base, sum_warped, temperature, least, deferred,
+                     True, GREEDY, KIND, OF_DRAFT)  # fmt: skip
+        prob = tl.minimum(pi / mine, 1.0)
+        if FORCED:
+            prob = forced
+        if KIND == 2:
+            deferred = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
+        tl.store(out + row, token.to(tl.float64))
+        tl.store(out + n + row, mine.to(tl.float64))
+        tl.store(out + 2 * n + row, p.to(tl.float64))
+        tl.store(out + 3 * n + row, pi.to(tl.float64))
+        tl.store(out + 4 * n + row, prob.to(tl.float64))
+        tl.store(out + 5 * n + row, deferred.to(tl.float64))
+
+
+@triton.jit
+def _draw(
+    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
+    constant, of_best_p1, of_disagreement, u_accept, u_next, out,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi."""
+    i = tl.arange(0, ROWS)
+    prob = tl.load(out + 4 * n + i, mask=i < n, other=2.0)
+    u = tl.load(u_accept + i, mask=i < n, other=0.0)
+    kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
+    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, kept, parts, temperature, PADDED)
+    rows = n + 1
+    least, deferred = _facts(
+        space, rows, parts, kept, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
+    )  # fmt: skip
+    part = tl.arange(0, PADDED)
+    residual = tl.load(space + (2 * rows + kept) * parts + part, mask=part < parts, other=0.0)
+    after_rejection = (kept < n) & (tl.sum(residual, axis=0) > 0)
+    masses = space + (tl.where(after_rejection, 2, 4) * rows + kept) * parts
+    chosen, carry, point = choose_part(masses, parts, tl.load(u_next + kept), PADDED)
+    found = tl.full([], -1, tl.int32)
+    last = tl.full([], 0, tl.int32)
+    for start in range(0, PER, BLOCK):
+        token = chosen * PER + start + tl.arange(0, BLOCK)
+        inside = token < width
+        has = token < tl.where(kept < known, width, 0)
+        x = tl.load(logits + kept * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
+        mine = tl.load(q + kept * q_stride + token, mask=has, other=0.0)
+        base = tl.load(q1 + kept * q_stride + token, mask=has, other=0.0)
+        p, pi = _law(x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
+                     GREEDY, KIND, OF_DRAFT)  # fmt: skip
+        law = tl.where(inside, tl.where(after_rejection, tl.maximum(pi - mine, 0.0), pi), 0.0).to(tl.float64)
+        found, carry = first_above(law, token, carry, point, found)
+        last = tl.maximum(last, tl.max(tl.where(law > 0, token, 0), axis=0))
+    chosen_token = tl.where(found < 0, last, found)
+    x = tl.load(logits + kept * stride + chosen_token).to(tl.float32)
+    p = warped_probability(x, chosen_token, best, at, sum_warped, temperature, GREEDY)
+    nearest = tl.maximum(tl.minimum(kept, known - 1), 0)
+    mine = tl.load(q + nearest * q_stride + chosen_token, mask=known > 0, other=0.0)
+    tl.store(out + 8 * n + 2, kept.to(tl.float64))
+    tl.store(out + 8 * n + 3, chosen_token.to(tl.float64))
+    tl.store(out + 8 * n + 4, p.to(tl.float64))
+    tl.store(out + 8 * n + 5, tl.where(known > 0, mine, p).to(tl.float64))

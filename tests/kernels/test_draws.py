@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import dists
+from cascli.sampling import Sampling
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("width", [50, 1024, 5000, 70_000])
+def test_a_draw_is_the_plain_one(width: int, temperature: float, dtype: torch.dtype, where: torch.device) -> None:
+    """Against float64: torch's own float32 softmax errs by 1e-5 at the largest of these widths."""
+    from cascli.kernels.draws import draw
+
+    generator = torch.Generator().manual_seed(width)
+    for u in (0.0, 0.25, 0.7, 0.999):
+        logits = (4 * torch.randn(1, width, generator=generator)).to(where, dtype)
+        at = torch.tensor([u], dtype=torch.float64, device=where)
+        token, probs, base, health = draw(logits, temperature, at, with_base=True)
+        exact = logits.double().cpu()
+        wanted = dists.warp(exact, Sampling(temperature))
+        torch.testing.assert_close(probs.double().cpu(), wanted, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(base.double().cpu(), dists.base(exact), rtol=1e-5, atol=1e-9)
+        assert token.item() == dists.sample(probs, at).item() and health == logits.max().float()
+
+
+def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:
+    from cascli.kernels.draws import draw
+
+    logits = torch.full((1, 3000), -torch.inf, device=where)
+    logits[0, [7, 2999]] = 0.0
+    for u, wanted in ((0.0, 7), (0.5 - 1e-12, 7), (0.5, 2999), (1 - 2**-53, 2999)):
+        at = torch.tensor([u], dtype=torch.float64, device=where)
+        assert draw(logits, 1.0, at, with_base=False)[0].item() == wanted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_no_number_is_told(bad: float, temperature: float, where: torch.device) -> None:
+    from cascli.kernels.draws import draw
+
+    logits = torch.zeros(1, 3000, device=where)
+    logits[0, 2000] = bad
+    token, _, _, health = draw(logits, temperature, torch.zeros(1, dtype=torch.float64, device=where), with_base=False)
+    assert not torch.isfinite(health) and 0 <= token.item() < 3000

@@ -1,0 +1,34 @@
+"""Whole runs with the kernels in place of torch's operations: the same trace, round by round."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import Run, generate, load_pair, rules
+from tests.pairs import pair
+
+if torch.cuda.is_available():
+    pytest.skip("on a GPU tests/gpu does this", allow_module_level=True)
+
+SPECULATIVE = [f"speculative-cascade:rule={name},k=3" for name in rules.names()]
+
+
+def trace(strategy: str, temperature: float) -> Run:
+    return generate(
+        load_pair(pair()), prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=9, seed=3
+    )
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("strategy", ["target", "cascade:threshold=9", "speculative:k=3", *SPECULATIVE])
+def test_runs_are_the_same_with_kernels(strategy: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = trace(strategy, temperature)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    found = trace(strategy, temperature)
+    assert found.token_ids == wanted.token_ids and len(found.rounds) == len(wanted.rounds)
+    for ours, plain in zip(found.rounds, wanted.rounds, strict=True):
+        for a, b in zip([*ours.drafted, *ours.emitted], [*plain.drafted, *plain.emitted], strict=True):
+            mine, theirs = ({k: v for k, v in each if isinstance(v, (int, float))} for each in (a, b))
+            assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)

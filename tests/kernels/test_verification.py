@@ -1,0 +1,103 @@
+"""Fused verification beside the plain one: for any rule the same numbers, for the same uniforms the same tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import dists, rules
+from cascli.rules.base import Exact, KeepRule, Rule, ThresholdRule
+from cascli.sampling import Sampling
+from cascli.strategies._decision import Facts, decide_round, keeping_of
+from cascli.strategies._recording import Watching
+from cascli.strategies._synthetic import Forced
+from cascli.writing import Law
+
+ALPHAS = (-0.1, 0.0, 0.3, 0.7)
+RULES = [Exact(), *(rules.load(name)(alpha=alpha) for name in rules.names() for alpha in ALPHAS)]
+
+
+def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.device) -> list[torch.Tensor]:
+    """Logits of the target, drafted tokens, q, q1, and uniforms; the two models agree about half the time."""
+    generator = torch.Generator().manual_seed(1000 * n + width)
+    draft = 3 * torch.randn(n + 1, width, generator=generator)
+    target = draft + torch.randn(n + 1, width, generator=generator)
+    q, q1 = Law(sampling, rule.reads_base)(draft)
+    u = torch.rand(3, n + 1, generator=generator, dtype=torch.float64)
+    tokens = dists.sample(dists.warp(draft, sampling), u[0])[:n]
+    known = n + rule.reads_draft
+    return [each.to(where) for each in (target, tokens, q[:known], q1[:known], u[1, :n], u[2])]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, where: torch.device) -> None:
+    """Blocks of no token, one and more; rows of one part and of several, the last one not full."""
+    from cascli.kernels.verification import verify
+
+    sampling = Sampling(temperature)
+    for n, width in ((0, 40), (1, 40), (4, 40), (3, 2500)):
+        given = block(rule, sampling, n, width, where)
+        wanted = Facts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).tolist(), n)
+        found = Facts.of(verify(*given, temperature=temperature, keeping=keeping_of(rule)).tolist(), n)
+        assert found.ids == wanted.ids and found.next[:2] == wanted.next[:2] and found.deferred == wanted.deferred
+        for name in ("q", "p", "pi", "accept_prob", "tv", *(["deferral"] if rule.reads_draft else []), "next"):
+            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n, width)
+
+
+def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
+    """Uniforms on a grid: every token of the residual as often as its mass, whatever part it lies in."""
+    from cascli.kernels.verification import verify
+
+    width, sampling = 3000, Sampling()
+    given = block(Exact(), sampling, 1, width, where)
+    given[4][:] = 0.999999  # a rejection wherever there can be one
+    p = dists.warp(given[0].cpu(), sampling)[0]
+    excess = (p - given[2].cpu()[0]).clamp_min(0).double()
+    grid = (torch.arange(40, dtype=torch.float64) + 0.5) / 40
+    wanted = dists.sample(excess, grid)
+    for u, token in zip(grid.tolist(), wanted.tolist(), strict=True):
+        given[5][0] = u
+        kept, found = verify(*given, temperature=1.0, keeping=keeping_of(Exact()))[-4:-2].tolist()
+        assert kept == 0 and found == token
+
+
+def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
+    from cascli.kernels.draws import draw
+    from cascli.kernels.verification import verify
+
+    logits = torch.zeros(1, 5000, device=where)
+    logits[0, [1500, 1501, 4000]] = 2.0
+    u = torch.zeros(1, dtype=torch.float64, device=where)
+    assert draw(logits, 0.0, u, with_base=False)[0].item() == 1500
+    nothing = logits[:0]
+    found = verify(logits, u[:0].long(), nothing, nothing, u[:0], u, temperature=0.0, keeping=keeping_of(Exact()))
+    assert found.tolist() == [0, 1, 0, 1500, 1, 1]
+
+
+def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
+    from cascli.kernels.verification import verify
+
+    given = block(Exact(), Sampling(), 4, 40, where)
+    given[4][:] = torch.tensor([0.1, 0.5, 0.9, 0.1])
+    facts = Facts.of(verify(*given, temperature=1.0, keeping=keeping_of(Forced(0.6))).tolist(), 4)
+    assert facts.accept_prob == pytest.approx([0.6] * 4) and facts.next[0] == 2
+
+
+class Odd(KeepRule):
+    def keep(self, d: dists.Dists) -> torch.Tensor:
+        return d.q1 > d.p1
+
+
+class Own(ThresholdRule):
+    def threshold(self) -> None:
+        raise NotImplementedError
+
+    def keep(self, d: dists.Dists) -> torch.Tensor:
+        return d.q1 > d.p1
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize("rule", [Odd(), Own(), Watching()], ids=repr)
+def test_rules_that_kernels_do_not_know_stay_in_torch(rule: Rule) -> None:
+    assert keeping_of(rule) is None
