@@ -73,8 +73,8 @@ def of_transformers(target: Any, draft: Any | None, k: int | None, eos_ids: Sequ
                 pad_token_id=0,
                 **more,
             )
-        seconds = time.perf_counter() - start
-        return Answer(out[0, len(prompt_ids) :].tolist(), seconds)
+        tokens_out = out[0, len(prompt_ids) :].tolist()  # waits for the device
+        return Answer(tokens_out, time.perf_counter() - start)
 
     return Contestant(f"{name} {label}", answer)
 

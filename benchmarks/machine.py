@@ -6,14 +6,16 @@ import os
 import platform
 import shlex
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
 def facts(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, Any]:
     """The machine, the versions of cascli and of these packages, the command and the date."""
-    from importlib.metadata import version
+    from cascli import __version__
 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -21,8 +23,17 @@ def facts(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, An
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("cascli", *packages)}},
+        "versions": {"python": platform.python_version(), "cascli": __version__} | _versions(packages),
     }
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Those of the packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _shown(argument: str) -> str:

@@ -26,6 +26,10 @@ class Replay(Data):
     """Of the target alone, in the same runs; medians over them, reading the prompt left out."""
     tokens_per_second: list[float] = Field(default_factory=list)
     """Of speculation, for each k."""
+    models_share: list[float] = Field(default_factory=list)
+    """Share of the time after the prompt that the two models' calls, timed on their own, account for; for each k."""
+    target_models_share: float | None = None
+    """The same of the target alone."""
 
 
 class Bench(Data):

@@ -129,10 +129,12 @@ def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path: Path, capsys: pytest.
     assert [each["chosen_acceptance"] for each in found["speculation"]] == [0.6, 0.8, 0.9]
     assert all(each["ratio_to_assisted_at_this_acceptance"] > 0 for each in found["speculation"])
     assert found["transformers"]["assisted_seconds_per_round"] > 0
+    assert all(each["outside_the_models"] < 1 for each in found["speculation"])
+    assert gpu._rounds(gpu.arguments(["--pairs", "0"]))[1][1] is True  # on a GPU, compiled steps come after
 
 
 def test_a_pair_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(config: dict, options: object) -> dict:
+    def fail(config: dict, options: object, compiled: bool) -> dict:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(gpu, "of_pair", fail)

@@ -134,7 +134,20 @@ def _replay(pair: Pair, acceptance: float, ks: Sequence[int], tokens: int, repea
         accounts=accounts,
         target_tokens_per_second=rates[0],
         tokens_per_second=rates[1:],
+        models_share=[_models_share(of_k, steps) for of_k in runs[1:]],
+        target_models_share=_models_share(runs[0], steps),
     )
+
+
+def _models_share(runs: Sequence[Run], steps: Profile) -> float:
+    """How much of the time after the prompt the models' calls explain, each at its own median: the rest is overhead."""
+    shares = []
+    for run in runs:
+        m = run.metrics
+        block = int(run.params.get("k", 0)) + 1
+        models = m.draft_calls * steps.draft[1].median + m.target_calls * steps.target[block].median
+        shares.append(models / (m.seconds.total - m.seconds.prefill))
+    return median(shares)
 
 
 def _rate(runs: Sequence[Run]) -> float:

@@ -1,0 +1,54 @@
+"""The table of `benchmarks.gpu`: one line a pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(document: dict[str, Any]) -> None:
+    """One line a pair."""
+    table = Table(title=document["device"], title_justify="left")
+    for name in (
+        "pair",
+        "target ms",
+        "of bandwidth",
+        "c",
+        "c / bytes",
+        "v(5)",
+        "gain at 0.8",
+        "of predicted",
+        "outside",
+        "x assisted",
+        "recording",
+    ):
+        table.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
+    for pair in document["pairs"]:
+        name = pair["name"] + (" (compiled)" if pair["compiled"] else "")
+        table.add_row(name, *(_cells(pair) if "profiles" in pair else [pair.get("skipped") or "failed"]))
+    Console(width=160).print(table)
+
+
+def _cells(pair: dict[str, Any]) -> list[str]:
+    at = pair["profiles"][0]
+    mid = next(each for each in pair["speculation"] if each["chosen_acceptance"] == 0.8)
+    ratio = mid.get("ratio_to_assisted_at_this_acceptance")
+    recording = [each["capture_seconds"] for each in pair["graphs"].values() if each]
+    return [
+        f"{at['target_ms'][1]:.2f}",
+        _percent(at["bandwidth_share"]["target"]),
+        f"{at['c']:.2f}",
+        "" if at["c_over_ratio_of_bytes"] is None else f"{at['c_over_ratio_of_bytes']:.2f}",
+        f"{at['v'].get(5, float('nan')):.2f}",
+        f"{mid['measured_speed_up']:.2f}x",
+        f"{mid['measured_speed_up'] / mid['predicted_speed_up']:.2f}",
+        _percent(mid["outside_the_models"]),
+        "" if ratio is None else f"{ratio:.1f}x",
+        f"{sum(recording):.0f} s" if recording else "",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f}%"
