@@ -52,7 +52,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pairs", type=int, nargs="*", help="only those with these numbers, from 0")
     parser.add_argument("--shrink", type=int, default=1, help="divide widths and layers, to try the program out")
-    parser.add_argument("--seconds", type=float, default=420, help="begin no further pair after this long")
+    parser.add_argument("--seconds", type=float, default=330, help="begin no further pair after this long")
     parser.add_argument("--no-compiled", action="store_true", help="leave out compiled steps")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON document here, pair by pair")
@@ -216,9 +216,8 @@ def _graphs(pair: Pair, role: str) -> dict[str, float] | None:
 
 def run_tests() -> dict[str, Any]:
     """The GPU tests, in a process of their own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/gpu"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "tests/gpu", "tests/kernels"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"exit_code": done.returncode, "output": done.stdout[-3000:]}
 
 

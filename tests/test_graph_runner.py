@@ -17,7 +17,9 @@ from cascli.models.runner import Runner
 from cascli.models.static_cache import bucket_for
 from cascli.sampling import Sampling
 from cascli.writing import Law, Written, write_by_steps
+from tests.laws.of_recorded import CASES, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, pair
+from tests.reference.process import Target
 from tests.tape import TapeCapture
 
 
@@ -120,6 +122,14 @@ def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
         assert [step.model_copy(update={"seconds": None}) for step in found.rounds] == [
             step.model_copy(update={"seconds": None}) for step in wanted.rounds
         ]
+
+
+@pytest.mark.parametrize(("strategy", "rule", "sampling"), CASES, ids=[case[0] for case in CASES])
+def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
+    """The test that a GPU passes with its own graphs, with tapes in their place."""
+    loaded = recorded(load_pair(pair(5, **SHAPE)))
+    loaded.compute = Recorded(TapeCapture())
+    assert alarms(loaded, strategy, rule, sampling, 300) == []
 
 
 def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK, _BLOCK_FLOAT32 = 64, 32
-"""Keys that are looked at together; fewer in float32, whose products take more registers."""
+_BLOCK, _BLOCK_OF_LARGE = 64, 32
+"""Keys that are looked at together; fewer where they are large (float32, heads of 256) and would not fit."""
 _MOST_ROWS = 32
 """Rows of a program, a row being a query of one head; more are more programs. Up to here sums are in one order."""
 _PROGRAMS = 128
@@ -143,7 +143,7 @@ def attend(
         query, key, value, at, sums, maxima, totals,
         query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2),
         n, group, width, window, scale, cap,
-        PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=_BLOCK_FLOAT32 if exact else _BLOCK,
+        PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=_BLOCK_OF_LARGE if exact or padded >= 256 else _BLOCK,
         WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width,
         num_warps=4, num_stages=2,
     )  # fmt: skip

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from cascli import kernels
+from cascli.models.grouped_attention import masked_attention
 from cascli.models.row_attention import NAME as ROWS
 
 NAME = "cascli_decode"
@@ -73,25 +73,6 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     del key
     heads, n = query.shape[1:3]
     return query.new_empty((1, n, heads, value.shape[-1]))
-
-
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float) -> Tensor:
-    """Attention where a mask `[1, 1, n, L]` allows it; `[1, n, heads, d]`.
-
-    The heads that share keys are more rows of one product, so that nothing is copied for them.
-    """
-    _, heads, n, width = query.shape
-    shared = key.shape[1]
-    group = heads // shared
-    rows = query.reshape(1, shared, group * n, width)
-    mask = mask.repeat(1, 1, group, 1)
-    if cap:
-        score = cap * torch.tanh((rows @ key.transpose(-1, -2)).float() * (scale / cap))
-        weight = score.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-        found = weight.to(value.dtype) @ value
-    else:
-        found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
-    return found.reshape(1, heads, n, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 def decode_mask(**given: Any) -> Tensor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -34,13 +35,27 @@ def grouped_attention(
         `[1, n, heads, d]`, as transformers wants it.
     """
     del module, more  # the signature is transformers'
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return masked_attention(query, key, value, attention_mask, scale), None
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float = 0.0) -> Tensor:
+    """Attention where a mask `[1, 1, n, L]` allows it; `[1, n, heads, d]`.
+
+    The heads that share keys are more rows of one product, so that nothing is copied for them.
+    """
     _, heads, n, width = query.shape
     shared = key.shape[1]
     group = heads // shared
     rows = query.reshape(1, shared, group * n, width)
-    mask = attention_mask.repeat(1, 1, group, 1)
-    found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
-    return found.reshape(1, heads, n, value.shape[-1]).transpose(1, 2), None
+    mask = mask.repeat(1, 1, group, 1)
+    if cap:
+        score = cap * torch.tanh((rows @ key.transpose(-1, -2)).float() * (scale / cap))
+        weight = score.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        found = weight.to(value.dtype) @ value
+    else:
+        found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    return found.reshape(1, heads, n, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 def use_grouped_attention(model: PreTrainedModel) -> bool:

@@ -13,7 +13,9 @@ from cascli import generate, load_pair
 from cascli.calls import Calls
 from cascli.cli.app import app
 from cascli.models.graph_runner import GraphRunner
+from tests.laws.of_recorded import CASES, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, pair
+from tests.reference.process import Target
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -52,6 +54,38 @@ def test_greedy_strategies_agree_with_and_without_graphs(name: str) -> None:
 def test_the_laws_hold_on_the_device() -> None:
     run = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "--device", "cuda"])
     assert run.exit_code == 0, run.output
+
+
+@pytest.mark.parametrize(("strategy", "rule", "sampling"), CASES, ids=[case[0] for case in CASES])
+def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
+    loaded = load_pair(pair(5, **SHAPE), dtype="float32", device="cuda")
+    assert isinstance(loaded.target.runner, GraphRunner)
+    assert alarms(loaded, strategy, rule, sampling, 1500) == []
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_compiled_steps_write_what_others_write(name: str) -> None:
+    config = pair(**ARCHITECTURES[name])
+    texts = []
+    for compiled in (False, True):
+        loaded = load_pair(config, dtype="float32", device="cuda", compile=compiled)
+        run = generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", temperature=0.0, max_new_tokens=32)
+        assert loaded.target.info.compiled is compiled and loaded.target.info.cuda_graphs
+        texts.append(run.token_ids)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_answers_are_those_of_transformers(name: str) -> None:
+    loaded = load_pair(pair(**ARCHITECTURES[name]), dtype="float32", device="cuda")
+    run = generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", temperature=0.0, max_new_tokens=32)
+    ids = torch.tensor([[5] * 9], device="cuda")
+    model = loaded.target.model
+    model.set_attn_implementation("eager")
+    wanted = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32, pad_token_id=0
+    )
+    assert run.token_ids == wanted[0, 9:].tolist()
 
 
 def test_one_transfer_a_round() -> None:

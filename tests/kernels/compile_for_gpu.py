@@ -45,7 +45,7 @@ def of_attention() -> Iterator[Variant]:
                 types = dict.fromkeys(("query", "key", "value"), f"*{states}")
                 types |= partial | {"at": "*i64", "scale": "fp32", "cap": "fp32"}
                 flags = {"WINDOW": window, "CAP": cap, "EXACT": False, "WHOLE": True}
-                constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": 64} | flags
+                constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": 64 if width < 256 else 32} | flags
                 yield Variant(attention._partial_sums, types, constants, 2)
     yield Variant(attention._together, partial | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
 
