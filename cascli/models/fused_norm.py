@@ -1,0 +1,56 @@
+"""Root-mean-square norms in one kernel instead of eight: of a small model's kernels on a GPU they are a third.
+
+A norm is taken over only if it computes what this computes, which is tried: models scale by their weights or by one
+more than these, in their own precision or in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_ROWS = 4
+_ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
+"""Largest difference beside values of about 1 that two orders of rounding make."""
+
+
+class FusedNorm(nn.Module):
+    """A norm that took the place of a model's own; it keeps its weight and its name."""
+
+    weight: Tensor
+    scale: Tensor
+    epsilon: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm the last dimension of `[..., n]`."""
+        if self.scale.dtype == x.dtype:
+            return F.rms_norm(x, self.scale.shape, self.scale, self.epsilon)
+        return F.rms_norm(x.to(self.scale.dtype), self.scale.shape, self.scale, self.epsilon).to(x.dtype)
+
+
+def use_fused_norms(model: PreTrainedModel) -> int:
+    """Take over every norm that allows it, in place; says how many."""
+    norms = [each for each in model.modules() if type(each).__name__.endswith("RMSNorm")]
+    return sum(_take_over(norm) for norm in norms)
+
+
+@torch.no_grad()
+def _take_over(norm: nn.Module) -> bool:
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    weight = getattr(norm, "weight", None)
+    if not isinstance(epsilon, float) or not isinstance(weight, Tensor) or weight.dim() != 1:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_ROWS, weight.shape[0], generator=generator).to(weight)
+    wanted = norm(x)
+    for scale in (weight.detach(), 1.0 + weight.detach().float()):
+        found = F.rms_norm(x.to(scale.dtype), scale.shape, scale, epsilon).to(x.dtype)
+        size = wanted.abs().amax().clamp_min(1e-3)
+        if found.dtype == wanted.dtype and (found - wanted).abs().amax() <= _ROUNDING.get(x.dtype, 0.0) * size:
+            norm.__class__ = FusedNorm
+            norm.register_buffer("scale", scale, persistent=False)
+            vars(norm)["epsilon"] = epsilon
+            return True
+    return False

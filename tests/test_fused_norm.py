@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cascli import load_pair
+from cascli.models.fused_norm import FusedNorm, use_fused_norms
+from tests.pairs import ARCHITECTURES, pair
+
+NORMS = {"gpt_neox": 0, "gpt2": 0, "gemma2": 4 * 4 + 1, "gemma3_text": 6 * 4 + 1, "qwen3": 4 * 2 + 1}
+
+
+def scattered(norm: nn.Module) -> None:
+    """Weights as trained models have them; random ones start at 0 or 1, where two kinds of norm are the same."""
+    with torch.no_grad():
+        norm.weight.add_(0.3 * torch.randn_like(norm.weight))
+
+
+def stock(name: str, dtype: str) -> Any:
+    """A model with torch's own layers and weights that do not hang on the precision."""
+    torch.manual_seed(0)
+    model = load_pair(pair(**ARCHITECTURES[name]), dtype="float32").target.model
+    for each in model.modules():
+        if type(each).__name__.endswith("RMSNorm"):
+            scattered(each)
+    return model.to(torch.bfloat16).to(getattr(torch, dtype))
+
+
+@torch.inference_mode()
+def logits(model: Any) -> torch.Tensor:
+    return model(torch.arange(20).unsqueeze(0), use_cache=False).logits.double()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_norm_is_taken_over_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascli.models.load.fit", lambda *_: None)
+    exact, half = stock(name, "float32"), stock(name, "bfloat16")
+    before, names = (logits(exact), logits(half)), set(half.state_dict())
+    for model in (exact, half):
+        assert use_fused_norms(model) == NORMS.get(name, 2 * 2 + 1)
+        assert not any(type(each).__name__.endswith("RMSNorm") for each in model.modules())
+    after = (logits(exact), logits(half))
+    assert (after[0] - before[0]).norm() < 1e-5 * before[0].norm()
+    # Half precision errs by itself: what is to be seen is that it errs no more.
+    assert (after[1] - before[0]).norm() < 1.3 * (before[1] - before[0]).norm()
+    assert set(half.state_dict()) == names
+
+
+class OddRMSNorm(nn.Module):
+    """Not what its name says."""
+
+    def __init__(self, epsilon: float | None) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(16)), epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x - x.mean(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, None])
+def test_a_norm_of_another_kind_is_left_alone(epsilon: float | None) -> None:
+    model = nn.Sequential(OddRMSNorm(epsilon))
+    assert use_fused_norms(model) == 0 and not isinstance(model[0], FusedNorm)
