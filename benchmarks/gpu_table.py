@@ -7,28 +7,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+HEADINGS = (
+    "pair",
+    "target ms",
+    "of bandwidth",
+    "c",
+    "c / bytes",
+    "v(5)",
+    "gain at 0.8",
+    "of predicted",
+    "outside",
+    "x assisted",
+    "recording",
+)
+
 
 def show(document: dict[str, Any]) -> None:
-    """One line a pair."""
+    """Print it."""
     table = Table(title=document["device"], title_justify="left")
-    for name in (
-        "pair",
-        "target ms",
-        "of bandwidth",
-        "c",
-        "c / bytes",
-        "v(5)",
-        "gain at 0.8",
-        "of predicted",
-        "outside",
-        "x assisted",
-        "recording",
-    ):
+    for name in HEADINGS:
         table.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
     for pair in document["pairs"]:
-        name = pair["name"] + (" (compiled)" if pair["compiled"] else "")
-        table.add_row(name, *(_cells(pair) if "profiles" in pair else [pair.get("skipped") or "failed"]))
+        table.add_row(*line_of(pair))
     Console(width=160).print(table)
+
+
+def line_of(pair: dict[str, Any]) -> list[str]:
+    """A pair's cells; of one that was not measured, why."""
+    name = pair["name"] + (" (compiled)" if pair["compiled"] else "")
+    if "profiles" not in pair:
+        return [name, pair.get("skipped") or "failed", *[""] * (len(HEADINGS) - 2)]
+    return [name, *_cells(pair)]
 
 
 def _cells(pair: dict[str, Any]) -> list[str]:

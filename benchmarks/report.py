@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_table import HEADINGS, line_of
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 
@@ -74,7 +76,31 @@ def accuracy_table(paths: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"peers": ("peers-*.json", peers_table), "accuracy": ("accuracy-*.json", accuracy_table)}
+def gpu_table(paths: Sequence[Path]) -> str:
+    """One line a pair of each results file of `benchmarks.gpu`."""
+    if not paths:
+        return "No results yet: no GPU was at hand."
+    return "\n\n".join(_gpu_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
+
+
+def _gpu_section(found: dict[str, Any], path: Path) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return "\n".join(
+        [
+            f"`{found['command']}`, {found['date']}, {found['device']}, {versions} (`benchmarks/results/{path.name}`):",
+            "",
+            "| " + " | ".join(HEADINGS) + " |",
+            "| --- |" + " ---: |" * (len(HEADINGS) - 1),
+            *("| " + " | ".join(line_of(pair)) + " |" for pair in found["pairs"]),
+        ]
+    )
+
+
+BLOCKS = {
+    "gpu": ("gpu*.json", gpu_table),
+    "peers": ("peers-*.json", peers_table),
+    "accuracy": ("accuracy-*.json", accuracy_table),
+}
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tup
     taped.prepare(20, 250, Calls(writes=writes), law)
     made, text = taped.graphs, torch.randint(0, two[0].vocab, (250,), generator=generator)
     plain.forward(text[:20], 1), taped.forward(text[:20], 1)
-    others = [Write(1, 0, True), Write(3, 2, True), Write(2, 0, True), Write(4, 1)]
+    others = [Write(1, 0, True), Write(3, 2, True), Write(2, 0, True), Write(4, 1), Write(90, 2)]
     for unread, drawn, read_last in [*writes, *others] * 5:
         start = rng.randint(20, plain.length)
         plain.truncate(start), taped.truncate(start)

@@ -131,6 +131,9 @@ class GraphRunner:
         self._reserve(self.length + whole.tokens)
         if whole in self._writes:
             return self._one(whole, ids, law, u)
+        if whole.unread > FEW:
+            self._eager(ids[:-1], 1)
+            ids = ids[-1:]
         return self._one_by_one(whole, ids, law, u)
 
     def _one_by_one(self, whole: Write, ids: Tensor, law: Law, u: Tensor) -> Written:

@@ -57,7 +57,7 @@ def test_the_page_on_adding_a_rule_works(tmp_path, monkeypatch) -> None:
     from cascli.strategies import parse
 
     page = (Path(__file__).parents[2] / "docs" / "add-a-rule.md").read_text(encoding="utf-8")
-    rule, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    rule, _, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     (tmp_path / "chow_log.py").write_text(rule, encoding="utf-8")
     monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
     assert "chow-log" in rules.names()
@@ -65,3 +65,16 @@ def test_the_page_on_adding_a_rule_works(tmp_path, monkeypatch) -> None:
     scope: dict = {}
     exec(test, scope)
     scope["test_sure_draft_is_kept_and_unsure_draft_is_not"]()
+
+
+def test_the_page_on_adding_a_rule_shows_a_threshold_that_works() -> None:
+    import re
+    from pathlib import Path
+
+    from cascli.rules.base import Threshold, ThresholdRule
+
+    page = (Path(__file__).parents[2] / "docs" / "add-a-rule.md").read_text(encoding="utf-8")
+    method = re.findall(r"```python\n(.*?)```", page, flags=re.S)[1]
+    names = {"ThresholdRule": ThresholdRule, "Threshold": Threshold}
+    exec(f"class Half(ThresholdRule):\n{method}", names)
+    assert names["Half"](alpha=0.1).keep(Dists(Q, P, Q, P)).tolist() == [[True, False, False]]
