@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported, which torch and transformers may do at any import: before all others.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from cascli import Pair, load_pair
 from tests.pairs import pair
@@ -24,8 +30,6 @@ def id_pair() -> Pair:
 @pytest.fixture
 def clean_env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No cascli or colour variable of the machine leaks into a test."""
-    import os
-
     for name in list(os.environ):
         if name.startswith("CASCLI_") or name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
             monkeypatch.delenv(name)

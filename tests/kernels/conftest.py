@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -15,10 +14,6 @@ def _can_interpret() -> bool:
         return tuple(int(part) for part in version("triton").split(".")[:2]) >= (3, 7)
     except PackageNotFoundError:
         return False
-
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 
 @pytest.fixture(scope="session")
