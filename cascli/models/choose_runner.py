@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from cascli.models.capture import Capture, CudaCapture, Recorded, uncaptured
 from cascli.models.fused_norm import use_fused_norms
+from cascli.models.fused_rotation import use_fused_rotation
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 
@@ -38,7 +39,8 @@ def choose_runner(
     if why is not None or not (graphs or compiler):
         return Runner(model, vocab, device), why or ASKED
     if compiler is None:
-        use_fused_norms(model)  # torch.compile does that, and more
+        use_fused_norms(model)  # torch.compile does both, and more
+        use_fused_rotation(model)
     if not graphs:
         return GraphRunner(model, vocab, device, uncaptured, compiler), ASKED
     return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler), None

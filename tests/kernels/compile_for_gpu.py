@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascli.kernels import attention, draws, rows, verification
+from cascli.kernels import attention, draws, rotation, rows, verification
 
 CAPABILITIES = (80, 90)
 NEGLIGIBLE = 32
@@ -33,6 +33,7 @@ class Variant(NamedTuple):
 
 def variants() -> Iterator[Variant]:
     yield from of_attention()
+    yield from of_rotation()
     yield from of_rows()
     yield from of_verification()
 
@@ -48,6 +49,12 @@ def of_attention() -> Iterator[Variant]:
                 constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": 64 if width < 256 else 32} | flags
                 yield Variant(attention._partial_sums, types, constants, 2)
     yield Variant(attention._together, partial | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+
+
+def of_rotation() -> Iterator[Variant]:
+    for states, width in (("bf16", 64), ("bf16", 256), ("fp16", 128), ("fp32", 128)):
+        types = dict.fromkeys(("query", "key", "cos", "sin", "query_out", "key_out"), f"*{states}")
+        yield Variant(rotation._rotate, types, {"WIDTH": width})
 
 
 ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cascli import load_pair
+from cascli.models import fused_rotation
+from cascli.models.fused_rotation import fused, plain, use_fused_rotation
+from tests.pairs import ARCHITECTURES, pair
+
+LAYERS = {"gpt2": 0, "gemma2": 4, "gemma3_text": 4}
+
+
+@torch.inference_mode()
+def logits(model: Any) -> torch.Tensor:
+    return model(torch.arange(20).unsqueeze(0), use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_layer_is_taken_over_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = (load_pair(pair(**ARCHITECTURES[name])).target.model for _ in range(2))
+    before = logits(mine)
+    used = []
+
+    def counted(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        used.append(len(given))
+        return plain(*given)
+
+    monkeypatch.setattr(fused_rotation, "fused", lambda _: counted)
+    assert use_fused_rotation(mine) == LAYERS.get(name, 2)
+    assert torch.equal(logits(mine), before)
+    assert used == [4] * LAYERS.get(name, 2)
+    assert torch.equal(logits(other), before) and len(used) == LAYERS.get(name, 2)  # nobody else's layers changed
+
+
+def test_the_stock_function_does_what_the_kernel_does_not() -> None:
+    def stock(*given: Any, **named: Any) -> Any:
+        return len(given), named
+
+    q, cos = torch.zeros(1, 2, 3, 8), torch.zeros(1, 3, 8)
+    assert fused(stock)(q, q, cos, cos) == (4, {})
+    assert fused(stock)(q, q, cos, cos, unsqueeze_dim=2) == (4, {"unsqueeze_dim": 2})
+
+
+def apply_rotary_pos_emb(q: torch.Tensor, k: torch.Tensor, cos: Any, sin: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of pairs of neighbours, as in other families."""
+    return q.flip(-1) * cos, k.flip(-1) * sin
+
+
+class OddAttention(nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, cos: Any, sin: Any) -> Any:
+        return apply_rotary_pos_emb(q, k, cos, sin)
+
+
+def test_another_kind_of_rotation_is_left_alone() -> None:
+    assert use_fused_rotation(nn.Sequential(OddAttention())) == 0
+
+
+def test_a_layer_that_somebody_has_wrapped_is_left_alone() -> None:
+    model = load_pair(pair()).target.model
+    for layer in model.model.layers:
+        layer.self_attn.forward = layer.self_attn.forward
+    assert use_fused_rotation(model) == 0
