@@ -132,6 +132,9 @@ class Decoding:
             law = Law(self.request.sampling, calls.reads_base)
             model: LoadedModel = getattr(self.pair, role)
             model.runner.prepare(prompt, end, calls, law)
+        if self.pair.compute is not None:
+            like = torch.zeros(1, self.pair.vocab, dtype=self.pair.target.model.dtype, device=self.pair.device)
+            self.strategy.rehearse(self.pair.compute, self.request.sampling, like)
 
     def _close(self, session: Session, first_token: float | None) -> None:
         decision = self.handover

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -39,3 +41,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"model_type": "gpt_neox"},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
 }
+
+
+def torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
+
+def float32_by_rows() -> bool:
+    """Whether float32 products give a row the same bits in any block: with AVX2 alone not before torch 2.13."""
+    return torch_version() >= (2, 13) or torch.backends.cpu.get_cpu_capability() != "AVX2"

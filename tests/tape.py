@@ -53,3 +53,6 @@ class TapeCapture:
             return result
 
         return replay
+
+    def renew(self) -> None:
+        """Tapes share nothing."""

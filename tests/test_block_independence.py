@@ -10,7 +10,7 @@ import torch
 from cascli import Pair, generate, load_pair
 from cascli.models.packed_linear import can_pack
 from cascli.models.row_attention import MOST_ROWS, NAME
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import ARCHITECTURES, float32_by_rows, pair
 
 # Gemma 2 caps its attention logits and keeps transformers' own attention.
 EXACT = [name for name in ARCHITECTURES if name != "gemma2"]
@@ -25,6 +25,8 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[Pair]:
     dtype, _, packed = kind.partition("-")
     if dtype == "bfloat16" and not can_pack(torch.bfloat16):
         pytest.skip("this processor has no bfloat16 units")
+    if dtype == "float32" and not float32_by_rows():
+        pytest.skip("not promised for this processor with this torch")
     with pytest.MonkeyPatch.context() as patch:
         if packed:
             patch.setattr("cascli.models.size.LARGE", 1)

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from cascli import generate, load_pair
 from cascli.calls import Calls, Write
 from cascli.errors import RunError
-from cascli.models.capture import uncaptured
+from cascli.models.capture import Uncaptured
 from cascli.models.choose_runner import ASKED, choose_runner
 from cascli.models.compiled import Compiled
 from cascli.models.graph_runner import GraphRunner
@@ -28,7 +28,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(loaded: Pair, backend: object = "aot_eager") -> Pair:
     """The pair with compiled steps in place of its own runners; nothing is recorded."""
     for model in (loaded.draft, loaded.target):
-        model.runner = GraphRunner(model.model, loaded.vocab, model.device, uncaptured, backend)
+        model.runner = GraphRunner(model.model, loaded.vocab, model.device, Uncaptured(), backend)
     return loaded
 
 
@@ -86,8 +86,8 @@ def test_what_cannot_be_compiled_is_an_error_that_says_so() -> None:
 def test_compiled_without_graphs() -> None:
     loaded, cpu = load_pair(pair()), torch.device("cpu")
     model = loaded.target.model
-    runner, why = choose_runner(model, 9, cpu, graphs=False, compiler="eager", capture=uncaptured)
+    runner, why = choose_runner(model, 9, cpu, graphs=False, compiler="eager", capture=Uncaptured())
     assert isinstance(runner, GraphRunner) and why == ASKED and runner.compile_seconds == 0
     model.hf_device_map = {"a": 0, "b": 1}
-    runner, why = choose_runner(model, 9, cpu, graphs=False, compiler="eager", capture=uncaptured)
+    runner, why = choose_runner(model, 9, cpu, graphs=False, compiler="eager", capture=Uncaptured())
     assert not isinstance(runner, GraphRunner) and why == "it is spread over 2 devices"

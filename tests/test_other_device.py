@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from cascli import load_pair, rules
 from cascli.calls import Calls, Write
-from cascli.models.capture import uncaptured
+from cascli.models.capture import Uncaptured
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
@@ -53,7 +53,7 @@ def stock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_recorded_steps_stay_on_the_device(stock: Pair, elsewhere: None) -> None:
     model = stock.target.model
     move(model)
-    runner, law = GraphRunner(model, stock.vocab, ELSEWHERE, uncaptured), Law(Sampling(), reads_base=True)
+    runner, law = GraphRunner(model, stock.vocab, ELSEWHERE, Uncaptured()), Law(Sampling(), reads_base=True)
     runner.prepare(20, 250, Calls([(4, 4), (1, 1)], [Write(1, 3, True), Write(1, 1)]), law)
     ids = torch.zeros(20, dtype=torch.long, device=ELSEWHERE)
     assert runner.forward(ids, 1).device == ELSEWHERE

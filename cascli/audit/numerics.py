@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cascli.audit.report import Check, judged
+from cascli.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
 
 BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}
@@ -24,6 +25,8 @@ LOGIT_SCALE = 30.0
 """About the largest magnitude of a language model's logits: turns a relative difference into a margin."""
 LONGEST_WINDOW = 512
 BLOCK = 8
+READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
+"""What is read here, for runners that record their steps."""
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -54,6 +57,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     slides = window(model)
     reach = slides is not None and slides <= LONGEST_WINDOW
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
+    runner.prepare(len(text), len(text) + (steps + 1) * BLOCK, READS)
     runner.reset()
     runner.forward(_ids(text, model), 1)
     worst = 0.0
@@ -78,9 +82,11 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
     rng, runner = random.Random(1), model.runner
     prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
     tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
+    runner.prepare(len(prompt), len(prompt) + BLOCK, READS)
     runner.reset()
     runner.forward(prompt, 1)
-    alone = torch.cat([runner.forward(tokens[i : i + 1], 1) for i in range(BLOCK)])
+    # A recorded step's logits are overwritten by the next step.
+    alone = torch.cat([runner.forward(tokens[i : i + 1], 1).clone() for i in range(BLOCK)])
     worst = 0.0
     for n in range(2, BLOCK + 1):
         runner.truncate(len(prompt))

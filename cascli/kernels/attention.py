@@ -13,10 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK, _BLOCK_OF_LARGE = 64, 32
+from cascli.kernels import on_its_device
+
+_BLOCK, _BLOCK_OF_LARGE, _BLOCK_OF_LARGE_EXACT = 64, 32, 16
 """Keys that are looked at together; fewer where they are large (float32, heads of 256) and would not fit."""
 _MOST_ROWS = 32
-"""Rows of a program, a row being a query of one head; more are more programs. Up to here sums are in one order."""
+"""Rows of a program, a row being a query of one head; more are more programs.
+
+Up to here sums are in one order, for heads of 64 and more.
+"""
 _PROGRAMS = 128
 """Programs to aim for: about one a multiprocessor."""
 _MOST_PARTS = 32
@@ -84,7 +89,9 @@ def _partial_sums(
     at_row = (head * n + i) * PARTS + part
     tl.store(maxima + at_row, best, mask=real)
     tl.store(totals + at_row, total, mask=real)
-    tl.store(sums + at_row[:, None] * width + column[None, :], acc, mask=real[:, None] & inside[None, :])
+    # Most parts of a short text have seen nothing, and say so by their maximum alone.
+    saw = real & (best > -float("inf"))
+    tl.store(sums + at_row[:, None] * width + column[None, :], acc, mask=saw[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -97,11 +104,24 @@ def _together(sums, maxima, totals, out, n, heads, width, PARTS: tl.constexpr, W
     best = tl.load(maxima + row * PARTS + part)
     weight = tl.exp(best - tl.max(best, axis=0))
     total = tl.sum(weight * tl.load(totals + row * PARTS + part), axis=0)
-    each = tl.load(sums + (row * PARTS + part[:, None]) * width + column[None, :], mask=inside[None, :], other=0.0)
+    there = (best > -float("inf"))[:, None] & inside[None, :]
+    each = tl.load(sums + (row * PARTS + part[:, None]) * width + column[None, :], mask=there, other=0.0)
     found = tl.sum(each * weight[:, None], axis=0) / total
     tl.store(out + (i * heads + head) * width + column, found.to(out.dtype.element_ty), mask=inside)
 
 
+def shape_of(width: int, *, exact: bool) -> tuple[int, int, int]:
+    """Keys a block, warps and stages of the first kernel, by the heads' padded width and whether they are float32.
+
+    What fits into the registers and into 99 KB of shared memory (`tests/kernels/compile_for_gpu.py`). Three stages are
+    two buffers: the next block's states are fetched while one is looked at.
+    """
+    if not exact:
+        return (_BLOCK_OF_LARGE if width >= 256 else _BLOCK), 4, 3
+    return (_BLOCK_OF_LARGE_EXACT, 8, 2) if width >= 128 else (_BLOCK_OF_LARGE, 4, 2)
+
+
+@on_its_device
 def attend(
     query: Tensor,
     key: Tensor,
@@ -117,7 +137,7 @@ def attend(
     Args:
         query: `[1, heads, n, width]`.
         key: `[1, shared heads, capacity, width]`; any strides but that of the last dimension, which is 1.
-        value: likewise.
+        value: likewise, of the same width.
         at: how many tokens came before, an integer on the device (0-dim).
         scale: what scores are multiplied by.
         window: how many positions a token sees, itself included; 0 for all.
@@ -125,8 +145,13 @@ def attend(
 
     Returns:
         `[1, n, heads, width]`.
+
+    Raises:
+        ValueError: values of another width than keys.
     """
     _, heads, n, width = query.shape
+    if value.shape[-1] != width:
+        raise ValueError(f"values have {value.shape[-1]} numbers a head, queries {width}")
     shared = key.shape[1]
     group = heads // shared
     query = query if query.stride(-1) == 1 else query.contiguous()
@@ -139,13 +164,14 @@ def attend(
     maxima, totals = (query.new_empty((heads * n, parts), dtype=torch.float32) for _ in range(2))
     out = query.new_empty((1, n, heads, width))
     exact = query.dtype == torch.float32
+    block, warps, stages = shape_of(padded, exact=exact)
     _partial_sums[(shared, parts, tiles)](
         query, key, value, at, sums, maxima, totals,
         query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2),
         n, group, width, window, scale, cap,
-        PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=_BLOCK_OF_LARGE if exact or padded >= 256 else _BLOCK,
+        PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=block,
         WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width,
-        num_warps=4, num_stages=2,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     _together[(heads * n,)](sums, maxima, totals, out, n, heads, width, PARTS=parts, WIDTH=padded, num_warps=4)
     return out

@@ -7,9 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cascli.kernels import on_its_device
 from cascli.kernels.rows import BLOCK, choose_part, cut, first_above, row_sums, warped_probability, whole_row
 
 
+@on_its_device
 def draw(
     logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:

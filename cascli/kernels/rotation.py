@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cascli.kernels import on_its_device
+
 
 @triton.jit
 def _rotate(
@@ -37,6 +39,7 @@ def _rotate(
     tl.store(target + column, tl.where(turns, (straight + across).to(x.dtype), x), mask=inside)
 
 
+@on_its_device
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Queries `[1, H, n, D]` and keys `[1, G, n, D]`, turned by angles `[1, n, R]` in their first R numbers, R <= D.
 

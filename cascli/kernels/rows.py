@@ -1,6 +1,6 @@
 """What all kernels over rows of a vocabulary share: how a row is cut, its sums, probabilities, and draws from it.
 
-A row of 150,000 to 260,000 numbers is cut into at most `MOST_PARTS` parts, so that a few rows fill a GPU. Every pass
+A row of 150,000 to 260,000 numbers is cut into at most `MOST_PARTS` parts, so that one row fills a GPU. Every pass
 leaves one number a part; the next pass puts a row's numbers together again, which costs it less than a pass of its own.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 BLOCK = 1024
 """Numbers that a program holds at once."""
-MOST_PARTS = 64
+MOST_PARTS = 256
 
 
 class Cut(NamedTuple):

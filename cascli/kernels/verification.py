@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cascli.kernels import on_its_device
 from cascli.kernels.rows import (
     BLOCK,
     choose_part,
@@ -41,6 +42,7 @@ class Keeping(NamedTuple):
     """If not negative, the probability with which drafts are accepted, whatever the models say."""
 
 
+@on_its_device
 def verify(
     logits: Tensor,
     tokens: Tensor,
@@ -96,6 +98,8 @@ def verify(
     return out
 
 
+_jit = triton.jit(do_not_specialize=["n", "known"])
+"""Not compiled anew for blocks of 0, 1 or 16 tokens: those come at the end of an answer."""
 _PLANES = 5
 """Sums a part: of confidence or mass not kept, of TV(p, q), of max(0, pi - q), of max(0, pi - p), of pi."""
 
@@ -146,7 +150,7 @@ def _law(
     return p, tl.where(keep, q, 0.0) + p * deferred
 
 
-@triton.jit
+@_jit
 def _confidence(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement,
@@ -172,7 +176,7 @@ def _confidence(
     tl.store(place + tl.num_programs(0) * parts, distance)
 
 
-@triton.jit
+@_jit
 def _mass_not_kept(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement,
@@ -194,7 +198,7 @@ def _mass_not_kept(
     tl.store(space + row * parts + part, mass)
 
 
-@triton.jit
+@_jit
 def _excess(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement,
@@ -231,7 +235,7 @@ def _excess(
     tl.store(place + 4 * plane, mass)
 
 
-@triton.jit
+@_jit
 def _tests(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement, tokens, out, forced,
@@ -254,7 +258,7 @@ def _tests(
         mine, base = tl.load(q + row * q_stride + token), tl.load(q1 + row * q_stride + token)
         p, pi = _law(x, token.to(tl.int32), mine, base, best, at, sum_base, sum_warped, temperature, least, deferred,
                      True, GREEDY, KIND, OF_DRAFT)  # fmt: skip
-        prob = tl.minimum(pi / mine, 1.0)
+        prob = tl.where(pi >= mine, 1.0, pi / mine)  # a GPU's x / x may be less than 1
         if FORCED:
             prob = forced
         if KIND == 2:
@@ -267,7 +271,7 @@ def _tests(
         tl.store(out + 5 * n + row, deferred.to(tl.float64))
 
 
-@triton.jit
+@_jit
 def _draw(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement, u_accept, u_next, out,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import gc
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -14,42 +17,74 @@ _WARM_UPS = 2
 
 
 class Capture(Protocol):
-    """Records a function without arguments that reads and writes tensors at fixed addresses."""
+    """Records functions without arguments that read and write tensors at fixed addresses."""
 
     def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         """A function that repeats the kernels of `compute`; its result is valid until the next of any such call."""
 
+    def renew(self) -> None:
+        """Begin anew: every recording made so far has been dropped."""
 
-def uncaptured(compute: Callable[[], Result]) -> Callable[[], Result]:
+
+class Uncaptured:
     """A `Capture` that records nothing: try it out, then compute again; for compiled steps without graphs."""
-    compute()
-    return compute
+
+    def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
+        """The function itself."""
+        compute()
+        return compute
+
+    def renew(self) -> None:
+        """Nothing to forget."""
 
 
 class CudaCapture:
-    """Records CUDA graphs that share one pool of memory."""
+    """Records CUDA graphs that share one pool of memory, on a stream of its own.
+
+    Warming up on the stream that is captured has matrix products find their workspace there before a graph could
+    claim it. torch frees that workspace when a graph of the stream is destroyed (from 2.12 on), under those that live;
+    and a pool whose graphs are all gone takes no new ones. So recordings are dropped all at once, and `renew` follows.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def renew(self) -> None:
+        """Another pool of memory."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         """Record `compute`, after running it so that libraries have made their choices."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                compute()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = compute()
+        with torch.cuda.device(self._device), _no_collection():
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UPS):
+                    compute()
+            current.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                result = compute()
 
         def replay() -> Result:
             graph.replay()
             return result
 
         return replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from destroying other graphs in the middle of a capture, which would end it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Recorded:
@@ -63,6 +98,8 @@ class Recorded:
     def __init__(self, capture: Capture, most: int = 128) -> None:
         self._capture = capture
         self._most = most
+        self.seconds = 0.0
+        """Time spent on recordings so far."""
         self._made: dict[Hashable, tuple[list[Tensor], Callable[[], Any]]] = {}
 
     def __call__(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
@@ -75,9 +112,12 @@ class Recorded:
         """
         whole = (key, *((each.shape, each.dtype) for each in inputs))
         if whole not in self._made:
-            while len(self._made) >= self._most:
-                del self._made[next(iter(self._made))]  # the oldest: a sweep has as many rules as alphas
+            if len(self._made) >= self._most:  # a sweep has as many rules as alphas
+                self._made.clear()
+                self._capture.renew()
+            start = time.perf_counter()
             self._made[whole] = self._record(function, inputs)
+            self.seconds += time.perf_counter() - start
         places, replay = self._made[whole]
         for place, given in zip(places, inputs, strict=True):
             place.copy_(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from cascli.models.capture import Capture, CudaCapture, Recorded, uncaptured
+from cascli.models.capture import Capture, CudaCapture, Recorded, Uncaptured
 from cascli.models.fused_norm import use_fused_norms
 from cascli.models.fused_rotation import use_fused_rotation
 from cascli.models.graph_runner import GraphRunner
@@ -42,7 +42,7 @@ def choose_runner(
         use_fused_norms(model)  # torch.compile does both, and more
         use_fused_rotation(model)
     if not graphs:
-        return GraphRunner(model, vocab, device, uncaptured, compiler), ASKED
+        return GraphRunner(model, vocab, device, Uncaptured(), compiler), ASKED
     return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler), None
 
 

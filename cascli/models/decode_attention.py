@@ -103,5 +103,12 @@ def can_decode(model: PreTrainedModel) -> bool:
     kinds = set(getattr(config, "layer_types", None) or [])
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     stock = config._attn_implementation in ("sdpa", ROWS, NAME) or (capped and config._attn_implementation == "eager")
-    there = model.device.type != "cuda" or kernels.serve(model.device)
-    return there and stock and kinds <= {"full_attention", "sliding_attention"}
+    plain = getattr(config, "v_head_dim", None) is None  # values narrower than keys, where states are compressed
+    return _fits(model.device) and stock and plain and kinds <= {"full_attention", "sliding_attention"}
+
+
+def _fits(device: torch.device) -> bool:
+    """Whether a device runs the kernel; before Ampere its states do not fit into the registers."""
+    if device.type != "cuda":
+        return True
+    return kernels.serve(device) and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,9 +1,9 @@
 """A runner whose short forwards are recorded once and repeated as CUDA graphs.
 
 A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
-for. What `prepare` was told of, and steps of a `FEW` tokens, are recorded per number of tokens and of logit rows (and
-per bucket of the cache, if attention does not read the length by itself); everything else, prompts above all, is read
-by the same forward without a recording. A whole draft, forwards and draws together, is one recording more.
+for. What `prepare` was told of is recorded per number of tokens and of logit rows (and per bucket of the cache, if
+attention does not read the length by itself); everything else, prompts above all, is read by the same forward without a
+recording. A whole draft, forwards and draws together, is one recording more.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ Result = TypeVar("Result")
 
 LONGEST = 65
 """The longest block of a round: 64 drafted tokens and one."""
-FEW = 4
-"""The longest other step: tokens that a model catches up with, of which only the last needs logits."""
 MOST_LAWS = 16
 """Settings of sampling whose drafts are kept recorded; a sweep may have many."""
 PREFILL = 1024
@@ -94,6 +92,8 @@ class GraphRunner:
         """
         self.reset()
         self._reserve(end)
+        if law is not None and law not in self._written and len(self._written) >= MOST_LAWS:
+            self._forget()
         self._reads.update(calls.reads)
         self._writes.update(calls.writes)
         bucket = self._bucket(end)
@@ -115,7 +115,7 @@ class GraphRunner:
         """
         n = ids.shape[0]
         self._reserve(self.length + n)
-        if (n, rows) in self._reads or (n <= FEW and rows == 1):
+        if (n, rows) in self._reads:
             return self._step(ids, rows)
         for start in range(0, n, PREFILL):
             logits = self._eager(ids[start : start + PREFILL], rows)
@@ -131,7 +131,7 @@ class GraphRunner:
         self._reserve(self.length + whole.tokens)
         if whole in self._writes:
             return self._one(whole, ids, law, u)
-        if whole.unread > FEW:
+        if whole.unread > 1 and Write(whole.unread, 1) not in self._writes:
             self._eager(ids[:-1], 1)
             ids = ids[-1:]
         return self._one_by_one(whole, ids, law, u)
@@ -184,8 +184,6 @@ class GraphRunner:
     def _recorded_write(self, write: Write, law: Law, bucket: int) -> Callable[[], Written]:
         """The recorded draft; likewise."""
         found = self._written.setdefault(law, {})
-        while len(self._written) > MOST_LAWS:
-            del self._written[next(iter(self._written))]
         key = (write, bucket)
         if key not in found:
 
@@ -233,9 +231,13 @@ class GraphRunner:
         """Room for `length` tokens; buffers that move take the recordings with them."""
         if length <= self._cache.capacity:
             return
+        self._forget()
+        self._cache.grow(bucket_for(length))
+
+    def _forget(self) -> None:
         self._read.clear()
         self._written.clear()
-        self._cache.grow(bucket_for(length))
+        self._capture.renew()
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens; costs nothing."""

@@ -88,10 +88,14 @@ class Pair:
     @property
     def info(self) -> PairInfo:
         """How this pair ran, for the trace."""
+        draft, target = self.draft.info, self.target.info
+        if self.compute is not None and target.recording_seconds is not None:
+            seconds = target.recording_seconds + self.compute.seconds
+            target = target.model_copy(update={"recording_seconds": seconds})
         return PairInfo(
             name=self.name,
-            draft=self.draft.info,
-            target=self.target.info,
+            draft=draft,
+            target=target,
             tokenizer_size=self.vocab,
             masked_rows=(self.draft.rows - self.vocab, self.target.rows - self.vocab),
         )

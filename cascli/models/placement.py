@@ -18,13 +18,14 @@ def choose_device(name: str) -> torch.device:
         RunError: CUDA was asked for and is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise RunError(f"device '{name}': torch {torch.__version__} sees {count} CUDA devices; use --device cpu.")
-        # Events and capability questions speak of the current device.
+        # Events and capability questions speak of the current device; torch wants it by its number.
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 

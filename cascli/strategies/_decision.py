@@ -93,7 +93,9 @@ def keeping_of(rule: Rule) -> Keeping | None:
         return Keeping(EXACT)
     if isinstance(rule, Forced):
         return Keeping(EXACT, forced=rule.acceptance)
-    if not isinstance(rule, ThresholdRule) or type(rule).keep is not ThresholdRule.keep or not rule.reads_draft:
+    if not isinstance(rule, ThresholdRule) or type(rule).keep is not ThresholdRule.keep:
+        return None
+    if not (rule.reads_draft and rule.reads_base):
         return None
     t = rule.threshold()
     whole = t.tests == "best q1"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.rules.base import Exact, Judgement
-from cascli.strategies.base import BlockLength, Role, Strategy, speculation_calls
+from cascli.rules.base import Exact, Judgement, Rule
+from cascli.strategies.base import BlockLength, Speculating, Strategy
 
 if TYPE_CHECKING:
-    from cascli.calls import Calls
     from cascli.dists import Dists
-    from cascli.session import Session
-    from cascli.trace import Round
 
 Seen = Callable[["Dists"], "Dists"]
 
@@ -36,7 +33,7 @@ class Watching(Exact):
 
 
 @dataclass(frozen=True)
-class Recording(Strategy):
+class Recording(Speculating, Strategy):
     """`speculative`, watched."""
 
     k: BlockLength = 4
@@ -54,12 +51,7 @@ class Recording(Strategy):
         """Those of `speculative`."""
         return {"k": self.k}
 
-    def calls(self, role: Role) -> Calls:
-        """Those of rounds of speculation."""
-        return speculation_calls(role, Watching(), self.k)
-
-    def decode(self, s: Session) -> Iterator[Round]:
-        """Rounds of speculation towards the target's own law."""
-        from cascli.strategies._speculation import speculate
-
-        yield from speculate(s, Watching(self.see, self.seen), self.k)
+    @property
+    def judge(self) -> Rule:
+        """Exact, watched."""
+        return Watching(self.see, self.seen)

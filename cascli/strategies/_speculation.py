@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cascli.rules.base import Rule
-from cascli.session import Session, at_once
+from cascli.sampling import Sampling
+from cascli.session import Computes, Session, at_once
 from cascli.strategies._decision import Facts, decide_round
 from cascli.trace import Drafted, Emitted, Round
 from cascli.writing import Law
@@ -38,9 +39,7 @@ def _round(s: Session, rule: Rule, n: int) -> Round:
     block = _draft(s, n, rule)
     logits = s.target.read(start + n, rows=n + 1)
     u_next = torch.cat([s.uniforms.residual(at, n), s.uniforms.draw(at + n, 1)])
-    compute = s.compute if rule.recordable else at_once
-    decide = partial(decide_round, rule, s.sampling)
-    numbers = compute(("decide", rule, s.sampling), decide, logits, *block, s.uniforms.accept(at, n), u_next)
+    numbers = _decide(s.compute, rule, s.sampling, logits, block, s.uniforms.accept(at, n), u_next)
     facts = Facts.of(s.fetch(numbers)[0], n)
     kept = int(facts.next[0])
     drafted = _drafted(s, rule, facts, kept)
@@ -49,6 +48,34 @@ def _round(s: Session, rule: Rule, n: int) -> Round:
     for lane in (s.draft, s.target):
         lane.rewind(start + kept)
     return Round(drafted=drafted, emitted=_emitted(s, rule, facts, drafted, kept), seconds=s.clock.lap())
+
+
+def _decide(
+    compute: Computes, rule: Rule, sampling: Sampling, logits: Tensor, block: Block, u_accept: Tensor, u_next: Tensor
+) -> Tensor:
+    """The numbers of a round: see `decide_round`."""
+    compute = compute if rule.recordable else at_once
+    return compute(("decide", rule, sampling), partial(decide_round, rule, sampling), logits, *block, u_accept, u_next)
+
+
+def rehearse(compute: Computes, rule: Rule, sampling: Sampling, k: int, logits: Tensor) -> None:
+    """Decide a round of every length from 0 to `k` on made-up numbers, which `compute` may record.
+
+    Args:
+        compute: as of a session.
+        rule: judges.
+        sampling: makes distributions of logits.
+        k: drafted tokens.
+        logits: `[1, V]`, as the target's will be.
+    """
+    if not rule.recordable:
+        return
+    u = torch.full((k + 1,), 0.5, dtype=torch.float64, device=logits.device)
+    for n in range(k, -1, -1):
+        known = n + rule.reads_draft
+        q = torch.full((known, logits.shape[1]), 1 / logits.shape[1], device=logits.device)
+        block = Block(torch.zeros(n, dtype=torch.long, device=logits.device), q, q)
+        _decide(compute, rule, sampling, logits.expand(n + 1, -1), block, u[:n], u[: n + 1])
 
 
 def _draft(s: Session, n: int, rule: Rule) -> Block:

@@ -6,20 +6,16 @@ drafted token then passes with probability a, whatever the models say, and every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from cascli.rules.base import Judgement, Rule
-from cascli.strategies.base import BlockLength, Role, Strategy, speculation_calls
+from cascli.strategies.base import BlockLength, Speculating, Strategy
 
 if TYPE_CHECKING:
-    from cascli.calls import Calls
     from cascli.dists import Dists
-    from cascli.session import Session
-    from cascli.trace import Round
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Forced(Rule):
 
 
 @dataclass(frozen=True)
-class Synthetic(Strategy):
+class Synthetic(Speculating, Strategy):
     """`speculative` with a chosen acceptance rate; its text means nothing."""
 
     acceptance: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -53,12 +49,7 @@ class Synthetic(Strategy):
         """A name that marks the numbers of such runs wherever they are shown."""
         return "synthetic-acceptance"
 
-    def calls(self, role: Role) -> Calls:
-        """Those of rounds of speculation."""
-        return speculation_calls(role, Forced(self.acceptance), self.k)
-
-    def decode(self, s: Session) -> Iterator[Round]:
-        """Rounds of speculation whose tests pass at the chosen rate."""
-        from cascli.strategies._speculation import speculate
-
-        yield from speculate(s, Forced(self.acceptance), self.k)
+    @property
+    def judge(self) -> Rule:
+        """The chosen rate."""
+        return Forced(self.acceptance)

@@ -17,7 +17,10 @@ from cascli.settings import first_problem
 from cascli.trace import with_params
 
 if TYPE_CHECKING:
-    from cascli.session import Session
+    from torch import Tensor
+
+    from cascli.sampling import Sampling
+    from cascli.session import Computes, Session
     from cascli.trace import Handover, Round
 
 T = TypeVar("T")
@@ -101,19 +104,46 @@ class Strategy(ABC):
         """What it will ask of one of the models; token by token unless a strategy says otherwise."""
         return ALONE
 
+    def rehearse(self, compute: Computes, sampling: Sampling, logits: Tensor) -> None:
+        """Let `compute` record what it will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
+        del compute, sampling, logits
+
     @abstractmethod
     def decode(self, s: Session) -> Iterator[Round | Handover]:
         """Yield rounds until the session is finished; each adds its tokens to the session's text."""
 
 
-def speculation_calls(role: Role, rule: Rule, k: int) -> Calls:
-    """Calls of rounds of k drafted tokens, fewer at the end of an answer."""
-    if role == "target":
-        return Calls(reads=[(n, n) for n in range(k + 1, 0, -1)])
-    # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two tokens to read.
-    unread = (1,) if rule.reads_draft else (2, 1)
-    blocks = [Write(m, k, rule.reads_draft) for m in unread]
-    return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
+class Speculating:
+    """What strategies share whose rounds are those of speculation: k drafted tokens, judged by a rule."""
+
+    k: int
+
+    @property
+    def judge(self) -> Rule:
+        """What the drafted tokens are judged by."""
+        raise NotImplementedError
+
+    def calls(self, role: Role) -> Calls:
+        """Those of rounds of k drafted tokens, fewer at the end of an answer."""
+        rule = self.judge
+        if role == "target":
+            return Calls(reads=[(n, n) for n in range(self.k + 1, 0, -1)])
+        # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two to read.
+        unread = (1,) if rule.reads_draft else (2, 1)
+        blocks = [Write(m, self.k, rule.reads_draft) for m in unread]
+        return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
+
+    def rehearse(self, compute: Computes, sampling: Sampling, logits: Tensor) -> None:
+        """Judge and verify a block of every length once."""
+        from cascli.strategies._speculation import rehearse
+
+        rehearse(compute, self.judge, sampling, self.k, logits)
+
+    def decode(self, s: Session) -> Iterator[Round]:
+        """Rounds of speculation towards the rule's law."""
+        from cascli.strategies._speculation import speculate
+
+        yield from speculate(s, self.judge, self.k)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from cascli.rules.base import Exact
-from cascli.strategies.base import BlockLength, Role, Strategy, speculation_calls
-
-if TYPE_CHECKING:
-    from cascli.calls import Calls
-    from cascli.session import Session
-    from cascli.trace import Round
+from cascli.rules.base import Exact, Rule
+from cascli.strategies.base import BlockLength, Speculating, Strategy
 
 
 @dataclass(frozen=True)
-class Speculative(Strategy):
+class Speculative(Speculating, Strategy):
     """Draft k, verify in one target call, accept / residual / bonus with pi = p."""
 
     summary: ClassVar[str] = "draft k tokens, check them in one target call, keep the prefix that passes"
@@ -26,12 +20,7 @@ class Speculative(Strategy):
 
     k: BlockLength = 4
 
-    def calls(self, role: Role) -> Calls:
-        """Those of rounds of speculation."""
-        return speculation_calls(role, Exact(), self.k)
-
-    def decode(self, s: Session) -> Iterator[Round]:
-        """Rounds of speculation towards the target's own law."""
-        from cascli.strategies._speculation import speculate
-
-        yield from speculate(s, Exact(), self.k)
+    @property
+    def judge(self) -> Rule:
+        """Pi = p."""
+        return Exact()

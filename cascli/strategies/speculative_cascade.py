@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from cascli.strategies.base import BlockLength, Role, RuleStrategy, speculation_calls
-
-if TYPE_CHECKING:
-    from cascli.calls import Calls
-    from cascli.session import Session
-    from cascli.trace import Round
+from cascli.rules.base import Rule
+from cascli.strategies.base import BlockLength, RuleStrategy, Speculating
 
 
 @dataclass(frozen=True)
-class SpeculativeCascade(RuleStrategy):
+class SpeculativeCascade(Speculating, RuleStrategy):
     """Draft k, verify in one target call, accept / residual / bonus with pi from the rule."""
 
     summary: ClassVar[str] = "speculation with a deferral rule in place of the exact check"
@@ -26,12 +21,7 @@ class SpeculativeCascade(RuleStrategy):
 
     k: BlockLength = 4
 
-    def calls(self, role: Role) -> Calls:
-        """Those of rounds of speculation."""
-        return speculation_calls(role, self.rule, self.k)
-
-    def decode(self, s: Session) -> Iterator[Round]:
-        """Rounds of speculation towards the rule's law."""
-        from cascli.strategies._speculation import speculate
-
-        yield from speculate(s, self.rule, self.k)
+    @property
+    def judge(self) -> Rule:
+        """The rule."""
+        return self.rule

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from cascli.session import Session
 
 
+_FEW = 4
+"""Tokens of the draft model that the target catches up with in one recorded call; it reads more like a prompt."""
+
+
 @dataclass(frozen=True)
 class TokenCascade(RuleStrategy):
     """The draft model writes a token, or the rule defers it to the target."""
@@ -37,8 +41,8 @@ class TokenCascade(RuleStrategy):
 
     def calls(self, role: Role) -> Calls:
         """A token a call; the target also catches up with what the draft model wrote alone."""
-        del role
-        return Calls(reads=[(2, 1), (1, 1)])
+        longest = _FEW if role == "target" else 2
+        return Calls(reads=[(n, 1) for n in range(longest, 0, -1)])
 
     def decode(self, s: Session) -> Iterator[Round]:
         """One token a round."""

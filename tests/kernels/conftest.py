@@ -27,6 +27,12 @@ def where() -> torch.device:
     return torch.device("cpu")
 
 
+@pytest.fixture
+def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of several blocks, as only vocabularies beyond 262,144 tokens have them."""
+    monkeypatch.setattr("cascli.kernels.rows.MOST_PARTS", 2)
+
+
 @pytest.fixture(params=["float32", "half"])
 def dtype(request: pytest.FixtureRequest, where: torch.device) -> torch.dtype:
     """The interpreter has no products of bfloat16; float16 stands in."""

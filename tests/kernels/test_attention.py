@@ -28,20 +28,31 @@ def wanted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: int, window: i
     return masked_attention(q, k, v, mask[None, None], q.shape[-1] ** -0.5, cap)
 
 
-@pytest.mark.parametrize(("heads", "shared", "width"), [(4, 2, 16), (6, 1, 24), (2, 2, 64), (14, 2, 32)])
+@pytest.mark.parametrize(("heads", "shared", "width"), [(4, 2, 16), (6, 1, 24), (2, 2, 64), (7, 1, 32)])
 @pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (9, 0.0), (70, 30.0)])
 def test_attention_is_attention(
-    heads: int, shared: int, width: int, window: int, cap: float, dtype: torch.dtype, where: torch.device
+    heads: int,
+    shared: int,
+    width: int,
+    window: int,
+    cap: float,
+    dtype: torch.dtype,
+    where: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At block borders, windows across them, and more rows than a program takes."""
-    from cascli.kernels.attention import attend
+    """At block borders, windows across them, more rows than a program takes, and several blocks a part."""
+    from cascli.kernels import attention
 
+    monkeypatch.setattr(attention, "_MOST_PARTS", 4 if cap == 0 else 32)
     for at, n in ((0, 1), (0, 5), (63, 1), (63, 2), (64, 9), (200, 5)):
         q, k, v = states(heads, shared, n, width, at, dtype, where)
-        found = attend(q, k, v, torch.tensor(at, device=where), scale=width**-0.5, window=window, cap=cap)
+        before = torch.tensor(at, device=where)
+        found = attention.attend(q, k, v, before, scale=width**-0.5, window=window, cap=cap)
         assert found.shape == (1, n, heads, width) and found.dtype == dtype
         error = (found.double().cpu() - wanted(q, k, v, at, window, cap)).abs().max()
-        assert error < BOUND[dtype], (at, n)
+        # On a GPU the tanh of a cap is made of approximate exponentials, whose error it multiplies.
+        bound = max(BOUND[dtype], 2e-6 * cap) if where.type == "cuda" else BOUND[dtype]
+        assert error < bound, (at, n)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter's products are NumPy's")
@@ -49,7 +60,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_block(dtype: torch.dtype, where:
     from cascli.kernels.attention import attend
 
     at, n = 300, 4
-    q, k, v = states(8, 2, n, 64, at, dtype, where)
+    q, k, v = states(16, 2, n, 64, at, dtype, where)  # 8 rows a program alone, filled up to 16, and 32 in the block
     block = attend(q, k, v, torch.tensor(at, device=where), scale=0.125)
     for i in range(n):
         alone = attend(q[:, :, i : i + 1], k, v, torch.tensor(at + i, device=where), scale=0.125)
@@ -65,3 +76,11 @@ def test_strides_do_not_matter(where: torch.device) -> None:
     longer = torch.cat([k, k], dim=2)[:, :, :CAPACITY]
     at = torch.tensor(40, device=where)
     assert torch.equal(attend(strided, longer, v, at, scale=0.25), attend(q, k, v, at, scale=0.25))
+
+
+def test_values_of_another_width_are_refused(where: torch.device) -> None:
+    from cascli.kernels.attention import attend
+
+    q, k, v = states(4, 2, 3, 16, 40, torch.float32, where)
+    with pytest.raises(ValueError, match="8 numbers a head, queries 16"):
+        attend(q, k, v[..., :8], torch.tensor(40, device=where), scale=0.25)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
 from cascli import dists, rules
-from cascli.rules.base import Exact, KeepRule, Rule, ThresholdRule
+from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
 from cascli.sampling import Sampling
 from cascli.strategies._decision import Facts, decide_round, keeping_of
 from cascli.strategies._recording import Watching
@@ -29,10 +31,11 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
     return [each.to(where) for each in (target, tokens, q[:known], q1[:known], u[1, :n], u[2])]
 
 
+@pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, where: torch.device) -> None:
-    """Blocks of no token, one and more; rows of one part and of several, the last one not full."""
+    """Blocks of no token, one and more; rows of one part and of two, of two blocks the first, the second not full."""
     from cascli.kernels.verification import verify
 
     sampling = Sampling(temperature)
@@ -89,6 +92,15 @@ class Odd(KeepRule):
         return d.q1 > d.p1
 
 
+class Warped(ThresholdRule):
+    """Tests distributions after temperature, which it says by not asking for others."""
+
+    reads_base: ClassVar[bool] = False
+
+    def threshold(self) -> Threshold:
+        return Threshold("q1", of_best_p1=1.0)
+
+
 class Own(ThresholdRule):
     def threshold(self) -> None:
         raise NotImplementedError
@@ -98,6 +110,6 @@ class Own(ThresholdRule):
 
 
 @pytest.mark.usefixtures("where")
-@pytest.mark.parametrize("rule", [Odd(), Own(), Watching()], ids=repr)
+@pytest.mark.parametrize("rule", [Odd(), Own(), Warped(), Watching()], ids=repr)
 def test_rules_that_kernels_do_not_know_stay_in_torch(rule: Rule) -> None:
     assert keeping_of(rule) is None

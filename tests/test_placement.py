@@ -1,0 +1,44 @@
+"""Choosing a device: what torch would say on a machine with GPUs is made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import kernels
+from cascli.errors import RunError
+from cascli.models.placement import choose_device
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two GPUs; the current one."""
+    chosen = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[0])
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda index: chosen.__setitem__(0, index), raising=False)
+    return chosen
+
+
+@pytest.mark.parametrize(("name", "index"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_gpu_has_a_number_and_becomes_the_current_one(name: str, index: int, current: list[int]) -> None:
+    assert choose_device(name) == torch.device("cuda", index) and current == [index]
+
+
+def test_a_gpu_that_is_not_there(current: list[int]) -> None:
+    with pytest.raises(RunError, match="'cuda:2'.* sees 2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu() -> None:
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(RunError, match="sees 0 CUDA devices; use --device cpu"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_where_triton_cannot_work_torchs_operations_do() -> None:
+    with pytest.warns(UserWarning, match="torch's own operations instead"):
+        assert not kernels.serve.__wrapped__(torch.device("cuda"))
