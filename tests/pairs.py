@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from cascli import Pair, generate
+
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -50,3 +52,15 @@ def torch_version() -> tuple[int, ...]:
 def float32_by_rows() -> bool:
     """Whether float32 products give a row the same bits in any block: with AVX2 alone not before torch 2.13."""
     return torch_version() >= (2, 13) or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def answers_of_many_kinds(loaded: Pair) -> list[list[int]]:
+    """Texts that outgrow what was recorded before, and more settings than are kept recorded."""
+    lengths = [9, 300, 9, 700, 40]
+    asked = [(n, {"temperature": 0.0}) for n in lengths] + [(9, {"temperature": 0.5 + i / 20}) for i in range(20)]
+    return [
+        generate(
+            loaded, prompt_ids=[5, 6, 7] * (n // 3), strategy="speculative:k=3", max_new_tokens=12, **how
+        ).token_ids
+        for n, how in asked
+    ]

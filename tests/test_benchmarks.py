@@ -1,14 +1,33 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd import DeviceType
 
-from benchmarks import accuracy, gpu, llama_cpp, peers, report
+from benchmarks import (
+    accuracy,
+    beside,
+    gpu,
+    gpu_job,
+    gpu_pair,
+    gpu_table,
+    gpu_tests,
+    gpu_work,
+    llama_cpp,
+    peers,
+    report,
+)
 from cascli import load_pair
-from tests.pairs import pair
+from cascli.models.fused_norm import FusedNorm, use_fused_norms
+from cascli.models.fused_rotation import use_fused_rotation
+from tests.pairs import ARCHITECTURES, pair
 
 
 @pytest.fixture(scope="module")
@@ -112,33 +131,165 @@ def test_report_has_accuracy(saved: Path, tmp_path: Path) -> None:
     assert "| target int8 |" in report.accuracy_table([file])
 
 
+TINY = ["--device", "cpu", "--dtype", "float32", "--shrink", "32", "--tokens", "8", "--repeats", "1", "--context", "16"]
+
+
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_benchmark_runs_through_on_a_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its figures mean nothing here; that it ends, with everything in its place, does."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the tests beside it
     out = tmp_path / "gpu.json"
-    gpu.main(
-        [
-            *("--device", "cpu", "--dtype", "float32", "--shrink", "32", "--tokens", "8", "--repeats", "1"),
-            *("--context", "16", "--pairs", "0", "--no-tests", "-o", str(out)),
-        ]
-    )
+    gpu.main([*TINY, "--pairs", "0", "--no-tests", "-o", str(out)])
     document = json.loads(out.read_text())
     [found] = document["pairs"]
     assert document == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["device"] == "cpu" and not found["left_out"] and not found["failed"] and "error" not in found
     assert found["profiles"][0]["c"] > 0 and set(found["profiles"][0]["v"]) == {str(n) for n in range(1, 10)}
     assert [each["chosen_acceptance"] for each in found["speculation"]] == [0.6, 0.8, 0.9]
     assert all(each["ratio_to_assisted_at_this_acceptance"] > 0 for each in found["speculation"])
     assert found["transformers"]["assisted_seconds_per_round"] > 0
     assert all(each["outside_the_models"] < 1 for each in found["speculation"])
-    assert gpu._rounds(gpu.arguments(["--pairs", "0"]))[1][1] is True  # on a GPU, compiled steps come after
+    assert all(each["rounds"] > 0 and each["kernels"] == 0 for each in found["work"].values())
+    assert found["peak_memory_bytes"] > 0 and found["graphs"]["target"] is None
+    assert len(gpu_table.line_of(found)) == len(gpu_table.HEADINGS)
+
+
+def tiny_ask(until: float) -> gpu_job.Ask:
+    [job] = gpu.planned(gpu.arguments([*TINY, "--pairs", "0"]))
+    return dataclasses.replace(job.ask, until=until)
+
+
+def test_a_row_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_pair.Measurement, "_beside", lambda _: pytest.fail("there is no time for this"))
+    saved: list[str] = []
+    found = gpu_pair.Measurement(tiny_ask(until=0.0), lambda entry: saved.append(json.dumps(entry))).all()
+    assert found["left_out"][:2] == ["speculation at 0.8", "transformers"] and len(found["left_out"]) == 6
+    assert found["profiles"] and json.loads(saved[-1]) == found
+    assert gpu_table.line_of(found)[6:10] == [""] * 4
+
+
+def test_a_part_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("transformers has changed")
+
+    monkeypatch.setattr(gpu_pair.Measurement, "_beside", fail)
+    monkeypatch.setattr(gpu_pair.Measurement, "_work", fail)
+    found = gpu_pair.Measurement(tiny_ask(until=math.inf), lambda _: None).all()
+    assert found["failed"]["transformers"] == "TypeError: transformers has changed"
+    assert len(found["speculation"]) == 3 and found["transformers"] is None
+
+
+def rows_of(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> list[dict]:
+    """The entries when every row's process is this program, with the result's path as its argument."""
+    monkeypatch.setattr(gpu_job, "command", lambda _, result: ["-c", script, str(result)])
+    out = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--no-tests", "-o", str(out), *more])
+    return json.loads(out.read_text())["pairs"]
 
 
 def test_a_pair_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(config: dict, options: object, compiled: bool) -> dict:
-        raise RuntimeError("out of memory")
+    found = rows_of("assert False, 'illegal memory access'", tmp_path, monkeypatch)
+    assert len(found) == len(gpu.PAIRS)
+    assert all(each["error"].endswith("AssertionError: illegal memory access") for each in found)
+    assert [gpu_table.line_of(each)[1] for each in found] == ["failed"] * len(found)
 
-    monkeypatch.setattr(gpu, "of_pair", fail)
-    out = tmp_path / "gpu.json"
-    gpu.main(["--device", "cpu", "--no-tests", "-o", str(out)])
-    found = json.loads(out.read_text())["pairs"]
-    assert [each["error"] for each in found] == ["RuntimeError: out of memory"] * len(gpu.PAIRS)
+
+def test_a_process_that_dies_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = 'import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(\'{"device": "H"}\'); os.abort()'
+    [found] = rows_of(dying, tmp_path, monkeypatch, "--pairs", "0")
+    assert found["device"] == "H" and "Abort" in found["error"]
+
+
+def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_job, "_LEAST", 0.0)
+    monkeypatch.setattr(
+        gpu_job, "command", lambda *_: ["-c", "import time; print('so far', flush=True); time.sleep(99)"]
+    )
+    job = gpu_job.Job(tiny_ask(0.0), seconds=9)
+    found = gpu_job.run(job, limit=1.5)
+    assert found["skipped"] == "out of time" and found["error"] == "killed after 2 s\nso far"
+    assert found["wall_seconds"] < 20
+
+
+def test_nothing_is_begun_without_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rows_of("raise SystemExit(3)", tmp_path, monkeypatch, "--seconds", "1")
+    assert [each["skipped"] for each in found] == ["out of time"] * len(gpu.PAIRS)
+
+
+def test_compiled_rows_wait_for_those_that_they_would_displace(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = gpu.planned(gpu.arguments([]))
+    assert [job.ask.compiled for job in jobs] == [False, True, False, True, False, False, False]
+    assert sum(job.seconds for job in jobs if not job.ask.compiled) <= 400
+    now, limits = 0.0, []
+
+    def run(job: gpu_job.Job, limit: float) -> dict:
+        nonlocal now
+        now += min(job.seconds, limit)
+        limits.append(limit)
+        return {"name": job.ask.name, "compiled": job.ask.compiled}
+
+    monkeypatch.setattr(gpu_job, "run", run)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def measured(seconds: float) -> tuple[list[bool], list[gpu_job.Job]]:
+        document = {"device": "cuda", "pairs": []}
+        waiting = gpu.measure(jobs, now + seconds, document, None, put_off=True)
+        return [each["compiled"] for each in document["pairs"]], waiting
+
+    assert measured(400) == ([False] * 5, [jobs[1], jobs[3]])
+    spare = 400 - sum(job.seconds for job in jobs if not job.ask.compiled)
+    plain = [job.seconds for job in jobs if not job.ask.compiled]
+    assert limits == [pytest.approx(seconds + spare) for seconds in plain]
+    assert measured(2000) == ([job.ask.compiled for job in jobs], [])
+
+
+def test_kernels_are_counted_where_they_run() -> None:
+    def event(name: str, where: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
+        return SimpleNamespace(name=name, device_type=where, is_user_annotation=False)
+
+    names = ["gemv", "rotate", "Memcpy DtoH (Device -> Pinned)", "Memcpy HtoD (Pageable -> Device)", "Memset (Device)"]
+    events = [*map(event, names), event("Memcpy DtoD (Device -> Device)"), event("cudaLaunchKernel", DeviceType.CPU)]
+    assert gpu_work.count(events) == {"kernels": 2, "to_host": 1, "from_host": 1}
+
+
+@pytest.mark.slow
+def test_gpu_tests_are_counted_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import pytest, time\n"
+        "@pytest.mark.parametrize('n', [1, 2])\ndef test_one(n): assert n == 1\n"
+        "@pytest.mark.skip\ndef test_two(): pass\n"
+        "def test_three(): time.sleep(99)\n"
+    )
+    found = gpu_tests.run_tests([f"{file}::test_{name}" for name in ("one", "two", "three")], seconds=15)
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
+    assert [name.rpartition("::")[2] for name in found["failures"]] == ["test_one[2]"]
+    assert [name.rpartition("::")[2] for name in found["out_of_time"]] == ["test_three"]
+    assert "assert 2 == 1" in found["output"][f"{file}::test_one"] and found["seconds"] < 40
+    assert len(gpu_table.tests_lines(found)) == 3
+
+
+def test_gpu_tests_leave_out_what_needs_no_gpu() -> None:
+    names = gpu_tests.groups()
+    assert any("test_on_cuda.py::test_the_laws_hold_on_the_device" in name for name in names)
+    assert not any("compile_for_gpu" in name or "in_decoding" in name for name in names)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_transformers_beside_is_stock(name: str) -> None:
+    model = load_pair(pair(300, **ARCHITECTURES[name])).target.model
+    before = {where: type(module) for where, module in model.named_modules()}
+    ids = torch.arange(9).unsqueeze(0)
+    with torch.inference_mode():
+        wanted = model(ids).logits
+    assert use_fused_norms(model) and use_fused_rotation(model)
+    forwards = {where: vars(module).get("forward") for where, module in model.named_modules()}
+    with beside.stock(model):
+        assert {where: type(module) for where, module in model.named_modules()} == before
+        assert not any("forward" in vars(module) for module in model.modules())
+        with torch.inference_mode():
+            assert torch.allclose(model(ids).logits, wanted, atol=1e-5)
+    assert any(isinstance(module, FusedNorm) for module in model.modules()) and any(forwards.values())
+    assert {where: vars(module).get("forward") for where, module in model.named_modules()} == forwards

@@ -21,7 +21,7 @@ from cascli.sampling import Sampling
 from cascli.strategies import parse
 from cascli.writing import Law, Written, write_by_steps
 from tests.laws.of_recorded import CASES, SHAPE, alarms
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target
 from tests.tape import TapeCapture
 
@@ -209,6 +209,11 @@ def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
         law = Law(Sampling(1 + i / 8), reads_base=False)
         taped.draft.runner.prepare(10, 40, Calls(writes=[Write(1, 2)]), law)
     assert taped.draft.runner.graphs == 3  # all are dropped at once: see CudaCapture
+
+
+def test_recordings_that_are_dropped_take_nothing_with_them(taped: Pair) -> None:
+    taped.compute = Recorded(TapeCapture(), most=8)
+    assert answers_of_many_kinds(taped) == answers_of_many_kinds(load_pair(taped.config, dtype="float32"))
 
 
 @pytest.mark.parametrize("rule", rules.names())

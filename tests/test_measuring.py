@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from cascli.comparison import percentiles
 from cascli.cost import Use, cost_of
 from cascli.errors import UsageError
 from cascli.explain import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
-from cascli.jobs.bench import bench
+from cascli.jobs.bench import bench, replay, replay_context
 from cascli.jobs.compare import compare
 from cascli.jobs.profile import profile
+from cascli.models.capture import Uncaptured
+from cascli.models.choose_runner import choose_runner
 from cascli.profile import Profile, interpolated, timing
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.plots import plot_bench
@@ -225,6 +229,36 @@ def test_bench_refuses_contexts_beyond_the_pair(text_pair: Pair) -> None:
     with pytest.raises(UsageError, match="exceed the pair's context of 256"):
         bench(text_pair, contexts=[250])
     assert [each.context for each in bench(text_pair, repeats=1).profiles] == [128]
+
+
+def test_steps_that_were_measured_serve_several_replays(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = profile(text_pair, replay_context(12), blocks=range(1, 4), repeats=1)
+    monkeypatch.setattr("cascli.jobs.bench.profile", lambda *_, **__: pytest.fail("measured again"))
+    for acceptance in (0.2, 0.9):
+        found = replay(text_pair, acceptance, ks=(2,), tokens=12, repeats=1, steps=steps)
+        assert found.acceptance == acceptance and found.accounts[0].c == steps.c
+
+
+def test_long_blocks_can_be_replayed(text_pair: Pair) -> None:
+    """Longer ones than steps are timed for otherwise."""
+    found = replay(text_pair, 0.5, ks=(2, 12), tokens=14, repeats=1)
+    assert [each.k for each in found.accounts] == [2, 12] and len(found.models_share) == 2
+
+
+def test_nothing_is_recorded_twice() -> None:
+    """A cache that grew between two contexts would drop what had been recorded, and compiled, for the first."""
+    loaded = load_pair(pair(300))
+    made: list[Callable[[], Any]] = []
+
+    class Counting(Uncaptured):
+        def __call__(self, compute: Callable[[], Any]) -> Callable[[], Any]:
+            made.append(compute)
+            return super().__call__(compute)
+
+    for model in (loaded.draft, loaded.target):
+        model.runner, _ = choose_runner(model.model, 300, model.device, graphs=True, capture=Counting())
+    bench(loaded, contexts=[20, 200], repeats=1)  # with the longest round beyond a cache of 256
+    assert len(made) == sum(model.runner.graphs for model in (loaded.draft, loaded.target)) > 0
 
 
 def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:

@@ -27,7 +27,7 @@ def test_a_gpu_has_a_number_and_becomes_the_current_one(name: str, index: int, c
 
 
 def test_a_gpu_that_is_not_there(current: list[int]) -> None:
-    with pytest.raises(RunError, match="'cuda:2'.* sees 2 CUDA devices"):
+    with pytest.raises(RunError, match=r"'cuda:2'.* sees 2 CUDA devices"):
         choose_device("cuda:2")
 
 

@@ -14,7 +14,7 @@ from cascli.calls import Calls
 from cascli.cli.app import app
 from cascli.models.graph_runner import GraphRunner
 from tests.laws.of_recorded import CASES, SHAPE, alarms
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -49,6 +49,17 @@ def test_greedy_strategies_agree_with_and_without_graphs(name: str) -> None:
             run = generate(loaded, prompt_ids=[5] * 9, strategy=strategy, temperature=0.0, max_new_tokens=32)
             found.append(run.token_ids)
     assert all(each == found[0] for each in found)
+
+
+def test_recordings_that_are_dropped_take_nothing_with_them() -> None:
+    """Memory pools and workspaces of graphs that are gone, while others live: see CudaCapture."""
+    config, texts = pair(max_position_embeddings=4096), []
+    for graphs in (True, False):
+        loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
+        if loaded.compute is not None:
+            loaded.compute._most = 8
+        texts.append(answers_of_many_kinds(loaded))
+    assert texts[0] == texts[1]
 
 
 def test_the_laws_hold_on_the_device() -> None:
