@@ -28,7 +28,7 @@ bench: install ## Measure cascli beside transformers on the embedded pair (withi
 	$(BIN)/cascli pull
 	$(BIN)/python -m benchmarks.peers --prompts 4 --max-new-tokens 48 -k 4
 
-bench-gpu: ## Measure pairs at real shapes on a GPU, then run the GPU tests (within 9 minutes; takes PYTHON as it is)
+bench-gpu: ## Measure pairs at real shapes on a GPU and run the GPU tests (within 9 minutes; takes PYTHON as it is)
 	$(PYTHON) -m benchmarks.gpu -o benchmarks/results/gpu.json
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)

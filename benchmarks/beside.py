@@ -1,33 +1,61 @@
-"""transformers on a loaded pair's own weights: no second copy, and its own attention and cache."""
+"""transformers on a loaded pair's own weights: no second copy, and its own attention, norms, rotations and cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from types import MethodType
 from typing import Any
+
+from torch import nn
 
 from benchmarks.contestants import of_transformers
 from cascli import Pair
+from cascli.models.fused_norm import FusedNorm
+
+_WARM_UP_TOKENS = 8
 
 
-def transformers_beside(pair: Pair, prompt: Sequence[int], k: int, tokens: int) -> dict[str, Any]:
-    """Generate and assisted generation; the latter by the round, since its acceptance cannot be chosen."""
+def transformers_beside(
+    pair: Pair,
+    prompt: Sequence[int],
+    k: int,
+    *,
+    tokens: int,
+    assisted_tokens: int,
+    repeats: int = 3,
+    late: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Generate and assisted generation; the latter by the round, since its acceptance cannot be chosen.
+
+    Args:
+        pair: loaded.
+        prompt: what is continued.
+        k: drafted tokens a round.
+        tokens: that `generate` writes.
+        assisted_tokens: that assisted generation writes.
+        repeats: of both, after a warm-up.
+        late: whether no further repeat is to be begun; one is made in any case.
+    """
     target, draft = pair.target.model, pair.draft.model
     alone, assisted = (of_transformers(target, model, k, [], "") for model in (None, draft))
-    calls = _Calls()
-    with _stock_attention(target, draft), calls.of(target):
+    times: list[float] = []
+    rounds = 0
+    with stock(target, draft), _Calls().of(target) as calls:
         for contestant in (alone, assisted):
-            contestant.answer(prompt, 8)
-        times = []
-        for _ in range(3):
+            contestant.answer(prompt, min(_WARM_UP_TOKENS, tokens))
+        while len(times) < repeats and not (times and late()):
             calls.count = 0
-            found = assisted.answer(prompt, tokens)
-            times.append(found.seconds / max(calls.count, 1))
+            found = assisted.answer(prompt, assisted_tokens)
+            rounds = max(calls.count, 1)
+            times.append(found.seconds / rounds)
             alone.take(prompt, tokens)
-    rates = sorted(len(each.token_ids) / each.seconds for each in alone.answers)
     return {
-        "generate_tokens_per_second": rates[len(rates) // 2],
-        "assisted_seconds_per_round": sorted(times)[len(times) // 2],
+        "repeats": len(times),
+        "assisted_rounds": rounds,
+        "generate_tokens_per_second": median(len(each.token_ids) / each.seconds for each in alone.answers),
+        "assisted_seconds_per_round": median(times),
     }
 
 
@@ -38,7 +66,7 @@ class _Calls:
         self.count = 0
 
     @contextmanager
-    def of(self, model: Any) -> Iterator[None]:
+    def of(self, model: Any) -> Iterator[_Calls]:
         """Count while this lasts."""
 
         def more(*_: Any) -> None:
@@ -46,21 +74,48 @@ class _Calls:
 
         hook = model.register_forward_pre_hook(more)
         try:
-            yield
+            yield self
         finally:
             hook.remove()
 
 
 @contextmanager
-def _stock_attention(*models: Any) -> Iterator[None]:
-    """Transformers' own attention in place of cascli's."""
-    before = [model.config.get_text_config()._attn_implementation for model in models]
-    for model, name in zip(models, before, strict=True):
-        capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-        stock = "eager" if capped else "sdpa"  # torch's kernel knows no soft-capping
-        model.set_attn_implementation(stock if name.startswith("cascli") else name)
+def stock(*models: Any) -> Iterator[None]:
+    """Models as transformers makes them for a GPU, in place: cascli's attention, norms and rotations are undone."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(_stock_attention(model))
+            for module in model.modules():
+                stack.enter_context(_stock_module(module))
+        yield
+
+
+@contextmanager
+def _stock_attention(model: Any) -> Iterator[None]:
+    before = model.config.get_text_config()._attn_implementation
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    own = "eager" if capped else "sdpa"  # torch's kernel knows no soft-capping
+    model.set_attn_implementation(own if before.startswith("cascli") else before)
     try:
         yield
     finally:
-        for model, name in zip(models, before, strict=True):
-            model.set_attn_implementation(name)
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _stock_module(module: nn.Module) -> Iterator[None]:
+    """The class of a norm, and the forward of an attention layer, that they had before cascli took them over."""
+    fused = module.stock if isinstance(module, FusedNorm) else None
+    forward = vars(module).get("forward")
+    ours = isinstance(forward, MethodType) and forward.__func__.__code__ is type(module).forward.__code__
+    if fused is not None:
+        module.__class__ = fused
+    if ours:  # the class's own code with another function in its globals: see `cascli.models.fused_rotation`
+        del vars(module)["forward"]
+    try:
+        yield
+    finally:
+        if fused is not None:
+            module.__class__ = FusedNorm
+        if ours:
+            vars(module)["forward"] = forward

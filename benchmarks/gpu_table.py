@@ -23,13 +23,23 @@ HEADINGS = (
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print it."""
+    """Print it, and what became of the tests."""
     table = Table(title=document["device"], title_justify="left")
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
     for pair in document["pairs"]:
         table.add_row(*line_of(pair))
-    Console(width=160).print(table)
+    console = Console(width=160)
+    console.print(table)
+    if "tests" in document:
+        console.print(*tests_lines(document["tests"]), sep="\n", markup=False, highlight=False)
+
+
+def tests_lines(tests: dict[str, Any]) -> list[str]:
+    """Counts, and the names of those that did not pass."""
+    counts = ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped"))
+    names = [f"failed: {name}" for name in tests["failures"]]
+    return [f"tests: {counts}", *names, *(f"out of time: {name}" for name in tests["out_of_time"])]
 
 
 def line_of(pair: dict[str, Any]) -> list[str]:
@@ -37,26 +47,36 @@ def line_of(pair: dict[str, Any]) -> list[str]:
     name = pair["name"] + (" (compiled)" if pair["compiled"] else "")
     if "profiles" not in pair:
         return [name, pair.get("skipped") or "failed", *[""] * (len(HEADINGS) - 2)]
-    return [name, *_cells(pair)]
-
-
-def _cells(pair: dict[str, Any]) -> list[str]:
-    at = pair["profiles"][0]
-    mid = next(each for each in pair["speculation"] if each["chosen_acceptance"] == 0.8)
-    ratio = mid.get("ratio_to_assisted_at_this_acceptance")
     recording = [each["capture_seconds"] for each in pair["graphs"].values() if each]
+    return [name, *_steps(pair["profiles"][0]), *_gains(pair["speculation"]), _seconds(recording)]
+
+
+def _steps(at: dict[str, Any]) -> list[str]:
     return [
-        f"{at['target_ms'][1]:.2f}",
+        f"{at['target_ms']['1']:.2f}",
         _percent(at["bandwidth_share"]["target"]),
         f"{at['c']:.2f}",
         "" if at["c_over_ratio_of_bytes"] is None else f"{at['c_over_ratio_of_bytes']:.2f}",
-        f"{at['v'].get(5, float('nan')):.2f}",
+        f"{at['v'].get('5', float('nan')):.2f}",
+    ]
+
+
+def _gains(speculation: list[dict[str, Any]]) -> list[str]:
+    """At the middle acceptance rate; nothing if the time did not suffice for it."""
+    mid = next((each for each in speculation if each["chosen_acceptance"] == 0.8), None)
+    if mid is None:
+        return [""] * 4
+    ratio = mid.get("ratio_to_assisted_at_this_acceptance")
+    return [
         f"{mid['measured_speed_up']:.2f}x",
         f"{mid['measured_speed_up'] / mid['predicted_speed_up']:.2f}",
         _percent(mid["outside_the_models"]),
         "" if ratio is None else f"{ratio:.1f}x",
-        f"{sum(recording):.0f} s" if recording else "",
     ]
+
+
+def _seconds(several: list[float]) -> str:
+    return f"{sum(several):.0f} s" if several else ""
 
 
 def _percent(share: float | None) -> str:

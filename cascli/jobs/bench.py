@@ -55,18 +55,18 @@ def bench(
     """
     longest = max(blocks)
     chosen = _contexts(pair, contexts, longest)
-    _warm_up(pair, longest)
+    _warm_up(pair, longest, max(chosen))
     copies = [copy_rate(pair.device)]
     measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, tell=tell)
     copies.append(copy_rate(pair.device))
-    replay = None
+    found = None
     if synthetic_acceptance is not None:
-        replay = _replay(pair, synthetic_acceptance, ks, tokens, repeats, tell)
+        found = replay(pair, synthetic_acceptance, ks=ks, tokens=tokens, repeats=repeats, tell=tell)
     return Bench(
         pair=pair.info,
         copy_bytes_per_second=median(copies),
         profiles=measured,
-        synthetic=replay,
+        synthetic=found,
         environment=environment(pair.device),
     )
 
@@ -82,9 +82,12 @@ def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[in
     return sorted(set(wanted))
 
 
-def _warm_up(pair: Pair, longest: int) -> None:
-    """Let the kernels of all blocks be chosen, and the memory be there, before the clock runs."""
-    profile(pair, 1, blocks=range(1, longest + 1), repeats=1)
+def _warm_up(pair: Pair, longest: int, context: int) -> None:
+    """Let the kernels of all blocks be chosen, and the memory be there, before the clock runs.
+
+    At the longest context: a cache that grew later would drop what was recorded for it, and have it compiled again.
+    """
+    profile(pair, context, blocks=range(1, longest + 1), repeats=1)
 
 
 def copy_rate(device: torch.device, repeats: int = 7) -> float:
@@ -110,8 +113,27 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _replay(pair: Pair, acceptance: float, ks: Sequence[int], tokens: int, repeats: int, tell: Tell | None) -> Replay:
-    """Decode with `target` and at each k, interleaved; no token ends the text."""
+def replay(
+    pair: Pair,
+    acceptance: float,
+    *,
+    ks: Sequence[int],
+    tokens: int,
+    repeats: int,
+    steps: Profile | None = None,
+    tell: Tell | None = None,
+) -> Replay:
+    """Decode with `target` and at each k, interleaved; no token ends the text.
+
+    Args:
+        pair: loaded; its weights may be random.
+        acceptance: the probability that a drafted token is accepted.
+        ks: block lengths.
+        tokens: length of each run.
+        repeats: counted runs of each kind, after a short one that is not.
+        steps: step times around `replay_context(tokens)`, blocks of each k + 1 among them; measured here by default.
+        tell: told how it goes.
+    """
     endless = replace(pair, eos_ids=frozenset())
     strategies: list[Strategy] = [parse("target"), *(Synthetic(acceptance, k) for k in ks)]
     runs: list[list[Run]] = [[] for _ in strategies]
@@ -128,7 +150,9 @@ def _replay(pair: Pair, acceptance: float, ks: Sequence[int], tokens: int, repea
             run = decode(endless, strategy, request)
             if repeat:
                 runs[column].append(run)
-    steps = _steps_at(pair, REPLAY_PROMPT + tokens // 2, repeats)
+    if steps is None:
+        blocks = sorted({*BLOCKS, *(k + 1 for k in ks)})
+        steps = profile(pair, replay_context(tokens), blocks=blocks, repeats=repeats)
     accounts = [account(of_k, [*runs[0], *of_k], steps) for of_k in runs[1:]]
     rates = [_rate(column) for column in runs]
     return Replay(
@@ -140,6 +164,11 @@ def _replay(pair: Pair, acceptance: float, ks: Sequence[int], tokens: int, repea
         models_share=[_models_share(of_k, steps) for of_k in runs[1:]],
         target_models_share=_models_share(runs[0], steps),
     )
+
+
+def replay_context(tokens: int) -> int:
+    """Tokens before the middle of a replay of so many: where its steps are representative."""
+    return REPLAY_PROMPT + tokens // 2
 
 
 def _models_share(runs: Sequence[Run], steps: Profile) -> float:
@@ -160,7 +189,3 @@ def _rate(runs: Sequence[Run]) -> float:
         seconds = run.metrics.seconds
         rates.append(len(run.token_ids) / (seconds.total - seconds.prefill))
     return median(rates)
-
-
-def _steps_at(pair: Pair, context: int, repeats: int) -> Profile:
-    return profile(pair, context, repeats=repeats)

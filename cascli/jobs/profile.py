@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from cascli.calls import Calls
+from cascli.models.graph_runner import LONGEST
 from cascli.models.pair import LoadedModel, Pair
 from cascli.profile import Profile, Timing, timing
 
@@ -69,12 +70,14 @@ def profiles(
 
 
 def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> None:
-    """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning."""
-    for model in (pair.draft, pair.target):
+    """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning.
+
+    There is room from the start for the longest round: `pretend` would make it, and drop what was recorded before.
+    """
+    for model, longest in ((pair.draft, 2), (pair.target, max(2, *blocks))):
         if fill:
-            longest = max(2, *blocks)
             calls = Calls(reads=[(n, n) for n in range(longest, 0, -1)])
-            model.runner.prepare(context, context + longest, calls)
+            model.runner.prepare(context, context + max(longest, LONGEST), calls)
             model.runner.pretend(context)
         else:
             model.runner.truncate(context)

@@ -1,0 +1,233 @@
+"""A row of `benchmarks.gpu`, in a process of its own: `python -m benchmarks.gpu_pair REQUEST.json RESULT.json`.
+
+The most telling parts come first, and the entry is saved after each: when the time is up the rest is left out, and when
+a part fails the others are still tried.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import peers
+from benchmarks.beside import transformers_beside
+from benchmarks.gpu_job import Ask
+from benchmarks.gpu_work import work_of
+from cascli import Pair, load_pair, theory
+from cascli.bench import Bench, Replay
+from cascli.chat import Conversation, encode
+from cascli.jobs.bench import bench, replay, replay_context
+from cascli.jobs.profile import BLOCKS
+from cascli.memory import peak, reset_peak
+from cascli.models.graph_runner import GraphRunner
+from cascli.profile import Profile
+
+ACCEPTANCES = (0.8, 0.6, 0.9)
+"""The one of the table first."""
+PROMPT = [7] * 32
+HEAVY = 10e9
+"""Bytes of target weights from which a step is slow, and its time steady: less is measured of it."""
+_FEW_REPEATS, _FEW_TOKENS = 3, 64
+_ASSISTED_TOKENS = 32
+ROLES = ("draft", "target")
+
+Save = Callable[[dict[str, Any]], None]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what the request asks for, and leave the entry where it says."""
+    request, result = map(Path, sys.argv[1:] if argv is None else argv)
+
+    def save(found: dict[str, Any]) -> None:
+        new = result.with_suffix(".new")
+        new.write_text(json.dumps(found), encoding="utf-8")
+        new.replace(result)  # a process that is killed meanwhile leaves the entry before
+
+    Measurement(Ask.read(request), save).all()
+
+
+class Measurement:
+    """A pair's entry, part by part."""
+
+    def __init__(self, ask: Ask, save: Save) -> None:
+        """Load the pair."""
+        self._ask = ask
+        self._save = save
+        start = time.perf_counter()
+        self.pair = load_pair(ask.config, device=ask.device, dtype=ask.dtype, compile=ask.compiled)
+        self.seconds = {"loading": time.perf_counter() - start}
+        self.heavy = (self.pair.target.info.weight_bytes or 0) > HEAVY
+        self.repeats = min(ask.repeats, _FEW_REPEATS) if self.heavy else ask.repeats
+        self.tokens = min(ask.tokens, _FEW_TOKENS) if self.heavy else ask.tokens
+        self.found: dict[str, Any] = {
+            "name": self.pair.name,
+            "compiled": ask.compiled,
+            "device": _name(self.pair.device),
+            "dtype": ask.dtype,
+            "repeats": self.repeats,
+            "tokens": self.tokens,
+            "load_seconds": self.seconds["loading"],
+            "why_eager": {role: getattr(self.pair, role).eager_because for role in ROLES},
+            "weight_bytes": {role: getattr(self.pair, role).info.weight_bytes for role in ROLES},
+            "speculation": [],
+            "transformers": None,
+            "work": {},
+            "answers": None,
+            "left_out": [],
+            "failed": {},
+        }
+        self._keep()
+
+    def all(self) -> dict[str, Any]:
+        """Measure everything that there is time for; steps must not fail, the other parts may."""
+        steps = self._timed("steps", self._measure_steps)
+        first, *others = (partial(self._speculate, acceptance, steps) for acceptance in ACCEPTANCES)
+        self._part(f"speculation at {ACCEPTANCES[0]}", first)
+        if not self._ask.compiled:  # transformers' own models are not compiled: the other row of this pair has them
+            self._part("transformers", self._beside)
+        for acceptance, other in zip(ACCEPTANCES[1:], others, strict=True):
+            self._part(f"speculation at {acceptance}", other)
+        for strategy in ("target", f"speculative:k={self._ask.k}"):
+            self._part(f"work of {strategy}", partial(self._work, strategy))
+        models = [getattr(self.pair, role).model for role in ROLES]
+        if not self._ask.compiled and all(model.config._name_or_path for model in models):
+            self._part("answers", self._answers)
+        return self.found
+
+    def _part(self, name: str, measure: Callable[[], None]) -> None:
+        if self._late():
+            self.found["left_out"].append(name)
+            self._keep()
+            return
+        try:
+            self._timed(name, measure)
+        except Exception as error:  # one part's failure must not cost the others, whatever it is
+            self.found["failed"][name] = f"{type(error).__name__}: {error}"[:2000]
+            self._keep()
+
+    def _timed(self, name: str, measure: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = measure()
+        self.seconds[name] = time.perf_counter() - start
+        self._keep()
+        return result
+
+    def _late(self) -> bool:
+        return time.time() > self._ask.until
+
+    def _keep(self) -> None:
+        self.found |= {
+            "seconds": self.seconds,
+            "graphs": _graphs(self.pair),
+            "peak_memory_bytes": peak(self.pair.device),
+        }
+        self._save(self.found)
+
+    def _measure_steps(self) -> Profile:
+        """Once: the profile whose context is nearest serves the replays too."""
+        blocks = range(1, max(*BLOCKS, self._ask.k + 1) + 1)
+        found = bench(self.pair, contexts=self._ask.contexts, blocks=blocks, repeats=self.repeats)
+        reset_peak(self.pair.device)  # what is told is what decoding takes, without the buffers of the copy
+        self.found |= {
+            "copy_bytes_per_second": found.copy_bytes_per_second,
+            "ratio_of_bytes": found.ratio_of_bytes,
+            "profiles": [_of_profile(found, at) for at in found.profiles],
+        }
+        return min(found.profiles, key=lambda at: abs(at.context - replay_context(self.tokens)))
+
+    def _speculate(self, acceptance: float, steps: Profile) -> None:
+        ks = (self._ask.k,)
+        found = replay(self.pair, acceptance, ks=ks, tokens=self.tokens, repeats=self.repeats, steps=steps)
+        self.found["speculation"].append(_of_replay(found))
+        self.found["speculation"].sort(key=lambda each: each["chosen_acceptance"])
+        self._compare()
+
+    def _beside(self) -> None:
+        """Generate and assisted generation, whose round may write a single token: random models seldom agree."""
+        self.found["transformers"] = transformers_beside(
+            self.pair,
+            PROMPT,
+            self._ask.k,
+            tokens=max(self.tokens // 2, 2),
+            assisted_tokens=max(min(self.tokens // 2, _ASSISTED_TOKENS), 2),
+            repeats=2 if self.heavy else 3,
+            late=self._late,
+        )
+        self._compare()
+
+    def _compare(self) -> None:
+        """What assisted generation's rounds would come to at each acceptance rate, as far as both were measured."""
+        if self.found["transformers"] is None:
+            return
+        for entry in self.found["speculation"]:
+            tokens = theory.expected_tokens(entry["chosen_acceptance"], self._ask.k)
+            rate = tokens / self.found["transformers"]["assisted_seconds_per_round"]
+            entry["assisted_tokens_per_second_at_this_acceptance"] = rate
+            entry["ratio_to_assisted_at_this_acceptance"] = entry["tokens_per_second"] / rate
+
+    def _work(self, strategy: str) -> None:
+        self.found["work"][strategy] = work_of(self.pair, strategy, PROMPT)
+
+    def _answers(self) -> None:
+        """Real weights on built-in prompts, beside transformers: speed, and whether answers are the same."""
+        dtype = "float32" if self._ask.dtype == "int8" else self._ask.dtype
+        asked = peers.arguments(["-k", str(self._ask.k), "--peer-dtype", dtype, "--prompts", "4"])
+        contestants = peers.everybody(self.pair, asked)
+        ids = [encode(self.pair, prompt, Conversation(None), raw=False) for prompt in peers.spread(asked.prompts)]
+        peers.measure(contestants, ids, self.tokens)
+        self.found["answers"] = peers.rows(contestants)
+
+
+def _of_profile(found: Bench, at: Profile) -> dict[str, Any]:
+    return {
+        "context": at.context,
+        "draft_ms": 1000 * at.draft[1].median,
+        "target_ms": {str(n): 1000 * each.median for n, each in at.target.items()},
+        "c": at.c,
+        "c_over_ratio_of_bytes": at.c / found.ratio_of_bytes if found.ratio_of_bytes else None,
+        "v": {str(n): at.v(n) for n in at.target},
+        "bandwidth_share": {role: found.bandwidth_share(role, at) for role in ("draft", "target")},
+    }
+
+
+def _of_replay(found: Replay) -> dict[str, Any]:
+    """One acceptance rate: measured beside predicted."""
+    return {
+        "chosen_acceptance": found.acceptance,
+        "target_tokens_per_second": found.target_tokens_per_second,
+        "tokens_per_second": found.tokens_per_second[0],
+        "outside_the_models": 1 - found.models_share[0],
+        "target_outside_the_model": 1 - (found.target_models_share or 1.0),
+        **found.accounts[0].model_dump(),
+    }
+
+
+def _graphs(pair: Pair) -> dict[str, dict[str, float] | None]:
+    """Recordings of both models, and of what a round computes besides; None where nothing is recorded."""
+    found = {role: _graphs_of(getattr(pair, role).runner) for role in ROLES}
+    return found | {"rounds": None if pair.compute is None else {"capture_seconds": pair.compute.seconds}}
+
+
+def _graphs_of(runner: object) -> dict[str, float] | None:
+    if not isinstance(runner, GraphRunner):
+        return None
+    return {
+        "count": runner.graphs,
+        "capture_seconds": runner.capture_seconds,
+        "compile_seconds": runner.compile_seconds or 0.0,
+    }
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""How much a strategy asks of the GPU each round: kernels, and transfers to and from the host."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from cascli import Pair, generate
+
+_SHORT, _LONG = 4, 36
+"""Tokens of two runs whose difference is rounds alone: what a run costs once, its prompt above all, is in both."""
+
+
+def work_of(pair: Pair, strategy: str, prompt: list[int]) -> dict[str, float] | None:
+    """Counts by round, as the profiler sees them; None if the longer run had no more rounds than the shorter."""
+    few, many = (_counted(pair, strategy, prompt, tokens) for tokens in (_SHORT, _LONG))
+    rounds = many["rounds"] - few["rounds"]
+    if rounds < 1:
+        return None
+    return {"rounds": rounds} | {
+        name: (many[name] - few[name]) / rounds for name in ("kernels", "to_host", "from_host")
+    }
+
+
+def _counted(pair: Pair, strategy: str, prompt: list[int], tokens: int) -> Counter[str]:
+    ask: dict[str, Any] = {"strategy": strategy, "max_new_tokens": tokens, "temperature": 1.0}
+    generate(pair, prompt_ids=prompt, **ask)  # records what there is to record
+    on_gpu = pair.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        run = generate(pair, prompt_ids=prompt, **ask)
+    return count(seen.events() or []) + Counter(rounds=len(run.rounds))
+
+
+def count(events: Iterable[Any]) -> Counter[str]:
+    """Kernels and transfers among a profile's events; the host's calls that ask for them are events too."""
+    found: Counter[str] = Counter()
+    for event in events:
+        if event.device_type != DeviceType.CUDA or getattr(event, "is_user_annotation", False):
+            continue
+        if event.name.startswith("Memcpy"):
+            found["to_host"] += "DtoH" in event.name
+            found["from_host"] += "HtoD" in event.name
+        elif not event.name.startswith("Memset"):
+            found["kernels"] += 1
+    return found
