@@ -14,7 +14,7 @@ from cascli import dists, kernels
 from cascli.dists import Dists
 from cascli.rules.base import Exact, Judgement, Rule, ThresholdRule
 from cascli.sampling import Sampling
-from cascli.strategies._synthetic import Forced
+from cascli.strategies._forced import Forced
 from cascli.verify import Verification, verify_block
 from cascli.writing import Law
 

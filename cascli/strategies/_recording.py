@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from cascli.rules.base import Exact, Judgement, Rule
-from cascli.strategies.base import BlockLength, Speculating, Strategy
+from cascli.strategies._speculating import Speculating
+from cascli.strategies.base import BlockLength, Strategy
 
 if TYPE_CHECKING:
     from cascli.dists import Dists

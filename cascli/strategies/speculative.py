@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascli.rules.base import Exact, Rule
-from cascli.strategies.base import BlockLength, Speculating, Strategy
+from cascli.strategies._speculating import Speculating
+from cascli.strategies.base import BlockLength, Strategy
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascli.rules.base import Rule
-from cascli.strategies.base import BlockLength, RuleStrategy, Speculating
+from cascli.strategies._speculating import Speculating
+from cascli.strategies.base import BlockLength, RuleStrategy
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from cascli import dists, rules
 from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
 from cascli.sampling import Sampling
 from cascli.strategies._decision import Facts, decide_round, keeping_of
+from cascli.strategies._forced import Forced
 from cascli.strategies._recording import Watching
-from cascli.strategies._synthetic import Forced
 from cascli.writing import Law
 
 ALPHAS = (-0.1, 0.0, 0.3, 0.7)
