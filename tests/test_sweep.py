@@ -222,7 +222,7 @@ def process(plan: Path, out: Path, *more: str) -> subprocess.Popen:
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: Path, kill: signal.Signals) -> None:
-    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 60"))
+    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 24"))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert process(plan_file, whole).wait(timeout=300) == 0
     child = process(plan_file, broken)
