@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cascli.cli.app import app
-from cascli.trace import Run
+from cascli.cli.common import Plan
+from cascli.trace import ModelInfo, Run
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
 
@@ -292,3 +294,20 @@ def test_version_and_debug() -> None:
 def test_help_is_quick_and_light() -> None:
     code = "import sys, cascli.cli.app; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("verbose", "said"), [(False, 1), (True, 2)])
+def test_what_recording_took_is_said_where_it_is_much(verbose: bool, said: int) -> None:
+    notes: list[str] = []
+    about = {"source": "x", "dtype": "bfloat16", "device": "cuda:0", "cuda_graphs": True}
+    draft = ModelInfo(**about, compiled=True, recording_seconds=41.26)
+    target = ModelInfo(**about, compiled=False, recording_seconds=0.5)
+    plan = SimpleNamespace(screen=SimpleNamespace(note=notes.append, verbose=verbose))
+    Plan.note_recordings(plan, SimpleNamespace(info=SimpleNamespace(draft=draft, target=target)))
+    assert (
+        notes
+        == [
+            "compiling and recording the draft model's steps took 41.3 s beforehand",
+            "recording the target model's steps took 0.5 s beforehand",
+        ][:said]
+    )

@@ -64,7 +64,7 @@ class Plan:
     def note_recordings(self, pair: Pair) -> None:
         """Say what getting ready to repeat the models' steps has cost, where it cost much or more is asked for."""
         for role in ("draft", "target"):
-            info: ModelInfo = getattr(pair, role).info
+            info: ModelInfo = getattr(pair.info, role)
             if info.recording_seconds and (info.compiled or self.screen.verbose):
                 done = [word for word, was in (("compiling", info.compiled), ("recording", info.cuda_graphs)) if was]
                 what = " and ".join(done)
