@@ -40,8 +40,10 @@ def run_tests(names: Sequence[str], seconds: float) -> dict[str, Any]:
     end = time.monotonic() + seconds
     with TemporaryDirectory(prefix="cascli-tests-") as folder:
         outputs = [Path(folder) / f"{number}.txt" for number in range(len(names))]
-        children = [Child(["-m", "pytest", *_FLAGS, name], output) for name, output in zip(names, outputs, strict=True)]
+        children: list[Child] = []
         try:
+            for name, output in zip(names, outputs, strict=True):
+                children.append(Child(["-m", "pytest", *_FLAGS, name], output))
             codes = [child.wait(end - time.monotonic()) for child in children]
         finally:
             for child in children:
@@ -49,8 +51,14 @@ def run_tests(names: Sequence[str], seconds: float) -> dict[str, Any]:
         texts = [output.read_text(encoding="utf-8", errors="replace") for output in outputs]
         ends = [tail(output, lines=80, characters=4000) for output in outputs]
     bad = [number for number, code in enumerate(codes) if code != 0]
+    found = summary("\n".join(texts))
+    told = "\n".join(found["failures"])
+    # One that broke off, or could not be collected, has printed no outcome.
+    broken = [_short(names[i]) for i in bad if codes[i] is not None and names[i].rpartition("::")[2] not in told]
+    found["failed"] += len(broken)
+    found["failures"] += broken
     return {
-        **summary("\n".join(texts)),
+        **found,
         "seconds": time.monotonic() - end + seconds,
         "out_of_time": [_short(name) for name, code in zip(names, codes, strict=True) if code is None],
         "exit_codes": {_short(names[number]): codes[number] for number in bad},

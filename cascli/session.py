@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,6 +70,13 @@ class Computes(Protocol):
 
         The result is valid until the next call with this key.
         """
+
+
+class Rehearses(Computes, Protocol):
+    """One that can get ready."""
+
+    def prepare(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
+        """Record a call of which these are examples; says whether it was not there already."""
 
 
 def at_once(key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:

@@ -41,18 +41,22 @@ class TapeCapture:
 
     def __init__(self) -> None:
         self.recordings = 0
+        self.renewals = 0
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         compute()
         with Tape() as tape:
             result = compute()
         self.recordings += 1
+        renewals = self.renewals
 
         def replay() -> Tensor:
+            assert renewals == self.renewals, "this recording was to be dropped"
             tape.repeat()
             return result
 
         return replay
 
     def renew(self) -> None:
-        """Tapes share nothing."""
+        """Nothing recorded so far may be repeated: a GPU may have given its memory away."""
+        self.renewals += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -138,21 +139,26 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
 def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
     capture = TapeCapture()
     recorded = Recorded(capture)
-    twice = [float(recorded("twice", lambda x: 2 * x, torch.tensor([value]))) for value in (1.0, 5.0)]
-    assert twice == [2.0, 10.0] and capture.recordings == 1
-    assert recorded("twice", lambda x: 2 * x, torch.tensor([1.0, 2.0])).tolist() == [2, 4]
-    first = recorded("kept", lambda x: x + 1, torch.tensor([1.0]))
-    recorded("other", lambda x: x + 2, torch.tensor([1.0]))
-    assert float(first) == 2  # another recording has not touched it
-    assert float(recorded("thrice", lambda x: 3 * x, torch.tensor([1.0]))) == 3 and capture.recordings == 5
+
+    def times(factor: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: factor * x
+
+    one, two = torch.tensor([1.0]), torch.tensor([1.0, 2.0])
+    new = [recorded.prepare(key, times(key), x) for key, x in ((2, one), (2, one), (2, two), (3, one))]
+    assert new == [True, False, True, True] and capture.recordings == 3 and recorded.seconds > 0
+    first = recorded(2, times(2), torch.tensor([5.0]))
+    assert recorded(2, times(2), two).tolist() == [2, 4]
+    assert recorded(3, times(3), one).tolist() == [3]
+    assert first.tolist() == [10]  # other recordings have not touched it
+    assert recorded(4, times(4), one).tolist() == [4] and capture.recordings == 3  # nobody had asked for it
 
 
 def test_only_so_many_recordings_are_kept() -> None:
     capture = TapeCapture()
     recorded = Recorded(capture, most=2)
-    for key in ("a", "b", "a", "c", "a"):
-        recorded(key, lambda x: x, torch.tensor([1.0]))
-    assert capture.recordings == 4  # a and b made room for c: all are dropped at once, see CudaCapture
+    new = [recorded.prepare(key, lambda x: x, torch.tensor([1.0])) for key in "abacb"]
+    assert new == [True, True, False, True, True]  # a and b made room for c, at once: see CudaCapture
+    assert capture.renewals == 1
 
 
 @pytest.fixture
@@ -209,24 +215,28 @@ def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
         law = Law(Sampling(1 + i / 8), reads_base=False)
         taped.draft.runner.prepare(10, 40, Calls(writes=[Write(1, 2)]), law)
     assert taped.draft.runner.graphs == 3  # all are dropped at once: see CudaCapture
+    assert taped.draft.runner._capture.renewals == 1 + 1  # at first there was no room
 
 
 def test_recordings_that_are_dropped_take_nothing_with_them(taped: Pair) -> None:
-    taped.compute = Recorded(TapeCapture(), most=8)
+    taped.compute = Recorded(TapeCapture(), most=7)
     assert answers_of_many_kinds(taped) == answers_of_many_kinds(load_pair(taped.config, dtype="float32"))
 
 
-@pytest.mark.parametrize("rule", rules.names())
-def test_nothing_of_a_round_is_recorded_while_the_clock_runs(rule: str, taped: Pair) -> None:
-    """Rounds of every length are prepared for, the shorter ones at the end of an answer as well."""
-    capture = TapeCapture()
-    taped.compute, strategy = Recorded(capture), parse(f"speculative-cascade:rule={rule},k=3")
-    for prompt in (3, 12):
-        decoding = Decoding(taped, strategy, Request([5] * prompt, Sampling(), 17))
-        steps = decoding.steps()
-        next(steps)
-        made = capture.recordings
-        assert len(list(steps)) > 1 and capture.recordings == made == 4
+def test_nothing_is_recorded_while_the_clock_runs(taped: Pair) -> None:
+    """Whatever was decoded before: other rules and block lengths, settings, and texts that outgrew the buffers."""
+    taped.compute = Recorded(TapeCapture(), most=7)
+    captures = [taped.compute._capture, *(model.runner._capture for model in (taped.draft, taped.target))]
+    specs = ["target", "speculative:k=2", "token-cascade:rule=diff"]
+    specs += [f"speculative-cascade:rule={rule},k={k}" for rule in rules.names() for k in (2, 4)]
+    for prompt, sampling in ((3, Sampling()), (12, Sampling(0.7)), (300, Sampling())):
+        for spec in specs:
+            steps = Decoding(taped, parse(spec), Request([5] * prompt, sampling, 17)).steps()
+            next(steps)
+            made = [capture.recordings for capture in captures]
+            assert len(list(steps)) > 1
+            assert [capture.recordings for capture in captures] == made, (spec, prompt)
+    assert all(capture.renewals for capture in captures)
     seconds = taped.info.target.recording_seconds
     assert seconds == taped.target.runner.capture_seconds + taped.compute.seconds > taped.compute.seconds > 0
 

@@ -27,7 +27,11 @@ _PROGRAMS = 128
 _MOST_PARTS = 32
 
 
-@triton.jit
+_jit = triton.jit(do_not_specialize=["n"])
+"""Not compiled anew for blocks of one token or of 16."""
+
+
+@_jit
 def _partial_sums(
     query, key, value, at, sums, maxima, totals,
     q_head, q_row, k_head, k_row, v_head, v_row,
@@ -94,7 +98,7 @@ def _partial_sums(
     tl.store(sums + at_row[:, None] * width + column[None, :], acc, mask=saw[:, None] & inside[None, :])
 
 
-@triton.jit
+@_jit
 def _together(sums, maxima, totals, out, n, heads, width, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     """Put the partial sums of one row (a query of one head) together."""
     row = tl.program_id(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cascli.kernels import on_its_device
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])  # prompts of some lengths would be compiled for anew
 def _rotate(
     query, key, cos, sin, query_out, key_out,
     q_head, q_row, k_head, k_row, cos_row, n, heads, width, rotated,

@@ -76,7 +76,7 @@ def verify(
     whole = cut(width)
     sums = row_sums(logits, temperature)
     if not known:
-        q = q1 = logits.new_empty((1, 1), dtype=torch.float32)  # never read
+        q = q1 = logits.new_empty((1, width), dtype=torch.float32)  # never read
     space = logits.new_empty((_PLANES, rows, whole.parts), dtype=torch.float64)
     given = (
         logits, logits.stride(0), *sums, q, q1, q.stride(0), space, n, known, width, whole.parts, temperature or 1.0,
@@ -99,7 +99,7 @@ def verify(
 
 
 _jit = triton.jit(do_not_specialize=["n", "known"])
-"""Not compiled anew for blocks of 0, 1 or 16 tokens: those come at the end of an answer."""
+"""Not compiled anew for blocks of one token or of 16, which come at the end of an answer."""
 _PLANES = 5
 """Sums a part: of confidence or mass not kept, of TV(p, q), of max(0, pi - q), of max(0, pi - p), of pi."""
 

@@ -88,14 +88,15 @@ def _no_collection() -> Iterator[None]:
 
 
 class Recorded:
-    """Calls functions of tensors by recordings, one for each key and shapes; a session's `compute` on a GPU.
+    """Calls functions of tensors by recordings of those that were prepared; a session's `compute` on a GPU.
 
     Sampling and verification are some dozen small kernels each, which take longer to ask for than to run. Inputs and
     results lie outside the recordings' shared memory, which any of them may overwrite: a result stands until the next
     call with its key, whatever else is repeated meanwhile.
     """
 
-    def __init__(self, capture: Capture, most: int = 128) -> None:
+    def __init__(self, capture: Capture, most: int = 64) -> None:
+        """Keep `most` recordings: a sweep has as many rules as alphas, and each keeps a round's distributions."""
         self._capture = capture
         self._most = most
         self.seconds = 0.0
@@ -107,21 +108,29 @@ class Recorded:
 
         Args:
             key: everything but the tensors that the result depends on.
-            function: computes on the device alone.
+            function: computes on the device alone; called as it is for a key or shapes that were not prepared.
             inputs: copied to where the recording reads them.
         """
-        whole = (key, *((each.shape, each.dtype) for each in inputs))
-        if whole not in self._made:
-            if len(self._made) >= self._most:  # a sweep has as many rules as alphas
-                self._made.clear()
-                self._capture.renew()
-            start = time.perf_counter()
-            self._made[whole] = self._record(function, inputs)
-            self.seconds += time.perf_counter() - start
-        places, replay = self._made[whole]
+        made = self._made.get(_whole(key, inputs))
+        if made is None:
+            return function(*inputs)
+        places, replay = made
         for place, given in zip(places, inputs, strict=True):
             place.copy_(given)
         return cast(Result, replay())
+
+    def prepare(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
+        """Record a call of which these are examples; says whether it was not there already."""
+        whole = _whole(key, inputs)
+        if whole in self._made:
+            return False
+        if len(self._made) >= self._most:
+            self._made.clear()
+            self._capture.renew()
+        start = time.perf_counter()
+        self._made[whole] = self._record(function, inputs)
+        self.seconds += time.perf_counter() - start
+        return True
 
     def _record(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], Any]]:
         places = [each.clone() for each in inputs]
@@ -133,3 +142,7 @@ class Recorded:
             return results
 
         return places, self._capture(compute)
+
+
+def _whole(key: Hashable, inputs: Sequence[Tensor]) -> Hashable:
+    return (key, *((each.shape, each.dtype) for each in inputs))

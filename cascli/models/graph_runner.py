@@ -92,10 +92,9 @@ class GraphRunner:
         """
         self.reset()
         self._reserve(end)
-        if law is not None and law not in self._written and len(self._written) >= MOST_LAWS:
+        if calls.writes and law not in self._written and len(self._written) >= MOST_LAWS:
             self._forget()
-        self._reads.update(calls.reads)
-        self._writes.update(calls.writes)
+        self._reads, self._writes = set(calls.reads), set(calls.writes)
         bucket = self._bucket(end)
         while True:
             for n, rows in calls.reads:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from cascli.rules import Rule
     from cascli.sampling import Sampling
-    from cascli.session import Computes, Session
+    from cascli.session import Rehearses, Session
     from cascli.strategies.base import Role
     from cascli.trace import Round
 
@@ -37,8 +37,8 @@ class Speculating:
         blocks = [Write(m, self.k, rule.reads_draft) for m in unread]
         return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
 
-    def rehearse(self, compute: Computes, sampling: Sampling, logits: Tensor) -> None:
-        """Judge and verify a block of every length once."""
+    def rehearse(self, compute: Rehearses, sampling: Sampling, logits: Tensor) -> None:
+        """Have the decision of a round recorded."""
         from cascli.strategies._speculation import rehearse
 
         rehearse(compute, self.judge, sampling, self.k, logits)

@@ -5,7 +5,7 @@ Plain speculative decoding is the case pi = p. Nothing waits for the host before
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cascli.rules.base import Rule
 from cascli.sampling import Sampling
-from cascli.session import Computes, Session, at_once
+from cascli.session import Computes, Rehearses, Session, at_once
 from cascli.strategies._decision import Facts, decide_round
 from cascli.trace import Drafted, Emitted, Round
 from cascli.writing import Law
@@ -55,14 +55,20 @@ def _decide(
 ) -> Tensor:
     """The numbers of a round: see `decide_round`."""
     compute = compute if rule.recordable else at_once
-    return compute(("decide", rule, sampling), partial(decide_round, rule, sampling), logits, *block, u_accept, u_next)
+    return compute(_key(rule, sampling), partial(decide_round, rule, sampling), logits, *block, u_accept, u_next)
 
 
-def rehearse(compute: Computes, rule: Rule, sampling: Sampling, k: int, logits: Tensor) -> None:
-    """Decide a round of every length from 0 to `k` on made-up numbers, which `compute` may record.
+def _key(rule: Rule, sampling: Sampling) -> Hashable:
+    return ("decide", rule, sampling)
+
+
+def rehearse(compute: Rehearses, rule: Rule, sampling: Sampling, k: int, logits: Tensor) -> None:
+    """Record the decision of a round of `k` tokens, and try out the shorter ones at the end of an answer.
+
+    Those come once an answer and are not worth a recording, but their kernels may have to be compiled.
 
     Args:
-        compute: as of a session.
+        compute: will be the session's.
         rule: judges.
         sampling: makes distributions of logits.
         k: drafted tokens.
@@ -71,11 +77,16 @@ def rehearse(compute: Computes, rule: Rule, sampling: Sampling, k: int, logits: 
     if not rule.recordable:
         return
     u = torch.full((k + 1,), 0.5, dtype=torch.float64, device=logits.device)
+    decide = partial(decide_round, rule, sampling)
     for n in range(k, -1, -1):
-        known = n + rule.reads_draft
-        q = torch.full((known, logits.shape[1]), 1 / logits.shape[1], device=logits.device)
-        block = Block(torch.zeros(n, dtype=torch.long, device=logits.device), q, q)
-        _decide(compute, rule, sampling, logits.expand(n + 1, -1), block, u[:n], u[: n + 1])
+        shape = (n + rule.reads_draft, logits.shape[1])
+        q = torch.full(shape, 1 / logits.shape[1], dtype=torch.float32, device=logits.device)
+        drafted = torch.zeros(n, dtype=torch.long, device=logits.device)
+        given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1])
+        if n < k:
+            decide(*given)
+        elif not compute.prepare(_key(rule, sampling), decide, *given):
+            return
 
 
 def _draft(s: Session, n: int, rule: Rule) -> Block:

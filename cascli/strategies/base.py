@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cascli.sampling import Sampling
-    from cascli.session import Computes, Session
+    from cascli.session import Rehearses, Session
     from cascli.trace import Handover, Round
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Strategy(ABC):
         """What it will ask of one of the models; token by token unless a strategy says otherwise."""
         return ALONE
 
-    def rehearse(self, compute: Computes, sampling: Sampling, logits: Tensor) -> None:
+    def rehearse(self, compute: Rehearses, sampling: Sampling, logits: Tensor) -> None:
         """Let `compute` record what it will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
         del compute, sampling, logits
 

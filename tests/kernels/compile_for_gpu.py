@@ -41,18 +41,26 @@ def variants() -> Iterator[Variant]:
     yield from of_verification()
 
 
+PARTIAL = dict.fromkeys(("sums", "maxima", "totals"), "*fp32")
+
+
 def of_attention() -> Iterator[Variant]:
-    partial = dict.fromkeys(("sums", "maxima", "totals"), "*fp32")
     for states, width in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp16", 128), ("fp32", 128), ("fp32", 256)):
-        block, warps, stages = attention.shape_of(width, exact=states == "fp32")
         for height in (16, 32):
-            for window, cap in ((False, False), (True, True)) if states == "bf16" else ((True, True),):
-                types = dict.fromkeys(("query", "key", "value"), f"*{states}")
-                types |= partial | {"at": "*i64", "scale": "fp32", "cap": "fp32"}
-                flags = {"WINDOW": window, "CAP": cap, "EXACT": states == "fp32", "WHOLE": True}
-                constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": block} | flags
-                yield Variant(attention._partial_sums, types, constants, stages, warps)
-    yield Variant(attention._together, partial | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+            for bounded in (False, True) if states == "bf16" else (True,):
+                yield partial_sums(states, width, height, bounded)
+    yield partial_sums("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
+    yield Variant(attention._together, PARTIAL | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+
+
+def partial_sums(states: str, width: int, height: int, bounded: bool, whole: bool = True) -> Variant:
+    """With a window and a cap, or without both."""
+    types = PARTIAL | dict.fromkeys(("query", "key", "value"), f"*{states}")
+    types |= {"at": "*i64", "scale": "fp32", "cap": "fp32"}
+    block, warps, stages = attention.shape_of(width, exact=states == "fp32")
+    flags = {"WINDOW": bounded, "CAP": bounded, "EXACT": states == "fp32", "WHOLE": whole}
+    constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": block} | flags
+    return Variant(attention._partial_sums, types, constants, stages, warps)
 
 
 def of_rotation() -> Iterator[Variant]:
