@@ -125,6 +125,13 @@ def shape_of(width: int, *, exact: bool) -> tuple[int, int, int]:
     return (_BLOCK_OF_LARGE_EXACT, 8, 2) if width >= 128 else (_BLOCK_OF_LARGE, 4, 2)
 
 
+def grid_of(rows: int, shared: int) -> tuple[int, int, int]:
+    """Rows a program, programs for all rows of one shared head, and parts that the text is dealt out to."""
+    each = min(max(16, triton.next_power_of_2(rows)), _MOST_ROWS)
+    parts = max(1, min(_MOST_PARTS, _PROGRAMS // shared))
+    return each, triton.cdiv(rows, each), 1 << (parts.bit_length() - 1)
+
+
 @on_its_device
 def attend(
     query: Tensor,
@@ -159,10 +166,7 @@ def attend(
     shared = key.shape[1]
     group = heads // shared
     query = query if query.stride(-1) == 1 else query.contiguous()
-    rows = min(max(16, triton.next_power_of_2(group * n)), _MOST_ROWS)
-    tiles = triton.cdiv(group * n, rows)
-    parts = max(1, min(_MOST_PARTS, _PROGRAMS // shared))
-    parts = 1 << (parts.bit_length() - 1)
+    rows, tiles, parts = grid_of(group * n, shared)
     padded = max(16, triton.next_power_of_2(width))
     sums = query.new_empty((heads * n, parts, width), dtype=torch.float32)
     maxima, totals = (query.new_empty((heads * n, parts), dtype=torch.float32) for _ in range(2))
