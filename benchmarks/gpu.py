@@ -49,7 +49,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="of a run; at most 64 for targets beyond 10 GB")
     parser.add_argument("--context", type=int, nargs="+", default=[128, 2048])
     parser.add_argument("--repeats", type=int, default=5, help="at most 3 for targets beyond 10 GB")
-    parser.add_argument("--pairs", type=int, nargs="*", help="only those with these numbers, from 0")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        nargs="*",
+        choices=range(len(PAIRS)),
+        metavar="N",
+        help="only those with these numbers, from 0",
+    )
     parser.add_argument("--shrink", type=int, default=1, help="divide widths and layers, to try the program out")
     parser.add_argument("--seconds", type=float, default=520, help="end after this long, tests included")
     parser.add_argument("--test-seconds", type=float, default=120, help="of these, kept for the tests")

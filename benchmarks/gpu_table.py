@@ -31,6 +31,9 @@ def show(document: dict[str, Any]) -> None:
         table.add_row(*line_of(pair))
     console = Console(width=160)
     console.print(table)
+    for pair in document["pairs"]:
+        if "error" in pair:
+            console.print(f"{pair['name']}: {pair['error'].splitlines()[-1]}", markup=False, highlight=False)
     if "tests" in document:
         console.print(*tests_lines(document["tests"]), sep="\n", markup=False, highlight=False)
 

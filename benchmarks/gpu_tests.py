@@ -52,9 +52,9 @@ def run_tests(names: Sequence[str], seconds: float) -> dict[str, Any]:
         ends = [tail(output, lines=80, characters=4000) for output in outputs]
     bad = [number for number, code in enumerate(codes) if code != 0]
     found = summary("\n".join(texts))
-    told = "\n".join(found["failures"])
+    told = {_function(name) for name in found["failures"]}
     # One that broke off, or could not be collected, has printed no outcome.
-    broken = [_short(names[i]) for i in bad if codes[i] is not None and names[i].rpartition("::")[2] not in told]
+    broken = [_short(names[i]) for i in bad if codes[i] is not None and _function(names[i]) not in told]
     found["failed"] += len(broken)
     found["failures"] += broken
     return {
@@ -83,6 +83,12 @@ def summary(text: str) -> dict[str, Any]:
         "failures": [name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")],
         "slowest": [{"seconds": spent, "test": name} for spent, name in slowest[:10]],
     }
+
+
+def _function(name: str) -> tuple[str, str]:
+    """The file and the test function of a name, which pytest prints with another path and with parameters."""
+    path, _, function = name.partition("::")
+    return Path(path).name, function.partition("[")[0]
 
 
 def _short(name: str) -> str:

@@ -262,11 +262,11 @@ def test_gpu_tests_are_counted_and_named(tmp_path: Path) -> None:
         "@pytest.mark.parametrize('n', [1, 2])\ndef test_one(n): assert n == 1\n"
         "@pytest.mark.skip\ndef test_two(): pass\n"
         "def test_three(): time.sleep(99)\n"
-        "def test_four(): import os; os.abort()\n"
+        "def test_on(): import os; os.abort()\n"  # of which another's name is a longer one
     )
-    found = gpu_tests.run_tests([f"{file}::test_{name}" for name in ("one", "two", "three", "four")], seconds=15)
+    found = gpu_tests.run_tests([f"{file}::test_{name}" for name in ("one", "two", "three", "on")], seconds=15)
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
-    assert [name.rpartition("::")[2] for name in found["failures"]] == ["test_one[2]", "test_four"]
+    assert [name.rpartition("::")[2] for name in found["failures"]] == ["test_one[2]", "test_on"]
     assert [name.rpartition("::")[2] for name in found["out_of_time"]] == ["test_three"]
     assert "assert 2 == 1" in found["output"][f"{file}::test_one"] and found["seconds"] < 40
     assert len(gpu_table.tests_lines(found)) == 4

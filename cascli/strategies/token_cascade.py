@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _FEW = 4
-"""Tokens of the draft model that the target catches up with in one recorded call; it reads more like a prompt."""
+"""Tokens of the draft model that the target catches up with in one recorded call; more are read as a prompt is."""
 
 
 @dataclass(frozen=True)
