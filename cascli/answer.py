@@ -22,7 +22,11 @@ class Answer:
         self.finish_reason: FinishReason | None = None
 
     def add(self, step: Round) -> tuple[Round, list[str]]:
-        """Take a round in; return it cut where the text ends, and the text that each token completes."""
+        """Take a round in; return it cut where the text ends, and the text that each token completes.
+
+        Where it ends inside a drafted block, the drafts after the end are cut off too: whether the target agrees with
+        them says nothing about this text, and they would count in every rate.
+        """
         kept: list[Emitted] = []
         pieces: list[str] = []
         for token in step.emitted:
@@ -30,7 +34,8 @@ class Answer:
             pieces.append(self._take(token.id))
             if self.finish_reason is not None:
                 break
-        step = step.model_copy(update={"emitted": kept})
+        if len(kept) < len(step.emitted):
+            step = step.model_copy(update={"emitted": kept, "drafted": step.drafted[: len(kept)]})
         self.rounds.append(step)
         return step, pieces
 

@@ -35,7 +35,7 @@ class Replay(Data):
 class Bench(Data):
     """What was measured of a pair on a machine."""
 
-    schema_name: Literal["cascli.bench/1"] = Field("cascli.bench/1", alias="schema")
+    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1"] = Field("cascli.bench/1.1", alias="schema")
     pair: PairInfo
     copy_bytes_per_second: float
     """Bytes read and written by a plain copy in the device's memory: the ceiling."""

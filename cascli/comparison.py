@@ -80,7 +80,7 @@ class Row(Data):
 class Comparison(Data):
     """Everything a comparison found."""
 
-    schema_name: Literal["cascli.compare/1"] = Field("cascli.compare/1", alias="schema")
+    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1"] = Field("cascli.compare/1.1", alias="schema")
     runs: list[Run]
     summary: list[Row]
     explanation: Explanation | None = None

@@ -22,21 +22,26 @@ from cascli.strategies import Strategy
 from cascli.strategies.base import ROLES
 from cascli.text import Speller
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
-from cascli.uniforms import Uniforms
+from cascli.uniforms import Uniforms, seed_of
 from cascli.version import __version__
 from cascli.writing import Law
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be decoded, and how; `prompt` is kept for the record."""
+    """What is to be decoded, and how; `prompt`, `system` and `raw` are kept for the record."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     max_new_tokens: int
     seed: int = 0
+    """With `prompt_id` and `turn` it decides the random numbers: see `cascli.uniforms.seed_of`."""
+    prompt_id: str = ""
+    turn: int = 0
     stop: Sequence[str] = ()
     prompt: str | None = None
+    system: str | None = None
+    raw: bool = False
     uniforms: RandomNumbers | None = None
 
 
@@ -114,7 +119,7 @@ class Decoding:
             draft=lane(pair.draft, "draft"),
             target=lane(pair.target, "verify"),
             sampling=self.request.sampling,
-            uniforms=self.request.uniforms or Uniforms(self.request.seed, self.limit + 1, pair.device),
+            uniforms=self.request.uniforms or self._uniforms(),
             text=text,
             prompt_length=len(prompt),
             max_new_tokens=self.limit,
@@ -123,6 +128,11 @@ class Decoding:
             spell=self.speller.token,
             compute=pair.compute or at_once,
         )
+
+    def _uniforms(self) -> Uniforms:
+        request = self.request
+        seed = seed_of(request.seed, request.prompt_id, request.turn)
+        return Uniforms(seed, self.limit + 1, self.pair.device)
 
     def _prepare(self, prompt: int) -> None:
         """Let both runners make room, and record the calls of a round, before the clock starts."""
@@ -169,8 +179,14 @@ class Decoding:
                 top_p=request.sampling.top_p,
                 seed=request.seed,
                 max_new_tokens=request.max_new_tokens,
+                stop=list(request.stop),
             ),
             prompt=request.prompt,
+            prompt_id=request.prompt_id,
+            turn=request.turn,
+            system=request.system,
+            raw=request.raw,
+            prompt_token_ids=list(request.prompt_ids),
             prompt_tokens=len(request.prompt_ids),
             text=self._answer.text,
             token_ids=self._answer.token_ids,

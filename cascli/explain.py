@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cascli import theory
+from cascli.metrics import tested_count
 from cascli.profile import Profile
 from cascli.trace import Data, Run
 
@@ -82,7 +83,9 @@ def account(drafting: Sequence[Run], runs: Sequence[Run], profile: Profile | Non
     rounds, steps = _total(drafting, "num_rounds"), _total(drafting, "draft_calls")
     extra = (steps - _total(drafting, "num_draft_tokens")) / rounds
     """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
-    a = _total(drafting, "num_accepted_draft_tokens") / sum(_tested(run) for run in drafting)
+    a = _total(drafting, "num_accepted_draft_tokens") / sum(
+        tested_count(step) for run in drafting for step in run.rounds
+    )
     answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
     measured = _speed(drafting) / _speed(target)
 
@@ -146,9 +149,3 @@ def _speed(runs: Sequence[Run]) -> float:
 
 def _after_prefill(runs: Sequence[Run]) -> float:
     return sum(run.metrics.seconds.total - run.metrics.seconds.prefill for run in runs)
-
-
-def _tested(run: Run) -> int:
-    """Drafted tokens whose test counted: those kept, and the first rejected one of each round."""
-    kept = [sum(token.accepted for token in step.drafted) for step in run.rounds]
-    return sum(count + (count < len(step.drafted)) for count, step in zip(kept, run.rounds, strict=True))

@@ -1,7 +1,7 @@
 """Numbers from a trace. Names and conventions are those of the serving engines; no torch.
 
-`mean_acceptance_length` counts the bonus or residual token; the acceptance histogram counts what was
-accepted, also when an end-of-text token or a limit cut some of it off afterwards.
+`mean_acceptance_length` counts the bonus or residual token. Drafted tokens after the end of the text are in no number
+but the costs: see `cascli.answer.Answer.add`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ LOSSLESS_TOLERANCE = 1e-6
 def accepted_count(step: Round) -> int:
     """How many drafted tokens of a round were kept."""
     return sum(token.accepted for token in step.drafted)
+
+
+def tested_count(step: Round) -> int:
+    """How many drafted tokens of a round were tested: those kept, and the first one that was rejected."""
+    kept = accepted_count(step)
+    return kept + (kept < len(step.drafted))
 
 
 def acceptance_histogram(rounds: Sequence[Round], k: int) -> list[int]:
@@ -76,13 +82,16 @@ def summarise(
     count = len(emitted)
     drafted = sum(len(step.drafted) for step in rounds)
     accepted = sum(accepted_count(step) for step in rounds)
+    tested = sum(tested_count(step) for step in rounds)
     mean_tv, max_tv, lossless = _distortion(emitted)
     deferrals = [token.deferral for token in emitted if token.deferral is not None]
     return Metrics(
         num_rounds=len(rounds),
         num_draft_tokens=drafted,
         num_accepted_draft_tokens=accepted,
+        num_tested_draft_tokens=tested,
         draft_acceptance_rate=accepted / drafted if drafted else None,
+        rejection_rate=(tested - accepted) / tested if tested else None,
         mean_acceptance_length=1 + accepted / len(rounds) if drafted else None,
         acceptance_histogram=acceptance_histogram(rounds, k) if drafted else None,
         per_position_acceptance=per_position_acceptance(rounds) if drafted else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ class Prompt:
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     """Read one JSON object a line with `prompt`, or `turns` as in Spec-Bench's question file.
 
+    A prompt without an id has its place in the file for one, since its random numbers are derived from it.
+
     Raises:
-        UsageError: a missing file, a line that is not such an object, or no prompt at all.
+        UsageError: a missing file, a line that is not such an object, no prompt at all, or two of one id.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -32,10 +35,20 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    prompts = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    there = [(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = [_parse(line, where, place) for place, (line, where) in enumerate(there, 1)]
     if not prompts:
         raise UsageError(f"{path}: holds no prompts; expected one JSON object a line with 'prompt' or 'turns'")
+    _check_ids(prompts, [where for _, where in there])
     return prompts[:limit]
+
+
+def _check_ids(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for prompt, where in zip(prompts, places, strict=True):
+        if prompt.id in seen:
+            raise UsageError(f"{where}: two prompts have the id '{prompt.id}' (the other one: {seen[prompt.id]})")
+        seen[prompt.id] = where
 
 
 def builtin() -> list[Prompt]:
@@ -43,7 +56,7 @@ def builtin() -> list[Prompt]:
     return read_prompts(Path(__file__).parent / "data" / "prompts.jsonl")
 
 
-def _parse(line: str, where: str) -> Prompt:
+def _parse(line: str, where: str, place: int) -> Prompt:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
@@ -53,5 +66,5 @@ def _parse(line: str, where: str) -> Prompt:
     turns = data.pop("turns", None) or [data.pop("prompt", None)]
     if not isinstance(turns, list) or not all(isinstance(turn, str) and turn for turn in turns):
         raise UsageError(f"{where}: 'prompt' must be text, 'turns' a list of texts")
-    name = data.pop("question_id", data.pop("id", ""))
+    name = data.pop("question_id", data.pop("id", place))
     return Prompt(tuple(turns), str(name), str(data.pop("category", "")), data)

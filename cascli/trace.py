@@ -106,7 +106,12 @@ class Metrics(Data):
     num_rounds: int
     num_draft_tokens: int
     num_accepted_draft_tokens: int
+    num_tested_draft_tokens: int | None = None
+    """Those that were accepted, and the first rejected one of each round: what came after it was not tested."""
     draft_acceptance_rate: float | None
+    """Accepted over drafted tokens."""
+    rejection_rate: float | None = None
+    """Rejected over tested tokens: of a whole distribution pi, an estimate of the mean TV(pi, q)."""
     mean_acceptance_length: float | None
     acceptance_histogram: list[int] | None
     per_position_acceptance: list[float] | None
@@ -169,13 +174,15 @@ class SamplingInfo(Data):
     top_k: int
     top_p: float
     seed: int
+    """As it was given; the random numbers come from it, the prompt's id and the turn."""
     max_new_tokens: int
+    stop: list[str] = []
 
 
 class Run(Data):
     """One answer to one prompt by one strategy, with its trace and its numbers."""
 
-    schema_name: Literal["cascli.run/1"] = Field("cascli.run/1", alias="schema")
+    schema_name: Literal["cascli.run/1", "cascli.run/1.1"] = Field("cascli.run/1.1", alias="schema")
     strategy: str
     params: dict[str, Any]
     oracle: bool = False
@@ -183,7 +190,16 @@ class Run(Data):
     pair: PairInfo
     sampling: SamplingInfo
     prompt: str | None
+    prompt_id: str = ""
+    """Which prompt of a file it was; with `turn` and the seed it decides the random numbers."""
+    turn: int = 0
+    """Which turn of its conversation, from 0 on."""
+    system: str | None = None
+    raw: bool = False
+    """Whether the prompt went round the chat template."""
     prompt_tokens: int
+    prompt_token_ids: list[int] | None = None
+    """What the models read, so that the run can be repeated without its conversation; None in older documents."""
     text: str
     token_ids: list[int]
     finish_reason: FinishReason

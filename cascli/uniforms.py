@@ -7,6 +7,9 @@ drawn there before was thrown away by decisions that looked at earlier positions
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
 from torch import Tensor
 
@@ -34,3 +37,13 @@ class Uniforms:
     def residual(self, start: int, n: int) -> Tensor:
         """Uniforms `[n]` that draw the token after a rejection at each position."""
         return self._residual[start : start + n]
+
+
+def seed_of(seed: int, prompt_id: str, turn: int) -> int:
+    """The seed of one prompt's turn: prompts have random numbers of their own, which strategies share within a prompt.
+
+    With one set of numbers for all prompts their answers would err in the same direction, and no mean over prompts
+    would get better with more of them: an interval over prompts would cover far less than it says.
+    """
+    key = json.dumps([seed, prompt_id, turn]).encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cascli import Pair, generate
+from cascli.prompts import Prompt
 
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
@@ -30,6 +31,11 @@ def pair(vocab: int = 300, draft_vocab: int | None = None, **more: Any) -> dict[
     """A pair as a mapping; `more` changes the config of both models."""
     draft = model(1, draft_vocab or vocab, **more)
     return {"name": "test", "draft": draft, "target": model(2, vocab, **more)}
+
+
+def prompts(*texts: str) -> list[Prompt]:
+    """Prompts of one turn, as those of a file."""
+    return [Prompt((text,), str(place)) for place, text in enumerate(texts, 1)]
 
 
 GEMMA = {"head_dim": 16, "sliding_window": 9, "num_hidden_layers": 4, "query_pre_attn_scalar": 16}

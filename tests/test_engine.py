@@ -8,9 +8,12 @@ import sys
 import pytest
 import torch
 
-from cascli import Pair, Run, generate, load_pair
+from cascli import Pair, Run, generate, load_pair, metrics
+from cascli.answer import Answer
 from cascli.chat import Conversation, encode
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.text import Speller
+from cascli.trace import Drafted, Emitted, Round
 from tests.pairs import model, pair
 
 ALL = [
@@ -86,15 +89,17 @@ def test_end_of_text_ends_inside_a_block(strategy: str) -> None:
     assert run.finish_reason == "eos"
 
 
-def test_histogram_counts_what_was_accepted_not_what_was_cut() -> None:
+def test_the_histogram_leaves_out_what_came_after_the_end() -> None:
     alike = pair(300)
     alike["target"] = alike["draft"]
     ids = generate(load_pair(alike), "hi", strategy="speculative:k=5", max_new_tokens=6, temperature=0).token_ids
     alike["target"] = model(1, 300, eos_token_id=ids[1])
     run = generate(load_pair(alike), "hi", strategy="speculative:k=5", max_new_tokens=6, temperature=0)
     assert run.finish_reason == "eos"
-    assert run.metrics.acceptance_histogram == [0, 0, 0, 0, 0, 1]
-    assert len(run.token_ids) <= 2
+    kept = len(run.token_ids)
+    assert kept <= 2
+    assert run.metrics.acceptance_histogram == [int(j == kept) for j in range(6)]
+    assert (run.metrics.draft_acceptance_rate, run.metrics.mean_acceptance_length) == (1.0, 1.0 + kept)
 
 
 @pytest.mark.parametrize("strategy", ALL)
@@ -230,3 +235,25 @@ def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
     talk = Conversation("be brief", (("a", "b"),))
     assert [m["role"] for m in talk.messages("c")] == ["system", "user", "assistant", "user"]
     assert bytes(encode(text_pair, "c", talk)) == b"be brief\na\nb\nc"
+
+
+def ended(text: list[int], drafts: int, kept: int, end: int) -> Round:
+    """A round over `drafts` drafted tokens, `kept` of them accepted, as an answer that `end` ends takes it."""
+    drafted = [
+        Drafted(id=token, text="", q=0.5, p=0.5, pi=0.5, accept_prob=1.0, accepted=i < kept, deferred=False)
+        for i, token in enumerate(text[:drafts])
+    ]
+    events = ["accepted"] * kept + ["bonus" if kept == drafts else "residual"]
+    emitted = [Emitted(id=token, text="", event=event) for token, event in zip(text, events, strict=False)]
+    answer = Answer(Speller(None), {end}, (), 99)
+    return answer.add(Round(drafted=drafted, emitted=emitted))[0]
+
+
+def test_drafts_after_the_end_of_the_text_are_in_no_rate() -> None:
+    """Whether the models agree beyond the end changes nothing; a rejection before it still counts."""
+    agree, differ = ended([1, 2, 0, 4, 5], 4, 4, end=0), ended([1, 2, 0, 4, 5], 4, 3, end=0)
+    assert agree == differ
+    assert [token.id for token in agree.drafted] == [1, 2, 0]
+    assert (metrics.accepted_count(agree), metrics.tested_count(agree)) == (3, 3)
+    residual = ended([1, 0, 3], 3, 1, end=0)
+    assert [len(residual.drafted), metrics.accepted_count(residual), metrics.tested_count(residual)] == [3, 1, 2]

@@ -8,6 +8,7 @@ from cascli.jobs.compare import compare
 from cascli.render.explanation import sentence
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
+from tests.pairs import prompts
 
 
 @pytest.mark.parametrize(("a", "k", "gain"), [(0.6, 3, 1.67), (0.8, 6, 2.47), (0.9, 10, 3.43)])
@@ -49,7 +50,7 @@ def test_break_even_may_not_exist() -> None:
 def test_explanation_adds_up(text_pair: Pair) -> None:
     settings = resolve(Settings(max_new_tokens=40, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "draft", "speculative:k=3", "speculative-cascade:rule=diff,k=3")]
-    found = compare(text_pair, [["hello"]], strategies, settings)
+    found = compare(text_pair, prompts("hello"), strategies, settings)
     why = explain(found.runs)
     assert why is not None
     run = next(run for run in found.runs if run.spec == why.strategy)

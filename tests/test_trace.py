@@ -9,6 +9,7 @@ from cascli.comparison import Comparison, first_divergence
 from cascli.errors import UsageError
 from cascli.jobs.compare import compare
 from cascli.metrics import acceptance_histogram, per_position_acceptance
+from cascli.prompts import Prompt
 from cascli.settings import Settings, resolve
 from cascli.statistics import bootstrap_interval
 from cascli.strategies import parse
@@ -31,7 +32,7 @@ def test_json_has_the_promised_names(text_pair: Pair) -> None:
     data = json.loads(run.to_json())
     assert data.keys() >= FIELDS
     assert data["metrics"].keys() >= METRICS
-    assert data["schema"] == "cascli.run/1"
+    assert data["schema"] == "cascli.run/1.1"
     assert data["params"] == {"rule": "opt", "alpha": 0.3, "k": 3}
     assert data["metrics"]["seconds"].keys() == {"total", "prefill", "draft", "verify", "other"}
     assert data["rounds"][0]["drafted"][0].keys() == {
@@ -68,7 +69,7 @@ def test_compare_totals_over_totals(text_pair: Pair) -> None:
     seen = []
     found = compare(
         text_pair,
-        [["one"], ["two", "three"]],
+        [Prompt(("one",), "1"), Prompt(("two", "three"), "2")],
         strategies,
         settings,
         runs=2,

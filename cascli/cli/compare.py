@@ -14,6 +14,7 @@ from cascli.errors import CheckFailed, UsageError
 if TYPE_CHECKING:
     from cascli.comparison import Comparison
     from cascli.models.pair import Pair
+    from cascli.prompts import Prompt
     from cascli.strategies import Strategy
 
 NAME = "compare"
@@ -59,9 +60,9 @@ def command(
     output = Path(plan.settings.output) if plan.settings.output else None
     if output:
         export.check_suffix(output)
-    conversations = [item.turns for item in common.prompts(prompt, plan.settings)]
+    prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
-    found = _compare(plan, pair, strategies, conversations, runs, measure)
+    found = _compare(plan, pair, strategies, prompts, runs, measure)
     if plan.settings.json_output:
         print(found.to_json())
     else:
@@ -77,18 +78,18 @@ def _compare(
     plan: common.Plan,
     pair: Pair,
     strategies: list[Strategy],
-    conversations: list[tuple[str, ...]],
+    prompts: list[Prompt],
     runs: int,
     measure: bool,
 ) -> Comparison:
     from cascli.cli.progress import Progress
     from cascli.jobs.compare import compare
 
-    total = len(strategies) * len(conversations) * runs
+    total = len(strategies) * len(prompts) * runs
     with Progress(plan.screen, "warming up", counted=True) as progress:
         return compare(
             pair,
-            conversations,
+            prompts,
             strategies,
             plan.settings,
             runs=runs,

@@ -14,6 +14,7 @@ from cascli.settings import DEFAULT_STRATEGY
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
+    from cascli.prompts import Prompt
     from cascli.strategies import Strategy
     from cascli.trace import Run
 
@@ -42,9 +43,9 @@ def command(
         raise UsageError("generate runs one strategy; use compare for several.")
     if plan.settings.output:
         check_output(Path(plan.settings.output))
-    conversations = common.prompts(prompt, plan.settings)
+    prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
-    runs = [run for item in conversations for run in _answer(plan, pair, wanted[0], item.turns)]
+    runs = [run for item in prompts for run in _answer(plan, pair, wanted[0], item)]
     _deliver(plan, runs)
     plan.note_recordings(pair)
     if require_lossless and not all(run.metrics.lossless for run in runs):
@@ -58,7 +59,7 @@ def check_output(path: Path) -> None:
     check_suffix(path, (".json", ".txt"))
 
 
-def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, turns: tuple[str, ...]) -> list[Run]:
+def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -> list[Run]:
     """Answer one conversation, streaming it unless JSON was asked for."""
     from cascli.jobs.generate import Watcher, converse
     from cascli.render.stream import AnswerStream
@@ -75,7 +76,7 @@ def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, turns: tuple[str,
             view.round(step.round, step.pieces)  # type: ignore[attr-defined]
 
     watch: Watcher | None = None if plan.settings.json_output else show
-    for run in converse(pair, strategy, turns, plan.settings, watch):
+    for run in converse(pair, strategy, prompt, plan.settings, watch):
         done.append(run)
         if not plan.settings.json_output:
             view.end()

@@ -11,6 +11,7 @@ from cascli.jobs.generate import Watcher, converse, decode, request_for
 from cascli.jobs.profile import Tell, profile
 from cascli.models.pair import Pair
 from cascli.profile import Profile
+from cascli.prompts import Prompt
 from cascli.settings import Settings
 from cascli.statistics import median
 from cascli.strategies import Strategy
@@ -24,7 +25,7 @@ Begin = Callable[[Strategy, int], None]
 
 def compare(
     pair: Pair,
-    conversations: Sequence[Sequence[str]],
+    prompts: Sequence[Prompt],
     strategies: Sequence[Strategy],
     settings: Settings,
     *,
@@ -35,13 +36,13 @@ def compare(
     watch: Watcher | None = None,
     tell: Tell | None = None,
 ) -> Comparison:
-    """Run every strategy on every conversation, interleaved A B C A B C, `runs` times.
+    """Run every strategy on every prompt, interleaved A B C A B C, `runs` times.
 
     Args:
         pair: loaded once for all strategies.
-        conversations: the user turns of each.
+        prompts: conversations, whose turns are answered one after the other.
         strategies: in the order of the columns.
-        settings: resolved; all strategies use the same seed, so they share their random numbers.
+        settings: resolved; strategies share their random numbers within a prompt.
         runs: repeats for timing.
         warm_up: decode a few uncounted tokens with every strategy first.
         measure: time the pair's steps on their own afterwards, for the explanation.
@@ -50,17 +51,17 @@ def compare(
         tell: told how the measurement of steps goes.
     """
     if warm_up:
-        _warm_up(pair, conversations[0][0], strategies, settings)
+        _warm_up(pair, prompts[0].turns[0], strategies, settings)
     done: list[list[list[Run]]] = []
     started = 0
     for _ in range(runs):
         by_strategy: list[list[Run]] = [[] for _ in strategies]
-        for turns in conversations:
+        for prompt in prompts:
             for column, strategy in enumerate(strategies):
                 if begin is not None:
                     begin(strategy, started)
                 started += 1
-                by_strategy[column] += converse(pair, strategy, turns, settings, watch)
+                by_strategy[column] += converse(pair, strategy, prompt, settings, watch)
         done.append(by_strategy)
     found = list(_flat(done[0]))
     steps = _steps(pair, found, tell) if measure and explained(found) else None

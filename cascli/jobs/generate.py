@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from cascli.chat import Conversation, encode
 from cascli.engine import Decoding, Request, Step
 from cascli.errors import UsageError
 from cascli.models.pair import Pair
+from cascli.prompts import Prompt
 from cascli.sampling import Sampling
 from cascli.session import RandomNumbers
 from cascli.settings import DEFAULT_STRATEGY, Settings, checked, resolve
@@ -26,18 +28,17 @@ def sampling_of(settings: Settings) -> Sampling:
     )
 
 
-def request_for(
-    settings: Settings, prompt_ids: Sequence[int], prompt: str | None = None, uniforms: RandomNumbers | None = None
-) -> Request:
-    """The request that resolved settings describe."""
+def request_for(settings: Settings, prompt_ids: Sequence[int], **more: Any) -> Request:
+    """The request that resolved settings describe; `more` are fields of it that settings do not know."""
     return Request(
         prompt_ids=prompt_ids,
         sampling=sampling_of(settings),
         max_new_tokens=settings.max_new_tokens or 1,
         seed=settings.seed or 0,
         stop=settings.stop or (),
-        prompt=prompt,
-        uniforms=uniforms,
+        system=settings.system,
+        raw=bool(settings.raw),
+        **more,
     )
 
 
@@ -51,13 +52,14 @@ def decode(pair: Pair, strategy: Strategy, request: Request, watch: Watcher | No
 
 
 def converse(
-    pair: Pair, strategy: Strategy, turns: Sequence[str], settings: Settings, watch: Watcher | None = None
+    pair: Pair, strategy: Strategy, prompt: Prompt, settings: Settings, watch: Watcher | None = None
 ) -> Iterator[Run]:
     """Answer the turns of a conversation one after the other, each with the answers so far before it."""
     conversation = Conversation(settings.system)
-    for turn in turns:
+    for number, turn in enumerate(prompt.turns):
         ids = encode(pair, turn, conversation, raw=bool(settings.raw))
-        run = decode(pair, strategy, request_for(settings, ids, turn), watch)
+        request = request_for(settings, ids, prompt=turn, prompt_id=prompt.id, turn=number)
+        run = decode(pair, strategy, request, watch)
         conversation = conversation.with_answer(turn, run.text)
         yield run
 
@@ -122,4 +124,4 @@ def generate(
     if prompt_ids is None:
         prompt_ids = encode(pair, prompt or "", Conversation(settings.system), raw=bool(settings.raw))
     chosen = strategy if isinstance(strategy, Strategy) else parse(strategy, settings.num_speculative_tokens)
-    return decode(pair, chosen, request_for(settings, prompt_ids, prompt, uniforms), watch)
+    return decode(pair, chosen, request_for(settings, prompt_ids, prompt=prompt, uniforms=uniforms), watch)

@@ -58,6 +58,7 @@ def record(pair: Pair, plan: SweepPlan, exam: Exam, k: int, tell: Tell | None = 
             sampling=Sampling(plan.temperatures[0], plan.top_k, plan.top_p),
             max_new_tokens=plan.max_new_tokens,
             seed=plan.seeds[0],
+            prompt_id=problem.id,
             stop=plan.stop,
         )
         run = decode(pair, recording, request)

@@ -74,14 +74,17 @@ class Worker:
 
 
 def answer(pair: Pair, plan: SweepPlan, cell: Cell, problem: Problem) -> Run:
-    """One run of the grid. Its random numbers depend on the seed alone, so all strategies share them."""
+    """One run of the grid. Its random numbers depend on the seed and the problem, so all strategies share them."""
     request = Request(
         prompt_ids=_ids(pair, plan, problem),
         sampling=Sampling(cell.temperature, plan.top_k, plan.top_p),
         max_new_tokens=plan.max_new_tokens,
         seed=cell.seed,
+        prompt_id=problem.id,
         stop=plan.stop,
         prompt=problem.prompt,
+        system=plan.system,
+        raw=plan.raw,
     )
     return decode(pair, parse(cell.strategy), request)
 

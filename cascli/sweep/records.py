@@ -50,7 +50,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    schema_name: Literal["cascli.sweep/1"] = Field("cascli.sweep/1", alias="schema")
+    schema_name: Literal["cascli.sweep/1", "cascli.sweep/1.1"] = Field("cascli.sweep/1.1", alias="schema")
     fingerprint: str
     version: str = __version__
     plan: SweepPlan

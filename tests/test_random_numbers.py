@@ -1,0 +1,120 @@
+"""Every prompt and turn has random numbers of its own, whichever command answers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cascli import Pair, generate
+from cascli.errors import UsageError
+from cascli.jobs import replay
+from cascli.jobs.compare import compare
+from cascli.jobs.generate import converse
+from cascli.jobs.sweep_worker import answer
+from cascli.prompts import Prompt, read_prompts
+from cascli.settings import Settings, resolve
+from cascli.strategies import parse
+from cascli.sweep.plan import Cell, SweepPlan
+from cascli.sweep.tasks import Exam, Problem
+from cascli.uniforms import Uniforms, seed_of
+
+SETTINGS = resolve(Settings(max_new_tokens=24, temperature=1.0, seed=5))
+
+
+def test_seeds_differ_by_each_of_their_parts() -> None:
+    parts = [(seed, name, turn) for seed in (0, 1, 12) for name in ("", "1", "12", "1,2", '"') for turn in (0, 1, 2)]
+    seeds = {seed_of(*each) for each in parts}
+    assert len(seeds) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(0, "HumanEval/3", 1) == seed_of(0, "HumanEval/3", 1)
+
+
+def test_equal_prompts_of_a_file_get_answers_of_their_own(text_pair: Pair) -> None:
+    twins = [Prompt(("hello",), name) for name in ("1", "2")]
+    found = compare(text_pair, twins, [parse("target"), parse("speculative:k=3")], SETTINGS, measure=False)
+    ours, theirs = found.runs[0], found.runs[2]
+    assert ours.prompt_token_ids == theirs.prompt_token_ids
+    assert ours.token_ids != theirs.token_ids
+    assert [run.prompt_id for run in found.runs] == ["1", "1", "2", "2"]
+
+
+def test_turns_get_random_numbers_of_their_own(text_pair: Pair) -> None:
+    first, second = converse(text_pair, parse("target"), Prompt(("a", "a"), "x"), SETTINGS)
+    again = generate(
+        text_pair,
+        prompt_ids=second.prompt_token_ids,
+        strategy="target",
+        max_new_tokens=24,
+        temperature=1.0,
+        uniforms=Uniforms(seed_of(5, "x", 1), 25),
+    )
+    assert (first.turn, second.turn) == (0, 1)
+    assert second.token_ids == again.token_ids
+    of_turn_0 = Uniforms(seed_of(5, "x", 0), 25)
+    other = generate(
+        text_pair,
+        prompt_ids=second.prompt_token_ids,
+        strategy="target",
+        max_new_tokens=24,
+        temperature=1.0,
+        uniforms=of_turn_0,
+    )
+    assert second.token_ids != other.token_ids
+
+
+def test_strategies_share_them_within_a_prompt(text_pair: Pair) -> None:
+    """Speculation at k = 1 draws its first token, if it is a bonus, with the target's own number."""
+    strategies = [parse("target"), parse("token-cascade:rule=chow,alpha=-0.5"), parse("draft")]
+    found = compare(text_pair, [Prompt(("hello",), "7")], strategies, SETTINGS, measure=False)
+    target, cascade, draft = found.runs
+    assert cascade.token_ids == target.token_ids  # chow at alpha < 0 always defers, and draws as the target does
+    assert draft.token_ids != target.token_ids
+
+
+def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SweepPlan(strategies=["target"], temperatures=[1.0], max_new_tokens=24)
+    problems = [Problem("a", "hello"), Problem("b", "hello")]
+    cell = Cell(strategy="target", temperature=1.0, seed=0)
+    ours, theirs = (answer(text_pair, plan, cell, problem) for problem in problems)
+    assert ours.token_ids != theirs.token_ids
+    asked = []
+    monkeypatch.setattr(replay, "decode", lambda pair, strategy, request: asked.append(request) or pytest.fail("stop"))
+    for problem in problems:
+        with pytest.raises(pytest.fail.Exception):
+            replay.record(text_pair, plan, Exam("agreement", [problem]), 2)
+    assert [request.prompt_id for request in asked] == ["a", "b"]
+
+
+def test_prompts_without_an_id_go_by_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "b", "id": "x"}\n{"prompt": "c"}\n')
+    assert [prompt.id for prompt in read_prompts(file)] == ["1", "x", "3"]
+    file.write_text('{"prompt": "a", "id": 4}\n{"prompt": "b", "id": "4"}\n')
+    with pytest.raises(UsageError, match=r"prompts.jsonl:2: two prompts have the id '4' .*jsonl:1"):
+        read_prompts(file)
+
+
+def test_a_run_says_what_it_takes_to_repeat_it(text_pair: Pair) -> None:
+    run = generate(
+        text_pair,
+        "hello",
+        strategy="speculative:k=2",
+        max_new_tokens=9,
+        seed=3,
+        stop=["zz"],
+        system="be kind",
+        raw=True,
+    )
+    assert (run.system, run.raw, run.sampling.stop, run.prompt_id, run.turn) == ("be kind", True, ["zz"], "", 0)
+    s = run.sampling
+    again = generate(
+        text_pair,
+        prompt_ids=run.prompt_token_ids,
+        strategy=run.spec,
+        max_new_tokens=s.max_new_tokens,
+        temperature=s.temperature,
+        seed=s.seed,
+        stop=s.stop,
+    )
+    assert again.token_ids == run.token_ids
