@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from statistics import median
+from statistics import NormalDist, fmean, median
+from typing import Literal, NamedTuple
+
+Kind = Literal["95%", "range", "no scatter"]
+LEVEL = 0.95
+FEWEST = 6
+"""Values from which an interval can be spoken of; what fewer ones span is a range."""
+
+
+class Interval(NamedTuple):
+    """Two bounds, and what they are: a 95% interval, the range of a few values, or values that are all the same."""
+
+    low: float
+    high: float
+    kind: Kind
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -28,4 +43,70 @@ def bootstrap_interval(
     return medians[int(tail * resamples)], medians[int((1 - tail) * resamples) - 1]
 
 
-__all__ = ["bootstrap_interval", "median", "percentile"]
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """A 95% interval of the mean of scores in [0, 1] that vary independently; None for fewer than two.
+
+    Wilson's for scores of 0 and 1. For others Student's, with half a made-up score at either end of the scale: among a
+    few scores that are all nearly alike, the rare one that is not has often not been met yet.
+    """
+    if len(values) < FEWEST:
+        return _range(values)
+    if set(values) <= {0.0, 1.0}:
+        return _wilson(sum(values), len(values))
+    return _student(values, 0.0, 1.0, 0.5)
+
+
+def difference_interval(values: Sequence[float]) -> Interval | None:
+    """A 95% interval of the mean of paired differences in [-1, 1]; None for fewer than two.
+
+    Student's, with a quarter of a made-up difference at either end. Where all differences are the same they say nothing
+    of how they vary: that is told instead.
+    """
+    found = _range(values)
+    if found is None or found.kind == "no scatter" or len(values) < FEWEST:
+        return found
+    return _student(values, -1.0, 1.0, 0.25)
+
+
+def _range(values: Sequence[float]) -> Interval | None:
+    if len(values) < 2:
+        return None
+    low, high = min(values), max(values)
+    return Interval(low, high, "no scatter" if low == high else "range")
+
+
+def _wilson(successes: float, n: int) -> Interval:
+    """Wilson's score interval of a proportion."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, spread = successes / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return Interval(max(middle - half, 0.0), min(middle + half, 1.0), "95%")
+
+
+def _student(values: Sequence[float], lowest: float, highest: float, weight: float) -> Interval:
+    """Student's interval of the mean over the values and two more at the ends of the scale, of this weight each."""
+    count = len(values) + 2 * weight
+    middle = (math.fsum(values) + weight * (lowest + highest)) / count
+    squares = math.fsum((value - middle) ** 2 for value in values)
+    squares += weight * ((lowest - middle) ** 2 + (highest - middle) ** 2)
+    half = _t_quantile((1 + LEVEL) / 2, len(values) - 1) * math.sqrt(squares) / count
+    # Half a score at the ends also pulls towards the middle of the scale: never past the mean that was seen.
+    seen = fmean(values)
+    return Interval(max(min(middle - half, seen), lowest), min(max(middle + half, seen), highest), "95%")
+
+
+def _t_quantile(share: float, freedom: int) -> float:
+    """Student's quantile by Abramowitz and Stegun's expansion 26.7.5: three digits from 5 degrees of freedom on."""
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
+
+
+__all__ = ["Interval", "Kind", "bootstrap_interval", "difference_interval", "mean_interval", "median", "percentile"]

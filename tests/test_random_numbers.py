@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from cascli import Pair, generate
+from cascli import Pair, dists, generate
 from cascli.errors import UsageError
 from cascli.jobs import replay
 from cascli.jobs.compare import compare
@@ -14,8 +15,10 @@ from cascli.jobs.generate import converse
 from cascli.jobs.sweep_worker import answer
 from cascli.prompts import Prompt, read_prompts
 from cascli.settings import Settings, resolve
+from cascli.statistics import difference_interval, mean_interval
 from cascli.strategies import parse
 from cascli.sweep.plan import Cell, SweepPlan
+from cascli.sweep.quality import agreement
 from cascli.sweep.tasks import Exam, Problem
 from cascli.uniforms import Uniforms, seed_of
 
@@ -118,3 +121,60 @@ def test_a_run_says_what_it_takes_to_repeat_it(text_pair: Pair) -> None:
         stop=s.stop,
     )
     assert again.token_ids == run.token_ids
+
+
+# ---- what it is for: intervals over prompts
+
+POSITIONS, VOCAB, REPEATS = 16, 12, 100
+
+
+def experiment(prompts: int, repeat: int, *, shared: bool) -> tuple[list[float], list[float]]:
+    """Scores of two ways to answer, over fresh prompts with random laws of their own: they are equally good.
+
+    Both share a prompt's random numbers, as strategies of a comparison do; `shared` lets all prompts share them too.
+    """
+    rng = torch.Generator().manual_seed(1000 * prompts + repeat)
+    logits = 2 * torch.randn(2, prompts, POSITIONS, VOCAB, generator=rng)
+    # Sorted, so that the same u means as much everywhere, as it does where laws are peaked.
+    laws = torch.softmax(logits.sort(dim=-1, descending=True).values, dim=-1)
+    best = laws.sum(dim=0).argmax(dim=-1)
+    scores: tuple[list[float], list[float]] = ([], [])
+    for prompt in range(prompts):
+        seed = repeat if shared else seed_of(repeat, str(prompt), 0)
+        u = Uniforms(seed, POSITIONS).draw(0, POSITIONS)
+        for way in (0, 1):
+            ids = dists.sample(laws[way, prompt], u).tolist()
+            scores[way].append(agreement(ids, best[prompt].tolist()))
+    return scores
+
+
+def coverage(prompts: int, truth: float, *, shared: bool = False) -> tuple[float, float]:
+    """How often 95% intervals hold the true mean, and the true difference of 0."""
+    means, differences = 0, 0
+    for repeat in range(REPEATS):
+        ours, theirs = experiment(prompts, repeat, shared=shared)
+        mean = mean_interval(ours)
+        difference = difference_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        assert mean is not None and difference is not None
+        means += mean.low <= truth <= mean.high
+        differences += difference.low <= 0 <= difference.high
+    return means / REPEATS, differences / REPEATS
+
+
+@pytest.fixture(scope="module")
+def truth() -> float:
+    ours, theirs = experiment(4000, 0, shared=False)
+    return sum(ours + theirs) / 8000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [10, 20, 80])
+def test_intervals_over_prompts_cover_at_temperature_1(prompts: int, truth: float) -> None:
+    assert min(coverage(prompts, truth)) >= 0.9
+
+
+@pytest.mark.slow
+def test_shared_random_numbers_would_be_seen(truth: float) -> None:
+    """The bug that this file is there for: one set of numbers for all prompts."""
+    mean, _ = coverage(80, truth, shared=True)
+    assert mean < 0.8

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from cascli.errors import ConfigError, UsageError
 from cascli.sweep import quality, sandbox
 from cascli.sweep.plan import Cell, SweepPlan, load_plan
 from cascli.sweep.records import Header, Record, Records
-from cascli.sweep.table import family, front, interval, rows
+from cascli.sweep.table import family, front, rows
 from cascli.sweep.tasks import Problem, exam_of, program
 
 EXAMPLES = sorted((pairs_folder() / "sweeps").glob("*.yaml"))
@@ -369,6 +370,7 @@ def test_rows_are_totals_over_totals() -> None:
     assert target.speed_vs_target == 1 and target.rejection_rate is None
     assert speculative.quality == 0.5 and speculative.quality_vs_target == 0.0
     assert speculative.quality_vs_target_interval == (-0.5, 0.5)
+    assert speculative.quality_vs_target_interval_kind == "range"
     assert speculative.tokens_per_second == 40 and speculative.speed_vs_target == 4
     assert speculative.target_calls_per_token == 0.25 and speculative.rejection_rate == 0.25
     assert speculative.mean_tv == pytest.approx(0.25)
@@ -385,10 +387,23 @@ def test_families_and_front() -> None:
     assert front([dear, worse, cheap]) == [cheap, dear]
 
 
-def test_interval_covers_the_mean() -> None:
-    low, high = interval([0.0, 1.0] * 10) or (1, 0)
-    assert 0.2 < low < 0.5 < high < 0.8
-    assert interval([1.0]) is None
+def test_rows_do_not_depend_on_the_order_of_the_records() -> None:
+    rng = random.Random(0)
+    records = [
+        record(strategy, f"p{i}", rng.random(), seconds=rng.random(), mean_tv=rng.random(), flops=rng.random())
+        for strategy in ("target", "speculative:k=4")
+        for i in range(12)
+    ]
+    found = {row.strategy: row for row in rows(records)}
+    assert found["speculative:k=4"].quality_interval_kind == "95%"
+    for _ in range(10):
+        assert {row.strategy: row for row in rows(rng.sample(records, len(records)))} == found
+
+
+def test_few_prompts_have_a_range() -> None:
+    found = rows([record("target", f"p{i}", quality) for i, quality in enumerate((0.2, 0.6, 0.4))])[0]
+    assert (found.quality_interval, found.quality_interval_kind) == ((0.2, 0.6), "range")
+    assert found.quality_vs_target_interval_kind == "no scatter"
 
 
 # ---- replay

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import fsum
 from statistics import fmean
 
+from cascli.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
 from cascli.sweep.plan import BASELINE
 from cascli.sweep.records import Record
 from cascli.trace import Data
-
-_RESAMPLES = 2000
 
 
 class SweepRow(Data):
@@ -26,10 +25,14 @@ class SweepRow(Data):
     errors: int
     quality: float | None
     quality_interval: tuple[float, float] | None
-    """95%, by resampling prompts."""
+    """Of the mean over prompts, which are what varies independently; see `cascli.statistics`."""
+    quality_interval_kind: Kind | None = None
+    """A 95% interval, or the range of fewer than six prompts."""
     quality_vs_target: float | None
     """Mean difference to the target's answers to the same prompts."""
     quality_vs_target_interval: tuple[float, float] | None
+    quality_vs_target_interval_kind: Kind | None = None
+    """Likewise, or that all prompts gave the same difference."""
     tokens: int
     tokens_per_second: float | None
     speed_vs_target: float | None
@@ -74,9 +77,9 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         answers=len(good),
         errors=len(group) - len(good),
         quality=_mean(list(scored.values())),
-        quality_interval=interval(list(scored.values())),
+        **_interval("quality_interval", mean_interval(list(scored.values()))),
         quality_vs_target=_mean(list(gains.values())),
-        quality_vs_target_interval=interval(list(gains.values())),
+        **_interval("quality_vs_target_interval", difference_interval(list(gains.values()))),
         tokens=tokens,
         tokens_per_second=speed,
         speed_vs_target=speed / their_speed if speed and their_speed else None,
@@ -100,13 +103,13 @@ def _by_problem(records: Iterable[Record]) -> dict[str, float]:
 
 
 def _speed(records: Sequence[Record]) -> float | None:
-    seconds = sum(record.seconds or 0.0 for record in records)
+    seconds = fsum(record.seconds or 0.0 for record in records)  # the same sum in any order
     return sum(len(record.token_ids) for record in records) / seconds if seconds else None
 
 
 def _flops(records: Sequence[Record], tokens: int) -> float | None:
     known = [record.flops for record in records if record.flops is not None]
-    return sum(known) / tokens if tokens and len(known) == len(records) else None
+    return fsum(known) / tokens if tokens and len(known) == len(records) else None
 
 
 def _weighted(records: Sequence[Record], name: str) -> float | None:
@@ -115,21 +118,16 @@ def _weighted(records: Sequence[Record], name: str) -> float | None:
     total = sum(weight for _, weight in values)
     if not total or any(value is None for value, _ in values):
         return None
-    return sum(value * weight for value, weight in values) / total
+    return fsum(value * weight for value, weight in values) / total
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-    """A percentile bootstrap interval of the mean; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    rng = random.Random(seed)
-    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES))
-    tail = (1 - level) / 2
-    return means[int(tail * _RESAMPLES)], means[int((1 - tail) * _RESAMPLES) - 1]
+def _interval(name: str, found: Interval | None) -> dict[str, object]:
+    """The two fields of a row that hold an interval."""
+    return {name: found and (found.low, found.high), f"{name}_kind": found and found.kind}
 
 
 def front(found: Sequence[SweepRow]) -> list[SweepRow]:
