@@ -24,7 +24,8 @@ class Uniforms:
     def __init__(self, seed: int, length: int, device: torch.device | str = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
         table = torch.rand(length, 3, generator=generator, dtype=torch.float64)
-        self._draw, self._accept, self._residual = table.to(device).unbind(dim=1)
+        # Each stream lies packed: kernels step through what they are given number by number.
+        self._draw, self._accept, self._residual = table.T.contiguous().to(device).unbind(dim=0)
 
     def draw(self, start: int, n: int) -> Tensor:
         """Uniforms `[n]` that draw a token: drafted, bonus, or a baseline's own."""

@@ -21,7 +21,7 @@ from cascli.models.static_cache import bucket_for
 from cascli.sampling import Sampling
 from cascli.strategies import parse
 from cascli.writing import Law, Written, write_by_steps
-from tests.laws.of_recorded import CASES, SHAPE, alarms
+from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target
 from tests.tape import TapeCapture
@@ -134,6 +134,15 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
     loaded = recorded(load_pair(pair(5, **SHAPE)))
     loaded.compute = Recorded(TapeCapture())
     assert alarms(loaded, strategy, rule, sampling, 300) == []
+
+
+@pytest.mark.slow
+def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
+    """Rounds of four drafts, and every shorter one at the end; the random numbers of prepared ones are copied."""
+    loaded = recorded(load_pair(pair(3, **MIDDLE)))
+    loaded.compute = Recorded(TapeCapture())
+    strategy, rule, sampling = DEEP[0]
+    assert alarms(loaded, strategy, rule, sampling, 400, length=5) == []
 
 
 def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:

@@ -165,6 +165,8 @@ def attend(
         raise ValueError(f"values have {value.shape[-1]} numbers a head, queries {width}")
     shared = key.shape[1]
     group = heads // shared
+    if key.stride(-1) != 1 or value.stride(-1) != 1:
+        raise ValueError(f"the cache's last dimension must be packed, not of strides {key.stride()}, {value.stride()}")
     query = query if query.stride(-1) == 1 else query.contiguous()
     rows, tiles, parts = grid_of(group * n, shared)
     padded = max(16, triton.next_power_of_2(width))

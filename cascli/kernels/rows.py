@@ -18,6 +18,21 @@ BLOCK = 1024
 MOST_PARTS = 256
 
 
+def check_rows(*tensors: Tensor) -> None:
+    """Refuse rows `[n, V]` whose neighbouring numbers do not lie side by side: a kernel would read others.
+
+    Raises:
+        ValueError: such rows, or rows of several tensors that are to be read with one stride and have two.
+    """
+    for each in tensors:
+        if each.shape[-1] > 1 and each.stride(-1) != 1:
+            raise ValueError(
+                f"rows {tuple(each.shape)} with strides {each.stride()}: the last dimension must be packed"
+            )
+    if len({each.stride(0) for each in tensors if each.shape[0] > 1}) > 1:
+        raise ValueError(f"rows of one stride are needed, not of {[each.stride() for each in tensors]}")
+
+
 class Cut(NamedTuple):
     """How a row of a width is cut."""
 
@@ -50,6 +65,7 @@ class Sums(NamedTuple):
 
 def row_sums(logits: Tensor, temperature: float) -> Sums:
     """Read rows of logits `[n, V]` once, for their softmax at temperature 1 and at another; 0 is taken for 1."""
+    check_rows(logits)
     n, width = logits.shape
     parts, _, per = cut(width)
     top, base, warped = (logits.new_empty((n, parts), dtype=torch.float32) for _ in range(3))

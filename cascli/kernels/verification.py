@@ -17,6 +17,7 @@ from torch import Tensor
 from cascli.kernels import on_its_device
 from cascli.kernels.rows import (
     BLOCK,
+    check_rows,
     choose_part,
     cut,
     first_above,
@@ -71,6 +72,9 @@ def verify(
         of n + 1 positions TV(pi, p) and the draft's mass that is not kept; the number of kept tokens, the next token's
         id, p and q.
     """
+    check_rows(q, q1)
+    # Columns are read number by number; in a table of several streams, say, they would not be packed.
+    tokens, u_accept, u_next = tokens.contiguous(), u_accept.contiguous(), u_next.contiguous()
     rows, width = logits.shape
     n, known = rows - 1, q.shape[0]
     whole = cut(width)

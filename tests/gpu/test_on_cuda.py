@@ -13,7 +13,7 @@ from cascli import generate, load_pair
 from cascli.calls import Calls
 from cascli.cli.app import app
 from cascli.models.graph_runner import GraphRunner
-from tests.laws.of_recorded import CASES, SHAPE, alarms
+from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target
 
@@ -72,6 +72,30 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
     loaded = load_pair(pair(5, **SHAPE), dtype="float32", device="cuda")
     assert isinstance(loaded.target.runner, GraphRunner)
     assert alarms(loaded, strategy, rule, sampling, 1500) == []
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(("strategy", "rule", "sampling"), DEEP, ids=[case[0] for case in DEEP])
+def test_five_tokens_follow_their_law(strategy: str, rule: Target, sampling: dict, graphs: bool) -> None:
+    """The third test of a round once read another one's number: see tests/kernels/test_law_in_decoding."""
+    loaded = load_pair(pair(3, **MIDDLE), dtype="float32", device="cuda", cuda_graphs=graphs)
+    assert (loaded.compute is not None) is graphs
+    assert alarms(loaded, strategy, rule, sampling, 2000, length=5) == []
+
+
+@pytest.mark.parametrize("strategy", ["speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=5"])
+def test_texts_are_the_same_with_and_without_graphs_and_kernels(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 on one device: the same random numbers, so the same texts, by prepared rounds, by others, and by torch."""
+    texts = []
+    for graphs, kernels in ((True, True), (False, True), (False, False)):
+        if not kernels:
+            monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
+        loaded = load_pair(pair(12, **MIDDLE), dtype="float32", device="cuda", cuda_graphs=graphs)
+        ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": 7, "temperature": 1.0}
+        texts.append([generate(loaded, seed=seed, **ask).token_ids for seed in range(30)])
+    for other in texts[1:]:
+        same = sum(a == b for a, b in zip(texts[0], other, strict=True))
+        assert same >= 29, same  # a draw at the very edge of a token may fall to the other side
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])

@@ -48,6 +48,36 @@ def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, whe
             assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n, width)
 
 
+@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
+def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
+    """Columns of a table, as those of random numbers were: the third test must not use the second draw's number."""
+    from cascli.kernels.verification import verify
+
+    sampling = Sampling()
+    for n in (3, 5):
+        given = block(rule, sampling, n, 40, where)
+        wanted = verify(*given, temperature=1.0, keeping=keeping_of(rule)).tolist()
+        for place in (1, 4, 5):
+            strided = torch.stack([given[place], given[place].flip(0), 0 * given[place]], dim=1).unbind(1)[0]
+            assert not strided.is_contiguous() and torch.equal(strided, given[place])
+            mixed = [*given[:place], strided, *given[place + 1 :]]
+            assert verify(*mixed, temperature=1.0, keeping=keeping_of(rule)).tolist() == wanted
+
+
+def test_rows_must_be_packed(where: torch.device) -> None:
+    from cascli.kernels.draws import draw
+    from cascli.kernels.verification import verify
+
+    given = block(Exact(), Sampling(), 2, 40, where)
+    for place in (0, 2, 3):
+        wide = given[place].repeat_interleave(2, dim=1)[:, ::2]
+        mixed = [*given[:place], wide, *given[place + 1 :]]
+        with pytest.raises(ValueError, match=r"packed|one stride"):
+            verify(*mixed, temperature=1.0, keeping=keeping_of(Exact()))
+    with pytest.raises(ValueError, match="packed"):
+        draw(given[0].T.contiguous().T[:1], 1.0, given[4][:1], with_base=False)
+
+
 def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
     """Uniforms on a grid: every token of the residual as often as its mass, whatever part it lies in."""
     from cascli.kernels.verification import verify

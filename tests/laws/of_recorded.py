@@ -17,6 +17,8 @@ from tests.reference.process import Target, Tokens, sequential_law
 
 PROMPT = (1, 2)
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.4}
+MIDDLE = {**SHAPE, "initializer_range": 0.06}
+"""Two models that agree half-way: most drafts are accepted with a probability between 0.1 and 0.9."""
 LENGTH = 3
 CASES: list[tuple[str, Target, dict[str, Any]]] = [
     ("target", lambda pair: pair.p, {}),
@@ -25,10 +27,18 @@ CASES: list[tuple[str, Target, dict[str, Any]]] = [
     ("speculative-cascade:rule=token-v3,alpha=0.3,k=2", target("token-v3", 0.3), {}),
     ("speculative-cascade:rule=opt,alpha=0.3,k=3", target("opt", 0.3), {"temperature": 0.7}),
 ]
+DEEP: list[tuple[str, Target, dict[str, Any]]] = [
+    ("speculative:k=4", target("exact"), {}),
+    ("speculative:k=5", target("exact"), {"temperature": 0.7}),
+    ("speculative-cascade:rule=token-v3,alpha=0.3,k=4", target("token-v3", 0.3), {}),
+]
+"""For texts of five tokens over three: rounds of four drafts and, at the end, of every shorter length."""
 
 
-def alarms(pair: Pair, strategy: str, rule: Target, sampling: dict[str, Any], runs: int) -> list[str]:
-    """Texts of three tokens that came too often or too rarely: in one of 100,000 choices of seeds by chance."""
+def alarms(
+    pair: Pair, strategy: str, rule: Target, sampling: dict[str, Any], runs: int, length: int = LENGTH
+) -> list[str]:
+    """Texts that came too often or too rarely: in one of 100,000 choices of seeds by chance."""
     whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | sampling
 
     @cache
@@ -39,8 +49,8 @@ def alarms(pair: Pair, strategy: str, rule: Target, sampling: dict[str, Any], ru
             x, y = (logits[0, -1, : pair.vocab].double().cpu().numpy() for logits in both)
         return process.Pair(warp(x, **whole), warp(y, **whole), softmax(x), softmax(y))
 
-    law = sequential_law(tables, rule, LENGTH)
+    law = sequential_law(tables, rule, length)
     assert len(law) > 10 and false_alarm_rate(law, runs) < 1e-5
-    ask = {"prompt_ids": PROMPT, "strategy": strategy, "max_new_tokens": LENGTH, **whole}
+    ask = {"prompt_ids": PROMPT, "strategy": strategy, "max_new_tokens": length, **whole}
     texts = Counter(tuple(generate(pair, seed=seed, **ask).token_ids) for seed in range(runs))
     return out_of_law(texts, law)

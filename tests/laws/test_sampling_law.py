@@ -125,6 +125,7 @@ def test_uniforms_are_a_function_of_seed_stream_and_position() -> None:
         assert values.dtype == torch.float64 and values.shape == (40,)
         assert torch.equal(values, getattr(Uniforms(5, 40), name)(0, 40))
         assert torch.equal(values[7:12], getattr(whole, name)(7, 5))
+        assert values.is_contiguous(), "kernels step through a stream number by number"
         assert torch.equal(values[:9], getattr(Uniforms(5, 9), name)(0, 9)), "depends on the limit"
         assert not torch.equal(values, getattr(Uniforms(6, 40), name)(0, 40))
         assert getattr(whole, name)(3, 0).shape == (0,)

@@ -1,0 +1,97 @@
+"""Whole texts with the kernels, by pairs that agree half-way: each token with the numbers that are its own.
+
+Rounds of up to five drafts, prepared ones and the shorter ones at an answer's end: what was wrong for a while, in the
+third token of a round, no block of one or two tokens shows, nor a pair that always or never agrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from cascli import Pair, Run, generate, load_pair
+from cascli.kernels import verification
+from cascli.models.capture import Recorded, Uncaptured
+from cascli.uniforms import Uniforms
+from tests.laws.of_recorded import MIDDLE
+from tests.pairs import pair
+
+if torch.cuda.is_available():
+    pytest.skip("on a GPU tests/gpu does this", allow_module_level=True)
+
+SPECS = ["speculative:k=4", "speculative:k=5", "speculative-cascade:rule=token-v3,alpha=0.1,k=4"]
+TOKENS = 7
+SEEDS = range(6)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Pair:
+    return load_pair(pair(12, **MIDDLE), dtype="float32")
+
+
+@pytest.fixture(params=["step by step", "prepared rounds"])
+def either(request: pytest.FixtureRequest, loaded: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """With what computes a round on a GPU, and without: prepared rounds get copies of their inputs, others do not."""
+    compute = Recorded(Uncaptured()) if request.param == "prepared rounds" else None
+    monkeypatch.setattr(loaded, "compute", compute)
+    return loaded
+
+
+def runs(loaded: Pair, strategy: str) -> list[Run]:
+    return [
+        generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=TOKENS, temperature=1.0, seed=seed)
+        for seed in SEEDS
+    ]
+
+
+def texts(found: Sequence[Run]) -> list[list[int]]:
+    return [run.token_ids for run in found]
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize("strategy", SPECS)
+def test_every_token_is_drawn_with_its_own_numbers(
+    strategy: str, either: Pair, loaded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = runs(loaded, strategy)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    assert texts(runs(either, strategy)) == texts(wanted)
+
+
+def test_the_pair_disagrees_in_the_middle(loaded: Pair) -> None:
+    """Otherwise the tests above would see nothing: acceptance at 0.1 to 0.9, rounds of many lengths."""
+    found = [step for run in runs(loaded, SPECS[0]) for step in run.rounds]
+    chances = [token.accept_prob for step in found for token in step.drafted]
+    assert sum(0.1 < chance < 0.9 for chance in chances) > len(chances) / 4
+    kept = {sum(token.accepted for token in step.drafted) for step in found}
+    assert len(kept) >= 4 and {len(step.drafted) for step in found} >= {3, 4}  # whole rounds, and one not prepared
+
+
+class Strided(Uniforms):
+    """As they once were: three columns of one table."""
+
+    def __init__(self, seed: int, length: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(seed, length, device)
+        table = torch.stack([self._draw, self._accept, self._residual], dim=1)
+        self._draw, self._accept, self._residual = table.unbind(dim=1)
+
+
+@pytest.mark.usefixtures("where")
+def test_numbers_read_from_a_strided_column_are_seen(
+    either: Pair, loaded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug, planted: the kernels read a strided column as if it were packed."""
+    wanted, right = runs(loaded, SPECS[0]), verification.verify
+
+    def misread(*given: torch.Tensor, **how: object) -> torch.Tensor:
+        logits, tokens, q, q1, u_accept, u_next = given
+        there = min(u_accept.shape[0], u_accept.untyped_storage().nbytes() // 8 - u_accept.storage_offset())
+        wrong = torch.as_strided(u_accept, (there,), (1,), u_accept.storage_offset())
+        return right(logits, tokens, q, q1, wrong, u_next, **how)
+
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    monkeypatch.setattr("cascli.engine.Uniforms", Strided)
+    monkeypatch.setattr(verification, "verify", misread)
+    assert texts(runs(either, SPECS[0])) != texts(wanted)
