@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from cascli import Pair, audit, dists, load_pair, verify
-from cascli.audit import joint, law, numerics, parity, tables
+from cascli.audit import joint, law, numerics, parity, rounds, tables
 from cascli.audit.report import Audit, Check, judged
 from cascli.cli.app import app
+from cascli.models.capture import Recorded, Uncaptured
 from cascli.prompts import builtin
 from cascli.rules.base import Exact
 from cascli.strategies import parse
@@ -40,9 +42,10 @@ def test_replayed_models_answer_from_the_table(text_pair: Pair, tree: tables.Tre
     runner = small.draft.runner
     runner.reset()
     rows = runner.forward(torch.tensor([0, 3]), 2)
-    assert torch.equal(rows, torch.stack([tree.draft[()], tree.draft[(3,)]]))
+    assert rows.dtype == tree.dtype == torch.float32
+    assert torch.equal(rows.double(), torch.stack([tree.draft[()], tree.draft[(3,)]]))
     runner.truncate(1)
-    assert torch.equal(runner.forward(torch.tensor([5]), 1)[0], tree.draft[(5,)])
+    assert torch.equal(runner.forward(torch.tensor([5]), 1)[0].double(), tree.draft[(5,)])
     assert text_pair.draft.runner is not runner
 
 
@@ -59,6 +62,35 @@ def test_laws_hold(text_pair: Pair, tree: tables.Tree) -> None:
     sampled = list(joint.joint_laws(text_pair, tree, strategies, RUNS))
     assert all(check.status == "pass" for check in exact + sampled)
     assert all(check.false_alarm is not None and check.false_alarm < 1e-4 for check in sampled)
+
+
+def test_rounds_of_every_length_are_those_of_the_plain_path(text_pair: Pair, tree: tables.Tree) -> None:
+    strategies = [
+        parse(text) for text in ("target", "speculative:k=2", "speculative-cascade:rule=opt", "token-cascade")
+    ]
+    found = list(rounds.rounds(text_pair, tree, strategies))
+    assert [check.subject.partition(":")[0] for check in found] == ["speculative", "speculative-cascade"]
+    assert all(check.status == "pass" and "float32 logits, by torch's operations" in check.detail for check in found)
+
+
+def test_what_prepares_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:
+    """A recording that hands back a stale result: no plain path would show it."""
+    right = Recorded(Uncaptured())
+
+    class Stale(Recorded):
+        def __call__(self, key: Any, function: Any, *inputs: torch.Tensor) -> Any:
+            return self._seen.setdefault((key, inputs[1].shape), right(key, function, *inputs))
+
+        _seen: ClassVar[dict[Any, Any]] = {}
+
+    stale = replace(text_pair, compute=Stale(Uncaptured()))
+    strategies = [parse("speculative:k=2")]
+    [check] = rounds.rounds(stale, tree, strategies)
+    assert check.status == "fail" and "prepared rounds" in check.detail
+    [check] = joint.joint_laws(stale, tree, strategies, 300)
+    assert check.status == "fail"
+    [check] = rounds.rounds(replace(text_pair, compute=right), tree, strategies)
+    assert check.status == "pass"
 
 
 def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +164,15 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
     assert run.exit_code == 0
     found = Audit.model_validate_json(run.stdout)
     assert found.passed
-    assert {check.kind for check in found.checks} == {"tokenizer", "cache", "block", "law", "joint law", "parity"}
+    assert {check.kind for check in found.checks} == {
+        "tokenizer",
+        "cache",
+        "block",
+        "law",
+        "round",
+        "joint law",
+        "parity",
+    }
     assert json.loads(run.stdout)["schema"] == "cascli.verify/1"
     table = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2"])
     assert table.exit_code == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cascli import rules
-from cascli.audit import joint, law, numerics, parity, tables, tokens
+from cascli.audit import joint, law, numerics, parity, rounds, tables, tokens
 from cascli.audit.report import Audit, Check, skipped
 from cascli.chat import encode
 from cascli.engine import environment
@@ -56,7 +56,10 @@ def audit(
         tell: told what is being checked.
     """
     start = time.perf_counter()
-    checks = list(_checks(pair, strategies, QUICK if quick else FULL, tell))
+    effort = QUICK if quick else FULL
+    if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
+        effort = replace(effort, runs=effort.runs // 3)
+    checks = list(_checks(pair, strategies, effort, tell))
     return Audit(
         pair=pair.info,
         passed=all(check.status != "fail" for check in checks),
@@ -93,6 +96,8 @@ def _laws(
     tell("tabulating the models' distributions")
     trees = [tables.tabulate(pair, ids, LIKELIEST, 1) for ids in _prompts(pair, effort.trees)]
     yield from law.worst_of(trees, names)
+    tell("rounds of every length")
+    yield from rounds.rounds(pair, trees[0], chosen)
     tell("joint law of two tokens")
     yield from joint.joint_laws(pair, trees[0], chosen, effort.runs)
     if effort.deep:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascli import kernels
 from cascli.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
 from cascli.writing import Law
@@ -29,6 +30,8 @@ class Tree:
     depth: int
     draft: dict[Text, Tensor]
     target: dict[Text, Tensor]
+    dtype: torch.dtype = torch.float64
+    """What the models' logits come in, and so what decodes."""
 
     def texts(self, length: int) -> Iterator[Text]:
         """All texts of a length."""
@@ -39,10 +42,12 @@ class Tree:
 def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> Tree:
     """Run both models over the prompt and every text of up to `depth` of the `width` likeliest tokens."""
     prompt = torch.tensor(prompt_ids, device=pair.device)
+    pair.target.runner.reset()
+    dtype = pair.target.runner.forward(prompt[:1], 1).dtype
     firsts = [_after(model, prompt) for model in (pair.draft, pair.target)]
     likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
     draft, target = (_table(model, prompt, likely, depth) for model in (pair.draft, pair.target))
-    return Tree(len(likely), depth, draft, target)
+    return Tree(len(likely), depth, draft, target, dtype)
 
 
 def _after(model: LoadedModel, prompt: Tensor) -> Tensor:
@@ -74,8 +79,9 @@ class TableRunner:
     Beyond the table's depth, where no answer that is counted depends on it, the logits are flat.
     """
 
-    def __init__(self, table: dict[Text, Tensor], width: int) -> None:
-        self._table, self._flat = table, torch.zeros(width, dtype=torch.float64)
+    def __init__(self, table: dict[Text, Tensor], width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._table = {text: logits.to(device, dtype) for text, logits in table.items()}
+        self._flat = torch.zeros(width, dtype=dtype, device=device)
         self._read: list[int] = []
 
     @property
@@ -102,12 +108,14 @@ class TableRunner:
 
 
 def replayed(pair: Pair, tree: Tree) -> Pair:
-    """The pair with its models replaced by their tables; its prompt is the single token 0."""
-    cpu = torch.device("cpu")
+    """The pair with its models replaced by their tables; its prompt is the single token 0.
+
+    Everything else is the pair's own: its device, the precision of its logits, and what computes its rounds.
+    """
 
     def model(loaded: LoadedModel, table: dict[Text, Tensor]) -> LoadedModel:
-        reader: Any = TableRunner(table, tree.width)
-        return replace(loaded, runner=reader, device=cpu, rows=tree.width)
+        reader: Any = TableRunner(table, tree.width, tree.dtype, pair.device)
+        return replace(loaded, runner=reader, device=pair.device, rows=tree.width)
 
     return replace(
         pair,
@@ -117,5 +125,11 @@ def replayed(pair: Pair, tree: Tree) -> Pair:
         vocab=tree.width,
         eos_ids=frozenset(),
         context=None,
-        compute=None,
     )
+
+
+def path_of(pair: Pair, tree: Tree) -> str:
+    """What decides the rounds that are audited, in words."""
+    precision = str(tree.dtype).removeprefix("torch.")
+    by = "kernels" if kernels.serve(pair.device) else "torch's operations"
+    return f"{pair.device}, {precision} logits, by {by}{'' if pair.compute is None else ', prepared rounds'}"

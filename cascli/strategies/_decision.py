@@ -77,8 +77,22 @@ def decide_round(
         return verification.verify(
             logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, keeping=keeping
         )
+    return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next)
+
+
+def plain_round(
+    rule: Rule,
+    sampling: Sampling,
+    logits: Tensor,
+    tokens: Tensor,
+    q: Tensor,
+    q1: Tensor,
+    u_accept: Tensor,
+    u_next: Tensor,
+) -> Tensor:
+    """As `decide_round`, by `cascli.rules` and `cascli.verify` alone, in the precision that it is given."""
     n = tokens.shape[0]
-    p, p1 = law(logits)
+    p, p1 = Law(sampling, rule.reads_base)(logits)
     d = Dists(q, p, q1, p1)
     judgement = rule.apply(d)
     outcome = verify_block(judgement.pi, q[:n], tokens, u_accept, u_next)

@@ -85,7 +85,7 @@ def test_five_tokens_follow_their_law(strategy: str, rule: Target, sampling: dic
 
 @pytest.mark.parametrize("strategy", ["speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=5"])
 def test_texts_are_the_same_with_and_without_graphs_and_kernels(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 on one device: the same random numbers, so the same texts, by prepared rounds, by others, and by torch."""
+    """The third test of a round once read another one's number: see tests/kernels/test_law_in_decoding."""
     texts = []
     for graphs, kernels in ((True, True), (False, True), (False, False)):
         if not kernels:

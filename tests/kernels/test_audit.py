@@ -1,0 +1,46 @@
+"""`cascli verify` on a device with kernels audits the kernels: broken ones fail it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import Pair
+from cascli.audit import rounds, tables
+from cascli.kernels import verification
+from cascli.strategies import parse
+
+if torch.cuda.is_available():
+    pytest.skip("on a GPU tests/gpu does this", allow_module_level=True)
+
+STRATEGIES = [parse("speculative:k=2"), parse("speculative-cascade:rule=token-v3,alpha=0.3,k=2")]
+
+
+@pytest.fixture
+def tree(text_pair: Pair, where: torch.device, monkeypatch: pytest.MonkeyPatch) -> tables.Tree:
+    """Made by the plain path; what comes after it runs through the kernels."""
+    tree = tables.tabulate(text_pair, [72, 105], width=6, depth=1)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    monkeypatch.setattr(rounds, "SEEDS", 3)
+    return tree
+
+
+def test_the_kernels_pass(text_pair: Pair, tree: tables.Tree) -> None:
+    found = list(rounds.rounds(text_pair, tree, STRATEGIES))
+    assert [check.status for check in found] == ["pass", "pass"]
+    assert all("by kernels" in check.detail for check in found)
+
+
+def test_a_test_that_reads_another_ones_number_fails(
+    text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third test on: what no joint law of two or three tokens would show."""
+    right = verification.verify
+
+    def misread(*given: torch.Tensor, **how: object) -> torch.Tensor:
+        logits, tokens, q, q1, u_accept, u_next = given
+        wrong = torch.cat([u_accept[:2], u_next[: max(len(u_accept) - 2, 0)]])
+        return right(logits, tokens, q, q1, wrong, u_next, **how)
+
+    monkeypatch.setattr(verification, "verify", misread)
+    assert [check.status for check in rounds.rounds(text_pair, tree, STRATEGIES)] == ["fail", "fail"]
