@@ -75,6 +75,7 @@ class Measurement:
             "tokens": self.tokens,
             "load_seconds": self.seconds["loading"],
             "why_eager": {role: getattr(self.pair, role).eager_because for role in ROLES},
+            "vocabulary": self.pair.vocab,
             "weight_bytes": {role: getattr(self.pair, role).info.weight_bytes for role in ROLES},
             "speculation": [],
             "transformers": None,

@@ -59,5 +59,5 @@ def pair_config(draft: str, target: str, shrink: int = 1) -> dict[str, Any]:
         if shrink > 1:
             shape["hidden_size"] = shape["num_attention_heads"] * 16
             shape["head_dim"] = 16
-        found[role] = {"source": {"random": shape, "seed": seed}}
+        found[role] = {"source": {"random": shape, "seed": seed, "tokenizer": False}}
     return found

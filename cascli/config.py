@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -66,11 +66,15 @@ class PathSource(_Strict):
 
 
 class RandomSource(_Strict):
-    """A transformers config whose weights are drawn from `seed`; `tokenizer` is a path or a hub name."""
+    """A transformers config whose weights are drawn from `seed`; `tokenizer` is a path or a hub name.
+
+    Without one bytes are tokens where the vocabulary has room for them, and its other rows are masked. With
+    `tokenizer: false` all rows are kept, so that speeds are those of the whole vocabulary; prompts are then ids only.
+    """
 
     random: dict[str, Any]
     seed: int = 0
-    tokenizer: str | None = None
+    tokenizer: str | Literal[False] | None = None
 
     @field_validator("random")
     @classmethod

@@ -23,6 +23,7 @@ from benchmarks import (
     llama_cpp,
     peers,
     report,
+    shapes,
 )
 from cascli import load_pair
 from cascli.models.fused_norm import FusedNorm, use_fused_norms
@@ -294,3 +295,12 @@ def test_transformers_beside_is_stock(name: str) -> None:
             assert torch.allclose(model(ids).logits, wanted, atol=1e-5)
     assert any(isinstance(module, FusedNorm) for module in model.modules()) and any(forwards.values())
     assert {where: vars(module).get("forward") for where, module in model.named_modules()} == forwards
+
+
+def test_random_pairs_of_the_gpu_benchmark_keep_their_whole_vocabulary() -> None:
+    """Not that of a byte tokenizer: draws and verification over 257 tokens say nothing of 151,936."""
+    config = shapes.pair_config("qwen2.5-0.5b", "qwen2.5-1.5b", 64)
+    loaded = load_pair(config)
+    rows = [config[role]["source"]["random"]["vocab_size"] for role in ("draft", "target")]
+    assert loaded.vocab == min(rows) > 2000
+    assert loaded.tokenizer is None and loaded.info.masked_rows == (0, 0)

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from cascli.calls import Calls
-from cascli.models.graph_runner import LONGEST
+from cascli.calls import Calls, Write
+from cascli.models.graph_runner import LONGEST, GraphRunner
 from cascli.models.pair import LoadedModel, Pair
 from cascli.profile import Profile, Timing, timing
+from cascli.sampling import Sampling
+from cascli.writing import Law
 
 BLOCKS = tuple(range(1, 10))
 """A round that drafts k tokens asks the target for k + 1: these are k = 0 to 8."""
 GPU_CALLS = 8
 """Calls that a GPU is timed over."""
+LAW = Law(Sampling(), reads_base=False)
+"""What a drafting step draws from."""
 Tell = Callable[[str, int, int], None]
 
 
@@ -76,8 +80,9 @@ def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> No
     """
     for model, longest in ((pair.draft, 2), (pair.target, max(2, *blocks))):
         if fill:
-            calls = Calls(reads=[(n, n) for n in range(longest, 0, -1)])
-            model.runner.prepare(context, context + max(longest, LONGEST), calls)
+            writes = [Write(2, 1), Write(1, 1)] if model is pair.draft else []
+            calls = Calls(reads=[(n, n) for n in range(longest, 0, -1)], writes=writes)
+            model.runner.prepare(context, context + max(longest, LONGEST), calls, LAW if writes else None)
             model.runner.pretend(context)
         else:
             model.runner.truncate(context)
@@ -92,7 +97,7 @@ def _in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, i
         step_seconds(pair.target, context, 1, pair.vocab)
     else:
         for tokens in (1, 2, 1):  # after a round whose drafts were all kept, the draft model reads two tokens
-            seconds = step_seconds(pair.draft, context, tokens, pair.vocab)
+            seconds = step_seconds(pair.draft, context, tokens, pair.vocab, writes=True)
             yield ("draft", tokens), seconds
     yield ("target", n), step_seconds(pair.target, context, n, pair.vocab)
 
@@ -101,19 +106,26 @@ def _of(role: str, timed: dict[tuple[str, int], list[float]]) -> dict[int, Timin
     return {n: timing(values) for (whose, n), values in sorted(timed.items()) if whose == role}
 
 
-def step_seconds(model: LoadedModel, context: int, n: int, vocab: int) -> float:
+def step_seconds(model: LoadedModel, context: int, n: int, vocab: int, *, writes: bool = False) -> float:
     """Time a call over n tokens, logits for each of them included, after `context` tokens.
+
+    Where a captured graph draws as well as reads, a step that `writes` is timed with its draw: drafting runs no other.
 
     A GPU works off several calls in a row, as it does while it drafts: what asking for them takes is then hidden, and
     the wait at the end is shared. On a CPU nothing is hidden, and a call is timed by itself.
     """
     calls = GPU_CALLS if model.device.type == "cuda" else 1
     ids = torch.arange(n, device=model.device) % vocab
+    u = torch.full((1,), 0.5, dtype=torch.float64, device=model.device)
+    runner = model.runner
     _synchronise(model.device)
     start = time.perf_counter()
     for _ in range(calls):
-        model.runner.forward(ids, n)
-        model.runner.truncate(context)
+        if writes and isinstance(runner, GraphRunner):
+            runner.write(ids, LAW, u, read_last=False)
+        else:
+            runner.forward(ids, n)
+        runner.truncate(context)
     _synchronise(model.device)
     return (time.perf_counter() - start) / calls
 

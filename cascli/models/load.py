@@ -97,9 +97,11 @@ def _roles(config: PairConfig) -> list[tuple[str, ModelConfig]]:
 def _vocabulary(
     config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig]
 ) -> tuple[Any | None, int]:
-    """The tokenizer, and how many ids it and both models share; no tokenizer for random models too small for it."""
-    tokenizer, shared = _tokenizer(config, folders)
+    """The tokenizer, and how many ids it and both models share; none for random models too small for it, or told so."""
     rows = min(each.get_text_config().vocab_size for each in configs.values())
+    if any(isinstance(model.source, RandomSource) and model.source.tokenizer is False for _, model in _roles(config)):
+        return None, rows
+    tokenizer, shared = _tokenizer(config, folders)
     if len(tokenizer) > rows and not any(folders.values()):
         return None, rows
     return tokenizer, min(rows, shared)
