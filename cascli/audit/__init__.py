@@ -35,9 +35,10 @@ FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
 
 
 def default_strategies() -> list[str]:
-    """Speculation with small and large blocks, the sequential cascade, and every rule."""
+    """Speculation with small and large blocks, and every rule with and without speculation."""
     cascades = [f"speculative-cascade:rule={name},k=2" for name in rules.names()]
-    return ["target", "speculative:k=1", "speculative:k=3", "token-cascade", "token-cascade:rule=token-v3", *cascades]
+    sequential = [f"token-cascade:rule={name}" for name in rules.names()]
+    return ["target", "speculative:k=1", "speculative:k=3", *sequential, *cascades]
 
 
 def audit(

@@ -50,6 +50,11 @@ class Rule(ABC):
     alpha_draft_only: ClassVar[float | None] = None
     """An alpha at which pi = q, likewise."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether pi follows from `defer`: the draft's token stands where it is not deferred, else p is drawn from."""
+        return False
+
     @abstractmethod
     def apply(self, d: Dists) -> Judgement:
         """Judge n positions; must not change its inputs."""
@@ -65,6 +70,11 @@ class KeepRule(Rule):
     """
 
     alpha: Alpha = 0.3
+
+    @property
+    def chooses(self) -> bool:
+        """Always, unless a subclass has made a pi of its own."""
+        return type(self).apply is KeepRule.apply
 
     @abstractmethod
     def keep(self, d: Dists) -> Tensor:

@@ -1,7 +1,8 @@
 """The token-level cascade without speculation: at each token the rule chooses who writes it.
 
-Its law at every position is the very pi that the speculative cascade samples from. With a rule that
-reads p the target is asked at every token, so such a run is an oracle: it shows the law, not a saving.
+Its law at every position is the very pi that the speculative cascade samples from, whatever the rule. With a rule that
+reads p, or that is no choice between the models, the target is asked at every token, so such a run is an oracle: it
+shows the law, not a saving.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from cascli.trace import Emitted, Round
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.dists import Dists
     from cascli.session import Session
 
 
@@ -36,8 +36,8 @@ class TokenCascade(RuleStrategy):
 
     @property
     def oracle(self) -> bool:
-        """Whether the decision needs the target's distribution, which the saving would do without."""
-        return self.rule.reads_target
+        """Whether the decision, or the law itself, needs the target where the saving would do without."""
+        return self.rule.reads_target or not self.rule.chooses
 
     def calls(self, role: Role) -> Calls:
         """A token a call; the target also catches up with what the draft model wrote alone."""
@@ -52,39 +52,52 @@ class TokenCascade(RuleStrategy):
             yield Round(emitted=[emitted], seconds=s.clock.lap())
 
     def _step(self, s: Session) -> Emitted:
-        """Ask the draft model; ask the target only if the rule defers."""
+        """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
         from cascli import dists
 
         logits = s.draft.read(s.length)
         q, q1 = s.warp(logits), dists.base(logits)
         token = s.draw(q)
         defer = self.rule.apply(dists.Dists(q, q, q1, q1)).defer
-        (defers, ids, at_q) = s.fetch(defer, token, dists.at(q, token))
-        if not defers[0]:
+        columns = s.fetch(_of_token(defer, token), token, dists.at(q, token), (q * defer).sum(dim=-1))
+        defers, ids, at_q, mass = (column[0] for column in columns)
+        if not defers:
             s.append(token)
-            return Emitted(id=int(ids[0]), text=s.spell(int(ids[0])), event="draft", q=at_q[0], deferral=0.0)
+            return Emitted(id=int(ids), text=s.spell(int(ids)), event="draft", q=at_q, deferral=mass)
         p = s.warp(s.target.read(s.length))
-        token = s.draw(p)
+        token = _from_target(s, p, defer)
         s.append(token)
-        (ids, at_q, at_p) = s.fetch(token, dists.at(q, token), dists.at(p, token))
+        # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.
+        tv = dists.total_variation(self.rule.apply(dists.Dists(q, p, q1, q1)).pi, p)
+        ids, at_q, at_p, tv_here = (column[0] for column in s.fetch(token, dists.at(q, token), dists.at(p, token), tv))
         return Emitted(
-            id=int(ids[0]),
-            text=s.spell(int(ids[0])),
+            id=int(ids),
+            text=s.spell(int(ids)),
             event="target",
-            q=at_q[0],
-            p=at_p[0],
-            tv=0.0,
-            deferral=1.0,
+            q=at_q,
+            p=at_p,
+            tv=tv_here,
+            deferral=mass,
         )
 
     def _oracle_step(self, s: Session) -> Emitted:
-        """Ask both models: the draft's token stands if the rule keeps it, else the target writes."""
+        """Ask both models: the draft's token stands if the rule keeps it, else the target writes.
+
+        A rule that is no such choice gives a distribution of its own, which the token is drawn from; it counts as the
+        draft model's if that would have drawn the same one.
+        """
         from cascli import dists
 
         draft, target = s.draft.read(s.length), s.target.read(s.length)
         d = dists.Dists(s.warp(draft), s.warp(target), dists.base(draft), dists.base(target))
         pi, defer = self.rule.apply(d)
-        token, defers = _choose(s, d, defer)
+        ours = s.draw(d.q)
+        if self.rule.chooses:
+            defers = _of_token(defer, ours)
+            token = _from_target(s, d.p, defer).where(defers, ours)
+        else:
+            token = s.draw(pi)
+            defers = token != ours
         s.append(token)
         tv, mass = dists.total_variation(pi, d.p), (d.q * defer).sum(dim=-1)
         columns = s.fetch(token, defers, dists.at(d.q, token), dists.at(d.p, token), tv, mass)
@@ -100,16 +113,15 @@ class TokenCascade(RuleStrategy):
         )
 
 
-def _choose(s: Session, d: Dists, defer: Tensor) -> tuple[Tensor, Tensor]:
-    """The token `[1]` and whether the target wrote it.
+def _of_token(defer: Tensor, token: Tensor) -> Tensor:
+    """Whether `[1]` a mask `[1, 1]` or `[1, V]` defers a token `[1]`."""
+    return defer[0] if defer.shape[-1] == 1 else defer.gather(-1, token.unsqueeze(-1))[0]
 
-    A token rule looks at the drawn draft token, so the target then needs a uniform of its own; a
-    whole-distribution rule does not, and sharing the position's uniform keeps runs comparable.
+
+def _from_target(s: Session, p: Tensor, defer: Tensor) -> Tensor:
+    """The target's token `[1]`.
+
+    Where the rule looked at the drawn draft token, the target needs a uniform of its own; a whole-distribution rule did
+    not, and sharing the position's uniform keeps runs comparable.
     """
-    ours = s.draw(d.q)
-    if defer.shape[-1] == 1:
-        defers, theirs = defer[0], s.draw(d.p)
-    else:
-        defers = defer.gather(-1, ours.unsqueeze(-1))[0]
-        theirs = s.draw_again(d.p)
-    return theirs.where(defers, ours), defers
+    return s.draw(p) if defer.shape[-1] == 1 else s.draw_again(p)

@@ -8,6 +8,7 @@ import torch
 
 from cascli import generate, load_pair
 from cascli.models.pair import Pair
+from cascli.strategies import Strategy
 from tests.laws.integration import exact_law
 from tests.reference import process
 from tests.reference.distributions import softmax, warp
@@ -60,7 +61,7 @@ def model_tables(vocab: int, layers: int, **sampling: Any) -> Tables:
     return tables
 
 
-def engine_law(strategy: str, length: int, vocab: int = 3, layers: int = 1, **sampling: Any) -> Law:
+def engine_law(strategy: str | Strategy, length: int, vocab: int = 3, layers: int = 1, **sampling: Any) -> Law:
     """The exact joint law of the text that the engine writes."""
     prompt = [t % vocab for t in PROMPT]
 

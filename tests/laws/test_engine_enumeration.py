@@ -6,12 +6,17 @@ pi along the text, from full forwards of the two models without a cache.
 
 import dataclasses
 from collections import defaultdict
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from cascli import dists, generate, rules
+from cascli.rules.base import KeepRule
+from cascli.strategies import Strategy, token_cascade
+from cascli.strategies.speculative_cascade import SpeculativeCascade
+from cascli.strategies.token_cascade import TokenCascade
 from tests.laws.models import PROMPT, engine_law, logits, model_tables, reference_law, tiny_pair
 from tests.laws.tables import target
 from tests.reference.distributions import total_variation
@@ -41,7 +46,40 @@ def speculation(name: str, alpha: float, k: int) -> str:
     return f"speculative:k={k}" if name == "exact" else f"speculative-cascade:rule={name},alpha={alpha},k={k}"
 
 
-def assert_law(strategy: str, rule: Target, length: int, sampling: Settings, shape: Shape = (3, 2)) -> None:
+@dataclasses.dataclass(frozen=True)
+class HalfMix(rules.Rule):
+    """No choice between the models: pi = (q + p) / 2."""
+
+    def apply(self, d: dists.Dists) -> rules.Judgement:
+        return rules.Judgement((d.q + d.p) / 2, d.q.new_ones(d.q.shape[0], 1).bool())
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftToken(KeepRule):
+    """A token rule that reads q alone: keep v iff q1(v) >= max q1 / 2."""
+
+    reads_target: ClassVar[bool] = False
+
+    def keep(self, d: dists.Dists) -> torch.Tensor:
+        return d.q1 >= 0.5 * d.q1.amax(dim=-1, keepdim=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinP(KeepRule):
+    """A keep rule with a pi of its own: the target within what is kept."""
+
+    def keep(self, d: dists.Dists) -> torch.Tensor:
+        return d.p1 >= 0.5 * d.p1.amax(dim=-1, keepdim=True)
+
+    def apply(self, d: dists.Dists) -> rules.Judgement:
+        kept = d.p * self.keep(d)
+        return rules.Judgement(kept / kept.sum(dim=-1, keepdim=True), ~self.keep(d))
+
+
+OF_ONES_OWN = [HalfMix(), DraftToken(), MinP()]
+
+
+def assert_law(strategy: str | Strategy, rule: Target, length: int, sampling: Settings, shape: Shape = (3, 2)) -> None:
     law = engine_law(strategy, length, *shape, **sampling)
     assert len(law) > 3 and sum(law.values()) == pytest.approx(1.0, abs=EXACT)
     assert distance(law, reference_law(rule, length, *shape, **sampling)) < EXACT
@@ -216,5 +254,55 @@ def test_the_engine_follows_whatever_the_rule_says(name: str) -> None:
         d = dists.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))
         return rules.load(name)(**values).apply(d).pi[0].numpy()
 
-    spec = ",".join([f"rule={name}", *(f"{key}={value}" for key, value in values.items()), "k=2"])
-    assert_law(f"speculative-cascade:{spec}", rule, 3, WARPED)
+    spec = ",".join([f"rule={name}", *(f"{key}={value}" for key, value in values.items())])
+    assert_law(f"speculative-cascade:{spec},k=2", rule, 3, WARPED)
+    assert_law(f"token-cascade:{spec}", rule, 2, WARPED)
+
+
+@pytest.mark.parametrize("rule", OF_ONES_OWN, ids=lambda rule: type(rule).__name__)
+@BOTH
+def test_rules_of_ones_own_are_followed(rule: rules.Rule, sampling: Settings) -> None:
+    """Mixtures and token rules that read q alone, by both strategies: what docs/add-a-rule.md invites."""
+
+    def pi(pair: Pair) -> np.ndarray:
+        return rule.apply(dists.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))).pi[0].numpy()
+
+    for strategy, length in ((TokenCascade(rule), 2), (SpeculativeCascade(rule, k=2), 3)):
+        assert_law(strategy, pi, length, sampling)
+
+
+@pytest.mark.parametrize("rule", OF_ONES_OWN, ids=lambda rule: type(rule).__name__)
+def test_a_token_cascade_tells_the_truth_of_rules_of_ones_own(rule: rules.Rule) -> None:
+    tables = model_tables(5, 2, **PLAIN)
+    known = 0
+    for seed in range(6):
+        request = {"strategy": TokenCascade(rule), "max_new_tokens": 6, "seed": seed, **PLAIN}
+        run = generate(tiny_pair(5, 2), prompt_ids=PROMPT, **request)
+        assert run.oracle is (type(rule) is not DraftToken)
+        for i, token in enumerate(run.emitted):
+            pair = tables(tuple(run.token_ids[:i]))
+            d = dists.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))
+            pi, defer = rule.apply(d)
+            assert token.deferral == pytest.approx(float((d.q * defer).sum()), abs=EXACT)
+            if token.tv is not None:
+                known += 1
+                assert token.tv == pytest.approx(float(dists.total_variation(pi, d.p)), abs=EXACT)
+            else:
+                assert token.event == "draft" and not run.oracle
+    assert known > 3
+
+
+def test_a_token_cascade_that_asks_of_token_0_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the mask of a token rule is looked up at id 0, whatever was drawn."""
+    rule = DraftToken()
+    right = engine_law(TokenCascade(rule), 2, **PLAIN)
+    monkeypatch.setattr(token_cascade, "_of_token", lambda defer, token: defer[0, :1])
+    assert distance(engine_law(TokenCascade(rule), 2, **PLAIN), right) > 0.01
+
+
+@pytest.mark.parametrize("rule", [HalfMix(), MinP()], ids=lambda rule: type(rule).__name__)
+def test_a_token_cascade_that_follows_the_mask_alone_is_seen(rule: rules.Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: a mixture is taken for a choice between the models."""
+    right = engine_law(TokenCascade(rule), 2, **PLAIN)
+    monkeypatch.setattr(type(rule), "chooses", True)
+    assert distance(engine_law(TokenCascade(rule), 2, **PLAIN), right) > 0.01
