@@ -24,7 +24,7 @@ from cascli import Pair, load_pair, theory
 from cascli.bench import Bench, Replay
 from cascli.chat import Conversation, encode
 from cascli.jobs.bench import bench, replay, replay_context
-from cascli.jobs.profile import BLOCKS
+from cascli.jobs.profile import blocks_for
 from cascli.memory import peak, reset_peak
 from cascli.models.graph_runner import GraphRunner
 from cascli.profile import Profile
@@ -133,7 +133,7 @@ class Measurement:
 
     def _measure_steps(self) -> Profile:
         """Once: the profile whose context is nearest serves the replays too."""
-        blocks = range(1, max(*BLOCKS, self._ask.k + 1) + 1)
+        blocks = blocks_for([self._ask.k], self.pair.context)
         found = bench(self.pair, contexts=self._ask.contexts, blocks=blocks, repeats=self.repeats)
         reset_peak(self.pair.device)  # what is told is what decoding takes, without the buffers of the copy
         self.found |= {

@@ -27,7 +27,7 @@ from cascli.jobs.profile import profile
 from cascli.memory import peak
 from cascli.profile import Profile
 from cascli.prompts import builtin
-from cascli.statistics import bootstrap_interval, median
+from cascli.statistics import median, median_interval
 
 WARM_UP_TOKENS = 10
 
@@ -151,7 +151,13 @@ def _ratio(of: Contestant, to: Contestant) -> dict[str, Any]:
         (len(mine.token_ids) / mine.seconds) / (len(theirs.token_ids) / theirs.seconds)
         for mine, theirs in zip(of.answers, to.answers, strict=True)
     ]
-    return {"median": median(ratios), "interval": bootstrap_interval(ratios), "totals": _rate(of) / _rate(to)}
+    scatter = median_interval(ratios)
+    return {
+        "median": median(ratios),
+        "interval": scatter and (scatter.low, scatter.high),
+        "kind": scatter and scatter.kind,
+        "totals": _rate(of) / _rate(to),
+    }
 
 
 def _other(of: Contestant) -> float | None:

@@ -79,14 +79,20 @@ class Prospect(Data):
     """What speculation gains at an acceptance rate, by theory from measured c and v(k)."""
 
     acceptance: float
-    best_k: int
+    best_k: int | None
+    """Of the block lengths that were timed; None if none gains."""
+    or_more: bool = False
+    """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
     speed_up: float
+    """At the best k, below 1 if none gains."""
 
 
 def prospects(profile: Profile) -> list[Prospect]:
     """The best block length and its speed-up for several acceptance rates."""
-    found = []
+    found, longest = [], profile.longest - 1
     for a in ACCEPTANCES:
-        k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1))
-        found.append(Prospect(acceptance=a, best_k=k, speed_up=theory.speed_up(a, k, profile.c, profile.v(k + 1))))
+        k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1), longest)
+        gain = theory.speed_up(a, k, profile.c, profile.v(k + 1))
+        pays = gain > 1
+        found.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
     return found

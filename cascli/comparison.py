@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from cascli.errors import UsageError
 from cascli.explain import Explanation
 from cascli.profile import Profile
-from cascli.statistics import bootstrap_interval, median, percentile
+from cascli.statistics import Kind, median, median_interval, percentile
 from cascli.trace import Data, Run, Seconds
 
 DEFAULT_STRATEGIES = (
@@ -51,10 +51,15 @@ class Row(Data):
     speed_vs_target: float | None
     """Median over repeats of the time per token of `target` divided by this one's, in the same repeat."""
     speed_interval: tuple[float, float] | None
-    """95% bootstrap interval of that median."""
+    """Of that median over repeats; with several prompts of the median over prompts, which differ more than repeats."""
+    speed_interval_kind: Kind | None = None
+    """A 95% interval, or the range of fewer than six values."""
+    speed_interval_over: Literal["repeats", "prompts"] | None = None
     target_calls_per_token: float | None
     draft_calls_per_token: float | None
     draft_acceptance_rate: float | None
+    tested_acceptance_rate: float | None = None
+    """Accepted over tested drafted tokens: those after a rejection were not tested."""
     mean_acceptance_length: float | None
     deferral_rate: float | None
     mean_tv_to_target: float | None
@@ -158,6 +163,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     seconds = median([sum(run.metrics.seconds.total for run in repeat[column]) for repeat in repeats])
     ratios = [] if base is None else [_speed(repeat[column]) / _speed(repeat[base]) for repeat in repeats]
     drafted = sum(m.num_draft_tokens for m in metrics)
+    tested = sum(m.num_tested_draft_tokens or 0 for m in metrics)
     accepted = sum(m.num_accepted_draft_tokens for m in metrics)
     verified = sum(m.num_rounds for m in metrics if m.num_draft_tokens)
     tvs = [token.tv for run in runs for token in run.emitted]
@@ -177,10 +183,11 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds > 0 else None,
         speed_vs_target=median(ratios) if ratios else None,
-        speed_interval=bootstrap_interval(ratios),
+        **_scatter(repeats, column, base, ratios),
         target_calls_per_token=sum(m.target_calls for m in metrics) / tokens,
         draft_calls_per_token=sum(m.draft_calls for m in metrics) / tokens,
         draft_acceptance_rate=accepted / drafted if drafted else None,
+        tested_acceptance_rate=accepted / tested if tested else None,
         mean_acceptance_length=1 + accepted / verified if drafted else None,
         deferral_rate=_weighted_deferral(runs),
         mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
@@ -196,6 +203,27 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
         peak_memory_bytes=max((run.metrics.peak_memory_bytes or 0 for run in every), default=0) or None,
     )
+
+
+def _scatter(
+    repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None, ratios: Sequence[float]
+) -> dict[str, object]:
+    """The fields of a row that say how its speed scatters: over prompts if there are several, else over repeats."""
+    prompts = len(repeats[0][column])
+    over = "prompts" if prompts > 1 else "repeats"
+    if base is not None and prompts > 1:
+        ratios = [
+            median([_speed([repeat[column][i]]) / _speed([repeat[base][i]]) for repeat in repeats])
+            for i in range(prompts)
+        ]
+    found = median_interval(ratios)
+    if found is None:
+        return {"speed_interval": None}
+    return {
+        "speed_interval": (found.low, found.high),
+        "speed_interval_kind": found.kind,
+        "speed_interval_over": over,
+    }
 
 
 def _per_token(values: Sequence[float | None], tokens: int) -> float | None:

@@ -43,8 +43,13 @@ class Profile(Data):
         """A draft step over a target step."""
         return self.draft[1].median / self.target[1].median
 
+    @property
+    def longest(self) -> int:
+        """The longest block that a target call was timed over."""
+        return max(self.target)
+
     def v(self, block: int) -> float:
-        """A target call over `block` tokens, over a target step; see `interpolated`."""
+        """A target call over `block` tokens, over a target step; beyond `longest` it is extrapolated."""
         times = {n: each.median for n, each in self.target.items()}
         return interpolated(times, block) / times[1]
 
@@ -55,16 +60,19 @@ class Profile(Data):
 
 
 def interpolated(values: Mapping[int, float], at: int) -> float:
-    """The value at a point: on the line between its neighbours, and beyond the last one in proportion to `at`.
-
-    Beyond what was measured a block is taken to cost as much a token as the longest one that was measured.
-    """
-    if at in values:
-        return values[at]
+    """The value at a point: on the line between its neighbours, beyond the last along the last line, if it rises."""
     known = sorted(values)
-    if at > known[-1]:
-        return values[known[-1]] * at / known[-1]
-    below = max((point for point in known if point < at), default=known[0])
-    above = min(point for point in known if point > at)
-    share = (at - below) / (above - below) if above > below else 0.0
-    return values[below] + share * (values[above] - values[below])
+    if at in values or len(known) == 1:
+        return values[at if at in values else known[0]]
+    below, above = _around(known, at)
+    slope = (values[above] - values[below]) / (above - below)
+    if at > above:
+        return values[above] + max(slope, 0.0) * (at - above)
+    return values[below] + slope * (at - below)
+
+
+def _around(known: Sequence[int], at: int) -> tuple[int, int]:
+    """The neighbours of a point among sorted ones, or the two nearest on one side."""
+    above = next((i for i, point in enumerate(known) if point > at), len(known) - 1)
+    place = max(above, 1)
+    return known[place - 1], known[place]

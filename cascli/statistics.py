@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, median
 from typing import Literal, NamedTuple
@@ -31,16 +30,22 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float] | None:
-    """A percentile bootstrap interval of the median; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    rng = random.Random(seed)
-    medians = sorted(median(rng.choices(values, k=len(values))) for _ in range(resamples))
-    tail = (1 - level) / 2
-    return medians[int(tail * resamples)], medians[int((1 - tail) * resamples) - 1]
+def median_interval(values: Sequence[float]) -> Interval | None:
+    """A 95% interval of the median of values that vary independently, however they do; None for fewer than two.
+
+    Between the r-th smallest and the r-th largest value, r being the largest number for which the median lies outside
+    in at most one of twenty samples: each value is above it with probability 1/2.
+    """
+    n = len(values)
+    found = _range(values)
+    if found is None or found.kind == "no scatter" or n < FEWEST:
+        return found
+    outside, rank = 2 * 0.5**n, 1
+    while outside + 2 * math.comb(n, rank) * 0.5**n <= 1 - LEVEL:
+        outside += 2 * math.comb(n, rank) * 0.5**n
+        rank += 1
+    ordered = sorted(values)
+    return Interval(ordered[rank - 1], ordered[-rank], "95%")
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -109,4 +114,4 @@ def _t_quantile(share: float, freedom: int) -> float:
     return math.fsum(term / freedom**power for power, term in enumerate(terms))
 
 
-__all__ = ["Interval", "Kind", "bootstrap_interval", "difference_interval", "mean_interval", "median", "percentile"]
+__all__ = ["Interval", "Kind", "difference_interval", "mean_interval", "median", "median_interval", "percentile"]

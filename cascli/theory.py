@@ -38,17 +38,18 @@ def speed_up(a: float, k: int, c: float, v: float = 1.0) -> float:
     return expected_tokens(a, k) / (c * k + v)
 
 
-def best_k(a: float, c: float, v: Callable[[int], float] = lambda _: 1.0) -> int:
-    """The block length of the greatest speed-up; the smaller one of equals."""
-    return max(range(1, LONGEST_BLOCK + 1), key=lambda k: (speed_up(a, k, c, v(k)), -k))
+def best_k(a: float, c: float, v: Callable[[int], float] = lambda _: 1.0, longest: int = LONGEST_BLOCK) -> int:
+    """The block length up to `longest` of the greatest speed-up; the smaller one of equals."""
+    return max(range(1, longest + 1), key=lambda k: (speed_up(a, k, c, v(k)), -k))
 
 
-def break_even(k: int, c: float, v: float = 1.0) -> float | None:
-    """The acceptance from which blocks of k pay off; None if even full acceptance does not."""
-    if speed_up(1.0, k, c, v) < 1:
+def break_even(k: int, c: float, v: float = 1.0, answer: float = math.inf) -> float | None:
+    """The acceptance from which blocks of k pay off, over answers of so many tokens; None if not even all do."""
+    cost = c * k + v
+    if tokens_per_round(1.0, k, answer) < cost:
         return None
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if speed_up(middle, k, c, v) >= 1 else (middle, high)
+        low, high = (low, middle) if tokens_per_round(middle, k, answer) >= cost else (middle, high)
     return high

@@ -311,3 +311,21 @@ def test_what_recording_took_is_said_where_it_is_much(verbose: bool, said: int) 
             "recording the target model's steps took 0.5 s beforehand",
         ][:said]
     )
+
+
+def test_results_are_shown_before_steps_are_timed_and_kept_if_that_is_ended(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cascli.jobs.compare.profile", interrupted)
+    saved = tmp_path / "found.json"
+    found = cli(
+        "compare", "hi", "-c", "tiny-random", "-s", "target", "-s", "speculative:k=2", "--max-new-tokens", "5",
+        "-o", str(saved),
+    )  # fmt: skip
+    assert found.exit_code == 130
+    assert "a round begins" in found.stdout and "results are whole" in found.stderr
+    document = json.loads(saved.read_text())
+    assert len(document["runs"]) == 2 and document["profile"] is None

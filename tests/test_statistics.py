@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cascli.statistics import Interval, _t_quantile, difference_interval, mean_interval
+from cascli.statistics import Interval, _t_quantile, difference_interval, mean_interval, median_interval
 
 Draw = Callable[[random.Random], float]
 LEAST = 0.90
@@ -116,3 +116,17 @@ def test_the_order_of_the_values_does_not_matter() -> None:
 @pytest.mark.parametrize(("freedom", "wanted"), [(5, 2.5706), (9, 2.2622), (19, 2.0930), (79, 1.9905)])
 def test_students_quantile(freedom: int, wanted: float) -> None:
     assert _t_quantile(0.975, freedom) == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.parametrize("n", [6, 7, 10, 20, 80])
+def test_intervals_of_medians_cover(n: int) -> None:
+    """Ratios of speeds over repeats: skewed, and of few values."""
+    assert coverage(median_interval, lambda rng: rng.lognormvariate(0.0, 0.4), 1.0, n) >= 0.93
+
+
+def test_medians_of_a_few_values_have_a_range() -> None:
+    assert median_interval([1.0]) is None
+    assert median_interval([1.3, 1.0, 1.1, 0.9, 1.2]) == Interval(0.9, 1.3, "range")
+    assert median_interval([1.3, 1.0, 1.1, 0.9, 1.2, 1.4]) == Interval(0.9, 1.4, "95%")
+    assert median_interval([float(i) for i in range(20)]) == Interval(5.0, 14.0, "95%")
+    assert median_interval([1.0] * 9) == Interval(1.0, 1.0, "no scatter")

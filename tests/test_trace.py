@@ -11,7 +11,6 @@ from cascli.jobs.compare import compare
 from cascli.metrics import acceptance_histogram, per_position_acceptance
 from cascli.prompts import Prompt
 from cascli.settings import Settings, resolve
-from cascli.statistics import bootstrap_interval
 from cascli.strategies import parse
 from cascli.trace import Drafted, Emitted, Round
 
@@ -89,6 +88,8 @@ def test_compare_totals_over_totals(text_pair: Pair) -> None:
     assert draft.mean_tv_to_target is None
     assert speculative.target_calls_per_token == sum(r.metrics.target_calls for r in found.runs[1::3]) / 24
     assert speculative.speed_interval is not None
+    assert (speculative.speed_interval_kind, speculative.speed_interval_over) == ("range", "prompts")
+    assert speculative.tested_acceptance_rate is not None
     assert Comparison.from_json(found.to_json()) == found
 
 
@@ -97,9 +98,3 @@ def test_first_divergence(text_pair: Pair) -> None:
     short = generate(text_pair, "hello", strategy="target", max_new_tokens=5, temperature=0)
     assert first_divergence(long, long) is None
     assert first_divergence(short, long) == 5
-
-
-def test_bootstrap() -> None:
-    assert bootstrap_interval([1.0]) is None
-    low, high = bootstrap_interval([1.0, 1.1, 0.9, 1.0, 1.05]) or (0, 0)
-    assert 0.9 <= low <= 1.0 <= high <= 1.1

@@ -39,8 +39,11 @@ def command(
         typer.Option("--context", help="Text lengths before a step, e.g. 128,2048. (default 128 to 8192)"),
     ] = None,
     longest_block: Annotated[
-        int, typer.Option("--longest-block", min=2, max=65, help="Time target calls over 1 to this many tokens.")
-    ] = 9,
+        int | None,
+        typer.Option(
+            "--longest-block", min=2, max=65, help="Time target calls over 1 to this many. (default 1-9, 12, 17, 33)"
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls of each kind, interleaved.")] = 5,
     synthetic_acceptance: Annotated[
         float | None,
@@ -62,12 +65,13 @@ def command(
     pair = plan.load()
     from cascli.cli.progress import Progress
     from cascli.jobs.bench import bench
+    from cascli.jobs.profile import BLOCKS
 
     with Progress(plan.screen, "warming up", counted=True) as progress:
         found = bench(
             pair,
             contexts=contexts,
-            blocks=range(1, longest_block + 1),
+            blocks=BLOCKS if longest_block is None else range(1, longest_block + 1),
             repeats=repeats,
             synthetic_acceptance=synthetic_acceptance,
             ks=(2, 4, 6) if k is None else (k,),

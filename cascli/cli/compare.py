@@ -52,7 +52,7 @@ def command(
     """Compare strategies on the same prompts: a table, then who wrote which token, side by side."""
     from cascli.comparison import DEFAULT_STRATEGIES
     from cascli.render import export
-    from cascli.render.comparison import print_comparison
+    from cascli.render.comparison import print_explanation
 
     plan = common.plan(flags)
     strategies = common.chosen(plan.settings.strategy or DEFAULT_STRATEGIES, plan.settings.num_speculative_tokens)
@@ -62,15 +62,17 @@ def command(
         export.check_suffix(output)
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
-    found = _compare(plan, pair, strategies, prompts, runs, measure)
+    found, whole = _compare(plan, pair, strategies, prompts, runs, measure)
     if plan.settings.json_output:
         print(found.to_json())
     else:
-        print_comparison(found, plan.screen)
+        print_explanation(found, plan.screen)
     if output:
         export.write(output, as_file(found, output.suffix))
         plan.screen.note(f"wrote {output}")
     plan.note_recordings(pair)
+    if not whole:
+        raise KeyboardInterrupt
     _check(found, require_lossless, min_speedup)
 
 
@@ -81,13 +83,15 @@ def _compare(
     prompts: list[Prompt],
     runs: int,
     measure: bool,
-) -> Comparison:
+) -> tuple[Comparison, bool]:
+    """What was found, and whether it is whole: results are shown before steps are timed, which the user may end."""
     from cascli.cli.progress import Progress
-    from cascli.jobs.compare import compare
+    from cascli.jobs.compare import Repeats
+    from cascli.render.comparison import print_results
 
     total = len(strategies) * len(prompts) * runs
     with Progress(plan.screen, "warming up", counted=True) as progress:
-        return compare(
+        done = Repeats(
             pair,
             prompts,
             strategies,
@@ -95,9 +99,17 @@ def _compare(
             runs=runs,
             begin=lambda strategy, done: progress.step(strategy.name, done, total),
             watch=lambda _: progress.tick(),
-            measure=measure,
-            tell=progress.step,
         )
+    if not plan.settings.json_output:
+        print_results(done.comparison(), plan.screen)
+    if not measure:
+        return done.comparison(), True
+    try:
+        with Progress(plan.screen, "measuring steps", counted=True) as progress:
+            return done.comparison(done.steps(progress.step)), True
+    except KeyboardInterrupt:
+        plan.screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
+        return done.comparison(), False
 
 
 def as_file(found: Comparison, suffix: str) -> str:

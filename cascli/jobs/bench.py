@@ -14,7 +14,7 @@ from cascli.engine import Request, environment
 from cascli.errors import UsageError
 from cascli.explain import account
 from cascli.jobs.generate import decode
-from cascli.jobs.profile import BLOCKS, Tell, profile, profiles
+from cascli.jobs.profile import BLOCKS, Tell, blocks_for, profile, profiles
 from cascli.models.pair import Pair
 from cascli.profile import Profile
 from cascli.sampling import Sampling
@@ -55,7 +55,7 @@ def bench(
     """
     longest = max(blocks)
     chosen = _contexts(pair, contexts, longest)
-    _warm_up(pair, longest, max(chosen))
+    _warm_up(pair, blocks, max(chosen))
     copies = [copy_rate(pair.device)]
     measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, tell=tell)
     copies.append(copy_rate(pair.device))
@@ -82,12 +82,12 @@ def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[in
     return sorted(set(wanted))
 
 
-def _warm_up(pair: Pair, longest: int, context: int) -> None:
+def _warm_up(pair: Pair, blocks: Sequence[int], context: int) -> None:
     """Let the kernels of all blocks be chosen, and the memory be there, before the clock runs.
 
     At the longest context: a cache that grew later would drop what was recorded for it, and have it compiled again.
     """
-    profile(pair, context, blocks=range(1, longest + 1), repeats=1)
+    profile(pair, context, blocks=blocks, repeats=1)
 
 
 def copy_rate(device: torch.device, repeats: int = 7) -> float:
@@ -151,8 +151,9 @@ def replay(
             if repeat:
                 runs[column].append(run)
     if steps is None:
-        blocks = sorted({*BLOCKS, *(k + 1 for k in ks)})
-        steps = profile(pair, replay_context(tokens), blocks=blocks, repeats=repeats)
+        context = replay_context(tokens)
+        room = None if pair.context is None else pair.context - context
+        steps = profile(pair, context, blocks=blocks_for(ks, room), repeats=repeats)
     accounts = [account(of_k, [*runs[0], *of_k], steps) for of_k in runs[1:]]
     rates = [_rate(column) for column in runs]
     return Replay(

@@ -8,7 +8,7 @@ from cascli.chat import Conversation, encode
 from cascli.comparison import Comparison, repeats_of, spread_of, summarise
 from cascli.explain import explain, explained
 from cascli.jobs.generate import Watcher, converse, decode, request_for
-from cascli.jobs.profile import Tell, profile
+from cascli.jobs.profile import Tell, blocks_for, profile
 from cascli.models.pair import Pair
 from cascli.profile import Profile
 from cascli.prompts import Prompt
@@ -36,7 +36,7 @@ def compare(
     watch: Watcher | None = None,
     tell: Tell | None = None,
 ) -> Comparison:
-    """Run every strategy on every prompt, interleaved A B C A B C, `runs` times.
+    """Run every strategy on every prompt, interleaved A B C A B C, `runs` times, and explain the speed.
 
     Args:
         pair: loaded once for all strategies.
@@ -50,35 +50,68 @@ def compare(
         watch: shown every step.
         tell: told how the measurement of steps goes.
     """
-    if warm_up:
-        _warm_up(pair, prompts[0].turns[0], strategies, settings)
-    done: list[list[list[Run]]] = []
-    started = 0
-    for _ in range(runs):
-        by_strategy: list[list[Run]] = [[] for _ in strategies]
-        for prompt in prompts:
-            for column, strategy in enumerate(strategies):
-                if begin is not None:
-                    begin(strategy, started)
-                started += 1
-                by_strategy[column] += converse(pair, strategy, prompt, settings, watch)
-        done.append(by_strategy)
-    found = list(_flat(done[0]))
-    steps = _steps(pair, found, tell) if measure and explained(found) else None
-    return Comparison(
-        runs=found,
-        summary=summarise(done),
-        explanation=explain(found, steps),
-        profile=steps,
-        repeats=repeats_of(done),
-        spread=spread_of(done),
-    )
+    done = Repeats(pair, prompts, strategies, settings, runs=runs, warm_up=warm_up, begin=begin, watch=watch)
+    return done.comparison(done.steps(tell) if measure else None)
 
 
-def _steps(pair: Pair, runs: Sequence[Run], tell: Tell | None) -> Profile:
-    """The pair's steps at the context in which these runs were, on the median, half done."""
-    context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
-    return profile(pair, context, repeats=PROFILE_REPEATS, tell=tell)
+class Repeats:
+    """All runs of a comparison; what their speed is made of is measured afterwards, if it is wanted."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        prompts: Sequence[Prompt],
+        strategies: Sequence[Strategy],
+        settings: Settings,
+        *,
+        runs: int = 1,
+        warm_up: bool = True,
+        begin: Begin | None = None,
+        watch: Watcher | None = None,
+    ) -> None:
+        """Make them; see `compare`."""
+        self._pair = pair
+        if warm_up:
+            _warm_up(pair, prompts[0].turns[0], strategies, settings)
+        self._done: list[list[list[Run]]] = []
+        started = 0
+        for _ in range(runs):
+            by_strategy: list[list[Run]] = [[] for _ in strategies]
+            for prompt in prompts:
+                for column, strategy in enumerate(strategies):
+                    if begin is not None:
+                        begin(strategy, started)
+                    started += 1
+                    by_strategy[column] += converse(pair, strategy, prompt, settings, watch)
+            self._done.append(by_strategy)
+
+    @property
+    def every(self) -> list[Run]:
+        """All runs of all repeats."""
+        return [run for repeat in self._done for runs in repeat for run in runs]
+
+    def steps(self, tell: Tell | None = None) -> Profile | None:
+        """Time the pair's steps where these runs were, on the median, half done; None if nothing is to be explained."""
+        runs = self.every
+        if not explained(runs):
+            return None
+        context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
+        room = None if self._pair.context is None else self._pair.context - context
+        ks = {int(run.params["k"]) for run in runs if "k" in run.params}
+        return profile(self._pair, context, blocks=blocks_for(ks, room), repeats=PROFILE_REPEATS, tell=tell)
+
+    def comparison(self, steps: Profile | None = None) -> Comparison:
+        """Everything that was found, with the steps if they were timed."""
+        rows, spread = summarise(self._done), spread_of(self._done)
+        speeds = {row.strategy: row.speed_vs_target or 0.0 for row in rows}
+        return Comparison(
+            runs=list(_flat(self._done[0])),
+            summary=rows,
+            explanation=explain(self.every, steps, speeds=speeds, noise=spread),
+            profile=steps,
+            repeats=repeats_of(self._done),
+            spread=spread,
+        )
 
 
 def _flat(by_strategy: Sequence[Sequence[Run]]) -> Iterator[Run]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -14,8 +14,15 @@ from cascli.profile import Profile, Timing, timing
 from cascli.sampling import Sampling
 from cascli.writing import Law
 
-BLOCKS = tuple(range(1, 10))
-"""A round that drafts k tokens asks the target for k + 1: these are k = 0 to 8."""
+BLOCKS = (*range(1, 10), 12, 17, 33)
+"""A round that drafts k tokens asks the target for k + 1: these are k = 0 to 8, and longer ones for the best k."""
+
+
+def blocks_for(ks: Iterable[int], room: int | None) -> tuple[int, ...]:
+    """Blocks to time for strategies that draft so many tokens, none of them longer than there is room for."""
+    return tuple(n for n in sorted({*BLOCKS, *(k + 1 for k in ks)}) if room is None or n <= max(room, 1))
+
+
 GPU_CALLS = 8
 """Calls that a GPU is timed over."""
 LAW = Law(Sampling(), reads_base=False)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.bench import Bench, Replay, prospects
+from cascli.bench import Bench, Prospect, Replay, prospects
 from cascli.explain import Explanation
 from cascli.profile import Profile
 from cascli.render.console import Screen, plain_table
@@ -78,9 +78,15 @@ def _prospects(profile: Profile, console: Console) -> Table:
     table.add_column(f"acceptance (theory, after {profile.context} tokens)", no_wrap=True)
     for prospect in rows:
         table.add_column(number(prospect.acceptance, 1), justify="right")
-    table.add_row("best k", *(str(prospect.best_k) for prospect in rows))
+    table.add_row("best k", *(_best(prospect) for prospect in rows))
     table.add_row("speed-up over target", *(number(prospect.speed_up, 2, "x") for prospect in rows))
     return table
+
+
+def _best(prospect: Prospect) -> str:
+    if prospect.best_k is None:
+        return "none"
+    return f"{prospect.best_k}{' or more' if prospect.or_more else ''}"
 
 
 def _replay(found: Replay, console: Console) -> Table:

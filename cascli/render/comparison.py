@@ -9,7 +9,7 @@ from rich.text import Text
 from cascli.comparison import Comparison
 from cascli.render.console import Screen
 from cascli.render.explanation import noise_line, sentence, steps_line
-from cascli.render.table import tables
+from cascli.render.table import scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.trace import Run
 
@@ -17,15 +17,21 @@ TRACES_SHOWN = 3
 
 
 def print_comparison(found: Comparison, screen: Screen) -> None:
-    """The table, then the traces of the first prompts (of the first alone if there are many)."""
+    """The table, the traces of the first prompts (of the first alone if there are many), and what to make of them."""
+    print_results(found, screen)
+    print_explanation(found, screen)
+
+
+def print_results(found: Comparison, screen: Screen) -> None:
+    """What was there when the last answer was."""
     for number, table in enumerate(tables(found.summary, screen.out, verbose=screen.verbose)):
         if number:
             screen.out.print()
         screen.out.print(table)
     if screen.quiet:
         return
-    for number, line in enumerate(notes(found, verbose=screen.verbose)):
-        screen.out.print(Text(line if number else f"\n{line}"))
+    lines = [pair_line(found.runs[0]), scatter_line(found.summary)]
+    screen.out.print(Text("\n" + "\n".join(line for line in lines if line)))
     groups = list(by_prompt(found.runs))
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
@@ -38,9 +44,15 @@ def print_comparison(found: Comparison, screen: Screen) -> None:
         )
 
 
+def print_explanation(found: Comparison, screen: Screen) -> None:
+    """What to make of the table's times."""
+    if not screen.quiet:
+        for line in notes(found, verbose=screen.verbose):
+            screen.out.print(Text(f"\n{line}"))
+
+
 def notes(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
-    """What ran, and what to make of the table's times."""
-    yield pair_line(found.runs[0])
+    """Why it is not faster, and whether the machine was quiet enough to say."""
     if found.explanation is not None:
         yield sentence(found.explanation)
     if found.profile is not None and verbose:

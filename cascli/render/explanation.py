@@ -12,17 +12,38 @@ NOISY = 0.2
 
 def sentence(found: Explanation) -> str:
     """What was measured, what it predicts, and what holds the strategy back."""
-    need = "never" if found.break_even_acceptance is None else f"from acceptance {found.break_even_acceptance:.2f}"
-    ratio = found.measured_over_predicted
-    compared = "" if ratio is None else f", {ratio:.2f} of it"
-    best = "" if found.best_speed_up is None else f" ({found.best_speed_up:.2f}x)"
+    slower = " Slower than target alone here." if found.measured_speed_up < 1 else ""
+    extrapolated = " (extrapolated)" if found.v_extrapolated else ""
+    where = "" if found.with_prompt else " after the prompt"
     return (
-        f"{found.strategy}: acceptance {found.acceptance:.2f} gives {found.tokens_per_round:.1f} tokens a round;"
-        f" a draft step costs c = {found.c:.2f} and a check of {found.k + 1} tokens v = {found.v:.2f} target steps."
-        f" Predicted {found.predicted_speed_up:.2f}x, measured {found.measured_speed_up:.2f}x (after the"
-        f" prompt{compared}); k = {found.k} pays {need}, best k {found.best_k}{best}."
-        f" What holds it back most: {found.bottleneck} (without that {found.without_it:.2f}x)."
+        f"{found.strategy}: {found.measured_speed_up:.2f}x target{where}, predicted"
+        f" {found.predicted_speed_up:.2f}x.{slower} {found.acceptance:.2f} of the tested drafts pass, which gives"
+        f" {found.tokens_per_round:.1f} tokens a round; a draft step costs c = {found.c:.2f} and a check of"
+        f" {found.k + 1} tokens v = {found.v:.2f}{extrapolated} target steps."
+        f" k = {found.k} {_need(found)}, {_best(found)}. {_cause(found)}"
     )
+
+
+def _need(found: Explanation) -> str:
+    need = found.break_even_acceptance
+    return "never pays" if need is None else f"pays from a share of {need:.2f}"
+
+
+def _best(found: Explanation) -> str:
+    if found.best_k is None:
+        return "no k pays"
+    more = " or more" if found.best_k_or_more else ""
+    gain = "" if found.best_speed_up is None else f" ({found.best_speed_up:.2f}x)"
+    return f"best k {found.best_k}{more}{gain}"
+
+
+def _cause(found: Explanation) -> str:
+    """What holds it back; nothing where measured and predicted do not agree."""
+    if found.bottleneck is None:
+        noise = "" if found.noise is None else f" ({found.noise:.0%})"
+        return f"Measured and predicted differ by more than the noise that was seen{noise}, so no cause is named."
+    gain = "" if found.without_it is None else f" (without that {found.without_it:.2f}x)"
+    return f"What holds it back most: {found.bottleneck}{gain}."
 
 
 def steps_line(profile: Profile) -> str:

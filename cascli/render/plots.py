@@ -81,9 +81,12 @@ def _contexts(axes: Axes, found: Bench) -> None:
 def _gains(axes: Axes, found: Bench) -> None:
     profile = found.profiles[0]
     ks = range(1, LONGEST_K + 1)
+    known = min(profile.longest - 1, LONGEST_K)
     for number, a in enumerate(ACCEPTANCES):
         gains = [theory.speed_up(a, k, profile.c, profile.v(k + 1)) for k in ks]
-        (line,) = axes.plot(ks, gains, "-", color=DRAFT, alpha=0.25 + 0.75 * number / (len(ACCEPTANCES) - 1))
+        shade = 0.25 + 0.75 * number / (len(ACCEPTANCES) - 1)
+        (line,) = axes.plot(ks[:known], gains[:known], "-", color=DRAFT, alpha=shade)
+        axes.plot(ks[known - 1 :], gains[known - 1 :], ":", color=DRAFT, alpha=shade)  # v is extrapolated
         axes.annotate(f"{a}", (ks[-1], gains[-1]), xytext=(4, -3), textcoords="offset points", fontsize=8)
         line.set_label("theory, by acceptance" if number == len(ACCEPTANCES) - 1 else "_")
     if found.synthetic is not None:

@@ -29,10 +29,22 @@ def _name(row: Row) -> str:
 
 def _speed(row: Row) -> str:
     text = number(row.speed_vs_target, 2, "x")
-    if row.speed_interval is not None:
+    if row.speed_interval is not None and row.speed_interval_kind != "no scatter":
         low, high = row.speed_interval
         text += f" ({low:.2f}-{high:.2f})"
     return text
+
+
+def scatter_line(rows: Sequence[Row]) -> str | None:
+    """What stands in brackets behind the speeds."""
+    kinds = {(row.speed_interval_kind, row.speed_interval_over) for row in rows if row.speed_interval is not None}
+    said = [f"{'95% interval' if kind == '95%' else kind} over {over}" for kind, over in kinds if kind != "no scatter"]
+    return f"speeds in brackets: {', '.join(sorted(said))}" if said else None
+
+
+def _passed(row: Row) -> float | None:
+    """Accepted over tested drafts; older documents know them over all drafts alone, and have a dash."""
+    return row.tested_acceptance_rate
 
 
 def _divergence(row: Row) -> str:
@@ -52,7 +64,7 @@ COST = [
     Column("draft calls\nper token", lambda row: number(row.draft_calls_per_token)),
 ]
 LAW = [
-    Column("accept\nrate", lambda row: number(row.draft_acceptance_rate)),
+    Column("drafts\npassed", lambda row: number(_passed(row))),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("deferral\nrate", lambda row: number(row.deferral_rate)),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
