@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -85,14 +86,14 @@ def load_stock(pair: Pair, dtype: torch.dtype) -> tuple[Any, Any]:
     Raises:
         SystemExit: the pair's weights do not lie in a folder of this machine.
     """
-    from transformers import AutoModelForCausalLM
+    from cascli.weights.untrusted import model_of
 
     found = []
     for model in (pair.target, pair.draft):
         folder = model.model.config._name_or_path or None
         if not folder:
             raise SystemExit(f"{model.source}: only weights on disk can be loaded twice")
-        found.append(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(model.device).eval())
+        found.append(model_of(Path(folder), dtype=dtype).to(model.device).eval())
         found[-1].generation_config.repetition_penalty = 1.0
         gc.collect()
     return found[0], found[1]

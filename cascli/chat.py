@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cascli.errors import UsageError
+from cascli.errors import UsageError, first_line
 from cascli.models.pair import Pair
+
+TEMPLATE_SECONDS = 10.0
+"""A template is a program of whoever made the tokenizer; those of real models take milliseconds."""
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the enclosed Python code, in whatever thread it runs, when its time is over."""
+    thread, over, lock = threading.get_ident(), False, threading.Lock()
+
+    def end() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeoutError))
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+        timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -44,9 +72,16 @@ def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, r
         lines = [*before, *(line for exchange in conversation.past for line in exchange), turn]
         return list(tokenizer(_clean("\n".join(lines)))["input_ids"])
     try:
-        text = tokenizer.apply_chat_template(conversation.messages(turn), tokenize=False, add_generation_prompt=True)
+        with ended_after(TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template(
+                conversation.messages(turn), tokenize=False, add_generation_prompt=True
+            )
+    except TimeoutError:
+        raise UsageError(f"the pair's chat template does not end within {TEMPLATE_SECONDS:g} s.\nTry --raw.") from None
     except Exception as error:
-        raise UsageError(f"the pair's chat template refuses this conversation: {error}\nTry --raw.") from None
+        raise UsageError(
+            f"the pair's chat template refuses this conversation: {first_line(error)}\nTry --raw."
+        ) from None
     return list(tokenizer(_clean(text), add_special_tokens=False)["input_ids"])
 
 

@@ -16,6 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from cascli.errors import RunError
+
 Read = Callable[[str], Tensor]
 """A parameter's stored value by its full name."""
 
@@ -53,7 +55,11 @@ def _files(folder: Path) -> dict[str, Path] | None:
             return dict.fromkeys(file.keys(), folder / _ONE_FILE)
     if (folder / _INDEX).is_file():
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        return {name: folder / file for name, file in index["weight_map"].items()}
+        files = {name: folder / file for name, file in index["weight_map"].items()}
+        outside = next((file for file in files.values() if file.parent != folder), None)
+        if outside is not None:
+            raise RunError(f"{folder / _INDEX}: names a file outside its folder: {outside}")
+        return files
     return None
 
 

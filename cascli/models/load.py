@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -29,8 +28,9 @@ from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
 from cascli.models.row_attention import keep_caps
 from cascli.models.size import is_large
-from cascli.models.tokenizer import byte_tokenizer, check_same, read_tokenizer, same_file
+from cascli.models.tokenizer import byte_tokenizer, check_same, same_file
 from cascli.settings import checked
+from cascli.weights import untrusted
 
 if TYPE_CHECKING:
     from cascli.weights.store import Report
@@ -68,14 +68,16 @@ def load_pair(
     offline = defaults.offline or False if offline is None else offline
     folders = {role: _folder(model, offline, report) for role, model in _roles(config)}
     configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
-    tokenizer, vocab = _vocabulary(config, folders, configs)
+    tokenizer, vocab = _vocabulary(config, folders, configs, offline)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
     models = {}
     for role, model in _roles(config):
         in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
         wanted = in_file if dtype is None else dtype
-        kind = choose_dtype(wanted, where, may_round=wanted == "auto" and role == "draft" and is_large(configs[role]))
+        with _explained(model):
+            large = wanted == "auto" and role == "draft" and is_large(configs[role])
+        kind = choose_dtype(wanted, where, may_round=large)
         models[role] = _load(model, configs[role], folders[role], kind, where, vocab, graphs, compiler)
     target = models["target"]
     return Pair(
@@ -95,13 +97,13 @@ def _roles(config: PairConfig) -> list[tuple[str, ModelConfig]]:
 
 
 def _vocabulary(
-    config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig]
+    config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig], offline: bool
 ) -> tuple[Any | None, int]:
     """The tokenizer, and how many ids it and both models share; none for random models too small for it, or told so."""
     rows = min(each.get_text_config().vocab_size for each in configs.values())
     if any(isinstance(model.source, RandomSource) and model.source.tokenizer is False for _, model in _roles(config)):
         return None, rows
-    tokenizer, shared = _tokenizer(config, folders)
+    tokenizer, shared = _tokenizer(config, folders, offline)
     if len(tokenizer) > rows and not any(folders.values()):
         return None, rows
     return tokenizer, min(rows, shared)
@@ -125,13 +127,12 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"source.random: transformers has no model_type '{kind}'{hint}")
         with _bad_config_is_an_error():
+            untrusted.check_sizes(values, "source.random")
             config = AutoConfig.for_model(kind, **values)
     else:
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{model.source}: {first_line(error)}") from None
-    check_supported(config)
+        config = untrusted.config_of(_there(folder))
+    with _explained(model):
+        check_supported(config)
     return config
 
 
@@ -154,8 +155,12 @@ def _load(
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     except ImportError as error:
         raise RunError(f"{model.source}: {first_line(error)}") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)}") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of its readers
+        if isinstance(error, RunError) or isinstance(model.source, RandomSource):
+            raise
+        raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)[:300]}") from None
     module.eval().requires_grad_(False)
     keep_caps(module)
     rows = config.get_text_config().vocab_size
@@ -182,8 +187,22 @@ def _module(
     if isinstance(model.source, RandomSource):
         return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=model.device_map)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+        return untrusted.model_of(_there(folder), dtype=dtype, device_map=model.device_map)
+    return untrusted.model_of(_there(folder), dtype=dtype).to(device)
+
+
+def _there(folder: Path | None) -> Path:
+    """The folder that every source but a random one has."""
+    if folder is None:
+        raise TypeError("a random model has no folder")
+    return folder
+
+
+def _explained(model: ModelConfig) -> AbstractContextManager[None]:
+    """Says what is wrong with a model that cannot be built: its values in the pair's file, or its folder."""
+    if isinstance(model.source, RandomSource):
+        return _bad_config_is_an_error()
+    return untrusted.damaged(Path(str(model.source)))
 
 
 @contextmanager
@@ -205,7 +224,7 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: tor
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> tuple[Any, int]:
+def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: bool) -> tuple[Any, int]:
     """The pair's tokenizer, which is the target's, and how many ids the draft's has in common with it."""
     found = {}
     for role, model in _roles(config):
@@ -218,9 +237,9 @@ def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None]) -> tuple[
         tokenizer = byte_tokenizer()
         return tokenizer, len(tokenizer)
     if len(found) == 2 and not same_file(found["draft"], found["target"]):
-        target = read_tokenizer(found["target"])
-        return target, check_same(read_tokenizer(found["draft"]), target)
-    tokenizer = read_tokenizer(found.get("target") or found["draft"])
+        draft, target = (untrusted.tokenizer_of(found[role], offline=offline) for role in ("draft", "target"))
+        return target, check_same(draft, target)
+    tokenizer = untrusted.tokenizer_of(found.get("target") or found["draft"], offline=offline)
     return tokenizer, len(tokenizer)
 
 

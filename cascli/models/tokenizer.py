@@ -1,11 +1,11 @@
-"""Tokenizers: reading them, the built-in byte tokenizer, and the check that two models speak of the same tokens."""
+"""Tokenizers: the built-in byte tokenizer, and the check that two models speak of the same tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from cascli.errors import ConfigError, RunError, first_line
+from cascli.errors import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -46,20 +46,6 @@ def check_same(draft: Any, target: Any) -> int:
                 "speculation needs one vocabulary: choose two models of one family."
             )
     return common
-
-
-def read_tokenizer(place: Path) -> Any:
-    """The tokenizer of a model folder or hub name.
-
-    Raises:
-        RunError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(place))
-    except (OSError, ValueError) as error:
-        raise RunError(f"no tokenizer in {place}: {first_line(error)}") from None
 
 
 def same_file(a: Path, b: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cascli.weights import stock
+from cascli.weights import stock, untrusted
 from cascli.weights.disk import require_space, writing
 from cascli.weights.gguf_config import end_ids, fast_config, special_ids
 from cascli.weights.gguf_file import GgufFile
@@ -35,19 +35,26 @@ def convert(gguf: Path, folder: Path, report: Report = silent, *, source: str = 
     with writing(folder.parent, needed):
         folder.parent.mkdir(parents=True, exist_ok=True)
         require_space(folder.parent, needed)
-        with replacing(folder, about) as scratch:
+        with replacing(folder, about) as scratch, untrusted.damaged(gguf):
             _write(file, scratch, report)
 
 
 def _write(file: GgufFile, folder: Path, report: Report) -> None:
     config = fast_config(file)
     if config is None:
+        untrusted.check_sizes(_counts(file), str(file.path))
         stock.save_model(file, folder)
     else:
         write_safetensors(file, config, folder / "model.safetensors", report)
         config.save_pretrained(folder)
     _write_generation_config(file, folder)
     _write_tokenizer(file, folder)
+
+
+def _counts(file: GgufFile) -> dict[str, Any]:
+    """A file's settings, of which stock loading builds a model."""
+    start = f"{file.architecture}."
+    return {f"num_{key.removeprefix(start)}": value for key, value in file.metadata.items() if key.startswith(start)}
 
 
 def _write_generation_config(file: GgufFile, folder: Path) -> None:

@@ -60,6 +60,7 @@ def fast_config(gguf: GgufFile) -> PretrainedConfig | None:
     values = {name: gguf.setting(key) for name, key in _NAMES.items()}
     if any(isinstance(value, list) for value in values.values()):
         return None  # settings that differ by layer
+    _check_blocks(gguf)
     heads = values["num_attention_heads"]
     values |= {
         "num_key_value_heads": gguf.setting("attention.head_count_kv", heads),
@@ -74,6 +75,18 @@ def fast_config(gguf: GgufFile) -> PretrainedConfig | None:
         values["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
         values["mlp_bias"] = "blk.0.ffn_gate.bias" in gguf.tensors
     return AutoConfig.for_model(family, **values, **special_ids(gguf.metadata))
+
+
+def _check_blocks(gguf: GgufFile) -> None:
+    """Refuse a file that speaks of more blocks than it holds: a model of that many would be built.
+
+    Raises:
+        RunError: it does.
+    """
+    there = {name.split(".")[1] for name in gguf.tensors if name.startswith("blk.") and name.count(".") > 1}
+    said = gguf.setting("block_count")
+    if not isinstance(said, int) or said > len(there):
+        raise RunError(f"{gguf.path}: {gguf.architecture}.block_count is {said!r}, but it holds {len(there)} blocks.")
 
 
 def special_ids(metadata: dict[str, Any]) -> dict[str, int | None]:

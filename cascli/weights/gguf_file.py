@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -74,6 +75,8 @@ class GgufFile:
             metadata[key] = self._value(self._take("<I")[0])
         entries = [self._entry() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise _CutShort(f"general.alignment is {alignment!r}")
         self._data_start = -(-self._at // alignment) * alignment
         return metadata, entries
 
@@ -93,6 +96,8 @@ class GgufFile:
                 f"{self.path}: tensor {name} has type {code}, which this gguf package does not know."
             ) from None
         block, size = GGML_QUANT_SIZES[kind]
+        if 0 in shape or len(shape) > _MOST_DIMENSIONS:
+            raise _CutShort(f"tensor {name} has the shape {shape}")
         rows, columns = prod(shape[:-1]), shape[-1] if shape else 1
         start, width = self._data_start + offset, columns // block * size
         if start + rows * width > len(self._buffer):
@@ -111,7 +116,7 @@ class GgufFile:
         if kind == _STRING:
             return self._strings(count)
         if kind == _ARRAY:
-            return [self._value(kind) for _ in range(count)]
+            raise _CutShort("an array of arrays, which no model needs")
         code = _scalar(kind)
         return list(self._take(f"<{self._room(count, struct.calcsize(code))}{code}"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import RunError
+from cascli.weights import untrusted
 from cascli.weights.gguf_file import GgufFile
 
 
@@ -18,12 +19,9 @@ def save_model(file: GgufFile, folder: Path) -> None:
         RunError: transformers cannot load it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with _refusals(file):
-        model = AutoModelForCausalLM.from_pretrained(
-            file.path.parent, gguf_file=file.path.name, dtype=torch.bfloat16, **_dequantised()
-        )
+        model = untrusted.any_model(file.path.parent, gguf_file=file.path.name, dtype=torch.bfloat16, **_dequantised())
         model.save_pretrained(folder)
 
 
@@ -33,10 +31,8 @@ def save_tokenizer(file: GgufFile, folder: Path) -> None:
     Raises:
         RunError: transformers cannot load it.
     """
-    from transformers import AutoTokenizer
-
     with _refusals(file):
-        AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name).save_pretrained(folder)
+        untrusted.any_tokenizer(file.path.parent, gguf_file=file.path.name).save_pretrained(folder)
 
 
 def _dequantised() -> dict[str, Any]:

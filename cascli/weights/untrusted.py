@@ -1,0 +1,171 @@
+"""Reading what somebody else wrote: configs, tokenizers and weights of a model folder, none of which may run code.
+
+Every loader of transformers is called here and nowhere else: without a word it would ask on standard input whether a
+folder's own code may run, and take a piped "y" for an answer. Whatever a damaged file makes of a loader becomes one
+sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cascli.errors import CascliError, ConfigError, RunError, first_line
+from cascli.weights.home import cache_home
+
+MOST_LAYERS = 1000
+_UNREADABLE = "damaged, or no model this reads:"
+LARGEST = 2**24
+"""Of any other size in a config: wider than every model there is by far, and no size that would hang a loader."""
+_COUNTS = ("layer", "block", "depth")
+_SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
+_TOKENIZER_SECONDS = 60
+_TOKENIZER_BYTES = 4 << 30
+# What a tokenizer file may do to the process that reads it, tried in one that may end: abort, panic, never end.
+_TRY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({most}, {most}))
+from tokenizers import Tokenizer
+Tokenizer.from_file(sys.argv[1]).encode("a" * 40 + " 12 the end.\\n")
+"""
+
+
+def config_of(folder: Path) -> Any:
+    """The config of a model folder.
+
+    Raises:
+        RunError: it is damaged, of no model that transformers knows, or of sizes that no model has.
+    """
+    from transformers import AutoConfig
+
+    with damaged(folder / "config.json"):
+        check_sizes(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    with damaged(place, "no tokenizer in"):
+        try_tokenizer(place / "tokenizer.json")
+        return any_tokenizer(place, local_files_only=offline)
+
+
+def any_tokenizer(place: Path, **more: Any) -> Any:
+    """As `tokenizer_of`; what an error means is for the caller to say."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False, **more)
+
+
+def model_of(folder: Path, **more: Any) -> Any:
+    """The model of a folder, from safetensors alone: pickles can run code.
+
+    Raises:
+        RunError: its weights are damaged or in another format.
+    """
+    with damaged(folder, "the weights cannot be loaded:"):
+        return any_model(folder, use_safetensors=True, **more)
+
+
+def any_model(folder: Path, **more: Any) -> Any:
+    """As `model_of`, from a format that `more` names; what an error means is for the caller to say."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **more)
+
+
+@contextmanager
+def damaged(place: Path, what: str = "") -> Iterator[None]:
+    """Turn whatever a loader makes of a bad file into one sentence.
+
+    Raises:
+        RunError: it failed, for any reason but memory and what cascli says itself.
+    """
+    import torch
+
+    try:
+        yield
+    except (CascliError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # Rust's panics are no Exceptions; they are told by their name.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if "trust_remote_code" in str(error):
+            raise RunError(
+                f"{place}: it wants to run code of its own (auto_map), which cascli never does.\n"
+                "Use a model of a type that transformers knows."
+            ) from None
+        said = f"{what} {place}:" if what.startswith("no ") else f"{place}: {what or _UNREADABLE}"
+        reason = first_line(error if isinstance(error, Exception) else Exception("a damaged tokenizer file"))
+        name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise RunError(f"{said} {name}{reason[:300]}") from None
+
+
+def check_sizes(values: Any, where: str = "") -> None:
+    """Refuse sizes that no model has, before anything is built of them.
+
+    Raises:
+        ConfigError: a number of layers, a width or a vocabulary that would hang or fill the memory, with its key.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the config'}: expected keys and values")
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping):
+            check_sizes(value, name)
+        most = _most(str(key))
+        for each in value if isinstance(value, list) else [value]:
+            if most is not None and isinstance(each, int | float) and not abs(each) <= most:
+                raise ConfigError(f"{name}: {each!r} is more than any model has (at most {most:,} here)")
+        if most is not None and isinstance(value, list) and len(value) > MOST_LAYERS:
+            raise ConfigError(f"{name}: a list of {len(value):,} is longer than any model's")
+
+
+def _most(key: str) -> int | None:
+    if any(word in key for word in _COUNTS):
+        return MOST_LAYERS if key.startswith(("num", "n_")) else LARGEST
+    return LARGEST if any(word in key for word in _SIZES) else None
+
+
+def try_tokenizer(file: Path) -> None:
+    """Read a tokenizer file in a process of its own, the first time it is met.
+
+    Raises:
+        RunError: that process did not survive it.
+    """
+    if os.name == "nt" or not file.is_file():
+        return
+    seen = cache_home() / "tokenizers" / hashlib.sha256(file.read_bytes()).hexdigest()
+    if seen.exists():
+        return
+    command = [sys.executable, "-P", "-c", _TRY.format(most=_TOKENIZER_BYTES), str(file)]
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=_TOKENIZER_SECONDS, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{file}: damaged: reading it does not end within {_TOKENIZER_SECONDS} s.") from None
+    if ended.returncode:
+        raise RunError(f"{file}: damaged: {_last_words(ended)}")
+    try:
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.touch()
+    except OSError:  # a read-only cache: it is tried again the next time
+        return
+
+
+def _last_words(ended: subprocess.CompletedProcess[bytes]) -> str:
+    if ended.returncode < 0:
+        return f"the library that reads it aborts (signal {-ended.returncode})."
+    lines = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else f"the library that reads it fails (exit {ended.returncode})."

@@ -1,0 +1,268 @@
+"""Model folders of strangers: none runs code, and whatever is wrong with one is a sentence."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import cascli
+from cascli import chat, load_pair
+from cascli.chat import encode
+from cascli.errors import CascliError, ConfigError, RunError, UsageError
+from cascli.models.tokenizer import byte_tokenizer
+from cascli.weights import untrusted
+from cascli.weights.gguf_file import GgufFile
+from tests.pairs import pair
+from tests.weights.tiny import Tiny
+
+EVIL = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from transformers import {base} as Base
+class Evil(Base):
+    model_type = "evil"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A good model folder, whose every loading is done with a standard input that says yes."""
+    monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
+    place = tmp_path / "model"
+    loaded = load_pair(pair(300))
+    AutoModelForCausalLM.from_config(loaded.target.model.config).save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return place
+
+
+def load(folder: Path) -> Any:
+    source = {"source": {"path": str(folder)}}
+    return load_pair({"draft": source, "target": source})
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def said(folder: Path) -> str:
+    """The error of loading, or nothing: some odd files do no harm."""
+    try:
+        load(folder)
+    except CascliError as error:
+        return str(error)
+    return ""
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CascliError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 2 and len(message) < 700, message
+    return message
+
+
+def test_the_folder_is_good(folder: Path) -> None:
+    assert load(folder).vocab == 257
+
+
+@pytest.mark.parametrize("remote", ["", "some/one--"])
+@pytest.mark.parametrize(
+    ("file", "values", "base"),
+    [
+        ("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}, "PretrainedConfig"),
+        (
+            "config.json",
+            {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}},
+            "PretrainedConfig",
+        ),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}},
+            "PreTrainedTokenizerFast",
+        ),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.Evil"}}, "ProcessorMixin"),
+        ("generation_config.json", {"custom_generate": "evil.py"}, "PretrainedConfig"),
+    ],
+)
+def test_no_code_of_a_folder_runs(
+    file: str, values: dict[str, Any], base: str, remote: str, folder: Path, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    (folder / "evil.py").write_text(EVIL.format(mark=str(mark), base=base))
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(EVIL.format(mark=str(mark), base=base))
+    place = folder / file
+    place.touch()
+    place.write_text(place.read_text() or "{}")
+    text = json.dumps(values).replace('"evil.Evil"', f'"{remote}evil.Evil"')
+    change(place, **json.loads(text))
+    assert len(said(folder).splitlines()) <= 2
+    assert not mark.exists()
+    assert sys.stdin.tell() == 0, "it asked, and read the answer"
+
+
+def test_code_of_its_own_is_refused_in_words(folder: Path) -> None:
+    (folder / "evil.py").write_text("")
+    change(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    assert "code of its own (auto_map), which cascli never does" in refused(folder)
+
+
+def test_loaders_are_called_in_one_place() -> None:
+    """A call of another file would ask on standard input again."""
+    root, found = Path(cascli.__file__).parent, []
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+                words = {each.arg for each in node.keywords}
+                found.append((file.name, node.func.value.id, "trust_remote_code" in words))
+    assert {name for name, owner, _ in found if owner != "GenerationConfig"} == {"untrusted.py"}
+    assert all(safe for _, owner, safe in found if owner != "GenerationConfig")
+
+
+def test_pickles_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    assert "safetensors" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 1e9),
+        ("vocab_size", 10**12),
+        ("hidden_size", 2**40),
+        ("layer_types", ["full_attention"] * 5000),
+        ("num_key_value_heads", 10**10),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(key: str, value: Any, folder: Path) -> None:
+    change(folder / "config.json", **{key: value})
+    assert key in refused(folder)
+    with pytest.raises(ConfigError, match=key):
+        load_pair(pair(300, **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "wide"),
+        ("num_attention_heads", 0),
+        ("rope_parameters", [1]),
+        ("model_type", 7),
+        ("model_type", None),
+        ("hidden_act", "none of these"),
+    ],
+)
+def test_configs_of_wrong_values_are_told_in_words(key: str, value: Any, folder: Path) -> None:
+    change(folder / "config.json", **{key: value})
+    assert "unexpected" not in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "\x00\x01", "[" * 100_000])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_no_such_thing_are_told_in_words(file: str, text: str, folder: Path) -> None:
+    (folder / file).write_text(text)
+    assert len(said(folder).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("cut", [0, 4, 8, 200])
+def test_cut_weights_are_told_in_words(cut: int, folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:cut])
+    assert "cannot be loaded" in refused(folder)
+
+
+def test_an_index_may_not_name_files_outside(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    assert "outside its folder" in refused(folder)
+
+
+def panics(file: Path) -> None:
+    """A tokenizer whose post-processor names a token that is not there: a panic of the library, no Exception."""
+    data = json.loads(file.read_text())
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[NONE]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    file.write_text(json.dumps(data))
+
+
+def test_a_tokenizer_that_ends_its_process_ends_another_one(folder: Path) -> None:
+    panics(folder / "tokenizer.json")
+    message = refused(folder)
+    assert "tokenizer.json: damaged" in message and "Traceback" not in message
+
+
+def test_a_tokenizer_that_never_ends_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "_TRY", "import time\ntime.sleep(60)  # {most}")
+    monkeypatch.setattr(untrusted, "_TOKENIZER_SECONDS", 1)
+    assert "does not end within 1 s" in refused(folder)
+
+
+def test_a_tokenizer_is_tried_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(folder)
+    monkeypatch.setattr(untrusted.subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
+    load(folder)
+
+
+def test_panics_are_errors_like_others() -> None:
+    class PanicException(BaseException):
+        pass
+
+    with pytest.raises(RunError, match=r"x: damaged, or no model this reads: .*damaged tokenizer file"), \
+            untrusted.damaged(Path("x")):  # fmt: skip
+        raise PanicException("a very\nlong story")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    ],
+)
+def test_an_endless_template_ends(template: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.5)
+    loaded = load(folder)
+    loaded.tokenizer.chat_template = template
+    with pytest.raises(UsageError, match=r"does not end within 0.5 s"):
+        encode(loaded, "hi")
+    loaded.tokenizer.chat_template = "{{ messages[0].content }}"
+    assert encode(loaded, "hi") == [104, 105]
+
+
+def test_a_gguf_with_more_blocks_than_it_holds_is_refused(tmp_path: Path) -> None:
+    from cascli.weights.convert import convert
+
+    file = Tiny().write(tmp_path / "a.gguf")
+    count = b"qwen2.block_count" + (4).to_bytes(4, "little")
+    data = file.read_bytes()
+    assert count in data
+    right, wrong = (count + n.to_bytes(4, "little") for n in (2, 1_000_000))
+    file.write_bytes(data.replace(right, wrong))
+    with pytest.raises(RunError, match="block_count is 1000000, but it holds 2 blocks"):
+        convert(file, tmp_path / "out")
+
+
+def test_a_gguf_of_odd_alignment_is_refused(tmp_path: Path) -> None:
+    file = Tiny().write(tmp_path / "a.gguf")
+    data = file.read_bytes()
+    key = b"general.alignment"
+    entry = len(key).to_bytes(8, "little") + key + (4).to_bytes(4, "little") + (0).to_bytes(4, "little")
+    pairs = int.from_bytes(data[16:24], "little") + 1
+    file.write_bytes(data[:16] + pairs.to_bytes(8, "little") + entry + data[24:])
+    with pytest.raises(RunError, match=r"general.alignment is 0"):
+        GgufFile(file)
