@@ -71,10 +71,10 @@ class Decoding:
         """Decode; yields each round, and the decision of a sequence-level cascade after its draft.
 
         Raises:
-            RunError: out of memory.
+            RunError: out of memory, or another run of the pair is in progress.
         """
         try:
-            with torch.inference_mode():
+            with self.pair.one_at_a_time(), torch.inference_mode():
                 yield from self._steps()
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise RunError(f"out of memory on {self.pair.device}: {error}\nTry a smaller --dtype or pair.") from None

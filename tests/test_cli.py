@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner, Result
 
+import cascli
 from cascli.cli.app import app
 from cascli.cli.common import Plan
 from cascli.trace import ModelInfo, Run
@@ -329,3 +331,24 @@ def test_results_are_shown_before_steps_are_timed_and_kept_if_that_is_ended(
     assert "a round begins" in found.stdout and "results are whole" in found.stderr
     document = json.loads(saved.read_text())
     assert len(document["runs"]) == 2 and document["profile"] is None
+
+
+def closed(command: str) -> subprocess.CompletedProcess[str]:
+    """A real process in a shell, with its streams as the command says."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}
+    program = f"{sys.executable} -m cascli {command}"
+    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "pairs", "strategies"])
+def test_streams_that_are_closed_or_full(words: str) -> None:
+    for ending, code in ((">&-", 0), ("2>&-", 0), ("> /dev/full", 3)):
+        found = closed(f"{words} {ending}")
+        assert found.returncode == code, (ending, found.stderr)
+        assert len(found.stderr.splitlines()) <= 2, found.stderr
+    assert closed(f"{words} | head -1").stderr == ""
+
+
+def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
+    found = closed("generate hi -c nowhere 2>&-")
+    assert (found.returncode, found.stdout) == (2, "")

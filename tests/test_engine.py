@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ import torch
 from cascli import Pair, Run, generate, load_pair, metrics
 from cascli.answer import Answer
 from cascli.chat import Conversation, encode
+from cascli.engine import Decoding, Request
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.sampling import Sampling
+from cascli.strategies import parse
 from cascli.text import Speller
 from cascli.trace import Drafted, Emitted, Round
 from tests.pairs import model, pair
@@ -257,3 +261,53 @@ def test_drafts_after_the_end_of_the_text_are_in_no_rate() -> None:
     assert (metrics.accepted_count(agree), metrics.tested_count(agree)) == (3, 3)
     residual = ended([1, 0, 3], 3, 1, end=0)
     assert [len(residual.drafted), metrics.accepted_count(residual), metrics.tested_count(residual)] == [3, 1, 2]
+
+
+def test_a_pair_answers_one_at_a_time(text_pair: Pair) -> None:
+    """From several threads every answer is right or refused; one caches' state would be the other's otherwise."""
+    ask = {"strategy": "speculative:k=3", "max_new_tokens": 12, "temperature": 1.0}
+    right = {text: generate(text_pair, text, **ask).token_ids for text in "abcdef"}
+    wrong, refused = [], []
+
+    def answer(text: str) -> None:
+        for _ in range(6):
+            try:
+                if generate(text_pair, text, **ask).token_ids != right[text]:
+                    wrong.append(text)
+            except RunError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=answer, args=(text,)) for text in right]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert all("answering already" in each for each in refused)
+    assert generate(text_pair, "a", **ask).token_ids == right["a"]
+
+
+def test_a_run_inside_a_run_is_refused_and_does_no_harm(text_pair: Pair) -> None:
+    ask = {"strategy": "speculative:k=3", "max_new_tokens": 12, "temperature": 1.0}
+    wanted, refused = generate(text_pair, "hello", **ask).token_ids, []
+
+    def nosy(_: object) -> None:
+        with pytest.raises(RunError, match="answering already"):
+            generate(text_pair, "other", **ask)
+        refused.append(True)
+
+    assert generate(text_pair, "hello", watch=nosy, **ask).token_ids == wanted
+    assert refused
+
+
+@pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
+def test_a_run_that_is_given_up_frees_the_pair(text_pair: Pair, end: str) -> None:
+    steps = Decoding(text_pair, parse("target"), Request([1, 2], Sampling(), 9)).steps()
+    next(steps)
+    if end == "failed":
+        with pytest.raises(KeyError):
+            steps.throw(KeyError())
+    elif end == "closed":
+        steps.close()
+    del steps
+    assert generate(text_pair, "a", max_new_tokens=2).token_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from cascli import __version__
 from cascli.cli import bench, compare, generate, pairs, pull, show, strategies, sweep, verify
-from cascli.cli.errors import INTERRUPTED, USAGE, reported, silence_stdout
+from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, os_message, reported, silence_stdout
 
 app = typer.Typer(
     name="cascli",
@@ -57,22 +58,36 @@ def root(
 
 def main() -> None:
     """Entry point: every error is one or two lines, whoever found it."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the process
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - closed with the process
+    for sign in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, sign):
+            signal.signal(getattr(signal, sign), _interrupt)
     sys.exit(run())
+
+
+def _interrupt(*_: object) -> None:
+    """End as after Ctrl-C, so that what was started ends too and what was found is kept."""
+    raise KeyboardInterrupt
 
 
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         silence_stdout()
         return 0
+    except OSError as error:  # help and version are printed outside the commands
+        silence_stdout()
+        print(f"cascli: {os_message(error)}", file=sys.stderr)
+        return RUNTIME
     except (KeyboardInterrupt, typer.Abort):
         print("cascli: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -35,7 +35,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             _end(str(error), error.exit_code)
         except OSError as error:
             _debug()
-            _end(_os_message(error), RUNTIME)
+            _end(os_message(error), RUNTIME)
         except (typer.Exit, typer.Abort):
             raise
         except (RuntimeError, MemoryError) as error:
@@ -43,7 +43,8 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             _end(_runtime_message(error), RUNTIME)
         except Exception as error:
             _debug()
-            _end(f"unexpected {type(error).__name__}: {error}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME)
+            what = f"unexpected {type(error).__name__}: {first_line(error)}"
+            _end(f"{what}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME)
 
     return wrapper
 
@@ -58,7 +59,8 @@ def _end(message: str, code: int) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-def _os_message(error: OSError) -> str:
+def os_message(error: OSError) -> str:
+    """What a failing file, folder or disk says, in one line."""
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk while writing {error.filename or 'a file'}; free some and try again."
     return f"{error.filename or 'file'}: {error.strerror or error}"

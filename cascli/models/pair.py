@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cascli.config import PairConfig
+from cascli.errors import RunError
 from cascli.models.capture import Recorded
 from cascli.models.graph_runner import GraphRunner
 from cascli.models.runner import Runner
@@ -69,6 +73,22 @@ class Pair:
     """Longest text in tokens that both models take; None if they do not say."""
     compute: Recorded | None = None
     """Records what a round computes besides its forwards, where these are recorded too."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held by the run in progress: its caches are the pair's, and there is one of each."""
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Keep others from using the models' caches meanwhile.
+
+        Raises:
+            RunError: a run of this pair is in progress, in this thread or another.
+        """
+        if not self.lock.acquire(blocking=False):
+            raise RunError("the pair is answering already; load another, or wait until it is done.")
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     @property
     def name(self) -> str:

