@@ -25,7 +25,7 @@ from cascli.bench import Bench, Replay
 from cascli.chat import Conversation, encode
 from cascli.jobs.bench import bench, replay, replay_context
 from cascli.jobs.profile import blocks_for
-from cascli.memory import peak, reset_peak
+from cascli.memory import peak, process_peak, reset_peak
 from cascli.models.graph_runner import GraphRunner
 from cascli.profile import Profile
 
@@ -127,7 +127,7 @@ class Measurement:
         self.found |= {
             "seconds": self.seconds,
             "graphs": _graphs(self.pair),
-            "peak_memory_bytes": peak(self.pair.device),
+            "peak_memory_bytes": peak(self.pair.device) or process_peak(),
         }
         self._save(self.found)
 

@@ -24,7 +24,7 @@ from cascli import Pair, Run, load_pair
 from cascli.chat import Conversation, encode
 from cascli.explain import account
 from cascli.jobs.profile import profile
-from cascli.memory import peak
+from cascli.memory import peak, process_peak
 from cascli.profile import Profile
 from cascli.prompts import builtin
 from cascli.statistics import median, median_interval
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "predictions": predictions(contestants, steps),
         "profile": steps.model_dump(),
         "llama_cpp": of_llama_cpp(options, chosen),
-        "peak_memory_bytes": peak(pair.device),
+        "peak_memory_bytes": peak(pair.device) or process_peak(),
     }
     show(document)
     if options.output:

@@ -51,6 +51,7 @@ class Answer:
         if self.finish_reason in ("eos", "length"):
             tail, stopped = self._stops.push(self._stream.flush())
             said += tail + ("" if stopped else self._stops.flush())
+            self.finish_reason = "stop" if stopped else self.finish_reason
         return said
 
     @property

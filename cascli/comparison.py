@@ -68,7 +68,10 @@ class Row(Data):
     first_divergence: int | None
     """Index of the first token that differs from `target` on the first prompt; None if none does."""
     same_as_target: bool | None
-    """Whether all answers were the target's, token by token; None without `target` in the comparison."""
+    """Whether all answers to the same text were the target's, token by token; None without `target`.
+
+    In a conversation each strategy goes on from its own answers: once they differ, later turns are not compared.
+    """
     ttft: Percentiles | None = None
     """Seconds to the first token, over prompts and repeats."""
     seconds_per_token: Percentiles | None = None
@@ -174,7 +177,11 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     divergences = (
         []
         if base is None
-        else [first_divergence(run, target) for run, target in zip(runs, repeats[0][base], strict=True)]
+        else [
+            first_divergence(run, target)
+            for run, target in zip(runs, repeats[0][base], strict=True)
+            if run.prompt_token_ids == target.prompt_token_ids  # later turns follow each strategy's own answers
+        ]
     )
     return Row(
         strategy=runs[0].spec,

@@ -24,6 +24,8 @@ class Use(NamedTuple):
     """Tokens in them."""
     attended: int
     """Pairs of a token and one that it could look at."""
+    rows: int | None = None
+    """Rows of logits that were made: the output matrix is not multiplied by the others; None for all tokens."""
 
 
 class Cost(NamedTuple):
@@ -50,7 +52,10 @@ def cost_of(pair: PairInfo, draft: Use, target: Use) -> Cost:
 def _flops(model: ModelInfo, use: Use) -> float | None:
     if model.parameters is None or model.attention_width is None:
         return None
-    return 2.0 * model.parameters * use.tokens + 4.0 * model.attention_width * use.attended
+    head = model.output_parameters or 0
+    rows = use.tokens if use.rows is None else use.rows
+    products = (model.parameters - head) * use.tokens + head * rows
+    return 2.0 * products + 4.0 * model.attention_width * use.attended
 
 
 def _weight_bytes(model: ModelInfo, use: Use) -> float | None:

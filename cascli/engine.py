@@ -85,7 +85,8 @@ class Decoding:
         first_token: float | None = None
         for item in self.strategy.decode(session):
             if isinstance(item, Handover):
-                first_token = None if item.deferred else first_token
+                # A tentative answer may be shown once it stands; one that is withdrawn never was.
+                first_token = None if item.deferred else session.clock.elapsed()
                 decision = self._decided(item)
                 with session.clock.paused():
                     yield decision
@@ -199,7 +200,7 @@ class Decoding:
 
 
 def _use(lane: Lane) -> Use:
-    return Use(lane.calls, lane.passes, lane.tokens, lane.attended)
+    return Use(lane.calls, lane.passes, lane.tokens, lane.attended, lane.rows)
 
 
 def check_prompt(pair: Pair, request: Request) -> int:

@@ -35,6 +35,10 @@ class RunError(CascliError):
     """Weights, memory, disk or device failed while running (exit code 3)."""
 
 
+class PairWarning(UserWarning):
+    """Something about a loaded pair that its user would want to know; the command line prints it as a notice."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of what a library says, or the error's name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

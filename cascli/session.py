@@ -102,8 +102,10 @@ class Lane:
     """Tokens read so far, the prompt and those that were forgotten again included."""
     attended: int = 0
     """Pairs of a token and one that it could look at, over all that was read."""
+    rows: int = 0
+    """Rows of logits that were made."""
     health: Tensor = field(init=False)
-    """0-dim on the device: stays finite as long as every logit that was read is a number."""
+    """0-dim on the device: stays finite as long as the largest logit of every row that was read is a number."""
     _writer: Writes | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class Lane:
         """
         logits = self._forward(self._unread(end, rows), rows, self.phase)
         self.calls += 1
-        self.health = torch.maximum(self.health, logits.amax().float())
+        self._watch(logits.amax(dim=-1))
         return logits
 
     def write(self, length: int, law: Law, u: Tensor, *, read_last: bool = False) -> Written:
@@ -134,15 +136,19 @@ class Lane:
             written = write_by_steps(lambda ids: self._forward(ids, 1, self.phase), ids, law, u, read_last=read_last)
         self.calls += u.shape[0] + read_last
         self.text[length : length + u.shape[0]] = written.tokens
-        self.health = torch.maximum(self.health, written.health)
+        self._watch(written.health)
         return written
+
+    def _watch(self, largest: Tensor) -> None:
+        """Keep in mind whether largest logits were finite; of either sign: a row of minus infinity is no law."""
+        self.health = torch.maximum(self.health, largest.float().abs().amax())
 
     def _ahead(self, runner: Writes, ids: Tensor, law: Law, u: Tensor, read_last: bool) -> Written:
         before, first = self.runner.length, ids.shape[0]
         with self.clock.span(self.phase):
             written = runner.write(ids, law, u, read_last=read_last)
         for step in range(u.shape[0] + read_last):
-            self._count(before + (first + step - 1 if step else 0), 1 if step else first)
+            self._count(before + (first + step - 1 if step else 0), 1 if step else first, 1)
         return written
 
     def _unread(self, end: int, rows: int) -> Tensor:
@@ -155,13 +161,14 @@ class Lane:
         return self.text[self.runner.length : end]
 
     def _forward(self, ids: Tensor, rows: int, phase: Phase) -> Tensor:
-        self._count(self.runner.length, ids.shape[0])
+        self._count(self.runner.length, ids.shape[0], rows)
         with self.clock.span(phase):
             return self.runner.forward(ids, rows)
 
-    def _count(self, before: int, n: int) -> None:
-        """Keep account of a pass over n tokens after `before` others."""
+    def _count(self, before: int, n: int, rows: int) -> None:
+        """Keep account of a pass over n tokens after `before` others, and of its rows of logits."""
         self.passes += 1
+        self.rows += rows
         self.tokens += n
         self.attended += n * before + n * (n + 1) // 2
 

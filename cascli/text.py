@@ -7,6 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+_LONG = 12
+"""Tokens without an end of a character after which they cannot all be one."""
+_UNSETTLED = 3
+"""Bytes of a character that may still lack its last one."""
 
 
 class Speller:
@@ -42,13 +46,23 @@ class Stream:
         """The text that this token completes; may be empty."""
         self._window.append(token)
         whole = self._speller.text(self._window)
-        if whole.endswith(BROKEN) and len(self._window) < 16:
-            return ""
+        if whole.endswith(BROKEN):
+            return self._settled(whole) if len(self._window) >= _LONG else ""
         piece = whole[len(self._said) :]
         if len(self._window) >= 8:
             self._window = self._window[-4:]
             whole = self._speller.text(self._window)
         self._said = whole
+        return piece
+
+    def _settled(self, whole: str) -> str:
+        """What will not change any more of a long run of broken characters: all but what the last tokens begin."""
+        before = self._speller.text(self._window[:-_UNSETTLED])
+        if not whole.startswith(before):
+            return ""
+        piece = before[len(self._said) :]
+        self._window = self._window[-_UNSETTLED - 4 :]
+        self._said = self._speller.text(self._window[:-_UNSETTLED])
         return piece
 
     def flush(self) -> str:

@@ -145,6 +145,8 @@ class ModelInfo(Data):
     device: str
     parameters: int | None = None
     """Weights that every token is multiplied by: all matrices but the input embeddings."""
+    output_parameters: int | None = None
+    """Those of the output matrix, which only tokens whose logits are made are multiplied by."""
     weight_bytes: int | None = None
     """What they take in memory, and so what one call reads."""
     attention_width: int | None = None

@@ -67,7 +67,7 @@ class Written(NamedTuple):
     probs: Tensor
     base: Tensor
     health: Tensor
-    """The largest logit (0-dim)."""
+    """The largest logit of a step by its amount (0-dim): a finite number, as long as all were."""
 
 
 def write_by_steps(read: Read, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
@@ -89,4 +89,4 @@ def write_by_steps(read: Read, ids: Tensor, law: Law, u: Tensor, *, read_last: b
             tokens.append(ids)
     probs = torch.cat([each.probs for each in drawn])
     base = torch.cat([each.base for each in drawn]) if law.reads_base else probs
-    return Written(torch.cat(tokens), probs, base, torch.stack([each.health for each in drawn]).amax())
+    return Written(torch.cat(tokens), probs, base, torch.stack([each.health for each in drawn]).abs().amax())

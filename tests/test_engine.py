@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -311,3 +312,60 @@ def test_a_run_that_is_given_up_frees_the_pair(text_pair: Pair, end: str) -> Non
         steps.close()
     del steps
     assert generate(text_pair, "a", max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize("threshold", [-99.0, 99.0])
+def test_the_first_token_of_a_cascade_is_there_when_it_may_be_shown(text_pair: Pair, threshold: float) -> None:
+    """Kept or not, not before the decision: until then the answer may be withdrawn."""
+    run = generate(text_pair, "hello", strategy=f"cascade:threshold={threshold}", max_new_tokens=40)
+    m = run.metrics
+    assert m.ttft_seconds is not None
+    assert m.seconds.draft <= m.ttft_seconds <= m.seconds.total
+
+
+class Odd:
+    """A model whose logits are what a test says."""
+
+    def __init__(self, row: torch.Tensor) -> None:
+        self._row, self.length = row, 0
+
+    def forward(self, ids: torch.Tensor, rows: int) -> torch.Tensor:
+        self.length += len(ids)
+        return self._row.expand(rows, -1)
+
+    def truncate(self, length: int) -> None:
+        self.length = length
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def prepare(self, *_: object) -> None:
+        """Nothing."""
+
+
+def odd(pair: Pair, draft: list[float], target: list[float]) -> Pair:
+    models = [(pair.draft, draft), (pair.target, target)]
+    ours, theirs = (dataclasses.replace(each, runner=Odd(torch.tensor(row))) for each, row in models)
+    return dataclasses.replace(pair, draft=ours, target=theirs, vocab=len(draft))
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+@pytest.mark.parametrize("strategy", ["draft", "target", "speculative:k=2", "token-cascade:rule=diff"])
+def test_logits_that_are_no_numbers_are_noticed(id_pair: Pair, strategy: str, value: float) -> None:
+    bad, good = [value] * 4, [0.0, 1.0, 2.0, 0.5]
+    broken = odd(id_pair, bad if strategy == "draft" else good, good if strategy == "draft" else bad)
+    with pytest.raises(RunError, match="not finite"):
+        generate(broken, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=6, temperature=1.0)
+
+
+def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
+    """A token whose probability is 0 in float32: its logarithm is no JSON number."""
+    pair = odd(id_pair, [200.0, 0.0, 0.0, 0.0], [0.0] * 4)
+    run = generate(pair, prompt_ids=[1], strategy="cascade", max_new_tokens=30, temperature=100.0, seed=1)
+    assert set(run.handover.draft_token_ids) > {0}
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_peak_memory_is_of_a_run_or_unknown(text_pair: Pair) -> None:
+    """A CPU knows no more than the highest point of the whole process."""
+    assert generate(text_pair, "hello", max_new_tokens=3).metrics.peak_memory_bytes is None

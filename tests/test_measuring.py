@@ -124,7 +124,10 @@ def test_flops_and_bytes_by_hand(id_pair: Pair) -> None:
     tokens, attended = 6, 1 + 2 + 3 + 4 + 5 + 6
     assert run.metrics.target_tokens_read == tokens
     assert run.metrics.draft_tokens_read == 0
-    assert run.metrics.total_flops == 2 * model.parameters * tokens + 4 * model.attention_width * attended
+    assert model.output_parameters == 8 * 32
+    rows = 1 + 4  # of the prompt but its last token one row is made, and thrown away
+    products = 2 * layer * tokens + 8 * 32 * rows
+    assert run.metrics.total_flops == 2 * products + 4 * model.attention_width * attended
     assert run.metrics.weight_bytes_read == model.weight_bytes * 5  # the prompt's first two tokens, then four steps
 
 

@@ -400,6 +400,25 @@ def test_rows_do_not_depend_on_the_order_of_the_records() -> None:
         assert {row.strategy: row for row in rows(rng.sample(records, len(records)))} == found
 
 
+def test_a_cascade_counts_prompts_and_rules_count_tokens() -> None:
+    for spec, rate in (("cascade", 0.5), ("token-cascade:rule=chow,alpha=0.3", 0.9)):
+        [row] = rows(
+            [
+                record(spec, "a", 1.0, deferral_rate=1.0, token_ids=[1] * 90),
+                record(spec, "b", 1.0, deferral_rate=0.0, token_ids=[1] * 10),
+            ]
+        )
+        assert row.deferral_rate == rate
+
+
+def test_a_rejection_is_the_first_of_its_round() -> None:
+    """Ten rounds of four drafts that keep two: ten rejections in thirty tests, whatever came after them."""
+    [row] = rows([record("speculative:k=4", "a", 1.0, drafted=40, accepted=20, tested=30)])
+    assert row.rejection_rate == pytest.approx(1 / 3)
+    [old] = rows([record("speculative:k=4", "a", 1.0, drafted=40, accepted=20)])
+    assert old.rejection_rate is None
+
+
 def test_few_prompts_have_a_range() -> None:
     found = rows([record("target", f"p{i}", quality) for i, quality in enumerate((0.2, 0.6, 0.4))])[0]
     assert (found.quality_interval, found.quality_interval_kind) == ((0.2, 0.6), "range")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 from cascli.answer import Answer
 from cascli.models.tokenizer import byte_tokenizer
 from cascli.text import Speller, StopStrings, Stream
@@ -62,3 +64,34 @@ def test_answer_ends_at_the_limit_and_says_what_was_held_back() -> None:
     answer = Answer(Speller(byte_tokenizer()), {256}, ["STOP"], limit=5)
     assert "".join(add(answer, "go STO")) == "go ST"
     assert answer.finish_reason == "length"
+
+
+def test_streams_say_what_the_final_text_is() -> None:
+    """Random bytes, whole characters and broken ones: the pieces are the text, and stop strings cut both alike."""
+    rng, speller = random.Random(0), Speller(byte_tokenizer())
+    parts = ["a", " ", "\n", "é", "語", "🙂", b"\x80", b"\xf0", b"\xf0\x9f", b"\xe6\x97", b"\xff", b"\xc3"]
+    whole = [part if isinstance(part, bytes) else part.encode() for part in parts]
+    for _ in range(3000):
+        broken = rng.choice((1, 4, 20))
+        data = b"".join(rng.choices(whole, weights=[4] * 6 + [broken] * 6, k=rng.randint(1, 40)))
+        answer = Answer(speller, {256}, rng.choice(([], ["\n"], ["a ", "é"])), limit=len(data))
+        said = ""
+        for byte in data:
+            if answer.finish_reason is None:
+                step = Round(emitted=[Emitted(id=byte, text="", event="target")])
+                said += "".join(answer.add(step)[1])
+        assert said == answer.text, data
+
+
+def test_a_character_after_many_broken_bytes_is_not_lost() -> None:
+    for count in range(1, 40):
+        stream = Stream(Speller(byte_tokenizer()))
+        data = b"\x80" * count + "é🙂".encode() + b"ab"
+        assert "".join(stream.push(byte) for byte in data) + stream.flush() == data.decode(errors="replace")
+
+
+def test_a_stop_string_that_the_last_token_completes_ends_the_text() -> None:
+    answer = Answer(Speller(byte_tokenizer()), {256}, ["\n\N{REPLACEMENT CHARACTER}"], limit=3)
+    step = Round(emitted=[Emitted(id=byte, text="", event="target") for byte in b"a\n\xf0"])
+    said = "".join(answer.add(step)[1])
+    assert (said, answer.text, answer.finish_reason) == ("a", "a", "stop")

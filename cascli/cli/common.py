@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config
-from cascli.errors import UsageError
+from cascli.errors import PairWarning, UsageError
 from cascli.prompts import Prompt, builtin, read_prompts
 from cascli.render.console import Screen, screen
 from cascli.settings import Settings, from_environment, resolve
@@ -40,7 +41,11 @@ class Plan:
         """
         from cascli.cli.progress import Progress
 
-        with Progress(self.screen, f"loading {self.config.name}") as progress:
+        with (
+            Progress(self.screen, f"loading {self.config.name}") as progress,
+            warnings.catch_warnings(record=True) as told,
+        ):
+            warnings.simplefilter("always", PairWarning)
             from cascli.models.load import load_pair
 
             quiet_libraries()
@@ -53,6 +58,9 @@ class Plan:
                 compile=self.settings.compile,
                 report=progress.report,
             )
+        for warning in told:
+            if issubclass(warning.category, PairWarning):
+                self.screen.note(str(warning.message))
         for role in ("draft", "target"):
             why = getattr(pair, role).eager_because
             if why is not None:

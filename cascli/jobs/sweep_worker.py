@@ -107,6 +107,7 @@ def _record(cell: Cell, problem: Problem, run: Run, quality: float, likelihood: 
         draft_calls=m.draft_calls,
         drafted=m.num_draft_tokens,
         accepted=m.num_accepted_draft_tokens,
+        tested=m.num_tested_draft_tokens,
         deferral_rate=m.deferral_rate,
         mean_tv=m.mean_tv_to_target,
         log_likelihood=likelihood,

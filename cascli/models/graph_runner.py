@@ -143,7 +143,7 @@ class GraphRunner:
             parts.append(Written(*(each.clone() for each in found)))
             ids = parts[-1].tokens
         tokens, probs, base = (torch.cat(each) for each in list(zip(*parts, strict=True))[:3])
-        return Written(tokens[: whole.drawn], probs, base, torch.stack([part.health for part in parts]).amax())
+        return Written(tokens[: whole.drawn], probs, base, torch.stack([part.health for part in parts]).abs().amax())
 
     def _one(self, write: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
         self._ids[: write.unread].copy_(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
-from cascli.errors import CascliError, ConfigError, RunError, first_line
+from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, recorded_rounds
@@ -80,13 +81,15 @@ def load_pair(
         kind = choose_dtype(wanted, where, may_round=large)
         models[role] = _load(model, configs[role], folders[role], kind, where, vocab, graphs, compiler)
     target = models["target"]
+    eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
+    _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
     return Pair(
         config=config,
         draft=models["draft"],
         target=target,
         tokenizer=tokenizer,
         vocab=vocab,
-        eos_ids=_eos_ids(target.model, tokenizer if folders["target"] else None),
+        eos_ids=eos_ids,
         context=_context(configs.values()),
         compute=recorded_rounds(target.device, models["draft"].eager_because, target.eager_because),
     )
@@ -241,6 +244,25 @@ def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: 
         return target, check_same(draft, target)
     tokenizer = untrusted.tokenizer_of(found.get("target") or found["draft"], offline=offline)
     return tokenizer, len(tokenizer)
+
+
+def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_ids: frozenset[int]) -> None:
+    """Say that a model has fewer rows than there are tokens: what lies beyond them is cut off the other one too.
+
+    Raises:
+        ConfigError: a token that ends the target's texts is among what is cut off, so that none could end.
+    """
+    if tokens <= vocab:
+        return
+    smaller = min(models, key=lambda role: models[role].rows)
+    count, rows = tokens - vocab, models[smaller].rows
+    cut = f"the {smaller} model has {rows} rows, so {count} tokens, from id {vocab} on, are cut off"
+    lost = sorted(token for token in eos_ids if vocab <= token < tokens)
+    if lost:
+        raise ConfigError(
+            f"{cut}: among them {lost[0]}, which ends the target's texts.\nChoose models of one vocabulary."
+        )
+    warnings.warn(f"{cut} both models; 'lossless' and TV speak of the target without them", PairWarning, stacklevel=3)
 
 
 def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:

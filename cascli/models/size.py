@@ -18,6 +18,7 @@ class Size(NamedTuple):
     parameters: int
     weight_bytes: int
     attention_width: int
+    output_parameters: int | None = None
 
 
 def is_large(model: PreTrainedModel | PreTrainedConfig) -> bool:
@@ -44,7 +45,18 @@ def size_of(model: PreTrainedModel) -> Size:
         weight_bytes=sum(each.numel() * each.element_size() for each in matrices)
         + sum(each.weight_bytes for each in packed),
         attention_width=_attention_width(model),
+        output_parameters=_output_parameters(head),
     )
+
+
+def _output_parameters(head: nn.Module | None) -> int | None:
+    """Weights of the output matrix; None if the model has none of its own shape."""
+    if head is None:
+        return None
+    if hasattr(head, "weight_count"):
+        return int(head.weight_count)
+    weight = dict(head.named_parameters(recurse=False)).get("weight")
+    return None if weight is None else weight.numel()
 
 
 def _attention_width(model: PreTrainedModel) -> int:

@@ -17,7 +17,7 @@ BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
 COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#0e7490", "#be123c", "#4d7c0f")
 PANELS = (
     ("target_calls_per_token", "target calls per token"),
-    ("rejection_rate", "share of drafted tokens rejected"),
+    ("rejection_rate", "rejection rate: rejected / tested drafts"),
     ("speed_vs_target", "speed over target alone"),
 )
 

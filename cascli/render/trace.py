@@ -121,7 +121,10 @@ class _Painter:
 
     def divergence(self, run: Run) -> int | None:
         """Where to put the mark of first divergence in a column."""
-        return None if self._target is None or run is self._target else first_divergence(run, self._target)
+        theirs = self._target
+        if theirs is None or run is theirs or run.prompt_token_ids != theirs.prompt_token_ids:
+            return None
+        return first_divergence(run, theirs)
 
     def cell(self, cell: Cell, diverges: bool, width: int) -> Text:
         """Gutter, the rejected draft if there was one, and the token."""

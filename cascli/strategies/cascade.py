@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from cascli.session import Session
 
+_SMALLEST = 1e-38
 Score = Literal["mean-logprob", "sum-logprob", "quantile-logprob", "min-margin"]
 
 
@@ -61,7 +62,8 @@ class Cascade(Strategy):
 
         def watch(base: Tensor, token: Tensor) -> None:
             top = base.topk(min(2, base.shape[-1]), dim=-1).values
-            logprobs.append(base[0, token].log())
+            # The smallest number for a probability that is none in float32: minus infinity is no number in JSON.
+            logprobs.append(base[0, token].clamp_min(_SMALLEST).log())
             margins.append(top[:, 0] - top[:, -1])
 
         ids: list[int] = []

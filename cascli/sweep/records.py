@@ -33,6 +33,8 @@ class Record(BaseModel):
     draft_calls: int = 0
     drafted: int = 0
     accepted: int = 0
+    tested: int | None = None
+    """Drafted tokens that were tested: those kept, and the first rejected one of each round."""
     deferral_rate: float | None = None
     mean_tv: float | None = None
     log_likelihood: float | None = None

@@ -40,7 +40,7 @@ class SweepRow(Data):
     draft_calls_per_token: float | None
     flops_per_token: float | None
     rejection_rate: float | None
-    """Share of all drafted tokens that were not kept."""
+    """Rejected over tested drafted tokens; None for records of before they were counted."""
     deferral_rate: float | None
     mean_tv: float | None
     log_likelihood: float | None
@@ -68,7 +68,6 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
     base = _by_problem([record for record in target if record.error is None])
     gains = {problem: scored[problem] - base[problem] for problem in scored if problem in base}
     tokens = sum(len(record.token_ids) for record in good)
-    drafted = sum(record.drafted for record in good)
     speed, their_speed = _speed(good), _speed([record for record in target if record.error is None])
     return SweepRow(
         strategy=key[0],
@@ -86,8 +85,8 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
         draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
         flops_per_token=_flops(good, tokens),
-        rejection_rate=1 - sum(record.accepted for record in good) / drafted if drafted else None,
-        deferral_rate=_weighted(good, "deferral_rate"),
+        rejection_rate=_rejection(good),
+        deferral_rate=_deferral(key[0], good),
         mean_tv=_weighted(good, "mean_tv"),
         log_likelihood=_weighted([record for record in good if record.token_ids], "log_likelihood"),
     )
@@ -110,6 +109,22 @@ def _speed(records: Sequence[Record]) -> float | None:
 def _flops(records: Sequence[Record], tokens: int) -> float | None:
     known = [record.flops for record in records if record.flops is not None]
     return fsum(known) / tokens if tokens and len(known) == len(records) else None
+
+
+def _rejection(records: Sequence[Record]) -> float | None:
+    drafting = [record for record in records if record.drafted]
+    if not drafting or any(record.tested is None for record in drafting):
+        return None
+    tested = sum(record.tested or 0 for record in drafting)
+    return (tested - sum(record.accepted for record in drafting)) / tested
+
+
+def _deferral(spec: str, records: Sequence[Record]) -> float | None:
+    """The mean over tokens, or over answers where a strategy decides once an answer."""
+    if parse(spec).name != "cascade":
+        return _weighted(records, "deferral_rate")
+    rates = [record.deferral_rate for record in records if record.deferral_rate is not None]
+    return fsum(rates) / len(rates) if rates else None
 
 
 def _weighted(records: Sequence[Record], name: str) -> float | None:
