@@ -40,7 +40,7 @@ def test_later_turns_are_compared_only_where_the_texts_before_them_are_the_same(
     loaded, settings = load_pair(pair(300)), resolve(Settings(max_new_tokens=6, temperature=0.0))
     strategies = [parse(text) for text in ("target", "draft", "speculative:k=2")]
     found = compare(loaded, [Prompt(("a", "b"), "1")], strategies, settings, measure=False)
-    target, draft, speculative = found.summary
+    _, draft, speculative = found.summary
     prompts = {(run.spec, run.turn): run.prompt_token_ids for run in found.runs}
     assert prompts["target", 1] != prompts["draft", 1] and prompts["target", 1] == prompts["speculative:k=2", 1]
     assert (draft.same_as_target, speculative.same_as_target) == (False, True)

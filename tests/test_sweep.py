@@ -372,7 +372,7 @@ def test_rows_are_totals_over_totals() -> None:
     assert speculative.quality_vs_target_interval == (-0.5, 0.5)
     assert speculative.quality_vs_target_interval_kind == "range"
     assert speculative.tokens_per_second == 40 and speculative.speed_vs_target == 4
-    assert speculative.target_calls_per_token == 0.25 and speculative.rejection_rate == 0.25
+    assert speculative.target_calls_per_token == 0.25 and speculative.rejection_rate is None
     assert speculative.mean_tv == pytest.approx(0.25)
     assert draft.answers == 0 and draft.errors == 1 and draft.quality is None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ def _output_parameters(head: nn.Module | None) -> int | None:
     if head is None:
         return None
     if hasattr(head, "weight_count"):
-        return int(head.weight_count)
+        return cast(int, head.weight_count)
     weight = dict(head.named_parameters(recurse=False)).get("weight")
     return None if weight is None else weight.numel()
 
