@@ -18,7 +18,7 @@ from cascli.errors import UsageError
 if TYPE_CHECKING:
     from cascli.jobs.sweep import Executor
     from cascli.render.console import Screen
-    from cascli.sweep.judged import Judged
+    from cascli.sweep.judged import Judged, Matched
     from cascli.sweep.plan import Match, SweepPlan
     from cascli.sweep.records import Header, Record, Records
     from cascli.sweep.tasks import Exam
@@ -98,8 +98,11 @@ def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) ->
         print('{"schema":"cascli.replay/1","judged":[' + ",".join(each.model_dump_json() for each in found) + "]}")
     else:
         settings.screen.out.print(judged_table(found, k, settings.screen.out))
+    tail = max(found, key=lambda each: each.mean_tail)
     settings.screen.note(
-        f"judged along the prefixes that speculative decoding visited; all alphas are in {folder / 'replay.csv'}"
+        f"judged along the prefixes that speculative decoding visited; all alphas are in {folder / 'replay.csv'}\n"
+        f"token rules are exact to the mass of rare tokens: {tail.mean_tail:.1e} on average,"
+        f" {tail.max_tail:.1e} at most"
     )
 
 
@@ -145,17 +148,21 @@ def _run(
 ) -> None:
     from cascli.cli.progress import Progress
     from cascli.jobs.sweep import sweep
+    from cascli.sweep.judged import strategies_of
     from cascli.sweep.plan import with_strategies
 
     about = executor.about()
     if plan.match:
         before = records.header()
-        kept = done and before.matched and before.plan.match == plan.match
-        matched = before.matched if kept else _matched(executor, plan.match, settings)
-        header = header.model_copy(update={"matched": matched})
+        kept = done and (before.matched or before.budgets) and before.plan.match == plan.match
+        if kept:
+            header = header.model_copy(update={"matched": before.matched, "budgets": before.budgets})
+        else:
+            budgets = _matched(executor, plan.match, settings)
+            header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})
     header = header.model_copy(update={"environment": about})
     records.write_header(header)
-    plan = with_strategies(plan, header.matched)
+    plan = with_strategies(plan, header.added())
     try:
         with Progress(settings.screen, "sweeping", counted=True) as progress:
             sweep(executor, plan, exam, records, done, tell=progress.step)
@@ -171,17 +178,16 @@ def _judged(executor: Executor, settings: common.Plan, k: int) -> list[Judged]:
         return executor.judged(k, tell=progress.step)
 
 
-def _matched(executor: Executor, match: Match, settings: common.Plan) -> list[str]:
-    """Strategies with an alpha of each rule for each budget; a resumed sweep keeps those that it began with."""
-    from cascli.sweep.judged import matched
+def _matched(executor: Executor, match: Match, settings: common.Plan) -> list[Matched]:
+    """An alpha of each rule for each budget and temperature; those that miss their budget are told and left out."""
+    from cascli.cli.progress import Progress
 
-    judged = _judged(executor, settings, match.k)
-    wanted = [each for each in judged if match.rules is None or each.rule in match.rules]
-    return [
-        f"speculative-cascade:rule={rule},alpha={each.alpha},k={match.k}"
-        for budget in match.target_calls_per_token
-        for rule, each in matched(wanted, budget).items()
-    ]
+    with Progress(settings.screen, "recording", counted=True) as progress:
+        found = executor.matched(match, tell=progress.step)
+    for each in found:
+        if not each.met:
+            settings.screen.note(f"not matched: {each}")
+    return found
 
 
 def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:

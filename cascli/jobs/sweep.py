@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from cascli.sweep.judged import Judged
-from cascli.sweep.plan import SweepPlan
+from cascli.sweep.judged import Judged, Matched
+from cascli.sweep.plan import Match, SweepPlan
 from cascli.sweep.records import Record, Records
 from cascli.sweep.tasks import Exam
 from cascli.sweep.units import Unit, units
@@ -22,7 +22,10 @@ class Executor(Protocol):
         """Machine, versions and models."""
 
     def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
-        """Every rule at every alpha, judged along one speculative run a prompt."""
+        """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
+
+    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+        """For each temperature, rule and budget the alpha that comes nearest."""
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """One record a unit, each as soon as it is there."""

@@ -17,8 +17,8 @@ from typing import Any, Self
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.jobs.sweep_worker import Tell, Worker
-from cascli.sweep.judged import Judged
-from cascli.sweep.plan import SweepPlan
+from cascli.sweep.judged import Judged, Matched
+from cascli.sweep.plan import Match, SweepPlan
 from cascli.sweep.records import Record
 from cascli.sweep.tasks import Exam
 from cascli.sweep.units import Unit, by_prompt
@@ -147,8 +147,15 @@ class RayExecutor:
 
     def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
         """By one worker: what is judged are its own runs."""
+        return self._of_one(self._workers[0].judged.remote(k))
+
+    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+        """Likewise."""
+        return self._of_one(self._workers[0].matched.remote(wanted))
+
+    def _of_one(self, call: Any) -> list[Any]:
         try:
-            return list(self._ray.get(self._workers[0].judged.remote(k)))
+            return list(self._ray.get(call))
         except self._ray.exceptions.RayError as error:
             raise RunError(f"the worker that was to judge the rules failed: {_last_line(error)}") from None
 
@@ -238,6 +245,9 @@ class _Actor:
 
     def judged(self, k: int) -> list[Judged]:
         return self._worker.judged(k)
+
+    def matched(self, wanted: Match) -> list[Matched]:
+        return self._worker.matched(wanted)
 
     def do(self, unit: Unit) -> Record:
         try:

@@ -11,12 +11,12 @@ from cascli.engine import Request, environment
 from cascli.errors import RunError
 from cascli.jobs.generate import decode
 from cascli.jobs.likelihood import log_likelihood
-from cascli.jobs.replay import judge, record
+from cascli.jobs.replay import Seen, judge, match, record
 from cascli.models.pair import Pair
 from cascli.sampling import Sampling
 from cascli.strategies import parse
-from cascli.sweep.judged import Judged
-from cascli.sweep.plan import BASELINE, Cell, SweepPlan
+from cascli.sweep.judged import Judged, Matched
+from cascli.sweep.plan import BASELINE, Cell, Match, SweepPlan
 from cascli.sweep.records import Record
 from cascli.sweep.tasks import Exam, Problem
 from cascli.sweep.units import Unit
@@ -39,8 +39,15 @@ class Worker:
         return environment(self._pair.device) | loaded
 
     def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
-        """Every rule at every alpha, judged along one speculative run a prompt."""
-        return judge(record(self._pair, self._plan, self._exam, k, tell=tell), k)
+        """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
+        return [each for t in self._plan.temperatures for each in judge(self._seen(k, t, tell), k, t)]
+
+    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+        """For each temperature, rule and budget the alpha that comes nearest, likewise."""
+        return [each for t in self._plan.temperatures for each in match(self._seen(wanted.k, t, tell), wanted, t)]
+
+    def _seen(self, k: int, temperature: float, tell: Tell | None) -> Seen:
+        return record(self._pair, self._plan, self._exam, k, temperature, tell)
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """One record a unit, in their order."""

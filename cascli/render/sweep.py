@@ -70,11 +70,13 @@ def judged_table(found: Sequence[Judged], k: int, console: Console) -> Table:
     headings = ("alpha", "acceptance", "deferral\nrate", "mean TV", "max TV", f"target calls\nper token, k={k}")
     for name in headings:
         table.add_column(name, justify="right", no_wrap=True, vertical="top")
+    several = len({each.temperature for each in found}) > 1
     for each in found:
         if each.alpha not in SHOWN_ALPHAS:
             continue
+        at = f", T = {each.temperature:g}" if several else ""
         table.add_row(
-            each.rule if each.alpha == SHOWN_ALPHAS[0] else "",
+            f"{each.rule}{at}" if each.alpha == SHOWN_ALPHAS[0] else "",
             number(each.alpha, 3),
             number(each.acceptance, 3),
             number(each.deferral_rate, 3),

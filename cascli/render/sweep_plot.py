@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cascli.render.plots import pyplot
+from cascli.strategies import parse
 from cascli.sweep.table import SweepRow, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
-COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#0e7490", "#be123c", "#4d7c0f")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")
+"""Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
+STYLES = ("-", "--", ":", "-.")
+MARKERS = "osP^X"
+"""Of the curves of one family, by block length or score."""
 PANELS = (
     ("target_calls_per_token", "target calls per token"),
     ("rejection_rate", "rejection rate: rejected / tested drafts"),
@@ -22,48 +27,113 @@ PANELS = (
 )
 
 
+class Curve(NamedTuple):
+    """Rows that differ in the one parameter that trades quality for cost."""
+
+    family: str
+    temperature: float
+    others: tuple[tuple[str, Any], ...]
+    """Every other parameter: block length, score and the like."""
+    rows: list[SweepRow]
+
+    @property
+    def label(self) -> str:
+        """What the curve is, without its temperature."""
+        more = " ".join(f"{key}={value}" for key, value in self.others if key not in ("rule", "level"))
+        return f"{self.family} {more}".strip()
+
+
+def curves(rows: Sequence[SweepRow]) -> list[Curve]:
+    """Rows by family, temperature and all parameters but alpha or threshold, in whose order each curve is drawn."""
+    groups: dict[tuple[str, float, tuple[tuple[str, Any], ...]], list[tuple[float, SweepRow]]] = defaultdict(list)
+    for row in rows:
+        params = dict(parse(row.strategy).params)
+        place = float(params.pop("alpha", params.pop("threshold", 0.0)))
+        groups[row.family, row.temperature, tuple(sorted(params.items()))].append((place, row))
+    found = []
+    for (family, temperature, others), group in groups.items():
+        ordered = [row for _, row in sorted(group, key=lambda each: each[0])]
+        found.append(Curve(family, temperature, others, ordered))
+    return found
+
+
 def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path) -> None:
     """Draw a PNG or SVG with one panel a cost."""
     plt = pyplot()
     figure, panels = plt.subplots(1, len(PANELS), figsize=(14, 4.6), layout="constrained", sharey=True)
+    found = curves(rows)
+    looks = _looks(found)
+    labels: dict[str, Any] = {}
     for axes, (field, label) in zip(panels, PANELS, strict=True):
-        _panel(axes, rows, field)
+        _panel(axes, found, field, looks)
         axes.set_xlabel(label)
-    panels[0].set_ylabel(f"{metric} (95% interval over prompts)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+        handles, names = axes.get_legend_handles_labels()
+        labels = dict(zip(names, handles, strict=True)) | labels
+    panels[0].set_ylabel(f"{metric} ({_kinds(rows)} over prompts)")
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _panel(axes: Axes, rows: Sequence[SweepRow], field: str) -> None:
-    known = [row for row in rows if row.quality is not None and getattr(row, field) is not None]
-    curves: dict[str, list[SweepRow]] = defaultdict(list)
-    for row in known:
-        curves[row.family].append(row)
-    colors = iter(COLORS * (len(curves) // len(COLORS) + 1))
-    for name, group in curves.items():
-        group.sort(key=lambda row: getattr(row, field))
-        baseline = BASELINES.get(name)
-        color = "black" if baseline else next(colors)
-        _errors(axes, group, field, marker=baseline or "o", color=color, label=name, line=not baseline)
+class Look(NamedTuple):
+    """How a curve is drawn, in every panel."""
+
+    color: str
+    marker: str
+    line: str
+    filled: bool
+    label: str
+
+
+def _looks(found: Sequence[Curve]) -> dict[int, Look]:
+    """A colour a family and a line style a temperature, chosen once for the whole figure; by the curve's place."""
+    families = list(dict.fromkeys(curve.family for curve in found if curve.family not in BASELINES))
+    temperatures = sorted({curve.temperature for curve in found})
+    several = len(temperatures) > 1
+    looks = {}
+    for place, curve in enumerate(found):
+        baseline = BASELINES.get(curve.family)
+        kinds = list(dict.fromkeys(each.others for each in found if each.family == curve.family))
+        marker = baseline or MARKERS[kinds.index(curve.others) % len(MARKERS)]
+        color = "black" if baseline else COLORS[families.index(curve.family) % len(COLORS)]
+        level = temperatures.index(curve.temperature)
+        label = curve.label + (f", T = {curve.temperature:g}" if several else "")
+        looks[place] = Look(color, marker, STYLES[level % len(STYLES)], level == 0, label)
+    return looks
+
+
+def _kinds(rows: Sequence[SweepRow]) -> str:
+    """What the bars are."""
+    kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
+    return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
+
+
+def _panel(axes: Axes, found: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
+    for place, curve in enumerate(found):
+        known = [row for row in curve.rows if row.quality is not None and getattr(row, field) is not None]
+        if known:
+            _errors(axes, known, field, looks[place])
     if field == "target_calls_per_token":
-        _random_deferral(axes, curves)
-        best = front(known)
-        axes.step(
-            [getattr(row, field) for row in best],
-            [row.quality or 0.0 for row in best],
-            where="post",
-            color="grey",
-            lw=4,
-            alpha=0.25,
-            label="Pareto front",
-        )
+        for temperature in sorted({curve.temperature for curve in found}):
+            _at_one_temperature(axes, [curve for curve in found if curve.temperature == temperature], field)
 
 
-def _errors(
-    axes: Axes, group: Sequence[SweepRow], field: str, *, marker: str, color: str, label: str, line: bool
-) -> None:
+def _at_one_temperature(axes: Axes, found: Sequence[Curve], field: str) -> None:
+    """The Pareto front, and what deferring at random would give: answers at another temperature are other answers."""
+    _random_deferral(axes, found)
+    best = front([row for curve in found for row in curve.rows])
+    axes.step(
+        [getattr(row, field) for row in best],
+        [row.quality or 0.0 for row in best],
+        where="post",
+        color="grey",
+        lw=4,
+        alpha=0.25,
+        label="Pareto front",
+    )
+
+
+def _errors(axes: Axes, group: Sequence[SweepRow], field: str, look: Look) -> None:
     quality = [row.quality or 0.0 for row in group]
     bounds = [row.quality_interval or (value, value) for row, value in zip(group, quality, strict=True)]
     lengths = [
@@ -74,20 +144,22 @@ def _errors(
         [getattr(row, field) for row in group],
         quality,
         lengths,
-        fmt=f"{marker}-" if line else marker,
-        color=color,
-        label=label,
+        fmt=f"{look.marker}{look.line}" if look.marker in MARKERS else look.marker,
+        color=look.color,
+        markerfacecolor=look.color if look.filled else "white",
+        label=look.label,
         lw=1.2,
         elinewidth=0.6,
         capsize=2,
-        markersize=9 if marker != "o" else 5,
+        markersize=5 if look.marker in MARKERS else 9,
         alpha=0.9,
     )
 
 
-def _random_deferral(axes: Axes, curves: dict[str, list[SweepRow]]) -> None:
+def _random_deferral(axes: Axes, found: Sequence[Curve]) -> None:
     """The line between the two models: what deferring at random would give."""
-    ends = [curves[name][0] for name in ("draft", "target") if curves.get(name)]
+    alone = {curve.family: curve.rows[0] for curve in found if curve.family in ("draft", "target")}
+    ends = [row for row in alone.values() if row.quality is not None and row.target_calls_per_token is not None]
     if len(ends) == 2:
         xs = [row.target_calls_per_token or 0.0 for row in ends]
         axes.plot(xs, [row.quality or 0.0 for row in ends], ":", color="grey", label="random deferral")

@@ -1,4 +1,4 @@
-"""What a rule would do along recorded prefixes: plain data, and how alphas are matched by their cost. No torch."""
+"""What a rule would do along recorded prefixes, and which alphas meet a budget: plain data. No torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class Judged(Data):
 
     rule: str
     alpha: float
+    temperature: float
     acceptance: float
     """Mean probability that a drafted token would pass: sum over tokens of min(q, pi)."""
     deferral_rate: float
@@ -22,6 +23,32 @@ class Judged(Data):
     max_tv: float
     target_calls_per_token: float
     """By theory, from the acceptance at the plan's k: judged along the prefixes of another strategy's run."""
+    mean_tail: float = 0.0
+    """Mean probability of the tokens that were lumped together: how far a token rule's numbers can be off."""
+    max_tail: float = 0.0
+
+
+class Matched(Data):
+    """The alpha with which a rule comes nearest to a budget of target calls per token, at one temperature."""
+
+    rule: str
+    alpha: float
+    temperature: float
+    k: int
+    budget: float
+    predicted: float
+    """Target calls per token, as `Judged` has them."""
+    met: bool
+    """Whether that is near enough to speak of this budget."""
+
+    @property
+    def spec(self) -> str:
+        """The strategy."""
+        return f"speculative-cascade:rule={self.rule},alpha={self.alpha},k={self.k}"
+
+    def __str__(self) -> str:
+        near = f"nearest is {self.predicted:.3f} at alpha = {self.alpha:g}"
+        return f"{self.rule} at temperature {self.temperature:g}: no alpha for {self.budget:g} target calls; {near}"
 
 
 def predicted_calls(acceptance: float, k: int) -> float:
@@ -29,18 +56,10 @@ def predicted_calls(acceptance: float, k: int) -> float:
     return 1 / theory.expected_tokens(acceptance, k)
 
 
-def matched(found: Sequence[Judged], budget: float) -> dict[str, Judged]:
-    """For each rule the alpha that comes nearest to a budget of target calls per token.
-
-    Equal alphas mean different things to different rules; equal budgets are how rules can be compared.
-    """
-    best: dict[str, Judged] = {}
+def strategies_of(found: Sequence[Matched]) -> dict[str, list[float]]:
+    """The strategies that meet a budget, each with the temperatures at which it does."""
+    chosen: dict[str, list[float]] = {}
     for each in found:
-        other = best.get(each.rule)
-        if other is None or _distance(each, budget) < _distance(other, budget):
-            best[each.rule] = each
-    return best
-
-
-def _distance(judged: Judged, budget: float) -> float:
-    return abs(judged.target_calls_per_token - budget)
+        if each.met and each.temperature not in chosen.setdefault(each.spec, []):
+            chosen[each.spec].append(each.temperature)
+    return chosen

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from cascli.strategies import parse
 from cascli.trace import with_params
 
 BASELINE = "target"
+MOST_STRATEGIES = 10_000
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
 Value = str | int | float
@@ -31,6 +32,11 @@ class _Strict(BaseModel):
 
 def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
+
+
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only"}
+"""What may change while results stay what they are."""
 
 
 class Task(_Strict):
@@ -61,9 +67,11 @@ class Task(_Strict):
 
 
 class Match(_Strict):
-    """Budgets at which rules are to be compared: for each rule the alpha that comes nearest is added to the grid."""
+    """Budgets at which rules are compared: alphas that meet one join the grid, for each rule and temperature."""
 
-    target_calls_per_token: Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
+    target_calls_per_token: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)
+    ]
     k: Annotated[int, Field(ge=1, le=64)] = 4
     rules: list[str] | None = None
     """All rules by default."""
@@ -76,9 +84,9 @@ class SweepPlan(_Strict):
     dtype: Dtype = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     strategies: Annotated[list[str | dict[str, dict[str, Values]]], Field(min_length=1)]
-    temperatures: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)] = [0.0]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
-    runs: Annotated[int, Field(ge=1)] = 1
+    temperatures: Annotated[list[Temperature], BeforeValidator(_as_list), Field(min_length=1)] = [0.0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
+    runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Repeats of every cell, for timing."""
     match: Match | None = None
     task: Task = Task()
@@ -92,6 +100,8 @@ class SweepPlan(_Strict):
     likelihood: bool = False
     """Also read every answer with the target and keep its mean log-probability: one more call a few tokens long."""
     output: str = "sweep-results"
+    only: dict[str, list[float]] = {}
+    """Temperatures of strategies that do not run at all of them; set by `match`."""
 
     @property
     def chosen_dtype(self) -> Dtype | None:
@@ -104,7 +114,10 @@ class SweepPlan(_Strict):
         Raises:
             UsageError: an unknown strategy or parameter, or a value out of range.
         """
-        found = [parse(spec).spec for entry in self.strategies for spec in _expanded(entry)]
+        texts = [spec for entry in self.strategies for spec in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
+        if len(texts) > MOST_STRATEGIES:
+            raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; take smaller ranges or lists")
+        found = [parse(text).spec for text in texts]
         return list(dict.fromkeys([*([] if BASELINE in found else [BASELINE]), *found]))
 
     def cells(self) -> list[Cell]:
@@ -115,11 +128,12 @@ class SweepPlan(_Strict):
             for temperature in self.temperatures
             for seed in self.seeds
             for spec in self.specs()
+            if temperature in self.only.get(spec, self.temperatures)
         ]
 
     def fingerprint(self) -> str:
         """Changes with everything that could change a record, and with nothing else."""
-        decides = self.model_dump(exclude={"output", "limit", "strategies", "runs", "seeds", "temperatures", "match"})
+        decides = self.model_dump(exclude=UNDECIDED)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -141,9 +155,11 @@ class Cell(_Strict):
         return self.model_copy(update={"strategy": spec})
 
 
-def with_strategies(plan: SweepPlan, specs: Iterable[str]) -> SweepPlan:
-    """The plan with more strategies, in place of its `match`."""
-    return plan.model_copy(update={"strategies": [*plan.strategies, *specs], "match": None})
+def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:
+    """The plan with more strategies, each at some temperatures, in place of its `match`."""
+    known = set(plan.specs())
+    only = {spec: temperatures for spec, temperatures in specs.items() if spec not in known}
+    return plan.model_copy(update={"strategies": [*plan.strategies, *only], "match": None, "only": only})
 
 
 def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[str]:
@@ -166,6 +182,8 @@ def _values(values: Values) -> list[Value]:
     first, last = int(match[1]), int(match[2])
     if last < first:
         raise UsageError(f"the range {values} is empty")
+    if last - first >= MOST_STRATEGIES:
+        raise UsageError(f"the range {values} has more than {MOST_STRATEGIES:,} values")
     return list(range(first, last + 1))
 
 

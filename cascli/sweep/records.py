@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cascli.errors import UsageError
+from cascli.sweep.judged import Matched, strategies_of
 from cascli.sweep.plan import Cell, SweepPlan
 from cascli.version import __version__
 
@@ -61,8 +62,16 @@ class Header(BaseModel):
     environment: dict[str, str] = {}
     matched: list[str] = []
     """The strategies that the plan's budgets gave."""
+    budgets: list[Matched] = []
+    """How near each rule came to each budget at each temperature, also those that met none."""
     asked: dict[str, str] = {}
     """Hashes of what was asked: of every problem by its id, and of the pair."""
+
+    def added(self) -> dict[str, list[float]]:
+        """The strategies that the budgets gave, with their temperatures: all of these in older folders."""
+        if self.budgets:
+            return strategies_of(self.budgets)
+        return {spec: list(self.plan.temperatures) for spec in self.matched}
 
 
 class Records:
