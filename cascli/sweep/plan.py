@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import read_yaml
 from cascli.errors import ConfigError, UsageError
@@ -100,7 +101,7 @@ class SweepPlan(_Strict):
     likelihood: bool = False
     """Also read every answer with the target and keep its mean log-probability: one more call a few tokens long."""
     output: str = "sweep-results"
-    only: dict[str, list[float]] = {}
+    only: SkipJsonSchema[dict[str, list[float]]] = {}
     """Temperatures of strategies that do not run at all of them; set by `match`."""
 
     @property
