@@ -35,6 +35,18 @@ class RunError(CascliError):
     """Weights, memory, disk or device failed while running (exit code 3)."""
 
 
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xB7),
+}
+
+
+def plain(text: str) -> str:
+    """Text of a model, a file or a name as a terminal may be given it: what would control that becomes visible."""
+    return text.translate(_PICTURES)
+
+
 class PairWarning(UserWarning):
     """Something about a loaded pair that its user would want to know; the command line prints it as a notice."""
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from cascli.errors import CascliError, first_line
+from cascli.errors import CascliError, first_line, plain
 
 INTERRUPTED = 130
 RUNTIME = 3
@@ -55,7 +55,7 @@ def _debug() -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"cascli: {message}", file=sys.stderr)
+    print(f"cascli: {plain(message)}", file=sys.stderr)
     raise typer.Exit(code) from None
 
 

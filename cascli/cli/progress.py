@@ -28,7 +28,7 @@ class Progress:
         shown = screen.err.is_terminal and not screen.quiet
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn() if counted else DownloadColumn(),
             TimeElapsedColumn(),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from cascli.errors import plain
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Screen:
     def write(self, text: str) -> None:
         """Print part of an answer: byte for byte in a pipe, without control sequences on a terminal."""
         if self.live:
-            self.out.print(Text(text.replace("\x1b", "␛")), end="", soft_wrap=True)
+            self.out.print(Text(text), end="", soft_wrap=True)
         else:
             self.out.file.write(text)
         self.out.file.flush()
@@ -47,6 +54,11 @@ class Screen:
 
 
 class _Console(Console):
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Whatever is printed comes by here, so that no text of a stranger can control the terminal."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
     def on_broken_pipe(self) -> None:
         """Let the command end quietly; rich itself would exit with 1, which means that a check failed."""
         raise BrokenPipeError
@@ -68,6 +80,20 @@ def plain_table(console: Console) -> Table:
     """An empty table in the style of all of cascli's tables."""
     lines = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
     return Table(box=lines, show_edge=False, padding=(0, 1, 0, 0))
+
+
+def fits(table: Table, console: Console) -> bool:
+    """Whether a table is shown whole."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+
+
+def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], console: Console) -> list[Table]:
+    """As few tables as show all columns without cutting any: halves, and halves of these, where one is too wide."""
+    table = draw(columns)
+    if len(columns) == 1 or fits(table, console):
+        return [table]
+    middle = (len(columns) + 1) // 2
+    return [*fitted(columns[:middle], draw, console), *fitted(columns[middle:], draw, console)]
 
 
 def unicode_ok(console: Console) -> bool:

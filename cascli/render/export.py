@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cascli.comparison import Percentiles, Row
@@ -59,12 +60,33 @@ def to_csv(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(map(for_spreadsheets, records))
     return buffer.getvalue()
+
+
+def for_spreadsheets(record: Mapping[str, object]) -> dict[str, object]:
+    """A row of a CSV whose texts no spreadsheet takes for a formula."""
+    return {
+        key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+        for key, value in record.items()
+    }
 
 
 def write(path: Path, text: str) -> None:
     """Write a result file so that a crash leaves the old file or the new one, never half of it."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What this process keeps from files that it makes; it can only be read by setting it."""
+    found = os.umask(0)
+    os.umask(found)
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from cascli.trace import Drafted, Emitted
+from cascli.trace import Drafted, Emitted, Round
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,12 @@ def _sign(char: str) -> str:
     return char if char.isprintable() else "·"
 
 
-def is_deferred(token: Emitted) -> bool:
-    """Whether a token that the draft model wrote stands where the rule had turned to the target."""
-    return token.event in ("accepted", "bonus") and token.deferral is not None and token.deferral > 0.5
+def is_deferred(step: Round, place: int) -> bool:
+    """Whether an accepted token stands although the rule had turned this very token over to the target.
+
+    Of a bonus token nobody has asked the rule.
+    """
+    return step.emitted[place].event == "accepted" and place < len(step.drafted) and step.drafted[place].deferred
 
 
 def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: str | None = None) -> Text:
@@ -79,4 +82,4 @@ def legend(events: set[str], *, colored: bool) -> Text:
         for event, look in LOOKS.items()
         if event in events
     ]
-    return Text(" · ", style="dim").join(parts)
+    return Text.assemble((" · ", "dim")).join(parts)

@@ -29,7 +29,7 @@ class AnswerStream:
         if self._screen.live:
             for i, (token, piece) in enumerate(zip(step.emitted, pieces, strict=True)):
                 self._rejected_before(step, i)
-                self._say(self._look(token, piece))
+                self._say(self._look(token, piece, deferred=is_deferred(step, i)))
         elif self._hold:
             self._held += pieces
         else:
@@ -41,12 +41,12 @@ class AnswerStream:
             self._say(token_text(step.drafted[place], "rejected", colored=self._screen.colored))
             self.seen.add("rejected")
 
-    def _look(self, token: Emitted, piece: str) -> Text:
-        look, deferred = LOOKS[token.event], is_deferred(token)
+    def _look(self, token: Emitted, piece: str, *, deferred: bool) -> Text:
+        look = LOOKS[token.event]
         self.seen |= {token.event} | ({"deferred"} if deferred else set())
         if self._screen.colored:
             style = look.style + (" underline" if deferred else "")
-            return Text(piece.replace("\x1b", "␛"), style=style)
+            return Text(piece, style=style)
         marked = look.marked(LOOKS["deferred"].marked(piece) if deferred else piece)
         return Text(marked if self._mixed and piece.strip() else piece)
 

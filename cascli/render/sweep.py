@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from cascli.render.console import plain_table
+from cascli.render.console import fits, fitted, plain_table
+from cascli.render.export import for_spreadsheets
 from cascli.render.marks import heading
 from cascli.render.numbers import number, tv
 from cascli.sweep.judged import Judged
@@ -24,9 +26,8 @@ class Column(NamedTuple):
     cell: Callable[[SweepRow], str]
 
 
-WIDE = 140
 QUALITY = [
-    Column("{metric}\n(95%)", lambda row: _with_interval(row.quality, row.quality_interval)),
+    Column("{metric}\n({kind})", lambda row: _with_interval(row.quality, row.quality_interval)),
     Column("against\ntarget", lambda row: _difference(row)),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
@@ -44,19 +45,30 @@ LIKELIHOOD = Column("log p of\na token", lambda row: number(row.log_likelihood, 
 def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> list[Table]:
     """One line a strategy and temperature: quality, then what it costs; two tables on narrow screens."""
     quality = QUALITY + ([LIKELIHOOD] if any(row.log_likelihood is not None for row in rows) else [])
-    parts = [quality + COST] if console.width >= WIDE else [quality, COST]
-    return [_table(rows, columns, metric, console) for columns in parts]
+    parts = [quality + COST] if fits(_table(rows, quality + COST, metric, console), console) else [quality, COST]
+    return [
+        table
+        for columns in parts
+        for table in fitted(columns, lambda some: _table(rows, some, metric, console), console)
+    ]
+
+
+def kinds_of(rows: Sequence[SweepRow]) -> str:
+    """What stands in brackets behind a quality: an interval, or the range of a few prompts."""
+    kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
+    return "range" if kinds and kinds <= {"range", "no scatter"} else "95%"
 
 
 def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
     table = plain_table(console)
     table.add_column("strategy", no_wrap=True, style="bold")
     for column in columns:
-        table.add_column(column.heading.format(metric=metric), justify="right", no_wrap=True, vertical="top")
+        heading_text = column.heading.format(metric=metric, kind=kinds_of(rows))
+        table.add_column(heading_text, justify="right", no_wrap=True, vertical="top")
     several = len({row.temperature for row in rows}) > 1
     for row in rows:
         name = heading(row.strategy, False) + (f"\nT = {row.temperature:g}" if several else "")
-        table.add_row(name, *(column.cell(row) for column in columns))
+        table.add_row(Text(name), *(column.cell(row) for column in columns))
     return table
 
 
@@ -104,7 +116,7 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 def _difference(row: SweepRow) -> str:
     if row.quality_vs_target is None or row.strategy == "target":
         return number(None)
-    bounds = row.quality_vs_target_interval
+    bounds = None if row.quality_vs_target_interval_kind == "no scatter" else row.quality_vs_target_interval
     text = f"{row.quality_vs_target:+.3f}"
     return text if bounds is None else f"{text} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
 
@@ -119,5 +131,5 @@ def sweep_csv(rows: Sequence[SweepRow]) -> str:
             record |= {f"{name}_low": low, f"{name}_high": high}
     writer = csv.DictWriter(buffer, fieldnames=list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(map(for_spreadsheets, records))
     return buffer.getvalue()

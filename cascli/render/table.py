@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cascli.comparison import Percentiles, Row
-from cascli.render.console import plain_table
+from cascli.render.console import fits, fitted, plain_table
 from cascli.render.marks import heading
 from cascli.render.numbers import number, seconds, size, tv, yes_no
-
-WIDE = 124
 
 
 class Column(NamedTuple):
@@ -95,11 +94,11 @@ TIMES = [
 
 
 def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> list[Table]:
-    """The tables to print, one below the other; `verbose` adds one of times and costs."""
-    parts = [COST + LAW] if console.width >= WIDE else [COST, LAW]
+    """The tables to print, one below the other; `verbose` adds one of times and costs. No number is ever cut."""
+    parts = [COST + LAW] if fits(_table(rows, COST + LAW, console), console) else [COST, LAW]
     if verbose:
         parts.append(TIMES)
-    return [_table(rows, columns, console) for columns in parts]
+    return [table for columns in parts for table in fitted(columns, lambda some: _table(rows, some, console), console)]
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
@@ -108,5 +107,5 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> 
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
     for row in rows:
-        table.add_row(_name(row), *(column.cell(row) for column in columns))
+        table.add_row(Text(_name(row)), *(column.cell(row) for column in columns))
     return table

@@ -55,8 +55,8 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
 
 
 def _ascii(text: str) -> str:
-    for fancy, plain in (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)"), ("␣", "_")):
-        text = text.replace(fancy, plain)
+    for fancy, simple in (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)"), ("␣", "_")):
+        text = text.replace(fancy, simple)
     return text.encode("ascii", "replace").decode()
 
 
@@ -78,7 +78,7 @@ def _table(runs: Sequence[Run], painter: _Painter, width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=True, header_style="bold")
     table.add_column("#", justify="right", style="dim", width=INDEX_WIDTH - 1)
     for run in runs:
-        table.add_column(_heading(run), width=column, no_wrap=False, overflow="fold")
+        table.add_column(Text(_heading(run)), width=column, no_wrap=False, overflow="fold")
     columns = [cells(run) for run in runs]
     marks = [painter.divergence(run) for run in runs]
     for i in range(max(map(len, columns))):
@@ -129,9 +129,8 @@ class _Painter:
     def cell(self, cell: Cell, diverges: bool, width: int) -> Text:
         """Gutter, the rejected draft if there was one, and the token."""
         gutter = "≠" if diverges else "┌" if cell.starts_round else " "
-        text = Text(
-            gutter if self._fancy else {"≠": "!", "┌": ">"}.get(gutter, " "), style="bold red" if diverges else "dim"
-        )
+        sign = gutter if self._fancy else {"≠": "!", "┌": ">"}.get(gutter, " ")
+        text = Text.assemble((sign, "bold red" if diverges else "dim"))  # a style of the whole would dim the token too
         room = width - 1
         if cell.rejected is not None:
             struck = self._token(cell.rejected, "rejected", room // 2)

@@ -1,0 +1,202 @@
+"""What reaches the terminal: whole numbers, full colours, and no control sequence of a stranger."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cascli import Pair, Run, generate
+from cascli.cli.errors import reported
+from cascli.comparison import Comparison, Row, repeats_of, summarise
+from cascli.errors import UsageError, plain
+from cascli.render import export
+from cascli.render.comparison import print_comparison
+from cascli.render.console import Screen, _Console
+from cascli.render.marks import is_deferred
+from cascli.render.run import print_run
+from cascli.render.stream import AnswerStream
+from cascli.render.sweep import sweep_csv, sweep_tables
+from cascli.render.table import tables
+from cascli.render.trace import side_by_side
+from cascli.sweep.table import SweepRow
+from cascli.trace import Drafted, Emitted, Round
+
+HOSTILE = ["\x1b]0;title\x07", "\x1b[2J", "\x9b2J", "\x7f", "\x08", "\u202e", "\u2066", "\x00", "[/nope]", "[bold]x"]
+
+
+def console(width: int = 100, *, terminal: bool = True, color: bool = True) -> Console:
+    class Tty(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return terminal
+
+    system = "truecolor" if color and terminal else None
+    return _Console(
+        file=Tty(), width=width, force_terminal=terminal, color_system=system, highlight=False, legacy_windows=False
+    )
+
+
+def screen(width: int = 100, *, terminal: bool = True, color: bool = True, verbose: bool = True) -> Screen:
+    return Screen(
+        console(width, terminal=terminal, color=color), console(width, terminal=terminal, color=color), False, verbose
+    )
+
+
+def printed(view: Screen) -> str:
+    return view.out.file.getvalue() + view.err.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(text_pair: Pair) -> Comparison:
+    ask = {"max_new_tokens": 8, "temperature": 1.0}
+    specs = [
+        "target",
+        "cascade:threshold=-99",
+        "token-cascade:rule=token-v3",
+        "speculative:k=4",
+        "speculative-cascade:rule=opt,k=4",
+    ]
+    repeats = [[[generate(text_pair, "hello", strategy=spec, seed=seed, **ask)] for spec in specs] for seed in range(2)]
+    return Comparison(runs=[runs[0] for runs in repeats[0]], summary=summarise(repeats), repeats=repeats_of(repeats))
+
+
+def wide(row: Row) -> Row:
+    """With the longest numbers there are."""
+    return row.model_copy(
+        update={"speed_vs_target": 12.34, "speed_interval": (10.01, 13.57), "speed_interval_kind": "95%"}
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 119, 120, 121, 124, 129, 140, 160, 200])
+def test_no_number_is_cut(found: Comparison, width: int, terminal: bool) -> None:
+    view = console(width, terminal=terminal)
+    for table in tables([wide(row) for row in found.summary], view, verbose=True):
+        view.print(table)
+    text = view.file.getvalue()
+    assert "\u2026" not in text
+    assert text.count("12.34x (10.01-13.57)") == len(found.summary)
+    for row in found.summary:
+        assert f"{row.ttft.p50 * 1000:.0f} ms" in text or f"{row.ttft.p50 * 1000:.1f} ms" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 139, 140, 200])
+def test_no_number_of_a_sweep_is_cut(width: int) -> None:
+    values = dict.fromkeys(SweepRow.model_fields) | {
+        "strategy": "speculative-cascade:rule=token-v3,alpha=0.3,k=4", "temperature": 0.0, "family": "x", "answers": 20,
+        "errors": 0, "tokens": 9, "quality": 0.555, "quality_interval": (0.44, 0.66), "quality_interval_kind": "95%",
+        "quality_vs_target": -0.111, "quality_vs_target_interval": (-0.22, 0.11), "tokens_per_second": 123.45,
+        "quality_vs_target_interval_kind": "95%", "rejection_rate": 0.789, "log_likelihood": -1.234,
+    }  # fmt: skip
+    view = console(width)
+    for table in sweep_tables([SweepRow.model_validate(values)], "agreement", view):
+        view.print(table)
+    text = re.sub(r"\x1b\[[\d;]*m", "", view.file.getvalue())
+    assert "\u2026" not in text
+    for number in ("0.555 (0.44-0.66)", "-0.111 (-0.22 to +0.11)", "123.45", "0.789", "-1.234"):
+        assert number in text
+
+
+def hostile(run: Run, text: str) -> Run:
+    """A saved run in which everything that a stranger could write is that."""
+    data = run.model_dump(by_alias=True)
+    for step in data["rounds"]:
+        for token in (*step["drafted"], *step["emitted"]):
+            token["text"] = text
+    data |= {"text": text, "prompt": text, "strategy": f"target{text}", "prompt_id": text}
+    data["pair"] |= {"name": text}
+    data["pair"]["draft"] |= {"dtype": text, "source": text}
+    data["environment"] = dict.fromkeys(data["environment"], text)
+    if data["handover"]:
+        data["handover"] |= {"draft_text": text, "score": text}
+    return Run.model_validate(data)
+
+
+def harmless(text: str) -> bool:
+    """Only the colours that cascli itself gives, and no other control character."""
+    return plain(re.sub(r"\x1b\[[\d;]*m", "", text)) == re.sub(r"\x1b\[[\d;]*m", "", text)
+
+
+@pytest.mark.parametrize("color", [True, False])
+@pytest.mark.parametrize("text", HOSTILE, ids=repr)
+def test_no_control_sequence_of_a_stranger_is_printed(found: Comparison, text: str, color: bool) -> None:
+    runs = [hostile(run, f"a{text}b") for run in found.runs]
+    rows = [row.model_copy(update={"strategy": f"target{text}"}) for row in found.summary]
+    views = [screen(color=color) for _ in range(3)]
+    print_comparison(found.model_copy(update={"runs": runs, "summary": rows}), views[0])
+    for run in runs:
+        print_run(run, views[1])
+        stream = AnswerStream(views[2], tentative=False, mixed=True)
+        for step in run.rounds:
+            stream.round(step, [f"a{text}b"] * len(step.emitted))
+        stream.end()
+        views[2].note(text)
+    for view in views:
+        assert harmless(printed(view)), printed(view)
+    if text.startswith("["):
+        assert text in printed(views[0]), "markup is text"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=repr)
+def test_errors_are_harmless_too(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import typer
+
+    def fails() -> None:
+        raise UsageError(f"x.yaml: {text}: unknown")
+
+    with pytest.raises(typer.Exit):
+        reported(fails)()
+    assert harmless(capsys.readouterr().err)
+
+
+def test_a_pipe_gets_the_answer_byte_for_byte() -> None:
+    view = screen(terminal=False)
+    view.write("a\x1b[2J\u202eb")
+    assert view.out.file.getvalue() == "a\x1b[2J\u202eb"
+
+
+def test_tokens_of_a_trace_are_not_dim(found: Comparison) -> None:
+    view = console(160)
+    view.print(side_by_side(found.runs, view))
+    text = view.file.getvalue()
+    styles = {style for style, token in re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b", text) if re.search(r"\w", token)}
+    origins = {"32", "1;33", "36", "34", "35"}
+    assert styles & origins, styles
+    assert not {style for style in styles if style.startswith("2;")}, "dim is for the gutter and the notes"
+
+
+def test_a_token_is_marked_by_what_the_rule_said_of_it() -> None:
+    """Not by how much of the position's mass was turned over."""
+
+    def drafted(deferred: bool) -> Drafted:
+        return Drafted(id=1, text="a", q=0.5, p=0.5, pi=0.5, accept_prob=1.0, accepted=True, deferred=deferred)
+
+    emitted = [Emitted(id=1, text="a", event=event, deferral=mass) for event, mass in
+               (("accepted", 0.1), ("accepted", 0.9), ("bonus", 0.9))]  # fmt: skip
+    step = Round(drafted=[drafted(True), drafted(False)], emitted=emitted)
+    assert [is_deferred(step, place) for place in range(3)] == [True, False, False]
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
+    record = export.for_spreadsheets({"a": "=1+1", "b": "@x", "c": -1.5, "d": "target", "e": "+x", "f": None})
+    assert record == {"a": "'=1+1", "b": "'@x", "c": -1.5, "d": "target", "e": "'+x", "f": None}
+    assert sweep_csv([]).strip() == ""
+
+
+def test_a_result_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, place = tmp_path / "outside", tmp_path / "out" / "a.csv"
+    place.parent.mkdir()
+    outside.write_text("keep")
+    (place.parent / "a.csv.part").symlink_to(outside)
+    export.write(place, "new")
+    assert (place.read_text(), outside.read_text()) == ("new", "keep")
+    assert place.stat().st_mode & 0o777 == (place.parent / "a.csv.part").parent.stat().st_mode & 0o666
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        export.write(place, "newer")
+    assert sorted(each.name for each in place.parent.iterdir()) == ["a.csv", "a.csv.part"]
