@@ -20,7 +20,7 @@ from cascli.sweep import quality, sandbox
 from cascli.sweep.plan import Cell, SweepPlan, load_plan
 from cascli.sweep.records import Header, Record, Records
 from cascli.sweep.table import family, front, rows
-from cascli.sweep.tasks import Problem, exam_of, program
+from cascli.sweep.tasks import Problem, exam_of, programs
 
 EXAMPLES = sorted((pairs_folder() / "sweeps").glob("*.yaml"))
 PLAN = """
@@ -302,42 +302,15 @@ def test_tasks_need_what_their_metric_needs(tmp_path: Path) -> None:
 # ---- code
 
 
-@pytest.mark.parametrize(
-    ("code", "passes"),
-    [
-        ("assert 1 + 1 == 2", True),
-        ("assert 1 + 1 == 3", False),
-        ("raise SystemExit(3)", False),
-        ("exit()", False),
-        ("import os; os._exit(0)", False),
-        ("import _socket; _socket.socket()", False),
-        ("import socket; socket.socket()", False),
-        ("import subprocess; subprocess.run(['/bin/true'], check=True)", False),
-        ("open('big', 'wb').write(b'0' * 10**7)", False),
-        ("x = bytearray(3 * 10**9)", False),
-        ("def", False),
-    ],
-)
-def test_code_is_run_within_limits(code: str, passes: bool) -> None:
-    if os.geteuid() == 0 and "subprocess" in code:
-        pytest.skip("the limit of processes does not bind root")
-    assert sandbox.passes(code) is passes
-
-
-def test_endless_code_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 0)
-    assert not sandbox.passes("while True: pass")
-
-
 def test_answers_become_programs() -> None:
     problem = Problem(
         "p", "ask", "def double(x):\n    '''Twice x.'''\n", "double", "def check(f):\n    assert f(2) == 4\n"
     )
     whole = "Sure!\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
     body = "```python\n    return 2 * x\n```"
-    assert sandbox.passes(program(problem, whole))
-    assert sandbox.passes(program(problem, body))
-    assert not sandbox.passes(program(problem, "```python\ndef double(x):\n    return x\n```"))
+    wrong = "```python\ndef double(x):\n    return x\n```"
+    for text, passes in ((whole, True), (body, True), (wrong, False)):
+        assert sandbox.passes(*programs(problem, text), problem.entry_point) is passes
 
 
 def test_humaneval_asks_before_running_code(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ import typer
 from cascli.cli import common
 from cascli.cli.executors import Kind, executor_of
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import UsageError
+from cascli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from cascli.jobs.sweep import Executor
@@ -47,6 +48,10 @@ def command(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run the code that models write (humaneval).")
     ] = False,
+    unsafe_code_execution: Annotated[
+        bool,
+        typer.Option("--unsafe-code-execution", help="The same where no wall can be had around it."),
+    ] = False,
     executor: Annotated[
         Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
     ] = Kind.LOCAL,
@@ -76,12 +81,28 @@ def command(
         if executor is Kind.RAY:
             raise UsageError("--replay runs in this process: leave out --executor ray.")
         _replay(plan, exam, settings, folder)
-    elif exam.metric == "pass@1" and not allow_code_execution:
-        raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
     else:
+        if exam.metric == "pass@1":
+            exam = _allowed(exam, settings, allow=allow_code_execution, unsafe=unsafe_code_execution)
         records, header, done = _open(plan, exam, settings, folder, resume=resume, anyway=anyway)
         with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
             _run(chosen, plan, exam, settings, records, header, done)
+
+
+def _allowed(exam: Exam, settings: common.Plan, *, allow: bool, unsafe: bool) -> Exam:
+    """The exam, if the code that it runs may be run here.
+
+    Raises:
+        UsageError: nobody has allowed it, or it cannot be walled off here.
+    """
+    from cascli.sweep import sandbox
+
+    if not (allow or unsafe):
+        raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
+    warning = sandbox.check(unsafe=unsafe)
+    if warning is not None:
+        settings.screen.err.print(warning, style="bold red", markup=False)
+    return replace(exam, unsafe=warning is not None)
 
 
 def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) -> None:
@@ -123,6 +144,7 @@ def _open(
     plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path, *, resume: bool, anyway: bool
 ) -> tuple[Records, Header, Done]:
     """The folder of the results, before anything is loaded."""
+    from cascli.sweep import sandbox
     from cascli.sweep.records import Header, Records
 
     records = Records(folder)
@@ -132,6 +154,7 @@ def _open(
         plan=plan,
         metric=exam.metric,
         command=_command(),
+        environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if exam.unsafe else {},
         asked=exam.asked() | {"pair": pair} | ({"compile": "yes"} if settings.settings.compile else {}),
     )
     return records, header, records.open(header, resume=resume, anyway=anyway)
@@ -160,7 +183,7 @@ def _run(
         else:
             budgets = _matched(executor, plan.match, settings)
             header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})
-    header = header.model_copy(update={"environment": about})
+    header = header.model_copy(update={"environment": header.environment | about})
     records.write_header(header)
     plan = with_strategies(plan, header.added())
     try:
@@ -169,6 +192,8 @@ def _run(
     finally:
         # Also what an interrupted sweep has got is shown and written.
         finish(records, header, settings.screen, as_json=bool(settings.settings.json_output))
+    if done and all(record.error is not None for record in done.values()):
+        raise RunError("every answer of the sweep failed; records.jsonl has the reasons.")
 
 
 def _judged(executor: Executor, settings: common.Plan, k: int) -> list[Judged]:
@@ -210,6 +235,10 @@ def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = 
         print(f'{{"schema":"cascli.sweep-table/1","metric":"{header.metric}","rows":[{body}]}}')
     else:
         screen.out.print(Group(*sweep_tables(found, header.metric, screen.out)))
+    failed = sum(row.errors for row in found)
+    if failed:
+        first = next(record for record in records.read() if record.error is not None)
+        screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
     screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
 
 

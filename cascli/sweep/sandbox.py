@@ -1,62 +1,137 @@
-"""Run a model's code in a process of its own: little time, memory and disk, one process, no network.
+"""Whether a model's code passes tests: both run behind walls, in two processes that know nothing of each other.
 
-This keeps accidents small; it is no prison. Code is run only where the user allows it.
+The answer computes in one; the tests ask it over a pipe from another, and rebuild its results from plain values, so
+that no object, frame or exit code of the answer's can speak for it. What such code still can do is in the README.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-SECONDS = 10
-_LIMITS = {"CPU": SECONDS, "AS": 2**30, "FSIZE": 2**20, "NOFILE": 32, "NPROC": 0, "CORE": 0}
-_GUARD = f"""
-import ctypes, resource, socket
-try:
-    # A user and a network namespace of its own, where the system allows it: no interface is up in there.
-    ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000)
-except (OSError, AttributeError):
-    pass
-for kind, limit in {_LIMITS}.items():
-    if hasattr(resource, "RLIMIT_" + kind):
-        resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (limit, limit))
-def refuse(*_, **__):
-    raise OSError("no network here")
-import _socket
-socket.socket = socket.create_connection = _socket.socket = refuse
-"""
-# The code that says "passed" is known to nobody but the caller: a program that ends itself early has not passed.
-_RUN = """
-import os
-end = os._exit
-exec(compile({program!r}, 'answer', 'exec'), {{'__name__': 'answer'}})
-end({code})
-"""
+from cascli.errors import UsageError
+from cascli.sweep import guard
+
+SECONDS = guard.SECONDS + 2
 
 
-def passes(program: str) -> bool:
-    """Whether a program runs to its end, in time, and without an error."""
-    code = random.SystemRandom().randint(64, 250)
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _GUARD + _RUN.format(program=program, code=code)],
-            cwd=folder,
-            env={"PATH": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+@cache
+def missing_walls() -> dict[str, str]:
+    """The walls that this system does not give, with the reasons; empty where all stand."""
+    try:
+        done = subprocess.run([*_python(), "probe"], capture_output=True, timeout=30, cwd="/", env={})
+        return dict(json.loads(done.stdout))
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return dict.fromkeys(guard.WALLS, str(error) or type(error).__name__)
+
+
+def check(*, unsafe: bool) -> str | None:
+    """Refuse to run code without walls; what does not hold, in words, if it is to run all the same.
+
+    Raises:
+        UsageError: a wall is missing, and `unsafe` was not said.
+    """
+    missing = missing_walls()
+    if not missing:
+        return None
+    what = "; ".join(f"{name} ({why})" for name, why in missing.items())
+    if not unsafe:
+        raise UsageError(
+            f"generated code cannot be walled off here: {what}.\n"
+            "Use Linux 5.13 or newer with Landlock and seccomp, or say --unsafe-code-execution to run it all the same."
         )
+    return f"generated code runs WITHOUT a wall around {what}: it can do what you can"
+
+
+def passes(answer: str, tests: str, name: str, *, unsafe: bool = False) -> bool:
+    """Whether the function `name` that `answer` defines passes the `check` that `tests` define, in time.
+
+    Whatever goes wrong, here or there, is "no".
+    """
+    try:
+        return _passes(answer, tests, name, "!" if unsafe else "")
+    except (OSError, ValueError, MemoryError):
+        return False
+
+
+def _passes(answer: str, tests: str, name: str, mark: str) -> bool:
+    ends: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
-            return process.wait(timeout=SECONDS + 2) == code
-        except subprocess.TimeoutExpired:
-            return False
+            asked, told, verdict = (_pipe(ends) for _ in range(3))
+            for role, text, handles in (
+                ("serve", answer, (asked[0], told[1])),
+                ("judge", tests, (told[0], asked[1], verdict[1])),
+            ):
+                source = _source(text, name)
+                ends.append(source)
+                children.append(_start(f"{role}{mark}", (source, *handles), folder))
+            for end in (*asked, *told, verdict[1]):  # what the children hold, they hold alone
+                os.close(end)
+                ends.remove(end)
+            return _verdict(children[1], verdict[0])
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also what the program left behind
-            process.wait()
+            for child in children:
+                _end(child)
+            for end in ends:
+                with suppress(OSError):
+                    os.close(end)
+
+
+def _verdict(judge: subprocess.Popen[bytes], verdict: int) -> bool:
+    try:
+        code = judge.wait(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return code == 0 and os.read(verdict, 16) == b"passed"
+
+
+def _pipe(ends: list[int]) -> tuple[int, int]:
+    pair = os.pipe()
+    ends.extend(pair)
+    return pair
+
+
+def _source(text: str, name: str) -> int:
+    """A file without a name that holds a program: none is too long for it, and no command line shows it."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the child reads it; closed with the others
+    file.write(json.dumps({"text": text, "name": name}).encode("utf-8", "replace"))
+    file.seek(0)
+    handle = os.dup(file.fileno())
+    file.close()
+    return handle
+
+
+def _start(role: str, handles: tuple[int, ...], folder: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*_python(), role, *map(str, handles)],
+        pass_fds=handles,
+        cwd=folder,
+        env={},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _end(child: subprocess.Popen[Any]) -> None:
+    """End a process and, without walls, what it may have left behind."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _python() -> list[str]:
+    """The interpreter without this environment's packages: the walls leave it Python's own folder to read."""
+    base = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
+    return [str(base), "-I", "-S", str(Path(guard.__file__))]

@@ -38,6 +38,8 @@ class Exam:
 
     metric: str
     problems: Sequence[Problem]
+    unsafe: bool = False
+    """Whether code may run where it cannot be walled off."""
 
     def asked(self) -> dict[str, str]:
         """A hash of every problem by its id, to tell whether a file of prompts has changed."""
@@ -57,7 +59,7 @@ class Exam:
         if self.needs_target:
             return quality.agreement(token_ids, target_ids or [])
         if self.metric == "pass@1":
-            return float(sandbox.passes(program(problem, text)))
+            return float(sandbox.passes(*programs(problem, text), problem.entry_point, unsafe=self.unsafe))
         return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
 
 
@@ -123,12 +125,12 @@ def humaneval(limit: int | None) -> list[Problem]:
     ]
 
 
-def program(problem: Problem, text: str) -> str:
-    """The answer's code, made whole by the problem's own beginning, followed by the tests."""
+def programs(problem: Problem, text: str) -> tuple[str, str]:
+    """The answer's code, made whole by the problem's own beginning; and the tests, after the same beginning."""
     found = _FENCE.search(text)
     code = found[1] if found else text
     start = problem.reference or ""
     # A whole function comes after the problem's imports and helpers, and defines its unfinished one anew.
     whole = f"def {problem.entry_point}" in code
-    code = f"{start}    pass\n\n{code}" if whole else start + code
-    return f"{code}\n\n{problem.tests}\n\ncheck({problem.entry_point})\n"
+    unfinished = f"{start}    pass\n\n"
+    return (unfinished + code if whole else start + code), f"{unfinished}{problem.tests}\n"
