@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cascli import Pair, dists, generate
 from cascli.errors import UsageError
-from cascli.jobs import replay
+from cascli.jobs import replay, sweep_worker
 from cascli.jobs.compare import compare
 from cascli.jobs.generate import converse
-from cascli.jobs.sweep_worker import answer
+from cascli.jobs.sweep_worker import Worker, answers
 from cascli.prompts import Prompt, read_prompts
 from cascli.settings import Settings, resolve
 from cascli.statistics import difference_interval, mean_interval
@@ -20,6 +21,7 @@ from cascli.strategies import parse
 from cascli.sweep.plan import Cell, SweepPlan
 from cascli.sweep.quality import agreement
 from cascli.sweep.tasks import Exam, Problem
+from cascli.sweep.units import Unit
 from cascli.uniforms import Uniforms, seed_of
 
 SETTINGS = resolve(Settings(max_new_tokens=24, temperature=1.0, seed=5))
@@ -79,7 +81,7 @@ def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: py
     plan = SweepPlan(strategies=["target"], temperatures=[1.0], max_new_tokens=24)
     problems = [Problem("a", "hello"), Problem("b", "hello")]
     cell = Cell(strategy="target", temperature=1.0, seed=0)
-    ours, theirs = (answer(text_pair, plan, cell, problem) for problem in problems)
+    [ours], [theirs] = (answers(text_pair, plan, cell, problem) for problem in problems)
     assert ours.token_ids != theirs.token_ids
     asked = []
     monkeypatch.setattr(replay, "decode", lambda pair, strategy, request: asked.append(request) or pytest.fail("stop"))
@@ -87,6 +89,39 @@ def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: py
         with pytest.raises(pytest.fail.Exception):
             replay.record(text_pair, plan, Exam("agreement", [problem]), 2)
     assert [request.prompt_id for request in asked] == ["a", "b"]
+
+
+def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
+    plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[1.0], max_new_tokens=6, likelihood=True)
+    problem = Problem("x", "hello", later=("and then?",))
+    cell = Cell(strategy="speculative:k=2", temperature=1.0, seed=5)
+    runs = answers(text_pair, plan, cell, problem)
+    settings = resolve(Settings(max_new_tokens=6, temperature=1.0, seed=5))
+    wanted = list(converse(text_pair, parse("speculative:k=2"), Prompt(("hello", "and then?"), "x"), settings))
+    assert [run.token_ids for run in runs] == [run.token_ids for run in wanted]
+    [record] = Worker(text_pair, plan, Exam("agreement", [problem])).run([Unit(cell, problem)])
+    assert record.error is None and record.token_ids == [token for run in wanted for token in run.token_ids]
+    assert record.target_calls == sum(run.metrics.target_calls for run in wanted)
+    assert record.tested == sum(run.metrics.num_tested_draft_tokens for run in wanted)
+    assert record.log_likelihood is not None and record.mean_tv == 0
+    assert replay.record(text_pair, plan, Exam("agreement", [problem]), 2).d.q.shape[0] == 12
+
+
+def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its first answer in a process, uncounted, and with a whole block of its own."""
+    asked, right = [], sweep_worker.decode
+
+    def decode(pair: Pair, strategy: Any, request: Any) -> Any:
+        asked.append((strategy.spec, request.max_new_tokens))
+        return right(pair, strategy, request)
+
+    monkeypatch.setattr(sweep_worker, "decode", decode)
+    plan = SweepPlan(strategies=["speculative:k=6"], temperatures=[1.0], max_new_tokens=5)
+    exam = Exam("agreement", [Problem("a", "x"), Problem("b", "y")])
+    worker = Worker(text_pair, plan, exam)
+    cell = Cell(strategy="speculative:k=6", temperature=1.0, seed=0)
+    list(worker.run([Unit(cell, problem) for problem in exam.problems]))
+    assert [n for spec, n in asked if spec == "speculative:k=6"] == [8, 5, 5]
 
 
 def test_prompts_without_an_id_go_by_their_place(tmp_path: Path) -> None:

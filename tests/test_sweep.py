@@ -197,19 +197,19 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
 ) -> None:
     from cascli.jobs import sweep_worker as job
 
-    real = job.answer
+    real = job.answers
 
     def fail(pair, plan, cell, problem):
         if cell.strategy == "draft" and cell.temperature == 1:
             raise RuntimeError("no luck")
         return real(pair, plan, cell, problem)
 
-    monkeypatch.setattr(job, "answer", fail)
+    monkeypatch.setattr(job, "answers", fail)
     out = tmp_path / "out"
     assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
     failed = [record for record in Records(out).read() if record.error]
     assert len(failed) == 6 and failed[0].error == "RuntimeError: no luck"
-    monkeypatch.setattr(job, "answer", real)
+    monkeypatch.setattr(job, "answers", real)
     assert run(str(plan_file), "-o", str(out), "--resume", "-q").exit_code == 0
     assert not [record for record in Records(out).read() if record.error]
 
@@ -224,7 +224,7 @@ def process(plan: Path, out: Path, *more: str) -> subprocess.Popen:
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: Path, kill: signal.Signals) -> None:
-    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 24"))
+    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 96"))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert process(plan_file, whole).wait(timeout=300) == 0
     child = process(plan_file, broken)

@@ -90,18 +90,22 @@ def record(
     for number, problem in enumerate(exam.problems):
         if tell is not None:
             tell(f"{problem.id} at temperature {temperature:g}", number, len(exam.problems))
-        recording = Recording(k=k, see=compact)
-        request = Request(
-            prompt_ids=encode(pair, problem.prompt, Conversation(plan.system), raw=plan.raw),
-            sampling=Sampling(temperature, plan.top_k, plan.top_p),
-            max_new_tokens=plan.max_new_tokens,
-            seed=plan.seeds[0],
-            prompt_id=problem.id,
-            stop=plan.stop,
-        )
-        run = decode(pair, recording, request)
-        for seen, step in zip(recording.seen, run.rounds, strict=True):
-            kept.append(Dists(*(rows[: len(step.emitted)] for rows in seen)))
+        conversation = Conversation(plan.system)
+        for turn, text in enumerate(problem.turns):
+            recording = Recording(k=k, see=compact)
+            request = Request(
+                prompt_ids=encode(pair, text, conversation, raw=plan.raw),
+                sampling=Sampling(temperature, plan.top_k, plan.top_p),
+                max_new_tokens=plan.max_new_tokens,
+                seed=plan.seeds[0],
+                prompt_id=problem.id,
+                turn=turn,
+                stop=plan.stop,
+            )
+            run = decode(pair, recording, request)
+            conversation = conversation.with_answer(text, run.text)
+            for seen, step in zip(recording.seen, run.rounds, strict=True):
+                kept.append(Dists(*(rows[: len(step.emitted)] for rows in seen)))
     return seen_of(Dists(*(torch.cat(parts) for parts in zip(*kept, strict=True))))
 
 

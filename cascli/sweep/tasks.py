@@ -27,9 +27,18 @@ class Problem:
 
     id: str
     prompt: str
+    """The first turn."""
     reference: str | None = None
+    """Of the last one."""
     entry_point: str = ""
     tests: str = ""
+    later: tuple[str, ...] = ()
+    """Turns after the first, each asked with the answers so far before it."""
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """All turns in order."""
+        return (self.prompt, *self.later)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,9 @@ class Exam:
 
     def asked(self) -> dict[str, str]:
         """A hash of every problem by its id, to tell whether a file of prompts has changed."""
-        return {f"problem {each.id}": hashlib.sha256(repr(each).encode()).hexdigest()[:12] for each in self.problems}
+        return {
+            f"problem {each.id}": hashlib.sha256(_identity(each).encode()).hexdigest()[:12] for each in self.problems
+        }
 
     @property
     def needs_target(self) -> bool:
@@ -61,6 +72,13 @@ class Exam:
         if self.metric == "pass@1":
             return float(sandbox.passes(*programs(problem, text), problem.entry_point, unsafe=self.unsafe))
         return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
+
+
+def _identity(problem: Problem) -> str:
+    """What a problem asks and is judged by, as it was written before there were later turns."""
+    said = f"Problem(id={problem.id!r}, prompt={problem.prompt!r}, reference={problem.reference!r},"
+    said += f" entry_point={problem.entry_point!r}, tests={problem.tests!r})"
+    return said + (repr(problem.later) if problem.later else "")
 
 
 def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
@@ -86,7 +104,7 @@ def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
             raise UsageError(
                 f"task: the metric {metric} needs a 'reference' with every prompt (prompt {place} has none)"
             )
-        problems.append(Problem(prompt.id or str(place), prompt.turns[0], reference))
+        problems.append(Problem(prompt.id or str(place), prompt.turns[0], reference, later=prompt.turns[1:]))
     ids = [problem.id for problem in problems]
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice:
