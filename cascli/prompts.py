@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cascli.errors import UsageError
+from cascli.reading import PROMPTS_BYTES, json_of, text_of
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     Raises:
         UsageError: a missing file, a line that is not such an object, no prompt at all, or two of one id.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+    lines = text_of(path, PROMPTS_BYTES, encoding="utf-8-sig").split("\n")
     there = [(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     prompts = [_parse(line, where, place) for place, (line, where) in enumerate(there, 1)]
     if not prompts:
@@ -57,10 +52,7 @@ def builtin() -> list[Prompt]:
 
 
 def _parse(line: str, where: str, place: int) -> Prompt:
-    try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: not JSON: {error.msg}") from None
+    data = json_of(line, where)
     if not isinstance(data, dict) or not ({"prompt", "turns"} & data.keys()):
         raise UsageError(f"{where}: expected an object with 'prompt' or 'turns'")
     turns = data.pop("turns", None) or [data.pop("prompt", None)]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cascli.errors import UsageError, unknown
+from cascli.reading import printed
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
@@ -124,4 +125,4 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
     if problem["type"] == "missing":
         return where, "this key is required"
     message = problem["msg"].removeprefix("Value error, ")
-    return where, f"{message} (got {problem['input']!r})"
+    return where, f"{message} (got {printed(problem['input'])})"

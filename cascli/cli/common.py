@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config
 from cascli.errors import PairWarning, UsageError
 from cascli.prompts import Prompt, builtin, read_prompts
+from cascli.reading import PROMPTS_BYTES, bounded
 from cascli.render.console import Screen, screen
 from cascli.settings import Settings, from_environment, resolve
 
@@ -130,7 +131,7 @@ def prompts(argument: str | None, settings: Settings) -> list[Prompt]:
 
 def _from_stdin() -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8").rstrip("\n")
     except UnicodeDecodeError:
         raise UsageError("stdin is not UTF-8 text.") from None
 

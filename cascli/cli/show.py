@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import UsageError
+from cascli.errors import UsageError, first_line
+from cascli.reading import JSON_BYTES, json_of, text_of
 from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:
+    from cascli.render.console import Screen
     from cascli.trace import Run
 
 NAME = "show"
@@ -31,27 +33,34 @@ def command(
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
-    text = read(file)
+    text = text_of(file, JSON_BYTES)
     kind = schema_of(text, file)
     if settings.json_output:
         print(text.strip())
         return
+    try:
+        _render(text, kind, file, view)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Every part is of its type, but they do not go together: no model was timed, a strategy is missing.
+        raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+
+
+def _render(text: str, kind: str, file: Path, view: Screen) -> None:
     if kind == "cascli.compare/1":
         from cascli.comparison import Comparison
         from cascli.render.comparison import print_comparison
 
         print_comparison(Comparison.from_json(text), view)
-        return
-    if kind == "cascli.bench/1":
+    elif kind == "cascli.bench/1":
         from cascli.bench import Bench
         from cascli.render.bench import print_bench
 
         print_bench(Bench.from_json(text), view)
-        return
-    from cascli.render.run import print_run
+    else:
+        from cascli.render.run import print_run
 
-    for run in runs_in(text, kind, file):
-        print_run(run, view)
+        for run in runs_in(text, kind, file):
+            print_run(run, view)
 
 
 def runs_in(text: str, kind: str, file: Path) -> list[Run]:
@@ -72,20 +81,6 @@ def runs_in(text: str, kind: str, file: Path) -> list[Run]:
         raise UsageError(f"{file}: {error}") from None
 
 
-def read(file: Path) -> str:
-    """The text of a saved file.
-
-    Raises:
-        UsageError: it is missing or not text.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from None
-
-
 def schema_of(text: str, file: Path) -> str:
     """Which of cascli's documents this is.
 
@@ -93,10 +88,7 @@ def schema_of(text: str, file: Path) -> str:
         UsageError: none of them.
     """
     known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1", "cascli.bench/1")
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    document = json_of(text, str(file))
     schema = document.get("schema") if isinstance(document, dict) else None
     # A minor number says that there are more fields; readers of the major one can do without them.
     major = re.sub(r"(/\d+)\.\d+$", r"\1", schema) if isinstance(schema, str) else None

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cascli.config import HubSource
-from cascli.errors import RunError
+from cascli.errors import CascliError, RunError
 from cascli.weights.disk import writing
+from cascli.weights.hub_answers import SECONDS, checked
 from cascli.weights.report import Report
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -44,7 +45,7 @@ def download_snapshot(source: HubSource, report: Report) -> Path:
     """
     from huggingface_hub import constants, snapshot_download
 
-    with _explained(source), writing(Path(constants.HF_HUB_CACHE)):
+    with _explained(source), writing(Path(constants.HF_HUB_CACHE)), checked(source):
         found = snapshot_download(**_files(source), tqdm_class=_reporting(report))
     if not has_model(Path(found)):
         raise RunError(f"{source}: the repository has no config.json with safetensors weights.\nChoose one that has.")
@@ -65,51 +66,71 @@ def has_model(folder: Path) -> bool:
         return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
     except FileNotFoundError:
         return (folder / "model.safetensors").is_file()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
 @contextmanager
 def _explained(source: HubSource) -> Iterator[None]:
+    try:
+        yield
+    except CascliError:
+        raise
+    except Exception as error:
+        said = _said(error, source)
+        if said is None:
+            raise
+        raise RunError(f"{source}: {said}") from None
+
+
+def _said(error: Exception, source: HubSource) -> str | None:
+    """What an error means, and what to do; None for those that are not the hub's."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{source.hub}"
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise RunError(
-            f"{source}: the repository is gated.\nAccept its licence on {page}, run 'hf auth login' and try again."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise RunError(
-            f"{source}: the repository has no revision '{source.revision}'. See {page} for those it has."
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise RunError(
-            f"{source}: no such repository, or it is private. Check 'hub:'; for a private one run 'hf auth login'."
-        ) from None
-    except errors.HFValidationError as error:
-        raise RunError(f"{source}: {_first_line(error)}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise RunError(
-            f"{source}: the hub cannot be reached (or HF_HUB_OFFLINE is set) and the model is not in the hub's cache.\n"
-            f"Run 'hf download {source.hub} --revision {source.revision}' with a network, or give the model as 'path:'."
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise RunError(f"{source}: {_refused(error)}") from None
-    except Exception as error:
-        # The transport library differs between versions of huggingface_hub, and so do its errors.
-        if type(error).__module__.partition(".")[0] not in _TRANSPORTS:
-            raise
-        raise RunError(
-            f"{source}: the connection to the hub broke: {_first_line(error)}\nTry again: what has arrived is kept."
-        ) from None
+    match error:
+        case errors.GatedRepoError():
+            return f"the repository is gated.\nAccept its licence on {page}, run 'hf auth login' and try again."
+        case errors.RevisionNotFoundError():
+            return f"the repository has no revision '{source.revision}'. See {page} for those it has."
+        case errors.RepositoryNotFoundError():
+            return "no such repository, or it is private. Check 'hub:'; for a private one run 'hf auth login'."
+        case errors.HFValidationError():
+            return _first_line(error)
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
+            return _unreached(error, source)
+        case errors.HfHubHTTPError():
+            return _refused(error)
+    # The transport library differs between versions of huggingface_hub, and so do its errors.
+    if type(error).__module__.partition(".")[0] in _TRANSPORTS:
+        return f"the connection to the hub broke: {_first_line(error)}\nTry again: what has arrived is kept."
+    if isinstance(error, ValueError | LookupError | TypeError | AssertionError | AttributeError):
+        return f"the hub's answer makes no sense: {_first_line(error)[:200]}"
+    return None
+
+
+def _unreached(error: Exception, source: HubSource) -> str:
+    """Why there is no answer, where huggingface_hub says only that nothing is in its cache."""
+    from huggingface_hub import errors
+
+    if isinstance(error.__cause__, errors.HfHubHTTPError):
+        return _refused(error.__cause__)
+    if "Timeout" in type(error.__cause__).__name__:
+        return f"the hub has said nothing for {SECONDS} s.\nTry again later."
+    return (
+        "the hub cannot be reached (or HF_HUB_OFFLINE is set) and the model is not in the hub's cache.\n"
+        f"Run 'hf download {source.hub} --revision {source.revision}' with a network, or give the model as 'path:'."
+    )
 
 
 def _refused(error: Any) -> str:
     status = getattr(error.response, "status_code", None)
     if status in {401, 403}:
         return f"the hub refused access ({status}). Log in with 'hf auth login', or check what your token may read."
+    if status == 429:
+        return (
+            "the hub takes no more requests from here for now (429).\nTry again later, or log in with 'hf auth login'."
+        )
     return f"the hub answered with an error: {_first_line(error)}\nTry again later."
 
 

@@ -22,9 +22,10 @@ CONVERTER = 1
 def is_whole(folder: Path) -> bool:
     """Whether `folder` holds a converted model that may be trusted."""
     found = _read(folder)
-    if found.get("schema") != SCHEMA or found.get("converter") != CONVERTER or not found.get("files"):
+    files = found.get("files")
+    if found.get("schema") != SCHEMA or found.get("converter") != CONVERTER or not files:
         return False
-    return all(_size(folder / name) == size for name, size in found["files"].items())
+    return isinstance(files, dict) and all(_size(folder / name) == size for name, size in files.items())
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def _sync(path: Path) -> None:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -8,7 +8,6 @@ sentence.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -18,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import CascliError, ConfigError, RunError, first_line
+from cascli.reading import MEGABYTE, json_of, text_of
 from cascli.weights.home import cache_home
 
 MOST_LAYERS = 1000
 _UNREADABLE = "damaged, or no model this reads:"
 LARGEST = 2**24
 """Of any other size in a config: wider than every model there is by far, and no size that would hang a loader."""
+_CONFIG_BYTES = 64 * MEGABYTE
 _COUNTS = ("layer", "block", "depth")
 _SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
 _TOKENIZER_SECONDS = 60
@@ -46,7 +47,8 @@ def config_of(folder: Path) -> Any:
     from transformers import AutoConfig
 
     with damaged(folder / "config.json"):
-        check_sizes(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        _check_files(folder)
+        check_sizes(json_of(text_of(folder / "config.json", _CONFIG_BYTES), str(folder / "config.json")))
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -111,6 +113,17 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
         reason = first_line(error if isinstance(error, Exception) else Exception("a damaged tokenizer file"))
         name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise RunError(f"{said} {name}{reason[:300]}") from None
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what a loader would wait for, or read without end.
+
+    Raises:
+        RunError: a pipe or a device lies in the folder.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RunError(f"{path}: no regular file, which a model folder has no use for.")
 
 
 def check_sizes(values: Any, where: str = "") -> None:

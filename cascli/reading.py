@@ -1,0 +1,77 @@
+"""Text files that somebody else wrote, read within bounds: regular files, of a size, and of a depth."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cascli.errors import UsageError
+
+MEGABYTE = 1 << 20
+PROMPTS_BYTES = 64 * MEGABYTE
+"""Of a prompt or a file of them: more than any context holds."""
+YAML_BYTES = 4 * MEGABYTE
+JSON_BYTES = 1024 * MEGABYTE
+"""Of saved results, which hold whole traces."""
+# What a shell's <(...) and a pipe are called.
+_PIPES = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+
+
+def text_of(path: Path, most: int, *, encoding: str = "utf-8") -> str:
+    """The text of a file of at most `most` bytes.
+
+    Raises:
+        UsageError: it is missing, no file (a device, or a pipe that nobody may be writing to), too large, or not text.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not str(path).startswith(_PIPES):
+            raise UsageError(f"{path}: cannot be read: it is {'a folder' if path.is_dir() else 'no regular file'}")
+        with path.open("rb") as file:
+            return bounded(file, str(path), most).decode(encoding)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # not text, or a name with a NUL
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+
+def bounded(file: BinaryIO, name: str, most: int) -> bytes:
+    """All of `file`, if that is at most `most` bytes.
+
+    Raises:
+        UsageError: it is more, or has no end.
+    """
+    found = file.read(most + 1)
+    if len(found) > most:
+        raise UsageError(f"{name}: more than {most // MEGABYTE} MB")
+    return found
+
+
+def json_of(text: str | bytes, where: str) -> Any:
+    """The JSON value in `text`.
+
+    Raises:
+        UsageError: it is none, or nested too deeply, or has a number of thousands of digits; `where` is in front.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if error.lineno > 1 else ""
+        raise UsageError(f"{where}{line}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deeply") from None
+    except ValueError as error:  # of digits, or bytes that are no text
+        raise UsageError(f"{where}: not JSON: {str(error).split(';')[0]}") from None
+
+
+def printed(value: object) -> str:
+    """`value` as an error may show it: shortened, however large it is."""
+    shorten = reprlib.Repr()
+    shorten.maxlevel, shorten.maxlist, shorten.maxtuple, shorten.maxdict = 2, 4, 4, 4
+    shorten.maxstring = shorten.maxother = 80
+    try:
+        return shorten.repr(value)
+    except (RecursionError, ValueError):  # a number whose digits Python refuses to print
+        return f"a {type(value).__name__}"

@@ -1,0 +1,156 @@
+"""Small files that stand for a great deal, or are none: every reader says so in a sentence, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cascli.config import PypiSource, load_config, read_yaml
+from cascli.errors import ConfigError, UsageError
+from cascli.prompts import read_prompts
+from cascli.reading import bounded, json_of, printed, text_of
+from cascli.sweep.plan import load_plan
+from cascli.weights.manifest import NAME, is_whole
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def at_once(act: Callable[[], object], kind: type[Exception], match: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(kind, match=match) as caught:
+        act()
+    assert time.monotonic() - start < 10  # a loaded machine; what hangs takes minutes
+    assert len(str(caught.value)) < 400 and len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("load", [read_yaml, load_config, load_plan])
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (BOMB + "draft: *i\nstrategies: *i\n", "more values than"),
+        ("a: &a [*a]\n", "more values than"),
+        ("a: " + "[" * 5000, "nested too deeply|not valid YAML"),
+        ("a: 2001-99-99\n", "not valid YAML: month"),
+        ("a: " + "1" * 5000 + "\n", "not valid YAML: Exceeds the limit"),
+        ("a: !!python/object/apply:os.system [id]\n", "not valid YAML: could not determine"),
+        ("a: \0\n", "not valid YAML"),
+        ("- 1\n", "expected keys"),
+        ("", "expected keys"),
+    ],
+    ids=["bomb", "itself", "deep", "date", "digits", "tag", "nul", "list", "empty"],
+)
+def test_yaml(tmp_path: Path, load: Callable[[Path], object], text: str, match: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    at_once(lambda: load(file), ConfigError, match)
+
+
+def test_an_alias_of_a_large_value_is_printed_short(tmp_path: Path) -> None:
+    """Within the bound on values, but far too long for a message."""
+    file = tmp_path / "x.yaml"
+    file.write_text(BOMB.partition("e:")[0] + "draft: {source: {path: *d}}\ntarget: {source: {path: x}}\n")
+    at_once(lambda: load_config(file), ConfigError, r"draft\.source\.path: .*\.\.\.")
+
+
+def test_what_is_printed_is_short() -> None:
+    value: object = [1]
+    for _ in range(40):
+        value = [value] * 9
+    assert len(printed(value)) < 200 and len(printed("x" * 10**6)) < 200
+    assert printed(10**5000) == "a int" and printed("short") == "'short'"
+    assert len(printed({"k": value, "l": {"m": [value]}})) < 400
+
+
+def test_ranges_are_bounded() -> None:
+    source = PypiSource(pypi="a{1..999999999}==1.0", file="x", sha256="0" * 64)
+    at_once(source.requirements, ConfigError, "more than 999 parts")
+    assert len(PypiSource(pypi="a{1..3}==1.0", file="x", sha256="0" * 64).requirements()) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('{"prompt": "x", "n": ' + "1" * 5000 + "}", r"x\.jsonl:1: not JSON: Exceeds"),
+        ("[" * 100_000, r"x\.jsonl:1: (nested too deeply|not JSON)"),
+        ('{"prompt": 5}', "must be text"),
+        ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "not JSON"),
+    ],
+)
+def test_prompts(tmp_path: Path, line: str, match: str) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(line)
+    at_once(lambda: read_prompts(file), UsageError, match)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    at_once(lambda: read_prompts(pipe), UsageError, "no regular file")
+    at_once(lambda: read_yaml(pipe), ConfigError, "no regular file")
+    at_once(lambda: read_prompts(Path("/dev/zero")), UsageError, "no regular file")
+    at_once(lambda: read_prompts(tmp_path), UsageError, "a folder")
+    at_once(lambda: text_of(tmp_path / "a\0b", 10), UsageError, "cannot be read|no such file")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+def test_a_shells_pipe_is_a_file() -> None:
+    """`--prompts <(head -3 prompts.jsonl)`"""
+    read, write = os.pipe()
+    os.write(write, b'{"prompt": "x"}\n')
+    os.close(write)
+    assert [prompt.turns for prompt in read_prompts(Path(f"/dev/fd/{read}"))] == [("x",)]
+    os.close(read)
+
+
+def test_size_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"12345")
+    assert text_of(file, 5) == "12345"
+    at_once(lambda: text_of(file, 4), UsageError, "more than 0 MB")
+    with Path("/dev/zero").open("rb") as zeros:
+        at_once(lambda: bounded(zeros, "stdin", 1 << 20), UsageError, "stdin: more than 1 MB")
+
+
+def test_json_says_where() -> None:
+    at_once(lambda: json_of('{"a": 1,\n}', "x.json"), UsageError, r"x\.json:2: not JSON")
+    at_once(lambda: json_of(b"\xff\xff", "x.json"), UsageError, r"x\.json: not JSON")
+
+
+def show(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    return subprocess.run([sys.executable, "-m", "cascli", "show", str(file)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"schema": "cascli.run/1", "seed": ' + "1" * 5000 + "}",
+        '{"schema": "cascli.bench/1"}',
+        '{"schema": "cascli.runs/1", "runs": [[]]}',
+        json.dumps({"schema": "cascli.bench/1", "pair": "x", "models": {}, "steps": [], "environment": {}}),
+    ],
+)
+def test_show(tmp_path: Path, text: str) -> None:
+    ended = show(tmp_path, text)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) <= 2
+    assert "unexpected" not in ended.stderr and "x.json" in ended.stderr + "x.json"
+
+
+@pytest.mark.parametrize("text", ['{"files": ["a"]}', "[]", "[" * 100_000, '{"files": {"a": "b"}}', '{"files": 5}'])
+def test_a_damaged_manifest_is_made_again(tmp_path: Path, text: str) -> None:
+    found = json.loads(text) if text.startswith("{") else None
+    whole = {"schema": "cascli.weights/1", "converter": 1, **found} if found else None
+    (tmp_path / NAME).write_text(json.dumps(whole) if whole else text)
+    assert not is_whole(tmp_path)

@@ -1,0 +1,141 @@
+"""A hub that lies: nothing is written outside the cache, every refusal is a sentence, and none is waited for long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMIT = "a" * 40
+FILES = {"config.json": b"{}", "model.safetensors": b"12345678"}
+UP = "../../../../../../../../.."
+
+
+class Hub:
+    """What is answered; each part may be made hostile."""
+
+    def __init__(self) -> None:
+        self.commit, self.header, self.tag = COMMIT, COMMIT, ""
+        self.names = list(FILES)
+        self.status, self.silent, self.body = 200, False, None
+
+    def describe(self) -> Any:
+        return {"id": "some/model", "sha": self.commit, "siblings": [{"rfilename": name} for name in self.names]}
+
+    def tree(self) -> Any:
+        return [
+            {"type": "file", "path": name, "size": len(FILES.get(name, b"x")), "oid": "b" * 40} for name in self.names
+        ]
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[Hub, str]]:
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            if state.silent:
+                threading.Event().wait(20)
+            if state.status != 200:
+                return self.give(state.status, b"no", "text/plain")
+            if self.path.startswith("/api/"):
+                found = state.tree() if "/tree/" in self.path else state.describe()
+                return self.give(200, state.body or json.dumps(found).encode(), "application/json")
+            name = self.path.rpartition("/")[2]
+            return self.give(200, FILES.get(name, b"x"), "application/octet-stream")
+
+        def give(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            if not self.path.startswith("/api/"):
+                self.send_header("X-Repo-Commit", state.header)
+                self.send_header("ETag", f'"{state.tag or hashlib.sha1(body).hexdigest()}"')
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield state, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def pull(address: str, home: Path, more: str = "") -> subprocess.CompletedProcess[str]:
+    """A pull in a process of its own, since huggingface_hub reads its settings when it is imported."""
+    code = f"""
+from cascli.weights import hub_answers
+{more}
+from cascli.config import HubSource
+from cascli.weights.store import pull
+from cascli.errors import RunError
+try:
+    print(pull(HubSource(hub="some/model")))
+except RunError as error:
+    print("refused:", error)
+"""
+    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home / "a/b/c/hf"), "HF_HUB_DISABLE_XET": "1"}
+    env.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+
+
+def strangers(home: Path) -> list[str]:
+    """Files that lie outside the hub's cache."""
+    inside = home / "a/b/c/hf"
+    return [str(path) for path in home.rglob("*") if path.is_file() and not path.is_relative_to(inside)]
+
+
+def test_an_honest_hub_is_believed(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    ended = pull(hub[1], tmp_path)
+    folder = Path(ended.stdout.strip())
+    assert folder.name == COMMIT and (folder / "model.safetensors").read_bytes() == b"12345678", ended.stderr
+
+
+HOSTILE: list[tuple[str, Callable[[Hub], None], str]] = [
+    ("commit", lambda hub: setattr(hub, "commit", UP + "/out"), "commit id"),
+    ("commit of a file", lambda hub: setattr(hub, "header", UP + "/out"), "commit id"),
+    ("etag", lambda hub: setattr(hub, "tag", UP + "/out"), "etag"),
+    ("file name", lambda hub: hub.names.append(UP + "/x.json"), "would lie elsewhere"),
+    ("absolute name", lambda hub: hub.names.append("/tmp/x.json"), "would lie elsewhere"),
+    ("name of another system", lambda hub: hub.names.append("..\\..\\x.json"), "would lie elsewhere"),
+    ("no list", lambda hub: setattr(hub, "body", b'[{"path": 5}]'), "would lie elsewhere|makes no sense"),
+    ("no JSON", lambda hub: setattr(hub, "body", b"{"), "makes no sense"),
+    ("forbidden", lambda hub: setattr(hub, "status", 403), r"refused access \(403\)"),
+    ("too many", lambda hub: setattr(hub, "status", 429), r"no more requests.*\(429\)"),
+    ("broken", lambda hub: setattr(hub, "status", 500), "answered with an error: .*500"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "message"), HOSTILE, ids=[name for name, _, _ in HOSTILE])
+def test_a_lying_hub_is_refused_in_a_sentence(
+    hub: tuple[Hub, str], tmp_path: Path, name: str, spoil: Callable[[Hub], None], message: str
+) -> None:
+    import re
+
+    spoil(hub[0])
+    ended = pull(hub[1], tmp_path)
+    assert ended.stdout.startswith("refused: hub:some/model@main: "), ended.stdout + ended.stderr
+    assert re.search(message, ended.stdout), ended.stdout
+    assert len(ended.stdout.splitlines()) <= 2
+    assert strangers(tmp_path) == []
+
+
+def test_a_silent_hub_is_given_up(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    hub[0].silent = True
+    ended = pull(hub[1], tmp_path, more="hub_answers.SECONDS = 1")
+    assert "refused" in ended.stdout and "Try again" in ended.stdout, ended.stdout + ended.stderr
