@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cascli import rules
-from cascli.audit import joint, law, numerics, parity, rounds, tables, tokens
+from cascli.audit import files, joint, law, numerics, parity, rounds, tables, tokens
 from cascli.audit.report import Audit, Check, skipped
 from cascli.chat import encode
+from cascli.config import PairConfig
 from cascli.engine import environment
 from cascli.models.pair import Pair
 from cascli.prompts import builtin
@@ -47,6 +48,7 @@ def audit(
     *,
     quick: bool = False,
     tell: Callable[[str], None] = lambda _: None,
+    config: PairConfig | None = None,
 ) -> Audit:
     """Check a pair on this machine.
 
@@ -55,12 +57,13 @@ def audit(
         strategies: whose laws to check; by default all kinds.
         quick: a smaller sample of everything.
         tell: told what is being checked.
+        config: where the pair came from, to check its files too.
     """
     start = time.perf_counter()
     effort = QUICK if quick else FULL
     if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
         effort = replace(effort, runs=effort.runs // 3)
-    checks = list(_checks(pair, strategies, effort, tell))
+    checks = [*(files.files(config) if config else ()), *_checks(pair, strategies, effort, tell)]
     return Audit(
         pair=pair.info,
         passed=all(check.status != "fail" for check in checks),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,11 +10,16 @@ from cascli.cli import complete
 from cascli.cli.common import pair_name
 from cascli.cli.options import Flags, with_shared
 from cascli.config import RandomSource, load_config
+from cascli.errors import CheckFailed
 from cascli.render.console import screen
 from cascli.settings import from_environment, resolve
 
+if TYPE_CHECKING:
+    from cascli.config import Source
+    from cascli.render.console import Screen
+
 NAME = "pull"
-EXAMPLE = "Example: cascli pull qwen2.5-coder"
+EXAMPLE = "Example: cascli pull qwen2.5-coder[bold] · [/]cascli pull --check"
 
 
 @with_shared("offline", "quiet", "color")
@@ -24,6 +29,9 @@ def command(
         typer.Argument(help="Pair name or YAML file; without one the default pair.", autocompletion=complete.pairs),
     ] = None,
     *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fetch nothing: read what is there and compare it with its sha256.")
+    ] = False,
     flags: Flags,
 ) -> None:
     """Fetch and convert a pair's weights, with progress; interrupted pulls go on where they were."""
@@ -37,6 +45,31 @@ def command(
         if isinstance(model.source, RandomSource):
             view.note(f"{role}: random weights, nothing to fetch")
             continue
+        if check:
+            _check(role, model.source, view)
+            continue
         with Progress(view, f"{role}: {model.source}") as progress:
             folder = store.pull(model.source, progress.report, offline=bool(settings.offline))
         view.note(f"{role}: {folder}")
+
+
+def _check(role: str, source: Source, view: Screen) -> None:
+    """Compare what is on the disk with what was fetched.
+
+    Raises:
+        CheckFailed: a file has changed.
+        RunError: nothing is there.
+    """
+    from cascli.weights import store
+
+    found = store.changed(source)
+    folder = store.locate(source)
+    if found:
+        raise CheckFailed(
+            f"{role}: {folder}: changed since it was fetched: {', '.join(found)}.\n"
+            "Remove the folder and run 'cascli pull' again."
+        )
+    if found is None:
+        view.note(f"{role}: {folder}: nobody kept its sha256 (a folder of your own, or made by an older cascli)")
+    else:
+        view.note(f"{role}: {folder}: as it was fetched")

@@ -40,7 +40,7 @@ def command(
     with Progress(plan.screen, "verifying", counted=True) as progress:
         from cascli.audit import audit
 
-        found = audit(pair, chosen or None, quick=quick, tell=progress.say)
+        found = audit(pair, chosen or None, quick=quick, tell=progress.say, config=plan.config)
     if plan.settings.json_output:
         print(found.to_json())
     elif not plan.screen.quiet:

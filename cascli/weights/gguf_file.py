@@ -1,4 +1,4 @@
-"""A reader of GGUF headers: metadata as Python values, tensors as views of the mapped file.
+"""A reader of GGUF headers: metadata as Python values, tensors as places in the file.
 
 The header is walked once with `struct`; 300,000 strings take a third of a second, where the stock
 reader keeps a NumPy array for each and takes 15 seconds. No tensor byte is read before it is asked for.
@@ -28,12 +28,40 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 
 class TensorInfo(NamedTuple):
-    """One tensor: `shape` in torch order, `data` its bytes as a read-only uint8 view `[rows, bytes per row]`."""
+    """One tensor: `shape` in torch order, and where its `rows` of `width` bytes lie in `path`."""
 
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
-    data: NDArray[np.uint8]
+    path: Path
+    start: int
+    rows: int
+    width: int
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """All bytes, read-only: `[rows, width]`."""
+        return self.read(0, self.rows)
+
+    def read(self, first: int, last: int) -> NDArray[np.uint8]:
+        """The bytes of some rows, read-only: `[last - first, width]`.
+
+        They are read, not mapped: a mapped file that somebody cuts short ends the process.
+
+        Raises:
+            RunError: the file ends before.
+        """
+        wanted = (last - first) * self.width
+        with self.path.open("rb") as file:
+            file.seek(self.start + first * self.width)
+            found = file.read(wanted)
+        if len(found) < wanted:
+            raise RunError(f"{self.path}: was cut short while it was read.\nFetch the file again.")
+        return np.frombuffer(found, np.uint8).reshape(last - first, self.width)
+
+    def by_rows(self, rows: int) -> TensorInfo:
+        """The same bytes as another number of rows."""
+        return self._replace(rows=rows, width=self.rows * self.width // rows)
 
 
 class GgufFile:
@@ -46,11 +74,11 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._buffer = _mapped(path)
         self._at = 4
         try:
-            self.metadata, entries = self._header()
-            self.tensors = {entry[0]: self._tensor(*entry) for entry in entries}
+            with _mapped(path) as self._buffer:
+                self.metadata, entries = self._header()
+                self.tensors = {entry[0]: self._tensor(*entry) for entry in entries}
         except (struct.error, UnicodeDecodeError, _CutShort) as error:
             raise RunError(
                 f"{path}: damaged or cut short at byte {self._at}: {error}.\nFetch the file again."
@@ -102,8 +130,7 @@ class GgufFile:
         start, width = self._data_start + offset, columns // block * size
         if start + rows * width > len(self._buffer):
             raise _CutShort(f"tensor {name} ends {start + rows * width - len(self._buffer):,} bytes after the file")
-        data = np.frombuffer(self._buffer, np.uint8, rows * width, start).reshape(rows, width)
-        return TensorInfo(name, shape, kind, data)
+        return TensorInfo(name, shape, kind, self.path, start, rows, width)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

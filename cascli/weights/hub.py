@@ -16,9 +16,11 @@ from cascli.config import HubSource
 from cascli.errors import CascliError, RunError
 from cascli.weights.disk import writing
 from cascli.weights.hub_answers import SECONDS, checked
+from cascli.weights.manifest import sha256_of
 from cascli.weights.report import Report
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_SHA256_DIGITS = 64
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 _UNWANTED = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "runs/*", "checkpoint-*"]
 
@@ -68,6 +70,13 @@ def has_model(folder: Path) -> bool:
         return (folder / "model.safetensors").is_file()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def changed(folder: Path) -> list[str]:
+    """The files of a snapshot whose content is not what the hub's cache names it by, which for weights is a sha256."""
+    named = {path: path.resolve().name for path in sorted(folder.rglob("*")) if path.is_symlink()}
+    known = {path: name for path, name in named.items() if len(name) == _SHA256_DIGITS}
+    return [path.relative_to(folder).as_posix() for path, name in known.items() if sha256_of(path) != name]
 
 
 @contextmanager

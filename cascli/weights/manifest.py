@@ -5,6 +5,7 @@ Valid means: this schema and converter version, and every listed file there with
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,20 @@ def is_whole(folder: Path) -> bool:
     if found.get("schema") != SCHEMA or found.get("converter") != CONVERTER or not files:
         return False
     return isinstance(files, dict) and all(_size(folder / name) == size for name, size in files.items())
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed(folder: Path) -> list[str] | None:
+    """The files that are no longer what was written; None if an older version kept no sha256."""
+    wanted = _read(folder).get("sha256_of_files")
+    if not isinstance(wanted, dict) or not wanted:
+        return None
+    return [name for name, sha in sorted(wanted.items()) if sha256_of(folder / name) != sha]
 
 
 @contextmanager
@@ -51,7 +66,8 @@ def replacing(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
 def _seal(folder: Path, about: dict[str, Any]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    manifest = {"schema": SCHEMA, "converter": CONVERTER, **about, "files": sizes}
+    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    manifest = {"schema": SCHEMA, "converter": CONVERTER, **about, "files": sizes, "sha256_of_files": hashes}
     (folder / NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for path in (*files, folder / NAME, folder):
         _sync(path)

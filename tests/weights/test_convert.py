@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,6 +208,23 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(RunError, match=r"about 0\.1 GB are needed and 0\.0 GB are free"):
         convert(gguf, tmp_path / "model")
     assert list(tmp_path.iterdir()) == [gguf]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_a_file_that_is_cut_while_it_is_converted_is_told(family, tmp_path, monkeypatch):
+    """A mapped file would end the process with SIGBUS."""
+    path = Tiny(family=family).write(tmp_path / "tiny.gguf")
+    header, opened = tensors._write_header, []
+
+    def cut(*arguments):
+        opened.append(path.stat().st_size)
+        os.truncate(path, opened[0] // 2)
+        return header(*arguments)
+
+    monkeypatch.setattr(tensors, "_write_header", cut)
+    with pytest.raises(RunError, match="was cut short while it was read"):
+        convert(path, tmp_path / "out")
+    assert opened and not (tmp_path / "out").exists()
 
 
 def test_only_a_whole_folder_is_trusted(tmp_path):

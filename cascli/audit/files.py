@@ -1,0 +1,22 @@
+"""Whether the weights on the disk are still those that were fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cascli.audit.report import Check, judged, skipped
+from cascli.config import PairConfig, RandomSource
+from cascli.weights import store
+
+
+def files(config: PairConfig) -> Iterator[Check]:
+    """Read every file of both models, and compare it with its sha256 where one was kept."""
+    for role, model in (("draft", config.draft), ("target", config.target)):
+        if isinstance(model.source, RandomSource):
+            yield skipped("weights", role, "random weights lie on no disk")
+            continue
+        changed = store.changed(model.source)
+        if changed is None:
+            yield skipped("weights", role, "nobody kept the sha256 of these files")
+        else:
+            yield judged("weights", role, len(changed), 0, 0.0, ", ".join(changed))
