@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.reading import YAML_BYTES, printed, text_of
+from cascli.files import YAML_BYTES, printed, text_of
 from cascli.settings import Dtype, Settings, first_problem
 
 DEFAULT_PAIR = "qwen2.5-coder"

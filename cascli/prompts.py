@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import UsageError
-from cascli.reading import PROMPTS_BYTES, json_of, text_of
+from cascli.files import PROMPTS_BYTES, json_of, text_of
 
 
 @dataclass(frozen=True)

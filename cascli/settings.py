@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cascli.errors import UsageError, unknown
-from cascli.reading import printed
+from cascli.files import printed
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"

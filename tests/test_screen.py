@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cascli import Pair, Run, generate
+from cascli import Pair, Run, files, generate
 from cascli.cli.errors import reported
 from cascli.comparison import Comparison, Row, repeats_of, summarise
 from cascli.errors import UsageError, plain
@@ -193,10 +193,10 @@ def test_a_result_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pyte
     place.parent.mkdir()
     outside.write_text("keep")
     (place.parent / "a.csv.part").symlink_to(outside)
-    export.write(place, "new")
+    files.write(place, "new")
     assert (place.read_text(), outside.read_text()) == ("new", "keep")
     assert place.stat().st_mode & 0o777 == (place.parent / "a.csv.part").parent.stat().st_mode & 0o666
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
-        export.write(place, "newer")
+        files.write(place, "newer")
     assert sorted(each.name for each in place.parent.iterdir()) == ["a.csv", "a.csv.part"]

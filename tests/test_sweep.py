@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from cascli.cli.app import app
 from cascli.config import pairs_folder
-from cascli.errors import ConfigError, UsageError
+from cascli.errors import ConfigError, RunError, UsageError
 from cascli.sweep import quality, sandbox
 from cascli.sweep.plan import Cell, SweepPlan, load_plan
 from cascli.sweep.records import Header, Record, Records
@@ -214,17 +215,87 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
     assert not [record for record in Records(out).read() if record.error]
 
 
+def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Records(out).alone():
+        other = run(str(plan_file), "-o", str(out))
+    assert other.exit_code == 2 and "another sweep is at work here" in other.stderr
+    assert not (out / "records.jsonl").exists()
+    assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
+
+
+def test_answers_that_nothing_speaks_for_are_refused(plan_file: Path, tmp_path: Path) -> None:
+    """Without sweep.json nobody knows how many tokens they were to have, or of which pair."""
+    out = tmp_path / "out"
+    assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
+    (out / "sweep.json").unlink()
+    for flags in ([], ["--resume"]):
+        refused = run(str(plan_file), "-o", str(out), *flags)
+        assert refused.exit_code == 2 and "no sweep.json that says of what" in refused.stderr
+    assert run(str(plan_file), "-o", str(out), "--resume", "--anyway", "-q").exit_code == 0
+    (out / "sweep.json").write_text('{"schema": "cascli.sweep/1", "fingerprint": 5}')
+    damaged = run(str(plan_file), "-o", str(out), "--resume")
+    assert damaged.exit_code == 2 and len(damaged.stderr.splitlines()) <= 2 and "damaged" in damaged.stderr
+
+
+def test_answers_of_an_unknown_strategy_are_told_at_the_start(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
+    lines = (out / "records.jsonl").read_text()
+    (out / "records.jsonl").write_text(lines.replace('"strategy":"draft"', '"strategy":"removed"', 1))
+    monkeypatch.setattr("cascli.models.load.load_pair", lambda *_, **__: pytest.fail("loads the pair first"))
+    refused = run(str(plan_file), "-o", str(out), "--resume")
+    assert refused.exit_code == 2 and "unknown strategy 'removed'" in refused.stderr
+
+
+def test_answers_that_are_removed_meanwhile_end_the_sweep(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    record = Record(cell=Cell(strategy="draft", temperature=0, seed=1), problem="1")
+    records.add(record)
+    records.file.unlink()
+    with pytest.raises(RunError, match="was removed while the sweep went on"):
+        records.add(record)
+
+
+def test_rows_are_in_the_plans_order_whoever_was_first(plan_file: Path, tmp_path: Path) -> None:
+    plan, out = load_plan(plan_file), tmp_path / "out"
+    assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
+    records = list(Records(out).read())
+    wanted = list(dict.fromkeys((cell.strategy, cell.temperature) for cell in plan.cells()))
+    assert [(row.strategy, row.temperature) for row in rows(reversed(records), plan)] == wanted
+    assert rows(reversed(records), plan) == rows(records, plan)
+
+
+def test_a_picture_that_cannot_be_written_hides_no_table(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "quality-cost.svg")
+
+    monkeypatch.setattr("cascli.files.write", full)
+    ended = run(str(plan_file), "-o", str(tmp_path / "out"))
+    assert ended.exit_code == 3 and "no space left" in ended.stderr
+    assert "speculative" in ended.stdout
+
+
 def process(plan: Path, out: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "cascli", "sweep", str(plan), "-o", str(out), "-q", *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: Path, kill: signal.Signals) -> None:
-    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 96"))
+    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 24"))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert process(plan_file, whole).wait(timeout=300) == 0
     child = process(plan_file, broken)

@@ -53,6 +53,32 @@ def plain(records: Records) -> list[Record]:
     return sorted(found, key=lambda record: record.key)
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
+    """Its calls never end; as long as a machine is there, the wait goes on."""
+    from cascli.jobs.sweep_ray import RayExecutor
+
+    looks = []
+
+    class Ray:
+        def wait(self, calls: list, num_returns: int, timeout: float | None) -> tuple[list, list]:
+            assert timeout is not None
+            looks.append(timeout)
+            return (calls, []) if len(looks) == 3 else ([], calls)
+
+        def nodes(self) -> list[dict[str, bool]]:
+            return [{"Alive": False}, {"Alive": alive}]
+
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._ray, executor._why = Ray(), "why"
+    if alive:
+        assert executor._first_of(["call"], patient=True) == "call"
+        assert len(looks) == 3
+    else:
+        with pytest.raises(RunError, match="all workers of the sweep were lost"):
+            executor._first_of(["call"], patient=True)
+
+
 @pytest.mark.slow
 def test_placement_changes_nothing_and_resume_goes_on(plan_file: Path, tmp_path: Path, address: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"

@@ -165,6 +165,7 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
     found = Audit.model_validate_json(run.stdout)
     assert found.passed
     assert {check.kind for check in found.checks} == {
+        "weights",
         "tokenizer",
         "cache",
         "block",

@@ -55,7 +55,7 @@ def command(
     flags: Flags,
 ) -> None:
     """Measure a pair's speed: steps by block and context, c, v(k), bandwidth, and what speculation can gain."""
-    from cascli.render import export
+    from cascli import files
     from cascli.render.bench import print_bench
 
     plan = common.plan(flags)
@@ -84,7 +84,7 @@ def command(
         print_bench(found, plan.screen)
     plan.note_recordings(pair)
     if plan.settings.output:
-        export.write(Path(plan.settings.output), found.to_json(indent=1) + "\n")
+        files.write(Path(plan.settings.output), found.to_json(indent=1) + "\n")
         plan.screen.note(f"wrote {plan.settings.output}")
     if plot is not None:
         from cascli.render.plots import plot_bench

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config
 from cascli.errors import PairWarning, UsageError
+from cascli.files import PROMPTS_BYTES, bounded
 from cascli.prompts import Prompt, builtin, read_prompts
-from cascli.reading import PROMPTS_BYTES, bounded
 from cascli.render.console import Screen, screen
 from cascli.settings import Settings, from_environment, resolve
 
@@ -35,7 +35,15 @@ class Plan:
     """From a flag or the environment; without one each model's own entry in the pair's file decides."""
 
     def load(self) -> Pair:
-        """Load the pair, with progress on stderr.
+        """Load the pair as the settings say, with progress on stderr.
+
+        Raises:
+            RunError: weights, memory or device are not to be had.
+        """
+        return self.load_as(self.settings.device, self.dtype)
+
+    def load_as(self, device: str | None, dtype: str | None) -> Pair:
+        """Load the pair on a device, and print what its user would want to know; no dtype is the pair's own.
 
         Raises:
             RunError: weights, memory or device are not to be had.
@@ -52,8 +60,8 @@ class Plan:
             quiet_libraries()
             pair = load_pair(
                 self.config,
-                device=self.settings.device,
-                dtype=self.dtype,
+                device=device,
+                dtype=dtype,
                 offline=self.settings.offline,
                 cuda_graphs=self.settings.cuda_graphs,
                 compile=self.settings.compile,

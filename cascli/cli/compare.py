@@ -50,6 +50,7 @@ def command(
     flags: Flags,
 ) -> None:
     """Compare strategies on the same prompts: a table, then who wrote which token, side by side."""
+    from cascli import files
     from cascli.comparison import DEFAULT_STRATEGIES
     from cascli.render import export
     from cascli.render.comparison import print_explanation
@@ -68,7 +69,7 @@ def command(
     else:
         print_explanation(found, plan.screen)
     if output:
-        export.write(output, as_file(found, output.suffix))
+        files.write(output, as_file(found, output.suffix))
         plan.screen.note(f"wrote {output}")
     plan.note_recordings(pair)
     if not whole:

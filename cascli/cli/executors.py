@@ -12,7 +12,6 @@ from cascli.cli import common
 if TYPE_CHECKING:
     from cascli.config import PairConfig
     from cascli.jobs.sweep import Executor
-    from cascli.models.pair import Pair
     from cascli.sweep.plan import SweepPlan
     from cascli.sweep.tasks import Exam
 
@@ -32,7 +31,7 @@ def executor_of(
     if kind is Kind.LOCAL:
         from cascli.jobs.sweep_worker import Worker
 
-        yield Worker(_load(plan, settings), plan, exam)
+        yield Worker(settings.load_as(plan.device, plan.chosen_dtype), plan, exam)
         return
     from cascli.jobs.sweep_ray import RayExecutor
 
@@ -46,19 +45,3 @@ def _config(settings: common.Plan) -> PairConfig:
     steps = {key: getattr(settings.settings, key) for key in ("cuda_graphs", "compile")}
     defaults = settings.config.defaults.model_copy(update=steps)
     return settings.config.model_copy(update={"defaults": defaults})
-
-
-def _load(plan: SweepPlan, settings: common.Plan) -> Pair:
-    from cascli.cli.progress import Progress
-
-    with Progress(settings.screen, f"loading {plan.pair}") as progress:
-        from cascli.models.load import load_pair
-
-        common.quiet_libraries()
-        return load_pair(
-            _config(settings),
-            device=plan.device,
-            dtype=plan.chosen_dtype,
-            offline=settings.settings.offline,
-            report=progress.report,
-        )

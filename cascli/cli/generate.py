@@ -87,6 +87,7 @@ def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -
 
 def _deliver(plan: common.Plan, runs: list[Run]) -> None:
     """Print JSON if it was asked for, and write the output file."""
+    from cascli import files
     from cascli.render import export
 
     text = runs[0].to_json() if len(runs) == 1 else export.several(runs)
@@ -94,5 +95,5 @@ def _deliver(plan: common.Plan, runs: list[Run]) -> None:
         print(text)
     if plan.settings.output:
         path = Path(plan.settings.output)
-        export.write(path, text + "\n" if path.suffix == ".json" else "\n".join(run.text for run in runs) + "\n")
+        files.write(path, text + "\n" if path.suffix == ".json" else "\n".join(run.text for run in runs) + "\n")
         plan.screen.note(f"wrote {path}")

@@ -11,7 +11,7 @@ import typer
 
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError, first_line
-from cascli.reading import JSON_BYTES, json_of, text_of
+from cascli.files import JSON_BYTES, json_of, text_of
 from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shlex
 import sys
 from dataclasses import replace
@@ -65,6 +66,7 @@ def command(
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
     from cascli.sweep.plan import load_plan
+    from cascli.sweep.records import Records
     from cascli.sweep.tasks import exam_of
 
     plan = load_plan(file)
@@ -84,9 +86,10 @@ def command(
     else:
         if exam.metric == "pass@1":
             exam = _allowed(exam, settings, allow=allow_code_execution, unsafe=unsafe_code_execution)
-        records, header, done = _open(plan, exam, settings, folder, resume=resume, anyway=anyway)
-        with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
-            _run(chosen, plan, exam, settings, records, header, done)
+        with Records(folder).alone():
+            records, header, done = _open(plan, exam, settings, folder, resume=resume, anyway=anyway)
+            with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
+                _run(chosen, plan, exam, settings, records, header, done)
 
 
 def _allowed(exam: Exam, settings: common.Plan, *, allow: bool, unsafe: bool) -> Exam:
@@ -107,7 +110,7 @@ def _allowed(exam: Exam, settings: common.Plan, *, allow: bool, unsafe: bool) ->
 
 def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) -> None:
     """Judge all rules and alphas, print a part of it, and write all."""
-    from cascli.render.export import write
+    from cascli.files import write
     from cascli.render.sweep import judged_csv, judged_table
 
     k = plan.match.k if plan.match else REPLAY_K
@@ -219,17 +222,15 @@ def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = 
     """Write table, picture and report from the records, and print the table."""
     from rich.console import Group
 
-    from cascli.render.export import write
+    from cascli.files import write
     from cascli.render.sweep import sweep_csv, sweep_tables
     from cascli.render.sweep_report import report
+    from cascli.sweep.plan import with_strategies
     from cascli.sweep.table import rows
 
-    found = rows(records.read())
+    found = rows(records.read(), with_strategies(header.plan, header.added()))
     if not found:
         return
-    svg = _picture(found, header.metric, records.folder / "quality-cost.svg")
-    write(records.folder / "results.csv", sweep_csv(found))
-    write(records.folder / "report.html", report(header, found, svg))
     if as_json:
         body = ",".join(row.model_dump_json() for row in found)
         print(f'{{"schema":"cascli.sweep-table/1","metric":"{header.metric}","rows":[{body}]}}')
@@ -239,18 +240,25 @@ def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = 
     if failed:
         first = next(record for record in records.read() if record.error is not None)
         screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
+    # After the table: a disk that is full now hides no result.
+    svg = _picture(found, header.metric, records.folder / "quality-cost.svg")
+    write(records.folder / "results.csv", sweep_csv(found))
+    write(records.folder / "report.html", report(header, found, svg))
     screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
 
 
 def _picture(found: list, metric: str, path: Path) -> str | None:
     """Draw the plot, if matplotlib is there, and return its text."""
+    from cascli.files import write
     from cascli.render.sweep_plot import plot_sweep
 
+    drawing = io.StringIO()
     try:
-        plot_sweep(found, metric, path)
+        plot_sweep(found, metric, drawing)
     except UsageError:
         return None
-    return path.read_text(encoding="utf-8")
+    write(path, drawing.getvalue())
+    return drawing.getvalue()
 
 
 def _command() -> str:

@@ -28,6 +28,7 @@ def command(
     """Check that this pair on this machine follows the laws it claims; exit 1 if it does not."""
     from pathlib import Path
 
+    from cascli import files
     from cascli.cli.progress import Progress
     from cascli.render import export
     from cascli.render.audit import audit_table, verdict
@@ -46,7 +47,7 @@ def command(
     elif not plan.screen.quiet:
         plan.screen.out.print(audit_table(found.checks, plan.screen.out))
     if plan.settings.output:
-        export.write(Path(plan.settings.output), found.to_json() + "\n")
+        files.write(Path(plan.settings.output), found.to_json() + "\n")
     if not found.passed:
         raise CheckFailed(verdict(found))
     plan.screen.note(verdict(found))

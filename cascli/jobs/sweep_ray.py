@@ -26,6 +26,8 @@ from cascli.sweep.units import Unit, by_prompt
 MOST_TRIES = 3
 """How often a unit is begun before its loss is recorded as its error."""
 START_SECONDS = 1800
+LOOK_SECONDS = 60
+"""Between two looks at whether there is still a machine."""
 """How long a worker may take to fetch and load the pair."""
 
 
@@ -204,9 +206,12 @@ class RayExecutor:
 
     def _first_of(self, calls: list[Any], *, patient: bool) -> Any:
         """The first call that ends; a cluster on which none goes on gets as long as a start may take."""
-        ready, _ = (
-            self._ray.wait(calls, num_returns=1, timeout=None if patient else START_SECONDS) if calls else ([], [])
-        )
+        ready: list[Any] = []
+        while calls and not ready:
+            # Not without a limit: a call to a machine that is gone does not always end.
+            ready, _ = self._ray.wait(calls, num_returns=1, timeout=LOOK_SECONDS if patient else START_SECONDS)
+            if not patient or not any(node["Alive"] for node in self._ray.nodes()):
+                break
         if not ready:
             raise RunError(
                 f"all workers of the sweep were lost; --resume goes on with what is there. {self._why}".strip()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,23 +69,3 @@ def for_spreadsheets(record: Mapping[str, object]) -> dict[str, object]:
         key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
         for key, value in record.items()
     }
-
-
-def write(path: Path, text: str) -> None:
-    """Write a result file so that a crash leaves the old file or the new one, never half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """What this process keeps from files that it makes; it can only be read by setting it."""
-    found = os.umask(0)
-    os.umask(found)
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from cascli.render.plots import pyplot
 from cascli.strategies import parse
@@ -57,7 +57,7 @@ def curves(rows: Sequence[SweepRow]) -> list[Curve]:
     return found
 
 
-def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path) -> None:
+def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path | TextIO) -> None:
     """Draw a PNG or SVG with one panel a cost."""
     plt = pyplot()
     figure, panels = plt.subplots(1, len(PANELS), figsize=(14, 4.6), layout="constrained", sharey=True)
@@ -71,7 +71,7 @@ def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path) -> None:
         labels = dict(zip(names, handles, strict=True)) | labels
     panels[0].set_ylabel(f"{metric} ({_kinds(rows)} over prompts)")
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format=None if isinstance(path, Path) else "svg")
     plt.close(figure)
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cascli.errors import UsageError
+from cascli.errors import RunError, UsageError
+from cascli.files import write
+from cascli.settings import first_problem
+from cascli.strategies import parse
 from cascli.sweep.judged import Matched, strategies_of
 from cascli.sweep.plan import Cell, SweepPlan
 from cascli.version import __version__
@@ -81,13 +86,37 @@ class Records:
         self.folder = folder
         self.file = folder / "records.jsonl"
         self.head = folder / "sweep.json"
+        self._kept = 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other sweeps out of the folder.
+
+        Raises:
+            UsageError: one is at work there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"{self.folder}: another sweep is at work here; wait, or choose another -o") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def open(self, header: Header, *, resume: bool, anyway: bool) -> dict[tuple[str, str], Record]:
         """Make the folder ready, and return what is there already without an error.
 
         Raises:
-            UsageError: there are results and `resume` was not asked for, or they are of another sweep or version.
+            UsageError: there are results and `resume` was not asked for, they are of another sweep or version, or
+                nothing says of which they are.
         """
+        if not self.head.exists() and self.file.exists() and self.file.stat().st_size and not anyway:
+            raise UsageError(
+                f"{self.folder}: holds answers, but no sweep.json that says of what; choose another -o, or say --anyway"
+            )
         if self.head.exists():
             if not resume and self.file.exists() and self.file.stat().st_size:
                 raise UsageError(f"{self.folder}: holds the results of a sweep; --resume goes on, or choose another -o")
@@ -99,13 +128,18 @@ class Records:
         self._cut_half_a_line()
         if not self.head.exists():
             self.write_header(header)
-        return {record.key: record for record in self.read() if record.error is None}
+        found = list(self.read())
+        for spec in {record.cell.strategy for record in found}:
+            try:
+                parse(spec)
+            except UsageError as error:  # now, and not after hours, when the table is made
+                raise UsageError(f"{self.file}: holds answers of a strategy that this cascli lacks: {error}") from None
+        self._kept = len(found)
+        return {record.key: record for record in found if record.error is None}
 
     def write_header(self, header: Header) -> None:
         """Say what the records are made from."""
-        partial = self.head.with_suffix(".part")
-        partial.write_text(header.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.head)
+        write(self.head, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
 
     def _check(self, header: Header, anyway: bool) -> None:
         found = self.header()
@@ -131,7 +165,10 @@ class Records:
             return Header.model_validate_json(self.head.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"{self.folder}: holds no sweep") from None
-        except (OSError, ValidationError) as error:
+        except ValidationError as error:
+            key, message = first_problem(error, Header.model_fields)
+            raise UsageError(f"{self.head}: damaged: {key or 'document'}: {message}") from None
+        except (OSError, ValueError) as error:
             raise UsageError(f"{self.head}: cannot be read: {error}") from None
 
     def _cut_half_a_line(self) -> None:
@@ -145,7 +182,14 @@ class Records:
                 file.truncate(whole)
 
     def add(self, record: Record) -> None:
-        """Append one line, and see it onto the disk."""
+        """Append one line, and see it onto the disk.
+
+        Raises:
+            RunError: somebody has removed the answers so far.
+        """
+        if self._kept and not self.file.exists():
+            raise RunError(f"{self.file}: was removed while the sweep went on; the answers in it are gone")
+        self._kept += 1
         with self.file.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()
@@ -164,7 +208,7 @@ class Records:
         for number, line in enumerate(self.file.read_bytes().split(b"\n")[:-1], 1):
             try:
                 record = Record.model_validate(json.loads(line))
-            except (ValueError, ValidationError):
+            except (ValueError, RecursionError):
                 raise UsageError(f"{self.file}:{number}: not a record of a sweep") from None
             found[record.key] = record
         yield from found.values()

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from cascli.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
-from cascli.sweep.plan import BASELINE
+from cascli.sweep.plan import BASELINE, SweepPlan
 from cascli.sweep.records import Record
 from cascli.trace import Data
 
@@ -47,11 +47,13 @@ class SweepRow(Data):
     """Mean log-probability of a token of the answers under the target, in nats."""
 
 
-def rows(records: Iterable[Record]) -> list[SweepRow]:
-    """One row a strategy and temperature, in the order in which they first appear."""
-    groups: dict[tuple[str, float], list[Record]] = defaultdict(list)
+def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[SweepRow]:
+    """One row a strategy and temperature, in the plan's order, whoever was done first; without one, as they come."""
+    places = plan.cells() if plan else []
+    groups: dict[tuple[str, float], list[Record]] = {(cell.strategy, cell.temperature): [] for cell in places}
     for record in records:
-        groups[record.cell.strategy, record.cell.temperature].append(record)
+        groups.setdefault((record.cell.strategy, record.cell.temperature), []).append(record)
+    groups = {key: group for key, group in groups.items() if group}
     return [_row(key, group, groups.get((BASELINE, key[1]), [])) for key, group in groups.items()]
 
 

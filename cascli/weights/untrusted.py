@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import CascliError, ConfigError, RunError, first_line
-from cascli.reading import MEGABYTE, json_of, text_of
+from cascli.files import MEGABYTE, json_of, text_of
 from cascli.weights.home import cache_home
 
 MOST_LAYERS = 1000

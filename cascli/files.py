@@ -1,10 +1,12 @@
-"""Text files that somebody else wrote, read within bounds: regular files, of a size, and of a depth."""
+"""The user's files: read within bounds of kind, size and depth, and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,3 +77,32 @@ def printed(value: object) -> str:
         return shorten.repr(value)
     except (RecursionError, ValueError):  # a number whose digits Python refuses to print
         return f"a {type(value).__name__}"
+
+
+def write(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a result file so that a crash leaves the old file or the new one, never half of it.
+
+    Args:
+        path: where; its folder is there.
+        text: what.
+        durable: see it onto the disk, so that a power cut leaves no empty file either.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What this process keeps from files that it makes; it can only be read by setting it."""
+    found = os.umask(0)
+    os.umask(found)
+    return found
