@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-gpu test test-oldest test-quick quality format schema readme clean
+.PHONY: help install demo bench bench-gpu test fuzz test-oldest test-quick quality format schema readme clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ bench-gpu: ## Measure pairs at real shapes on a GPU and run the GPU tests (withi
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+FUZZ_SECONDS ?= 1200
+fuzz: install ## Try changed files on every reader, for twenty minutes (FUZZ_SECONDS); failures are kept in fuzz-failures/
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $$(date +%s) --save fuzz-failures
 
 test-oldest: ## Run the whole test suite on the oldest supported torch and transformers (downloads gigabytes)
 	$(PYTHON) -m venv .venv-oldest

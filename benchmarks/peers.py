@@ -1,7 +1,8 @@
 """cascli beside its peers on one pair: `python -m benchmarks.peers --help`.
 
-Everybody continues the same prompts greedily by the same number of tokens, in turn, prompt by prompt; rates are
-totals over totals, ratios are medians over prompts with bootstrap intervals. The last line is one JSON document.
+Everybody continues the same prompts greedily by the same number of tokens, in turn, prompt by prompt. Rates are totals
+over totals, and so are ratios; beside them stands the median of the prompts' own ratios, with its scatter. The last
+line is one JSON document.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rich.table import Table
 from benchmarks import llama_cpp
 from benchmarks.contestants import Contestant, load_stock, of_cascli, of_transformers
 from benchmarks.machine import facts
+from benchmarks.report import scatter_of
 from cascli import Pair, Run, load_pair
 from cascli.chat import Conversation, encode
 from cascli.explain import account
@@ -202,17 +204,24 @@ def show(document: dict[str, Any]) -> None:
     """The table for people, on stdout before the JSON line."""
     console = Console(width=120)
     table = Table(title=f"{document['processor']}, {document['cores']} cores", box=None)
-    for heading in ("", "tokens/s", "to first", "interval", "to cascli target", "same tokens", "outside models"):
+    for heading in (
+        "",
+        "tokens/s",
+        "to first",
+        "median of prompts",
+        "to cascli target",
+        "same tokens",
+        "outside models",
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in document["rows"]:
-        low, high = row["ratio_to_first"]["interval"] or (float("nan"),) * 2
         other = "" if row["other_share"] is None else f"{row['other_share']:.3f}"
         table.add_row(
             row["name"],
             f"{row['tokens_per_second']:.2f}",
-            f"{row['ratio_to_first']['median']:.2f}x",
-            f"{low:.2f}-{high:.2f}",
-            f"{row['ratio_to_cascli_target']['median']:.2f}x",
+            f"{row['ratio_to_first']['totals']:.2f}x",
+            scatter_of(row["ratio_to_first"]),
+            f"{row['ratio_to_cascli_target']['totals']:.2f}x",
             f"{row['same_tokens_as_cascli_target']}/{len(document['prompts'])}",
             other,
         )

@@ -27,7 +27,7 @@ def _section(found: dict[str, Any], path: Path) -> str:
         f" {len(found['prompts'])} prompts of {found['max_new_tokens']} tokens"
         f" (`benchmarks/results/{path.name}`):",
         "",
-        "| | tokens/s | to the first row | 95% interval | same answers | outside the models |",
+        "| | tokens/s | to the first row | median of prompts | same answers | outside the models |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row, len(found["prompts"])) for row in found["rows"]),
     ]
@@ -40,13 +40,23 @@ def _section(found: dict[str, Any], path: Path) -> str:
 
 def _row(row: dict[str, Any], prompts: int) -> str:
     ratio = row["ratio_to_first"]
-    low, high = ratio["interval"] or (None, None)
-    interval = "" if low is None else f"{low:.2f} to {high:.2f}"
     other = "" if row["other_share"] is None else f"{row['other_share']:.1%}"
     same = f"{row['same_tokens_as_cascli_target']} of {prompts}"
     return (
-        f"| {row['name']} | {row['tokens_per_second']:.2f} | {ratio['median']:.2f}x | {interval} | {same} | {other} |"
+        f"| {row['name']} | {row['tokens_per_second']:.2f} | {ratio['totals']:.2f}x | {scatter_of(ratio)} | {same}"
+        f" | {other} |"
     )
+
+
+def scatter_of(ratio: dict[str, Any]) -> str:
+    """The median of the prompts' own ratios, and how they scatter where a file says by its own word.
+
+    Older files hold bootstrap intervals of four to six prompts, which cover less than they say.
+    """
+    if ratio.get("kind") is None or ratio["interval"] is None:
+        return f"{ratio['median']:.2f}x"
+    low, high = ratio["interval"]
+    return f"{ratio['median']:.2f}x ({ratio['kind']} {low:.2f} to {high:.2f})"
 
 
 def _prediction(each: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ class Answer:
         self._speller = speller
         self._eos_ids = eos_ids
         self._stops = StopStrings(stop)
+        self._stop_ids = speller.markup(stop)
         self._stream = Stream(speller)
         self._limit = limit
         self.rounds: list[Round] = []
@@ -44,11 +45,11 @@ class Answer:
         said, stopped = self._stops.push(self._stream.push(token))
         if token in self._eos_ids:
             self.finish_reason = "eos"
-        elif stopped:
+        elif stopped or token in self._stop_ids:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._limit:
             self.finish_reason = "length"
-        if self.finish_reason in ("eos", "length"):
+        if self.finish_reason is not None and not stopped:
             tail, stopped = self._stops.push(self._stream.flush())
             said += tail + ("" if stopped else self._stops.flush())
             self.finish_reason = "stop" if stopped else self.finish_reason

@@ -41,11 +41,12 @@ class Conversation:
     """What was said so far: pairs of user turn and answer, and the system text if any."""
 
     system: str | None = None
+    """An empty one is one: without any, a template may put in its own."""
     past: tuple[tuple[str, str], ...] = ()
 
     def messages(self, turn: str) -> list[dict[str, str]]:
         """The messages for a chat template, ending with the user's turn."""
-        start = [{"role": "system", "content": self.system}] if self.system else []
+        start = [{"role": "system", "content": self.system}] if self.system is not None else []
         for question, answer in self.past:
             start += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return [*start, {"role": "user", "content": turn}]

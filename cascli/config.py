@@ -91,6 +91,8 @@ class RandomSource(_Strict):
     def _has_model_type(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "model_type" not in value:
             raise ValueError("needs a 'model_type', for example llama")
+        if not isinstance(value["model_type"], str):
+            raise ValueError("'model_type' must be a name, for example llama")
         return value
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,12 @@ class Speller:
         if self._tokenizer is None:
             return "".join(f"<{token}>" for token in ids)
         return self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+    def markup(self, texts: Collection[str]) -> frozenset[int]:
+        """The ids of those texts that are markup (`<|im_end|>`), which no answer's text shows."""
+        special = getattr(self._tokenizer, "all_special_tokens", None) or []
+        found = [text for text in texts if text in special]
+        return frozenset(self._tokenizer.convert_tokens_to_ids(found)) if self._tokenizer and found else frozenset()
 
 
 class Stream:

@@ -239,6 +239,8 @@ def test_devices_and_models_that_cannot_work() -> None:
 def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
     talk = Conversation("be brief", (("a", "b"),))
     assert [m["role"] for m in talk.messages("c")] == ["system", "user", "assistant", "user"]
+    assert Conversation("").messages("c")[0] == {"role": "system", "content": ""}  # not the template's own
+    assert [m["role"] for m in Conversation().messages("c")] == ["user"]
     assert bytes(encode(text_pair, "c", talk)) == b"be brief\na\nb\nc"
 
 

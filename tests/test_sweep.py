@@ -333,6 +333,10 @@ def test_metrics() -> None:
     assert quality.number("so she has 1,440 left", "#### 1440") == 1
     assert quality.number("none", "3") == 0
     assert quality.number("it is 3.0", "3") == 1
+    assert quality.number("5-7", "7") == 1 and quality.number("it is -7", "7") == 0
+    assert quality.number("(-7)", "-7") == 1 and quality.number("(2)-7", "7") == 1
+    assert quality.number("1e5", "100000") == 1 and quality.number("1.5e-3 m", "0.0015") == 1
+    assert quality.number("3 eggs", "3") == 1 and quality.number("12e", "12") == 1
     assert quality.agreement([1, 2, 3, 4], [1, 2, 3, 4]) == 1
     assert quality.agreement([1, 9, 3], [1, 2, 3]) == pytest.approx(2 / 3)
     assert quality.agreement([], []) == 1 and quality.agreement([], [1]) == 0

@@ -90,6 +90,17 @@ def test_a_character_after_many_broken_bytes_is_not_lost() -> None:
         assert "".join(stream.push(byte) for byte in data) + stream.flush() == data.decode(errors="replace")
 
 
+def test_markup_can_be_a_stop_string() -> None:
+    """No text shows it, so its token is looked for."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    stop = tokenizer.convert_tokens_to_ids("<|stop|>")
+    answer = Answer(Speller(tokenizer), set(), ["<|stop|>", "x"], limit=99)
+    _, pieces = answer.add(Round(emitted=[Emitted(id=i, text="", event="target") for i in (104, 0xC3, stop, 105)]))
+    assert answer.finish_reason == "stop" and answer.token_ids == [104, 0xC3, stop]
+    assert "".join(pieces) == answer.text == "h\N{REPLACEMENT CHARACTER}"
+
+
 def test_a_stop_string_that_the_last_token_completes_ends_the_text() -> None:
     answer = Answer(Speller(byte_tokenizer()), {256}, ["\n\N{REPLACEMENT CHARACTER}"], limit=3)
     step = Round(emitted=[Emitted(id=byte, text="", event="target") for byte in b"a\n\xf0"])

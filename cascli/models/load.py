@@ -20,6 +20,7 @@ from transformers import (
 
 from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
 from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
+from cascli.files import printed
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, recorded_rounds
@@ -277,7 +278,11 @@ def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
         found = getattr(target.config.get_text_config(), "eos_token_id", None)
     if found is None and tokenizer is not None:
         found = tokenizer.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])
+    ids = found if isinstance(found, list | tuple | set) else [] if found is None else [found]
+    wrong = next((each for each in ids if not isinstance(each, int)), None)
+    if wrong is not None:
+        raise ConfigError(f"eos_token_id: {printed(found)} is neither an id nor a list of ids")
+    return frozenset(ids)
 
 
 def _context(configs: Any) -> int | None:

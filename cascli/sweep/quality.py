@@ -12,7 +12,8 @@ from cascli.errors import UsageError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# A minus right after a digit or a word is none: "5-7" ends with 7.
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+\b)?")
 
 
 def normalised(text: str) -> str:
@@ -56,7 +57,7 @@ def rouge(answer: str, reference: str) -> float:
 
 
 def bleu(answer: str, reference: str) -> float:
-    """Sentence BLEU of sacrebleu over 100."""
+    """Sentence BLEU of sacrebleu over 100; a mean of it is not the corpus BLEU that papers give."""
     return float(_library("sacrebleu").sentence_bleu(answer, [reference]).score) / 100
 
 
@@ -66,7 +67,10 @@ def chrf(answer: str, reference: str) -> float:
 
 
 def agreement(ours: Sequence[int], theirs: Sequence[int]) -> float:
-    """F-measure of the longest common subsequence of tokens: 1 if the answers are the same."""
+    """F-measure of the longest common subsequence of tokens: 1 if the answers are the same.
+
+    Of greedy answers: at temperature > 0 it is highest for the most peaked distribution, not for the target's.
+    """
     if not ours or not theirs:
         return float(list(ours) == list(theirs))
     row = [0] * (len(theirs) + 1)

@@ -60,7 +60,10 @@ def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
     """
     with damaged(place, "no tokenizer in"):
         try_tokenizer(place / "tokenizer.json")
-        return any_tokenizer(place, local_files_only=offline)
+        tokenizer = any_tokenizer(place, local_files_only=offline)
+        # Values of a wrong type are met when they are first used: here, where the file is known.
+        tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
+        return tokenizer
 
 
 def any_tokenizer(place: Path, **more: Any) -> Any:
