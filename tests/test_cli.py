@@ -352,3 +352,12 @@ def test_streams_that_are_closed_or_full(words: str) -> None:
 def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
     found = closed("generate hi -c nowhere 2>&-")
     assert (found.returncode, found.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
+def test_small_models_take_one_thread_unless_told(wanted: str | None, threads: int) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    env |= {"OMP_NUM_THREADS": wanted} if wanted else {}
+    command = [sys.executable, "-m", "cascli", "generate", "hi", "-c", "tiny-random", "--json", "--max-new-tokens", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert int(json.loads(ended.stdout)["environment"]["threads"]) == threads
