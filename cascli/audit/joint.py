@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from cascli import dists
 from cascli.audit.report import Check, judged, skipped
-from cascli.audit.tables import Text, Tree, path_of, replayed
+from cascli.audit.tables import Text, Tree, replayed
 from cascli.dists import Dists
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
@@ -96,5 +96,5 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
             continue
         law = joint_law(tree, rule, length)
         statistic = deviation(sampled(small, strategy, length, runs), law, runs)
-        detail = f"{runs} runs of {length} tokens, {len(law)} texts; {path_of(pair, tree)}"
+        detail = f"{runs} runs of {length} tokens, {len(law)} texts"
         yield judged("joint law", strategy.spec, statistic, SIGMAS, false_alarm(law, runs), detail)

@@ -45,7 +45,7 @@ def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[C
         if rule is None or "k" not in strategy.params:
             continue
         different = [_differs(pair, tree, rule, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
-        detail = f"{len(different)} rounds of up to {LONGEST} drafts against float64; {path_of(pair, tree)}"
+        detail = f"{len(different)} rounds of up to {LONGEST}; {path_of(pair, tree)}"
         yield judged("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
 
 

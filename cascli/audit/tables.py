@@ -131,5 +131,5 @@ def replayed(pair: Pair, tree: Tree) -> Pair:
 def path_of(pair: Pair, tree: Tree) -> str:
     """What decides the rounds that are audited, in words."""
     precision = str(tree.dtype).removeprefix("torch.")
-    by = "kernels" if kernels.serve(pair.device) else "torch's operations"
-    return f"{pair.device}, {precision} logits, by {by}{'' if pair.compute is None else ', prepared rounds'}"
+    by = "kernels" if kernels.serve(pair.device) else "torch"
+    return f"{pair.device}, {precision}, {by}{'' if pair.compute is None else ', prepared rounds'}"
