@@ -58,13 +58,17 @@ def curves(rows: Sequence[SweepRow]) -> list[Curve]:
 
 
 def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path | TextIO) -> None:
-    """Draw a PNG or SVG with one panel a cost."""
+    """Draw a PNG or SVG with one panel a cost; what no record knows has no panel."""
     plt = pyplot()
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(14, 4.6), layout="constrained", sharey=True)
+    shown = [panel for panel in PANELS if any(getattr(row, panel[0]) is not None for row in rows)] or PANELS[:1]
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=(4.7 * len(shown), 4.6), layout="constrained", sharey=True, squeeze=False
+    )
+    panels = grid[0]
     found = curves(rows)
     looks = _looks(found)
     labels: dict[str, Any] = {}
-    for axes, (field, label) in zip(panels, PANELS, strict=True):
+    for axes, (field, label) in zip(panels, shown, strict=True):
         _panel(axes, found, field, looks)
         axes.set_xlabel(label)
         handles, names = axes.get_legend_handles_labels()
