@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from cascli import Pair, Run, generate, load_pair
 from cascli.cli.app import app
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.models.tokenizer import byte_tokenizer
 from cascli.prompts import read_prompts
 from cascli.render.console import Screen
 from cascli.render.stream import AnswerStream
@@ -213,3 +214,15 @@ def test_sources_of_the_wrong_kind_say_so() -> None:
     for source in ("random", {}, 3):
         with pytest.raises(ConfigError, match=r"pair: draft\.source: needs exactly one of"):
             load_pair(pair(8) | {"draft": {"source": source}})
+
+
+def test_a_pair_of_the_hub_says_which_commit_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch moves: without the commit nobody could load the same weights again."""
+    commit = "c0ffee" + "0" * 34
+    load_pair(pair(300)).target.model.save_pretrained(tmp_path / commit)
+    byte_tokenizer().save_pretrained(tmp_path / commit)
+    monkeypatch.setattr("cascli.weights.hub.cached_snapshot", lambda source: tmp_path / commit)
+    main, pinned = {"source": {"hub": "some/model"}}, {"source": {"hub": "some/model", "revision": commit}}
+    found = load_pair({"draft": main, "target": pinned}, offline=True)
+    assert found.info.draft.source == f"hub:some/model@main#{commit}"
+    assert found.info.target.source == f"hub:some/model@{commit}"

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cascli.config import DEFAULT_PAIR, ModelConfig, PairConfig, RandomSource, load_config
+from cascli.config import DEFAULT_PAIR, HubSource, ModelConfig, PairConfig, RandomSource, load_config
 from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
 from cascli.files import printed
 from cascli.models.cache import check_supported
@@ -169,7 +169,14 @@ def _load(
     keep_caps(module)
     rows = config.get_text_config().vocab_size
     runner, why = choose_runner(module, vocab, device, graphs=graphs, compiler=compiler)
-    return LoadedModel(module, runner, str(model.source), dtype, device, rows, why)
+    return LoadedModel(module, runner, _name(model, folder), dtype, device, rows, why)
+
+
+def _name(model: ModelConfig, folder: Path | None) -> str:
+    """The source, and for one of the hub the commit that was loaded: a branch moves, and results should not."""
+    source = str(model.source)
+    fixed = isinstance(model.source, HubSource) and model.source.revision == getattr(folder, "name", "")
+    return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not fixed else source
 
 
 def _on_cpu(model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str) -> PreTrainedModel:
