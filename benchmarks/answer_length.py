@@ -15,10 +15,10 @@ from typing import Any
 
 from benchmarks.machine import facts
 from cascli import generate, load_pair
+from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
 from cascli.models.pair import Pair
 from cascli.render.plots import pyplot
-from cascli.statistics import median
 from cascli.trace import Run
 
 PROMPT = "Write the history of flight, from Leonardo da Vinci to the Moon, in as many words as you can."

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.contestants import of_transformers
 from cascli import Pair
-from cascli.models.fused_norm import FusedNorm
+from cascli.models.gpu.fused_norm import FusedNorm
 
 _WARM_UP_TOKENS = 8
 
@@ -110,7 +110,7 @@ def _stock_module(module: nn.Module) -> Iterator[None]:
     ours = isinstance(forward, MethodType) and forward.__func__.__code__ is type(module).forward.__code__
     if fused is not None:
         module.__class__ = fused
-    if ours:  # the class's own code with another function in its globals: see `cascli.models.fused_rotation`
+    if ours:  # the class's own code with another function in its globals: see `cascli.models.gpu.fused_rotation`
         del vars(module)["forward"]
     try:
         yield

@@ -20,14 +20,15 @@ from benchmarks import peers
 from benchmarks.beside import transformers_beside
 from benchmarks.gpu_job import Ask
 from benchmarks.gpu_work import work_of
-from cascli import Pair, load_pair, theory
-from cascli.bench import Bench, Replay
+from cascli import Pair, load_pair
+from cascli.analysis import theory
+from cascli.analysis.bench import Bench, Replay
+from cascli.analysis.profile import Profile
 from cascli.chat import Conversation, encode
+from cascli.decoding.memory import peak, process_peak, reset_peak
 from cascli.jobs.bench import bench, replay, replay_context
 from cascli.jobs.profile import blocks_for
-from cascli.memory import peak, process_peak, reset_peak
-from cascli.models.graph_runner import GraphRunner
-from cascli.profile import Profile
+from cascli.models.gpu.graph_runner import GraphRunner
 
 ACCEPTANCES = (0.8, 0.6, 0.9)
 """The one of the table first."""

@@ -23,13 +23,13 @@ from benchmarks.contestants import Contestant, load_stock, of_cascli, of_transfo
 from benchmarks.machine import facts
 from benchmarks.report import scatter_of
 from cascli import Pair, Run, load_pair
+from cascli.analysis.explanation import account
+from cascli.analysis.profile import Profile
+from cascli.analysis.statistics import median, median_interval
 from cascli.chat import Conversation, encode
-from cascli.explain import account
+from cascli.decoding.memory import peak, process_peak
 from cascli.jobs.profile import profile
-from cascli.memory import peak, process_peak
-from cascli.profile import Profile
 from cascli.prompts import builtin
-from cascli.statistics import median, median_interval
 
 WARM_UP_TOKENS = 10
 

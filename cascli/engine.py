@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from cascli import memory
-from cascli.answer import Answer
-from cascli.clock import Clock, Phase
-from cascli.cost import Use, cost_of
+from cascli.analysis.cost import Use, cost_of
+from cascli.analysis.metrics import summarise
+from cascli.decoding import memory
+from cascli.decoding.answer import Answer
+from cascli.decoding.clock import Clock, Phase
+from cascli.decoding.detokenizer import Speller
+from cascli.decoding.session import Lane, RandomNumbers, Session, at_once
 from cascli.errors import RunError, UsageError
-from cascli.metrics import summarise
 from cascli.models.pair import LoadedModel, Pair
-from cascli.sampling import Sampling
-from cascli.session import Lane, RandomNumbers, Session, at_once
+from cascli.sampling.autoregressive import Law
+from cascli.sampling.parameters import Sampling
+from cascli.sampling.uniforms import Uniforms, seed_of
 from cascli.strategies import Strategy
 from cascli.strategies.base import ROLES
-from cascli.text import Speller
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
-from cascli.uniforms import Uniforms, seed_of
 from cascli.version import __version__
-from cascli.writing import Law
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Request:
     sampling: Sampling
     max_new_tokens: int
     seed: int = 0
-    """With `prompt_id` and `turn` it decides the random numbers: see `cascli.uniforms.seed_of`."""
+    """With `prompt_id` and `turn` it decides the random numbers: see `cascli.sampling.uniforms.seed_of`."""
     prompt_id: str = ""
     turn: int = 0
     stop: Sequence[str] = ()

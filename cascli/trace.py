@@ -134,7 +134,7 @@ class Metrics(Data):
     """How many tokens went through the model, the prompt and rejected drafts included."""
     total_flops: float | None = None
     weight_bytes_read: float | None = None
-    """Estimates that do not depend on hardware; see `cascli.cost`."""
+    """Estimates that do not depend on hardware; see `cascli.analysis.cost`."""
 
 
 class ModelInfo(Data):

@@ -27,8 +27,8 @@ from benchmarks import (
 )
 from cascli import load_pair
 from cascli.jobs.profile import blocks_for
-from cascli.models.fused_norm import FusedNorm, use_fused_norms
-from cascli.models.fused_rotation import use_fused_rotation
+from cascli.models.gpu.fused_norm import FusedNorm, use_fused_norms
+from cascli.models.gpu.fused_rotation import use_fused_rotation
 from tests.pairs import ARCHITECTURES, pair
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
-from cascli.models.packed_linear import can_pack
-from cascli.models.row_attention import MOST_ROWS, NAME
+from cascli.models.cpu.packed_linear import can_pack
+from cascli.models.cpu.row_attention import MOST_ROWS, NAME
 from tests.pairs import ARCHITECTURES, float32_by_rows, pair
 
 # Gemma 2 caps its attention logits and keeps transformers' own attention.

@@ -7,15 +7,15 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cascli import generate, load_pair
-from cascli.calls import Calls, Write
 from cascli.errors import RunError
-from cascli.models.capture import Uncaptured
+from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import ASKED, choose_runner
-from cascli.models.compiled import Compiled
-from cascli.models.graph_runner import GraphRunner
+from cascli.models.gpu.capture import Uncaptured
+from cascli.models.gpu.compiled import Compiled
+from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.pair import Pair
-from cascli.sampling import Sampling
-from cascli.writing import Law
+from cascli.sampling.autoregressive import Law
+from cascli.sampling.parameters import Sampling
 from tests.pairs import ARCHITECTURES, pair
 
 

@@ -10,14 +10,15 @@ import threading
 import pytest
 import torch
 
-from cascli import Pair, Run, generate, load_pair, metrics
-from cascli.answer import Answer
+from cascli import Pair, Run, generate, load_pair
+from cascli.analysis import metrics
 from cascli.chat import Conversation, encode
+from cascli.decoding.answer import Answer
+from cascli.decoding.detokenizer import Speller
 from cascli.engine import Decoding, Request
 from cascli.errors import ConfigError, RunError, UsageError
-from cascli.sampling import Sampling
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
-from cascli.text import Speller
 from cascli.trace import Drafted, Emitted, Round
 from tests.pairs import model, pair
 

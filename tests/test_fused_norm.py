@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cascli import load_pair
-from cascli.models.fused_norm import FusedNorm, use_fused_norms
+from cascli.models.gpu.fused_norm import FusedNorm, use_fused_norms
 from tests.pairs import ARCHITECTURES, pair
 
 NORMS = {"gpt_neox": 0, "gpt2": 0, "gemma2": 4 * 4 + 1, "gemma3_text": 6 * 4 + 1, "qwen3": 4 * 2 + 1}

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cascli import load_pair
-from cascli.models import fused_rotation
-from cascli.models.fused_rotation import fused, plain, use_fused_rotation
+from cascli.models.gpu import fused_rotation
+from cascli.models.gpu.fused_rotation import fused, plain, use_fused_rotation
 from tests.pairs import ARCHITECTURES, pair
 
 LAYERS = {"gpt2": 0, "gemma2": 4, "gemma3_text": 4}

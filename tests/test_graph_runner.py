@@ -10,17 +10,17 @@ import torch
 
 from cascli import generate, load_pair, rules
 from cascli.audit.numerics import BLOCK, numerics
-from cascli.calls import Calls, Write
 from cascli.engine import Decoding, Request
-from cascli.models.capture import Recorded
+from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import ASKED, choose_runner, why_eager
-from cascli.models.graph_runner import LONGEST, MOST_LAWS, GraphRunner
+from cascli.models.gpu.capture import Recorded
+from cascli.models.gpu.graph_runner import LONGEST, MOST_LAWS, GraphRunner
+from cascli.models.gpu.static_cache import bucket_for
 from cascli.models.pair import Pair
 from cascli.models.runner import Runner
-from cascli.models.static_cache import bucket_for
-from cascli.sampling import Sampling
+from cascli.sampling.autoregressive import Law, Written, write_by_steps
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
-from cascli.writing import Law, Written, write_by_steps
 from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target
@@ -187,7 +187,7 @@ def test_a_round_is_recorded_once_for_all_texts(taped: Pair) -> None:
 @pytest.fixture
 def by_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model whose attention does not read the length by itself."""
-    monkeypatch.setattr("cascli.models.decode_attention.can_decode", lambda _: False)
+    monkeypatch.setattr("cascli.models.gpu.decode_attention.can_decode", lambda _: False)
 
 
 @pytest.mark.usefixtures("by_buckets")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cascli.jobs import likelihood
-from cascli.jobs.likelihood import log_likelihood
-from cascli.models import row_attention
+from cascli.models.cpu import row_attention
 from cascli.models.pair import Pair
+from cascli.sweep import likelihood
+from cascli.sweep.likelihood import log_likelihood
 from tests.tape import TapeCapture
 
 

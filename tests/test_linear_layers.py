@@ -11,10 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from cascli import load_pair
 from cascli.errors import RunError
-from cascli.models.fit import WideEmbedding
-from cascli.models.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
-from cascli.models.int8_linear import Int8Linear, to_levels
-from cascli.models.packed_linear import DenseLinear, PackedLinear, can_pack
+from cascli.models.cpu.fit import WideEmbedding
+from cascli.models.cpu.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
+from cascli.models.cpu.int8_linear import Int8Linear, to_levels
+from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, float32_by_rows, pair, torch_version
 
 MOST = 15
@@ -195,7 +195,7 @@ def test_packed_layers_are_kept_and_found_again(stored: dict, tmp_path: Path, mo
     def refuse(*_: object) -> None:
         raise AssertionError("packed again")
 
-    monkeypatch.setattr("cascli.models.int8_linear.to_levels", refuse)
+    monkeypatch.setattr("cascli.models.cpu.int8_linear.to_levels", refuse)
     assert torch.equal(logits(stored), first)
 
 
@@ -250,7 +250,7 @@ class Missing(FbgemmWeights):
 
 def test_saturating_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_exact(Saturating) and not is_exact(Missing)
-    monkeypatch.setattr("cascli.models.int8_linear.int8_kernel", lambda: None)
+    monkeypatch.setattr("cascli.models.cpu.int8_linear.int8_kernel", lambda: None)
     with pytest.raises(RunError, match="no exact int8 kernels"):
         load_pair(pair(300), dtype="int8")
 

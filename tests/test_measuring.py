@@ -9,24 +9,25 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import Pair, Run, generate, load_pair, theory
-from cascli.bench import Bench, prospects
-from cascli.comparison import percentiles
-from cascli.cost import Use, cost_of
+from cascli import Pair, Run, generate, load_pair
+from cascli.analysis import theory
+from cascli.analysis.bench import Bench, prospects
+from cascli.analysis.comparison import percentiles
+from cascli.analysis.cost import Use, cost_of
+from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
+from cascli.analysis.profile import Profile, interpolated, timing
+from cascli.analysis.statistics import percentile
 from cascli.errors import UsageError
-from cascli.explain import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
 from cascli.jobs.bench import bench, replay, replay_context
 from cascli.jobs.compare import Repeats, compare
 from cascli.jobs.profile import blocks_for, profile
-from cascli.models.capture import Uncaptured
+from cascli.jobs.synthetic import Synthetic
 from cascli.models.choose_runner import choose_runner
-from cascli.profile import Profile, interpolated, timing
+from cascli.models.gpu.capture import Uncaptured
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.plots import plot_bench
 from cascli.settings import Settings, resolve
-from cascli.statistics import percentile
 from cascli.strategies import parse
-from cascli.strategies._synthetic import Synthetic
 from tests.pairs import ARCHITECTURES, pair, prompts
 
 
@@ -395,7 +396,7 @@ def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
             del run["metrics"][name]
         for role in ("draft", "target"):
             del run["pair"][role]["parameters"]
-    from cascli.comparison import Comparison
+    from cascli.analysis.comparison import Comparison
 
     assert Comparison.from_json(json.dumps(document)).runs[0].metrics.total_flops is None
 

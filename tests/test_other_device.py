@@ -13,14 +13,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cascli import load_pair, rules
-from cascli.calls import Calls, Write
-from cascli.models.capture import Uncaptured
-from cascli.models.graph_runner import GraphRunner
+from cascli.decoding.verification import decide_round
+from cascli.models.calls import Calls, Write
+from cascli.models.gpu.capture import Uncaptured
+from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
-from cascli.sampling import Sampling
-from cascli.strategies._decision import decide_round
-from cascli.writing import Law
+from cascli.sampling.autoregressive import Law
+from cascli.sampling.parameters import Sampling
 from tests.pairs import ARCHITECTURES, pair
 
 ELSEWHERE = torch.device("meta")

@@ -8,21 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import Pair, dists, generate
+from cascli import Pair, generate
+from cascli.analysis.statistics import difference_interval, mean_interval
 from cascli.errors import UsageError
-from cascli.jobs import replay, sweep_worker
 from cascli.jobs.compare import compare
 from cascli.jobs.generate import converse
-from cascli.jobs.sweep_worker import Worker, answers
 from cascli.prompts import Prompt, read_prompts
+from cascli.sampling import distributions
+from cascli.sampling.uniforms import Uniforms, seed_of
 from cascli.settings import Settings, resolve
-from cascli.statistics import difference_interval, mean_interval
 from cascli.strategies import parse
+from cascli.sweep import rule_curves
+from cascli.sweep import worker as module
 from cascli.sweep.plan import Cell, SweepPlan
 from cascli.sweep.quality import agreement
 from cascli.sweep.tasks import Exam, Problem
 from cascli.sweep.units import Unit
-from cascli.uniforms import Uniforms, seed_of
+from cascli.sweep.worker import Worker, answers
 
 SETTINGS = resolve(Settings(max_new_tokens=24, temperature=1.0, seed=5))
 
@@ -84,10 +86,12 @@ def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: py
     [ours], [theirs] = (answers(text_pair, plan, cell, problem) for problem in problems)
     assert ours.token_ids != theirs.token_ids
     asked = []
-    monkeypatch.setattr(replay, "decode", lambda pair, strategy, request: asked.append(request) or pytest.fail("stop"))
+    monkeypatch.setattr(
+        rule_curves, "decode", lambda pair, strategy, request: asked.append(request) or pytest.fail("stop")
+    )
     for problem in problems:
         with pytest.raises(pytest.fail.Exception):
-            replay.record(text_pair, plan, Exam("agreement", [problem]), 2)
+            rule_curves.record(text_pair, plan, Exam("agreement", [problem]), 2)
     assert [request.prompt_id for request in asked] == ["a", "b"]
 
 
@@ -104,18 +108,18 @@ def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
     assert record.target_calls == sum(run.metrics.target_calls for run in wanted)
     assert record.tested == sum(run.metrics.num_tested_draft_tokens for run in wanted)
     assert record.log_likelihood is not None and record.mean_tv == 0
-    assert replay.record(text_pair, plan, Exam("agreement", [problem]), 2).d.q.shape[0] == 12
+    assert rule_curves.record(text_pair, plan, Exam("agreement", [problem]), 2).d.q.shape[0] == 12
 
 
 def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its first answer in a process, uncounted, and with a whole block of its own."""
-    asked, right = [], sweep_worker.decode
+    asked, right = [], module.decode
 
     def decode(pair: Pair, strategy: Any, request: Any) -> Any:
         asked.append((strategy.spec, request.max_new_tokens))
         return right(pair, strategy, request)
 
-    monkeypatch.setattr(sweep_worker, "decode", decode)
+    monkeypatch.setattr(module, "decode", decode)
     plan = SweepPlan(strategies=["speculative:k=6"], temperatures=[1.0], max_new_tokens=5)
     exam = Exam("agreement", [Problem("a", "x"), Problem("b", "y")])
     worker = Worker(text_pair, plan, exam)
@@ -178,7 +182,7 @@ def experiment(prompts: int, repeat: int, *, shared: bool) -> tuple[list[float],
         seed = repeat if shared else seed_of(repeat, str(prompt), 0)
         u = Uniforms(seed, POSITIONS).draw(0, POSITIONS)
         for way in (0, 1):
-            ids = dists.sample(laws[way, prompt], u).tolist()
+            ids = distributions.sample(laws[way, prompt], u).tolist()
             scores[way].append(agreement(ids, best[prompt].tolist()))
     return scores
 

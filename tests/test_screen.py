@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from cascli import Pair, Run, files, generate
+from cascli.analysis.comparison import Comparison, Row, repeats_of, summarise
 from cascli.cli.errors import reported
-from cascli.comparison import Comparison, Row, repeats_of, summarise
 from cascli.errors import UsageError, plain
 from cascli.render import export
 from cascli.render.comparison import print_comparison

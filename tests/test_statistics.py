@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cascli.statistics import Interval, _t_quantile, difference_interval, mean_interval, median_interval
+from cascli.analysis.statistics import Interval, _t_quantile, difference_interval, mean_interval, median_interval
 
 Draw = Callable[[random.Random], float]
 LEAST = 0.90

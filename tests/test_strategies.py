@@ -7,7 +7,7 @@ import pytest
 
 from cascli import rules, strategies
 from cascli.errors import UsageError
-from cascli.strategies._confidence import Confidence, quantile, score
+from cascli.strategies.cascade import Confidence, quantile, score
 
 NAMES = ["cascade", "draft", "speculative", "speculative-cascade", "target", "token-cascade"]
 

@@ -196,7 +196,7 @@ def test_answers_may_hold_any_character(tmp_path: Path) -> None:
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cascli.jobs import sweep_worker as job
+    from cascli.sweep import worker as job
 
     real = job.answers
 
@@ -480,7 +480,7 @@ def test_few_prompts_have_a_range() -> None:
 def test_replay_judges_the_rules_as_runs_do() -> None:
     """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
     from cascli import load_pair
-    from cascli.jobs.replay import judge, record
+    from cascli.sweep.rule_curves import judge, record
     from cascli.sweep.tasks import Exam
     from tests.pairs import pair
 
@@ -504,8 +504,8 @@ def laws(kind: str, width: int, positions: int = 12) -> Any:
     """Flat and peaked laws of two models that agree half-way, at temperature 1 and at another."""
     import torch
 
-    from cascli.dists import Dists, base, warp
-    from cascli.sampling import Sampling
+    from cascli.sampling.distributions import Dists, base, warp
+    from cascli.sampling.parameters import Sampling
 
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(2, positions, width, generator=rng)
@@ -524,7 +524,7 @@ def laws(kind: str, width: int, positions: int = 12) -> Any:
 @pytest.mark.parametrize("kind", ["zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss"])
 def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
     """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
-    from cascli.jobs.replay import HEAD, Seen, compact, judged, keep_rules, seen_of
+    from cascli.sweep.rule_curves import HEAD, Seen, compact, judged, keep_rules, seen_of
 
     full = laws(kind, 20_000)
     small = seen_of(compact(full))
@@ -541,9 +541,9 @@ def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
 
 def test_a_budget_is_searched_over_each_rules_own_range() -> None:
     """From the lossless end, at negative alphas for some rules, to the draft's own; a miss is called one."""
-    from cascli.jobs.replay import Seen, compact, match, seen_of
     from cascli.sweep.judged import strategies_of
     from cascli.sweep.plan import Match
+    from cascli.sweep.rule_curves import Seen, compact, match, seen_of
 
     seen: Seen = seen_of(compact(laws("zipf 1.5", 3000, positions=400)))
     names = ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"]

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import random
 
-from cascli.answer import Answer
+from cascli.decoding.answer import Answer
+from cascli.decoding.detokenizer import Speller, StopStrings, Stream
 from cascli.models.tokenizer import byte_tokenizer
-from cascli.text import Speller, StopStrings, Stream
 from cascli.trace import Emitted, Round
 
 TEXT = "naïve 🙂 日本語, plain\nlines — done"

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from cascli import Pair, theory
-from cascli.explain import explain
+from cascli import Pair
+from cascli.analysis import theory
+from cascli.analysis.explanation import explain
 from cascli.jobs.compare import compare
 from cascli.render.explanation import sentence
 from cascli.settings import Settings, resolve

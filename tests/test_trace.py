@@ -5,10 +5,10 @@ import json
 import pytest
 
 from cascli import Pair, Run, generate
-from cascli.comparison import Comparison, first_divergence
+from cascli.analysis.comparison import Comparison, first_divergence
+from cascli.analysis.metrics import acceptance_histogram, per_position_acceptance
 from cascli.errors import UsageError
 from cascli.jobs.compare import compare
-from cascli.metrics import acceptance_histogram, per_position_acceptance
 from cascli.prompts import Prompt
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse

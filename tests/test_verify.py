@@ -10,13 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cascli import Pair, audit, dists, load_pair, verify
+from cascli import Pair, audit, load_pair
 from cascli.audit import joint, law, numerics, parity, rounds, tables
 from cascli.audit.report import Audit, Check, judged
 from cascli.cli.app import app
-from cascli.models.capture import Recorded, Uncaptured
+from cascli.models.gpu.capture import Recorded, Uncaptured
 from cascli.prompts import builtin
 from cascli.rules.base import Exact
+from cascli.sampling import rejection
 from cascli.strategies import parse
 from tests.pairs import ARCHITECTURES, model, pair
 
@@ -94,14 +95,14 @@ def test_what_prepares_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> 
 
 
 def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "residual", lambda pi, q: pi)
+    monkeypatch.setattr(rejection, "residual", lambda pi, q: pi)
     assert any(check.status == "fail" for check in law.worst_of([tree]))
 
 
 def test_a_wrong_acceptance_fails_the_joint_law(
     text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "acceptance", lambda pi, q, drafted: torch.ones(len(drafted), dtype=pi.dtype))
+    monkeypatch.setattr(rejection, "acceptance", lambda pi, q, drafted: torch.ones(len(drafted), dtype=pi.dtype))
     [check] = joint.joint_laws(text_pair, tree, [parse("speculative:k=2")], RUNS)
     assert check.status == "fail"
 
@@ -135,7 +136,7 @@ def test_parity_names_a_difference_and_judges_it(text_pair: Pair, monkeypatch: p
     [same] = parity.parity(text_pair, prompts, 12, 1e-3)
     assert same.status == "pass"
     assert "no difference" in same.detail
-    monkeypatch.setattr(verify, "acceptance", lambda pi, q, drafted: torch.ones(len(drafted), dtype=pi.dtype))
+    monkeypatch.setattr(rejection, "acceptance", lambda pi, q, drafted: torch.ones(len(drafted), dtype=pi.dtype))
     [other] = parity.parity(text_pair, prompts, 12, 1e-3)
     assert other.status == "fail"
     assert "instead of" in other.detail
@@ -183,14 +184,14 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
 
 def test_a_failed_check_exits_1(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setattr(audit, "QUICK", replace(audit.QUICK, runs=200))
-    clean_env.setattr(verify, "residual", lambda pi, q: pi)
+    clean_env.setattr(rejection, "residual", lambda pi, q: pi)
     run = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick"])
     assert run.exit_code == 1
     assert "failed: law of" in run.stderr
     assert "fail" in run.stdout
 
 
-def test_dists_is_what_the_engine_samples_with() -> None:
+def test_distributions_is_what_the_engine_samples_with() -> None:
     """Planted bugs above replace functions of these modules; the engine must look them up there."""
-    assert verify.dists is dists
+    assert rejection.distributions is joint.distributions
     assert Check.__module__ == "cascli.audit.report"

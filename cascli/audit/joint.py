@@ -10,14 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cascli import dists
 from cascli.audit.report import Check, judged, skipped
 from cascli.audit.tables import Text, Tree, replayed
-from cascli.dists import Dists
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
-from cascli.sampling import Sampling
+from cascli.sampling import distributions
+from cascli.sampling.distributions import Dists
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy
 
 SIGMAS, SLACK = 6.0, 5.0
@@ -32,7 +32,7 @@ def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
 
 
 def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
-    q, p = dists.base(tree.draft[text].unsqueeze(0)), dists.base(tree.target[text].unsqueeze(0))
+    q, p = distributions.base(tree.draft[text].unsqueeze(0)), distributions.base(tree.target[text].unsqueeze(0))
     pi: list[float] = rule.apply(Dists(q, p, q, p)).pi[0].tolist()
     return pi
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascli import dists, rules, verify
+from cascli import rules
 from cascli.audit.report import Check, judged
 from cascli.audit.tables import Text, Tree
-from cascli.dists import Dists
 from cascli.rules.base import Exact, Rule
-from cascli.sampling import Sampling
+from cascli.sampling import distributions, rejection
+from cascli.sampling.distributions import Dists
+from cascli.sampling.parameters import Sampling
 
 BOUND = 1e-12
 ALPHAS = (-0.5, 0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
@@ -30,10 +31,12 @@ def one_step(pi: Tensor, q: Tensor) -> Tensor:
     """The exact law `[n, V]` of the first token of a round at n positions: accepted mass plus residual mass."""
     n, width = q.shape
     tokens = torch.arange(width)
-    keep = torch.stack([verify.acceptance(pi[i].expand(width, -1), q[i].expand(width, -1), tokens) for i in range(n)])
+    keep = torch.stack(
+        [rejection.acceptance(pi[i].expand(width, -1), q[i].expand(width, -1), tokens) for i in range(n)]
+    )
     kept = torch.where(q > 0, q * keep, torch.zeros_like(q))
     rejected = (q - kept).sum(dim=-1, keepdim=True)
-    return kept + rejected * verify.residual(pi, q)
+    return kept + rejected * rejection.residual(pi, q)
 
 
 def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
@@ -53,8 +56,8 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
     draft, target = (torch.cat([torch.stack(list(table.values())) for table in tables]) for tables in _tables(trees))
     for name, rule in all_rules(names):
         for sampling in SAMPLINGS:
-            q, p = dists.warp(draft, sampling), dists.warp(target, sampling)
-            pi = rule.apply(Dists(q, p, dists.base(draft), dists.base(target))).pi
+            q, p = distributions.warp(draft, sampling), distributions.warp(target, sampling)
+            pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target))).pi
             error = float((one_step(pi, q) - pi).abs().max())
             worst[name] = max(worst.get(name, 0.0), error)
     for name, error in worst.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cascli.audit.report import Check, judged
-from cascli.calls import Calls
+from cascli.models.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
 
 BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from cascli.analysis.comparison import first_divergence
 from cascli.audit.report import Check
 from cascli.chat import encode
-from cascli.comparison import first_divergence
+from cascli.decoding.detokenizer import Speller
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
-from cascli.sampling import Sampling
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
-from cascli.text import Speller
 from cascli.trace import Run
 
 TIE = 1e-6

@@ -14,18 +14,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cascli import dists
 from cascli.audit.joint import rule_of
 from cascli.audit.report import Check, judged
 from cascli.audit.tables import Tree, path_of
+from cascli.decoding.session import at_once
+from cascli.decoding.verification import Facts, decide_round, plain_round
 from cascli.models.pair import Pair
 from cascli.rules.base import Rule
-from cascli.sampling import Sampling
-from cascli.session import at_once
+from cascli.sampling import distributions
+from cascli.sampling.autoregressive import Law
+from cascli.sampling.parameters import Sampling
+from cascli.sampling.uniforms import Uniforms
 from cascli.strategies import Strategy
-from cascli.strategies._decision import Facts, decide_round, plain_round
-from cascli.uniforms import Uniforms
-from cascli.writing import Law
 
 LONGEST = 8
 SEEDS = 10
@@ -53,7 +53,14 @@ def drawn_together(tree: Tree) -> Tree:
     """The tree with the target's logits as far on the way from the draft's as leaves most drafts accepted."""
     draft, target = (torch.stack([table[text] for text in tree.target]) for table in (tree.draft, tree.target))
     share = 1.0
-    while float(dists.total_variation(dists.base(_between(draft, target, share)), dists.base(draft)).mean()) > HALF_WAY:
+    while (
+        float(
+            distributions.total_variation(
+                distributions.base(_between(draft, target, share)), distributions.base(draft)
+            ).mean()
+        )
+        > HALF_WAY
+    ):
         share /= 1.5
     rows = _between(draft, target, share).to(tree.dtype).double()
     return replace(tree, target=dict(zip(tree.target, rows, strict=True)))
@@ -74,7 +81,7 @@ def _differs(pair: Pair, tree: Tree, rule: Rule, n: int, seed: int) -> bool:
 
     def given(draft: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         q, q1 = (each[:known] for each in law(draft))
-        return target, dists.sample(q[:n], u[0].to(q.device)), q, q1, *(each.to(q.device) for each in u[1:])
+        return target, distributions.sample(q[:n], u[0].to(q.device)), q, q1, *(each.to(q.device) for each in u[1:])
 
     compute = pair.compute or at_once if rule.recordable else at_once
     here = given(draft.to(pair.device), target.to(pair.device))

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cascli import kernels
-from cascli.calls import Calls
+from cascli.models.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
-from cascli.writing import Law
+from cascli.sampling.autoregressive import Law
 
 Text = tuple[int, ...]
 

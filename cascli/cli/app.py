@@ -43,17 +43,17 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    help="Compare decoding strategies for a draft and a target language model.\n\n"
+    "A cascade lets the small model answer when it is confident. Speculative decoding lets it write ahead while the"
+    " large model checks. A speculative cascade checks by a more lenient rule, and trades quality against cost."
+)
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Compare decoding strategies for a draft and a target language model.
-
-    A cascade lets the small model answer when it is confident. Speculative decoding lets it write ahead while
-    the large model checks. A speculative cascade checks by a more lenient rule, and trades quality against cost.
-    """
+    """The options before a command's name."""
 
 
 def main() -> None:

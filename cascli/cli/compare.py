@@ -12,7 +12,7 @@ from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from cascli.comparison import Comparison
+    from cascli.analysis.comparison import Comparison
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
     from cascli.strategies import Strategy
@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Compare strategies on the same prompts: a table, then who wrote which token, side by side."""
     from cascli import files
-    from cascli.comparison import DEFAULT_STRATEGIES
+    from cascli.analysis.comparison import DEFAULT_STRATEGIES
     from cascli.render import export
     from cascli.render.comparison import print_explanation
 

@@ -11,8 +11,8 @@ from cascli.cli import common
 
 if TYPE_CHECKING:
     from cascli.config import PairConfig
-    from cascli.jobs.sweep import Executor
     from cascli.sweep.plan import SweepPlan
+    from cascli.sweep.run import Executor
     from cascli.sweep.tasks import Exam
 
 
@@ -29,11 +29,11 @@ def executor_of(
 ) -> Iterator[Executor]:
     """A worker in this process, or a cluster of them."""
     if kind is Kind.LOCAL:
-        from cascli.jobs.sweep_worker import Worker
+        from cascli.sweep.worker import Worker
 
         yield Worker(settings.load_as(plan.device, plan.chosen_dtype), plan, exam)
         return
-    from cascli.jobs.sweep_ray import RayExecutor
+    from cascli.sweep.ray_executor import RayExecutor
 
     offline = settings.settings.offline
     with RayExecutor(_config(settings), plan, exam, address=address, workers=workers, offline=offline) as cluster:

@@ -47,12 +47,12 @@ def command(
 
 def _render(text: str, kind: str, file: Path, view: Screen) -> None:
     if kind == "cascli.compare/1":
-        from cascli.comparison import Comparison
+        from cascli.analysis.comparison import Comparison
         from cascli.render.comparison import print_comparison
 
         print_comparison(Comparison.from_json(text), view)
     elif kind == "cascli.bench/1":
-        from cascli.bench import Bench
+        from cascli.analysis.bench import Bench
         from cascli.render.bench import print_bench
 
         print_bench(Bench.from_json(text), view)

@@ -18,11 +18,11 @@ from cascli.cli.options import Flags, with_shared
 from cascli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from cascli.jobs.sweep import Executor
     from cascli.render.console import Screen
     from cascli.sweep.judged import Judged, Matched
     from cascli.sweep.plan import Match, SweepPlan
     from cascli.sweep.records import Header, Record, Records
+    from cascli.sweep.run import Executor
     from cascli.sweep.tasks import Exam
 
     Done = dict[tuple[str, str], Record]
@@ -173,9 +173,9 @@ def _run(
     done: Done,
 ) -> None:
     from cascli.cli.progress import Progress
-    from cascli.jobs.sweep import sweep
     from cascli.sweep.judged import strategies_of
     from cascli.sweep.plan import with_strategies
+    from cascli.sweep.run import sweep
 
     about = executor.about()
     if plan.match:

@@ -1,1 +1,4 @@
-"""What the commands do, for Python too: generate and compare."""
+"""What a command does for one prompt or a few: generate, compare, bench, profile. For Python too.
+
+Imports `engine` and what lies below; prints nothing.
+"""

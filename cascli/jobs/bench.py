@@ -9,17 +9,17 @@ from statistics import median
 
 import torch
 
-from cascli.bench import Bench, Replay
+from cascli.analysis.bench import Bench, Replay
+from cascli.analysis.explanation import account
+from cascli.analysis.profile import Profile
 from cascli.engine import Request, environment
 from cascli.errors import UsageError
-from cascli.explain import account
 from cascli.jobs.generate import decode
 from cascli.jobs.profile import BLOCKS, Tell, blocks_for, profile, profiles
+from cascli.jobs.synthetic import Synthetic
 from cascli.models.pair import Pair
-from cascli.profile import Profile
-from cascli.sampling import Sampling
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
-from cascli.strategies._synthetic import Synthetic
 from cascli.trace import Run
 
 CONTEXTS = (128, 512, 2048, 8192)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from cascli.analysis.comparison import Comparison, repeats_of, spread_of, summarise
+from cascli.analysis.explanation import explain, explained
+from cascli.analysis.profile import Profile
+from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
-from cascli.comparison import Comparison, repeats_of, spread_of, summarise
-from cascli.explain import explain, explained
 from cascli.jobs.generate import Watcher, converse, decode, request_for
 from cascli.jobs.profile import Tell, blocks_for, profile
 from cascli.models.pair import Pair
-from cascli.profile import Profile
 from cascli.prompts import Prompt
 from cascli.settings import Settings
-from cascli.statistics import median
 from cascli.strategies import Strategy
 from cascli.trace import Run
 

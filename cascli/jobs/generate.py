@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cascli.chat import Conversation, encode
+from cascli.decoding.session import RandomNumbers
 from cascli.engine import Decoding, Request, Step
 from cascli.errors import UsageError
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
-from cascli.sampling import Sampling
-from cascli.session import RandomNumbers
+from cascli.sampling.parameters import Sampling
 from cascli.settings import DEFAULT_STRATEGY, Settings, checked, resolve
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run
@@ -101,7 +101,7 @@ def generate(
         system: system text for the chat template.
         raw: no chat template.
         watch: called with every step as it is decided.
-        uniforms: random numbers in place of those of the seed; see `cascli.uniforms`.
+        uniforms: random numbers in place of those of the seed; see `cascli.sampling.uniforms`.
 
     Raises:
         UsageError: a value out of range, an unknown strategy, a prompt that is empty or too long.

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from cascli.calls import Calls, Write
-from cascli.models.graph_runner import LONGEST, GraphRunner
+from cascli.analysis.profile import Profile, Timing, timing
+from cascli.models.calls import Calls, Write
+from cascli.models.gpu.graph_runner import LONGEST, GraphRunner
 from cascli.models.pair import LoadedModel, Pair
-from cascli.profile import Profile, Timing, timing
-from cascli.sampling import Sampling
-from cascli.writing import Law
+from cascli.sampling.autoregressive import Law
+from cascli.sampling.parameters import Sampling
 
 BLOCKS = (*range(1, 10), 12, 17, 33)
 """A round that drafts k tokens asks the target for k + 1: these are k = 0 to 8, and longer ones for the best k."""

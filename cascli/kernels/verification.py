@@ -2,7 +2,7 @@
 
 Every pass reads the target's logits and the draft's distributions, a few parts of each row a program, and leaves a few
 sums a part. Five kernels (four for pi = p) take the place of the fifty that the same mathematics, `cascli.rules` and
-`cascli.verify`, is in torch's own operations, and compute it within float32 rounding of them.
+`cascli.sampling.rejection`, is in torch's own operations, and compute it within float32 rounding of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cascli.kernels.rows import (
 )
 
 EXACT, WHOLE, TOKENS = 0, 1, 2
-"""Pi = p; a rule about whole distributions, q or p; a rule about tokens."""
+"""pi = p; a rule about whole distributions, q or p; a rule about tokens."""
 
 
 class Keeping(NamedTuple):

@@ -1,1 +1,4 @@
-"""Loading models and running them: forward over new tokens, rewind, reset."""
+"""Two models loaded, and run: forward over new tokens, rewind, reset. `cpu/` and `gpu/` hold what differs.
+
+Imports `weights`, `sampling` and `config`.
+"""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from cascli.models.capture import Capture, CudaCapture, Recorded, Uncaptured
-from cascli.models.fused_norm import use_fused_norms
-from cascli.models.fused_rotation import use_fused_rotation
-from cascli.models.graph_runner import GraphRunner
+from cascli.models.gpu.capture import Capture, CudaCapture, Recorded, Uncaptured
+from cascli.models.gpu.fused_norm import use_fused_norms
+from cascli.models.gpu.fused_rotation import use_fused_rotation
+from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 
 ASKED = "--no-cuda-graphs"

@@ -24,11 +24,11 @@ from cascli.files import printed
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, recorded_rounds
-from cascli.models.fit import fit, working_dtype
-from cascli.models.packed_store import PackedStore
+from cascli.models.cpu.fit import fit, working_dtype
+from cascli.models.cpu.packed_store import PackedStore
+from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import DTYPES, choose_device, choose_dtype
-from cascli.models.row_attention import keep_caps
 from cascli.models.size import is_large
 from cascli.models.tokenizer import byte_tokenizer, check_same, same_file
 from cascli.settings import checked

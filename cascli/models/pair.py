@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from cascli.config import PairConfig
 from cascli.errors import RunError
-from cascli.models.capture import Recorded
-from cascli.models.graph_runner import GraphRunner
+from cascli.models.gpu.capture import Recorded
+from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
 from cascli.settings import Settings

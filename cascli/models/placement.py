@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cascli.errors import RunError
-from cascli.models.int8_linear import can_int8
+from cascli.models.cpu.int8_linear import can_int8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 """What a model is loaded in; int8 starts from float32."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cascli.calls import Calls
 from cascli.models.cache import RewindCache
-from cascli.writing import Law
+from cascli.models.calls import Calls
+from cascli.sampling.autoregressive import Law
 
 
 class Runner:

@@ -1,1 +1,1 @@
-"""Terminal, Markdown and CSV views of runs. Reads traces and metrics only."""
+"""Terminal, Markdown, CSV, plots and HTML of what was found. Reads traces, metrics and tables; imports no torch."""

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.bench import Bench, Prospect, Replay, prospects
-from cascli.explain import Explanation
-from cascli.profile import Profile
+from cascli.analysis.bench import Bench, Prospect, Replay, prospects
+from cascli.analysis.explanation import Explanation
+from cascli.analysis.profile import Profile
 from cascli.render.console import Screen, plain_table
 from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from cascli.comparison import Comparison
+from cascli.analysis.comparison import Comparison
 from cascli.render.console import Screen
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.table import scatter_line, tables

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cascli.explain import Explanation
-from cascli.profile import Profile
+from cascli.analysis.explanation import Explanation
+from cascli.analysis.profile import Profile
 from cascli.render.numbers import seconds
 
 NOISY = 0.2

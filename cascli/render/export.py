@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cascli.comparison import Percentiles, Row
+from cascli.analysis.comparison import Percentiles, Row
 from cascli.errors import UsageError, unknown
 from cascli.render.table import COST, LAW, Column
 from cascli.trace import Run

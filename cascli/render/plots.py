@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascli import theory
-from cascli.bench import ACCEPTANCES, Bench
+from cascli.analysis import theory
+from cascli.analysis.bench import ACCEPTANCES, Bench
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.comparison import Percentiles, Row
+from cascli.analysis.comparison import Percentiles, Row
 from cascli.render.console import fits, fitted, plain_table
 from cascli.render.marks import heading
 from cascli.render.numbers import number, seconds, size, tv, yes_no

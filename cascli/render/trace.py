@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cascli.comparison import first_divergence
+from cascli.analysis.comparison import first_divergence
 from cascli.render.console import unicode_ok
 from cascli.render.marks import LOOKS, heading, legend, visible
 from cascli.trace import Emitted, Run

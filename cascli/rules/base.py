@@ -14,7 +14,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.dists import Dists
+    from cascli.sampling.distributions import Dists
 
 
 class Judgement(NamedTuple):
@@ -81,7 +81,7 @@ class KeepRule(Rule):
         """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
 
     def apply(self, d: Dists) -> Judgement:
-        """Pi and deferral from `keep`."""
+        """pi and deferral from `keep`."""
         keep = self.keep(d)
         if keep.shape[-1] == 1:
             return Judgement(d.q.where(keep, d.p), ~keep)

@@ -23,5 +23,5 @@ class TokenV1(ThresholdRule):
     alpha_draft_only: ClassVar[float | None] = 1.0
 
     def threshold(self) -> Threshold:
-        """Q1(v) >= max p1 - alpha."""
+        """q1(v) >= max p1 - alpha."""
         return Threshold("q1", constant=-self.alpha, of_best_p1=1.0)

@@ -23,5 +23,5 @@ class TokenV2(ThresholdRule):
     alpha_draft_only: ClassVar[float | None] = 1.0
 
     def threshold(self) -> Threshold:
-        """P1(v) >= max p1 - alpha."""
+        """p1(v) >= max p1 - alpha."""
         return Threshold("p1", constant=-self.alpha, of_best_p1=1.0)

@@ -23,5 +23,5 @@ class TokenV3(ThresholdRule):
     alpha_draft_only: ClassVar[float | None] = 1.0
 
     def threshold(self) -> Threshold:
-        """P1(v) >= (1 - alpha) max p1."""
+        """p1(v) >= (1 - alpha) max p1."""
         return Threshold("p1", of_best_p1=1 - self.alpha)

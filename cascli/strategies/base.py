@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from cascli import plugins, rules
-from cascli.calls import ALONE, Calls
 from cascli.errors import UsageError, unknown
+from cascli.models.calls import ALONE, Calls, Write
 from cascli.rules import Rule
 from cascli.settings import first_problem
 from cascli.trace import with_params
@@ -19,8 +19,8 @@ from cascli.trace import with_params
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.sampling import Sampling
-    from cascli.session import Rehearses, Session
+    from cascli.decoding.session import Rehearses, Session
+    from cascli.sampling.parameters import Sampling
     from cascli.trace import Handover, Round
 
 T = TypeVar("T")
@@ -143,3 +143,36 @@ class RuleStrategy(Strategy):
         rule = validated(kind, {key: value for key, value in values.items() if key in mine})
         rest = {key: value for key, value in values.items() if key not in mine and key != "rule"}
         return validated(cls, {**rest, "rule": rule})
+
+
+class Speculating:
+    """Rounds of k drafted tokens, judged by a rule."""
+
+    k: int
+
+    @property
+    def judge(self) -> Rule:
+        """What the drafted tokens are judged by."""
+        raise NotImplementedError
+
+    def calls(self, role: Role) -> Calls:
+        """Those of rounds of k drafted tokens, fewer at the end of an answer."""
+        rule = self.judge
+        if role == "target":
+            return Calls(reads=[(n, n) for n in range(self.k + 1, 0, -1)])
+        # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two to read.
+        unread = (1,) if rule.reads_draft else (2, 1)
+        blocks = [Write(m, self.k, rule.reads_draft) for m in unread]
+        return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
+
+    def rehearse(self, compute: Rehearses, sampling: Sampling, logits: Tensor) -> None:
+        """Have the decision of a round recorded."""
+        from cascli.decoding.speculation import rehearse
+
+        rehearse(compute, self.judge, sampling, self.k, logits)
+
+    def decode(self, s: Session) -> Iterator[Round]:
+        """Rounds of speculation towards the rule's law."""
+        from cascli.decoding.speculation import speculate
+
+        yield from speculate(s, self.judge, self.k)

@@ -1,29 +1,60 @@
 """The sequence-level cascade: the draft model answers; its confidence decides whether the answer stands.
 
-A prompt that is handed over pays for both answers: that is counted, not hidden.
+A prompt that is handed over pays for both answers: that is counted, not hidden. Confidence comes from per-token
+log-probabilities and margins (Gupta et al. 2024, arXiv 2404.10136: Chow-Average, Chow-Sum and Chow-Quantile).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from cascli.calls import ALONE, Calls
-from cascli.strategies._alone import write
-from cascli.strategies._confidence import Confidence, score
+from cascli.decoding.alone import write
+from cascli.models.calls import ALONE, Calls
 from cascli.strategies.base import Role, Strategy
 from cascli.trace import Handover, Round
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.session import Session
+    from cascli.decoding.session import Session
 
 _SMALLEST = 1e-38
 Score = Literal["mean-logprob", "sum-logprob", "quantile-logprob", "min-margin"]
+
+
+class Confidence(NamedTuple):
+    """What the draft model thought of each token it wrote, at temperature 1."""
+
+    logprobs: Sequence[float]
+    """log q1 of the written tokens."""
+    margins: Sequence[float]
+    """How far the most likely token stood above the second, as probabilities."""
+
+
+def quantile(values: Sequence[float], level: float) -> float:
+    """The `level`-quantile with linear interpolation; level 0 is the minimum."""
+    ordered = sorted(values)
+    place = level * (len(ordered) - 1)
+    low, high = math.floor(place), math.ceil(place)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def score(name: str, confidence: Confidence, level: float) -> float:
+    """One number for a whole answer of at least one token; higher is more confident."""
+    return SCORES[name](confidence, level)
+
+
+SCORES: dict[str, Callable[[Confidence, float], float]] = {
+    "mean-logprob": lambda c, _: sum(c.logprobs) / len(c.logprobs),
+    "sum-logprob": lambda c, _: sum(c.logprobs),
+    "quantile-logprob": lambda c, level: quantile(c.logprobs, level),
+    "min-margin": lambda c, _: min(c.margins),
+}
 
 
 @dataclass(frozen=True)

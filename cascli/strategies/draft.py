@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.strategies._alone import write
+from cascli.decoding.alone import write
 from cascli.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from cascli.session import Session
+    from cascli.decoding.session import Session
     from cascli.trace import Round
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascli.rules.base import Exact, Rule
-from cascli.strategies._speculating import Speculating
-from cascli.strategies.base import BlockLength, Strategy
+from cascli.strategies.base import BlockLength, Speculating, Strategy
 
 
 @dataclass(frozen=True)
@@ -23,5 +22,5 @@ class Speculative(Speculating, Strategy):
 
     @property
     def judge(self) -> Rule:
-        """Pi = p."""
+        """pi = p."""
         return Exact()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascli.rules.base import Rule
-from cascli.strategies._speculating import Speculating
-from cascli.strategies.base import BlockLength, RuleStrategy
+from cascli.strategies.base import BlockLength, RuleStrategy, Speculating
 
 
 @dataclass(frozen=True)

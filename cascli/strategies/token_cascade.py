@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.calls import Calls
+from cascli.models.calls import Calls
 from cascli.strategies.base import Role, RuleStrategy
 from cascli.trace import Emitted, Round
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.session import Session
+    from cascli.decoding.session import Session
 
 
 _FEW = 4
@@ -53,13 +53,13 @@ class TokenCascade(RuleStrategy):
 
     def _step(self, s: Session) -> Emitted:
         """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
-        from cascli import dists
+        from cascli.sampling import distributions
 
         logits = s.draft.read(s.length)
-        q, q1 = s.warp(logits), dists.base(logits)
+        q, q1 = s.warp(logits), distributions.base(logits)
         token = s.draw(q)
-        defer = self.rule.apply(dists.Dists(q, q, q1, q1)).defer
-        columns = s.fetch(_of_token(defer, token), token, dists.at(q, token), (q * defer).sum(dim=-1))
+        defer = self.rule.apply(distributions.Dists(q, q, q1, q1)).defer
+        columns = s.fetch(_of_token(defer, token), token, distributions.at(q, token), (q * defer).sum(dim=-1))
         defers, ids, at_q, mass = (column[0] for column in columns)
         if not defers:
             s.append(token)
@@ -68,8 +68,10 @@ class TokenCascade(RuleStrategy):
         token = _from_target(s, p, defer)
         s.append(token)
         # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.
-        tv = dists.total_variation(self.rule.apply(dists.Dists(q, p, q1, q1)).pi, p)
-        ids, at_q, at_p, tv_here = (column[0] for column in s.fetch(token, dists.at(q, token), dists.at(p, token), tv))
+        tv = distributions.total_variation(self.rule.apply(distributions.Dists(q, p, q1, q1)).pi, p)
+        ids, at_q, at_p, tv_here = (
+            column[0] for column in s.fetch(token, distributions.at(q, token), distributions.at(p, token), tv)
+        )
         return Emitted(
             id=int(ids),
             text=s.spell(int(ids)),
@@ -86,10 +88,10 @@ class TokenCascade(RuleStrategy):
         A rule that is no such choice gives a distribution of its own, which the token is drawn from; it counts as the
         draft model's if that would have drawn the same one.
         """
-        from cascli import dists
+        from cascli.sampling import distributions
 
         draft, target = s.draft.read(s.length), s.target.read(s.length)
-        d = dists.Dists(s.warp(draft), s.warp(target), dists.base(draft), dists.base(target))
+        d = distributions.Dists(s.warp(draft), s.warp(target), distributions.base(draft), distributions.base(target))
         pi, defer = self.rule.apply(d)
         ours = s.draw(d.q)
         if self.rule.chooses:
@@ -99,8 +101,8 @@ class TokenCascade(RuleStrategy):
             token = s.draw(pi)
             defers = token != ours
         s.append(token)
-        tv, mass = dists.total_variation(pi, d.p), (d.q * defer).sum(dim=-1)
-        columns = s.fetch(token, defers, dists.at(d.q, token), dists.at(d.p, token), tv, mass)
+        tv, mass = distributions.total_variation(pi, d.p), (d.q * defer).sum(dim=-1)
+        columns = s.fetch(token, defers, distributions.at(d.q, token), distributions.at(d.p, token), tv, mass)
         ids, deferred, at_q, at_p, tv_here, deferral = (column[0] for column in columns)
         return Emitted(
             id=int(ids),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cascli import theory
+from cascli.analysis import theory
 from cascli.trace import Data
 
 

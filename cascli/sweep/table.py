@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import fsum
 from statistics import fmean
 
-from cascli.statistics import Interval, Kind, difference_interval, mean_interval
+from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
 from cascli.sweep.plan import BASELINE, SweepPlan
 from cascli.sweep.records import Record
@@ -25,7 +25,7 @@ class SweepRow(Data):
     errors: int
     quality: float | None
     quality_interval: tuple[float, float] | None
-    """Of the mean over prompts, which are what varies independently; see `cascli.statistics`."""
+    """Of the mean over prompts, which are what varies independently; see `cascli.analysis.statistics`."""
     quality_interval_kind: Kind | None = None
     """A 95% interval, or the range of fewer than six prompts."""
     quality_vs_target: float | None

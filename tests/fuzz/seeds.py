@@ -33,7 +33,7 @@ def make(home: Path) -> None:
         Tiny(family=family, hidden=64).write(seeds / f"{family}.gguf")
     loaded = cascli.load_pair(pair(300))
     loaded.target.model.save_pretrained(seeds / "model")
-    from cascli.weights.convert import convert
+    from cascli.weights.gguf.convert import convert
 
     convert(seeds / "qwen2.gguf", seeds / "converted")
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -10,9 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from cascli import generate, load_pair
-from cascli.calls import Calls
 from cascli.cli.app import app
-from cascli.models.graph_runner import GraphRunner
+from cascli.models.calls import Calls
+from cascli.models.gpu.graph_runner import GraphRunner
 from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascli.models.grouped_attention import masked_attention
+from cascli.models.gpu.grouped_attention import masked_attention
 
 BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 CAPACITY = 1024

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascli import dists
-from cascli.sampling import Sampling
+from cascli.sampling import distributions
+from cascli.sampling.parameters import Sampling
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
@@ -29,10 +29,10 @@ def assert_plain(width: int, temperature: float, dtype: torch.dtype, where: torc
         at = torch.tensor([u], dtype=torch.float64, device=where)
         token, probs, base, health = draw(logits, temperature, at, with_base=True)
         exact = logits.double().cpu()
-        wanted = dists.warp(exact, Sampling(temperature))
+        wanted = distributions.warp(exact, Sampling(temperature))
         torch.testing.assert_close(probs.double().cpu(), wanted, rtol=1e-5, atol=1e-9)
-        torch.testing.assert_close(base.double().cpu(), dists.base(exact), rtol=1e-5, atol=1e-9)
-        assert token.item() == dists.sample(probs, at).item() and health == logits.max().float()
+        torch.testing.assert_close(base.double().cpu(), distributions.base(exact), rtol=1e-5, atol=1e-9)
+        assert token.item() == distributions.sample(probs, at).item() and health == logits.max().float()
 
 
 def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from cascli import Pair, Run, generate, load_pair
 from cascli.kernels import verification
-from cascli.models.capture import Recorded, Uncaptured
-from cascli.uniforms import Uniforms
+from cascli.models.gpu.capture import Recorded, Uncaptured
+from cascli.sampling.uniforms import Uniforms
 from tests.laws.of_recorded import MIDDLE
 from tests.pairs import pair
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascli.models.fused_rotation import plain
+from cascli.models.gpu.fused_rotation import plain
 
 
 @pytest.mark.parametrize(("width", "turns"), [(64, 64), (24, 24), (32, 8), (16, 2)])

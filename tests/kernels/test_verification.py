@@ -7,13 +7,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from cascli import dists, rules
+from cascli import rules
+from cascli.decoding.verification import Facts, decide_round, keeping_of
+from cascli.rules._forced import Forced
 from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
-from cascli.sampling import Sampling
-from cascli.strategies._decision import Facts, decide_round, keeping_of
-from cascli.strategies._forced import Forced
-from cascli.strategies._recording import Watching
-from cascli.writing import Law
+from cascli.sampling import distributions
+from cascli.sampling.autoregressive import Law
+from cascli.sampling.parameters import Sampling
+from cascli.sweep.recording import Watching
 
 ALPHAS = (-0.1, 0.3, 0.7)
 RULES = [Exact(), *(rules.load(name)(alpha=alpha) for name in rules.names() for alpha in ALPHAS)]
@@ -26,7 +27,7 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
     target = draft + torch.randn(n + 1, width, generator=generator)
     q, q1 = Law(sampling, rule.reads_base)(draft)
     u = torch.rand(3, n + 1, generator=generator, dtype=torch.float64)
-    tokens = dists.sample(dists.warp(draft, sampling), u[0])[:n]
+    tokens = distributions.sample(distributions.warp(draft, sampling), u[0])[:n]
     known = n + rule.reads_draft
     return [each.to(where) for each in (target, tokens, q[:known], q1[:known], u[1, :n], u[2])]
 
@@ -85,10 +86,10 @@ def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
     width, sampling = 3000, Sampling()
     given = block(Exact(), sampling, 1, width, where)
     given[4][:] = 0.999999  # a rejection wherever there can be one
-    p = dists.warp(given[0].cpu(), sampling)[0]
+    p = distributions.warp(given[0].cpu(), sampling)[0]
     excess = (p - given[2].cpu()[0]).clamp_min(0).double()
     grid = (torch.arange(40, dtype=torch.float64) + 0.5) / 40
-    wanted = dists.sample(excess, grid)
+    wanted = distributions.sample(excess, grid)
     for u, token in zip(grid.tolist(), wanted.tolist(), strict=True):
         given[5][0] = u
         kept, found = verify(*given, temperature=1.0, keeping=keeping_of(Exact()))[-4:-2].tolist()
@@ -118,7 +119,7 @@ def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
 
 
 class Odd(KeepRule):
-    def keep(self, d: dists.Dists) -> torch.Tensor:
+    def keep(self, d: distributions.Dists) -> torch.Tensor:
         return d.q1 > d.p1
 
 
@@ -135,7 +136,7 @@ class Own(ThresholdRule):
     def threshold(self) -> None:
         raise NotImplementedError
 
-    def keep(self, d: dists.Dists) -> torch.Tensor:
+    def keep(self, d: distributions.Dists) -> torch.Tensor:
         return d.q1 > d.p1
 
 

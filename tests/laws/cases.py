@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascli.sampling import Sampling
+from cascli.sampling.parameters import Sampling
 
 SAMPLINGS = [
     Sampling(),

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascli import dists, verify
-from cascli.strategies import _decision
+from cascli.decoding import verification
+from cascli.sampling import distributions, rejection
 from tests.reference.process import Law
 
 Cell = tuple[str, int]  # stream and position
@@ -73,7 +73,7 @@ class Point:
     # what the engine does with them
 
     def sample(self, probs: Tensor, u: Tensor) -> Tensor:
-        """In place of `dists.sample`: the same, and take note of the CDF."""
+        """In place of `distributions.sample`: the same, and take note of the CDF."""
         ids = SAMPLE(probs, u)
         rows = probs.reshape(-1, probs.shape[-1]).double().numpy()
         for row, point, token in zip(rows, u.flatten().tolist(), ids.flatten().tolist(), strict=True):
@@ -86,7 +86,7 @@ class Point:
         """In place of `verify_block`: cut by draft and test in turn up to the first rejection."""
         k = drafted.shape[0]
         assert len(self._draws) >= k
-        prob = verify.acceptance(pi[:k], q, drafted)
+        prob = rejection.acceptance(pi[:k], q, drafted)
         draws = self._draws[len(self._draws) - k :]
         for (point, steps), u, accept in zip(draws, u_accept.tolist(), prob, strict=True):
             self._cut(point, steps)
@@ -94,7 +94,7 @@ class Point:
             if u >= accept:
                 break
         self._draws.clear()
-        outcome = verify.verify_block(pi, q, drafted, u_accept, u_next)
+        outcome = rejection.verify_block(pi, q, drafted, u_accept, u_next)
         assert torch.equal(outcome.accept_prob, prob)
         self.settle()
         return outcome
@@ -126,7 +126,7 @@ class Point:
         return float(np.prod([high - low for low, high in self._boxes.values()]))
 
 
-SAMPLE = dists.sample
+SAMPLE = distributions.sample
 
 
 def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -> Law:
@@ -138,8 +138,8 @@ def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -
             return dict(law)
         point = Point(stack.pop())
         with (
-            mock.patch.object(dists, "sample", point.sample),
-            mock.patch.object(_decision, "verify_block", point.verify_block),
+            mock.patch.object(distributions, "sample", point.sample),
+            mock.patch.object(verification, "verify_block", point.verify_block),
         ):
             text = run(point)
         point.settle()

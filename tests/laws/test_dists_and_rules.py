@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cascli import dists, rules, verify
-from cascli.dists import Dists
+from cascli import rules
 from cascli.errors import UsageError
 from cascli.rules.base import Exact, KeepRule, Rule
-from cascli.sampling import Sampling
+from cascli.sampling import distributions as dists
+from cascli.sampling import rejection
+from cascli.sampling.distributions import Dists
+from cascli.sampling.parameters import Sampling
 from tests import reference
 from tests.laws.cases import ALPHAS, DTYPES, SAMPLINGS, closeness, logit_batches, rows, tensor
 from tests.reference import distributions, verification
@@ -212,7 +214,7 @@ def test_acceptance(dtype: torch.dtype) -> None:
         drafted = dists.sample(d.q, torch.tensor(rng.random(len(d.q))))
         triples = zip(rows(d.p), rows(d.q), drafted.tolist(), strict=True)
         expected = [verification.acceptance(pi, q, x) for pi, q, x in triples]
-        found = rows(verify.acceptance(d.p, d.q, drafted))
+        found = rows(rejection.acceptance(d.p, d.q, drafted))
         assert np.abs(found - expected).max() < closeness(dtype)
         assert found.min() >= 0 and found.max() <= 1
 
@@ -221,7 +223,7 @@ def test_acceptance(dtype: torch.dtype) -> None:
 def test_residual(dtype: torch.dtype) -> None:
     """Its relative error grows as the excess shrinks, by cancellation in pi - q that any method has."""
     for d in all_pairs(dtype):
-        found = rows(verify.residual(d.p, d.q))
+        found = rows(rejection.residual(d.p, d.q))
         for row, pi, q in zip(found, rows(d.p), rows(d.q), strict=True):
             excess = distributions.total_variation(pi, q)
             assert row.min() >= 0 and row.sum() == pytest.approx(1.0, abs=closeness(dtype))
@@ -234,7 +236,7 @@ def test_residual(dtype: torch.dtype) -> None:
 def test_residual_of_a_barely_different_pair_is_finite() -> None:
     q = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.3, 0.7]], dtype=torch.float64)
     pi = q + torch.tensor([[1e-17, 0.0], [0.0, 5e-324], [0.0, 0.0]], dtype=torch.float64)
-    found = verify.residual(pi, q)
+    found = rejection.residual(pi, q)
     assert torch.equal(found, torch.tensor([[0.5, 0.5], [0.0, 1.0], [0.3, 0.7]], dtype=torch.float64))
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from cascli import dists, generate, rules
+from cascli import generate, rules
 from cascli.rules.base import KeepRule
+from cascli.sampling import distributions
 from cascli.strategies import Strategy, token_cascade
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
@@ -50,7 +51,7 @@ def speculation(name: str, alpha: float, k: int) -> str:
 class HalfMix(rules.Rule):
     """No choice between the models: pi = (q + p) / 2."""
 
-    def apply(self, d: dists.Dists) -> rules.Judgement:
+    def apply(self, d: distributions.Dists) -> rules.Judgement:
         return rules.Judgement((d.q + d.p) / 2, d.q.new_ones(d.q.shape[0], 1).bool())
 
 
@@ -60,7 +61,7 @@ class DraftToken(KeepRule):
 
     reads_target: ClassVar[bool] = False
 
-    def keep(self, d: dists.Dists) -> torch.Tensor:
+    def keep(self, d: distributions.Dists) -> torch.Tensor:
         return d.q1 >= 0.5 * d.q1.amax(dim=-1, keepdim=True)
 
 
@@ -68,10 +69,10 @@ class DraftToken(KeepRule):
 class MinP(KeepRule):
     """A keep rule with a pi of its own: the target within what is kept."""
 
-    def keep(self, d: dists.Dists) -> torch.Tensor:
+    def keep(self, d: distributions.Dists) -> torch.Tensor:
         return d.p1 >= 0.5 * d.p1.amax(dim=-1, keepdim=True)
 
-    def apply(self, d: dists.Dists) -> rules.Judgement:
+    def apply(self, d: distributions.Dists) -> rules.Judgement:
         kept = d.p * self.keep(d)
         return rules.Judgement(kept / kept.sum(dim=-1, keepdim=True), ~self.keep(d))
 
@@ -251,7 +252,7 @@ def test_the_engine_follows_whatever_the_rule_says(name: str) -> None:
     values = {field.name: 0.3 for field in fields if field.default is dataclasses.MISSING}
 
     def rule(pair: Pair) -> np.ndarray:
-        d = dists.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))
+        d = distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))
         return rules.load(name)(**values).apply(d).pi[0].numpy()
 
     spec = ",".join([f"rule={name}", *(f"{key}={value}" for key, value in values.items())])
@@ -265,7 +266,7 @@ def test_rules_of_ones_own_are_followed(rule: rules.Rule, sampling: Settings) ->
     """Mixtures and token rules that read q alone, by both strategies: what docs/add-a-rule.md invites."""
 
     def pi(pair: Pair) -> np.ndarray:
-        return rule.apply(dists.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))).pi[0].numpy()
+        return rule.apply(distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))).pi[0].numpy()
 
     for strategy, length in ((TokenCascade(rule), 2), (SpeculativeCascade(rule, k=2), 3)):
         assert_law(strategy, pi, length, sampling)
@@ -281,12 +282,12 @@ def test_a_token_cascade_tells_the_truth_of_rules_of_ones_own(rule: rules.Rule) 
         assert run.oracle is (type(rule) is not DraftToken)
         for i, token in enumerate(run.emitted):
             pair = tables(tuple(run.token_ids[:i]))
-            d = dists.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))
+            d = distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair))
             pi, defer = rule.apply(d)
             assert token.deferral == pytest.approx(float((d.q * defer).sum()), abs=EXACT)
             if token.tv is not None:
                 known += 1
-                assert token.tv == pytest.approx(float(dists.total_variation(pi, d.p)), abs=EXACT)
+                assert token.tv == pytest.approx(float(distributions.total_variation(pi, d.p)), abs=EXACT)
             else:
                 assert token.event == "draft" and not run.oracle
     assert known > 3

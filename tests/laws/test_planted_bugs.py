@@ -18,12 +18,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cascli import dists, generate, session, uniforms, verify
-from cascli.dists import Dists
+from cascli import generate
+from cascli.decoding import session, speculation
 from cascli.models import cache, runner
 from cascli.rules import base
 from cascli.rules.opt import Opt
-from cascli.strategies import _speculation
+from cascli.sampling import distributions, rejection, uniforms
+from cascli.sampling.distributions import Dists
 from tests.laws.counting import out_of_law
 from tests.laws.models import engine_law, reference_law, tiny_pair
 from tests.laws.tables import target
@@ -56,7 +57,7 @@ def law_check(rule: str, alpha: float, k: int, sampling: dict[str, Any]) -> Chec
 def residual_check() -> float:
     """How far `residual` is from the reference, for one pair that differs and one that does not."""
     pi, q = np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]), np.array([[0.3, 0.1, 0.6], [0.3, 0.3, 0.4]])
-    found = verify.residual(torch.tensor(pi), torch.tensor(q)).numpy()
+    found = rejection.residual(torch.tensor(pi), torch.tensor(q)).numpy()
     return float(np.abs(found - [verification.residual(a, b) for a, b in zip(pi, q, strict=True)]).max())
 
 
@@ -96,12 +97,12 @@ def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
 
 
 def residual_is_pi(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(verify, "residual", lambda pi, q: pi)
+    patch.setattr(rejection, "residual", lambda pi, q: pi)
 
 
 def residual_by_absolute_difference(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        verify,
+        rejection,
         "residual",
         lambda pi, q: (pi - q).abs() / (pi - q).abs().sum(-1, keepdim=True).clamp_min(1e-300),
     )
@@ -109,7 +110,7 @@ def residual_by_absolute_difference(patch: pytest.MonkeyPatch) -> None:
 
 def residual_not_renormalised(patch: pytest.MonkeyPatch) -> None:
     """Not visible in any law, because `sample` normalises its rows itself; a caller may rely on the sum."""
-    patch.setattr(verify, "residual", lambda pi, q: (pi - q).clamp_min(0))
+    patch.setattr(rejection, "residual", lambda pi, q: (pi - q).clamp_min(0))
 
 
 def residual_divides_by_zero(patch: pytest.MonkeyPatch) -> None:
@@ -117,39 +118,39 @@ def residual_divides_by_zero(patch: pytest.MonkeyPatch) -> None:
         excess = (pi - q).clamp_min(0)
         return (excess / excess.sum(-1, keepdim=True)).nan_to_num(0.0)
 
-    patch.setattr(verify, "residual", residual)
+    patch.setattr(rejection, "residual", residual)
 
 
 def q_is_not_what_was_sampled(patch: pytest.MonkeyPatch) -> None:
-    right = _speculation._draft
+    right = speculation._draft
 
-    def draft(*args: Any, **kwargs: Any) -> _speculation.Block:
+    def draft(*args: Any, **kwargs: Any) -> speculation.Block:
         block = right(*args, **kwargs)
         flatter = block.q.sqrt()
         return block._replace(q=flatter / flatter.sum(dim=-1, keepdim=True))
 
-    patch.setattr(_speculation, "_draft", draft)
+    patch.setattr(speculation, "_draft", draft)
 
 
 def inverted_ratio(patch: pytest.MonkeyPatch) -> None:
-    right = verify.acceptance
+    right = rejection.acceptance
 
     def acceptance(pi: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
         return right(q, pi, drafted)
 
-    patch.setattr(verify, "acceptance", acceptance)
+    patch.setattr(rejection, "acceptance", acceptance)
 
 
 def greedy_test(patch: pytest.MonkeyPatch) -> None:
     """Accept whatever the target finds more likely than the draft did, reject the rest."""
-    right = verify.acceptance
-    patch.setattr(verify, "acceptance", lambda pi, q, drafted: (right(pi, q, drafted) >= 1).to(pi.dtype))
+    right = rejection.acceptance
+    patch.setattr(rejection, "acceptance", lambda pi, q, drafted: (right(pi, q, drafted) >= 1).to(pi.dtype))
 
 
 def residual_of_the_next_row(patch: pytest.MonkeyPatch) -> None:
     """pi one position late, as when the target's rows are shifted against the drafted tokens."""
-    right = verify.acceptance
-    patch.setattr(verify, "acceptance", lambda pi, q, drafted: right(pi.roll(-1, 0), q, drafted))
+    right = rejection.acceptance
+    patch.setattr(rejection, "acceptance", lambda pi, q, drafted: right(pi.roll(-1, 0), q, drafted))
 
 
 def rewind_to_one_too_many(patch: pytest.MonkeyPatch) -> None:
@@ -269,8 +270,8 @@ def one_number_for_all_tests_of_a_round(patch: pytest.MonkeyPatch) -> None:
 
 def sampling_by_rank(patch: pytest.MonkeyPatch) -> None:
     """Draws what is likely too often: the CDF of the squares."""
-    right = dists.warp
-    patch.setattr(dists, "warp", lambda logits, sampling: right(2 * logits, sampling))
+    right = distributions.warp
+    patch.setattr(distributions, "warp", lambda logits, sampling: right(2 * logits, sampling))
 
 
 # ---------------------------------------------------------------- which check sees which bug

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cascli import generate
-from cascli.uniforms import Uniforms
+from cascli.sampling.uniforms import Uniforms
 from tests.laws.counting import allowance, false_alarm_rate, out_of_law
 from tests.laws.models import reference_law, tiny_pair
 from tests.laws.tables import target

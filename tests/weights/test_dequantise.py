@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cascli.errors import RunError
-from cascli.weights import dequantise
-from cascli.weights.dequantise import to_bfloat16
+from cascli.weights.gguf import dequantise
+from cascli.weights.gguf.dequantise import to_bfloat16
 from tests.weights.tiny import Kind, quantised
 
 KINDS = [*dequantise._PLAIN, *dequantise._BLOCKS, Kind.Q5_1, Kind.Q5_K]

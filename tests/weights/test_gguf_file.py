@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cascli.errors import RunError
-from cascli.weights.gguf_file import GgufFile
+from cascli.weights.gguf.file import GgufFile
 from tests.weights.tiny import Kind, Tiny, vocabulary
 
 

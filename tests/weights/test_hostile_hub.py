@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -63,9 +64,10 @@ def hub() -> Iterator[tuple[Hub, str]]:
             if not self.path.startswith("/api/"):
                 self.send_header("X-Repo-Commit", state.header)
                 self.send_header("ETag", f'"{state.tag or hashlib.sha1(body).hexdigest()}"')
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            with contextlib.suppress(BrokenPipeError):  # who refuses does not listen to the end
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             return

@@ -17,7 +17,7 @@ from cascli.audit.files import files
 from cascli.cli.app import app
 from cascli.config import HubSource, PathSource, PypiSource, RandomSource, load_config
 from cascli.errors import ConfigError, RunError
-from cascli.weights import tensors
+from cascli.weights.gguf import tensors
 from cascli.weights.store import changed, disk_bytes, locate, pull
 from tests.weights.tiny import Tiny
 

@@ -19,7 +19,7 @@ from cascli.chat import encode
 from cascli.errors import CascliError, ConfigError, RunError, UsageError
 from cascli.models.tokenizer import byte_tokenizer
 from cascli.weights import untrusted
-from cascli.weights.gguf_file import GgufFile
+from cascli.weights.gguf.file import GgufFile
 from tests.pairs import pair
 from tests.weights.tiny import Tiny
 
@@ -245,7 +245,7 @@ def test_an_endless_template_ends(template: str, folder: Path, monkeypatch: pyte
 
 
 def test_a_gguf_with_more_blocks_than_it_holds_is_refused(tmp_path: Path) -> None:
-    from cascli.weights.convert import convert
+    from cascli.weights.gguf.convert import convert
 
     file = Tiny().write(tmp_path / "a.gguf")
     count = b"qwen2.block_count" + (4).to_bytes(4, "little")

@@ -1,0 +1,98 @@
+"""A pair's speed without text: step times, bandwidth, and what speculation could gain from them. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from cascli.analysis import theory
+from cascli.analysis.explanation import Explanation
+from cascli.analysis.profile import Profile
+from cascli.errors import UsageError
+from cascli.trace import Data, ModelInfo, PairInfo
+
+ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Replay(Data):
+    """Speculation at a chosen acceptance rate beside the target alone; its text means nothing."""
+
+    acceptance: float
+    tokens: int
+    accounts: list[Explanation]
+    """One for each k."""
+    target_tokens_per_second: float = 0.0
+    """Of the target alone, in the same runs; medians over them, reading the prompt left out."""
+    tokens_per_second: list[float] = Field(default_factory=list)
+    """Of speculation, for each k."""
+    models_share: list[float] = Field(default_factory=list)
+    """Share of the time after the prompt that the two models' calls, timed on their own, account for; for each k."""
+    target_models_share: float | None = None
+    """The same of the target alone."""
+
+
+class Bench(Data):
+    """What was measured of a pair on a machine."""
+
+    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1"] = Field("cascli.bench/1.1", alias="schema")
+    pair: PairInfo
+    copy_bytes_per_second: float
+    """Bytes read and written by a plain copy in the device's memory: the ceiling."""
+    profiles: list[Profile] = Field(min_length=1)
+    """One for each context length, the shortest first."""
+    synthetic: Replay | None = None
+    environment: dict[str, str]
+
+    def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:
+        """Weights read per second in steps of one token, over the copy's rate; None if the size is not known."""
+        model: ModelInfo = getattr(self.pair, role)
+        if model.weight_bytes is None:
+            return None
+        step: float = getattr(profile, role)[1].median
+        return model.weight_bytes / step / self.copy_bytes_per_second
+
+    @property
+    def ratio_of_bytes(self) -> float | None:
+        """Bytes of draft weights over those of the target: what c would be if reading weights were all."""
+        draft, target = self.pair.draft.weight_bytes, self.pair.target.weight_bytes
+        return draft / target if draft and target else None
+
+    def to_json(self, indent: int | None = None) -> str:
+        """This document as JSON."""
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a document back.
+
+        Raises:
+            UsageError: the text is not a bench that cascli wrote.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UsageError(f"not a saved cascli bench: {error.errors()[0]['msg']}") from None
+
+
+class Prospect(Data):
+    """What speculation gains at an acceptance rate, by theory from measured c and v(k)."""
+
+    acceptance: float
+    best_k: int | None
+    """Of the block lengths that were timed; None if none gains."""
+    or_more: bool = False
+    """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
+    speed_up: float
+    """At the best k, below 1 if none gains."""
+
+
+def prospects(profile: Profile) -> list[Prospect]:
+    """The best block length and its speed-up for several acceptance rates."""
+    found, longest = [], profile.longest - 1
+    for a in ACCEPTANCES:
+        k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1), longest)
+        gain = theory.speed_up(a, k, profile.c, profile.v(k + 1))
+        pays = gain > 1
+        found.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
+    return found

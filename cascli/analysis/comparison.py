@@ -1,0 +1,256 @@
+"""A comparison as plain data: all runs, and one row a strategy. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from cascli.analysis.explanation import Explanation
+from cascli.analysis.profile import Profile
+from cascli.analysis.statistics import Kind, median, median_interval, percentile
+from cascli.errors import UsageError
+from cascli.trace import Data, Run, Seconds
+
+DEFAULT_STRATEGIES = (
+    "target",
+    "draft",
+    "cascade",
+    "token-cascade",
+    "speculative",
+    "speculative-cascade:rule=opt",
+    "speculative-cascade:rule=token-v3",
+)
+
+
+class Percentiles(Data):
+    """A distribution of seconds; the outer ones only where there are enough values to speak of them."""
+
+    p50: float
+    p90: float | None
+    p99: float | None
+
+
+class Repeat(Data):
+    """One strategy over all prompts in one repeat: what the medians are made of."""
+
+    strategy: str
+    tokens: int
+    seconds: Seconds
+
+
+class Row(Data):
+    """One strategy over all prompts and repeats: totals over totals, never means of rates."""
+
+    strategy: str
+    oracle: bool
+    tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    speed_vs_target: float | None
+    """Median over repeats of the time per token of `target` divided by this one's, in the same repeat."""
+    speed_interval: tuple[float, float] | None
+    """Of that median over repeats; with several prompts of the median over prompts, which differ more than repeats."""
+    speed_interval_kind: Kind | None = None
+    """A 95% interval, or the range of fewer than six values."""
+    speed_interval_over: Literal["repeats", "prompts"] | None = None
+    target_calls_per_token: float | None
+    draft_calls_per_token: float | None
+    draft_acceptance_rate: float | None
+    tested_acceptance_rate: float | None = None
+    """Accepted over tested drafted tokens: those after a rejection were not tested."""
+    mean_acceptance_length: float | None
+    deferral_rate: float | None
+    mean_tv_to_target: float | None
+    max_tv_to_target: float | None
+    lossless: bool | None
+    first_divergence: int | None
+    """Index of the first token that differs from `target` on the first prompt; None if none does."""
+    same_as_target: bool | None
+    """Whether all answers to the same text were the target's, token by token; None without `target`.
+
+    In a conversation each strategy goes on from its own answers: once they differ, later turns are not compared.
+    """
+    ttft: Percentiles | None = None
+    """Seconds to the first token, over prompts and repeats."""
+    seconds_per_token: Percentiles | None = None
+    """Seconds per output token after the first round, over prompts and repeats."""
+    round_seconds: Percentiles | None = None
+    """Seconds of a round, over all but the first of each run."""
+    other_share: float | None = None
+    """Share of the time that was spent outside the two models."""
+    flops_per_token: float | None = None
+    weight_bytes_per_token: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class Comparison(Data):
+    """Everything a comparison found."""
+
+    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1"] = Field("cascli.compare/1.1", alias="schema")
+    runs: list[Run]
+    summary: list[Row]
+    explanation: Explanation | None = None
+    """Why the fastest strategy that drafts is not faster."""
+    profile: Profile | None = None
+    """The pair's steps, measured on their own beside the runs."""
+    repeats: list[list[Repeat]] = Field(default_factory=list)
+    """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
+    spread: float | None = None
+    """Interquartile range over median of the target's steps: how noisy the machine was."""
+
+    def to_json(self, indent: int | None = None) -> str:
+        """This comparison as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a comparison back.
+
+        Raises:
+            UsageError: the text is not a comparison that cascli wrote.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UsageError(f"not a saved cascli comparison: {error.errors()[0]['msg']}") from None
+
+
+def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:
+    """The totals of each strategy in each repeat, from `repeats[repeat][strategy][prompt]`."""
+    return [[_repeat(runs) for runs in columns] for columns in repeats]
+
+
+def _repeat(runs: Sequence[Run]) -> Repeat:
+    parts = [run.metrics.seconds for run in runs]
+    totals = {name: sum(getattr(part, name) for part in parts) for name in Seconds.model_fields}
+    return Repeat(strategy=runs[0].spec, tokens=sum(len(run.token_ids) for run in runs), seconds=Seconds(**totals))
+
+
+def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
+    """Interquartile range over median of the steps of `target`; None for fewer than eight of them."""
+    steps = [
+        step.seconds.verify
+        for columns in repeats
+        for runs in columns
+        for run in runs
+        if run.strategy == "target"
+        for step in run.rounds
+    ]
+    if len(steps) < 8:
+        return None
+    return (percentile(steps, 0.75) - percentile(steps, 0.25)) / median(steps)
+
+
+def percentiles(values: Sequence[float | None]) -> Percentiles | None:
+    """The median, and the 90th and 99th percentile of at least 10 and 100 values; None for no values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    p90, p99 = (percentile(known, share) if len(known) >= least else None for share, least in ((0.9, 10), (0.99, 100)))
+    return Percentiles(p50=median(known), p90=p90, p99=p99)
+
+
+def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
+    """One row a strategy from `repeats[repeat][strategy][prompt]`."""
+    first = repeats[0]
+    base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == "target"), None)
+    return [_row(repeats, column, base) for column in range(len(first))]
+
+
+def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None) -> Row:
+    runs = repeats[0][column]
+    metrics = [run.metrics for run in runs]
+    tokens = sum(len(run.token_ids) for run in runs)
+    seconds = median([sum(run.metrics.seconds.total for run in repeat[column]) for repeat in repeats])
+    ratios = [] if base is None else [_speed(repeat[column]) / _speed(repeat[base]) for repeat in repeats]
+    drafted = sum(m.num_draft_tokens for m in metrics)
+    tested = sum(m.num_tested_draft_tokens or 0 for m in metrics)
+    accepted = sum(m.num_accepted_draft_tokens for m in metrics)
+    verified = sum(m.num_rounds for m in metrics if m.num_draft_tokens)
+    tvs = [token.tv for run in runs for token in run.emitted]
+    known = [tv for tv in tvs if tv is not None]
+    lossless = [m.lossless for m in metrics]
+    every = [run for repeat in repeats for run in repeat[column]]
+    totals = [run.metrics.seconds for run in every]
+    divergences = (
+        []
+        if base is None
+        else [
+            first_divergence(run, target)
+            for run, target in zip(runs, repeats[0][base], strict=True)
+            if run.prompt_token_ids == target.prompt_token_ids  # later turns follow each strategy's own answers
+        ]
+    )
+    return Row(
+        strategy=runs[0].spec,
+        oracle=runs[0].oracle,
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds > 0 else None,
+        speed_vs_target=median(ratios) if ratios else None,
+        **_scatter(repeats, column, base, ratios),
+        target_calls_per_token=sum(m.target_calls for m in metrics) / tokens,
+        draft_calls_per_token=sum(m.draft_calls for m in metrics) / tokens,
+        draft_acceptance_rate=accepted / drafted if drafted else None,
+        tested_acceptance_rate=accepted / tested if tested else None,
+        mean_acceptance_length=1 + accepted / verified if drafted else None,
+        deferral_rate=_weighted_deferral(runs),
+        mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
+        max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
+        lossless=None if None in lossless else all(lossless),
+        first_divergence=divergences[0] if divergences else None,
+        same_as_target=all(place is None for place in divergences) if base is not None else None,
+        ttft=percentiles([run.metrics.ttft_seconds for run in every]),
+        seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every]),
+        round_seconds=percentiles([step.seconds.total for run in every for step in run.rounds[1:]]),
+        other_share=sum(each.other for each in totals) / sum(each.total for each in totals),
+        flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
+        weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
+        peak_memory_bytes=max((run.metrics.peak_memory_bytes or 0 for run in every), default=0) or None,
+    )
+
+
+def _scatter(
+    repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None, ratios: Sequence[float]
+) -> dict[str, object]:
+    """The fields of a row that say how its speed scatters: over prompts if there are several, else over repeats."""
+    prompts = len(repeats[0][column])
+    over = "prompts" if prompts > 1 else "repeats"
+    if base is not None and prompts > 1:
+        ratios = [
+            median([_speed([repeat[column][i]]) / _speed([repeat[base][i]]) for repeat in repeats])
+            for i in range(prompts)
+        ]
+    found = median_interval(ratios)
+    if found is None:
+        return {"speed_interval": None}
+    return {
+        "speed_interval": (found.low, found.high),
+        "speed_interval_kind": found.kind,
+        "speed_interval_over": over,
+    }
+
+
+def _per_token(values: Sequence[float | None], tokens: int) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / tokens if len(known) == len(values) else None
+
+
+def _speed(runs: Sequence[Run]) -> float:
+    return sum(len(run.token_ids) for run in runs) / sum(run.metrics.seconds.total for run in runs)
+
+
+def _weighted_deferral(runs: Sequence[Run]) -> float | None:
+    rates = [(run.metrics.deferral_rate, 1 if run.handover else len(run.token_ids)) for run in runs]
+    known = [(rate, weight) for rate, weight in rates if rate is not None]
+    return sum(rate * weight for rate, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+def first_divergence(run: Run, target: Run) -> int | None:
+    """Index of the first token that differs; the shorter length if one answer is a prefix of the other."""
+    pairs = zip(run.token_ids, target.token_ids, strict=False)
+    shorter, longer = sorted((len(run.token_ids), len(target.token_ids)))
+    same = None if shorter == longer else shorter
+    return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), same)

@@ -1,0 +1,237 @@
+"""Why the fastest strategy is not faster: the account of one strategy's speed. No torch.
+
+Acceptance and overhead come from the runs; c and v(k) from a measurement of the pair's steps on their own
+(`cascli.jobs.profile`), so that the prediction is not fitted to what it predicts. Without such a measurement the
+runs' own times stand in. What was not measured is not advised: block lengths end where the timed blocks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cascli.analysis import theory
+from cascli.analysis.metrics import tested_count
+from cascli.analysis.profile import Profile
+from cascli.trace import Data, Run
+
+DRAFT = "the draft model is too slow"
+VERIFICATION = "checking a block costs more than one step"
+ACCEPTANCE = "too few drafts are accepted"
+OVERHEAD = "time outside the models"
+NOISE = 0.1
+"""Difference of measured and predicted that is taken for noise on the quietest machine."""
+
+
+class Explanation(Data):
+    """The account of one strategy's speed, and what holds it back."""
+
+    strategy: str
+    acceptance: float
+    """Share of the tested drafted tokens that passed; those after a rejection were not tested."""
+    tokens_per_round: float
+    k: int
+    c: float
+    """A draft step over a target step."""
+    v: float
+    """A target call over a block of k + 1, over a target step."""
+    v_extrapolated: bool = False
+    """Whether `v` lies beyond the longest block that was timed."""
+    predicted_speed_up: float
+    """From acceptance, c, v, the draft steps that a full round takes, and the mean length of the answers."""
+    measured_speed_up: float
+    with_prompt: bool = False
+    """Whether both speed-ups are of whole answers, as in a comparison's table; else reading the prompt is left out."""
+    measured_over_predicted: float | None = None
+    break_even_acceptance: float | None
+    """From which acceptance blocks of k pay off, over answers of this length; None if never."""
+    best_k: int | None
+    """At this acceptance and these costs, of the block lengths that were timed; None if none gains."""
+    best_k_or_more: bool = False
+    """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
+    best_speed_up: float | None = None
+    """The predicted speed-up at `best_k`."""
+    overhead: float | None = None
+    """Share of the strategy's time that was spent outside the two models."""
+    measured_alone: bool = False
+    """Whether c and v were measured on their own, apart from the runs."""
+    noise: float | None = None
+    """What measured and predicted may differ by without a reason: the spread that was seen, at least `NOISE`."""
+    bottleneck: str | None
+    """None where measured and predicted differ by more than the noise: then what holds it back is not known."""
+    without_it: float | None
+    """The predicted speed-up if the bottleneck were gone."""
+
+
+class Costs(NamedTuple):
+    """A draft step, and a target call over a block of k + 1, in target steps."""
+
+    c: float
+    v: Callable[[int], float]
+    longest: int
+    """The largest k that v is known of; beyond it v is extrapolated."""
+
+
+def explained(runs: Sequence[Run]) -> bool:
+    """Whether these runs hold what an explanation needs: `target`, and a strategy that drafted."""
+    return any(run.strategy == "target" for run in runs) and any(run.metrics.num_draft_tokens for run in runs)
+
+
+def explain(
+    runs: Sequence[Run],
+    profile: Profile | None = None,
+    *,
+    speeds: dict[str, float] | None = None,
+    noise: float | None = None,
+) -> Explanation | None:
+    """Explain the fastest strategy that drafted; None without `target` or without any that did.
+
+    Args:
+        runs: of all repeats.
+        profile: step times; of the runs themselves by default.
+        speeds: of each strategy over `target`, over whole answers, as a table shows them; from the runs by default.
+        noise: relative spread that was seen while the runs were made.
+    """
+    if not explained(runs):
+        return None
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.metrics.num_draft_tokens:
+            groups.setdefault(run.spec, []).append(run)
+    if speeds is None:
+        return account(max(groups.values(), key=_speed), runs, profile, noise=noise)
+    fastest = max(groups, key=lambda spec: speeds[spec])
+    return account(groups[fastest], runs, profile, whole=speeds[fastest], noise=noise)
+
+
+def account(
+    drafting: Sequence[Run],
+    runs: Sequence[Run],
+    profile: Profile | None = None,
+    *,
+    whole: float | None = None,
+    noise: float | None = None,
+) -> Explanation:
+    """The account of one strategy's runs beside those of `target` among `runs`.
+
+    Args:
+        drafting: the strategy's runs.
+        runs: hold the target's.
+        profile: step times; of the runs themselves by default.
+        whole: the measured speed-up of whole answers: predictions then include the prompt, as it does.
+        noise: relative spread that was seen.
+    """
+    target = [run for run in runs if run.strategy == "target"]
+    k = int(drafting[0].params.get("k", 1))
+    costs = _in_the_runs(drafting, target, k) if profile is None else _in_a_profile(profile)
+    measured = _speed(drafting) / _speed(target) if whole is None else whole
+    gains = _Gains(drafting, target, costs, with_prompt=whole is not None)
+    best = max(range(1, costs.longest + 1), key=lambda n: (gains.predicted(n), -n))
+    pays = gains.predicted(best) > 1
+    noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
+    agrees = abs(measured / gains.with_overhead(k) - 1) <= noise
+    bottleneck, without_it = gains.bottleneck(k) if agrees else (None, None)
+    return Explanation(
+        strategy=drafting[0].spec,
+        acceptance=gains.acceptance,
+        tokens_per_round=sum(len(run.token_ids) for run in drafting) / _total(drafting, "num_rounds"),
+        k=k,
+        c=costs.c,
+        v=costs.v(k),
+        v_extrapolated=k > costs.longest,
+        predicted_speed_up=gains.predicted(k),
+        measured_speed_up=measured,
+        with_prompt=whole is not None,
+        measured_over_predicted=measured / gains.predicted(k),
+        break_even_acceptance=theory.break_even(k, costs.c * (k + gains.extra) / k, costs.v(k), gains.answer),
+        best_k=best if pays else None,
+        best_k_or_more=pays and best == costs.longest,
+        best_speed_up=gains.predicted(best) if pays else None,
+        overhead=gains.overhead,
+        measured_alone=profile is not None,
+        noise=noise,
+        bottleneck=bottleneck,
+        without_it=without_it,
+    )
+
+
+class _Gains:
+    """Predicted speed-ups of one strategy."""
+
+    def __init__(self, drafting: Sequence[Run], target: Sequence[Run], costs: Costs, *, with_prompt: bool) -> None:
+        rounds = _total(drafting, "num_rounds")
+        tested = sum(tested_count(step) for run in drafting for step in run.rounds)
+        self.costs = costs
+        self.acceptance = _total(drafting, "num_accepted_draft_tokens") / tested
+        self.extra = (_total(drafting, "draft_calls") - _total(drafting, "num_draft_tokens")) / rounds
+        """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
+        self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
+        self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
+        self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
+
+    def cost(self, k: int) -> float:
+        """Of a full round, in target steps."""
+        return self.costs.c * (k + self.extra) + self.costs.v(k)
+
+    def _gain(self, k: int, cost: float, acceptance: float | None = None) -> float:
+        a = self.acceptance if acceptance is None else acceptance
+        return self._whole(theory.tokens_per_round(a, k, self.answer) / cost)
+
+    def predicted(self, k: int) -> float:
+        """Without any time outside the models."""
+        return self._gain(k, self.cost(k))
+
+    def with_overhead(self, k: int) -> float:
+        """With as much time outside the models as the runs took."""
+        return self._gain(k, self._all(k))
+
+    def _all(self, k: int) -> float:
+        return self.cost(k) / (1 - self.overhead)
+
+    def bottleneck(self, k: int) -> tuple[str, float]:
+        """What would help most if it were free, and the speed-up without it, everything else being as it was."""
+        everything, verification = self._all(k), self.costs.v(k)
+        ideal = {
+            DRAFT: self._gain(k, everything - self.costs.c * (k + self.extra)),
+            VERIFICATION: self._gain(k, everything - max(verification - 1, 0.0)),
+            ACCEPTANCE: self._gain(k, everything, 1.0),
+            OVERHEAD: self.predicted(k),
+        }
+        name = max(ideal, key=lambda each: ideal[each])
+        return name, ideal[name]
+
+
+def _with_prompt(drafting: Sequence[Run], target: Sequence[Run]) -> Callable[[float], float]:
+    """From a speed-up after the prompt to that of whole answers, with the times that reading it took."""
+    tokens = sum(len(run.token_ids) for run in drafting)
+    prompts = sum(run.metrics.seconds.prefill for run in drafting)
+    step = 1 / _speed(target)
+    alone = sum(run.metrics.seconds.total for run in target) / sum(len(run.token_ids) for run in target)
+    return lambda gain: alone * tokens / (prompts + tokens * step / gain)
+
+
+def _in_a_profile(profile: Profile) -> Costs:
+    return Costs(profile.c, lambda k: profile.v(k + 1), profile.longest - 1)
+
+
+def _in_the_runs(drafting: Sequence[Run], target: Sequence[Run], k: int) -> Costs:
+    """c and v from the runs themselves; v is taken to grow linearly up to the block that ran.
+
+    A block cannot cost less than a step: where the times say so, it is the noise that speaks.
+    """
+    step = sum(run.metrics.seconds.verify for run in target) / _total(target, "target_calls")
+    c = sum(run.metrics.seconds.draft for run in drafting) / _total(drafting, "draft_calls") / step
+    v = max(sum(run.metrics.seconds.verify for run in drafting) / _total(drafting, "num_rounds") / step, 1.0)
+    return Costs(c, lambda n: 1 + (v - 1) * n / k, k)
+
+
+def _total(runs: Sequence[Run], name: str) -> int:
+    return sum(int(getattr(run.metrics, name)) for run in runs)
+
+
+def _speed(runs: Sequence[Run]) -> float:
+    return sum(len(run.token_ids) for run in runs) / _after_prefill(runs)
+
+
+def _after_prefill(runs: Sequence[Run]) -> float:
+    return sum(run.metrics.seconds.total - run.metrics.seconds.prefill for run in runs)

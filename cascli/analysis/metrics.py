@@ -1,0 +1,115 @@
+"""Numbers from a trace. Names and conventions are those of the serving engines; no torch.
+
+`mean_acceptance_length` counts the bonus or residual token. Drafted tokens after the end of the text are in no number
+but the costs: see `cascli.decoding.answer.Answer.add`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cascli.analysis.cost import Cost
+from cascli.trace import Emitted, Metrics, Round, Seconds
+
+LOSSLESS_TOLERANCE = 1e-6
+"""TV(pi, p) up to which rounding in float32 is the likely cause; pi = p gives exactly 0."""
+
+
+def accepted_count(step: Round) -> int:
+    """How many drafted tokens of a round were kept."""
+    return sum(token.accepted for token in step.drafted)
+
+
+def tested_count(step: Round) -> int:
+    """How many drafted tokens of a round were tested: those kept, and the first one that was rejected."""
+    kept = accepted_count(step)
+    return kept + (kept < len(step.drafted))
+
+
+def acceptance_histogram(rounds: Sequence[Round], k: int) -> list[int]:
+    """Entry j of k + 1: in how many rounds exactly j drafted tokens were kept."""
+    counts = [0] * (k + 1)
+    for step in rounds:
+        counts[accepted_count(step)] += 1
+    return counts
+
+
+def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
+    """Entry i: the share of the rounds that drafted a token at position i in which it was kept."""
+    longest = max((len(step.drafted) for step in rounds), default=0)
+    shares = []
+    for i in range(longest):
+        there = [step for step in rounds if len(step.drafted) > i]
+        shares.append(sum(step.drafted[i].accepted for step in there) / len(there))
+    return shares
+
+
+def seconds_per_token(rounds: Sequence[Round]) -> float | None:
+    """Time per output token after the first round, whose tokens came with the first one."""
+    later = rounds[1:]
+    tokens = sum(len(step.emitted) for step in later)
+    return sum(step.seconds.total for step in later) / tokens if tokens else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _distortion(emitted: Sequence[Emitted]) -> tuple[float | None, float | None, bool | None]:
+    """Mean and largest TV to the target and whether both are zero up to rounding; None if not known everywhere."""
+    values = [token.tv for token in emitted if token.tv is not None]
+    if not values or len(values) < len(emitted):
+        return None, None, None
+    largest = max(values)
+    return _mean(values), largest, largest <= LOSSLESS_TOLERANCE
+
+
+def summarise(
+    rounds: Sequence[Round],
+    *,
+    cost: Cost,
+    seconds: Seconds,
+    ttft_seconds: float | None,
+    peak_memory_bytes: int | None,
+    k: int = 0,
+    deferral_rate: float | None = None,
+) -> Metrics:
+    """The metrics of one run over rounds of at most `k` drafted tokens.
+
+    `deferral_rate` overrides the mean over positions, for strategies that decide once an answer.
+    """
+    emitted = [token for step in rounds for token in step.emitted]
+    count = len(emitted)
+    drafted = sum(len(step.drafted) for step in rounds)
+    accepted = sum(accepted_count(step) for step in rounds)
+    tested = sum(tested_count(step) for step in rounds)
+    mean_tv, max_tv, lossless = _distortion(emitted)
+    deferrals = [token.deferral for token in emitted if token.deferral is not None]
+    return Metrics(
+        num_rounds=len(rounds),
+        num_draft_tokens=drafted,
+        num_accepted_draft_tokens=accepted,
+        num_tested_draft_tokens=tested,
+        draft_acceptance_rate=accepted / drafted if drafted else None,
+        rejection_rate=(tested - accepted) / tested if tested else None,
+        mean_acceptance_length=1 + accepted / len(rounds) if drafted else None,
+        acceptance_histogram=acceptance_histogram(rounds, k) if drafted else None,
+        per_position_acceptance=per_position_acceptance(rounds) if drafted else None,
+        target_calls=cost.target.calls,
+        draft_calls=cost.draft.calls,
+        target_calls_per_token=cost.target.calls / count if count else None,
+        draft_calls_per_token=cost.draft.calls / count if count else None,
+        deferral_rate=_mean(deferrals) if deferral_rate is None else deferral_rate,
+        mean_tv_to_target=mean_tv,
+        max_tv_to_target=max_tv,
+        lossless=lossless,
+        seconds=seconds,
+        tokens_per_second=count / seconds.total if count and seconds.total > 0 else None,
+        ttft_seconds=ttft_seconds,
+        seconds_per_token=seconds_per_token(rounds),
+        peak_memory_bytes=peak_memory_bytes,
+        draft_tokens_read=cost.draft.tokens,
+        target_tokens_read=cost.target.tokens,
+        total_flops=cost.flops,
+        weight_bytes_read=cost.weight_bytes,
+    )

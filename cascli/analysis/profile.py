@@ -1,0 +1,78 @@
+"""How long a step of each model takes, by how many tokens it reads: what speculation's speed is made of. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from cascli.analysis.statistics import median, percentile
+from cascli.trace import Data
+
+
+class Timing(Data):
+    """Several measurements of one thing, in seconds."""
+
+    median: float
+    low: float
+    """25th percentile."""
+    high: float
+    """75th percentile."""
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median: how noisy the measurement was."""
+        return (self.high - self.low) / self.median
+
+
+def timing(seconds: Sequence[float]) -> Timing:
+    """Summarise measurements."""
+    return Timing(median=median(seconds), low=percentile(seconds, 0.25), high=percentile(seconds, 0.75))
+
+
+class Profile(Data):
+    """Step times of both models after a context of some length."""
+
+    context: int
+    draft: dict[int, Timing] = Field(min_length=1)
+    """By the number of tokens that one call reads; 1 is always there."""
+    target: dict[int, Timing] = Field(min_length=1)
+
+    @property
+    def c(self) -> float:
+        """A draft step over a target step."""
+        return self.draft[1].median / self.target[1].median
+
+    @property
+    def longest(self) -> int:
+        """The longest block that a target call was timed over."""
+        return max(self.target)
+
+    def v(self, block: int) -> float:
+        """A target call over `block` tokens, over a target step; beyond `longest` it is extrapolated."""
+        times = {n: each.median for n, each in self.target.items()}
+        return interpolated(times, block) / times[1]
+
+    @property
+    def spread(self) -> float:
+        """The median spread of all its timings."""
+        return median([each.spread for each in (*self.draft.values(), *self.target.values())])
+
+
+def interpolated(values: Mapping[int, float], at: int) -> float:
+    """The value at a point: on the line between its neighbours, beyond the last along the last line, if it rises."""
+    known = sorted(values)
+    if at in values or len(known) == 1:
+        return values[at if at in values else known[0]]
+    below, above = _around(known, at)
+    slope = (values[above] - values[below]) / (above - below)
+    if at > above:
+        return values[above] + max(slope, 0.0) * (at - above)
+    return values[below] + slope * (at - below)
+
+
+def _around(known: Sequence[int], at: int) -> tuple[int, int]:
+    """The neighbours of a point among sorted ones, or the two nearest on one side."""
+    above = next((i for i, point in enumerate(known) if point > at), len(known) - 1)
+    place = max(above, 1)
+    return known[place - 1], known[place]

@@ -1,0 +1,50 @@
+"""One model writing token by token: the two baselines, and the halves of a sequence-level cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from cascli.trace import Emitted, Event, Round
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.decoding.session import Lane, Session
+
+
+def write(
+    s: Session,
+    lane: Lane,
+    event: Event,
+    *,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+    tentative: bool = False,
+) -> Iterator[Round]:
+    """Let one model write until the session is finished.
+
+    `watch` is shown the distribution at temperature 1 `[1, V]` and the drawn token `[1]` of each position; both are
+    valid until the next. A `tentative` answer has random numbers of its own: whoever replaces it must not meet those
+    that decided its fate.
+    """
+    from cascli.sampling import distributions
+    from cascli.sampling.autoregressive import Law
+
+    by_target = event == "target"
+    law = Law(s.sampling, reads_base=watch is not None)
+    uniforms = s.uniforms.residual if tentative else s.uniforms.draw
+    while not s.finished:
+        written = lane.write(s.length, law, uniforms(s.position, 1))
+        s.length += 1
+        if watch is not None:
+            watch(written.base, written.tokens)
+        (ids, prob) = s.fetch(written.tokens, distributions.at(written.probs, written.tokens))
+        emitted = Emitted(
+            id=int(ids[0]),
+            text=s.spell(int(ids[0])),
+            event=event,
+            q=None if by_target else prob[0],
+            p=prob[0] if by_target else None,
+            tv=0.0 if by_target else None,
+        )
+        yield Round(emitted=[emitted], seconds=s.clock.lap())

@@ -1,0 +1,63 @@
+"""The answer as it grows: where it ends, and the text that can be shown so far. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from cascli.decoding.detokenizer import Speller, StopStrings, Stream
+from cascli.trace import Emitted, FinishReason, Round
+
+
+class Answer:
+    """Collects rounds; ends after an end-of-text token, a stop string, or `limit` tokens."""
+
+    def __init__(self, speller: Speller, eos_ids: Collection[int], stop: Sequence[str], limit: int) -> None:
+        self._speller = speller
+        self._eos_ids = eos_ids
+        self._stops = StopStrings(stop)
+        self._stop_ids = speller.markup(stop)
+        self._stream = Stream(speller)
+        self._limit = limit
+        self.rounds: list[Round] = []
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    def add(self, step: Round) -> tuple[Round, list[str]]:
+        """Take a round in; return it cut where the text ends, and the text that each token completes.
+
+        Where it ends inside a drafted block, the drafts after the end are cut off too: whether the target agrees with
+        them says nothing about this text, and they would count in every rate.
+        """
+        kept: list[Emitted] = []
+        pieces: list[str] = []
+        for token in step.emitted:
+            kept.append(token)
+            pieces.append(self._take(token.id))
+            if self.finish_reason is not None:
+                break
+        if len(kept) < len(step.emitted):
+            step = step.model_copy(update={"emitted": kept, "drafted": step.drafted[: len(kept)]})
+        self.rounds.append(step)
+        return step, pieces
+
+    def _take(self, token: int) -> str:
+        self.token_ids.append(token)
+        said, stopped = self._stops.push(self._stream.push(token))
+        if token in self._eos_ids:
+            self.finish_reason = "eos"
+        elif stopped or token in self._stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self._limit:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and not stopped:
+            tail, stopped = self._stops.push(self._stream.flush())
+            said += tail + ("" if stopped else self._stops.flush())
+            self.finish_reason = "stop" if stopped else self.finish_reason
+        return said
+
+    @property
+    def text(self) -> str:
+        """The whole answer without markup, up to the stop string if there was one."""
+        whole = self._speller.text(self.token_ids)
+        place = self._stops.find(whole) if self.finish_reason == "stop" else None
+        return whole if place is None else whole[:place]

@@ -1,0 +1,30 @@
+"""Speculation at a chosen acceptance rate: for pure measurements of speed, never for text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from cascli.rules._forced import Forced
+from cascli.rules.base import Rule
+from cascli.strategies.base import BlockLength, Speculating, Strategy
+
+
+@dataclass(frozen=True)
+class Synthetic(Speculating, Strategy):
+    """`speculative` with a chosen acceptance rate; its text means nothing."""
+
+    acceptance: Annotated[float, Field(ge=0, le=1)] = 0.8
+    k: BlockLength = 4
+
+    @property
+    def name(self) -> str:
+        """A name that marks the numbers of such runs wherever they are shown."""
+        return "synthetic-acceptance"
+
+    @property
+    def judge(self) -> Rule:
+        """The chosen rate."""
+        return Forced(self.acceptance)

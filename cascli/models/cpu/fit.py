@@ -1,0 +1,126 @@
+"""Bring a model into the precision and the kernels that it runs with on a CPU, one layer after the other.
+
+Each layer's stored weights are dropped as soon as their packed form stands, so that the peak is one model and a
+layer. Input embeddings stay as stored and are widened where they are looked up: the same numbers at half the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cascli.models.checkpoint import Read
+from cascli.models.cpu.int8_kernels import OneDnnWeights
+from cascli.models.cpu.int8_linear import Int8Linear, check_int8
+from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
+from cascli.models.cpu.packed_store import PackedStore
+from cascli.models.cpu.row_attention import use_row_attention
+from cascli.models.size import is_large
+
+Make = Callable[[Tensor, Tensor | None], nn.Module]
+
+
+class WideEmbedding(nn.Embedding):
+    """`nn.Embedding` that returns float32 whatever its table is stored in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look ids up."""
+        return F.embedding(input, self.weight).float()
+
+
+def working_dtype(dtype: str) -> torch.dtype:
+    """What activations are computed in for a precision of weights."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
+
+
+def fit(model: PreTrainedModel, dtype: str, read: Read | None = None, store: PackedStore | None = None) -> None:
+    """Switch every linear layer, and the attention where it can be, to the kernels for `dtype`, in place.
+
+    Args:
+        model: on the CPU; its parameters may be empty if `read` is given.
+        dtype: float32, bfloat16, int8, or float16, which keeps torch's own kernels.
+        read: gives the stored value of a parameter by its name; the model's own by default.
+        store: where packed int8 layers are kept between starts, if they are.
+
+    Raises:
+        RunError: int8, and this build of torch has no kernels for it.
+    """
+    keeps = dtype == "int8" and check_int8() is OneDnnWeights
+    work = working_dtype(dtype)
+    packs = dtype == "int8" or can_pack(work)
+    read = read or _own(model)
+    if packs:
+        make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
+        _switch(model, make, read, store if keeps else None)
+    _fill(model, work, read)
+    if packs:
+        use_row_attention(model)
+
+
+class _Packer:
+    """Makes packed layers, or plain ones for a small model.
+
+    Widens through one buffer, because memory that was never used costs more than the work.
+    """
+
+    def __init__(self, work: torch.dtype, large: bool) -> None:
+        self._large = large
+        self._buffer = torch.empty(0, dtype=work)
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> PackedLinear | DenseLinear:
+        """A layer of weights `[out, in]` in the working precision."""
+        if not self._large:
+            return DenseLinear.of(weight.to(self._buffer.dtype), bias)
+        if weight.dtype == self._buffer.dtype:
+            return PackedLinear(weight, bias)
+        if self._buffer.numel() < weight.numel():
+            self._buffer = torch.empty(weight.numel(), dtype=self._buffer.dtype)
+        return PackedLinear(self._buffer[: weight.numel()].view(weight.shape).copy_(weight), bias)
+
+
+def _own(model: PreTrainedModel) -> Read:
+    """Read from the model itself: lets go of a value when the layer does."""
+    return lambda name: model.get_parameter(name).detach()
+
+
+def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None) -> None:
+    """Put a packed layer in the place of every linear one."""
+    for path, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in (nn.Linear, Conv1D):
+                setattr(parent, name, _packed(f"{path}.{name}" if path else name, child, make, read, store))
+    if store is not None:
+        store.save(model)
+
+
+def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedStore | None) -> nn.Module:
+    """The packed form of one layer, from the store if it is there."""
+    turned = type(layer) is Conv1D  # GPT-2's, whose weights are the other way round
+    stored, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+    if store is not None:
+        found = store.restore(name, (stored.T if turned else stored).shape, bias is not None)
+        if found is not None:
+            return found
+    weight = read(f"{name}.weight")
+    return make(weight.T if turned else weight, None if bias is None else read(f"{name}.bias"))
+
+
+def _fill(model: nn.Module, work: torch.dtype, read: Read) -> None:
+    """Give what is not a packed layer its value in the working precision; embeddings widen as they are read."""
+    for path, module in model.named_modules():
+        if isinstance(module, DenseLinear):
+            continue  # has its own already
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            value = read(f"{path}.{name}" if path else name)
+            if type(module) is nn.Embedding and work == torch.float32 and value.dtype != work:
+                module.__class__ = WideEmbedding
+            elif parameter.is_floating_point():
+                value = value.to(work)
+            # Cloned: a value that still lies in its file would keep the whole file's pages in memory.
+            value = value.clone() if parameter.is_meta else value
+            setattr(module, name, nn.Parameter(value, requires_grad=False))

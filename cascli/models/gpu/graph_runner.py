@@ -1,0 +1,256 @@
+"""A runner whose short forwards are recorded once and repeated as CUDA graphs.
+
+A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
+for. What `prepare` was told of is recorded per number of tokens and of logit rows (and per bucket of the cache, if
+attention does not read the length by itself); everything else, prompts above all, is read by the same forward without a
+recording. A whole draft, forwards and draws together, is one recording more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cascli.models.cache import forward_parameters
+from cascli.models.calls import Calls, Write
+from cascli.models.gpu.capture import Capture
+from cascli.models.gpu.compiled import Compiled
+from cascli.models.gpu.decode_attention import use_decode_attention
+from cascli.models.gpu.grouped_attention import use_grouped_attention
+from cascli.models.gpu.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
+from cascli.sampling.autoregressive import Law, Written, write_by_steps
+
+Result = TypeVar("Result")
+
+LONGEST = 65
+"""The longest block of a round: 64 drafted tokens and one."""
+MOST_LAWS = 16
+"""Settings of sampling whose drafts are kept recorded; a sweep may have many."""
+PREFILL = 1024
+"""Tokens of a prompt that are read at once: the mask of a call has this many rows."""
+
+
+class GraphRunner:
+    """As `cascli.models.runner.Runner`; logits are valid until the next call, and are to be used before it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab: int,
+        device: torch.device,
+        capture: Capture,
+        compiler: str | None = None,
+    ) -> None:
+        """Take a model on its device; `compiler` is a backend of torch.compile, if its steps are to be compiled."""
+        self.model = model
+        self.vocab = vocab
+        self.device = device
+        self.length = 0
+        """How many tokens of the text the model has read."""
+        self.capture_seconds = 0.0
+        """Time spent on recordings so far, that of compiling included."""
+        self._any_length = use_decode_attention(model)
+        if not self._any_length:
+            use_grouped_attention(model)
+        self._capture = capture
+        self._takes = forward_parameters(model.config)
+        self._cache = StaticCache(model.config.get_text_config(), device)
+        self._compiled = None if compiler is None else Compiled(self._logits, compiler)
+        self._forward = self._compiled or self._logits
+        with torch.inference_mode():  # as drawn ids are: compiled code tells the two kinds of tensors apart
+            self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
+        self._u = torch.zeros(LONGEST, dtype=torch.float64, device=device)
+        self._reads: set[tuple[int, int]] = set()
+        self._writes: set[Write] = set()
+        self._read: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
+        self._written: dict[Law, dict[tuple[Write, int], Callable[[], Written]]] = {}
+
+    @property
+    def graphs(self) -> int:
+        """How many recordings there are."""
+        return len(self._read) + sum(len(each) for each in self._written.values())
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """Time spent on compiling so far; None if steps are not compiled."""
+        return None if self._compiled is None else self._compiled.seconds
+
+    @torch.inference_mode()
+    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
+        """Make room for a text, and record what its decoding will need.
+
+        Args:
+            start: length of the prompt.
+            end: length of the text in the end, drafted tokens included.
+            calls: the calls to come.
+            law: what tokens are drawn from, if any are.
+        """
+        self.reset()
+        self._reserve(end)
+        if calls.writes and law not in self._written and len(self._written) >= MOST_LAWS:
+            self._forget()
+        self._reads, self._writes = set(calls.reads), set(calls.writes)
+        bucket = self._bucket(end)
+        while True:
+            for n, rows in calls.reads:
+                self._recorded_read(n, rows, bucket)
+            if law is not None:
+                for write in calls.writes:
+                    self._recorded_write(write, law, bucket)
+            if bucket == self._bucket(start):
+                return
+            bucket //= 2
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Read `ids` `[n]` after what was read before; return the logits `[rows, vocab]` of the last rows.
+
+        Issues no host synchronisation of its own.
+        """
+        n = ids.shape[0]
+        self._reserve(self.length + n)
+        if (n, rows) in self._reads:
+            return self._step(ids, rows)
+        for start in range(0, n, PREFILL):
+            logits = self._eager(ids[start : start + PREFILL], rows)
+        return logits
+
+    @torch.inference_mode()
+    def write(self, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
+        """Read `ids`, then write a token with each uniform of `u` `[n]`: `write_by_steps`, recorded.
+
+        What `prepare` was not told of is written token by token. The result is valid until the next call.
+        """
+        whole = Write(ids.shape[0], u.shape[0], read_last)
+        self._reserve(self.length + whole.tokens)
+        if whole in self._writes:
+            return self._one(whole, ids, law, u)
+        if whole.unread > 1 and Write(whole.unread, 1) not in self._writes:
+            self._eager(ids[:-1], 1)
+            ids = ids[-1:]
+        return self._one_by_one(whole, ids, law, u)
+
+    def _one_by_one(self, whole: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
+        u = torch.cat([u, u.new_zeros(1)])  # a last token that is only read draws one that is thrown away
+        parts = []
+        for i in range(whole.steps):
+            found = self._one(Write(ids.shape[0], 1), ids, law, u[i : i + 1])
+            parts.append(Written(*(each.clone() for each in found)))
+            ids = parts[-1].tokens
+        tokens, probs, base = (torch.cat(each) for each in list(zip(*parts, strict=True))[:3])
+        return Written(tokens[: whole.drawn], probs, base, torch.stack([part.health for part in parts]).abs().amax())
+
+    def _one(self, write: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
+        self._ids[: write.unread].copy_(ids)
+        self._u[: write.drawn].copy_(u)
+        self._cache.at.fill_(self.length)
+        written = self._recorded_write(write, law, self._bucket(self.length + write.tokens))()
+        self.length += write.tokens
+        return written
+
+    def _eager(self, ids: Tensor, rows: int) -> Tensor:
+        self._cache.bucket = bucket_for(self.length + ids.shape[0])
+        self._cache.at.fill_(self.length)
+        logits = self._logits(ids.to(self.device), rows)
+        self.length += ids.shape[0]
+        return logits
+
+    def _step(self, ids: Tensor, rows: int) -> Tensor:
+        n = ids.shape[0]
+        self._ids[:n].copy_(ids)
+        self._cache.at.fill_(self.length)
+        logits = self._recorded_read(n, rows, self._bucket(self.length + n))()
+        self.length += n
+        return logits
+
+    def _recorded_read(self, n: int, rows: int, bucket: int) -> Callable[[], Tensor]:
+        """The recorded forward over n tokens; made at its first use in a bucket that `prepare` did not foresee."""
+        key = (n, rows, bucket)
+        if key not in self._read:
+
+            def compute() -> Tensor:
+                self._cache.bucket = bucket
+                return self._forward(self._ids[:n], rows)
+
+            self._read[key] = self._record(compute)
+        return self._read[key]
+
+    def _recorded_write(self, write: Write, law: Law, bucket: int) -> Callable[[], Written]:
+        """The recorded draft; likewise."""
+        found = self._written.setdefault(law, {})
+        key = (write, bucket)
+        if key not in found:
+
+            def step(ids: Tensor) -> Tensor:
+                logits = self._forward(ids, 1)
+                self._cache.at.add_(ids.shape[0])
+                return logits
+
+            def compute() -> Written:
+                self._cache.bucket = bucket
+                start = self._cache.at.clone()
+                ids, u = self._ids[: write.unread], self._u[: write.drawn]
+                written = write_by_steps(step, ids, law, u, read_last=write.read_last)
+                self._cache.at.copy_(start)  # a recording is tried out before it is made, and must find the same text
+                return written
+
+            found[key] = self._record(compute)
+        return found[key]
+
+    def _record(self, compute: Callable[[], Result]) -> Callable[[], Result]:
+        start = time.perf_counter()
+        self._cache.at.fill_(self.length)  # where there is room, and nothing that is still needed
+        if not self._cache.in_use:
+            self._cache.bucket = SMALLEST_BUCKET
+            self._logits(self._ids[:1], 1)  # buffers come with the first states, and belong to no recording
+        recording = self._capture(compute)
+        self.capture_seconds += time.perf_counter() - start
+        return recording
+
+    def _logits(self, ids: Tensor, rows: int) -> Tensor:
+        more: dict[str, Any] = {}
+        positions = self._cache.place(ids.shape[0])
+        if "position_ids" in self._takes:
+            more["position_ids"] = positions.unsqueeze(0)
+        if "logits_to_keep" in self._takes:
+            more["logits_to_keep"] = rows
+        output = self.model(input_ids=ids.unsqueeze(0), past_key_values=self._cache, use_cache=True, **more)
+        return output.logits[0, -rows:, : self.vocab]
+
+    def _bucket(self, length: int) -> int:
+        """How much of the cache a recording hands to attention: all, where attention reads the length by itself."""
+        return self._cache.capacity if self._any_length else bucket_for(length)
+
+    def _reserve(self, length: int) -> None:
+        """Room for `length` tokens; buffers that move take the recordings with them."""
+        if length <= self._cache.capacity:
+            return
+        self._forget()
+        self._cache.grow(bucket_for(length))
+
+    def _forget(self) -> None:
+        self._read.clear()
+        self._written.clear()
+        self._capture.renew()
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens; costs nothing."""
+        self.length = min(self.length, length)
+
+    def reset(self) -> None:
+        """Forget everything; buffers and recordings are kept for the next text."""
+        self.length = 0
+
+    @torch.inference_mode()
+    def pretend(self, length: int) -> None:
+        """Act as if `length` tokens had been read, so that the speed after them can be measured."""
+        self.reset()
+        self._reserve(length + LONGEST)
+        self.forward(self._ids[:1], 1)
+        self._cache.pretend(length)
+        self.length = length

@@ -1,0 +1,93 @@
+"""A model writing by itself: draw a token from its own distribution, read it, draw the next.
+
+The same lines serve steps that are made one after the other and steps that are recorded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascli import kernels
+from cascli.sampling import distributions
+from cascli.sampling.parameters import Sampling
+
+Read = Callable[[Tensor], Tensor]
+"""Reads ids `[n]`; returns the logits `[1, V]` after the last of them."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """From logits `[n, V]` to the distributions that tokens are drawn from."""
+
+    sampling: Sampling
+    reads_base: bool
+    """Whether the distributions at temperature 1 are wanted too."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens get no probability because others have more."""
+        return self.sampling.top_k > 0 or self.sampling.top_p < 1
+
+    def draw(self, logits: Tensor, u: Tensor | None) -> Drawn:
+        """The distributions of logits `[1, V]`, and a token drawn with the uniform `[1]`, if there is one."""
+        if kernels.serve(logits.device) and not self.truncates:
+            from cascli.kernels import draws
+
+            return Drawn(*draws.draw(logits, self.sampling.temperature, u, with_base=self.reads_base))
+        probs, base = self(logits)
+        return Drawn(None if u is None else distributions.sample(probs, u), probs, base, logits.amax().float())
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Warped distributions and those at temperature 1, which are the former again where they are not wanted."""
+        probs = distributions.warp(logits, self.sampling)
+        return probs, distributions.base(logits) if self.reads_base else probs
+
+
+class Drawn(NamedTuple):
+    """A token `[1]`, if one was drawn, and the distributions `[1, V]` at its position."""
+
+    token: Tensor | None
+    probs: Tensor
+    base: Tensor
+    health: Tensor
+    """The largest logit (0-dim): a finite number, as long as all logits were."""
+
+
+class Written(NamedTuple):
+    """n drawn tokens `[n]`, and the distributions `[n, V]` that they were drawn from.
+
+    There is one row more where the last token was read as well.
+    """
+
+    tokens: Tensor
+    probs: Tensor
+    base: Tensor
+    health: Tensor
+    """The largest logit of a step by its amount (0-dim): a finite number, as long as all were."""
+
+
+def write_by_steps(read: Read, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
+    """Draw a token with each of the uniforms `u` `[n]`; at least one step.
+
+    Args:
+        read: makes a step.
+        ids: what the model reads first.
+        law: how its logits become distributions.
+        u: one uniform a token.
+        read_last: go on to read the last drawn token.
+    """
+    tokens, drawn = [u.new_zeros(0, dtype=torch.long)], []
+    for i in range(u.shape[0] + read_last):
+        found = law.draw(read(ids), u[i : i + 1] if i < u.shape[0] else None)
+        drawn.append(found)
+        if found.token is not None:
+            ids = found.token
+            tokens.append(ids)
+    probs = torch.cat([each.probs for each in drawn])
+    base = torch.cat([each.base for each in drawn]) if law.reads_base else probs
+    return Written(torch.cat(tokens), probs, base, torch.stack([each.health for each in drawn]).abs().amax())

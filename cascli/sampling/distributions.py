@@ -1,0 +1,90 @@
+"""Logits to probabilities, and the few operations on distributions that everything else is built from.
+
+Rows are positions, columns are tokens. Arithmetic is float32 or wider whatever the models run in;
+float64 stays float64. Nothing here reads a value back to the host.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascli.sampling.parameters import Sampling
+
+
+class Dists(NamedTuple):
+    """Next-token distributions of both models at n positions, each `[n, V]`.
+
+    `q`, `p` (draft, target) are warped by temperature, top-k and top-p and are what tokens are drawn
+    from; `q1`, `p1` are at temperature 1 without truncation and are what deferral rules test.
+    """
+
+    q: Tensor
+    p: Tensor
+    q1: Tensor
+    p1: Tensor
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def base(logits: Tensor) -> Tensor:
+    """Probabilities `[n, V]` at temperature 1 without truncation."""
+    return torch.softmax(_wide(logits), dim=-1)
+
+
+def warp(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities `[n, V]` after temperature, top-k and top-p; temperature 0 is one-hot at the argmax.
+
+    Top-k keeps ties with the k-th largest logit; top-p keeps the smallest set of most likely tokens
+    whose mass reaches `top_p`, at least one.
+    """
+    logits = _wide(logits)
+    if sampling.temperature == 0:
+        top = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, top, 1.0)
+    # The largest logit goes to 0 first: dividing by a small temperature then overflows to -inf, not to NaN.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        logits = _nucleus(logits, sampling.top_p)
+    return torch.softmax(logits, dim=-1)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Set the logits outside the smallest set of mass `top_p` to -inf."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    mass = torch.softmax(ordered, dim=-1)
+    before = mass.cumsum(dim=-1) - mass
+    drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    drop.scatter_(-1, order[..., :1], False)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def sample(probs: Tensor, u: Tensor) -> Tensor:
+    """Draw token ids `[...]` from `probs` `[..., V]` by inverting the CDF at `u` `[...]` in [0, 1).
+
+    The CDF is summed in float64, so that rare tokens of a large vocabulary keep their probability;
+    a token of probability 0 is never drawn. Rows need not be normalised.
+    """
+    cdf = probs.double().cumsum(dim=-1)
+    total = cdf[..., -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    point = torch.minimum(u.to(cdf).unsqueeze(-1) * total, below)
+    # Clamped for rows that are not numbers, which the session reports: an id out of range would end a GPU's context.
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
+
+
+def at(rows: Tensor, tokens: Tensor) -> Tensor:
+    """The entry `[n]` of each row of `[n, V]` at its token `[n]`."""
+    return rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def total_variation(a: Tensor, b: Tensor) -> Tensor:
+    """Total variation `[...]` between distributions `[..., V]`: the mass that `a` has above `b`."""
+    return (a - b).clamp_min(0).sum(dim=-1)

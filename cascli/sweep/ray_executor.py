@@ -1,0 +1,286 @@
+"""The work of a sweep spread with Ray over the GPUs, or machines, of a cluster.
+
+Every worker holds the pair and does one prompt after another; this process alone writes records, so that files and
+resumption are those of a sweep in one process. A worker that is lost is replaced, and its unit done again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from cascli.config import PairConfig
+from cascli.errors import RunError, UsageError
+from cascli.sweep.judged import Judged, Matched
+from cascli.sweep.plan import Match, SweepPlan
+from cascli.sweep.records import Record
+from cascli.sweep.tasks import Exam
+from cascli.sweep.units import Unit, by_prompt
+from cascli.sweep.worker import Tell, Worker
+
+MOST_TRIES = 3
+"""How often a unit is begun before its loss is recorded as its error."""
+START_SECONDS = 1800
+LOOK_SECONDS = 60
+"""Between two looks at whether there is still a machine."""
+"""How long a worker may take to fetch and load the pair."""
+
+
+@dataclass
+class _Going:
+    """What one worker is at: the first unit is being done, the others wait for the same worker."""
+
+    worker: Any
+    units: deque[Unit]
+
+
+class RayExecutor:
+    """A `Worker` per GPU of the cluster, or per machine where there is none."""
+
+    def __init__(
+        self,
+        config: PairConfig,
+        plan: SweepPlan,
+        exam: Exam,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        offline: bool | None = None,
+    ) -> None:
+        """Join or start a cluster.
+
+        Args:
+            config: the pair, which every worker loads on its own machine.
+            plan: the sweep.
+            exam: its prompts.
+            address: of a running cluster, `auto` for the one of this machine; None starts one here.
+            workers: how many; one per GPU, else one per machine by default.
+            offline: fail rather than download.
+
+        Raises:
+            UsageError: Ray is not installed.
+            RunError: no cluster is found there, or it has no room for a worker.
+        """
+        if plan.device.startswith("cuda:") or config.draft.device_map or config.target.device_map:
+            raise UsageError("a Ray worker has one GPU, its first: no device cuda:N, and no device_map in the pair.")
+        self._ray = _ray()
+        self._given = (config, plan, exam, offline)
+        self._join(address)
+        try:
+            self._resources, count = self._share(plan, workers)
+            self._workers = [self._new() for _ in range(count)]
+        except BaseException:
+            self._ray.shutdown()
+            raise
+        self._joining: dict[Any, Any] = {}
+        self._why = ""
+
+    def _join(self, address: str | None) -> None:
+        here: dict[str, Any] = {} if address else {"include_dashboard": False}
+        try:
+            # "local", because without an address Ray would join whatever cluster it finds.
+            self._ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)
+        except (ConnectionError, ValueError, RuntimeError, self._ray.exceptions.RayError) as error:
+            where = f"at '{address}'" if address else "on this machine"
+            raise RunError(f"no Ray cluster {where}: {error}") from None
+
+    def _share(self, plan: SweepPlan, workers: int | None) -> tuple[dict[str, float], int]:
+        """What a worker takes of its machine, and how many workers there are to be."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        if gpus and plan.device != "cpu":
+            if workers and workers > gpus:
+                raise UsageError(f"--workers {workers}: the cluster has {gpus} GPUs, and a worker takes one.")
+            return {"num_gpus": 1, "num_cpus": 1}, workers or gpus
+        cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+        if not cores:
+            raise RunError("the Ray cluster has no CPU to offer.")
+        count = workers or len(cores)
+        each = min(cores) // math.ceil(count / len(cores))
+        if each < 1:
+            raise UsageError(
+                f"--workers {count}: the cluster has {int(sum(cores))} CPUs, and a worker takes one or more."
+            )
+        return {"num_cpus": each}, count
+
+    def _new(self) -> Any:
+        actor = self._ray.remote(_Actor).options(scheduling_strategy="SPREAD", **self._resources)
+        return actor.remote(*self._given)
+
+    def __enter__(self) -> Self:
+        """The cluster is joined already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the workers back, and leave the cluster."""
+        for worker in (*self._workers, *self._joining.values()):
+            self._ray.kill(worker)
+        self._ray.shutdown()
+
+    def about(self) -> dict[str, str]:
+        """Machine, versions and models of the first worker, and how many there are.
+
+        Raises:
+            RunError: a worker could not load the pair.
+        """
+        calls = {worker.about.remote(): worker for worker in self._workers}
+        ready, late = self._ray.wait(list(calls), num_returns=len(calls), timeout=START_SECONDS)
+        if not ready:
+            raise RunError(
+                f"no worker was ready within {START_SECONDS // 60} minutes: the cluster is busy, or the pair takes"
+                " longer to fetch; try `cascli pull` on its machines."
+            )
+        try:
+            found = self._ray.get(ready)
+        except self._ray.exceptions.RayError as error:
+            raise RunError(f"a worker could not start: {_last_line(error)}") from None
+        self._joining = {call: calls[call] for call in late}
+        self._workers = [calls[call] for call in ready]
+        for other in found[1:]:
+            _check_alike(found[0], other)
+        return {**found[0], "executor": f"ray, {len(calls)} workers"}
+
+    def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
+        """By one worker: what is judged are its own runs."""
+        return self._of_one(self._workers[0].judged.remote(k))
+
+    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+        """Likewise."""
+        return self._of_one(self._workers[0].matched.remote(wanted))
+
+    def _of_one(self, call: Any) -> list[Any]:
+        try:
+            return list(self._ray.get(call))
+        except self._ray.exceptions.RayError as error:
+            raise RunError(f"the worker that was to judge the rules failed: {_last_line(error)}") from None
+
+    def run(self, units: Iterable[Unit]) -> Iterator[Record]:
+        """One record a unit, in the order in which they come.
+
+        Raises:
+            RunError: all workers are lost, and no new one can be had.
+        """
+        waiting = deque(deque(group) for group in by_prompt(units))
+        idle, joining = list(self._workers), self._joining
+        errors = self._ray.exceptions
+        lost = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
+        going: dict[Any, _Going] = {}
+        tries: Counter[tuple[str, str]] = Counter()
+        while waiting or going:
+            while waiting and idle:
+                self._next(_Going(idle.pop(), waiting.popleft()), going)
+            ready = self._first_of([*going, *joining], patient=bool(going))
+            if ready in joining:
+                idle += self._joined(ready, joining.pop(ready))
+                continue
+            mine = going.pop(ready)
+            unit = mine.units[0]
+            try:
+                record = self._ray.get(ready)
+            except lost as error:
+                joining |= self._replaced(mine.worker)
+                tries[unit.key] += 1
+                if tries[unit.key] == MOST_TRIES:
+                    yield _lost(mine.units.popleft(), error)
+                waiting.extendleft([mine.units] if mine.units else [])
+                continue
+            except errors.RayError as error:
+                record = Record(cell=unit.cell, problem=unit.problem.id, error=_last_line(error))
+            mine.units.popleft()
+            if mine.units:
+                self._next(mine, going)
+            else:
+                idle.append(mine.worker)
+            yield record
+
+    def _next(self, mine: _Going, going: dict[Any, _Going]) -> None:
+        """Let a worker begin with the first of its units."""
+        going[mine.worker.do.remote(mine.units[0])] = mine
+
+    def _first_of(self, calls: list[Any], *, patient: bool) -> Any:
+        """The first call that ends; a cluster on which none goes on gets as long as a start may take."""
+        ready: list[Any] = []
+        while calls and not ready:
+            # Not without a limit: a call to a machine that is gone does not always end.
+            ready, _ = self._ray.wait(calls, num_returns=1, timeout=LOOK_SECONDS if patient else START_SECONDS)
+            if not patient or not any(node["Alive"] for node in self._ray.nodes()):
+                break
+        if not ready:
+            raise RunError(
+                f"all workers of the sweep were lost; --resume goes on with what is there. {self._why}".strip()
+            )
+        return ready[0]
+
+    def _replaced(self, worker: Any) -> dict[Any, Any]:
+        """A new worker for a lost one, by the call that ends when it is ready; the others go on meanwhile."""
+        self._ray.kill(worker)
+        self._workers.remove(worker)
+        fresh = self._new()
+        return {fresh.about.remote(): fresh}
+
+    def _joined(self, call: Any, worker: Any) -> list[Any]:
+        """The worker, if it could start; otherwise there is one less."""
+        try:
+            self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            self._why = _last_line(error)
+            return []
+        self._workers.append(worker)
+        return [worker]
+
+
+class _Actor:
+    """A `Worker` that loads its pair where it was started."""
+
+    def __init__(self, config: PairConfig, plan: SweepPlan, exam: Exam, offline: bool | None) -> None:
+        from cascli.models.load import load_pair
+
+        pair = load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline)
+        self._worker = Worker(pair, plan, exam)
+
+    def about(self) -> dict[str, str]:
+        return self._worker.about()
+
+    def judged(self, k: int) -> list[Judged]:
+        return self._worker.judged(k)
+
+    def matched(self, wanted: Match) -> list[Matched]:
+        return self._worker.matched(wanted)
+
+    def do(self, unit: Unit) -> Record:
+        try:
+            return self._worker.do(unit)
+        except RunError:  # the device is gone for this process: end it, so that it is replaced
+            os._exit(1)
+
+
+def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
+    """Refuse workers that would not write the same: `auto` picks precisions by the machine."""
+    for key in ("draft", "target", "cascli", "torch", "transformers"):
+        if one[key] != other[key]:
+            raise RunError(f"the cluster's machines differ: {key} is {one[key]} on one and {other[key]} on another.")
+
+
+def _lost(unit: Unit, error: Exception) -> Record:
+    what = f"its worker was lost {MOST_TRIES} times: {_last_line(error)}"
+    return Record(cell=unit.cell, problem=unit.problem.id, error=what)
+
+
+def _last_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--executor ray needs Ray: pip install 'cascli[ray]'") from None
+    return ray

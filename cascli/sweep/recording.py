@@ -1,0 +1,57 @@
+"""Speculative decoding that keeps what it saw: the distributions of both models at every position of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from cascli.rules.base import Exact, Judgement, Rule
+from cascli.strategies.base import BlockLength, Speculating, Strategy
+
+if TYPE_CHECKING:
+    from cascli.sampling.distributions import Dists
+
+Seen = Callable[["Dists"], "Dists"]
+
+
+@dataclass(frozen=True)
+class Watching(Exact):
+    """The rule of speculative decoding, which shows all it is given to `see` and keeps what that returns."""
+
+    reads_draft: ClassVar[bool] = True
+    reads_base: ClassVar[bool] = True
+    recordable: ClassVar[bool] = False
+
+    see: Seen | None = None
+    seen: list[Dists] = field(default_factory=list)
+
+    def apply(self, d: Dists) -> Judgement:
+        """pi = p."""
+        self.seen.append(self.see(d) if self.see else d)
+        return super().apply(d)
+
+
+@dataclass(frozen=True)
+class Recording(Speculating, Strategy):
+    """`speculative`, watched."""
+
+    k: BlockLength = 4
+    see: Seen | None = None
+    seen: list[Dists] = field(default_factory=list)
+    """By round; rows beyond the round's emitted tokens are of prefixes that were not visited."""
+
+    @property
+    def name(self) -> str:
+        """As the strategy that it is."""
+        return "speculative"
+
+    @property
+    def params(self) -> dict[str, int]:
+        """Those of `speculative`."""
+        return {"k": self.k}
+
+    @property
+    def judge(self) -> Rule:
+        """Exact, watched."""
+        return Watching(self.see, self.seen)

@@ -1,0 +1,158 @@
+"""One process of a sweep: a loaded pair that turns units of work into records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from cascli.chat import Conversation, encode
+from cascli.engine import Request, environment
+from cascli.errors import RunError
+from cascli.jobs.compare import WARM_UP_TOKENS
+from cascli.jobs.generate import decode
+from cascli.models.pair import Pair
+from cascli.sampling.parameters import Sampling
+from cascli.strategies import parse
+from cascli.sweep.judged import Judged, Matched
+from cascli.sweep.likelihood import log_likelihood
+from cascli.sweep.plan import BASELINE, Cell, Match, SweepPlan
+from cascli.sweep.records import Record
+from cascli.sweep.rule_curves import Seen, judge, match, record
+from cascli.sweep.tasks import Exam, Problem
+from cascli.sweep.units import Unit
+from cascli.trace import Run
+
+Tell = Callable[[str, int, int], None]
+
+
+class Worker:
+    """Answers and judges. What it makes of a unit depends on the unit alone, not on where or when it does it."""
+
+    def __init__(self, pair: Pair, plan: SweepPlan, exam: Exam) -> None:
+        self._pair, self._plan, self._exam = pair, plan, exam
+        self._greedy: dict[str, Sequence[int]] = {}
+        self._warm: set[str] = set()
+
+    def about(self) -> dict[str, str]:
+        """Machine, versions, and the two models as they were loaded."""
+        models = {role: getattr(self._pair, role) for role in ("draft", "target")}
+        loaded = {role: f"{model.source} {model.dtype}" for role, model in models.items()}
+        return environment(self._pair.device) | loaded
+
+    def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
+        """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
+        return [each for t in self._plan.temperatures for each in judge(self._seen(k, t, tell), k, t)]
+
+    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+        """For each temperature, rule and budget the alpha that comes nearest, likewise."""
+        return [each for t in self._plan.temperatures for each in match(self._seen(wanted.k, t, tell), wanted, t)]
+
+    def _seen(self, k: int, temperature: float, tell: Tell | None) -> Seen:
+        return record(self._pair, self._plan, self._exam, k, temperature, tell)
+
+    def run(self, units: Iterable[Unit]) -> Iterator[Record]:
+        """One record a unit, in their order."""
+        return map(self.do, units)
+
+    def do(self, unit: Unit) -> Record:
+        """Answer and judge; what goes wrong is recorded as the record's error."""
+        cell, problem = unit
+        try:
+            self._warm_up(cell, problem)
+            runs = answers(self._pair, self._plan, cell, problem)
+            token_ids = _joined(runs)
+            if cell.strategy == BASELINE and cell.temperature == 0:
+                self._greedy[problem.id] = token_ids
+            target = self._reference(problem) if self._exam.needs_target else None
+            quality = self._exam.judge(problem, runs[-1].text, token_ids, target)
+            likelihood = self._likelihood(runs) if self._plan.likelihood else None
+        except torch.AcceleratorError as error:
+            raise RunError(f"the device failed, and with it this process: {error}") from None
+        except Exception as error:  # whatever an answer or its judgement does, the other answers go on
+            return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
+        return _record(cell, problem, runs, quality, likelihood)
+
+    def _warm_up(self, cell: Cell, problem: Problem) -> None:
+        """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
+        if cell.strategy not in self._warm:
+            self._warm.add(cell.strategy)
+            strategy = parse(cell.strategy)
+            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            first = Problem(problem.id, problem.prompt)
+            answers(self._pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
+
+    def _likelihood(self, runs: Sequence[Run]) -> float | None:
+        """The mean over all turns' tokens."""
+        parts = [(run, log_likelihood(self._pair.target, run.prompt_token_ids or [], run.token_ids)) for run in runs]
+        known = [(value * len(run.token_ids), len(run.token_ids)) for run, value in parts if value is not None]
+        return sum(value for value, _ in known) / sum(count for _, count in known) if known else None
+
+    def _reference(self, problem: Problem) -> Sequence[int]:
+        """The target's own greedy answer, made once a prompt."""
+        if problem.id not in self._greedy:
+            cell = Cell(strategy=BASELINE, temperature=0.0, seed=0)
+            self._greedy[problem.id] = _joined(answers(self._pair, self._plan, cell, problem))
+        return self._greedy[problem.id]
+
+
+def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Problem) -> list[Run]:
+    """One run of the grid for every turn of a problem, each with the answers so far before it.
+
+    Random numbers depend on the seed, the problem and the turn, so all strategies share them.
+    """
+    strategy, runs, conversation = parse(cell.strategy), [], Conversation(plan.system)
+    for number, turn in enumerate(problem.turns):
+        request = Request(
+            prompt_ids=encode(pair, turn, conversation, raw=plan.raw),
+            sampling=Sampling(cell.temperature, plan.top_k, plan.top_p),
+            max_new_tokens=plan.max_new_tokens,
+            seed=cell.seed,
+            prompt_id=problem.id,
+            turn=number,
+            stop=plan.stop,
+            prompt=turn,
+            system=plan.system,
+            raw=plan.raw,
+        )
+        runs.append(decode(pair, strategy, request))
+        conversation = conversation.with_answer(turn, runs[-1].text)
+    return runs
+
+
+def _joined(runs: Sequence[Run]) -> list[int]:
+    return [token for run in runs for token in run.token_ids]
+
+
+def _record(cell: Cell, problem: Problem, runs: Sequence[Run], quality: float, likelihood: float | None) -> Record:
+    metrics = [run.metrics for run in runs]
+    flops = [m.total_flops for m in metrics]
+    return Record(
+        cell=cell,
+        problem=problem.id,
+        quality=quality,
+        text="\n\n".join(run.text for run in runs),
+        token_ids=_joined(runs),
+        finish_reason=runs[-1].finish_reason,
+        seconds=sum(m.seconds.total for m in metrics),
+        target_calls=sum(m.target_calls for m in metrics),
+        draft_calls=sum(m.draft_calls for m in metrics),
+        drafted=sum(m.num_draft_tokens for m in metrics),
+        accepted=sum(m.num_accepted_draft_tokens for m in metrics),
+        tested=sum(m.num_tested_draft_tokens or 0 for m in metrics),
+        deferral_rate=_mean([m.deferral_rate for m in metrics], _weights(runs)),
+        mean_tv=_mean([m.mean_tv_to_target for m in metrics], [len(run.token_ids) for run in runs]),
+        log_likelihood=likelihood,
+        flops=None if None in flops else sum(each for each in flops if each is not None),
+    )
+
+
+def _weights(runs: Sequence[Run]) -> list[int]:
+    """Tokens, or 1 an answer where the strategy decides once an answer."""
+    return [1 if run.handover else len(run.token_ids) for run in runs]
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total and len(known) == len(values) else None

@@ -1,0 +1,56 @@
+"""The GGUF loading that comes with transformers: slow, and right for every family that it supports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cascli.errors import RunError
+from cascli.weights import untrusted
+from cascli.weights.gguf.file import GgufFile
+
+
+def save_model(file: GgufFile, folder: Path) -> None:
+    """Load the model of `file` and save it to `folder` in bfloat16.
+
+    Raises:
+        RunError: transformers cannot load it.
+    """
+    import torch
+
+    with _refusals(file):
+        model = untrusted.any_model(file.path.parent, gguf_file=file.path.name, dtype=torch.bfloat16, **_dequantised())
+        model.save_pretrained(folder)
+
+
+def save_tokenizer(file: GgufFile, folder: Path) -> None:
+    """Load the tokenizer of `file` and save it to `folder`.
+
+    Raises:
+        RunError: transformers cannot load it.
+    """
+    with _refusals(file):
+        untrusted.any_tokenizer(file.path.parent, gguf_file=file.path.name).save_pretrained(folder)
+
+
+def _dequantised() -> dict[str, Any]:
+    """What asks transformers for plain weights: newer versions keep the blocks unless told."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def _refusals(file: GgufFile) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, NotImplementedError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunError(
+            f"{file.path}: transformers cannot load this GGUF file ({file.architecture}): {reason}\n"
+            "Use the model's safetensors instead, as a folder or from the hub."
+        ) from error
