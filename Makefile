@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-gpu test fuzz test-oldest test-quick quality format schema readme clean
+.PHONY: help install demo bench bench-gpu test fuzz test-oldest test-quick quality format schema docs clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,14 +53,18 @@ quality: install ## Check style, types, layers, and that generated files are cur
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.schema --check
 	$(BIN)/python -m benchmarks.report --check
+	$(BIN)/python -m benchmarks.picture --check
+	$(BIN)/python -m tests.reference_page --check
 
 format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-readme: install ## Write the README's tables: the architecture tests (run now), the results files
+docs: install ## Write what is generated in docs/: tables of tests (run now) and results, command reference, picture
 	$(BIN)/python -m tests.matrix
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m tests.reference_page
+	$(BIN)/python -m benchmarks.picture
 
 schema: install ## Write the JSON Schema of the pair files
 	$(BIN)/python -m tests.schema

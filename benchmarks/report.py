@@ -1,4 +1,4 @@
-"""Write the tables of `benchmarks/results/` into the README: `python -m benchmarks.report` (`--check` only looks)."""
+"""Write the tables of `benchmarks/results/` into docs/: `python -m benchmarks.report` (`--check` only looks)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.gpu_table import HEADINGS, line_of
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+DOCS = HERE.parent / "docs"
 
 
 def peers_table(paths: Sequence[Path]) -> str:
@@ -107,22 +107,26 @@ def _gpu_section(found: dict[str, Any], path: Path) -> str:
 
 
 BLOCKS = {
-    "gpu": ("gpu*.json", gpu_table),
-    "peers": ("peers-*.json", peers_table),
-    "accuracy": ("accuracy-*.json", accuracy_table),
+    "gpu": ("gpu.md", "gpu*.json", gpu_table),
+    "peers": ("measuring.md", "peers-*.json", peers_table),
+    "accuracy": ("cpu.md", "accuracy-*.json", accuracy_table),
 }
 
 
 def main() -> None:
-    """Write the README's blocks, or with `--check` fail if they are not what the files say."""
-    text = new = README.read_text(encoding="utf-8")
-    for name, (pattern, table) in BLOCKS.items():
-        inside = table(sorted((HERE / "results").glob(pattern)))
-        block = f"<!-- {name} -->\n{inside}\n<!-- /{name} -->"
-        new = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, block=block: block, new, flags=re.DOTALL)
-    if "--check" in sys.argv[1:]:
-        sys.exit(None if new == text else "README.md: its tables are not those of benchmarks/results; run make readme")
-    README.write_text(new, encoding="utf-8")
+    """Write the blocks of the pages, or with `--check` fail if they are not what the files say."""
+    for name, (page, pattern, table) in BLOCKS.items():
+        path = DOCS / page
+        text = path.read_text(encoding="utf-8")
+        block = f"<!-- {name} -->\n{table(sorted((HERE / 'results').glob(pattern)))}\n<!-- /{name} -->"
+        if f"<!-- {name} -->" not in text:
+            sys.exit(f"docs/{page}: has no place for the table '{name}'")
+        new = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        if "--check" in sys.argv[1:]:
+            if new != text:
+                sys.exit(f"docs/{page}: its tables are not those of benchmarks/results; run make docs")
+        else:
+            path.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the tests that go architecture by architecture and write their outcome into the README: `make readme`."""
+"""Run the tests that go architecture by architecture and write their outcome into docs/limits.md: `make docs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.pairs import ARCHITECTURES
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 NAMES = {
     "llama": "Llama",
     "qwen2": "Qwen2",
@@ -64,9 +64,9 @@ def main() -> int:
     here = Path(__file__).parent
     chosen = " or ".join(COLUMNS)
     code = pytest.main(["-q", "-k", chosen, *(str(here / file) for file in FILES)], plugins=[outcomes])
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     block = f"<!-- matrix -->\n{table(outcomes)}\n<!-- /matrix -->"
-    README.write_text(re.sub(r"<!-- matrix -->.*<!-- /matrix -->", lambda _: block, text, flags=re.S), encoding="utf-8")
+    PAGE.write_text(re.sub(r"<!-- matrix -->.*<!-- /matrix -->", lambda _: block, text, flags=re.S), encoding="utf-8")
     return int(code)
 
 
