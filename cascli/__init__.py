@@ -19,15 +19,35 @@ if TYPE_CHECKING:
     from cascli.jobs.generate import generate
     from cascli.models.load import load_pair
     from cascli.models.pair import Pair
+    from cascli.rules.base import KeepRule, Rule, ThresholdRule
+    from cascli.strategies.base import Strategy
+    from cascli.sweep.run import run_sweep
     from cascli.trace import Run
 
-__all__ = ["Pair", "Run", "__version__", "compare", "generate", "load_pair"]
+__all__ = [
+    "KeepRule",
+    "Pair",
+    "Rule",
+    "Run",
+    "Strategy",
+    "ThresholdRule",
+    "__version__",
+    "compare",
+    "generate",
+    "load_pair",
+    "run_sweep",
+]
 
 _HOMES = {
     "compare": "cascli.jobs.compare",
     "generate": "cascli.jobs.generate",
     "load_pair": "cascli.models.load",
+    "run_sweep": "cascli.sweep.run",
     "Pair": "cascli.models.pair",
+    "Rule": "cascli.rules.base",
+    "KeepRule": "cascli.rules.base",
+    "ThresholdRule": "cascli.rules.base",
+    "Strategy": "cascli.strategies.base",
     "Run": "cascli.trace",
 }
 
@@ -37,3 +57,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'cascli' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion; none is imported for it."""
+    return [*globals(), *_HOMES]

@@ -1,34 +1,60 @@
-"""Find rules and strategies by their file names, without importing the others."""
+"""Find rules and strategies: those of this package by their file names, those of others by entry points.
+
+A package `cascli.rules` finds the entry points of the group `cascli.rules`. Nothing is imported before it is asked for.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
-from cascli.errors import UsageError, unknown
+from cascli.errors import UsageError, first_line, unknown
 
 
 def names(package: ModuleType) -> list[str]:
-    """The plug-ins of a package: its public modules except `base`, with dashes for underscores."""
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_", "-") for name in found if name != "base" and not name.startswith("_"))
+    """All plug-ins: the package's public modules except `base`, with dashes for underscores, and entry points."""
+    return sorted({*_own(package), *_foreign(package.__name__)})
+
+
+@lru_cache
+def _own(package: ModuleType) -> frozenset[str]:
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return frozenset(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
+
+
+@lru_cache
+def _foreign(group: str) -> dict[str, EntryPoint]:
+    """Entry points by name; a package's own plug-ins cannot be replaced."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def name_of(kind: type) -> str:
-    """The name that a plug-in's class has by its file."""
-    return kind.__module__.rpartition(".")[2].replace("_", "-")
+    """The name of a plug-in's class: its file's, its entry point's, or its own (`MinP` of a notebook is `min-p`)."""
+    home, _, file = kind.__module__.rpartition(".")
+    if home in ("cascli.rules", "cascli.strategies"):
+        return file.replace("_", "-")
+    for group in ("cascli.rules", "cascli.strategies"):
+        for name, point in _foreign(group).items():
+            if point.value == f"{kind.__module__}:{kind.__qualname__}":
+                return name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
 def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
-    """The one subclass of `parent` that the plug-in's file defines.
+    """The class of a plug-in: the one subclass of `parent` that its file defines, or what its entry point names.
 
     Raises:
-        UsageError: there is no such plug-in.
+        UsageError: there is no such plug-in, or another package's cannot be imported or is something else.
     """
     known = names(package)
     if name not in known:
         raise UsageError(unknown(kind, name, known))
+    if name not in _own(package):
+        return _imported(_foreign(package.__name__)[name], kind, parent)
     module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
     own = [
         value
@@ -38,3 +64,15 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     if len(own) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {parent.__name__}, found {len(own)}")
     return own[0]
+
+
+def _imported(point: EntryPoint, kind: str, parent: type) -> type:
+    try:
+        value = point.load()
+    except Exception as error:  # whatever a stranger's module does when it is imported
+        raise UsageError(
+            f"{kind} '{point.name}' of {point.value}: {type(error).__name__}: {first_line(error)}"
+        ) from None
+    if not (isinstance(value, type) and issubclass(value, parent)):
+        raise UsageError(f"{kind} '{point.name}': {point.value} is no {parent.__name__}")
+    return value

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import cascli
 from cascli.cli.app import app
 from cascli.cli.common import Plan
+from cascli.errors import UsageError
 from cascli.trace import ModelInfo, Run
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
@@ -361,3 +362,52 @@ def test_small_models_take_one_thread_unless_told(wanted: str | None, threads: i
     command = [sys.executable, "-m", "cascli", "generate", "hi", "-c", "tiny-random", "--json", "--max-new-tokens", "2"]
     ended = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert int(json.loads(ended.stdout)["environment"]["threads"]) == threads
+
+
+SMALL_SWEEP = "pair: tiny-random\nstrategies: [draft, 'speculative:k=2']\nlimit: 2\nmax_new_tokens: 4\n"
+
+
+def test_show_opens_every_document(cli, tmp_path: Path) -> None:
+    """A sweep's header stands for the answers beside it; what was printed is printed again."""
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text(SMALL_SWEEP)
+    table = cli("sweep", str(plan), "-o", str(out))
+    assert table.exit_code == 0, table.stderr
+    assert cli("show", str(out / "sweep.json")).stdout == table.stdout
+    documents = {
+        "table": cli("sweep", str(plan), "-o", str(out), "--resume", "--json", "-q"),
+        "judged": cli("sweep", str(plan), "--replay", "-o", str(tmp_path / "judged"), "--json", "-q"),
+        "audit": cli("verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2", "--json"),
+    }
+    for name, written in documents.items():
+        assert written.exit_code == 0, written.stderr
+        (tmp_path / f"{name}.json").write_text(written.stdout)
+    assert cli("show", str(tmp_path / "table.json")).stdout == table.stdout
+    assert "token-v3" in cli("show", str(tmp_path / "judged.json")).stdout
+    shown = cli("show", str(tmp_path / "audit.json"))
+    assert "joint law" in shown.stdout and "none failed" in shown.stderr
+    (out / "records.jsonl").unlink()
+    empty = cli("show", str(out / "sweep.json"))
+    assert empty.exit_code == 2 and "no answers yet" in empty.stderr
+
+
+def test_python_opens_the_same_doors(tmp_path: Path) -> None:
+    pair = cascli.load_pair("tiny-random", device="cpu")
+    found = cascli.compare(
+        pair, ["hi", "ho"], ["target", "speculative:k=2"], max_new_tokens=6, temperature=1, seed=3, measure=False
+    )
+    assert [row.strategy for row in found.summary] == ["target", "speculative:k=2"] and len(found.runs) == 4
+    alone = cascli.compare(pair, "hi", ["draft"], max_new_tokens=6, temperature=1, seed=3, measure=False)
+    assert alone.runs[0].sampling.seed == 3 and len(alone.runs) == 1
+    for prompts, strategies in (([], ["draft"]), (["hi", ""], ["draft"]), ("hi", []), ("hi", ["draft", "draft"])):
+        with pytest.raises(UsageError):
+            cascli.compare(pair, prompts, strategies)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(SMALL_SWEEP)
+    told = []
+    rows = cascli.run_sweep(plan, output=tmp_path / "out", tell=lambda *what: told.append(what))
+    assert [row.strategy for row in rows] == ["target", "draft", "speculative:k=2"] and len(told) == 6
+    with pytest.raises(UsageError, match="--resume goes on"):
+        cascli.run_sweep(plan, output=tmp_path / "out")
+    assert cascli.run_sweep(plan, output=tmp_path / "out", resume=True) == rows
+    assert {"compare", "run_sweep", "Rule", "Strategy"} <= set(dir(cascli))

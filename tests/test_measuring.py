@@ -273,9 +273,10 @@ def test_predictions_of_whole_answers_include_the_prompt(text_pair: Pair) -> Non
 
 
 def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
-    settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "speculative:k=3")]
-    found = compare(text_pair, prompts("hello", "a longer prompt"), strategies, settings, runs=2)
+    found = compare(
+        text_pair, prompts("hello", "a longer prompt"), strategies, max_new_tokens=20, temperature=1, seed=1, runs=2
+    )
     why, steps = found.explanation, found.profile
     assert why is not None and steps is not None and why.measured_alone
     assert why.c == steps.c and why.v == steps.v(4)
@@ -294,10 +295,9 @@ def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
 
 
 def test_nothing_is_measured_where_nothing_is_explained(text_pair: Pair) -> None:
-    settings = resolve(Settings(max_new_tokens=4))
-    found = compare(text_pair, prompts("hello"), [parse("target"), parse("draft")], settings)
+    found = compare(text_pair, prompts("hello"), ["target", "draft"], max_new_tokens=4)
     assert found.profile is None and found.explanation is None
-    kept = compare(text_pair, prompts("hello"), [parse("target"), parse("speculative")], settings, measure=False)
+    kept = compare(text_pair, prompts("hello"), ["target", "speculative"], max_new_tokens=4, measure=False)
     assert kept.profile is None and kept.explanation is not None and not kept.explanation.measured_alone
     assert explain(kept.runs[:1]) is None
 
@@ -381,8 +381,7 @@ def test_nothing_is_recorded_twice() -> None:
 
 
 def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
-    settings = resolve(Settings(max_new_tokens=4))
-    document = json.loads(compare(text_pair, prompts("hello"), [parse("target")], settings).to_json())
+    document = json.loads(compare(text_pair, prompts("hello"), ["target"], max_new_tokens=4).to_json())
     for name in ("profile", "repeats", "spread"):
         del document[name]
     for run in document["runs"]:

@@ -26,7 +26,8 @@ from cascli.sweep.tasks import Exam, Problem
 from cascli.sweep.units import Unit
 from cascli.sweep.worker import Worker, answers
 
-SETTINGS = resolve(Settings(max_new_tokens=24, temperature=1.0, seed=5))
+KEYWORDS: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, "seed": 5}
+SETTINGS = resolve(Settings(**KEYWORDS))
 
 
 def test_seeds_differ_by_each_of_their_parts() -> None:
@@ -39,7 +40,7 @@ def test_seeds_differ_by_each_of_their_parts() -> None:
 
 def test_equal_prompts_of_a_file_get_answers_of_their_own(text_pair: Pair) -> None:
     twins = [Prompt(("hello",), name) for name in ("1", "2")]
-    found = compare(text_pair, twins, [parse("target"), parse("speculative:k=3")], SETTINGS, measure=False)
+    found = compare(text_pair, twins, ["target", "speculative:k=3"], **KEYWORDS, measure=False)
     ours, theirs = found.runs[0], found.runs[2]
     assert ours.prompt_token_ids == theirs.prompt_token_ids
     assert ours.token_ids != theirs.token_ids
@@ -73,7 +74,7 @@ def test_turns_get_random_numbers_of_their_own(text_pair: Pair) -> None:
 def test_strategies_share_them_within_a_prompt(text_pair: Pair) -> None:
     """Speculation at k = 1 draws its first token, if it is a bonus, with the target's own number."""
     strategies = [parse("target"), parse("token-cascade:rule=chow,alpha=-0.5"), parse("draft")]
-    found = compare(text_pair, [Prompt(("hello",), "7")], strategies, SETTINGS, measure=False)
+    found = compare(text_pair, [Prompt(("hello",), "7")], strategies, **KEYWORDS, measure=False)
     target, cascade, draft = found.runs
     assert cascade.token_ids == target.token_ids  # chow at alpha < 0 always defers, and draws as the target does
     assert draft.token_ids != target.token_ids

@@ -10,7 +10,6 @@ from cascli import generate, load_pair
 from cascli.errors import ConfigError, PairWarning
 from cascli.jobs.compare import compare
 from cascli.prompts import Prompt
-from cascli.settings import Settings, resolve
 from cascli.strategies import parse
 from tests.pairs import pair
 
@@ -37,9 +36,9 @@ def test_an_end_that_is_cut_off_is_refused() -> None:
 
 
 def test_later_turns_are_compared_only_where_the_texts_before_them_are_the_same() -> None:
-    loaded, settings = load_pair(pair(300)), resolve(Settings(max_new_tokens=6, temperature=0.0))
+    loaded = load_pair(pair(300))
     strategies = [parse(text) for text in ("target", "draft", "speculative:k=2")]
-    found = compare(loaded, [Prompt(("a", "b"), "1")], strategies, settings, measure=False)
+    found = compare(loaded, [Prompt(("a", "b"), "1")], strategies, max_new_tokens=6, temperature=0.0, measure=False)
     _, draft, speculative = found.summary
     prompts = {(run.spec, run.turn): run.prompt_token_ids for run in found.runs}
     assert prompts["target", 1] != prompts["draft", 1] and prompts["target", 1] == prompts["speculative:k=2", 1]

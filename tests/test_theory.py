@@ -9,7 +9,6 @@ from cascli.analysis import theory
 from cascli.analysis.explanation import explain
 from cascli.jobs.compare import compare
 from cascli.render.explanation import sentence
-from cascli.settings import Settings, resolve
 from cascli.strategies import parse
 from tests.pairs import prompts
 
@@ -51,9 +50,8 @@ def test_break_even_may_not_exist() -> None:
 
 
 def test_explanation_adds_up(text_pair: Pair) -> None:
-    settings = resolve(Settings(max_new_tokens=40, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "draft", "speculative:k=3", "speculative-cascade:rule=diff,k=3")]
-    found = compare(text_pair, prompts("hello"), strategies, settings)
+    found = compare(text_pair, prompts("hello"), strategies, max_new_tokens=40, temperature=1, seed=1)
     why = explain(found.runs, noise=math.inf)
     assert why is not None
     run = next(run for run in found.runs if run.spec == why.strategy)

@@ -10,7 +10,6 @@ from cascli.analysis.metrics import acceptance_histogram, per_position_acceptanc
 from cascli.errors import UsageError
 from cascli.jobs.compare import compare
 from cascli.prompts import Prompt
-from cascli.settings import Settings, resolve
 from cascli.strategies import parse
 from cascli.trace import Drafted, Emitted, Round
 
@@ -64,13 +63,13 @@ def test_acceptance_conventions() -> None:
 
 def test_compare_totals_over_totals(text_pair: Pair) -> None:
     strategies = [parse(text) for text in ("target", "speculative:k=2", "draft")]
-    settings = resolve(Settings(max_new_tokens=8, temperature=0))
     seen = []
     found = compare(
         text_pair,
         [Prompt(("one",), "1"), Prompt(("two", "three"), "2")],
         strategies,
-        settings,
+        max_new_tokens=8,
+        temperature=0,
         runs=2,
         begin=lambda s, done: seen.append((s.name, done)),
     )

@@ -123,7 +123,7 @@ def as_file(found: Comparison, suffix: str) -> str:
 
 
 def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
-    """Refuse what could not be shown or checked."""
+    """Refuse what could not be shown or checked, before anything is loaded."""
     specs = [strategy.spec for strategy in strategies]
     twice = next((spec for spec in specs if specs.count(spec) > 1), None)
     if twice:

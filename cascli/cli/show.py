@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from cascli.trace import Run
 
 NAME = "show"
+SWEEPS = ("cascli.sweep/1", "cascli.sweep-table/1", "cascli.replay/1")
 EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
 
 
 @with_shared("json", "quiet", "verbose", "color")
 def command(
-    file: Annotated[Path, typer.Argument(help="A file that generate, compare or bench wrote with -o or --json.")],
+    file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
     *,
     flags: Flags,
 ) -> None:
-    """Render a saved run, comparison or bench again."""
+    """Render a saved run, comparison, bench, audit or sweep again."""
     from cascli.render.console import screen
 
     settings = resolve(flags.given, from_environment())
@@ -56,11 +57,50 @@ def _render(text: str, kind: str, file: Path, view: Screen) -> None:
         from cascli.render.bench import print_bench
 
         print_bench(Bench.from_json(text), view)
+    elif kind == "cascli.verify/1":
+        _audit(text, view)
+    elif kind in SWEEPS:
+        _sweep(text, kind, file, view)
     else:
         from cascli.render.run import print_run
 
         for run in runs_in(text, kind, file):
             print_run(run, view)
+
+
+def _audit(text: str, view: Screen) -> None:
+    from cascli.audit.report import Audit
+    from cascli.render.audit import audit_table, verdict
+
+    found = Audit.model_validate_json(text)
+    view.out.print(audit_table(found.checks, view.out))
+    view.note(verdict(found))
+
+
+def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
+    """A sweep's table, judged rules, or of a sweep.json the table of the answers beside it."""
+    from rich.console import Group
+
+    from cascli.render.sweep import judged_table, sweep_tables
+    from cascli.sweep.judged import Judged
+    from cascli.sweep.plan import with_strategies
+    from cascli.sweep.records import Records
+    from cascli.sweep.table import SweepRow, rows
+
+    document = json.loads(text)
+    if kind == "cascli.replay/1":
+        found = [Judged.model_validate(each) for each in document["judged"]]
+        view.out.print(judged_table(found, document.get("k", 4), view.out))
+        return
+    if kind == "cascli.sweep-table/1":
+        metric, table = document["metric"], [SweepRow.model_validate(each) for each in document["rows"]]
+    else:
+        records = Records(file.parent)
+        header = records.header()
+        metric, table = header.metric, rows(records.read(), with_strategies(header.plan, header.added()))
+    if not table:
+        raise UsageError(f"{file}: there are no answers yet")
+    view.out.print(Group(*sweep_tables(table, metric, view.out)))
 
 
 def runs_in(text: str, kind: str, file: Path) -> list[Run]:
@@ -87,7 +127,7 @@ def schema_of(text: str, file: Path) -> str:
     Raises:
         UsageError: none of them.
     """
-    known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1", "cascli.bench/1")
+    known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1", "cascli.bench/1", "cascli.verify/1", *SWEEPS)
     document = json_of(text, str(file))
     schema = document.get("schema") if isinstance(document, dict) else None
     # A minor number says that there are more fields; readers of the major one can do without them.

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from cascli.cli.options import Flags, with_shared
+from cascli.errors import UsageError
 from cascli.settings import from_environment, resolve
+
+if TYPE_CHECKING:
+    from cascli.render.console import Screen
 
 NAME = "strategies"
 EXAMPLE = "Example: cascli strategies[bold] · [/]cascli strategies --json"
@@ -21,17 +26,23 @@ def command(*, flags: Flags) -> None:
     from cascli.render.console import screen
 
     settings = resolve(flags.given, from_environment())
-    found = {
-        "strategies": [describe(name, strategies.load(name)) for name in strategies.names()],
-        "rules": [describe(name, rules.load(name)) for name in rules.names()],
-    }
+    view = screen(settings.color or "auto", quiet=bool(settings.quiet))
+    found = {kind: list(_described(package, view)) for kind, package in (("strategies", strategies), ("rules", rules))}
     if settings.json_output:
         print(json.dumps({"schema": "cascli.strategies/1", **found}))
     elif settings.quiet:
         print("\n".join(row["name"] for row in found["strategies"]))
     else:
-        view = screen(settings.color or "auto")
         view.out.print(catalogue(found))
+
+
+def _described(package: Any, view: Screen) -> Iterator[dict[str, Any]]:
+    """Every plug-in; one of another package that cannot be imported is told of, and hides no other."""
+    for name in package.names():
+        try:
+            yield describe(name, package.load(name))
+        except UsageError as error:
+            view.note(str(error))
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:

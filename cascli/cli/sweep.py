@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +13,12 @@ import typer
 from cascli.cli import common
 from cascli.cli.executors import Kind, executor_of
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import RunError, UsageError
+from cascli.errors import UsageError
 
 if TYPE_CHECKING:
     from cascli.render.console import Screen
-    from cascli.sweep.judged import Judged, Matched
-    from cascli.sweep.plan import Match, SweepPlan
+    from cascli.sweep.judged import Judged
+    from cascli.sweep.plan import SweepPlan
     from cascli.sweep.records import Header, Record, Records
     from cascli.sweep.run import Executor
     from cascli.sweep.tasks import Exam
@@ -67,6 +65,7 @@ def command(
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
     from cascli.sweep.plan import load_plan
     from cascli.sweep.records import Records
+    from cascli.sweep.run import header_of
     from cascli.sweep.tasks import exam_of
 
     plan = load_plan(file)
@@ -86,8 +85,11 @@ def command(
     else:
         if exam.metric == "pass@1":
             exam = _allowed(exam, settings, allow=allow_code_execution, unsafe=unsafe_code_execution)
-        with Records(folder).alone():
-            records, header, done = _open(plan, exam, settings, folder, resume=resume, anyway=anyway)
+        records = Records(folder)
+        with records.alone():
+            compiled = bool(settings.settings.compile)
+            header = header_of(plan, exam, settings.config, command=_command(), compiled=compiled)
+            done = records.open(header, resume=resume, anyway=anyway)
             with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
                 _run(chosen, plan, exam, settings, records, header, done)
 
@@ -98,14 +100,12 @@ def _allowed(exam: Exam, settings: common.Plan, *, allow: bool, unsafe: bool) ->
     Raises:
         UsageError: nobody has allowed it, or it cannot be walled off here.
     """
-    from cascli.sweep import sandbox
+    from cascli.sweep.run import allowed
 
-    if not (allow or unsafe):
-        raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
-    warning = sandbox.check(unsafe=unsafe)
+    exam, warning = allowed(exam, allow=allow, unsafe=unsafe)
     if warning is not None:
         settings.screen.err.print(warning, style="bold red", markup=False)
-    return replace(exam, unsafe=warning is not None)
+    return exam
 
 
 def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) -> None:
@@ -119,7 +119,8 @@ def _replay(plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "replay.csv", judged_csv(found))
     if settings.settings.json_output:
-        print('{"schema":"cascli.replay/1","judged":[' + ",".join(each.model_dump_json() for each in found) + "]}")
+        judged = ",".join(each.model_dump_json() for each in found)
+        print(f'{{"schema":"cascli.replay/1","k":{k},"judged":[{judged}]}}')
     else:
         settings.screen.out.print(judged_table(found, k, settings.screen.out))
     tail = max(found, key=lambda each: each.mean_tail)
@@ -143,26 +144,6 @@ def _show_grid(plan: SweepPlan, exam: Exam, screen: Screen) -> None:
     )
 
 
-def _open(
-    plan: SweepPlan, exam: Exam, settings: common.Plan, folder: Path, *, resume: bool, anyway: bool
-) -> tuple[Records, Header, Done]:
-    """The folder of the results, before anything is loaded."""
-    from cascli.sweep import sandbox
-    from cascli.sweep.records import Header, Records
-
-    records = Records(folder)
-    pair = hashlib.sha256(settings.config.model_dump_json().encode()).hexdigest()[:12]
-    header = Header(
-        fingerprint=plan.fingerprint(),
-        plan=plan,
-        metric=exam.metric,
-        command=_command(),
-        environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if exam.unsafe else {},
-        asked=exam.asked() | {"pair": pair} | ({"compile": "yes"} if settings.settings.compile else {}),
-    )
-    return records, header, records.open(header, resume=resume, anyway=anyway)
-
-
 def _run(
     executor: Executor,
     plan: SweepPlan,
@@ -173,20 +154,18 @@ def _run(
     done: Done,
 ) -> None:
     from cascli.cli.progress import Progress
-    from cascli.sweep.judged import strategies_of
     from cascli.sweep.plan import with_strategies
-    from cascli.sweep.run import sweep
+    from cascli.sweep.run import all_failed, settled, sweep
 
-    about = executor.about()
+    before = records.header() if done else None
     if plan.match:
-        before = records.header()
-        kept = done and (before.matched or before.budgets) and before.plan.match == plan.match
-        if kept:
-            header = header.model_copy(update={"matched": before.matched, "budgets": before.budgets})
-        else:
-            budgets = _matched(executor, plan.match, settings)
-            header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})
-    header = header.model_copy(update={"environment": header.environment | about})
+        with Progress(settings.screen, "recording", counted=True) as progress:
+            header = settled(executor, plan, header, before, progress.step)
+    else:
+        header = settled(executor, plan, header, before)
+    for each in header.budgets:
+        if not each.met:
+            settings.screen.note(f"not matched: {each}")
     records.write_header(header)
     plan = with_strategies(plan, header.added())
     try:
@@ -195,8 +174,7 @@ def _run(
     finally:
         # Also what an interrupted sweep has got is shown and written.
         finish(records, header, settings.screen, as_json=bool(settings.settings.json_output))
-    if done and all(record.error is not None for record in done.values()):
-        raise RunError("every answer of the sweep failed; records.jsonl has the reasons.")
+    all_failed(done)
 
 
 def _judged(executor: Executor, settings: common.Plan, k: int) -> list[Judged]:
@@ -204,18 +182,6 @@ def _judged(executor: Executor, settings: common.Plan, k: int) -> list[Judged]:
 
     with Progress(settings.screen, "recording", counted=True) as progress:
         return executor.judged(k, tell=progress.step)
-
-
-def _matched(executor: Executor, match: Match, settings: common.Plan) -> list[Matched]:
-    """An alpha of each rule for each budget and temperature; those that miss their budget are told and left out."""
-    from cascli.cli.progress import Progress
-
-    with Progress(settings.screen, "recording", counted=True) as progress:
-        found = executor.matched(match, tell=progress.step)
-    for each in found:
-        if not each.met:
-            settings.screen.note(f"not matched: {each}")
-    return found
 
 
 def finish(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from cascli.analysis.comparison import Comparison, repeats_of, spread_of, summarise
+from cascli.analysis.comparison import DEFAULT_STRATEGIES, Comparison, repeats_of, spread_of, summarise
 from cascli.analysis.explanation import explain, explained
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
-from cascli.jobs.generate import Watcher, converse, decode, request_for
+from cascli.errors import UsageError
+from cascli.jobs.generate import Watcher, chosen, converse, decode, request_for, settings_of
 from cascli.jobs.profile import Tell, blocks_for, profile
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
@@ -25,10 +26,18 @@ Begin = Callable[[Strategy, int], None]
 
 def compare(
     pair: Pair,
-    prompts: Sequence[Prompt],
-    strategies: Sequence[Strategy],
-    settings: Settings,
+    prompts: str | Prompt | Sequence[str | Prompt],
+    strategies: Sequence[str | Strategy] = DEFAULT_STRATEGIES,
     *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    num_speculative_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    system: str | None = None,
+    raw: bool | None = None,
     runs: int = 1,
     warm_up: bool = True,
     measure: bool = True,
@@ -38,20 +47,77 @@ def compare(
 ) -> Comparison:
     """Run every strategy on every prompt, interleaved A B C A B C, `runs` times, and explain the speed.
 
+    What is not given comes from the pair's file, then from the built-in defaults, as in `generate`.
+
     Args:
         pair: loaded once for all strategies.
-        prompts: conversations, whose turns are answered one after the other.
-        strategies: in the order of the columns.
-        settings: resolved; strategies share their random numbers within a prompt.
+        prompts: texts, or conversations whose turns are answered one after the other.
+        strategies: in the order of the columns, such as `["target", "speculative:k=4"]`; they share their random
+            numbers within a prompt.
+        max_new_tokens: the longest answer, in tokens.
+        temperature: 0 is greedy.
+        top_k: keep the most likely tokens; 0 is off.
+        top_p: keep the smallest set of this mass; 1 is off.
+        seed: of the runs' own random numbers.
+        num_speculative_tokens: k, where a strategy does not say.
+        stop: strings that end an answer; they are not part of it.
+        system: system text for the chat template.
+        raw: no chat template.
         runs: repeats for timing.
         warm_up: decode a few uncounted tokens with every strategy first.
         measure: time the pair's steps on their own afterwards, for the explanation.
         begin: told which strategy starts, and how many were run before.
         watch: shown every step.
         tell: told how the measurement of steps goes.
+
+    Raises:
+        UsageError: a value out of range, an unknown strategy or one given twice, no prompt, or one that is too long.
+        RunError: out of memory.
     """
-    done = Repeats(pair, prompts, strategies, settings, runs=runs, warm_up=warm_up, begin=begin, watch=watch)
+    settings = settings_of(
+        pair,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_speculative_tokens=num_speculative_tokens,
+        stop=stop,
+        system=system,
+        raw=raw,
+    )
+    asked = conversations(prompts)
+    columns = [chosen(strategy, settings) for strategy in strategies]
+    check_columns(columns)
+    done = Repeats(pair, asked, columns, settings, runs=runs, warm_up=warm_up, begin=begin, watch=watch)
     return done.comparison(done.steps(tell) if measure else None)
+
+
+def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
+    """Prompts as they are, and texts as prompts whose place is their id, as in a file without ids.
+
+    Raises:
+        UsageError: there is none, or one that is empty.
+    """
+    several = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
+    found = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
+    if not found or not all(turn for prompt in found for turn in prompt.turns):
+        raise UsageError("give at least one prompt, and none that is empty.")
+    return found
+
+
+def check_columns(strategies: Sequence[Strategy]) -> None:
+    """Refuse what a table could not tell apart.
+
+    Raises:
+        UsageError: no strategy, or one that is given twice.
+    """
+    specs = [strategy.spec for strategy in strategies]
+    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if twice:
+        raise UsageError(f"strategy '{twice}' is given twice.")
+    if not specs:
+        raise UsageError("give at least one strategy.")
 
 
 class Repeats:

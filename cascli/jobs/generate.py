@@ -64,6 +64,26 @@ def converse(
         yield run
 
 
+def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Settings:
+    """Keywords of Python's functions, completed from the pair's file and the built-in defaults.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    if stop is not None:
+        given["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    return resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
+
+
+def chosen(strategy: str | Strategy, settings: Settings) -> Strategy:
+    """A strategy by its text or as it is.
+
+    Raises:
+        UsageError: an unknown name or key, or a value out of range.
+    """
+    return strategy if isinstance(strategy, Strategy) else parse(strategy, settings.num_speculative_tokens)
+
+
 def generate(
     pair: Pair,
     prompt: str | None = None,
@@ -107,21 +127,22 @@ def generate(
         UsageError: a value out of range, an unknown strategy, a prompt that is empty or too long.
         RunError: out of memory.
     """
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "num_speculative_tokens": num_speculative_tokens,
-        "stop": [stop] if isinstance(stop, str) else None if stop is None else list(stop),
-        "system": system,
-        "raw": raw,
-    }
-    settings = resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
+    settings = settings_of(
+        pair,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_speculative_tokens=num_speculative_tokens,
+        stop=stop,
+        system=system,
+        raw=raw,
+    )
     if (prompt is None) == (prompt_ids is None):
         raise UsageError("give either a prompt or prompt_ids.")
     if prompt_ids is None:
         prompt_ids = encode(pair, prompt or "", Conversation(settings.system), raw=bool(settings.raw))
-    chosen = strategy if isinstance(strategy, Strategy) else parse(strategy, settings.num_speculative_tokens)
-    return decode(pair, chosen, request_for(settings, prompt_ids, prompt=prompt, uniforms=uniforms), watch)
+    return decode(
+        pair, chosen(strategy, settings), request_for(settings, prompt_ids, prompt=prompt, uniforms=uniforms), watch
+    )

@@ -1,15 +1,25 @@
-"""Run the grid of a sweep, and keep every result as soon as it is there."""
+"""Run the grid of a sweep, and keep every result as soon as it is there.
+
+`run_sweep` is the whole of it for Python; the command line puts the same parts together with progress and tables.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
-from cascli.sweep.judged import Judged, Matched
-from cascli.sweep.plan import Match, SweepPlan
-from cascli.sweep.records import Record, Records
-from cascli.sweep.tasks import Exam
+from cascli.config import PairConfig, load_config
+from cascli.errors import RunError, UsageError
+from cascli.sweep import sandbox
+from cascli.sweep.judged import Judged, Matched, strategies_of
+from cascli.sweep.plan import Match, SweepPlan, load_plan, with_strategies
+from cascli.sweep.records import Header, Record, Records
+from cascli.sweep.table import SweepRow, rows
+from cascli.sweep.tasks import Exam, exam_of
 from cascli.sweep.units import Unit, units
 
 Tell = Callable[[str, int, int], None]
@@ -59,3 +69,114 @@ def sweep(
         if tell is not None:
             speed = tokens / (time.perf_counter() - start)
             tell(f"{record.problem} {record.cell.strategy}, {speed:.1f} tokens/s", len(done), len(work))
+
+
+def run_sweep(
+    file: str | Path,
+    *,
+    output: str | Path | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    anyway: bool = False,
+    allow_code_execution: bool = False,
+    offline: bool = False,
+    tell: Tell | None = None,
+) -> list[SweepRow]:
+    """Run a sweep file in this process, and return its table: a row a strategy and temperature.
+
+    Answers are kept in the output folder as they come, as by `cascli sweep`, which can go on with them.
+
+    Args:
+        file: the sweep file (YAML).
+        output: the folder of the results, in place of the file's own.
+        limit: how many prompts, in place of the file's own.
+        resume: go on with the results that are there.
+        anyway: resume although the sweep file or the version of cascli changed.
+        allow_code_execution: run the code that models write (humaneval), behind walls.
+        offline: fail rather than download.
+        tell: told what was done last, how many results there are, and of how many.
+
+    Raises:
+        ConfigError: a bad sweep or pair file.
+        UsageError: results that are there already, another sweep at work in the folder, code that may not be run.
+        RunError: weights, memory or device failed, or every answer did.
+    """
+    from cascli.models.load import load_pair
+    from cascli.sweep.worker import Worker
+
+    file = Path(file)
+    plan = load_plan(file)
+    if limit is not None:
+        plan = plan.model_copy(update={"limit": limit})
+    exam = exam_of(plan, file.parent, offline=offline)
+    if exam.metric == "pass@1":
+        exam, _ = allowed(exam, allow=allow_code_execution, unsafe=False)
+    config = load_config(plan.pair)
+    records = Records(Path(output or plan.output))
+    with records.alone():
+        header = header_of(plan, exam, config, command=f"run_sweep({str(file)!r})")
+        done = records.open(header, resume=resume, anyway=anyway)
+        worker = Worker(load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline), plan, exam)
+        header = settled(worker, plan, header, records.header() if done else None, tell)
+        records.write_header(header)
+        whole = with_strategies(plan, header.added())
+        sweep(worker, whole, exam, records, done, tell)
+    all_failed(done)
+    return rows(records.read(), whole)
+
+
+def allowed(exam: Exam, *, allow: bool, unsafe: bool) -> tuple[Exam, str | None]:
+    """The exam, if the code that it runs may be run here, and a warning if nothing walls it off.
+
+    Raises:
+        UsageError: nobody has allowed it, or it cannot be walled off here.
+    """
+    if not (allow or unsafe):
+        raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
+    warning = sandbox.check(unsafe=unsafe)
+    return replace(exam, unsafe=warning is not None), warning
+
+
+def header_of(plan: SweepPlan, exam: Exam, config: PairConfig, *, command: str = "", compiled: bool = False) -> Header:
+    """What a folder's results are made from, as far as it is known before anything is loaded."""
+    pair = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    return Header(
+        fingerprint=plan.fingerprint(),
+        plan=plan,
+        metric=exam.metric,
+        command=command,
+        environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if exam.unsafe else {},
+        asked=exam.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
+    )
+
+
+def settled(
+    executor: Executor, plan: SweepPlan, header: Header, before: Header | None, tell: Tell | None = None
+) -> Header:
+    """The header with machine and models, and with the alphas that meet the plan's budgets.
+
+    Args:
+        executor: has the pair.
+        plan: as it was read.
+        header: of `header_of`.
+        before: that of the results which are gone on with, whose alphas stand where the budgets are the same.
+        tell: told how the recording goes.
+    """
+    about = executor.about()
+    if plan.match:
+        if before and (before.matched or before.budgets) and before.plan.match == plan.match:
+            header = header.model_copy(update={"matched": before.matched, "budgets": before.budgets})
+        else:
+            budgets = executor.matched(plan.match, tell)
+            header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})
+    return header.model_copy(update={"environment": header.environment | about})
+
+
+def all_failed(done: dict[tuple[str, str], Record]) -> None:
+    """End with an error where not a single answer came to anything.
+
+    Raises:
+        RunError: so it is.
+    """
+    if done and all(record.error is not None for record in done.values()):
+        raise RunError("every answer of the sweep failed; records.jsonl has the reasons.")

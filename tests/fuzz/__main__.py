@@ -48,6 +48,15 @@ def _seeds(home: Path) -> None:
         ["bench", *to, str(home / "seeds" / "bench.json")],
     ):
         subprocess.run([*cascli, *arguments], check=True, stdout=subprocess.DEVNULL)
+    plan = home / "seeds" / "small.yaml"
+    plan.write_text("pair: tiny-random\nstrategies: [draft]\nlimit: 1\nmax_new_tokens: 4\n")
+    printed = {
+        "table.json": ["sweep", str(plan), "-o", str(home / "swept"), "--json", "-q"],
+        "audit.json": ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2", "--json", "-q"],
+    }
+    for name, arguments in printed.items():
+        with (home / "seeds" / name).open("w") as file:
+            subprocess.run([*cascli, *arguments], check=True, stdout=file)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def targets(home: Path) -> list[Target]:
     def folder(name: str, change: Callable[[bytes, Random], bytes]) -> Target:
         return Target(f"folder {name}", name, [model / name], change, generate, beside=model)
 
-    documents = [seeds / name for name in ("run.json", "compare.json", "bench.json")]
+    documents = [seeds / name for name in ("run.json", "compare.json", "bench.json", "table.json", "audit.json")]
     return [
         Target(
             "pair", "pair.yaml", [seeds / "pair.yaml"], as_yaml,

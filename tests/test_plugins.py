@@ -1,0 +1,93 @@
+"""Rules and strategies of other packages, and of notebooks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cascli import Pair, generate, plugins
+from cascli.rules.base import Judgement, Rule
+from cascli.sampling.distributions import Dists
+from cascli.strategies.base import BlockLength, Speculating, Strategy
+
+RULE = """
+from dataclasses import dataclass
+from cascli.rules.base import KeepRule
+
+@dataclass(frozen=True)
+class Keep(KeepRule):
+    formula = "keep q where q1 is even"
+    def keep(self, d):
+        return d.q1.amax(dim=-1, keepdim=True) >= self.alpha
+"""
+POINTS = """
+[cascli.rules]
+keep-some = strange:Keep
+broken = strange_broken:X
+no-rule = strange:dataclass
+opt = strange:Keep
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """An environment in which another package has brought rules."""
+    (tmp_path / "strange.py").write_text(RULE)
+    (tmp_path / "strange_broken.py").write_text("raise RuntimeError('boom')")
+    info = tmp_path / "strange-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    return os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+def cascli(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cascli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_rule_of_another_package_is_a_rule(installed: dict[str, str]) -> None:
+    listed = cascli(installed, "strategies")
+    answered = cascli(
+        installed, "generate", "hi", "-c", "tiny-random", "-s", "speculative-cascade:rule=keep-some,alpha=0.2,k=2",
+        "--max-new-tokens", "4", "--json",
+    )  # fmt: skip
+    assert '"rule":"keep-some"' in answered.stdout, answered.stderr
+    # One that cannot be imported hides no other; the package's own rules stay what they are.
+    assert "keep-some" in listed.stdout and "token-v3" in listed.stdout, listed.stderr
+    assert "even" in listed.stdout.partition("keep-some")[2] and listed.stdout.count("q1 is even") == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [("broken", "RuntimeError: boom"), ("no-rule", "is no Rule"), ("nobody", "unknown rule 'nobody'")],
+)
+def test_what_is_wrong_with_one_is_a_sentence(installed: dict[str, str], rule: str, said: str) -> None:
+    ended = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}")
+    assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) <= 2
+
+
+@dataclass(frozen=True)
+class MinPOfP(Rule):
+    def apply(self, d: Dists) -> Judgement:
+        return Judgement(d.p, d.p.new_ones(d.p.shape[0], 1).bool())
+
+
+@dataclass(frozen=True)
+class MyOwn(Speculating, Strategy):
+    k: BlockLength = 2
+
+    @property
+    def judge(self) -> Rule:
+        return MinPOfP()
+
+
+def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
+    assert plugins.name_of(MinPOfP) == "min-p-of-p" and plugins.name_of(MyOwn) == "my-own"
+    run = generate(text_pair, "hi", strategy=MyOwn(k=3), max_new_tokens=4)
+    assert run.spec == "my-own:k=3"
