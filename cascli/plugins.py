@@ -20,7 +20,6 @@ def names(package: ModuleType) -> list[str]:
     return sorted({*_own(package), *_foreign(package.__name__)})
 
 
-@lru_cache
 def _own(package: ModuleType) -> frozenset[str]:
     modules = (module.name for module in pkgutil.iter_modules(package.__path__))
     return frozenset(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from cascli import Pair, generate, plugins
-from cascli.rules.base import Judgement, Rule
+from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import BlockLength, Speculating, Strategy
 
@@ -74,8 +75,8 @@ def test_what_is_wrong_with_one_is_a_sentence(installed: dict[str, str], rule: s
 
 @dataclass(frozen=True)
 class MinPOfP(Rule):
-    def apply(self, d: Dists) -> Judgement:
-        return Judgement(d.p, d.p.new_ones(d.p.shape[0], 1).bool())
+    def apply(self, d: Dists) -> torch.Tensor:
+        return d.p
 
 
 @dataclass(frozen=True)

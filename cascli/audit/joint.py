@@ -33,7 +33,7 @@ def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
 
 def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
     q, p = distributions.base(tree.draft[text].unsqueeze(0)), distributions.base(tree.target[text].unsqueeze(0))
-    pi: list[float] = rule.apply(Dists(q, p, q, p)).pi[0].tolist()
+    pi: list[float] = rule.apply(Dists(q, p, q, p))[0].tolist()
     return pi
 
 

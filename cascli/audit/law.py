@@ -57,7 +57,7 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
     for name, rule in all_rules(names):
         for sampling in SAMPLINGS:
             q, p = distributions.warp(draft, sampling), distributions.warp(target, sampling)
-            pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target))).pi
+            pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target)))
             error = float((one_step(pi, q) - pi).abs().max())
             worst[name] = max(worst.get(name, 0.0), error)
     for name, error in worst.items():

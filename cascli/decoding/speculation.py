@@ -112,14 +112,14 @@ def _drafted(s: Session, rule: Rule, facts: Facts, kept: int) -> list[Drafted]:
             pi=facts.pi[i],
             accept_prob=facts.accept_prob[i],
             accepted=i < kept,
-            deferred=bool(facts.deferred[i]) and rule.reads_draft,
+            deferred=bool(facts.deferred[i]) and rule.chooses,
         )
         for i, token in enumerate(facts.ids)
     ]
 
 
 def _emitted(s: Session, rule: Rule, facts: Facts, drafted: list[Drafted], kept: int) -> list[Emitted]:
-    deferral: list[float | None] = [*facts.deferral] if rule.reads_draft else [None] * len(facts.tv)
+    deferral: list[float | None] = [*facts.deferral] if rule.chooses else [None] * len(facts.tv)
     stood = [
         Emitted(id=token.id, text=token.text, event="accepted", q=token.q, p=token.p, tv=tv, deferral=mass)
         for token, tv, mass in zip(drafted[:kept], facts.tv, deferral, strict=False)

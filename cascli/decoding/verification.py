@@ -1,4 +1,4 @@
-"""What is decided of a drafted block once the target has read it: the rule's judgement, the tests, the next token.
+"""What is decided of a drafted block once the target has read it: pi of the rule, the tests, the next token.
 
 In one go by kernels where they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, which say what it
 means.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cascli import kernels
 from cascli.rules._forced import Forced
-from cascli.rules.base import Exact, Judgement, Rule, ThresholdRule
+from cascli.rules.base import Exact, Rule, ThresholdRule
 from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Law
 from cascli.sampling.distributions import Dists
@@ -96,9 +96,9 @@ def plain_round(
     n = tokens.shape[0]
     p, p1 = Law(sampling, rule.reads_base)(logits)
     d = Dists(q, p, q1, p1)
-    judgement = rule.apply(d)
-    outcome = verify_block(judgement.pi, q[:n], tokens, u_accept, u_next)
-    return torch.cat([each.reshape(-1).double() for each in _columns(d, judgement, tokens, outcome)])
+    pi = rule.apply(d)
+    outcome = verify_block(pi, q[:n], tokens, u_accept, u_next)
+    return torch.cat([each.reshape(-1).double() for each in _columns(d, pi, rule.deferred(d), tokens, outcome)])
 
 
 def keeping_of(rule: Rule) -> Keeping | None:
@@ -120,10 +120,13 @@ def keeping_of(rule: Rule) -> Keeping | None:
     return Keeping(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
 
 
-def _columns(d: Dists, judged: Judgement, tokens: Tensor, outcome: Verification) -> tuple[Tensor, ...]:
-    """What the host is to learn of a round."""
-    n, width = tokens.shape[0], judged.pi.shape[-1]
-    defer = judged.defer.expand(n + 1, width)
+def _columns(
+    d: Dists, pi: Tensor, deferred: Tensor | None, tokens: Tensor, outcome: Verification
+) -> tuple[Tensor, ...]:
+    """What the host is to learn of a round; of no meaning where the rule is no choice between the models."""
+    n, width = tokens.shape[0], pi.shape[-1]
+    defer = tokens.new_ones((n + 1, 1), dtype=torch.bool) if deferred is None else deferred
+    defer = defer.expand(n + 1, width)
     row = outcome.num_accepted.unsqueeze(0)
     token = outcome.next_token.unsqueeze(0)
     row_q = d.q[row.clamp(max=d.q.shape[0] - 1)] if d.q.shape[0] else d.p[row]
@@ -132,10 +135,10 @@ def _columns(d: Dists, judged: Judgement, tokens: Tensor, outcome: Verification)
         tokens,
         distributions.at(d.q[:n], tokens),
         distributions.at(d.p[:n], tokens),
-        distributions.at(judged.pi[:n], tokens),
+        distributions.at(pi[:n], tokens),
         outcome.accept_prob,
         distributions.at(defer[:n], tokens),
-        distributions.total_variation(judged.pi, d.p),
+        distributions.total_variation(pi, d.p),
         (d.q * defer).sum(dim=-1) if reads_draft else defer[:, 0],
         torch.cat(
             [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from cascli import plugins
-from cascli.rules.base import Judgement, Rule
+from cascli.rules.base import Rule
 
-__all__ = ["Judgement", "Rule", "load", "names"]
+__all__ = ["Rule", "load", "names"]
 
 
 def names() -> list[str]:

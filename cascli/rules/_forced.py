@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.rules.base import Judgement, Rule
+from cascli.rules.base import Rule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cascli.sampling.distributions import Dists
 
 
@@ -25,10 +27,10 @@ class Forced(Rule):
 
     acceptance: float = 0.8
 
-    def apply(self, d: Dists) -> Judgement:
+    def apply(self, d: Dists) -> Tensor:
         """Mix the draft's law with a token that it does not write; the bonus follows p, as in `speculative`."""
         n = d.q.shape[0]
         pi = d.p.clone()
         pi[:n] = d.q * self.acceptance
         pi[:n].scatter_add_(1, d.q.argmin(dim=-1, keepdim=True), pi.new_full((n, 1), 1 - self.acceptance))
-        return Judgement(pi, pi.new_ones(pi.shape[0], 1).bool())
+        return pi

@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from cascli.sampling.distributions import Dists
 
 
-class Judgement(NamedTuple):
-    """What a rule makes of n positions."""
-
-    pi: Tensor
-    """`[n, V]`, the distribution that the output must follow."""
-    defer: Tensor
-    """bool `[n, 1]` or `[n, V]`: where (for which tokens) the rule turns to the target."""
-
-
 Alpha = Annotated[float, Field(ge=-1, le=1)]
 """The trade-off of most rules: 1 keeps every draft, below 0 (or at -1) none."""
 
@@ -52,12 +43,17 @@ class Rule(ABC):
 
     @property
     def chooses(self) -> bool:
-        """Whether pi follows from `defer`: the draft's token stands where it is not deferred, else p is drawn from."""
+        """Whether pi chooses between the models: the draft's token stands where it is kept, else p is drawn from."""
         return False
 
     @abstractmethod
-    def apply(self, d: Dists) -> Judgement:
-        """Judge n positions; must not change its inputs."""
+    def apply(self, d: Dists) -> Tensor:
+        """pi `[n, V]`, the distribution that the output must follow; must not change its inputs."""
+
+    def deferred(self, d: Dists) -> Tensor | None:
+        """bool `[n, 1]` or `[n, V]`: where (for which tokens) a choice turns to the target; None for other rules."""
+        del d
+        return None
 
 
 @dataclass(frozen=True)
@@ -80,14 +76,17 @@ class KeepRule(Rule):
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
 
-    def apply(self, d: Dists) -> Judgement:
-        """pi and deferral from `keep`."""
+    def apply(self, d: Dists) -> Tensor:
+        """pi from `keep`."""
         keep = self.keep(d)
         if keep.shape[-1] == 1:
-            return Judgement(d.q.where(keep, d.p), ~keep)
-        kept = d.q * keep
+            return d.q.where(keep, d.p)
         deferred_mass = (d.q * ~keep).sum(dim=-1, keepdim=True)
-        return Judgement(kept + d.p * deferred_mass, ~keep)
+        return d.q * keep + d.p * deferred_mass
+
+    def deferred(self, d: Dists) -> Tensor | None:
+        """What is not kept; None where a subclass has made a pi of its own."""
+        return ~self.keep(d) if self.chooses else None
 
 
 class Threshold(NamedTuple):
@@ -130,6 +129,6 @@ class Exact(Rule):
     reads_draft: ClassVar[bool] = False
     reads_base: ClassVar[bool] = False
 
-    def apply(self, d: Dists) -> Judgement:
+    def apply(self, d: Dists) -> Tensor:
         """Imitate the target at every position."""
-        return Judgement(d.p, d.p.new_ones(d.p.shape[0], 1).bool())
+        return d.p

@@ -58,7 +58,9 @@ class TokenCascade(RuleStrategy):
         logits = s.draft.read(s.length)
         q, q1 = s.warp(logits), distributions.base(logits)
         token = s.draw(q)
-        defer = self.rule.apply(distributions.Dists(q, q, q1, q1)).defer
+        defer = self.rule.deferred(distributions.Dists(q, q, q1, q1))
+        if defer is None:
+            raise TypeError(f"{self.rule}: a rule that is no choice between the models needs both")
         columns = s.fetch(_of_token(defer, token), token, distributions.at(q, token), (q * defer).sum(dim=-1))
         defers, ids, at_q, mass = (column[0] for column in columns)
         if not defers:
@@ -68,7 +70,7 @@ class TokenCascade(RuleStrategy):
         token = _from_target(s, p, defer)
         s.append(token)
         # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.
-        tv = distributions.total_variation(self.rule.apply(distributions.Dists(q, p, q1, q1)).pi, p)
+        tv = distributions.total_variation(self.rule.apply(distributions.Dists(q, p, q1, q1)), p)
         ids, at_q, at_p, tv_here = (
             column[0] for column in s.fetch(token, distributions.at(q, token), distributions.at(p, token), tv)
         )
@@ -92,26 +94,28 @@ class TokenCascade(RuleStrategy):
 
         draft, target = s.draft.read(s.length), s.target.read(s.length)
         d = distributions.Dists(s.warp(draft), s.warp(target), distributions.base(draft), distributions.base(target))
-        pi, defer = self.rule.apply(d)
+        pi, defer = self.rule.apply(d), self.rule.deferred(d)
         ours = s.draw(d.q)
-        if self.rule.chooses:
-            defers = _of_token(defer, ours)
-            token = _from_target(s, d.p, defer).where(defers, ours)
-        else:
+        if defer is None:
             token = s.draw(pi)
             defers = token != ours
+            mass = d.q.new_zeros(1)
+        else:
+            defers = _of_token(defer, ours)
+            token = _from_target(s, d.p, defer).where(defers, ours)
+            mass = (d.q * defer).sum(dim=-1)
         s.append(token)
-        tv, mass = distributions.total_variation(pi, d.p), (d.q * defer).sum(dim=-1)
+        tv = distributions.total_variation(pi, d.p)
         columns = s.fetch(token, defers, distributions.at(d.q, token), distributions.at(d.p, token), tv, mass)
-        ids, deferred, at_q, at_p, tv_here, deferral = (column[0] for column in columns)
+        ids, theirs, at_q, at_p, tv_here, deferral = (column[0] for column in columns)
         return Emitted(
             id=int(ids),
             text=s.spell(int(ids)),
-            event="target" if deferred else "draft",
+            event="target" if theirs else "draft",
             q=at_q,
             p=at_p,
             tv=tv_here,
-            deferral=deferral,
+            deferral=None if defer is None else deferral,
         )
 
 

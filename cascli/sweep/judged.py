@@ -16,8 +16,8 @@ class Judged(Data):
     temperature: float
     acceptance: float
     """Mean probability that a drafted token would pass: sum over tokens of min(q, pi)."""
-    deferral_rate: float
-    """Mean q-mass that the rule turns over to the target."""
+    deferral_rate: float | None
+    """Mean q-mass that the rule turns over to the target; None for a rule that is no choice between the models."""
     mean_tv: float
     """Mean TV(pi, p)."""
     max_tv: float

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.rules.base import Exact, Judgement, Rule
+from cascli.rules.base import Exact, Rule
 from cascli.strategies.base import BlockLength, Speculating, Strategy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cascli.sampling.distributions import Dists
 
 Seen = Callable[["Dists"], "Dists"]
@@ -26,7 +28,7 @@ class Watching(Exact):
     see: Seen | None = None
     seen: list[Dists] = field(default_factory=list)
 
-    def apply(self, d: Dists) -> Judgement:
+    def apply(self, d: Dists) -> Tensor:
         """pi = p."""
         self.seen.append(self.see(d) if self.see else d)
         return super().apply(d)

@@ -133,7 +133,8 @@ def keep_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[K
 
 def judged(name: str, kind: type[KeepRule], alpha: float, seen: Seen, k: int, temperature: float) -> Judged:
     """One rule at one alpha."""
-    pi, defer = kind(alpha=alpha).apply(seen.d)
+    rule = kind(alpha=alpha)
+    pi, defer = rule.apply(seen.d), rule.deferred(seen.d)
     acceptance = float(torch.minimum(pi, seen.d.q).sum(dim=-1).mean())
     tv = distributions.total_variation(pi, seen.d.p)
     return Judged(
@@ -141,7 +142,7 @@ def judged(name: str, kind: type[KeepRule], alpha: float, seen: Seen, k: int, te
         alpha=alpha,
         temperature=temperature,
         acceptance=acceptance,
-        deferral_rate=float((seen.d.q * defer).sum(dim=-1).mean()),
+        deferral_rate=None if defer is None else float((seen.d.q * defer).sum(dim=-1).mean()),
         mean_tv=float(tv.mean()),
         max_tv=float(tv.max()),
         target_calls_per_token=predicted_calls(acceptance, k),

@@ -89,9 +89,8 @@ def counting_check(strategy: str, rule: str) -> Check:
 def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
     right = base.KeepRule.apply
 
-    def apply(self: base.KeepRule, d: Dists) -> base.Judgement:
-        pi, defer = right(self, d)
-        return base.Judgement(torch.cat([pi[:-1], d.p[-1:]]), defer)
+    def apply(self: base.KeepRule, d: Dists) -> torch.Tensor:
+        return torch.cat([right(self, d)[:-1], d.p[-1:]])
 
     patch.setattr(base.KeepRule, "apply", apply)
 
@@ -214,10 +213,10 @@ def thresholds_on_warped(patch: pytest.MonkeyPatch) -> None:
 def deferred_mass_of_p(patch: pytest.MonkeyPatch) -> None:
     """The mass of the deferred tokens taken from p instead of q, and made to sum to one again."""
 
-    def apply(self: base.KeepRule, d: Dists) -> base.Judgement:
+    def apply(self: base.KeepRule, d: Dists) -> torch.Tensor:
         keep = self.keep(d)
         pi = d.q * keep + d.p * (d.p * ~keep).sum(-1, keepdim=True)
-        return base.Judgement(pi / pi.sum(-1, keepdim=True), ~keep)
+        return pi / pi.sum(-1, keepdim=True)
 
     patch.setattr(base.KeepRule, "apply", apply)
 
