@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -372,3 +373,29 @@ def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
 def test_peak_memory_is_of_a_run_or_unknown(text_pair: Pair) -> None:
     """A CPU knows no more than the highest point of the whole process."""
     assert generate(text_pair, "hello", max_new_tokens=3).metrics.peak_memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt_ids": [1.5]},
+        {"prompt_ids": ["a"]},
+        {"prompt_ids": 5},
+        {"prompt_ids": [[1]]},
+        {"prompt_ids": [10**30]},
+        {"prompt": 5},
+        {"prompt": "x", "strategy": 5},
+        {"prompt": "x", "stop": 5},
+        {"prompt": "x", "stop": [5]},
+    ],
+    ids=repr,
+)
+def test_arguments_of_a_wrong_type_are_told(text_pair: Pair, given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        generate(text_pair, max_new_tokens=2, **given)
+
+
+def test_ids_may_be_a_tensor(text_pair: Pair) -> None:
+    ids = torch.tensor([104, 105])
+    run = generate(text_pair, prompt_ids=ids, max_new_tokens=2, temperature=0)
+    assert run.prompt_token_ids == [104, 105]

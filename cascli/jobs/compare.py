@@ -10,6 +10,7 @@ from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
 from cascli.errors import UsageError
+from cascli.files import printed
 from cascli.jobs.generate import Watcher, chosen, converse, decode, request_for, settings_of
 from cascli.jobs.profile import Tell, blocks_for, profile
 from cascli.models.pair import Pair
@@ -101,6 +102,9 @@ def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt
     """
     several = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
     found = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
+    wrong = next((each for each in found if not isinstance(each, Prompt)), None)
+    if wrong is not None:
+        raise UsageError(f"prompts: texts are wanted (got {printed(wrong)})")
     if not found or not all(turn for prompt in found for turn in prompt.turns):
         raise UsageError("give at least one prompt, and none that is empty.")
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import index
 from typing import Any
 
 from cascli.chat import Conversation, encode
 from cascli.decoding.session import RandomNumbers
 from cascli.engine import Decoding, Request, Step
 from cascli.errors import UsageError
+from cascli.files import printed
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
@@ -71,6 +73,8 @@ def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given:
         UsageError: a value out of range.
     """
     if stop is not None:
+        if not isinstance(stop, Iterable):
+            raise UsageError(f"stop: a text or several are wanted (got {printed(stop)})")
         given["stop"] = [stop] if isinstance(stop, str) else list(stop)
     return resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
 
@@ -81,7 +85,23 @@ def chosen(strategy: str | Strategy, settings: Settings) -> Strategy:
     Raises:
         UsageError: an unknown name or key, or a value out of range.
     """
-    return strategy if isinstance(strategy, Strategy) else parse(strategy, settings.num_speculative_tokens)
+    if isinstance(strategy, Strategy):
+        return strategy
+    if not isinstance(strategy, str):
+        raise UsageError(f"strategy: a text or a Strategy is wanted (got {printed(strategy)})")
+    return parse(strategy, settings.num_speculative_tokens)
+
+
+def _token_ids(given: Iterable[int]) -> list[int]:
+    """Whole numbers of any kind, a tensor's too.
+
+    Raises:
+        UsageError: something else among them.
+    """
+    try:
+        return [index(each) for each in given]
+    except TypeError:
+        raise UsageError(f"prompt_ids: token ids are whole numbers (got {printed(given)})") from None
 
 
 def generate(
@@ -142,7 +162,12 @@ def generate(
     if (prompt is None) == (prompt_ids is None):
         raise UsageError("give either a prompt or prompt_ids.")
     if prompt_ids is None:
-        prompt_ids = encode(pair, prompt or "", Conversation(settings.system), raw=bool(settings.raw))
+        if not isinstance(prompt, str):
+            raise UsageError(f"prompt: a text is wanted (got {printed(prompt)})")
+        prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=bool(settings.raw))
     return decode(
-        pair, chosen(strategy, settings), request_for(settings, prompt_ids, prompt=prompt, uniforms=uniforms), watch
+        pair,
+        chosen(strategy, settings),
+        request_for(settings, _token_ids(prompt_ids), prompt=prompt, uniforms=uniforms),
+        watch,
     )
