@@ -14,8 +14,9 @@ from cascli.analysis.metrics import summarise
 from cascli.decoding import memory
 from cascli.decoding.answer import Answer
 from cascli.decoding.clock import Clock, Phase
+from cascli.decoding.cursor import Cursor
 from cascli.decoding.detokenizer import Speller
-from cascli.decoding.session import Lane, RandomNumbers, Session, at_once
+from cascli.decoding.session import RandomNumbers, Session, at_once
 from cascli.errors import RunError, UsageError
 from cascli.models.pair import LoadedModel, Pair
 from cascli.sampling.autoregressive import Law
@@ -112,13 +113,13 @@ class Decoding:
         text = torch.zeros(len(prompt) + self.limit + 1, dtype=torch.long, device=pair.device)
         text[: len(prompt)] = torch.tensor(prompt, device=pair.device)
 
-        def lane(model: LoadedModel, phase: Phase) -> Lane:
+        def cursor(model: LoadedModel, phase: Phase) -> Cursor:
             model.runner.reset()
-            return Lane(model.runner, phase, clock, text, len(prompt))
+            return Cursor(model.runner, phase, clock, text, len(prompt))
 
         return Session(
-            draft=lane(pair.draft, "draft"),
-            target=lane(pair.target, "verify"),
+            draft=cursor(pair.draft, "draft"),
+            target=cursor(pair.target, "verify"),
             sampling=self.request.sampling,
             uniforms=self.request.uniforms or self._uniforms(),
             text=text,
@@ -199,8 +200,8 @@ class Decoding:
         )
 
 
-def _use(lane: Lane) -> Use:
-    return Use(lane.calls, lane.passes, lane.tokens, lane.attended, lane.rows)
+def _use(cursor: Cursor) -> Use:
+    return Use(cursor.calls, cursor.passes, cursor.tokens, cursor.attended, cursor.rows)
 
 
 def check_prompt(pair: Pair, request: Request) -> int:

@@ -10,12 +10,13 @@ from cascli.trace import Emitted, Event, Round
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.decoding.session import Lane, Session
+    from cascli.decoding.cursor import Cursor
+    from cascli.decoding.session import Session
 
 
 def write(
     s: Session,
-    lane: Lane,
+    cursor: Cursor,
     event: Event,
     *,
     watch: Callable[[Tensor, Tensor], None] | None = None,
@@ -34,7 +35,7 @@ def write(
     law = Law(s.sampling, reads_base=watch is not None)
     uniforms = s.uniforms.residual if tentative else s.uniforms.draw
     while not s.finished:
-        written = lane.write(s.length, law, uniforms(s.position, 1))
+        written = cursor.write(s.length, law, uniforms(s.position, 1))
         s.length += 1
         if watch is not None:
             watch(written.base, written.tokens)

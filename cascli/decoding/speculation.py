@@ -45,8 +45,8 @@ def _round(s: Session, rule: Rule, n: int) -> Round:
     drafted = _drafted(s, rule, facts, kept)
     s.length = start + kept
     s.append(numbers[-3:-2].long())
-    for lane in (s.draft, s.target):
-        lane.rewind(start + kept)
+    for cursor in (s.draft, s.target):
+        cursor.rewind(start + kept)
     return Round(drafted=drafted, emitted=_emitted(s, rule, facts, drafted, kept), seconds=s.clock.lap())
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cascli import generate
-from cascli.decoding import session, speculation
+from cascli.decoding import cursor, session, speculation
 from cascli.models import cache, runner
 from cascli.rules import base
 from cascli.rules.opt import Opt
@@ -153,12 +153,12 @@ def residual_of_the_next_row(patch: pytest.MonkeyPatch) -> None:
 
 
 def rewind_to_one_too_many(patch: pytest.MonkeyPatch) -> None:
-    right = session.Lane.rewind
-    patch.setattr(session.Lane, "rewind", lambda self, length: right(self, length + 1))
+    right = cursor.Cursor.rewind
+    patch.setattr(cursor.Cursor, "rewind", lambda self, length: right(self, length + 1))
 
 
 def no_rewind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session.Lane, "rewind", lambda self, length: None)
+    patch.setattr(cursor.Cursor, "rewind", lambda self, length: None)
 
 
 def rewind_of_the_first_layer_alone(patch: pytest.MonkeyPatch) -> None:
