@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -24,7 +25,7 @@ Strings = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Settings(BaseModel):
-    """Every shared flag by its long name with underscores; None means "not given here"."""
+    """A layer of shared flags by their long names with underscores; None means "not given here"."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,35 +57,41 @@ class Settings(BaseModel):
         return {key: value for key, value in self if value is not None}
 
 
-BUILTIN = Settings.model_validate(
-    {
-        "max_new_tokens": 64,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "seed": 0,
-        "num_speculative_tokens": 4,
-        "device": "auto",
-        "dtype": "auto",
-        "cuda_graphs": True,
-        "compile": False,
-        "raw": False,
-        "stop": [],
-        "json": False,
-        "quiet": False,
-        "verbose": False,
-        "color": "auto",
-        "offline": False,
-    }
-)
+@dataclass(frozen=True)
+class Resolved:
+    """Every shared flag with its value, after all layers; what stands here is the built-in default."""
+
+    strategy: Sequence[str] | None = None
+    """None: the command's own."""
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    num_speculative_tokens: int = 4
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    cuda_graphs: bool = True
+    compile: bool = False
+    system: str | None = None
+    raw: bool = False
+    stop: Sequence[str] = ()
+    prompts: str | None = None
+    limit: int | None = None
+    json_output: bool = False
+    output: str | None = None
+    quiet: bool = False
+    verbose: bool = False
+    color: Literal["auto", "always", "never"] = "auto"
+    offline: bool = False
 
 
-def resolve(*layers: Settings) -> Settings:
-    """Merge layers, the strongest first; what no layer sets comes from `BUILTIN`."""
+def resolve(*layers: Settings) -> Resolved:
+    """Merge layers, the strongest first; what no layer sets has its built-in default."""
     merged: dict[str, Any] = {}
-    for layer in reversed((*layers, BUILTIN)):
+    for layer in reversed(layers):
         merged |= layer.given()
-    return Settings.model_construct(**merged)
+    return Resolved(**merged)
 
 
 def checked(values: Mapping[str, Any], *, spell: Callable[[str], str] = str) -> Settings:

@@ -75,7 +75,7 @@ def command(
             repeats=repeats,
             synthetic_acceptance=synthetic_acceptance,
             ks=(2, 4, 6) if k is None else (k,),
-            tokens=plan.settings.max_new_tokens or 64,
+            tokens=plan.settings.max_new_tokens,
             tell=progress.step,
         )
     if plan.settings.json_output:

@@ -15,7 +15,7 @@ from cascli.errors import PairWarning, UsageError
 from cascli.files import PROMPTS_BYTES, bounded
 from cascli.prompts import Prompt, builtin, read_prompts
 from cascli.render.console import Screen, screen
-from cascli.settings import Settings, from_environment, resolve
+from cascli.settings import Resolved, from_environment, resolve
 
 if TYPE_CHECKING:
     from cascli.cli.options import Flags
@@ -29,7 +29,7 @@ class Plan:
     """A command's settled inputs."""
 
     config: PairConfig
-    settings: Settings
+    settings: Resolved
     screen: Screen
     dtype: str | None
     """From a flag or the environment; without one each model's own entry in the pair's file decides."""
@@ -114,7 +114,7 @@ def plan(flags: Flags) -> Plan:
     environment = from_environment()
     config = load_config(pair_name(flags.config))
     settings = resolve(flags.given, environment, config.defaults)
-    view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
+    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     return Plan(config, settings, view, flags.given.dtype or environment.dtype)
 
 
@@ -125,7 +125,7 @@ def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
     return [parse(text, k) for text in texts]
 
 
-def prompts(argument: str | None, settings: Settings) -> list[Prompt]:
+def prompts(argument: str | None, settings: Resolved) -> list[Prompt]:
     """The prompt from the argument, a file or a pipe.
 
     Raises:

@@ -26,7 +26,7 @@ def command(*, flags: Flags) -> None:
     elif settings.quiet:
         print("\n".join(row["name"] for row in rows))
     else:
-        view = screen(settings.color or "auto")
+        view = screen(settings.color)
         view.out.print(pairs_table(rows, view.out))
 
 

@@ -40,7 +40,7 @@ def command(
 
     config = load_config(pair_name(pair))
     settings = resolve(flags.given, from_environment(), config.defaults)
-    view = screen(settings.color or "auto", quiet=bool(settings.quiet))
+    view = screen(settings.color, quiet=settings.quiet)
     for role, model in (("draft", config.draft), ("target", config.target)):
         if isinstance(model.source, RandomSource):
             view.note(f"{role}: random weights, nothing to fetch")
@@ -49,7 +49,7 @@ def command(
             _check(role, model.source, view)
             continue
         with Progress(view, f"{role}: {model.source}") as progress:
-            folder = store.pull(model.source, progress.report, offline=bool(settings.offline))
+            folder = store.pull(model.source, progress.report, offline=settings.offline)
         view.note(f"{role}: {folder}")
 
 

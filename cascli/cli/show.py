@@ -33,7 +33,7 @@ def command(
     from cascli.render.console import screen
 
     settings = resolve(flags.given, from_environment())
-    view = screen(settings.color or "auto", quiet=bool(settings.quiet), verbose=bool(settings.verbose))
+    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     text = text_of(file, JSON_BYTES)
     kind = schema_of(text, file)
     if settings.json_output:

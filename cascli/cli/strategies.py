@@ -26,7 +26,7 @@ def command(*, flags: Flags) -> None:
     from cascli.render.console import screen
 
     settings = resolve(flags.given, from_environment())
-    view = screen(settings.color or "auto", quiet=bool(settings.quiet))
+    view = screen(settings.color, quiet=settings.quiet)
     found = {kind: list(_described(package, view)) for kind, package in (("strategies", strategies), ("rules", rules))}
     if settings.json_output:
         print(json.dumps({"schema": "cascli.strategies/1", **found}))

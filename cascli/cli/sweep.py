@@ -72,7 +72,7 @@ def command(
     settings = common.plan(Flags(plan.pair, flags.given))
     if flags.given.limit:
         plan = plan.model_copy(update={"limit": flags.given.limit})
-    exam = exam_of(plan, file.parent, offline=bool(settings.settings.offline))
+    exam = exam_of(plan, file.parent, offline=settings.settings.offline)
     folder = Path(flags.given.output or plan.output)
     if executor is Kind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers go with --executor ray.")
@@ -87,7 +87,7 @@ def command(
             exam = _allowed(exam, settings, allow=allow_code_execution, unsafe=unsafe_code_execution)
         records = Records(folder)
         with records.alone():
-            compiled = bool(settings.settings.compile)
+            compiled = settings.settings.compile
             header = header_of(plan, exam, settings.config, command=_command(), compiled=compiled)
             done = records.open(header, resume=resume, anyway=anyway)
             with executor_of(executor, plan, exam, settings, ray_address, workers) as chosen:
@@ -173,7 +173,7 @@ def _run(
             sweep(executor, plan, exam, records, done, tell=progress.step)
     finally:
         # Also what an interrupted sweep has got is shown and written.
-        finish(records, header, settings.screen, as_json=bool(settings.settings.json_output))
+        finish(records, header, settings.screen, as_json=settings.settings.json_output)
     all_failed(done)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from cascli.analysis.comparison import DEFAULT_STRATEGIES, Comparison, repeats_of, spread_of, summarise
 from cascli.analysis.explanation import explain, explained
@@ -15,7 +16,7 @@ from cascli.jobs.generate import Watcher, chosen, converse, decode, request_for,
 from cascli.jobs.profile import Tell, blocks_for, profile
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
-from cascli.settings import Settings
+from cascli.settings import Resolved
 from cascli.strategies import Strategy
 from cascli.trace import Run
 
@@ -132,7 +133,7 @@ class Repeats:
         pair: Pair,
         prompts: Sequence[Prompt],
         strategies: Sequence[Strategy],
-        settings: Settings,
+        settings: Resolved,
         *,
         runs: int = 1,
         warm_up: bool = True,
@@ -190,8 +191,8 @@ def _flat(by_strategy: Sequence[Sequence[Run]]) -> Iterator[Run]:
         yield from prompt
 
 
-def _warm_up(pair: Pair, turn: str, strategies: Sequence[Strategy], settings: Settings) -> None:
-    ids = encode(pair, turn, Conversation(settings.system), raw=bool(settings.raw))
+def _warm_up(pair: Pair, turn: str, strategies: Sequence[Strategy], settings: Resolved) -> None:
+    ids = encode(pair, turn, Conversation(settings.system), raw=settings.raw)
     for strategy in strategies:
         tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
-        decode(pair, strategy, request_for(settings.model_copy(update={"max_new_tokens": tokens}), ids))
+        decode(pair, strategy, request_for(replace(settings, max_new_tokens=tokens), ids))

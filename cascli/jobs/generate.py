@@ -14,32 +14,32 @@ from cascli.files import printed
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
-from cascli.settings import DEFAULT_STRATEGY, Settings, checked, resolve
+from cascli.settings import DEFAULT_STRATEGY, Resolved, checked, resolve
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run
 
 Watcher = Callable[[Step | Handover], None]
 
 
-def sampling_of(settings: Settings) -> Sampling:
+def sampling_of(settings: Resolved) -> Sampling:
     """The sampling part of resolved settings."""
     return Sampling(
-        temperature=1.0 if settings.temperature is None else settings.temperature,
-        top_k=settings.top_k or 0,
-        top_p=settings.top_p or 1.0,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
     )
 
 
-def request_for(settings: Settings, prompt_ids: Sequence[int], **more: Any) -> Request:
+def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> Request:
     """The request that resolved settings describe; `more` are fields of it that settings do not know."""
     return Request(
         prompt_ids=prompt_ids,
         sampling=sampling_of(settings),
-        max_new_tokens=settings.max_new_tokens or 1,
-        seed=settings.seed or 0,
-        stop=settings.stop or (),
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        stop=settings.stop,
         system=settings.system,
-        raw=bool(settings.raw),
+        raw=settings.raw,
         **more,
     )
 
@@ -54,19 +54,19 @@ def decode(pair: Pair, strategy: Strategy, request: Request, watch: Watcher | No
 
 
 def converse(
-    pair: Pair, strategy: Strategy, prompt: Prompt, settings: Settings, watch: Watcher | None = None
+    pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved, watch: Watcher | None = None
 ) -> Iterator[Run]:
     """Answer the turns of a conversation one after the other, each with the answers so far before it."""
     conversation = Conversation(settings.system)
     for number, turn in enumerate(prompt.turns):
-        ids = encode(pair, turn, conversation, raw=bool(settings.raw))
+        ids = encode(pair, turn, conversation, raw=settings.raw)
         request = request_for(settings, ids, prompt=turn, prompt_id=prompt.id, turn=number)
         run = decode(pair, strategy, request, watch)
         conversation = conversation.with_answer(turn, run.text)
         yield run
 
 
-def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Settings:
+def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Resolved:
     """Keywords of Python's functions, completed from the pair's file and the built-in defaults.
 
     Raises:
@@ -79,7 +79,7 @@ def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given:
     return resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
 
 
-def chosen(strategy: str | Strategy, settings: Settings) -> Strategy:
+def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
     """A strategy by its text or as it is.
 
     Raises:
@@ -164,7 +164,7 @@ def generate(
     if prompt_ids is None:
         if not isinstance(prompt, str):
             raise UsageError(f"prompt: a text is wanted (got {printed(prompt)})")
-        prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=bool(settings.raw))
+        prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=settings.raw)
     return decode(
         pair,
         chosen(strategy, settings),

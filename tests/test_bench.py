@@ -1,0 +1,113 @@
+"""cascli bench, and decoding at a synthetic acceptance rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascli import Pair, Run, generate, load_pair
+from cascli.analysis.bench import Bench, prospects
+from cascli.errors import UsageError
+from cascli.jobs.bench import bench, replay, replay_context
+from cascli.jobs.profile import profile
+from cascli.jobs.synthetic import Synthetic
+from cascli.models.choose_runner import choose_runner
+from cascli.models.gpu.capture import Uncaptured
+from cascli.render.plots import plot_bench
+from tests.pairs import pair
+
+
+def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
+    """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
+    run = generate(text_pair, "hello", strategy=Synthetic(acceptance, k), max_new_tokens=tokens)
+    for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
+        seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
+        yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_synthetic_acceptance_is_what_was_asked_for(text_pair: Pair, acceptance: float, temperature: float) -> None:
+    tested = passed = 0
+    for seed in range(12):
+        run = generate(
+            text_pair, "hello", strategy=Synthetic(acceptance, 4), max_new_tokens=60, seed=seed, temperature=temperature
+        )
+        assert run.strategy == "synthetic-acceptance" and run.params == {"acceptance": acceptance, "k": 4}
+        assert run.metrics.lossless is False
+        for step in run.rounds:
+            kept = sum(token.accepted for token in step.drafted)
+            tested += kept + (kept < len(step.drafted))
+            passed += kept
+    deviation = math.sqrt(acceptance * (1 - acceptance) / tested)
+    assert abs(passed / tested - acceptance) <= 5 * deviation  # 6e-7 of a false alarm
+
+
+def test_bench_holds_what_it_promises(text_pair: Pair, tmp_path: Path) -> None:
+    found = bench(
+        text_pair, contexts=[20, 50], blocks=(1, 2, 3), repeats=2, synthetic_acceptance=0.7, ks=(2,), tokens=12
+    )
+    assert [each.context for each in found.profiles] == [20, 50]
+    assert found.copy_bytes_per_second > 1e8
+    assert found.ratio_of_bytes == 1.0
+    share = found.bandwidth_share("target", found.profiles[0])
+    assert share is not None and 0 < share < 1
+    assert found.synthetic is not None and found.synthetic.accounts[0].k == 2
+    assert Bench.from_json(found.to_json()) == found
+    gains = [each.speed_up for each in prospects(found.profiles[0])]
+    assert gains == sorted(gains)
+    for suffix in (".png", ".svg"):
+        plot_bench(found, tmp_path / f"plot{suffix}")
+        assert (tmp_path / f"plot{suffix}").stat().st_size > 5000
+    assert "synthetic" in (tmp_path / "plot.svg").read_text()
+
+
+def test_bench_refuses_contexts_beyond_the_pair(text_pair: Pair) -> None:
+    with pytest.raises(UsageError, match="exceed the pair's context of 256"):
+        bench(text_pair, contexts=[250])
+    assert [each.context for each in bench(text_pair, repeats=1).profiles] == [128]
+
+
+def test_steps_that_were_measured_serve_several_replays(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = profile(text_pair, replay_context(12), blocks=range(1, 4), repeats=1)
+    monkeypatch.setattr("cascli.jobs.bench.profile", lambda *_, **__: pytest.fail("measured again"))
+    for acceptance in (0.2, 0.9):
+        found = replay(text_pair, acceptance, ks=(2,), tokens=12, repeats=1, steps=steps)
+        assert found.acceptance == acceptance and found.accounts[0].c == steps.c
+
+
+def test_long_blocks_can_be_replayed(text_pair: Pair) -> None:
+    """Longer ones than steps are timed for otherwise."""
+    found = replay(text_pair, 0.5, ks=(2, 12), tokens=14, repeats=1)
+    assert [each.k for each in found.accounts] == [2, 12] and len(found.models_share) == 2
+
+
+def test_nothing_is_recorded_twice() -> None:
+    """A cache that grew between two contexts would drop what had been recorded, and compiled, for the first."""
+    loaded = load_pair(pair(300))
+    made: list[Callable[[], Any]] = []
+
+    class Counting(Uncaptured):
+        def __call__(self, compute: Callable[[], Any]) -> Callable[[], Any]:
+            made.append(compute)
+            return super().__call__(compute)
+
+    for model in (loaded.draft, loaded.target):
+        model.runner, _ = choose_runner(model.model, 300, model.device, graphs=True, capture=Counting())
+    bench(loaded, contexts=[20, 200], repeats=1)  # with the longest round beyond a cache of 256
+    assert len(made) == sum(model.runner.graphs for model in (loaded.draft, loaded.target)) > 0
+
+
+def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
+    """Nothing outside the models may grow with the answer: no copied cache, no list of all tokens a round."""
+    loaded = load_pair(pair(300, max_position_embeddings=4096))
+    run = generate(loaded, "hello", strategy="speculative:k=2", max_new_tokens=2400, seed=1)
+    outside = [step.seconds.total - step.seconds.draft - step.seconds.verify for step in run.rounds]
+    tenth = len(outside) // 10
+    early, late = sorted(outside[tenth : 2 * tenth]), sorted(outside[-tenth:])
+    assert late[tenth // 2] < 2 * early[tenth // 2]

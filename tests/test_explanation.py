@@ -1,0 +1,184 @@
+"""The sentence that explains a speed: what it says, and what it does not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from cascli import Pair, Run, generate
+from cascli.analysis import theory
+from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
+from cascli.analysis.profile import Profile, timing
+from cascli.jobs.compare import Repeats, compare
+from cascli.jobs.synthetic import Synthetic
+from cascli.render.explanation import noise_line, sentence, steps_line
+from cascli.settings import Settings, resolve
+from cascli.strategies import parse
+from tests.pairs import prompts
+
+
+def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
+    target = {n: timing([value]) for n, value in {1: 1.0, **v}.items()}
+    return Profile(context=context, draft={1: timing([c])}, target=target)
+
+
+def test_bottlenecks_are_named(text_pair: Pair) -> None:
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=40)
+
+    def named(acceptance: float, c: float, v: float, other: float = 0.0) -> str:
+        run = generate(text_pair, "hello", strategy=Synthetic(acceptance, 3), max_new_tokens=40)
+        seconds = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, "other": other})
+        run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
+        return account([run], [target, run], flat(c, {4: v}), noise=math.inf).bottleneck
+
+    assert named(1.0, c=3.0, v=1.0) == DRAFT
+    assert named(1.0, c=0.01, v=9.0) == VERIFICATION
+    assert named(0.2, c=0.01, v=1.0) == ACCEPTANCE
+    assert named(1.0, c=0.01, v=1.0, other=0.9) == OVERHEAD
+
+
+def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
+    """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
+    run = generate(text_pair, "hello", strategy=Synthetic(acceptance, k), max_new_tokens=tokens)
+    for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
+        seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
+        yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
+
+
+def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
+    """Without it the speed-up is the prediction, and never more than k + 1 tokens a target step."""
+    costs = flat(0.1, {5: 1.0})
+    ideal = theory.tokens_per_round(1.0, 4, 40) / 1.4
+    target, run = synthetic(text_pair, 1.0, 4, 40, other=0.6, speed=0.4 * ideal)
+    why = account([run], [target, run], costs)
+    assert why.bottleneck == OVERHEAD
+    assert why.without_it == pytest.approx(why.predicted_speed_up) == pytest.approx(ideal)
+    assert why.without_it < 5
+
+
+def test_full_acceptance_holds_nothing_back(text_pair: Pair) -> None:
+    """Over a short answer the last round is cut: that is no lack of acceptance."""
+    costs = flat(0.02, {5: 1.0})
+    target, run = synthetic(text_pair, 1.0, 4, 10, other=0.0, speed=theory.tokens_per_round(1.0, 4, 10) / 1.08)
+    why = account([run], [target, run], costs)
+    assert why.acceptance == 1.0 and why.bottleneck not in (None, ACCEPTANCE)
+
+
+def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
+    target, run = synthetic(text_pair, 0.5, 4, 16, other=0.0, speed=1.0)
+    why = account([run], [target, run], flat(0.3, {5: 1.2}))
+    assert why.break_even_acceptance is not None
+    assert theory.tokens_per_round(why.break_even_acceptance, 4, 16) / (4 * 0.3 + 1.2) == pytest.approx(1.0)
+
+
+def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:
+    costs = flat(0.1, {5: 1.0})
+    predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
+    for factor, named in ((1.0, True), (1.05, True), (0.5, False), (1.5, False)):
+        target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
+        why = account([run], [target, run], costs, noise=0.2)
+        ratio = why.measured_speed_up / why.predicted_speed_up
+        assert (why.bottleneck is not None) is (abs(ratio - 1) <= 0.2), factor
+        assert ("no cause is named" in sentence(why)) is (why.bottleneck is None)
+        assert factor in (1.0, 1.05) or (why.bottleneck is None) is not named
+
+
+def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
+    """Times of the runs themselves: v is at least 1, and no k is advised beyond the one that ran."""
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=20)
+    run = generate(text_pair, "hello", strategy=Synthetic(0.9, 2), max_new_tokens=20)
+    for verify in (0.001, 5.0):
+        seconds = run.metrics.seconds.model_copy(update={"verify": verify * target.metrics.seconds.verify})
+        odd = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
+        why = account([odd], [target, odd])
+        assert why.v >= 1
+        assert why.best_k is None or (why.best_k <= 2 and why.best_k_or_more is (why.best_k == 2))
+
+
+def test_the_tables_fastest_is_explained_with_its_own_number(text_pair: Pair) -> None:
+    """From all repeats: one slow run among them changes neither."""
+    settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
+    strategies = [parse(text) for text in ("target", "speculative:k=2", "speculative:k=4")]
+    done = Repeats(text_pair, prompts("hello"), strategies, settings, runs=5)
+    slow = done._done[0][1][0]
+    seconds = slow.metrics.seconds.model_copy(update={"total": 100 * slow.metrics.seconds.total})
+    done._done[0][1][0] = slow.model_copy(update={"metrics": slow.metrics.model_copy(update={"seconds": seconds})})
+    found = done.comparison(done.steps())
+    fastest = max(found.summary[1:], key=lambda row: row.speed_vs_target or 0)
+    why = found.explanation
+    assert why is not None and why.strategy == fastest.strategy
+    assert why.measured_speed_up == fastest.speed_vs_target and why.with_prompt
+    assert why.acceptance == pytest.approx(fastest.tested_acceptance_rate)
+    assert found.profile is not None and {3, 5, 12, 17, 33} <= set(found.profile.target)
+
+
+def test_predictions_of_whole_answers_include_the_prompt(text_pair: Pair) -> None:
+    target, run = synthetic(text_pair, 1.0, 4, 40, other=0.0, speed=3.0)
+    for_prompt = []
+    for each in (target, run):
+        seconds = each.metrics.seconds
+        seconds = seconds.model_copy(update={"total": seconds.total + 1.0, "prefill": 1.0})
+        for_prompt.append(each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})}))
+    costs = flat(0.1, {5: 1.0})
+    after = account([run], [target, run], costs).predicted_speed_up
+    whole = account(for_prompt[1:], for_prompt, costs, whole=1.0).predicted_speed_up
+    assert whole == pytest.approx(2.0 / (1.0 + 1.0 / after))
+
+
+def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
+    strategies = [parse(text) for text in ("target", "speculative:k=3")]
+    found = compare(
+        text_pair, prompts("hello", "a longer prompt"), strategies, max_new_tokens=20, temperature=1, seed=1, runs=2
+    )
+    why, steps = found.explanation, found.profile
+    assert why is not None and steps is not None and why.measured_alone
+    assert why.c == steps.c and why.v == steps.v(4)
+    cost = why.c * 3 + why.v
+    after = account(found.runs[1::2], found.runs, steps).predicted_speed_up
+    assert after == pytest.approx(theory.tokens_per_round(why.acceptance, 3, 20) / cost)
+    assert why.measured_over_predicted == pytest.approx(why.measured_speed_up / why.predicted_speed_up)
+    assert (f"best k {why.best_k}" if why.best_k else "no k pays") in sentence(why)
+    assert "target call" in steps_line(steps)
+    assert [[each.strategy for each in repeat] for repeat in found.repeats] == [["target", "speculative:k=3"]] * 2
+    assert found.spread is not None and found.spread >= 0
+    row = found.summary[1]
+    assert row.ttft is not None and row.round_seconds is not None and row.flops_per_token
+    again = type(found).from_json(found.to_json())
+    assert again == found
+
+
+def test_nothing_is_measured_where_nothing_is_explained(text_pair: Pair) -> None:
+    found = compare(text_pair, prompts("hello"), ["target", "draft"], max_new_tokens=4)
+    assert found.profile is None and found.explanation is None
+    kept = compare(text_pair, prompts("hello"), ["target", "speculative"], max_new_tokens=4, measure=False)
+    assert kept.profile is None and kept.explanation is not None and not kept.explanation.measured_alone
+    assert explain(kept.runs[:1]) is None
+
+
+def test_noise_is_said_only_where_there_is_some() -> None:
+    assert noise_line(None) is None and noise_line(0.1) is None
+    assert "45%" in (noise_line(0.45) or "")
+
+
+def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
+    document = json.loads(compare(text_pair, prompts("hello"), ["target"], max_new_tokens=4).to_json())
+    for name in ("profile", "repeats", "spread"):
+        del document[name]
+    for run in document["runs"]:
+        for name in (
+            "total_flops",
+            "weight_bytes_read",
+            "draft_tokens_read",
+            "target_tokens_read",
+            "seconds_per_token",
+        ):
+            del run["metrics"][name]
+        for role in ("draft", "target"):
+            del run["pair"][role]["parameters"]
+    from cascli.analysis.comparison import Comparison
+
+    assert Comparison.from_json(json.dumps(document)).runs[0].metrics.total_flops is None

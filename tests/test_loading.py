@@ -1,0 +1,83 @@
+"""Pairs that load, and those that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cascli import Run, load_pair
+from cascli.cli.app import app
+from cascli.errors import ConfigError, UsageError
+from cascli.models.tokenizer import byte_tokenizer
+from tests.pairs import model, pair
+
+
+def invoke(*arguments: str, stdin: str | bytes | None = None):
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def test_dtype_of_a_flag_is_stronger_than_a_models_own_and_that_than_the_default(
+    tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    mixed = pair(300) | {"defaults": {"dtype": "bfloat16"}}
+    mixed["draft"] = mixed["draft"] | {"dtype": "float32"}
+    assert [load_pair(mixed).info.draft.dtype, load_pair(mixed).info.target.dtype] == ["float32", "bfloat16"]
+    assert load_pair(mixed, dtype="auto").info.target.dtype == "float32"
+    file = tmp_path / "mixed.yaml"
+    file.write_text(json.dumps(mixed))
+    run = Run.from_json(invoke("generate", "hi", "-c", str(file), "--json", "--max-new-tokens", "2").stdout)
+    assert [run.pair.draft.dtype, run.pair.target.dtype] == ["float32", "bfloat16"]
+    with pytest.raises(UsageError, match="dtype"):
+        load_pair(mixed, dtype="fp32")
+    with pytest.raises(UsageError, match="device"):
+        load_pair(mixed, device="gpu")
+
+
+def test_ids_that_one_tokenizer_lacks_are_masked(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from cascli.models.tokenizer import byte_tokenizer
+
+    values = {key: value for key, value in model(1, 300)["source"]["random"].items() if key != "model_type"}
+    for name, extra in (("draft", []), ("target", ["<a>", "<b>"])):
+        AutoModelForCausalLM.from_config(LlamaConfig(**values)).save_pretrained(tmp_path / name)
+        tokenizer = byte_tokenizer()
+        tokenizer.add_tokens(extra)
+        tokenizer.save_pretrained(tmp_path / name)
+    both = load_pair({name: {"source": {"path": str(tmp_path / name)}} for name in ("draft", "target")})
+    assert (both.vocab, both.info.masked_rows) == (257, (43, 43))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": "8"},
+        {"num_attention_heads": 0},
+        {"hidden_size": 33, "num_attention_heads": 4},
+        {"num_hidden_layers": 0},
+    ],
+)
+def test_random_models_of_impossible_shape_are_config_errors(change: dict) -> None:
+    with pytest.raises(ConfigError, match=r"source\.random"):
+        load_pair({"draft": model(1, 300, **change), "target": model(2, 300)})
+
+
+def test_sources_of_the_wrong_kind_say_so() -> None:
+    for source in ("random", {}, 3):
+        with pytest.raises(ConfigError, match=r"pair: draft\.source: needs exactly one of"):
+            load_pair(pair(8) | {"draft": {"source": source}})
+
+
+def test_a_pair_of_the_hub_says_which_commit_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch moves: without the commit nobody could load the same weights again."""
+    commit = "c0ffee" + "0" * 34
+    load_pair(pair(300)).target.model.save_pretrained(tmp_path / commit)
+    byte_tokenizer().save_pretrained(tmp_path / commit)
+    monkeypatch.setattr("cascli.weights.hub.cached_snapshot", lambda source: tmp_path / commit)
+    main, pinned = {"source": {"hub": "some/model"}}, {"source": {"hub": "some/model", "revision": commit}}
+    found = load_pair({"draft": main, "target": pinned}, offline=True)
+    assert found.info.draft.source == f"hub:some/model@main#{commit}"
+    assert found.info.target.source == f"hub:some/model@{commit}"

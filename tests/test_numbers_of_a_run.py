@@ -1,0 +1,33 @@
+"""Logits that are no numbers, first tokens, and whose time is counted."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from cascli import Pair, generate, load_pair
+from cascli.errors import RunError
+from tests.pairs import pair
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("strategy", ["target", "speculative", "speculative-cascade", "token-cascade"])
+def test_logits_that_are_no_numbers_are_an_error(strategy: str, temperature: float) -> None:
+    broken = load_pair(pair(300))
+    with torch.no_grad():
+        broken.target.model.lm_head.weight[7] = float("nan")
+    with pytest.raises(RunError, match="target model's logits are not finite"):
+        generate(broken, "hello", strategy=strategy, temperature=temperature, max_new_tokens=5)
+
+
+def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> None:
+    m = generate(text_pair, "hello", strategy="cascade:threshold=99", max_new_tokens=20).metrics
+    assert m.ttft_seconds is not None
+    assert m.ttft_seconds > m.seconds.draft
+
+
+def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
+    m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, watch=lambda _: time.sleep(0.2)).metrics
+    assert m.seconds.total < 0.4

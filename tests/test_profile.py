@@ -1,0 +1,79 @@
+"""Step times of a pair, and what they say of block lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascli import Pair, generate, load_pair
+from cascli.analysis.bench import prospects
+from cascli.analysis.profile import Profile, interpolated, timing
+from cascli.jobs.profile import blocks_for, profile
+from tests.pairs import ARCHITECTURES, pair
+
+
+def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
+    target = {n: timing([value]) for n, value in {1: 1.0, **v}.items()}
+    return Profile(context=context, draft={1: timing([c])}, target=target)
+
+
+def test_v_between_and_beyond_what_was_measured() -> None:
+    found = flat(0.2, {2: 1.0, 4: 2.0})
+    assert [found.v(n) for n in (1, 2, 3, 4, 8)] == [1.0, 1.0, 1.5, 2.0, 4.0]
+    assert found.c == 0.2 and found.longest == 4
+    assert flat(0.2, {9: 1.0}).v(33) == 1.0, "flat costs stay flat, whatever the block"
+    assert flat(0.2, {8: 1.4, 9: 1.3}).v(33) == 1.3, "noise must not make blocks cheaper for ever"
+    assert flat(0.2, {}).v(5) == 1.0
+    assert interpolated({2: 5.0, 4: 7.0}, 1) == 4.0
+
+
+@pytest.mark.parametrize(("c", "a", "k", "gain"), [(0.1, 0.9, 10, 3.43), (0.05, 0.9, 13, 4.67), (0.02, 0.9, 19, 6.37)])
+def test_prospects_know_blocks_as_far_as_they_were_timed(c: float, a: float, k: int, gain: float) -> None:
+    """The papers' case, v = 1: where it is known up to 33 tokens, the best k is theirs; up to 9, it may be longer."""
+    far, near = (
+        next(each for each in prospects(flat(c, dict.fromkeys(blocks, 1.0))) if each.acceptance == a)
+        for blocks in ((9, 12, 17, 33), range(2, 10))
+    )
+    assert (far.best_k, far.or_more) == (k, False) and far.speed_up == pytest.approx(gain, abs=0.005)
+    assert (near.best_k, near.or_more) == (8, True)
+
+
+def test_no_k_is_advised_where_none_gains() -> None:
+    found = prospects(flat(0.9, {2: 1.5, 9: 4.0}))
+    assert [each.best_k for each in found] == [None] * len(found)
+    assert all(each.speed_up < 1 for each in found)
+
+
+def test_every_block_that_ran_is_timed() -> None:
+    assert blocks_for([4, 16, 40], None) == (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 33, 41)
+    assert blocks_for([16], 15) == (1, 2, 3, 4, 5, 6, 7, 8, 9, 12)
+
+
+def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: Pair) -> None:
+    before = generate(text_pair, "hello", max_new_tokens=12, seed=3)
+    told: list[tuple[int, int]] = []
+    found = profile(text_pair, 40, blocks=(1, 3, 5), repeats=2, tell=lambda _, done, total: told.append((done, total)))
+    assert sorted(found.target) == [1, 2, 3, 5]
+    assert sorted(found.draft) == [1, 2]
+    assert all(0 < each.low <= each.median <= each.high for each in (*found.target.values(), *found.draft.values()))
+    assert told == [(0, 3), (1, 3), (2, 3)]
+    after = generate(text_pair, "hello", max_new_tokens=12, seed=3)
+    assert after.token_ids == before.token_ids
+    assert [token.p for token in after.emitted] == [token.p for token in before.emitted]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pretended_texts_have_the_length_that_was_asked_for(name: str) -> None:
+    loaded = load_pair(pair(300, **ARCHITECTURES[name]))
+    runner = loaded.target.runner
+    runner.pretend(100)
+    assert runner.length == 100
+    assert torch.isfinite(runner.forward(torch.arange(3), 3)).all()
+    assert runner.length == 103
+    runner.reset()
+
+
+def test_profile_leaves_global_random_state_alone(text_pair: Pair) -> None:
+    before = torch.random.get_rng_state()
+    profile(text_pair, 5, repeats=1)
+    assert torch.equal(before, torch.random.get_rng_state())
