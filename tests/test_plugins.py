@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cascli import Pair, generate, plugins
+from cascli import Pair, generate, plugins, strategies
+from cascli.audit import audit
 from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import BlockLength, Speculating, Strategy
+from tests.laws.test_engine_enumeration import PLAIN
 
 RULE = """
 from dataclasses import dataclass
@@ -92,3 +96,19 @@ def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
     assert plugins.name_of(MinPOfP) == "min-p-of-p" and plugins.name_of(MyOwn) == "my-own"
     run = generate(text_pair, "hi", strategy=MyOwn(k=3), max_new_tokens=4)
     assert run.spec == "my-own:k=3"
+
+
+def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
+    """Its file, dropped into the package's path, is found, audited, and follows the law by the page's own test."""
+    page = (Path(__file__).parents[1] / "docs" / "add-a-strategy.md").read_text(encoding="utf-8")
+    code, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    (tmp_path / "half_exact.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "cascli.strategies.half_exact", raising=False)
+    chosen = strategies.parse("half-exact:k=2")
+    checks = audit(text_pair, [chosen], quick=True).checks
+    about = [check for check in checks if check.subject == "half-exact:k=2"]
+    assert [check.kind for check in about] == ["round", "joint law"] and all(check.status == "pass" for check in about)
+    scope: dict[str, Any] = {}
+    exec(test, scope)
+    scope["test_texts_follow_the_mean"](PLAIN)

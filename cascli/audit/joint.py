@@ -19,6 +19,7 @@ from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy
+from cascli.strategies.base import Speculating
 
 SIGMAS, SLACK = 6.0, 5.0
 
@@ -80,8 +81,10 @@ def _divergence(a: float, b: float) -> float:
 
 def rule_of(strategy: Strategy) -> Rule | None:
     """The rule whose law a strategy follows; None for those that have no law of their own to test here."""
-    if strategy.name in ("speculative", "target"):
+    if strategy.name == "target":
         return Exact()
+    if isinstance(strategy, Speculating):
+        return strategy.judge
     return getattr(strategy, "rule", None)
 
 
