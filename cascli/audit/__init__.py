@@ -63,7 +63,7 @@ def audit(
     effort = QUICK if quick else FULL
     if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
         effort = replace(effort, runs=effort.runs // 3)
-    checks = [*(files.files(config) if config else ()), *_checks(pair, strategies, effort, tell)]
+    checks = [*_weights(config, tell), *_checks(pair, strategies, effort, tell)]
     return Audit(
         pair=pair.info,
         passed=all(check.status != "fail" for check in checks),
@@ -71,6 +71,13 @@ def audit(
         checks=checks,
         environment=environment(pair.device),
     )
+
+
+def _weights(config: PairConfig | None, tell: Callable[[str], None]) -> Iterator[Check]:
+    """Files are read whole: gigabytes, which take as long as the disk does."""
+    if config is not None:
+        tell("weights on disk")
+        yield from files.files(config)
 
 
 def _checks(

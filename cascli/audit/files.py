@@ -17,6 +17,6 @@ def files(config: PairConfig) -> Iterator[Check]:
             continue
         changed = store.changed(model.source)
         if changed is None:
-            yield skipped("weights", role, "nobody kept the sha256 of these files")
+            yield skipped("weights", role, "no sha256 was recorded for these files")
         else:
             yield judged("weights", role, len(changed), 0, 0.0, ", ".join(changed))

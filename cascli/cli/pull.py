@@ -41,35 +41,35 @@ def command(
     config = load_config(pair_name(pair))
     settings = resolve(flags.given, from_environment(), config.defaults)
     view = screen(settings.color, quiet=settings.quiet)
+    changed = []
     for role, model in (("draft", config.draft), ("target", config.target)):
         if isinstance(model.source, RandomSource):
             view.note(f"{role}: random weights, nothing to fetch")
-            continue
-        if check:
-            _check(role, model.source, view)
-            continue
-        with Progress(view, f"{role}: {model.source}") as progress:
-            folder = store.pull(model.source, progress.report, offline=settings.offline)
-        view.note(f"{role}: {folder}")
+        elif check:
+            changed += _changed(role, model.source, view)
+        else:
+            with Progress(view, f"{role}: {model.source}") as progress:
+                folder = store.pull(model.source, progress.report, offline=settings.offline)
+            view.note(f"{role}: {folder}")
+    if changed:
+        raise CheckFailed(
+            f"changed since they were fetched: {', '.join(changed)}.\nRemove these folders and run 'cascli pull' again."
+        )
 
 
-def _check(role: str, source: Source, view: Screen) -> None:
-    """Compare what is on the disk with what was fetched.
+def _changed(role: str, source: Source, view: Screen) -> list[str]:
+    """The files on the disk that are no longer what was fetched.
 
     Raises:
-        CheckFailed: a file has changed.
         RunError: nothing is there.
     """
+    from cascli.cli.progress import Progress
     from cascli.weights import store
 
-    found = store.changed(source)
-    folder = store.locate(source)
-    if found:
-        raise CheckFailed(
-            f"{role}: {folder}: changed since it was fetched: {', '.join(found)}.\n"
-            "Remove the folder and run 'cascli pull' again."
-        )
+    with Progress(view, f"{role}: reading {source}"):
+        found, folder = store.changed(source), store.locate(source)
     if found is None:
-        view.note(f"{role}: {folder}: nobody kept its sha256 (a folder of your own, or made by an older cascli)")
-    else:
+        view.note(f"{role}: {folder}: no sha256 was recorded (a folder of your own, or made by an older cascli)")
+    elif not found:
         view.note(f"{role}: {folder}: as it was fetched")
+    return [f"{folder}/{name}" for name in found or []]

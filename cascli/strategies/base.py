@@ -145,15 +145,15 @@ class RuleStrategy(Strategy):
         return validated(cls, {**rest, "rule": rule})
 
 
-class Speculating:
+class Speculating(ABC):
     """Rounds of k drafted tokens, judged by a rule."""
 
     k: int
 
     @property
+    @abstractmethod
     def judge(self) -> Rule:
         """What the drafted tokens are judged by."""
-        raise NotImplementedError
 
     def calls(self, role: Role) -> Calls:
         """Those of rounds of k drafted tokens, fewer at the end of an answer."""

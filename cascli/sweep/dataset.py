@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cascli.errors import RunError, UsageError
+from cascli.errors import RunError, UsageError, first_line
 from cascli.prompts import Prompt
 from cascli.sweep.plan import Task
 
@@ -42,7 +42,7 @@ def _rows(task: Task, here: Path, limit: int | None, offline: bool) -> Any:
     try:
         return datasets.load_dataset(str(local) if local.exists() else path, task.subset, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise RunError(f"dataset '{path}': {_first_line(error)}") from None
+        raise RunError(f"dataset '{path}': {first_line(error)}") from None
     finally:
         datasets.config.HF_HUB_OFFLINE = online
 
@@ -60,7 +60,3 @@ def _filled(key: str, template: str, row: Mapping[str, Any]) -> str:
         raise UsageError(f"task.{key}: the dataset has no column {error}; it has: {columns}") from None
     except (ValueError, IndexError) as error:
         raise UsageError(f"task.{key}: '{template}': {error}; write {{{{ for a brace itself") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli.config import HubSource
-from cascli.errors import CascliError, RunError
+from cascli.errors import CascliError, RunError, first_line
 from cascli.weights.disk import writing
 from cascli.weights.hub_answers import SECONDS, checked
 from cascli.weights.manifest import sha256_of
@@ -35,7 +35,7 @@ def cached_snapshot(source: HubSource) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except ValueError as error:  # a name that cannot be a repository
-        raise RunError(f"{source}: {_first_line(error)}") from None
+        raise RunError(f"{source}: {first_line(error)}") from None
     return found if has_model(found) else None
 
 
@@ -105,16 +105,16 @@ def _said(error: Exception, source: HubSource) -> str | None:
         case errors.RepositoryNotFoundError():
             return "no such repository, or it is private. Check 'hub:'; for a private one run 'hf auth login'."
         case errors.HFValidationError():
-            return _first_line(error)
+            return first_line(error)
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
             return _unreached(error, source)
         case errors.HfHubHTTPError():
             return _refused(error)
     # The transport library differs between versions of huggingface_hub, and so do its errors.
     if type(error).__module__.partition(".")[0] in _TRANSPORTS:
-        return f"the connection to the hub broke: {_first_line(error)}\nTry again: what has arrived is kept."
+        return f"the connection to the hub broke: {first_line(error)}\nTry again: what has arrived is kept."
     if isinstance(error, ValueError | LookupError | TypeError | AssertionError | AttributeError):
-        return f"the hub's answer makes no sense: {_first_line(error)[:200]}"
+        return f"the hub's answer makes no sense: {first_line(error)[:200]}"
     return None
 
 
@@ -140,11 +140,7 @@ def _refused(error: Any) -> str:
         return (
             "the hub takes no more requests from here for now (429).\nTry again later, or log in with 'hf auth login'."
         )
-    return f"the hub answered with an error: {_first_line(error)}\nTry again later."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    return f"the hub answered with an error: {first_line(error)}\nTry again later."
 
 
 def _reporting(report: Report) -> Any:

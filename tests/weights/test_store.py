@@ -103,7 +103,9 @@ def test_pull_check_says_what_it_found(source, tmp_path):
     assert good.exit_code == 0 and "as it was fetched" in good.stderr
     flip(folder / "model.safetensors")
     bad = run(app, ["pull", str(pair), "--check"])
-    assert bad.exit_code == 1 and "model.safetensors" in bad.stderr and len(bad.stderr.splitlines()) == 2
+    error = bad.stderr[bad.stderr.index("cascli: ") :]
+    assert bad.exit_code == 1 and "model.safetensors" in error and len(error.splitlines()) == 2
+    assert "target: random weights" in bad.stderr  # a bad draft model keeps nobody from hearing of the target
     config = load_config(pair)
     assert [(check.subject, check.status) for check in files(config)] == [("draft", "fail"), ("target", "skipped")]
 
