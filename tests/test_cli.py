@@ -356,7 +356,7 @@ def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
-def test_small_models_take_one_thread_unless_told(wanted: str | None, threads: int) -> None:
+def test_tiny_models_take_one_thread_unless_told(wanted: str | None, threads: int) -> None:
     env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     env |= {"OMP_NUM_THREADS": wanted} if wanted else {}
     command = [sys.executable, "-m", "cascli", "generate", "hi", "-c", "tiny-random", "--json", "--max-new-tokens", "2"]

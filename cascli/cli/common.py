@@ -74,7 +74,7 @@ class Plan:
             why = getattr(pair, role).eager_because
             if why is not None:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
-        _one_thread_for_small_models(pair)
+        _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
         return pair
@@ -89,12 +89,15 @@ class Plan:
                 self.screen.note(f"{what} the {role} model's steps took {info.recording_seconds:.1f} s beforehand")
 
 
-def _one_thread_for_small_models(pair: Pair) -> None:
-    """Small models gain nothing from more threads, and lose tenfold where other work keeps one of them waiting."""
-    from cascli.models.size import LARGE
+def _one_thread_for_tiny_models(pair: Pair) -> None:
+    """A second thread makes 2 million weights a sixth faster, and ten times slower where it is kept waiting.
 
-    small = all((info.parameters or LARGE) < LARGE for info in (pair.info.draft, pair.info.target))
-    if small and pair.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    The times are in benchmarks/LOG.md; from about 10 million weights on, threads pay.
+    """
+    from cascli.models.size import TINY
+
+    tiny = all((info.parameters or TINY) < TINY for info in (pair.info.draft, pair.info.target))
+    if tiny and pair.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         import torch
 
         torch.set_num_threads(1)

@@ -12,6 +12,10 @@ LARGE = 10**8
 """Weights from which precision and packing make a difference that a person notices."""
 
 
+TINY = 5 * 10**6
+"""Weights up to which a second thread gains less than it can lose."""
+
+
 class Size(NamedTuple):
     """What `cascli.trace.ModelInfo` says of a model's size."""
 
