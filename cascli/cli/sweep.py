@@ -49,7 +49,7 @@ def command(
     ] = False,
     unsafe_code_execution: Annotated[
         bool,
-        typer.Option("--unsafe-code-execution", help="The same where no wall can be had around it."),
+        typer.Option("--unsafe-code-execution", help="Run it even where it cannot be sandboxed."),
     ] = False,
     executor: Annotated[
         Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")

@@ -56,7 +56,7 @@ def _check(response: Any, source: object) -> None:
         for name in ("etag", "x-linked-etag"):
             tag = response.headers.get(name, "x").removeprefix("W/").strip('"')
             if not _TAG.fullmatch(tag) or ".." in tag:
-                raise RunError(f"{source}: the hub answered with {name} {tag[:60]!r}, which is no such thing.")
+                raise RunError(f"{source}: the hub answered with {name} {tag[:60]!r}, which is not a valid one.")
     if "/api/" in response.url.path and "json" in response.headers.get("content-type", ""):
         response.read()
         if response.is_success:
@@ -74,12 +74,14 @@ def _check_listing(found: Any, source: object) -> None:
             named = [entry.get(key) for key in ("path", "rfilename")] if isinstance(entry, Mapping) else []
             for name in named:
                 if name is not None and not _inside(name):
-                    raise RunError(f"{source}: the hub lists a file {str(name)[:60]!r}, which would lie elsewhere.")
+                    raise RunError(
+                        f"{source}: the hub lists a file {str(name)[:60]!r}, which would lie elsewhere: outside the cache."
+                    )
 
 
 def _commit(text: str, source: object) -> None:
     if not _COMMIT.fullmatch(text):
-        raise RunError(f"{source}: the hub answered with the commit id {text[:60]!r}, which is none.")
+        raise RunError(f"{source}: the hub answered with the commit id {text[:60]!r}, which is not a valid one.")
 
 
 def _inside(name: object) -> bool:
