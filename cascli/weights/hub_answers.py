@@ -74,9 +74,7 @@ def _check_listing(found: Any, source: object) -> None:
             named = [entry.get(key) for key in ("path", "rfilename")] if isinstance(entry, Mapping) else []
             for name in named:
                 if name is not None and not _inside(name):
-                    raise RunError(
-                        f"{source}: the hub lists a file {str(name)[:60]!r}, which would lie elsewhere: outside the cache."
-                    )
+                    raise RunError(f"{source}: the hub lists a file {str(name)[:60]!r}, which would lie elsewhere.")
 
 
 def _commit(text: str, source: object) -> None:
