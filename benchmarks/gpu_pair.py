@@ -214,7 +214,7 @@ def _of_replay(found: Replay) -> dict[str, Any]:
 def _graphs(pair: Pair) -> dict[str, dict[str, float] | None]:
     """Recordings of both models, and of what a round computes besides; None where nothing is recorded."""
     found = {role: _graphs_of(getattr(pair, role).runner) for role in ROLES}
-    return found | {"rounds": None if pair.compute is None else {"capture_seconds": pair.compute.seconds}}
+    return found | {"rounds": {"capture_seconds": pair.graphs.seconds} if pair.graphs.captures else None}
 
 
 def _graphs_of(runner: object) -> dict[str, float] | None:

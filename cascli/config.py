@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -127,13 +127,19 @@ class About(_Strict):
 
 
 class PairConfig(_Strict):
-    """A draft and a target model that share a tokenizer, with defaults for the shared flags."""
+    """A target and mostly a draft model that share a tokenizer, with defaults for the common options."""
 
     name: str = "unnamed"
-    draft: ModelConfig
+    draft: ModelConfig | None = None
+    """None for a target alone, whose drafts come from elsewhere."""
     target: ModelConfig
     defaults: Settings = Settings()
     about: About = About()
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The models that there are by role, the draft first."""
+        return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
 
 
 class _Loader(yaml.SafeLoader):
@@ -271,6 +277,7 @@ def _known_keys(location: tuple[int | str, ...]) -> Iterator[str]:
     model: type[BaseModel] = PairConfig
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
+        for kind in (field.annotation, *get_args(field.annotation)) if field is not None else ():
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
     return (field.alias or name for name, field in model.model_fields.items())

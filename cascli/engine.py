@@ -13,17 +13,17 @@ from cascli.analysis.cost import Use, cost_of
 from cascli.analysis.metrics import summarise
 from cascli.decoding import memory
 from cascli.decoding.answer import Answer
-from cascli.decoding.clock import Clock, Phase
+from cascli.decoding.clock import Clock
 from cascli.decoding.cursor import Cursor
 from cascli.decoding.detokenizer import Speller
-from cascli.decoding.session import RandomNumbers, Session, at_once
+from cascli.decoding.session import RandomNumbers, Session
 from cascli.errors import RunError, UsageError
-from cascli.models.pair import LoadedModel, Pair
-from cascli.sampling.autoregressive import Law
+from cascli.models.calls import ROLES
+from cascli.models.pair import Pair
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import Uniforms, seed_of
 from cascli.strategies import Strategy
-from cascli.strategies.base import ROLES
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
 from cascli.version import __version__
 
@@ -59,6 +59,7 @@ class Decoding:
 
     def __init__(self, pair: Pair, strategy: Strategy, request: Request) -> None:
         self.pair, self.strategy, self.request = pair, strategy, request
+        check_models(pair, strategy)
         self.limit = check_prompt(pair, request)
         self.speller = Speller(pair.tokenizer)
         self.handover: Handover | None = None
@@ -94,6 +95,7 @@ class Decoding:
                 continue
             step = Step(*self._answer.add(item))
             session.finish_reason = self._answer.finish_reason
+            session.answer_ids = self._answer.token_ids
             first_token = first_token or session.clock.elapsed()
             with session.clock.paused():
                 yield step
@@ -110,25 +112,21 @@ class Decoding:
         pair, prompt = self.pair, list(self.request.prompt_ids)
         self._prepare(len(prompt))
         clock = Clock(pair.device)
-        text = torch.zeros(len(prompt) + self.limit + 1, dtype=torch.long, device=pair.device)
-        text[: len(prompt)] = torch.tensor(prompt, device=pair.device)
-
-        def cursor(model: LoadedModel, phase: Phase) -> Cursor:
-            model.runner.reset()
-            return Cursor(model.runner, phase, clock, text, len(prompt))
-
+        text = torch.zeros(self.limit + 1, dtype=torch.long, device=pair.device)
+        prompt_ids = torch.tensor(prompt, device=pair.device)
         return Session(
-            draft=cursor(pair.draft, "draft"),
-            target=cursor(pair.target, "verify"),
+            draft=Cursor(pair.runner("draft"), "draft", clock, prompt_ids, text),
+            target=Cursor(pair.runner("target"), "verify", clock, prompt_ids, text),
             sampling=self.request.sampling,
             uniforms=self.request.uniforms or self._uniforms(),
             text=text,
-            prompt_length=len(prompt),
+            prompt_ids=prompt,
             max_new_tokens=self.limit,
             vocab=pair.vocab,
+            eos_ids=pair.eos_ids,
             clock=clock,
             spell=self.speller.token,
-            compute=pair.compute or at_once,
+            graphs=pair.graphs,
         )
 
     def _uniforms(self) -> Uniforms:
@@ -137,16 +135,14 @@ class Decoding:
         return Uniforms(seed, self.limit + 1, self.pair.device)
 
     def _prepare(self, prompt: int) -> None:
-        """Let both runners make room, and record the calls of a round, before the clock starts."""
-        end = prompt + self.limit + int(self.strategy.params.get("k", 0))
+        """Let both runners make room, and capture the calls of a round, before the clock starts."""
+        answer = self.limit + int(self.strategy.params.get("k", 0))
         for role in ROLES:
             calls = self.strategy.calls(role)
-            law = Law(self.request.sampling, calls.reads_base)
-            model: LoadedModel = getattr(self.pair, role)
-            model.runner.prepare(prompt, end, calls, law)
-        if self.pair.compute is not None:
+            self.pair.runner(role).prepare(prompt, answer, calls, Sampler(self.request.sampling, calls.reads_base))
+        if self.pair.graphs.captures:
             like = torch.zeros(1, self.pair.vocab, dtype=self.pair.target.model.dtype, device=self.pair.device)
-            self.strategy.rehearse(self.pair.compute, self.request.sampling, like)
+            self.strategy.capture(self.pair.graphs, self.request.sampling, like)
 
     def _close(self, session: Session, first_token: float | None) -> None:
         decision = self.handover
@@ -202,6 +198,19 @@ class Decoding:
 
 def _use(cursor: Cursor) -> Use:
     return Use(cursor.calls, cursor.passes, cursor.tokens, cursor.attended, cursor.rows)
+
+
+def check_models(pair: Pair, strategy: Strategy) -> None:
+    """Whether the pair has the models that a strategy asks.
+
+    Raises:
+        UsageError: it has no draft model.
+    """
+    if strategy.needs_draft and pair.draft is None:
+        raise UsageError(
+            f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"
+            " use 'target' or draft=prompt-lookup, or give the pair a 'draft:'."
+        )
 
 
 def check_prompt(pair: Pair, request: Request) -> int:

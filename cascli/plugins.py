@@ -1,4 +1,4 @@
-"""Find rules and strategies: those of this package by their file names, those of others by entry points.
+"""Find rules, drafters and strategies: those of this package by their file names, those of others by entry points.
 
 A package `cascli.rules` finds the entry points of the group `cascli.rules`. Nothing is imported before it is asked for.
 """
@@ -13,6 +13,9 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from cascli.errors import UsageError, first_line, unknown
+
+GROUPS = ("cascli.rules", "cascli.drafters", "cascli.strategies")
+"""The packages that hold plug-ins, and the entry points of those of others."""
 
 
 def names(package: ModuleType) -> list[str]:
@@ -34,9 +37,9 @@ def _foreign(group: str) -> dict[str, EntryPoint]:
 def name_of(kind: type) -> str:
     """The name of a plug-in's class: its file's, its entry point's, or its own (`MinP` of a notebook is `min-p`)."""
     home, _, file = kind.__module__.rpartition(".")
-    if home in ("cascli.rules", "cascli.strategies"):
+    if home in GROUPS:
         return file.replace("_", "-")
-    for group in ("cascli.rules", "cascli.strategies"):
+    for group in GROUPS:
         for name, point in _foreign(group).items():
             if point.value == f"{kind.__module__}:{kind.__qualname__}":
                 return name

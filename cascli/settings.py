@@ -15,6 +15,13 @@ from cascli.files import printed
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
 """With k = 4 unless a flag, the environment or the pair's file says otherwise."""
+WITHOUT_DRAFT = "draft=prompt-lookup"
+"""What a default strategy takes in place of the draft model of a pair that has none."""
+
+
+def default_strategy(*, draft: bool) -> str:
+    """What answers where nothing is said, by whether the pair has a draft model."""
+    return DEFAULT_STRATEGY if draft else f"{DEFAULT_STRATEGY},{WITHOUT_DRAFT}"
 
 
 def _as_list(value: object) -> object:

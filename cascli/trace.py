@@ -152,21 +152,33 @@ class ModelInfo(Data):
     attention_width: int | None = None
     """Attention heads times head width, over all layers."""
     cuda_graphs: bool | None = None
-    """Whether its steps were recorded once and repeated; unknown on a CPU, where they never are."""
+    """Whether its steps were replayed as CUDA graphs; unknown on a CPU, where they never are."""
     compiled: bool | None = None
     """Whether torch.compile made its steps; likewise."""
-    recording_seconds: float | None = None
-    """What recording and compiling its steps has taken since it was loaded; no part of any run's time."""
+    capture_seconds: float | None = None
+    """What capturing and compiling its steps has taken since it was loaded; no part of any run's time."""
 
 
 class PairInfo(Data):
     """The pair, as it ran."""
 
     name: str
-    draft: ModelInfo
+    draft: ModelInfo | None
+    """None for a target alone."""
     target: ModelInfo
     tokenizer_size: int
     masked_rows: tuple[int, int]
+    """Rows of draft and target that stand for no token."""
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        """The models that there are by role, the draft first."""
+        return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
+
+    @property
+    def dtypes(self) -> str:
+        """The precision of each model, in words."""
+        return ", ".join(f"{role} {model.dtype}" for role, model in self.models.items())
 
 
 class SamplingInfo(Data):

@@ -24,7 +24,7 @@ from tests.pairs import pair
 def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
     """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
-    run = generate(text_pair, "hello", strategy=Synthetic(acceptance, k), max_new_tokens=tokens)
+    run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=k), max_new_tokens=tokens)
     for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
         seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
         yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
@@ -36,7 +36,12 @@ def test_synthetic_acceptance_is_what_was_asked_for(text_pair: Pair, acceptance:
     tested = passed = 0
     for seed in range(12):
         run = generate(
-            text_pair, "hello", strategy=Synthetic(acceptance, 4), max_new_tokens=60, seed=seed, temperature=temperature
+            text_pair,
+            "hello",
+            strategy=Synthetic(acceptance=acceptance, k=4),
+            max_new_tokens=60,
+            seed=seed,
+            temperature=temperature,
         )
         assert run.strategy == "synthetic-acceptance" and run.params == {"acceptance": acceptance, "k": 4}
         assert run.metrics.lossless is False

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from cascli import load_pair
-from cascli.models.runner import Runner
+from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ARCHITECTURES, model
 
 
-def runner(name: str) -> Runner:
+def runner(name: str) -> EagerRunner:
     both = {"draft": model(1, 40, **ARCHITECTURES[name]), "target": model(2, 40, **ARCHITECTURES[name])}
     return load_pair(both).target.runner
 
 
 @torch.inference_mode()
-def fresh(run: Runner, ids: torch.Tensor) -> torch.Tensor:
+def fresh(run: EagerRunner, ids: torch.Tensor) -> torch.Tensor:
     return run.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0]
 
 

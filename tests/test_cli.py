@@ -303,8 +303,8 @@ def test_help_is_quick_and_light() -> None:
 def test_what_recording_took_is_said_where_it_is_much(verbose: bool, said: int) -> None:
     notes: list[str] = []
     about = {"source": "x", "dtype": "bfloat16", "device": "cuda:0", "cuda_graphs": True}
-    draft = ModelInfo(**about, compiled=True, recording_seconds=41.26)
-    target = ModelInfo(**about, compiled=False, recording_seconds=0.5)
+    draft = ModelInfo(**about, compiled=True, capture_seconds=41.26)
+    target = ModelInfo(**about, compiled=False, capture_seconds=0.5)
     plan = SimpleNamespace(screen=SimpleNamespace(note=notes.append, verbose=verbose))
     Plan.note_recordings(plan, SimpleNamespace(info=SimpleNamespace(draft=draft, target=target)))
     assert (

@@ -18,6 +18,7 @@ from cascli.decoding.answer import Answer
 from cascli.decoding.detokenizer import Speller
 from cascli.engine import Decoding, Request
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.models.runner import Runner
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
 from cascli.trace import Drafted, Emitted, Round
@@ -327,11 +328,13 @@ def test_the_first_token_of_a_cascade_is_there_when_it_may_be_shown(text_pair: P
     assert m.seconds.draft <= m.ttft_seconds <= m.seconds.total
 
 
-class Odd:
+class Odd(Runner):
     """A model whose logits are what a test says."""
 
+    length = 0
+
     def __init__(self, row: torch.Tensor) -> None:
-        self._row, self.length = row, 0
+        self._row = row
 
     def forward(self, ids: torch.Tensor, rows: int) -> torch.Tensor:
         self.length += len(ids)
@@ -339,12 +342,6 @@ class Odd:
 
     def truncate(self, length: int) -> None:
         self.length = length
-
-    def reset(self) -> None:
-        self.length = 0
-
-    def prepare(self, *_: object) -> None:
-        """Nothing."""
 
 
 def odd(pair: Pair, draft: list[float], target: list[float]) -> Pair:

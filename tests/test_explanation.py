@@ -29,7 +29,7 @@ def test_bottlenecks_are_named(text_pair: Pair) -> None:
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=40)
 
     def named(acceptance: float, c: float, v: float, other: float = 0.0) -> str:
-        run = generate(text_pair, "hello", strategy=Synthetic(acceptance, 3), max_new_tokens=40)
+        run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=3), max_new_tokens=40)
         seconds = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, "other": other})
         run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
         return account([run], [target, run], flat(c, {4: v}), noise=math.inf).bottleneck
@@ -43,7 +43,7 @@ def test_bottlenecks_are_named(text_pair: Pair) -> None:
 def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
     """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
-    run = generate(text_pair, "hello", strategy=Synthetic(acceptance, k), max_new_tokens=tokens)
+    run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=k), max_new_tokens=tokens)
     for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
         seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
         yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
@@ -90,7 +90,7 @@ def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:
 def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
     """Times of the runs themselves: v is at least 1, and no k is advised beyond the one that ran."""
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=20)
-    run = generate(text_pair, "hello", strategy=Synthetic(0.9, 2), max_new_tokens=20)
+    run = generate(text_pair, "hello", strategy=Synthetic(acceptance=0.9, k=2), max_new_tokens=20)
     for verify in (0.001, 5.0):
         seconds = run.metrics.seconds.model_copy(update={"verify": verify * target.metrics.seconds.verify})
         odd = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})

@@ -1,4 +1,4 @@
-"""Recorded steps, with a tape in place of CUDA's graphs: see `tests.tape`."""
+"""GraphCache steps, with a tape in place of CUDA's graphs: see `tests.tape`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cascli.audit.numerics import BLOCK, numerics
 from cascli.engine import Decoding, Request
 from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import ASKED, choose_runner, why_eager
-from cascli.models.gpu.capture import Recorded
-from cascli.models.gpu.graph_runner import LONGEST, MOST_LAWS, GraphRunner
+from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.graph_cache import GraphCache
+from cascli.models.gpu.graph_runner import LONGEST, MOST_SAMPLERS, GraphRunner
 from cascli.models.gpu.static_cache import bucket_for
 from cascli.models.pair import Pair
-from cascli.models.runner import Runner
-from cascli.sampling.autoregressive import Law, Written, write_by_steps
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
 from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
@@ -49,7 +49,7 @@ def two(request: pytest.FixtureRequest) -> tuple[Pair, Pair]:
 def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
     plain, taped = (each.target.runner for each in two)
     rng, text = random.Random(0), torch.randint(0, two[0].vocab, (250,), generator=torch.Generator().manual_seed(0))
-    taped.prepare(20, 250, Calls(reads=[(n, n) for n in range(6, 0, -1)]))
+    taped.prepare(20, 230, Calls(reads=[(n, n) for n in range(6, 0, -1)]))
     made = taped.graphs
     plain.forward(text[:20], 1), taped.forward(text[:20], 1)
     for n in [1, 2, 3, 4, 5, 6] * 6:
@@ -61,18 +61,12 @@ def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: 
     assert taped.graphs == made
 
 
-def _written(runner: Runner | GraphRunner, ids: torch.Tensor, law: Law, u: torch.Tensor, read_last: bool) -> Written:
-    if isinstance(runner, GraphRunner):
-        return runner.write(ids, law, u, read_last=read_last)
-    return write_by_steps(lambda each: runner.forward(each, 1), ids, law, u, read_last=read_last)
-
-
 def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
     """Prepared drafts in one recording, all others token by token; rewinds as far as the prompt; two buckets."""
     plain, taped = (each.draft.runner for each in two)
-    law, rng, generator = Law(Sampling(), reads_base=True), random.Random(0), torch.Generator().manual_seed(0)
+    law, rng, generator = Sampler(Sampling(), reads_base=True), random.Random(0), torch.Generator().manual_seed(0)
     writes = [Write(1, 3, True), Write(2, 3), Write(1, 3), Write(1, 1), Write(2, 1)]
-    taped.prepare(20, 250, Calls(writes=writes), law)
+    taped.prepare(20, 230, Calls(writes=writes), law)
     made, text = taped.graphs, torch.randint(0, two[0].vocab, (250,), generator=generator)
     plain.forward(text[:20], 1), taped.forward(text[:20], 1)
     others = [Write(1, 0, True), Write(3, 2, True), Write(2, 0, True), Write(4, 1), Write(90, 2)]
@@ -81,7 +75,7 @@ def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tup
         plain.truncate(start), taped.truncate(start)
         u = torch.rand(drawn, generator=generator, dtype=torch.float64)
         ids = text[start : start + unread]
-        wanted, found = (_written(runner, ids, law, u, read_last) for runner in (plain, taped))
+        wanted, found = (runner.write(ids, law, u, read_last=read_last) for runner in (plain, taped))
         assert found.tokens.tolist() == wanted.tokens.tolist()
         for mine, theirs in zip(found[1:], wanted[1:], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -110,7 +104,7 @@ def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -
 )
 def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
     plain, taped = (load_pair(pair(), dtype="float32") for _ in range(2))
-    taped.compute = Recorded(TapeCapture())
+    taped.graphs = GraphCache(TapeCapture())
     for seed in range(3):  # the second and third repeat what the first recorded
         wanted, found = (
             generate(
@@ -132,7 +126,7 @@ def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
 def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
     """The test that a GPU passes with its own graphs, with tapes in their place."""
     loaded = recorded(load_pair(pair(5, **SHAPE)))
-    loaded.compute = Recorded(TapeCapture())
+    loaded.graphs = GraphCache(TapeCapture())
     assert alarms(loaded, strategy, rule, sampling, 300) == []
 
 
@@ -140,32 +134,32 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
 def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
     """Rounds of four drafts, and every shorter one at the end; the random numbers of prepared ones are copied."""
     loaded = recorded(load_pair(pair(3, **MIDDLE)))
-    loaded.compute = Recorded(TapeCapture())
+    loaded.graphs = GraphCache(TapeCapture())
     strategy, rule, sampling = DEEP[0]
     assert alarms(loaded, strategy, rule, sampling, 400, length=5) == []
 
 
 def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
     capture = TapeCapture()
-    recorded = Recorded(capture)
+    recorded = GraphCache(capture)
 
     def times(factor: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: factor * x
 
     one, two = torch.tensor([1.0]), torch.tensor([1.0, 2.0])
-    new = [recorded.prepare(key, times(key), x) for key, x in ((2, one), (2, one), (2, two), (3, one))]
+    new = [recorded.capture(key, times(key), x) for key, x in ((2, one), (2, one), (2, two), (3, one))]
     assert new == [True, False, True, True] and capture.recordings == 3 and recorded.seconds > 0
-    first = recorded(2, times(2), torch.tensor([5.0]))
-    assert recorded(2, times(2), two).tolist() == [2, 4]
-    assert recorded(3, times(3), one).tolist() == [3]
+    first = recorded.run(2, times(2), torch.tensor([5.0]))
+    assert recorded.run(2, times(2), two).tolist() == [2, 4]
+    assert recorded.run(3, times(3), one).tolist() == [3]
     assert first.tolist() == [10]  # other recordings have not touched it
-    assert recorded(4, times(4), one).tolist() == [4] and capture.recordings == 3  # nobody had asked for it
+    assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 3  # nobody had asked for it
 
 
 def test_only_so_many_recordings_are_kept() -> None:
     capture = TapeCapture()
-    recorded = Recorded(capture, most=2)
-    new = [recorded.prepare(key, lambda x: x, torch.tensor([1.0])) for key in "abacb"]
+    recorded = GraphCache(capture, most=2)
+    new = [recorded.capture(key, lambda x: x, torch.tensor([1.0])) for key in "abacb"]
     assert new == [True, True, False, True, True]  # a and b made room for c, at once: see CudaCapture
     assert capture.renewals == 1
 
@@ -195,7 +189,7 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner = taped.target.runner
     text = torch.randint(0, taped.vocab, (600,), generator=torch.Generator().manual_seed(1))
-    runner.prepare(250, 256, Calls(reads=[(5, 5)]))
+    runner.prepare(250, 6, Calls(reads=[(5, 5)]))
     plain.forward(text[:250], 1), runner.forward(text[:250], 1)
     for start in (250, 255, 260):
         wanted, found = (each.forward(text[start : start + 5], 5) for each in (plain, runner))
@@ -208,34 +202,34 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
 def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
     """Trying out a recording writes to the cache: after what was read, and where there is room."""
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
-    runner, law = taped.target.runner, Law(Sampling(), reads_base=False)
+    runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
     text, u = torch.arange(300) % taped.vocab, torch.full((40,), 0.5, dtype=torch.float64)
-    runner.prepare(250, 256, Calls())
+    runner.prepare(250, 6, Calls())
     plain.forward(text[:250], 1), runner.forward(text[:250], 1)
     for drawn in (3, 40, 1):
-        wanted, found = (_written(each, text[250:251], law, u[:drawn], False) for each in (plain, runner))
+        wanted, found = (each.write(text[250:251], law, u[:drawn], read_last=False) for each in (plain, runner))
         assert found.tokens.tolist() == wanted.tokens.tolist()
-    runner.prepare(200, 256, Calls(writes=[Write(1, 64)]), law)  # the last text ended too near the end for this
+    runner.prepare(200, 56, Calls(writes=[Write(1, 64)]), law)  # the last text ended too near the end for this
     assert runner.length == 0
 
 
 def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
-    for i in range(MOST_LAWS + 3):
-        law = Law(Sampling(1 + i / 8), reads_base=False)
-        taped.draft.runner.prepare(10, 40, Calls(writes=[Write(1, 2)]), law)
+    for i in range(MOST_SAMPLERS + 3):
+        law = Sampler(Sampling(1 + i / 8), reads_base=False)
+        taped.draft.runner.prepare(10, 30, Calls(writes=[Write(1, 2)]), law)
     assert taped.draft.runner.graphs == 3  # all are dropped at once: see CudaCapture
     assert taped.draft.runner._capture.renewals == 1 + 1  # at first there was no room
 
 
 def test_recordings_that_are_dropped_take_nothing_with_them(taped: Pair) -> None:
-    taped.compute = Recorded(TapeCapture(), most=7)
+    taped.graphs = GraphCache(TapeCapture(), most=7)
     assert answers_of_many_kinds(taped) == answers_of_many_kinds(load_pair(taped.config, dtype="float32"))
 
 
 def test_nothing_is_recorded_while_the_clock_runs(taped: Pair) -> None:
     """Whatever was decoded before: other rules and block lengths, settings, and texts that outgrew the buffers."""
-    taped.compute = Recorded(TapeCapture(), most=7)
-    captures = [taped.compute._capture, *(model.runner._capture for model in (taped.draft, taped.target))]
+    taped.graphs = GraphCache(TapeCapture(), most=7)
+    captures = [taped.graphs._capture, *(model.runner._capture for model in (taped.draft, taped.target))]
     specs = ["target", "speculative:k=2", "token-cascade:rule=diff"]
     specs += [f"speculative-cascade:rule={rule},k={k}" for rule in rules.names() for k in (2, 4)]
     for prompt, sampling in ((3, Sampling()), (12, Sampling(0.7)), (300, Sampling())):
@@ -246,8 +240,8 @@ def test_nothing_is_recorded_while_the_clock_runs(taped: Pair) -> None:
             assert len(list(steps)) > 1
             assert [capture.recordings for capture in captures] == made, (spec, prompt)
     assert all(capture.renewals for capture in captures)
-    seconds = taped.info.target.recording_seconds
-    assert seconds == taped.target.runner.capture_seconds + taped.compute.seconds > taped.compute.seconds > 0
+    seconds = taped.info.target.capture_seconds
+    assert seconds == taped.target.runner.capture_seconds + taped.graphs.seconds > taped.graphs.seconds > 0
 
 
 def test_a_recorded_pair_passes_its_audit(two: tuple[Pair, Pair]) -> None:
@@ -261,20 +255,20 @@ def test_buckets_are_powers_of_two() -> None:
 
 
 def test_one_recording_serves_every_length(taped: Pair) -> None:
-    taped.target.runner.prepare(100, 1000, Calls(reads=[(2, 2), (1, 1)]))
+    taped.target.runner.prepare(100, 900, Calls(reads=[(2, 2), (1, 1)]))
     assert taped.target.runner.graphs == 2
     assert load_pair(pair()).target.model.config._attn_implementation != taped.target.model.config._attn_implementation
 
 
 def test_prepare_records_every_bucket_on_the_way(by_buckets: None, taped: Pair) -> None:
-    taped.target.runner.prepare(100, 1000, Calls(reads=[(2, 2), (1, 1)]))
+    taped.target.runner.prepare(100, 900, Calls(reads=[(2, 2), (1, 1)]))
     assert taped.target.runner.graphs == 2 * 3
     assert taped.target.runner.capture_seconds > 0
 
 
 def test_pretending_gives_the_length(taped: Pair) -> None:
     runner = taped.target.runner
-    runner.pretend(300)
+    runner.fill_cache(300)
     assert runner.length == 300 and runner.forward(torch.tensor([1, 2]), 2).shape == (2, taped.vocab)
 
 
@@ -296,9 +290,9 @@ def test_why_a_model_is_not_recorded() -> None:
     loaded = load_pair(pair(), dtype="float32")
     model, cpu = loaded.target.model, torch.device("cpu")
     assert why_eager(model) is None
-    assert isinstance(choose_runner(model, 9, cpu, graphs=True)[0], Runner)
+    assert isinstance(choose_runner(model, 9, cpu, graphs=True)[0], EagerRunner)
     runner, why = choose_runner(model, 9, cpu, graphs=False, capture=TapeCapture())
-    assert isinstance(runner, Runner) and not isinstance(runner, GraphRunner) and why == ASKED
+    assert isinstance(runner, EagerRunner) and not isinstance(runner, GraphRunner) and why == ASKED
     model.hf_device_map = {"a": 0, "b": 1}
     assert why_eager(model) == "it is spread over 2 devices"
     model.hf_device_map = {"": 0}

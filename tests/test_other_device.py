@@ -14,12 +14,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from cascli import load_pair, rules
 from cascli.decoding.verification import decide_round
+from cascli.kernels.layout import Field
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
-from cascli.sampling.autoregressive import Law
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from tests.pairs import ARCHITECTURES, pair
 
@@ -53,8 +54,8 @@ def stock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_recorded_steps_stay_on_the_device(stock: Pair, elsewhere: None) -> None:
     model = stock.target.model
     move(model)
-    runner, law = GraphRunner(model, stock.vocab, ELSEWHERE, Uncaptured()), Law(Sampling(), reads_base=True)
-    runner.prepare(20, 250, Calls([(4, 4), (1, 1)], [Write(1, 3, True), Write(1, 1)]), law)
+    runner, law = GraphRunner(model, stock.vocab, ELSEWHERE, Uncaptured()), Sampler(Sampling(), reads_base=True)
+    runner.prepare(20, 230, Calls([(4, 4), (1, 1)], [Write(1, 3, True), Write(1, 1)]), law)
     ids = torch.zeros(20, dtype=torch.long, device=ELSEWHERE)
     assert runner.forward(ids, 1).device == ELSEWHERE
     u = torch.zeros(3, dtype=torch.float64, device=ELSEWHERE)
@@ -69,12 +70,12 @@ def test_recorded_steps_stay_on_the_device(stock: Pair, elsewhere: None) -> None
 def test_a_round_stays_on_the_device(rule: Rule, sampling: Sampling, elsewhere: None) -> None:
     n, width = 3, 50
     logits = torch.empty(n + 1, width, dtype=torch.bfloat16, device=ELSEWHERE)
-    law = Law(sampling, rule.reads_base)
+    law = Sampler(sampling, rule.reads_base)
     q, q1 = (each[: n + rule.reads_draft] for each in law(logits))
     tokens = torch.zeros(n, dtype=torch.long, device=ELSEWHERE)
     u = torch.zeros(n + 1, dtype=torch.float64, device=ELSEWHERE)
     numbers = decide_round(rule, sampling, logits, tokens, q, q1, u[:n], u)
-    assert numbers.device == ELSEWHERE and numbers.shape == (8 * n + 6,)
+    assert numbers.device == ELSEWHERE and numbers.shape == (len(Field), n + 1)
 
 
 def test_what_is_to_be_seen_is_seen(elsewhere: None) -> None:

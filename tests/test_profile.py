@@ -66,7 +66,7 @@ def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: P
 def test_pretended_texts_have_the_length_that_was_asked_for(name: str) -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES[name]))
     runner = loaded.target.runner
-    runner.pretend(100)
+    runner.fill_cache(100)
     assert runner.length == 100
     assert torch.isfinite(runner.forward(torch.arange(3), 3)).all()
     assert runner.length == 103

@@ -14,7 +14,8 @@ from cascli import Pair, audit, load_pair
 from cascli.audit import joint, law, numerics, parity, rounds, tables
 from cascli.audit.report import Audit, Check, judged
 from cascli.cli.app import app
-from cascli.models.gpu.capture import Recorded, Uncaptured
+from cascli.models.gpu.capture import Uncaptured
+from cascli.models.gpu.graph_cache import GraphCache
 from cascli.prompts import builtin
 from cascli.rules.base import Exact
 from cascli.sampling import rejection
@@ -38,8 +39,8 @@ def test_the_tree_holds_the_models_own_logits(text_pair: Pair, tree: tables.Tree
     assert shares.sum() == pytest.approx(1)
 
 
-def test_replayed_models_answer_from_the_table(text_pair: Pair, tree: tables.Tree) -> None:
-    small = tables.replayed(text_pair, tree)
+def test_tabulated_models_answer_from_the_table(text_pair: Pair, tree: tables.Tree) -> None:
+    small = tables.tabulated(text_pair, tree)
     runner = small.draft.runner
     runner.reset()
     rows = runner.forward(torch.tensor([0, 3]), 2)
@@ -74,23 +75,23 @@ def test_rounds_of_every_length_are_those_of_the_plain_path(text_pair: Pair, tre
     assert all(check.status == "pass" and "cpu, float32, torch" in check.detail for check in found)
 
 
-def test_what_prepares_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:
-    """A recording that hands back a stale result: no plain path would show it."""
-    right = Recorded(Uncaptured())
+def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:
+    """A graph that hands back a stale result: no plain path would show it."""
+    right = GraphCache(Uncaptured())
 
-    class Stale(Recorded):
-        def __call__(self, key: Any, function: Any, *inputs: torch.Tensor) -> Any:
-            return self._seen.setdefault((key, inputs[1].shape), right(key, function, *inputs))
+    class Stale(GraphCache):
+        def run(self, key: Any, function: Any, *inputs: torch.Tensor) -> Any:
+            return self._seen.setdefault((key, inputs[1].shape), right.run(key, function, *inputs))
 
         _seen: ClassVar[dict[Any, Any]] = {}
 
-    stale = replace(text_pair, compute=Stale(Uncaptured()))
+    stale = replace(text_pair, graphs=Stale(Uncaptured()))
     strategies = [parse("speculative:k=2")]
     [check] = rounds.rounds(stale, tree, strategies)
-    assert check.status == "fail" and "prepared rounds" in check.detail
+    assert check.status == "fail" and "captured rounds" in check.detail
     [check] = joint.joint_laws(stale, tree, strategies, 300)
     assert check.status == "fail"
-    [check] = rounds.rounds(replace(text_pair, compute=right), tree, strategies)
+    [check] = rounds.rounds(replace(text_pair, graphs=right), tree, strategies)
     assert check.status == "pass"
 
 

@@ -46,8 +46,8 @@ class Bench(Data):
 
     def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:
         """Weights read per second in steps of one token, over the copy's rate; None if the size is not known."""
-        model: ModelInfo = getattr(self.pair, role)
-        if model.weight_bytes is None:
+        model: ModelInfo | None = getattr(self.pair, role)
+        if model is None or model.weight_bytes is None:
             return None
         step: float = getattr(profile, role)[1].median
         return model.weight_bytes / step / self.copy_bytes_per_second
@@ -55,7 +55,7 @@ class Bench(Data):
     @property
     def ratio_of_bytes(self) -> float | None:
         """Bytes of draft weights over those of the target: what c would be if reading weights were all."""
-        draft, target = self.pair.draft.weight_bytes, self.pair.target.weight_bytes
+        draft, target = self.pair.draft and self.pair.draft.weight_bytes, self.pair.target.weight_bytes
         return draft / target if draft and target else None
 
     def to_json(self, indent: int | None = None) -> str:

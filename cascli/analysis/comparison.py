@@ -11,6 +11,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.errors import UsageError
+from cascli.settings import WITHOUT_DRAFT
 from cascli.trace import Data, Run, Seconds
 
 DEFAULT_STRATEGIES = (
@@ -22,6 +23,16 @@ DEFAULT_STRATEGIES = (
     "speculative-cascade:rule=opt",
     "speculative-cascade:rule=token-v3",
 )
+DEFAULTS_WITHOUT_DRAFT = (
+    "target",
+    f"speculative:{WITHOUT_DRAFT}",
+    f"speculative-cascade:rule=token-v3,{WITHOUT_DRAFT}",
+)
+
+
+def default_strategies(*, draft: bool) -> tuple[str, ...]:
+    """What is compared where nothing is said, by whether the pair has a draft model."""
+    return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
 
 
 class Percentiles(Data):

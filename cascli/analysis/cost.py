@@ -44,8 +44,8 @@ def cost_of(pair: PairInfo, draft: Use, target: Use) -> Cost:
     return Cost(
         draft,
         target,
-        _sum(_flops(pair.draft, draft), _flops(pair.target, target)),
-        _sum(_weight_bytes(pair.draft, draft), _weight_bytes(pair.target, target)),
+        _sum(0.0 if pair.draft is None else _flops(pair.draft, draft), _flops(pair.target, target)),
+        _sum(0.0 if pair.draft is None else _weight_bytes(pair.draft, draft), _weight_bytes(pair.target, target)),
     )
 
 

@@ -7,6 +7,7 @@ runs' own times stand in. What was not measured is not advised: block lengths en
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,10 +32,12 @@ class Explanation(Data):
     """Share of the tested drafted tokens that passed; those after a rejection were not tested."""
     tokens_per_round: float
     k: int
+    drafted_per_round: float | None = None
+    """Where the drafter had fewer than k tokens to offer; None where rounds were full but for the end of an answer."""
     c: float
-    """A draft step over a target step."""
+    """A draft step over a target step; 0 where drafts take no step of a model."""
     v: float
-    """A target call over a block of k + 1, over a target step."""
+    """A target call over the block of a round, k drafted tokens and one if it was full, over a target step."""
     v_extrapolated: bool = False
     """Whether `v` lies beyond the longest block that was timed."""
     predicted_speed_up: float
@@ -124,9 +127,11 @@ def account(
     target = [run for run in runs if run.strategy == "target"]
     k = int(drafting[0].params.get("k", 1))
     costs = _in_the_runs(drafting, target, k) if profile is None else _in_a_profile(profile)
+    if not _total(drafting, "draft_calls"):
+        costs = costs._replace(c=0.0)
     measured = _speed(drafting) / _speed(target) if whole is None else whole
-    gains = _Gains(drafting, target, costs, with_prompt=whole is not None)
-    best = max(range(1, costs.longest + 1), key=lambda n: (gains.predicted(n), -n))
+    gains = _Gains(drafting, target, costs, k, with_prompt=whole is not None)
+    best = max(range(1, gains.longest + 1), key=lambda n: (gains.predicted(n), -n))
     pays = gains.predicted(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
     agrees = abs(measured / gains.with_overhead(k) - 1) <= noise
@@ -136,16 +141,17 @@ def account(
         acceptance=gains.acceptance,
         tokens_per_round=sum(len(run.token_ids) for run in drafting) / _total(drafting, "num_rounds"),
         k=k,
+        drafted_per_round=gains.drafted,
         c=costs.c,
-        v=costs.v(k),
+        v=gains.v(k),
         v_extrapolated=k > costs.longest,
         predicted_speed_up=gains.predicted(k),
         measured_speed_up=measured,
         with_prompt=whole is not None,
         measured_over_predicted=measured / gains.predicted(k),
-        break_even_acceptance=theory.break_even(k, costs.c * (k + gains.extra) / k, costs.v(k), gains.answer),
+        break_even_acceptance=theory.acceptance_for(gains.cost(k), lambda a: gains.tokens(k, a)),
         best_k=best if pays else None,
-        best_k_or_more=pays and best == costs.longest,
+        best_k_or_more=pays and best == gains.longest,
         best_speed_up=gains.predicted(best) if pays else None,
         overhead=gains.overhead,
         measured_alone=profile is not None,
@@ -158,24 +164,50 @@ def account(
 class _Gains:
     """Predicted speed-ups of one strategy."""
 
-    def __init__(self, drafting: Sequence[Run], target: Sequence[Run], costs: Costs, *, with_prompt: bool) -> None:
-        rounds = _total(drafting, "num_rounds")
-        tested = sum(tested_count(step) for run in drafting for step in run.rounds)
+    def __init__(
+        self, drafting: Sequence[Run], target: Sequence[Run], costs: Costs, k: int, *, with_prompt: bool
+    ) -> None:
+        rounds = [step for run in drafting for step in run.rounds]
         self.costs = costs
-        self.acceptance = _total(drafting, "num_accepted_draft_tokens") / tested
-        self.extra = (_total(drafting, "draft_calls") - _total(drafting, "num_draft_tokens")) / rounds
+        self.acceptance = _total(drafting, "num_accepted_draft_tokens") / sum(tested_count(step) for step in rounds)
+        drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
+        self.extra = (calls - drafts) / len(rounds) if calls else 0.0
         """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
         self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
+        full = all(_full(run, k) for run in drafting)
+        self._blocks = None if full else Counter(len(step.drafted) for step in rounds)
+        """How often a round drafted how many tokens, where that was not always k."""
+        self.drafted = None if full else drafts / len(rounds)
+        self.longest = costs.longest if full else min(costs.longest, k)
+        """The largest k that can be spoken of: what a drafter would have offered beyond its k is not known."""
+
+    def _mean(self, value: Callable[[int], float], k: int) -> float:
+        """The mean over the rounds of what depends on their length, had they drafted at most k."""
+        if self._blocks is None:
+            return value(k)
+        return sum(value(min(n, k)) * count for n, count in self._blocks.items()) / self._blocks.total()
+
+    def v(self, k: int) -> float:
+        """A target call over a round's block."""
+        return self._mean(self.costs.v, k)
+
+    def _drafting(self, k: int) -> float:
+        return self._mean(lambda n: self.costs.c * (n + self.extra), k)
 
     def cost(self, k: int) -> float:
-        """Of a full round, in target steps."""
-        return self.costs.c * (k + self.extra) + self.costs.v(k)
+        """Of a round, in target steps."""
+        return self._drafting(k) + self.v(k)
+
+    def tokens(self, k: int, a: float) -> float:
+        """Of a round, at an acceptance; answers end inside a round, and short blocks are counted as they came."""
+        if self._blocks is None:
+            return theory.tokens_per_round(a, k, self.answer)
+        return self._mean(lambda n: theory.expected_tokens(a, n), k)
 
     def _gain(self, k: int, cost: float, acceptance: float | None = None) -> float:
-        a = self.acceptance if acceptance is None else acceptance
-        return self._whole(theory.tokens_per_round(a, k, self.answer) / cost)
+        return self._whole(self.tokens(k, self.acceptance if acceptance is None else acceptance) / cost)
 
     def predicted(self, k: int) -> float:
         """Without any time outside the models."""
@@ -190,15 +222,25 @@ class _Gains:
 
     def bottleneck(self, k: int) -> tuple[str, float]:
         """What would help most if it were free, and the speed-up without it, everything else being as it was."""
-        everything, verification = self._all(k), self.costs.v(k)
+        everything, verification = self._all(k), self.v(k)
         ideal = {
-            DRAFT: self._gain(k, everything - self.costs.c * (k + self.extra)),
+            DRAFT: self._gain(k, everything - self._drafting(k)),
             VERIFICATION: self._gain(k, everything - max(verification - 1, 0.0)),
             ACCEPTANCE: self._gain(k, everything, 1.0),
             OVERHEAD: self.predicted(k),
         }
         name = max(ideal, key=lambda each: ideal[each])
         return name, ideal[name]
+
+
+def _full(run: Run, k: int) -> bool:
+    """Whether every round drafted k tokens but those that had no room for them at the end of the answer."""
+    at = 0
+    for step in run.rounds:
+        if len(step.drafted) < k and at + k < len(run.token_ids):
+            return False
+        at += len(step.emitted)
+    return True
 
 
 def _with_prompt(drafting: Sequence[Run], target: Sequence[Run]) -> Callable[[float], float]:
@@ -220,9 +262,11 @@ def _in_the_runs(drafting: Sequence[Run], target: Sequence[Run], k: int) -> Cost
     A block cannot cost less than a step: where the times say so, it is the noise that speaks.
     """
     step = sum(run.metrics.seconds.verify for run in target) / _total(target, "target_calls")
-    c = sum(run.metrics.seconds.draft for run in drafting) / _total(drafting, "draft_calls") / step
+    calls = _total(drafting, "draft_calls")
+    c = sum(run.metrics.seconds.draft for run in drafting) / calls / step if calls else 0.0
     v = max(sum(run.metrics.seconds.verify for run in drafting) / _total(drafting, "num_rounds") / step, 1.0)
-    return Costs(c, lambda n: 1 + (v - 1) * n / k, k)
+    drafted = _total(drafting, "num_draft_tokens") / _total(drafting, "num_rounds")
+    return Costs(c, lambda n: 1 + (v - 1) * n / drafted, k)
 
 
 def _total(runs: Sequence[Run], name: str) -> int:

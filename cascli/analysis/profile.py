@@ -34,14 +34,14 @@ class Profile(Data):
     """Step times of both models after a context of some length."""
 
     context: int
-    draft: dict[int, Timing] = Field(min_length=1)
-    """By the number of tokens that one call reads; 1 is always there."""
+    draft: dict[int, Timing]
+    """By the number of tokens that one call reads; 1 is always there, unless there is no draft model."""
     target: dict[int, Timing] = Field(min_length=1)
 
     @property
     def c(self) -> float:
-        """A draft step over a target step."""
-        return self.draft[1].median / self.target[1].median
+        """A draft step over a target step; 0 without a draft model."""
+        return self.draft[1].median / self.target[1].median if self.draft else 0.0
 
     @property
     def longest(self) -> int:

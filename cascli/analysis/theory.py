@@ -45,11 +45,15 @@ def best_k(a: float, c: float, v: Callable[[int], float] = lambda _: 1.0, longes
 
 def break_even(k: int, c: float, v: float = 1.0, answer: float = math.inf) -> float | None:
     """The acceptance from which blocks of k pay off, over answers of so many tokens; None if not even all do."""
-    cost = c * k + v
-    if tokens_per_round(1.0, k, answer) < cost:
+    return acceptance_for(c * k + v, lambda a: tokens_per_round(a, k, answer))
+
+
+def acceptance_for(tokens: float, of: Callable[[float], float]) -> float | None:
+    """The acceptance from which rounds bring so many tokens, by a function that rises with it; None if not even 1."""
+    if of(1.0) < tokens:
         return None
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if tokens_per_round(middle, k, answer) >= cost else (middle, high)
+        low, high = (low, middle) if of(middle) >= tokens else (middle, high)
     return high

@@ -11,7 +11,7 @@ from cascli.weights import store
 
 def files(config: PairConfig) -> Iterator[Check]:
     """Read every file of both models, and compare it with its sha256 where one was kept."""
-    for role, model in (("draft", config.draft), ("target", config.target)):
+    for role, model in config.models.items():
         if isinstance(model.source, RandomSource):
             yield skipped("weights", role, "random weights lie on no disk")
             continue

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cascli.audit.report import Check, judged, skipped
-from cascli.audit.tables import Text, Tree, replayed
+from cascli.audit.tables import Text, Tree, tabulated
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
@@ -84,18 +84,21 @@ def rule_of(strategy: Strategy) -> Rule | None:
     if strategy.name == "target":
         return Exact()
     if isinstance(strategy, Speculating):
-        return strategy.judge
+        return strategy.verification_rule
     return getattr(strategy, "rule", None)
 
 
 def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int) -> Iterator[Check]:
     """One check a strategy on the texts of the tree."""
     length = tree.depth + 1
-    small = replayed(pair, tree)
+    small = tabulated(pair, tree)
     for strategy in strategies:
         rule = rule_of(strategy)
         if rule is None:
             yield skipped("joint law", strategy.spec, "it follows no rule's law")
+            continue
+        if isinstance(strategy, Speculating) and not (strategy.draft.by_prefix or isinstance(rule, Exact)):
+            yield skipped("joint law", strategy.spec, "its output distribution depends on where rounds begin")
             continue
         law = joint_law(tree, rule, length)
         statistic = deviation(sampled(small, strategy, length, runs), law, runs)

@@ -26,7 +26,7 @@ LOGIT_SCALE = 30.0
 LONGEST_WINDOW = 512
 BLOCK = 8
 READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
-"""What is read here, for runners that record their steps."""
+"""What is read here, for runners that capture their steps."""
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -37,7 +37,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:
     """Cache and block checks of both models."""
-    for role, model in (("draft", pair.draft), ("target", pair.target)):
+    for role, model in pair.models.items():
         yield cache(role, model, pair.vocab, steps)
         yield block(role, model, pair.vocab)
 
@@ -57,7 +57,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     slides = window(model)
     reach = slides is not None and slides <= LONGEST_WINDOW
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
-    runner.prepare(len(text), len(text) + (steps + 1) * BLOCK, READS)
+    runner.prepare(len(text), (steps + 1) * BLOCK, READS)
     runner.reset()
     runner.forward(_ids(text, model), 1)
     worst = 0.0
@@ -82,10 +82,10 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
     rng, runner = random.Random(1), model.runner
     prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
     tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
-    runner.prepare(len(prompt), len(prompt) + BLOCK, READS)
+    runner.prepare(len(prompt), BLOCK, READS)
     runner.reset()
     runner.forward(prompt, 1)
-    # A recorded step's logits are overwritten by the next step.
+    # A captured step's logits are overwritten by the next step.
     alone = torch.cat([runner.forward(tokens[i : i + 1], 1).clone() for i in range(BLOCK)])
     worst = 0.0
     for n in range(2, BLOCK + 1):

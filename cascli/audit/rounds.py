@@ -17,12 +17,12 @@ from torch import Tensor
 from cascli.audit.joint import rule_of
 from cascli.audit.report import Check, judged
 from cascli.audit.tables import Tree, path_of
-from cascli.decoding.session import at_once
-from cascli.decoding.verification import Facts, decide_round, plain_round
+from cascli.decoding.verification import decide_round, plain_round
+from cascli.kernels.layout import RoundFacts
 from cascli.models.pair import Pair
 from cascli.rules.base import Rule
 from cascli.sampling import distributions
-from cascli.sampling.autoregressive import Law
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import Uniforms
 from cascli.strategies import Strategy
@@ -75,16 +75,16 @@ def _differs(pair: Pair, tree: Tree, rule: Rule, n: int, seed: int) -> bool:
     texts = list(tree.target)
     rows = [texts[(seed + i) % len(texts)] for i in range(n + 1)]
     draft, target = (torch.stack([table[row] for row in rows]).to(tree.dtype) for table in (tree.draft, tree.target))
-    known, numbers = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
-    u = numbers.draw(0, n), numbers.accept(0, n), torch.cat([numbers.residual(0, n), numbers.draw(n, 1)])
-    law = Law(SAMPLING, rule.reads_base)
+    known, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
+    u = uniforms.draw(0, n), uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
+    sampler = Sampler(SAMPLING, rule.reads_base)
 
     def given(draft: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        q, q1 = (each[:known] for each in law(draft))
+        q, q1 = (each[:known] for each in sampler(draft))
         return target, distributions.sample(q[:n], u[0].to(q.device)), q, q1, *(each.to(q.device) for each in u[1:])
 
-    compute = pair.compute or at_once if rule.recordable else at_once
-    here = given(draft.to(pair.device), target.to(pair.device))
-    ours = compute(("round", rule), partial(decide_round, rule, SAMPLING), *here).tolist()
-    theirs = plain_round(rule, SAMPLING, *given(draft.double(), target.double())).tolist()
-    return Facts.of(ours, n).next[:2] != Facts.of(theirs, n).next[:2]
+    here, decide = given(draft.to(pair.device), target.to(pair.device)), partial(decide_round, rule, SAMPLING)
+    numbers = pair.graphs.run(("round", rule), decide, *here) if rule.capturable else decide(*here)
+    ours = RoundFacts.of(numbers.flatten().tolist())
+    theirs = RoundFacts.of(plain_round(rule, SAMPLING, *given(draft.double(), target.double())).flatten().tolist())
+    return (ours.num_accepted, ours.next_id) != (theirs.num_accepted, theirs.next_id)

@@ -1,4 +1,4 @@
-"""A pair's real distributions on a small tree of texts, and runners that replay them.
+"""A pair's real distributions on a small tree of texts, and runners that answer from it.
 
 The vocabulary is cut to the tokens that the two models together find most likely after a prompt. With
 the logits of every text over them tabulated once, the real engine can be run thousands of times.
@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cascli import kernels
-from cascli.models.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
-from cascli.sampling.autoregressive import Law
+from cascli.models.runner import Runner
 
 Text = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Logits `[width]` in float64 of both models after a prompt and every text of up to `depth` tokens."""
+    """Logits `[width]` in float64 of both models after a prompt and every text of up to `depth` tokens.
+
+    Those of a target alone stand for both.
+    """
 
     width: int
     depth: int
@@ -44,10 +45,10 @@ def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> T
     prompt = torch.tensor(prompt_ids, device=pair.device)
     pair.target.runner.reset()
     dtype = pair.target.runner.forward(prompt[:1], 1).dtype
-    firsts = [_after(model, prompt) for model in (pair.draft, pair.target)]
+    firsts = [_after(model, prompt) for model in pair.models.values()]
     likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
-    draft, target = (_table(model, prompt, likely, depth) for model in (pair.draft, pair.target))
-    return Tree(len(likely), depth, draft, target, dtype)
+    found = {role: _table(model, prompt, likely, depth) for role, model in pair.models.items()}
+    return Tree(len(likely), depth, found.get("draft", found["target"]), found["target"], dtype)
 
 
 def _after(model: LoadedModel, prompt: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> di
     return {text: logits.cpu() for text, logits in found.items()}
 
 
-class TableRunner:
+class TableRunner(Runner):
     """Reads a text and answers from a table; the text's first token stands for the prompt.
 
     Beyond the table's depth, where no answer that is counted depends on it, the logits are flat.
@@ -95,31 +96,24 @@ class TableRunner:
         ends = range(len(self._read) - rows + 1, len(self._read) + 1)
         return torch.stack([self._table.get(tuple(self._read[1:end]), self._flat) for end in ends])
 
-    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
-        """Nothing is to be made ready."""
-
     def truncate(self, length: int) -> None:
         """Forget what comes after `length` tokens."""
         del self._read[length:]
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._read.clear()
 
-
-def replayed(pair: Pair, tree: Tree) -> Pair:
+def tabulated(pair: Pair, tree: Tree) -> Pair:
     """The pair with its models replaced by their tables; its prompt is the single token 0.
 
     Everything else is the pair's own: its device, the precision of its logits, and what computes its rounds.
     """
 
     def model(loaded: LoadedModel, table: dict[Text, Tensor]) -> LoadedModel:
-        reader: Any = TableRunner(table, tree.width, tree.dtype, pair.device)
+        reader = TableRunner(table, tree.width, tree.dtype, pair.device)
         return replace(loaded, runner=reader, device=pair.device, rows=tree.width)
 
     return replace(
         pair,
-        draft=model(pair.draft, tree.draft),
+        draft=None if pair.draft is None else model(pair.draft, tree.draft),
         target=model(pair.target, tree.target),
         tokenizer=None,
         vocab=tree.width,
@@ -132,4 +126,4 @@ def path_of(pair: Pair, tree: Tree) -> str:
     """What decides the rounds that are audited, in words."""
     precision = str(tree.dtype).removeprefix("torch.")
     by = "kernels" if kernels.serve(pair.device) else "torch"
-    return f"{pair.device}, {precision}, {by}{'' if pair.compute is None else ', prepared rounds'}"
+    return f"{pair.device}, {precision}, {by}{', captured rounds' if pair.graphs.captures else ''}"

@@ -82,7 +82,7 @@ def command(
         print(found.to_json())
     else:
         print_bench(found, plan.screen)
-    plan.note_recordings(pair)
+    plan.note_captures(pair)
     if plan.settings.output:
         files.write(Path(plan.settings.output), found.to_json(indent=1) + "\n")
         plan.screen.note(f"wrote {plan.settings.output}")

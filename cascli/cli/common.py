@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cascli.cli.options import Flags
     from cascli.models.pair import Pair
     from cascli.strategies import Strategy
-    from cascli.trace import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,13 @@ class Plan:
             self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
         return pair
 
-    def note_recordings(self, pair: Pair) -> None:
-        """Say what getting ready to repeat the models' steps has cost, where it cost much or more is asked for."""
-        for role in ("draft", "target"):
-            info: ModelInfo = getattr(pair.info, role)
-            if info.recording_seconds and (info.compiled or self.screen.verbose):
-                done = [word for word, was in (("compiling", info.compiled), ("recording", info.cuda_graphs)) if was]
+    def note_captures(self, pair: Pair) -> None:
+        """Say what capturing the models' steps has cost, where it cost much or more is asked for."""
+        for role, info in pair.info.models.items():
+            if info.capture_seconds and (info.compiled or self.screen.verbose):
+                done = [word for word, was in (("compiling", info.compiled), ("capturing", info.cuda_graphs)) if was]
                 what = " and ".join(done)
-                self.screen.note(f"{what} the {role} model's steps took {info.recording_seconds:.1f} s beforehand")
+                self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s beforehand")
 
 
 def _one_thread_for_tiny_models(pair: Pair) -> None:
@@ -96,7 +94,7 @@ def _one_thread_for_tiny_models(pair: Pair) -> None:
     """
     from cascli.models.size import TINY
 
-    tiny = all((info.parameters or TINY) < TINY for info in (pair.info.draft, pair.info.target))
+    tiny = all((info.parameters or TINY) < TINY for info in pair.info.models.values())
     if tiny and pair.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         import torch
 

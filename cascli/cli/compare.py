@@ -51,12 +51,13 @@ def command(
 ) -> None:
     """Compare strategies on the same prompts: a table, then who wrote which token, side by side."""
     from cascli import files
-    from cascli.analysis.comparison import DEFAULT_STRATEGIES
+    from cascli.analysis.comparison import default_strategies
     from cascli.render import export
     from cascli.render.comparison import print_explanation
 
     plan = common.plan(flags)
-    strategies = common.chosen(plan.settings.strategy or DEFAULT_STRATEGIES, plan.settings.num_speculative_tokens)
+    wanted = plan.settings.strategy or default_strategies(draft=plan.config.draft is not None)
+    strategies = common.chosen(wanted, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
     output = Path(plan.settings.output) if plan.settings.output else None
     if output:
@@ -71,7 +72,7 @@ def command(
     if output:
         files.write(output, as_file(found, output.suffix))
         plan.screen.note(f"wrote {output}")
-    plan.note_recordings(pair)
+    plan.note_captures(pair)
     if not whole:
         raise KeyboardInterrupt
     _check(found, require_lossless, min_speedup)

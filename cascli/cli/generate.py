@@ -10,7 +10,7 @@ import typer
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
-from cascli.settings import DEFAULT_STRATEGY
+from cascli.settings import default_strategy
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Answer a prompt with one strategy: the answer on stdout, statistics on stderr."""
     plan = common.plan(flags)
-    wanted = common.chosen(plan.settings.strategy or [DEFAULT_STRATEGY], plan.settings.num_speculative_tokens)
+    default = default_strategy(draft=plan.config.draft is not None)
+    wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
     if len(wanted) > 1:
         raise UsageError("generate runs one strategy; use compare for several.")
     if plan.settings.output:
@@ -47,7 +48,7 @@ def command(
     pair = plan.load()
     runs = [run for item in prompts for run in _answer(plan, pair, wanted[0], item)]
     _deliver(plan, runs)
-    plan.note_recordings(pair)
+    plan.note_captures(pair)
     if require_lossless and not all(run.metrics.lossless for run in runs):
         raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
 

@@ -35,13 +35,12 @@ def describe(name: str) -> dict[str, Any]:
     config = load_config(name)
     return {
         "name": name,
-        "draft": str(config.draft.source),
-        "target": str(config.target.source),
+        **{role: str(model.source) for role, model in config.models.items()},
         "download_gb": config.about.download_gb,
         "memory_gb": config.about.memory_gb,
         "licence": config.about.licence,
         "gated": config.about.gated,
-        "on_disk_bytes": {role: _on_disk(config, role) for role in ("draft", "target")},
+        "on_disk_bytes": {role: _on_disk(config, role) for role in config.models},
         "note": config.about.note,
     }
 

@@ -42,7 +42,7 @@ def command(
     settings = resolve(flags.given, from_environment(), config.defaults)
     view = screen(settings.color, quiet=settings.quiet)
     changed = []
-    for role, model in (("draft", config.draft), ("target", config.target)):
+    for role, model in config.models.items():
         if isinstance(model.source, RandomSource):
             view.note(f"{role}: random weights, nothing to fetch")
         elif check:

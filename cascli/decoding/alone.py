@@ -29,14 +29,14 @@ def write(
     that decided its fate.
     """
     from cascli.sampling import distributions
-    from cascli.sampling.autoregressive import Law
+    from cascli.sampling.autoregressive import Sampler
 
     by_target = event == "target"
-    law = Law(s.sampling, reads_base=watch is not None)
+    sampler = Sampler(s.sampling, reads_base=watch is not None)
     uniforms = s.uniforms.residual if tentative else s.uniforms.draw
     while not s.finished:
-        written = cursor.write(s.length, law, uniforms(s.position, 1))
-        s.length += 1
+        written = cursor.write(s.length, sampler, uniforms(s.length, 1))
+        s.append(written.tokens)
         if watch is not None:
             watch(written.base, written.tokens)
         (ids, prob) = s.fetch(written.tokens, distributions.at(written.probs, written.tokens))

@@ -1,4 +1,4 @@
-"""The state of one run that strategies work on: the text so far, the two models, the random numbers.
+"""The state of one run that strategies work on: the answer so far, the two models, the random numbers.
 
 The text lies on the models' device; strategies write drafted tokens into it and never wait for the host
 except once a round, in `Session.fetch`.
@@ -7,9 +7,9 @@ except once a round, in `Session.fetch`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from torch import Tensor
 from cascli.decoding.clock import Clock
 from cascli.decoding.cursor import Cursor
 from cascli.errors import RunError
+from cascli.models.gpu.graph_cache import GraphCache
 from cascli.sampling import distributions
 from cascli.sampling.parameters import Sampling
 from cascli.trace import FinishReason
-
-Result = TypeVar("Result")
 
 
 class RandomNumbers(Protocol):
@@ -37,29 +36,6 @@ class RandomNumbers(Protocol):
         """Draws after a rejection `[n]`."""
 
 
-class Computes(Protocol):
-    """Applies a function to tensors on the device: at once, or by a recording of it."""
-
-    def __call__(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
-        """`function(*inputs)`, where `key` tells apart what is computed in different ways.
-
-        The result is valid until the next call with this key.
-        """
-
-
-class Rehearses(Computes, Protocol):
-    """One that can get ready."""
-
-    def prepare(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
-        """Record a call of which these are examples; says whether it was not there already."""
-
-
-def at_once(key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
-    """Simply call the function."""
-    del key
-    return function(*inputs)
-
-
 @dataclass
 class Session:
     """What a strategy may use; the engine ends it between two rounds."""
@@ -69,22 +45,22 @@ class Session:
     sampling: Sampling
     uniforms: RandomNumbers
     text: Tensor
-    """`[capacity]` token ids on the device: the prompt, the answer so far, and drafted tokens."""
-    prompt_length: int
+    """`[capacity]` token ids on the device: the answer so far, and drafted tokens. The prompt is the runners'."""
+    prompt_ids: Sequence[int]
     max_new_tokens: int
     vocab: int
+    eos_ids: Collection[int]
     clock: Clock
     spell: Callable[[int], str]
     """The text of a single token, for the trace."""
-    compute: Computes = at_once
-    """How a round's computations besides the two models' are done."""
-    length: int = field(init=False)
-    finish_reason: FinishReason | None = None
+    graphs: GraphCache = field(default_factory=GraphCache)
+    """What a round computes besides the models' forwards goes through its `run`."""
+    length: int = field(default=0, init=False)
+    """Tokens of the answer so far: the index in it of the next one to be decided."""
+    answer_ids: Sequence[int] = field(default=(), init=False)
+    """The answer so far on the host; set by the engine after each round."""
+    finish_reason: FinishReason | None = field(default=None, init=False)
     """Set by the engine when the answer has ended."""
-
-    def __post_init__(self) -> None:
-        """Start after the prompt."""
-        self.length = self.prompt_length
 
     @property
     def finished(self) -> bool:
@@ -92,14 +68,9 @@ class Session:
         return self.finish_reason is not None
 
     @property
-    def position(self) -> int:
-        """Index in the answer of the next token to be decided."""
-        return self.length - self.prompt_length
-
-    @property
     def remaining(self) -> int:
         """How many tokens may still be added."""
-        return self.max_new_tokens - self.position
+        return self.max_new_tokens - self.length
 
     def warp(self, logits: Tensor) -> Tensor:
         """The distributions `[n, V]` that tokens are drawn from."""
@@ -107,11 +78,11 @@ class Session:
 
     def draw(self, probs: Tensor) -> Tensor:
         """Draw the next token, `[1]`, from `probs` `[1, V]` with the position's own uniform."""
-        return distributions.sample(probs, self.uniforms.draw(self.position, 1))
+        return distributions.sample(probs, self.uniforms.draw(self.length, 1))
 
     def draw_again(self, probs: Tensor) -> Tensor:
         """Draw a token `[1]` where the position's first uniform has been used already."""
-        return distributions.sample(probs, self.uniforms.residual(self.position, 1))
+        return distributions.sample(probs, self.uniforms.residual(self.length, 1))
 
     def append(self, tokens: Tensor) -> None:
         """Add decided tokens `[n]` to the text."""
@@ -121,7 +92,7 @@ class Session:
 
     def restart(self) -> None:
         """Forget the answer and begin again after the prompt."""
-        self.length = self.prompt_length
+        self.length = 0
         self.finish_reason = None
 
     def fetch(self, *columns: Tensor) -> list[list[float]]:
@@ -130,9 +101,9 @@ class Session:
         Raises:
             RunError: a model's logits were not finite numbers.
         """
-        values = self._transfer(*columns, self.draft.health, self.target.health)
-        for role, [health] in zip(("draft", "target"), values[-2:], strict=True):
-            if not math.isfinite(health):
+        values = self._transfer(*columns, self.draft.max_logit, self.target.max_logit)
+        for role, [max_logit] in zip(("draft", "target"), values[-2:], strict=True):
+            if not math.isfinite(max_logit):
                 raise RunError(f"the {role} model's logits are not finite numbers; try --dtype bfloat16 or float32.")
         return values[:-2]
 

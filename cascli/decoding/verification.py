@@ -6,44 +6,23 @@ means.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cascli import kernels
+from cascli.kernels.layout import Field
 from cascli.rules._forced import Forced
 from cascli.rules.base import Exact, Rule, ThresholdRule
 from cascli.sampling import distributions
-from cascli.sampling.autoregressive import Law
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.rejection import Verification, verify_block
 
 if TYPE_CHECKING:
     from cascli.kernels.verification import Keeping
-
-
-class Facts(NamedTuple):
-    """What the host learns of a round over n drafted tokens; floats, lists by position."""
-
-    ids: list[float]
-    q: list[float]
-    p: list[float]
-    pi: list[float]
-    accept_prob: list[float]
-    deferred: list[float]
-    tv: list[float]
-    """n + 1 values, like `deferral`, which is of no meaning where the rule does not read q."""
-    deferral: list[float]
-    next: list[float]
-    """Number of kept tokens, id of the next one, its p and its q."""
-
-    @classmethod
-    def of(cls, numbers: list[float], n: int) -> Self:
-        """From the numbers of `decide_round`."""
-        ends = [n, 2 * n, 3 * n, 4 * n, 5 * n, 6 * n, 7 * n + 1, 8 * n + 2, 8 * n + 6]
-        return cls(*(numbers[start:end] for start, end in zip([0, *ends], ends, strict=False)))
 
 
 def decide_round(
@@ -56,23 +35,23 @@ def decide_round(
     u_accept: Tensor,
     u_next: Tensor,
 ) -> Tensor:
-    """Judge and verify a block of n tokens.
+    """Verify a block of n tokens: pi of the rule, the tests, and the token after the kept ones.
 
     Args:
-        rule: makes pi of q and p.
+        rule: makes pi of q and p; where it reads q and there is none, pi is p: nothing was proposed there.
         sampling: makes p of the logits.
         logits: the target's, `[n + 1, V]`.
         tokens: `[n]`.
-        q: what they were drawn from, `[n, V]`, and a row more if the rule reads it there.
+        q: what they were drawn from, `[n, V]`, and a row more if the rule reads it there and the drafter has one.
         q1: the same at temperature 1.
         u_accept: uniforms `[n]`.
         u_next: uniforms `[n + 1]`.
 
     Returns:
-        The `Facts`, one after the other, `[8 n + 6]` (float64).
+        `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
-    law = Law(sampling, rule.reads_base)
-    keeping = keeping_of(rule) if kernels.serve(logits.device) and not law.truncates else None
+    sampler = Sampler(sampling, rule.reads_base)
+    keeping = keeping_of(rule) if kernels.serve(logits.device) and not sampler.truncates else None
     if keeping is not None:
         from cascli.kernels import verification
 
@@ -93,12 +72,13 @@ def plain_round(
     u_next: Tensor,
 ) -> Tensor:
     """As `decide_round`, by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision that it is given."""
-    n = tokens.shape[0]
-    p, p1 = Law(sampling, rule.reads_base)(logits)
-    d = Dists(q, p, q1, p1)
-    pi = rule.apply(d)
+    n, known = tokens.shape[0], q.shape[0]
+    p, p1 = Sampler(sampling, rule.reads_base)(logits)
+    rows = known if rule.reads_draft else n + 1
+    d = Dists(q, p[:rows], q1, p1[:rows])
+    pi = torch.cat([rule.apply(d), p[rows:]])
     outcome = verify_block(pi, q[:n], tokens, u_accept, u_next)
-    return torch.cat([each.reshape(-1).double() for each in _columns(d, pi, rule.deferred(d), tokens, outcome)])
+    return _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
 
 
 def keeping_of(rule: Rule) -> Keeping | None:
@@ -120,32 +100,27 @@ def keeping_of(rule: Rule) -> Keeping | None:
     return Keeping(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
 
 
-def _columns(
-    d: Dists, pi: Tensor, deferred: Tensor | None, tokens: Tensor, outcome: Verification
-) -> tuple[Tensor, ...]:
-    """What the host is to learn of a round; of no meaning where the rule is no choice between the models."""
-    n, width = tokens.shape[0], pi.shape[-1]
-    defer = tokens.new_ones((n + 1, 1), dtype=torch.bool) if deferred is None else deferred
-    defer = defer.expand(n + 1, width)
-    row = outcome.num_accepted.unsqueeze(0)
-    token = outcome.next_token.unsqueeze(0)
-    row_q = d.q[row.clamp(max=d.q.shape[0] - 1)] if d.q.shape[0] else d.p[row]
-    reads_draft = d.q.shape[0] == n + 1
-    return (
-        tokens,
-        distributions.at(d.q[:n], tokens),
-        distributions.at(d.p[:n], tokens),
-        distributions.at(pi[:n], tokens),
-        outcome.accept_prob,
-        distributions.at(defer[:n], tokens),
-        distributions.total_variation(pi, d.p),
-        (d.q * defer).sum(dim=-1) if reads_draft else defer[:, 0],
-        torch.cat(
-            [
-                row.double(),
-                token.double(),
-                distributions.at(d.p[row], token).double(),
-                distributions.at(row_q, token).double(),
-            ]
-        ),
-    )
+def _numbers(
+    q: Tensor, p: Tensor, pi: Tensor, deferred: Tensor | None, tokens: Tensor, outcome: Verification
+) -> Tensor:
+    """The matrix of a round; deferral is of no meaning where the rule is no choice between the models."""
+    n, known = tokens.shape[0], q.shape[0]
+    row, token = outcome.num_accepted.unsqueeze(0), outcome.next_token.unsqueeze(0)
+    row_q = q[row.clamp(max=known - 1)] if known else p[row]
+    out = q.new_zeros((len(Field), n + 1), dtype=torch.float64)
+    out[Field.ID, :n] = tokens.double()
+    out[Field.Q, :n] = distributions.at(q[:n], tokens).double()
+    out[Field.P, :n] = distributions.at(p[:n], tokens).double()
+    out[Field.PI, :n] = distributions.at(pi[:n], tokens).double()
+    out[Field.ACCEPT_PROB, :n] = outcome.accept_prob.double()
+    out[Field.DEFERRED] = out[Field.DEFERRAL] = 1.0
+    if deferred is not None:
+        defer = deferred[:known].expand(-1, q.shape[-1])
+        out[Field.DEFERRED, :n] = distributions.at(defer[:n], tokens).double()
+        out[Field.DEFERRAL, :known] = (q * defer).sum(dim=-1).double()
+    out[Field.TV] = distributions.total_variation(pi, p).double()
+    out[Field.NUM_ACCEPTED, :1] = row.double()
+    out[Field.NEXT_ID, :1] = token.double()
+    out[Field.NEXT_P, :1] = distributions.at(p[row], token).double()
+    out[Field.NEXT_Q, :1] = distributions.at(row_q, token).double()
+    return out

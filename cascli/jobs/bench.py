@@ -85,7 +85,7 @@ def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[in
 def _warm_up(pair: Pair, blocks: Sequence[int], context: int) -> None:
     """Let the kernels of all blocks be chosen, and the memory be there, before the clock runs.
 
-    At the longest context: a cache that grew later would drop what was recorded for it, and have it compiled again.
+    At the longest context: a cache that grew later would drop what was captured for it, and have it compiled again.
     """
     profile(pair, context, blocks=blocks, repeats=1)
 
@@ -135,7 +135,7 @@ def replay(
         tell: told how it goes.
     """
     endless = replace(pair, eos_ids=frozenset())
-    strategies: list[Strategy] = [parse("target"), *(Synthetic(acceptance, k) for k in ks)]
+    strategies: list[Strategy] = [parse("target"), *(Synthetic(acceptance=acceptance, k=k) for k in ks)]
     runs: list[list[Run]] = [[] for _ in strategies]
     for repeat in range(repeats + 1):
         for column, strategy in enumerate(strategies):
@@ -178,7 +178,8 @@ def _models_share(runs: Sequence[Run], steps: Profile) -> float:
     for run in runs:
         m = run.metrics
         block = int(run.params.get("k", 0)) + 1
-        models = m.draft_calls * steps.draft[1].median + m.target_calls * steps.target[block].median
+        drafting = m.draft_calls * steps.draft[1].median if m.draft_calls else 0.0
+        models = drafting + m.target_calls * steps.target[block].median
         shares.append(models / (m.seconds.total - m.seconds.prefill))
     return median(shares)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from cascli.analysis.comparison import DEFAULT_STRATEGIES, Comparison, repeats_of, spread_of, summarise
+from cascli.analysis.comparison import Comparison, default_strategies, repeats_of, spread_of, summarise
 from cascli.analysis.explanation import explain, explained
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
@@ -29,7 +29,7 @@ Begin = Callable[[Strategy, int], None]
 def compare(
     pair: Pair,
     prompts: str | Prompt | Sequence[str | Prompt],
-    strategies: Sequence[str | Strategy] = DEFAULT_STRATEGIES,
+    strategies: Sequence[str | Strategy] | None = None,
     *,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
@@ -55,7 +55,7 @@ def compare(
         pair: loaded once for all strategies.
         prompts: texts, or conversations whose turns are answered one after the other.
         strategies: in the order of the columns, such as `["target", "speculative:k=4"]`; they share their random
-            numbers within a prompt.
+            numbers within a prompt. By default one of each kind.
         max_new_tokens: the longest answer, in tokens.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
@@ -89,6 +89,8 @@ def compare(
         raw=raw,
     )
     asked = conversations(prompts)
+    if strategies is None:
+        strategies = default_strategies(draft=pair.draft is not None)
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
     done = Repeats(pair, asked, columns, settings, runs=runs, warm_up=warm_up, begin=begin, watch=watch)

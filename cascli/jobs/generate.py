@@ -14,7 +14,7 @@ from cascli.files import printed
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
-from cascli.settings import DEFAULT_STRATEGY, Resolved, checked, resolve
+from cascli.settings import Resolved, checked, default_strategy, resolve
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run
 
@@ -109,7 +109,7 @@ def generate(
     prompt: str | None = None,
     *,
     prompt_ids: Sequence[int] | None = None,
-    strategy: str | Strategy = DEFAULT_STRATEGY,
+    strategy: str | Strategy | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -130,7 +130,8 @@ def generate(
         pair: from `load_pair`.
         prompt: text, put through the chat template unless `raw`.
         prompt_ids: token ids instead of a prompt; they skip the chat template.
-        strategy: a name with parameters, such as `speculative-cascade:rule=opt,alpha=0.3,k=4`.
+        strategy: a name with parameters, such as `speculative-cascade:rule=opt,alpha=0.3,k=4`; by default
+            `speculative-cascade` with the rule token-v3, by prompt lookup where the pair has no draft model.
         max_new_tokens: the longest answer, in tokens.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
@@ -167,7 +168,7 @@ def generate(
         prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=settings.raw)
     return decode(
         pair,
-        chosen(strategy, settings),
+        chosen(strategy or default_strategy(draft=pair.draft is not None), settings),
         request_for(settings, _token_ids(prompt_ids), prompt=prompt, uniforms=uniforms),
         watch,
     )

@@ -9,9 +9,9 @@ import torch
 
 from cascli.analysis.profile import Profile, Timing, timing
 from cascli.models.calls import Calls, Write
-from cascli.models.gpu.graph_runner import LONGEST, GraphRunner
+from cascli.models.gpu.graph_runner import LONGEST
 from cascli.models.pair import LoadedModel, Pair
-from cascli.sampling.autoregressive import Law
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 
 BLOCKS = (*range(1, 10), 12, 17, 33)
@@ -25,7 +25,7 @@ def blocks_for(ks: Iterable[int], room: int | None) -> tuple[int, ...]:
 
 GPU_CALLS = 8
 """Calls that a GPU is timed over."""
-LAW = Law(Sampling(), reads_base=False)
+SAMPLER = Sampler(Sampling(), reads_base=False)
 """What a drafting step draws from."""
 Tell = Callable[[str, int, int], None]
 
@@ -75,7 +75,7 @@ def profiles(
             for n in sorted({1, 2, *blocks}):
                 for key, seconds in _in_a_round(pair, context, n):
                     timed[context].setdefault(key, []).extend([seconds] if repeat else [])
-    for model in (pair.draft, pair.target):
+    for model in pair.models.values():
         model.runner.reset()
     return [Profile(context=at, draft=_of("draft", timed[at]), target=_of("target", timed[at])) for at in contexts]
 
@@ -83,14 +83,15 @@ def profiles(
 def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> None:
     """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning.
 
-    There is room from the start for the longest round: `pretend` would make it, and drop what was recorded before.
+    There is room from the start for the longest round: `fill_cache` would make it, and drop what was captured before.
     """
-    for model, longest in ((pair.draft, 2), (pair.target, max(2, *blocks))):
+    for role, model in pair.models.items():
+        longest = 2 if role == "draft" else max(2, *blocks)
         if fill:
-            writes = [Write(2, 1), Write(1, 1)] if model is pair.draft else []
+            writes = [Write(2, 1), Write(1, 1)] if role == "draft" else []
             calls = Calls(reads=[(n, n) for n in range(longest, 0, -1)], writes=writes)
-            model.runner.prepare(context, context + max(longest, LONGEST), calls, LAW if writes else None)
-            model.runner.pretend(context)
+            model.runner.prepare(context, max(longest, LONGEST), calls, SAMPLER if writes else None)
+            model.runner.fill_cache(context)
         else:
             model.runner.truncate(context)
 
@@ -102,7 +103,7 @@ def _in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, i
     """
     if n == 1:
         step_seconds(pair.target, context, 1, pair.vocab)
-    else:
+    elif pair.draft is not None:
         for tokens in (1, 2, 1):  # after a round whose drafts were all kept, the draft model reads two tokens
             seconds = step_seconds(pair.draft, context, tokens, pair.vocab, writes=True)
             yield ("draft", tokens), seconds
@@ -128,8 +129,8 @@ def step_seconds(model: LoadedModel, context: int, n: int, vocab: int, *, writes
     _synchronise(model.device)
     start = time.perf_counter()
     for _ in range(calls):
-        if writes and isinstance(runner, GraphRunner):
-            runner.write(ids, LAW, u, read_last=False)
+        if writes and runner.draws:
+            runner.write(ids, SAMPLER, u, read_last=False)
         else:
             runner.forward(ids, n)
         runner.truncate(context)

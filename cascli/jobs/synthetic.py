@@ -9,15 +9,14 @@ from pydantic import Field
 
 from cascli.rules._forced import Forced
 from cascli.rules.base import Rule
-from cascli.strategies.base import BlockLength, Speculating, Strategy
+from cascli.strategies.base import Speculating
 
 
 @dataclass(frozen=True)
-class Synthetic(Speculating, Strategy):
+class Synthetic(Speculating):
     """`speculative` with a chosen acceptance rate; its text means nothing."""
 
     acceptance: Annotated[float, Field(ge=0, le=1)] = 0.8
-    k: BlockLength = 4
 
     @property
     def name(self) -> str:
@@ -25,6 +24,6 @@ class Synthetic(Speculating, Strategy):
         return "synthetic-acceptance"
 
     @property
-    def judge(self) -> Rule:
+    def verification_rule(self) -> Rule:
         """The chosen rate."""
         return Forced(self.acceptance)

@@ -33,22 +33,22 @@ def draw(
     probs = logits.new_empty((1, width), dtype=torch.float32)
     base = torch.empty_like(probs) if with_base else probs
     masses = logits.new_empty(parts, dtype=torch.float64)
-    health = logits.new_empty((), dtype=torch.float32)
+    max_logit = logits.new_empty((), dtype=torch.float32)
     greedy = temperature == 0
     _distributions[(parts,)](
-        logits, *sums, probs, base, masses, health, width, parts, temperature or 1.0,
+        logits, *sums, probs, base, masses, max_logit, width, parts, temperature or 1.0,
         PADDED=padded, PER=per, BLOCK=BLOCK, GREEDY=greedy, BASE=with_base,
     )  # fmt: skip
     if u is None:
-        return None, probs, base, health
+        return None, probs, base, max_logit
     token = logits.new_empty(1, dtype=torch.long)
     _token[(1,)](probs, masses, u, token, width, parts, PADDED=padded, PER=per, BLOCK=BLOCK)
-    return token, probs, base, health
+    return token, probs, base, max_logit
 
 
 @triton.jit
 def _distributions(
-    logits, top, first, base_sums, warped_sums, probs, base, masses, health, width, parts, temperature,
+    logits, top, first, base_sums, warped_sums, probs, base, masses, max_logit, width, parts, temperature,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, BASE: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
@@ -65,7 +65,7 @@ def _distributions(
         total += tl.sum(tl.where(inside, p, 0.0).to(tl.float64), axis=0)
     tl.store(masses + part, total)
     if part == 0:
-        tl.store(health, best + (sum_base - sum_base))
+        tl.store(max_logit, best + (sum_base - sum_base))
 
 
 @triton.jit

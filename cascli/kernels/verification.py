@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
+from cascli.kernels.layout import Field
 from cascli.kernels.rows import (
     BLOCK,
     check_rows,
@@ -55,7 +56,7 @@ def verify(
     temperature: float,
     keeping: Keeping,
 ) -> Tensor:
-    """Judge and verify a block of n drafted tokens.
+    """Verify a block of n drafted tokens.
 
     Args:
         logits: `[n + 1, V]` of the target, in any floating type; the last dimension contiguous.
@@ -68,9 +69,7 @@ def verify(
         keeping: where the draft model is kept.
 
     Returns:
-        `[8 n + 6]` (float64): n token ids, their q, p, pi, probabilities of acceptance, and whether they were deferred;
-        of n + 1 positions TV(pi, p) and the draft's mass that is not kept; the number of kept tokens, the next token's
-        id, p and q.
+        `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
     check_rows(q, q1)
     # Columns are read number by number; in a table of several streams, say, they would not be packed.
@@ -96,7 +95,7 @@ def verify(
     elif keeping.kind == TOKENS:
         _mass_not_kept[grid](*given, **how)
     _excess[grid](*given, **how)
-    out = logits.new_empty(8 * n + 6, dtype=torch.float64)
+    out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
     _tests[(rows,)](*given, tokens, out, keeping.forced, **how, FORCED=keeping.forced >= 0)
     _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)))
     return out
@@ -104,6 +103,9 @@ def verify(
 
 _jit = triton.jit(do_not_specialize=["n", "known"])
 """Not compiled anew for blocks of one token or of 16, which come at the end of an answer."""
+_ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q = (
+    tl.constexpr(int(field)) for field in Field
+)
 _PLANES = 5
 """Sums a part: of confidence or mass not kept, of TV(p, q), of max(0, pi - q), of max(0, pi - p), of pi."""
 
@@ -128,7 +130,7 @@ def _facts(
         deferred = (best < least).to(tl.float32)
     else:
         deferred = tl.sum(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
-    return least, tl.where(row < known, deferred, 1.0)
+    return least, tl.where(row < known, deferred, 1.0)  # where nothing was proposed pi is p
 
 
 @triton.jit
@@ -246,7 +248,7 @@ def _tests(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
-    """Each row's columns: of its drafted token, if it has one, and of its law."""
+    """Each row's columns: of its drafted token, if it has one, and of its position."""
     row, rows = tl.program_id(0), tl.num_programs(0)
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
     least, deferred = _facts(
@@ -254,8 +256,8 @@ def _tests(
     )  # fmt: skip
     part = tl.arange(0, PADDED)
     place = space + (3 * rows + row) * parts + part
-    tl.store(out + 6 * n + row, tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0))
-    tl.store(out + 7 * n + 1 + row, deferred.to(tl.float64))
+    tl.store(out + _TV * rows + row, tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0))
+    tl.store(out + _DEFERRAL * rows + row, deferred.to(tl.float64))
     if row < n:
         token = tl.load(tokens + row)
         x = tl.load(logits + row * stride + token).to(tl.float32)
@@ -267,12 +269,12 @@ def _tests(
             prob = forced
         if KIND == 2:
             deferred = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
-        tl.store(out + row, token.to(tl.float64))
-        tl.store(out + n + row, mine.to(tl.float64))
-        tl.store(out + 2 * n + row, p.to(tl.float64))
-        tl.store(out + 3 * n + row, pi.to(tl.float64))
-        tl.store(out + 4 * n + row, prob.to(tl.float64))
-        tl.store(out + 5 * n + row, deferred.to(tl.float64))
+        tl.store(out + _ID * rows + row, token.to(tl.float64))
+        tl.store(out + _Q * rows + row, mine.to(tl.float64))
+        tl.store(out + _P * rows + row, p.to(tl.float64))
+        tl.store(out + _PI * rows + row, pi.to(tl.float64))
+        tl.store(out + _ACCEPT_PROB * rows + row, prob.to(tl.float64))
+        tl.store(out + _DEFERRED * rows + row, deferred.to(tl.float64))
 
 
 @_jit
@@ -284,7 +286,7 @@ def _draw(
 ):  # fmt: skip
     """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi."""
     i = tl.arange(0, ROWS)
-    prob = tl.load(out + 4 * n + i, mask=i < n, other=2.0)
+    prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
     u = tl.load(u_accept + i, mask=i < n, other=0.0)
     kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, kept, parts, temperature, PADDED)
@@ -308,15 +310,15 @@ def _draw(
         base = tl.load(q1 + kept * q_stride + token, mask=has, other=0.0)
         p, pi = _law(x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
                      GREEDY, KIND, OF_DRAFT)  # fmt: skip
-        law = tl.where(inside, tl.where(after_rejection, tl.maximum(pi - mine, 0.0), pi), 0.0).to(tl.float64)
-        found, carry = first_above(law, token, carry, point, found)
-        last = tl.maximum(last, tl.max(tl.where(law > 0, token, 0), axis=0))
+        weights = tl.where(inside, tl.where(after_rejection, tl.maximum(pi - mine, 0.0), pi), 0.0).to(tl.float64)
+        found, carry = first_above(weights, token, carry, point, found)
+        last = tl.maximum(last, tl.max(tl.where(weights > 0, token, 0), axis=0))
     chosen_token = tl.where(found < 0, last, found)
     x = tl.load(logits + kept * stride + chosen_token).to(tl.float32)
     p = warped_probability(x, chosen_token, best, at, sum_warped, temperature, GREEDY)
     nearest = tl.maximum(tl.minimum(kept, known - 1), 0)
     mine = tl.load(q + nearest * q_stride + chosen_token, mask=known > 0, other=0.0)
-    tl.store(out + 8 * n + 2, kept.to(tl.float64))
-    tl.store(out + 8 * n + 3, chosen_token.to(tl.float64))
-    tl.store(out + 8 * n + 4, p.to(tl.float64))
-    tl.store(out + 8 * n + 5, tl.where(known > 0, mine, p).to(tl.float64))
+    tl.store(out + _NUM_ACCEPTED * rows, kept.to(tl.float64))
+    tl.store(out + _NEXT_ID * rows, chosen_token.to(tl.float64))
+    tl.store(out + _NEXT_P * rows, p.to(tl.float64))
+    tl.store(out + _NEXT_Q * rows, tl.where(known > 0, mine, p).to(tl.float64))

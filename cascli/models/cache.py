@@ -96,7 +96,7 @@ class RewindLayer(CacheLayerMixin):
         """Forget everything but keep the buffers."""
         self.length = 0
 
-    def pretend(self, length: int) -> None:
+    def fill(self, length: int) -> None:
         """Hold `length` tokens of no meaning in place of what was stored; for measurements of speed."""
         self._reserve(length)
         for states in (self.keys, self.values):
@@ -110,10 +110,10 @@ class RewindCache(Cache):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(layers=[_layer_like(layer, config) for layer in DynamicCache(config=config).layers])
 
-    def pretend(self, length: int) -> None:
+    def fill(self, length: int) -> None:
         """Act as if `length` tokens had been read; the cache must have been used before."""
         for layer in self.layers:
-            layer.pretend(length)
+            layer.fill(length)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Role = Literal["draft", "target"]
+ROLES: tuple[Role, ...] = ("draft", "target")
 
 
 class Write(NamedTuple):

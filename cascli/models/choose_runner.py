@@ -1,13 +1,15 @@
-"""Which runner a loaded model gets: recorded steps where the device and the model allow them."""
+"""Which runner a loaded model gets: captured steps where the device and the model allow them."""
 
 from __future__ import annotations
 
 import torch
 from transformers import PreTrainedModel
 
-from cascli.models.gpu.capture import Capture, CudaCapture, Recorded, Uncaptured
+from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.capture import Capture, CudaCapture, Uncaptured
 from cascli.models.gpu.fused_norm import use_fused_norms
 from cascli.models.gpu.fused_rotation import use_fused_rotation
+from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 
@@ -22,22 +24,22 @@ def choose_runner(
     graphs: bool,
     compiler: str | None = None,
     capture: Capture | None = None,
-) -> tuple[Runner | GraphRunner, str | None]:
+) -> tuple[Runner, str | None]:
     """The runner, and why it is not one of CUDA graphs, if on a GPU it is not.
 
     Args:
         model: on its device.
         vocab: rows of logits that stand for tokens.
         device: where logits are wanted.
-        graphs: whether recorded steps are wanted where they are possible.
-        compiler: the backend of torch.compile, if steps are to be compiled where they could be recorded.
-        capture: what records; CUDA's own on a GPU, nothing elsewhere by default.
+        graphs: whether captured steps are wanted where they are possible.
+        compiler: the backend of torch.compile, if steps are to be compiled where they could be captured.
+        capture: what captures; CUDA's own on a GPU, nothing elsewhere by default.
     """
     if capture is None and device.type != "cuda":
-        return Runner(model, vocab, device), None
+        return EagerRunner(model, vocab, device), None
     why = why_eager(model)
     if why is not None or not (graphs or compiler):
-        return Runner(model, vocab, device), why or ASKED
+        return EagerRunner(model, vocab, device), why or ASKED
     if compiler is None:
         use_fused_norms(model)  # torch.compile does both, and more
         use_fused_rotation(model)
@@ -46,13 +48,13 @@ def choose_runner(
     return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler), None
 
 
-def recorded_rounds(device: torch.device, *whys: str | None) -> Recorded | None:
-    """What records the rest of a round on a device, if both models' steps are recorded: no reason against it."""
-    return Recorded(CudaCapture(device)) if device.type == "cuda" and not any(whys) else None
+def graph_cache_for(device: torch.device, *whys: str | None) -> GraphCache:
+    """The graphs of the rest of a round; it captures where all models' steps are captured: no reason against it."""
+    return GraphCache(CudaCapture(device) if device.type == "cuda" and not any(whys) else None)
 
 
 def why_eager(model: PreTrainedModel) -> str | None:
-    """Why a model's steps cannot be recorded, in words for its user; None if they can."""
+    """Why a model's steps cannot be captured, in words for its user; None if they can."""
     config = model.config.get_text_config()
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1:

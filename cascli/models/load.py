@@ -23,7 +23,7 @@ from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first
 from cascli.files import printed
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
-from cascli.models.choose_runner import choose_runner, recorded_rounds
+from cascli.models.choose_runner import choose_runner, graph_cache_for
 from cascli.models.cpu.fit import fit, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
@@ -55,7 +55,7 @@ def load_pair(
         device: `auto`, `cpu`, `cuda` or `cuda:1`; overrides the pair's default.
         dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; likewise.
         offline: fail rather than download.
-        cuda_graphs: record decoding steps on a GPU where the model allows it (default).
+        cuda_graphs: capture decoding steps on a GPU where the model allows it (default).
         compile: have torch.compile make these steps first; a minute or so at the first start, less later.
         report: told of download and conversion progress.
 
@@ -68,13 +68,13 @@ def load_pair(
     defaults = config.defaults
     where = choose_device(device or defaults.device or "auto")
     offline = defaults.offline or False if offline is None else offline
-    folders = {role: _folder(model, offline, report) for role, model in _roles(config)}
-    configs = {role: _model_config(model, folders[role]) for role, model in _roles(config)}
+    folders = {role: _folder(model, offline, report) for role, model in config.models.items()}
+    configs = {role: _model_config(model, folders[role]) for role, model in config.models.items()}
     tokenizer, vocab = _vocabulary(config, folders, configs, offline)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
     models = {}
-    for role, model in _roles(config):
+    for role, model in config.models.items():
         in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
         wanted = in_file if dtype is None else dtype
         with _explained(model):
@@ -86,18 +86,14 @@ def load_pair(
     _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
     return Pair(
         config=config,
-        draft=models["draft"],
+        draft=models.get("draft"),
         target=target,
         tokenizer=tokenizer,
         vocab=vocab,
         eos_ids=eos_ids,
         context=_context(configs.values()),
-        compute=recorded_rounds(target.device, models["draft"].eager_because, target.eager_because),
+        graphs=graph_cache_for(target.device, *(model.eager_because for model in models.values())),
     )
-
-
-def _roles(config: PairConfig) -> list[tuple[str, ModelConfig]]:
-    return [("draft", config.draft), ("target", config.target)]
 
 
 def _vocabulary(
@@ -105,7 +101,9 @@ def _vocabulary(
 ) -> tuple[Any | None, int]:
     """The tokenizer, and how many ids it and both models share; none for random models too small for it, or told so."""
     rows = min(each.get_text_config().vocab_size for each in configs.values())
-    if any(isinstance(model.source, RandomSource) and model.source.tokenizer is False for _, model in _roles(config)):
+    if any(
+        isinstance(model.source, RandomSource) and model.source.tokenizer is False for _, model in config.models.items()
+    ):
         return None, rows
     tokenizer, shared = _tokenizer(config, folders, offline)
     if len(tokenizer) > rows and not any(folders.values()):
@@ -238,7 +236,7 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: tor
 def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: bool) -> tuple[Any, int]:
     """The pair's tokenizer, which is the target's, and how many ids the draft's has in common with it."""
     found = {}
-    for role, model in _roles(config):
+    for role, model in config.models.items():
         place = folders[role]
         if place is None and isinstance(model.source, RandomSource) and model.source.tokenizer:
             place = Path(model.source.tokenizer)

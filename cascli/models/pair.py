@@ -10,16 +10,33 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascli.config import PairConfig
 from cascli.errors import RunError
-from cascli.models.gpu.capture import Recorded
-from cascli.models.gpu.graph_runner import GraphRunner
+from cascli.models.calls import Role
+from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
 from cascli.settings import Settings
 from cascli.trace import ModelInfo, PairInfo
+
+
+class NoRunner(Runner):
+    """Stands where there is no model."""
+
+    @property
+    def length(self) -> int:
+        """Nothing was read."""
+        return 0
+
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Refuse."""
+        raise RunError("this pair has no draft model.")
+
+    def truncate(self, length: int) -> None:
+        """There is nothing to forget."""
 
 
 @dataclass
@@ -27,7 +44,7 @@ class LoadedModel:
     """One model of a pair: the transformers module, and the runner that decodes with it."""
 
     model: PreTrainedModel
-    runner: Runner | GraphRunner
+    runner: Runner
     source: str
     dtype: str
     device: torch.device
@@ -44,15 +61,14 @@ class LoadedModel:
     @property
     def info(self) -> ModelInfo:
         """How this model ran until now, for the trace."""
-        on_gpu, runner = self.device.type == "cuda", self.runner
-        seconds = runner.capture_seconds if isinstance(runner, GraphRunner) else None
+        on_gpu = self.device.type == "cuda"
         return ModelInfo(
             source=self.source,
             dtype=self.dtype,
             device=str(self.device),
             cuda_graphs=self.eager_because is None if on_gpu else None,
-            compiled=isinstance(runner, GraphRunner) and runner.compile_seconds is not None if on_gpu else None,
-            recording_seconds=seconds,
+            compiled=self.runner.compile_seconds is not None if on_gpu else None,
+            capture_seconds=self.runner.capture_seconds,
             **self.size._asdict(),
         )
 
@@ -62,7 +78,8 @@ class Pair:
     """A draft and a target model over one vocabulary."""
 
     config: PairConfig
-    draft: LoadedModel
+    draft: LoadedModel | None
+    """None for a target alone: strategies then draft without a model, or not at all."""
     target: LoadedModel
     tokenizer: Any | None
     """A transformers tokenizer; None for a random pair whose vocabulary is too small for one."""
@@ -71,8 +88,8 @@ class Pair:
     eos_ids: frozenset[int]
     context: int | None
     """Longest text in tokens that both models take; None if they do not say."""
-    compute: Recorded | None = None
-    """Records what a round computes besides its forwards, where these are recorded too."""
+    graphs: GraphCache = field(default_factory=GraphCache)
+    """Captures what a round computes besides its forwards, where these are captured too."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by the run in progress: its caches are the pair's, and there is one of each."""
 
@@ -105,17 +122,28 @@ class Pair:
         """Where distributions are compared: the target's device."""
         return self.target.device
 
+    def runner(self, role: Role) -> Runner:
+        """A model's runner; one that cannot be asked for a draft model that is not there."""
+        model = self.target if role == "target" else self.draft
+        return NoRunner() if model is None else model.runner
+
+    @property
+    def models(self) -> dict[Role, LoadedModel]:
+        """The models that there are, the draft first."""
+        draft: dict[Role, LoadedModel] = {} if self.draft is None else {"draft": self.draft}
+        return draft | {"target": self.target}
+
     @property
     def info(self) -> PairInfo:
         """How this pair ran, for the trace."""
-        draft, target = self.draft.info, self.target.info
-        if self.compute is not None and target.recording_seconds is not None:
-            seconds = target.recording_seconds + self.compute.seconds
-            target = target.model_copy(update={"recording_seconds": seconds})
+        target, draft_rows = self.target.info, self.vocab if self.draft is None else self.draft.rows
+        if target.capture_seconds is not None:
+            seconds = target.capture_seconds + self.graphs.seconds
+            target = target.model_copy(update={"capture_seconds": seconds})
         return PairInfo(
             name=self.name,
-            draft=draft,
+            draft=None if self.draft is None else self.draft.info,
             target=target,
             tokenizer_size=self.vocab,
-            masked_rows=(self.draft.rows - self.vocab, self.target.rows - self.vocab),
+            masked_rows=(draft_rows - self.vocab, self.target.rows - self.vocab),
         )

@@ -1,70 +1,82 @@
-"""One model with its cache: forward over new tokens, rewind, reset. Batch size 1, no sampling."""
+"""What decoding asks of a model: forward over new tokens, rewind, reset. Batch size 1, no policy of its own."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from cascli.models.cache import RewindCache
 from cascli.models.calls import Calls
-from cascli.sampling.autoregressive import Law
+from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
 
 
-class Runner:
-    """Runs a causal language model over a growing and shrinking text.
+class Runner(ABC):
+    """One model with its cache over a growing and shrinking text: the prompt, which is the runner's, and the answer."""
 
-    `vocab` cuts the logits to the rows that stand for tokens of the tokenizer: the padded rows of the
-    output matrix get no probability in any strategy.
-    """
-
-    def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
-        self.model = model
-        self.vocab = vocab
-        self.device = device
-        self._input_device = model.get_input_embeddings().weight.device
-        self._cache = RewindCache(model.config.get_text_config())
-        self._takes = inspect.signature(model.forward).parameters
+    draws: ClassVar[bool] = False
+    """Whether `write` makes several steps and the draws between them as one captured graph."""
 
     @property
+    @abstractmethod
     def length(self) -> int:
-        """How many tokens of the text the model has read."""
-        return self._cache.layers[0].length
+        """How many tokens were read, the prompt's included."""
 
-    @torch.inference_mode()
+    @abstractmethod
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Read `ids` `[n]` after what was read before; return the logits `[rows, vocab]` of the last rows.
 
         Issues no host synchronisation of its own.
         """
-        n = ids.shape[0]
-        more: dict[str, Any] = {}
-        if "position_ids" in self._takes:
-            positions = torch.arange(self.length, self.length + n, device=self._input_device)
-            more["position_ids"] = positions.unsqueeze(0)
-        if "logits_to_keep" in self._takes:
-            more["logits_to_keep"] = rows
-        batch = ids.to(self._input_device).unsqueeze(0)
-        output = self.model(input_ids=batch, past_key_values=self._cache, use_cache=True, **more)
-        return output.logits[0, -rows:, : self.vocab].to(self.device)
 
-    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
-        """Nothing: buffers grow as they are needed. See `GraphRunner.prepare`."""
-
+    @abstractmethod
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens; costs nothing."""
-        self._cache.truncate(length)
 
-    @torch.inference_mode()
-    def pretend(self, length: int) -> None:
-        """Act as if `length` tokens had been read, so that the speed after them can be measured."""
+    def begin(self, prompt_ids: Tensor) -> Tensor:
+        """Forget everything, read a prompt `[n]` but for its last token, and return what the answer starts from.
+
+        That is the prompt's last token, `[1]`: the first step of an answer reads it before the answer's own tokens.
+        """
         self.reset()
-        self.forward(torch.zeros(1, dtype=torch.long, device=self.device), 1)
-        self._cache.pretend(length)
+        if prompt_ids.shape[0] > 1:
+            self.forward(prompt_ids[:-1], 1)
+        return prompt_ids[-1:]
+
+    def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
+        """Read `ids`, then write a token with each uniform of `u` `[n]`; the result is valid until the next call."""
+        return write_by_steps(lambda ids: self.forward(ids, 1), ids, sampler, u, read_last=read_last)
+
+    def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
+        """Make room and capture graphs before the clock starts; nothing, unless a runner has something to do.
+
+        Args:
+            prompt: tokens of the prompt.
+            answer: tokens that may follow it, drafted ones included.
+            calls: the calls to come.
+            sampler: how tokens are drawn, if any are.
+        """
+        del prompt, answer, calls, sampler
+
+    def fill_cache(self, length: int) -> None:
+        """Act as if `length` tokens had been read, so that the speed after them can be measured."""
+        raise NotImplementedError(f"{type(self).__name__} has no cache to fill")
 
     def reset(self) -> None:
-        """Forget everything; the buffers are kept for the next text."""
-        self._cache.truncate(0)
+        """Forget everything; buffers are kept for the next text."""
+        self.truncate(0)
+
+    @property
+    def graphs(self) -> int:
+        """How many captured graphs there are."""
+        return 0
+
+    @property
+    def capture_seconds(self) -> float | None:
+        """Time spent on capturing so far, that of compiling included; None for a runner that captures nothing."""
+        return None
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """Time spent on compiling so far; None if steps are not compiled."""
+        return None

@@ -13,7 +13,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.console import Screen, plain_table
 from cascli.render.explanation import NOISY
-from cascli.render.numbers import number, seconds, size
+from cascli.render.numbers import DASH, number, seconds, size
 
 
 def print_bench(found: Bench, screen: Screen) -> None:
@@ -37,7 +37,7 @@ def print_bench(found: Bench, screen: Screen) -> None:
 
 def _title(found: Bench) -> str:
     pair = found.pair
-    return f"{pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {found.environment['device']}"
+    return f"{pair.name}: {pair.dtypes} on {found.environment['device']}"
 
 
 def synthetic_title(found: Replay) -> str:
@@ -55,7 +55,7 @@ def _steps(found: Bench, console: Console) -> Table:
     for profile in found.profiles:
         table.add_row(
             str(profile.context),
-            seconds(profile.draft[1].median),
+            seconds(profile.draft[1].median) if profile.draft else DASH,
             seconds(profile.target[1].median),
             number(profile.c),
             *(number(profile.v(n)) for n in blocks[1:]),

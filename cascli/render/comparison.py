@@ -65,7 +65,7 @@ def notes(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
 def pair_line(run: Run) -> str:
     """The pair and its precisions: the rows are about these models, as they ran."""
     pair = run.pair
-    return f"{pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {run.environment.get('device', '')}"
+    return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:

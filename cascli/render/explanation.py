@@ -18,10 +18,15 @@ def sentence(found: Explanation) -> str:
     return (
         f"{found.strategy}: {found.measured_speed_up:.2f}x target{where}, predicted"
         f" {found.predicted_speed_up:.2f}x.{slower} {found.acceptance:.2f} of the tested drafts pass, which gives"
-        f" {found.tokens_per_round:.1f} tokens a round; a draft step costs c = {found.c:.2f} and a check of"
-        f" {found.k + 1} tokens v = {found.v:.2f}{extrapolated} target steps."
+        f" {found.tokens_per_round:.1f} tokens a round; {_costs(found)}{extrapolated} target steps."
         f" k = {found.k} {_need(found)}, {_best(found)}. {_cause(found)}"
     )
+
+
+def _costs(found: Explanation) -> str:
+    draft = f"a draft step costs c = {found.c:.2f} and" if found.c else "drafts cost no step of a model, and"
+    block = f"{found.k + 1}" if found.drafted_per_round is None else f"{found.drafted_per_round + 1:.1f}"
+    return f"{draft} a check of {block} tokens v = {found.v:.2f}"
 
 
 def _need(found: Explanation) -> str:
@@ -49,9 +54,10 @@ def _cause(found: Explanation) -> str:
 def steps_line(profile: Profile) -> str:
     """The steps that the prediction is made of."""
     blocks = ", ".join(f"{n}: {profile.v(n):.2f}" for n in sorted(profile.target) if n > 1)
+    draft = f"draft {seconds(profile.draft[1].median)}, " if profile.draft else ""
     return (
-        f"steps after {profile.context} tokens: draft {seconds(profile.draft[1].median)},"
-        f" target {seconds(profile.target[1].median)}; a target call over n tokens in target steps: {blocks}"
+        f"steps after {profile.context} tokens: {draft}"
+        f"target {seconds(profile.target[1].median)}; a target call over n tokens in target steps: {blocks}"
     )
 
 

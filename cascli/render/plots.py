@@ -44,7 +44,7 @@ def plot_bench(found: Bench, path: Path) -> None:
     pair = found.pair
     marked = "" if found.synthetic is None else " · synthetic acceptance"
     figure.suptitle(
-        f"{pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype}, {found.environment['device']}{marked}",
+        f"{pair.name}: {pair.dtypes}, {found.environment['device']}{marked}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)

@@ -44,7 +44,7 @@ def _details(run: Run) -> Iterator[str]:
     if m.per_position_acceptance is not None:
         yield f"acceptance by position: {', '.join(number(share) for share in m.per_position_acceptance)}"
     pair = run.pair
-    yield f"pair {pair.name}: draft {pair.draft.dtype}, target {pair.target.dtype} on {pair.target.device}"
+    yield f"pair {pair.name}: {pair.dtypes} on {pair.target.device}"
     masked = "/".join(map(str, pair.masked_rows))
     memory = size(m.peak_memory_bytes)
     yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {memory}"

@@ -34,7 +34,9 @@ class Rule(ABC):
     """Whether pi depends on q: if so, the bonus token costs a draft step at the position after the block."""
     reads_base: ClassVar[bool] = True
     """Whether the decision tests q1 or p1; where not, they are not computed, and q and p stand in their place."""
-    recordable: ClassVar[bool] = True
+    reads_confidence: ClassVar[bool] = False
+    """Whether the decision rests on how sure the draft is, which is the same for every draft that is one-hot."""
+    capturable: ClassVar[bool] = True
     """Whether `apply` depends on its argument and the rule's parameters alone, and reads nothing back to the host."""
     alpha_lossless: ClassVar[float | None] = None
     """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""

@@ -19,6 +19,7 @@ class Chow(ThresholdRule):
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 2"
     lossless_when: ClassVar[str] = "alpha < 0"
     reads_target: ClassVar[bool] = False
+    reads_confidence: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -0.5
     alpha_draft_only: ClassVar[float | None] = 1.0
 

@@ -19,6 +19,7 @@ class Diff(ThresholdRule):
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 5"
     lossless_when: ClassVar[str] = "alpha = -1"
     reads_target: ClassVar[bool] = True
+    reads_confidence: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -1.0
     alpha_draft_only: ClassVar[float | None] = 1.0
 

@@ -1,6 +1,6 @@
 """A model writing by itself: draw a token from its own distribution, read it, draw the next.
 
-The same lines serve steps that are made one after the other and steps that are recorded together.
+The same lines serve steps that are made one after the other and steps that are captured together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Read = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Law:
+class Sampler:
     """From logits `[n, V]` to the distributions that tokens are drawn from."""
 
     sampling: Sampling
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
     token: Tensor | None
     probs: Tensor
     base: Tensor
-    health: Tensor
+    max_logit: Tensor
     """The largest logit (0-dim): a finite number, as long as all logits were."""
 
 
@@ -67,27 +67,27 @@ class Written(NamedTuple):
     tokens: Tensor
     probs: Tensor
     base: Tensor
-    health: Tensor
+    max_logit: Tensor
     """The largest logit of a step by its amount (0-dim): a finite number, as long as all were."""
 
 
-def write_by_steps(read: Read, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
+def write_by_steps(read: Read, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
     """Draw a token with each of the uniforms `u` `[n]`; at least one step.
 
     Args:
         read: makes a step.
         ids: what the model reads first.
-        law: how its logits become distributions.
+        sampler: how its logits become distributions.
         u: one uniform a token.
         read_last: go on to read the last drawn token.
     """
     tokens, drawn = [u.new_zeros(0, dtype=torch.long)], []
     for i in range(u.shape[0] + read_last):
-        found = law.draw(read(ids), u[i : i + 1] if i < u.shape[0] else None)
+        found = sampler.draw(read(ids), u[i : i + 1] if i < u.shape[0] else None)
         drawn.append(found)
         if found.token is not None:
             ids = found.token
             tokens.append(ids)
     probs = torch.cat([each.probs for each in drawn])
-    base = torch.cat([each.base for each in drawn]) if law.reads_base else probs
-    return Written(torch.cat(tokens), probs, base, torch.stack([each.health for each in drawn]).abs().amax())
+    base = torch.cat([each.base for each in drawn]) if sampler.reads_base else probs
+    return Written(torch.cat(tokens), probs, base, torch.stack([each.max_logit for each in drawn]).abs().amax())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from cascli import plugins, rules
+from cascli import drafters, plugins, rules
+from cascli.drafters import Drafter
+from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
-from cascli.models.calls import ALONE, Calls, Write
+from cascli.models.calls import ALONE, Calls, Role
 from cascli.rules import Rule
 from cascli.settings import first_problem
 from cascli.trace import with_params
@@ -19,13 +21,13 @@ from cascli.trace import with_params
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cascli.decoding.session import Rehearses, Session
+    from cascli.decoding.session import Session
+    from cascli.models.gpu.graph_cache import GraphCache
     from cascli.sampling.parameters import Sampling
     from cascli.trace import Handover, Round
 
 T = TypeVar("T")
-Role = Literal["draft", "target"]
-ROLES: tuple[Role, ...] = ("draft", "target")
+MODEL = Model()
 BlockLength = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -40,6 +42,16 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
     except ValidationError as error:
         key, message = first_problem(error, [])
         raise UsageError(f"{key}: {message}") from None
+
+
+class Part(NamedTuple):
+    """A parameter that is a plug-in of its own, such as `rule=opt`; that one's parameters are given beside it."""
+
+    load: Callable[[str], type]
+    """From its name to its class."""
+    default: str
+    shown: bool = True
+    """Whether the default is told where a strategy is named."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +72,24 @@ class Strategy(ABC):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The parameters by name: those of plug-ins first, each after the plug-in's name, then the strategy's own."""
+        parts, values = self.parts(), dict[str, Any]()
+        for name, part in parts.items():
+            plugin = getattr(self, name)
+            named = plugins.name_of(type(plugin))
+            if part.shown or named != part.default:
+                values |= {name: named, **{field.name: getattr(plugin, field.name) for field in fields(plugin)}}
+        return values | {each.name: getattr(self, each.name) for each in fields(self) if each.name not in parts}
 
     @property
     def spec(self) -> str:
         """The strategy with its parameters as one string, which `parse` reads."""
         return with_params(self.name, self.params)
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether it asks the pair's draft model."""
+        return True
 
     @property
     def oracle(self) -> bool:
@@ -79,19 +102,33 @@ class Strategy(ABC):
         return False
 
     @classmethod
-    def keys(cls, values: Mapping[str, str]) -> list[str]:  # noqa: ARG003 - strategies with a rule look at them
+    def parts(cls) -> dict[str, Part]:
+        """The parameters that are plug-ins of their own, by name."""
+        return {}
+
+    @classmethod
+    def keys(cls, values: Mapping[str, str]) -> list[str]:
         """The parameters that this strategy takes, given the values of some of them."""
-        return [field.name for field in fields(cls)]
+        own = [field.name for field in fields(cls)]
+        return own + [
+            field.name
+            for name, part in cls.parts().items()
+            for field in fields(part.load(values.get(name, part.default)))
+        ]
 
     @classmethod
     def build(cls, values: Mapping[str, str]) -> Self:
-        """Make the strategy from parameters as text.
+        """Make the strategy from parameters as text: its plug-ins from their share of them first.
 
         Raises:
             UsageError: an unknown key, a wrong type or a value out of range.
         """
         cls._refuse_unknown(values)
-        return validated(cls, values)
+        rest: dict[str, Any] = dict(values)
+        for name, part in cls.parts().items():
+            kind = part.load(rest.pop(name, part.default))
+            rest[name] = validated(kind, {key: rest.pop(key) for key in list(rest) if key in _names(kind)})
+        return validated(cls, rest)
 
     @classmethod
     def _refuse_unknown(cls, values: Mapping[str, str]) -> None:
@@ -104,9 +141,9 @@ class Strategy(ABC):
         """What it will ask of one of the models; token by token unless a strategy says otherwise."""
         return ALONE
 
-    def rehearse(self, compute: Rehearses, sampling: Sampling, logits: Tensor) -> None:
-        """Let `compute` record what it will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
-        del compute, sampling, logits
+    def capture(self, graphs: GraphCache, sampling: Sampling, logits: Tensor) -> None:
+        """Capture what `graphs` will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
+        del graphs, sampling, logits
 
     @abstractmethod
     def decode(self, s: Session) -> Iterator[Round | Handover]:
@@ -115,64 +152,72 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class RuleStrategy(Strategy):
-    """A strategy whose law is set by a deferral rule; the rule's parameters are given beside its own."""
+    """A strategy whose output distribution is set by a deferral rule."""
 
     default_rule: ClassVar[str] = "chow"
 
     rule: Rule
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """The rule's name, its parameters, then the strategy's own."""
-        name = plugins.name_of(type(self.rule))
-        own = {field.name: getattr(self.rule, field.name) for field in fields(self.rule)}
-        return {"rule": name} | own | {key: value for key, value in super().params.items() if key != "rule"}
+    @classmethod
+    def parts(cls) -> dict[str, Part]:
+        """`rule`."""
+        return {"rule": Part(rules.load, cls.default_rule), **super().parts()}
+
+
+@dataclass(frozen=True)
+class Speculating(Strategy):
+    """Rounds of at most k drafted tokens, which the target checks in one call."""
+
+    draft: Drafter = MODEL
+    k: BlockLength = 4
+
+    def __post_init__(self) -> None:
+        """Refuse rules that ask a draft for what it does not have.
+
+        Raises:
+            UsageError: the rule reads the confidence of a draft that is certain of every token.
+        """
+        rule = self.verification_rule
+        if rule.reads_confidence and self.draft.one_hot:
+            raise UsageError(
+                f"rule '{plugins.name_of(type(rule))}' reads how confident the draft is, and drafts of"
+                f" '{plugins.name_of(type(self.draft))}' are certain of every token; take a rule that asks the target,"
+                " such as token-v3"
+            )
 
     @classmethod
-    def keys(cls, values: Mapping[str, str]) -> list[str]:
-        """`rule`, the parameters of the rule that is named, then the strategy's own."""
-        rule = rules.load(values.get("rule", cls.default_rule))
-        return [*super().keys(values), *(field.name for field in fields(rule))]
-
-    @classmethod
-    def build(cls, values: Mapping[str, str]) -> Self:
-        """Make the rule from its share of the values, then the strategy around it."""
-        cls._refuse_unknown(values)
-        kind = rules.load(values.get("rule", cls.default_rule))
-        mine = [field.name for field in fields(kind)]
-        rule = validated(kind, {key: value for key, value in values.items() if key in mine})
-        rest = {key: value for key, value in values.items() if key not in mine and key != "rule"}
-        return validated(cls, {**rest, "rule": rule})
-
-
-class Speculating(ABC):
-    """Rounds of k drafted tokens, judged by a rule."""
-
-    k: int
+    def parts(cls) -> dict[str, Part]:
+        """`draft`: where drafted tokens come from."""
+        return {**super().parts(), "draft": Part(drafters.load, "model", shown=False)}
 
     @property
     @abstractmethod
-    def judge(self) -> Rule:
-        """What the drafted tokens are judged by."""
+    def verification_rule(self) -> Rule:
+        """The rule whose distribution drafted tokens are checked against."""
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether the drafter asks the pair's draft model."""
+        return self.draft.needs_model
 
     def calls(self, role: Role) -> Calls:
-        """Those of rounds of k drafted tokens, fewer at the end of an answer."""
-        rule = self.judge
+        """Those of rounds of k drafted tokens, and of fewer."""
         if role == "target":
             return Calls(reads=[(n, n) for n in range(self.k + 1, 0, -1)])
-        # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two to read.
-        unread = (1,) if rule.reads_draft else (2, 1)
-        blocks = [Write(m, self.k, rule.reads_draft) for m in unread]
-        return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
+        return self.draft.calls(self.verification_rule, self.k)
 
-    def rehearse(self, compute: Rehearses, sampling: Sampling, logits: Tensor) -> None:
-        """Have the decision of a round recorded."""
-        from cascli.decoding.speculation import rehearse
+    def capture(self, graphs: GraphCache, sampling: Sampling, logits: Tensor) -> None:
+        """Capture the decision of a round."""
+        from cascli.decoding.speculation import capture_round
 
-        rehearse(compute, self.judge, sampling, self.k, logits)
+        capture_round(graphs, self.verification_rule, sampling, self.k, logits)
 
     def decode(self, s: Session) -> Iterator[Round]:
-        """Rounds of speculation towards the rule's law."""
+        """Rounds of speculation towards the rule's distribution."""
         from cascli.decoding.speculation import speculate
 
-        yield from speculate(s, self.judge, self.k)
+        yield from speculate(s, self.verification_rule, self.k, self.draft.propose)
+
+
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from cascli.decoding.alone import write
-from cascli.models.calls import ALONE, Calls
-from cascli.strategies.base import Role, Strategy
+from cascli.models.calls import ALONE, Calls, Role
+from cascli.strategies.base import Strategy
 from cascli.trace import Handover, Round
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascli.rules.base import Exact, Rule
-from cascli.strategies.base import BlockLength, Speculating, Strategy
+from cascli.strategies.base import Speculating
 
 
 @dataclass(frozen=True)
-class Speculative(Speculating, Strategy):
+class Speculative(Speculating):
     """Draft k, verify in one target call, accept / residual / bonus with pi = p."""
 
     summary: ClassVar[str] = "draft k tokens, check them in one target call, keep the prefix that passes"
@@ -18,9 +18,7 @@ class Speculative(Speculating, Strategy):
     source: ClassVar[str] = "Leviathan et al. 2023; Chen et al. 2023"
     lossless_when: ClassVar[str] = "always"
 
-    k: BlockLength = 4
-
     @property
-    def judge(self) -> Rule:
+    def verification_rule(self) -> Rule:
         """pi = p."""
         return Exact()

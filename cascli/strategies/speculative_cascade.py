@@ -1,4 +1,4 @@
-"""The speculative cascade: speculation towards the law of a deferral rule instead of the target's."""
+"""The speculative cascade: speculation towards the distribution of a deferral rule instead of the target's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascli.rules.base import Rule
-from cascli.strategies.base import BlockLength, RuleStrategy, Speculating
+from cascli.strategies.base import RuleStrategy, Speculating
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class SpeculativeCascade(Speculating, RuleStrategy):
     lossless_when: ClassVar[str] = "as the rule"
     default_rule: ClassVar[str] = "token-v3"
 
-    k: BlockLength = 4
-
     @property
-    def judge(self) -> Rule:
+    def verification_rule(self) -> Rule:
         """The rule."""
         return self.rule

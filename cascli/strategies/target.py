@@ -22,6 +22,11 @@ class Target(Strategy):
     formula: ClassVar[str] = "pi = p"
     lossless_when: ClassVar[str] = "always"
 
+    @property
+    def needs_draft(self) -> bool:
+        """It does not."""
+        return False
+
     def decode(self, s: Session) -> Iterator[Round]:
         """Write with the target model."""
         yield from write(s, s.target, "target")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.models.calls import Calls
-from cascli.strategies.base import Role, RuleStrategy
+from cascli.models.calls import Calls, Role
+from cascli.strategies.base import RuleStrategy
 from cascli.trace import Emitted, Round
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _FEW = 4
-"""Tokens of the draft model that the target catches up with in one recorded call; more are read as a prompt is."""
+"""Tokens of the draft model that the target catches up with in one captured call; more are read as a prompt is."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class RayExecutor:
             UsageError: Ray is not installed.
             RunError: no cluster is found there, or it has no room for a worker.
         """
-        if plan.device.startswith("cuda:") or config.draft.device_map or config.target.device_map:
+        if plan.device.startswith("cuda:") or any(model.device_map for model in config.models.values()):
             raise UsageError("a Ray worker has one GPU, its first: no device cuda:N, and no device_map in the pair.")
         self._ray = _ray()
         self._given = (config, plan, exam, offline)

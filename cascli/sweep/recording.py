@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from cascli.rules.base import Exact, Rule
-from cascli.strategies.base import BlockLength, Speculating, Strategy
+from cascli.strategies.base import Speculating
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class Watching(Exact):
 
     reads_draft: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
-    recordable: ClassVar[bool] = False
+    capturable: ClassVar[bool] = False
 
     see: Seen | None = None
     seen: list[Dists] = field(default_factory=list)
@@ -35,10 +35,9 @@ class Watching(Exact):
 
 
 @dataclass(frozen=True)
-class Recording(Speculating, Strategy):
+class Recording(Speculating):
     """`speculative`, watched."""
 
-    k: BlockLength = 4
     see: Seen | None = None
     seen: list[Dists] = field(default_factory=list)
     """By round; rows beyond the round's emitted tokens are of prefixes that were not visited."""
@@ -54,6 +53,6 @@ class Recording(Speculating, Strategy):
         return {"k": self.k}
 
     @property
-    def judge(self) -> Rule:
+    def verification_rule(self) -> Rule:
         """Exact, watched."""
         return Watching(self.see, self.seen)

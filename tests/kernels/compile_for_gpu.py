@@ -70,7 +70,7 @@ def of_rotation() -> Iterator[Variant]:
 
 
 ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}
-ROWS |= dict.fromkeys(("top", "base", "warped", "base_sums", "warped_sums", "probs", "health"), "*fp32")
+ROWS |= dict.fromkeys(("top", "base", "warped", "base_sums", "warped_sums", "probs", "max_logit"), "*fp32")
 SHAPE = {"PADDED": 256, "PER": 1024, "BLOCK": 1024}
 
 

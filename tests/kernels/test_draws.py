@@ -27,12 +27,12 @@ def assert_plain(width: int, temperature: float, dtype: torch.dtype, where: torc
     for u in (0.0, 0.25, 0.7, 0.999):
         logits = (4 * torch.randn(1, width, generator=generator)).to(where, dtype)
         at = torch.tensor([u], dtype=torch.float64, device=where)
-        token, probs, base, health = draw(logits, temperature, at, with_base=True)
+        token, probs, base, max_logit = draw(logits, temperature, at, with_base=True)
         exact = logits.double().cpu()
         wanted = distributions.warp(exact, Sampling(temperature))
         torch.testing.assert_close(probs.double().cpu(), wanted, rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(base.double().cpu(), distributions.base(exact), rtol=1e-5, atol=1e-9)
-        assert token.item() == distributions.sample(probs, at).item() and health == logits.max().float()
+        assert token.item() == distributions.sample(probs, at).item() and max_logit == logits.max().float()
 
 
 def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:
@@ -52,5 +52,7 @@ def test_what_is_no_number_is_told(bad: float, temperature: float, where: torch.
 
     logits = torch.zeros(1, 3000, device=where)
     logits[0, 2000] = bad
-    token, _, _, health = draw(logits, temperature, torch.zeros(1, dtype=torch.float64, device=where), with_base=False)
-    assert not torch.isfinite(health) and 0 <= token.item() < 3000
+    token, _, _, max_logit = draw(
+        logits, temperature, torch.zeros(1, dtype=torch.float64, device=where), with_base=False
+    )
+    assert not torch.isfinite(max_logit) and 0 <= token.item() < 3000

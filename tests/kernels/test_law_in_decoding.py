@@ -13,7 +13,8 @@ import torch
 
 from cascli import Pair, Run, generate, load_pair
 from cascli.kernels import verification
-from cascli.models.gpu.capture import Recorded, Uncaptured
+from cascli.models.gpu.capture import Uncaptured
+from cascli.models.gpu.graph_cache import GraphCache
 from cascli.sampling.uniforms import Uniforms
 from tests.laws.of_recorded import MIDDLE
 from tests.pairs import pair
@@ -31,11 +32,11 @@ def loaded() -> Pair:
     return load_pair(pair(12, **MIDDLE), dtype="float32")
 
 
-@pytest.fixture(params=["step by step", "prepared rounds"])
+@pytest.fixture(params=["step by step", "captured rounds"])
 def either(request: pytest.FixtureRequest, loaded: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """With what computes a round on a GPU, and without: prepared rounds get copies of their inputs, others do not."""
-    compute = Recorded(Uncaptured()) if request.param == "prepared rounds" else None
-    monkeypatch.setattr(loaded, "compute", compute)
+    """With what computes a round on a GPU, and without: captured rounds get copies of their inputs, others do not."""
+    capture = Uncaptured() if request.param == "captured rounds" else None
+    monkeypatch.setattr(loaded, "graphs", GraphCache(capture))
     return loaded
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from cascli import rules
-from cascli.decoding.verification import Facts, decide_round, keeping_of
+from cascli.decoding.verification import decide_round, keeping_of
+from cascli.kernels.layout import Field, RoundFacts
 from cascli.rules._forced import Forced
 from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
 from cascli.sampling import distributions
-from cascli.sampling.autoregressive import Law
+from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sweep.recording import Watching
 
@@ -25,7 +26,7 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
     generator = torch.Generator().manual_seed(1000 * n + width)
     draft = 3 * torch.randn(n + 1, width, generator=generator)
     target = draft + torch.randn(n + 1, width, generator=generator)
-    q, q1 = Law(sampling, rule.reads_base)(draft)
+    q, q1 = Sampler(sampling, rule.reads_base)(draft)
     u = torch.rand(3, n + 1, generator=generator, dtype=torch.float64)
     tokens = distributions.sample(distributions.warp(draft, sampling), u[0])[:n]
     known = n + rule.reads_draft
@@ -42,10 +43,20 @@ def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, whe
     sampling = Sampling(temperature)
     for n, width in ((0, 40), (1, 40), (4, 40), (3, 2500)):
         given = block(rule, sampling, n, width, where)
-        wanted = Facts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).tolist(), n)
-        found = Facts.of(verify(*given, temperature=temperature, keeping=keeping_of(rule)).tolist(), n)
-        assert found.ids == wanted.ids and found.next[:2] == wanted.next[:2] and found.deferred == wanted.deferred
-        for name in ("q", "p", "pi", "accept_prob", "tv", *(["deferral"] if rule.reads_draft else []), "next"):
+        wanted = RoundFacts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).flatten().tolist())
+        found = RoundFacts.of(verify(*given, temperature=temperature, keeping=keeping_of(rule)).flatten().tolist())
+        assert found.ids == wanted.ids and found.deferred == wanted.deferred
+        assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+        for name in (
+            "q",
+            "p",
+            "pi",
+            "accept_prob",
+            "tv",
+            *(["deferral"] if rule.reads_draft else []),
+            "next_p",
+            "next_q",
+        ):
             assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n, width)
 
 
@@ -92,7 +103,8 @@ def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
     wanted = distributions.sample(excess, grid)
     for u, token in zip(grid.tolist(), wanted.tolist(), strict=True):
         given[5][0] = u
-        kept, found = verify(*given, temperature=1.0, keeping=keeping_of(Exact()))[-4:-2].tolist()
+        out = verify(*given, temperature=1.0, keeping=keeping_of(Exact()))
+        kept, found = out[Field.NUM_ACCEPTED, 0].item(), out[Field.NEXT_ID, 0].item()
         assert kept == 0 and found == token
 
 
@@ -106,7 +118,8 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
     assert draw(logits, 0.0, u, with_base=False)[0].item() == 1500
     nothing = logits[:0]
     found = verify(logits, u[:0].long(), nothing, nothing, u[:0], u, temperature=0.0, keeping=keeping_of(Exact()))
-    assert found.tolist() == [0, 1, 0, 1500, 1, 1]
+    facts = RoundFacts.of(found.flatten().tolist())
+    assert facts == RoundFacts([], [], [], [], [], [], [0.0], [1.0], 0, 1500, 1.0, 1.0)
 
 
 def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
@@ -114,8 +127,8 @@ def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
 
     given = block(Exact(), Sampling(), 4, 40, where)
     given[4][:] = torch.tensor([0.1, 0.5, 0.9, 0.1])
-    facts = Facts.of(verify(*given, temperature=1.0, keeping=keeping_of(Forced(0.6))).tolist(), 4)
-    assert facts.accept_prob == pytest.approx([0.6] * 4) and facts.next[0] == 2
+    facts = RoundFacts.of(verify(*given, temperature=1.0, keeping=keeping_of(Forced(0.6))).flatten().tolist())
+    assert facts.accept_prob == pytest.approx([0.6] * 4) and facts.num_accepted == 2
 
 
 class Odd(KeepRule):

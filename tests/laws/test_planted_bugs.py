@@ -20,7 +20,9 @@ from torch import Tensor
 
 from cascli import generate
 from cascli.decoding import cursor, session, speculation
-from cascli.models import cache, runner
+from cascli.drafters.model import Model
+from cascli.models import cache
+from cascli.models.eager_runner import EagerRunner
 from cascli.rules import base
 from cascli.rules.opt import Opt
 from cascli.sampling import distributions, rejection, uniforms
@@ -121,14 +123,14 @@ def residual_divides_by_zero(patch: pytest.MonkeyPatch) -> None:
 
 
 def q_is_not_what_was_sampled(patch: pytest.MonkeyPatch) -> None:
-    right = speculation._draft
+    right = Model.propose
 
-    def draft(*args: Any, **kwargs: Any) -> speculation.Block:
+    def propose(*args: Any, **kwargs: Any) -> speculation.Block:
         block = right(*args, **kwargs)
         flatter = block.q.sqrt()
         return block._replace(q=flatter / flatter.sum(dim=-1, keepdim=True))
 
-    patch.setattr(speculation, "_draft", draft)
+    patch.setattr(Model, "propose", propose)
 
 
 def inverted_ratio(patch: pytest.MonkeyPatch) -> None:
@@ -190,9 +192,9 @@ def rewind_keeps_stale_states(patch: pytest.MonkeyPatch) -> None:
 
 
 def positions_run_on_after_a_rewind(patch: pytest.MonkeyPatch) -> None:
-    right = runner.Runner.forward
+    right = EagerRunner.forward
 
-    def forward(self: runner.Runner, ids: Tensor, rows: int) -> Tensor:
+    def forward(self: EagerRunner, ids: Tensor, rows: int) -> Tensor:
         self.read_so_far = 0 if self.length == 0 else getattr(self, "read_so_far", 0)
         offset = self.read_so_far - self.length
         self.read_so_far += ids.shape[0]
@@ -202,7 +204,7 @@ def positions_run_on_after_a_rewind(patch: pytest.MonkeyPatch) -> None:
             inner.setattr(self, "model", shift["model"])
             return right(self, ids, rows)
 
-    patch.setattr(runner.Runner, "forward", forward)
+    patch.setattr(EagerRunner, "forward", forward)
 
 
 def thresholds_on_warped(patch: pytest.MonkeyPatch) -> None:
@@ -233,18 +235,18 @@ def one_uniform_for_all_positions(patch: pytest.MonkeyPatch) -> None:
 
 def rewire(patch: pytest.MonkeyPatch, **streams: Callable[[Any, int, int], Tensor]) -> None:
     """Let the engine ask for other random numbers than it should; the exact law shows it for any numbers."""
-    right = session.Session.__post_init__
+    right = session.Session.__init__
 
     class Wrong:
         def __init__(self, real: Any) -> None:
             for name in ("draw", "accept", "residual"):
                 setattr(self, name, partial(streams[name], real) if name in streams else getattr(real, name))
 
-    def init(self: session.Session) -> None:
-        right(self)
+    def init(self: session.Session, **given: Any) -> None:
+        right(self, **given)
         self.uniforms = Wrong(self.uniforms)
 
-    patch.setattr(session.Session, "__post_init__", init)
+    patch.setattr(session.Session, "__init__", init)
 
 
 def draws_reuse_the_first_position(patch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Attention for recorded steps: it looks at the used part of the cache, however long that is when they are repeated.
+"""Attention for captured steps: it looks at the used part of the cache, however long that is when they are replayed.
 
 What tells it how long is the mask: where torch would be given one, it is given the number of tokens before the block,
 which lies on the device; as many times as a sliding layer's window has positions, which costs nothing and says what the

@@ -1,16 +1,16 @@
-"""A runner whose short forwards are recorded once and repeated as CUDA graphs.
+"""A runner whose short forwards are captured once and replayed as CUDA graphs.
 
 A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
-for. What `prepare` was told of is recorded per number of tokens and of logit rows (and per bucket of the cache, if
+for. What `prepare` was told of is captured per number of tokens and of logit rows (and per bucket of the cache, if
 attention does not read the length by itself); everything else, prompts above all, is read by the same forward without a
-recording. A whole draft, forwards and draws together, is one recording more.
+graph. A whole draft, forwards and draws together, is one graph more.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,20 +23,23 @@ from cascli.models.gpu.compiled import Compiled
 from cascli.models.gpu.decode_attention import use_decode_attention
 from cascli.models.gpu.grouped_attention import use_grouped_attention
 from cascli.models.gpu.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
-from cascli.sampling.autoregressive import Law, Written, write_by_steps
+from cascli.models.runner import Runner
+from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
 
 Result = TypeVar("Result")
 
 LONGEST = 65
 """The longest block of a round: 64 drafted tokens and one."""
-MOST_LAWS = 16
-"""Settings of sampling whose drafts are kept recorded; a sweep may have many."""
+MOST_SAMPLERS = 16
+"""Samplers whose drafts are kept captured; a sweep may have many."""
 PREFILL = 1024
 """Tokens of a prompt that are read at once: the mask of a call has this many rows."""
 
 
-class GraphRunner:
-    """As `cascli.models.runner.Runner`; logits are valid until the next call, and are to be used before it."""
+class GraphRunner(Runner):
+    """Logits are valid until the next call, and are to be used before it."""
+
+    draws: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -50,10 +53,8 @@ class GraphRunner:
         self.model = model
         self.vocab = vocab
         self.device = device
-        self.length = 0
-        """How many tokens of the text the model has read."""
-        self.capture_seconds = 0.0
-        """Time spent on recordings so far, that of compiling included."""
+        self._length = 0
+        self._seconds = 0.0
         self._any_length = use_decode_attention(model)
         if not self._any_length:
             use_grouped_attention(model)
@@ -68,12 +69,22 @@ class GraphRunner:
         self._reads: set[tuple[int, int]] = set()
         self._writes: set[Write] = set()
         self._read: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
-        self._written: dict[Law, dict[tuple[Write, int], Callable[[], Written]]] = {}
+        self._written: dict[Sampler, dict[tuple[Write, int], Callable[[], Written]]] = {}
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+        return self._length
 
     @property
     def graphs(self) -> int:
-        """How many recordings there are."""
+        """How many captured graphs there are."""
         return len(self._read) + sum(len(each) for each in self._written.values())
+
+    @property
+    def capture_seconds(self) -> float:
+        """Time spent on capturing so far, that of compiling included."""
+        return self._seconds
 
     @property
     def compile_seconds(self) -> float | None:
@@ -81,37 +92,28 @@ class GraphRunner:
         return None if self._compiled is None else self._compiled.seconds
 
     @torch.inference_mode()
-    def prepare(self, start: int, end: int, calls: Calls, law: Law | None = None) -> None:
-        """Make room for a text, and record what its decoding will need.
-
-        Args:
-            start: length of the prompt.
-            end: length of the text in the end, drafted tokens included.
-            calls: the calls to come.
-            law: what tokens are drawn from, if any are.
-        """
+    def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
+        """Make room for a text, and capture what its decoding will need."""
         self.reset()
+        end = prompt + answer
         self._reserve(end)
-        if calls.writes and law not in self._written and len(self._written) >= MOST_LAWS:
+        if calls.writes and sampler not in self._written and len(self._written) >= MOST_SAMPLERS:
             self._forget()
         self._reads, self._writes = set(calls.reads), set(calls.writes)
         bucket = self._bucket(end)
         while True:
             for n, rows in calls.reads:
-                self._recorded_read(n, rows, bucket)
-            if law is not None:
+                self._captured_read(n, rows, bucket)
+            if sampler is not None:
                 for write in calls.writes:
-                    self._recorded_write(write, law, bucket)
-            if bucket == self._bucket(start):
+                    self._captured_write(write, sampler, bucket)
+            if bucket == self._bucket(prompt):
                 return
             bucket //= 2
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Read `ids` `[n]` after what was read before; return the logits `[rows, vocab]` of the last rows.
-
-        Issues no host synchronisation of its own.
-        """
+        """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
         n = ids.shape[0]
         self._reserve(self.length + n)
         if (n, rows) in self._reads:
@@ -121,55 +123,55 @@ class GraphRunner:
         return logits
 
     @torch.inference_mode()
-    def write(self, ids: Tensor, law: Law, u: Tensor, *, read_last: bool) -> Written:
-        """Read `ids`, then write a token with each uniform of `u` `[n]`: `write_by_steps`, recorded.
+    def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
+        """Read `ids`, then write a token with each uniform of `u` `[n]`: `write_by_steps`, captured.
 
         What `prepare` was not told of is written token by token. The result is valid until the next call.
         """
         whole = Write(ids.shape[0], u.shape[0], read_last)
         self._reserve(self.length + whole.tokens)
         if whole in self._writes:
-            return self._one(whole, ids, law, u)
+            return self._one(whole, ids, sampler, u)
         if whole.unread > 1 and Write(whole.unread, 1) not in self._writes:
             self._eager(ids[:-1], 1)
             ids = ids[-1:]
-        return self._one_by_one(whole, ids, law, u)
+        return self._one_by_one(whole, ids, sampler, u)
 
-    def _one_by_one(self, whole: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
+    def _one_by_one(self, whole: Write, ids: Tensor, sampler: Sampler, u: Tensor) -> Written:
         u = torch.cat([u, u.new_zeros(1)])  # a last token that is only read draws one that is thrown away
         parts = []
         for i in range(whole.steps):
-            found = self._one(Write(ids.shape[0], 1), ids, law, u[i : i + 1])
-            parts.append(Written(*(each.clone() for each in found)))
+            written = self._one(Write(ids.shape[0], 1), ids, sampler, u[i : i + 1])
+            parts.append(Written(*(each.clone() for each in written)))
             ids = parts[-1].tokens
         tokens, probs, base = (torch.cat(each) for each in list(zip(*parts, strict=True))[:3])
-        return Written(tokens[: whole.drawn], probs, base, torch.stack([part.health for part in parts]).abs().amax())
+        return Written(tokens[: whole.drawn], probs, base, torch.stack([part.max_logit for part in parts]).abs().amax())
 
-    def _one(self, write: Write, ids: Tensor, law: Law, u: Tensor) -> Written:
+    def _one(self, write: Write, ids: Tensor, sampler: Sampler, u: Tensor) -> Written:
         self._ids[: write.unread].copy_(ids)
         self._u[: write.drawn].copy_(u)
         self._cache.at.fill_(self.length)
-        written = self._recorded_write(write, law, self._bucket(self.length + write.tokens))()
-        self.length += write.tokens
+        written = self._captured_write(write, sampler, self._bucket(self.length + write.tokens))()
+        self._length += write.tokens
         return written
 
     def _eager(self, ids: Tensor, rows: int) -> Tensor:
         self._cache.bucket = bucket_for(self.length + ids.shape[0])
         self._cache.at.fill_(self.length)
         logits = self._logits(ids.to(self.device), rows)
-        self.length += ids.shape[0]
+        self._length += ids.shape[0]
         return logits
 
     def _step(self, ids: Tensor, rows: int) -> Tensor:
         n = ids.shape[0]
         self._ids[:n].copy_(ids)
         self._cache.at.fill_(self.length)
-        logits = self._recorded_read(n, rows, self._bucket(self.length + n))()
-        self.length += n
+        logits = self._captured_read(n, rows, self._bucket(self.length + n))()
+        self._length += n
         return logits
 
-    def _recorded_read(self, n: int, rows: int, bucket: int) -> Callable[[], Tensor]:
-        """The recorded forward over n tokens; made at its first use in a bucket that `prepare` did not foresee."""
+    def _captured_read(self, n: int, rows: int, bucket: int) -> Callable[[], Tensor]:
+        """The captured forward over n tokens; made at its first use in a bucket that `prepare` did not foresee."""
         key = (n, rows, bucket)
         if key not in self._read:
 
@@ -177,14 +179,14 @@ class GraphRunner:
                 self._cache.bucket = bucket
                 return self._forward(self._ids[:n], rows)
 
-            self._read[key] = self._record(compute)
+            self._read[key] = self._captured(compute)
         return self._read[key]
 
-    def _recorded_write(self, write: Write, law: Law, bucket: int) -> Callable[[], Written]:
-        """The recorded draft; likewise."""
-        found = self._written.setdefault(law, {})
+    def _captured_write(self, write: Write, sampler: Sampler, bucket: int) -> Callable[[], Written]:
+        """The captured draft, made in the same way."""
+        graphs = self._written.setdefault(sampler, {})
         key = (write, bucket)
-        if key not in found:
+        if key not in graphs:
 
             def step(ids: Tensor) -> Tensor:
                 logits = self._forward(ids, 1)
@@ -195,22 +197,22 @@ class GraphRunner:
                 self._cache.bucket = bucket
                 start = self._cache.at.clone()
                 ids, u = self._ids[: write.unread], self._u[: write.drawn]
-                written = write_by_steps(step, ids, law, u, read_last=write.read_last)
-                self._cache.at.copy_(start)  # a recording is tried out before it is made, and must find the same text
+                written = write_by_steps(step, ids, sampler, u, read_last=write.read_last)
+                self._cache.at.copy_(start)  # a graph is tried out before it is captured, and must find the same text
                 return written
 
-            found[key] = self._record(compute)
-        return found[key]
+            graphs[key] = self._captured(compute)
+        return graphs[key]
 
-    def _record(self, compute: Callable[[], Result]) -> Callable[[], Result]:
+    def _captured(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         start = time.perf_counter()
         self._cache.at.fill_(self.length)  # where there is room, and nothing that is still needed
         if not self._cache.in_use:
             self._cache.bucket = SMALLEST_BUCKET
-            self._logits(self._ids[:1], 1)  # buffers come with the first states, and belong to no recording
-        recording = self._capture(compute)
-        self.capture_seconds += time.perf_counter() - start
-        return recording
+            self._logits(self._ids[:1], 1)  # buffers come with the first states, and belong to no graph
+        graph = self._capture(compute)
+        self._seconds += time.perf_counter() - start
+        return graph
 
     def _logits(self, ids: Tensor, rows: int) -> Tensor:
         more: dict[str, Any] = {}
@@ -223,11 +225,11 @@ class GraphRunner:
         return output.logits[0, -rows:, : self.vocab]
 
     def _bucket(self, length: int) -> int:
-        """How much of the cache a recording hands to attention: all, where attention reads the length by itself."""
+        """How much of the cache a graph hands to attention: all, where attention reads the length by itself."""
         return self._cache.capacity if self._any_length else bucket_for(length)
 
     def _reserve(self, length: int) -> None:
-        """Room for `length` tokens; buffers that move take the recordings with them."""
+        """Room for `length` tokens; buffers that move take the graphs with them."""
         if length <= self._cache.capacity:
             return
         self._forget()
@@ -240,17 +242,17 @@ class GraphRunner:
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens; costs nothing."""
-        self.length = min(self.length, length)
+        self._length = min(self.length, length)
 
     def reset(self) -> None:
-        """Forget everything; buffers and recordings are kept for the next text."""
-        self.length = 0
+        """Forget everything; buffers and graphs are kept for the next text."""
+        self._length = 0
 
     @torch.inference_mode()
-    def pretend(self, length: int) -> None:
+    def fill_cache(self, length: int) -> None:
         """Act as if `length` tokens had been read, so that the speed after them can be measured."""
         self.reset()
         self._reserve(length + LONGEST)
         self.forward(self._ids[:1], 1)
-        self._cache.pretend(length)
-        self.length = length
+        self._cache.fill(length)
+        self._length = length

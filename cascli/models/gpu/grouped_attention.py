@@ -69,5 +69,5 @@ def use_grouped_attention(model: PreTrainedModel) -> bool:
 
 
 def _always_a_mask(**more: Any) -> Tensor | None:
-    """Torch's own mask, never left out: whether a cache is empty is not known while a step is recorded."""
+    """Torch's own mask, never left out: whether a cache is empty is not known during a capture."""
     return sdpa_mask(**more | {"allow_is_causal_skip": False})

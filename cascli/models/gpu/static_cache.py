@@ -1,6 +1,6 @@
-"""A key-value cache for recorded forwards: fixed buffers, and a length that lies on the device.
+"""A key-value cache for captured forwards: fixed buffers, and a length that lies on the device.
 
-A recorded forward (a CUDA graph) repeats the same kernels on the same addresses, so where it writes and how far it
+A captured forward (a CUDA graph) replays the same kernels on the same addresses, so where it writes and how far it
 looks back must be data. New states go to the positions that follow `at`, a number on the device that is set before
 each call: rewinding is setting it. Attention is handed the first `bucket` positions, of which a mask hides the unused,
 or all of them, where it reads the length by itself.
@@ -58,7 +58,7 @@ class StaticLayer(CacheLayerMixin):
         return self.cache.bucket, 0
 
     def get_seq_length(self) -> Tensor:
-        """How many tokens are stored: a number on the device, which nothing may read while it is recorded."""
+        """How many tokens are stored: a number on the device, which nothing may read during a capture."""
         return self.cache.at
 
     def get_max_length(self) -> int:
@@ -86,7 +86,7 @@ class StaticCache(Cache):
     def __init__(self, config: PreTrainedConfig, device: torch.device) -> None:
         self.capacity = 0
         self.bucket = 0
-        """How many positions the next forward sees; baked into a recording."""
+        """How many positions the next forward sees; baked into a graph."""
         self.at = torch.zeros((), dtype=torch.long, device=device)
         self.where = torch.zeros(0, dtype=torch.long, device=device)
         """Where the tokens of the present call go, `[n]`."""
@@ -112,7 +112,7 @@ class StaticCache(Cache):
         for layer in layers:
             layer.grow(capacity)
 
-    def pretend(self, length: int) -> None:
+    def fill(self, length: int) -> None:
         """Hold something of no meaning in the first `length` positions; the cache must have been used before."""
         layers: list[Any] = self.layers
         for layer in layers:

@@ -1,0 +1,27 @@
+"""Where drafted tokens come from, one file each, found by file name: `prompt_lookup.py` holds `prompt-lookup`.
+
+Drafters import torch only while they draft; they know sessions (`cascli.decoding`), and no strategy.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cascli import plugins
+from cascli.drafters.base import Drafter
+
+__all__ = ["Drafter", "load", "names"]
+
+
+def names() -> list[str]:
+    """The names of all drafters."""
+    return plugins.names(sys.modules[__name__])
+
+
+def load(name: str) -> type[Drafter]:
+    """The class of the drafter `name`.
+
+    Raises:
+        UsageError: there is no such drafter.
+    """
+    return plugins.load(sys.modules[__name__], "drafter", name, Drafter)

@@ -1,0 +1,44 @@
+"""The pair's draft model writes ahead, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cascli.drafters.base import Drafter
+from cascli.models.calls import Calls, Write
+
+if TYPE_CHECKING:
+    from cascli.decoding.session import Session
+    from cascli.decoding.speculation import Block
+    from cascli.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class Model(Drafter):
+    """One step of the draft model a token; q is its own distribution."""
+
+    summary: ClassVar[str] = "the pair's draft model, one step a token"
+    source: ClassVar[str] = "Leviathan et al. 2023; Chen et al. 2023"
+    needs_model: ClassVar[bool] = True
+    cost: ClassVar[float] = 1.0
+
+    def calls(self, rule: Rule, k: int) -> Calls:
+        """Blocks of k tokens, and single ones at the end of an answer."""
+        # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two to read.
+        unread = (1,) if rule.reads_draft else (2, 1)
+        blocks = [Write(m, k, rule.reads_draft) for m in unread]
+        return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
+
+    def propose(self, s: Session, n: int, rule: Rule) -> Block:
+        """Let the draft model write n tokens; a rule that reads q also gets it after the last of them."""
+        from cascli.decoding.speculation import Block
+        from cascli.sampling.autoregressive import Sampler
+
+        if n + rule.reads_draft == 0:
+            return Block.empty(s)
+        sampler = Sampler(s.sampling, rule.reads_base)
+        written = s.draft.write(s.length, sampler, s.uniforms.draw(s.length, n), read_last=rule.reads_draft)
+        block = Block(written.tokens, written.probs, written.base)
+        # Captured distributions stand until the next draft; a rule with effects of its own may keep what it sees.
+        return block if rule.capturable else Block(*(each.clone() for each in block))

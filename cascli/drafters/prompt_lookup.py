@@ -1,0 +1,76 @@
+"""Copies what followed the last words of the text when they stood there before: no model, no cost.
+
+Of the n-grams that end the text the longest one that occurred before counts, and of its occurrences the latest. What
+followed it is the draft; a copy that reaches the end of the text goes on in what it has copied, as a repetition does.
+Answers that repeat their prompt (edits, summaries, code) gain by it, others lose a wider block of the target.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.drafters.base import Drafter
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cascli.decoding.session import Session
+    from cascli.decoding.speculation import Block
+    from cascli.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class PromptLookup(Drafter):
+    """The continuation of the longest n-gram that occurred before; q is certain of it."""
+
+    summary: ClassVar[str] = "copies what followed the last n tokens where they stood before, in prompt or answer"
+    source: ClassVar[str] = "Saxena 2023 (prompt lookup decoding)"
+    one_hot: ClassVar[bool] = True
+    by_prefix: ClassVar[bool] = False
+
+    max_ngram: Annotated[int, Field(ge=1, le=64)] = 3
+    min_ngram: Annotated[int, Field(ge=1, le=64)] = 1
+
+    def __post_init__(self) -> None:
+        """Check the two against each other."""
+        if self.min_ngram > self.max_ngram:
+            raise UsageError(f"min_ngram: {self.min_ngram} is more than max_ngram, {self.max_ngram}")
+
+    def propose(self, s: Session, n: int, rule: Rule) -> Block:
+        """Copy up to n tokens, and one more for q at the bonus position if the rule reads it."""
+        from cascli.decoding.speculation import Block
+
+        text = [*s.prompt_ids, *s.answer_ids]
+        copied = continuation(text, n + rule.reads_draft, s.eos_ids, self.max_ngram, self.min_ngram)
+        return Block.certain(s, copied, n)
+
+
+def continuation(
+    text: Sequence[int], count: int, eos_ids: Collection[int], max_ngram: int = 3, min_ngram: int = 1
+) -> list[int]:
+    """Up to `count` tokens that followed the text's last n-gram before; cut before a token that ends texts."""
+    start = _follows(text, max_ngram, min_ngram)
+    if start is None:
+        return []
+    whole = list(text)
+    for place in range(start, start + count):
+        if whole[place] in eos_ids:
+            break
+        whole.append(whole[place])
+    return whole[len(text) :]
+
+
+def _follows(text: Sequence[int], max_ngram: int, min_ngram: int) -> int | None:
+    """Where the latest earlier occurrence of the longest possible last n-gram ends; None if there is none."""
+    data, size = array("q", text).tobytes(), array("q").itemsize
+    for n in range(min(max_ngram, len(text) - 1), min_ngram - 1, -1):
+        last, end = data[-n * size :], len(data) - size
+        while (place := data.rfind(last, 0, end)) >= 0:
+            if place % size == 0:
+                return place // size + n
+            end = place + len(last) - 1  # across the borders of tokens: look further left
+    return None

@@ -1,0 +1,76 @@
+"""What the host learns of a round: one matrix of numbers, so that it comes in one transfer. No torch when loaded.
+
+Both who fills it (`cascli.decoding.verification`, `cascli.kernels.verification`) and who reads it knows it by these
+names alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
+
+
+class Field(IntEnum):
+    """The rows of the matrix `[len(Field), n + 1]` (float64) of a round over n drafted tokens.
+
+    The first six hold a number a drafted token, the next two a number a position; the last four hold one number each,
+    in the first column.
+    """
+
+    ID = 0
+    Q = 1
+    P = 2
+    PI = 3
+    ACCEPT_PROB = 4
+    DEFERRED = 5
+    TV = 6
+    """TV(pi, p)."""
+    DEFERRAL = 7
+    """The draft's mass that is not kept; of no meaning where the rule does not read q."""
+    NUM_ACCEPTED = 8
+    NEXT_ID = 9
+    """The token after the kept ones."""
+    NEXT_P = 10
+    NEXT_Q = 11
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """The numbers of a round over n drafted tokens, on the host; lists by position."""
+
+    ids: list[int]
+    q: list[float]
+    p: list[float]
+    pi: list[float]
+    accept_prob: list[float]
+    deferred: list[bool]
+    tv: list[float]
+    """n + 1 values, like `deferral`."""
+    deferral: list[float]
+    num_accepted: int
+    next_id: int
+    next_p: float
+    next_q: float
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Self:
+        """From the flattened matrix."""
+        width = len(numbers) // len(Field)
+        row = {field: list(numbers[field * width : (field + 1) * width]) for field in Field}
+        n = width - 1
+        return cls(
+            ids=[int(value) for value in row[Field.ID][:n]],
+            q=row[Field.Q][:n],
+            p=row[Field.P][:n],
+            pi=row[Field.PI][:n],
+            accept_prob=row[Field.ACCEPT_PROB][:n],
+            deferred=[bool(value) for value in row[Field.DEFERRED][:n]],
+            tv=row[Field.TV],
+            deferral=row[Field.DEFERRAL],
+            num_accepted=int(row[Field.NUM_ACCEPTED][0]),
+            next_id=int(row[Field.NEXT_ID][0]),
+            next_p=row[Field.NEXT_P][0],
+            next_q=row[Field.NEXT_Q][0],
+        )
