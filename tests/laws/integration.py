@@ -83,13 +83,15 @@ class Point:
         return ids
 
     def verify_block(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
-        """In place of `verify_block`: cut by draft and test in turn up to the first rejection."""
+        """In place of `verify_block`: cut by draft, where it was drawn, and test in turn up to the first rejection."""
         k = drafted.shape[0]
-        assert len(self._draws) >= k
+        certain = not self._draws
+        assert certain or len(self._draws) >= k
         prob = rejection.acceptance(pi[:k], q, drafted)
-        draws = self._draws[len(self._draws) - k :]
-        for (point, steps), u, accept in zip(draws, u_accept.tolist(), prob, strict=True):
-            self._cut(point, steps)
+        draws = [None] * k if certain else self._draws[len(self._draws) - k :]
+        for drawn, u, accept in zip(draws, u_accept.tolist(), prob, strict=True):
+            if drawn is not None:
+                self._cut(*drawn)
             self._cut(u, np.array([0.0, accept.item(), 1.0]))
             if u >= accept:
                 break

@@ -97,6 +97,46 @@ def speculative_law(
     return dict(law)
 
 
+Plan = Callable[[Tokens], Tokens]
+"""What a deterministic drafter would write after a text, as far as it goes."""
+
+
+def planned_law(
+    tables: Tables, rule: Target, length: int, k: int, plan: Plan, exact: bool = False, prefix: Tokens = ()
+) -> Law:
+    """A text of `length` tokens by rounds whose drafts are planned where the round begins, at most k of them.
+
+    A position that is planned has the one-hot q of its token; where nothing is, the target's own p is followed.
+    `exact`: the rule reads no q, so that the plan for the position after the drafted ones is nothing to it.
+    """
+    if length == 0:
+        return {(): 1.0}
+    n = min(k, length - 1)
+    planned = plan(prefix)[: n if exact else n + 1]
+    law: Law = defaultdict(float)
+
+    def follow(depth: int, chance: float) -> None:
+        text = (*prefix, *planned[:depth])
+        there = tables(text)
+        q = np.eye(len(there.p))[planned[depth]] if depth < len(planned) else None
+        pi = there.p if q is None else rule(Pair(q, there.p, q, there.p1))
+        drafted = depth < min(n, len(planned))
+        accept = min(1.0, pi[planned[depth]]) if drafted else 0.0
+        if drafted and accept > 0:
+            follow(depth + 1, chance * accept)
+        if accept < 1:
+            others = np.maximum(pi - q, 0.0) / np.maximum(pi - q, 0.0).sum() if drafted else pi
+            for token, weight in enumerate(others):
+                if weight > 0:
+                    emitted = (*planned[:depth], token)
+                    rest = planned_law(tables, rule, length - len(emitted), k, plan, exact, (*prefix, *emitted))
+                    for tail, more in rest.items():
+                        law[(*emitted, *tail)] += chance * (1 - accept) * weight * more
+
+    follow(0, 1.0)
+    return dict(law)
+
+
 def distance(a: Law, b: Law) -> float:
     """The largest difference of two laws over all texts."""
     return max(abs(a.get(text, 0.0) - b.get(text, 0.0)) for text in a.keys() | b.keys())

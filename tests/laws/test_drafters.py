@@ -1,0 +1,229 @@
+"""Drafts without a model: the joint law of whole texts by enumeration, and what a lookup copies.
+
+The reference plans each round by a search of its own and enumerates every way it can go; the engine runs once in every
+box of its random numbers (see `integration`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from cascli import drafters, generate, load_pair, rules
+from cascli.decoding import speculation, verification
+from cascli.drafters.prompt_lookup import continuation
+from cascli.errors import UsageError
+from cascli.sampling import rejection
+from cascli.strategies import parse
+from tests.laws.models import PROMPT, engine_law, model_tables, reference_law, tiny_pair
+from tests.laws.tables import target
+from tests.pairs import model, pair
+from tests.reference.process import Law, Tokens, distance, planned_law
+
+EXACT = 1e-12
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+WARPED = {"temperature": 0.7, "top_k": 2, "top_p": 0.95}
+VOCAB = 3
+CASES = [("exact", 0.0), ("token-v2", 0.2), ("token-v3", 0.0), ("token-v3", 0.4)]
+
+
+def looked_up(text: Tokens, count: int, largest: int = 3, smallest: int = 1) -> list[int]:
+    """The rule of `prompt_lookup`, told another way: try every earlier place, the longest match and the latest win."""
+    best = max(
+        (
+            (n, end)
+            for end in range(1, len(text))
+            for n in range(smallest, min(largest, end) + 1)
+            if text[end - n : end] == text[len(text) - n :]
+        ),
+        default=None,
+    )
+    copied = list(text)
+    for i in range(count if best is not None else 0):
+        copied.append(copied[best[1] + i])
+    return copied[len(text) :]
+
+
+def plan(count: int, ngram: int) -> Callable[[Tokens], Tokens]:
+    prompt = tuple(token % VOCAB for token in PROMPT)
+    return lambda prefix: tuple(looked_up((*prompt, *prefix), count, ngram))
+
+
+def by_lookup(rule: str, alpha: float, k: int, length: int, ngram: int = 3, **sampling: Any) -> tuple[Law, Law]:
+    name = "speculative:" if rule == "exact" else f"speculative-cascade:rule={rule},alpha={alpha},"
+    law = engine_law(f"{name}draft=prompt-lookup,max_ngram={ngram},k={k}", length, VOCAB, 2, **sampling)
+    tables = model_tables(VOCAB, 2, **sampling)
+    return law, planned_law(tables, target(rule, alpha), length, k, plan(k + 1, ngram), exact=rule == "exact")
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize(("rule", "alpha"), CASES)
+def test_the_law_is_that_of_planned_rounds(rule: str, alpha: float, k: int, sampling: dict[str, Any]) -> None:
+    """Five tokens: rounds over drafts of every length, with a proposal for the bonus position and without."""
+    law, wanted = by_lookup(rule, alpha, k, 5, **sampling)
+    assert distance(law, wanted) < EXACT
+
+
+def test_the_exact_rule_is_lossless_whatever_is_drafted() -> None:
+    law, _ = by_lookup("exact", 0.0, 3, 5, **PLAIN)
+    assert distance(law, reference_law(target("exact"), 5, VOCAB, 2, **PLAIN)) < EXACT
+
+
+def test_a_lossy_law_depends_on_where_rounds_begin() -> None:
+    """As `by_prefix` says: another k plans other positions, and the text is drawn otherwise."""
+    assert not drafters.load("prompt-lookup").by_prefix
+    (one, wanted), (three, _) = (by_lookup("token-v3", 0.4, k, 6, ngram=1, **PLAIN) for k in (1, 3))
+    assert distance(one, wanted) < EXACT
+    assert distance(one, three) > 1e-3
+
+
+def test_the_cases_disagree_in_the_middle() -> None:
+    """Otherwise the laws above would see little: drafts that pass with any probability, in blocks of any length."""
+    chances, lengths = [], set()
+    for seed in range(40):
+        run = generate(
+            tiny_pair(VOCAB, 2), prompt_ids=[1, 2], strategy="speculative:draft=prompt-lookup,k=3", max_new_tokens=6,
+            seed=seed, **PLAIN,
+        )  # fmt: skip
+        chances += [token.accept_prob for step in run.rounds for token in step.drafted]
+        lengths |= {len(step.drafted) for step in run.rounds}
+    assert lengths >= {0, 1, 2, 3}
+    assert sum(0.1 < chance < 0.9 for chance in chances) > len(chances) / 2
+
+
+def residual_keeps_the_draft(patch: pytest.MonkeyPatch) -> None:
+    """A rejected token may come again."""
+    patch.setattr(rejection, "residual", lambda pi, q: pi)
+
+
+def as_if_sampled(patch: pytest.MonkeyPatch) -> None:
+    """A deterministic draft verified as if it had been drawn from a flat q (an argmax draft with its softmax)."""
+    right = speculation.Block.certain.__func__
+
+    def certain(cls: Any, *given: Any) -> speculation.Block:
+        block = right(cls, *given)
+        return block._replace(q=torch.full_like(block.q, 1 / VOCAB), q1=torch.full_like(block.q1, 1 / VOCAB))
+
+    patch.setattr(speculation.Block, "certain", classmethod(certain))
+
+
+def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
+    """The proposal for the position after the block is forgotten."""
+    right = verification.plain_round
+
+    def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any) -> Any:
+        n = tokens.shape[0]
+        return right(rule, sampling, logits, tokens, q[:n], q1[:n], *u)
+
+    patch.setattr(verification, "plain_round", round_)
+
+
+def q_where_nothing_was_proposed(patch: pytest.MonkeyPatch) -> None:
+    """The rule is asked where there is no draft, with the target in its place."""
+    right = verification.plain_round
+
+    def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any) -> Any:
+        if rule.reads_draft and q.shape[0] < logits.shape[0]:
+            p = logits[q.shape[0] :].softmax(-1).to(q.dtype)
+            q = q1 = torch.cat([q, p])
+        return right(rule, sampling, logits, tokens, q, q1, *u)
+
+    patch.setattr(verification, "plain_round", round_)
+
+
+@pytest.mark.parametrize(
+    ("bug", "rule"),
+    [
+        (residual_keeps_the_draft, "exact"),
+        (as_if_sampled, "exact"),
+        (bonus_from_p, "token-v3"),
+        (q_where_nothing_was_proposed, "token-v3"),
+    ],
+)
+def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    law, wanted = by_lookup(rule, 0.4, 2, 4, **PLAIN)
+    assert distance(law, wanted) > 1e-3
+
+
+# ---------------------------------------------------------------- what is copied
+
+
+def test_the_longest_match_wins_then_the_latest() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = [rng.randrange(rng.choice([2, 3, 260])) for _ in range(rng.randrange(1, 30))]
+        count, largest = rng.randrange(6), rng.randrange(1, 5)
+        smallest = rng.randint(1, largest)
+        wanted = looked_up(tuple(text), count, largest, smallest)
+        assert continuation(text, count, (), largest, smallest) == wanted, text
+
+
+def test_a_match_lies_on_whole_tokens() -> None:
+    """The search is one of bytes: 1 and 256 have the same ones, one place apart."""
+    assert continuation([256, 256, 1], 2, ()) == []
+    assert continuation([1, 256, 65536, 256], 1, ()) == [65536]
+
+
+def test_a_copy_goes_on_in_itself_and_ends_before_an_end_of_text() -> None:
+    assert continuation([7, 1, 2, 1, 2], 6, ()) == [1, 2, 1, 2, 1, 2]
+    assert continuation([1, 2, 9, 3, 1, 2], 6, (9,)) == []
+    assert continuation([1, 2, 3, 9, 1, 2], 6, (9,)) == [3]
+    assert continuation([1], 6, ()) == [] == continuation([1, 2, 3], 6, ())
+
+
+# ---------------------------------------------------------------- pairs and strategies
+
+
+@pytest.mark.parametrize("name", rules.names())
+def test_rules_that_read_confidence_are_refused_on_drafts_that_are_certain(name: str) -> None:
+    spec = f"speculative-cascade:rule={name},draft=prompt-lookup"
+    if rules.load(name).reads_confidence:
+        with pytest.raises(UsageError, match="certain of every token"):
+            parse(spec)
+    else:
+        assert parse(spec).spec == f"{spec.replace(',draft', f',{_alpha(name)},draft')},max_ngram=3,min_ngram=1,k=4"
+
+
+def _alpha(name: str) -> str:
+    return f"alpha={rules.load(name)().alpha}"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_target_alone_decodes_as_in_a_pair(temperature: float) -> None:
+    """The draft model has no part in it, whether it is there or not."""
+    alone = load_pair({"name": "alone", "target": model(2, 300)})
+    both = load_pair(pair())
+    for strategy in (
+        "target",
+        "speculative:draft=prompt-lookup",
+        "speculative-cascade:rule=token-v3,draft=prompt-lookup",
+    ):
+        ask = {"prompt_ids": [5, 6, 7] * 5, "strategy": strategy, "max_new_tokens": 30, "temperature": temperature}
+        ours, theirs = generate(alone, **ask), generate(both, **ask)
+        assert ours.token_ids == theirs.token_ids
+        assert ours.metrics.draft_calls == theirs.metrics.draft_calls == 0
+        assert ours.metrics.total_flops == theirs.metrics.total_flops
+    assert generate(alone, prompt_ids=[5] * 9, max_new_tokens=4).spec.startswith("speculative-cascade:rule=token-v3")
+
+
+@pytest.mark.parametrize("strategy", ["draft", "cascade", "token-cascade", "speculative"])
+def test_strategies_that_ask_a_draft_model_say_so(strategy: str) -> None:
+    alone = load_pair({"name": "alone", "target": model(2, 300)})
+    with pytest.raises(UsageError, match="asks a draft model, and pair 'alone' has none"):
+        generate(alone, prompt_ids=[5], strategy=strategy, max_new_tokens=4)
+
+
+def test_greedy_lookups_are_the_target_and_repeat_what_it_repeats() -> None:
+    """A tiny model at temperature 0 soon repeats itself: then every draft passes, and rounds are whole."""
+    loaded = load_pair(pair(8))
+    ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 60, "temperature": 0.0}
+    target_run, run = (generate(loaded, strategy=s, **ask) for s in ("target", "speculative:draft=prompt-lookup,k=4"))
+    assert run.token_ids == target_run.token_ids
+    assert run.metrics.target_calls < 40 and run.metrics.draft_calls == 0
+    assert run.metrics.lossless is True and {len(step.drafted) for step in run.rounds} >= {0, 4}
