@@ -1,4 +1,4 @@
-"""Rules and strategies of other packages, and of notebooks."""
+"""Rules, drafters and strategies of other packages, and of notebooks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import Pair, generate, plugins, strategies
+from cascli import Pair, drafters, generate, plugins, strategies
 from cascli.audit import audit
 from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
-from cascli.strategies.base import BlockLength, Speculating, Strategy
+from cascli.strategies.base import Speculating
+from tests.laws.test_drafters import CONTRACT
 from tests.laws.test_engine_enumeration import PLAIN
 
 RULE = """
@@ -84,11 +85,9 @@ class MinPOfP(Rule):
 
 
 @dataclass(frozen=True)
-class MyOwn(Speculating, Strategy):
-    k: BlockLength = 2
-
+class MyOwn(Speculating):
     @property
-    def judge(self) -> Rule:
+    def verification_rule(self) -> Rule:
         return MinPOfP()
 
 
@@ -96,6 +95,24 @@ def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
     assert plugins.name_of(MinPOfP) == "min-p-of-p" and plugins.name_of(MyOwn) == "my-own"
     run = generate(text_pair, "hi", strategy=MyOwn(k=3), max_new_tokens=4)
     assert run.spec == "my-own:k=3"
+
+
+def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
+    """Its file is found, keeps the contract, is audited, and does what the page's own test says."""
+    page = (Path(__file__).parents[1] / "docs" / "add-a-drafter.md").read_text(encoding="utf-8")
+    code, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    (tmp_path / "bigram.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(drafters, "__path__", [*drafters.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "cascli.drafters.bigram", raising=False)
+    assert "bigram" in drafters.names()
+    for contract in CONTRACT:
+        contract("bigram")
+    chosen = strategies.parse("speculative-cascade:rule=token-v3,draft=bigram,k=2")
+    about = [check for check in audit(text_pair, [chosen], quick=True).checks if check.subject == chosen.spec]
+    assert [check.kind for check in about] == ["round", "joint law"] and all(check.status == "pass" for check in about)
+    scope: dict[str, Any] = {}
+    exec(test, scope)
+    scope["test_a_first_token_is_not_drafted_after"]()
 
 
 def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:

@@ -14,13 +14,14 @@ def pairs(incomplete: str) -> list[str]:
 
 
 def strategies(incomplete: str) -> list[str]:
-    """Strategy names, and after `speculative-cascade:rule=` the rules."""
-    from cascli import rules
+    """Strategy names, and after `rule=` the rules, after `draft=` the drafters."""
+    from cascli import drafters, rules
     from cascli import strategies as all_strategies
 
-    head, separator, tail = incomplete.rpartition("rule=")
-    if separator:
-        return [f"{head}rule={name}" for name in rules.names() if name.startswith(tail)]
+    for key, package in (("rule=", rules), ("draft=", drafters)):
+        head, separator, tail = incomplete.rpartition(key)
+        if separator and "," not in tail:
+            return [f"{head}{key}{name}" for name in package.names() if name.startswith(tail)]
     return [name for name in all_strategies.names() if name.startswith(incomplete)]
 
 

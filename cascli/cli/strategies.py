@@ -1,4 +1,4 @@
-"""cascli strategies: every strategy and rule with its formula, parameters, ranges and source."""
+"""cascli strategies: every strategy, rule and drafter with its formula, parameters, ranges and source."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ EXAMPLE = "Example: cascli strategies[bold] · [/]cascli strategies --json"
 
 @with_shared("json", "quiet", "color")
 def command(*, flags: Flags) -> None:
-    """List every strategy and deferral rule: formula, parameters, ranges, when it is lossless, source."""
-    from cascli import rules, strategies
+    """List every strategy, deferral rule and drafter: formula, parameters, ranges, when it is lossless, source."""
+    from cascli import drafters, rules, strategies
     from cascli.render.catalogue import catalogue
     from cascli.render.console import screen
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
-    found = {kind: list(_described(package, view)) for kind, package in (("strategies", strategies), ("rules", rules))}
+    packages = (("strategies", strategies), ("rules", rules), ("drafters", drafters))
+    found = {kind: list(_described(package, view)) for kind, package in packages}
     if settings.json_output:
         print(json.dumps({"schema": "cascli.strategies/1", **found}))
     elif settings.quiet:
@@ -46,16 +47,13 @@ def _described(package: Any, view: Screen) -> Iterator[dict[str, Any]]:
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:
-    """What a strategy or rule says of itself."""
+    """What a strategy, a rule or a drafter says of itself."""
     summary = getattr(kind, "summary", "") or (kind.__doc__ or "").splitlines()[0]
-    return {
-        "name": name,
-        "summary": summary,
-        "formula": kind.formula,
-        "lossless_when": kind.lossless_when,
-        "source": kind.source,
-        "parameters": parameters(kind),
-    }
+    told = {"name": name, "summary": summary, "source": kind.source, "parameters": parameters(kind)}
+    for attribute in ("formula", "lossless_when", "needs_model", "one_hot", "by_prefix", "reads_confidence"):
+        if isinstance(value := getattr(kind, attribute, None), bool | str):
+            told[attribute] = value
+    return told
 
 
 def parameters(kind: Any) -> list[dict[str, Any]]:
@@ -63,8 +61,9 @@ def parameters(kind: Any) -> list[dict[str, Any]]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in fields(kind):
-        if field.name == "rule":
-            found.append({"name": "rule", "default": kind.default_rule, "range": "one of the rules below"})
+        part = kind.parts().get(field.name) if hasattr(kind, "parts") else None
+        if part is not None:
+            found.append({"name": field.name, "default": part.default, "range": f"one of the {part.kind}s below"})
             continue
         default = None if field.default is MISSING else field.default
         found.append({"name": field.name, "default": default, "range": _range(hints[field.name])})

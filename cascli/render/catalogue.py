@@ -1,4 +1,4 @@
-"""The list of strategies and rules."""
+"""The list of strategies, rules and drafters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rich.text import Text
 
 
 def catalogue(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
-    """Strategies, then rules, a short paragraph each."""
-    return Group(*_section("Strategies", found["strategies"]), *_section("Deferral rules", found["rules"]))
+    """Strategies, rules, then drafters, a short paragraph each."""
+    titles = {"strategies": "Strategies", "rules": "Deferral rules", "drafters": "Drafters"}
+    return Group(*(part for kind, title in titles.items() for part in _section(title, found[kind])))
 
 
 def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | Padding]:
@@ -27,9 +28,23 @@ def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | P
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "law", row["formula"]
+    if "formula" in row:
+        yield "formula", row["formula"]
     for parameter in row["parameters"]:
         yield "param", f"{parameter['name']}={parameter['default']}  ({parameter['range']})"
-    yield "lossless", row["lossless_when"]
+    if "lossless_when" in row:
+        yield "lossless", row["lossless_when"]
+    if row.get("reads_confidence"):
+        yield "needs", "a draft that is not certain of every token"
+    if "by_prefix" in row:
+        yield "q", _q(row)
     if row["source"]:
         yield "source", row["source"]
+
+
+def _q(row: Mapping[str, Any]) -> str:
+    """What a drafter's distributions are like; where they depend on the rounds, so do the outputs of lossy rules."""
+    sure = "one-hot" if row["one_hot"] else "a distribution"
+    if row["by_prefix"]:
+        return f"{sure}, of the text before a position alone"
+    return f"{sure}, planned where a round begins: lossy rules depend on it"

@@ -47,6 +47,7 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
 class Part(NamedTuple):
     """A parameter that is a plug-in of its own, such as `rule=opt`; that one's parameters are given beside it."""
 
+    kind: str
     load: Callable[[str], type]
     """From its name to its class."""
     default: str
@@ -161,7 +162,7 @@ class RuleStrategy(Strategy):
     @classmethod
     def parts(cls) -> dict[str, Part]:
         """`rule`."""
-        return {"rule": Part(rules.load, cls.default_rule), **super().parts()}
+        return {"rule": Part("rule", rules.load, cls.default_rule), **super().parts()}
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Speculating(Strategy):
     @classmethod
     def parts(cls) -> dict[str, Part]:
         """`draft`: where drafted tokens come from."""
-        return {**super().parts(), "draft": Part(drafters.load, "model", shown=False)}
+        return {**super().parts(), "draft": Part("drafter", drafters.load, "model", shown=False)}
 
     @property
     @abstractmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from cascli.drafters.prompt_lookup import continuation
 from cascli.errors import UsageError
 from cascli.sampling import rejection
 from cascli.strategies import parse
+from cascli.strategies.speculative_cascade import SpeculativeCascade
 from tests.laws.models import PROMPT, engine_law, model_tables, reference_law, tiny_pair
 from tests.laws.tables import target
 from tests.pairs import model, pair
@@ -149,6 +151,57 @@ def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch:
     bug(monkeypatch)
     law, wanted = by_lookup(rule, 0.4, 2, 4, **PLAIN)
     assert distance(law, wanted) > 1e-3
+
+
+# ---------------------------------------------------------------- the contract of every drafter
+
+
+@dataclass(frozen=True)
+class Asking(SpeculativeCascade):
+    """A speculative cascade that asks `how` for its drafts."""
+
+    how: Any = None
+
+    def decode(self, s: Any) -> Any:
+        yield from speculation.speculate(s, self.rule, self.k, self.how)
+
+
+def blocks_are_what_was_asked_for(name: str) -> None:
+    """At most n tokens, each with a chance under its q, whose rows sum to 1; and the text is left alone."""
+    strategy = parse(f"speculative-cascade:rule=token-v3,draft={name},k=3")
+    drafter, seen = strategy.draft, []
+
+    def propose(s: Any, n: int, rule: Any) -> speculation.Block:
+        before = s.text.clone(), s.length
+        block = drafter.propose(s, n, rule)
+        assert torch.equal(s.text, before[0]) and s.length == before[1]
+        tokens, rows = block.tokens, block.q.shape[0]
+        assert len(tokens) <= n and len(tokens) <= rows <= len(tokens) + 1 and block.q.shape == block.q1.shape
+        assert torch.allclose(block.q.sum(-1), torch.ones(rows).to(block.q), atol=1e-5)
+        assert bool((block.q[torch.arange(len(tokens)), tokens] > 0).all())
+        assert not drafter.one_hot or bool((block.q.amax(-1) == 1).all())
+        seen.append(len(tokens))
+        return block
+
+    loaded = tiny_pair(VOCAB, 2)
+    for seed in range(6):
+        watched = Asking(rule=strategy.rule, k=3, how=propose)
+        generate(loaded, prompt_ids=[1, 2], strategy=watched, max_new_tokens=8, seed=seed, **PLAIN)
+    assert max(seen) == 3  # it can draft
+
+
+def the_exact_rule_is_lossless(name: str) -> None:
+    law = engine_law(f"speculative:draft={name},k=2", 4, VOCAB, 2, **PLAIN)
+    assert distance(law, reference_law(target("exact"), 4, VOCAB, 2, **PLAIN)) < EXACT
+
+
+CONTRACT = [blocks_are_what_was_asked_for, the_exact_rule_is_lossless]
+
+
+@pytest.mark.parametrize("contract", CONTRACT)
+@pytest.mark.parametrize("name", drafters.names())
+def test_every_drafter_keeps_the_contract(name: str, contract: Callable[[str], None]) -> None:
+    contract(name)
 
 
 # ---------------------------------------------------------------- what is copied
