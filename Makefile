@@ -26,7 +26,7 @@ demo: install ## Fetch the embedded pair (1.6 GB, once) and compare all strategi
 
 bench: install ## Measure cascli beside transformers on the embedded pair (within 10 minutes on 2 cores)
 	$(BIN)/cascli pull
-	$(BIN)/python -m benchmarks.peers --prompts 4 --max-new-tokens 48 -k 4
+	$(BIN)/python -m benchmarks.compare_engines --prompts 4 --max-new-tokens 48 -k 4
 
 bench-gpu: ## Measure pairs at real shapes on a GPU and run the GPU tests (within 9 minutes; takes PYTHON as it is)
 	$(PYTHON) -m benchmarks.gpu -o benchmarks/results/gpu.json

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.child import Child, tail
+from benchmarks.subprocess_runner import Subprocess, tail
 
 _LEAST = 20.0
 """Seconds under which no row is begun: importing and loading alone take most of them."""
@@ -78,7 +78,7 @@ def run(job: Job, limit: float) -> dict[str, Any]:
         request, result, output = (Path(folder) / name for name in ("request.json", "result.json", "output.txt"))
         soft = limit - min(_MARGIN, limit / 4)
         Ask(**{**asdict(job.ask), "until": time.time() + soft}).save(request)
-        code = Child(command(request, result), output).wait(limit)
+        code = Subprocess(command(request, result), output).wait(limit)
         said = tail(output)
         print(said, file=sys.stderr)
         found = {**about, **(json.loads(result.read_text(encoding="utf-8")) if result.exists() else {})}

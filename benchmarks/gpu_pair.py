@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import peers
-from benchmarks.beside import transformers_beside
+from benchmarks import compare_engines
 from benchmarks.gpu_job import Ask
 from benchmarks.gpu_work import work_of
+from benchmarks.transformers_baseline import transformers_baseline
 from cascli import Pair, load_pair
 from cascli.analysis import theory
-from cascli.analysis.bench import Bench, Replay
+from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.profile import Profile
 from cascli.chat import Conversation, encode
 from cascli.decoding.memory import peak, process_peak, reset_peak
-from cascli.jobs.bench import bench, replay, replay_context
+from cascli.jobs.bench import bench, synthetic_context, synthetic_runs
 from cascli.jobs.profile import blocks_for
 from cascli.models.gpu.graph_runner import GraphRunner
 
@@ -142,18 +142,18 @@ class Measurement:
             "ratio_of_bytes": found.ratio_of_bytes,
             "profiles": [_of_profile(found, at) for at in found.profiles],
         }
-        return min(found.profiles, key=lambda at: abs(at.context - replay_context(self.tokens)))
+        return min(found.profiles, key=lambda at: abs(at.context - synthetic_context(self.tokens)))
 
     def _speculate(self, acceptance: float, steps: Profile) -> None:
         ks = (self._ask.k,)
-        found = replay(self.pair, acceptance, ks=ks, tokens=self.tokens, repeats=self.repeats, steps=steps)
+        found = synthetic_runs(self.pair, acceptance, ks=ks, tokens=self.tokens, repeats=self.repeats, steps=steps)
         self.found["speculation"].append(_of_replay(found))
         self.found["speculation"].sort(key=lambda each: each["chosen_acceptance"])
         self._compare()
 
     def _beside(self) -> None:
         """Generate and assisted generation, whose round may write a single token: random models seldom agree."""
-        self.found["transformers"] = transformers_beside(
+        self.found["transformers"] = transformers_baseline(
             self.pair,
             PROMPT,
             self._ask.k,
@@ -180,11 +180,13 @@ class Measurement:
     def _answers(self) -> None:
         """Real weights on built-in prompts, beside transformers: speed, and whether answers are the same."""
         dtype = "float32" if self._ask.dtype == "int8" else self._ask.dtype
-        asked = peers.arguments(["-k", str(self._ask.k), "--peer-dtype", dtype, "--prompts", "4"])
-        contestants = peers.everybody(self.pair, asked)
-        ids = [encode(self.pair, prompt, Conversation(None), raw=False) for prompt in peers.spread(asked.prompts)]
-        peers.measure(contestants, ids, self.tokens)
-        self.found["answers"] = peers.rows(contestants)
+        asked = compare_engines.arguments(["-k", str(self._ask.k), "--peer-dtype", dtype, "--prompts", "4"])
+        engines = compare_engines.everybody(self.pair, asked)
+        ids = [
+            encode(self.pair, prompt, Conversation(None), raw=False) for prompt in compare_engines.spread(asked.prompts)
+        ]
+        compare_engines.measure(engines, ids, self.tokens)
+        self.found["answers"] = compare_engines.rows(engines)
 
 
 def _of_profile(found: Bench, at: Profile) -> dict[str, Any]:
@@ -199,7 +201,7 @@ def _of_profile(found: Bench, at: Profile) -> dict[str, Any]:
     }
 
 
-def _of_replay(found: Replay) -> dict[str, Any]:
+def _of_replay(found: SyntheticRuns) -> dict[str, Any]:
     """One acceptance rate: measured beside predicted."""
     return {
         "chosen_acceptance": found.acceptance,

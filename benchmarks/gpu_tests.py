@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.child import ROOT, Child, tail
+from benchmarks.subprocess_runner import ROOT, Subprocess, tail
 
 FOLDERS = ("tests/gpu", "tests/kernels")
 _NEED_NO_GPU = ("test_audit.py", "test_compile_for_gpu.py", "test_in_decoding.py", "test_law_in_decoding.py")
@@ -40,10 +40,10 @@ def run_tests(names: Sequence[str], seconds: float) -> dict[str, Any]:
     end = time.monotonic() + seconds
     with TemporaryDirectory(prefix="cascli-tests-") as folder:
         outputs = [Path(folder) / f"{number}.txt" for number in range(len(names))]
-        children: list[Child] = []
+        children: list[Subprocess] = []
         try:
             for name, output in zip(names, outputs, strict=True):
-                children.append(Child(["-m", "pytest", *_FLAGS, name], output))
+                children.append(Subprocess(["-m", "pytest", *_FLAGS, name], output))
             codes = [child.wait(end - time.monotonic()) for child in children]
         finally:
             for child in children:

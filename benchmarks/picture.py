@@ -26,10 +26,10 @@ WIDTH = 110
 def answer(run: Run) -> Text:
     """The text, each token in the colour of its origin, rejected drafts struck through before what replaced them."""
     found = Text()
-    for step in run.rounds:
-        for place, token in enumerate(step.emitted):
-            if token.event == "residual" and place < len(step.drafted):
-                _add(found, token_text(step.drafted[place], "rejected", colored=True).plain, "rejected")
+    for round_ in run.rounds:
+        for place, token in enumerate(round_.emitted):
+            if token.event == "residual" and place < len(round_.drafted):
+                _add(found, token_text(round_.drafted[place], "rejected", colored=True).plain, "rejected")
             _add(found, token.text, token.event)
     return found
 

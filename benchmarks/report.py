@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
 
-def peers_table(paths: Sequence[Path]) -> str:
+def engines_table(paths: Sequence[Path]) -> str:
     """One section a results file: who was measured, how fast, and what theory predicted."""
     return "\n\n".join(_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
 
@@ -108,7 +108,7 @@ def _gpu_section(found: dict[str, Any], path: Path) -> str:
 
 BLOCKS = {
     "gpu": ("gpu.md", "gpu*.json", gpu_table),
-    "peers": ("measuring.md", "peers-*.json", peers_table),
+    "engines": ("measuring.md", "engines-*.json", engines_table),
     "accuracy": ("cpu.md", "accuracy-*.json", accuracy_table),
 }
 

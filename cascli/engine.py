@@ -47,7 +47,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Step:
+class StreamEvent:
     """A round as it was decided, and the text that each of its tokens completes."""
 
     round: Round
@@ -69,7 +69,7 @@ class Decoding:
     def _new_answer(self) -> Answer:
         return Answer(self.speller, self.pair.eos_ids, self.request.stop, self.limit)
 
-    def steps(self) -> Iterator[Step | Handover]:
+    def steps(self) -> Iterator[StreamEvent | Handover]:
         """Decode; yields each round, and the decision of a sequence-level cascade after its draft.
 
         Raises:
@@ -81,7 +81,7 @@ class Decoding:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise RunError(f"out of memory on {self.pair.device}: {error}\nTry a smaller --dtype or pair.") from None
 
-    def _steps(self) -> Iterator[Step | Handover]:
+    def _steps(self) -> Iterator[StreamEvent | Handover]:
         memory.reset_peak(self.pair.device)
         session = self._session()
         first_token: float | None = None
@@ -93,7 +93,7 @@ class Decoding:
                 with session.clock.paused():
                     yield decision
                 continue
-            step = Step(*self._answer.add(item))
+            step = StreamEvent(*self._answer.add(item))
             session.finish_reason = self._answer.finish_reason
             session.answer_ids = self._answer.token_ids
             first_token = first_token or session.clock.elapsed()
@@ -240,7 +240,7 @@ def environment(device: torch.device) -> dict[str, str]:
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu"
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cascli": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -248,4 +248,4 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": name,
         "threads": torch.get_num_threads(),
     }
-    return {key: str(value) for key, value in found.items()}
+    return {key: str(value) for key, value in facts.items()}

@@ -45,10 +45,10 @@ def bounded(file: BinaryIO, name: str, most: int) -> bytes:
     Raises:
         UsageError: it is more, or has no end.
     """
-    found = file.read(most + 1)
-    if len(found) > most:
+    data = file.read(most + 1)
+    if len(data) > most:
         raise UsageError(f"{name}: more than {most // MEGABYTE} MB")
-    return found
+    return data
 
 
 def json_of(text: str | bytes, where: str) -> Any:
@@ -103,6 +103,6 @@ def write(path: Path, text: str, *, durable: bool = False) -> None:
 
 def _umask() -> int:
     """What this process keeps from files that it makes; it can only be read by setting it."""
-    found = os.umask(0)
-    os.umask(found)
-    return found
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,4 +1,4 @@
-"""The shared flags as data, and their order of precedence: flag, environment, config file, default."""
+"""The common options as data, and their order of precedence: flag, environment, config file, default."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Strings = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Settings(BaseModel):
-    """A layer of shared flags by their long names with underscores; None means "not given here"."""
+    """A layer of common options by their long names with underscores; None means "not given here"."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -122,9 +122,9 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     """
     environ = os.environ if environ is None else environ
     keys = [field.alias or name for name, field in Settings.model_fields.items()]
-    found = {key: environ[f"CASCLI_{key.upper()}"] for key in keys if environ.get(f"CASCLI_{key.upper()}")}
+    values = {key: environ[f"CASCLI_{key.upper()}"] for key in keys if environ.get(f"CASCLI_{key.upper()}")}
     try:
-        return checked(found)
+        return checked(values)
     except UsageError as error:
         key, _, message = str(error).partition(": ")
         raise UsageError(f"environment variable CASCLI_{key.upper()}: {message}") from None

@@ -154,7 +154,7 @@ class ModelInfo(Data):
     cuda_graphs: bool | None = None
     """Whether its steps were replayed as CUDA graphs; unknown on a CPU, where they never are."""
     compiled: bool | None = None
-    """Whether torch.compile made its steps; likewise."""
+    """Whether torch.compile made its steps; unknown on a CPU."""
     capture_seconds: float | None = None
     """What capturing and compiling its steps has taken since it was loaded; no part of any run's time."""
 
@@ -230,7 +230,7 @@ class Run(Data):
     @property
     def emitted(self) -> list[Emitted]:
         """The tokens of the answer in order, with their events."""
-        return [token for step in self.rounds for token in step.emitted]
+        return [token for round_ in self.rounds for token in round_.emitted]
 
     def to_json(self, indent: int | None = None) -> str:
         """This run as one JSON document."""

@@ -12,7 +12,7 @@ import pytest
 from cascli import Pair, Run, generate, load_pair
 from cascli.analysis.bench import Bench, prospects
 from cascli.errors import UsageError
-from cascli.jobs.bench import bench, replay, replay_context
+from cascli.jobs.bench import bench, synthetic_context, synthetic_runs
 from cascli.jobs.profile import profile
 from cascli.jobs.synthetic import Synthetic
 from cascli.models.choose_runner import choose_runner
@@ -79,16 +79,16 @@ def test_bench_refuses_contexts_beyond_the_pair(text_pair: Pair) -> None:
 
 
 def test_steps_that_were_measured_serve_several_replays(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = profile(text_pair, replay_context(12), blocks=range(1, 4), repeats=1)
+    steps = profile(text_pair, synthetic_context(12), blocks=range(1, 4), repeats=1)
     monkeypatch.setattr("cascli.jobs.bench.profile", lambda *_, **__: pytest.fail("measured again"))
     for acceptance in (0.2, 0.9):
-        found = replay(text_pair, acceptance, ks=(2,), tokens=12, repeats=1, steps=steps)
+        found = synthetic_runs(text_pair, acceptance, ks=(2,), tokens=12, repeats=1, steps=steps)
         assert found.acceptance == acceptance and found.accounts[0].c == steps.c
 
 
 def test_long_blocks_can_be_replayed(text_pair: Pair) -> None:
     """Longer ones than steps are timed for otherwise."""
-    found = replay(text_pair, 0.5, ks=(2, 12), tokens=14, repeats=1)
+    found = synthetic_runs(text_pair, 0.5, ks=(2, 12), tokens=14, repeats=1)
     assert [each.k for each in found.accounts] == [2, 12] and len(found.models_share) == 2
 
 

@@ -13,7 +13,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import (
     accuracy,
-    beside,
+    compare_engines,
     gpu,
     gpu_job,
     gpu_pair,
@@ -21,9 +21,9 @@ from benchmarks import (
     gpu_tests,
     gpu_work,
     llama_cpp,
-    peers,
     report,
     shapes,
+    transformers_baseline,
 )
 from cascli import load_pair
 from cascli.jobs.profile import blocks_for
@@ -49,10 +49,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def document(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("results") / "peers.json"
+    output = tmp_path_factory.mktemp("results") / "engines.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["benchmarks/peers.py", "-c", "saved"])
-        peers.main(["-c", str(saved), "--prompts", "2", "--max-new-tokens", "8", "-k", "2", "3", "-o", str(output)])
+        patch.setattr(sys, "argv", ["benchmarks/compare_engines.py", "-c", "saved"])
+        compare_engines.main(
+            ["-c", str(saved), "--prompts", "2", "--max-new-tokens", "8", "-k", "2", "3", "-o", str(output)]
+        )
     return output
 
 
@@ -71,26 +73,26 @@ def test_peers_are_measured_on_the_same_tokens(document: Path) -> None:
     assert all(row["tokens"] == 16 and row["same_tokens_as_cascli_target"] == 2 for row in greedy)
     assert found["rows"][0]["ratio_to_first"]["median"] == 1.0
     assert [each["k"] for each in found["predictions"]] == [2, 3]
-    assert found["command"] == "python -m benchmarks.peers -c saved"
+    assert found["command"] == "python -m benchmarks.compare_engines -c saved"
     assert found["versions"].keys() == {"python", "cascli", "torch", "transformers"}
 
 
 def test_last_line_is_the_document(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    peers.main(["-c", str(saved), "--prompts", "1", "--max-new-tokens", "4", "-k", "2", "--no-transformers"])
+    compare_engines.main(["-c", str(saved), "--prompts", "1", "--max-new-tokens", "4", "-k", "2", "--no-transformers"])
     out, err = capsys.readouterr()
-    assert json.loads(out.splitlines()[-1])["schema"] == "cascli.peers/1"
+    assert json.loads(out.splitlines()[-1])["schema"] == "cascli.engines/1"
     assert "prompt 1/1" in err
 
 
 def test_report_is_made_from_the_files(document: Path) -> None:
-    text = report.peers_table([document])
+    text = report.engines_table([document])
     assert "| transformers generate (float32) |" in text
-    assert "k = 2" in text and "python -m benchmarks.peers -c saved" in text
+    assert "k = 2" in text and "python -m benchmarks.compare_engines -c saved" in text
 
 
 def test_prompts_are_of_all_kinds() -> None:
-    assert len(set(peers.spread(6))) == 6
-    assert len(peers.spread(100)) == 30
+    assert len(set(compare_engines.spread(6))) == 6
+    assert len(compare_engines.spread(100)) == 30
 
 
 def script(path: Path, text: str) -> Path:
@@ -113,7 +115,7 @@ def test_llama_cpp_programs_are_read(tmp_path: Path) -> None:
 
 def test_llama_cpp_needs_its_models(saved: Path) -> None:
     with pytest.raises(SystemExit, match="--gguf"):
-        peers.main(["-c", str(saved), "--llama-bench", "x"])
+        compare_engines.main(["-c", str(saved), "--llama-bench", "x"])
 
 
 def test_a_precision_is_compared_along_the_reference(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +283,7 @@ def test_gpu_tests_leave_out_what_needs_no_gpu() -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
-def test_transformers_beside_is_stock(name: str) -> None:
+def test_transformers_baseline_in_child_is_stock(name: str) -> None:
     model = load_pair(pair(300, **ARCHITECTURES[name])).target.model
     before = {where: type(module) for where, module in model.named_modules()}
     ids = torch.arange(9).unsqueeze(0)
@@ -289,7 +291,7 @@ def test_transformers_beside_is_stock(name: str) -> None:
         wanted = model(ids).logits
     assert use_fused_norms(model) and use_fused_rotation(model)
     forwards = {where: vars(module).get("forward") for where, module in model.named_modules()}
-    with beside.stock(model):
+    with transformers_baseline.stock(model):
         assert {where: type(module) for where, module in model.named_modules()} == before
         assert not any("forward" in vars(module) for module in model.modules())
         with torch.inference_mode():

@@ -101,7 +101,7 @@ def test_builtin_prompts(cli) -> None:
 def test_compare_table_and_traces(cli) -> None:
     found = cli("compare", "hello", *TINY, "--color", "never")
     assert found.exit_code == 0
-    for word in ("speed vs", "lossless", "target", "cascade", "rule=opt", "handed over", "≠"):
+    for word in ("speed vs", "lossless", "target", "cascade", "rule=opt", "deferred to", "≠"):
         assert word in found.stdout
     assert "\x1b" not in found.stdout
 
@@ -300,18 +300,18 @@ def test_help_is_quick_and_light() -> None:
 
 
 @pytest.mark.parametrize(("verbose", "said"), [(False, 1), (True, 2)])
-def test_what_recording_took_is_said_where_it_is_much(verbose: bool, said: int) -> None:
+def test_what_capturing_took_is_said_where_it_is_much(verbose: bool, said: int) -> None:
     notes: list[str] = []
     about = {"source": "x", "dtype": "bfloat16", "device": "cuda:0", "cuda_graphs": True}
     draft = ModelInfo(**about, compiled=True, capture_seconds=41.26)
     target = ModelInfo(**about, compiled=False, capture_seconds=0.5)
     plan = SimpleNamespace(screen=SimpleNamespace(note=notes.append, verbose=verbose))
-    Plan.note_recordings(plan, SimpleNamespace(info=SimpleNamespace(draft=draft, target=target)))
+    Plan.note_captures(plan, SimpleNamespace(info=SimpleNamespace(models={"draft": draft, "target": target})))
     assert (
         notes
         == [
-            "compiling and recording the draft model's steps took 41.3 s beforehand",
-            "recording the target model's steps took 0.5 s beforehand",
+            "compiling and capturing the draft model's steps took 41.3 s beforehand",
+            "capturing the target model's steps took 0.5 s beforehand",
         ][:said]
     )
 
@@ -405,7 +405,7 @@ def test_python_opens_the_same_doors(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(SMALL_SWEEP)
     told = []
-    rows = cascli.run_sweep(plan, output=tmp_path / "out", tell=lambda *what: told.append(what))
+    rows = cascli.run_sweep(plan, output=tmp_path / "out", on_progress=lambda *what: told.append(what))
     assert [row.strategy for row in rows] == ["target", "draft", "speculative:k=2"] and len(told) == 6
     with pytest.raises(UsageError, match="--resume goes on"):
         cascli.run_sweep(plan, output=tmp_path / "out")

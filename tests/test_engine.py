@@ -130,7 +130,7 @@ def test_streamed_pieces_are_the_text(text_pair: Pair) -> None:
         strategy="speculative-cascade:rule=opt",
         max_new_tokens=40,
         seed=3,
-        watch=lambda step: said.extend(step.pieces),
+        on_round=lambda step: said.extend(step.pieces),
     )
     assert "".join(said) == run.text
 
@@ -302,7 +302,7 @@ def test_a_run_inside_a_run_is_refused_and_does_no_harm(text_pair: Pair) -> None
             generate(text_pair, "other", **ask)
         refused.append(True)
 
-    assert generate(text_pair, "hello", watch=nosy, **ask).token_ids == wanted
+    assert generate(text_pair, "hello", on_round=nosy, **ask).token_ids == wanted
     assert refused
 
 

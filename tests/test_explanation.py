@@ -141,7 +141,7 @@ def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
     after = account(found.runs[1::2], found.runs, steps).predicted_speed_up
     assert after == pytest.approx(theory.tokens_per_round(why.acceptance, 3, 20) / cost)
     assert why.measured_over_predicted == pytest.approx(why.measured_speed_up / why.predicted_speed_up)
-    assert (f"best k {why.best_k}" if why.best_k else "no k pays") in sentence(why)
+    assert (f"best k {why.best_k}" if why.best_k else "no k gains") in sentence(why)
     assert "target call" in steps_line(steps)
     assert [[each.strategy for each in repeat] for repeat in found.repeats] == [["target", "speculative:k=3"]] * 2
     assert found.spread is not None and found.spread >= 0

@@ -29,5 +29,5 @@ def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> No
 
 
 def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
-    m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, watch=lambda _: time.sleep(0.2)).metrics
+    m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, on_round=lambda _: time.sleep(0.2)).metrics
     assert m.seconds.total < 0.4

@@ -52,7 +52,9 @@ def test_every_block_that_ran_is_timed() -> None:
 def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: Pair) -> None:
     before = generate(text_pair, "hello", max_new_tokens=12, seed=3)
     told: list[tuple[int, int]] = []
-    found = profile(text_pair, 40, blocks=(1, 3, 5), repeats=2, tell=lambda _, done, total: told.append((done, total)))
+    found = profile(
+        text_pair, 40, blocks=(1, 3, 5), repeats=2, on_progress=lambda _, done, total: told.append((done, total))
+    )
     assert sorted(found.target) == [1, 2, 3, 5]
     assert sorted(found.draft) == [1, 2]
     assert all(0 < each.low <= each.median <= each.high for each in (*found.target.values(), *found.draft.values()))

@@ -22,7 +22,7 @@ from cascli.sweep import rule_curves
 from cascli.sweep import worker as module
 from cascli.sweep.plan import Cell, SweepPlan
 from cascli.sweep.quality import agreement
-from cascli.sweep.tasks import Exam, Problem
+from cascli.sweep.tasks import Example, Task
 from cascli.sweep.units import Unit
 from cascli.sweep.worker import Worker, answers
 
@@ -82,7 +82,7 @@ def test_strategies_share_them_within_a_prompt(text_pair: Pair) -> None:
 
 def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SweepPlan(strategies=["target"], temperatures=[1.0], max_new_tokens=24)
-    problems = [Problem("a", "hello"), Problem("b", "hello")]
+    problems = [Example("a", "hello"), Example("b", "hello")]
     cell = Cell(strategy="target", temperature=1.0, seed=0)
     [ours], [theirs] = (answers(text_pair, plan, cell, problem) for problem in problems)
     assert ours.token_ids != theirs.token_ids
@@ -92,24 +92,24 @@ def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: py
     )
     for problem in problems:
         with pytest.raises(pytest.fail.Exception):
-            rule_curves.record(text_pair, plan, Exam("agreement", [problem]), 2)
+            rule_curves.record(text_pair, plan, Task("agreement", [problem]), 2)
     assert [request.prompt_id for request in asked] == ["a", "b"]
 
 
 def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
     plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[1.0], max_new_tokens=6, likelihood=True)
-    problem = Problem("x", "hello", later=("and then?",))
+    problem = Example("x", "hello", later=("and then?",))
     cell = Cell(strategy="speculative:k=2", temperature=1.0, seed=5)
     runs = answers(text_pair, plan, cell, problem)
     settings = resolve(Settings(max_new_tokens=6, temperature=1.0, seed=5))
     wanted = list(converse(text_pair, parse("speculative:k=2"), Prompt(("hello", "and then?"), "x"), settings))
     assert [run.token_ids for run in runs] == [run.token_ids for run in wanted]
-    [record] = Worker(text_pair, plan, Exam("agreement", [problem])).run([Unit(cell, problem)])
+    [record] = Worker(text_pair, plan, Task("agreement", [problem])).run([Unit(cell, problem)])
     assert record.error is None and record.token_ids == [token for run in wanted for token in run.token_ids]
     assert record.target_calls == sum(run.metrics.target_calls for run in wanted)
     assert record.tested == sum(run.metrics.num_tested_draft_tokens for run in wanted)
     assert record.log_likelihood is not None and record.mean_tv == 0
-    assert rule_curves.record(text_pair, plan, Exam("agreement", [problem]), 2).d.q.shape[0] == 12
+    assert rule_curves.record(text_pair, plan, Task("agreement", [problem]), 2).d.q.shape[0] == 12
 
 
 def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(module, "decode", decode)
     plan = SweepPlan(strategies=["speculative:k=6"], temperatures=[1.0], max_new_tokens=5)
-    exam = Exam("agreement", [Problem("a", "x"), Problem("b", "y")])
+    exam = Task("agreement", [Example("a", "x"), Example("b", "y")])
     worker = Worker(text_pair, plan, exam)
     cell = Cell(strategy="speculative:k=6", temperature=1.0, seed=0)
     list(worker.run([Unit(cell, problem) for problem in exam.problems]))

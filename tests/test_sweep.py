@@ -21,7 +21,7 @@ from cascli.sweep import quality, sandbox
 from cascli.sweep.plan import Cell, SweepPlan, load_plan
 from cascli.sweep.records import Header, Record, Records
 from cascli.sweep.table import family, front, rows
-from cascli.sweep.tasks import Problem, exam_of, programs
+from cascli.sweep.tasks import Example, programs, task_of
 
 EXAMPLES = sorted((pairs_folder() / "sweeps").glob("*.yaml"))
 PLAN = """
@@ -356,7 +356,7 @@ def test_library_metrics(metric: str, package: str) -> None:
 def test_a_metric_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(UsageError, match=r"cascli\[metrics\]"):
-        exam_of(SweepPlan(strategies=["draft"], task={"kind": "builtin", "metric": "bleu"}), Path())
+        task_of(SweepPlan(strategies=["draft"], task={"kind": "builtin", "metric": "bleu"}), Path())
     with pytest.raises(UsageError, match="pip install 'cascli\\[metrics\\]'"):
         quality.bleu("a", "a")
 
@@ -365,20 +365,20 @@ def test_tasks_need_what_their_metric_needs(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "reference": "b"}\n{"prompt": "c"}\n')
     plan = SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "q.jsonl", "metric": "f1"})
     with pytest.raises(UsageError, match="prompt 2 has none"):
-        exam_of(plan, tmp_path)
-    assert len(exam_of(plan.model_copy(update={"limit": 1}), tmp_path).problems) == 1
+        task_of(plan, tmp_path)
+    assert len(task_of(plan.model_copy(update={"limit": 1}), tmp_path).problems) == 1
     with pytest.raises(UsageError, match="pass@1 needs the task humaneval"):
-        exam_of(SweepPlan(strategies=["draft"], task={"metric": "pass@1"}), tmp_path)
+        task_of(SweepPlan(strategies=["draft"], task={"metric": "pass@1"}), tmp_path)
     (tmp_path / "twice.jsonl").write_text('{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "c"}\n')
     with pytest.raises(UsageError, match="two prompts have the id 'x'"):
-        exam_of(SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "twice.jsonl"}), tmp_path)
+        task_of(SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "twice.jsonl"}), tmp_path)
 
 
 # ---- code
 
 
 def test_answers_become_programs() -> None:
-    problem = Problem(
+    problem = Example(
         "p", "ask", "def double(x):\n    '''Twice x.'''\n", "double", "def check(f):\n    assert f(2) == 4\n"
     )
     whole = "Sure!\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
@@ -474,20 +474,20 @@ def test_few_prompts_have_a_range() -> None:
     assert found.quality_vs_target_interval_kind == "no scatter"
 
 
-# ---- replay
+# ---- rule curves
 
 
 def test_replay_judges_the_rules_as_runs_do() -> None:
     """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
     from cascli import load_pair
-    from cascli.sweep.rule_curves import judge, record
-    from cascli.sweep.tasks import Exam
+    from cascli.sweep.rule_curves import record, rule_estimates
+    from cascli.sweep.tasks import Task
     from tests.pairs import pair
 
     loaded = load_pair(pair(300))
     plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=40)
-    exam = Exam("agreement", [Problem(str(i), f"prompt {i}") for i in range(6)])
-    found = judge(record(loaded, plan, exam, k=3), 3, 1.0)
+    exam = Task("agreement", [Example(str(i), f"prompt {i}") for i in range(6)])
+    found = rule_estimates(record(loaded, plan, exam, k=3), 3, 1.0)
     assert len(found) == 6 * 33
     by = {(each.rule, each.alpha): each for each in found}
     assert by["chow", 1.0].acceptance == pytest.approx(1, abs=1e-5)  # keeps q everywhere
@@ -524,7 +524,7 @@ def laws(kind: str, width: int, positions: int = 12) -> Any:
 @pytest.mark.parametrize("kind", ["zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss"])
 def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
     """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
-    from cascli.sweep.rule_curves import HEAD, Seen, compact, judged, keep_rules, seen_of
+    from cascli.sweep.rule_curves import HEAD, Seen, compact, keep_rules, rule_estimate, seen_of
 
     full = laws(kind, 20_000)
     small = seen_of(compact(full))
@@ -533,7 +533,7 @@ def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
     assert tail > 1e-4 or kind == "zipf 2.5"
     for name, rule in keep_rules():
         for alpha in (0.0, 0.1, 0.3, 0.6):
-            exact, found = (judged(name, rule, alpha, seen, 4, 1.0) for seen in (Seen(full, small.tail), small))
+            exact, found = (rule_estimate(name, rule, alpha, seen, 4, 1.0) for seen in (Seen(full, small.tail), small))
             off = 1e-5 if name in ("chow", "diff", "opt") else tail + 1e-5
             for field in ("acceptance", "deferral_rate", "mean_tv"):
                 assert getattr(found, field) == pytest.approx(getattr(exact, field), abs=off), (name, alpha, field)
@@ -541,9 +541,9 @@ def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
 
 def test_a_budget_is_searched_over_each_rules_own_range() -> None:
     """From the lossless end, at negative alphas for some rules, to the draft's own; a miss is called one."""
-    from cascli.sweep.judged import strategies_of
     from cascli.sweep.plan import Match
     from cascli.sweep.rule_curves import Seen, compact, match, seen_of
+    from cascli.sweep.rule_estimate import strategies_of
 
     seen: Seen = seen_of(compact(laws("zipf 1.5", 3000, positions=400)))
     names = ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"]
@@ -561,8 +561,8 @@ def test_a_budget_is_searched_over_each_rules_own_range() -> None:
 
 
 def test_what_is_matched_runs_at_its_own_temperature_alone() -> None:
-    from cascli.sweep.judged import Matched, strategies_of
     from cascli.sweep.plan import with_strategies
+    from cascli.sweep.rule_estimate import Matched, strategies_of
 
     def matched(temperature: float, alpha: float, met: bool = True) -> Matched:
         return Matched(rule="opt", alpha=alpha, temperature=temperature, k=4, budget=0.4, predicted=0.4, met=met)
@@ -599,7 +599,9 @@ def test_budgets_find_an_alpha_for_every_rule(plan_file: Path, tmp_path: Path) -
 
 
 def test_replay_on_the_command_line(plan_file: Path, tmp_path: Path) -> None:
-    found = run(str(plan_file), "-o", str(tmp_path / "out"), "--replay", "--limit", "1")
+    found = run(str(plan_file), "-o", str(tmp_path / "out"), "--rule-curves", "--limit", "1")
     assert found.exit_code == 0, found.output
     assert "token-v3" in found.stdout and "prefixes" in found.stderr
-    assert len((tmp_path / "out" / "replay.csv").read_text().splitlines()) == 1 + 2 * 6 * 33  # at both temperatures
+    assert (
+        len((tmp_path / "out" / "rule-curves.csv").read_text().splitlines()) == 1 + 2 * 6 * 33
+    )  # at both temperatures

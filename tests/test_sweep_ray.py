@@ -14,7 +14,7 @@ from cascli.config import load_config
 from cascli.errors import RunError, UsageError
 from cascli.sweep.plan import load_plan
 from cascli.sweep.records import Record, Records
-from cascli.sweep.tasks import exam_of
+from cascli.sweep.tasks import task_of
 from cascli.sweep.units import units
 
 PLAN = """
@@ -101,7 +101,7 @@ def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
     from cascli.sweep.ray_executor import RayExecutor
 
     plan = load_plan(plan_file)
-    exam = exam_of(plan, plan_file.parent)
+    exam = task_of(plan, plan_file.parent)
     work = list(units(plan, exam))
     with RayExecutor(load_config(plan.pair), plan, exam, address=address) as cluster:
         cluster.about()
@@ -121,7 +121,7 @@ def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) ->
     from cascli.sweep.ray_executor import RayExecutor
 
     plan = load_plan(plan_file).model_copy(update={"device": "cuda"})
-    exam = exam_of(plan, plan_file.parent)
+    exam = task_of(plan, plan_file.parent)
     failing = RayExecutor(load_config(plan.pair), plan, exam, address=address)
     with failing as cluster, pytest.raises(RunError, match=r"a worker could not start: .*CUDA"):
         cluster.about()
@@ -135,7 +135,7 @@ def test_what_the_cluster_cannot_give_is_said_at_once(
 
     plan = load_plan(plan_file).model_copy(update={"device": device})
     with pytest.raises(UsageError, match=words):
-        RayExecutor(load_config(plan.pair), plan, exam_of(plan, Path()), address=address, workers=workers)
+        RayExecutor(load_config(plan.pair), plan, task_of(plan, Path()), address=address, workers=workers)
 
 
 def test_without_ray_it_says_what_to_install(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

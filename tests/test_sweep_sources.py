@@ -12,7 +12,7 @@ from cascli.cli.app import app
 from cascli.errors import ConfigError, RunError, UsageError
 from cascli.sweep.plan import SweepPlan, load_plan
 from cascli.sweep.records import Records
-from cascli.sweep.tasks import exam_of
+from cascli.sweep.tasks import task_of
 
 ROWS = [{"question": f"What is {n} and {n}?", "answer": f"It is #### {2 * n}"} for n in range(1, 6)]
 
@@ -33,10 +33,10 @@ def plan(**task: object) -> SweepPlan:
 
 
 def test_columns_become_prompts_and_references(folder: Path) -> None:
-    exam = exam_of(plan(prompt="Q: {question}").model_copy(update={"limit": 3}), folder)
+    exam = task_of(plan(prompt="Q: {question}").model_copy(update={"limit": 3}), folder)
     assert [problem.prompt for problem in exam.problems] == [f"Q: What is {n} and {n}?" for n in (1, 2, 3)]
     assert exam.problems[2].reference == "It is #### 6" and exam.problems[0].id == "test-0"
-    assert exam.judge(exam.problems[2], "I think it is 6.", [], None) == 1
+    assert exam.score(exam.problems[2], "I think it is 6.", [], None) == 1
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_columns_become_prompts_and_references(folder: Path) -> None:
 )
 def test_a_column_that_is_not_there_is_named(folder: Path, change: dict, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        exam_of(plan(**change), folder)
+        task_of(plan(**change), folder)
     assert words in str(caught.value)
 
 
 def test_a_split_that_is_not_there_is_an_error(folder: Path) -> None:
     with pytest.raises(RunError, match="dataset 'sums'"):
-        exam_of(plan(split="train"), folder)
+        task_of(plan(split="train"), folder)
 
 
 def test_a_dataset_on_no_disk_and_offline_is_an_error(folder: Path) -> None:
     with pytest.raises(RunError, match="dataset 'nobody/nothing'"):
-        exam_of(plan(path="nobody/nothing"), folder, offline=True)
+        task_of(plan(path="nobody/nothing"), folder, offline=True)
 
 
 def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'cascli\[datasets\]'"):
-        exam_of(plan(), tmp_path)
+        task_of(plan(), tmp_path)
 
 
 def test_a_dataset_needs_a_path(tmp_path: Path) -> None:

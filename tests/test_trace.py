@@ -71,7 +71,7 @@ def test_compare_totals_over_totals(text_pair: Pair) -> None:
         max_new_tokens=8,
         temperature=0,
         runs=2,
-        begin=lambda s, done: seen.append((s.name, done)),
+        on_start=lambda s, done: seen.append((s.name, done)),
     )
     assert [name for name, _ in seen[:4]] == ["target", "speculative", "draft", "target"]
     assert len(seen) == 12

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cascli import Pair, audit, load_pair
 from cascli.audit import joint, law, numerics, parity, rounds, tables
-from cascli.audit.report import Audit, Check, judged
+from cascli.audit.report import Audit, Check, check_of
 from cascli.cli.app import app
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_cache import GraphCache
@@ -150,7 +150,7 @@ def test_parity_names_a_difference_and_judges_it(text_pair: Pair, monkeypatch: p
 
 
 def test_not_a_number_is_a_failure() -> None:
-    assert judged("cache", "x", float("nan"), 1.0, 0.0).status == "fail"
+    assert check_of("cache", "x", float("nan"), 1.0, 0.0).status == "fail"
 
 
 def test_audit_without_a_tokenizer_skips_what_needs_one(id_pair: Pair) -> None:

@@ -15,7 +15,7 @@ from cascli.trace import Data, ModelInfo, PairInfo
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-class Replay(Data):
+class SyntheticRuns(Data):
     """Speculation at a chosen acceptance rate beside the target alone; its text means nothing."""
 
     acceptance: float
@@ -41,7 +41,7 @@ class Bench(Data):
     """Bytes read and written by a plain copy in the device's memory: the ceiling."""
     profiles: list[Profile] = Field(min_length=1)
     """One for each context length, the shortest first."""
-    synthetic: Replay | None = None
+    synthetic: SyntheticRuns | None = None
     environment: dict[str, str]
 
     def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:
@@ -89,10 +89,10 @@ class Prospect(Data):
 
 def prospects(profile: Profile) -> list[Prospect]:
     """The best block length and its speed-up for several acceptance rates."""
-    found, longest = [], profile.longest - 1
+    table, longest = [], profile.longest - 1
     for a in ACCEPTANCES:
         k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1), longest)
         gain = theory.speed_up(a, k, profile.c, profile.v(k + 1))
         pays = gain > 1
-        found.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
-    return found
+        table.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
+    return table

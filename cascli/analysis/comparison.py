@@ -142,12 +142,12 @@ def _repeat(runs: Sequence[Run]) -> Repeat:
 def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
     """Interquartile range over median of the steps of `target`; None for fewer than eight of them."""
     steps = [
-        step.seconds.verify
+        round_.seconds.verify
         for columns in repeats
         for runs in columns
         for run in runs
         if run.strategy == "target"
-        for step in run.rounds
+        for round_ in run.rounds
     ]
     if len(steps) < 8:
         return None
@@ -215,7 +215,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         same_as_target=all(place is None for place in divergences) if base is not None else None,
         ttft=percentiles([run.metrics.ttft_seconds for run in every]),
         seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every]),
-        round_seconds=percentiles([step.seconds.total for run in every for step in run.rounds[1:]]),
+        round_seconds=percentiles([round_.seconds.total for run in every for round_ in run.rounds[1:]]),
         other_share=sum(each.other for each in totals) / sum(each.total for each in totals),
         flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
         weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
@@ -234,12 +234,12 @@ def _scatter(
             median([_speed([repeat[column][i]]) / _speed([repeat[base][i]]) for repeat in repeats])
             for i in range(prompts)
         ]
-    found = median_interval(ratios)
-    if found is None:
+    interval = median_interval(ratios)
+    if interval is None:
         return {"speed_interval": None}
     return {
-        "speed_interval": (found.low, found.high),
-        "speed_interval_kind": found.kind,
+        "speed_interval": (interval.low, interval.high),
+        "speed_interval_kind": interval.kind,
         "speed_interval_over": over,
     }
 

@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     flops: float | None
     """Floating point operations of both models; None if the size of one is not known."""
     weight_bytes: float | None
-    """Bytes of weights that both models read, likewise."""
+    """Bytes of weights that both models read; None if the size of one is not known."""
 
 
 def cost_of(pair: PairInfo, draft: Use, target: Use) -> Cost:

@@ -167,9 +167,9 @@ class _Gains:
     def __init__(
         self, drafting: Sequence[Run], target: Sequence[Run], costs: Costs, k: int, *, with_prompt: bool
     ) -> None:
-        rounds = [step for run in drafting for step in run.rounds]
+        rounds = [round_ for run in drafting for round_ in run.rounds]
         self.costs = costs
-        self.acceptance = _total(drafting, "num_accepted_draft_tokens") / sum(tested_count(step) for step in rounds)
+        self.acceptance = _total(drafting, "num_accepted_draft_tokens") / sum(tested_count(round_) for round_ in rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self.extra = (calls - drafts) / len(rounds) if calls else 0.0
         """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
@@ -177,7 +177,7 @@ class _Gains:
         self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
         full = all(_full(run, k) for run in drafting)
-        self._blocks = None if full else Counter(len(step.drafted) for step in rounds)
+        self._blocks = None if full else Counter(len(round_.drafted) for round_ in rounds)
         """How often a round drafted how many tokens, where that was not always k."""
         self.drafted = None if full else drafts / len(rounds)
         self.longest = costs.longest if full else min(costs.longest, k)
@@ -236,10 +236,10 @@ class _Gains:
 def _full(run: Run, k: int) -> bool:
     """Whether every round drafted k tokens but those that had no room for them at the end of the answer."""
     at = 0
-    for step in run.rounds:
-        if len(step.drafted) < k and at + k < len(run.token_ids):
+    for round_ in run.rounds:
+        if len(round_.drafted) < k and at + k < len(run.token_ids):
             return False
-        at += len(step.emitted)
+        at += len(round_.emitted)
     return True
 
 

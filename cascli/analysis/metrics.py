@@ -29,17 +29,17 @@ def tested_count(step: Round) -> int:
 def acceptance_histogram(rounds: Sequence[Round], k: int) -> list[int]:
     """Entry j of k + 1: in how many rounds exactly j drafted tokens were kept."""
     counts = [0] * (k + 1)
-    for step in rounds:
-        counts[accepted_count(step)] += 1
+    for round_ in rounds:
+        counts[accepted_count(round_)] += 1
     return counts
 
 
 def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
     """Entry i: the share of the rounds that drafted a token at position i in which it was kept."""
-    longest = max((len(step.drafted) for step in rounds), default=0)
+    longest = max((len(round_.drafted) for round_ in rounds), default=0)
     shares = []
     for i in range(longest):
-        there = [step for step in rounds if len(step.drafted) > i]
+        there = [round_ for round_ in rounds if len(round_.drafted) > i]
         shares.append(sum(step.drafted[i].accepted for step in there) / len(there))
     return shares
 
@@ -78,11 +78,11 @@ def summarise(
 
     `deferral_rate` overrides the mean over positions, for strategies that decide once an answer.
     """
-    emitted = [token for step in rounds for token in step.emitted]
+    emitted = [token for round_ in rounds for token in round_.emitted]
     count = len(emitted)
-    drafted = sum(len(step.drafted) for step in rounds)
-    accepted = sum(accepted_count(step) for step in rounds)
-    tested = sum(tested_count(step) for step in rounds)
+    drafted = sum(len(round_.drafted) for round_ in rounds)
+    accepted = sum(accepted_count(round_) for round_ in rounds)
+    tested = sum(tested_count(round_) for round_ in rounds)
     mean_tv, max_tv, lossless = _distortion(emitted)
     deferrals = [token.deferral for token in emitted if token.deferral is not None]
     return Metrics(

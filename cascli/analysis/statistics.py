@@ -37,9 +37,9 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     in at most one of twenty samples: each value is above it with probability 1/2.
     """
     n = len(values)
-    found = _range(values)
-    if found is None or found.kind == "no scatter" or n < FEWEST:
-        return found
+    whole = _range(values)
+    if whole is None or whole.kind == "no scatter" or n < FEWEST:
+        return whole
     outside, rank = 2 * 0.5**n, 1
     while outside + 2 * math.comb(n, rank) * 0.5**n <= 1 - LEVEL:
         outside += 2 * math.comb(n, rank) * 0.5**n
@@ -67,9 +67,9 @@ def difference_interval(values: Sequence[float]) -> Interval | None:
     Student's, with a quarter of a made-up difference at either end. Where all differences are the same they say nothing
     of how they vary: that is told instead.
     """
-    found = _range(values)
-    if found is None or found.kind == "no scatter" or len(values) < FEWEST:
-        return found
+    whole = _range(values)
+    if whole is None or whole.kind == "no scatter" or len(values) < FEWEST:
+        return whole
     return _student(values, -1.0, 1.0, 0.25)
 
 

@@ -47,7 +47,7 @@ def audit(
     strategies: Sequence[Strategy] | None = None,
     *,
     quick: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
     config: PairConfig | None = None,
 ) -> Audit:
     """Check a pair on this machine.
@@ -56,14 +56,14 @@ def audit(
         pair: from `load_pair`.
         strategies: whose laws to check; by default all kinds.
         quick: a smaller sample of everything.
-        tell: told what is being checked.
+        on_progress: told what is being checked.
         config: where the pair came from, to check its files too.
     """
     start = time.perf_counter()
     effort = QUICK if quick else FULL
     if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
         effort = replace(effort, runs=effort.runs // 3)
-    checks = [*_weights(config, tell), *_checks(pair, strategies, effort, tell)]
+    checks = [*_weights(config, on_progress), *_checks(pair, strategies, effort, on_progress)]
     return Audit(
         pair=pair.info,
         passed=all(check.status != "fail" for check in checks),
@@ -73,46 +73,46 @@ def audit(
     )
 
 
-def _weights(config: PairConfig | None, tell: Callable[[str], None]) -> Iterator[Check]:
+def _weights(config: PairConfig | None, on_progress: Callable[[str], None]) -> Iterator[Check]:
     """Files are read whole: gigabytes, which take as long as the disk does."""
     if config is not None:
-        tell("weights on disk")
+        on_progress("weights on disk")
         yield from files.files(config)
 
 
 def _checks(
-    pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, tell: Callable[[str], None]
+    pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, on_progress: Callable[[str], None]
 ) -> Iterator[Check]:
-    tell("tokenizer")
+    on_progress("tokenizer")
     yield from tokens.tokens(pair)
-    tell("cache and blocks")
+    on_progress("cache and blocks")
     numerical = list(numerics.numerics(pair, effort.rewinds))
     yield from numerical
-    yield from _laws(pair, strategies, effort, tell)
+    yield from _laws(pair, strategies, effort, on_progress)
     if pair.tokenizer is None:
         yield skipped("parity", "speculative:k=4 against target", "this pair has no tokenizer for the built-in prompts")
         return
-    tell("greedy parity")
+    on_progress("greedy parity")
     yield from parity.parity(
         pair, builtin()[:: max(30 // effort.prompts, 1)][: effort.prompts], effort.tokens, _tolerance(pair, numerical)
     )
 
 
 def _laws(
-    pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, tell: Callable[[str], None]
+    pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, on_progress: Callable[[str], None]
 ) -> Iterator[Check]:
     """Exact laws on the likeliest tokens, then sampled joint laws on the same trees."""
     chosen = list(strategies) if strategies else [parse(text) for text in default_strategies()]
     names = None if not strategies else _rule_names(chosen)
-    tell("tabulating the models' distributions")
+    on_progress("tabulating the models' distributions")
     trees = [tables.tabulate(pair, ids, LIKELIEST, 1) for ids in _prompts(pair, effort.trees)]
     yield from law.worst_of(trees, names)
-    tell("rounds of every length")
+    on_progress("rounds of every length")
     yield from rounds.rounds(pair, trees[0], chosen)
-    tell("joint law of two tokens")
+    on_progress("joint law of two tokens")
     yield from joint.joint_laws(pair, trees[0], chosen, effort.runs)
     if effort.deep:
-        tell("joint law of three tokens")
+        on_progress("joint law of three tokens")
         deep = tables.tabulate(pair, _prompts(pair, 1)[0], LIKELIEST // 3, 2)
         yield from joint.joint_laws(pair, deep, chosen, effort.runs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cascli.audit.report import Check, judged, skipped
+from cascli.audit.report import Check, check_of, skipped
 from cascli.config import PairConfig, RandomSource
 from cascli.weights import store
 
@@ -19,4 +19,4 @@ def files(config: PairConfig) -> Iterator[Check]:
         if changed is None:
             yield skipped("weights", role, "no sha256 was recorded for these files")
         else:
-            yield judged("weights", role, len(changed), 0, 0.0, ", ".join(changed))
+            yield check_of("weights", role, len(changed), 0, 0.0, ", ".join(changed))

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cascli.audit.report import Check, judged, skipped
+from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.tables import Text, Tree, tabulated
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
@@ -103,4 +103,4 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
         law = joint_law(tree, rule, length)
         statistic = deviation(sampled(small, strategy, length, runs), law, runs)
         detail = f"{runs} runs of {length} tokens, {len(law)} texts"
-        yield judged("joint law", strategy.spec, statistic, SIGMAS, false_alarm(law, runs), detail)
+        yield check_of("joint law", strategy.spec, statistic, SIGMAS, false_alarm(law, runs), detail)

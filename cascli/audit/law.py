@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cascli import rules
-from cascli.audit.report import Check, judged
+from cascli.audit.report import Check, check_of
 from cascli.audit.tables import Text, Tree
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions, rejection
@@ -62,7 +62,7 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
             worst[name] = max(worst.get(name, 0.0), error)
     for name, error in worst.items():
         alphas = "" if name == "speculative" else f" x {len(ALPHAS)} alphas"
-        yield judged("law", name, error, BOUND, 0.0, f"{len(draft)} positions x {len(SAMPLINGS)} samplings{alphas}")
+        yield check_of("law", name, error, BOUND, 0.0, f"{len(draft)} positions x {len(SAMPLINGS)} samplings{alphas}")
 
 
 def _tables(trees: Sequence[Tree]) -> tuple[list[dict[Text, Tensor]], list[dict[Text, Tensor]]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cascli.audit.report import Check, judged
+from cascli.audit.report import Check, check_of
 from cascli.models.calls import Calls
 from cascli.models.pair import LoadedModel, Pair
 
@@ -73,7 +73,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     note = f"{steps} rewinds, up to {len(text)} tokens"
     if slides is not None:
         note += f", {'beyond' if reach else 'not beyond'} its window of {slides}"
-    return judged("cache", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, note)
+    return check_of("cache", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, note)
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
         worst = max(worst, difference(runner.forward(tokens[:n], n), alone[:n]))
     runner.reset()
     detail = f"blocks of 2 to {BLOCK} against single tokens" + ("" if worst else ": the same bits")
-    return judged("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
+    return check_of("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
 
 
 def _ids(tokens: list[int], model: LoadedModel) -> Tensor:

@@ -40,7 +40,7 @@ class Audit(Data):
         return self.model_dump_json(by_alias=True)
 
 
-def judged(kind: str, subject: str, statistic: float, bound: float, false_alarm: float, detail: str = "") -> Check:
+def check_of(kind: str, subject: str, statistic: float, bound: float, false_alarm: float, detail: str = "") -> Check:
     """A check that passes if its statistic is a number and does not exceed its bound."""
     return Check(
         kind=kind,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cascli.audit.joint import rule_of
-from cascli.audit.report import Check, judged
+from cascli.audit.report import Check, check_of
 from cascli.audit.tables import Tree, path_of
 from cascli.decoding.verification import decide_round, plain_round
 from cascli.kernels.layout import RoundFacts
@@ -46,7 +46,7 @@ def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[C
             continue
         different = [_differs(pair, tree, rule, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
         detail = f"{len(different)} rounds of up to {LONGEST}; {path_of(pair, tree)}"
-        yield judged("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
+        yield check_of("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
 
 
 def drawn_together(tree: Tree) -> Tree:

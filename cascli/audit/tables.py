@@ -47,8 +47,8 @@ def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> T
     dtype = pair.target.runner.forward(prompt[:1], 1).dtype
     firsts = [_after(model, prompt) for model in pair.models.values()]
     likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
-    found = {role: _table(model, prompt, likely, depth) for role, model in pair.models.items()}
-    return Tree(len(likely), depth, found.get("draft", found["target"]), found["target"], dtype)
+    tables = {role: _table(model, prompt, likely, depth) for role, model in pair.models.items()}
+    return Tree(len(likely), depth, tables.get("draft", tables["target"]), tables["target"], dtype)
 
 
 def _after(model: LoadedModel, prompt: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _after(model: LoadedModel, prompt: Tensor) -> Tensor:
 
 def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> dict[Text, Tensor]:
     """Logits after every text, walking the tree depth first so that each text costs one token."""
-    found: dict[Text, Tensor] = {(): _after(model, prompt)[likely]}
+    table: dict[Text, Tensor] = {(): _after(model, prompt)[likely]}
     base = len(prompt)
 
     def walk(text: Text) -> None:
@@ -67,11 +67,11 @@ def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> di
         for i in range(len(likely)):
             model.runner.truncate(base + len(text))
             longer = (*text, i)
-            found[longer] = model.runner.forward(likely[i : i + 1], 1)[0].double()[likely]
+            table[longer] = model.runner.forward(likely[i : i + 1], 1)[0].double()[likely]
             walk(longer)
 
     walk(())
-    return {text: logits.cpu() for text, logits in found.items()}
+    return {text: logits.cpu() for text, logits in table.items()}
 
 
 class TableRunner(Runner):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cascli.audit.report import Check, judged, skipped
+from cascli.audit.report import Check, check_of, skipped
 from cascli.models.pair import Pair
 
 SAMPLES = (
@@ -21,19 +21,19 @@ def tokens(pair: Pair) -> Iterator[Check]:
     """Round trips, end-of-text ids, and padded rows."""
     masked = f"{pair.info.masked_rows[0]} and {pair.info.masked_rows[1]} padded rows masked, {pair.vocab} tokens"
     smallest = min(pair.info.masked_rows)
-    yield judged("tokenizer", "padded rows", float(max(-smallest, 0)), 0.0, 0.0, masked)
+    yield check_of("tokenizer", "padded rows", float(max(-smallest, 0)), 0.0, 0.0, masked)
     tokenizer = pair.tokenizer
     if tokenizer is None:
         yield skipped("tokenizer", "round trip", "this pair has no tokenizer")
         return
     broken = [text for text in SAMPLES if _round_trip(tokenizer, text) != text]
     detail = f"{len(SAMPLES)} texts" + (f"; not restored: {broken[0]!r}" if broken else "")
-    yield judged("tokenizer", "round trip", float(len(broken)), 0.0, 0.0, detail)
+    yield check_of("tokenizer", "round trip", float(len(broken)), 0.0, 0.0, detail)
     outside = [token for token in pair.eos_ids if token >= pair.vocab]
     names = ", ".join(
         f"{token} {tokenizer.convert_ids_to_tokens(token)}" for token in sorted(pair.eos_ids - set(outside))
     )
-    yield judged("tokenizer", "end of text", float(len(outside)), 0.0, 0.0, names or "no end-of-text id")
+    yield check_of("tokenizer", "end of text", float(len(outside)), 0.0, 0.0, names or "no end-of-text id")
 
 
 def _round_trip(tokenizer: object, text: str) -> str:

@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-DECODE, CHECK, LOOK = "Decode", "Check", "Look things up"
+DECODE, CHECK, LOOK = "Decode", "Check", "Info"
 for module, panel in (
     (generate, DECODE),
     (compare, DECODE),

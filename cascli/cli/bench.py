@@ -68,7 +68,7 @@ def command(
     from cascli.jobs.profile import BLOCKS
 
     with Progress(plan.screen, "warming up", counted=True) as progress:
-        found = bench(
+        result = bench(
             pair,
             contexts=contexts,
             blocks=BLOCKS if longest_block is None else range(1, longest_block + 1),
@@ -76,20 +76,20 @@ def command(
             synthetic_acceptance=synthetic_acceptance,
             ks=(2, 4, 6) if k is None else (k,),
             tokens=plan.settings.max_new_tokens,
-            tell=progress.step,
+            on_progress=progress.step,
         )
     if plan.settings.json_output:
-        print(found.to_json())
+        print(result.to_json())
     else:
-        print_bench(found, plan.screen)
+        print_bench(result, plan.screen)
     plan.note_captures(pair)
     if plan.settings.output:
-        files.write(Path(plan.settings.output), found.to_json(indent=1) + "\n")
+        files.write(Path(plan.settings.output), result.to_json(indent=1) + "\n")
         plan.screen.note(f"wrote {plan.settings.output}")
     if plot is not None:
         from cascli.render.plots import plot_bench
 
-        plot_bench(found, plot)
+        plot_bench(result, plot)
         plan.screen.note(f"wrote {plot}")
 
 
@@ -100,12 +100,12 @@ def lengths(text: str) -> list[int]:
         UsageError: something in it is not a positive number.
     """
     try:
-        found = [int(part) for part in text.split(",")]
+        contexts = [int(part) for part in text.split(",")]
     except ValueError:
-        found = [0]
-    if min(found) < 1:
+        contexts = [0]
+    if min(contexts) < 1:
         raise UsageError(f"--context: expected positive numbers with commas between, such as 128,2048 (got '{text}')")
-    return found
+    return contexts
 
 
 def _check_files(output: str | None, plot: Path | None) -> None:

@@ -64,18 +64,18 @@ def command(
         export.check_suffix(output)
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
-    found, whole = _compare(plan, pair, strategies, prompts, runs, measure)
+    comparison, whole = _compare(plan, pair, strategies, prompts, runs, measure)
     if plan.settings.json_output:
-        print(found.to_json())
+        print(comparison.to_json())
     else:
-        print_explanation(found, plan.screen)
+        print_explanation(comparison, plan.screen)
     if output:
-        files.write(output, as_file(found, output.suffix))
+        files.write(output, as_file(comparison, output.suffix))
         plan.screen.note(f"wrote {output}")
     plan.note_captures(pair)
     if not whole:
         raise KeyboardInterrupt
-    _check(found, require_lossless, min_speedup)
+    _check(comparison, require_lossless, min_speedup)
 
 
 def _compare(
@@ -99,8 +99,8 @@ def _compare(
             strategies,
             plan.settings,
             runs=runs,
-            begin=lambda strategy, done: progress.step(strategy.name, done, total),
-            watch=lambda _: progress.tick(),
+            on_start=lambda strategy, done: progress.step(strategy.name, done, total),
+            on_round=lambda _: progress.tick(),
         )
     if not plan.settings.json_output:
         print_results(done.comparison(), plan.screen)
@@ -114,13 +114,13 @@ def _compare(
         return done.comparison(), False
 
 
-def as_file(found: Comparison, suffix: str) -> str:
+def as_file(comparison: Comparison, suffix: str) -> str:
     """The comparison as the text of a file of this kind."""
     from cascli.render import export
 
     if suffix == ".json":
-        return found.to_json() + "\n"
-    return export.markdown(found.summary) if suffix == ".md" else export.to_csv(found.summary)
+        return comparison.to_json() + "\n"
+    return export.markdown(comparison.summary) if suffix == ".md" else export.to_csv(comparison.summary)
 
 
 def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
@@ -133,12 +133,12 @@ def _check_request(strategies: list[Strategy], min_speedup: float | None) -> Non
         raise UsageError("--min-speedup needs a positive number, the strategy target, and another one.")
 
 
-def _check(found: Comparison, require_lossless: bool, min_speedup: float | None) -> None:
+def _check(comparison: Comparison, require_lossless: bool, min_speedup: float | None) -> None:
     """Raise if a requested check failed."""
-    lossy = [row.strategy for row in found.summary if not row.lossless]
+    lossy = [row.strategy for row in comparison.summary if not row.lossless]
     if require_lossless and lossy:
         raise CheckFailed(f"not lossless (--require-lossless): {', '.join(lossy)}")
     if min_speedup is not None:
-        speeds = [row.speed_vs_target or 0.0 for row in found.summary if row.strategy != "target"]
+        speeds = [row.speed_vs_target or 0.0 for row in comparison.summary if row.strategy != "target"]
         if max(speeds, default=0.0) < min_speedup:
             raise CheckFailed(f"no strategy reached {min_speedup}x the target's speed (--min-speedup).")

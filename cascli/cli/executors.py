@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cascli.config import PairConfig
     from cascli.sweep.plan import SweepPlan
     from cascli.sweep.run import Executor
-    from cascli.sweep.tasks import Exam
+    from cascli.sweep.tasks import Task
 
 
 class Kind(StrEnum):
@@ -25,18 +25,18 @@ class Kind(StrEnum):
 
 @contextmanager
 def executor_of(
-    kind: Kind, plan: SweepPlan, exam: Exam, settings: common.Plan, address: str | None, workers: int | None
+    kind: Kind, plan: SweepPlan, task: Task, settings: common.Plan, address: str | None, workers: int | None
 ) -> Iterator[Executor]:
     """A worker in this process, or a cluster of them."""
     if kind is Kind.LOCAL:
         from cascli.sweep.worker import Worker
 
-        yield Worker(settings.load_as(plan.device, plan.chosen_dtype), plan, exam)
+        yield Worker(settings.load_as(plan.device, plan.chosen_dtype), plan, task)
         return
     from cascli.sweep.ray_executor import RayExecutor
 
     offline = settings.settings.offline
-    with RayExecutor(_config(settings), plan, exam, address=address, workers=workers, offline=offline) as cluster:
+    with RayExecutor(_config(settings), plan, task, address=address, workers=workers, offline=offline) as cluster:
         yield cluster
 
 

@@ -62,7 +62,7 @@ def check_output(path: Path) -> None:
 
 def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -> list[Run]:
     """Answer one conversation, streaming it unless JSON was asked for."""
-    from cascli.jobs.generate import Watcher, converse
+    from cascli.jobs.generate import OnRound, converse
     from cascli.render.stream import AnswerStream
     from cascli.render.summary import lines
     from cascli.trace import Handover
@@ -76,8 +76,8 @@ def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -
         else:
             view.round(step.round, step.pieces)  # type: ignore[attr-defined]
 
-    watch: Watcher | None = None if plan.settings.json_output else show
-    for run in converse(pair, strategy, prompt, plan.settings, watch):
+    on_round: OnRound | None = None if plan.settings.json_output else show
+    for run in converse(pair, strategy, prompt, plan.settings, on_round):
         done.append(run)
         if not plan.settings.json_output:
             view.end()

@@ -1,6 +1,6 @@
 """The flags that commands share, each defined once, and the decorator that adds them to a command.
 
-A command that asks for shared flags receives one `Flags` object in their place: the pair's name and
+A command that asks for common options receives one `Flags` object in their place: the pair's name and
 what the user gave, checked. Precedence is settled later, when the pair's file is known.
 """
 
@@ -95,7 +95,7 @@ class Flags:
 
 
 def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Give a command the named shared flags (all of them if none is named), passed on as `flags`."""
+    """Give a command the named common options (all of them if none is named), passed on as `flags`."""
     wanted: Sequence[str] = keys or tuple(SHARED)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:

@@ -67,9 +67,9 @@ def _changed(role: str, source: Source, view: Screen) -> list[str]:
     from cascli.weights import store
 
     with Progress(view, f"{role}: reading {source}"):
-        found, folder = store.changed(source), store.locate(source)
-    if found is None:
+        changed, folder = store.changed(source), store.locate(source)
+    if changed is None:
         view.note(f"{role}: {folder}: no sha256 was recorded (a folder of your own, or made by an older cascli)")
-    elif not found:
+    elif not changed:
         view.note(f"{role}: {folder}: as it was fetched")
-    return [f"{folder}/{name}" for name in found or []]
+    return [f"{folder}/{name}" for name in changed or []]

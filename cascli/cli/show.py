@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cascli.trace import Run
 
 NAME = "show"
-SWEEPS = ("cascli.sweep/1", "cascli.sweep-table/1", "cascli.replay/1")
+SWEEPS = ("cascli.sweep/1", "cascli.sweep-table/1", "cascli.rule-curves/1")
 EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
 
 
@@ -72,25 +72,25 @@ def _audit(text: str, view: Screen) -> None:
     from cascli.audit.report import Audit
     from cascli.render.audit import audit_table, verdict
 
-    found = Audit.model_validate_json(text)
-    view.out.print(audit_table(found.checks, view.out))
-    view.note(verdict(found))
+    audit = Audit.model_validate_json(text)
+    view.out.print(audit_table(audit.checks, view.out))
+    view.note(verdict(audit))
 
 
 def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
-    """A sweep's table, judged rules, or of a sweep.json the table of the answers beside it."""
+    """A sweep's table, estimated rules, or of a sweep.json the table of the answers beside it."""
     from rich.console import Group
 
-    from cascli.render.sweep import judged_table, sweep_tables
-    from cascli.sweep.judged import Judged
+    from cascli.render.sweep import estimates_table, sweep_tables
     from cascli.sweep.plan import with_strategies
     from cascli.sweep.records import Records
+    from cascli.sweep.rule_estimate import RuleEstimate
     from cascli.sweep.table import SweepRow, rows
 
     document = json.loads(text)
-    if kind == "cascli.replay/1":
-        found = [Judged.model_validate(each) for each in document["judged"]]
-        view.out.print(judged_table(found, document.get("k", 4), view.out))
+    if kind == "cascli.rule-curves/1":
+        estimates = [RuleEstimate.model_validate(each) for each in document["estimates"]]
+        view.out.print(estimates_table(estimates, document.get("k", 4), view.out))
         return
     if kind == "cascli.sweep-table/1":
         metric, table = document["metric"], [SweepRow.model_validate(each) for each in document["rows"]]

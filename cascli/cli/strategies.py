@@ -28,13 +28,13 @@ def command(*, flags: Flags) -> None:
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
     packages = (("strategies", strategies), ("rules", rules), ("drafters", drafters))
-    found = {kind: list(_described(package, view)) for kind, package in packages}
+    plugins = {kind: list(_described(package, view)) for kind, package in packages}
     if settings.json_output:
-        print(json.dumps({"schema": "cascli.strategies/1", **found}))
+        print(json.dumps({"schema": "cascli.strategies/1", **plugins}))
     elif settings.quiet:
-        print("\n".join(row["name"] for row in found["strategies"]))
+        print("\n".join(row["name"] for row in plugins["strategies"]))
     else:
-        view.out.print(catalogue(found))
+        view.out.print(catalogue(plugins))
 
 
 def _described(package: Any, view: Screen) -> Iterator[dict[str, Any]]:
@@ -59,15 +59,15 @@ def describe(name: str, kind: Any) -> dict[str, Any]:
 def parameters(kind: Any) -> list[dict[str, Any]]:
     """Name, default and range of each parameter."""
     hints = get_type_hints(kind, include_extras=True)
-    found = []
+    rows = []
     for field in fields(kind):
         part = kind.parts().get(field.name) if hasattr(kind, "parts") else None
         if part is not None:
-            found.append({"name": field.name, "default": part.default, "range": f"one of the {part.kind}s below"})
+            rows.append({"name": field.name, "default": part.default, "range": f"one of the {part.kind}s below"})
             continue
         default = None if field.default is MISSING else field.default
-        found.append({"name": field.name, "default": default, "range": _range(hints[field.name])})
-    return found
+        rows.append({"name": field.name, "default": default, "range": _range(hints[field.name])})
+    return rows
 
 
 def _range(hint: Any) -> str:

@@ -41,13 +41,13 @@ def command(
     with Progress(plan.screen, "verifying", counted=True) as progress:
         from cascli.audit import audit
 
-        found = audit(pair, chosen or None, quick=quick, tell=progress.say, config=plan.config)
+        result = audit(pair, chosen or None, quick=quick, on_progress=progress.say, config=plan.config)
     if plan.settings.json_output:
-        print(found.to_json())
+        print(result.to_json())
     elif not plan.screen.quiet:
-        plan.screen.out.print(audit_table(found.checks, plan.screen.out))
+        plan.screen.out.print(audit_table(result.checks, plan.screen.out))
     if plan.settings.output:
-        files.write(Path(plan.settings.output), found.to_json() + "\n")
-    if not found.passed:
-        raise CheckFailed(verdict(found))
-    plan.screen.note(verdict(found))
+        files.write(Path(plan.settings.output), result.to_json() + "\n")
+    if not result.passed:
+        raise CheckFailed(verdict(result))
+    plan.screen.note(verdict(result))

@@ -19,26 +19,26 @@ def write(
     cursor: Cursor,
     event: Event,
     *,
-    watch: Callable[[Tensor, Tensor], None] | None = None,
+    on_distributions: Callable[[Tensor, Tensor], None] | None = None,
     tentative: bool = False,
 ) -> Iterator[Round]:
     """Let one model write until the session is finished.
 
-    `watch` is shown the distribution at temperature 1 `[1, V]` and the drawn token `[1]` of each position; both are
-    valid until the next. A `tentative` answer has random numbers of its own: whoever replaces it must not meet those
-    that decided its fate.
+    `on_distributions` gets the distribution at temperature 1 `[1, V]` and the drawn token `[1]` of each position; both
+    are valid until the next. A `tentative` answer has random numbers of its own: whoever replaces it must not meet
+    those that decided its fate.
     """
     from cascli.sampling import distributions
     from cascli.sampling.autoregressive import Sampler
 
     by_target = event == "target"
-    sampler = Sampler(s.sampling, reads_base=watch is not None)
+    sampler = Sampler(s.sampling, reads_base=on_distributions is not None)
     uniforms = s.uniforms.residual if tentative else s.uniforms.draw
     while not s.finished:
         written = cursor.write(s.length, sampler, uniforms(s.length, 1))
         s.append(written.tokens)
-        if watch is not None:
-            watch(written.base, written.tokens)
+        if on_distributions is not None:
+            on_distributions(written.base, written.tokens)
         (ids, prob) = s.fetch(written.tokens, distributions.at(written.probs, written.tokens))
         emitted = Emitted(
             id=int(ids[0]),

@@ -33,8 +33,8 @@ class Speller:
     def markup(self, texts: Collection[str]) -> frozenset[int]:
         """The ids of those texts that are markup (`<|im_end|>`), which no answer's text shows."""
         special = getattr(self._tokenizer, "all_special_tokens", None) or []
-        found = [text for text in texts if text in special]
-        return frozenset(self._tokenizer.convert_tokens_to_ids(found)) if self._tokenizer and found else frozenset()
+        ours = [text for text in texts if text in special]
+        return frozenset(self._tokenizer.convert_tokens_to_ids(ours)) if self._tokenizer and ours else frozenset()
 
 
 class Stream:
@@ -103,5 +103,5 @@ class StopStrings:
 
     def find(self, text: str) -> int | None:
         """Where the earliest stop string begins, or None."""
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        return min(found, default=None)
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        return min(places, default=None)

@@ -22,7 +22,7 @@ from cascli.sampling.parameters import Sampling
 from cascli.sampling.rejection import Verification, verify_block
 
 if TYPE_CHECKING:
-    from cascli.kernels.verification import Keeping
+    from cascli.kernels.verification import FusedRule
 
 
 def decide_round(
@@ -51,12 +51,12 @@ def decide_round(
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
     sampler = Sampler(sampling, rule.reads_base)
-    keeping = keeping_of(rule) if kernels.serve(logits.device) and not sampler.truncates else None
-    if keeping is not None:
+    fused = fused_rule(rule) if kernels.serve(logits.device) and not sampler.truncates else None
+    if fused is not None:
         from cascli.kernels import verification
 
         return verification.verify(
-            logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, keeping=keeping
+            logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused
         )
     return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next)
 
@@ -81,14 +81,14 @@ def plain_round(
     return _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
 
 
-def keeping_of(rule: Rule) -> Keeping | None:
+def fused_rule(rule: Rule) -> FusedRule | None:
     """The rule as the kernels know rules; None if they do not know it."""
-    from cascli.kernels.verification import EXACT, TOKENS, WHOLE, Keeping
+    from cascli.kernels.verification import EXACT, TOKENS, WHOLE, FusedRule
 
     if type(rule) is Exact:
-        return Keeping(EXACT)
+        return FusedRule(EXACT)
     if isinstance(rule, Forced):
-        return Keeping(EXACT, forced=rule.acceptance)
+        return FusedRule(EXACT, forced=rule.acceptance)
     if not isinstance(rule, ThresholdRule) or type(rule).keep is not ThresholdRule.keep:
         return None
     if not (rule.reads_draft and rule.reads_base):
@@ -97,7 +97,7 @@ def keeping_of(rule: Rule) -> Keeping | None:
     whole = t.tests == "best q1"
     if t.of_disagreement and not whole:
         return None
-    return Keeping(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
+    return FusedRule(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
 
 
 def _numbers(

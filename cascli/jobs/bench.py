@@ -9,13 +9,13 @@ from statistics import median
 
 import torch
 
-from cascli.analysis.bench import Bench, Replay
+from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile
 from cascli.engine import Request, environment
 from cascli.errors import UsageError
 from cascli.jobs.generate import decode
-from cascli.jobs.profile import BLOCKS, Tell, blocks_for, profile, profiles
+from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile, profiles
 from cascli.jobs.synthetic import Synthetic
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
@@ -23,7 +23,7 @@ from cascli.strategies import Strategy, parse
 from cascli.trace import Run
 
 CONTEXTS = (128, 512, 2048, 8192)
-REPLAY_PROMPT = 32
+SYNTHETIC_PROMPT = 32
 _COPY_BYTES = 2**28
 
 
@@ -36,7 +36,7 @@ def bench(
     synthetic_acceptance: float | None = None,
     ks: Sequence[int] = (2, 4, 6),
     tokens: int = 64,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Bench:
     """Measure copy bandwidth, steps by block and context, and if asked for speculation at a chosen acceptance.
 
@@ -48,7 +48,7 @@ def bench(
         synthetic_acceptance: also decode `tokens` tokens, drafts being accepted with this probability.
         ks: block lengths of these runs.
         tokens: their length.
-        tell: told how it goes.
+        on_progress: told how it goes.
 
     Raises:
         UsageError: a context that is longer than the pair takes.
@@ -57,16 +57,18 @@ def bench(
     chosen = _contexts(pair, contexts, longest)
     _warm_up(pair, blocks, max(chosen))
     copies = [copy_rate(pair.device)]
-    measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, tell=tell)
+    measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, on_progress=on_progress)
     copies.append(copy_rate(pair.device))
-    found = None
+    runs = None
     if synthetic_acceptance is not None:
-        found = replay(pair, synthetic_acceptance, ks=ks, tokens=tokens, repeats=repeats, tell=tell)
+        runs = synthetic_runs(
+            pair, synthetic_acceptance, ks=ks, tokens=tokens, repeats=repeats, on_progress=on_progress
+        )
     return Bench(
         pair=pair.info,
         copy_bytes_per_second=median(copies),
         profiles=measured,
-        synthetic=found,
+        synthetic=runs,
         environment=environment(pair.device),
     )
 
@@ -113,7 +115,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def replay(
+def synthetic_runs(
     pair: Pair,
     acceptance: float,
     *,
@@ -121,8 +123,8 @@ def replay(
     tokens: int,
     repeats: int,
     steps: Profile | None = None,
-    tell: Tell | None = None,
-) -> Replay:
+    on_progress: OnProgress | None = None,
+) -> SyntheticRuns:
     """Decode with `target` and at each k, interleaved; no token ends the text.
 
     Args:
@@ -132,17 +134,17 @@ def replay(
         tokens: length of each run.
         repeats: counted runs of each kind, after a short one that is not.
         steps: step times around `replay_context(tokens)`, blocks of each k + 1 among them; measured here by default.
-        tell: told how it goes.
+        on_progress: told how it goes.
     """
     endless = replace(pair, eos_ids=frozenset())
     strategies: list[Strategy] = [parse("target"), *(Synthetic(acceptance=acceptance, k=k) for k in ks)]
     runs: list[list[Run]] = [[] for _ in strategies]
     for repeat in range(repeats + 1):
         for column, strategy in enumerate(strategies):
-            if tell is not None:
-                tell(f"synthetic acceptance {acceptance}", repeat, repeats + 1)
+            if on_progress is not None:
+                on_progress(f"synthetic acceptance {acceptance}", repeat, repeats + 1)
             request = Request(
-                prompt_ids=[i % pair.vocab for i in range(REPLAY_PROMPT)],
+                prompt_ids=[i % pair.vocab for i in range(SYNTHETIC_PROMPT)],
                 sampling=Sampling(temperature=0.0),
                 max_new_tokens=tokens if repeat else max(ks) + 2,
                 seed=repeat,
@@ -151,12 +153,12 @@ def replay(
             if repeat:
                 runs[column].append(run)
     if steps is None:
-        context = replay_context(tokens)
+        context = synthetic_context(tokens)
         room = None if pair.context is None else pair.context - context
         steps = profile(pair, context, blocks=blocks_for(ks, room), repeats=repeats)
     accounts = [account(of_k, [*runs[0], *of_k], steps) for of_k in runs[1:]]
     rates = [_rate(column) for column in runs]
-    return Replay(
+    return SyntheticRuns(
         acceptance=acceptance,
         tokens=tokens,
         accounts=accounts,
@@ -167,9 +169,9 @@ def replay(
     )
 
 
-def replay_context(tokens: int) -> int:
-    """Tokens before the middle of a replay of so many: where its steps are representative."""
-    return REPLAY_PROMPT + tokens // 2
+def synthetic_context(tokens: int) -> int:
+    """Tokens before the middle of such a run of so many: where its steps are representative."""
+    return SYNTHETIC_PROMPT + tokens // 2
 
 
 def _models_share(runs: Sequence[Run], steps: Profile) -> float:

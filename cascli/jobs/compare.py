@@ -12,8 +12,8 @@ from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
 from cascli.errors import UsageError
 from cascli.files import printed
-from cascli.jobs.generate import Watcher, chosen, converse, decode, request_for, settings_of
-from cascli.jobs.profile import Tell, blocks_for, profile
+from cascli.jobs.generate import OnRound, chosen, converse, decode, request_for, settings_of
+from cascli.jobs.profile import OnProgress, blocks_for, profile
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.settings import Resolved
@@ -23,7 +23,7 @@ from cascli.trace import Run
 WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
 PROFILE_REPEATS = 3
-Begin = Callable[[Strategy, int], None]
+OnStart = Callable[[Strategy, int], None]
 
 
 def compare(
@@ -43,9 +43,9 @@ def compare(
     runs: int = 1,
     warm_up: bool = True,
     measure: bool = True,
-    begin: Begin | None = None,
-    watch: Watcher | None = None,
-    tell: Tell | None = None,
+    on_start: OnStart | None = None,
+    on_round: OnRound | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Run every strategy on every prompt, interleaved A B C A B C, `runs` times, and explain the speed.
 
@@ -68,9 +68,9 @@ def compare(
         runs: repeats for timing.
         warm_up: decode a few uncounted tokens with every strategy first.
         measure: time the pair's steps on their own afterwards, for the explanation.
-        begin: told which strategy starts, and how many were run before.
-        watch: shown every step.
-        tell: told how the measurement of steps goes.
+        on_start: told which strategy starts, and how many were run before.
+        on_round: shown every step.
+        on_progress: told how the measurement of steps goes.
 
     Raises:
         UsageError: a value out of range, an unknown strategy or one given twice, no prompt, or one that is too long.
@@ -93,8 +93,8 @@ def compare(
         strategies = default_strategies(draft=pair.draft is not None)
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
-    done = Repeats(pair, asked, columns, settings, runs=runs, warm_up=warm_up, begin=begin, watch=watch)
-    return done.comparison(done.steps(tell) if measure else None)
+    done = Repeats(pair, asked, columns, settings, runs=runs, warm_up=warm_up, on_start=on_start, on_round=on_round)
+    return done.comparison(done.steps(on_progress) if measure else None)
 
 
 def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
@@ -104,13 +104,13 @@ def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt
         UsageError: there is none, or one that is empty.
     """
     several = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
-    found = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
-    wrong = next((each for each in found if not isinstance(each, Prompt)), None)
+    asked = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
+    wrong = next((each for each in asked if not isinstance(each, Prompt)), None)
     if wrong is not None:
         raise UsageError(f"prompts: texts are wanted (got {printed(wrong)})")
-    if not found or not all(turn for prompt in found for turn in prompt.turns):
+    if not asked or not all(turn for prompt in asked for turn in prompt.turns):
         raise UsageError("give at least one prompt, and none that is empty.")
-    return found
+    return asked
 
 
 def check_columns(strategies: Sequence[Strategy]) -> None:
@@ -139,8 +139,8 @@ class Repeats:
         *,
         runs: int = 1,
         warm_up: bool = True,
-        begin: Begin | None = None,
-        watch: Watcher | None = None,
+        on_start: OnStart | None = None,
+        on_round: OnRound | None = None,
     ) -> None:
         """Make them; see `compare`."""
         self._pair = pair
@@ -152,10 +152,10 @@ class Repeats:
             by_strategy: list[list[Run]] = [[] for _ in strategies]
             for prompt in prompts:
                 for column, strategy in enumerate(strategies):
-                    if begin is not None:
-                        begin(strategy, started)
+                    if on_start is not None:
+                        on_start(strategy, started)
                     started += 1
-                    by_strategy[column] += converse(pair, strategy, prompt, settings, watch)
+                    by_strategy[column] += converse(pair, strategy, prompt, settings, on_round)
             self._done.append(by_strategy)
 
     @property
@@ -163,7 +163,7 @@ class Repeats:
         """All runs of all repeats."""
         return [run for repeat in self._done for runs in repeat for run in runs]
 
-    def steps(self, tell: Tell | None = None) -> Profile | None:
+    def steps(self, on_progress: OnProgress | None = None) -> Profile | None:
         """Time the pair's steps where these runs were, on the median, half done; None if nothing is to be explained."""
         runs = self.every
         if not explained(runs):
@@ -171,7 +171,9 @@ class Repeats:
         context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
         room = None if self._pair.context is None else self._pair.context - context
         ks = {int(run.params["k"]) for run in runs if "k" in run.params}
-        return profile(self._pair, context, blocks=blocks_for(ks, room), repeats=PROFILE_REPEATS, tell=tell)
+        return profile(
+            self._pair, context, blocks=blocks_for(ks, room), repeats=PROFILE_REPEATS, on_progress=on_progress
+        )
 
     def comparison(self, steps: Profile | None = None) -> Comparison:
         """Everything that was found, with the steps if they were timed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from cascli.chat import Conversation, encode
 from cascli.decoding.session import RandomNumbers
-from cascli.engine import Decoding, Request, Step
+from cascli.engine import Decoding, Request, StreamEvent
 from cascli.errors import UsageError
 from cascli.files import printed
 from cascli.models.pair import Pair
@@ -18,7 +18,7 @@ from cascli.settings import Resolved, checked, default_strategy, resolve
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run
 
-Watcher = Callable[[Step | Handover], None]
+OnRound = Callable[[StreamEvent | Handover], None]
 
 
 def sampling_of(settings: Resolved) -> Sampling:
@@ -44,24 +44,24 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
     )
 
 
-def decode(pair: Pair, strategy: Strategy, request: Request, watch: Watcher | None = None) -> Run:
-    """Run to the end, showing each step to `watch`."""
+def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
+    """Run to the end, showing each step to `on_round`."""
     decoding = Decoding(pair, strategy, request)
     for step in decoding.steps():
-        if watch is not None:
-            watch(step)
+        if on_round is not None:
+            on_round(step)
     return decoding.run()
 
 
 def converse(
-    pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved, watch: Watcher | None = None
+    pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved, on_round: OnRound | None = None
 ) -> Iterator[Run]:
     """Answer the turns of a conversation one after the other, each with the answers so far before it."""
     conversation = Conversation(settings.system)
     for number, turn in enumerate(prompt.turns):
         ids = encode(pair, turn, conversation, raw=settings.raw)
         request = request_for(settings, ids, prompt=turn, prompt_id=prompt.id, turn=number)
-        run = decode(pair, strategy, request, watch)
+        run = decode(pair, strategy, request, on_round)
         conversation = conversation.with_answer(turn, run.text)
         yield run
 
@@ -119,7 +119,7 @@ def generate(
     stop: str | Sequence[str] | None = None,
     system: str | None = None,
     raw: bool | None = None,
-    watch: Watcher | None = None,
+    on_round: OnRound | None = None,
     uniforms: RandomNumbers | None = None,
 ) -> Run:
     """Answer one prompt with one strategy.
@@ -141,7 +141,7 @@ def generate(
         stop: strings that end the answer; they are not part of it.
         system: system text for the chat template.
         raw: no chat template.
-        watch: called with every step as it is decided.
+        on_round: called with every step as it is decided.
         uniforms: random numbers in place of those of the seed; see `cascli.sampling.uniforms`.
 
     Raises:
@@ -170,5 +170,5 @@ def generate(
         pair,
         chosen(strategy or default_strategy(draft=pair.draft is not None), settings),
         request_for(settings, _token_ids(prompt_ids), prompt=prompt, uniforms=uniforms),
-        watch,
+        on_round,
     )

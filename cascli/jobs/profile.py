@@ -27,7 +27,7 @@ GPU_CALLS = 8
 """Calls that a GPU is timed over."""
 SAMPLER = Sampler(Sampling(), reads_base=False)
 """What a drafting step draws from."""
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 def profile(
@@ -36,10 +36,10 @@ def profile(
     *,
     blocks: Sequence[int] = BLOCKS,
     repeats: int = 5,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Profile:
     """The profile after one context; see `profiles`."""
-    return profiles(pair, [context], blocks=blocks, repeats=repeats, tell=tell)[0]
+    return profiles(pair, [context], blocks=blocks, repeats=repeats, on_progress=on_progress)[0]
 
 
 def profiles(
@@ -48,7 +48,7 @@ def profiles(
     *,
     blocks: Sequence[int] = BLOCKS,
     repeats: int = 5,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Profile]:
     """Time both models, interleaved as in decoding, after texts of several lengths whose content does not matter.
 
@@ -60,7 +60,7 @@ def profiles(
         contexts: tokens in the cache before each timed call, ascending.
         blocks: how many tokens a timed target call reads; the draft model is timed over one and two.
         repeats: timed calls of each kind, after one that is not counted.
-        tell: told what is measured, how many rounds are done, and of how many.
+        on_progress: told what is measured, how many rounds are done, and of how many.
 
     Returns:
         One profile per context, in their order.
@@ -68,9 +68,9 @@ def profiles(
     timed: dict[int, dict[tuple[str, int], list[float]]] = {context: {} for context in contexts}
     for repeat in range(repeats + 1):
         for done, context in enumerate(reversed(contexts)):
-            if tell is not None:
+            if on_progress is not None:
                 what = f"measuring steps after {context} tokens"
-                tell(what, repeat * len(contexts) + done, (repeats + 1) * len(contexts))
+                on_progress(what, repeat * len(contexts) + done, (repeats + 1) * len(contexts))
             _place(pair, context, blocks, fill=done == 0)
             for n in sorted({1, 2, *blocks}):
                 for key, seconds in _in_a_round(pair, context, n):

@@ -110,8 +110,8 @@ def _together(sums, maxima, totals, out, n, heads, width, PARTS: tl.constexpr, W
     total = tl.sum(weight * tl.load(totals + row * PARTS + part), axis=0)
     there = (best > -float("inf"))[:, None] & inside[None, :]
     each = tl.load(sums + (row * PARTS + part[:, None]) * width + column[None, :], mask=there, other=0.0)
-    found = tl.sum(each * weight[:, None], axis=0) / total
-    tl.store(out + (i * heads + head) * width + column, found.to(out.dtype.element_ty), mask=inside)
+    mean = tl.sum(each * weight[:, None], axis=0) / total
+    tl.store(out + (i * heads + head) * width + column, mean.to(out.dtype.element_ty), mask=inside)
 
 
 def shape_of(width: int, *, exact: bool) -> tuple[int, int, int]:
@@ -148,7 +148,7 @@ def attend(
     Args:
         query: `[1, heads, n, width]`.
         key: `[1, shared heads, capacity, width]`; any strides but that of the last dimension, which is 1.
-        value: likewise, of the same width.
+        value: of the same shape.
         at: how many tokens came before, an integer on the device (0-dim).
         scale: what scores are multiplied by.
         window: how many positions a token sees, itself included; 0 for all.

@@ -71,11 +71,11 @@ def _distributions(
 @triton.jit
 def _token(probs, masses, u, out, width, parts, PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr):
     part, carry, point = choose_part(masses, parts, tl.load(u), PADDED)
-    found = tl.full([], -1, tl.int32)
+    first = tl.full([], -1, tl.int32)
     last = tl.full([], 0, tl.int32)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         mass = tl.load(probs + token, mask=token < width, other=0.0).to(tl.float64)
-        found, carry = first_above(mass, token, carry, point, found)
+        first, carry = first_above(mass, token, carry, point, first)
         last = tl.maximum(last, tl.max(tl.where(mass > 0, token, 0), axis=0))
-    tl.store(out, tl.where(found < 0, last, found).to(tl.int64))
+    tl.store(out, tl.where(first < 0, last, first).to(tl.int64))

@@ -48,10 +48,10 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     _, heads, n, width = q.shape
     q, k = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k))
     cos, sin = cos.contiguous(), sin.contiguous()
-    found = torch.empty_like(q, memory_format=torch.contiguous_format), k.new_empty(k.shape)
+    rotated = torch.empty_like(q, memory_format=torch.contiguous_format), k.new_empty(k.shape)
     _rotate[(heads + k.shape[1], n)](
-        q, k, cos, sin, *found,
+        q, k, cos, sin, *rotated,
         q.stride(1), q.stride(2), k.stride(1), k.stride(2), cos.stride(1), n, heads, width, cos.shape[-1],
         WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
-    return found
+    return rotated

@@ -149,9 +149,9 @@ def choose_part(masses, parts, u, PADDED: tl.constexpr):
 
 
 @triton.jit
-def first_above(mass, token, carry, point, found):
-    """The first token at which the running sum exceeds the point, if none was `found` (>= 0) before; and the sum."""
+def first_above(mass, token, carry, point, first):
+    """The first token at which the running sum exceeds the point, if there was no `first` (>= 0) yet; and the sum."""
     upto = carry + tl.cumsum(mass, axis=0)
     here = tl.min(tl.where((upto > point) & (mass > 0), token, 2147483647), axis=0)
-    found = tl.where((found < 0) & (here < 2147483647), here, found)
-    return found, carry + tl.sum(mass, axis=0)
+    first = tl.where((first < 0) & (here < 2147483647), here, first)
+    return first, carry + tl.sum(mass, axis=0)

@@ -31,7 +31,7 @@ EXACT, WHOLE, TOKENS = 0, 1, 2
 """pi = p; a rule about whole distributions, q or p; a rule about tokens."""
 
 
-class Keeping(NamedTuple):
+class FusedRule(NamedTuple):
     """What decides where the draft model is kept: a probability that reaches a threshold."""
 
     kind: int
@@ -54,19 +54,19 @@ def verify(
     u_next: Tensor,
     *,
     temperature: float,
-    keeping: Keeping,
+    rule: FusedRule,
 ) -> Tensor:
     """Verify a block of n drafted tokens.
 
     Args:
         logits: `[n + 1, V]` of the target, in any floating type; the last dimension contiguous.
         tokens: `[n]` (int64).
-        q: `[n or n + 1, V]` (float32), what the tokens were drawn from, and the same after them if `keeping` reads it.
+        q: `[n or n + 1, V]` (float32), what the tokens were drawn from, and the same after them if `rule` reads it.
         q1: the same at temperature 1.
         u_accept: `[n]` uniforms (float64).
         u_next: `[n + 1]` uniforms (float64).
         temperature: 0 is one-hot.
-        keeping: where the draft model is kept.
+        rule: where the draft model is kept.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
@@ -83,20 +83,20 @@ def verify(
     space = logits.new_empty((_PLANES, rows, whole.parts), dtype=torch.float64)
     given = (
         logits, logits.stride(0), *sums, q, q1, q.stride(0), space, n, known, width, whole.parts, temperature or 1.0,
-        keeping.constant, keeping.of_best_p1, keeping.of_disagreement,
+        rule.constant, rule.of_best_p1, rule.of_disagreement,
     )  # fmt: skip
     how = {
         "PADDED": whole.padded, "PER": whole.per, "BLOCK": BLOCK, "GREEDY": temperature == 0,
-        "KIND": keeping.kind, "OF_DRAFT": keeping.of_draft, "TV": keeping.of_disagreement != 0,
+        "KIND": rule.kind, "OF_DRAFT": rule.of_draft, "TV": rule.of_disagreement != 0,
     }  # fmt: skip
     grid = (rows, whole.parts)
-    if keeping.kind == WHOLE:
+    if rule.kind == WHOLE:
         _confidence[grid](*given, **how)
-    elif keeping.kind == TOKENS:
+    elif rule.kind == TOKENS:
         _mass_not_kept[grid](*given, **how)
     _excess[grid](*given, **how)
     out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
-    _tests[(rows,)](*given, tokens, out, keeping.forced, **how, FORCED=keeping.forced >= 0)
+    _tests[(rows,)](*given, tokens, out, rule.forced, **how, FORCED=rule.forced >= 0)
     _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)))
     return out
 
@@ -142,7 +142,7 @@ def _kept(x, q1, best, sum_base, least, OF_DRAFT: tl.constexpr):
 
 
 @triton.jit
-def _law(
+def _probabilities(
     x, token, q, q1, best, at, sum_base, sum_warped, temperature, least, deferred, has,
     GREEDY: tl.constexpr, KIND: tl.constexpr, OF_DRAFT: tl.constexpr,
 ):  # fmt: skip
@@ -228,8 +228,10 @@ def _excess(
         x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
         mine = tl.load(q + row * q_stride + token, mask=has, other=0.0)
         base = tl.load(q1 + row * q_stride + token, mask=has, other=0.0)
-        p, pi = _law(x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
-                     GREEDY, KIND, OF_DRAFT)  # fmt: skip
+        p, pi = _probabilities(
+            x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
+            GREEDY, KIND, OF_DRAFT,
+        )  # fmt: skip
         pi = tl.where(inside, pi, 0.0)
         excess += tl.sum(tl.maximum(pi - mine, 0.0).to(tl.float64), axis=0)
         if KIND != 0:
@@ -262,8 +264,10 @@ def _tests(
         token = tl.load(tokens + row)
         x = tl.load(logits + row * stride + token).to(tl.float32)
         mine, base = tl.load(q + row * q_stride + token), tl.load(q1 + row * q_stride + token)
-        p, pi = _law(x, token.to(tl.int32), mine, base, best, at, sum_base, sum_warped, temperature, least, deferred,
-                     True, GREEDY, KIND, OF_DRAFT)  # fmt: skip
+        p, pi = _probabilities(
+            x, token.to(tl.int32), mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, True,
+            GREEDY, KIND, OF_DRAFT,
+        )  # fmt: skip
         prob = tl.where(pi >= mine, 1.0, pi / mine)  # a GPU's x / x may be less than 1
         if FORCED:
             prob = forced
@@ -299,7 +303,7 @@ def _draw(
     after_rejection = (kept < n) & (tl.sum(residual, axis=0) > 0)
     masses = space + (tl.where(after_rejection, 2, 4) * rows + kept) * parts
     chosen, carry, point = choose_part(masses, parts, tl.load(u_next + kept), PADDED)
-    found = tl.full([], -1, tl.int32)
+    first = tl.full([], -1, tl.int32)
     last = tl.full([], 0, tl.int32)
     for start in range(0, PER, BLOCK):
         token = chosen * PER + start + tl.arange(0, BLOCK)
@@ -308,12 +312,14 @@ def _draw(
         x = tl.load(logits + kept * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
         mine = tl.load(q + kept * q_stride + token, mask=has, other=0.0)
         base = tl.load(q1 + kept * q_stride + token, mask=has, other=0.0)
-        p, pi = _law(x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
-                     GREEDY, KIND, OF_DRAFT)  # fmt: skip
+        p, pi = _probabilities(
+            x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
+            GREEDY, KIND, OF_DRAFT,
+        )  # fmt: skip
         weights = tl.where(inside, tl.where(after_rejection, tl.maximum(pi - mine, 0.0), pi), 0.0).to(tl.float64)
-        found, carry = first_above(weights, token, carry, point, found)
+        first, carry = first_above(weights, token, carry, point, first)
         last = tl.maximum(last, tl.max(tl.where(weights > 0, token, 0), axis=0))
-    chosen_token = tl.where(found < 0, last, found)
+    chosen_token = tl.where(first < 0, last, first)
     x = tl.load(logits + kept * stride + chosen_token).to(tl.float32)
     p = warped_probability(x, chosen_token, best, at, sum_warped, temperature, GREEDY)
     nearest = tl.maximum(tl.minimum(kept, known - 1), 0)

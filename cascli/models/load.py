@@ -53,7 +53,7 @@ def load_pair(
     Args:
         source: the pair.
         device: `auto`, `cpu`, `cuda` or `cuda:1`; overrides the pair's default.
-        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; likewise.
+        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; overrides the pair's default.
         offline: fail rather than download.
         cuda_graphs: capture decoding steps on a GPU where the model allows it (default).
         compile: have torch.compile make these steps first; a minute or so at the first start, less later.
@@ -235,20 +235,20 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: tor
 
 def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: bool) -> tuple[Any, int]:
     """The pair's tokenizer, which is the target's, and how many ids the draft's has in common with it."""
-    found = {}
+    places = {}
     for role, model in config.models.items():
         place = folders[role]
         if place is None and isinstance(model.source, RandomSource) and model.source.tokenizer:
             place = Path(model.source.tokenizer)
         if place is not None:
-            found[role] = place
-    if not found:
+            places[role] = place
+    if not places:
         tokenizer = byte_tokenizer()
         return tokenizer, len(tokenizer)
-    if len(found) == 2 and not same_file(found["draft"], found["target"]):
-        draft, target = (untrusted.tokenizer_of(found[role], offline=offline) for role in ("draft", "target"))
+    if len(places) == 2 and not same_file(places["draft"], places["target"]):
+        draft, target = (untrusted.tokenizer_of(places[role], offline=offline) for role in ("draft", "target"))
         return target, check_same(draft, target)
-    tokenizer = untrusted.tokenizer_of(found.get("target") or found["draft"], offline=offline)
+    tokenizer = untrusted.tokenizer_of(places.get("target") or places["draft"], offline=offline)
     return tokenizer, len(tokenizer)
 
 
@@ -278,15 +278,15 @@ def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
     transformers' default for a family (2 for Llama) counts too: `eos_token_id: null` switches it off.
     """
     generation = getattr(target, "generation_config", None)
-    found = getattr(generation, "eos_token_id", None)
-    if found is None:
-        found = getattr(target.config.get_text_config(), "eos_token_id", None)
-    if found is None and tokenizer is not None:
-        found = tokenizer.eos_token_id
-    ids = found if isinstance(found, list | tuple | set) else [] if found is None else [found]
+    eos = getattr(generation, "eos_token_id", None)
+    if eos is None:
+        eos = getattr(target.config.get_text_config(), "eos_token_id", None)
+    if eos is None and tokenizer is not None:
+        eos = tokenizer.eos_token_id
+    ids = eos if isinstance(eos, list | tuple | set) else [] if eos is None else [eos]
     wrong = next((each for each in ids if not isinstance(each, int)), None)
     if wrong is not None:
-        raise ConfigError(f"eos_token_id: {printed(found)} is neither an id nor a list of ids")
+        raise ConfigError(f"eos_token_id: {printed(eos)} is neither an id nor a list of ids")
     return frozenset(ids)
 
 

@@ -43,9 +43,9 @@ def short(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.2g}"
 
 
-def verdict(found: Audit) -> str:
+def verdict(audit: Audit) -> str:
     """The result in one sentence."""
-    failed = [check for check in found.checks if check.status == "fail"]
-    count = f"{len(found.checks)} checks in {found.seconds:.0f} s"
+    failed = [check for check in audit.checks if check.status == "fail"]
+    count = f"{len(audit.checks)} checks in {audit.seconds:.0f} s"
     names = ", ".join(f"{check.kind} of {check.subject}" for check in failed)
     return f"{count}: failed: {names}" if failed else f"{count}: none failed"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.analysis.bench import Bench, Prospect, Replay, prospects
+from cascli.analysis.bench import Bench, Prospect, SyntheticRuns, prospects
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.console import Screen, plain_table
@@ -16,43 +16,43 @@ from cascli.render.explanation import NOISY
 from cascli.render.numbers import DASH, number, seconds, size
 
 
-def print_bench(found: Bench, screen: Screen) -> None:
+def print_bench(bench: Bench, screen: Screen) -> None:
     """The tables, and what they say."""
     out = screen.out
-    out.print(Text(_title(found), style="bold"))
-    out.print(_steps(found, out))
+    out.print(Text(_title(bench), style="bold"))
+    out.print(_steps(bench, out))
     if screen.quiet:
         return
-    for line in _lines(found):
+    for line in _lines(bench):
         out.print(Text(line))
     out.print()
-    out.print(_prospects(found.profiles[0], out))
-    if found.synthetic is not None:
-        out.print(Text(f"\n{synthetic_title(found.synthetic)}", style="bold"))
-        out.print(_replay(found.synthetic, out))
-    noisy = max(profile.spread for profile in found.profiles)
+    out.print(_prospects(bench.profiles[0], out))
+    if bench.synthetic is not None:
+        out.print(Text(f"\n{synthetic_title(bench.synthetic)}", style="bold"))
+        out.print(_synthetic(bench.synthetic, out))
+    noisy = max(profile.spread for profile in bench.profiles)
     if noisy >= NOISY:
         screen.note(f"noisy machine: timings of one kind spread by {noisy:.0%}; repeat with nothing else running")
 
 
-def _title(found: Bench) -> str:
-    pair = found.pair
-    return f"{pair.name}: {pair.dtypes} on {found.environment['device']}"
+def _title(bench: Bench) -> str:
+    pair = bench.pair
+    return f"{pair.name}: {pair.dtypes} on {bench.environment['device']}"
 
 
-def synthetic_title(found: Replay) -> str:
+def synthetic_title(runs: SyntheticRuns) -> str:
     """What these numbers are, said before them."""
-    return f"SYNTHETIC acceptance {found.acceptance}: speed only, over {found.tokens} tokens whose text means nothing"
+    return f"SYNTHETIC acceptance {runs.acceptance}: speed only, over {runs.tokens} tokens whose text means nothing"
 
 
-def _steps(found: Bench, console: Console) -> Table:
-    blocks = sorted(found.profiles[0].target)
+def _steps(bench: Bench, console: Console) -> Table:
+    blocks = sorted(bench.profiles[0].target)
     table = plain_table(console)
     for heading in ("context", "draft\nstep", "target\nstep", "c"):
         table.add_column(heading, justify="right", no_wrap=True, vertical="top")
     for n in blocks[1:]:
         table.add_column(f"v of\n{n}", justify="right", no_wrap=True, vertical="top")
-    for profile in found.profiles:
+    for profile in bench.profiles:
         table.add_row(
             str(profile.context),
             seconds(profile.draft[1].median) if profile.draft else DASH,
@@ -63,13 +63,13 @@ def _steps(found: Bench, console: Console) -> Table:
     return table
 
 
-def _lines(found: Bench) -> Iterator[str]:
+def _lines(bench: Bench) -> Iterator[str]:
     yield "c: a draft step over a target step. v of n: a target call over n tokens, over a target step."
-    copy = f"a copy in memory moves {size(found.copy_bytes_per_second)}/s"
-    first = found.profiles[0]
-    shares = [found.bandwidth_share(role, first) for role in ("draft", "target")]
+    copy = f"a copy in memory moves {size(bench.copy_bytes_per_second)}/s"
+    first = bench.profiles[0]
+    shares = [bench.bandwidth_share(role, first) for role in ("draft", "target")]
     read = f"reading weights in steps reaches {number(shares[0])} (draft) and {number(shares[1])} (target) of that"
-    yield f"{copy}; {read}; the ratio of their bytes is {number(found.ratio_of_bytes)}."
+    yield f"{copy}; {read}; the ratio of their bytes is {number(bench.ratio_of_bytes)}."
 
 
 def _prospects(profile: Profile, console: Console) -> Table:
@@ -89,12 +89,12 @@ def _best(prospect: Prospect) -> str:
     return f"{prospect.best_k}{' or more' if prospect.or_more else ''}"
 
 
-def _replay(found: Replay, console: Console) -> Table:
+def _synthetic(runs: SyntheticRuns, console: Console) -> Table:
     table = plain_table(console)
     headings = ("k", "tokens\na round", "draft step\nc", "check\nv", "predicted\nspeed-up", "measured\n(synthetic)")
     for heading in (*headings, "measured /\npredicted", "outside\nmodels"):
         table.add_column(heading, justify="right", no_wrap=True, vertical="top")
-    for each in found.accounts:
+    for each in runs.accounts:
         table.add_row(*_account(each))
     return table
 

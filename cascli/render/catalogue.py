@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 
-def catalogue(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
+def catalogue(plugins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
     """Strategies, rules, then drafters, a short paragraph each."""
     titles = {"strategies": "Strategies", "rules": "Deferral rules", "drafters": "Drafters"}
-    return Group(*(part for kind, title in titles.items() for part in _section(title, found[kind])))
+    return Group(*(part for kind, title in titles.items() for part in _section(title, plugins[kind])))
 
 
 def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | Padding]:

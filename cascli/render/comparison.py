@@ -16,23 +16,23 @@ from cascli.trace import Run
 TRACES_SHOWN = 3
 
 
-def print_comparison(found: Comparison, screen: Screen) -> None:
+def print_comparison(comparison: Comparison, screen: Screen) -> None:
     """The table, the traces of the first prompts (of the first alone if there are many), and what to make of them."""
-    print_results(found, screen)
-    print_explanation(found, screen)
+    print_results(comparison, screen)
+    print_explanation(comparison, screen)
 
 
-def print_results(found: Comparison, screen: Screen) -> None:
+def print_results(comparison: Comparison, screen: Screen) -> None:
     """What was there when the last answer was."""
-    for number, table in enumerate(tables(found.summary, screen.out, verbose=screen.verbose)):
+    for number, table in enumerate(tables(comparison.summary, screen.out, verbose=screen.verbose)):
         if number:
             screen.out.print()
         screen.out.print(table)
     if screen.quiet:
         return
-    lines = [pair_line(found.runs[0]), scatter_line(found.summary)]
+    lines = [pair_line(comparison.runs[0]), scatter_line(comparison.summary)]
     screen.out.print(Text("\n" + "\n".join(line for line in lines if line)))
-    groups = list(by_prompt(found.runs))
+    groups = list(by_prompt(comparison.runs))
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
         if len(groups) > 1:
@@ -44,20 +44,20 @@ def print_results(found: Comparison, screen: Screen) -> None:
         )
 
 
-def print_explanation(found: Comparison, screen: Screen) -> None:
+def print_explanation(comparison: Comparison, screen: Screen) -> None:
     """What to make of the table's times."""
     if not screen.quiet:
-        for line in notes(found, verbose=screen.verbose):
+        for line in notes(comparison, verbose=screen.verbose):
             screen.out.print(Text(f"\n{line}"))
 
 
-def notes(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
+def notes(comparison: Comparison, *, verbose: bool = False) -> Iterator[str]:
     """Why it is not faster, and whether the machine was quiet enough to say."""
-    if found.explanation is not None:
-        yield sentence(found.explanation)
-    if found.profile is not None and verbose:
-        yield steps_line(found.profile)
-    noise = noise_line(found.spread)
+    if comparison.explanation is not None:
+        yield sentence(comparison.explanation)
+    if comparison.profile is not None and verbose:
+        yield steps_line(comparison.profile)
+    noise = noise_line(comparison.spread)
     if noise is not None:
         yield noise
 

@@ -10,45 +10,45 @@ NOISY = 0.2
 """Interquartile range over median from which a figure is not worth two digits."""
 
 
-def sentence(found: Explanation) -> str:
+def sentence(why: Explanation) -> str:
     """What was measured, what it predicts, and what holds the strategy back."""
-    slower = " Slower than target alone here." if found.measured_speed_up < 1 else ""
-    extrapolated = " (extrapolated)" if found.v_extrapolated else ""
-    where = "" if found.with_prompt else " after the prompt"
+    slower = " Slower than target alone here." if why.measured_speed_up < 1 else ""
+    extrapolated = " (extrapolated)" if why.v_extrapolated else ""
+    where = "" if why.with_prompt else " after the prompt"
     return (
-        f"{found.strategy}: {found.measured_speed_up:.2f}x target{where}, predicted"
-        f" {found.predicted_speed_up:.2f}x.{slower} {found.acceptance:.2f} of the tested drafts pass, which gives"
-        f" {found.tokens_per_round:.1f} tokens a round; {_costs(found)}{extrapolated} target steps."
-        f" k = {found.k} {_need(found)}, {_best(found)}. {_cause(found)}"
+        f"{why.strategy}: {why.measured_speed_up:.2f}x target{where}, predicted"
+        f" {why.predicted_speed_up:.2f}x.{slower} {why.acceptance:.2f} of the tested drafts pass, which gives"
+        f" {why.tokens_per_round:.1f} tokens a round; {_costs(why)}{extrapolated} target steps."
+        f" k = {why.k} {_need(why)}, {_best(why)}. {_cause(why)}"
     )
 
 
-def _costs(found: Explanation) -> str:
-    draft = f"a draft step costs c = {found.c:.2f} and" if found.c else "drafts cost no step of a model, and"
-    block = f"{found.k + 1}" if found.drafted_per_round is None else f"{found.drafted_per_round + 1:.1f}"
-    return f"{draft} a check of {block} tokens v = {found.v:.2f}"
+def _costs(why: Explanation) -> str:
+    draft = f"a draft step costs c = {why.c:.2f} and" if why.c else "drafts cost no step of a model, and"
+    block = f"{why.k + 1}" if why.drafted_per_round is None else f"{why.drafted_per_round + 1:.1f}"
+    return f"{draft} a check of {block} tokens v = {why.v:.2f}"
 
 
-def _need(found: Explanation) -> str:
-    need = found.break_even_acceptance
-    return "never pays" if need is None else f"pays from a share of {need:.2f}"
+def _need(why: Explanation) -> str:
+    need = why.break_even_acceptance
+    return "never breaks even" if need is None else f"breaks even at an acceptance of {need:.2f}"
 
 
-def _best(found: Explanation) -> str:
-    if found.best_k is None:
-        return "no k pays"
-    more = " or more" if found.best_k_or_more else ""
-    gain = "" if found.best_speed_up is None else f" ({found.best_speed_up:.2f}x)"
-    return f"best k {found.best_k}{more}{gain}"
+def _best(why: Explanation) -> str:
+    if why.best_k is None:
+        return "no k gains"
+    more = " or more" if why.best_k_or_more else ""
+    gain = "" if why.best_speed_up is None else f" ({why.best_speed_up:.2f}x)"
+    return f"best k {why.best_k}{more}{gain}"
 
 
-def _cause(found: Explanation) -> str:
+def _cause(why: Explanation) -> str:
     """What holds it back; nothing where measured and predicted do not agree."""
-    if found.bottleneck is None:
-        noise = "" if found.noise is None else f" ({found.noise:.0%})"
+    if why.bottleneck is None:
+        noise = "" if why.noise is None else f" ({why.noise:.0%})"
         return f"Measured and predicted differ by more than the noise that was seen{noise}, so no cause is named."
-    gain = "" if found.without_it is None else f" (without that {found.without_it:.2f}x)"
-    return f"What holds it back most: {found.bottleneck}{gain}."
+    gain = "" if why.without_it is None else f" (without that {why.without_it:.2f}x)"
+    return f"What holds it back most: {why.bottleneck}{gain}."
 
 
 def steps_line(profile: Profile) -> str:

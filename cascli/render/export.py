@@ -54,8 +54,8 @@ def to_csv(rows: Sequence[Row]) -> str:
         low, high = record.pop("speed_interval") or (None, None)
         record |= {"speed_low": low, "speed_high": high}
         for name in ("ttft", "seconds_per_token", "round_seconds"):
-            found = record.pop(name) or {}
-            record |= {f"{name}_{key}": found.get(key) for key in Percentiles.model_fields}
+            parts = record.pop(name) or {}
+            record |= {f"{name}_{key}": parts.get(key) for key in Percentiles.model_fields}
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()

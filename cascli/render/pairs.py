@@ -37,9 +37,9 @@ def _gigabytes(value: float | None) -> str:
     return DASH if value is None else f"{value:g} GB"
 
 
-def _on_disk(found: Mapping[str, int | None]) -> str:
+def _on_disk(sizes: Mapping[str, int | None]) -> str:
     """Bytes there, `part` if one of the two models is missing, `no` if both are."""
-    needed = [count for count in found.values() if count is not None]
+    needed = [count for count in sizes.values() if count is not None]
     if not needed:
         return "not needed"
     if not any(needed):

@@ -34,27 +34,27 @@ def pyplot() -> Any:
     return pyplot
 
 
-def plot_bench(found: Bench, path: Path) -> None:
+def plot_bench(bench: Bench, path: Path) -> None:
     """Three panels: v(n), step times by context, and speed-up by k in theory (and as measured, if it was)."""
     plt = pyplot()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    _blocks(left, found)
-    _contexts(middle, found)
-    _gains(right, found)
-    pair = found.pair
-    marked = "" if found.synthetic is None else " · synthetic acceptance"
+    _blocks(left, bench)
+    _contexts(middle, bench)
+    _gains(right, bench)
+    pair = bench.pair
+    marked = "" if bench.synthetic is None else " · synthetic acceptance"
     figure.suptitle(
-        f"{pair.name}: {pair.dtypes}, {found.environment['device']}{marked}",
+        f"{pair.name}: {pair.dtypes}, {bench.environment['device']}{marked}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _blocks(axes: Axes, found: Bench) -> None:
-    for number, profile in enumerate(found.profiles):
+def _blocks(axes: Axes, bench: Bench) -> None:
+    for number, profile in enumerate(bench.profiles):
         blocks = sorted(profile.target)
-        shade = 1 - 0.7 * number / max(len(found.profiles) - 1, 1)
+        shade = 1 - 0.7 * number / max(len(bench.profiles) - 1, 1)
         values = [profile.v(n) for n in blocks]
         axes.plot(blocks, values, "o-", color=TARGET, alpha=shade, label=f"after {profile.context} tokens")
     axes.axhline(1, color="grey", lw=0.8)
@@ -62,10 +62,10 @@ def _blocks(axes: Axes, found: Bench) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _contexts(axes: Axes, found: Bench) -> None:
-    contexts = [profile.context for profile in found.profiles]
+def _contexts(axes: Axes, bench: Bench) -> None:
+    contexts = [profile.context for profile in bench.profiles]
     for role, color in (("target", TARGET), ("draft", DRAFT)):
-        steps = [getattr(profile, role)[1] for profile in found.profiles]
+        steps = [getattr(profile, role)[1] for profile in bench.profiles]
         middle = [1000 * step.median for step in steps]
         spread = [
             [1000 * (step.median - step.low) for step in steps],
@@ -78,8 +78,8 @@ def _contexts(axes: Axes, found: Bench) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _gains(axes: Axes, found: Bench) -> None:
-    profile = found.profiles[0]
+def _gains(axes: Axes, bench: Bench) -> None:
+    profile = bench.profiles[0]
     ks = range(1, LONGEST_K + 1)
     known = min(profile.longest - 1, LONGEST_K)
     for number, a in enumerate(ACCEPTANCES):
@@ -89,9 +89,9 @@ def _gains(axes: Axes, found: Bench) -> None:
         axes.plot(ks[known - 1 :], gains[known - 1 :], ":", color=DRAFT, alpha=shade)  # v is extrapolated
         axes.annotate(f"{a}", (ks[-1], gains[-1]), xytext=(4, -3), textcoords="offset points", fontsize=8)
         line.set_label("theory, by acceptance" if number == len(ACCEPTANCES) - 1 else "_")
-    if found.synthetic is not None:
-        points = [(each.k, each.measured_speed_up) for each in found.synthetic.accounts]
-        label = f"measured, synthetic acceptance {found.synthetic.acceptance}"
+    if bench.synthetic is not None:
+        points = [(each.k, each.measured_speed_up) for each in bench.synthetic.accounts]
+        label = f"measured, synthetic acceptance {bench.synthetic.acceptance}"
         axes.plot(*zip(*points, strict=True), "s", color=TARGET, label=label)
     axes.axhline(1, color="grey", lw=0.8)
     axes.set(xlabel="k, drafted tokens a round", ylabel="speed over target alone", ylim=(0, None))

@@ -25,9 +25,9 @@ def print_run(run: Run, screen: Screen) -> None:
 def print_rounds(run: Run, screen: Screen) -> None:
     """One line a round: kept drafts, the rejected one with its probabilities, and what followed."""
     colored = screen.colored
-    for number, step in enumerate(run.rounds, 1):
+    for number, round_ in enumerate(run.rounds, 1):
         line = Text(f"{number:4} ", style="dim")
-        line.append_text(_round(step, colored))
+        line.append_text(_round(round_, colored))
         screen.out.print(line, soft_wrap=True)
     events = {token.event for token in run.emitted} | ({"rejected"} if run.metrics.num_draft_tokens else set())
     screen.out.print(legend(events, colored=colored))

@@ -84,5 +84,5 @@ class AnswerStream:
 
 def describe_handover(decision: Handover) -> str:
     """The cascade's decision in one sentence."""
-    sign, verb = ("<", "handed over to the target") if decision.deferred else (">=", "the draft model's answer stands")
+    sign, verb = ("<", "deferred to the target") if decision.deferred else (">=", "the draft model's answer stands")
     return f"confidence {decision.score} {number(decision.value)} {sign} threshold {decision.threshold:g}: {verb}"

@@ -15,7 +15,7 @@ from cascli.render.console import fits, fitted, plain_table
 from cascli.render.export import for_spreadsheets
 from cascli.render.marks import heading
 from cascli.render.numbers import number, tv
-from cascli.sweep.judged import Judged
+from cascli.sweep.rule_estimate import RuleEstimate
 from cascli.sweep.table import SweepRow
 
 
@@ -75,15 +75,15 @@ def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, con
 SHOWN_ALPHAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 
-def judged_table(found: Sequence[Judged], k: int, console: Console) -> Table:
-    """Every rule at a few alphas, judged along recorded prefixes."""
+def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console) -> Table:
+    """Every rule at a few alphas, estimated along recorded prefixes."""
     table = plain_table(console)
     table.add_column("rule", no_wrap=True, style="bold")
     headings = ("alpha", "acceptance", "deferral\nrate", "mean TV", "max TV", f"target calls\nper token, k={k}")
     for name in headings:
         table.add_column(name, justify="right", no_wrap=True, vertical="top")
-    several = len({each.temperature for each in found}) > 1
-    for each in found:
+    several = len({each.temperature for each in estimates}) > 1
+    for each in estimates:
         if each.alpha not in SHOWN_ALPHAS:
             continue
         at = f", T = {each.temperature:g}" if several else ""
@@ -99,12 +99,12 @@ def judged_table(found: Sequence[Judged], k: int, console: Console) -> Table:
     return table
 
 
-def judged_csv(found: Sequence[Judged]) -> str:
+def estimates_csv(estimates: Sequence[RuleEstimate]) -> str:
     """All settings, unrounded."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(Judged.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(buffer, fieldnames=list(RuleEstimate.model_fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(each.model_dump() for each in found)
+    writer.writerows(each.model_dump() for each in estimates)
     return buffer.getvalue()
 
 

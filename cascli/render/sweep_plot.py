@@ -50,11 +50,11 @@ def curves(rows: Sequence[SweepRow]) -> list[Curve]:
         params = dict(parse(row.strategy).params)
         place = float(params.pop("alpha", params.pop("threshold", 0.0)))
         groups[row.family, row.temperature, tuple(sorted(params.items()))].append((place, row))
-    found = []
+    result = []
     for (family, temperature, others), group in groups.items():
         ordered = [row for _, row in sorted(group, key=lambda each: each[0])]
-        found.append(Curve(family, temperature, others, ordered))
-    return found
+        result.append(Curve(family, temperature, others, ordered))
+    return result
 
 
 def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path | TextIO) -> None:
@@ -65,11 +65,11 @@ def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path | TextIO) -> No
         1, len(shown), figsize=(4.7 * len(shown), 4.6), layout="constrained", sharey=True, squeeze=False
     )
     panels = grid[0]
-    found = curves(rows)
-    looks = _looks(found)
+    drawn = curves(rows)
+    looks = _looks(drawn)
     labels: dict[str, Any] = {}
     for axes, (field, label) in zip(panels, shown, strict=True):
-        _panel(axes, found, field, looks)
+        _panel(axes, drawn, field, looks)
         axes.set_xlabel(label)
         handles, names = axes.get_legend_handles_labels()
         labels = dict(zip(names, handles, strict=True)) | labels
@@ -89,15 +89,15 @@ class Look(NamedTuple):
     label: str
 
 
-def _looks(found: Sequence[Curve]) -> dict[int, Look]:
+def _looks(curves: Sequence[Curve]) -> dict[int, Look]:
     """A colour a family and a line style a temperature, chosen once for the whole figure; by the curve's place."""
-    families = list(dict.fromkeys(curve.family for curve in found if curve.family not in BASELINES))
-    temperatures = sorted({curve.temperature for curve in found})
+    families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
+    temperatures = sorted({curve.temperature for curve in curves})
     several = len(temperatures) > 1
     looks = {}
-    for place, curve in enumerate(found):
+    for place, curve in enumerate(curves):
         baseline = BASELINES.get(curve.family)
-        kinds = list(dict.fromkeys(each.others for each in found if each.family == curve.family))
+        kinds = list(dict.fromkeys(each.others for each in curves if each.family == curve.family))
         marker = baseline or MARKERS[kinds.index(curve.others) % len(MARKERS)]
         color = "black" if baseline else COLORS[families.index(curve.family) % len(COLORS)]
         level = temperatures.index(curve.temperature)
@@ -112,20 +112,20 @@ def _kinds(rows: Sequence[SweepRow]) -> str:
     return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
 
 
-def _panel(axes: Axes, found: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
-    for place, curve in enumerate(found):
+def _panel(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
+    for place, curve in enumerate(curves):
         known = [row for row in curve.rows if row.quality is not None and getattr(row, field) is not None]
         if known:
             _errors(axes, known, field, looks[place])
     if field == "target_calls_per_token":
-        for temperature in sorted({curve.temperature for curve in found}):
-            _at_one_temperature(axes, [curve for curve in found if curve.temperature == temperature], field)
+        for temperature in sorted({curve.temperature for curve in curves}):
+            _at_one_temperature(axes, [curve for curve in curves if curve.temperature == temperature], field)
 
 
-def _at_one_temperature(axes: Axes, found: Sequence[Curve], field: str) -> None:
+def _at_one_temperature(axes: Axes, curves: Sequence[Curve], field: str) -> None:
     """The Pareto front, and what deferring at random would give: answers at another temperature are other answers."""
-    _random_deferral(axes, found)
-    best = front([row for curve in found for row in curve.rows])
+    _random_deferral(axes, curves)
+    best = front([row for curve in curves for row in curve.rows])
     axes.step(
         [getattr(row, field) for row in best],
         [row.quality or 0.0 for row in best],
@@ -160,9 +160,9 @@ def _errors(axes: Axes, group: Sequence[SweepRow], field: str, look: Look) -> No
     )
 
 
-def _random_deferral(axes: Axes, found: Sequence[Curve]) -> None:
+def _random_deferral(axes: Axes, curves: Sequence[Curve]) -> None:
     """The line between the two models: what deferring at random would give."""
-    alone = {curve.family: curve.rows[0] for curve in found if curve.family in ("draft", "target")}
+    alone = {curve.family: curve.rows[0] for curve in curves if curve.family in ("draft", "target")}
     ends = [row for row in alone.values() if row.quality is not None and row.target_calls_per_token is not None]
     if len(ends) == 2:
         xs = [row.target_calls_per_token or 0.0 for row in ends]

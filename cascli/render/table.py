@@ -72,10 +72,12 @@ LAW = [
 ]
 
 
-def _percentiles(found: Percentiles | None) -> str:
-    if found is None:
+def _percentiles(percentiles: Percentiles | None) -> str:
+    if percentiles is None:
         return number(None)
-    return " / ".join(seconds(value) for value in (found.p50, found.p90, found.p99) if value is not None)
+    return " / ".join(
+        seconds(value) for value in (percentiles.p50, percentiles.p90, percentiles.p99) if value is not None
+    )
 
 
 def _times(field: str) -> Callable[[Row], str]:

@@ -29,13 +29,13 @@ class Cell:
 
 def cells(run: Run) -> list[Cell]:
     """The answer of a run position by position."""
-    found = []
+    column = []
     speculates = run.metrics.num_draft_tokens > 0
-    for step in run.rounds:
-        for i, token in enumerate(step.emitted):
-            replaced = step.drafted[i].text if token.event == "residual" and i < len(step.drafted) else None
-            found.append(Cell(token, replaced, starts_round=i == 0 and speculates))
-    return found
+    for round_ in run.rounds:
+        for i, token in enumerate(round_.emitted):
+            replaced = round_.drafted[i].text if token.event == "residual" and i < len(round_.drafted) else None
+            column.append(Cell(token, replaced, starts_round=i == 0 and speculates))
+    return column
 
 
 def side_by_side(runs: Sequence[Run], console: Console) -> Group:
@@ -105,7 +105,7 @@ def _decision(run: Run) -> str:
     if decision is None:
         return ""
     sign = "<" if decision.deferred else ">="
-    verdict = "handed over" if decision.deferred else "draft kept"
+    verdict = "deferred to the target" if decision.deferred else "draft kept"
     return f"  {decision.score} {decision.value:.2f} {sign} {decision.threshold:g}: {verdict}"
 
 

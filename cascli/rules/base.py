@@ -41,7 +41,7 @@ class Rule(ABC):
     alpha_lossless: ClassVar[float | None] = None
     """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""
     alpha_draft_only: ClassVar[float | None] = None
-    """An alpha at which pi = q, likewise."""
+    """An alpha at which pi = q whatever the distributions."""
 
     @property
     def chooses(self) -> bool:

@@ -1,4 +1,4 @@
-"""A model writing by itself: draw a token from its own distribution, read it, draw the next.
+"""Autoregressive sampling: draw a token from its own distribution, read it, draw the next.
 
 The same lines serve steps that are made one after the other and steps that are captured together.
 """
@@ -83,10 +83,10 @@ def write_by_steps(read: Read, ids: Tensor, sampler: Sampler, u: Tensor, *, read
     """
     tokens, drawn = [u.new_zeros(0, dtype=torch.long)], []
     for i in range(u.shape[0] + read_last):
-        found = sampler.draw(read(ids), u[i : i + 1] if i < u.shape[0] else None)
-        drawn.append(found)
-        if found.token is not None:
-            ids = found.token
+        step = sampler.draw(read(ids), u[i : i + 1] if i < u.shape[0] else None)
+        drawn.append(step)
+        if step.token is not None:
+            ids = step.token
             tokens.append(ids)
     probs = torch.cat([each.probs for each in drawn])
     base = torch.cat([each.base for each in drawn]) if sampler.reads_base else probs

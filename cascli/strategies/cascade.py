@@ -1,6 +1,6 @@
 """The sequence-level cascade: the draft model answers; its confidence decides whether the answer stands.
 
-A prompt that is handed over pays for both answers: that is counted, not hidden. Confidence comes from per-token
+A prompt that is deferred pays for both answers: that is counted, not hidden. Confidence comes from per-token
 log-probabilities and margins (Gupta et al. 2024, arXiv 2404.10136: Chow-Average, Chow-Sum and Chow-Quantile).
 """
 
@@ -64,7 +64,7 @@ class Cascade(Strategy):
     summary: ClassVar[str] = "the draft model answers; if its confidence is low the target answers from scratch"
     formula: ClassVar[str] = "keep the answer iff score(answer) >= threshold"
     source: ClassVar[str] = "Gupta et al. 2024 (Chow-Average, Chow-Sum, Chow-Quantile)"
-    lossless_when: ClassVar[str] = "when the prompt is handed over"
+    lossless_when: ClassVar[str] = "when the prompt is deferred to the target"
 
     score: Score = "mean-logprob"
     threshold: Annotated[float, Field(allow_inf_nan=False)] = -0.5
@@ -91,14 +91,14 @@ class Cascade(Strategy):
         logprobs: list[Tensor] = []
         margins: list[Tensor] = []
 
-        def watch(base: Tensor, token: Tensor) -> None:
+        def on_distributions(base: Tensor, token: Tensor) -> None:
             top = base.topk(min(2, base.shape[-1]), dim=-1).values
             # The smallest number for a probability that is none in float32: minus infinity is no number in JSON.
             logprobs.append(base[0, token].clamp_min(_SMALLEST).log())
             margins.append(top[:, 0] - top[:, -1])
 
         ids: list[int] = []
-        for step in write(s, s.draft, "draft", watch=watch, tentative=True):
+        for step in write(s, s.draft, "draft", on_distributions=on_distributions, tentative=True):
             yield step
             ids += [token.id for token in step.emitted]
         handover = self._decide(s, ids, Confidence(*s.fetch(_joined(logprobs), _joined(margins))))

@@ -8,10 +8,10 @@ from typing import Any
 
 from cascli.errors import RunError, UsageError, first_line
 from cascli.prompts import Prompt
-from cascli.sweep.plan import Task
+from cascli.sweep.plan import TaskConfig
 
 
-def dataset_prompts(task: Task, here: Path, limit: int | None, *, offline: bool = False) -> list[Prompt]:
+def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline: bool = False) -> list[Prompt]:
     """The first rows of a split, as prompts with their references.
 
     Args:
@@ -28,7 +28,7 @@ def dataset_prompts(task: Task, here: Path, limit: int | None, *, offline: bool 
     return [_prompt(task, number, row) for number, row in enumerate(rows)]
 
 
-def _rows(task: Task, here: Path, limit: int | None, offline: bool) -> Any:
+def _rows(task: TaskConfig, here: Path, limit: int | None, offline: bool) -> Any:
     try:
         import datasets
     except ImportError:
@@ -47,7 +47,7 @@ def _rows(task: Task, here: Path, limit: int | None, offline: bool) -> Any:
         datasets.config.HF_HUB_OFFLINE = online
 
 
-def _prompt(task: Task, number: int, row: Mapping[str, Any]) -> Prompt:
+def _prompt(task: TaskConfig, number: int, row: Mapping[str, Any]) -> Prompt:
     extra = {} if task.reference is None else {"reference": _filled("reference", task.reference, row)}
     return Prompt((_filled("prompt", task.prompt, row),), id=f"{task.split}-{number}", extra=extra)
 

@@ -187,10 +187,10 @@ def serve(source: int, asked: int, told: int) -> None:
     function = scope[name]
     for line in questions:
         try:
-            found = {"ok": encoded(function(*decoded(json.loads(line))))}
+            answer = {"ok": encoded(function(*decoded(json.loads(line))))}
         except Exception as error:
-            found = {"error": type(error).__name__}
-        answers.write(json.dumps(found) + "\n")
+            answer = {"error": type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
@@ -202,10 +202,10 @@ def judge(source: int, told: int, asked: int, verdict: int) -> None:
     def candidate(*given: Any) -> Any:
         questions.write(json.dumps(encoded(given)) + "\n")
         questions.flush()
-        found = json.loads(answers.readline())
-        if "ok" in found:
-            return decoded(found["ok"])
-        raise Exception(str(found["error"]))
+        answer = json.loads(answers.readline())
+        if "ok" in answer:
+            return decoded(answer["ok"])
+        raise Exception(str(answer["error"]))
 
     scope: dict[str, Any] = {"__name__": "tests"}
     exec(compile(text, "tests", "exec"), scope)
@@ -216,8 +216,8 @@ def judge(source: int, told: int, asked: int, verdict: int) -> None:
 
 def _source(handle: int) -> tuple[str, str]:
     with os.fdopen(handle, "r") as file:
-        found = json.load(file)
-    return found["text"], found["name"]
+        module = json.load(file)
+    return module["text"], module["name"]
 
 
 def probe() -> None:

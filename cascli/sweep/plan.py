@@ -40,7 +40,7 @@ UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "
 """What may change while results stay what they are."""
 
 
-class Task(_Strict):
+class TaskConfig(_Strict):
     """What is asked, and how an answer is judged.
 
     `jsonl` reads a file with `prompt` (and `reference` where the metric needs one), `builtin` takes cascli's own
@@ -56,7 +56,7 @@ class Task(_Strict):
     prompt: str = "{prompt}"
     """What is asked, with columns of the dataset in braces."""
     reference: str | None = None
-    """What the answer is judged by, likewise."""
+    """What the answer is compared with: a template over the columns."""
     metric: Literal["agreement", "exact-match", "f1", "number", "rouge", "bleu", "chrf", "pass@1"] | None = None
 
     @field_validator("path")
@@ -90,7 +90,7 @@ class SweepPlan(_Strict):
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Repeats of every cell, for timing."""
     match: Match | None = None
-    task: Task = Task()
+    task: TaskConfig = TaskConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -118,8 +118,8 @@ class SweepPlan(_Strict):
         texts = [spec for entry in self.strategies for spec in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
         if len(texts) > MOST_STRATEGIES:
             raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; take smaller ranges or lists")
-        found = [parse(text).spec for text in texts]
-        return list(dict.fromkeys([*([] if BASELINE in found else [BASELINE]), *found]))
+        specs = [parse(text).spec for text in texts]
+        return list(dict.fromkeys([*([] if BASELINE in specs else [BASELINE]), *specs]))
 
     def cells(self) -> list[Cell]:
         """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost."""
@@ -200,7 +200,7 @@ def load_plan(path: Path) -> SweepPlan:
         plan.specs()
     except ValidationError as error:
         location = error.errors()[0]["loc"]
-        known = Task.model_fields if location[:1] == ("task",) and len(location) > 1 else SweepPlan.model_fields
+        known = TaskConfig.model_fields if location[:1] == ("task",) and len(location) > 1 else SweepPlan.model_fields
         key, message = first_problem(error, known)
         raise ConfigError(f"{path}: {key}: {message}") from None
     except UsageError as error:

@@ -16,12 +16,12 @@ from typing import Any, Self
 
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
-from cascli.sweep.judged import Judged, Matched
 from cascli.sweep.plan import Match, SweepPlan
 from cascli.sweep.records import Record
-from cascli.sweep.tasks import Exam
+from cascli.sweep.rule_estimate import Matched, RuleEstimate
+from cascli.sweep.tasks import Task
 from cascli.sweep.units import Unit, by_prompt
-from cascli.sweep.worker import Tell, Worker
+from cascli.sweep.worker import OnProgress, Worker
 
 MOST_TRIES = 3
 """How often a unit is begun before its loss is recorded as its error."""
@@ -46,7 +46,7 @@ class RayExecutor:
         self,
         config: PairConfig,
         plan: SweepPlan,
-        exam: Exam,
+        task: Task,
         *,
         address: str | None = None,
         workers: int | None = None,
@@ -57,7 +57,7 @@ class RayExecutor:
         Args:
             config: the pair, which every worker loads on its own machine.
             plan: the sweep.
-            exam: its prompts.
+            task: its prompts.
             address: of a running cluster, `auto` for the one of this machine; None starts one here.
             workers: how many; one per GPU, else one per machine by default.
             offline: fail rather than download.
@@ -69,7 +69,7 @@ class RayExecutor:
         if plan.device.startswith("cuda:") or any(model.device_map for model in config.models.values()):
             raise UsageError("a Ray worker has one GPU, its first: no device cuda:N, and no device_map in the pair.")
         self._ray = _ray()
-        self._given = (config, plan, exam, offline)
+        self._given = (config, plan, task, offline)
         self._join(address)
         try:
             self._resources, count = self._share(plan, workers)
@@ -138,20 +138,20 @@ class RayExecutor:
                 " longer to fetch; try `cascli pull` on its machines."
             )
         try:
-            found = self._ray.get(ready)
+            told = self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
             raise RunError(f"a worker could not start: {_last_line(error)}") from None
         self._joining = {call: calls[call] for call in late}
         self._workers = [calls[call] for call in ready]
-        for other in found[1:]:
-            _check_alike(found[0], other)
-        return {**found[0], "executor": f"ray, {len(calls)} workers"}
+        for other in told[1:]:
+            _check_alike(told[0], other)
+        return {**told[0], "executor": f"ray, {len(calls)} workers"}
 
-    def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
+    def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """By one worker: what is judged are its own runs."""
-        return self._of_one(self._workers[0].judged.remote(k))
+        return self._of_one(self._workers[0].rule_estimates.remote(k))
 
-    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
         """Likewise."""
         return self._of_one(self._workers[0].matched.remote(wanted))
 
@@ -239,17 +239,17 @@ class RayExecutor:
 class _Actor:
     """A `Worker` that loads its pair where it was started."""
 
-    def __init__(self, config: PairConfig, plan: SweepPlan, exam: Exam, offline: bool | None) -> None:
+    def __init__(self, config: PairConfig, plan: SweepPlan, task: Task, offline: bool | None) -> None:
         from cascli.models.load import load_pair
 
         pair = load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline)
-        self._worker = Worker(pair, plan, exam)
+        self._worker = Worker(pair, plan, task)
 
     def about(self) -> dict[str, str]:
         return self._worker.about()
 
-    def judged(self, k: int) -> list[Judged]:
-        return self._worker.judged(k)
+    def rule_estimates(self, k: int) -> list[RuleEstimate]:
+        return self._worker.rule_estimates(k)
 
     def matched(self, wanted: Match) -> list[Matched]:
         return self._worker.matched(wanted)

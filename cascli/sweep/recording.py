@@ -19,18 +19,18 @@ Seen = Callable[["Dists"], "Dists"]
 
 @dataclass(frozen=True)
 class Watching(Exact):
-    """The rule of speculative decoding, which shows all it is given to `see` and keeps what that returns."""
+    """The rule of speculative decoding, which keeps what `on_distributions` makes of all it is given."""
 
     reads_draft: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
 
-    see: Seen | None = None
+    on_distributions: Seen | None = None
     seen: list[Dists] = field(default_factory=list)
 
     def apply(self, d: Dists) -> Tensor:
         """pi = p."""
-        self.seen.append(self.see(d) if self.see else d)
+        self.seen.append(self.on_distributions(d) if self.on_distributions else d)
         return super().apply(d)
 
 
@@ -38,7 +38,7 @@ class Watching(Exact):
 class Recording(Speculating):
     """`speculative`, watched."""
 
-    see: Seen | None = None
+    on_distributions: Seen | None = None
     seen: list[Dists] = field(default_factory=list)
     """By round; rows beyond the round's emitted tokens are of prefixes that were not visited."""
 
@@ -55,4 +55,4 @@ class Recording(Speculating):
     @property
     def verification_rule(self) -> Rule:
         """Exact, watched."""
-        return Watching(self.see, self.seen)
+        return Watching(self.on_distributions, self.seen)

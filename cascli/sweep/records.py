@@ -16,8 +16,8 @@ from cascli.errors import RunError, UsageError
 from cascli.files import write
 from cascli.settings import first_problem
 from cascli.strategies import parse
-from cascli.sweep.judged import Matched, strategies_of
 from cascli.sweep.plan import Cell, SweepPlan
+from cascli.sweep.rule_estimate import Matched, strategies_of
 from cascli.version import __version__
 
 
@@ -128,31 +128,31 @@ class Records:
         self._cut_half_a_line()
         if not self.head.exists():
             self.write_header(header)
-        found = list(self.read())
-        for spec in {record.cell.strategy for record in found}:
+        records = list(self.read())
+        for spec in {record.cell.strategy for record in records}:
             try:
                 parse(spec)
             except UsageError as error:  # now, and not after hours, when the table is made
                 raise UsageError(f"{self.file}: holds answers of a strategy that this cascli lacks: {error}") from None
-        self._kept = len(found)
-        return {record.key: record for record in found if record.error is None}
+        self._kept = len(records)
+        return {record.key: record for record in records if record.error is None}
 
     def write_header(self, header: Header) -> None:
         """Say what the records are made from."""
         write(self.head, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
 
     def _check(self, header: Header, anyway: bool) -> None:
-        found = self.header()
+        there = self.header()
         if anyway:
             return
-        if found.fingerprint != header.fingerprint:
+        if there.fingerprint != header.fingerprint:
             raise UsageError(f"{self.folder}: was made from another sweep file; choose another -o, or say --anyway")
-        changed = [name for name, value in header.asked.items() if found.asked.get(name, value) != value]
+        changed = [name for name, value in header.asked.items() if there.asked.get(name, value) != value]
         if changed:
             raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or say --anyway")
-        if found.version != header.version:
+        if there.version != header.version:
             raise UsageError(
-                f"{self.folder}: was made by cascli {found.version}, this is {header.version}; or --anyway"
+                f"{self.folder}: was made by cascli {there.version}, this is {header.version}; or --anyway"
             )
 
     def header(self) -> Header:
@@ -203,12 +203,12 @@ class Records:
         """
         if not self.file.exists():
             return
-        found: dict[tuple[str, str], Record] = {}
+        latest: dict[tuple[str, str], Record] = {}
         # Split at newlines alone: an answer may hold other characters that Python takes for line ends.
         for number, line in enumerate(self.file.read_bytes().split(b"\n")[:-1], 1):
             try:
                 record = Record.model_validate(json.loads(line))
             except (ValueError, RecursionError):
                 raise UsageError(f"{self.file}:{number}: not a record of a sweep") from None
-            found[record.key] = record
-        yield from found.values()
+            latest[record.key] = record
+        yield from latest.values()

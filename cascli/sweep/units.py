@@ -7,14 +7,14 @@ from itertools import groupby
 from typing import NamedTuple
 
 from cascli.sweep.plan import Cell, SweepPlan
-from cascli.sweep.tasks import Exam, Problem
+from cascli.sweep.tasks import Example, Task
 
 
 class Unit(NamedTuple):
     """One cell and one prompt: what becomes one record."""
 
     cell: Cell
-    problem: Problem
+    problem: Example
 
     @property
     def key(self) -> tuple[str, str]:
@@ -22,13 +22,13 @@ class Unit(NamedTuple):
         return self.cell.key, self.problem.id
 
 
-def units(plan: SweepPlan, exam: Exam) -> Iterator[Unit]:
+def units(plan: SweepPlan, task: Task) -> Iterator[Unit]:
     """All work, strategies side by side on each prompt, so that a noisy machine is noisy for all of them."""
     cells = plan.cells()
     blocks = list(dict.fromkeys((cell.repeat, cell.temperature, cell.seed) for cell in cells))
     for repeat, temperature, seed in blocks:
         here = [cell for cell in cells if (cell.repeat, cell.temperature, cell.seed) == (repeat, temperature, seed)]
-        for problem in exam.problems:
+        for problem in task.problems:
             for cell in here:
                 yield Unit(cell, problem)
 

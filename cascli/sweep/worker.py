@@ -14,23 +14,23 @@ from cascli.jobs.generate import decode
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
-from cascli.sweep.judged import Judged, Matched
 from cascli.sweep.likelihood import log_likelihood
 from cascli.sweep.plan import BASELINE, Cell, Match, SweepPlan
 from cascli.sweep.records import Record
-from cascli.sweep.rule_curves import Seen, judge, match, record
-from cascli.sweep.tasks import Exam, Problem
+from cascli.sweep.rule_curves import Seen, match, record, rule_estimates
+from cascli.sweep.rule_estimate import Matched, RuleEstimate
+from cascli.sweep.tasks import Example, Task
 from cascli.sweep.units import Unit
 from cascli.trace import Run
 
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 class Worker:
     """Answers and judges. What it makes of a unit depends on the unit alone, not on where or when it does it."""
 
-    def __init__(self, pair: Pair, plan: SweepPlan, exam: Exam) -> None:
-        self._pair, self._plan, self._exam = pair, plan, exam
+    def __init__(self, pair: Pair, plan: SweepPlan, task: Task) -> None:
+        self._pair, self._plan, self._task = pair, plan, task
         self._greedy: dict[str, Sequence[int]] = {}
         self._warm: set[str] = set()
 
@@ -40,16 +40,18 @@ class Worker:
         loaded = {role: f"{model.source} {model.dtype}" for role, model in models.items()}
         return environment(self._pair.device) | loaded
 
-    def judged(self, k: int, tell: Tell | None = None) -> list[Judged]:
+    def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
-        return [each for t in self._plan.temperatures for each in judge(self._seen(k, t, tell), k, t)]
+        return [each for t in self._plan.temperatures for each in rule_estimates(self._seen(k, t, on_progress), k, t)]
 
-    def matched(self, wanted: Match, tell: Tell | None = None) -> list[Matched]:
-        """For each temperature, rule and budget the alpha that comes nearest, likewise."""
-        return [each for t in self._plan.temperatures for each in match(self._seen(wanted.k, t, tell), wanted, t)]
+    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
+        """For each temperature, rule and budget the alpha that comes nearest."""
+        return [
+            each for t in self._plan.temperatures for each in match(self._seen(wanted.k, t, on_progress), wanted, t)
+        ]
 
-    def _seen(self, k: int, temperature: float, tell: Tell | None) -> Seen:
-        return record(self._pair, self._plan, self._exam, k, temperature, tell)
+    def _seen(self, k: int, temperature: float, on_progress: OnProgress | None) -> Seen:
+        return record(self._pair, self._plan, self._task, k, temperature, on_progress)
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """One record a unit, in their order."""
@@ -64,8 +66,8 @@ class Worker:
             token_ids = _joined(runs)
             if cell.strategy == BASELINE and cell.temperature == 0:
                 self._greedy[problem.id] = token_ids
-            target = self._reference(problem) if self._exam.needs_target else None
-            quality = self._exam.judge(problem, runs[-1].text, token_ids, target)
+            target = self._reference(problem) if self._task.needs_target else None
+            quality = self._task.score(problem, runs[-1].text, token_ids, target)
             likelihood = self._likelihood(runs) if self._plan.likelihood else None
         except torch.AcceleratorError as error:
             raise RunError(f"the device failed, and with it this process: {error}") from None
@@ -73,13 +75,13 @@ class Worker:
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
         return _record(cell, problem, runs, quality, likelihood)
 
-    def _warm_up(self, cell: Cell, problem: Problem) -> None:
+    def _warm_up(self, cell: Cell, problem: Example) -> None:
         """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
         if cell.strategy not in self._warm:
             self._warm.add(cell.strategy)
             strategy = parse(cell.strategy)
             tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
-            first = Problem(problem.id, problem.prompt)
+            first = Example(problem.id, problem.prompt)
             answers(self._pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
 
     def _likelihood(self, runs: Sequence[Run]) -> float | None:
@@ -88,7 +90,7 @@ class Worker:
         known = [(value * len(run.token_ids), len(run.token_ids)) for run, value in parts if value is not None]
         return sum(value for value, _ in known) / sum(count for _, count in known) if known else None
 
-    def _reference(self, problem: Problem) -> Sequence[int]:
+    def _reference(self, problem: Example) -> Sequence[int]:
         """The target's own greedy answer, made once a prompt."""
         if problem.id not in self._greedy:
             cell = Cell(strategy=BASELINE, temperature=0.0, seed=0)
@@ -96,7 +98,7 @@ class Worker:
         return self._greedy[problem.id]
 
 
-def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Problem) -> list[Run]:
+def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[Run]:
     """One run of the grid for every turn of a problem, each with the answers so far before it.
 
     Random numbers depend on the seed, the problem and the turn, so all strategies share them.
@@ -124,7 +126,7 @@ def _joined(runs: Sequence[Run]) -> list[int]:
     return [token for run in runs for token in run.token_ids]
 
 
-def _record(cell: Cell, problem: Problem, runs: Sequence[Run], quality: float, likelihood: float | None) -> Record:
+def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, likelihood: float | None) -> Record:
     metrics = [run.metrics for run in runs]
     flops = [m.total_flops for m in metrics]
     return Record(

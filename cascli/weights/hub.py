@@ -31,12 +31,12 @@ def cached_snapshot(source: HubSource) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(**_files(source), local_files_only=True))
+        folder = Path(snapshot_download(**_files(source), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except ValueError as error:  # a name that cannot be a repository
         raise RunError(f"{source}: {first_line(error)}") from None
-    return found if has_model(found) else None
+    return folder if has_model(folder) else None
 
 
 def download_snapshot(source: HubSource, report: Report) -> Path:
@@ -48,10 +48,10 @@ def download_snapshot(source: HubSource, report: Report) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     with _explained(source), writing(Path(constants.HF_HUB_CACHE)), checked(source):
-        found = snapshot_download(**_files(source), tqdm_class=_reporting(report))
-    if not has_model(Path(found)):
+        folder = snapshot_download(**_files(source), tqdm_class=_reporting(report))
+    if not has_model(Path(folder)):
         raise RunError(f"{source}: the repository has no config.json with safetensors weights.\nChoose one that has.")
-    return Path(found)
+    return Path(folder)
 
 
 def _files(source: HubSource) -> dict[str, Any]:

@@ -63,14 +63,14 @@ def _check(response: Any, source: object) -> None:
             _check_listing(response.json(), source)
 
 
-def _check_listing(found: Any, source: object) -> None:
+def _check_listing(listing: Any, source: object) -> None:
     """A repository's description, or its list of files."""
-    if isinstance(found, Mapping):
-        if isinstance(found.get("sha"), str):
-            _commit(found["sha"], source)
-        _check_listing(found.get("siblings"), source)
-    elif isinstance(found, list):
-        for entry in found:
+    if isinstance(listing, Mapping):
+        if isinstance(listing.get("sha"), str):
+            _commit(listing["sha"], source)
+        _check_listing(listing.get("siblings"), source)
+    elif isinstance(listing, list):
+        for entry in listing:
             named = [entry.get(key) for key in ("path", "rfilename")] if isinstance(entry, Mapping) else []
             for name in named:
                 if name is not None and not _inside(name):

@@ -22,9 +22,9 @@ CONVERTER = 1
 
 def is_whole(folder: Path) -> bool:
     """Whether `folder` holds a converted model that may be trusted."""
-    found = _read(folder)
-    files = found.get("files")
-    if found.get("schema") != SCHEMA or found.get("converter") != CONVERTER or not files:
+    manifest = _read(folder)
+    files = manifest.get("files")
+    if manifest.get("schema") != SCHEMA or manifest.get("converter") != CONVERTER or not files:
         return False
     return isinstance(files, dict) and all(_size(folder / name) == size for name, size in files.items())
 
@@ -86,10 +86,10 @@ def _sync(path: Path) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _size(path: Path) -> int:

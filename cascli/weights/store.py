@@ -73,9 +73,9 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
         ConfigError: a path that does not exist or holds no model.
         RunError: no network, no access, a wrong sha256, a damaged file, or not enough disk space.
     """
-    found = locate(source)
-    if found is not None:
-        return found
+    folder = locate(source)
+    if folder is not None:
+        return folder
     if offline and not isinstance(source, PathSource):
         raise RunError(
             f"{source}: its weights are not on this machine, and offline mode is on.\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascli import rules
-from cascli.decoding.verification import decide_round, keeping_of
+from cascli.decoding.verification import decide_round, fused_rule
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.rules._forced import Forced
 from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
@@ -44,7 +44,7 @@ def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, whe
     for n, width in ((0, 40), (1, 40), (4, 40), (3, 2500)):
         given = block(rule, sampling, n, width, where)
         wanted = RoundFacts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).flatten().tolist())
-        found = RoundFacts.of(verify(*given, temperature=temperature, keeping=keeping_of(rule)).flatten().tolist())
+        found = RoundFacts.of(verify(*given, temperature=temperature, rule=fused_rule(rule)).flatten().tolist())
         assert found.ids == wanted.ids and found.deferred == wanted.deferred
         assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
         for name in (
@@ -68,12 +68,12 @@ def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
     sampling = Sampling()
     for n in (3, 5):
         given = block(rule, sampling, n, 40, where)
-        wanted = verify(*given, temperature=1.0, keeping=keeping_of(rule)).tolist()
+        wanted = verify(*given, temperature=1.0, rule=fused_rule(rule)).tolist()
         for place in (1, 4, 5):
             strided = torch.stack([given[place], given[place].flip(0), 0 * given[place]], dim=1).unbind(1)[0]
             assert not strided.is_contiguous() and torch.equal(strided, given[place])
             mixed = [*given[:place], strided, *given[place + 1 :]]
-            assert verify(*mixed, temperature=1.0, keeping=keeping_of(rule)).tolist() == wanted
+            assert verify(*mixed, temperature=1.0, rule=fused_rule(rule)).tolist() == wanted
 
 
 def test_rows_must_be_packed(where: torch.device) -> None:
@@ -85,7 +85,7 @@ def test_rows_must_be_packed(where: torch.device) -> None:
         wide = given[place].repeat_interleave(2, dim=1)[:, ::2]
         mixed = [*given[:place], wide, *given[place + 1 :]]
         with pytest.raises(ValueError, match=r"packed|one stride"):
-            verify(*mixed, temperature=1.0, keeping=keeping_of(Exact()))
+            verify(*mixed, temperature=1.0, rule=fused_rule(Exact()))
     with pytest.raises(ValueError, match="packed"):
         draw(given[0].T.contiguous().T[:1], 1.0, given[4][:1], with_base=False)
 
@@ -103,7 +103,7 @@ def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
     wanted = distributions.sample(excess, grid)
     for u, token in zip(grid.tolist(), wanted.tolist(), strict=True):
         given[5][0] = u
-        out = verify(*given, temperature=1.0, keeping=keeping_of(Exact()))
+        out = verify(*given, temperature=1.0, rule=fused_rule(Exact()))
         kept, found = out[Field.NUM_ACCEPTED, 0].item(), out[Field.NEXT_ID, 0].item()
         assert kept == 0 and found == token
 
@@ -117,7 +117,7 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
     u = torch.zeros(1, dtype=torch.float64, device=where)
     assert draw(logits, 0.0, u, with_base=False)[0].item() == 1500
     nothing = logits[:0]
-    found = verify(logits, u[:0].long(), nothing, nothing, u[:0], u, temperature=0.0, keeping=keeping_of(Exact()))
+    found = verify(logits, u[:0].long(), nothing, nothing, u[:0], u, temperature=0.0, rule=fused_rule(Exact()))
     facts = RoundFacts.of(found.flatten().tolist())
     assert facts == RoundFacts([], [], [], [], [], [], [0.0], [1.0], 0, 1500, 1.0, 1.0)
 
@@ -127,7 +127,7 @@ def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
 
     given = block(Exact(), Sampling(), 4, 40, where)
     given[4][:] = torch.tensor([0.1, 0.5, 0.9, 0.1])
-    facts = RoundFacts.of(verify(*given, temperature=1.0, keeping=keeping_of(Forced(0.6))).flatten().tolist())
+    facts = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(Forced(0.6))).flatten().tolist())
     assert facts.accept_prob == pytest.approx([0.6] * 4) and facts.num_accepted == 2
 
 
@@ -156,4 +156,4 @@ class Own(ThresholdRule):
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("rule", [Odd(), Own(), Warped(), Watching()], ids=repr)
 def test_rules_that_kernels_do_not_know_stay_in_torch(rule: Rule) -> None:
-    assert keeping_of(rule) is None
+    assert fused_rule(rule) is None

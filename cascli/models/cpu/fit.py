@@ -103,9 +103,9 @@ def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedSt
     turned = type(layer) is Conv1D  # GPT-2's, whose weights are the other way round
     stored, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     if store is not None:
-        found = store.restore(name, (stored.T if turned else stored).shape, bias is not None)
-        if found is not None:
-            return found
+        packed = store.restore(name, (stored.T if turned else stored).shape, bias is not None)
+        if packed is not None:
+            return packed
     weight = read(f"{name}.weight")
     return make(weight.T if turned else weight, None if bias is None else read(f"{name}.bias"))
 

@@ -127,7 +127,7 @@ def is_exact(kernel: type[Int8Weights]) -> bool:
     digits = torch.full((2, columns), kernel.most)
     digits[1].neg_()
     try:
-        found = kernel.of(levels, torch.ones(rows)).product(digits)
+        product = kernel.of(levels, torch.ones(rows)).product(digits)
     except RuntimeError:  # an operation that is registered, but not for this processor
         return False
-    return torch.equal(found, digits @ levels.float().T)
+    return torch.equal(product, digits @ levels.float().T)

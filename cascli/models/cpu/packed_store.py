@@ -39,9 +39,9 @@ class PackedStore:
 
     def restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | None:
         """A layer of weights `[out, in]`; None if it is not there or was made for other kernels."""
-        found = None if self._outdated else self._restore(name, shape, has_bias)
-        self._outdated = found is None
-        return found
+        restored = None if self._outdated else self._restore(name, shape, has_bias)
+        self._outdated = restored is None
+        return restored
 
     def _restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | None:
         try:

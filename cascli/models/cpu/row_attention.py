@@ -40,8 +40,8 @@ def row_attention(
     n, length = query.shape[2], key.shape[2]
     if n > MOST_ROWS or query.shape[0] != 1:
         window = {} if sliding_window is None else {"sliding_window": sliding_window}
-        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **window, **more)
-        return found, None
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **window, **more)
+        return output, None
     rows = []
     for i in range(n):
         end = length - n + 1 + i
@@ -64,7 +64,7 @@ def row_mask(*, q_length: int, **more: Any) -> Tensor | None:
 
 
 def use_row_attention(model: PreTrainedModel) -> bool:
-    """Switch a model over if its attention is torch's plain one; says whether it did.
+    """Switch a model over if its attention is torch's plain one, and return whether it was.
 
     Models that do more than attend (soft-capping, attention sinks, biases) keep their own.
     """

@@ -85,7 +85,7 @@ def decode_mask(**given: Any) -> Tensor | None:
 
 
 def use_decode_attention(model: PreTrainedModel) -> bool:
-    """Switch a model over if its attention is one of those that this is; says whether it did."""
+    """Switch a model over if its attention is one of those that this is, and return whether it was."""
     if not can_decode(model):
         return False
     AttentionInterface.register(NAME, decode_attention)

@@ -48,9 +48,9 @@ def _take_over(norm: nn.Module) -> bool:
     x = torch.randn(_ROWS, weight.shape[0], generator=generator).to(weight)
     wanted = norm(x)
     for scale in (weight.detach(), 1.0 + weight.detach().float()):
-        found = F.rms_norm(x.to(scale.dtype), scale.shape, scale, epsilon).to(x.dtype)
+        normed = F.rms_norm(x.to(scale.dtype), scale.shape, scale, epsilon).to(x.dtype)
         size = wanted.abs().amax().clamp_min(1e-3)
-        if found.dtype == wanted.dtype and (found - wanted).abs().amax() <= _ROUNDING.get(x.dtype, 0.0) * size:
+        if normed.dtype == wanted.dtype and (normed - wanted).abs().amax() <= _ROUNDING.get(x.dtype, 0.0) * size:
             vars(norm)["stock"] = type(norm)
             norm.__class__ = FusedNorm
             norm.register_buffer("scale", scale, persistent=False)

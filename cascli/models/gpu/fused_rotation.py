@@ -75,7 +75,7 @@ def _is_standard(stock: Rotation) -> bool:
     generator = torch.Generator().manual_seed(0)
     q, k, cos, sin = (torch.randn(1, *shape, generator=generator) for shape in ((2, 3, 8), (1, 3, 8), (3, 8), (3, 8)))
     try:
-        found = stock(q, k, cos, sin)
+        rotated = stock(q, k, cos, sin)
     except (TypeError, ValueError, RuntimeError):
         return False
-    return all(map(torch.equal, found, plain(q, k, cos, sin)))
+    return all(map(torch.equal, rotated, plain(q, k, cos, sin)))

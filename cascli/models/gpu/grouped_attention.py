@@ -52,14 +52,14 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     if cap:
         score = cap * torch.tanh((rows @ key.transpose(-1, -2)).float() * (scale / cap))
         weight = score.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-        found = weight.to(value.dtype) @ value
+        output = weight.to(value.dtype) @ value
     else:
-        found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
-    return found.reshape(1, heads, n, value.shape[-1]).transpose(1, 2).contiguous()
+        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    return output.reshape(1, heads, n, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 def use_grouped_attention(model: PreTrainedModel) -> bool:
-    """Switch a model over if its attention is torch's plain one; says whether it did."""
+    """Switch a model over if its attention is torch's plain one, and return whether it was."""
     if not attends_plainly(model):
         return False
     AttentionInterface.register(NAME, grouped_attention)

@@ -54,10 +54,10 @@ class TensorInfo(NamedTuple):
         wanted = (last - first) * self.width
         with self.path.open("rb") as file:
             file.seek(self.start + first * self.width)
-            found = file.read(wanted)
-        if len(found) < wanted:
+            data = file.read(wanted)
+        if len(data) < wanted:
             raise RunError(f"{self.path}: was cut short while it was read.\nFetch the file again.")
-        return np.frombuffer(found, np.uint8).reshape(last - first, self.width)
+        return np.frombuffer(data, np.uint8).reshape(last - first, self.width)
 
     def by_rows(self, rows: int) -> TensorInfo:
         """The same bytes as another number of rows."""
@@ -154,15 +154,15 @@ class GgufFile:
         """Read `count` strings; the loop is kept bare because it runs 300,000 times."""
         buffer, at = self._buffer, self._at
         length_at: Callable[..., tuple[int]] = struct.Struct("<Q").unpack_from
-        found = []
+        texts = []
         for _ in range(count):
             start = at + 8
             at = start + length_at(buffer, at)[0]
-            found.append(buffer[start:at].decode())
+            texts.append(buffer[start:at].decode())
             if at > len(buffer):
                 raise _CutShort("a string runs past the end")
         self._at = at
-        return found
+        return texts
 
     def _take(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from(form, self._buffer, self._at)

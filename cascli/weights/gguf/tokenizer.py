@@ -78,5 +78,5 @@ def _added(tokens: list[str], kinds: list[int], kind: int) -> list[Any]:
     from tokenizers import AddedToken
 
     special = kind == _CONTROL
-    found = (token for token, its in zip(tokens, kinds, strict=False) if its == kind)
-    return [AddedToken(token, normalized=False, special=special) for token in found]
+    kept = (token for token, its in zip(tokens, kinds, strict=False) if its == kind)
+    return [AddedToken(token, normalized=False, special=special) for token in kept]

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.contestants import of_transformers
+from benchmarks.engines import of_transformers
 from cascli import Pair
 from cascli.models.gpu.fused_norm import FusedNorm
 
 _WARM_UP_TOKENS = 8
 
 
-def transformers_beside(
+def transformers_baseline(
     pair: Pair,
     prompt: Sequence[int],
     k: int,
@@ -43,8 +43,8 @@ def transformers_beside(
     times: list[float] = []
     rounds = 0
     with stock(target, draft), _Calls().of(target) as calls:
-        for contestant in (alone, assisted):
-            contestant.answer(prompt, min(_WARM_UP_TOKENS, tokens))
+        for engine in (alone, assisted):
+            engine.answer(prompt, min(_WARM_UP_TOKENS, tokens))
         while len(times) < repeats and not (times and late()):
             calls.count = 0
             found = assisted.answer(prompt, assisted_tokens)

@@ -15,7 +15,7 @@ from cascli import Pair, Run, generate
 
 
 class Answer(NamedTuple):
-    """What a contestant wrote, how long it took, prompt included, and its trace if it keeps one."""
+    """What a engine wrote, how long it took, prompt included, and its trace if it keeps one."""
 
     token_ids: list[int]
     seconds: float
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
 
 @dataclass
-class Contestant:
+class Engine:
     """A way to continue token ids greedily by up to so many tokens."""
 
     name: str
@@ -37,7 +37,7 @@ class Contestant:
         return found
 
 
-def of_cascli(pair: Pair, strategy: str, label: str) -> Contestant:
+def of_cascli(pair: Pair, strategy: str, label: str) -> Engine:
     """One of cascli's strategies."""
 
     def answer(prompt_ids: Sequence[int], tokens: int) -> Answer:
@@ -45,10 +45,10 @@ def of_cascli(pair: Pair, strategy: str, label: str) -> Contestant:
         run = generate(pair, prompt_ids=prompt_ids, strategy=strategy, max_new_tokens=tokens, temperature=0.0)
         return Answer(run.token_ids, time.perf_counter() - start, run)
 
-    return Contestant(f"cascli {strategy} {label}", answer)
+    return Engine(f"cascli {strategy} {label}", answer)
 
 
-def of_transformers(target: Any, draft: Any | None, k: int | None, eos_ids: Sequence[int], label: str) -> Contestant:
+def of_transformers(target: Any, draft: Any | None, k: int | None, eos_ids: Sequence[int], label: str) -> Engine:
     """Transformers' generate; with a draft model, assisted generation with constant k and no confidence threshold."""
     more: dict[str, Any] = {}
     if draft is not None:
@@ -77,7 +77,7 @@ def of_transformers(target: Any, draft: Any | None, k: int | None, eos_ids: Sequ
         tokens_out = out[0, len(prompt_ids) :].tolist()  # waits for the device
         return Answer(tokens_out, time.perf_counter() - start)
 
-    return Contestant(f"{name} {label}", answer)
+    return Engine(f"{name} {label}", answer)
 
 
 def load_stock(pair: Pair, dtype: torch.dtype) -> tuple[Any, Any]:

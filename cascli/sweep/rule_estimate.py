@@ -8,8 +8,8 @@ from cascli.analysis import theory
 from cascli.trace import Data
 
 
-class Judged(Data):
-    """One rule at one alpha, judged analytically at every visited position."""
+class RuleEstimate(Data):
+    """One rule at one alpha, estimated analytically at every visited position."""
 
     rule: str
     alpha: float
@@ -22,7 +22,7 @@ class Judged(Data):
     """Mean TV(pi, p)."""
     max_tv: float
     target_calls_per_token: float
-    """By theory, from the acceptance at the plan's k: judged along the prefixes of another strategy's run."""
+    """By theory, from the acceptance at the plan's k: estimated along the prefixes of another strategy's run."""
     mean_tail: float = 0.0
     """Mean probability of the tokens that were lumped together: how far a token rule's numbers can be off."""
     max_tail: float = 0.0
@@ -37,7 +37,7 @@ class Matched(Data):
     k: int
     budget: float
     predicted: float
-    """Target calls per token, as `Judged` has them."""
+    """Target calls per token, as `RuleEstimate` has them."""
     met: bool
     """Whether that is near enough to speak of this budget."""
 
@@ -56,10 +56,10 @@ def predicted_calls(acceptance: float, k: int) -> float:
     return 1 / theory.expected_tokens(acceptance, k)
 
 
-def strategies_of(found: Sequence[Matched]) -> dict[str, list[float]]:
+def strategies_of(matches: Sequence[Matched]) -> dict[str, list[float]]:
     """The strategies that meet a budget, each with the temperatures at which it does."""
     chosen: dict[str, list[float]] = {}
-    for each in found:
+    for each in matches:
         if each.met and each.temperature not in chosen.setdefault(each.spec, []):
             chosen[each.spec].append(each.temperature)
     return chosen

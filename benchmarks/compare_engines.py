@@ -1,4 +1,4 @@
-"""cascli beside its peers on one pair: `python -m benchmarks.peers --help`.
+"""cascli beside its peers on one pair: `python -m benchmarks.compare_engines --help`.
 
 Everybody continues the same prompts greedily by the same number of tokens, in turn, prompt by prompt. Rates are totals
 over totals, and so are ratios; beside them stands the median of the prompts' own ratios, with its scatter. The last
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import llama_cpp
-from benchmarks.contestants import Contestant, load_stock, of_cascli, of_transformers
+from benchmarks.engines import Engine, load_stock, of_cascli, of_transformers
 from benchmarks.machine import facts
 from benchmarks.report import scatter_of
 from cascli import Pair, Run, load_pair
@@ -61,18 +61,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     pair = load_pair(options.config, dtype=options.dtype, device=options.device)
     chosen = spread(options.prompts)
     ids = [encode(pair, prompt, Conversation(None), raw=False) for prompt in chosen]
-    contestants = everybody(pair, options)
-    measure(contestants, ids, options.max_new_tokens)
+    engines = everybody(pair, options)
+    measure(engines, ids, options.max_new_tokens)
     context = int(median([len(each) for each in ids])) + options.max_new_tokens // 2
     steps = profile(pair, context)
     document = {
-        "schema": "cascli.peers/1",
+        "schema": "cascli.engines/1",
         **facts(),
         "pair": pair.info.model_dump(),
         "prompts": chosen,
         "max_new_tokens": options.max_new_tokens,
-        "rows": rows(contestants),
-        "predictions": predictions(contestants, steps),
+        "rows": rows(engines),
+        "predictions": predictions(engines, steps),
         "profile": steps.model_dump(),
         "llama_cpp": of_llama_cpp(options, chosen),
         "peak_memory_bytes": peak(pair.device) or process_peak(),
@@ -94,8 +94,8 @@ def spread(count: int) -> list[str]:
     return by_turn[:count]
 
 
-def everybody(pair: Pair, options: argparse.Namespace) -> list[Contestant]:
-    """All contestants, transformers first."""
+def everybody(pair: Pair, options: argparse.Namespace) -> list[Engine]:
+    """All engines, transformers first."""
     mine = (
         pair.target.dtype if pair.draft.dtype == pair.target.dtype else f"{pair.target.dtype}, draft {pair.draft.dtype}"
     )
@@ -112,21 +112,21 @@ def everybody(pair: Pair, options: argparse.Namespace) -> list[Contestant]:
     return found
 
 
-def measure(contestants: Sequence[Contestant], prompts: Sequence[Sequence[int]], tokens: int) -> None:
+def measure(engines: Sequence[Engine], prompts: Sequence[Sequence[int]], tokens: int) -> None:
     """Let everybody answer each prompt in turn, after a warm-up that is not counted."""
-    for contestant in contestants:
-        contestant.answer(prompts[0], WARM_UP_TOKENS)
+    for engine in engines:
+        engine.answer(prompts[0], WARM_UP_TOKENS)
     for number, ids in enumerate(prompts):
-        for contestant in contestants:
-            found = contestant.take(ids, tokens)
+        for engine in engines:
+            found = engine.take(ids, tokens)
             rate = len(found.token_ids) / found.seconds
-            print(f"prompt {number + 1}/{len(prompts)}  {contestant.name:50} {rate:6.2f} tokens/s", file=sys.stderr)
+            print(f"prompt {number + 1}/{len(prompts)}  {engine.name:50} {rate:6.2f} tokens/s", file=sys.stderr)
 
 
-def rows(contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
-    """One row a contestant, its speed relative to the first contestant and to cascli's target."""
-    first = contestants[0]
-    ours = next(each for each in contestants if each.name.startswith("cascli target"))
+def rows(engines: Sequence[Engine]) -> list[dict[str, Any]]:
+    """One row a engine, its speed relative to the first engine and to cascli's target."""
+    first = engines[0]
+    ours = next(each for each in engines if each.name.startswith("cascli target"))
     return [
         {
             "name": each.name,
@@ -140,15 +140,15 @@ def rows(contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
             ),
             "other_share": _other(each),
         }
-        for each in contestants
+        for each in engines
     ]
 
 
-def _rate(of: Contestant) -> float:
+def _rate(of: Engine) -> float:
     return sum(len(answer.token_ids) for answer in of.answers) / sum(answer.seconds for answer in of.answers)
 
 
-def _ratio(of: Contestant, to: Contestant) -> dict[str, Any]:
+def _ratio(of: Engine, to: Engine) -> dict[str, Any]:
     ratios = [
         (len(mine.token_ids) / mine.seconds) / (len(theirs.token_ids) / theirs.seconds)
         for mine, theirs in zip(of.answers, to.answers, strict=True)
@@ -162,22 +162,22 @@ def _ratio(of: Contestant, to: Contestant) -> dict[str, Any]:
     }
 
 
-def _other(of: Contestant) -> float | None:
+def _other(of: Engine) -> float | None:
     runs = _runs(of)
     if not runs:
         return None
     return sum(run.metrics.seconds.other for run in runs) / sum(run.metrics.seconds.total for run in runs)
 
 
-def _runs(of: Contestant) -> list[Run]:
+def _runs(of: Engine) -> list[Run]:
     return [answer.run for answer in of.answers if answer.run is not None]
 
 
-def predictions(contestants: Sequence[Contestant], steps: Profile) -> list[dict[str, Any]]:
-    """Predicted and measured speed-up of every speculative contestant of cascli's."""
-    target = [run for each in contestants for run in _runs(each) if run.strategy == "target"]
+def predictions(engines: Sequence[Engine], steps: Profile) -> list[dict[str, Any]]:
+    """Predicted and measured speed-up of every speculative engine of cascli's."""
+    target = [run for each in engines for run in _runs(each) if run.strategy == "target"]
     found = []
-    for each in contestants:
+    for each in engines:
         runs = _runs(each)
         if runs and runs[0].strategy == "speculative":
             found.append(account(runs, [*target, *runs], steps).model_dump())

@@ -21,7 +21,7 @@ _KILLING = 10.0
 """Seconds that a killed process may take to give its memory back."""
 
 
-class Child:
+class Subprocess:
     """A Python process in a group of its own; its output goes to a file, since grandchildren would keep a pipe open."""
 
     def __init__(self, command: Sequence[str], output: Path) -> None:

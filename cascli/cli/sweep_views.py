@@ -1,0 +1,107 @@
+"""What `cascli sweep` shows and writes: the grid, the rules' curves, the results."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cascli.cli import common
+    from cascli.render.console import Screen
+    from cascli.sweep.plan import SweepPlan
+    from cascli.sweep.records import Header, Records
+    from cascli.sweep.rule_estimate import RuleEstimate
+    from cascli.sweep.run import Executor
+    from cascli.sweep.tasks import Task
+
+RULE_CURVES_K = 4
+
+
+def show_grid(plan: SweepPlan, task: Task, screen: Screen) -> None:
+    """The strategies, and how many answers and tokens they come to at most."""
+    specs = plan.specs()
+    for spec in specs:
+        print(spec)
+    answers = len(plan.cells()) * len(task.problems)
+    screen.note(
+        f"{len(specs)} strategies x {len(plan.temperatures)} temperatures x {len(plan.seeds)} seeds x {plan.runs} runs"
+        f" x {len(task.problems)} prompts = {answers} answers of at most {plan.max_new_tokens} tokens"
+        f" ({answers * plan.max_new_tokens:,} tokens), scored by {task.metric}"
+    )
+
+
+def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan, folder: Path) -> None:
+    """Estimate all rules and alphas, print a part of it, and write all."""
+    from cascli.files import write
+    from cascli.render.sweep import estimates_csv, estimates_table
+
+    k = plan.match.k if plan.match else RULE_CURVES_K
+    estimates = _estimates(executor, settings, k)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "rule-curves.csv", estimates_csv(estimates))
+    if settings.settings.json_output:
+        body = ",".join(each.model_dump_json() for each in estimates)
+        print(f'{{"schema":"cascli.rule-curves/1","k":{k},"estimates":[{body}]}}')
+    else:
+        settings.screen.out.print(estimates_table(estimates, k, settings.screen.out))
+    tail = max(estimates, key=lambda each: each.mean_tail)
+    settings.screen.note(
+        "estimated along the prefixes that speculative decoding visited;"
+        f" all alphas are in {folder / 'rule-curves.csv'}\n"
+        f"token rules are exact to the mass of rare tokens: {tail.mean_tail:.1e} on average,"
+        f" {tail.max_tail:.1e} at most"
+    )
+
+
+def _estimates(executor: Executor, settings: common.Plan, k: int) -> list[RuleEstimate]:
+    from cascli.cli.progress import Progress
+
+    with Progress(settings.screen, "recording", counted=True) as progress:
+        return executor.rule_estimates(k, on_progress=progress.step)
+
+
+def show_results(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:
+    """Write table, picture and report from the records, and print the table."""
+    from rich.console import Group
+
+    from cascli.files import write
+    from cascli.render.sweep import sweep_csv, sweep_tables
+    from cascli.render.sweep_report import report
+    from cascli.sweep.plan import with_strategies
+    from cascli.sweep.table import rows
+
+    table = rows(records.read(), with_strategies(header.plan, header.added()))
+    if not table:
+        return
+    if as_json:
+        body = ",".join(row.model_dump_json() for row in table)
+        print(f'{{"schema":"cascli.sweep-table/1","metric":"{header.metric}","rows":[{body}]}}')
+    else:
+        screen.out.print(Group(*sweep_tables(table, header.metric, screen.out)))
+    failed = sum(row.errors for row in table)
+    if failed:
+        first = next(record for record in records.read() if record.error is not None)
+        screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
+    # After the table: a disk that is full now hides no result.
+    svg = _picture(table, header.metric, records.folder / "quality-cost.svg")
+    write(records.folder / "results.csv", sweep_csv(table))
+    write(records.folder / "report.html", report(header, table, svg))
+    screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
+
+
+def _picture(table: list, metric: str, path: Path) -> str | None:
+    """Draw the plot, if matplotlib is there, and return its text."""
+    from cascli.files import write
+    from cascli.render.sweep_plot import plot_sweep
+
+    drawing = io.StringIO()
+    try:
+        plot_sweep(table, metric, drawing)
+    except UsageError:
+        return None
+    write(path, drawing.getvalue())
+    return drawing.getvalue()
