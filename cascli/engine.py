@@ -17,7 +17,7 @@ from cascli.decoding.clock import Clock
 from cascli.decoding.cursor import Cursor
 from cascli.decoding.detokenizer import Speller
 from cascli.decoding.session import RandomNumbers, Session
-from cascli.errors import RunError, UsageError
+from cascli.errors import UsageError
 from cascli.models.calls import ROLES
 from cascli.models.pair import Pair
 from cascli.sampling.autoregressive import Sampler
@@ -75,31 +75,23 @@ class Decoding:
         Raises:
             RunError: out of memory, or another run of the pair is in progress.
         """
-        try:
-            with self.pair.one_at_a_time(), torch.inference_mode():
-                yield from self._steps()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise RunError(f"out of memory on {self.pair.device}: {error}\nTry a smaller --dtype or pair.") from None
-
-    def _steps(self) -> Iterator[StreamEvent | Handover]:
-        memory.reset_peak(self.pair.device)
-        session = self._session()
-        first_token: float | None = None
-        for item in self.strategy.decode(session):
-            if isinstance(item, Handover):
-                # A tentative answer may be shown once it stands; one that is withdrawn never was.
-                first_token = None if item.deferred else session.clock.elapsed()
-                decision = self._decided(item)
+        with self.pair.one_at_a_time(), torch.inference_mode(), memory.shortage_told(self.pair.device):
+            memory.reset_peak(self.pair.device)
+            session = self._session()
+            first_token: float | None = None
+            for item in self.strategy.decode(session):
+                if isinstance(item, Handover):
+                    # A tentative answer may be shown once it stands; one that is withdrawn never was.
+                    first_token = None if item.deferred else session.clock.elapsed()
+                    event: StreamEvent | Handover = self._decided(item)
+                else:
+                    event = StreamEvent(*self._answer.add(item))
+                    session.finish_reason = self._answer.finish_reason
+                    session.answer_ids = self._answer.token_ids
+                    first_token = first_token or session.clock.elapsed()
                 with session.clock.paused():
-                    yield decision
-                continue
-            step = StreamEvent(*self._answer.add(item))
-            session.finish_reason = self._answer.finish_reason
-            session.answer_ids = self._answer.token_ids
-            first_token = first_token or session.clock.elapsed()
-            with session.clock.paused():
-                yield step
-        self._close(session, first_token)
+                    yield event
+            self._close(session, first_token)
 
     def _decided(self, decision: Handover) -> Handover:
         """Complete a cascade's decision with the draft model's text; a deferred answer starts anew."""

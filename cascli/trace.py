@@ -7,7 +7,7 @@ A number that was not computed is None, never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,6 +33,31 @@ class Data(BaseModel):
         return self.model_dump(by_alias=True)[name]
 
 
+class Document(Data):
+    """A part that is a JSON document of its own."""
+
+    kind: ClassVar[str]
+    """What it is called in an error."""
+
+    def to_json(self, indent: int | None = None) -> str:
+        """It as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read one back.
+
+        Raises:
+            UsageError: the text is not one that cascli wrote.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise UsageError(f"not a saved cascli {cls.kind}: {where or 'document'}: {problem['msg']}") from None
+
+
 class Drafted(Data):
     """A token that the draft model proposed for verification."""
 
@@ -56,7 +81,7 @@ class Emitted(Data):
     q: float | None = None
     p: float | None = None
     tv: float | None = None
-    """TV(pi, p) at this position: how far the law it follows is from the target's."""
+    """TV(pi, p) at this position: how far the distribution it follows is from the target's."""
     deferral: float | None = None
     """The q-mass that the rule gave to the target at this position, 0 or 1 for whole-distribution rules."""
 
@@ -193,8 +218,10 @@ class SamplingInfo(Data):
     stop: list[str] = []
 
 
-class Run(Data):
+class Run(Document):
     """One answer to one prompt by one strategy, with its trace and its numbers."""
+
+    kind: ClassVar[str] = "run"
 
     schema_name: Literal["cascli.run/1", "cascli.run/1.1"] = Field("cascli.run/1.1", alias="schema")
     strategy: str
@@ -231,21 +258,3 @@ class Run(Data):
     def emitted(self) -> list[Emitted]:
         """The tokens of the answer in order, with their events."""
         return [token for round_ in self.rounds for token in round_.emitted]
-
-    def to_json(self, indent: int | None = None) -> str:
-        """This run as one JSON document."""
-        return self.model_dump_json(by_alias=True, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read a run back.
-
-        Raises:
-            UsageError: the text is not a run that cascli wrote.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise UsageError(f"not a saved cascli run: {where or 'document'}: {problem['msg']}") from None

@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cascli import load_pair, rules
-from cascli.decoding.verification import decide_round
+from cascli.decoding.speculation import decide_round
 from cascli.kernels.layout import Field
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.capture import Uncaptured

@@ -196,3 +196,14 @@ def test_distributions_is_what_the_engine_samples_with() -> None:
     """Planted bugs above replace functions of these modules; the engine must look them up there."""
     assert rejection.distributions is joint.distributions
     assert Check.__module__ == "cascli.audit.report"
+
+
+def test_a_target_alone_is_audited() -> None:
+    """By prompt lookup: exact laws with a draft that differs, rounds, joint law of the lossless strategy, parity."""
+    alone = load_pair({"name": "alone", "target": model(2, 300, max_position_embeddings=1024)})
+    checks = audit.audit(alone, quick=True).checks
+    assert all(check.status != "fail" for check in checks), [check for check in checks if check.status == "fail"]
+    by_kind = {(check.kind, check.subject.partition(":")[0]): check.status for check in checks}
+    assert by_kind["joint law", "speculative"] == by_kind["round", "speculative-cascade"] == "pass"
+    assert by_kind["parity", "speculative"] == "pass" and by_kind["cache", "target (float32)"] == "pass"
+    assert by_kind["joint law", "speculative-cascade"] == "skipped"  # it depends on where rounds begin

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cascli.analysis import theory
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
-from cascli.errors import UsageError
-from cascli.trace import Data, ModelInfo, PairInfo
+from cascli.trace import Data, Document, ModelInfo, PairInfo
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -32,8 +31,10 @@ class SyntheticRuns(Data):
     """The same of the target alone."""
 
 
-class Bench(Data):
+class Bench(Document):
     """What was measured of a pair on a machine."""
+
+    kind: ClassVar[str] = "bench"
 
     schema_name: Literal["cascli.bench/1", "cascli.bench/1.1"] = Field("cascli.bench/1.1", alias="schema")
     pair: PairInfo
@@ -57,22 +58,6 @@ class Bench(Data):
         """Bytes of draft weights over those of the target: what c would be if reading weights were all."""
         draft, target = self.pair.draft and self.pair.draft.weight_bytes, self.pair.target.weight_bytes
         return draft / target if draft and target else None
-
-    def to_json(self, indent: int | None = None) -> str:
-        """This document as JSON."""
-        return self.model_dump_json(by_alias=True, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read a document back.
-
-        Raises:
-            UsageError: the text is not a bench that cascli wrote.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise UsageError(f"not a saved cascli bench: {error.errors()[0]['msg']}") from None
 
 
 class Prospect(Data):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
-from cascli.errors import UsageError
 from cascli.settings import WITHOUT_DRAFT
-from cascli.trace import Data, Run, Seconds
+from cascli.trace import Data, Document, Run, Seconds
 
 DEFAULT_STRATEGIES = (
     "target",
@@ -96,8 +95,10 @@ class Row(Data):
     peak_memory_bytes: int | None = None
 
 
-class Comparison(Data):
+class Comparison(Document):
     """Everything a comparison found."""
+
+    kind: ClassVar[str] = "comparison"
 
     schema_name: Literal["cascli.compare/1", "cascli.compare/1.1"] = Field("cascli.compare/1.1", alias="schema")
     runs: list[Run]
@@ -110,22 +111,6 @@ class Comparison(Data):
     """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
     spread: float | None = None
     """Interquartile range over median of the target's steps: how noisy the machine was."""
-
-    def to_json(self, indent: int | None = None) -> str:
-        """This comparison as one JSON document."""
-        return self.model_dump_json(by_alias=True, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read a comparison back.
-
-        Raises:
-            UsageError: the text is not a comparison that cascli wrote.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise UsageError(f"not a saved cascli comparison: {error.errors()[0]['msg']}") from None
 
 
 def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:

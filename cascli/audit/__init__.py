@@ -35,11 +35,20 @@ QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6)
 FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
 
 
-def default_strategies() -> list[str]:
-    """Speculation with small and large blocks, and every rule with and without speculation."""
+LOOKUP = "speculative:draft=prompt-lookup,k=3"
+
+
+def default_strategies(*, draft: bool = True) -> list[str]:
+    """Speculation with small and large blocks, and every rule with and without speculation.
+
+    Without a draft model: by prompt lookup, with the rules that do not ask how sure a draft is.
+    """
+    if not draft:
+        kinds = [name for name in rules.names() if not rules.load(name).reads_confidence]
+        return ["target", LOOKUP, *(f"speculative-cascade:rule={name},draft=prompt-lookup,k=2" for name in kinds)]
     cascades = [f"speculative-cascade:rule={name},k=2" for name in rules.names()]
     sequential = [f"token-cascade:rule={name}" for name in rules.names()]
-    return ["target", "speculative:k=1", "speculative:k=3", *sequential, *cascades]
+    return ["target", "speculative:k=1", "speculative:k=3", LOOKUP, *sequential, *cascades]
 
 
 def audit(
@@ -90,7 +99,7 @@ def _checks(
     yield from numerical
     yield from _laws(pair, strategies, effort, on_progress)
     if pair.tokenizer is None:
-        yield skipped("parity", "speculative:k=4 against target", "this pair has no tokenizer for the built-in prompts")
+        yield skipped("parity", f"{parity.speculation(pair)} against target", "no tokenizer for the built-in prompts")
         return
     on_progress("greedy parity")
     yield from parity.parity(
@@ -102,7 +111,8 @@ def _laws(
     pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, on_progress: Callable[[str], None]
 ) -> Iterator[Check]:
     """Exact laws on the likeliest tokens, then sampled joint laws on the same trees."""
-    chosen = list(strategies) if strategies else [parse(text) for text in default_strategies()]
+    default = default_strategies(draft=pair.draft is not None)
+    chosen = list(strategies) if strategies else [parse(text) for text in default]
     names = None if not strategies else _rule_names(chosen)
     on_progress("tabulating the models' distributions")
     trees = [tables.tabulate(pair, ids, LIKELIEST, 1) for ids in _prompts(pair, effort.trees)]

@@ -43,12 +43,17 @@ def verdict(gap: float, tolerance: float) -> str:
     return "tie" if gap <= TIE else "numerical" if gap <= tolerance else "real"
 
 
+def speculation(pair: Pair) -> str:
+    """What is held against the target: with the pair's draft model, if it has one."""
+    return "speculative:k=4" if pair.draft is not None else "speculative:draft=prompt-lookup,k=4"
+
+
 def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float) -> Iterator[Check]:
     """One check over all prompts; each difference that is not exact is named.
 
     `tolerance` is the logit margin up to which rounding may swap the two best tokens.
     """
-    target, speculative = parse("target"), parse("speculative:k=4")
+    target, speculative = parse("target"), parse(speculation(pair))
     worst, notes = 0.0, []
     for prompt in prompts:
         ids = encode(pair, prompt.turns[0])
@@ -63,7 +68,7 @@ def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float)
     detail = "; ".join(notes) or f"{len(prompts)} prompts x {tokens} tokens, no difference"
     yield Check(
         kind="parity",
-        subject="speculative:k=4 against target",
+        subject=f"{speculation(pair)} against target",
         status="pass" if worst <= tolerance else "fail",
         statistic=worst,
         bound=tolerance,

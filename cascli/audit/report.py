@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cascli.trace import Data, PairInfo
+from cascli.trace import Data, Document, PairInfo
 
 Status = Literal["pass", "fail", "skipped"]
 
@@ -25,8 +25,10 @@ class Check(Data):
     detail: str = ""
 
 
-class Audit(Data):
+class Audit(Document):
     """All checks of a pair on one machine."""
+
+    kind: ClassVar[str] = "audit"
 
     schema_name: Literal["cascli.verify/1"] = Field("cascli.verify/1", alias="schema")
     pair: PairInfo
@@ -34,10 +36,6 @@ class Audit(Data):
     seconds: float
     checks: list[Check]
     environment: dict[str, str]
-
-    def to_json(self) -> str:
-        """This audit as one JSON document."""
-        return self.model_dump_json(by_alias=True)
 
 
 def check_of(kind: str, subject: str, statistic: float, bound: float, false_alarm: float, detail: str = "") -> Check:

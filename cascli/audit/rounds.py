@@ -17,7 +17,7 @@ from torch import Tensor
 from cascli.audit.joint import rule_of
 from cascli.audit.report import Check, check_of
 from cascli.audit.tables import Tree, path_of
-from cascli.decoding.verification import decide_round, plain_round
+from cascli.decoding.speculation import decide_round, plain_round
 from cascli.kernels.layout import RoundFacts
 from cascli.models.pair import Pair
 from cascli.rules.base import Rule

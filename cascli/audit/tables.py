@@ -24,7 +24,7 @@ Text = tuple[int, ...]
 class Tree:
     """Logits `[width]` in float64 of both models after a prompt and every text of up to `depth` tokens.
 
-    Those of a target alone stand for both.
+    A target alone is given a draft that says the same of each token's neighbour: no draft at all would test nothing.
     """
 
     width: int
@@ -48,7 +48,8 @@ def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> T
     firsts = [_after(model, prompt) for model in pair.models.values()]
     likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
     tables = {role: _table(model, prompt, likely, depth) for role, model in pair.models.items()}
-    return Tree(len(likely), depth, tables.get("draft", tables["target"]), tables["target"], dtype)
+    shifted = {text: logits.roll(1) for text, logits in tables["target"].items()}
+    return Tree(len(likely), depth, tables.get("draft", shifted), tables["target"], dtype)
 
 
 def _after(model: LoadedModel, prompt: Tensor) -> Tensor:

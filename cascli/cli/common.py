@@ -69,8 +69,8 @@ class Plan:
         for warning in told:
             if issubclass(warning.category, PairWarning):
                 self.screen.note(str(warning.message))
-        for role in ("draft", "target"):
-            why = getattr(pair, role).eager_because
+        for role, model in pair.models.items():
+            why = model.eager_because
             if why is not None:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
         _one_thread_for_tiny_models(pair)

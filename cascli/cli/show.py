@@ -72,7 +72,7 @@ def _audit(text: str, view: Screen) -> None:
     from cascli.audit.report import Audit
     from cascli.render.audit import audit_table, verdict
 
-    audit = Audit.model_validate_json(text)
+    audit = Audit.from_json(text)
     view.out.print(audit_table(audit.checks, view.out))
     view.note(verdict(audit))
 

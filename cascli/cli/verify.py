@@ -25,7 +25,7 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller sample of everything.")] = False,
     flags: Flags,
 ) -> None:
-    """Check that this pair on this machine follows the laws it claims; exit 1 if it does not."""
+    """Check that this pair on this machine follows the output distributions it claims; exit 1 if it does not."""
     from pathlib import Path
 
     from cascli import files

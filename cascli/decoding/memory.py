@@ -1,10 +1,27 @@
-"""Peak memory of a run, on devices that keep account of it."""
+"""Memory of a run: its peak, on devices that keep account of it, and what is said when there is not enough."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from cascli.errors import RunError
+
+
+@contextmanager
+def shortage_told(device: torch.device) -> Iterator[None]:
+    """Say what to do where memory runs out.
+
+    Raises:
+        RunError: it did.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(f"out of memory on {device}: {error}\nTry a smaller --dtype or pair.") from None
 
 
 def reset_peak(device: torch.device) -> None:

@@ -92,8 +92,7 @@ class Session:
 
     def restart(self) -> None:
         """Forget the answer and begin again after the prompt."""
-        self.length = 0
-        self.finish_reason = None
+        self.length, self.answer_ids, self.finish_reason = 0, (), None
 
     def fetch(self, *columns: Tensor) -> list[list[float]]:
         """Bring several short tensors to the host in one transfer; ids stay exact as float64.

@@ -1,24 +1,34 @@
 """The round of speculation for any rule and drafter: draft up to k tokens, check them in one target call, keep some.
 
-Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer.
+Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer. What is
+decided of a block once the target has read it (pi, the tests, the next token) is computed in one go by kernels where
+they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, which say what it means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from cascli import kernels
 from cascli.decoding.session import Session
-from cascli.decoding.verification import decide_round
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
-from cascli.rules.base import Rule
+from cascli.rules._forced import Forced
+from cascli.rules.base import Exact, Rule, ThresholdRule
+from cascli.sampling import distributions
+from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
+from cascli.sampling.rejection import Verification, verify_block
 from cascli.trace import Drafted, Emitted, Round
+
+if TYPE_CHECKING:
+    from cascli.kernels.verification import FusedRule
 
 
 class Block(NamedTuple):
@@ -53,29 +63,125 @@ Propose = Callable[[Session, int, Rule], Block]
 def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Round]:
     """Yield rounds of at most `k` drafted tokens until the session is finished."""
     while not s.finished:
-        yield _round(s, rule, propose(s, min(k, s.remaining - 1), rule))
+        block = propose(s, min(k, s.remaining - 1), rule)
+        start, n = s.length, block.tokens.shape[0]
+        s.text[start : start + n] = block.tokens
+        logits = s.target.read(start + n, rows=n + 1)
+        u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])
+        given = (logits, *block, s.uniforms.accept(start, n), u_next)
+        if s.graphs.captures and rule.capturable:
+            numbers = s.graphs.run(_key(rule, s.sampling), partial(decide_round, rule, s.sampling), *given)
+        else:
+            numbers = decide_round(rule, s.sampling, *given)
+        facts = RoundFacts.of(s.fetch(numbers)[0])
+        s.length = start + facts.num_accepted
+        for cursor in (s.draft, s.target):
+            cursor.rewind(s.length)
+        s.append(numbers[Field.NEXT_ID, :1].long())
+        drafted = _drafted(s, rule, facts)
+        emitted = _emitted(s, rule, facts, drafted, known=block.q.shape[0])
+        yield Round(drafted=drafted, emitted=emitted, seconds=s.clock.lap())
 
 
-def _round(s: Session, rule: Rule, block: Block) -> Round:
-    start, n = s.length, block.tokens.shape[0]
-    s.text[start : start + n] = block.tokens
-    logits = s.target.read(start + n, rows=n + 1)
-    u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])
-    numbers = _decide(s, rule, logits, block, s.uniforms.accept(start, n), u_next)
-    facts = RoundFacts.of(s.fetch(numbers)[0])
-    drafted = _drafted(s, rule, facts)
-    s.length = start + facts.num_accepted
-    for cursor in (s.draft, s.target):
-        cursor.rewind(s.length)
-    s.append(numbers[Field.NEXT_ID, :1].long())
-    emitted = _emitted(s, rule, facts, drafted, known=block.q.shape[0])
-    return Round(drafted=drafted, emitted=emitted, seconds=s.clock.lap())
+def decide_round(
+    rule: Rule,
+    sampling: Sampling,
+    logits: Tensor,
+    tokens: Tensor,
+    q: Tensor,
+    q1: Tensor,
+    u_accept: Tensor,
+    u_next: Tensor,
+) -> Tensor:
+    """Verify a block of n tokens: pi of the rule, the tests, and the token after the kept ones.
+
+    Args:
+        rule: makes pi of q and p; where it reads q and there is none, pi is p: nothing was proposed there.
+        sampling: makes p of the logits.
+        logits: the target's, `[n + 1, V]`.
+        tokens: `[n]`.
+        q: what they were drawn from, `[n, V]`, and a row more if the rule reads it there and the drafter has one.
+        q1: the same at temperature 1.
+        u_accept: uniforms `[n]`.
+        u_next: uniforms `[n + 1]`.
+
+    Returns:
+        `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
+    """
+    sampler = Sampler(sampling, rule.reads_base)
+    fused = fused_rule(rule) if kernels.serve(logits.device) and not sampler.truncates else None
+    if fused is not None:
+        from cascli.kernels import verification
+
+        return verification.verify(
+            logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused
+        )
+    return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next)
 
 
-def _decide(s: Session, rule: Rule, logits: Tensor, block: Block, u_accept: Tensor, u_next: Tensor) -> Tensor:
-    """The numbers of a round: see `decide_round`."""
-    decide, given = partial(decide_round, rule, s.sampling), (logits, *block, u_accept, u_next)
-    return s.graphs.run(_key(rule, s.sampling), decide, *given) if rule.capturable else decide(*given)
+def plain_round(
+    rule: Rule,
+    sampling: Sampling,
+    logits: Tensor,
+    tokens: Tensor,
+    q: Tensor,
+    q1: Tensor,
+    u_accept: Tensor,
+    u_next: Tensor,
+) -> Tensor:
+    """As `decide_round`, by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision that it is given."""
+    n, known = tokens.shape[0], q.shape[0]
+    p, p1 = Sampler(sampling, rule.reads_base)(logits)
+    rows = known if rule.reads_draft else n + 1
+    d = Dists(q, p[:rows], q1, p1[:rows])
+    pi = torch.cat([rule.apply(d), p[rows:]])
+    outcome = verify_block(pi, q[:n], tokens, u_accept, u_next)
+    return _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
+
+
+def fused_rule(rule: Rule) -> FusedRule | None:
+    """The rule as the kernels know rules; None if they do not know it."""
+    from cascli.kernels.verification import EXACT, TOKENS, WHOLE, FusedRule
+
+    if type(rule) is Exact:
+        return FusedRule(EXACT)
+    if isinstance(rule, Forced):
+        return FusedRule(EXACT, forced=rule.acceptance)
+    if not isinstance(rule, ThresholdRule) or type(rule).keep is not ThresholdRule.keep:
+        return None
+    if not (rule.reads_draft and rule.reads_base):
+        return None
+    t = rule.threshold()
+    whole = t.tests == "best q1"
+    if t.of_disagreement and not whole:
+        return None
+    return FusedRule(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
+
+
+def _numbers(
+    q: Tensor, p: Tensor, pi: Tensor, deferred: Tensor | None, tokens: Tensor, outcome: Verification
+) -> Tensor:
+    """The matrix of a round; deferral is of no meaning where the rule is no choice between the models."""
+    n, known = tokens.shape[0], q.shape[0]
+    row, token = outcome.num_accepted.unsqueeze(0), outcome.next_token.unsqueeze(0)
+    row_q = q[row.clamp(max=known - 1)] if known else p[row]
+    out = q.new_zeros((len(Field), n + 1), dtype=torch.float64)
+    out[Field.ID, :n] = tokens.double()
+    out[Field.Q, :n] = distributions.at(q[:n], tokens).double()
+    out[Field.P, :n] = distributions.at(p[:n], tokens).double()
+    out[Field.PI, :n] = distributions.at(pi[:n], tokens).double()
+    out[Field.ACCEPT_PROB, :n] = outcome.accept_prob.double()
+    out[Field.DEFERRED] = out[Field.DEFERRAL] = 1.0
+    if deferred is not None:
+        defer = deferred[:known].expand(-1, q.shape[-1])
+        out[Field.DEFERRED, :n] = distributions.at(defer[:n], tokens).double()
+        out[Field.DEFERRAL, :known] = (q * defer).sum(dim=-1).double()
+    out[Field.TV] = distributions.total_variation(pi, p).double()
+    out[Field.NUM_ACCEPTED, :1] = row.double()
+    out[Field.NEXT_ID, :1] = token.double()
+    out[Field.NEXT_P, :1] = distributions.at(p[row], token).double()
+    out[Field.NEXT_Q, :1] = distributions.at(row_q, token).double()
+    return out
 
 
 def _key(rule: Rule, sampling: Sampling) -> Hashable:

@@ -1,6 +1,6 @@
 """What the host learns of a round: one matrix of numbers, so that it comes in one transfer. No torch when loaded.
 
-Both who fills it (`cascli.decoding.verification`, `cascli.kernels.verification`) and who reads it knows it by these
+Both who fills it (`cascli.decoding.speculation`, `cascli.kernels.verification`) and who reads it knows it by these
 names alone.
 """
 

@@ -217,7 +217,7 @@ class Speculating(Strategy):
         """Rounds of speculation towards the rule's distribution."""
         from cascli.decoding.speculation import speculate
 
-        yield from speculate(s, self.verification_rule, self.k, self.draft.propose)
+        return speculate(s, self.verification_rule, self.k, self.draft.propose)
 
 
 def _names(kind: type) -> frozenset[str]:

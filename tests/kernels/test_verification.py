@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascli import rules
-from cascli.decoding.verification import decide_round, fused_rule
+from cascli.decoding.speculation import decide_round, fused_rule
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.rules._forced import Forced
 from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule

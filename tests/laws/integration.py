@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascli.decoding import verification
+from cascli.decoding import speculation
 from cascli.sampling import distributions, rejection
 from tests.reference.process import Law
 
@@ -141,7 +141,7 @@ def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -
         point = Point(stack.pop())
         with (
             mock.patch.object(distributions, "sample", point.sample),
-            mock.patch.object(verification, "verify_block", point.verify_block),
+            mock.patch.object(speculation, "verify_block", point.verify_block),
         ):
             text = run(point)
         point.settle()

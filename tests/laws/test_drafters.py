@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cascli import drafters, generate, load_pair, rules
-from cascli.decoding import speculation, verification
+from cascli.decoding import speculation
 from cascli.drafters.prompt_lookup import continuation
 from cascli.errors import UsageError
 from cascli.sampling import rejection
@@ -116,18 +116,18 @@ def as_if_sampled(patch: pytest.MonkeyPatch) -> None:
 
 def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
     """The proposal for the position after the block is forgotten."""
-    right = verification.plain_round
+    right = speculation.plain_round
 
     def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any) -> Any:
         n = tokens.shape[0]
         return right(rule, sampling, logits, tokens, q[:n], q1[:n], *u)
 
-    patch.setattr(verification, "plain_round", round_)
+    patch.setattr(speculation, "plain_round", round_)
 
 
 def q_where_nothing_was_proposed(patch: pytest.MonkeyPatch) -> None:
     """The rule is asked where there is no draft, with the target in its place."""
-    right = verification.plain_round
+    right = speculation.plain_round
 
     def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any) -> Any:
         if rule.reads_draft and q.shape[0] < logits.shape[0]:
@@ -135,7 +135,7 @@ def q_where_nothing_was_proposed(patch: pytest.MonkeyPatch) -> None:
             q = q1 = torch.cat([q, p])
         return right(rule, sampling, logits, tokens, q, q1, *u)
 
-    patch.setattr(verification, "plain_round", round_)
+    patch.setattr(speculation, "plain_round", round_)
 
 
 @pytest.mark.parametrize(
