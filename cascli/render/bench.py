@@ -13,7 +13,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.console import Screen, plain_table
 from cascli.render.explanation import NOISY
-from cascli.render.numbers import DASH, number, seconds, size
+from cascli.render.numbers import number, seconds, size
 
 
 def print_bench(bench: Bench, screen: Screen) -> None:
@@ -48,27 +48,31 @@ def synthetic_title(runs: SyntheticRuns) -> str:
 def _steps(bench: Bench, console: Console) -> Table:
     blocks = sorted(bench.profiles[0].target)
     table = plain_table(console)
-    for heading in ("context", "draft\nstep", "target\nstep", "c"):
+    models = list(bench.pair.models)
+    for heading in ("context", *(f"{role}\nstep" for role in models), *(["c"] if "draft" in models else [])):
         table.add_column(heading, justify="right", no_wrap=True, vertical="top")
     for n in blocks[1:]:
         table.add_column(f"v of\n{n}", justify="right", no_wrap=True, vertical="top")
     for profile in bench.profiles:
         table.add_row(
             str(profile.context),
-            seconds(profile.draft[1].median) if profile.draft else DASH,
-            seconds(profile.target[1].median),
-            number(profile.c),
+            *(seconds(getattr(profile, role)[1].median) for role in models),
+            *([number(profile.c)] if "draft" in models else []),
             *(number(profile.v(n)) for n in blocks[1:]),
         )
     return table
 
 
 def _lines(bench: Bench) -> Iterator[str]:
-    yield "c: a draft step over a target step. v of n: a target call over n tokens, over a target step."
+    c = "c: a draft step over a target step. " if bench.pair.draft is not None else ""
+    yield f"{c}v of n: a target call over n tokens, over a target step."
     copy = f"a copy in memory moves {size(bench.copy_bytes_per_second)}/s"
     first = bench.profiles[0]
-    shares = [bench.bandwidth_share(role, first) for role in ("draft", "target")]
-    read = f"reading weights in steps reaches {number(shares[0])} (draft) and {number(shares[1])} (target) of that"
+    shares = [f"{number(bench.bandwidth_share(role, first))} ({role})" for role in ("draft", "target")]
+    if bench.pair.draft is None:
+        yield f"{copy}; reading weights in steps reaches {shares[1]} of that."
+        return
+    read = f"reading weights in steps reaches {' and '.join(shares)} of that"
     yield f"{copy}; {read}; the ratio of their bytes is {number(bench.ratio_of_bytes)}."
 
 

@@ -65,6 +65,8 @@ def _blocks(axes: Axes, bench: Bench) -> None:
 def _contexts(axes: Axes, bench: Bench) -> None:
     contexts = [profile.context for profile in bench.profiles]
     for role, color in (("target", TARGET), ("draft", DRAFT)):
+        if role not in bench.pair.models:
+            continue
         steps = [getattr(profile, role)[1] for profile in bench.profiles]
         middle = [1000 * step.median for step in steps]
         spread = [
