@@ -65,33 +65,44 @@ class Decoding:
         self.handover: Handover | None = None
         self._answer = self._new_answer()
         self._metrics: Metrics | None = None
+        self._under_way: Session | None = None
+        self._first_token: float | None = None
 
     def _new_answer(self) -> Answer:
         return Answer(self.speller, self.pair.eos_ids, self.request.stop, self.limit)
 
+    @torch.inference_mode()  # while it computes, and not between: several may be under way at once
     def steps(self) -> Iterator[StreamEvent | Handover]:
         """Decode; yields each round, and the decision of a sequence-level cascade after its draft.
 
         Raises:
             RunError: out of memory, or another run of the pair is in progress.
         """
-        with self.pair.one_at_a_time(), torch.inference_mode(), memory.shortage_told(self.pair.device):
+        with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device):
             memory.reset_peak(self.pair.device)
-            session = self._session()
-            first_token: float | None = None
+            session = self._under_way = self._session()
             for item in self.strategy.decode(session):
                 if isinstance(item, Handover):
                     # A tentative answer may be shown once it stands; one that is withdrawn never was.
-                    first_token = None if item.deferred else session.clock.elapsed()
+                    self._first_token = None if item.deferred else session.clock.elapsed()
                     event: StreamEvent | Handover = self._decided(item)
                 else:
                     event = StreamEvent(*self._answer.add(item))
                     session.finish_reason = self._answer.finish_reason
                     session.answer_ids = self._answer.token_ids
-                    first_token = first_token or session.clock.elapsed()
+                    self._first_token = self._first_token or session.clock.elapsed()
                 with session.clock.paused():
                     yield event
-            self._close(session, first_token)
+            self._close(session, self._first_token)
+
+    def interrupt(self) -> Run | None:
+        """The run as far as it has come, if it has written anything: it will not go on."""
+        if self._metrics is None:
+            if self._under_way is None or not self._answer.rounds:
+                return None
+            self._answer.finish_reason = self._answer.finish_reason or "interrupted"
+            self._close(self._under_way, self._first_token)
+        return self.run()
 
     def _decided(self, decision: Handover) -> Handover:
         """Complete a cascade's decision with the draft model's text; a deferred answer starts anew."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cascli.errors import UsageError
 
 Event = Literal["accepted", "residual", "bonus", "draft", "target"]
-FinishReason = Literal["eos", "length", "stop"]
+FinishReason = Literal["eos", "length", "stop", "interrupted"]
 
 
 def with_params(name: str, params: Mapping[str, Any]) -> str:

@@ -56,6 +56,8 @@ class Row(Data):
     strategy: str
     oracle: bool
     tokens: int
+    answers_cut: int | None = None
+    """How many answers ended at the length limit; None in older documents."""
     seconds: float
     tokens_per_second: float | None
     speed_vs_target: float | None
@@ -111,6 +113,8 @@ class Comparison(Document):
     """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
     spread: float | None = None
     """Interquartile range over median of the target's steps: how noisy the machine was."""
+    schedule: Literal["fair", "sequential"] | None = None
+    """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
 
 
 def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:
@@ -183,6 +187,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
         tokens=tokens,
+        answers_cut=sum(run.finish_reason in ("length", "interrupted") for run in runs),
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds > 0 else None,
         speed_vs_target=median(ratios) if ratios else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,25 @@ from cascli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from cascli.analysis.comparison import Comparison
-    from cascli.models.pair import Pair
-    from cascli.prompts import Prompt
+    from cascli.jobs.compare import Repeats
+    from cascli.render.comparison import Trace
     from cascli.strategies import Strategy
+
+
+class Schedule(StrEnum):
+    """When strategies run."""
+
+    AUTO = "auto"
+    FAIR = "fair"
+    SEQUENTIAL = "sequential"
+
+
+class TraceKind(StrEnum):
+    """How answers are shown."""
+
+    TEXT = "text"
+    TOKENS = "tokens"
+
 
 NAME = "compare"
 EXAMPLE = (
@@ -31,7 +48,14 @@ def command(
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
     ] = None,
     *,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Repeats, interleaved; medians are shown.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Repeats; medians are shown.")] = 1,
+    schedule: Annotated[
+        Schedule,
+        typer.Option("--schedule", help="fair: all strategies under way at once, in slices of equal time."),
+    ] = Schedule.AUTO,
+    trace: Annotated[
+        TraceKind, typer.Option("--trace", help="The answers as flowing text, or side by side, a token a line.")
+    ] = TraceKind.TEXT,
     measure: Annotated[
         bool,
         typer.Option(
@@ -49,9 +73,10 @@ def command(
     ] = None,
     flags: Flags,
 ) -> None:
-    """Compare strategies on the same prompts: a table, then who wrote which token, side by side."""
+    """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
     from cascli import files
     from cascli.analysis.comparison import default_strategies
+    from cascli.jobs.compare import Repeats
     from cascli.render import export
     from cascli.render.comparison import print_explanation
 
@@ -64,7 +89,8 @@ def command(
         export.check_suffix(output)
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
-    comparison, whole = _compare(plan, pair, strategies, prompts, runs, measure)
+    done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
+    comparison, whole = _compare(plan, done, strategies, trace.value, measure, len(prompts) * runs)
     if plan.settings.json_output:
         print(comparison.to_json())
     else:
@@ -79,39 +105,48 @@ def command(
 
 
 def _compare(
-    plan: common.Plan,
-    pair: Pair,
-    strategies: list[Strategy],
-    prompts: list[Prompt],
-    runs: int,
-    measure: bool,
+    plan: common.Plan, done: Repeats, strategies: list[Strategy], trace: Trace, measure: bool, answers: int
 ) -> tuple[Comparison, bool]:
     """What was found, and whether it is whole: results are shown before steps are timed, which the user may end."""
     from cascli.cli.progress import Progress
-    from cascli.jobs.compare import Repeats
     from cascli.render.comparison import print_results
 
-    total = len(strategies) * len(prompts) * runs
-    with Progress(plan.screen, "warming up", counted=True) as progress:
-        done = Repeats(
-            pair,
-            prompts,
-            strategies,
-            plan.settings,
-            runs=runs,
-            on_start=lambda strategy, done: progress.step(strategy.name, done, total),
-            on_round=lambda _: progress.tick(),
-        )
+    whole = _run(plan, done, strategies, answers)
     if not plan.settings.json_output:
-        print_results(done.comparison(), plan.screen)
-    if not measure:
-        return done.comparison(), True
+        print_results(done.comparison(), plan.screen, trace)
+    if not (measure and whole):
+        return done.comparison(), whole
     try:
         with Progress(plan.screen, "measuring steps", counted=True) as progress:
             return done.comparison(done.steps(progress.step)), True
     except KeyboardInterrupt:
         plan.screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
         return done.comparison(), False
+
+
+def _run(plan: common.Plan, done: Repeats, strategies: list[Strategy], answers: int) -> bool:
+    """Make all runs, watched where a person watches. Returns whether they came to their ends.
+
+    Raises:
+        KeyboardInterrupt: by the user, before every strategy had written something.
+    """
+    from cascli.cli.progress import Progress
+    from cascli.render.race import RaceView
+
+    try:
+        with Progress(plan.screen, "warming up"):
+            done.warm_up()
+        if plan.screen.live and not plan.screen.quiet and not plan.settings.json_output:
+            with RaceView(plan.screen, [strategy.spec for strategy in strategies]) as view:
+                done.run(view.event)
+        else:
+            with Progress(plan.screen, "running", counted=True) as progress:
+                done.run(progress.counting("answers", answers * len(strategies)))
+    except KeyboardInterrupt:
+        done.interrupted()
+        plan.screen.note("interrupted: the answers as far as they had come")
+        return False
+    return True
 
 
 def as_file(comparison: Comparison, suffix: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from cascli.render.console import Screen
+from cascli.trace import Run
 
 
 class Progress:
@@ -62,6 +64,21 @@ class Progress:
         self._ticks = 0
         self._bars.update(self._tasks[""], description=name, completed=done, total=total)
         self._title = name
+
+    def counting(self, name: str, total: int) -> Callable[[int, object], None]:
+        """What counts the runs among the events of a comparison."""
+        done = 0
+
+        def event(_: int, event: object) -> None:
+            nonlocal done
+            if isinstance(event, Run):
+                done += 1
+                self.step(name, done, total)
+            else:
+                self.tick()
+
+        self.step(name, 0, total)
+        return event
 
     def say(self, name: str) -> None:
         """Say what is being done, where there is nothing to count."""

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from cascli.analysis.comparison import Comparison, default_strategies, repeats_of, spread_of, summarise
 from cascli.analysis.explanation import explain, explained
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
+from cascli.engine import StreamEvent
 from cascli.errors import UsageError
 from cascli.files import printed
-from cascli.jobs.generate import OnRound, chosen, converse, decode, request_for, settings_of
+from cascli.jobs.generate import Answering, chosen, decode, request_for, settings_of
 from cascli.jobs.profile import OnProgress, blocks_for, profile
+from cascli.jobs.race import race
+from cascli.models.calls import ROLES, Calls
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.settings import Resolved
 from cascli.strategies import Strategy
-from cascli.trace import Run
+from cascli.trace import Handover, Run
 
 WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
 PROFILE_REPEATS = 3
-OnStart = Callable[[Strategy, int], None]
+Schedule = Literal["auto", "fair", "sequential"]
+Event = StreamEvent | Handover | Run
+OnEvent = Callable[[int, Event], None]
+"""Told a strategy's place among the columns, and what it has done; a `Run` ends an answer."""
 
 
 def compare(
@@ -41,13 +48,13 @@ def compare(
     system: str | None = None,
     raw: bool | None = None,
     runs: int = 1,
+    schedule: Schedule = "auto",
     warm_up: bool = True,
     measure: bool = True,
-    on_start: OnStart | None = None,
-    on_round: OnRound | None = None,
+    on_event: OnEvent | None = None,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
-    """Run every strategy on every prompt, interleaved A B C A B C, `runs` times, and explain the speed.
+    """Run every strategy on every prompt, `runs` times, and explain the speed.
 
     What is not given comes from the pair's file, then from the built-in defaults, as in `generate`.
 
@@ -66,10 +73,11 @@ def compare(
         system: system text for the chat template.
         raw: no chat template.
         runs: repeats for timing.
-        warm_up: decode a few uncounted tokens with every strategy first.
+        schedule: `fair` has all strategies under way at once, in slices of equal time, so that they meet the same
+            machine; `sequential` runs one after the other; `auto` is fair on a CPU.
+        warm_up: decode a few uncounted tokens first.
         measure: time the pair's steps on their own afterwards, for the explanation.
-        on_start: told which strategy starts, and how many were run before.
-        on_round: shown every step.
+        on_event: told the place of a strategy, and each of its rounds, decisions and ended runs.
         on_progress: told how the measurement of steps goes.
 
     Raises:
@@ -93,7 +101,10 @@ def compare(
         strategies = default_strategies(draft=pair.draft is not None)
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
-    done = Repeats(pair, asked, columns, settings, runs=runs, warm_up=warm_up, on_start=on_start, on_round=on_round)
+    done = Repeats(pair, asked, columns, settings, runs=runs, schedule=schedule)
+    if warm_up:
+        done.warm_up()
+    done.run(on_event)
     return done.comparison(done.steps(on_progress) if measure else None)
 
 
@@ -138,25 +149,69 @@ class Repeats:
         settings: Resolved,
         *,
         runs: int = 1,
-        warm_up: bool = True,
-        on_start: OnStart | None = None,
-        on_round: OnRound | None = None,
+        schedule: Schedule = "auto",
     ) -> None:
-        """Make them; see `compare`."""
-        self._pair = pair
-        if warm_up:
-            _warm_up(pair, prompts[0].turns[0], strategies, settings)
+        """Prepare them; see `compare`. `run` makes them."""
+        self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
+        self._runs = runs
+        self.schedule = settled(schedule, pair)
+        self._on_event: OnEvent | None = None
+        self._pairs = [pair.with_own_caches() if self.schedule == "fair" else pair for _ in strategies]
         self._done: list[list[list[Run]]] = []
-        started = 0
-        for _ in range(runs):
-            by_strategy: list[list[Run]] = [[] for _ in strategies]
-            for prompt in prompts:
-                for column, strategy in enumerate(strategies):
-                    if on_start is not None:
-                        on_start(strategy, started)
-                    started += 1
-                    by_strategy[column] += converse(pair, strategy, prompt, settings, on_round)
-            self._done.append(by_strategy)
+        self._under_way: list[Answering] = []
+
+    def warm_up(self) -> None:
+        """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
+        ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
+        for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
+            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids))
+
+    def run(self, on_event: OnEvent | None = None) -> None:
+        """Make all runs; what an interruption leaves is kept."""
+        self._on_event = on_event
+        for _ in range(self._runs):
+            self._done.append([[] for _ in self._strategies])
+            for prompt in self._prompts:
+                self._answer(prompt)
+
+    def _answer(self, prompt: Prompt) -> None:
+        """One prompt by all strategies, at once or one after the other."""
+        self._under_way = [
+            Answering(pair, strategy, prompt, self._settings)
+            for pair, strategy in zip(self._pairs, self._strategies, strict=True)
+        ]
+        if self.schedule == "fair":
+            with self._pair.one_at_a_time():
+                race([iter(each) for each in self._under_way], self._take)
+        else:
+            for column, answering in enumerate(self._under_way):
+                for event in answering:
+                    self._take(column, event)
+        self._under_way = []
+
+    def _take(self, column: int, event: Event) -> None:
+        if isinstance(event, Run):
+            self._done[-1][column].append(event)
+        if self._on_event is not None:
+            self._on_event(column, event)
+
+    def interrupted(self) -> None:
+        """End the runs that are under way, and keep of them what all strategies have come to.
+
+        Raises:
+            KeyboardInterrupt: that is nothing yet.
+        """
+        for column, answering in enumerate(self._under_way):
+            run = answering.interrupt()
+            if run is not None:
+                self._done[-1][column].append(run)
+        shared = min(len(runs) for runs in self._done[-1]) if self._done else 0
+        if not shared and len(self._done) < 2:
+            raise KeyboardInterrupt
+        self._done[-1] = [runs[:shared] for runs in self._done[-1]]
+        if len({len(repeat[0]) for repeat in self._done}) > 1:  # repeats are compared with each other
+            self._done.pop()
 
     @property
     def every(self) -> list[Run]:
@@ -186,17 +241,37 @@ class Repeats:
             profile=steps,
             repeats=repeats_of(self._done),
             spread=spread,
+            schedule=self.schedule,
         )
+
+
+def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
+    """What `auto` is on the pair's device.
+
+    Fair on a CPU. On a GPU, which nobody shares and where every strategy would capture graphs of its own, sequential.
+    """
+    if schedule != "auto":
+        return schedule
+    return "fair" if pair.device.type == "cpu" else "sequential"
+
+
+def _unlike(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """Strategies whose calls are longer than those of the ones before: the others find everything warm."""
+    chosen, known = [], dict.fromkeys(ROLES, 0)
+    for strategy in sorted(strategies, key=lambda each: -each.params.get("k", 0)):
+        calls = {role: _longest(strategy.calls(role)) for role in ROLES}
+        if any(calls[role] > known[role] for role in ROLES):
+            chosen.append(strategy)
+            known = {role: max(known[role], calls[role]) for role in ROLES}
+    return chosen
+
+
+def _longest(calls: Calls) -> int:
+    """How many tokens one of the calls reads at most; 0 if the model is not asked."""
+    return max((n for n, _ in calls.reads), default=int(bool(calls.writes)))
 
 
 def _flat(by_strategy: Sequence[Sequence[Run]]) -> Iterator[Run]:
     """All runs, prompt by prompt, the strategies of a prompt side by side."""
     for prompt in zip(*by_strategy, strict=True):
         yield from prompt
-
-
-def _warm_up(pair: Pair, turn: str, strategies: Sequence[Strategy], settings: Resolved) -> None:
-    ids = encode(pair, turn, Conversation(settings.system), raw=settings.raw)
-    for strategy in strategies:
-        tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
-        decode(pair, strategy, request_for(replace(settings, max_new_tokens=tokens), ids))

@@ -53,17 +53,40 @@ def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound |
     return decoding.run()
 
 
+class Answering:
+    """The answers to the turns of a conversation, each with the answers so far before it; one round at a time."""
+
+    def __init__(self, pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved) -> None:
+        self._pair, self._strategy, self._prompt, self._settings = pair, strategy, prompt, settings
+        self._decoding: Decoding | None = None
+
+    def __iter__(self) -> Iterator[StreamEvent | Handover | Run]:
+        """Every round and decision as it is made, and each turn's run when it has ended."""
+        conversation = Conversation(self._settings.system)
+        for number, turn in enumerate(self._prompt.turns):
+            ids = encode(self._pair, turn, conversation, raw=self._settings.raw)
+            request = request_for(self._settings, ids, prompt=turn, prompt_id=self._prompt.id, turn=number)
+            self._decoding = Decoding(self._pair, self._strategy, request)
+            yield from self._decoding.steps()
+            run = self._decoding.run()
+            self._decoding = None
+            conversation = conversation.with_answer(turn, run.text)
+            yield run
+
+    def interrupt(self) -> Run | None:
+        """The answer that is under way, as far as it has come."""
+        return None if self._decoding is None else self._decoding.interrupt()
+
+
 def converse(
     pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved, on_round: OnRound | None = None
 ) -> Iterator[Run]:
     """Answer the turns of a conversation one after the other, each with the answers so far before it."""
-    conversation = Conversation(settings.system)
-    for number, turn in enumerate(prompt.turns):
-        ids = encode(pair, turn, conversation, raw=settings.raw)
-        request = request_for(settings, ids, prompt=turn, prompt_id=prompt.id, turn=number)
-        run = decode(pair, strategy, request, on_round)
-        conversation = conversation.with_answer(turn, run.text)
-        yield run
+    for event in Answering(pair, strategy, prompt, settings):
+        if isinstance(event, Run):
+            yield event
+        elif on_round is not None:
+            on_round(event)
 
 
 def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Resolved:

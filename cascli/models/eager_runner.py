@@ -28,6 +28,10 @@ class EagerRunner(Runner):
         self._cache = RewindCache(model.config.get_text_config())
         self._takes = inspect.signature(model.forward).parameters
 
+    def fresh(self) -> EagerRunner:
+        """Another cache on the same module."""
+        return EagerRunner(self.model, self.vocab, self.device)
+
     @property
     def length(self) -> int:
         """How many tokens were read."""

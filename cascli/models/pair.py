@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -106,6 +106,11 @@ class Pair:
             yield
         finally:
             self.lock.release()
+
+    def with_own_caches(self) -> Pair:
+        """The same weights with caches of their own, so that a run of each can be under way at once."""
+        models = {role: replace(model, runner=model.runner.fresh()) for role, model in self.models.items()}
+        return replace(self, draft=models.get("draft"), target=models["target"], lock=threading.Lock())
 
     @property
     def name(self) -> str:

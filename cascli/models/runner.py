@@ -58,6 +58,10 @@ class Runner(ABC):
         """
         del prompt, answer, calls, sampler
 
+    def fresh(self) -> Runner:
+        """Another runner of the same weights, with a cache of its own: two texts can be under way at once."""
+        raise NotImplementedError(f"{type(self).__name__} has one cache")
+
     def fill_cache(self, length: int) -> None:
         """Act as if `length` tokens had been read, so that the speed after them can be measured."""
         raise NotImplementedError(f"{type(self).__name__} has no cache to fill")

@@ -1,54 +1,108 @@
-"""A whole comparison on the terminal: the table, the traces, and what to make of them."""
+"""A whole comparison on the terminal: one page with verdict, table and answers, and what to make of their times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from cascli.analysis.comparison import Comparison
-from cascli.render.console import Screen
+from cascli.analysis.comparison import Comparison, Row, first_divergence
+from cascli.render import answers
+from cascli.render.answers import AnswerCell
+from cascli.render.console import WIDEST, Screen, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
-from cascli.render.table import scatter_line, tables
+from cascli.render.marks import short_name
+from cascli.render.numbers import number
+from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
+from cascli.render.verdict import verdict
 from cascli.trace import Run
 
 TRACES_SHOWN = 3
+Trace = Literal["text", "tokens"]
+"""The answers as flowing text, or one line a token."""
 
 
-def print_comparison(comparison: Comparison, screen: Screen) -> None:
-    """The table, the traces of the first prompts (of the first alone if there are many), and what to make of them."""
-    print_results(comparison, screen)
+def print_comparison(comparison: Comparison, screen: Screen, trace: Trace = "text") -> None:
+    """Verdict, table and answers, and what to make of their times."""
+    print_results(comparison, screen, trace)
     print_explanation(comparison, screen)
 
 
-def print_results(comparison: Comparison, screen: Screen) -> None:
-    """What was there when the last answer was."""
-    for number, table in enumerate(tables(comparison.summary, screen.out, verbose=screen.verbose)):
-        if number:
-            screen.out.print()
-        screen.out.print(table)
+def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text") -> None:
+    """What was there when the last answer was: the verdict, the table, and the answers of the first prompts.
+
+    `trace` is the answers as text, or token by token; -v adds every figure.
+    """
+    out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
+    said = verdict(rows, fancy=unicode_ok(out))
+    if not screen.quiet:
+        _print(out, Text(prompt_line(groups)))
+        if said is not None:
+            _print(out, Text(said, style="bold"))
+        out.print()
+    _print(out, page_table(rows, out))
+    if screen.verbose:
+        for table in tables(rows, out, verbose=True):
+            out.print(Group("", table))
     if screen.quiet:
         return
-    lines = [pair_line(comparison.runs[0]), scatter_line(comparison.summary)]
-    screen.out.print(Text("\n" + "\n".join(line for line in lines if line)))
-    groups = list(by_prompt(comparison.runs))
+    lines = [pair_line(comparison.runs[0]), scatter_line(rows)]
+    _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
+        out.print()
         if len(groups) > 1:
-            screen.out.print(Text(f"\nprompt: {_short(group[0].prompt)}", style="bold"))
-        screen.out.print(side_by_side(group, screen.out))
+            _print(out, Text(f"prompt: {_short(group[0].prompt)}", style="bold"))
+        _print_answers(group, rows, out, trace)
     if len(shown) < len(groups):
         screen.note(
             f"traces of {len(groups) - len(shown)} more prompts not shown; -v shows all, -o FILE.json keeps them"
         )
 
 
+def _print_answers(group: list[Run], rows: Sequence[Row], out: Console, trace: Trace) -> None:
+    if trace == "tokens":
+        out.print(side_by_side(group, out))
+        return
+    cells = cells_of(group, rows, fancy=unicode_ok(out))
+    _print(out, answers.side_by_side(cells, out))
+    _print(out, Text(""))
+    _print(out, answers.legend_of(cells, out))
+
+
+def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[AnswerCell]:
+    """The answers to one prompt, each with its speed and where it leaves the target's."""
+    target = next((run for run in group if run.strategy == "target"), None)
+    speeds = {row.strategy: row.speed_vs_target for row in rows}
+    cells = []
+    for run in group:
+        speed = speeds.get(run.spec)
+        comparable = target is not None and run is not target and run.prompt_token_ids == target.prompt_token_ids
+        place = first_divergence(run, target) if comparable and target is not None else None
+        note = "" if speed is None or run is target else number(speed, 2, "x")
+        cells.append(AnswerCell.of(run, short_name(run.spec, oracle=run.oracle, fancy=fancy), note, place))
+    return cells
+
+
+def prompt_line(groups: Sequence[Sequence[Run]]) -> str:
+    """What was asked."""
+    first = _short(groups[0][0].prompt)
+    return first if len(groups) == 1 else f"{first} and {len(groups) - 1} more"
+
+
+def _print(out: Console, what: RenderableType) -> None:
+    """No wider than a page, however wide the terminal is."""
+    out.print(what, width=min(out.width, WIDEST))
+
+
 def print_explanation(comparison: Comparison, screen: Screen) -> None:
     """What to make of the table's times."""
     if not screen.quiet:
         for line in notes(comparison, verbose=screen.verbose):
-            screen.out.print(Text(f"\n{line}"))
+            _print(screen.out, Text(f"\n{line}"))
 
 
 def notes(comparison: Comparison, *, verbose: bool = False) -> Iterator[str]:

@@ -18,6 +18,8 @@ from rich.text import Text
 from cascli.errors import plain
 
 Item = TypeVar("Item")
+WIDEST = 100
+"""Columns of a page, however wide the terminal is."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ def plain_table(console: Console) -> Table:
     return Table(box=lines, show_edge=False, padding=(0, 1, 0, 0))
 
 
-def fits(table: Table, console: Console) -> bool:
-    """Whether a table is shown whole."""
-    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+def fits(table: Table, console: Console, widest: int = 10_000) -> bool:
+    """Whether a table is shown whole, and is no wider than it may be."""
+    wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    return wanted <= min(console.width, widest)
 
 
 def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], console: Console) -> list[Table]:

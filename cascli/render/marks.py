@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from rich.text import Text
 
+from cascli import drafters
+from cascli.errors import UsageError
 from cascli.trace import Drafted, Emitted, Round
 
 
@@ -24,15 +27,45 @@ class Look:
         return f"{self.before}{text}{self.after}"
 
 
+PALETTES: dict[str, dict[str, str]] = {
+    "any": {
+        "accepted": "#138827",
+        "residual": "#a26a09",
+        "bonus": "#0c8193",
+        "draft": "#1870ec",
+        "target": "#b73ecf",
+        "rejected": "#df2f22",
+    },
+    "dark": {
+        "accepted": "#8fce6b",
+        "residual": "#ffd75f",
+        "bonus": "#5fd7ff",
+        "draft": "#8ab4ff",
+        "target": "#e28cff",
+        "rejected": "#ff8b80",
+    },
+    "light": {
+        "accepted": "#2b6e0f",
+        "residual": "#7a5200",
+        "bonus": "#006a80",
+        "draft": "#1f4fbf",
+        "target": "#8a1fa8",
+        "rejected": "#b3261e",
+    },
+}
+"""Colours with a contrast of at least 4.5: on black and on white alike, or for one ground (`CASCLI_THEME`)."""
+COLORS = PALETTES.get(os.environ.get("CASCLI_THEME", "any"), PALETTES["any"])
+
 LOOKS: dict[str, Look] = {
-    "accepted": Look("green", "", "", "drafted and accepted"),
-    "residual": Look("bold yellow", "[", "]", "drawn after a rejection"),
-    "bonus": Look("cyan", "+", "", "bonus"),
-    "draft": Look("blue", "", "", "draft model"),
-    "target": Look("magenta", "^", "", "target model"),
-    "rejected": Look("red strike", "~", "~", "drafted and rejected"),
+    "accepted": Look(COLORS["accepted"], "", "", "drafted and accepted"),
+    "residual": Look(f"bold {COLORS['residual']}", "[", "]", "drawn after a rejection"),
+    "bonus": Look(COLORS["bonus"], "+", "", "bonus"),
+    "draft": Look(COLORS["draft"], "", "", "draft model"),
+    "target": Look(COLORS["target"], "^", "", "target model"),
+    "rejected": Look(f"{COLORS['rejected']} strike", "~", "~", "drafted and rejected"),
     "deferred": Look("underline", "", "°", "the rule deferred to the target here"),
 }
+SHORT = {"speculative-cascade": "spec-cascade"}
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
 
@@ -42,6 +75,33 @@ def heading(spec: str, oracle: bool) -> str:
     name, _, params = spec.partition(":")
     label = name + (" (oracle)" if oracle else "")
     return "\n".join([label, *textwrap.wrap(params.replace(",", " "), HEADING_WIDTH, break_on_hyphens=False)])
+
+
+def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
+    """A strategy in one line, such as `spec-cascade token-v3 α=.3 k=4`; what a drafter has by default is left out."""
+    name, _, rest = spec.partition(":")
+    params = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    words = [SHORT.get(name, name), *([params.pop("rule")] if "rule" in params else [])]
+    if "score" in params and "threshold" in params:
+        words.append(f"{params.pop('score')}{'≥' if fancy else '>='}{params.pop('threshold')}")
+    if "draft" in params:
+        words.append(f"by {params['draft']}")
+        for key, value in _defaults(params.pop("draft")).items():
+            if params.get(key) == value:
+                del params[key]
+    if "alpha" in params:
+        params = {("α" if fancy else "a") if key == "alpha" else key: value for key, value in params.items()}
+    words += [f"{key}={value.replace('0.', '.', 1) if len(key) == 1 else value}" for key, value in params.items()]
+    return " ".join(words) + (" (oracle)" if oracle else "")
+
+
+def _defaults(drafter: str) -> dict[str, str]:
+    """The default parameters of a drafter; none of one that is not known here."""
+    try:
+        kind = drafters.load(drafter)
+    except UsageError:
+        return {}
+    return {field.name: str(field.default) for field in fields(kind)}
 
 
 def visible(text: str) -> str:

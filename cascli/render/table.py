@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.analysis.comparison import Percentiles, Row
-from cascli.render.console import fits, fitted, plain_table
-from cascli.render.marks import heading
+from cascli.render.console import WIDEST, fits, fitted, plain_table, unicode_ok
+from cascli.render.marks import heading, short_name
 from cascli.render.numbers import number, seconds, size, tv, yes_no
 
 
@@ -56,6 +56,29 @@ def _divergence(row: Row) -> str:
     )
 
 
+def _tokens(row: Row) -> str:
+    return f"{row.tokens}{' cut' if row.answers_cut else ''}"
+
+
+def _text(row: Row) -> str:
+    if row.same_as_target is None or row.strategy == "target":
+        return number(None)
+    if row.same_as_target:
+        return "same"
+    return "differs" if row.first_divergence is None else f"from #{row.first_divergence + 1}"
+
+
+PAGE = [
+    Column("speed", _speed),
+    Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
+    Column("tokens", _tokens),
+    Column("target\ncalls", lambda row: number(row.target_calls_per_token)),
+    Column("drafts\npassed", lambda row: number(_passed(row))),
+    Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
+    Column("loss-\nless", lambda row: yes_no(row.lossless)),
+    Column("text", _text),
+]
+"""What fits one page: speed over the target, tokens written (cut: by the limit), target calls a token, and the text."""
 COST = [
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
     Column("speed vs\ntarget", _speed),
@@ -95,6 +118,17 @@ TIMES = [
 ]
 
 
+def page_table(rows: Sequence[Row], console: Console) -> Table:
+    """One line a strategy, with as many of the columns as fit a page; those that say least go first."""
+    columns = list(PAGE)
+    for heading_ in ("tokens", "mean\nTV", "drafts\npassed", "loss-\nless", "target\ncalls", "tok/s", ""):
+        table = _table(rows, columns, console, short=True)
+        if fits(table, console, WIDEST):
+            break
+        columns = [column for column in columns if column.heading != heading_]
+    return table
+
+
 def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> list[Table]:
     """The tables to print, one below the other; `verbose` adds one of times and costs. No number is ever cut."""
     parts = [COST + LAW] if fits(_table(rows, COST + LAW, console), console) else [COST, LAW]
@@ -103,11 +137,12 @@ def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> l
     return [table for columns in parts for table in fitted(columns, lambda some: _table(rows, some, console), console)]
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
+def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console, *, short: bool = False) -> Table:
     table = plain_table(console)
     table.add_column("strategy", no_wrap=True, style="bold")
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
     for row in rows:
-        table.add_row(Text(_name(row)), *(column.cell(row) for column in columns))
+        name = short_name(row.strategy, oracle=row.oracle, fancy=unicode_ok(console)) if short else _name(row)
+        table.add_row(Text(name), *(column.cell(row) for column in columns))
     return table

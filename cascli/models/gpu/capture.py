@@ -22,6 +22,9 @@ class Capture(Protocol):
     def renew(self) -> None:
         """Begin anew: every graph captured so far has been dropped."""
 
+    def fresh(self) -> Capture:
+        """Another one, whose graphs live and go apart from those of this one."""
+
 
 class Uncaptured:
     """A `Capture` that captures nothing: try it out, then compute again; for compiled steps without graphs."""
@@ -33,6 +36,10 @@ class Uncaptured:
 
     def renew(self) -> None:
         """Nothing to forget."""
+
+    def fresh(self) -> Uncaptured:
+        """Itself: it keeps nothing."""
+        return self
 
 
 class CudaCapture:
@@ -47,6 +54,10 @@ class CudaCapture:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+
+    def fresh(self) -> CudaCapture:
+        """With a pool and a stream of its own."""
+        return CudaCapture(self._device)
 
     def renew(self) -> None:
         """Another pool of memory."""

@@ -58,7 +58,7 @@ class GraphRunner(Runner):
         self._any_length = use_decode_attention(model)
         if not self._any_length:
             use_grouped_attention(model)
-        self._capture = capture
+        self._capture, self._compiler = capture, compiler
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
         self._compiled = None if compiler is None else Compiled(self._logits, compiler)
@@ -70,6 +70,10 @@ class GraphRunner(Runner):
         self._writes: set[Write] = set()
         self._read: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
         self._written: dict[Sampler, dict[tuple[Write, int], Callable[[], Written]]] = {}
+
+    def fresh(self) -> GraphRunner:
+        """Another cache on the same module, with graphs of its own."""
+        return GraphRunner(self.model, self.vocab, self.device, self._capture.fresh(), self._compiler)
 
     @property
     def length(self) -> int:

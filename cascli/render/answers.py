@@ -1,0 +1,130 @@
+"""Answers side by side as flowing text, each token in the colour of its origin, what was rejected struck through.
+
+While they are written and when they are done: the same cells, cut to the last lines that fit, or whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascli.render.console import WIDEST, unicode_ok
+from cascli.render.marks import LOOKS, is_deferred, legend
+from cascli.trace import Round, Run
+
+CELL = 24
+"""Characters of a line of an answer, at least."""
+
+
+@dataclass
+class AnswerCell:
+    """One strategy's answer as far as it has come."""
+
+    name: str
+    mixed: bool
+    """Whether its tokens come from more than one model: only then they are marked where there is no colour."""
+    rounds: list[Round] = field(default_factory=list)
+    note: str = ""
+    """What stands beside the name."""
+    end: str = ""
+    """What stands after the answer."""
+    diverges: int | None = None
+    """Index of the first token that differs from the target's; None if none does, or that is not known."""
+
+    @classmethod
+    def of(cls, run: Run, name: str, note: str = "", diverges: int | None = None) -> AnswerCell:
+        """A finished answer."""
+        ends = "" if run.finish_reason == "eos" else f" ({run.finish_reason})"
+        return cls(name, run.strategy not in ("draft", "target"), list(run.rounds), note, ends, diverges)
+
+    def text(self, console: Console) -> Text:
+        """The answer, equal tokens calm and what comes after the first difference bold."""
+        painter = _Painter(console, self)
+        for round_ in self.rounds:
+            painter.round(round_)
+        painter.result.append(self.end, style="dim")
+        return painter.result
+
+
+class _Painter:
+    def __init__(self, console: Console, cell: AnswerCell) -> None:
+        self.result = Text()
+        self._colored, self._fancy, self._cell = console.color_system is not None, unicode_ok(console), cell
+        self._place = 0
+
+    def round(self, round_: Round) -> None:
+        for i, token in enumerate(round_.emitted):
+            if self._place == self._cell.diverges:
+                self.result.append("≠" if self._fancy else "!=", style=f"bold {LOOKS['rejected'].style.split()[0]}")
+            if token.event == "residual" and i < len(round_.drafted):
+                self._put(round_.drafted[i].text, "rejected", "")
+            self._put(token.text, token.event, " underline" if is_deferred(round_, i) else "")
+            self._place += 1
+
+    def _put(self, text: str, event: str, more: str) -> None:
+        """Spaces apart from the word: what is struck through or underlined is the word."""
+        look, word = LOOKS[event], text.lstrip(" ")
+        self.result.append(" " * (len(text) - len(word)))
+        if not self._colored:
+            marked = (event == "rejected" or self._cell.mixed) and bool(word.strip())
+            self.result.append((look.marked(word) if marked else word) + ("°" if more and word.strip() else ""))
+            return
+        loud = self._cell.diverges is not None and self._place >= self._cell.diverges and event != "rejected"
+        self.result.append(word, style=f"{'bold ' if loud else ''}{look.style}{more}")
+
+
+def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | None = None) -> Table:
+    """As many columns as fit in a row, rows below each other.
+
+    Args:
+        cells: in order.
+        console: says how wide it is.
+        lines: of each answer, the last ones; all by default.
+    """
+    width = min(console.width, WIDEST)
+    columns = min(max((width + 2) // (CELL + 2), 1), len(cells))
+    columns = -(-len(cells) // -(-len(cells) // columns))  # rows of about the same length
+    each = (width + 2) // columns - 2
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for _ in range(columns):
+        table.add_column(width=each, overflow="fold")
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        table.add_row(*(_heading(cell) for cell in row))
+        table.add_row(*(_last(cell.text(console), each, lines, console) for cell in row))
+        if start + columns < len(cells):
+            table.add_row("")
+    return table
+
+
+def _heading(cell: AnswerCell) -> Text:
+    return Text.assemble((cell.name, "bold"), (f"  {cell.note}" if cell.note else "", "dim"))
+
+
+def _last(text: Text, width: int, lines: int | None, console: Console) -> Text:
+    """The last lines of a text as they are wrapped."""
+    if lines is None:
+        return text
+    wrapped = text.wrap(console, width)
+    return Text("\n").join(wrapped[-lines:])
+
+
+def legend_of(cells: Sequence[AnswerCell], console: Console) -> Text:
+    """What the looks of these answers mean."""
+    events: set[str] = set()
+    for cell in cells:
+        for round_ in cell.rounds:
+            events |= {token.event for token in round_.emitted}
+            if any(token.event == "residual" for token in round_.emitted):
+                events.add("rejected")
+            if any(is_deferred(round_, i) for i in range(len(round_.emitted))):
+                events.add("deferred")
+    text = legend(events, colored=console.color_system is not None)
+    if any(cell.diverges is not None for cell in cells):
+        sign, dot = ("≠", " · ") if unicode_ok(console) else ("!=", " - ")
+        text = Text.assemble(text, f"{dot}{sign} first token that differs from target")
+    return text

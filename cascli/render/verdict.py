@@ -1,0 +1,51 @@
+"""What a comparison says in one sentence, for a reader who knows no figure of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cascli.analysis.comparison import Row
+from cascli.render.marks import short_name
+
+SAME = 0.05
+"""Relative difference of speeds that is not called one."""
+
+
+def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
+    """Which strategies are faster than the target, and at what price; None without the target or another one."""
+    others = [row for row in rows if row.strategy.partition(":")[0] not in ("target", "draft") and not row.oracle]
+    known = [row for row in others if row.speed_vs_target is not None]
+    if not known:
+        return None
+    faithful = [row for row in known if row.lossless or row.same_as_target]
+    lossy = [row for row in known if row not in faithful]
+    best, loosest = (max(each, key=_speed, default=None) for each in (faithful, lossy))
+    said = []
+    if best is not None:
+        name = short_name(best.strategy, fancy=fancy)
+        kept = "the same text" if best.same_as_target else "the same distribution"
+        said.append(
+            f"{name} is {_as_fast(best)} as target, with {kept}"
+            if _speed(best) >= 1 - SAME
+            else f"Nothing with {kept} is as fast as target (best: {name}, {_speed(best):.2f}x)"
+        )
+    if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
+        name = short_name(loosest.strategy, fancy=fancy)
+        said.append(f"{name} is {_as_fast(loosest)}, but its text {_differs(loosest)}")
+    return "; ".join(said) + "."
+
+
+def _speed(row: Row) -> float:
+    return row.speed_vs_target or 0.0
+
+
+def _as_fast(row: Row) -> str:
+    speed = _speed(row)
+    if abs(speed - 1) <= SAME:
+        return "about as fast"
+    return f"{speed:.1f}x as fast" if speed > 1 else f"only {speed:.2f}x as fast"
+
+
+def _differs(row: Row) -> str:
+    place = row.first_divergence
+    return "is not the target's" if place is None else f"differs from token {place + 1} on"
