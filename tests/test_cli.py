@@ -101,7 +101,7 @@ def test_builtin_prompts(cli) -> None:
 def test_compare_table_and_traces(cli) -> None:
     found = cli("compare", "hello", *TINY, "--color", "never")
     assert found.exit_code == 0
-    for word in ("speed vs", "lossless", "target", "cascade", "rule=opt", "deferred to", "≠"):
+    for word in ("speed", "loss-", "target", "cascade mean-logprob", "spec-cascade opt α=.3", "≠"):
         assert word in found.stdout
     assert "\x1b" not in found.stdout
 
@@ -329,7 +329,7 @@ def test_results_are_shown_before_steps_are_timed_and_kept_if_that_is_ended(
         "-o", str(saved),
     )  # fmt: skip
     assert found.exit_code == 130
-    assert "a round begins" in found.stdout and "results are whole" in found.stderr
+    assert "speculative k=2" in found.stdout and "results are whole" in found.stderr
     document = json.loads(saved.read_text())
     assert len(document["runs"]) == 2 and document["profile"] is None
 

@@ -155,6 +155,10 @@ def as_file(comparison: Comparison, suffix: str) -> str:
 
     if suffix == ".json":
         return comparison.to_json() + "\n"
+    if suffix == ".svg":
+        from cascli.render.picture import svg
+
+        return svg(comparison)
     return export.markdown(comparison.summary) if suffix == ".md" else export.to_csv(comparison.summary)
 
 

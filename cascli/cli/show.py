@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascli.cli.compare import TraceKind
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError, first_line
 from cascli.files import JSON_BYTES, json_of, text_of
 from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:
+    from cascli.render.comparison import Trace
     from cascli.render.console import Screen
     from cascli.trace import Run
 
@@ -27,6 +30,11 @@ EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [
 def command(
     file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
     *,
+    trace: Annotated[
+        TraceKind, typer.Option("--trace", help="Answers of a comparison as flowing text, or a token a line.")
+    ] = TraceKind.TEXT,
+    play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
+    speed: Annotated[float, typer.Option("--speed", min=0.01, help="How many times as fast it is played.")] = 1.0,
     flags: Flags,
 ) -> None:
     """Render a saved run, comparison, bench, audit or sweep again."""
@@ -39,20 +47,32 @@ def command(
     if settings.json_output:
         print(text.strip())
         return
+    if play and not (kind == "cascli.compare/1" and view.live):
+        raise UsageError("--play shows a saved comparison on a terminal.")
     try:
-        _render(text, kind, file, view)
+        if kind == "cascli.compare/1":
+            _comparison(text, view, trace.value, speed if play else None)
+        else:
+            _render(text, kind, file, view)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Every part is of its type, but they do not go together: no model was timed, a strategy is missing.
         raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
 
 
-def _render(text: str, kind: str, file: Path, view: Screen) -> None:
-    if kind == "cascli.compare/1":
-        from cascli.analysis.comparison import Comparison
-        from cascli.render.comparison import print_comparison
+def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> None:
+    from cascli.analysis.comparison import Comparison
+    from cascli.render.comparison import print_comparison
+    from cascli.render.play import play
 
-        print_comparison(Comparison.from_json(text), view)
-    elif kind == "cascli.bench/1":
+    comparison = Comparison.from_json(text)
+    if speed is not None:
+        with suppress(KeyboardInterrupt):  # enough seen: the page is next
+            play(comparison, view, speed)
+    print_comparison(comparison, view, trace)
+
+
+def _render(text: str, kind: str, file: Path, view: Screen) -> None:
+    if kind == "cascli.bench/1":
         from cascli.analysis.bench import Bench
         from cascli.render.bench import print_bench
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.render.console import WIDEST, unicode_ok
-from cascli.render.marks import LOOKS, is_deferred, legend
+from cascli.render.marks import COLORS, LOOKS, is_deferred, legend
 from cascli.trace import Round, Run
 
 CELL = 24
@@ -38,7 +38,7 @@ class AnswerCell:
     @classmethod
     def of(cls, run: Run, name: str, note: str = "", diverges: int | None = None) -> AnswerCell:
         """A finished answer."""
-        ends = "" if run.finish_reason == "eos" else f" ({run.finish_reason})"
+        ends = "" if run.finish_reason == "eos" else f"({run.finish_reason})"
         return cls(name, run.strategy not in ("draft", "target"), list(run.rounds), note, ends, diverges)
 
     def text(self, console: Console) -> Text:
@@ -46,7 +46,8 @@ class AnswerCell:
         painter = _Painter(console, self)
         for round_ in self.rounds:
             painter.round(round_)
-        painter.result.append(self.end, style="dim")
+        if self.end:
+            painter.result.append(" ").append(self.end, style="dim")
         return painter.result
 
 
@@ -54,12 +55,10 @@ class _Painter:
     def __init__(self, console: Console, cell: AnswerCell) -> None:
         self.result = Text()
         self._colored, self._fancy, self._cell = console.color_system is not None, unicode_ok(console), cell
-        self._place = 0
+        self._place, self._told = 0, False
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):
-            if self._place == self._cell.diverges:
-                self.result.append("≠" if self._fancy else "!=", style=f"bold {LOOKS['rejected'].style.split()[0]}")
             if token.event == "residual" and i < len(round_.drafted):
                 self._put(round_.drafted[i].text, "rejected", "")
             self._put(token.text, token.event, " underline" if is_deferred(round_, i) else "")
@@ -69,6 +68,9 @@ class _Painter:
         """Spaces apart from the word: what is struck through or underlined is the word."""
         look, word = LOOKS[event], text.lstrip(" ")
         self.result.append(" " * (len(text) - len(word)))
+        if self._place == self._cell.diverges and not self._told:
+            self._told = True
+            self.result.append("≠" if self._fancy else "!=", style=f"bold {COLORS['rejected']}")
         if not self._colored:
             marked = (event == "rejected" or self._cell.mixed) and bool(word.strip())
             self.result.append((look.marked(word) if marked else word) + ("°" if more and word.strip() else ""))
@@ -94,15 +96,17 @@ def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | Non
         table.add_column(width=each, overflow="fold")
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
-        table.add_row(*(_heading(cell) for cell in row))
+        table.add_row(*(_heading(cell, each, live=lines is not None) for cell in row))
         table.add_row(*(_last(cell.text(console), each, lines, console) for cell in row))
         if start + columns < len(cells):
             table.add_row("")
     return table
 
 
-def _heading(cell: AnswerCell) -> Text:
-    return Text.assemble((cell.name, "bold"), (f"  {cell.note}" if cell.note else "", "dim"))
+def _heading(cell: AnswerCell, width: int, *, live: bool) -> Text:
+    """Name and note: in two lines while the note changes, so that nothing moves; else in one if there is room."""
+    apart = "\n" if live or len(cell.name) + len(cell.note) + 2 > width else "  "
+    return Text.assemble((cell.name, "bold"), apart if cell.note or live else "", (cell.note, "dim"))
 
 
 def _last(text: Text, width: int, lines: int | None, console: Console) -> Text:

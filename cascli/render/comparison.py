@@ -42,7 +42,6 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
         _print(out, Text(prompt_line(groups)))
         if said is not None:
             _print(out, Text(said, style="bold"))
-        out.print()
     _print(out, page_table(rows, out))
     if screen.verbose:
         for table in tables(rows, out, verbose=True):

@@ -13,7 +13,7 @@ from cascli.errors import UsageError, unknown
 from cascli.render.table import COST, LAW, Column
 from cascli.trace import Run
 
-SUFFIXES = (".csv", ".json", ".md")
+SUFFIXES = (".csv", ".json", ".md", ".svg")
 _NAME = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
 
 

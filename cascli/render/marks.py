@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from dataclasses import dataclass, fields
 
@@ -65,6 +66,7 @@ LOOKS: dict[str, Look] = {
     "rejected": Look(f"{COLORS['rejected']} strike", "~", "~", "drafted and rejected"),
     "deferred": Look("underline", "", "°", "the rule deferred to the target here"),
 }
+_LEADING_ZERO = re.compile(r"^(-?)0[.]")
 SHORT = {"speculative-cascade": "spec-cascade"}
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
@@ -90,8 +92,8 @@ def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
             if params.get(key) == value:
                 del params[key]
     if "alpha" in params:
-        params = {("α" if fancy else "a") if key == "alpha" else key: value for key, value in params.items()}
-    words += [f"{key}={value.replace('0.', '.', 1) if len(key) == 1 else value}" for key, value in params.items()]
+        params = {"α" if fancy else "a": _LEADING_ZERO.sub(r"\1.", params.pop("alpha")), **params}
+    words += [f"{key}={value}" for key, value in params.items()]
     return " ".join(words) + (" (oracle)" if oracle else "")
 
 

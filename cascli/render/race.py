@@ -86,6 +86,6 @@ class RaceView:
         """As many lines of each answer as the terminal has room for."""
         console = self._screen.out
         rows = side_by_side(self._cells, console, 1).row_count // 3 + 1
-        lines = max((console.height - 1) // rows - 2, 1)
+        lines = max((console.height - 1) // rows - 3, 1)
         self._live.update(side_by_side(self._cells, console, lines), refresh=True)
         self._drawn = time.perf_counter()

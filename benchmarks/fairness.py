@@ -1,0 +1,151 @@
+"""Whether a comparison is fair on a machine that others use: `python -m benchmarks.fairness -o FILE.json`.
+
+The same comparison by both schedules, in turn: on the machine as it is, and beside a load that comes and goes (busy
+processes, in slots of some seconds that are on or off at random). Held to: on a quiet machine the two agree within 3%;
+under load the median error of a fair ratio against the quiet one is at most 10%, the sequential one's beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.machine import facts
+from cascli import compare, load_pair
+from cascli.analysis.statistics import median
+from cascli.models.pair import Pair
+from cascli.prompts import builtin
+
+STRATEGIES = ("target", "speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=4")
+SCHEDULES: tuple[Literal["fair", "sequential"], ...] = ("fair", "sequential")
+PROMPTS = 5
+"""Different ones; the quiet and the loaded runs ask the same."""
+Ratios = dict[str, list[float]]
+"""By strategy, its speed over the target's in each repeat."""
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--quiet-runs", type=int, default=5)
+    parser.add_argument("--loaded-runs", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2, help="busy processes of the load")
+    parser.add_argument("--slot", type=float, default=5.0, help="seconds that a process is on or off")
+    parser.add_argument("-o", "--output", type=Path, help="also write the JSON document here")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and print one JSON document."""
+    options = arguments(argv)
+    pair = load_pair(options.config, dtype=options.dtype)
+    quiet = measured(pair, options.quiet_runs, options.max_new_tokens)
+    with load(options.processes, options.slot) as log:
+        loaded = measured(pair, options.loaded_runs, options.max_new_tokens)
+    document: dict[str, Any] = {
+        "schema": "cascli.fairness/1",
+        **facts(),
+        "pair": options.config,
+        "dtypes": pair.info.dtypes,
+        "max_new_tokens": options.max_new_tokens,
+        "quiet": quiet,
+        "loaded": loaded,
+        "quiet_difference": difference(quiet),
+        "loaded_error": {schedule: error(loaded[schedule], quiet) for schedule in SCHEDULES},
+        "load": [{"process": place, "began": began, "busy": busy} for place, began, busy in sorted(log, key=_began)],
+    }
+    text = json.dumps(document, indent=1)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def measured(pair: Pair, runs: int, tokens: int) -> dict[str, Ratios]:
+    """The ratios by schedule; both schedules answer a prompt before the next one is asked."""
+    found: dict[str, Ratios] = {schedule: {name: [] for name in STRATEGIES[1:]} for schedule in SCHEDULES}
+    for repeat in range(runs):
+        for schedule in SCHEDULES if repeat % 2 else SCHEDULES[::-1]:
+            comparison = compare(
+                pair,
+                builtin()[7 * (repeat % PROMPTS) % len(builtin())],
+                STRATEGIES,
+                max_new_tokens=tokens,
+                temperature=0,
+                schedule=schedule,
+                measure=False,
+                warm_up=repeat == 0,
+            )
+            for row in comparison.summary[1:]:
+                found[schedule][row.strategy].append(row.speed_vs_target or 0.0)
+    return found
+
+
+def difference(quiet: dict[str, Ratios]) -> dict[str, float]:
+    """How far the median fair ratio is from the sequential one of the same prompts, by strategy."""
+    return {
+        name: median([a / b for a, b in zip(quiet["fair"][name], quiet["sequential"][name], strict=True)]) - 1
+        for name in STRATEGIES[1:]
+    }
+
+
+def error(loaded: Ratios, quiet: dict[str, Ratios]) -> dict[str, float]:
+    """The median error of single ratios against the quiet one of the same prompt, or of all where there is none."""
+    result = {}
+    for name, ratios in loaded.items():
+        both = [median(pair) for pair in zip(quiet["fair"][name], quiet["sequential"][name], strict=True)]
+        by_prompt = {i: median(both[i::PROMPTS]) for i in range(min(PROMPTS, len(both)))}
+        truths = [by_prompt.get(i % PROMPTS, median(both)) for i in range(len(ratios))]
+        result[name] = median([abs(ratio / truth - 1) for ratio, truth in zip(ratios, truths, strict=True)])
+    return result
+
+
+@contextmanager
+def load(processes: int, slot: float) -> Iterator[list[tuple[int, float, bool]]]:
+    """Busy processes that are on or off at random, a slot at a time; their log is there when they have ended."""
+    log: list[tuple[int, float, bool]] = []
+    queue: multiprocessing.Queue[tuple[int, float, bool]] = multiprocessing.Queue()
+    start = time.time()
+    workers = [
+        multiprocessing.Process(target=_busy, args=(place, slot, start, queue), daemon=True)
+        for place in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        yield log
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+        while not queue.empty():
+            log.append(queue.get())
+
+
+def _busy(place: int, slot: float, start: float, log: multiprocessing.Queue[tuple[int, float, bool]]) -> None:
+    rng = random.Random(place)
+    while True:
+        busy, began = rng.random() < 0.5, time.time()
+        log.put((place, round(began - start, 2), busy))
+        while time.time() - began < slot:
+            if busy:
+                sum(range(10_000))
+            else:
+                time.sleep(0.05)
+
+
+def _began(entry: tuple[int, float, bool]) -> tuple[float, int]:
+    return entry[1], entry[0]
+
+
+if __name__ == "__main__":
+    main()

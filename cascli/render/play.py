@@ -1,0 +1,42 @@
+"""A saved comparison played again at its measured times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from cascli.analysis.comparison import Comparison
+from cascli.render.comparison import by_prompt
+from cascli.render.console import Screen
+from cascli.render.race import RaceView
+from cascli.trace import Round, Run
+
+
+def play(
+    comparison: Comparison, screen: Screen, speed: float = 1.0, *, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Show all strategies at work at once, as if each had had the machine for itself; `speed` 2 is twice as fast."""
+    for group in by_prompt(comparison.runs):
+        with RaceView(screen, [run.spec for run in group]) as view:
+            at = 0.0
+            for moment, place, round_ in timeline(group):
+                sleep(max(moment - at, 0.0) / speed)
+                at = moment
+                view.round(place, round_)
+                if round_ is group[place].rounds[-1]:
+                    view.ended(place, group[place])
+            sleep(1.0 / speed)
+
+
+def timeline(runs: Sequence[Run]) -> Iterator[tuple[float, int, Round]]:
+    """When each round of each run was decided, in seconds from the start, in order of time.
+
+    What no round accounts for, such as the answer of a draft model that did not stand, came before the first.
+    """
+    events = []
+    for place, run in enumerate(runs):
+        at = run.metrics.seconds.total - sum(round_.seconds.total for round_ in run.rounds)
+        for round_ in run.rounds:
+            at += round_.seconds.total
+            events.append((at, place, round_))
+    yield from sorted(events, key=lambda event: event[:2])

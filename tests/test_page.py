@@ -1,0 +1,249 @@
+"""The page of a comparison: one verdict, one table, answers as text; its widths, marks and contrasts."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from cascli import Pair, compare
+from cascli.analysis.comparison import Comparison, Row, first_divergence
+from cascli.render.answers import AnswerCell, side_by_side
+from cascli.render.comparison import print_comparison, prompt_line
+from cascli.render.console import WIDEST, Screen, _Console
+from cascli.render.marks import PALETTES, short_name
+from cascli.render.picture import svg
+from cascli.render.play import play, timeline
+from cascli.render.race import RaceView
+from cascli.render.verdict import verdict
+from cascli.trace import Emitted, Handover, Round, RoundSeconds
+
+SAVED = Path(__file__).parents[1] / "benchmarks" / "results" / "compare-default.json"
+
+
+@pytest.fixture(scope="module")
+def saved() -> Comparison:
+    return Comparison.from_json(SAVED.read_bytes())
+
+
+def console(width: int, *, color: bool = False, height: int = 24, encoding: str = "utf-8") -> _Console:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace", write_through=True)
+    return _Console(
+        file=file, width=width, height=height, force_terminal=color, color_system="truecolor" if color else None
+    )
+
+
+def printed(view: _Console) -> str:
+    return view.file.buffer.getvalue().decode(view.file.encoding)
+
+
+def page(saved: Comparison, width: int, trace: str = "text", **how: object) -> str:
+    view = console(width, **how)
+    print_comparison(saved, Screen(view, console(width)), trace)
+    return printed(view)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize("trace", ["text", "tokens"])
+def test_no_line_is_wider_than_the_page_and_no_number_is_cut(saved: Comparison, width: int, trace: str) -> None:
+    text = page(saved, width, trace)
+    table = text[text.index("strategy ") : text.index("qwen2.5-coder:")]
+    assert "…" not in table
+    for line in text.splitlines():
+        assert cell_len(line) <= (width if trace == "tokens" else min(width, WIDEST)), line
+    for name in ("speculative k=4", "spec-cascade opt α=.3 k=4", "cascade mean-logprob≥-0.5"):
+        assert len(re.findall(rf"^{re.escape(name)} ", table, flags=re.M)) == 1  # one line each
+    assert "Who is Buzz Aldrin?" in text and "2.51x" in table and "same" in table
+
+
+def test_three_strategies_fit_a_small_terminal(saved: Comparison) -> None:
+    few = [row.strategy for row in saved.summary if row.strategy in ("target", "draft", "speculative:k=4")]
+    small = saved.model_copy(
+        update={
+            "runs": [run for run in saved.runs if run.spec in few],
+            "summary": [row for row in saved.summary if row.strategy in few],
+            "explanation": None,
+        }
+    )
+    assert len(page(small, 80, color=True).splitlines()) <= 24
+
+
+def test_answers_are_text_with_what_was_thrown_away(saved: Comparison) -> None:
+    text = " ".join(AnswerCell.of(saved.runs[4], "speculative").text(console(100)).plain.split())
+    assert "Buzz Aldrin is +an American astronaut" in text
+    assert "~,~ [who]" in text and "~born~" in text  # rejected, and what came in its place
+    whole = page(saved, 100)
+    assert "≠" in whole and "that differs from target" in whole.replace("\n", " ")
+    cell = AnswerCell.of(saved.runs[4], "speculative")
+    words = cell.text(console(100, color=True)).plain
+    for round_ in saved.runs[4].rounds:
+        for token in round_.emitted:
+            assert token.text.strip() in words
+
+
+def test_the_first_difference_is_marked_once_and_before_its_word(saved: Comparison) -> None:
+    target, opt = saved.runs[0], saved.runs[5]
+    place = first_divergence(opt, target)
+    shown = AnswerCell.of(opt, "opt", diverges=place).text(console(100, color=True))
+    assert shown.plain.count("≠") == 1
+    assert shown.plain.split("≠")[1].startswith(opt.emitted[place].text.strip())
+    styles = {
+        span.style
+        for span in shown.spans
+        if span.start > shown.plain.index("≠") + 1 and "strike" not in str(span.style)
+    }
+    assert all("bold" in str(style) or style == "dim" for style in styles)
+
+
+def test_ascii_terminals_get_ascii(saved: Comparison) -> None:
+    text = page(saved, 80, encoding="ascii")
+    assert text.isascii() and "a=.3" in text and "!=" in text
+
+
+def rows(**changes: dict[str, object]) -> list[Row]:
+    base = {name: None for name, field in Row.model_fields.items() if field.is_required()}
+    return [Row(**base | {"strategy": name.replace("_", "-"), "oracle": False, "tokens": 9, "seconds": 1.0} | change)
+            for name, change in changes.items()]  # fmt: skip
+
+
+FAST = {"speed_vs_target": 2.04, "lossless": True, "same_as_target": True}
+LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "first_divergence": 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"speculative": FAST}, "speculative is 2.0x as fast as target, with the same text."),
+        (
+            {"speculative": FAST, "speculative_cascade": LOOSE},
+            "speculative is 2.0x as fast as target, with the same text;"
+            " spec-cascade is 2.6x as fast, but its text differs from token 10 on.",
+        ),
+        (
+            {"speculative": FAST | {"same_as_target": False}},
+            "speculative is 2.0x as fast as target, with the same distribution.",
+        ),
+        (
+            {"speculative": FAST | {"speed_vs_target": 1.02}},
+            "speculative is about as fast as target, with the same text.",
+        ),
+        (
+            {"speculative": FAST | {"speed_vs_target": 0.4}},
+            "Nothing with the same text is as fast as target (best: speculative, 0.40x).",
+        ),
+        (
+            {"speculative_cascade": LOOSE | {"first_divergence": None}},
+            "spec-cascade is 2.6x as fast, but its text is not the target's.",
+        ),
+        (
+            {"speculative": FAST, "speculative_cascade": LOOSE | {"speed_vs_target": 1.5}},
+            "speculative is 2.0x as fast as target, with the same text.",
+        ),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_what_is_gained_and_what_it_costs(changes: dict, said: str) -> None:
+    target = {"target": {"speed_vs_target": 1.0, "lossless": True, "same_as_target": True}}
+    draft = {"draft": {"speed_vs_target": 9.0, "lossless": None, "same_as_target": False}}
+    assert verdict(rows(**target, **draft, **changes)) == said
+    assert verdict(rows(**target, **draft)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("target", "target"),
+        ("speculative:k=4", "speculative k=4"),
+        ("speculative-cascade:rule=token-v3,alpha=0.3,k=4", "spec-cascade token-v3 α=.3 k=4"),
+        ("speculative-cascade:rule=opt,alpha=-10.05,k=4", "spec-cascade opt α=-10.05 k=4"),
+        ("cascade:score=mean-logprob,threshold=-0.5", "cascade mean-logprob≥-0.5"),
+        ("speculative:draft=prompt-lookup,max_ngram=3,min_ngram=1,k=4", "speculative by prompt-lookup k=4"),
+        ("speculative:draft=prompt-lookup,max_ngram=5,min_ngram=1,k=4", "speculative by prompt-lookup max_ngram=5 k=4"),
+        ("speculative:draft=nobody-knows,n=1,k=4", "speculative by nobody-knows n=1 k=4"),
+    ],
+)
+def test_a_strategy_has_one_short_name(spec: str, name: str) -> None:
+    assert short_name(spec) == name
+    assert short_name(spec, fancy=False).isascii()
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("palette", "grounds"),
+    [("any", ["#000000", "#ffffff"]), ("dark", ["#000000", "#1e1e1e", "#292929"]), ("light", ["#ffffff", "#fafafa"])],
+)
+def test_text_can_be_read_on_its_ground(palette: str, grounds: list[str]) -> None:
+    assert PALETTES[palette].keys() == PALETTES["any"].keys()
+    for color in PALETTES[palette].values():
+        assert all(contrast(color, ground) >= 4.5 for ground in grounds), color
+
+
+def test_a_picture_is_the_page(saved: Comparison) -> None:
+    picture = svg(saved)
+    text = re.sub(r"<[^>]+>", "", picture).replace("&#160;", " ")
+    assert "speculative k=4 is 2.5x as fast as target" in text and PALETTES["dark"]["accepted"] in picture
+    assert not re.search(r"<script|on\w+=", picture)
+
+
+# ---------------------------------------------------------------- while they run
+
+
+def test_columns_fill_side_by_side(text_pair: Pair) -> None:
+    specs = ["target", "speculative:k=2", "cascade:threshold=5"]
+    view = console(80, color=True, height=12)
+    screen = Screen(view, console(80))
+    with RaceView(screen, specs) as race:
+        compare(text_pair, "hello", specs, max_new_tokens=30, measure=False, on_event=race.event, seed=3)
+        cells = race._cells
+    assert [cell.note.rsplit(" · ", 1)[-1] for cell in cells] == ["done"] * 3
+    assert [sum(len(round_.emitted) for round_ in cell.rounds) for cell in cells] == [
+        30
+    ] * 3  # the cascade's first is gone
+    drawn = side_by_side(cells, view, 2)
+    fresh = console(80, color=False)
+    fresh.print(drawn)
+    assert len(printed(fresh).splitlines()) <= 2 * (2 + 2) + 2  # heading, note and two lines, in at most two rows
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (30, 3), (200, 60)])
+def test_odd_terminals_survive(width: int, height: int) -> None:
+    view = console(width, color=True, height=height)
+    token = Emitted(id=1, text=" word", event="accepted")
+    with RaceView(Screen(view, view), ["target", "speculative:k=4", "draft"]) as race:
+        for _ in range(60):
+            for place in range(3):
+                race.round(place, Round(emitted=[token], seconds=RoundSeconds(total=0.1)))
+        race.handover(0, Handover(score="x", value=0, threshold=1, deferred=True, draft_token_ids=[1], draft_text="",
+                                  draft_finish_reason="eos"))  # fmt: skip
+        race._draw()
+    assert printed(view)
+
+
+def test_a_saved_race_is_played_at_its_measured_times(saved: Comparison) -> None:
+    events = list(timeline(saved.runs))
+    assert [moment for moment, _, _ in events] == sorted(moment for moment, _, _ in events)
+    for place, run in enumerate(saved.runs):
+        last = max(moment for moment, whose, _ in events if whose == place)
+        assert last == pytest.approx(run.metrics.seconds.total)
+    slept: list[float] = []
+    view = console(100, color=True, height=30)
+    play(saved, Screen(view, view), 2.0, sleep=slept.append)
+    longest = max(run.metrics.seconds.total for run in saved.runs)
+    assert sum(slept) == pytest.approx(longest / 2 + 0.5)
+
+
+def test_the_prompt_is_said(saved: Comparison) -> None:
+    assert prompt_line([saved.runs]) == "Who is Buzz Aldrin?"
+    assert prompt_line([saved.runs, saved.runs]).endswith("and 1 more")
