@@ -1,26 +1,31 @@
-"""Draw docs/answers.svg from a saved comparison: `python -m benchmarks.picture` (`--check` only looks).
+"""Draw docs/answers.svg and fill README and docs/strategies.md: `python -m benchmarks.picture` (`--check` only looks).
 
-The page that `cascli compare` prints, of four strategies; no model is loaded.
+The page that `cascli compare` prints, from a saved comparison; the picture is of four strategies. No model is loaded.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from cascli.analysis.comparison import Comparison, Row
+from cascli.render.comparison import print_comparison
+from cascli.render.console import WIDEST, Screen
 from cascli.render.picture import svg
 from cascli.trace import Run
 
 HERE = Path(__file__).parent
 SAVED = HERE / "results" / "compare-default.json"
 PICTURE = HERE.parent / "docs" / "answers.svg"
+README, STRATEGIES = HERE.parent / "README.md", HERE.parent / "docs" / "strategies.md"
 SHOWN = ("target", "draft", "speculative:k=4", "speculative-cascade:rule=opt,alpha=0.3,k=4")
 
 
-def drawn() -> str:
+def drawn(saved: Comparison) -> str:
     """The picture as SVG."""
-    saved = Comparison.from_json(SAVED.read_text(encoding="utf-8"))
     runs, rows = ([each for each in part if _shown(each)] for part in (saved.runs, saved.summary))
     return svg(saved.model_copy(update={"runs": runs, "summary": rows}), 'cascli compare "Who is Buzz Aldrin?"')
 
@@ -29,13 +34,39 @@ def _shown(each: Run | Row) -> bool:
     return (each.spec if isinstance(each, Run) else each.strategy) in SHOWN
 
 
+def printed(saved: Comparison) -> str:
+    """The whole page as a pipe gets it."""
+    text = io.StringIO()
+    print_comparison(saved, Screen(Console(width=WIDEST, file=text, color_system=None), Console(file=io.StringIO())))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def pages() -> dict[Path, str]:
+    """Every file that this writes, with its text."""
+    saved = Comparison.from_json(SAVED.read_text(encoding="utf-8"))
+    whole = printed(saved)
+    verdict_and_table = whole[: whole.index(f"{saved.runs[0].pair.name}: ")].rstrip()
+    return {
+        PICTURE: drawn(saved),
+        README: _filled(README, verdict_and_table),
+        STRATEGIES: _filled(STRATEGIES, whole),
+    }
+
+
+def _filled(page: Path, text: str) -> str:
+    """The page with this text between its marks."""
+    begin, end = "<!-- compare -->\n```text\n", "\n```\n<!-- /compare -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    return f"{before}{begin}{text}{end}{rest.partition(end)[2]}"
+
+
 def main() -> None:
-    """Write the picture, or with `--check` fail if it is not what the saved comparison gives."""
-    if "--check" in sys.argv[1:]:
-        if PICTURE.read_text(encoding="utf-8") != drawn():
-            sys.exit("docs/answers.svg: is not what benchmarks/results/compare-default.json gives; run make docs")
-    else:
-        PICTURE.write_text(drawn(), encoding="utf-8")
+    """Write the picture and the pages, or with `--check` fail if they are not what the saved comparison gives."""
+    for path, text in pages().items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.name}: is not what benchmarks/results/compare-default.json gives; run make docs")
 
 
 if __name__ == "__main__":
