@@ -65,7 +65,14 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     ]
     if len(own) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {parent.__name__}, found {len(own)}")
-    return own[0]
+    return _checked(own[0])
+
+
+def _checked(kind: type) -> type:
+    """The class, if it is a dataclass of its own: a forgotten decorator would have the fields of its parent."""
+    if "__dataclass_params__" not in vars(kind):
+        raise UsageError(f"{kind.__module__}: {kind.__qualname__} must be decorated with @dataclass(frozen=True)")
+    return kind
 
 
 def _imported(point: EntryPoint, kind: str, parent: type) -> type:
@@ -77,4 +84,4 @@ def _imported(point: EntryPoint, kind: str, parent: type) -> type:
         ) from None
     if not (isinstance(value, type) and issubclass(value, parent)):
         raise UsageError(f"{kind} '{point.name}': {point.value} is no {parent.__name__}")
-    return value
+    return _checked(value)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import Pair, drafters, generate, plugins, strategies
+from cascli import Pair, drafters, generate, plugins, rules, strategies
 from cascli.audit import audit
+from cascli.errors import UsageError
 from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import Speculating
@@ -30,6 +31,16 @@ class Keep(KeepRule):
     formula = "keep q where q1 is even"
     def keep(self, d):
         return d.q1.amax(dim=-1, keepdim=True) >= self.alpha
+"""
+DRAFTER = """
+from dataclasses import dataclass
+from cascli.drafters.base import Drafter
+
+@dataclass(frozen=True)
+class Slipped(Drafter):
+    k: int = 3
+    def propose(self, s, n, rule):
+        raise NotImplementedError
 """
 POINTS = """
 [cascli.rules]
@@ -97,6 +108,25 @@ def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
     assert run.spec == "my-own:k=3"
 
 
+@pytest.mark.parametrize(
+    ("package", "code", "said"),
+    [
+        ("rules", RULE.replace("@dataclass(frozen=True)", ""), "must be decorated with @dataclass"),
+        ("drafters", DRAFTER, "its parameter 'k' is one of the strategy too"),
+    ],
+)
+def test_slips_in_a_file_of_ones_own_are_told(
+    package: str, code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slipped.py").write_text(code, encoding="utf-8")
+    room = {"rules": rules, "drafters": drafters}[package]
+    monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"cascli.{package}.slipped", raising=False)
+    given = "speculative-cascade:rule=slipped" if package == "rules" else "speculative:draft=slipped"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        strategies.parse(given)
+
+
 def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
     """Its file is found, keeps the contract, is audited, and does what the page's own test says."""
     page = (Path(__file__).parents[1] / "docs" / "add-a-drafter.md").read_text(encoding="utf-8")
@@ -107,25 +137,35 @@ def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.
     assert "bigram" in drafters.names()
     for contract in CONTRACT:
         contract("bigram")
-    chosen = strategies.parse("speculative-cascade:rule=token-v3,draft=bigram,k=2")
-    about = [check for check in audit(text_pair, [chosen], quick=True).checks if check.subject == chosen.spec]
-    assert [check.kind for check in about] == ["round", "joint law"] and all(check.status == "pass" for check in about)
+    chosen = [
+        strategies.parse(f"{name}draft=bigram,k=2") for name in ("speculative:", "speculative-cascade:rule=token-v3,")
+    ]
+    checks = [check for check in audit(text_pair, chosen, quick=True).checks if check.kind in ("round", "joint law")]
+    # q of a drafter of one's own is not tabulated: the joint law of what is lossless is known without.
+    assert [check.status for check in checks] == ["pass", "pass", "pass", "skipped"]
     scope: dict[str, Any] = {}
     exec(test, scope)
     scope["test_a_first_token_is_not_drafted_after"]()
 
 
 def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
-    """Its file, dropped into the package's path, is found, audited, and follows the law by the page's own test."""
+    """Its two files, dropped into the package's path, are found and audited, and do what the page's own tests say."""
     page = (Path(__file__).parents[1] / "docs" / "add-a-strategy.md").read_text(encoding="utf-8")
-    code, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    (tmp_path / "half_exact.py").write_text(code, encoding="utf-8")
+    half, turns, test_half, test_turns = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "cascli.strategies.half_exact", raising=False)
-    chosen = strategies.parse("half-exact:k=2")
-    checks = audit(text_pair, [chosen], quick=True).checks
-    about = [check for check in checks if check.subject == "half-exact:k=2"]
-    assert [check.kind for check in about] == ["round", "joint law"] and all(check.status == "pass" for check in about)
+    for name, code in (("half_exact", half), ("every_other", turns)):
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, f"cascli.strategies.{name}", raising=False)
+    chosen = [strategies.parse(text) for text in ("half-exact:k=2", "every-other")]
+    checks = audit(text_pair, chosen, quick=True).checks
+    about = [(check.kind, check.subject, check.status) for check in checks if check.kind in ("round", "joint law")]
+    assert about == [
+        ("round", "half-exact:k=2", "pass"),
+        ("joint law", "half-exact:k=2", "pass"),
+        ("joint law", "every-other", "skipped"),
+    ]
     scope: dict[str, Any] = {}
-    exec(test, scope)
+    exec(test_half, scope)
     scope["test_texts_follow_the_mean"](PLAIN)
+    exec(test_turns, scope)
+    scope["test_the_models_take_turns"]()

@@ -13,7 +13,7 @@ NAMES = ["cascade", "draft", "speculative", "speculative-cascade", "target", "to
 
 
 def test_strategies_and_rules_are_found_by_file_name() -> None:
-    assert strategies.names() == NAMES
+    assert set(NAMES) <= set(strategies.names())
     assert {"chow", "diff", "opt", "token-v1", "token-v2", "token-v3"} <= set(rules.names())
     assert [strategies.load(name).__name__ for name in NAMES][:2] == ["Cascade", "Draft"]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.tables import Text, Tree, tabulated
+from cascli.drafters.model import Model
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
@@ -88,6 +89,15 @@ def rule_of(strategy: Strategy) -> Rule | None:
     return getattr(strategy, "rule", None)
 
 
+def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
+    """Why the law of a rule cannot be enumerated here: q is known of the draft model alone; None if it can."""
+    if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
+        return None
+    if strategy.draft.by_prefix:
+        return "the distributions of its drafter are not tabulated"
+    return "its output distribution depends on where rounds begin"
+
+
 def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int) -> Iterator[Check]:
     """One check a strategy on the texts of the tree."""
     length = tree.depth + 1
@@ -97,8 +107,9 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
         if rule is None:
             yield skipped("joint law", strategy.spec, "it follows no rule's law")
             continue
-        if isinstance(strategy, Speculating) and not (strategy.draft.by_prefix or isinstance(rule, Exact)):
-            yield skipped("joint law", strategy.spec, "its output distribution depends on where rounds begin")
+        why = _not_tabulated(strategy, rule)
+        if why is not None:
+            yield skipped("joint law", strategy.spec, why)
             continue
         law = joint_law(tree, rule, length)
         statistic = deviation(sampled(small, strategy, length, runs), law, runs)

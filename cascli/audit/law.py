@@ -53,6 +53,7 @@ def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
 def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Iterator[Check]:
     """One check a rule: the largest |law - pi| over positions, alphas and samplings."""
     worst: dict[str, float] = {}
+    takes_alpha: dict[str, bool] = {}
     draft, target = (torch.cat([torch.stack(list(table.values())) for table in tables]) for tables in _tables(trees))
     for name, rule in all_rules(names):
         for sampling in SAMPLINGS:
@@ -60,8 +61,9 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
             pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target)))
             error = float((one_step(pi, q) - pi).abs().max())
             worst[name] = max(worst.get(name, 0.0), error)
+            takes_alpha[name] = "alpha" in {field.name for field in fields(rule)}
     for name, error in worst.items():
-        alphas = "" if name == "speculative" else f" x {len(ALPHAS)} alphas"
+        alphas = f" x {len(ALPHAS)} alphas" if takes_alpha[name] else ""
         yield check_of("law", name, error, BOUND, 0.0, f"{len(draft)} positions x {len(SAMPLINGS)} samplings{alphas}")
 
 

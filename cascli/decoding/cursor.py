@@ -90,7 +90,7 @@ class Cursor:
         start = self._begin() if self._start is None else self._start
         read = self.runner.length - self._prompt
         if end + 1 - read < rows:
-            raise ValueError(f"{rows} rows asked for, but only {end + 1 - read} tokens are unread")
+            raise ValueError(f"{rows} rows asked for, but only {end + 1 - read} tokens are unread (not appended?)")
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
     def _begin(self) -> Tensor:

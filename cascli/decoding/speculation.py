@@ -63,8 +63,11 @@ Propose = Callable[[Session, int, Rule], Block]
 def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Round]:
     """Yield rounds of at most `k` drafted tokens until the session is finished."""
     while not s.finished:
-        block = propose(s, min(k, s.remaining - 1), rule)
+        most = min(k, s.remaining - 1)
+        block = propose(s, most, rule)
         start, n = s.length, block.tokens.shape[0]
+        if n > most or block.q.shape[0] not in (n, n + 1) or block.q.shape != block.q1.shape:
+            raise TypeError(f"a block of {n} tokens and q {[*block.q.shape]}, where at most {most} were asked for")
         s.text[start : start + n] = block.tokens
         logits = s.target.read(start + n, rows=n + 1)
         u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])

@@ -79,8 +79,14 @@ class KeepRule(Rule):
         """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
 
     def apply(self, d: Dists) -> Tensor:
-        """pi from `keep`."""
+        """pi from `keep`.
+
+        Raises:
+            TypeError: `keep` says neither one thing a position nor one a token.
+        """
         keep = self.keep(d)
+        if keep.shape not in ((*d.q.shape[:-1], 1), d.q.shape):
+            raise TypeError(f"{type(self).__name__}.keep: shape {[*keep.shape]}, where [n, 1] or [n, V] is wanted")
         if keep.shape[-1] == 1:
             return d.q.where(keep, d.p)
         deferred_mass = (d.q * ~keep).sum(dim=-1, keepdim=True)

@@ -110,12 +110,14 @@ class Strategy(ABC):
     @classmethod
     def keys(cls, values: Mapping[str, str]) -> list[str]:
         """The parameters that this strategy takes, given the values of some of them."""
-        own = [field.name for field in fields(cls)]
-        return own + [
-            field.name
-            for name, part in cls.parts().items()
-            for field in fields(part.load(values.get(name, part.default)))
-        ]
+        known = [field.name for field in fields(cls)]
+        for name, part in cls.parts().items():
+            plugin = values.get(name, part.default)
+            for field in fields(part.load(plugin)):
+                if field.name in known:
+                    raise UsageError(f"{part.kind} '{plugin}': its parameter '{field.name}' is one of the strategy too")
+                known.append(field.name)
+        return known
 
     @classmethod
     def build(cls, values: Mapping[str, str]) -> Self:

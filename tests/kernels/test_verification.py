@@ -18,7 +18,8 @@ from cascli.sampling.parameters import Sampling
 from cascli.sweep.recording import Watching
 
 ALPHAS = (-0.1, 0.3, 0.7)
-RULES = [Exact(), *(rules.load(name)(alpha=alpha) for name in rules.names() for alpha in ALPHAS)]
+KINDS = [rules.load(name) for name in rules.names()]
+RULES = [Exact(), *(kind(alpha=alpha) for kind in KINDS if issubclass(kind, ThresholdRule) for alpha in ALPHAS)]
 
 
 def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.device) -> list[torch.Tensor]:

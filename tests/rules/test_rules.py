@@ -7,6 +7,7 @@ import torch
 
 from cascli import rules
 from cascli.sampling.distributions import Dists
+from cascli.strategies.base import validated
 
 Q = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)
 P = torch.tensor([[0.2, 0.7, 0.1]], dtype=torch.float64)
@@ -77,3 +78,9 @@ def test_the_page_on_adding_a_rule_shows_a_threshold_that_works() -> None:
     names = {"ThresholdRule": ThresholdRule, "Threshold": Threshold}
     exec(f"class Half(ThresholdRule):\n{method}", names)
     assert names["Half"](alpha=0.1).keep(Dists(Q, P, Q, P)).tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("name", rules.names())
+def test_defaults_are_in_their_ranges(name: str) -> None:
+    kind = rules.load(name)
+    assert validated(kind, vars(kind())) == kind()
