@@ -40,6 +40,7 @@ def compare(
     stop: str | Sequence[str] | None = None,
     system: str | None = None,
     raw: bool | None = None,
+    top: int | None = None,
     runs: int = 1,
     warm_up: bool = True,
     measure: bool = True,
@@ -65,6 +66,7 @@ def compare(
         stop: strings that end an answer; they are not part of it.
         system: system text for the chat template.
         raw: no chat template.
+        top: how many of each model's likeliest tokens the traces keep, as in `generate`.
         runs: repeats for timing.
         warm_up: decode a few uncounted tokens with every strategy first.
         measure: time the pair's steps on their own afterwards, for the explanation.
@@ -87,6 +89,7 @@ def compare(
         stop=stop,
         system=system,
         raw=raw,
+        top=top,
     )
     asked = conversations(prompts)
     if strategies is None:
