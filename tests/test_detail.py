@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 
-from cascli import Pair, Run, generate
+from cascli import Pair, Run, generate, load_pair
 from cascli.errors import UsageError
 from cascli.jobs.compare import compare
 from cascli.rules._alphas import rules_in_alpha
 from cascli.sampling.distributions import base, total_variation, warp
 from cascli.sampling.parameters import Sampling
 from cascli.trace import Detail, Drafted
+from tests.pairs import pair
+from tests.test_graph_runner import recorded
 
 STRATEGIES = [
     "target",
@@ -145,6 +147,19 @@ def test_a_small_vocabulary_has_no_more_likeliest_tokens_than_tokens(id_pair: Pa
     run = generate(id_pair, prompt_ids=[1, 2, 3], strategy="speculative:k=2", max_new_tokens=5, top=20)
     tops = [draft.detail.draft_top for step in run.rounds for draft in step.drafted if draft.detail]
     assert tops and all(top is not None and len(top) == 8 for top in tops)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_detail_of_captured_steps_is_that_of_eager_ones(text_pair: Pair, strategy: str) -> None:
+    taped = recorded(load_pair(pair(300)))
+    wanted, found, without = answer(text_pair, strategy, top=3), answer(taped, strategy, top=3), answer(taped, strategy)
+    assert found.token_ids == wanted.token_ids == without.token_ids
+    for ours, plain in zip(found.emitted, wanted.emitted, strict=True):
+        assert ours.detail is not None and plain.detail is not None
+        assert ours.detail.draft_rank == plain.detail.draft_rank
+        assert ours.detail.target_rank == plain.detail.target_rank
+        for name in ("q1", "p1", "max_q1", "max_p1", "disagreement"):
+            assert getattr(ours.detail, name) == pytest.approx(getattr(plain.detail, name), abs=1e-5)
 
 
 def test_top_has_a_range(text_pair: Pair) -> None:
