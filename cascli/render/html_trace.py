@@ -189,6 +189,8 @@ class _Builder:
             "deferral": _short(token.deferral),
             **self._seen(token.detail, judged=token.event in ("accepted", "draft")),
         }
+        if token.event == "draft" and token.deferral is not None:
+            found["deferred"] = False
         return found if draft is None else found | _test(draft)
 
     def _dropped(self, draft: Drafted, fate: str) -> Json:
@@ -197,11 +199,13 @@ class _Builder:
     def _written(self, token: Emitted) -> Iterator[Json]:
         """A token that no draft stands for, and before it the draft model's that was turned down for it."""
         instead, written = token.turned_down, self._emitted(token)
-        if instead is not None and instead.id == token.id:
-            written |= {"same": True} | self._seen(instead.detail, judged=True)
-        elif instead is not None:
-            named = self._named(instead.id, instead.text, "turned-down")
-            yield {**named, "deferred": True, **self._seen(instead.detail, judged=True)}
+        if instead is not None:
+            # A rule that is no choice between the models has deferred nothing.
+            judged = {"deferred": token.deferral is not None, **self._seen(instead.detail, judged=True)}
+            if instead.id == token.id:
+                written |= {"same": True, **judged}
+            else:
+                yield {**self._named(instead.id, instead.text, "turned-down"), **judged}
         yield written
 
     def _named(self, token: int, text: str, how: str) -> Json:
