@@ -103,7 +103,8 @@ def test_nothing_is_wider_than_the_window(view: Browser, width: int, scheme: str
             outside = view.js(
                 "[...document.querySelectorAll('main *, header *, footer *, #panel *')].filter((each) =>"
                 " { const box = each.getBoundingClientRect(); return box.width && (box.left < 0"
-                " || box.right > document.documentElement.clientWidth) && !each.closest('thead'); }).map((each) => each.outerHTML.slice(0, 80))"
+                " || box.right > document.documentElement.clientWidth) && !each.closest('thead'); })"
+                ".map((each) => each.outerHTML.slice(0, 80))"
             )
             assert outside == []
     ground = view.js("getComputedStyle(document.documentElement).backgroundColor")
