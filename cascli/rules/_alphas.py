@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple, Self, get_type_hints
 
-from annotated_types import Ge, Le
-
 from cascli import rules
 from cascli.errors import UsageError
 from cascli.rules.base import Threshold, ThresholdRule
@@ -88,8 +86,8 @@ def _allowed(kind: type[ThresholdRule]) -> Alphas:
     """The alphas that a user may give."""
     bounds = getattr(get_type_hints(kind, include_extras=True)["alpha"], "__metadata__", ())
     parts = [part for bound in bounds for part in getattr(bound, "metadata", [bound])]
-    low = [float(part.ge) for part in parts if isinstance(part, Ge)]  # type: ignore[arg-type]
-    high = [float(part.le) for part in parts if isinstance(part, Le)]  # type: ignore[arg-type]
+    low = [float(part.ge) for part in parts if hasattr(part, "ge")]
+    high = [float(part.le) for part in parts if hasattr(part, "le")]
     return Alphas(max(low, default=-math.inf), min(high, default=math.inf))
 
 
