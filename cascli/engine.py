@@ -43,6 +43,8 @@ class Request:
     prompt: str | None = None
     system: str | None = None
     raw: bool = False
+    top: int = 0
+    """How many of each model's likeliest tokens the trace keeps at a position; 0 keeps no detail at all."""
     uniforms: RandomNumbers | None = None
 
 
@@ -130,6 +132,7 @@ class Decoding:
             clock=clock,
             spell=self.speller.token,
             graphs=pair.graphs,
+            top=self.request.top,
         )
 
     def _uniforms(self) -> Uniforms:
@@ -142,7 +145,8 @@ class Decoding:
         answer = self.limit + int(self.strategy.params.get("k", 0))
         for role in ROLES:
             calls = self.strategy.calls(role)
-            self.pair.runner(role).prepare(prompt, answer, calls, Sampler(self.request.sampling, calls.reads_base))
+            sampler = Sampler(self.request.sampling, calls.reads_base or self.request.top > 0)
+            self.pair.runner(role).prepare(prompt, answer, calls, sampler)
         if self.pair.graphs.captures:
             like = torch.zeros(1, self.pair.vocab, dtype=self.pair.target.model.dtype, device=self.pair.device)
             self.strategy.capture(self.pair.graphs, self.request.sampling, like)

@@ -15,6 +15,8 @@ from cascli.files import printed
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
 """With k = 4 unless a flag, the environment or the pair's file says otherwise."""
+TOP_OF_PAGE = 5
+"""How many of each model's likeliest tokens a page shows at a position, where nothing else is said."""
 WITHOUT_DRAFT = "draft=prompt-lookup"
 """What a default strategy takes in place of the draft model of a pair that has none."""
 
@@ -43,6 +45,7 @@ class Settings(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
+    top: Annotated[int, Field(ge=0, le=20)] | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
     dtype: Dtype | None = None
     cuda_graphs: bool | None = None
@@ -76,6 +79,8 @@ class Resolved:
     top_p: float = 1.0
     seed: int = 0
     num_speculative_tokens: int = 4
+    top: int | None = None
+    """None: what the output wants, see `kept`."""
     device: str = "auto"
     dtype: Dtype = "auto"
     cuda_graphs: bool = True
@@ -91,6 +96,12 @@ class Resolved:
     verbose: bool = False
     color: Literal["auto", "always", "never"] = "auto"
     offline: bool = False
+
+    @property
+    def kept(self) -> int:
+        """How many of each model's likeliest tokens the trace keeps at a position: a page shows some."""
+        wanted = TOP_OF_PAGE if self.output is not None and self.output.endswith(".html") else 0
+        return wanted if self.top is None else self.top
 
 
 def resolve(*layers: Settings) -> Resolved:

@@ -58,6 +58,51 @@ class Document(Data):
             raise UsageError(f"not a saved cascli {cls.kind}: {where or 'document'}: {problem['msg']}") from None
 
 
+def _absent(value: object) -> bool:
+    """Whether a field is left out of JSON."""
+    return value is None
+
+
+class Likely(Data):
+    """One of the likeliest tokens of a model."""
+
+    id: int
+    text: str
+    prob: float
+    """At temperature 1."""
+
+
+class Detail(Data):
+    """What the models that were read at a token's position thought there; kept with `top`.
+
+    Probabilities are at temperature 1, which is what rules test. What was not computed is None: the draft model where
+    it was not asked, or where drafts come from elsewhere; the target where it was not asked.
+    """
+
+    q1: float | None = None
+    """The draft model's probability of the token."""
+    p1: float | None = None
+    """The target's."""
+    draft_rank: int | None = None
+    """One more than there are tokens that the draft model finds likelier."""
+    target_rank: int | None = None
+    max_q1: float | None = None
+    max_p1: float | None = None
+    disagreement: float | None = None
+    """TV(p, q) of the distributions that tokens are drawn from."""
+    draft_top: list[Likely] | None = None
+    """The draft model's likeliest tokens, the likeliest first."""
+    target_top: list[Likely] | None = None
+
+
+class TurnedDown(Data):
+    """The draft model's token in whose place the target was asked, one token at a time; kept with `top`."""
+
+    id: int
+    text: str
+    detail: Detail
+
+
 class Drafted(Data):
     """A token that the draft model proposed for verification."""
 
@@ -70,6 +115,8 @@ class Drafted(Data):
     accepted: bool
     deferred: bool
     """Whether the deferral rule turned this token over to the target (never so without a rule)."""
+    detail: Detail | None = Field(None, exclude_if=_absent)
+    """Only with `top`."""
 
 
 class Emitted(Data):
@@ -84,6 +131,10 @@ class Emitted(Data):
     """TV(pi, p) at this position: how far the distribution it follows is from the target's."""
     deferral: float | None = None
     """The q-mass that the rule gave to the target at this position, 0 or 1 for whole-distribution rules."""
+    detail: Detail | None = Field(None, exclude_if=_absent)
+    """Only with `top`; an accepted token's is its draft's."""
+    turned_down: TurnedDown | None = Field(None, exclude_if=_absent)
+    """Only with `top`, and only of a token-level cascade."""
 
 
 class RoundSeconds(Data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -117,6 +118,11 @@ def plan(flags: Flags) -> Plan:
     settings = resolve(flags.given, environment, config.defaults)
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     return Plan(config, settings, view, flags.given.dtype or environment.dtype)
+
+
+def command_line() -> str:
+    """What the user has typed."""
+    return shlex.join(["cascli", *sys.argv[1:]])
 
 
 def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:

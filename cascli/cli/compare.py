@@ -86,7 +86,7 @@ def command(
     _check_request(strategies, min_speedup)
     output = Path(plan.settings.output) if plan.settings.output else None
     if output:
-        export.check_suffix(output)
+        export.check_suffix(output, (*export.SUFFIXES, ".html"))
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
     done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
@@ -159,6 +159,10 @@ def as_file(comparison: Comparison, suffix: str) -> str:
         from cascli.render.picture import svg
 
         return svg(comparison)
+    if suffix == ".html":
+        from cascli.render import html_trace
+
+        return html_trace.of_comparison(comparison, common.command_line())
     return export.markdown(comparison.summary) if suffix == ".md" else export.to_csv(comparison.summary)
 
 

@@ -57,7 +57,7 @@ def check_output(path: Path) -> None:
     """Refuse an output place that cannot work before anything is computed."""
     from cascli.render.export import check_suffix
 
-    check_suffix(path, (".json", ".txt"))
+    check_suffix(path, (".html", ".json", ".txt"))
 
 
 def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -> list[Run]:
@@ -86,6 +86,15 @@ def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -
     return done
 
 
+def as_file(runs: list[Run], document: str, suffix: str) -> str:
+    """The runs as the text of a file of this kind; `document` is their JSON."""
+    if suffix == ".html":
+        from cascli.render import html_trace
+
+        return html_trace.of_runs(runs, common.command_line())
+    return document + "\n" if suffix == ".json" else "\n".join(run.text for run in runs) + "\n"
+
+
 def _deliver(plan: common.Plan, runs: list[Run]) -> None:
     """Print JSON if it was asked for, and write the output file."""
     from cascli import files
@@ -96,5 +105,5 @@ def _deliver(plan: common.Plan, runs: list[Run]) -> None:
         print(text)
     if plan.settings.output:
         path = Path(plan.settings.output)
-        files.write(path, text + "\n" if path.suffix == ".json" else "\n".join(run.text for run in runs) + "\n")
+        files.write(path, as_file(runs, text, path.suffix))
         plan.screen.note(f"wrote {path}")

@@ -75,6 +75,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
         _option("--prompts", panel=PROMPT, help="JSONL file: 'prompt' or 'turns' on each line; or: builtin."),
     ),
     "limit": (int, _option("--limit", panel=PROMPT, help="Take only the first N prompts of the file.")),
+    "top": (
+        int,
+        _option("--top", panel=OUTPUT, help="Keep each model's N likeliest tokens, 0 to 20. (default 0; 5 for .html)"),
+    ),
     "json": (bool, _option("--json/--no-json", panel=OUTPUT, help="Print one JSON document instead of text.")),
     "output": (str, _option("--output", "-o", panel=OUTPUT, help="Also write the result to this file.")),
     "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print the essential result only.")),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascli import files
+from cascli.cli.common import command_line
 from cascli.cli.compare import TraceKind
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError, first_line
@@ -26,7 +28,7 @@ SWEEPS = ("cascli.sweep/1", "cascli.sweep-table/1", "cascli.rule-curves/1")
 EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
 
 
-@with_shared("json", "quiet", "verbose", "color")
+@with_shared("output", "json", "quiet", "verbose", "color")
 def command(
     file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
     *,
@@ -42,21 +44,58 @@ def command(
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
+    output = _output(flags)
     text = text_of(file, JSON_BYTES)
     kind = schema_of(text, file)
-    if settings.json_output:
-        print(text.strip())
-        return
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
+    if settings.json_output:
+        print(text.strip())
     try:
-        if kind == "cascli.compare/1":
+        if output:
+            files.write(output, _exported(text, kind, file, output.suffix))
+            view.note(f"wrote {output}")
+        elif kind == "cascli.compare/1" and not settings.json_output:
             _comparison(text, view, trace.value, speed if play else None)
-        else:
+        elif not settings.json_output:
             _render(text, kind, file, view)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Every part is of its type, but they do not go together: no model was timed, a strategy is missing.
         raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+
+
+def _output(flags: Flags) -> Path | None:
+    """Where a page or picture goes, if one is wanted: the environment's place is for results, and there are none here.
+
+    Raises:
+        UsageError: the place cannot hold one.
+    """
+    from cascli.render.export import check_suffix
+
+    if flags.given.output is None:
+        return None
+    path = Path(flags.given.output)
+    check_suffix(path, (".html", ".svg"))
+    return path
+
+
+def _exported(text: str, kind: str, file: Path, suffix: str) -> str:
+    """The page, or of a comparison the picture, of a document that holds traces.
+
+    Raises:
+        UsageError: it holds none.
+    """
+    from cascli.render import html_trace
+
+    if kind == "cascli.compare/1":
+        from cascli.analysis.comparison import Comparison
+        from cascli.render.picture import svg
+
+        comparison = Comparison.from_json(text)
+        return svg(comparison) if suffix == ".svg" else html_trace.of_comparison(comparison, command_line())
+    if kind in ("cascli.run/1", "cascli.runs/1") and suffix == ".html":
+        return html_trace.of_runs(runs_in(text, kind, file), command_line())
+    raise UsageError(f"{file}: {kind} cannot be a {suffix}: .html is for runs and comparisons, .svg for comparisons")
 
 
 def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> None:

@@ -28,18 +28,21 @@ def write(
     are valid until the next. A `tentative` answer has random numbers of its own: whoever replaces it must not meet
     those that decided its fate.
     """
+    from cascli.decoding import detail
     from cascli.sampling import distributions
     from cascli.sampling.autoregressive import Sampler
 
     by_target = event == "target"
-    sampler = Sampler(s.sampling, reads_base=on_distributions is not None)
+    sampler = Sampler(s.sampling, reads_base=on_distributions is not None or s.top > 0)
     uniforms = s.uniforms.residual if tentative else s.uniforms.draw
     while not s.finished:
         written = cursor.write(s.length, sampler, uniforms(s.length, 1))
         s.append(written.tokens)
         if on_distributions is not None:
             on_distributions(written.base, written.tokens)
-        (ids, prob) = s.fetch(written.tokens, distributions.at(written.probs, written.tokens))
+        views = detail.Views(p1=written.base) if by_target else detail.Views(q1=written.base)
+        more = detail.of_one(s, written.tokens, views)
+        ids, prob, *found = s.fetch(written.tokens, distributions.at(written.probs, written.tokens), *more)
         emitted = Emitted(
             id=int(ids[0]),
             text=s.spell(int(ids[0])),
@@ -47,5 +50,6 @@ def write(
             q=None if by_target else prob[0],
             p=prob[0] if by_target else None,
             tv=0.0 if by_target else None,
+            detail=detail.details(found, 1, s.spell)[0],
         )
         yield Round(emitted=[emitted], seconds=s.clock.lap())

@@ -55,6 +55,8 @@ class Session:
     """The text of a single token, for the trace."""
     graphs: GraphCache = field(default_factory=GraphCache)
     """What a round computes besides the models' forwards goes through its `run`."""
+    top: int = 0
+    """How many of each model's likeliest tokens the trace keeps at a position: see `cascli.decoding.detail`."""
     length: int = field(default=0, init=False)
     """Tokens of the answer so far: the index in it of the next one to be decided."""
     answer_ids: Sequence[int] = field(default=(), init=False)

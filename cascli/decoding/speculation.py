@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cascli import kernels
+from cascli.decoding import detail
 from cascli.decoding.session import Session
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
@@ -25,7 +26,7 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.rejection import Verification, verify_block
-from cascli.trace import Drafted, Emitted, Round
+from cascli.trace import Detail, Drafted, Emitted, Round
 
 if TYPE_CHECKING:
     from cascli.kernels.verification import FusedRule
@@ -35,7 +36,8 @@ class Block(NamedTuple):
     """What was drafted after the answer so far: n tokens, `[n]`, and the very distributions that they were drawn from.
 
     `q` is `[n, V]` (float32), and `[n + 1, V]` if there is a proposal for the position after them too; a deterministic
-    draft is one-hot. `q1` is the same at temperature 1. Both are valid until the next draft.
+    draft is one-hot. `q1` is the same at temperature 1, and `q` itself (the same tensor) where that is not known. Both
+    are valid until the next draft.
     """
 
     tokens: Tensor
@@ -76,13 +78,14 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Roun
             numbers = s.graphs.run(_key(rule, s.sampling), partial(decide_round, rule, s.sampling), *given)
         else:
             numbers = decide_round(rule, s.sampling, *given)
-        facts = RoundFacts.of(s.fetch(numbers)[0])
+        found, *more = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
+        facts, seen = RoundFacts.of(found), detail.details(more, n + 1, s.spell)
         s.length = start + facts.num_accepted
         for cursor in (s.draft, s.target):
             cursor.rewind(s.length)
         s.append(numbers[Field.NEXT_ID, :1].long())
-        drafted = _drafted(s, rule, facts)
-        emitted = _emitted(s, rule, facts, drafted, known=block.q.shape[0])
+        drafted = _drafted(s, rule, facts, seen)
+        emitted = _emitted(s, rule, facts, drafted, known=block.q.shape[0], seen=seen[n])
         yield Round(drafted=drafted, emitted=emitted, seconds=s.clock.lap())
 
 
@@ -218,7 +221,25 @@ def capture_round(graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, lo
             return
 
 
-def _drafted(s: Session, rule: Rule, facts: RoundFacts) -> list[Drafted]:
+def _numbers_of_detail(s: Session, block: Block, logits: Tensor, numbers: Tensor) -> list[Tensor]:
+    """What the models thought of the n drafted tokens, and of the one that follows those that were kept."""
+    if not s.top:
+        return []
+    n = block.tokens.shape[0]
+    tokens = torch.cat([block.tokens, numbers[Field.NEXT_ID, :1].long()])
+    rows = torch.cat([torch.arange(n, device=tokens.device), numbers[Field.NUM_ACCEPTED, :1].long()])
+    with s.clock.paused():
+        p = s.warp(logits[: block.q.shape[0]])
+        # Where nothing is known at temperature 1 a drafter gives the very same tensor twice.
+        views = detail.Views(
+            q1=None if block.q1 is block.q else block.q1,
+            p1=distributions.base(logits),
+            disagreement=distributions.total_variation(p, block.q),
+        )
+    return detail.numbers(s, tokens, rows, views)
+
+
+def _drafted(s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | None]) -> list[Drafted]:
     return [
         Drafted(
             id=token,
@@ -229,17 +250,29 @@ def _drafted(s: Session, rule: Rule, facts: RoundFacts) -> list[Drafted]:
             accept_prob=facts.accept_prob[i],
             accepted=i < facts.num_accepted,
             deferred=facts.deferred[i] and rule.chooses,
+            detail=seen[i],
         )
         for i, token in enumerate(facts.ids)
     ]
 
 
-def _emitted(s: Session, rule: Rule, facts: RoundFacts, drafted: list[Drafted], known: int) -> list[Emitted]:
-    """The round's tokens; q and what was deferred are known of the first `known` positions."""
+def _emitted(
+    s: Session, rule: Rule, facts: RoundFacts, drafted: list[Drafted], known: int, seen: Detail | None
+) -> list[Emitted]:
+    """The round's tokens; q and what was deferred are known of the first `known` positions, `seen` is of the last."""
     kept = facts.num_accepted
     deferral = [mass if rule.chooses and i < known else None for i, mass in enumerate(facts.deferral)]
     stood = [
-        Emitted(id=token.id, text=token.text, event="accepted", q=token.q, p=token.p, tv=tv, deferral=mass)
+        Emitted(
+            id=token.id,
+            text=token.text,
+            event="accepted",
+            q=token.q,
+            p=token.p,
+            tv=tv,
+            deferral=mass,
+            detail=token.detail,
+        )
         for token, tv, mass in zip(drafted[:kept], facts.tv, deferral, strict=False)
     ]
     last = Emitted(
@@ -250,5 +283,6 @@ def _emitted(s: Session, rule: Rule, facts: RoundFacts, drafted: list[Drafted], 
         q=facts.next_q if kept < known else None,
         tv=facts.tv[kept],
         deferral=deferral[kept],
+        detail=seen,
     )
     return [*stood, last]

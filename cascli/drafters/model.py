@@ -37,7 +37,7 @@ class Model(Drafter):
 
         if n + rule.reads_draft == 0:
             return Block.empty(s)
-        sampler = Sampler(s.sampling, rule.reads_base)
+        sampler = Sampler(s.sampling, rule.reads_base or s.top > 0)
         written = s.draft.write(s.length, sampler, s.uniforms.draw(s.length, n), read_last=rule.reads_draft)
         block = Block(written.tokens, written.probs, written.base)
         # Captured distributions stand until the next draft; a rule with effects of its own may keep what it sees.

@@ -47,6 +47,7 @@ def compare(
     stop: str | Sequence[str] | None = None,
     system: str | None = None,
     raw: bool | None = None,
+    top: int | None = None,
     runs: int = 1,
     schedule: Schedule = "auto",
     warm_up: bool = True,
@@ -72,6 +73,7 @@ def compare(
         stop: strings that end an answer; they are not part of it.
         system: system text for the chat template.
         raw: no chat template.
+        top: how many of each model's likeliest tokens the traces keep, as in `generate`.
         runs: repeats for timing.
         schedule: `fair` has all strategies under way at once, in slices of equal time, so that they meet the same
             machine; `sequential` runs one after the other; `auto` is fair on a CPU.
@@ -95,6 +97,7 @@ def compare(
         stop=stop,
         system=system,
         raw=raw,
+        top=top,
     )
     asked = conversations(prompts)
     if strategies is None:

@@ -40,6 +40,7 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
         stop=settings.stop,
         system=settings.system,
         raw=settings.raw,
+        top=settings.kept,
         **more,
     )
 
@@ -142,6 +143,7 @@ def generate(
     stop: str | Sequence[str] | None = None,
     system: str | None = None,
     raw: bool | None = None,
+    top: int | None = None,
     on_round: OnRound | None = None,
     uniforms: RandomNumbers | None = None,
 ) -> Run:
@@ -164,6 +166,8 @@ def generate(
         stop: strings that end the answer; they are not part of it.
         system: system text for the chat template.
         raw: no chat template.
+        top: how many of each model's likeliest tokens the trace keeps at a position, with the numbers that rules test;
+            0 (the default) keeps neither.
         on_round: called with every step as it is decided.
         uniforms: random numbers in place of those of the seed; see `cascli.sampling.uniforms`.
 
@@ -182,6 +186,7 @@ def generate(
         stop=stop,
         system=system,
         raw=raw,
+        top=top,
     )
     if (prompt is None) == (prompt_ids is None):
         raise UsageError("give either a prompt or prompt_ids.")

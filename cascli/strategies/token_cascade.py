@@ -7,13 +7,13 @@ shows the law, not a saving.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cascli.models.calls import Calls, Role
 from cascli.strategies.base import RuleStrategy
-from cascli.trace import Emitted, Round
+from cascli.trace import Detail, Emitted, Round, TurnedDown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,27 +53,32 @@ class TokenCascade(RuleStrategy):
 
     def _step(self, s: Session) -> Emitted:
         """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
+        from cascli.decoding import detail
         from cascli.sampling import distributions
 
         logits = s.draft.read(s.length)
         q, q1 = s.warp(logits), distributions.base(logits)
-        token = s.draw(q)
+        ours = s.draw(q)
         defer = self.rule.deferred(distributions.Dists(q, q, q1, q1))
         if defer is None:
             raise TypeError(f"{self.rule}: a rule that is no choice between the models needs both")
-        columns = s.fetch(_of_token(defer, token), token, distributions.at(q, token), (q * defer).sum(dim=-1))
-        defers, ids, at_q, mass = (column[0] for column in columns)
+        more = detail.of_one(s, ours, detail.Views(q1=q1))
+        columns = s.fetch(_of_token(defer, ours), ours, distributions.at(q, ours), (q * defer).sum(dim=-1), *more)
+        defers, ids, at_q, mass = (column[0] for column in columns[:4])
         if not defers:
-            s.append(token)
-            return Emitted(id=int(ids), text=s.spell(int(ids)), event="draft", q=at_q, deferral=mass)
-        p = s.warp(s.target.read(s.length))
+            s.append(ours)
+            [seen] = detail.details(columns[4:], 1, s.spell)
+            return Emitted(id=int(ids), text=s.spell(int(ids)), event="draft", q=at_q, deferral=mass, detail=seen)
+        logits = s.target.read(s.length)
+        p = s.warp(logits)
         token = _from_target(s, p, defer)
         s.append(token)
         # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.
         tv = distributions.total_variation(self.rule.apply(distributions.Dists(q, p, q1, q1)), p)
-        ids, at_q, at_p, tv_here = (
-            column[0] for column in s.fetch(token, distributions.at(q, token), distributions.at(p, token), tv)
-        )
+        more = _numbers_of_detail(s, token, ours, q, p, q1, logits)
+        columns = s.fetch(token, distributions.at(q, token), distributions.at(p, token), tv, *more)
+        ids, at_q, at_p, tv_here = (column[0] for column in columns[:4])
+        seen, instead = _details(s, columns[4:])
         return Emitted(
             id=int(ids),
             text=s.spell(int(ids)),
@@ -82,6 +87,8 @@ class TokenCascade(RuleStrategy):
             p=at_p,
             tv=tv_here,
             deferral=mass,
+            detail=seen,
+            turned_down=instead,
         )
 
     def _oracle_step(self, s: Session) -> Emitted:
@@ -106,8 +113,10 @@ class TokenCascade(RuleStrategy):
             mass = (d.q * defer).sum(dim=-1)
         s.append(token)
         tv = distributions.total_variation(pi, d.p)
-        columns = s.fetch(token, defers, distributions.at(d.q, token), distributions.at(d.p, token), tv, mass)
-        ids, theirs, at_q, at_p, tv_here, deferral = (column[0] for column in columns)
+        more = _numbers_of_detail(s, token, ours, d.q, d.p, d.q1, target)
+        columns = s.fetch(token, defers, distributions.at(d.q, token), distributions.at(d.p, token), tv, mass, *more)
+        ids, theirs, at_q, at_p, tv_here, deferral = (column[0] for column in columns[:6])
+        seen, instead = _details(s, columns[6:])
         return Emitted(
             id=int(ids),
             text=s.spell(int(ids)),
@@ -116,7 +125,40 @@ class TokenCascade(RuleStrategy):
             p=at_p,
             tv=tv_here,
             deferral=None if defer is None else deferral,
+            detail=seen,
+            turned_down=instead if theirs else None,
         )
+
+
+def _numbers_of_detail(
+    s: Session, token: Tensor, ours: Tensor, q: Tensor, p: Tensor, q1: Tensor, logits: Tensor
+) -> list[Tensor]:
+    """What both models thought of the token `[1]`, then of the draft model's, with the ids of the latter.
+
+    All distributions, and the target's logits, are `[1, V]`.
+    """
+    import torch
+
+    from cascli.decoding import detail
+    from cascli.sampling import distributions
+
+    if not s.top:
+        return []
+    with s.clock.paused():
+        views = detail.Views(q1, distributions.base(logits), distributions.total_variation(p, q))
+        tokens = torch.cat([token, ours])
+    return [ours, *detail.numbers(s, tokens, torch.zeros_like(tokens), views)]
+
+
+def _details(s: Session, found: Sequence[Sequence[float]]) -> tuple[Detail | None, TurnedDown | None]:
+    """The token's detail, and the draft model's token; Nones where nothing was asked for."""
+    from cascli.decoding import detail
+
+    if not found:
+        return None, None
+    [[ours], *rest] = found
+    seen, instead = detail.details(rest, 2, s.spell)
+    return seen, None if instead is None else TurnedDown(id=int(ours), text=s.spell(int(ours)), detail=instead)
 
 
 def _of_token(defer: Tensor, token: Tensor) -> Tensor:

@@ -32,3 +32,15 @@ def test_runs_are_the_same_with_kernels(strategy: str, temperature: float, monke
         for a, b in zip([*ours.drafted, *ours.emitted], [*plain.drafted, *plain.emitted], strict=True):
             mine, theirs = ({k: v for k, v in each if isinstance(v, (int, float))} for each in (a, b))
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize("strategy", ["draft", "speculative:k=3", "speculative-cascade:rule=token-v3,k=3"])
+def test_detail_changes_no_token_beside_kernels(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    without, with_top = (
+        generate(load_pair(pair()), prompt_ids=[5, 6, 7], strategy=strategy, temperature=0.8, max_new_tokens=9, top=top)
+        for top in (0, 2)
+    )
+    assert without.token_ids == with_top.token_ids
+    assert all(token.detail is not None for token in with_top.emitted)

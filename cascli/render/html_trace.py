@@ -1,0 +1,268 @@
+"""Traces as one HTML file to explore: all data embedded, no network, nothing that a text in it could start.
+
+`trace_page.html` beside this module is the page. Here runs become its data: one list of tokens a round, with what the
+page says of each, and the alphas at which each rule would have kept a draft.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from cascli.analysis.comparison import Comparison, Row, first_divergence, summarise
+from cascli.render.comparison import by_prompt, notes, pair_line
+from cascli.render.marks import visible
+from cascli.render.numbers import DASH, number, tv, yes_no
+from cascli.render.stream import describe_handover
+from cascli.rules._alphas import Alphas, RuleInAlpha, rules_in_alpha
+from cascli.trace import Detail, Drafted, Emitted, Likely, Round, Run
+
+DATA = "<!-- data -->"
+"""Where the page takes its data."""
+DIGITS = 5
+"""Significant ones of the page's probabilities."""
+Json = dict[str, Any]
+
+
+def of_comparison(comparison: Comparison, command: str) -> str:
+    """The page of a comparison, made by a command line."""
+    said = list(notes(comparison, verbose=False))
+    return _page(comparison.runs, comparison.summary, said, command)
+
+
+def of_runs(runs: Sequence[Run], command: str) -> str:
+    """The page of runs that nothing was compared with."""
+    by_spec: dict[str, list[Run]] = {}
+    for run in runs:
+        by_spec.setdefault(run.spec, []).append(run)
+    return _page(runs, [row for each in by_spec.values() for row in summarise([[each]])], [], command)
+
+
+def _page(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str) -> str:
+    template = files("cascli.render").joinpath("trace_page.html").read_text(encoding="utf-8")
+    return template.replace(DATA, embedded(data(runs, rows, said, command)))
+
+
+def embedded(values: Json) -> str:
+    """JSON that can stand in a script element: ASCII alone, and no sign that could end it."""
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str) -> Json:
+    """Everything that the page shows."""
+    builder = _Builder()
+    prompts = [builder.prompt(group) for group in by_prompt(list(runs))]
+    first = runs[0]
+    return {
+        "pair": pair_line(first),
+        "facts": list(_facts(first, command)),
+        "said": list(said),
+        "table": _table(runs, rows),
+        "rules": [_rule(name, line) for name, line in builder.rules.items()],
+        "detail": builder.has_detail,
+        "prompts": prompts,
+        "texts": builder.texts,
+    }
+
+
+def _facts(run: Run, command: str) -> Iterator[tuple[str, str]]:
+    """What the page rests on: command line, sampling, environment."""
+    yield "command", line(command)
+    yield "pair", line(f"{run.pair.name}: {run.pair.dtypes}")
+    for role, model in run.pair.models.items():
+        yield role, line(f"{model.source}, {model.dtype} on {model.device}")
+    sampling = run.sampling.model_dump(exclude_defaults=True)
+    yield "sampling", ", ".join(f"{key} {line(str(value))}" for key, value in sampling.items())
+    yield "environment", ", ".join(f"{key} {line(value or DASH)}" for key, value in run.environment.items())
+
+
+def _rule(name: str, line: RuleInAlpha) -> Json:
+    return {
+        "name": name,
+        "formula": line.kind.formula,
+        "low": _finite(line.allowed.low),
+        "high": _finite(line.allowed.high),
+    }
+
+
+def _table(runs: Sequence[Run], rows: Sequence[Row]) -> Json:
+    headings = [
+        "strategy", "tokens/s", "speed vs target", "tokens", "ended by", "target calls per token", "drafts passed",
+        "mean TV", "lossless", "same text as target",
+    ]  # fmt: skip
+    return {"headings": headings, "rows": [_row(row, _of(row, runs)) for row in rows]}
+
+
+def _of(row: Row, runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.spec == row.strategy]
+
+
+def _row(row: Row, runs: Sequence[Run]) -> list[str]:
+    return [
+        row.strategy + (" (oracle)" if row.oracle else ""),
+        number(row.tokens_per_second),
+        number(row.speed_vs_target, 2, "x"),
+        str(row.tokens),
+        _endings(runs),
+        number(row.target_calls_per_token),
+        number(row.tested_acceptance_rate),
+        tv(row.mean_tv_to_target),
+        yes_no(row.lossless),
+        yes_no(row.same_as_target),
+    ]
+
+
+def _endings(runs: Sequence[Run]) -> str:
+    reasons = [run.finish_reason for run in runs]
+    if len(reasons) == 1:
+        return reasons[0]
+    return ", ".join(f"{reason} {reasons.count(reason)}" for reason in dict.fromkeys(reasons))
+
+
+class _Builder:
+    """Collects the page's prompts, and what they have in common."""
+
+    def __init__(self) -> None:
+        self.rules = rules_in_alpha()
+        self.texts: dict[int, str] = {}
+        """What the page shows for each token id."""
+        self.has_detail = False
+
+    def prompt(self, runs: Sequence[Run]) -> Json:
+        """One prompt with the answers of all strategies."""
+        first = runs[0]
+        target = next((run for run in runs if run.strategy == "target"), None)
+        return {
+            "prompt": block(first.prompt if first.prompt is not None else "(token ids)"),
+            "system": None if first.system is None else block(first.system),
+            "turn": first.turn,
+            "tokens": first.prompt_tokens,
+            "runs": [self.run(run, target) for run in runs],
+        }
+
+    def run(self, run: Run, target: Run | None) -> Json:
+        """One answer: its tokens round by round."""
+        seconds = run.metrics.seconds.total
+        shown = [step.seconds.total for step in run.rounds]
+        withdrawn = run.handover is not None and run.handover.deferred
+        diverges = None
+        if target is not None and run is not target and run.prompt_token_ids == target.prompt_token_ids:
+            diverges = first_divergence(run, target)
+        return {
+            "name": run.strategy + (" (oracle)" if run.oracle else ""),
+            "params": {key: str(value) for key, value in run.params.items()},
+            "text": block(run.text),
+            "count": len(run.token_ids),
+            "ended": run.finish_reason,
+            "seconds": _short(seconds),
+            # The rounds of an answer that was withdrawn are not in the trace; their time is.
+            "before": _short(max(seconds - sum(shown), 0.0)) if withdrawn else 0.0,
+            "diverges": diverges,
+            "speculates": run.metrics.num_draft_tokens > 0,
+            "decision": None if run.handover is None else describe_handover(run.handover),
+            "withdrawn": block(run.handover.draft_text) if run.handover is not None and withdrawn else None,
+            "rounds": [self.round(step) for step in run.rounds],
+        }
+
+    def round(self, step: Round) -> Json:
+        """One round: its tokens in the order in which they are read, what was struck out before what replaced it."""
+        kept = [token for token in step.emitted if token.event == "accepted"]
+        tokens = [self._emitted(token, draft) for token, draft in zip(kept, step.drafted, strict=False)]
+        fates = ["rejected", *["untested"] * len(step.drafted)]
+        dropped = step.drafted[len(kept) :]
+        tokens += [self._dropped(draft, fate) for draft, fate in zip(dropped, fates, strict=False)]
+        for token in step.emitted[len(kept) :]:
+            tokens += self._written(token)
+        return {"seconds": _short(step.seconds.total), "tokens": tokens}
+
+    def _emitted(self, token: Emitted, draft: Drafted | None = None) -> Json:
+        """A token of the answer; of an accepted one also how its test went."""
+        found = {
+            **self._named(token.id, token.text, token.event),
+            "q": _short(token.q),
+            "p": _short(token.p),
+            "tv": _short(token.tv),
+            "deferral": _short(token.deferral),
+            **self._seen(token.detail, judged=token.event in ("accepted", "draft")),
+        }
+        if token.event == "draft" and token.deferral is not None:
+            found["deferred"] = False
+        return found if draft is None else found | _test(draft)
+
+    def _dropped(self, draft: Drafted, fate: str) -> Json:
+        return {**self._named(draft.id, draft.text, fate), **_test(draft), **self._seen(draft.detail, judged=True)}
+
+    def _written(self, token: Emitted) -> Iterator[Json]:
+        """A token that no draft stands for, and before it the draft model's that was turned down for it."""
+        instead, written = token.turned_down, self._emitted(token)
+        if instead is not None:
+            # A rule that is no choice between the models has deferred nothing.
+            judged = {"deferred": token.deferral is not None, **self._seen(instead.detail, judged=True)}
+            if instead.id == token.id:
+                written |= {"same": True, **judged}
+            else:
+                yield {**self._named(instead.id, instead.text, "turned-down"), **judged}
+        yield written
+
+    def _named(self, token: int, text: str, how: str) -> Json:
+        self.texts.setdefault(token, block(text))
+        return {"id": token, "how": how}
+
+    def _seen(self, detail: Detail | None, *, judged: bool) -> Json:
+        """What the models thought of a token, and at which alphas rules keep it if it is a draft."""
+        if detail is None:
+            return {}
+        self.has_detail = True
+        found: Json = {
+            "seen": {
+                name: _short(getattr(detail, name))
+                for name in ("q1", "p1", "draft_rank", "target_rank", "max_q1", "max_p1", "disagreement")
+            }
+            | {"draft_top": self._likeliest(detail.draft_top), "target_top": self._likeliest(detail.target_top)}
+        }
+        if judged:
+            found["alphas"] = {name: _interval(line.keeps(detail)) for name, line in self.rules.items()}
+        return found
+
+    def _likeliest(self, tokens: Sequence[Likely] | None) -> list[list[float | None]] | None:
+        if tokens is None:
+            return None
+        for token in tokens:
+            self.texts.setdefault(token.id, block(token.text))
+        return [[token.id, _short(token.prob)] for token in tokens]
+
+
+def _test(draft: Drafted) -> Json:
+    """How the test of a drafted token went."""
+    numbers: Mapping[str, float] = {"q": draft.q, "p": draft.p, "pi": draft.pi, "accept_prob": draft.accept_prob}
+    return {name: _short(value) for name, value in numbers.items()} | {"deferred": draft.deferred}
+
+
+def _interval(alphas: Alphas | None) -> list[float | None] | None:
+    """Two ends, None where there is none; an empty list where no alpha keeps the draft; None where that is unknown."""
+    if alphas is None:
+        return None
+    return [] if alphas.empty else [_finite(alphas.low), _finite(alphas.high)]
+
+
+def _finite(value: float) -> float | None:
+    return _short(value) if math.isfinite(value) else None
+
+
+def _short(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+
+
+def block(text: str) -> str:
+    """Text in lines, with everything that does not print made visible, the ends of its lines too."""
+    parts = text.split("\n")
+    return "⏎\n".join(visible(part) if part else "" for part in parts) or "∅"
+
+
+def line(text: str) -> str:
+    """Text in one line, with everything that does not print made visible."""
+    return visible(text)

@@ -1,0 +1,142 @@
+"""A headless Chromium for tests, driven over a pair of pipes: no port, no driver program, no package.
+
+`--remote-debugging-pipe` reads commands from file descriptor 3 and writes answers to 4, JSON that ends in a zero byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+)  # fmt: skip
+KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+PATIENCE = 60.0
+
+
+def found() -> str | None:
+    """Where Chromium is, if it is here."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """One page, what it has logged, and what it has asked the network for."""
+
+    def __init__(self, write: int, read: int) -> None:
+        self._write, self._read, self._rest, self._last = write, read, b"", 0
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer."""
+        self._last += 1
+        command = {"id": self._last, "method": method, "params": params}
+        if self._session is not None:
+            command["sessionId"] = self._session
+        os.write(self._write, json.dumps(command).encode() + b"\0")
+        while True:
+            message = self._next()
+            if message.get("id") == self._last:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
+
+    def _next(self) -> dict[str, Any]:
+        ends = time.monotonic() + PATIENCE
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._read], [], [], max(ends - time.monotonic(), 0))
+            part = os.read(self._read, 1 << 16) if ready else b""
+            assert part, "Chromium has ended, or answers no more"
+            self._rest += part
+        message, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(message)
+
+    def size(self, width: int, height: int = 900) -> None:
+        """Of the window, in CSS pixels."""
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def prefers(self, **features: str) -> None:
+        """What the user has asked of pages, such as `color_scheme="dark"`."""
+        wanted = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
+        self("Emulation.setEmulatedMedia", features=wanted)
+
+    def open(self, file: Path) -> None:
+        """Load a file and wait for it."""
+        self.events.clear()
+        self("Page.navigate", url=file.as_uri())
+        ends = time.monotonic() + PATIENCE
+        while self.js("document.readyState") != "complete" or self.js("location.href") == "about:blank":
+            assert time.monotonic() < ends, "the page does not load"
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression in the page, promises waited for."""
+        found = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """A key of the keyboard, down and up."""
+        code = KEYS[key]
+        more = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
+    def screenshot(self, file: Path, *, whole: bool = False) -> None:
+        """What is seen, or the whole page, as a PNG."""
+        picture = self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(picture["data"]))
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors and warnings that the page has caused."""
+        wrong = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        return [json.dumps(event["params"]) for event in self.events if event["method"] in wrong]
+
+    @property
+    def requests(self) -> list[str]:
+        """The addresses that the page has asked for."""
+        sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [each["request"]["url"] for each in sent]
+
+
+@contextmanager
+def browser(folder: Path) -> Iterator[Browser]:
+    """A Chromium with an empty profile in `folder`; it ends with the block."""
+    program = found()
+    assert program is not None
+    (their_read, write), (read, their_write) = os.pipe(), os.pipe()
+    command = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+    # The shell puts the two pipes where Chromium looks for them; a process of ours may hold 3 and 4 itself.
+    script = f'exec "$0" "$@" 3<&{their_read} 4>&{their_write}'
+    process = subprocess.Popen(
+        ["bash", "-c", script, *command],
+        pass_fds=(their_read, their_write),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"HOME": str(folder)},
+    )
+    os.close(their_read)
+    os.close(their_write)
+    try:
+        yield Browser(write, read)
+    finally:
+        os.close(write)
+        os.close(read)
+        process.terminate()
+        process.wait(timeout=30)

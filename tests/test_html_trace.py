@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cascli import Pair, generate
+from cascli.analysis.comparison import Comparison
+from cascli.cli.app import app
+from cascli.jobs.compare import compare
+from cascli.render import html_trace
+from cascli.render.html_trace import block, data, of_comparison, of_runs
+from cascli.rules._alphas import rules_in_alpha
+from cascli.sampling.distributions import Dists, total_variation
+from cascli.trace import Detail, Emitted, Round, RoundSeconds
+
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked=2'>&lt;!--\x1b[31m\u202e\u2028\x00"
+)
+STRATEGIES = [
+    "target", "draft", "cascade:threshold=0", "token-cascade:rule=diff,alpha=0.1", "speculative:k=3",
+    "speculative:draft=prompt-lookup,k=2", "speculative-cascade:rule=opt,alpha=0.2,k=3",
+    "speculative-cascade:rule=token-v3,alpha=0.9,k=3",
+]  # fmt: skip
+TEMPLATE = files("cascli.render").joinpath("trace_page.html").read_text(encoding="utf-8")
+
+
+def found(pair: Pair, prompts: list[str], **more: Any) -> Comparison:
+    settings = {"max_new_tokens": 16, "temperature": 0.8, "measure": False, "warm_up": False, "top": 3} | more
+    return compare(pair, prompts, STRATEGIES, **settings)
+
+
+def data_of(page: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert match is not None
+    return json.loads(match[1])
+
+
+@pytest.fixture(scope="module")
+def comparison(text_pair: Pair) -> Comparison:
+    return found(text_pair, [HOSTILE, "one two one two"])
+
+
+def test_a_page_is_one_file_that_asks_for_nothing() -> None:
+    assert TEMPLATE.count(html_trace.DATA) == 1
+    assert not re.search(
+        r"https?://|//[a-z]|url\(|@import|srcset|<iframe|<object|fetch\(|XMLHttpRequest|innerHTML", TEMPLATE
+    )
+    assert re.findall(r'\b(?:href|src)="([^"]*)"', TEMPLATE) == ["data:,", "#answers"]
+    assert "default-src 'none'" in TEMPLATE
+
+
+def test_texts_cannot_leave_their_block(comparison: Comparison) -> None:
+    page = of_comparison(comparison, f"cascli compare {HOSTILE}")
+    assert page.isascii() or set(page) - set(map(chr, range(128))) <= set(TEMPLATE)
+    assert page.lower().count("<script") == page.lower().count("</script") == TEMPLATE.lower().count("<script")
+    assert "<img" not in page and "\x1b" not in page and "\x00" not in page and "\u202e" not in page
+    shown = data_of(page)["prompts"][0]["prompt"]
+    assert shown.startswith("</script><script>window.hacked = 1</script><img src=x")
+    assert "␛[31m" in shown
+
+
+def test_half_a_character_of_a_prompt_is_no_trouble(text_pair: Pair) -> None:
+    run = generate(text_pair, "hi", strategy="target", max_new_tokens=2).model_copy(update={"prompt": "a\udc80b"})
+    of_runs([run], "cascli").encode()
+
+
+def test_every_token_of_every_answer_is_there_in_its_order(comparison: Comparison) -> None:
+    page = data_of(of_comparison(comparison, "cascli"))
+    assert [len(prompt["runs"]) for prompt in page["prompts"]] == [len(STRATEGIES)] * 2
+    shown = [run for prompt in page["prompts"] for run in prompt["runs"]]
+    dropped = {"rejected", "untested", "turned-down"}
+    for run, view in zip(comparison.runs, shown, strict=True):
+        tokens = [token for step in view["rounds"] for token in step["tokens"]]
+        assert [each["id"] for each in tokens if each["how"] not in dropped] == run.token_ids
+        assert [each["how"] for each in tokens if each["how"] not in dropped] == [each.event for each in run.emitted]
+        drafted = [draft.id for step in run.rounds for draft in step.drafted]
+        assert [each["id"] for each in tokens if each["how"] in {"accepted", "rejected", "untested"}] == drafted
+        assert all(str(each["id"]) in page["texts"] for each in tokens)
+        places = [i for i, each in enumerate(tokens) if each["how"] == "rejected"]
+        after = [next(each["how"] for each in tokens[i:] if each["how"] not in dropped) for i in places]
+        assert set(after) <= {"residual"}
+        assert view["before"] == pytest.approx(0, abs=1e-9) or run.handover is not None
+        measured = view["before"] + sum(step["seconds"] for step in view["rounds"])
+        assert measured == pytest.approx(run.metrics.seconds.total, rel=0.2)
+    assert {"rejected", "turned-down", "untested", "accepted", "residual"} <= {
+        token["how"] for run in shown for step in run["rounds"] for token in step["tokens"]
+    }
+
+
+def test_table_and_facts(comparison: Comparison) -> None:
+    page = data_of(of_comparison(comparison, "cascli compare -o x.html"))
+    assert [row[0].removesuffix(" (oracle)") for row in page["table"]["rows"]] == [
+        row.strategy for row in comparison.summary
+    ]
+    assert all(len(row) == len(page["table"]["headings"]) for row in page["table"]["rows"])
+    assert dict(page["facts"])["command"] == "cascli compare -o x.html"
+    assert "torch" in dict(page["facts"])["environment"]
+    assert page["detail"] is True
+    assert [rule["name"] for rule in page["rules"]] == sorted(rules_in_alpha())
+
+
+def test_a_page_without_detail_says_so(text_pair: Pair) -> None:
+    page = data_of(of_comparison(found(text_pair, ["hi"], top=0), "cascli"))
+    assert page["detail"] is False
+    tokens = [t for run in page["prompts"][0]["runs"] for step in run["rounds"] for t in step["tokens"]]
+    assert not any("seen" in token or "alphas" in token for token in tokens)
+
+
+def test_lines_and_signs_of_a_text() -> None:
+    assert block("a\n\n  b\t\x1b") == "a⏎\n⏎\n  b⇥␛"
+    assert block("") == "∅"
+    assert block("\n") == "⏎\n"
+
+
+# --- which rules at which alphas keep a draft ---
+
+
+def dists(generator: torch.Generator, sharpness: float) -> Dists:
+    """One position of two models that agree neither fully nor not at all, as float64."""
+    common = torch.randn(1, 12, generator=generator, dtype=torch.float64)
+    q, p = (common + torch.randn(1, 12, generator=generator, dtype=torch.float64) for _ in range(2))
+    return Dists(*(torch.softmax(x, dim=-1) for x in (sharpness * q, sharpness * p, q, p)))
+
+
+def seen(d: Dists, token: int) -> Detail:
+    return Detail(
+        q1=d.q1[0, token].item(),
+        p1=d.p1[0, token].item(),
+        max_q1=d.q1.max().item(),
+        max_p1=d.p1.max().item(),
+        disagreement=total_variation(d.p, d.q).item(),
+    )
+
+
+def kept(kind: type, alpha: float, d: Dists, token: int) -> bool:
+    keep = kind(alpha=alpha).keep(d)[0]
+    return bool(keep[0] if keep.numel() == 1 else keep[token])
+
+
+@pytest.mark.parametrize("name", ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"])
+def test_closed_forms_are_the_rules(name: str) -> None:
+    line = rules_in_alpha()[name]
+    generator = torch.Generator().manual_seed(0)
+    outcomes = []
+    for _ in range(200):
+        d = dists(generator, float(torch.rand(1, generator=generator) * 3 + 0.2))
+        token = int(torch.multinomial(d.q[0], 1, generator=generator))
+        alphas = line.keeps(seen(d, token))
+        assert alphas is not None
+        tried = torch.rand(8, generator=generator).mul(2).sub(1).tolist()
+        tried += [alphas.low - 1e-6, alphas.low + 1e-6]  # where the answer turns
+        for alpha in tried:
+            outcomes.append(alpha in alphas)
+            assert kept(line.kind, alpha, d, token) is outcomes[-1], (name, alpha, alphas)
+    assert 200 < sum(outcomes) < len(outcomes) - 200
+
+
+def test_a_draft_that_both_models_write_alike_is_kept_at_every_alpha_or_at_none() -> None:
+    """TV(p, q) is 0, as often when greedy: then opt asks only who is surer of it, whatever its alpha."""
+    opt = rules_in_alpha()["opt"]
+    assert opt.keeps(Detail(max_q1=0.7, max_p1=0.6, disagreement=0.0)) == (float("-inf"), float("inf"))
+    never = opt.keeps(Detail(max_q1=0.5, max_p1=0.6, disagreement=0.0))
+    assert never is not None and never.empty
+    assert opt.keeps(Detail(max_q1=0.5, max_p1=0.6)) is None
+
+
+def test_what_one_model_alone_can_say() -> None:
+    draft_alone, target_alone = Detail(q1=0.2, max_q1=0.6), Detail(p1=0.2, max_p1=0.6)
+    known = {name: (line.keeps(draft_alone), line.keeps(target_alone)) for name, line in rules_in_alpha().items()}
+    assert known.pop("chow") == ((0.4, float("inf")), None)
+    assert known.pop("token-v2")[0] is None
+    assert known.pop("token-v3")[1] == (pytest.approx(2 / 3), float("inf"))
+    assert set(known.values()) == {(None, None)}
+
+
+# --- colours ---
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_all_text_can_be_read_on_every_ground() -> None:
+    themes = re.findall(r":root \{(.*?)\}", TEMPLATE, re.S)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", theme))
+        grounds = [value for name, value in colours.items() if name.startswith("ground")]
+        texts = [value for name, value in colours.items() if name.startswith("text")]
+        assert len(grounds) == 3 and len(texts) == 9
+        assert min(contrast(text, ground) for text in texts for ground in grounds) >= 4.5
+        assert contrast(colours["line-strong"], colours["ground"]) >= 3  # borders of what can be used
+    outside = re.sub(r":root \{.*?\}", "", TEMPLATE, flags=re.S)
+    assert not re.search(r"#[0-9a-f]{6}\b|rgb|\bopacity", outside)
+
+
+# --- the command line ---
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_commands_write_pages(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    short = ["-c", "tiny-random", "--max-new-tokens", "5", "-q"]
+    page, kept_page, document = tmp_path / "a.html", tmp_path / "b.html", tmp_path / "c.json"
+    compared = ["compare", "hi <b>", *short, "-s", "target", "-s", "speculative:k=2", "--no-measure"]
+    assert run(*compared, "-o", str(page)).exit_code == 0
+    shown = data_of(page.read_text(encoding="utf-8"))
+    top = shown["prompts"][0]["runs"][0]["rounds"][0]["tokens"][0]["seen"]["target_top"]
+    assert len(top) == 5
+    assert run(*compared, "-o", str(document), "--top", "2").exit_code == 0
+    assert run("show", str(document), "-o", str(kept_page)).exit_code == 0
+    again = data_of(kept_page.read_text(encoding="utf-8"))
+    assert len(again["prompts"][0]["runs"][0]["rounds"][0]["tokens"][0]["seen"]["target_top"]) == 2
+    assert run("generate", "hi", *short, "-o", str(page), "--top", "0").exit_code == 0
+    assert data_of(page.read_text(encoding="utf-8"))["detail"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show", "none.json", "-o", "x.pdf"], "unknown suffix '.pdf'"),
+        (["show", "none.json", "-o", "/nowhere/x.html"], "no such folder"),
+        (["generate", "hi", "--top", "21"], "--top"),
+        (["compare", "hi", "-o", "x.htm"], "did you mean '.html'?"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_at_once(
+    arguments: list[str], says: str, clean_env: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascli.cli.common.Plan.load", lambda plan: pytest.fail("loaded"))
+    ended = run(*arguments)
+    assert ended.exit_code == 2 or says in str(ended.exception)
+    assert says in ended.output or says in str(ended.exception)
+
+
+def test_a_document_without_traces_makes_no_page(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "audit.json"
+    file.write_text('{"schema": "cascli.verify/1"}')
+    ended = run("show", str(file), "-o", str(tmp_path / "a.html"))
+    assert "holds no traces" in ended.output or "holds no traces" in str(ended.exception)
+
+
+def test_a_round_that_ends_inside_its_block(text_pair: Pair) -> None:
+    """Where the text ends at an accepted draft there is neither a rejected one nor a bonus."""
+    whole = generate(text_pair, "hi", strategy="speculative-cascade:rule=chow,alpha=1,k=4", max_new_tokens=10, top=1)
+    step = whole.rounds[0]
+    cut = Round(drafted=step.drafted[:2], emitted=step.emitted[:2], seconds=RoundSeconds(total=1))
+    shown = data([whole.model_copy(update={"rounds": [cut]})], [], [], "")["prompts"][0]["runs"][0]["rounds"][0][
+        "tokens"
+    ]
+    assert [each["how"] for each in shown] == ["accepted", "accepted"]
+    alone = Round(emitted=[Emitted(id=1, text="x", event="bonus")])
+    assert [
+        each["how"]
+        for each in data([whole.model_copy(update={"rounds": [alone]})], [], [], "")["prompts"][0]["runs"][0]["rounds"][
+            0
+        ]["tokens"]
+    ] == ["bonus"]
+
+
+def test_several_runs_of_one_strategy_are_several_prompts(text_pair: Pair) -> None:
+    runs = [generate(text_pair, text, strategy="speculative:k=2", max_new_tokens=5) for text in ("one", "two")]
+    page = data_of(of_runs(runs, "cascli generate --prompts two.jsonl"))
+    assert [prompt["prompt"] for prompt in page["prompts"]] == ["one", "two"]
+    assert [row[0] for row in page["table"]["rows"]] == ["speculative:k=2"]
+    assert page["table"]["rows"][0][3:5] == ["10", "length 2"]
