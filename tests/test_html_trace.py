@@ -16,6 +16,8 @@ from cascli.cli.app import app
 from cascli.jobs.compare import compare
 from cascli.render import html_trace
 from cascli.render.html_trace import block, data, of_comparison, of_runs
+from cascli.render.marks import short_name
+from cascli.render.verdict import verdict
 from cascli.rules._alphas import rules_in_alpha
 from cascli.sampling.distributions import Dists, total_variation
 from cascli.trace import Detail, Emitted, Round, RoundSeconds
@@ -97,8 +99,9 @@ def test_every_token_of_every_answer_is_there_in_its_order(comparison: Compariso
 def test_table_and_facts(comparison: Comparison) -> None:
     page = data_of(of_comparison(comparison, "cascli compare -o x.html"))
     assert [row[0].removesuffix(" (oracle)") for row in page["table"]["rows"]] == [
-        row.strategy for row in comparison.summary
+        short_name(row.strategy) for row in comparison.summary
     ]
+    assert page["verdict"] == verdict(comparison.summary)
     assert all(len(row) == len(page["table"]["headings"]) for row in page["table"]["rows"])
     assert dict(page["facts"])["command"] == "cascli compare -o x.html"
     assert "torch" in dict(page["facts"])["environment"]

@@ -95,7 +95,9 @@ def _exported(text: str, kind: str, file: Path, suffix: str) -> str:
         return svg(comparison) if suffix == ".svg" else html_trace.of_comparison(comparison, command_line())
     if kind in ("cascli.run/1", "cascli.runs/1") and suffix == ".html":
         return html_trace.of_runs(runs_in(text, kind, file), command_line())
-    raise UsageError(f"{file}: {kind} cannot be a {suffix}: .html is for runs and comparisons, .svg for comparisons")
+    raise UsageError(
+        f"{file}: {kind} holds no traces for {suffix}: .html is for runs and comparisons, .svg for comparisons"
+    )
 
 
 def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> None:

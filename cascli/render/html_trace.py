@@ -14,9 +14,10 @@ from typing import Any
 
 from cascli.analysis.comparison import Comparison, Row, first_divergence, summarise
 from cascli.render.comparison import by_prompt, notes, pair_line
-from cascli.render.marks import visible
+from cascli.render.marks import short_name, visible
 from cascli.render.numbers import DASH, number, tv, yes_no
 from cascli.render.stream import describe_handover
+from cascli.render.verdict import verdict
 from cascli.rules._alphas import Alphas, RuleInAlpha, rules_in_alpha
 from cascli.trace import Detail, Drafted, Emitted, Likely, Round, Run
 
@@ -60,6 +61,7 @@ def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command:
     return {
         "pair": pair_line(first),
         "facts": list(_facts(first, command)),
+        "verdict": verdict(rows),
         "said": list(said),
         "table": _table(runs, rows),
         "rules": [_rule(name, line) for name, line in builder.rules.items()],
@@ -103,7 +105,7 @@ def _of(row: Row, runs: Sequence[Run]) -> list[Run]:
 
 def _row(row: Row, runs: Sequence[Run]) -> list[str]:
     return [
-        row.strategy + (" (oracle)" if row.oracle else ""),
+        short_name(row.strategy, oracle=row.oracle),
         number(row.tokens_per_second),
         number(row.speed_vs_target, 2, "x"),
         str(row.tokens),
