@@ -281,5 +281,5 @@ def test_several_runs_of_one_strategy_are_several_prompts(text_pair: Pair) -> No
     runs = [generate(text_pair, text, strategy="speculative:k=2", max_new_tokens=5) for text in ("one", "two")]
     page = data_of(of_runs(runs, "cascli generate --prompts two.jsonl"))
     assert [prompt["prompt"] for prompt in page["prompts"]] == ["one", "two"]
-    assert [row[0] for row in page["table"]["rows"]] == ["speculative:k=2"]
+    assert [row[0] for row in page["table"]["rows"]] == ["speculative k=2"]
     assert page["table"]["rows"][0][3:5] == ["10", "length 2"]
