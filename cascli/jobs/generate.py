@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 from cascli.chat import Conversation, encode
 from cascli.decoding.session import RandomNumbers
@@ -45,11 +46,12 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
-    """Run to the end, showing each step to `on_round`."""
+    """Run to the end, showing each step to `on_round`; whatever ends it early leaves the pair free for the next."""
     decoding = Decoding(pair, strategy, request)
-    for step in decoding.steps():
-        if on_round is not None:
-            on_round(step)
+    with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as steps:
+        for step in steps:
+            if on_round is not None:
+                on_round(step)
     return decoding.run()
 
 
@@ -58,12 +60,26 @@ def converse(
 ) -> Iterator[Run]:
     """Answer the turns of a conversation one after the other, each with the answers so far before it."""
     conversation = Conversation(settings.system)
-    for number, turn in enumerate(prompt.turns):
-        ids = encode(pair, turn, conversation, raw=settings.raw)
-        request = request_for(settings, ids, prompt=turn, prompt_id=prompt.id, turn=number)
-        run = decode(pair, strategy, request, on_round)
+    for turn in prompt.turns:
+        run = answer(pair, strategy, turn, conversation, settings, on_round, prompt_id=prompt.id)
         conversation = conversation.with_answer(turn, run.text)
         yield run
+
+
+def answer(
+    pair: Pair,
+    strategy: Strategy,
+    turn: str,
+    conversation: Conversation,
+    settings: Resolved,
+    on_round: OnRound | None = None,
+    *,
+    prompt_id: str = "",
+) -> Run:
+    """Answer one turn of a conversation, with what was said before in front of it."""
+    ids = encode(pair, turn, conversation, raw=settings.raw)
+    request = request_for(settings, ids, prompt=turn, prompt_id=prompt_id, turn=len(conversation.past))
+    return decode(pair, strategy, request, on_round)
 
 
 def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Resolved:

@@ -73,6 +73,8 @@ def load_pair(
     offline = defaults.offline or False if offline is None else offline
     folders = {role: _folder(model, offline, report) for role, model in config.models.items()}
     configs = {role: _model_config(model, folders[role]) for role, model in config.models.items()}
+    stages = Stages(on_stage)
+    stages.say("reading the tokenizer")
     tokenizer, vocab = _vocabulary(config, folders, configs, offline)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
@@ -81,7 +83,6 @@ def load_pair(
         for role, model in config.models.items()
     }
     stores = {role: store_for(folders[role], kind) for role, kind in kinds.items() if where.type == "cpu"}
-    stages = Stages(on_stage)
     stages.plan(
         [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in config.models.items()]
     )
@@ -227,7 +228,7 @@ def _on_cpu(
     module, read = opened
     fit(module, dtype, read, store, stages.reached)
     if store is not None and store.needs(module):
-        stages.say(f"keeping {store.path.name} for the next start")
+        stages.say("keeping what was packed for the next start")
         store.save(module)
     return module
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _SURE_AFTER = 1.0
-"""Seconds of one kind of work before its speed says anything."""
+"""Seconds of a model before its speed says anything."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Stage:
     """Where loading is."""
 
     text: str
-    """Such as "packing the target model: layer 3 of 28"."""
+    """Such as "packing the target: layer 3 of 28"."""
     done: int = 0
     """Bytes of weights that stand ready, of all models."""
     total: int = 0
     """Of these, how many there will be; 0 where nothing can be counted."""
     seconds_left: float | None = None
-    """None where it would be a guess: at the beginning, or while work of another kind is still to come."""
+    """None where it would be a guess: at the beginning, and while another model is still to come."""
 
 
 OnStage = Callable[[Stage], None]
@@ -59,7 +59,7 @@ class Stages:
         self._tell, self._clock = tell, clock
         self._todo: list[Work] = []
         self._total = self._before = self._done = 0
-        self._since: tuple[str, float, int] = ("", 0.0, 0)
+        self._since: tuple[float, int] | None = None
 
     def plan(self, works: list[Work]) -> None:
         """Say what is to come, in this order."""
@@ -71,15 +71,15 @@ class Stages:
 
     def begin(self) -> None:
         """The next model's turn."""
-        work = self._todo[0]
-        if self._since[0] != work.verb:
-            self._since = (work.verb, self._clock(), self._done)
+        self._since = None
         self._say_layer("")
 
     def reached(self, name: str, weights: int) -> None:
-        """So many weights, of a layer or parameter of this name, stand ready."""
+        """So many weights, of a layer of this name, stand ready."""
         work = self._todo[0]
         self._done = min(self._done + weights * work.width, self._before + work.size)
+        if self._since is None:  # what came before the first layer says nothing of the others
+            self._since = (self._clock(), self._done)
         self._say_layer(name)
 
     def end(self) -> None:
@@ -87,18 +87,20 @@ class Stages:
         work = self._todo.pop(0)
         self._before += work.size
         self._done = self._before
-        self._tell(Stage(f"{work.verb} the {work.role} model", self._done, self._total, self._left()))
+        self._tell(Stage(f"{work.verb} the {work.role}", self._done, self._total, self._left()))
 
     def _say_layer(self, name: str) -> None:
         work = self._todo[0]
         found = _LAYER.search(name)
         place = f": layer {int(found[1]) + 1} of {work.layers}" if found and int(found[1]) < work.layers else ""
-        self._tell(Stage(f"{work.verb} the {work.role} model{place}", self._done, self._total, self._left()))
+        self._tell(Stage(f"{work.verb} the {work.role}{place}", self._done, self._total, self._left()))
 
     def _left(self) -> float | None:
-        """Seconds, by the speed of the present kind of work, if all that is left is of this kind."""
-        verb, since, from_ = self._since
+        """Seconds, by the speed of the present model alone, and if it is the last: no other is like it."""
+        if self._since is None or len(self._todo) > 1:
+            return None
+        since, from_ = self._since
         spent = self._clock() - since
-        if spent < _SURE_AFTER or self._done <= from_ or any(work.verb != verb for work in self._todo):
+        if spent < _SURE_AFTER or self._done <= from_:
             return None
         return spent * (self._total - self._done) / (self._done - from_)

@@ -25,7 +25,7 @@ from cascli.models.size import is_large
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
 Done = Callable[[str, int], None]
-"""Told the name of a layer or parameter that stands ready, and how many weights it has."""
+"""Told of weights that stand ready: the name of their layer, empty for what no layer is, and how many they are."""
 
 
 class WideEmbedding(nn.Embedding):
@@ -152,4 +152,4 @@ def _fill(model: nn.Module, work: torch.dtype, read: Read, done: Done) -> None:
             # Cloned: a value that still lies in its file would keep the whole file's pages in memory.
             value = value.clone() if parameter.is_meta else value
             setattr(module, name, nn.Parameter(value, requires_grad=False))
-            done(path, value.numel())
+            done("", value.numel())
