@@ -152,7 +152,7 @@ class Session:
         self._say(f"answers of at most {self._chat.settings.max_new_tokens} tokens")
 
     def compare(self, text: str) -> None:
-        """Compare strategies on the last prompt, or on this one, by itself."""
+        """Compare strategies on the last prompt, or on this text."""
         prompt = text or self._chat.asked
         if prompt is None:
             raise UsageError("nothing was asked yet: /compare TEXT, or ask first.")

@@ -87,7 +87,7 @@ class Stages:
         work = self._todo.pop(0)
         self._before += work.size
         self._done = self._before
-        self._tell(Stage(f"{work.verb} the {work.role}", self._done, self._total, self._left()))
+        self._tell(Stage(f"{work.verb} the {work.role}", self._done, self._total))
 
     def _say_layer(self, name: str) -> None:
         work = self._todo[0]

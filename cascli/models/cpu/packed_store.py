@@ -32,8 +32,8 @@ from cascli.weights.home import cache_home
 _FORMAT = 1
 _KINDS = {"int8": "", "float32": " float32"}
 """The precisions that are kept, and what each adds to the name that a file is found by."""
-_COMPARED = 2**25
-"""Weights of a layer up to which its layout is made anew to compare; packing a whole vocabulary takes a second."""
+_COMPARED = 2**22
+"""Weights of a layer up to which its layout is made anew to compare; larger ones take a second."""
 _ALIGNMENT = 64
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 
