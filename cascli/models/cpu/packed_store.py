@@ -47,7 +47,8 @@ class PackedStore:
         self.path = cache_home() / "packed" / f"{folder.name}-{self._family}-{_key(folder)}.safetensors"
         self._templates: dict[torch.Size, Tensor] = {}
         self._file: Any = None
-        self._digest: str | None = None
+        self._shapes: dict[str, list[int]] | None = None
+        """Of layers `[out, in]` whose layouts are known to be as they were written; None in files of older releases."""
         self._outdated = False
         self._open()
 
@@ -63,12 +64,15 @@ class PackedStore:
 
     def _open(self) -> None:
         """Map the file, if it is there and the layouts in it are those that were written."""
-        with contextlib.suppress(OSError, SafetensorError):
+        with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError):
             # Entered and never left: what is mapped is let go of with the last layer that looks at it.
             file = safe_open(self.path, framework="pt").__enter__()
-            digest = (file.metadata() or {}).get("layouts")
-            if digest is None or digest == _digest({name: file.get_tensor(name) for name in _layouts(file.keys())}):
-                self._file, self._digest = file, digest
+            told = file.metadata()
+            if told:
+                if told["layouts"] != _digest({name: file.get_tensor(name) for name in _layouts(file.keys())}):
+                    return
+                self._shapes = json.loads(told["shapes"])
+            self._file = file
 
     def restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | PackedLinear | None:
         """A layer of weights `[out, in]`; None if it is not there or was made for other kernels."""
@@ -83,27 +87,33 @@ class PackedStore:
             bias = self._file.get_tensor(f"{name}.bias").clone() if has_bias else None
         except (OSError, SafetensorError):
             return None
-        if not self._fits(shape, saved, layout, scales):
+        if not self._fits(name, shape, saved, layout) or (scales is not None and scales.shape != shape[:1]):
+            return None
+        packed = self._packed(shape, saved, layout)
+        if torch.ops.mkldnn._nbytes(packed) != saved.numel():
             return None
         read_ahead(saved)
+        if scales is None:
+            return PackedLinear.of_packed(packed, bias)
+        return Int8Linear(OneDnnWeights(packed, scales), bias)
+
+    def _fits(self, name: str, shape: torch.Size, saved: Tensor, layout: Tensor) -> bool:
+        """Whether the bytes are what this machine would pack a layer of weights `[out, in]` into."""
+        if self._shapes is not None and shape.numel() > _COMPARED:
+            # As it was written (see `_open`), beside smaller layers that are compared.
+            return self._shapes.get(name) == list(shape)
+        template = self._template(shape)
+        return torch.equal(layout_of(template), layout) and torch.ops.mkldnn._nbytes(template) == saved.numel()
+
+    def _packed(self, shape: torch.Size, saved: Tensor, layout: Tensor) -> Tensor:
+        """The packed tensor of these bytes: around them, or a copy."""
         opaque, dtype = ((shape[1], shape[0]), torch.int8) if self._int8 else ((shape[0], shape[1]), torch.float32)
         packed = around(saved, layout, opaque, dtype)
         if packed is None:
             packed = self._template(shape).clone()
-            ctypes.memmove(torch.ops.mkldnn.data_ptr(packed), saved.data_ptr(), saved.numel())
-        return (
-            PackedLinear.of_packed(packed, bias) if scales is None else Int8Linear(OneDnnWeights(packed, scales), bias)
-        )
-
-    def _fits(self, shape: torch.Size, saved: Tensor, layout: Tensor, scales: Tensor | None) -> bool:
-        """Whether the bytes are what this machine would pack a layer of weights `[out, in]` into."""
-        if scales is not None and scales.shape != shape[:1]:
-            return False
-        if self._digest is not None and shape.numel() > _COMPARED:
-            # Written with the layers that were compared, and by the same hand: see `_open`.
-            return saved.numel() >= shape.numel() * (1 if self._int8 else 4)
-        template = self._template(shape)
-        return torch.equal(layout_of(template), layout) and torch.ops.mkldnn._nbytes(template) == saved.numel()
+            if torch.ops.mkldnn._nbytes(packed) == saved.numel():
+                ctypes.memmove(torch.ops.mkldnn.data_ptr(packed), saved.data_ptr(), saved.numel())
+        return packed
 
     def _template(self, shape: torch.Size) -> Tensor:
         """A packed tensor of a shape, for its layout; only the first of a shape is really packed."""
@@ -125,7 +135,8 @@ class PackedStore:
             tensors = dict(_tensors(model))
             if 2 * sum(each.nbytes for each in tensors.values()) > shutil.disk_usage(self.path.parent).free:
                 return
-            _write(partial, tensors)
+            shapes = {name: [layer.out_features, layer.in_features] for name, layer, _ in _layers(model)}
+            _write(partial, tensors, {"layouts": _digest(tensors), "shapes": json.dumps(shapes)})
             partial.replace(self.path)
             for old in self.path.parent.glob(f"*-{self._family}-*"):
                 if old != self.path:
@@ -174,9 +185,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:
     """A safetensors file, tensor by tensor: the library's own writer would hold a second copy of all of them."""
-    header: dict[str, Any] = {"__metadata__": {"layouts": _digest(tensors)}}
+    header: dict[str, Any] = {"__metadata__": told}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
