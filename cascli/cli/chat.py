@@ -75,7 +75,7 @@ class Session:
         except Terminated:
             raise
         except KeyboardInterrupt:
-            self._screen.note("interrupted")
+            self._screen.note("… interrupted")  # behind the ^C that a terminal shows
         except BrokenPipeError:
             raise
         except Exception as error:
