@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
-COMMANDS = ("generate", "compare", "sweep", "show", "verify", "bench", "pairs", "pull", "strategies")
+COMMANDS = ("generate", "chat", "compare", "sweep", "show", "verify", "bench", "pairs", "pull", "strategies")
 START = """# Command reference
 
 Every command's `--help`, written by `make docs`. [Using cascli](using.md) says it in fewer words.

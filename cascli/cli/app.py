@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from cascli import __version__
-from cascli.cli import bench, compare, generate, pairs, pull, show, strategies, sweep, verify
-from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, os_message, reported, silence_stdout
+from cascli.cli import bench, chat, compare, generate, pairs, pull, show, strategies, sweep, verify
+from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, os_message, reported, silence_stdout
 
 app = typer.Typer(
     name="cascli",
@@ -25,6 +25,7 @@ app = typer.Typer(
 DECODE, CHECK, LOOK = "Decode", "Check", "Info"
 for module, panel in (
     (generate, DECODE),
+    (chat, DECODE),
     (compare, DECODE),
     (sweep, DECODE),
     (show, DECODE),
@@ -72,7 +73,7 @@ def main() -> None:
 
 def _interrupt(*_: object) -> None:
     """End as after Ctrl-C, so that what was started ends too and what was found is kept."""
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def run() -> int:

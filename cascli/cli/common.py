@@ -55,6 +55,10 @@ class Plan:
             warnings.catch_warnings(record=True) as told,
         ):
             warnings.simplefilter("always", PairWarning)
+            progress.say("importing torch")
+            import torch  # noqa: F401 - seconds of their own, so each import is named
+
+            progress.say("importing transformers")
             from cascli.models.load import load_pair
 
             quiet_libraries()
@@ -66,6 +70,7 @@ class Plan:
                 cuda_graphs=self.settings.cuda_graphs,
                 compile=self.settings.compile,
                 report=progress.report,
+                on_stage=progress.stage,
             )
         for warning in told:
             if issubclass(warning.category, PairWarning):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cascli.analysis.comparison import Comparison
     from cascli.jobs.compare import Repeats
     from cascli.render.comparison import Trace
+    from cascli.render.console import Screen
     from cascli.strategies import Strategy
 
 
@@ -90,7 +91,9 @@ def command(
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
     done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
-    comparison, whole = _compare(plan, done, strategies, trace.value, measure, len(prompts) * runs)
+    comparison, whole = run_and_show(
+        plan.screen, done, trace=trace.value, measure=measure, as_json=plan.settings.json_output
+    )
     if plan.settings.json_output:
         print(comparison.to_json())
     else:
@@ -104,27 +107,27 @@ def command(
     _check(comparison, require_lossless, min_speedup)
 
 
-def _compare(
-    plan: common.Plan, done: Repeats, strategies: list[Strategy], trace: Trace, measure: bool, answers: int
+def run_and_show(
+    screen: Screen, done: Repeats, *, trace: Trace = "text", measure: bool = True, as_json: bool = False
 ) -> tuple[Comparison, bool]:
-    """What was found, and whether it is whole: results are shown before steps are timed, which the user may end."""
+    """Make all runs and show the results, then time steps, which the user may end. Returns whether all is whole."""
     from cascli.cli.progress import Progress
     from cascli.render.comparison import print_results
 
-    whole = _run(plan, done, strategies, answers)
-    if not plan.settings.json_output:
-        print_results(done.comparison(), plan.screen, trace)
+    whole = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
+    if not as_json:
+        print_results(done.comparison(), screen, trace)
     if not (measure and whole):
         return done.comparison(), whole
     try:
-        with Progress(plan.screen, "measuring steps", counted=True) as progress:
+        with Progress(screen, "measuring steps", counted=True) as progress:
             return done.comparison(done.steps(progress.step)), True
     except KeyboardInterrupt:
-        plan.screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
+        screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
         return done.comparison(), False
 
 
-def _run(plan: common.Plan, done: Repeats, strategies: list[Strategy], answers: int) -> bool:
+def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
     """Make all runs, watched where a person watches. Returns whether they came to their ends.
 
     Raises:
@@ -134,17 +137,17 @@ def _run(plan: common.Plan, done: Repeats, strategies: list[Strategy], answers: 
     from cascli.render.race import RaceView
 
     try:
-        with Progress(plan.screen, "warming up"):
+        with Progress(screen, "warming up"):
             done.warm_up()
-        if plan.screen.live and not plan.screen.quiet and not plan.settings.json_output:
-            with RaceView(plan.screen, [strategy.spec for strategy in strategies]) as view:
+        if watched:
+            with RaceView(screen, done.specs) as view:
                 done.run(view.event)
         else:
-            with Progress(plan.screen, "running", counted=True) as progress:
-                done.run(progress.counting("answers", answers * len(strategies)))
+            with Progress(screen, "running", counted=True) as progress:
+                done.run(progress.counting("answers", done.answers))
     except KeyboardInterrupt:
         done.interrupted()
-        plan.screen.note("interrupted: the answers as far as they had come")
+        screen.note("interrupted: the answers as far as they had come")
         return False
     return True
 

@@ -18,6 +18,10 @@ RUNTIME = 3
 USAGE = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """Told to end by the system or another program: like Ctrl-C, but of the whole command."""
+
+
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command so that its errors become one or two lines on stderr; CASCLI_DEBUG=1 shows tracebacks."""
 
@@ -30,23 +34,25 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             silence_stdout()
             raise typer.Exit(0) from None
-        except CascliError as error:
-            _debug()
-            _end(str(error), error.exit_code)
-        except OSError as error:
-            _debug()
-            _end(os_message(error), RUNTIME)
         except (typer.Exit, typer.Abort):
             raise
-        except (RuntimeError, MemoryError) as error:
-            _debug()
-            _end(_runtime_message(error), RUNTIME)
         except Exception as error:
             _debug()
-            what = f"unexpected {type(error).__name__}: {first_line(error)}"
-            _end(f"{what}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME)
+            _end(*told(error))
 
     return wrapper
+
+
+def told(error: Exception) -> tuple[str, int]:
+    """What is said of an error, in one or two lines, and the exit code that it has."""
+    if isinstance(error, CascliError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return os_message(error), RUNTIME
+    if isinstance(error, RuntimeError | MemoryError):
+        return _runtime_message(error), RUNTIME
+    what = f"unexpected {type(error).__name__}: {first_line(error)}"
+    return f"{what}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME
 
 
 def _debug() -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from cascli.render.console import Screen
 from cascli.trace import Run
+
+if TYPE_CHECKING:
+    from cascli.models.stages import Stage
 
 
 class Progress:
@@ -31,9 +39,8 @@ class Progress:
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn() if counted else DownloadColumn(),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=24 if counted else 16),
+            *([MofNCompleteColumn(), TimeElapsedColumn()] if counted else [_Amount(), _Time()]),
             *([TextColumn("left"), TimeRemainingColumn()] if counted else []),
             console=screen.err,
             transient=True,
@@ -56,8 +63,15 @@ class Progress:
     def report(self, stage: str, done: int, total: int) -> None:
         """Advance a stage to `done` of `total` bytes."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._tasks[stage] = self._bars.add_task(stage, total=total, in_bytes=True)
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
+
+    def stage(self, where: Stage) -> None:
+        """Say where loading is: its share of the whole, and the time left if that can be told."""
+        end = None if where.seconds_left is None else time.monotonic() + where.seconds_left
+        self._bars.update(
+            self._tasks[""], description=where.text, completed=where.done, total=where.total or None, end=end
+        )
 
     def step(self, name: str, done: int, total: int) -> None:
         """Say which of `total` pieces of work begins now."""
@@ -88,3 +102,28 @@ class Progress:
         """Show that the piece of work goes on."""
         self._ticks += 1
         self._bars.update(self._tasks[""], description=f"{self._title}, round {self._ticks}")
+
+
+class _Amount(ProgressColumn):
+    """Bytes of what is fetched, the share of what is loaded, and nothing of what cannot be counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = DownloadColumn()
+
+    def render(self, task: Task) -> Text:
+        """What stands behind a bar."""
+        if task.fields.get("in_bytes"):
+            return self._bytes.render(task)
+        return Text("" if task.total is None else f"{task.percentage:3.0f}%", style="progress.percentage")
+
+
+class _Time(ProgressColumn):
+    """The time left where loading has told it, else the time that has passed."""
+
+    def render(self, task: Task) -> Text:
+        """Minutes and seconds."""
+        end = task.fields.get("end")
+        seconds = task.elapsed or 0.0 if end is None else max(0.0, end - time.monotonic())
+        clock = str(timedelta(seconds=int(seconds))).removeprefix("0:")
+        return Text(clock if end is None else f"{clock} left", style="progress.elapsed")

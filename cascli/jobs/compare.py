@@ -163,6 +163,16 @@ class Repeats:
         self._done: list[list[list[Run]]] = []
         self._under_way: list[Answering] = []
 
+    @property
+    def specs(self) -> list[str]:
+        """The strategies in the order of the columns."""
+        return [strategy.spec for strategy in self._strategies]
+
+    @property
+    def answers(self) -> int:
+        """How many answers there will be, every turn of a conversation counted."""
+        return self._runs * len(self._strategies) * sum(len(prompt.turns) for prompt in self._prompts)
+
     def warm_up(self) -> None:
         """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
         ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)

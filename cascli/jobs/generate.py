@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 from cascli.chat import Conversation, encode
 from cascli.decoding.session import RandomNumbers
@@ -46,11 +47,12 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
-    """Run to the end, showing each step to `on_round`."""
+    """Run to the end, showing each step to `on_round`; whatever ends it early leaves the pair free for the next."""
     decoding = Decoding(pair, strategy, request)
-    for step in decoding.steps():
-        if on_round is not None:
-            on_round(step)
+    with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as steps:
+        for step in steps:
+            if on_round is not None:
+                on_round(step)
     return decoding.run()
 
 
@@ -88,6 +90,22 @@ def converse(
             yield event
         elif on_round is not None:
             on_round(event)
+
+
+def answer(
+    pair: Pair,
+    strategy: Strategy,
+    turn: str,
+    conversation: Conversation,
+    settings: Resolved,
+    on_round: OnRound | None = None,
+    *,
+    prompt_id: str = "",
+) -> Run:
+    """Answer one turn of a conversation, with what was said before in front of it."""
+    ids = encode(pair, turn, conversation, raw=settings.raw)
+    request = request_for(settings, ids, prompt=turn, prompt_id=prompt_id, turn=len(conversation.past))
+    return decode(pair, strategy, request, on_round)
 
 
 def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Resolved:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from cascli.errors import RunError
+from cascli.models.size import no_init
 
 Read = Callable[[str], Tensor]
 """A parameter's stored value by its full name."""
@@ -33,7 +34,7 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
     files = _files(folder)
     if files is None or getattr(config, "quantization_config", None) is not None:
         return None
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     aliases = _tied(model)
     wanted = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}

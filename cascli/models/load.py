@@ -24,12 +24,13 @@ from cascli.files import printed
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, graph_cache_for
-from cascli.models.cpu.fit import fit, working_dtype
+from cascli.models.cpu.fit import fit, store_for, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.pair import LoadedModel, Pair
-from cascli.models.placement import DTYPES, choose_device, choose_dtype
-from cascli.models.size import is_large
+from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
+from cascli.models.size import is_large, weights_of
+from cascli.models.stages import OnStage, Stages, Work, unseen
 from cascli.models.tokenizer import byte_tokenizer, check_same, same_file
 from cascli.settings import checked
 from cascli.weights import untrusted
@@ -47,6 +48,7 @@ def load_pair(
     cuda_graphs: bool | None = None,
     compile: bool | None = None,
     report: Report | None = None,
+    on_stage: OnStage = unseen,
 ) -> Pair:
     """Load a pair by name, by the path of a YAML file, or from a mapping with the same keys.
 
@@ -58,6 +60,7 @@ def load_pair(
         cuda_graphs: capture decoding steps on a GPU where the model allows it (default).
         compile: have torch.compile make these steps first; a minute or so at the first start, less later.
         report: told of download and conversion progress.
+        on_stage: told where loading is once the weights are on this machine.
 
     Raises:
         ConfigError: a bad pair file, or two models whose tokenizers differ.
@@ -70,17 +73,26 @@ def load_pair(
     offline = defaults.offline or False if offline is None else offline
     folders = {role: _folder(model, offline, report) for role, model in config.models.items()}
     configs = {role: _model_config(model, folders[role]) for role, model in config.models.items()}
+    stages = Stages(on_stage)
+    stages.say("reading the tokenizer")
     tokenizer, vocab = _vocabulary(config, folders, configs, offline)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
+    kinds = {
+        role: _precision(role, model, configs[role], dtype, defaults.dtype, where)
+        for role, model in config.models.items()
+    }
+    stores = {role: store_for(folders[role], kind) for role, kind in kinds.items() if where.type == "cpu"}
+    stages.plan(
+        [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in config.models.items()]
+    )
     models = {}
     for role, model in config.models.items():
-        in_file = model.dtype if model.dtype != "auto" else defaults.dtype or "auto"
-        wanted = in_file if dtype is None else dtype
-        with _explained(model):
-            large = wanted == "auto" and role == "draft" and is_large(configs[role])
-        kind = choose_dtype(wanted, where, may_round=large)
-        models[role] = _load(model, configs[role], folders[role], kind, where, vocab, graphs, compiler)
+        stages.begin()
+        models[role] = _load(
+            model, configs[role], folders[role], kinds[role], where, vocab, graphs, compiler, stores.get(role), stages
+        )
+        stages.end()
     target = models["target"]
     eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
     _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
@@ -94,6 +106,25 @@ def load_pair(
         context=_context(configs.values()),
         graphs=graph_cache_for(target.device, *(model.eager_because for model in models.values())),
     )
+
+
+def _precision(
+    role: str, model: ModelConfig, config: PreTrainedConfig, asked: str | None, default: str | None, where: torch.device
+) -> str:
+    """What a model runs in: as a flag says, else its own entry in the pair's file, else the pair's default."""
+    wanted = asked or (model.dtype if model.dtype != "auto" else default or "auto")
+    with _explained(model):
+        large = wanted == "auto" and role == "draft" and is_large(config)
+    return choose_dtype(wanted, where, may_round=large)
+
+
+def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
+    """What loading a model will take, for whoever shows how far it is."""
+    with _explained(model):
+        weights, large = weights_of(config), is_large(config)
+    packs = dtype == "int8" or (large and store is not None)
+    verb = "packing" if packs and not (store is not None and store.is_there) else "reading"
+    return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
 
 
 def _vocabulary(
@@ -147,10 +178,12 @@ def _load(
     vocab: int,
     graphs: bool,
     compiler: str | None,
+    store: PackedStore | None,
+    stages: Stages,
 ) -> LoadedModel:
     try:
         if device.type == "cpu":
-            module = _on_cpu(model, config, folder, dtype)
+            module = _on_cpu(model, config, folder, dtype, store, stages)
         else:
             module = _module(model, config, folder, DTYPES[dtype], device)
     except torch.OutOfMemoryError as error:
@@ -177,16 +210,26 @@ def _name(model: ModelConfig, folder: Path | None) -> str:
     return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not fixed else source
 
 
-def _on_cpu(model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: str) -> PreTrainedModel:
+def _on_cpu(
+    model: ModelConfig,
+    config: PreTrainedConfig,
+    folder: Path | None,
+    dtype: str,
+    store: PackedStore | None,
+    stages: Stages,
+) -> PreTrainedModel:
     """The model in the kernels of `dtype`, its weights read one by one where the folder allows it."""
     work = working_dtype(dtype)
     opened = None if folder is None else open_checkpoint(config, folder, work)
-    if opened is not None:
-        module, read = opened
-        fit(module, dtype, read, PackedStore(folder) if folder is not None else None)
+    if opened is None:
+        module = _module(model, config, folder, work, torch.device("cpu"))
+        fit(module, dtype, done=stages.reached)
         return module
-    module = _module(model, config, folder, work, torch.device("cpu"))
-    fit(module, dtype)
+    module, read = opened
+    fit(module, dtype, read, store, stages.reached)
+    if store is not None and store.needs(module):
+        stages.say("keeping what was packed for the next start")
+        store.save(module)
     return module
 
 

@@ -9,6 +9,8 @@ from cascli.models.cpu.int8_linear import can_int8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 """What a model is loaded in; int8 starts from float32."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+"""What a weight takes in memory."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
 
 LARGE = 10**8
 """Weights from which precision and packing make a difference that a person notices."""
@@ -25,12 +26,25 @@ class Size(NamedTuple):
     output_parameters: int | None = None
 
 
-def is_large(model: PreTrainedModel | PreTrainedConfig) -> bool:
-    """Whether a model, or one of this config, has at least `LARGE` weights; makes none of them."""
+def weights_of(model: PreTrainedModel | PreTrainedConfig) -> int:
+    """How many weights a model has, or one of this config; makes none of them."""
     if isinstance(model, PreTrainedConfig):
-        with torch.device("meta"):
+        with torch.device("meta"), no_init():
             model = AutoModelForCausalLM.from_config(model)
-    return sum(each.numel() for each in model.parameters()) >= LARGE
+    return sum(each.numel() for each in model.parameters())
+
+
+def is_large(model: PreTrainedModel | PreTrainedConfig) -> bool:
+    """Whether a model, or one of this config, has at least `LARGE` weights."""
+    return weights_of(model) >= LARGE
+
+
+def no_init() -> AbstractContextManager[None]:
+    """Keep transformers from drawing the first values of weights that are not there: half the time of making a model.
+
+    Where a release has no such switch they are drawn.
+    """
+    return getattr(initialization, "no_init_weights", nullcontext)()
 
 
 def size_of(model: PreTrainedModel) -> Size:

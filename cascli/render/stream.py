@@ -23,6 +23,8 @@ class AnswerStream:
         self._last = "\n"
         self.seen: set[str] = set()
         """The origins that were shown, for a legend."""
+        self.known: set[str] = set()
+        """Those whose legend was shown before, and is not repeated."""
 
     def round(self, step: Round, pieces: Sequence[str]) -> None:
         """Show what a round added."""
@@ -78,8 +80,9 @@ class AnswerStream:
         """Finish the line, ready for the next answer."""
         self._end_line()
         self._hold = self._holds
-        if self._screen.live and self._mixed and not self._screen.quiet:
-            self._screen.err.print(legend(self.seen, colored=self._screen.colored))
+        new = self.seen - self.known
+        if self._screen.live and self._mixed and not self._screen.quiet and new:
+            self._screen.err.print(legend(new, colored=self._screen.colored))
 
 
 def describe_handover(decision: Handover) -> str:

@@ -36,6 +36,17 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         yield from _details(run)
 
 
+def one_line(run: Run) -> str:
+    """What matters most, in one line of 80 columns; calls are per token."""
+    m = run.metrics
+    length = f"{len(run.token_ids)} tokens" + (" (limit)" if run.finish_reason == "length" else "")
+    parts = [length, f"{number(m.tokens_per_second, 1)}/s"]
+    if m.num_draft_tokens:
+        parts.append(f"accepted {m.num_accepted_draft_tokens}/{m.num_draft_tokens}")
+    parts.append(f"target calls {number(m.target_calls_per_token)}")
+    return " · ".join([*parts, f"TV {tv(m.mean_tv_to_target)}"])
+
+
 def _details(run: Run) -> Iterator[str]:
     m = run.metrics
     if m.acceptance_histogram is not None:

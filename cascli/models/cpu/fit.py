@@ -7,6 +7,7 @@ layer. Input embeddings stay as stored and are widened where they are looked up:
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from cascli.models.cpu.row_attention import use_row_attention
 from cascli.models.size import is_large
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
+Done = Callable[[str, int], None]
+"""Told of weights that stand ready: the name of their layer, empty for what no layer is, and how many they are."""
 
 
 class WideEmbedding(nn.Embedding):
@@ -38,26 +41,46 @@ def working_dtype(dtype: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
 
 
-def fit(model: PreTrainedModel, dtype: str, read: Read | None = None, store: PackedStore | None = None) -> None:
+def store_for(folder: Path | None, dtype: str) -> PackedStore | None:
+    """Where packed layers of a precision are kept between starts, if they are.
+
+    Raises:
+        RunError: int8, and this build of torch has no kernels for it.
+    """
+    if folder is None or not PackedStore.keeps(dtype):
+        return None
+    there = check_int8() is OneDnnWeights if dtype == "int8" else can_pack(working_dtype(dtype))
+    return PackedStore(folder, dtype) if there else None
+
+
+def fit(
+    model: PreTrainedModel,
+    dtype: str,
+    read: Read | None = None,
+    store: PackedStore | None = None,
+    done: Done | None = None,
+) -> None:
     """Switch every linear layer, and the attention where it can be, to the kernels for `dtype`, in place.
 
     Args:
         model: on the CPU; its parameters may be empty if `read` is given.
         dtype: float32, bfloat16, int8, or float16, which keeps torch's own kernels.
         read: gives the stored value of a parameter by its name; the model's own by default.
-        store: where packed int8 layers are kept between starts, if they are.
+        store: where packed layers are found if they were kept.
+        done: told of each layer as it is finished.
 
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
     """
-    keeps = dtype == "int8" and check_int8() is OneDnnWeights
+    if dtype == "int8":
+        check_int8()
     work = working_dtype(dtype)
     packs = dtype == "int8" or can_pack(work)
-    read = read or _own(model)
+    read, done = read or _own(model), done or _unseen
     if packs:
         make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
-        _switch(model, make, read, store if keeps else None)
-    _fill(model, work, read)
+        _switch(model, make, read, store, done)
+    _fill(model, work, read, done)
     if packs:
         use_row_attention(model)
 
@@ -88,14 +111,19 @@ def _own(model: PreTrainedModel) -> Read:
     return lambda name: model.get_parameter(name).detach()
 
 
-def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None) -> None:
+def _unseen(name: str, weights: int) -> None:
+    """Where nobody asked."""
+    del name, weights
+
+
+def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None, done: Done) -> None:
     """Put a packed layer in the place of every linear one."""
     for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
             if type(child) in (nn.Linear, Conv1D):
-                setattr(parent, name, _packed(f"{path}.{name}" if path else name, child, make, read, store))
-    if store is not None:
-        store.save(model)
+                full = f"{path}.{name}" if path else name
+                setattr(parent, name, _packed(full, child, make, read, store))
+                done(full, child.get_parameter("weight").numel())
 
 
 def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedStore | None) -> nn.Module:
@@ -110,7 +138,7 @@ def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedSt
     return make(weight.T if turned else weight, None if bias is None else read(f"{name}.bias"))
 
 
-def _fill(model: nn.Module, work: torch.dtype, read: Read) -> None:
+def _fill(model: nn.Module, work: torch.dtype, read: Read, done: Done) -> None:
     """Give what is not a packed layer its value in the working precision; embeddings widen as they are read."""
     for path, module in model.named_modules():
         if isinstance(module, DenseLinear):
@@ -124,3 +152,4 @@ def _fill(model: nn.Module, work: torch.dtype, read: Read) -> None:
             # Cloned: a value that still lies in its file would keep the whole file's pages in memory.
             value = value.clone() if parameter.is_meta else value
             setattr(module, name, nn.Parameter(value, requires_grad=False))
+            done("", value.numel())

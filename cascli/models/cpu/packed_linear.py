@@ -23,10 +23,27 @@ class PackedLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Pack weights `[out, in]`; the bias `[out]` takes on their precision."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(weight.dtype))
+        self._take(self.pack(weight), bias)
+
+    @staticmethod
+    def pack(weight: Tensor) -> Tensor:
+        """Weights `[out, in]` in oneDNN's order; an opaque tensor of the same shape."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
+
+    @classmethod
+    def of_packed(cls, packed: Tensor, bias: Tensor | None) -> Self:
+        """Take over what `pack` returned."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take(packed, bias)
+        return layer
+
+    def _take(self, packed: Tensor, bias: Tensor | None) -> None:
+        self.packed = packed
+        self.out_features, self.in_features = packed.shape
+        self.register_buffer("bias", None if bias is None else bias.detach().to(packed.dtype))
 
     @property
     def weight(self) -> Tensor:

@@ -1,9 +1,9 @@
-"""Packed int8 weights kept on disk, because packing them takes far longer than reading them.
+"""Packed weights kept on disk, because packing them, and the fresh memory that it takes, cost more than reading them.
 
 Only oneDNN's: FBGEMM does not show what it packs. The packed order is oneDNN's own: it depends on the processor and on
 the version of torch, so a file is named after both and after the checkpoint that it was made from, and each layer's
 layout is compared before its bytes are used. A file that does not fit is made anew; one that cannot be written is done
-without.
+without. Layers are used where the file is mapped (see `mapped`); float32 is kept as well as int8.
 """
 
 from __future__ import annotations
@@ -11,66 +11,132 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cascli.models import size
 from cascli.models.cpu.int8_kernels import OneDnnWeights
 from cascli.models.cpu.int8_linear import Int8Linear
+from cascli.models.cpu.mapped import around, bytes_of, layout_of, read_ahead
+from cascli.models.cpu.packed_linear import PackedLinear
 from cascli.weights.home import cache_home
 
 _FORMAT = 1
+_KINDS = {"int8": "", "float32": " float32"}
+"""The precisions that are kept, and what each adds to the name that a file is found by."""
+_COMPARED = 2**22
+"""Weights of a layer up to which its layout is made anew to compare; larger ones take a second."""
+_ALIGNMENT = 64
+_DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 
 
 class PackedStore:
-    """The file for one checkpoint on this machine."""
+    """The file for one checkpoint in one precision on this machine."""
 
-    def __init__(self, folder: Path) -> None:
-        self._family = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self._int8 = dtype == "int8"
+        self._family = hashlib.sha256(f"{folder.resolve()}{_KINDS[dtype]}".encode()).hexdigest()[:12]
         self.path = cache_home() / "packed" / f"{folder.name}-{self._family}-{_key(folder)}.safetensors"
         self._templates: dict[torch.Size, Tensor] = {}
+        self._file: Any = None
+        self._shapes: dict[str, list[int]] | None = None
+        """Of layers `[out, in]` whose layouts are known to be as they were written; None in files of older releases."""
         self._outdated = False
+        self._open()
 
-    def restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | None:
+    @staticmethod
+    def keeps(dtype: str) -> bool:
+        """Whether layers of a precision are worth a file."""
+        return dtype in _KINDS
+
+    @property
+    def is_there(self) -> bool:
+        """Whether layers can be taken from the file, as far as is known."""
+        return self._file is not None and not self._outdated
+
+    def _open(self) -> None:
+        """Map the file, if it is there and the layouts in it are those that were written."""
+        with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError):
+            # Entered and never left: what is mapped is let go of with the last layer that looks at it.
+            file = safe_open(self.path, framework="pt").__enter__()
+            told = file.metadata()
+            if told:
+                if told["layouts"] != _digest({name: file.get_tensor(name) for name in _layouts(file.keys())}):
+                    return
+                self._shapes = json.loads(told["shapes"])
+            self._file = file
+
+    def restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | PackedLinear | None:
         """A layer of weights `[out, in]`; None if it is not there or was made for other kernels."""
-        restored = None if self._outdated else self._restore(name, shape, has_bias)
+        restored = self._restore(name, shape, has_bias) if self.is_there else None
         self._outdated = restored is None
         return restored
 
-    def _restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | None:
+    def _restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | PackedLinear | None:
         try:
-            with safe_open(self.path, framework="pt") as file:
-                saved, layout, scales = (file.get_tensor(f"{name}.{part}") for part in ("packed", "layout", "scales"))
-                bias = file.get_tensor(f"{name}.bias").clone() if has_bias else None
+            saved, layout = (self._file.get_tensor(f"{name}.{part}") for part in ("packed", "layout"))
+            scales = self._file.get_tensor(f"{name}.scales").clone() if self._int8 else None
+            bias = self._file.get_tensor(f"{name}.bias").clone() if has_bias else None
         except (OSError, SafetensorError):
             return None
-        packed = self._empty(shape)
-        same_layout = torch.equal(torch.ops.mkldnn._get_mkldnn_serialized_md(packed), layout)
-        if not same_layout or torch.ops.mkldnn._nbytes(packed) != saved.numel() or scales.shape != shape[:1]:
+        if not self._fits(name, shape, saved, layout) or (scales is not None and scales.shape != shape[:1]):
             return None
-        ctypes.memmove(torch.ops.mkldnn.data_ptr(packed), saved.data_ptr(), saved.numel())
-        return Int8Linear(OneDnnWeights(packed, scales.clone()), bias)
+        packed = self._packed(shape, saved, layout)
+        if torch.ops.mkldnn._nbytes(packed) != saved.numel():
+            return None
+        read_ahead(saved)
+        if scales is None:
+            return PackedLinear.of_packed(packed, bias)
+        return Int8Linear(OneDnnWeights(packed, scales), bias)
 
-    def _empty(self, shape: torch.Size) -> Tensor:
-        """A packed tensor of a shape to copy bytes into; only the first of a shape is really packed."""
+    def _fits(self, name: str, shape: torch.Size, saved: Tensor, layout: Tensor) -> bool:
+        """Whether the bytes are what this machine would pack a layer of weights `[out, in]` into."""
+        if self._shapes is not None and shape.numel() > _COMPARED:
+            # As it was written (see `_open`), beside smaller layers that are compared.
+            return self._shapes.get(name) == list(shape)
+        template = self._template(shape)
+        return torch.equal(layout_of(template), layout) and torch.ops.mkldnn._nbytes(template) == saved.numel()
+
+    def _packed(self, shape: torch.Size, saved: Tensor, layout: Tensor) -> Tensor:
+        """The packed tensor of these bytes: around them, or a copy."""
+        opaque, dtype = ((shape[1], shape[0]), torch.int8) if self._int8 else ((shape[0], shape[1]), torch.float32)
+        packed = around(saved, layout, opaque, dtype)
+        if packed is None:
+            packed = self._template(shape).clone()
+            if torch.ops.mkldnn._nbytes(packed) == saved.numel():
+                ctypes.memmove(torch.ops.mkldnn.data_ptr(packed), saved.data_ptr(), saved.numel())
+        return packed
+
+    def _template(self, shape: torch.Size) -> Tensor:
+        """A packed tensor of a shape, for its layout; only the first of a shape is really packed."""
         if shape not in self._templates:
-            self._templates[shape] = OneDnnWeights.pack(torch.zeros(shape, dtype=torch.int8))
-        return self._templates[shape].clone()
+            zeros = torch.zeros(shape, dtype=torch.int8 if self._int8 else torch.float32)
+            self._templates[shape] = OneDnnWeights.pack(zeros) if self._int8 else PackedLinear.pack(zeros)
+        return self._templates[shape]
+
+    def needs(self, model: nn.Module) -> bool:
+        """Whether a model has layers that had to be packed, and enough of them to be worth a file."""
+        return self._outdated and sum(layer.weight_count for _, layer, _ in _layers(model)) >= size.LARGE
 
     def save(self, model: nn.Module) -> None:
-        """Keep the packed layers of a large model that had to be packed; does nothing where that is not possible."""
-        if not self._outdated or sum(layer.weight_count for _, layer, _ in _layers(model)) < size.LARGE:
-            return
+        """Keep the packed layers of a model; does nothing where that is not possible, or would take half the disk."""
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        with contextlib.suppress(OSError, SafetensorError):
+        self._file = None
+        with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(_tensors(model)), partial)
+            tensors = dict(_tensors(model))
+            if 2 * sum(each.nbytes for each in tensors.values()) > shutil.disk_usage(self.path.parent).free:
+                return
+            shapes = {name: [layer.out_features, layer.in_features] for name, layer, _ in _layers(model)}
+            _write(partial, tensors, {"layouts": _digest(tensors), "shapes": json.dumps(shapes)})
             partial.replace(self.path)
             for old in self.path.parent.glob(f"*-{self._family}-*"):
                 if old != self.path:
@@ -86,20 +152,49 @@ def _key(folder: Path) -> str:
     return hashlib.sha256("\n".join(states + kernels).encode()).hexdigest()[:12]
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear, OneDnnWeights]]:
-    """Names, layers, and what is to be kept of them."""
+def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear | PackedLinear, Tensor]]:
+    """Names, layers, and the packed tensor that is to be kept of them."""
     for name, layer in model.named_modules():
         if isinstance(layer, Int8Linear) and isinstance(layer.weights, OneDnnWeights):
-            yield name, layer, layer.weights
+            yield name, layer, layer.weights.packed
+        elif isinstance(layer, PackedLinear) and layer.packed.dtype == torch.float32:
+            yield name, layer, layer.packed
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What is kept of each layer; the packed bytes are looked at where they lie."""
-    for name, layer, kept in _layers(model):
-        size = torch.ops.mkldnn._nbytes(kept.packed)
-        memory = (ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(kept.packed))
-        yield f"{name}.packed", torch.frombuffer(memory, dtype=torch.uint8)
-        yield f"{name}.layout", torch.ops.mkldnn._get_mkldnn_serialized_md(kept.packed)
-        yield f"{name}.scales", kept.scales
+    """What is kept of each layer, the packed bytes first, so that they begin where a cache line does."""
+    for name, _, packed in _layers(model):
+        yield f"{name}.packed", bytes_of(packed)
+    for name, layer, packed in _layers(model):
+        yield f"{name}.layout", layout_of(packed)
+        if isinstance(layer, Int8Linear) and isinstance(layer.weights, OneDnnWeights):
+            yield f"{name}.scales", layer.weights.scales
         if layer.bias is not None:
             yield f"{name}.bias", layer.bias
+
+
+def _layouts(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(".layout"))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """What tells whether the layouts are as they were written, and of the layers that they were written for."""
+    digest = hashlib.sha256()
+    for name in _layouts(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:
+    """A safetensors file, tensor by tensor: the library's own writer would hold a second copy of all of them."""
+    header: dict[str, Any] = {"__metadata__": told}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().numpy().data.cast("B"))

@@ -1,0 +1,236 @@
+"""cascli chat: load once, then a prompt a line; every answer is streamed as `generate` streams it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cascli.cli import common
+from cascli.cli.errors import Terminated, told
+from cascli.cli.lines import history, next_line
+from cascli.cli.options import Flags, with_shared
+from cascli.errors import CascliError, UsageError, plain
+from cascli.settings import default_strategy
+
+if TYPE_CHECKING:
+    from cascli.jobs.chat import Chat
+
+NAME = "chat"
+EXAMPLE = "Example: cascli chat -s speculative:k=4 --temperature 0[bold] · [/]cascli chat -c tiny-random"
+PROMPT = "> "
+
+
+@with_shared(
+    "config", "device", "dtype", "cuda_graphs", "compile", "offline", "strategy", "num_speculative_tokens",
+    "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "quiet", "verbose", "color",
+)  # fmt: skip
+def command(flags: Flags) -> None:
+    """Talk with a pair: it is loaded once, and strategy and settings can be changed between answers (/help)."""
+    from cascli.weights.home import cache_home
+
+    plan = common.plan(flags)
+    default = default_strategy(draft=plan.config.draft is not None)
+    wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
+    if len(wanted) > 1:
+        raise UsageError("chat begins with one strategy; change it by /strategy, or see several by /compare.")
+    pair = plan.load()
+    from cascli.jobs.chat import Chat
+
+    with history(cache_home() / "chat_history"):
+        Session(plan, Chat(pair, wanted[0], plan.settings)).run()
+    plan.note_captures(pair)
+
+
+class Session:
+    """Reads lines and does what they say, until there are no more."""
+
+    def __init__(self, plan: common.Plan, chat: Chat) -> None:
+        self._plan, self._screen, self._chat = plan, plan.screen, chat
+        self._known: set[str] = set()
+        self._over = False
+
+    def run(self) -> None:
+        """Go on until /quit, the end of the input, or Ctrl-C at the prompt."""
+        self._screen.note(f"{self._chat.pair.name}: {self._chat.strategy.spec}\n/help lists what can be changed")
+        while not self._over:
+            try:
+                line = next_line(PROMPT)
+            except Terminated:
+                raise
+            except KeyboardInterrupt:
+                self._screen.err.print()
+                return
+            except CascliError as error:
+                self._refused(error)
+                continue
+            if line is None:
+                return
+            self._guarded(line)
+
+    def _guarded(self, line: str) -> None:
+        """Do what a line says; what goes wrong is told, and nothing is lost."""
+        try:
+            self._do(line)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            self._screen.note("… interrupted")  # behind the ^C that a terminal shows
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            self._refused(error)
+
+    def _refused(self, error: Exception) -> None:
+        message, _ = told(error)
+        self._screen.err.print(plain(message), markup=False, highlight=False)
+
+    def _do(self, line: str) -> None:
+        if not line.strip():
+            return
+        if not line.startswith("/"):
+            self._answer(line.strip())
+            return
+        name, _, rest = line[1:].strip().partition(" ")
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"; did you mean '/{near[0]}'?" if near else "."
+            raise UsageError(f"unknown command '/{name}'{hint} /help lists all.")
+        COMMANDS[name](self, rest.strip())
+
+    def _answer(self, turn: str) -> None:
+        from cascli.render.stream import AnswerStream
+        from cascli.render.summary import lines, one_line
+        from cascli.trace import Handover
+
+        strategy = self._chat.strategy
+        view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+        view.known = self._known
+
+        def show(step: object) -> None:
+            if isinstance(step, Handover):
+                view.handover(step)
+            else:
+                view.round(step.round, step.pieces)  # type: ignore[attr-defined]
+
+        try:
+            run = self._chat.ask(turn, show)
+        finally:
+            view.end()
+            self._known |= view.seen
+        for text in lines(run, verbose=True) if self._screen.verbose else [one_line(run)]:
+            self._screen.note(text)
+
+    def strategy(self, text: str) -> None:
+        """Show or set the strategy."""
+        if text:
+            self._chat.take_strategy(text)
+        self._say(self._chat.strategy.spec)
+
+    def alpha(self, text: str) -> None:
+        """Show or set the rule's alpha."""
+        if text:
+            self._chat.take_parameter("alpha", text)
+        self._say(self._chat.strategy.spec)
+
+    def k(self, text: str) -> None:
+        """Show or set how many tokens are drafted a round."""
+        if text:
+            self._chat.take_k(text)
+        self._say(self._chat.strategy.spec)
+
+    def temperature(self, text: str) -> None:
+        """Show or set the temperature; 0 is greedy."""
+        if text:
+            self._chat.take_setting("temperature", text)
+        self._say(f"temperature {self._chat.settings.temperature:g}")
+
+    def tokens(self, text: str) -> None:
+        """Show or set the longest answer, in tokens."""
+        if text:
+            self._chat.take_setting("max_new_tokens", text)
+        self._say(f"answers of at most {self._chat.settings.max_new_tokens} tokens")
+
+    def compare(self, text: str) -> None:
+        """Compare strategies on the last prompt, or on this text."""
+        prompt = text or self._chat.asked
+        if prompt is None:
+            raise UsageError("nothing was asked yet: /compare TEXT, or ask first.")
+        compare(self._plan, self._chat, prompt)
+
+    def system(self, text: str) -> None:
+        """Show or set the system text; - takes it away."""
+        if text:
+            self._chat.take_system(None if text == "-" else text)
+        now = self._chat.settings.system
+        self._say("no system text of your own" if now is None else f"system: {now}")
+
+    def new(self, text: str) -> None:
+        """Forget the conversation."""
+        self._chat.forget()
+        self._say("a new conversation")
+
+    def show(self, text: str) -> None:
+        """Show the numbers of the last answer."""
+        from cascli.render.summary import lines
+
+        if self._chat.last is None:
+            raise UsageError("no answer has come to its end yet.")
+        for each in lines(self._chat.last, verbose=True):
+            self._say(each)
+
+    def help(self, text: str) -> None:
+        """List the commands."""
+        width = max(len(name) + len(SHOWN.get(name, "")) for name in COMMANDS) + 3
+        for name, do in COMMANDS.items():
+            call = f"/{name} {SHOWN.get(name, '')}"
+            self._say(f"{call:{width}}{(do.__doc__ or '').rstrip('.')}")
+        self._say("Anything else is a prompt, and so is what begins with a space.")
+        self._say("Ctrl-C ends an answer, and what was written stays. At the prompt it quits.")
+
+    def quit(self, text: str) -> None:
+        """Leave."""
+        self._over = True
+
+    def _say(self, text: str) -> None:
+        """Print what was asked for, also where notes are not wanted."""
+        self._screen.err.print(text, style="dim", markup=False, highlight=False)
+
+
+Do = Callable[[Session, str], None]
+COMMANDS: dict[str, Do] = {
+    "strategy": Session.strategy,
+    "alpha": Session.alpha,
+    "k": Session.k,
+    "temperature": Session.temperature,
+    "tokens": Session.tokens,
+    "compare": Session.compare,
+    "system": Session.system,
+    "new": Session.new,
+    "show": Session.show,
+    "help": Session.help,
+    "quit": Session.quit,
+}
+SHOWN = {
+    "strategy": "[SPEC]",
+    "alpha": "[A]",
+    "k": "[N]",
+    "temperature": "[T]",
+    "tokens": "[N]",
+    "compare": "[TEXT]",
+    "system": "[TEXT]",
+}
+"""What a command takes."""
+
+
+def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
+    """Show what `cascli compare` shows of a prompt, with the chat's settings."""
+    from cascli.analysis.comparison import default_strategies
+    from cascli.cli.compare import run_and_show
+    from cascli.jobs.compare import Repeats, conversations
+    from cascli.render.comparison import print_explanation
+
+    specs = default_strategies(draft=chat.pair.draft is not None)
+    strategies = common.chosen(specs, chat.settings.num_speculative_tokens)
+    comparison, _ = run_and_show(plan.screen, Repeats(chat.pair, conversations(prompt), strategies, chat.settings))
+    print_explanation(comparison, plan.screen)

@@ -1,0 +1,111 @@
+"""oneDNN's packed tensors out of bytes that lie in a mapped file, without a copy.
+
+Fresh memory is what loading costs most (benchmarks/LOG.md); pages of a file that was read before are there already.
+torch offers this to compiled models through its C interface, which is asked here; where a build lacks it, the bytes
+are copied instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_POPULATE_READ = 22
+"""Linux's MADV_POPULATE_READ (from 5.14 on), which Python's mmap has no name for."""
+
+
+def layout_of(packed: Tensor) -> Tensor:
+    """What oneDNN calls the memory descriptor of a packed tensor: some hundred bytes that say how it is laid out."""
+    return torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
+
+
+def bytes_of(packed: Tensor) -> Tensor:
+    """The bytes of a packed tensor, looked at where they lie: valid as long as it is."""
+    size = torch.ops.mkldnn._nbytes(packed)
+    memory = (ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(packed))
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def around(saved: Tensor, layout: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+    """A packed tensor of a shape and precision whose bytes are `saved`; None where this build cannot make one.
+
+    The layout must be one that `layout_of` gave for such a tensor: oneDNN takes its word for it.
+    """
+    make = _maker()
+    if make is None:
+        return None
+    packed = make(saved.data_ptr(), layout, shape, dtype)
+    packed.kept_bytes = saved  # type: ignore[attr-defined]  # they must live as long as it does
+    return packed
+
+
+Make = Callable[[int, Tensor, tuple[int, int], torch.dtype], Tensor]
+
+
+@cache
+def _maker() -> Make | None:
+    """torch's own function, if this build has it and it does what it should."""
+    try:
+        make = _found()
+        small = torch.ops.mkldnn._reorder_linear_weight(torch.arange(32.0).view(4, 8), 2)
+        again = make(torch.ops.mkldnn.data_ptr(small), layout_of(small), (4, 8), torch.float32)
+        return make if torch.equal(again.to_dense(), small.to_dense()) else None
+    except (OSError, AttributeError, StopIteration, RuntimeError):
+        return None
+
+
+def _found() -> Make:
+    """The function of torch's C interface.
+
+    Raises:
+        OSError, AttributeError, StopIteration: it is not there.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    library = ctypes.CDLL(str(next(file for file in folder.iterdir() if file.stem.endswith("torch_cpu"))))
+    create, opaque = library.aoti_torch_create_tensor_from_blob_v2, library.aoti_torch_layout__mkldnn()
+    device = library.aoti_torch_device_type_cpu()
+    dtypes = {torch.float32: library.aoti_torch_dtype_float32(), torch.int8: library.aoti_torch_dtype_int8()}
+    take = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    numbers = ctypes.c_int64 * 2
+
+    def make(address: int, layout: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        made, md = ctypes.c_void_p(), layout.numpy().tobytes()
+        failed = create(
+            ctypes.c_void_p(address),
+            ctypes.c_int64(2),
+            numbers(*shape),
+            numbers(),  # an opaque tensor has no strides
+            ctypes.c_int64(0),
+            dtypes[dtype],
+            device,
+            0,
+            ctypes.byref(made),
+            opaque,
+            md,
+            ctypes.c_int64(len(md)),
+        )
+        if failed:
+            raise RuntimeError("torch makes no packed tensor of these bytes")
+        return take(capsule(made.value, None, None))
+
+    return make
+
+
+def read_ahead(saved: Tensor) -> None:
+    """Have the pages of a mapped tensor in place before they are used, where the system can be told so."""
+    if sys.platform != "linux":
+        return
+    start = saved.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    end = saved.data_ptr() + saved.numel() * saved.element_size()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _POPULATE_READ)

@@ -1,0 +1,315 @@
+"""cascli chat: one loaded pair, a prompt a line, and commands between them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cascli import Pair, Run
+from cascli.chat import Conversation
+from cascli.cli.app import _interrupt, app
+from cascli.cli.chat import COMMANDS
+from cascli.cli.errors import Terminated
+from cascli.cli.lines import history, next_line
+from cascli.errors import UsageError
+from cascli.jobs.chat import Chat
+from cascli.jobs.generate import converse
+from cascli.prompts import Prompt
+from cascli.render.stream import AnswerStream
+from cascli.render.summary import one_line
+from cascli.settings import Resolved
+from cascli.strategies import parse
+from tests.pairs import pair
+
+SETTINGS = Resolved(max_new_tokens=8, temperature=0.7)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> str:
+    clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
+    file = tmp_path / "pair.yaml"
+    file.write_text(json.dumps(pair(300)))
+    return str(file)
+
+
+def talk(config: str, *said: str, flags: tuple[str, ...] = ()) -> Result:
+    arguments = ["chat", "-c", config, "--max-new-tokens", "6", *flags]
+    return CliRunner().invoke(app, arguments, input="".join(f"{line}\n" for line in said))
+
+
+def test_a_piped_conversation_is_what_generate_makes_of_its_turns(stored: str, tmp_path: Path) -> None:
+    turns = tmp_path / "turns.jsonl"
+    turns.write_text(json.dumps({"id": "", "turns": ["hi", "and then?"]}))
+    whole = CliRunner().invoke(app, ["generate", "-c", stored, "--prompts", str(turns), "--max-new-tokens", "6"])
+    found = talk(stored, "hi", "and then?", "/quit", "never asked")
+    assert found.exit_code == 0
+    assert found.stdout == whole.stdout and found.stdout
+    assert found.stderr.count("TV") == 2 and "\x1b" not in found.output
+
+
+def test_the_end_of_the_input_ends_it(stored: str) -> None:
+    assert talk(stored).exit_code == 0
+    assert talk(stored, "", "   ").stdout == ""
+
+
+def test_numbers_after_an_answer_are_one_line(text_pair: Pair) -> None:
+    run = Chat(text_pair, parse("speculative"), SETTINGS).ask("hi", lambda step: None)
+    assert one_line(run).startswith("8 tokens (limit) · ")
+    assert "accepted" in one_line(run) and len(one_line(run)) < 80
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("/strategy", "speculative-cascade:rule=token-v3,alpha=0.3,k=4"),
+        ("/strategy speculative", "speculative:k=4"),
+        ("/strategy speculativ", "unknown strategy 'speculativ'; did you mean 'speculative'?"),
+        ("/strategy speculative:k=99", "less than or equal to 64"),
+        ("/alpha 0.5", "speculative-cascade:rule=token-v3,alpha=0.5,k=4"),
+        ("/alpha much", "alpha: Input should be a valid number"),
+        ("/k 2", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"),
+        ("/k 0", "k: Input should be greater than or equal to 1"),
+        ("/k", "alpha=0.3,k=4"),
+        ("/temperature 0.5", "temperature 0.5"),
+        ("/temperature", "temperature 1"),
+        ("/temperature -1", "temperature: Input should be greater than or equal to 0"),
+        ("/tokens 9", "at most 9 tokens"),
+        ("/system Be brief.", "system: Be brief."),
+        ("/system", "no system text of your own"),
+        ("/system -", "no system text of your own"),
+        ("/new", "a new conversation"),
+        ("/show", "no answer has come to its end yet."),
+        ("/compare", "nothing was asked yet"),
+        ("/tempratur 1", "unknown command '/tempratur'; did you mean '/temperature'? /help lists all."),
+        ("/xyzzy", "unknown command '/xyzzy'. /help lists all."),
+        ("/", "unknown command '/'"),
+    ],
+)
+def test_commands(said: str, told: str, stored: str) -> None:
+    found = talk(stored, said, "/quit")
+    assert (found.exit_code, found.stdout) == (0, "")
+    assert told in found.stderr.replace("\n", " ")
+
+
+def test_help_names_every_command_within_80_columns(stored: str, clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setenv("COLUMNS", "80")
+    found = talk(stored, "/help").stderr.splitlines()
+    for name in COMMANDS:
+        assert any(line.startswith(f"/{name} ") for line in found)
+    assert len(found) == len(COMMANDS) + 4  # the two lines of the beginning, and two about keys
+
+
+def test_what_was_changed_answers(stored: str) -> None:
+    found = talk(stored, "/strategy target", "/temperature 0", "/tokens 3", "hi", "/show")
+    assert "target: 3 tokens in" in found.stderr and "pair" in found.stderr
+
+
+def test_a_strategy_without_alpha_or_k_says_so(stored: str) -> None:
+    found = talk(stored, "/strategy target", "/alpha 0.5", "/k 3", "/strategy speculative").stderr.replace("\n", " ")
+    assert "strategy 'target' has no alpha; it takes no parameters." in found
+    assert "strategy 'target' has no k;" in found
+    assert "speculative:k=4" in found  # a k that was refused is not remembered
+
+
+def test_k_is_remembered_for_strategies_to_come(stored: str) -> None:
+    assert "speculative:k=7" in talk(stored, "/k 7", "/strategy speculative").stderr
+
+
+def test_new_forgets(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("target"), SETTINGS)
+    first = chat.ask("hi", lambda step: None)
+    second = chat.ask("hi", lambda step: None)
+    assert len(second.prompt_token_ids) > len(first.prompt_token_ids)
+    chat.forget()
+    assert chat.ask("hi", lambda step: None).token_ids == first.token_ids
+
+
+def test_the_system_text_is_changed_and_what_was_said_stays(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("target"), SETTINGS)
+    answer = chat.ask("hi", lambda step: None).text
+    chat.take_system("Be brief.")
+    assert chat.conversation == Conversation("Be brief.", (("hi", answer),))
+    assert chat.ask("again", lambda step: None).system == "Be brief."
+
+
+def test_turns_are_those_of_a_conversation(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("speculative"), SETTINGS)
+    ours = [chat.ask(turn, lambda step: None) for turn in ("hi", "and then?")]
+    theirs = list(converse(text_pair, parse("speculative"), Prompt(("hi", "and then?")), SETTINGS))
+    assert [run.token_ids for run in ours] == [run.token_ids for run in theirs]
+
+
+class CutShort:
+    """Ctrl-C while a round is shown."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, step: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_answer_is_kept_as_far_as_it_came(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("target"), SETTINGS)
+    whole = chat.ask("hi", lambda step: None).text
+    chat.forget()
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("hi", CutShort(after=3))
+    ((turn, answer),) = chat.conversation.past
+    assert turn == "hi" and whole.startswith(answer) and 0 < len(answer) < len(whole)
+    assert isinstance(chat.ask("and then?", lambda step: None), Run)  # the pair is free
+
+
+def test_a_withdrawn_answer_is_not_kept(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("cascade:score=mean-logprob,threshold=0"), SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("hi", CutShort(after=9))  # eight tokens of the draft model, then the decision against them
+    assert chat.conversation.past == ()
+
+
+def test_ctrl_c_ends_the_answer_and_a_second_one_the_chat(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, cut = AnswerStream.round, CutShort(after=3)
+
+    def shown(view: AnswerStream, *what: Any) -> None:
+        stock(view, *what)
+        cut(None)
+
+    monkeypatch.setattr(AnswerStream, "round", shown)
+    found = talk(stored, "hi", "again", "/quit", flags=("-s", "target"))
+    lines = found.stdout.splitlines()
+    assert found.exit_code == 0 and found.stderr.count("interrupted") == 1
+    assert len(lines) >= 2 and found.stderr.count("TV") == 1
+
+    typed = iter(["/k"])
+
+    def line(prompt: str) -> str:
+        said = next(typed, None)
+        if said is None:
+            raise KeyboardInterrupt
+        return said
+
+    monkeypatch.setattr("cascli.cli.chat.next_line", line)
+    assert talk(stored).exit_code == 0
+
+
+def test_being_told_to_end_is_no_ctrl_c(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM ends the command, not the answer."""
+    monkeypatch.setattr(AnswerStream, "round", lambda *_: _interrupt())
+    found = talk(stored, "hi", "again")
+    assert found.exit_code == 130 and "TV" not in found.stderr
+    assert issubclass(Terminated, KeyboardInterrupt)
+
+
+def test_errors_of_an_answer_lose_nothing(stored: str) -> None:
+    """A prompt that is longer than the context is refused; the next one is answered."""
+    found = talk(stored, "x" * 5000, "hi", "/quit")
+    assert "context" in found.stderr and found.stderr.count("TV") == 1 and found.exit_code == 0
+
+
+def test_bytes_that_are_no_text_are_refused_line_by_line(stored: str) -> None:
+    found = CliRunner().invoke(app, ["chat", "-c", stored, "--max-new-tokens", "2"], input=b"\xff\xfe\nhi\n")
+    assert "not UTF-8 text" in found.stderr and found.stderr.count("TV") == 1
+
+
+def test_a_prompt_may_begin_with_a_slash(stored: str) -> None:
+    found = talk(stored, " /usr/bin?")
+    assert found.stderr.count("TV") == 1
+
+
+def test_compare_prints_what_compare_prints(stored: str) -> None:
+    found = talk(stored, "hi", "/compare", "/compare something else", flags=("--temperature", "0"))
+    assert found.stdout.count("tok/s") >= 2 and "token-cascade" in found.stdout
+
+
+def test_quiet_and_verbose(stored: str) -> None:
+    assert talk(stored, "hi", flags=("-q",)).stderr == ""
+    assert "/quit" in talk(stored, "/help", flags=("-q",)).stderr
+    assert "rounds by accepted tokens" in talk(stored, "hi", flags=("-v",)).stderr
+
+
+def test_one_strategy_to_begin_with(stored: str) -> None:
+    found = talk(stored, flags=("-s", "target", "-s", "draft"))
+    assert found.exit_code == 2 and "one strategy" in found.stderr
+
+
+def test_a_target_alone_talks_too(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    alone = {key: value for key, value in pair(300).items() if key != "draft"}
+    file = tmp_path / "alone.yaml"
+    file.write_text(json.dumps(alone))
+    found = talk(str(file), "hi", "/strategy speculative")
+    assert "asks a draft model" in found.stderr.replace("\n", " ") and found.stderr.count("TV") == 1
+
+
+class Keyboard:
+    """A terminal on which these lines are typed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *typed: str) -> None:
+        self._typed = iter(typed)
+        patch.setattr(sys, "stdin", self)
+        patch.setattr(sys, "stdout", self)
+        patch.setattr("builtins.input", self._input)
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def _input(self, prompt: str) -> str:
+        import readline
+
+        line = next(self._typed, None)
+        if line is None:
+            raise EOFError
+        readline.add_history(line)
+        return line
+
+
+def test_history_is_kept_between_chats_for_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readline = pytest.importorskip("readline")
+    file = tmp_path / "home" / "chat_history"
+    for typed in ("first", "second"):
+        Keyboard(monkeypatch, typed)
+        with history(file):
+            assert (next_line("> "), next_line("> ")) == (typed, None)
+    assert "first" in file.read_text() and "second" in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    with history(file):
+        assert readline.get_current_history_length() == 2
+    readline.clear_history()
+
+
+def test_history_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("readline")
+    (tmp_path / "home").write_text("a file where the folder should be")
+    Keyboard(monkeypatch, "hi")
+    with history(tmp_path / "home" / "chat_history"):
+        assert next_line("> ") == "hi"
+
+
+def test_what_a_pipe_brings_is_not_kept(stored: str, tmp_path: Path) -> None:
+    talk(stored, "hi")
+    assert not (tmp_path / "home" / "chat_history").exists()
+
+
+def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("speculative:k=3"), SETTINGS)
+    before = (chat.strategy, chat.settings, chat.conversation)
+    for change in (
+        lambda: chat.take_strategy("nothing"),
+        lambda: chat.take_k("100"),
+        lambda: chat.take_parameter("alpha", "1"),
+        lambda: chat.take_setting("temperature", "hot"),
+    ):
+        with pytest.raises(UsageError):
+            change()
+    assert (chat.strategy, chat.settings, chat.conversation) == before

@@ -1,0 +1,216 @@
+"""Packed weights that are kept on disk, and used where their file is mapped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from cascli import load_pair
+from cascli.models.cpu import mapped, packed_store
+from cascli.models.cpu.int8_kernels import OneDnnWeights, int8_kernel
+from cascli.models.cpu.int8_linear import Int8Linear
+from cascli.models.cpu.packed_linear import PackedLinear, can_pack
+from tests.pairs import ARCHITECTURES, pair
+
+KINDS = [
+    *(["float32"] if can_pack(torch.float32) else []),
+    *(["int8"] if int8_kernel() is OneDnnWeights else []),
+]
+pytestmark = pytest.mark.skipif(not KINDS, reason="nothing that could be kept is packed here")
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A target in a folder, and a cache of its own in which even small models are worth keeping."""
+    monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("cascli.models.size.LARGE", 1)
+    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
+    AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    return {"target": {"source": {"path": str(tmp_path / "model")}}}
+
+
+def logits(stored: dict, dtype: str) -> torch.Tensor:
+    return load_pair(stored, dtype=dtype).target.runner.forward(torch.arange(20), 20)
+
+
+def kept(tmp_path: Path) -> Path:
+    (file,) = (tmp_path / "home" / "packed").iterdir()
+    return file
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who packed a layer of weights that are not zeros."""
+    told: list[str] = []
+    for kind, name in ((PackedLinear, "float32"), (OneDnnWeights, "int8")):
+
+        def watched(weight: torch.Tensor, stock: Callable = kind.pack, name: str = name) -> torch.Tensor:
+            told.extend([name] if weight.any() else [])
+            return stock(weight)
+
+        monkeypatch.setattr(kind, "pack", staticmethod(watched))
+    return told
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_layers_are_found_again_with_the_same_bits(
+    dtype: str, stored: dict, tmp_path: Path, packings: list[str]
+) -> None:
+    first = logits(stored, dtype)
+    assert packings
+    packings.clear()
+    assert torch.equal(logits(stored, dtype), first)
+    assert not packings and kept(tmp_path).is_file()
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_layers_lie_in_the_file_and_not_in_fresh_memory(dtype: str, stored: dict) -> None:
+    load_pair(stored, dtype=dtype)
+    model = load_pair(stored, dtype=dtype).target.model
+    layers = [each for each in model.modules() if isinstance(each, PackedLinear | Int8Linear)]
+    assert layers
+    for layer in layers:
+        packed = layer.packed if isinstance(layer, PackedLinear) else layer.weights.packed
+        assert torch.ops.mkldnn.data_ptr(packed) == packed.kept_bytes.data_ptr()
+        assert packed.kept_bytes.data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_without_torchs_function_the_bytes_are_copied(
+    dtype: str, stored: dict, monkeypatch: pytest.MonkeyPatch, packings: list[str]
+) -> None:
+    first = logits(stored, dtype)
+    packings.clear()
+    monkeypatch.setattr(mapped, "_maker", lambda: None)
+    assert torch.equal(logits(stored, dtype), first) and not packings
+
+
+def test_a_build_without_the_function_is_told_from_one_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise AttributeError("undefined symbol: aoti_torch_create_tensor_from_blob_v2")
+
+    monkeypatch.setattr(mapped, "_found", missing)
+    mapped._maker.cache_clear()
+    assert mapped._maker() is None
+    monkeypatch.undo()
+    mapped._maker.cache_clear()
+
+
+def test_precisions_are_kept_beside_each_other(stored: dict, tmp_path: Path, packings: list[str]) -> None:
+    first = [logits(stored, dtype) for dtype in KINDS]
+    assert len(list((tmp_path / "home" / "packed").iterdir())) == len(KINDS)
+    packings.clear()
+    again = [logits(stored, dtype) for dtype in KINDS]
+    assert not packings and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def put(file: Path, data: bytes) -> None:
+    """In the place of the old file, which may still be mapped."""
+    file.unlink()
+    file.write_bytes(data)
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    put(file, bytes(data))
+
+
+def place_of(file: Path, suffix: str) -> int:
+    """Where the last tensor of this kind begins in the file."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = [name for name in header if name.endswith(suffix)][-1]
+    return 8 + size + header[name]["data_offsets"][0]
+
+
+@pytest.mark.parametrize("compared", [0, 2**40])
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_flipped_bit_of_a_layout_is_noticed(
+    dtype: str, compared: int, stored: dict, tmp_path: Path, packings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a layout is made anew to compare (small layers), or known by its digest (large ones)."""
+    monkeypatch.setattr(packed_store, "_COMPARED", compared)
+    first = logits(stored, dtype)
+    for place in (0, 9, 40):
+        flip(kept(tmp_path), place_of(kept(tmp_path), ".layout") + place)
+        packings.clear()
+        assert torch.equal(logits(stored, dtype), first) and packings
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_damaged_header_or_a_cut_file_is_made_anew(
+    dtype: str, stored: dict, tmp_path: Path, packings: list[str]
+) -> None:
+    first = logits(stored, dtype)
+    whole = kept(tmp_path).read_bytes()
+    for data in (whole[:-1], whole[:100], b"", whole[:8] + b"[" + whole[9:], whole.replace(b'"shapes"', b'"shapez"')):
+        put(kept(tmp_path), data)
+        packings.clear()
+        assert torch.equal(logits(stored, dtype), first) and packings
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_layers_of_another_shape_are_not_taken(
+    dtype: str, stored: dict, tmp_path: Path, packings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_store, "_COMPARED", 0)
+    logits(stored, dtype)
+    file = kept(tmp_path)
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata()
+    shapes = {name: [shape[0] + 1, shape[1]] for name, shape in json.loads(told["shapes"]).items()}
+    tensors = load_file(file)
+    file.unlink()
+    packed_store._write(file, tensors, told | {"shapes": json.dumps(shapes)})
+    packings.clear()
+    logits(stored, dtype)
+    assert packings
+
+
+@pytest.mark.skipif("int8" not in KINDS, reason="int8 is not kept here")
+def test_files_of_earlier_releases_are_still_used(stored: dict, tmp_path: Path, packings: list[str]) -> None:
+    first = logits(stored, "int8")
+    tensors = {name: value.clone() for name, value in load_file(kept(tmp_path)).items()}
+    file = kept(tmp_path)
+    file.unlink()
+    save_file(tensors, file)
+    packings.clear()
+    assert torch.equal(logits(stored, "int8"), first) and not packings
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_nothing_is_kept_that_would_take_half_of_what_is_free(
+    dtype: str, stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert torch.isfinite(logits(stored, dtype)).all()
+    assert not list((tmp_path / "home" / "packed").iterdir())
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_loaded_model_outlives_its_file(dtype: str, stored: dict, tmp_path: Path) -> None:
+    first = logits(stored, dtype)
+    loaded = load_pair(stored, dtype=dtype)
+    kept(tmp_path).unlink()
+    assert torch.equal(loaded.target.runner.forward(torch.arange(20), 20), first)
+
+
+@pytest.mark.skipif("float32" not in KINDS, reason="float32 is not packed here")
+def test_small_models_and_other_precisions_are_not_kept(stored: dict, tmp_path: Path, monkeypatch: Any) -> None:
+    logits(stored, "bfloat16")
+    monkeypatch.setattr("cascli.models.size.LARGE", 10**8)
+    logits(stored, "float32")
+    assert not (tmp_path / "home" / "packed").exists()

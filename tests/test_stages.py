@@ -1,0 +1,124 @@
+"""What loading tells of how far it is."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from cascli import load_pair
+from cascli.cli.progress import Progress
+from cascli.models.stages import Stage, Stages, Work
+from cascli.render.console import Screen
+from tests.pairs import ARCHITECTURES, pair
+
+
+def shares(told: list[Stage]) -> list[float]:
+    return [stage.done / stage.total for stage in told if stage.total]
+
+
+def texts(told: list[Stage]) -> list[str]:
+    return list(dict.fromkeys(stage.text for stage in told))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_shares_rise_to_one(name: str) -> None:
+    told: list[Stage] = []
+    loaded = load_pair(pair(300, **ARCHITECTURES[name]), on_stage=told.append)
+    found = shares(told)
+    assert found == sorted(found) and found[0] < 0.1 and found[-1] == 1.0
+    layers = loaded.target.model.config.get_text_config().num_hidden_layers
+    for role in ("draft", "target"):
+        for layer in range(1, layers + 1):
+            assert f"reading the {role}: layer {layer} of {layers}" in texts(told)
+    assert texts(told)[0] == "reading the tokenizer"
+
+
+def test_a_model_alone_is_the_whole() -> None:
+    told: list[Stage] = []
+    load_pair({"target": pair(300)["target"]}, on_stage=told.append)
+    assert shares(told)[-1] == 1.0 and not any("draft" in text for text in texts(told))
+
+
+def test_packing_is_told_the_first_time_and_reading_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("cascli.models.size.LARGE", 1)
+    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
+    AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    stored = {"target": {"source": {"path": str(tmp_path / "model")}}}
+    told: list[list[Stage]] = [[], []]
+    for each in told:
+        load_pair(stored, dtype="float32", on_stage=each.append)
+    first, again = (texts(each) for each in told)
+    assert "packing the target: layer 1 of 2" in first and "keeping what was packed for the next start" in first
+    assert "reading the target: layer 1 of 2" in again and not any("packing" in text for text in again)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_left_is_told_of_the_last_model_alone_and_is_met() -> None:
+    told: list[Stage] = []
+    clock = Clock()
+    stages = Stages(told.append, clock)
+    stages.plan([Work("draft", "reading", 10, 1, 10), Work("target", "packing", 100, 4, 10)])
+    for weights, seconds in ((1, 3.0), (10, 0.5)):  # a model's speed says nothing of another's
+        stages.begin()
+        for layer in range(10):
+            clock.now += seconds
+            stages.reached(f"model.layers.{layer}.mlp", weights)
+        stages.end()
+    assert all(stage.seconds_left is None for stage in told if "draft" in stage.text)
+    known = [stage for stage in told if stage.seconds_left is not None]
+    ends = [stage.seconds_left for stage in known if stage.text.startswith("packing the target: layer")]
+    assert ends == pytest.approx([0.5 * left for left in range(7, -1, -1)])  # nothing before a second is over
+    assert told[-1].done == told[-1].total == 410
+
+
+def test_a_count_that_is_not_exact_does_not_fall_back() -> None:
+    told: list[Stage] = []
+    stages = Stages(told.append)
+    stages.plan([Work("draft", "reading", 10, 1, 1), Work("target", "reading", 10, 1, 1)])
+    for weights in (50, 3):
+        stages.begin()
+        stages.reached("model.layers.0.a", weights)
+        stages.reached("7.a", 0)  # no layer of one
+        stages.end()
+    assert shares(told) == sorted(shares(told)) and shares(told)[-1] == 1.0
+
+
+def shown(stage: Stage, *, terminal: bool, quiet: bool = False) -> str:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=80, color_system=None, legacy_windows=False)
+    with Progress(Screen(Console(file=io.StringIO()), console, quiet=quiet), "loading") as progress:
+        progress.stage(stage)
+        progress._bars.refresh()
+    return file.getvalue()
+
+
+def test_one_line_within_80_columns() -> None:
+    text = shown(Stage("packing the target: layer 12 of 28", 430, 1000, 65.4), terminal=True)
+    line = next(each for each in text.split("\r") if "left" in each)
+    assert "packing the target: layer 12 of 28" in line and " 43% 01:05 left" in line
+
+
+def test_no_share_and_no_time_left_where_none_is_known() -> None:
+    text = shown(Stage("reading the tokenizer"), terminal=True)
+    assert "reading the tokenizer" in text and "%" not in text and "left" not in text and "bytes" not in text
+
+
+def test_silent_in_pipes_and_on_request() -> None:
+    stage = Stage("reading the target", 1, 2)
+    assert shown(stage, terminal=False).strip() == ""
+    assert shown(stage, terminal=True, quiet=True).strip() == ""
