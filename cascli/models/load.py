@@ -223,7 +223,7 @@ def _on_cpu(
     opened = None if folder is None else open_checkpoint(config, folder, work)
     if opened is None:
         module = _module(model, config, folder, work, torch.device("cpu"))
-        fit(module, dtype, done=stages.reached)
+        fit(module, dtype, None, None, stages.reached)
         return module
     module, read = opened
     fit(module, dtype, read, store, stages.reached)
