@@ -98,9 +98,10 @@ class Decoding:
             self._close(session, self._first_token)
 
     def interrupt(self) -> Run | None:
-        """The run as far as it has come, if it has written anything: it will not go on."""
+        """The run as far as it has come, if it has written anything that stands: it will not go on."""
         if self._metrics is None:
-            if self._under_way is None or not self._answer.rounds:
+            undecided = self.strategy.tentative and self.handover is None
+            if self._under_way is None or undecided or not self._answer.rounds:
                 return None
             self._answer.finish_reason = self._answer.finish_reason or "interrupted"
             self._close(self._under_way, self._first_token)

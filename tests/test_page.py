@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from xml.dom import minidom
 
 import pytest
 from rich.cells import cell_len
@@ -132,7 +133,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative": FAST | {"speed_vs_target": 0.4}},
-            "Nothing with the same text is as fast as target (best: speculative, 0.40x).",
+            "None that asks the target is as fast with the same text (best: speculative, 0.40x).",
         ),
         (
             {"speculative_cascade": LOOSE | {"first_divergence": None}},
@@ -169,6 +170,20 @@ def test_a_strategy_has_one_short_name(spec: str, name: str) -> None:
     assert short_name(spec, fancy=False).isascii()
 
 
+def test_of_several_answers_it_is_said_how_many_differ() -> None:
+    many = {"answers": 6, "answers_same": 4, "first_divergence": 2}
+    target = {"target": {"speed_vs_target": 1.0, "lossless": True, "same_as_target": True}}
+    said = verdict(rows(**target, speculative_cascade=LOOSE | many))
+    assert said == "spec-cascade is 2.6x as fast, but its text differs in 2 of 6 answers."
+
+
+@pytest.mark.parametrize("width", [30, 40])
+def test_on_a_narrow_terminal_names_wrap_and_numbers_do_not(saved: Comparison, width: int) -> None:
+    text = page(saved, width)
+    table = text[text.index("strategy ") : text.index("qwen2.5-coder:")]
+    assert "…" not in table and all(f"{row.speed_vs_target:.2f}x" in table for row in saved.summary)
+
+
 def luminance(color: str) -> float:
     parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
@@ -195,6 +210,15 @@ def test_a_picture_is_the_page(saved: Comparison) -> None:
     text = re.sub(r"<[^>]+>", "", picture).replace("&#160;", " ")
     assert "speculative k=4 is 2.5x as fast as target" in text and PALETTES["dark"]["accepted"] in picture
     assert not re.search(r"<script|on\w+=", picture)
+
+
+def test_a_picture_is_xml_whatever_was_written(saved: Comparison) -> None:
+    hostile = "a\x1b]0;hi\x07\x00\u202e<b>&\ufffe\ud800"
+    token = Emitted(id=1, text=hostile, event="target")
+    run = saved.runs[0].model_copy(update={"prompt": hostile, "rounds": [Round(emitted=[token] * 3)]})
+    picture = svg(saved.model_copy(update={"runs": [run, *saved.runs[1:]]}))
+    minidom.parseString(picture.encode())
+    assert "\u202e" not in picture
 
 
 # ---------------------------------------------------------------- while they run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from cascli import Pair, compare, generate, load_pair
-from cascli.analysis.comparison import Comparison
+from cascli.analysis.comparison import Comparison, first_divergence
 from cascli.jobs.compare import Repeats, settled
 from cascli.jobs.generate import settings_of
 from cascli.jobs.race import ROUNDS, SECONDS, race
@@ -140,39 +141,89 @@ def test_auto_is_fair_on_a_cpu_alone(text_pair: Pair) -> None:
     assert settled("auto", text_pair) == "fair" and settled("sequential", text_pair) == "sequential"
 
 
-@pytest.mark.parametrize("schedule", ["fair", "sequential"])
-def test_what_an_interruption_leaves_is_whole(schedule: Any) -> None:
-    """Each strategy's answer as far as it had come, with the metrics of what it is; nothing where one had nothing."""
-    loaded = load_pair(pair())
-    strategies = [parse(text) for text in ("target", "speculative:k=3")]
-    settings = settings_of(loaded, max_new_tokens=40, temperature=1.0)
-    done = Repeats(loaded, [Prompt(("one",), "1"), Prompt(("two",), "2")], strategies, settings, schedule=schedule)
-    rounds: Counter[int] = Counter()
-
-    def stop(column: int, event: object) -> None:
-        rounds[column] += not isinstance(event, Run)
-        if min(rounds[0], rounds[1]) > 5:
-            raise KeyboardInterrupt
-
+def stopped(loaded: Pair, specs: list[str], stop: Any, *, runs: int = 1, schedule: Any = "fair") -> Repeats:
+    """A comparison that `stop` interrupted."""
+    settings = settings_of(loaded, max_new_tokens=60, temperature=1.0)
+    prompts = [Prompt(("one",), "1"), Prompt(("two",), "2")]
+    done = Repeats(loaded, prompts, [parse(spec) for spec in specs], settings, runs=runs, schedule=schedule)
     with pytest.raises(KeyboardInterrupt):
         done.run(stop)
-    done.interrupted()
+    return done
+
+
+def after(rounds: int, of: int) -> Any:
+    """Interrupts when each of the first columns has made so many rounds."""
+    made: Counter[int] = Counter()
+
+    def stop(column: int, event: object) -> None:
+        made[column] += not isinstance(event, Run)
+        if min(made[each] for each in range(of)) > rounds:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("schedule", ["fair", "sequential"])
+def test_what_an_interruption_leaves_is_whole(schedule: Any) -> None:
+    """Each strategy's answer as far as it had come, with the metrics of what it is."""
+    loaded = load_pair(pair())
+    done = stopped(loaded, ["target", "speculative:k=3"], after(5, 2), schedule=schedule)
+    assert done.interrupted()
     found = done.comparison()
     assert [run.strategy for run in found.runs[:2]] == ["target", "speculative"]
     last = found.runs[1] if schedule == "fair" else found.runs[-1]
-    assert last.finish_reason == "interrupted" and 5 < len(last.token_ids) < 40
+    assert last.finish_reason == "interrupted" and 5 < len(last.token_ids) < 60
     assert last.metrics.num_rounds == len(last.rounds) and last.metrics.tokens_per_second
     assert generate(loaded, "x", max_new_tokens=2).token_ids  # the pair is free again
+
+
+def test_nobody_is_charged_what_the_others_took_after_an_interruption() -> None:
+    """Suspended strategies are not resumed: their time ends with their own last round."""
+    specs = ["target", "token-cascade", "speculative:k=2", "draft"]
+    done = stopped(load_pair(pair()), specs, after(20, 4))
+    time.sleep(0.3)
+    assert done.interrupted()
+    for run in done.comparison().runs:
+        assert run.metrics.seconds.total - sum(round_.seconds.total for round_ in run.rounds) < 0.02, run.spec
+
+
+def test_an_interrupted_repeat_is_not_compared_with_whole_ones() -> None:
+    ended: Counter[int] = Counter()
+
+    def stop(column: int, event: object) -> None:
+        ended[column] += isinstance(event, Run)
+        if ended.total() >= 4 and not isinstance(event, Run):
+            raise KeyboardInterrupt  # in the first round of the second repeat
+
+    done = stopped(load_pair(pair()), ["target", "draft"], stop, runs=2)
+    assert done.interrupted()
+    found = done.comparison()
+    assert len(found.repeats) == 1 and all(run.finish_reason != "interrupted" for run in found.runs)
+
+
+def test_answers_that_agree_as_far_as_they_came_do_not_differ() -> None:
+    loaded = load_pair(pair())
+    ask = {"prompt_ids": [5, 6, 7], "temperature": 0.0}
+    long, short = (generate(loaded, strategy="target", max_new_tokens=n, **ask) for n in (20, 9))
+    cut = short.model_copy(update={"finish_reason": "interrupted"})
+    assert first_divergence(short, long) == 9
+    assert first_divergence(cut, long) is first_divergence(long, cut) is None
+
+
+def test_an_undecided_cascade_has_no_answer_yet() -> None:
+    """The draft model's text is not the cascade's before it is judged good enough."""
+    done = stopped(load_pair(pair()), ["target", "cascade:threshold=0"], after(8, 2))
+    assert done.interrupted()
+    assert [run.strategy for run in done.comparison().runs] == ["target"]
 
 
 def test_an_interruption_before_anything_was_written_is_one() -> None:
     loaded = load_pair(pair())
     done = Repeats(loaded, [Prompt(("one",), "1")], [parse("target"), parse("draft")], settings_of(loaded))
+    assert not done.interrupted()
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        done.run(stop)
-    with pytest.raises(KeyboardInterrupt):
-        done.interrupted()
+def test_turns_of_a_conversation_are_no_prompts_of_their_own() -> None:
+    prompts = [Prompt(("one", "two", "three"), "a"), Prompt(("four",), "b"), Prompt(("five", "six"), "c")]
+    found = compare(load_pair(pair()), prompts, ["target", "draft"], max_new_tokens=3, measure=False)
+    assert found.summary[1].speed_interval_kind == "range" and found.summary[1].speed_interval_over == "prompts"

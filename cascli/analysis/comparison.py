@@ -79,6 +79,10 @@ class Row(Data):
     lossless: bool | None
     first_divergence: int | None
     """Index of the first token that differs from `target` on the first prompt; None if none does."""
+    answers: int | None = None
+    """How many answers can be compared with the target's: those to the same text; None in older documents."""
+    answers_same: int | None = None
+    """How many of them are the target's."""
     same_as_target: bool | None
     """Whether all answers to the same text were the target's, token by token; None without `target`.
 
@@ -202,6 +206,8 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
         lossless=None if None in lossless else all(lossless),
         first_divergence=divergences[0] if divergences else None,
+        answers=len(divergences) if base is not None else None,
+        answers_same=sum(place is None for place in divergences) if base is not None else None,
         same_as_target=all(place is None for place in divergences) if base is not None else None,
         ttft=percentiles([run.metrics.ttft_seconds for run in every]),
         seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every]),
@@ -216,13 +222,16 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
 def _scatter(
     repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None, ratios: Sequence[float]
 ) -> dict[str, object]:
-    """The fields of a row that say how its speed scatters: over prompts if there are several, else over repeats."""
-    prompts = len(repeats[0][column])
-    over = "prompts" if prompts > 1 else "repeats"
-    if base is not None and prompts > 1:
+    """The fields of a row that say how its speed scatters: over prompts if there are several, else over repeats.
+
+    The turns of a conversation are no prompts of their own: they share what is hard about it.
+    """
+    prompts = _by_prompt(repeats[0][column])
+    over = "prompts" if len(prompts) > 1 else "repeats"
+    if base is not None and len(prompts) > 1:
         ratios = [
-            median([_speed([repeat[column][i]]) / _speed([repeat[base][i]]) for repeat in repeats])
-            for i in range(prompts)
+            median([_speed([r[column][i] for i in turns]) / _speed([r[base][i] for i in turns]) for r in repeats])
+            for turns in prompts
         ]
     interval = median_interval(ratios)
     if interval is None:
@@ -232,6 +241,14 @@ def _scatter(
         "speed_interval_kind": interval.kind,
         "speed_interval_over": over,
     }
+
+
+def _by_prompt(runs: Sequence[Run]) -> list[list[int]]:
+    """The places of each prompt's turns; runs without a prompt's id are prompts of their own."""
+    groups: dict[object, list[int]] = {}
+    for place, run in enumerate(runs):
+        groups.setdefault(run.prompt_id or place, []).append(place)
+    return list(groups.values())
 
 
 def _per_token(values: Sequence[float | None], tokens: int) -> float | None:
@@ -250,8 +267,12 @@ def _weighted_deferral(runs: Sequence[Run]) -> float | None:
 
 
 def first_divergence(run: Run, target: Run) -> int | None:
-    """Index of the first token that differs; the shorter length if one answer is a prefix of the other."""
+    """Index of the first token that differs; the shorter length if one answer is a prefix of the other.
+
+    None if none does, as far as an answer that was interrupted tells.
+    """
     pairs = zip(run.token_ids, target.token_ids, strict=False)
-    shorter, longer = sorted((len(run.token_ids), len(target.token_ids)))
-    same = None if shorter == longer else shorter
+    shorter, longer = sorted((run, target), key=lambda each: len(each.token_ids))
+    ended = len(shorter.token_ids) < len(longer.token_ids) and shorter.finish_reason != "interrupted"
+    same = len(shorter.token_ids) if ended else None
     return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), same)

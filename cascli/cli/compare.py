@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli import common
+from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
 
@@ -122,6 +123,8 @@ def run_and_show(
     try:
         with Progress(screen, "measuring steps", counted=True) as progress:
             return done.comparison(done.steps(progress.step)), True
+    except Terminated:
+        raise
     except KeyboardInterrupt:
         screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
         return done.comparison(), False
@@ -145,8 +148,11 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
         else:
             with Progress(screen, "running", counted=True) as progress:
                 done.run(progress.counting("answers", done.answers))
+    except Terminated:
+        raise
     except KeyboardInterrupt:
-        done.interrupted()
+        if not done.interrupted():
+            raise
         screen.note("interrupted: the answers as far as they had come")
         return False
     return True

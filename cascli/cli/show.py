@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 from cascli import files
 from cascli.cli.common import command_line
 from cascli.cli.compare import TraceKind
+from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError, first_line
 from cascli.files import JSON_BYTES, json_of, text_of
@@ -107,8 +107,12 @@ def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> N
 
     comparison = Comparison.from_json(text)
     if speed is not None:
-        with suppress(KeyboardInterrupt):  # enough seen: the page is next
+        try:
             play(comparison, view, speed)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:  # enough seen: the page is next
+            pass
     print_comparison(comparison, view, trace)
 
 

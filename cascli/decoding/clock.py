@@ -28,6 +28,7 @@ class Clock:
         self._at_last_round = dict(self._totals)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._away = 0.0
+        self._paused: float | None = None
         self._last_lap = 0.0
         self._synchronise()
         self._start = time.perf_counter()
@@ -66,14 +67,16 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time that those who watch the run take."""
-        start = time.perf_counter()
-        yield
-        self._away += time.perf_counter() - start
+        """Leave out the time that those who watch the run take, or that others have who are under way too."""
+        self._paused = time.perf_counter()
+        yield  # a run that is not resumed has ended here: nothing is to be made good
+        self._away += time.perf_counter() - self._paused
+        self._paused = None
 
     def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._start - self._away
+        """Seconds since the run began, up to the pause if there is one: a run may end while it is suspended."""
+        now = time.perf_counter() if self._paused is None else self._paused
+        return now - self._start - self._away
 
     def finish(self) -> Seconds:
         """The account of the whole run; its four parts add up to the total."""

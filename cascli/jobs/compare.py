@@ -209,22 +209,23 @@ class Repeats:
         if self._on_event is not None:
             self._on_event(column, event)
 
-    def interrupted(self) -> None:
-        """End the runs that are under way, and keep of them what all strategies have come to.
+    def interrupted(self) -> bool:
+        """End the runs that are under way, and keep what can be compared; returns whether that is anything.
 
-        Raises:
-            KeyboardInterrupt: that is nothing yet.
+        Of the first repeat the answers as far as they have come, by the strategies that have written any; later
+        repeats are compared with it, and count only whole.
         """
         for column, answering in enumerate(self._under_way):
             run = answering.interrupt()
             if run is not None:
                 self._done[-1][column].append(run)
-        shared = min(len(runs) for runs in self._done[-1]) if self._done else 0
-        if not shared and len(self._done) < 2:
-            raise KeyboardInterrupt
-        self._done[-1] = [runs[:shared] for runs in self._done[-1]]
-        if len({len(repeat[0]) for repeat in self._done}) > 1:  # repeats are compared with each other
+        self._under_way = []
+        if len(self._done) > 1:
             self._done.pop()
+            return True
+        written = [runs for repeat in self._done for runs in repeat if runs]
+        self._done = [[runs[: min(map(len, written))] for runs in written]] if written else []
+        return bool(written)
 
     @property
     def every(self) -> list[Run]:

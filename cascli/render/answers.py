@@ -117,6 +117,10 @@ def _last(text: Text, width: int, lines: int | None, console: Console) -> Text:
     return Text("\n").join(wrapped[-lines:])
 
 
+def _written(cell: AnswerCell) -> int:
+    return sum(len(round_.emitted) for round_ in cell.rounds)
+
+
 def legend_of(cells: Sequence[AnswerCell], console: Console) -> Text:
     """What the looks of these answers mean."""
     events: set[str] = set()
@@ -128,7 +132,7 @@ def legend_of(cells: Sequence[AnswerCell], console: Console) -> Text:
             if any(is_deferred(round_, i) for i in range(len(round_.emitted))):
                 events.add("deferred")
     text = legend(events, colored=console.color_system is not None)
-    if any(cell.diverges is not None for cell in cells):
+    if any(cell.diverges is not None and cell.diverges < _written(cell) for cell in cells):
         sign, dot = ("≠", " · ") if unicode_ok(console) else ("!=", " - ")
         text = Text.assemble(text, f"{dot}{sign} first token that differs from target")
     return text

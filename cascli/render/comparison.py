@@ -58,7 +58,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
         _print_answers(group, rows, out, trace)
     if len(shown) < len(groups):
         screen.note(
-            f"traces of {len(groups) - len(shown)} more prompts not shown; -v shows all, -o FILE.json keeps them"
+            f"the answers to {len(groups) - len(shown)} more turns are not shown; -v shows all, -o FILE.json keeps them"
         )
 
 
@@ -89,7 +89,8 @@ def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[
 def prompt_line(groups: Sequence[Sequence[Run]]) -> str:
     """What was asked."""
     first = _short(groups[0][0].prompt)
-    return first if len(groups) == 1 else f"{first} and {len(groups) - 1} more"
+    prompts = len({group[0].prompt_id or place for place, group in enumerate(groups)})
+    return first if prompts == 1 else f"{first} and {prompts - 1} more"
 
 
 def _print(out: Console, what: RenderableType) -> None:

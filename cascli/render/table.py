@@ -65,6 +65,8 @@ def _text(row: Row) -> str:
         return number(None)
     if row.same_as_target:
         return "same"
+    if row.answers is not None and row.answers > 1:
+        return f"{row.answers_same} of {row.answers}"
     return "differs" if row.first_divergence is None else f"from #{row.first_divergence + 1}"
 
 
@@ -76,7 +78,7 @@ PAGE = [
     Column("drafts\npassed", lambda row: number(_passed(row))),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
     Column("loss-\nless", lambda row: yes_no(row.lossless)),
-    Column("text", _text),
+    Column("same\ntext", _text),
 ]
 """What fits one page: speed over the target, tokens written (cut: by the limit), target calls a token, and the text."""
 COST = [
@@ -126,6 +128,7 @@ def page_table(rows: Sequence[Row], console: Console) -> Table:
         if fits(table, console, WIDEST):
             break
         columns = [column for column in columns if column.heading != heading_]
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # rather names in two lines than a number cut
     return table
 
 

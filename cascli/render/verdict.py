@@ -27,7 +27,7 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
         said.append(
             f"{name} is {_as_fast(best)} as target, with {kept}"
             if _speed(best) >= 1 - SAME
-            else f"Nothing with {kept} is as fast as target (best: {name}, {_speed(best):.2f}x)"
+            else f"None that asks the target is as fast with {kept} (best: {name}, {_speed(best):.2f}x)"
         )
     if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
         name = short_name(loosest.strategy, fancy=fancy)
@@ -48,4 +48,6 @@ def _as_fast(row: Row) -> str:
 
 def _differs(row: Row) -> str:
     place = row.first_divergence
+    if row.answers is not None and row.answers > 1:
+        return f"differs in {row.answers - (row.answers_same or 0)} of {row.answers} answers"
     return "is not the target's" if place is None else f"differs from token {place + 1} on"
