@@ -104,6 +104,7 @@ def test_the_tables_fastest_is_explained_with_its_own_number(text_pair: Pair) ->
     settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "speculative:k=2", "speculative:k=4")]
     done = Repeats(text_pair, prompts("hello"), strategies, settings, runs=5)
+    done.run()
     slow = done._done[0][1][0]
     seconds = slow.metrics.seconds.model_copy(update={"total": 100 * slow.metrics.seconds.total})
     done._done[0][1][0] = slow.model_copy(update={"metrics": slow.metrics.model_copy(update={"seconds": seconds})})
