@@ -210,7 +210,10 @@ def test_a_picture_is_the_page(saved: Comparison) -> None:
     picture = svg(saved)
     text = re.sub(r"<[^>]+>", "", picture).replace("&#160;", " ")
     exact = next(row for row in saved.summary if row.strategy == "speculative:k=4")
-    assert f"speculative k=4 is {exact.speed_vs_target:.1f}x as fast as target" in text and PALETTES["dark"]["accepted"] in picture
+    assert (
+        f"speculative k=4 is {exact.speed_vs_target:.1f}x as fast as target" in text
+        and PALETTES["dark"]["accepted"] in picture
+    )
     assert not re.search(r"<script|on\w+=", picture)
 
 
