@@ -1,4 +1,4 @@
-"""Draw docs/answers.svg and fill README and docs/strategies.md: `python -m benchmarks.picture` (`--check` only looks).
+"""Make docs/{answers.svg,trace.html}, fill README and docs/strategies.md: `python -m benchmarks.picture [--check]`.
 
 The page that `cascli compare` prints, from a saved comparison; the picture is of four strategies. No model is loaded.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cascli.analysis.comparison import Comparison, Row
+from cascli.render import html_trace
 from cascli.render.comparison import print_comparison
 from cascli.render.console import WIDEST, Screen
 from cascli.render.picture import svg
@@ -20,6 +21,7 @@ from cascli.trace import Run
 HERE = Path(__file__).parent
 SAVED = HERE / "results" / "compare-default.json"
 PICTURE = HERE.parent / "docs" / "answers.svg"
+TRACE = HERE.parent / "docs" / "trace.html"
 README, STRATEGIES = HERE.parent / "README.md", HERE.parent / "docs" / "strategies.md"
 SHOWN = ("target", "draft", "speculative:k=4", "speculative-cascade:rule=opt,alpha=0.3,k=4")
 
@@ -48,6 +50,9 @@ def pages() -> dict[Path, str]:
     verdict_and_table = whole[: whole.index(f"{saved.runs[0].pair.name}: ")].rstrip()
     return {
         PICTURE: drawn(saved),
+        TRACE: html_trace.of_comparison(
+            saved, "cascli show benchmarks/results/compare-default.json -o docs/trace.html"
+        ),
         README: _filled(README, verdict_and_table),
         STRATEGIES: _filled(STRATEGIES, whole),
     }

@@ -246,6 +246,19 @@ def test_columns_fill_side_by_side(text_pair: Pair) -> None:
     assert len(printed(fresh).splitlines()) <= 2 * (2 + 2) + 2  # heading, note and two lines, in at most two rows
 
 
+def test_a_long_answer_is_drawn_from_its_end() -> None:
+    """What is seen is the same, whatever came before it; and little of that is looked at."""
+    view = console(30, color=True)
+    rounds = [Round(emitted=[Emitted(id=i, text=f" {i:05}", event="accepted")]) for i in range(2000)]
+    cell = AnswerCell("x", mixed=True, rounds=rounds)
+    part = cell.text(view, 100).plain
+    assert cell.text(view).plain.endswith(part) and 100 * 6 <= len(part) < 170 * 6
+    shown = console(30)
+    shown.print(side_by_side([cell], view, 4))
+    assert " ".join(printed(shown).split()).endswith("01997 01998 01999")
+    assert len(printed(shown).splitlines()) <= 4 + 2
+
+
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (30, 3), (200, 60)])
 def test_odd_terminals_survive(width: int, height: int) -> None:
     view = console(width, color=True, height=height)

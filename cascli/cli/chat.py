@@ -101,20 +101,13 @@ class Session:
     def _answer(self, turn: str) -> None:
         from cascli.render.stream import AnswerStream
         from cascli.render.summary import lines, one_line
-        from cascli.trace import Handover
 
         strategy = self._chat.strategy
         view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
         view.known = self._known
 
-        def show(step: object) -> None:
-            if isinstance(step, Handover):
-                view.handover(step)
-            else:
-                view.round(step.round, step.pieces)  # type: ignore[attr-defined]
-
         try:
-            run = self._chat.ask(turn, show)
+            run = self._chat.ask(turn, view.event)
         finally:
             view.end()
             self._known |= view.seen

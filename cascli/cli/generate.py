@@ -65,18 +65,11 @@ def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -
     from cascli.jobs.generate import OnRound, converse
     from cascli.render.stream import AnswerStream
     from cascli.render.summary import lines
-    from cascli.trace import Handover
 
     done: list[Run] = []
     view = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
 
-    def show(step: object) -> None:
-        if isinstance(step, Handover):
-            view.handover(step)
-        else:
-            view.round(step.round, step.pieces)  # type: ignore[attr-defined]
-
-    on_round: OnRound | None = None if plan.settings.json_output else show
+    on_round: OnRound | None = None if plan.settings.json_output else view.event
     for run in converse(pair, strategy, prompt, plan.settings, on_round):
         done.append(run)
         if not plan.settings.json_output:

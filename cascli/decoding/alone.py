@@ -42,7 +42,7 @@ def write(
             on_distributions(written.base, written.tokens)
         views = detail.Views(p1=written.base) if by_target else detail.Views(q1=written.base)
         more = detail.of_one(s, written.tokens, views)
-        ids, prob, *found = s.fetch(written.tokens, distributions.at(written.probs, written.tokens), *more)
+        ids, prob, *of_detail = s.fetch(written.tokens, distributions.at(written.probs, written.tokens), *more)
         emitted = Emitted(
             id=int(ids[0]),
             text=s.spell(int(ids[0])),
@@ -50,6 +50,6 @@ def write(
             q=None if by_target else prob[0],
             p=prob[0] if by_target else None,
             tv=0.0 if by_target else None,
-            detail=detail.details(found, 1, s.spell)[0],
+            detail=detail.details(of_detail, 1, s.spell)[0],
         )
         yield Round(emitted=[emitted], seconds=s.clock.lap())

@@ -64,16 +64,16 @@ def _of_model(probs: Tensor | None, tokens: Tensor, rows: Tensor, top: int) -> T
     own = distributions.at(there, tokens).unsqueeze(1)
     rank = (there > own).sum(dim=-1, keepdim=True) + 1
     best = there.topk(top, dim=-1)
-    found = torch.cat([own.double(), rank.double(), best.values[:, :1].double(), best.indices, best.values], dim=1)
-    return found.masked_fill((rows >= probs.shape[0]).unsqueeze(1), math.nan)
+    views = torch.cat([own.double(), rank.double(), best.values[:, :1].double(), best.indices, best.values], dim=1)
+    return views.masked_fill((rows >= probs.shape[0]).unsqueeze(1), math.nan)
 
 
 def _known(values: Tensor | None, rows: Tensor, width: int) -> Tensor:
     """The rows of `values` `[m, width]`, NaN where there are none."""
     if values is None or not values.shape[0]:
         return rows.new_full((rows.shape[0], width), math.nan, dtype=torch.float64)
-    found = values[rows.clamp_max(values.shape[0] - 1)].double()
-    return found.masked_fill((rows >= values.shape[0]).unsqueeze(1), math.nan)
+    known = values[rows.clamp_max(values.shape[0] - 1)].double()
+    return known.masked_fill((rows >= values.shape[0]).unsqueeze(1), math.nan)
 
 
 def details(flat: Sequence[Sequence[float]], count: int, spell: Callable[[int], str]) -> list[Detail | None]:

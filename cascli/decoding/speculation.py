@@ -78,8 +78,8 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Roun
             numbers = s.graphs.run(_key(rule, s.sampling), partial(decide_round, rule, s.sampling), *given)
         else:
             numbers = decide_round(rule, s.sampling, *given)
-        found, *more = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
-        facts, seen = RoundFacts.of(found), detail.details(more, n + 1, s.spell)
+        flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
+        facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
         s.length = start + facts.num_accepted
         for cursor in (s.draft, s.target):
             cursor.rewind(s.length)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from cascli.chat import Conversation
 from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
-from cascli.jobs.generate import OnRound, answer
+from cascli.jobs.generate import OnRound, decode, request_of_turn
 from cascli.models.pair import Pair
 from cascli.settings import Resolved, checked
 from cascli.strategies import Strategy, parse
@@ -50,7 +50,8 @@ class Chat:
             on_round(step)
 
         try:
-            run = answer(self.pair, self.strategy, turn, self.conversation, self.settings, note)
+            request = request_of_turn(self.pair, turn, self.conversation, self.settings)
+            run = decode(self.pair, self.strategy, request, note)
         except KeyboardInterrupt:
             text = "".join(written)
             if text:

@@ -46,6 +46,14 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
     )
 
 
+def request_of_turn(
+    pair: Pair, turn: str, conversation: Conversation, settings: Resolved, prompt_id: str = ""
+) -> Request:
+    """The next turn of a conversation, with what was said before in front of it."""
+    ids = encode(pair, turn, conversation, raw=settings.raw)
+    return request_for(settings, ids, prompt=turn, prompt_id=prompt_id, turn=len(conversation.past))
+
+
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
     """Run to the end, showing each step to `on_round`; whatever ends it early leaves the pair free for the next."""
     decoding = Decoding(pair, strategy, request)
@@ -66,9 +74,8 @@ class Answering:
     def __iter__(self) -> Iterator[StreamEvent | Handover | Run]:
         """Every round and decision as it is made, and each turn's run when it has ended."""
         conversation = Conversation(self._settings.system)
-        for number, turn in enumerate(self._prompt.turns):
-            ids = encode(self._pair, turn, conversation, raw=self._settings.raw)
-            request = request_for(self._settings, ids, prompt=turn, prompt_id=self._prompt.id, turn=number)
+        for turn in self._prompt.turns:
+            request = request_of_turn(self._pair, turn, conversation, self._settings, self._prompt.id)
             self._decoding = Decoding(self._pair, self._strategy, request)
             yield from self._decoding.steps()
             run = self._decoding.run()
@@ -90,22 +97,6 @@ def converse(
             yield event
         elif on_round is not None:
             on_round(event)
-
-
-def answer(
-    pair: Pair,
-    strategy: Strategy,
-    turn: str,
-    conversation: Conversation,
-    settings: Resolved,
-    on_round: OnRound | None = None,
-    *,
-    prompt_id: str = "",
-) -> Run:
-    """Answer one turn of a conversation, with what was said before in front of it."""
-    ids = encode(pair, turn, conversation, raw=settings.raw)
-    request = request_for(settings, ids, prompt=turn, prompt_id=prompt_id, turn=len(conversation.past))
-    return decode(pair, strategy, request, on_round)
 
 
 def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Resolved:

@@ -21,6 +21,7 @@ from transformers import (
 from cascli.config import DEFAULT_PAIR, HubSource, ModelConfig, PairConfig, RandomSource, load_config
 from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
 from cascli.files import printed
+from cascli.models import size
 from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, graph_cache_for
@@ -121,8 +122,8 @@ def _precision(
 def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
     """What loading a model will take, for whoever shows how far it is."""
     with _explained(model):
-        weights, large = weights_of(config), is_large(config)
-    packs = dtype == "int8" or (large and store is not None)
+        weights = weights_of(config)
+    packs = dtype == "int8" or (weights >= size.LARGE and store is not None)
     verb = "packing" if packs and not (store is not None and store.is_there) else "reading"
     return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
 
@@ -132,9 +133,8 @@ def _vocabulary(
 ) -> tuple[Any | None, int]:
     """The tokenizer, and how many ids it and both models share; none for random models too small for it, or told so."""
     rows = min(each.get_text_config().vocab_size for each in configs.values())
-    if any(
-        isinstance(model.source, RandomSource) and model.source.tokenizer is False for _, model in config.models.items()
-    ):
+    sources = [model.source for model in config.models.values()]
+    if any(isinstance(source, RandomSource) and source.tokenizer is False for source in sources):
         return None, rows
     tokenizer, shared = _tokenizer(config, folders, offline)
     if len(tokenizer) > rows and not any(folders.values()):

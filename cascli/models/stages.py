@@ -55,8 +55,8 @@ class Work:
 class Stages:
     """Counts the work of loading, model by model, and tells where it is."""
 
-    def __init__(self, tell: OnStage, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tell, self._clock = tell, clock
+    def __init__(self, on_stage: OnStage, clock: Callable[[], float] = time.monotonic) -> None:
+        self._on_stage, self._clock = on_stage, clock
         self._todo: list[Work] = []
         self._total = self._before = self._done = 0
         self._since: tuple[float, int] | None = None
@@ -67,7 +67,7 @@ class Stages:
 
     def say(self, text: str) -> None:
         """A stage that cannot be counted."""
-        self._tell(Stage(text, self._done, self._total))
+        self._on_stage(Stage(text, self._done, self._total))
 
     def begin(self) -> None:
         """The next model's turn."""
@@ -87,13 +87,13 @@ class Stages:
         work = self._todo.pop(0)
         self._before += work.size
         self._done = self._before
-        self._tell(Stage(f"{work.verb} the {work.role}", self._done, self._total))
+        self._on_stage(Stage(f"{work.verb} the {work.role}", self._done, self._total))
 
     def _say_layer(self, name: str) -> None:
         work = self._todo[0]
-        found = _LAYER.search(name)
-        place = f": layer {int(found[1]) + 1} of {work.layers}" if found and int(found[1]) < work.layers else ""
-        self._tell(Stage(f"{work.verb} the {work.role}{place}", self._done, self._total, self._left()))
+        layer = _LAYER.search(name)
+        place = f": layer {int(layer[1]) + 1} of {work.layers}" if layer and int(layer[1]) < work.layers else ""
+        self._on_stage(Stage(f"{work.verb} the {work.role}{place}", self._done, self._total, self._left()))
 
     def _left(self) -> float | None:
         """Seconds, by the speed of the present model alone, and if it is the last: no other is like it."""

@@ -16,6 +16,8 @@ from cascli.render.console import WIDEST, unicode_ok
 from cascli.render.marks import COLORS, LOOKS, is_deferred, legend
 from cascli.trace import Round, Run
 
+BLOCK = 64
+"""Rounds that are left out of a long answer at once."""
 CELL = 24
 """Characters of a line of an answer, at least."""
 
@@ -41,10 +43,17 @@ class AnswerCell:
         ends = "" if run.finish_reason == "eos" else f"({run.finish_reason})"
         return cls(name, run.strategy not in ("draft", "target"), list(run.rounds), note, ends, diverges)
 
-    def text(self, console: Console) -> Text:
-        """The answer, equal tokens calm and what comes after the first difference bold."""
+    def text(self, console: Console, most: int | None = None) -> Text:
+        """The answer, equal tokens calm and what comes after the first difference bold.
+
+        Args:
+            console: says whether there are colours and signs.
+            most: about so many rounds, the last ones; all by default. What is left out goes a block at a time, so that
+                lines do not break anew with every round.
+        """
+        skipped = 0 if most is None else max(len(self.rounds) - most, 0) // BLOCK * BLOCK
         painter = _Painter(console, self)
-        for round_ in self.rounds:
+        for round_ in self.rounds[skipped:]:
             painter.round(round_)
         if self.end:
             painter.result.append(" ").append(self.end, style="dim")
@@ -87,20 +96,25 @@ def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | Non
         console: says how wide it is.
         lines: of each answer, the last ones; all by default.
     """
-    width = min(console.width, WIDEST)
-    columns = min(max((width + 2) // (CELL + 2), 1), len(cells))
-    columns = -(-len(cells) // -(-len(cells) // columns))  # rows of about the same length
-    each = (width + 2) // columns - 2
+    columns = columns_of(len(cells), console)
+    each = (min(console.width, WIDEST) + 2) // columns - 2
+    most = None if lines is None else lines * each // 2  # of two characters: no more lines are shown
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for _ in range(columns):
         table.add_column(width=each, overflow="fold")
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
         table.add_row(*(_heading(cell, each, live=lines is not None) for cell in row))
-        table.add_row(*(_last(cell.text(console), each, lines, console) for cell in row))
+        table.add_row(*(_last(cell.text(console, most), each, lines, console) for cell in row))
         if start + columns < len(cells):
             table.add_row("")
     return table
+
+
+def columns_of(count: int, console: Console) -> int:
+    """How many of so many answers stand in a row: as many as fit, and rows of about the same length."""
+    fit = min(max((min(console.width, WIDEST) + 2) // (CELL + 2), 1), count)
+    return -(-count // -(-count // fit))
 
 
 def _heading(cell: AnswerCell, width: int, *, live: bool) -> Text:

@@ -183,7 +183,7 @@ class _Builder:
 
     def _emitted(self, token: Emitted, draft: Drafted | None = None) -> Json:
         """A token of the answer; of an accepted one also how its test went."""
-        found = {
+        values = {
             **self._named(token.id, token.text, token.event),
             "q": _short(token.q),
             "p": _short(token.p),
@@ -192,8 +192,8 @@ class _Builder:
             **self._seen(token.detail, judged=token.event in ("accepted", "draft")),
         }
         if token.event == "draft" and token.deferral is not None:
-            found["deferred"] = False
-        return found if draft is None else found | _test(draft)
+            values["deferred"] = False
+        return values if draft is None else values | _test(draft)
 
     def _dropped(self, draft: Drafted, fate: str) -> Json:
         return {**self._named(draft.id, draft.text, fate), **_test(draft), **self._seen(draft.detail, judged=True)}
@@ -219,7 +219,7 @@ class _Builder:
         if detail is None:
             return {}
         self.has_detail = True
-        found: Json = {
+        values: Json = {
             "seen": {
                 name: _short(getattr(detail, name))
                 for name in ("q1", "p1", "draft_rank", "target_rank", "max_q1", "max_p1", "disagreement")
@@ -227,8 +227,8 @@ class _Builder:
             | {"draft_top": self._likeliest(detail.draft_top), "target_top": self._likeliest(detail.target_top)}
         }
         if judged:
-            found["alphas"] = {name: _interval(line.keeps(detail)) for name, line in self.rules.items()}
-        return found
+            values["alphas"] = {name: _interval(line.keeps(detail)) for name, line in self.rules.items()}
+        return values
 
     def _likeliest(self, tokens: Sequence[Likely] | None) -> list[list[float | None]] | None:
         if tokens is None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rich.live import Live
 
-from cascli.render.answers import AnswerCell, side_by_side
+from cascli.render.answers import AnswerCell, columns_of, side_by_side
 from cascli.render.console import Screen, unicode_ok
 from cascli.render.marks import short_name
 from cascli.trace import Handover, Round, Run
@@ -85,7 +85,7 @@ class RaceView:
     def _draw(self) -> None:
         """As many lines of each answer as the terminal has room for."""
         console = self._screen.out
-        rows = side_by_side(self._cells, console, 1).row_count // 3 + 1
+        rows = -(-len(self._cells) // columns_of(len(self._cells), console))
         lines = max((console.height - 1) // rows - 3, 1)
         self._live.update(side_by_side(self._cells, console, lines), refresh=True)
         self._drawn = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.text import Text
 
@@ -25,6 +26,13 @@ class AnswerStream:
         """The origins that were shown, for a legend."""
         self.known: set[str] = set()
         """Those whose legend was shown before, and is not repeated."""
+
+    def event(self, event: Any) -> None:
+        """Show what a run has done: a round with its texts (`StreamEvent`), or a cascade's decision."""
+        if isinstance(event, Handover):
+            self.handover(event)
+        else:
+            self.round(event.round, event.pieces)
 
     def round(self, step: Round, pieces: Sequence[str]) -> None:
         """Show what a round added."""

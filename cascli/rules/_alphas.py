@@ -93,7 +93,7 @@ def _allowed(kind: type[ThresholdRule]) -> Alphas:
 
 def rules_in_alpha() -> dict[str, RuleInAlpha]:
     """The rules that can be judged from the numbers of a detail, by name; without broken ones of other packages."""
-    found = {}
+    lines = {}
     for name in rules.names():
         try:
             kind = rules.load(name)
@@ -101,5 +101,5 @@ def rules_in_alpha() -> dict[str, RuleInAlpha]:
         except UsageError:
             continue
         if line is not None:
-            found[name] = line
-    return found
+            lines[name] = line
+    return lines

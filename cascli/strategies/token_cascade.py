@@ -150,13 +150,13 @@ def _numbers_of_detail(
     return [ours, *detail.numbers(s, tokens, torch.zeros_like(tokens), views)]
 
 
-def _details(s: Session, found: Sequence[Sequence[float]]) -> tuple[Detail | None, TurnedDown | None]:
+def _details(s: Session, flat: Sequence[Sequence[float]]) -> tuple[Detail | None, TurnedDown | None]:
     """The token's detail, and the draft model's token; Nones where nothing was asked for."""
     from cascli.decoding import detail
 
-    if not found:
+    if not flat:
         return None, None
-    [[ours], *rest] = found
+    [[ours], *rest] = flat
     seen, instead = detail.details(rest, 2, s.spell)
     return seen, None if instead is None else TurnedDown(id=int(ours), text=s.spell(int(ours)), detail=instead)
 
