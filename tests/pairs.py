@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from cascli import Pair, generate
+from cascli import Pair, Run, generate, load_pair
+from cascli.jobs.synthetic import Synthetic
 from cascli.prompts import Prompt
 
 SHAPE: dict[str, Any] = {
@@ -70,3 +74,20 @@ def answers_of_many_kinds(loaded: Pair) -> list[list[int]]:
         ).token_ids
         for n, how in asked
     ]
+
+
+def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
+    """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
+    target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
+    run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=k), max_new_tokens=tokens)
+    for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
+        seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
+        yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
+
+
+def stored_alone(folder: Path) -> dict[str, Any]:
+    """A target alone whose weights and tokenizer lie in a folder."""
+    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
+    AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16).save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return {"target": {"source": {"path": str(folder)}}}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cascli import Pair, Run, generate, load_pair
+from cascli import Pair, generate, load_pair
 from cascli.analysis.bench import Bench, prospects
 from cascli.errors import UsageError
 from cascli.jobs.bench import bench, synthetic_context, synthetic_runs
@@ -19,15 +19,6 @@ from cascli.models.choose_runner import choose_runner
 from cascli.models.gpu.capture import Uncaptured
 from cascli.render.plots import plot_bench
 from tests.pairs import pair
-
-
-def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
-    """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
-    target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
-    run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=k), max_new_tokens=tokens)
-    for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
-        seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
-        yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 
 import pytest
 
-from cascli import Pair, Run, generate
+from cascli import Pair, generate
 from cascli.analysis import theory
 from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
 from cascli.analysis.profile import Profile, timing
@@ -17,7 +16,7 @@ from cascli.jobs.synthetic import Synthetic
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
-from tests.pairs import prompts
+from tests.pairs import prompts, synthetic
 
 
 def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
@@ -38,15 +37,6 @@ def test_bottlenecks_are_named(text_pair: Pair) -> None:
     assert named(1.0, c=0.01, v=9.0) == VERIFICATION
     assert named(0.2, c=0.01, v=1.0) == ACCEPTANCE
     assert named(1.0, c=0.01, v=1.0, other=0.9) == OVERHEAD
-
-
-def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
-    """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
-    target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
-    run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=k), max_new_tokens=tokens)
-    for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
-        seconds = each.metrics.seconds.model_copy(update={"total": total, "prefill": 0.0, "other": share * total})
-        yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
 
 
 def test_overhead_is_taken_off_once(text_pair: Pair) -> None:

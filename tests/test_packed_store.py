@@ -12,14 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from cascli import load_pair
 from cascli.models.cpu import mapped, packed_store
 from cascli.models.cpu.int8_kernels import OneDnnWeights, int8_kernel
 from cascli.models.cpu.int8_linear import Int8Linear
 from cascli.models.cpu.packed_linear import PackedLinear, can_pack
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import stored_alone
 
 KINDS = [
     *(["float32"] if can_pack(torch.float32) else []),
@@ -33,10 +32,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """A target in a folder, and a cache of its own in which even small models are worth keeping."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
-    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
-    AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
-    made.tokenizer.save_pretrained(tmp_path / "model")
-    return {"target": {"source": {"path": str(tmp_path / "model")}}}
+    return stored_alone(tmp_path / "model")
 
 
 def logits(stored: dict, dtype: str) -> torch.Tensor:

@@ -6,15 +6,13 @@ import io
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM
 
 from cascli import load_pair
 from cascli.cli.progress import Progress
 from cascli.models.stages import Stage, Stages, Work
 from cascli.render.console import Screen
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import ARCHITECTURES, pair, stored_alone
 
 
 def shares(told: list[Stage]) -> list[float]:
@@ -47,10 +45,7 @@ def test_a_model_alone_is_the_whole() -> None:
 def test_packing_is_told_the_first_time_and_reading_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
-    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
-    AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
-    made.tokenizer.save_pretrained(tmp_path / "model")
-    stored = {"target": {"source": {"path": str(tmp_path / "model")}}}
+    stored = stored_alone(tmp_path / "model")
     told: list[list[Stage]] = [[], []]
     for each in told:
         load_pair(stored, dtype="float32", on_stage=each.append)
