@@ -61,6 +61,31 @@ def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, whe
             assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n, width)
 
 
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.reads_draft], ids=repr)
+def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool, where: torch.device) -> None:
+    """A drafter that has nothing for the position after its tokens: pi is p there, for every rule as in the plain path.
+
+    With every draft kept, so that the token is drawn from that very row.
+    """
+    from cascli.kernels.verification import verify
+
+    sampling = Sampling()
+    for n, width in ((0, 40), (2, 40), (3, 2500)):
+        target, tokens, q, q1, u_accept, u_next = block(rule, sampling, n, width, where)
+        q, q1 = q[:n], q1[:n]
+        if one_hot:
+            q = q1 = torch.nn.functional.one_hot(tokens, width).float()
+        given = (target, tokens, q, q1, 0 * u_accept, u_next)
+        wanted = RoundFacts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).flatten().tolist())
+        found = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(rule)).flatten().tolist())
+        assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+        assert found.tv == pytest.approx(wanted.tv, abs=1e-5) and found.tv[n] == pytest.approx(0, abs=1e-6)
+        for name in ("pi", "accept_prob", "next_p"):
+            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n)
+
+
 @pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
 def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
     """Columns of a table, as those of random numbers were: the third test must not use the second draw's number."""
