@@ -149,5 +149,7 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
         return where, unknown("key", str(problem["loc"][-1]), known)
     if problem["type"] == "missing":
         return where, "this key is required"
+    if problem["type"] == "model_type":
+        return where, f"keys and values are wanted here (got {printed(problem['input'])})"
     message = problem["msg"].removeprefix("Value error, ")
     return where, f"{message} (got {printed(problem['input'])})"

@@ -55,6 +55,8 @@ def test_schema_is_current_and_named_by_every_pair() -> None:
         ({"defaults": {"temperature": -1}}, ["defaults.temperature"]),
         ({"defaults": {"max_new_tokens": "many"}}, ["defaults.max_new_tokens", "many"]),
         ({"defaults": {"device": "tpu"}}, ["defaults.device"]),
+        ({"draft": []}, ["draft: keys and values are wanted here (got [])"]),
+        ({"defaults": "fast"}, ["defaults: keys and values are wanted here (got 'fast')"]),
     ],
 )
 def test_bad_pairs_say_where_and_what(change: dict, words: list[str]) -> None:

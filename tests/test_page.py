@@ -12,13 +12,15 @@ from rich.cells import cell_len
 
 from cascli import Pair, compare
 from cascli.analysis.comparison import Comparison, Row, first_divergence
+from cascli.errors import UsageError
 from cascli.render.answers import AnswerCell, side_by_side
 from cascli.render.comparison import print_comparison, prompt_line
-from cascli.render.console import WIDEST, Screen, _Console
-from cascli.render.marks import PALETTES, short_name
+from cascli.render.console import WIDEST, Screen, _Console, screen
+from cascli.render.marks import short_name
 from cascli.render.picture import svg
 from cascli.render.play import play, timeline
 from cascli.render.race import RaceView
+from cascli.render.theme import PALETTES, theme
 from cascli.render.verdict import verdict
 from cascli.trace import Emitted, Handover, Round, RoundSeconds
 
@@ -204,6 +206,16 @@ def test_text_can_be_read_on_its_ground(palette: str, grounds: list[str]) -> Non
     assert PALETTES[palette].keys() == PALETTES["any"].keys()
     for color in PALETTES[palette].values():
         assert all(contrast(color, ground) >= 4.5 for ground in grounds), color
+
+
+def test_a_theme_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert theme({}) == theme({"CASCLI_THEME": ""}) == "any"
+    assert theme({"CASCLI_THEME": "light"}) == "light"
+    monkeypatch.setenv("CASCLI_THEME", "ligth")
+    with pytest.raises(
+        UsageError, match=r"CASCLI_THEME: unknown theme 'ligth'; did you mean 'light'\? Known: any, dark"
+    ):
+        screen()
 
 
 def test_a_picture_is_the_page(saved: Comparison) -> None:

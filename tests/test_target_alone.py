@@ -43,7 +43,7 @@ def test_generate_and_compare_draft_without_a_model(alone: str, tmp_path: Path) 
     assert document["metrics"]["draft_calls"] == 0 and document["metrics"]["total_flops"] > 0
     shown = run("compare", *asked, "-o", str(tmp_path / "c.json"))
     assert shown.exit_code == 0, shown.output
-    assert "draft=prompt-lookup" in shown.stdout and "alone: target float32" in shown.stdout
+    assert "speculative by prompt-lookup" in " ".join(shown.stdout.split()) and "alone: target float32" in shown.stdout
     again = run("show", str(tmp_path / "c.json"))
     assert again.exit_code == 0 and "prompt-lookup" in again.stdout
 

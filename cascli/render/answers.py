@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.render.console import WIDEST, unicode_ok
-from cascli.render.marks import COLORS, LOOKS, is_deferred, legend
+from cascli.render.marks import LOOKS, is_deferred, legend
+from cascli.render.theme import COLORS
 from cascli.trace import Round, Run
 
 BLOCK = 64

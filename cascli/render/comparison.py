@@ -101,14 +101,14 @@ def _print(out: Console, what: RenderableType) -> None:
 def print_explanation(comparison: Comparison, screen: Screen) -> None:
     """What to make of the table's times."""
     if not screen.quiet:
-        for line in notes(comparison, verbose=screen.verbose):
+        for line in notes(comparison, verbose=screen.verbose, fancy=unicode_ok(screen.out)):
             _print(screen.out, Text(f"\n{line}"))
 
 
-def notes(comparison: Comparison, *, verbose: bool = False) -> Iterator[str]:
+def notes(comparison: Comparison, *, verbose: bool = False, fancy: bool = True) -> Iterator[str]:
     """Why it is not faster, and whether the machine was quiet enough to say."""
     if comparison.explanation is not None:
-        yield sentence(comparison.explanation)
+        yield sentence(comparison.explanation, fancy=fancy)
     if comparison.profile is not None and verbose:
         yield steps_line(comparison.profile)
     noise = noise_line(comparison.spread)

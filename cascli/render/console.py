@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.errors import plain
+from cascli.render.theme import theme
 
 Item = TypeVar("Item")
 WIDEST = 100
@@ -74,7 +75,12 @@ def _console(file: TextIO, color: str) -> Console:
 
 
 def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -> Screen:
-    """The screen for a command's flags; `NO_COLOR` and pipes switch colour off."""
+    """The screen for a command's flags; `NO_COLOR` and pipes switch colour off.
+
+    Raises:
+        UsageError: `CASCLI_THEME` names no palette.
+    """
+    theme()
     return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose)
 
 

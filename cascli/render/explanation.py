@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
+from cascli.render.marks import short_name
 from cascli.render.numbers import seconds
 
 NOISY = 0.2
 """Interquartile range over median from which a figure is not worth two digits."""
 
 
-def sentence(why: Explanation) -> str:
+def sentence(why: Explanation, *, fancy: bool = True) -> str:
     """What was measured, what it predicts, and what holds the strategy back."""
     slower = " Slower than target alone here." if why.measured_speed_up < 1 else ""
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
     where = "" if why.with_prompt else " after the prompt"
     return (
-        f"{why.strategy}: {why.measured_speed_up:.2f}x target{where}, predicted"
+        f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
         f" {why.predicted_speed_up:.2f}x.{slower} {why.acceptance:.2f} of the tested drafts pass, which gives"
         f" {why.tokens_per_round:.1f} tokens a round; {_costs(why)}{extrapolated} target steps."
         f" k = {why.k} {_need(why)}, {_best(why)}. {_cause(why)}"

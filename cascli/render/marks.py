@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from dataclasses import dataclass, fields
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from cascli import drafters
 from cascli.errors import UsageError
+from cascli.render.theme import COLORS
 from cascli.trace import Drafted, Emitted, Round
 
 
@@ -27,35 +27,6 @@ class Look:
         """The token with its mark."""
         return f"{self.before}{text}{self.after}"
 
-
-PALETTES: dict[str, dict[str, str]] = {
-    "any": {
-        "accepted": "#138827",
-        "residual": "#a26a09",
-        "bonus": "#0c8193",
-        "draft": "#1870ec",
-        "target": "#b73ecf",
-        "rejected": "#df2f22",
-    },
-    "dark": {
-        "accepted": "#8fce6b",
-        "residual": "#ffd75f",
-        "bonus": "#5fd7ff",
-        "draft": "#8ab4ff",
-        "target": "#e28cff",
-        "rejected": "#ff8b80",
-    },
-    "light": {
-        "accepted": "#2b6e0f",
-        "residual": "#7a5200",
-        "bonus": "#006a80",
-        "draft": "#1f4fbf",
-        "target": "#8a1fa8",
-        "rejected": "#b3261e",
-    },
-}
-"""Colours with a contrast of at least 4.5: on black and on white alike, or for one ground (`CASCLI_THEME`)."""
-COLORS = PALETTES.get(os.environ.get("CASCLI_THEME", "any"), PALETTES["any"])
 
 LOOKS: dict[str, Look] = {
     "accepted": Look(COLORS["accepted"], "", "", "drafted and accepted"),

@@ -10,7 +10,7 @@ from rich.console import Console
 from cascli.analysis.comparison import Comparison
 from cascli.render.comparison import print_results
 from cascli.render.console import WIDEST, Screen, _Console
-from cascli.render.marks import COLORS, PALETTES
+from cascli.render.theme import COLORS, PALETTES
 
 NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
