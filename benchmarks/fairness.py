@@ -3,6 +3,8 @@
 The same comparison by both schedules, in turn: on the machine as it is, and beside a load that comes and goes (busy
 processes, in slots of some seconds that are on or off at random). Held to: on a quiet machine the two agree within 3%;
 under load the median error of a fair ratio against the quiet one is at most 10%, the sequential one's beside it.
+The pair's steps are timed beside no, one and two processes that are always busy, to tell what the load does to the
+ratio itself, whatever the schedule.
 """
 
 from __future__ import annotations
@@ -17,18 +19,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from benchmarks.machine import facts
 from cascli import compare, load_pair
 from cascli.analysis.statistics import median
+from cascli.jobs.profile import profile
 from cascli.models.pair import Pair
 from cascli.prompts import builtin
 
 STRATEGIES = ("target", "speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=4")
 SCHEDULES: tuple[Literal["fair", "sequential"], ...] = ("fair", "sequential")
-PROMPTS = 5
+PROMPTS = 12
 """Different ones; the quiet and the loaded runs ask the same."""
 Ratios = dict[str, list[float]]
 """By strategy, its speed over the target's in each repeat."""
+Log = list[tuple[int, float, bool]]
+"""Of a load: which process, when a slot began, and whether it was busy in it."""
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,6 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loaded-runs", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2, help="busy processes of the load")
     parser.add_argument("--slot", type=float, default=5.0, help="seconds that a process is on or off")
+    parser.add_argument("--step-repeats", type=int, default=8, help="timed steps of each kind beside busy processes")
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON document here")
     return parser.parse_args(argv)
 
@@ -50,8 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     pair = load_pair(options.config, dtype=options.dtype)
     quiet = measured(pair, options.quiet_runs, options.max_new_tokens)
-    with load(options.processes, options.slot) as log:
-        loaded = measured(pair, options.loaded_runs, options.max_new_tokens)
+    steps = beside(pair, options.step_repeats) if options.step_repeats else []
+    log: Log = []
+    loaded: dict[str, Ratios] = {}
+    if options.loaded_runs:
+        with load(options.processes, options.slot) as log:
+            loaded = measured(pair, options.loaded_runs, options.max_new_tokens)
     document: dict[str, Any] = {
         "schema": "cascli.fairness/1",
         **facts(),
@@ -61,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "quiet": quiet,
         "loaded": loaded,
         "quiet_difference": difference(quiet),
-        "loaded_error": {schedule: error(loaded[schedule], quiet) for schedule in SCHEDULES},
+        "loaded_error": {schedule: error(ratios, quiet) for schedule, ratios in loaded.items()},
+        "steps": steps,
         "load": [{"process": place, "began": began, "busy": busy} for place, began, busy in sorted(log, key=_began)],
     }
     text = json.dumps(document, indent=1)
@@ -109,10 +122,39 @@ def error(loaded: Ratios, quiet: dict[str, Ratios]) -> dict[str, float]:
     return result
 
 
+def beside(pair: Pair, repeats: int) -> list[dict[str, float]]:
+    """Seconds of steps, and a round of speculation (k = 4) over a target step, beside busy processes; twice."""
+    found = []
+    for threads in dict.fromkeys((torch.get_num_threads(), 1)):
+        for processes in (0, 1, 2) * 2:
+            with at_most(threads), load(processes, 0.0):
+                steps = profile(pair, 100, blocks=[1, 5], repeats=repeats)
+            draft, target, block = steps.draft[1].median, steps.target[1].median, steps.target[5].median
+            found.append(
+                {"threads": threads, "busy": processes, "draft": draft, "target": target, "target_of_5": block}
+                | {"round_over_step": (4 * draft + block) / target}
+            )
+    return found
+
+
 @contextmanager
-def load(processes: int, slot: float) -> Iterator[list[tuple[int, float, bool]]]:
-    """Busy processes that are on or off at random, a slot at a time; their log is there when they have ended."""
-    log: list[tuple[int, float, bool]] = []
+def at_most(threads: int) -> Iterator[None]:
+    """Compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def load(processes: int, slot: float) -> Iterator[Log]:
+    """Processes that are busy or not at random, a slot at a time; their log is there when they have ended.
+
+    Slots of no length: always busy, and nothing is logged.
+    """
+    log: Log = []
     queue: multiprocessing.Queue[tuple[int, float, bool]] = multiprocessing.Queue()
     start = time.time()
     workers = [
@@ -133,6 +175,8 @@ def load(processes: int, slot: float) -> Iterator[list[tuple[int, float, bool]]]
 
 def _busy(place: int, slot: float, start: float, log: multiprocessing.Queue[tuple[int, float, bool]]) -> None:
     rng = random.Random(place)
+    while not slot:
+        sum(range(10_000))
     while True:
         busy, began = rng.random() < 0.5, time.time()
         log.put((place, round(began - start, 2), busy))

@@ -6,13 +6,16 @@ with the same keys. Unknown keys are errors. Imports no torch.
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.files import YAML_BYTES, printed, text_of
@@ -114,6 +117,18 @@ class ModelConfig(_Strict):
     source: Source
     dtype: Dtype = "auto"
     device_map: str | dict[str, int | str] | None = None
+    _where: str = PrivateAttr("")
+    """Who named the source: a file and its key, or a flag."""
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Say in an error about the source who named it."""
+        try:
+            yield
+        except ConfigError as error:
+            if self._where and not str(error).startswith(self._where):
+                raise ConfigError(f"{self._where}: {error}") from None
+            raise
 
 
 class About(_Strict):
@@ -140,6 +155,13 @@ class PairConfig(_Strict):
     def models(self) -> dict[str, ModelConfig]:
         """The models that there are by role, the draft first."""
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
+
+    @property
+    def recorded(self) -> str | dict[str, Any]:
+        """What `load_config` makes this pair from, wherever it is called: a ready pair's name, or all of it."""
+        if self.name in pair_files() and load_config(self.name) == self:
+            return self.name
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -175,6 +197,12 @@ def _parsed(text: str) -> Any:
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def yaml_text(value: str) -> str:
+    """A string as a YAML file holds it, whatever is in it."""
+    plain = value.isprintable() and not set(value) & set("{}[],#&*!|>'\"%@`:")
+    return value if plain and _parsed(value) == value else json.dumps(value, ensure_ascii=False)
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
@@ -219,57 +247,175 @@ def pairs_folder() -> Path:
 
 def pair_files() -> dict[str, Path]:
     """The ready pairs: name to file, in alphabetical order."""
-    return {path.stem: path for path in sorted(pairs_folder().glob("*.yaml"), key=lambda path: path.stem)}
+    return _named(pairs_folder())
 
 
-def load_config(source: str | Path | Mapping[str, Any]) -> PairConfig:
+def sweep_files() -> dict[str, Path]:
+    """The ready sweeps, likewise."""
+    return _named(pairs_folder() / "sweeps")
+
+
+def _named(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], *, folder: Path | None = None, where: str = "pair"
+) -> PairConfig:
     """Read a pair by name, by the path of a YAML file, or from a mapping with the same keys.
+
+    Args:
+        source: the pair. Relative paths inside a file are relative to the file's folder.
+        folder: what the path of a file, and paths inside a mapping, are relative to; the current one by default.
+        where: what an error calls a mapping.
 
     Raises:
         ConfigError: an unknown name, a missing file, or an unknown key, wrong type or bad value in it.
     """
+    here = folder or Path()
     if isinstance(source, Mapping):
-        return _validated(dict(source), "pair")
+        return _validated(dict(source), where, here)
     text = str(source)
     ready = pair_files()
     if text in ready:
-        return _validated(read_yaml(ready[text]), str(ready[text].name))
-    path = Path(text).expanduser()
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        return _validated({"name": path.stem} | read_yaml(path), str(path))
+        return _validated(read_yaml(ready[text]), str(ready[text].name), ready[text].parent)
+    path = here / _at_home(text)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        return _validated({"name": path.stem} | read_yaml(path), str(path), path.parent)
+    if path.is_dir():
+        raise ConfigError(f"{text}: a folder, and a pair is two models: give them as --draft and --target.")
     raise ConfigError(unknown("pair", text, ready) + ". Or give the path of a .yaml file.")
 
 
-def _validated(data: dict[str, Any], where: str) -> PairConfig:
+def pair_of_models(
+    draft: str | None,
+    target: str | None,
+    pair: str | Path | Mapping[str, Any] | PairConfig | None = None,
+    *,
+    spell: Callable[[str], str] = str,
+) -> PairConfig:
+    """A pair from models named by themselves, such as `./small`, `model.gguf` or `Qwen/Qwen3-0.6B@main`.
+
+    Args:
+        draft: a model folder, a .gguf file or a repository on the hub; None is the pair's, or none.
+        target: likewise.
+        pair: whose other model and defaults stay; without one the target stands for itself.
+        spell: turns `draft` and `target` into how the user wrote them.
+
+    Raises:
+        ConfigError: a pair that cannot be read.
+        UsageError: no model is named like this, or a draft model alone.
+    """
+    base = pair if pair is None or isinstance(pair, PairConfig) else load_config(pair)
+    if target is None and base is None:
+        raise UsageError(f"{spell('draft')}: needs {spell('target')}, or a pair whose target it drafts for.")
+    named = {role: text for role, text in (("draft", draft), ("target", target)) if text is not None}
+    models = {role: _model_named(text, spell(role)) for role, text in named.items()}
+    labels = {role: _label(model.source) for role, model in models.items()}
+    if base is None:
+        return PairConfig(name="+".join(labels.values()), draft=models.get("draft"), target=models["target"])
+    changed = ", ".join(f"{role} {label}" for role, label in labels.items())
+    return base.model_copy(update={**models, "name": f"{base.name} with {changed}", "about": About()})
+
+
+def source_of(text: str) -> Source:
+    """A model by itself: `path:` or `hub:` in front, as traces write it, decides; else what is there, else the hub.
+
+    Raises:
+        UsageError: neither a path nor the name of a repository.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "path" and rest:
+        return PathSource(path=_absolute(rest, Path()))
+    name = rest if kind == "hub" and rest else text
+    if text and name == text and (_is_path(text) or _at_home(text).exists()):
+        return PathSource(path=_absolute(text, Path()))
+    name, _, revision = name.partition("@")
+    if not _HUB_NAME.fullmatch(name):
+        raise UsageError(f"neither a model folder, a .gguf file, nor a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
+    return HubSource(hub=name, revision=revision or "main")
+
+
+def _model_named(text: str, where: str) -> ModelConfig:
     try:
-        return PairConfig.model_validate(_with_sources(data, where))
+        model = ModelConfig(source=source_of(text))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    model._where = where
+    return model
+
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text can only be a path, also where nothing is there."""
+    return text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1 or text.lower().endswith(".gguf")
+
+
+def _absolute(text: str, folder: Path) -> str:
+    """A path of the file in `folder`, so that it names the same place from anywhere."""
+    return os.path.abspath(folder / _at_home(text))  # noqa: PTH100 - resolve() would follow links, and lose their names
+
+
+def _at_home(text: str) -> Path:
+    """A path whose `~` is the user's folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of a user who does not exist
+        return Path(text)
+
+
+def _label(source: Source) -> str:
+    """What a person calls a model."""
+    if isinstance(source, PathSource):
+        path = Path(source.path)
+        return path.stem if path.suffix.lower() == ".gguf" else path.name
+    return source.hub.rpartition("/")[2] if isinstance(source, HubSource) else str(source)
+
+
+def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
+    try:
+        config = PairConfig.model_validate(_with_sources(data, where, folder))
     except ValidationError as error:
         known = _known_keys(tuple(error.errors()[0]["loc"]))
         key, message = first_problem(error, known)
         raise ConfigError(f"{where}: {key}: {message}") from None
+    for role, model in config.models.items():
+        model._where = f"{where}: {role}.source"
+    return config
 
 
-def _with_sources(data: dict[str, Any], where: str) -> dict[str, Any]:
+def _with_sources(data: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
     """Validate each source as its own kind first, so that an error speaks of that kind alone."""
     result = dict(data)
     for role in ("draft", "target"):
         model = result.get(role)
         if isinstance(model, Mapping) and "source" in model:
-            result[role] = dict(model) | {"source": _source(model["source"], f"{where}: {role}.source")}
+            result[role] = dict(model) | {"source": _source(model["source"], f"{where}: {role}.source", folder)}
     return result
 
 
-def _source(value: object, where: str) -> _Strict:
+def _source(value: object, where: str, folder: Path) -> _Strict:
     kinds = [kind for kind in SOURCE_KINDS if isinstance(value, Mapping) and kind in value]
     if not isinstance(value, Mapping) or len(kinds) != 1:
         got = ", ".join(map(str, value)) if isinstance(value, Mapping) else printed(value)
         raise ConfigError(f"{where}: needs exactly one of the keys {', '.join(SOURCE_KINDS)} (got {got or 'none'})")
     kind = SOURCE_KINDS[kinds[0]]
     try:
-        return kind.model_validate(dict(value))
+        return _in_place(kind.model_validate(dict(value)), folder)
     except ValidationError as error:
         key, message = first_problem(error, kind.model_fields)
         raise ConfigError(f"{where}.{key}: {message}") from None
+
+
+def _in_place(source: _Strict, folder: Path) -> _Strict:
+    """A source whose paths are relative to the folder of the file that names them."""
+    if isinstance(source, PathSource):
+        return source.model_copy(update={"path": _absolute(source.path, folder)})
+    if isinstance(source, RandomSource) and source.tokenizer and (folder / source.tokenizer).is_dir():
+        return source.model_copy(update={"tokenizer": _absolute(source.tokenizer, folder)})
+    return source
 
 
 def _known_keys(location: tuple[int | str, ...]) -> Iterator[str]:

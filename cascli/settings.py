@@ -133,12 +133,17 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     """
     environ = os.environ if environ is None else environ
     keys = [field.alias or name for name, field in Settings.model_fields.items()]
-    values = {key: environ[f"CASCLI_{key.upper()}"] for key in keys if environ.get(f"CASCLI_{key.upper()}")}
+    values = {key: environ[variable(key)] for key in keys if environ.get(variable(key))}
     try:
         return checked(values)
     except UsageError as error:
         key, _, message = str(error).partition(": ")
-        raise UsageError(f"environment variable CASCLI_{key.upper()}: {message}") from None
+        raise UsageError(f"environment variable {variable(key)}: {message}") from None
+
+
+def variable(key: str) -> str:
+    """The environment variable of a setting."""
+    return f"CASCLI_{key.upper()}"
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cascli import __version__
-from cascli.cli import bench, chat, compare, generate, pairs, pull, show, strategies, sweep, verify
+from cascli.cli import bench, chat, compare, generate, init, pairs, pull, show, strategies, sweep, verify
 from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, os_message, reported, silence_stdout
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for module, panel in (
     (verify, CHECK),
     (bench, CHECK),
     (pairs, LOOK),
+    (init, LOOK),
     (pull, LOOK),
     (strategies, LOOK),
 ):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cascli.cli import common
-from cascli.cli.options import Flags, with_shared
+from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import UsageError
 
 NAME = "bench"
@@ -19,12 +19,7 @@ EXAMPLE = (
 
 
 @with_shared(
-    "config",
-    "device",
-    "dtype",
-    "cuda_graphs",
-    "compile",
-    "offline",
+    *LOADING,
     "num_speculative_tokens",
     "max_new_tokens",
     "json",
@@ -83,6 +78,7 @@ def command(
     else:
         print_bench(result, plan.screen)
     plan.note_captures(pair)
+    plan.keep_steps(result.profiles[0])
     if plan.settings.output:
         files.write(Path(plan.settings.output), result.to_json(indent=1) + "\n")
         plan.screen.note(f"wrote {plan.settings.output}")

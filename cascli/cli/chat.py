@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cascli.cli import common
 from cascli.cli.errors import Terminated, told
 from cascli.cli.lines import history, next_line
-from cascli.cli.options import Flags, with_shared
+from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import CascliError, UsageError, plain
 from cascli.settings import default_strategy
 
@@ -22,7 +22,7 @@ PROMPT = "> "
 
 
 @with_shared(
-    "config", "device", "dtype", "cuda_graphs", "compile", "offline", "strategy", "num_speculative_tokens",
+    *LOADING, "strategy", "num_speculative_tokens",
     "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "quiet", "verbose", "color",
 )  # fmt: skip
 def command(flags: Flags) -> None:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascli.config import DEFAULT_PAIR, PairConfig, load_config
+from cascli.cli.options import PAIR, flag_name
+from cascli.config import DEFAULT_PAIR, PairConfig, PathSource, load_config, pair_of_models
 from cascli.errors import PairWarning, UsageError
 from cascli.files import PROMPTS_BYTES, bounded
 from cascli.prompts import Prompt, builtin, read_prompts
 from cascli.render.console import Screen, screen
-from cascli.settings import Resolved, from_environment, resolve
+from cascli.settings import Resolved, from_environment, resolve, variable
 
 if TYPE_CHECKING:
+    from cascli.analysis.profile import Profile
     from cascli.cli.options import Flags
     from cascli.models.pair import Pair
     from cascli.strategies import Strategy
@@ -50,6 +52,7 @@ class Plan:
         """
         from cascli.cli.progress import Progress
 
+        check_paths(self.config)
         with (
             Progress(self.screen, f"loading {self.config.name}") as progress,
             warnings.catch_warnings(record=True) as told,
@@ -84,6 +87,12 @@ class Plan:
             self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
         return pair
 
+    def keep_steps(self, profile: Profile) -> None:
+        """Remember step times for whoever wants to know how long something will take."""
+        from cascli.jobs import step_times
+
+        step_times.keep(self.config, self.settings.device, self.dtype, profile)
+
     def note_captures(self, pair: Pair) -> None:
         """Say what capturing the models' steps has cost, where it cost much or more is asked for."""
         for role, info in pair.info.models.items():
@@ -91,6 +100,20 @@ class Plan:
                 done = [word for word, was in (("compiling", info.compiled), ("capturing", info.cuda_graphs)) if was]
                 what = " and ".join(done)
                 self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s beforehand")
+
+
+def check_paths(config: PairConfig) -> None:
+    """Refuse a path that holds no model before the seconds that importing torch takes.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    from cascli.weights import store
+
+    for model in config.models.values():
+        if isinstance(model.source, PathSource):
+            with model.located():
+                store.locate(model.source)
 
 
 def _one_thread_for_tiny_models(pair: Pair) -> None:
@@ -107,19 +130,30 @@ def _one_thread_for_tiny_models(pair: Pair) -> None:
         torch.set_num_threads(1)
 
 
-def pair_name(given: str | None) -> str:
-    """The pair of a flag, of `CASCLI_CONFIG`, or the default."""
-    return given or os.environ.get("CASCLI_CONFIG") or DEFAULT_PAIR
+def pair_asked(flags: Flags) -> PairConfig | None:
+    """The pair that flags name, else the one of `CASCLI_CONFIG`, `CASCLI_DRAFT` and `CASCLI_TARGET`; None for none.
+
+    Never half from each: a draft model in the environment is not for a pair on the command line.
+
+    Raises:
+        UsageError: a pair or a model that does not exist, or a draft model alone.
+    """
+    named, spell = {key: getattr(flags, key) for key in PAIR}, flag_name
+    if not any(named.values()):
+        named, spell = {key: os.environ.get(variable(key)) or None for key in PAIR}, variable
+    if named["draft"] or named["target"]:
+        return pair_of_models(named["draft"], named["target"], named["config"], spell=spell)
+    return None if named["config"] is None else load_config(named["config"])
 
 
-def plan(flags: Flags) -> Plan:
-    """Settle flags, environment, pair file and defaults, in this order.
+def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
+    """Settle flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
 
     Raises:
         UsageError: a bad value anywhere.
     """
     environment = from_environment()
-    config = load_config(pair_name(flags.config))
+    config = config or pair_asked(flags) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, environment, config.defaults)
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     return Plan(config, settings, view, flags.given.dtype or environment.dtype)

@@ -103,6 +103,8 @@ def command(
         files.write(output, as_file(comparison, output.suffix))
         plan.screen.note(f"wrote {output}")
     plan.note_captures(pair)
+    if comparison.profile is not None:
+        plan.keep_steps(comparison.profile)
     if not whole:
         raise KeyboardInterrupt
     _check(comparison, require_lossless, min_speedup)

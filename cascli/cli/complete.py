@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import get_args
 
-from cascli.config import pair_files
+from cascli.config import pair_files, sweep_files
 from cascli.settings import Dtype
 
 
 def pairs(incomplete: str) -> list[str]:
     """Ready pairs."""
     return [name for name in pair_files() if name.startswith(incomplete)]
+
+
+def sweeps(incomplete: str) -> list[str]:
+    """Ready sweeps."""
+    return [name for name in sweep_files() if name.startswith(incomplete)]
 
 
 def strategies(incomplete: str) -> list[str]:

@@ -31,7 +31,7 @@ def executor_of(
     if kind is Kind.LOCAL:
         from cascli.sweep.worker import Worker
 
-        yield Worker(settings.load_as(plan.device, plan.chosen_dtype), plan, task)
+        yield Worker(settings.load_as(plan.chosen_device, plan.chosen_dtype), plan, task)
         return
     from cascli.sweep.ray_executor import RayExecutor
 

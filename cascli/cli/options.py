@@ -29,6 +29,14 @@ SHARED: dict[str, tuple[Any, Any]] = {
         str,
         _option("--config", "-c", panel=MODELS, help="Pair name or YAML file.", autocompletion=complete.pairs),
     ),
+    "draft": (
+        str,
+        _option("--draft", panel=MODELS, help="Draft model: a folder, a .gguf file, or a hub name[@revision]."),
+    ),
+    "target": (
+        str,
+        _option("--target", panel=MODELS, help="Target model, likewise; with -c in place of the pair's own."),
+    ),
     "device": (
         str,
         _option("--device", panel=MODELS, help="auto, cpu, cuda or cuda:1.", autocompletion=complete.devices),
@@ -90,12 +98,20 @@ SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
+PAIR = ("config", "draft", "target")
+"""What says which models; the rest are settings."""
+LOADING = (*PAIR, "device", "dtype", "cuda_graphs", "compile", "offline")
+"""What decides which pair is loaded, and how."""
+
+
 @dataclass(frozen=True)
 class Flags:
     """What the user gave on the command line."""
 
-    config: str | None
     given: Settings
+    config: str | None = None
+    draft: str | None = None
+    target: str | None = None
 
 
 def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
@@ -116,9 +132,9 @@ def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
             shared = {key: values.pop(key) for key in wanted}
-            config = shared.pop("config", None)
+            models = {key: shared.pop(key) for key in PAIR if key in shared}
             given = {key: value for key, value in shared.items() if value not in (None, [])}
-            flags = Flags(config, checked(given, spell=flag_name))
+            flags = Flags(checked(given, spell=flag_name), **models)
             command(**values, flags=flags)
 
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cascli.cli import complete
-from cascli.cli.common import pair_name
+from cascli.cli.common import pair_asked
 from cascli.cli.options import Flags, with_shared
-from cascli.config import RandomSource, load_config
+from cascli.config import DEFAULT_PAIR, RandomSource, load_config
 from cascli.errors import CheckFailed
 from cascli.render.console import screen
 from cascli.settings import from_environment, resolve
@@ -22,7 +23,7 @@ NAME = "pull"
 EXAMPLE = "Example: cascli pull qwen2.5-coder[bold] · [/]cascli pull --check"
 
 
-@with_shared("offline", "quiet", "color")
+@with_shared("draft", "target", "offline", "quiet", "color")
 def command(
     pair: Annotated[
         str | None,
@@ -38,7 +39,7 @@ def command(
     from cascli.cli.progress import Progress
     from cascli.weights import store
 
-    config = load_config(pair_name(pair))
+    config = pair_asked(replace(flags, config=pair)) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, from_environment(), config.defaults)
     view = screen(settings.color, quiet=settings.quiet)
     changed = []
@@ -48,7 +49,7 @@ def command(
         elif check:
             changed += _changed(role, model.source, view)
         else:
-            with Progress(view, f"{role}: {model.source}") as progress:
+            with Progress(view, f"{role}: {model.source}") as progress, model.located():
                 folder = store.pull(model.source, progress.report, offline=settings.offline)
             view.note(f"{role}: {folder}")
     if changed:

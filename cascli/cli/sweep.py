@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli.cli import common
+from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
 from cascli.cli.executors import Kind, executor_of
-from cascli.cli.options import Flags, with_shared
+from cascli.cli.options import LOADING, Flags, with_shared
+from cascli.config import sweep_files
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:
+    from cascli.config import PairConfig
     from cascli.sweep.plan import SweepPlan
     from cascli.sweep.records import Header, Record, Records
     from cascli.sweep.run import Executor
@@ -24,12 +26,22 @@ if TYPE_CHECKING:
     Done = dict[tuple[str, str], Record]
 
 NAME = "sweep"
-EXAMPLE = "Example: cascli sweep configs/sweeps/rules.yaml --dry-run[bold] · [/]cascli sweep my-sweep.yaml --resume"
+EXAMPLE = "Example: cascli sweep rules -c tiny-random[bold] · [/]cascli sweep my-sweep.yaml --resume"
 
 
-@with_shared("cuda_graphs", "compile", "limit", "output", "json", "quiet", "color", "offline")
+@with_shared(
+    *LOADING,
+    *("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "limit"),
+    *("output", "json", "quiet", "color"),
+)
 def command(
-    file: Annotated[Path, typer.Argument(help="The sweep file (YAML).")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help=f"The sweep file (YAML), or one that ships with cascli: {', '.join(sweep_files())}.",
+            autocompletion=complete.sweeps,
+        ),
+    ],
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the grid and what it will cost; run nothing.")
@@ -63,21 +75,22 @@ def command(
     flags: Flags,
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
-    from cascli.sweep.plan import load_plan
+    from cascli.sweep.plan import load_plan, pair_of, plan_file
     from cascli.sweep.records import Records
     from cascli.sweep.run import header_of
     from cascli.sweep.tasks import task_of
 
-    plan = load_plan(file)
-    settings = common.plan(Flags(plan.pair, flags.given))
-    if flags.given.limit:
-        plan = plan.model_copy(update={"limit": flags.given.limit})
-    task = task_of(plan, file.parent, offline=settings.settings.offline)
+    path = plan_file(file)
+    plan = load_plan(path)
+    asked = common.pair_asked(flags)
+    plan = _overridden(plan, flags, asked)
+    settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
+    task = task_of(plan, path.parent, offline=settings.settings.offline)
     folder = Path(flags.given.output or plan.output)
     if executor is Kind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers go with --executor ray.")
     if dry_run:
-        views.show_grid(plan, task, settings.screen)
+        views.show_grid(plan, task, settings, folder)
     elif rule_curves:
         if executor is Kind.RAY:
             raise UsageError("--rule-curves runs in this process: leave out --executor ray.")
@@ -93,6 +106,18 @@ def command(
             done = records.open(header, resume=resume, anyway=anyway)
             with executor_of(executor, plan, task, settings, ray_address, workers) as chosen:
                 _run(chosen, plan, task, settings, records, header, done)
+
+
+def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None) -> SweepPlan:
+    """The plan with what flags say in place of its file's, and after them the environment."""
+    from cascli.settings import Settings, from_environment
+    from cascli.sweep.plan import overridden
+
+    given = from_environment().given() | flags.given.given()
+    plan = overridden(plan, Settings.model_validate(given))
+    if asked is not None:
+        plan = plan.model_copy(update={"pair": asked.recorded})
+    return plan
 
 
 def _allowed(task: Task, settings: common.Plan, *, allow: bool, unsafe: bool) -> Task:

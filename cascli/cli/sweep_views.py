@@ -21,16 +21,47 @@ if TYPE_CHECKING:
 RULE_CURVES_K = 4
 
 
-def show_grid(plan: SweepPlan, task: Task, screen: Screen) -> None:
-    """The strategies, and how many answers and tokens they come to at most."""
+def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) -> None:
+    """Everything that a sweep will do, how much that is, and how long it will take as far as that is known."""
     specs = plan.specs()
-    for spec in specs:
-        print(spec)
-    answers = len(plan.cells()) * len(task.problems)
-    screen.note(
-        f"{len(specs)} strategies x {len(plan.temperatures)} temperatures x {len(plan.seeds)} seeds x {plan.runs} runs"
-        f" x {len(task.problems)} prompts = {answers} answers of at most {plan.max_new_tokens} tokens"
-        f" ({answers * plan.max_new_tokens:,} tokens), scored by {task.metric}"
+    if settings.screen.quiet:
+        print("\n".join(specs))
+        return
+    turns = sum(len(problem.turns) for problem in task.problems)
+    cells = len(plan.cells())
+    once = len(plan.seeds) > 1 and not all(plan.temperatures)
+    conversations = f" with {turns} turns" if turns > len(task.problems) else ""
+    rows = {
+        "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
+        "prompts": f"{len(task.problems)} of {plan.task.kind}{conversations}, scored by {task.metric}",
+        "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
+        "seeds": ", ".join(map(str, plan.seeds)) + (" (greedy answers once)" if once else ""),
+        "runs": str(plan.runs),
+        "strategies": "\n".join([str(len(specs)), *specs]),
+        "answers": f"{cells * turns:,} of at most {plan.max_new_tokens} tokens"
+        f" ({cells * turns * plan.max_new_tokens:,} tokens)",
+        "time": _how_long(plan, turns, settings),
+        "output": f"{folder}{' (holds results: --resume goes on)' if (folder / 'records.jsonl').exists() else ''}",
+    }
+    for name, text in rows.items():
+        first, *more = text.split("\n")
+        print(f"{name:14}{first}", *(f"{'':14}{line}" for line in more), sep="\n")
+    if plan.match:
+        settings.screen.note("the alphas that meet the budgets of 'match' come on top")
+
+
+def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
+    from cascli.jobs.step_times import kept
+    from cascli.render.numbers import duration
+    from cascli.sweep.forecast import forecast
+
+    steps = kept(settings.config, plan.chosen_device, plan.chosen_dtype)
+    if steps is None:
+        return "not known: no step times of this pair in this precision; cascli bench or compare measures them"
+    low, high = forecast(plan, turns, steps.profile)
+    return (
+        f"{duration(low)} to {duration(high)}: if all drafts are kept, or none\n"
+        f"(from step times of {steps.date}; answers of full length, without reading prompts)"
     )
 
 

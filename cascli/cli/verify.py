@@ -17,7 +17,18 @@ EXAMPLE = (
 
 
 @with_shared(
-    *("config", "device", "dtype", "cuda_graphs", "compile", "offline", "strategy", "num_speculative_tokens"),
+    *(
+        "config",
+        "draft",
+        "target",
+        "device",
+        "dtype",
+        "cuda_graphs",
+        "compile",
+        "offline",
+        "strategy",
+        "num_speculative_tokens",
+    ),
     *("json", "output", "quiet", "color"),
 )
 def command(

@@ -169,4 +169,4 @@ def check_supported(config: PreTrainedConfig) -> None:
     with torch.device("meta"):
         layers = RewindCache(config.get_text_config()).layers
     if not layers:
-        raise ConfigError(f"source.random: a '{config.model_type}' of these values has no layers.")
+        raise ConfigError(f"random: a '{config.model_type}' of these values has no layers.")

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
-from cascli.config import DEFAULT_PAIR, HubSource, ModelConfig, PairConfig, RandomSource, load_config
-from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
+from cascli.config import (
+    DEFAULT_PAIR,
+    HubSource,
+    ModelConfig,
+    PairConfig,
+    RandomSource,
+    load_config,
+    pair_of_models,
+)
+from cascli.errors import ConfigError, PairWarning, RunError, first_line
 from cascli.files import printed
 from cascli.models import size
-from cascli.models.cache import check_supported
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, graph_cache_for
 from cascli.models.cpu.fit import fit, store_for, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
+from cascli.models.description import bad_config_is_an_error, describe, explained, there
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
 from cascli.models.stages import OnStage, Stages, Work, unseen
-from cascli.models.tokenizer import byte_tokenizer, check_same, same_file
 from cascli.settings import checked
 from cascli.weights import untrusted
 
@@ -41,8 +44,10 @@ if TYPE_CHECKING:
 
 
 def load_pair(
-    source: str | Path | Mapping[str, Any] | PairConfig = DEFAULT_PAIR,
+    source: str | Path | Mapping[str, Any] | PairConfig | None = None,
     *,
+    draft: str | Path | None = None,
+    target: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
     offline: bool | None = None,
@@ -51,10 +56,12 @@ def load_pair(
     report: Report | None = None,
     on_stage: OnStage = unseen,
 ) -> Pair:
-    """Load a pair by name, by the path of a YAML file, or from a mapping with the same keys.
+    """Load a pair by name, by the path of a YAML file, from a mapping with the same keys, or from two models.
 
     Args:
-        source: the pair.
+        source: the pair; without it and without models the default one.
+        draft: a model folder, a .gguf file or a repository on the hub, in place of the pair's draft model.
+        target: likewise; without a pair, both models are named, or a target alone.
         device: `auto`, `cpu`, `cuda` or `cuda:1`; overrides the pair's default.
         dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; overrides the pair's default.
         offline: fail rather than download.
@@ -68,15 +75,13 @@ def load_pair(
         RunError: weights, memory or device are not to be had.
     """
     checked({key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
-    config = source if isinstance(source, PairConfig) else load_config(source)
+    config = _config(source, draft, target)
     defaults = config.defaults
     where = choose_device(device or defaults.device or "auto")
     offline = defaults.offline or False if offline is None else offline
-    folders = {role: _folder(model, offline, report) for role, model in config.models.items()}
-    configs = {role: _model_config(model, folders[role]) for role, model in config.models.items()}
+    found = describe(config, offline=offline, report=report, on_stage=on_stage)
+    folders, configs, tokenizer, vocab = found.folders, found.configs, found.tokenizer, found.vocab
     stages = Stages(on_stage)
-    stages.say("reading the tokenizer")
-    tokenizer, vocab = _vocabulary(config, folders, configs, offline)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
     kinds = {
@@ -90,23 +95,35 @@ def load_pair(
     models = {}
     for role, model in config.models.items():
         stages.begin()
-        models[role] = _load(
-            model, configs[role], folders[role], kinds[role], where, vocab, graphs, compiler, stores.get(role), stages
-        )
+        store = stores.get(role)
+        with model.located():
+            models[role] = _load(
+                model, configs[role], folders[role], kinds[role], where, vocab, graphs, compiler, store, stages
+            )
         stages.end()
-    target = models["target"]
-    eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
-    _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
+    large = models["target"]
+    eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
+    _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
     return Pair(
         config=config,
         draft=models.get("draft"),
-        target=target,
+        target=large,
         tokenizer=tokenizer,
         vocab=vocab,
         eos_ids=eos_ids,
-        context=_context(configs.values()),
-        graphs=graph_cache_for(target.device, *(model.eager_because for model in models.values())),
+        context=found.context,
+        graphs=graph_cache_for(large.device, *(model.eager_because for model in models.values())),
     )
+
+
+def _config(
+    source: str | Path | Mapping[str, Any] | PairConfig | None, draft: str | Path | None, target: str | Path | None
+) -> PairConfig:
+    """The pair that `load_pair` was asked for."""
+    if draft is None and target is None:
+        return source if isinstance(source, PairConfig) else load_config(DEFAULT_PAIR if source is None else source)
+    named = [None if each is None else str(each) for each in (draft, target)]
+    return pair_of_models(named[0], named[1], source)
 
 
 def _precision(
@@ -114,59 +131,18 @@ def _precision(
 ) -> str:
     """What a model runs in: as a flag says, else its own entry in the pair's file, else the pair's default."""
     wanted = asked or (model.dtype if model.dtype != "auto" else default or "auto")
-    with _explained(model):
+    with explained(model):
         large = wanted == "auto" and role == "draft" and is_large(config)
     return choose_dtype(wanted, where, may_round=large)
 
 
 def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
     """What loading a model will take, for whoever shows how far it is."""
-    with _explained(model):
+    with explained(model):
         weights = weights_of(config)
     packs = dtype == "int8" or (weights >= size.LARGE and store is not None)
     verb = "packing" if packs and not (store is not None and store.is_there) else "reading"
     return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
-
-
-def _vocabulary(
-    config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig], offline: bool
-) -> tuple[Any | None, int]:
-    """The tokenizer, and how many ids it and both models share; none for random models too small for it, or told so."""
-    rows = min(each.get_text_config().vocab_size for each in configs.values())
-    sources = [model.source for model in config.models.values()]
-    if any(isinstance(source, RandomSource) and source.tokenizer is False for source in sources):
-        return None, rows
-    tokenizer, shared = _tokenizer(config, folders, offline)
-    if len(tokenizer) > rows and not any(folders.values()):
-        return None, rows
-    return tokenizer, min(rows, shared)
-
-
-def _folder(model: ModelConfig, offline: bool, report: Report | None) -> Path | None:
-    """The model's folder on disk, fetched first where needed; None for random weights."""
-    if isinstance(model.source, RandomSource):
-        return None
-    from cascli.weights import store
-
-    return store.pull(model.source, report or store.silent, offline=offline)
-
-
-def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
-    if isinstance(model.source, RandomSource):
-        values = dict(model.source.random)
-        kind = values.pop("model_type")
-        if kind not in CONFIG_MAPPING:
-            near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"source.random: transformers has no model_type '{kind}'{hint}")
-        with _bad_config_is_an_error():
-            untrusted.check_sizes(values, "source.random")
-            config = AutoConfig.for_model(kind, **values)
-    else:
-        config = untrusted.config_of(_there(folder))
-    with _explained(model):
-        check_supported(config)
-    return config
 
 
 def _load(
@@ -239,60 +215,16 @@ def _module(
     if isinstance(model.source, RandomSource):
         return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
-        return untrusted.model_of(_there(folder), dtype=dtype, device_map=model.device_map)
-    return untrusted.model_of(_there(folder), dtype=dtype).to(device)
-
-
-def _there(folder: Path | None) -> Path:
-    """The folder that every source but a random one has."""
-    if folder is None:
-        raise TypeError("a random model has no folder")
-    return folder
-
-
-def _explained(model: ModelConfig) -> AbstractContextManager[None]:
-    """Says what is wrong with a model that cannot be built: its values in the pair's file, or its folder."""
-    if isinstance(model.source, RandomSource):
-        return _bad_config_is_an_error()
-    return untrusted.damaged(Path(str(model.source)))
-
-
-@contextmanager
-def _bad_config_is_an_error() -> Iterator[None]:
-    """Whatever a transformers config or model says of bad values is a fault of the pair's file."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, CascliError):
-        raise
-    except Exception as error:
-        raise ConfigError(f"source.random: {type(error).__name__}: {first_line(error)}") from None
+        return untrusted.model_of(there(folder), dtype=dtype, device_map=model.device_map)
+    return untrusted.model_of(there(folder), dtype=dtype).to(device)
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A model with weights drawn from `seed`; torch's global random state is put back afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with _bad_config_is_an_error(), torch.random.fork_rng(devices=devices), torch.device(device):
+    with bad_config_is_an_error(), torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: bool) -> tuple[Any, int]:
-    """The pair's tokenizer, which is the target's, and how many ids the draft's has in common with it."""
-    places = {}
-    for role, model in config.models.items():
-        place = folders[role]
-        if place is None and isinstance(model.source, RandomSource) and model.source.tokenizer:
-            place = Path(model.source.tokenizer)
-        if place is not None:
-            places[role] = place
-    if not places:
-        tokenizer = byte_tokenizer()
-        return tokenizer, len(tokenizer)
-    if len(places) == 2 and not same_file(places["draft"], places["target"]):
-        draft, target = (untrusted.tokenizer_of(places[role], offline=offline) for role in ("draft", "target"))
-        return target, check_same(draft, target)
-    tokenizer = untrusted.tokenizer_of(places.get("target") or places["draft"], offline=offline)
-    return tokenizer, len(tokenizer)
 
 
 def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_ids: frozenset[int]) -> None:
@@ -331,8 +263,3 @@ def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
     if wrong is not None:
         raise ConfigError(f"eos_token_id: {printed(eos)} is neither an id nor a list of ids")
     return frozenset(ids)
-
-
-def _context(configs: Any) -> int | None:
-    lengths = [getattr(cfg.get_text_config(), "max_position_embeddings", None) for cfg in configs]
-    return min((length for length in lengths if length), default=None)

@@ -29,6 +29,13 @@ def seconds(value: float | None) -> str:
     return f"{value * 1000:.1f} ms" if value < 0.01 else f"{value * 1000:.0f} ms"
 
 
+def duration(value: float) -> str:
+    """A long time, as coarsely as one plans with it."""
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 90 * 60 else f"{value / 3600:.1f} h"
+
+
 def tv(value: float | None) -> str:
     """A total variation: exact zero is told from a small value."""
     if value is None:

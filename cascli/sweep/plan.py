@@ -8,14 +8,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from cascli.config import read_yaml
-from cascli.errors import ConfigError, UsageError
-from cascli.settings import Dtype, Strings, first_problem
+from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
+from cascli.errors import ConfigError, UsageError, unknown
+from cascli.settings import Dtype, Settings, Strings, first_problem
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -81,7 +81,8 @@ class Match(_Strict):
 class SweepPlan(_Strict):
     """Everything that decides the results of a sweep."""
 
-    pair: str = "qwen2.5-coder"
+    pair: str | dict[str, Any] = DEFAULT_PAIR
+    """A pair's name, the path of its file (relative to this one), or what would stand in it."""
     dtype: Dtype = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     strategies: Annotated[list[str | dict[str, dict[str, Values]]], Field(min_length=1)]
@@ -109,6 +110,11 @@ class SweepPlan(_Strict):
         """The precision that overrides the pair's own; None for `auto`."""
         return None if self.dtype == "auto" else self.dtype
 
+    @property
+    def chosen_device(self) -> str | None:
+        """The device that overrides the pair's own; None for `auto`."""
+        return None if self.device == "auto" else self.device
+
     def specs(self) -> list[str]:
         """Every strategy of the grid as one string, in the order of the file; `target` is always among them.
 
@@ -122,12 +128,15 @@ class SweepPlan(_Strict):
         return list(dict.fromkeys([*([] if BASELINE in specs else [BASELINE]), *specs]))
 
     def cells(self) -> list[Cell]:
-        """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost."""
+        """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost.
+
+        At temperature 0 no strategy draws, so that one seed answers for all of them.
+        """
         return [
             Cell(strategy=spec, temperature=temperature, seed=seed, repeat=repeat)
             for repeat in range(self.runs)
             for temperature in self.temperatures
-            for seed in self.seeds
+            for seed in (self.seeds if temperature else self.seeds[:1])
             for spec in self.specs()
             if temperature in self.only.get(spec, self.temperatures)
         ]
@@ -188,13 +197,65 @@ def _values(values: Values) -> list[Value]:
     return list(range(first, last + 1))
 
 
-def load_plan(path: Path) -> SweepPlan:
-    """Read a sweep file.
+def plan_file(text: str) -> Path:
+    """A sweep file by its path, or by the name of one that ships with cascli.
+
+    Raises:
+        ConfigError: neither.
+    """
+    ready = sweep_files()
+    if text in ready:
+        return ready[text]
+    path = Path(text)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return path
+    raise ConfigError(unknown("sweep", text, ready) + ". Or give the path of a .yaml file.")
+
+
+OVERRIDDEN = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"} | {
+    key: key for key in ("max_new_tokens", "top_k", "top_p", "dtype", "device", "limit", "system", "raw", "stop")
+}
+"""Common options that take the place of a key of the sweep file, and that key."""
+
+
+def overridden(plan: SweepPlan, given: Settings) -> SweepPlan:
+    """The plan with what flags or the environment say in place of its file's.
+
+    Raises:
+        UsageError: a strategy that does not exist.
+    """
+    values = given.given()
+    changed = {OVERRIDDEN[key]: value for key, value in values.items() if key in OVERRIDDEN}
+    for key in ("temperatures", "seeds"):
+        if key in changed:
+            changed[key] = [changed[key]]
+    plan = plan.model_copy(update=changed)
+    if "strategies" in changed:
+        plan.specs()
+    return plan
+
+
+def pair_of(plan: SweepPlan, folder: Path, where: str = "sweep") -> PairConfig:
+    """The pair of a sweep file that lies in `folder`.
+
+    Raises:
+        ConfigError: it does not exist, or something in it is wrong; `where` is in front.
+    """
+    if isinstance(plan.pair, Mapping):
+        return load_config(plan.pair, folder=folder, where=f"{where}: pair")
+    try:
+        return load_config(plan.pair, folder=folder)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: pair: {error}") from None
+
+
+def load_plan(source: str | Path | Mapping[str, Any]) -> SweepPlan:
+    """Read a sweep file, or a mapping with the same keys.
 
     Raises:
         ConfigError: a missing file, an unknown key, a wrong type, or a strategy that does not exist.
     """
-    data = read_yaml(path)
+    data, where = (source, "sweep") if isinstance(source, Mapping) else (read_yaml(Path(source)), str(source))
     try:
         plan = SweepPlan.model_validate(data)
         plan.specs()
@@ -202,9 +263,9 @@ def load_plan(path: Path) -> SweepPlan:
         location = error.errors()[0]["loc"]
         known = TaskConfig.model_fields if location[:1] == ("task",) and len(location) > 1 else SweepPlan.model_fields
         key, message = first_problem(error, known)
-        raise ConfigError(f"{path}: {key}: {message}") from None
+        raise ConfigError(f"{where}: {key}: {message}") from None
     except UsageError as error:
-        raise ConfigError(f"{path}: strategies: {error}") from None
+        raise ConfigError(f"{where}: strategies: {error}") from None
     if plan.task.kind in ("jsonl", "dataset") and plan.task.path is None:
-        raise ConfigError(f"{path}: task.path: this key is required for a task of kind {plan.task.kind}")
+        raise ConfigError(f"{where}: task.path: this key is required for a task of kind {plan.task.kind}")
     return plan

@@ -242,7 +242,7 @@ class _Actor:
     def __init__(self, config: PairConfig, plan: SweepPlan, task: Task, offline: bool | None) -> None:
         from cascli.models.load import load_pair
 
-        pair = load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline)
+        pair = load_pair(config, device=plan.chosen_device, dtype=plan.chosen_dtype, offline=offline)
         self._worker = Worker(pair, plan, task)
 
     def about(self) -> dict[str, str]:

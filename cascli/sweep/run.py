@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cascli.config import PairConfig, load_config
+from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
+from cascli.settings import checked
 from cascli.sweep import sandbox
-from cascli.sweep.plan import Match, SweepPlan, load_plan, with_strategies
+from cascli.sweep.plan import Match, SweepPlan, load_plan, overridden, pair_of, plan_file, with_strategies
 from cascli.sweep.records import Header, Record, Records
 from cascli.sweep.rule_estimate import Matched, RuleEstimate, strategies_of
 from cascli.sweep.table import SweepRow, rows
 from cascli.sweep.tasks import Task, task_of
 from cascli.sweep.units import Unit, units
+
+if TYPE_CHECKING:
+    from cascli.models.pair import Pair
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -72,8 +76,20 @@ def sweep(
 
 
 def run_sweep(
-    file: str | Path,
+    source: str | Path | Mapping[str, Any],
+    pair: Pair | None = None,
     *,
+    strategies: Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    system: str | None = None,
+    raw: bool | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
     output: str | Path | None = None,
     limit: int | None = None,
     resume: bool = False,
@@ -82,14 +98,26 @@ def run_sweep(
     offline: bool = False,
     on_progress: OnProgress | None = None,
 ) -> list[SweepRow]:
-    """Run a sweep file in this process, and return its table: a row a strategy and temperature.
+    """Run a sweep in this process, and return its table: a row a strategy and temperature.
 
     Answers are kept in the output folder as they come, as by `cascli sweep`, which can go on with them.
 
     Args:
-        file: the sweep file (YAML).
-        output: the folder of the results, in place of the file's own.
-        limit: how many prompts, in place of the file's own.
+        source: the sweep file (YAML), the name of one that ships with cascli, or a mapping with the same keys.
+        pair: loaded already, in place of the file's own.
+        strategies: these and the following take the place of what the file says.
+        max_new_tokens: the longest answer, in tokens.
+        temperature: 0 is greedy.
+        top_k: keep the most likely tokens; 0 is off.
+        top_p: keep the smallest set of this mass; 1 is off.
+        seed: of the runs' own random numbers.
+        stop: strings that end an answer; they are not part of it.
+        system: system text for the chat template.
+        raw: no chat template.
+        dtype: precision of both models; with `pair` it is what that was loaded in.
+        device: likewise.
+        output: the folder of the results.
+        limit: how many prompts.
         resume: go on with the results that are there.
         anyway: resume although the sweep file or the version of cascli changed.
         allow_code_execution: run the code that models write (humaneval), behind walls.
@@ -104,19 +132,30 @@ def run_sweep(
     from cascli.models.load import load_pair
     from cascli.sweep.worker import Worker
 
-    file = Path(file)
-    plan = load_plan(file)
-    if limit is not None:
-        plan = plan.model_copy(update={"limit": limit})
-    task = task_of(plan, file.parent, offline=offline)
+    if pair is not None and (dtype is not None or device is not None):
+        raise UsageError("dtype, device: the pair is loaded already; say so when it is loaded.")
+    path = None if isinstance(source, Mapping) else plan_file(str(source))
+    folder, where = (Path(), "sweep") if path is None else (path.parent, str(path))
+    given = {"strategy": strategies, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+    given |= {"top_p": top_p, "seed": seed, "stop": stop, "system": system, "raw": raw, "limit": limit}
+    given |= {"dtype": dtype, "device": device}
+    settings = checked({key: value for key, value in given.items() if value is not None})
+    plan = overridden(load_plan(source if path is None else path), settings)
+    if pair is not None:
+        plan = plan.model_copy(update={"pair": pair.config.recorded})
+    task = task_of(plan, folder, offline=offline)
     if task.metric == "pass@1":
         task, _ = allowed(task, allow=allow_code_execution, unsafe=False)
-    config = load_config(plan.pair)
+    config = pair_of(plan, folder, where) if pair is None else pair.config
     records = Records(Path(output or plan.output))
     with records.alone():
-        header = header_of(plan, task, config, command=f"run_sweep({str(file)!r})")
+        header = header_of(plan, task, config, command=f"run_sweep({where!r})")
+        if pair is not None:
+            header = header.model_copy(update={"asked": header.asked | {"precision": pair.info.dtypes}})
         done = records.open(header, resume=resume, anyway=anyway)
-        worker = Worker(load_pair(config, device=plan.device, dtype=plan.chosen_dtype, offline=offline), plan, task)
+        if pair is None:
+            pair = load_pair(config, device=plan.chosen_device, dtype=plan.chosen_dtype, offline=offline)
+        worker = Worker(pair, plan, task)
         header = settled(worker, plan, header, records.header() if done else None, on_progress)
         records.write_header(header)
         whole = with_strategies(plan, header.added())

@@ -36,8 +36,7 @@ class Worker:
 
     def about(self) -> dict[str, str]:
         """Machine, versions, and the two models as they were loaded."""
-        models = {role: getattr(self._pair, role) for role in ("draft", "target")}
-        loaded = {role: f"{model.source} {model.dtype}" for role, model in models.items()}
+        loaded = {role: f"{model.source} {model.dtype}" for role, model in self._pair.models.items()}
         return environment(self._pair.device) | loaded
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:

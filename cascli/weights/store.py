@@ -127,14 +127,14 @@ def _converted_or_none(source: Source) -> Path | None:
 def _path(source: PathSource) -> Path:
     path = Path(source.path).expanduser().absolute()
     if not path.exists():
-        raise ConfigError(f"{source}: no such file or folder. Correct 'path:' of this source.")
+        raise ConfigError(f"{source}: no such file or folder.")
     return path
 
 
 def _is_gguf(source: PathSource) -> bool:
     path = _path(source)
     if path.is_file() and path.suffix.lower() != ".gguf":
-        raise ConfigError(f"{source}: neither a model folder nor a .gguf file. Correct 'path:' of this source.")
+        raise ConfigError(f"{source}: neither a model folder nor a .gguf file.")
     return path.is_file()
 
 

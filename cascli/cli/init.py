@@ -1,0 +1,117 @@
+"""cascli init: a pair file for two models of one's own, after checking that they go together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascli.cli import common
+from cascli.cli.options import Flags, with_shared
+from cascli.config import yaml_text
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cascli.config import PairConfig
+    from cascli.models.survey import PairSurvey
+
+NAME = "init"
+EXAMPLE = (
+    "Example: cascli init my-pair.yaml --draft ./small --target ./large[bold] · [/]"
+    "cascli init qwen.yaml --draft Qwen/Qwen3-0.6B --target Qwen/Qwen3-8B"
+)
+
+
+@with_shared("draft", "target", "offline", "quiet", "color")
+def command(
+    file: Annotated[Path, typer.Argument(help="The pair file to write (YAML).")],
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    flags: Flags,
+) -> None:
+    """Write a commented pair file for two models, after checking tokenizers, sizes and the memory they need."""
+    from cascli import files
+    from cascli.config import load_config
+
+    _check(file, force)
+    config = common.pair_asked(flags)
+    if config is None:
+        raise UsageError(
+            "init writes a file for your own models: give --draft and --target (or --target alone).\n"
+            f"For example: cascli init {file} --draft ./small --target ./large"
+        )
+    plan = common.plan(flags, config)
+    common.check_paths(config)
+    text = pair_file(config, _survey(plan), file)
+    files.write(file, text)
+    load_config(file)
+    plan.screen.note(f"wrote {file}")
+    plan.screen.note(f'next: cascli compare "Who is Buzz Aldrin?" -c {file}')
+
+
+def _check(file: Path, force: bool) -> None:
+    """Refuse a place that cannot work before anything is fetched."""
+    from cascli.render.export import check_suffix
+
+    check_suffix(file, (".yaml", ".yml"), flag="FILE")
+    if file.exists() and not force:
+        raise UsageError(f"{file}: is there already; choose another name, or say --force.")
+
+
+def _survey(plan: common.Plan) -> PairSurvey:
+    from cascli.cli.progress import Progress
+
+    with Progress(plan.screen, "importing transformers") as progress:
+        from cascli.models.survey import survey
+
+        common.quiet_libraries()
+        return survey(plan.config, offline=plan.settings.offline, report=progress.report, on_stage=progress.stage)
+
+
+def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
+    """The text of a pair file that lies at `file`."""
+    roles = "\n".join(_role(role, config, found, file) for role in config.models)
+    shared = f"{found.vocab:,} token ids are shared" if len(config.models) > 1 else f"{found.vocab:,} token ids"
+    chat = "has a chat template" if found.chat else "has no chat template: prompts are continued as they are"
+    context = "" if found.context is None else f" Texts of up to {found.context:,} tokens."
+    sizes = ", ".join(f"{_gb(found.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))
+    return f"""# A pair for cascli; every key is explained in docs/pairs.md.
+# {shared}; the target {chat}.{context}
+# The weights take {sizes} (int8 on a CPU only).
+name: {yaml_text(file.stem)}
+{roles}
+defaults:  # any flag, by its long name with underscores; flags and CASCLI_... go before it
+  max_new_tokens: 64
+  # temperature: 0.0
+  # num_speculative_tokens: 4
+  # system: You are a helpful assistant.
+about:
+  memory_gb: {found.auto_bytes() / 1e9:.1f}  # of weights, by dtype: auto on a CPU
+"""
+
+
+def _role(role: str, config: PairConfig, found: PairSurvey, file: Path) -> str:
+    model, size = config.models[role], found.models[role]
+    source = model.source.model_dump()
+    if "path" in source:
+        source["path"] = _as_seen_from(file, source["path"])
+    keys = ", ".join(f"{key}: {yaml_text(value)}" for key, value in source.items())
+    return f"""{role}:  # {size.kind}, {size.layers} layers, {_weights(size.weights)} weights
+  source: {{{keys}}}
+  dtype: auto  # or float32, bfloat16, float16, int8"""
+
+
+def _as_seen_from(file: Path, path: str) -> str:
+    """A path relative to the folder of the file where that is shorter than climbing out of it."""
+    relative = os.path.relpath(path, file.absolute().parent)
+    return path if relative.startswith(os.path.join("..", "..")) else relative  # noqa: PTH118 - texts, not places
+
+
+def _weights(count: int) -> str:
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"

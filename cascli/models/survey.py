@@ -1,0 +1,64 @@
+"""What two models need, told before their weights are read: for `cascli init`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cascli.config import PairConfig
+from cascli.models.description import describe, explained
+from cascli.models.placement import BYTES
+from cascli.models.size import LARGE, weights_of
+from cascli.models.stages import OnStage, unseen
+from cascli.weights.report import Report
+
+
+class ModelSurvey(NamedTuple):
+    """One model."""
+
+    kind: str
+    """transformers' name of its architecture."""
+    layers: int
+    weights: int
+    rows: int
+    """Of its output matrix."""
+
+
+class PairSurvey(NamedTuple):
+    """Both models, and what they share."""
+
+    models: dict[str, ModelSurvey]
+    vocab: int
+    context: int | None
+    chat: bool
+    """Whether the target's tokenizer has a chat template."""
+
+    def weight_bytes(self, dtype: str) -> int:
+        """What the weights of all models take in a precision."""
+        return BYTES[dtype] * sum(each.weights for each in self.models.values())
+
+    def auto_bytes(self) -> int:
+        """Likewise as `auto` has it on a CPU with int8 kernels: float32, and a large draft model in int8."""
+        sizes = {role: each.weights for role, each in self.models.items()}
+        return sum(size * (1 if role == "draft" and size >= LARGE else 4) for role, size in sizes.items())
+
+
+def survey(
+    config: PairConfig, *, offline: bool = False, report: Report | None = None, on_stage: OnStage = unseen
+) -> PairSurvey:
+    """Fetch what is missing, and check that the two go together.
+
+    Raises:
+        ConfigError: a model of a kind that cascli does not run, or two models whose tokenizers differ.
+        RunError: weights that are not to be had.
+    """
+    found = describe(config, offline=offline, report=report, on_stage=on_stage)
+    models = {}
+    for role, model in config.models.items():
+        settings = found.configs[role]
+        text = settings.get_text_config()
+        with explained(model), model.located():
+            models[role] = ModelSurvey(
+                settings.model_type, text.num_hidden_layers, weights_of(settings), text.vocab_size
+            )
+    chat = found.tokenizer is not None and bool(getattr(found.tokenizer, "chat_template", None))
+    return PairSurvey(models, found.vocab, found.context, chat)

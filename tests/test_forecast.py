@@ -1,0 +1,44 @@
+"""How long a sweep will take."""
+
+from __future__ import annotations
+
+import pytest
+
+from cascli.analysis.profile import Profile, Timing
+from cascli.strategies import parse
+from cascli.sweep.forecast import forecast, seconds_per_token
+from cascli.sweep.plan import SweepPlan
+
+
+def timing(seconds: float) -> Timing:
+    return Timing(median=seconds, low=seconds, high=seconds)
+
+
+STEPS = Profile(context=50, draft={1: timing(0.2)}, target={1: timing(1.0), 3: timing(1.2), 5: timing(1.6)})
+
+
+@pytest.mark.parametrize(
+    ("spec", "low", "high"),
+    [
+        ("target", 1.0, 1.0),
+        ("draft", 0.2, 0.2),
+        ("cascade:threshold=-1", 0.2, 1.2),
+        ("token-cascade:rule=chow,alpha=0.3", 0.2, 1.2),
+        ("speculative:k=2", (2 * 0.2 + 1.2) / 3, 2 * 0.2 + 1.2),
+        ("speculative-cascade:rule=opt,alpha=0.3,k=4", (4 * 0.2 + 1.6) / 5, 4 * 0.2 + 1.6),
+        ("speculative:draft=prompt-lookup,k=4", 1.6 / 5, 1.6),
+    ],
+)
+def test_a_token(spec: str, low: float, high: float) -> None:
+    assert seconds_per_token(parse(spec), STEPS) == pytest.approx((low, high))
+
+
+def test_a_grid() -> None:
+    plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[0.0, 1.0], seeds=[0, 1], runs=2, max_new_tokens=10)
+    cells = 2 * (1 + 2)  # runs, and one greedy seed with two others
+    assert forecast(plan, 3, STEPS) == pytest.approx((cells * 30 * (1.0 + 1.6 / 3), cells * 30 * (1.0 + 1.6)))
+
+
+def test_without_a_draft_model() -> None:
+    steps = STEPS.model_copy(update={"draft": {}})
+    assert seconds_per_token(parse("target"), steps) == pytest.approx((1.0, 1.0))

@@ -1,0 +1,332 @@
+"""Two models of one's own, named on the command line, in Python, in a pair's file and in a sweep."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+from cascli import compare, load_pair, run_sweep
+from cascli.analysis.comparison import Comparison
+from cascli.cli.app import app
+from cascli.config import HubSource, PathSource, load_config, pair_of_models, source_of
+from cascli.errors import ConfigError, UsageError
+from cascli.jobs import step_times
+from cascli.sweep.records import Records
+from tests.pairs import ARCHITECTURES, pair
+
+FEW = ["--max-new-tokens", "5", "--device", "cpu", "--temperature", "0"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints `small` and `large`, which disagree."""
+    folder = tmp_path_factory.mktemp("models")
+    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
+    for name, model in zip(("small", "large"), made.models.values(), strict=True):
+        model.model.to(torch.float32).save_pretrained(folder / name)
+        made.tokenizer.save_pretrained(folder / name)
+    other = AutoModelForCausalLM.from_config(made.target.model.config)
+    other.save_pretrained(folder / "strange")
+    tokenizer = load_pair(pair(257)).tokenizer
+    tokenizer.add_tokens(["<extra>"])
+    file = folder / "strange" / "tokenizer.json"
+    tokenizer.save_pretrained(folder / "strange")
+    text = json.loads(file.read_text())
+    vocab = text["model"]["vocab"]
+    first, second = sorted(vocab, key=vocab.get)[:2]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    file.write_text(json.dumps(text))
+    return folder
+
+
+@pytest.fixture
+def cli(clean_env: pytest.MonkeyPatch, models: Path, tmp_path: Path):
+    """The command line, inside the folder of the models, with a home of its own."""
+    clean_env.chdir(models)
+    clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments))
+
+    return run
+
+
+# ---- what a name means
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("Qwen/Qwen3-0.6B", HubSource(hub="Qwen/Qwen3-0.6B")),
+        ("Qwen/Qwen3-0.6B@v1.0", HubSource(hub="Qwen/Qwen3-0.6B", revision="v1.0")),
+        ("gpt2", HubSource(hub="gpt2")),
+        ("hub:small", HubSource(hub="small")),
+        ("hub:a/b@c", HubSource(hub="a/b", revision="c")),
+        ("/x/y/../model.gguf", PathSource(path="/x/model.gguf")),
+    ],
+)
+def test_names(text: str, source: object) -> None:
+    assert source_of(text) == source
+
+
+@pytest.mark.parametrize("text", ["small", "./small", "path:small", "large/../small"])
+def test_what_is_there_goes_before_the_hub(models: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(models)
+    assert source_of(text) == PathSource(path=str(models / "small"))
+
+
+@pytest.mark.parametrize("text", ["./absent", "a/b/c", "model.GGUF", "~nobody/x"])
+def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(text: str) -> None:
+    assert isinstance(source_of(text), PathSource)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "@main", "a/b?c"])
+def test_no_name(text: str) -> None:
+    with pytest.raises(UsageError, match="neither a model folder"):
+        source_of(text)
+
+
+def test_a_model_in_place_of_a_pairs_own(models: Path) -> None:
+    changed = pair_of_models(str(models / "small"), None, "tiny-random")
+    ready = load_config("tiny-random")
+    assert changed.draft is not None
+    assert str(changed.draft.source) == f"path:{models / 'small'}"
+    assert (changed.target, changed.defaults) == (ready.target, ready.defaults)
+    assert changed.name == "tiny-random with draft small"
+    with pytest.raises(UsageError, match=r"^draft: needs target, or a pair"):
+        pair_of_models("gpt2", None)
+
+
+# ---- the command line
+
+
+def test_two_folders_are_compared_with_one_command(cli) -> None:
+    named = cli("compare", "hi", "--draft", "small", "--target", "large", *FEW, "--no-measure", "--json")
+    assert named.exit_code == 0, named.output
+    found = Comparison.from_json(named.stdout)
+    assert found.runs[0].pair.name == "small+large"
+    sources = {role: model.source for role, model in found.runs[0].pair.models.items()}
+    assert [Path(source).name for source in sources.values()] == ["small", "large"]
+    exchanged = cli("compare", "hi", "--draft", "large", "--target", "small", *FEW, "--no-measure", "--json")
+    answers = {run.strategy: run.token_ids for run in found.runs}
+    other = {run.strategy: run.token_ids for run in Comparison.from_json(exchanged.stdout).runs}
+    assert answers["target"] == other["draft"] != answers["draft"] == other["target"]
+
+
+def test_a_target_alone(cli) -> None:
+    found = cli("generate", "hi", "--target", "large", *FEW, "--json")
+    assert json.loads(found.stdout)["params"]["draft"] == "prompt-lookup"
+    assert json.loads(found.stdout)["pair"]["draft"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--draft", "small"], "--draft: needs --target"),
+        (["--draft", "./absent", "--target", "large"], "--draft: path:{}/absent: no such file or folder"),
+        (["--draft", "small", "--target", "a b"], "--target: neither a model folder"),
+        (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
+        (["-c", "small"], "small: a folder, and a pair is two models: give them as --draft and --target"),
+        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: token 0"),
+    ],
+)
+def test_errors_name_the_flag(cli, models: Path, arguments: list[str], words: str) -> None:
+    found = cli("generate", "hi", *arguments)
+    assert found.exit_code == 2
+    assert words.format(models) in found.stderr
+
+
+def test_a_path_that_is_not_there_is_told_before_torch_is_imported(models: Path) -> None:
+    code = (
+        "import sys; from cascli.cli.app import run\n"
+        "sys.argv[1:] = ['generate', 'hi', '--draft', './absent', '--target', 'large']\n"
+        "code = run(); print(code, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=models, capture_output=True, text=True, check=False)
+    assert found.stdout.split() == ["2", "False"]
+
+
+def test_models_come_from_flags_or_from_the_environment_never_half_from_each(
+    cli, clean_env: pytest.MonkeyPatch
+) -> None:
+    clean_env.setenv("CASCLI_DRAFT", "small")
+    clean_env.setenv("CASCLI_TARGET", "large")
+    asked = ("generate", "hi", *FEW, "--json")
+    assert json.loads(cli(*asked).stdout)["pair"]["name"] == "small+large"
+    assert json.loads(cli(*asked, "-c", "tiny-random").stdout)["pair"]["name"] == "tiny-random"
+    assert json.loads(cli(*asked, "--target", "large").stdout)["pair"]["name"] == "large"
+    clean_env.delenv("CASCLI_TARGET")
+    assert "CASCLI_DRAFT: needs CASCLI_TARGET" in cli(*asked).stderr
+
+
+# ---- files
+
+
+def written(folder: Path, **models: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / "pair.yaml"
+    file.write_text(yaml.safe_dump({role: {"source": {"path": path}} for role, path in models.items()}))
+    return file
+
+
+def test_paths_in_a_file_are_relative_to_it(cli, models: Path, clean_env: pytest.MonkeyPatch) -> None:
+    file = written(models / "pairs", draft="../small", target="../large")
+    clean_env.chdir(Path.home())
+    config = load_config(file)
+    assert [str(model.source) for model in config.models.values()] == [f"path:{models}/small", f"path:{models}/large"]
+    assert cli("generate", "hi", "-c", str(file), *FEW).exit_code == 0
+
+
+def test_an_error_names_file_and_key(cli, models: Path) -> None:
+    written(models / "wrong", draft="small", target="../large")
+    found = cli("generate", "hi", "-c", "wrong/pair.yaml")
+    assert found.exit_code == 2
+    assert f"wrong/pair.yaml: draft.source: path:{models}/wrong/small: no such file or folder" in found.stderr
+
+
+def test_init_writes_a_file_that_works_from_anywhere(cli, models: Path, clean_env: pytest.MonkeyPatch) -> None:
+    file = models / "mine.yaml"
+    made = cli("init", "mine.yaml", "--draft", "small", "--target", "./large")
+    assert made.exit_code == 0, made.output
+    assert f"-c {file.name}" in made.stderr
+    text = file.read_text()
+    assert yaml.safe_load(text)["draft"]["source"] == {"path": "small"}
+    assert "257 token ids are shared" in text
+    weights = sum(each.numel() for each in load_pair(draft=models / "small", target=models / "large")
+                  .draft.model.parameters())  # fmt: skip
+    assert f"qwen2, 2 layers, {weights / 1e6:.3g}M weights" in text
+    clean_env.chdir(Path.home())
+    assert cli("generate", "hi", "-c", str(file), *FEW).exit_code == 0
+    again = cli("init", str(file), "--draft", str(models / "small"), "--target", str(models / "large"))
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x.yaml"], "give --draft and --target"),
+        (["x.txt", "--target", "large"], "FILE x.txt: "),
+        (["x.yaml", "--draft", "strange", "--target", "large"], "tokenizers differ"),
+    ],
+)
+def test_init_writes_nothing_that_would_not_work(cli, models: Path, arguments: list[str], words: str) -> None:
+    found = cli("init", *arguments)
+    assert found.exit_code == 2
+    assert words in found.stderr
+    assert not (models / arguments[0]).exists()
+
+
+def test_names_that_yaml_would_misread(cli, models: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "true: {#1}"
+    odd.symlink_to(models / "small")
+    file = tmp_path / "1e3.yaml"
+    found = cli("init", str(file), "--draft", str(odd), "--target", str(models / "large"))
+    assert found.exit_code == 0, found.output
+    config = load_config(file)
+    assert config.name == "1e3"
+    assert config.draft is not None
+    assert str(config.draft.source) == f"path:{odd}"
+
+
+# ---- sweeps
+
+SWEEP = {"strategies": ["speculative:k=2"], "task": {"kind": "builtin"}, "limit": 2, "max_new_tokens": 3}
+
+
+def test_a_sweeps_pair_may_be_a_mapping_or_a_file_beside_it(cli, models: Path, tmp_path: Path) -> None:
+    written(models / "exp", draft="../small", target="../large")
+    mapping = {role: {"source": {"path": f"../{name}"}} for role, name in (("draft", "small"), ("target", "large"))}
+    for name, pair_ in (("by-file", "pair.yaml"), ("by-mapping", mapping)):
+        file = models / "exp" / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(SWEEP | {"pair": pair_}))
+        found = cli("sweep", str(file), "-o", str(tmp_path / name))
+        assert found.exit_code == 0, found.output
+        assert len(list(Records(tmp_path / name).read())) == 4
+    (models / "exp" / "wrong.yaml").write_text(yaml.safe_dump(SWEEP | {"pair": "absent.yaml"}))
+    wrong = cli("sweep", "exp/wrong.yaml")
+    assert wrong.exit_code == 2
+    assert "exp/wrong.yaml: pair: exp/absent.yaml: no such file" in wrong.stderr
+    (models / "exp" / "wrong.yaml").write_text(yaml.safe_dump(SWEEP | {"pair": mapping | {"drafts": 1}}))
+    assert "exp/wrong.yaml: pair: drafts: unknown key" in cli("sweep", "exp/wrong.yaml").stderr
+
+
+def test_flags_go_before_the_sweep_file(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    flags = ["--temperature", "0.5", "--seed", "7", "--max-new-tokens", "4", "-s", "speculative:k=3", "--limit", "1"]
+    models_ = ["--draft", "small", "--target", "large", "--dtype", "float32", "--device", "cpu"]
+    found = cli("sweep", "rules", *models_, *flags, "-o", str(out))
+    assert found.exit_code == 0, found.output
+    done = list(Records(out).read())
+    assert {(each.cell.strategy, each.cell.temperature, each.cell.seed) for each in done} == {
+        ("target", 0.5, 7),
+        ("speculative:k=3", 0.5, 7),
+    }
+    assert all(len(each.token_ids) <= 2 * 4 for each in done)  # a conversation of two turns
+    plan = Records(out).header().plan
+    assert (plan.dtype, plan.max_new_tokens) == ("float32", 4)
+    assert load_config(plan.pair).name == "small+large"
+    resumed = cli("sweep", "rules", *models_, *flags, "-o", str(out), "--resume", "--seed", "8")
+    assert resumed.exit_code == 0, resumed.output
+    other = cli("sweep", "rules", "-c", "tiny-random", "--dtype", "float32", *flags, "-o", str(out), "--resume")
+    assert other.exit_code == 2
+    assert "was made" in other.stderr
+    clean_env.setenv("CASCLI_CONFIG", "tiny-random")
+    clean_env.setenv("CASCLI_MAX_NEW_TOKENS", "2")
+    shown = cli("sweep", "rules", "--dry-run", "--limit", "1")
+    assert "tiny-random" in shown.stdout
+    assert "at most 2 tokens" in shown.stdout
+
+
+def test_a_strategy_that_a_flag_misspells(cli) -> None:
+    found = cli("sweep", "rules", "-c", "tiny-random", "-s", "speculativ")
+    assert found.exit_code == 2
+    assert "did you mean 'speculative'" in found.stderr
+    unknown = cli("sweep", "rule", "-c", "tiny-random")
+    assert unknown.exit_code == 2
+    assert "unknown sweep 'rule'; did you mean 'rules'" in unknown.stderr
+
+
+def test_a_dry_run_says_everything_in_one_block(cli, tmp_path: Path) -> None:
+    asked = ["sweep", "rules", "--dry-run", "-c", "tiny-random", "--dtype", "auto", "-o", str(tmp_path / "new")]
+    before = cli(*asked)
+    assert before.exit_code == 0
+    assert "cascli bench" in before.stdout
+    for words in (
+        "pair          tiny-random, dtype auto",
+        "prompts       12 of builtin with 16 turns, scored by",
+        str(tmp_path),
+    ):
+        assert words in before.stdout
+    assert not (tmp_path / "new").exists()
+    assert cli("compare", "hi", "-c", "tiny-random", *FEW[:2], "-s", "target", "-s", "speculative").exit_code == 0
+    known = step_times.kept(load_config("tiny-random"), None, None)
+    assert known is not None
+    after = cli(*asked)
+    assert f"from step times of {known.date}" in after.stdout
+    assert "cascli bench" not in after.stdout
+
+
+def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(models)
+    loaded = load_pair(draft="small", target="large")
+    found = compare(loaded, "hi", ["target", "speculative:k=2"], max_new_tokens=4, temperature=0, measure=False)
+    assert found.summary[1].same_as_target
+    table = run_sweep(SWEEP, loaded, output=tmp_path / "a", strategies=["draft"], max_new_tokens=2, limit=1)
+    assert [row.strategy for row in table] == ["target", "draft"]
+    assert all(row.answers == 1 and row.tokens <= 2 * 2 for row in table)  # of two turns
+    again = run_sweep("rules", loaded, output=tmp_path / "b", strategies=["draft"], max_new_tokens=2, limit=1)
+    assert [row.strategy for row in again] == ["target", "draft"]
+    with pytest.raises(UsageError, match="loaded already"):
+        run_sweep(SWEEP, loaded, dtype="int8")
+    with pytest.raises(ConfigError, match="sweep: strategys: unknown key"):
+        run_sweep(SWEEP | {"strategys": []})
