@@ -44,6 +44,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, help="threads of every run (default all cores)")
     parser.add_argument("--quiet-runs", type=int, default=5)
     parser.add_argument("--loaded-runs", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2, help="busy processes of the load")
@@ -56,6 +57,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print one JSON document."""
     options = arguments(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     pair = load_pair(options.config, dtype=options.dtype)
     quiet = measured(pair, options.quiet_runs, options.max_new_tokens)
     steps = beside(pair, options.step_repeats) if options.step_repeats else []
@@ -70,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "pair": options.config,
         "dtypes": pair.info.dtypes,
         "max_new_tokens": options.max_new_tokens,
+        "threads": torch.get_num_threads(),
         "quiet": quiet,
         "loaded": loaded,
         "quiet_difference": difference(quiet),

@@ -48,6 +48,7 @@ class Settings(BaseModel):
     top: Annotated[int, Field(ge=0, le=20)] | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
     dtype: Dtype | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     cuda_graphs: bool | None = None
     compile: bool | None = None
     system: str | None = None
@@ -83,6 +84,8 @@ class Resolved:
     """None: what the output wants, see `kept`."""
     device: str = "auto"
     dtype: Dtype = "auto"
+    threads: int | None = None
+    """Of a CPU; None: torch's own choice, and one for tiny models."""
     cuda_graphs: bool = True
     compile: bool = False
     system: str | None = None

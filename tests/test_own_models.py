@@ -108,6 +108,16 @@ def test_a_model_in_place_of_a_pairs_own(models: Path) -> None:
 # ---- the command line
 
 
+def test_threads_are_as_many_as_a_flag_says(cli) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert cli("generate", "hi", "--target", "large", *FEW, "--threads", "2").exit_code == 0
+        assert torch.get_num_threads() == 2  # without the flag, tiny models take one
+        assert "--threads: " in cli("generate", "hi", "--threads", "0").stderr
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_two_folders_are_compared_with_one_command(cli) -> None:
     named = cli("compare", "hi", "--draft", "small", "--target", "large", *FEW, "--no-measure", "--json")
     assert named.exit_code == 0, named.output

@@ -59,7 +59,10 @@ class Plan:
         ):
             warnings.simplefilter("always", PairWarning)
             progress.say("importing torch")
-            import torch  # noqa: F401 - seconds of their own, so each import is named
+            import torch  # seconds of their own, so each import is named
+
+            if self.settings.threads is not None:
+                torch.set_num_threads(self.settings.threads)
 
             progress.say("importing transformers")
             from cascli.models.load import load_pair
@@ -82,7 +85,8 @@ class Plan:
             why = model.eager_because
             if why is not None:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
-        _one_thread_for_tiny_models(pair)
+        if self.settings.threads is None:
+            _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
         return pair

@@ -47,6 +47,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes
         ),
     ),
+    "threads": (
+        int,
+        _option("--threads", panel=MODELS, help="Threads of a CPU. (default all cores; 1 beside other work, see docs)"),
+    ),
     "cuda_graphs": (
         bool,
         _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Record decoding steps on a GPU. (default yes)"),
@@ -100,7 +104,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
 
 PAIR = ("config", "draft", "target")
 """What says which models; the rest are settings."""
-LOADING = (*PAIR, "device", "dtype", "cuda_graphs", "compile", "offline")
+LOADING = (*PAIR, "device", "dtype", "threads", "cuda_graphs", "compile", "offline")
 """What decides which pair is loaded, and how."""
 
 
