@@ -164,6 +164,13 @@ def test_a_path_that_is_not_there_is_told_before_torch_is_imported(models: Path)
     assert found.stdout.split() == ["2", "False"]
 
 
+def test_a_name_that_may_be_meant_as_a_folder_is_told(cli) -> None:
+    found = cli("generate", "hi", "--draft", "smal", "--target", "large", "--offline")
+    assert found.exit_code == 3
+    assert "draft: there is no folder 'smal' here" in found.stderr
+    assert "folder 'large'" not in found.stderr
+
+
 def test_models_come_from_flags_or_from_the_environment_never_half_from_each(
     cli, clean_env: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +219,7 @@ def test_init_writes_a_file_that_works_from_anywhere(cli, models: Path, clean_en
     assert "257 token ids are shared" in text
     weights = sum(each.numel() for each in load_pair(draft=models / "small", target=models / "large")
                   .draft.model.parameters())  # fmt: skip
-    assert f"qwen2, 2 layers, {weights / 1e6:.3g}M weights" in text
+    assert f"qwen2, 2 layers, {weights / 1e3:.3g}K weights" in text
     clean_env.chdir(Path.home())
     assert cli("generate", "hi", "-c", str(file), *FEW).exit_code == 0
     again = cli("init", str(file), "--draft", str(models / "small"), "--target", str(models / "large"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascli.cli.options import PAIR, flag_name
-from cascli.config import DEFAULT_PAIR, PairConfig, PathSource, load_config, pair_of_models
+from cascli.config import DEFAULT_PAIR, HubSource, PairConfig, PathSource, load_config, pair_of_models
 from cascli.errors import PairWarning, UsageError
 from cascli.files import PROMPTS_BYTES, bounded
 from cascli.prompts import Prompt, builtin, read_prompts
@@ -52,7 +52,8 @@ class Plan:
         """
         from cascli.cli.progress import Progress
 
-        check_paths(self.config)
+        for note in check_paths(self.config):
+            self.screen.note(note)
         with (
             Progress(self.screen, f"loading {self.config.name}") as progress,
             warnings.catch_warnings(record=True) as told,
@@ -106,18 +107,24 @@ class Plan:
                 self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s beforehand")
 
 
-def check_paths(config: PairConfig) -> None:
+def check_paths(config: PairConfig) -> list[str]:
     """Refuse a path that holds no model before the seconds that importing torch takes.
+
+    Returns what is to be said of names that might be meant as folders.
 
     Raises:
         ConfigError: so it is.
     """
     from cascli.weights import store
 
-    for model in config.models.values():
+    notes = []
+    for role, model in config.models.items():
         if isinstance(model.source, PathSource):
             with model.located():
                 store.locate(model.source)
+        elif isinstance(model.source, HubSource) and "/" not in model.source.hub and not store.disk_bytes(model.source):
+            notes.append(f"{role}: there is no folder '{model.source.hub}' here, so it is taken for a model of the hub")
+    return notes
 
 
 def _one_thread_for_tiny_models(pair: Pair) -> None:

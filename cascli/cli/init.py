@@ -57,7 +57,7 @@ def _check(file: Path, force: bool) -> None:
 
     check_suffix(file, (".yaml", ".yml"), flag="FILE")
     if file.exists() and not force:
-        raise UsageError(f"{file}: is there already; choose another name, or say --force.")
+        raise UsageError(f"{file}: is already there; choose another name, or say --force.")
 
 
 def _survey(plan: common.Plan) -> PairSurvey:
@@ -88,7 +88,7 @@ defaults:  # any flag, by its long name with underscores; flags and CASCLI_... g
   # num_speculative_tokens: 4
   # system: You are a helpful assistant.
 about:
-  memory_gb: {found.auto_bytes() / 1e9:.1f}  # of weights, by dtype: auto on a CPU
+  memory_gb: {found.auto_bytes() / 1e9:.2g}  # of weights, by dtype: auto on a CPU
 """
 
 
@@ -110,7 +110,8 @@ def _as_seen_from(file: Path, path: str) -> str:
 
 
 def _weights(count: int) -> str:
-    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+    unit, size = next((each for each in (("B", 1e9), ("M", 1e6)) if count >= each[1]), ("K", 1e3))
+    return f"{count / size:.3g}{unit}"
 
 
 def _gb(count: int) -> str:
