@@ -226,6 +226,14 @@ def test_the_page_of_files_is_current() -> None:
     assert len({(column.name, kind) for column in COLUMNS for kind in column.kinds}) == sum(
         len(column.kinds) for column in COLUMNS
     )
+    unsaid = {
+        f"{model.__name__}.{name}"
+        for _, document in files_page.DOCUMENTS
+        for model in files_page.parts(document)
+        for name, text in files_page.meanings(model).items()
+        if not text
+    }
+    assert not unsaid
     assert set(PARAMETERS) <= {column.name for column in COLUMNS}
 
 
