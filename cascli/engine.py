@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import Uniforms, seed_of
 from cascli.strategies import Strategy
-from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo
+from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, now
 from cascli.version import __version__
 
 
@@ -69,6 +70,7 @@ class Decoding:
         self._metrics: Metrics | None = None
         self._under_way: Session | None = None
         self._first_token: float | None = None
+        self._date = now()
 
     def _new_answer(self) -> Answer:
         return Answer(self.speller, self.pair.eos_ids, self.request.stop, self.limit)
@@ -175,6 +177,7 @@ class Decoding:
             raise ValueError("the run is not finished: iterate steps() to the end first")
         request = self.request
         return Run(
+            date=self._date,
             strategy=self.strategy.name,
             params=self.strategy.params,
             oracle=self.strategy.oracle,
@@ -255,5 +258,15 @@ def environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "device": name,
         "threads": torch.get_num_threads(),
+        "processors": _processors(),
     }
+    if "OMP_NUM_THREADS" in os.environ:  # which sets the threads, and those of every process that was started beside
+        facts["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
     return {key: str(value) for key, value in facts.items()}
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

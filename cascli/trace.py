@@ -7,6 +7,7 @@ A number that was not computed is None, never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +22,11 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
     """A strategy's name and parameters as one string."""
     values = ",".join(f"{key}={value}" for key, value in params.items())
     return f"{name}:{values}" if values else name
+
+
+def now() -> str:
+    """This moment in UTC as ISO 8601 has it, to the second: `2026-11-28T03:35:05Z`."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Data(BaseModel):
@@ -177,7 +183,7 @@ class Seconds(Data):
 
 
 class Metrics(Data):
-    """The numbers of a run; definitions in the README's glossary."""
+    """The numbers of a run; definitions in docs/glossary.md."""
 
     num_rounds: int
     num_draft_tokens: int
@@ -274,7 +280,11 @@ class Run(Document):
 
     kind: ClassVar[str] = "run"
 
-    schema_name: Literal["cascli.run/1", "cascli.run/1.1"] = Field("cascli.run/1.1", alias="schema")
+    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2"] = Field("cascli.run/1.2", alias="schema")
+    date: str | None = None
+    """When the run began, in UTC as ISO 8601 has it; None in older documents."""
+    command: str | None = None
+    """The command line that asked for it, quoted for a shell; None from Python, and in a comparison, which has it."""
     strategy: str
     params: dict[str, Any]
     oracle: bool = False
@@ -299,6 +309,7 @@ class Run(Document):
     handover: Handover | None = None
     rounds: list[Round]
     environment: dict[str, str]
+    """Versions, the device's name, torch's threads, the processors that the process may use, and `OMP_NUM_THREADS`."""
 
     @property
     def spec(self) -> str:
@@ -309,3 +320,12 @@ class Run(Document):
     def emitted(self) -> list[Emitted]:
         """The tokens of the answer in order, with their events."""
         return [token for round_ in self.rounds for token in round_.emitted]
+
+
+class Runs(Document):
+    """Several runs: what `generate` writes of several prompts."""
+
+    kind: ClassVar[str] = "list of runs"
+
+    schema_name: Literal["cascli.runs/1"] = Field("cascli.runs/1", alias="schema")
+    runs: list[Run] = Field(min_length=1)

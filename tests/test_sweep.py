@@ -127,7 +127,7 @@ def test_a_sweep_writes_all_it_promises(plan_file: Path, tmp_path: Path) -> None
     ]
     assert lossless and all(record.quality == 1 for record in lossless)
     header = json.loads((out / "sweep.json").read_text())
-    assert header["schema"] == "cascli.sweep/1.1" and header["environment"]["torch"]
+    assert header["schema"] == "cascli.sweep/1.2" and header["environment"]["torch"]
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 2
     page = (out / "report.html").read_text()
@@ -317,7 +317,7 @@ def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: 
     assert lines.read_bytes().count(b"\n") == 45  # nothing was done twice
     ours, theirs = (
         [
-            row.model_copy(update={"tokens_per_second": None, "speed_vs_target": None})
+            row.model_copy(update={"seconds": None, "tokens_per_second": None, "speed_vs_target": None})
             for row in rows(Records(out).read())
         ]
         for out in (broken, whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from cascli.analysis import theory
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Document, ModelInfo, PairInfo
+
+if TYPE_CHECKING:
+    import pandas
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -36,7 +39,13 @@ class Bench(Document):
 
     kind: ClassVar[str] = "bench"
 
-    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1"] = Field("cascli.bench/1.1", alias="schema")
+    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2"] = Field(
+        "cascli.bench/1.2", alias="schema"
+    )
+    date: str | None = None
+    """When it began, in UTC as ISO 8601 has it; None in older documents."""
+    command: str | None = None
+    """The command line, quoted for a shell; None from Python."""
     pair: PairInfo
     copy_bytes_per_second: float
     """Bytes read and written by a plain copy in the device's memory: the ceiling."""
@@ -52,6 +61,16 @@ class Bench(Document):
             return None
         step: float = getattr(profile, role)[1].median
         return model.weight_bytes / step / self.copy_bytes_per_second
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a model, context and block length, with the columns of the csv: see docs/files.md.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from cascli.analysis import tidy
+
+        return tidy.frame(tidy.of_bench(self))
 
     @property
     def ratio_of_bytes(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.settings import WITHOUT_DRAFT
 from cascli.trace import Data, Document, Run, Seconds
+
+if TYPE_CHECKING:
+    import pandas
 
 DEFAULT_STRATEGIES = (
     "target",
@@ -56,8 +59,17 @@ class Row(Data):
     strategy: str
     oracle: bool
     tokens: int
+    """Of all answers of one repeat."""
+    num_prompts: int | None = None
+    """How many prompts were asked; the turns of a conversation are one. None in older documents."""
+    num_answers: int | None = None
+    """How many answers one repeat has; each turn of a conversation has its own. None in older documents."""
     answers_cut: int | None = None
     """How many answers ended at the length limit; None in older documents."""
+    mean_answer_tokens: float | None = None
+    """Tokens over answers; None in older documents."""
+    share_cut: float | None = None
+    """Share of the answers that ended at the length limit; None in older documents."""
     seconds: float
     tokens_per_second: float | None
     speed_vs_target: float | None
@@ -106,7 +118,13 @@ class Comparison(Document):
 
     kind: ClassVar[str] = "comparison"
 
-    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1"] = Field("cascli.compare/1.1", alias="schema")
+    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2"] = Field(
+        "cascli.compare/1.2", alias="schema"
+    )
+    date: str | None = None
+    """When it began, in UTC as ISO 8601 has it; None in older documents."""
+    command: str | None = None
+    """The command line, quoted for a shell; None from Python."""
     runs: list[Run]
     summary: list[Row]
     explanation: Explanation | None = None
@@ -119,6 +137,16 @@ class Comparison(Document):
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     schedule: Literal["fair", "sequential"] | None = None
     """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a strategy, with the columns of the csv: see docs/files.md.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from cascli.analysis import tidy
+
+        return tidy.frame(tidy.of_comparison(self))
 
 
 def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:
@@ -167,6 +195,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     runs = repeats[0][column]
     metrics = [run.metrics for run in runs]
     tokens = sum(len(run.token_ids) for run in runs)
+    cut = sum(run.finish_reason in ("length", "interrupted") for run in runs)
     seconds = median([sum(run.metrics.seconds.total for run in repeat[column]) for repeat in repeats])
     ratios = [] if base is None else [_speed(repeat[column]) / _speed(repeat[base]) for repeat in repeats]
     drafted = sum(m.num_draft_tokens for m in metrics)
@@ -191,7 +220,11 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
         tokens=tokens,
-        answers_cut=sum(run.finish_reason in ("length", "interrupted") for run in runs),
+        num_prompts=len(_by_prompt(runs)),
+        num_answers=len(runs),
+        answers_cut=cut,
+        mean_answer_tokens=tokens / len(runs),
+        share_cut=cut / len(runs),
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds > 0 else None,
         speed_vs_target=median(ratios) if ratios else None,

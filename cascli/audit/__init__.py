@@ -15,6 +15,7 @@ from cascli.engine import environment
 from cascli.models.pair import Pair
 from cascli.prompts import builtin
 from cascli.strategies import Strategy, parse
+from cascli.trace import now
 
 LIKELIEST = 16
 
@@ -68,12 +69,13 @@ def audit(
         on_progress: told what is being checked.
         config: where the pair came from, to check its files too.
     """
-    start = time.perf_counter()
+    start, date = time.perf_counter(), now()
     effort = QUICK if quick else FULL
     if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
         effort = replace(effort, runs=effort.runs // 3)
     checks = [*_weights(config, on_progress), *_checks(pair, strategies, effort, on_progress)]
     return Audit(
+        date=date,
         pair=pair.info,
         passed=all(check.status != "fail" for check in checks),
         seconds=time.perf_counter() - start,

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from cascli.analysis.tidy import Circumstances, Table, table
 from cascli.trace import Data, Document, PairInfo
 
 Status = Literal["pass", "fail", "skipped"]
@@ -30,12 +31,22 @@ class Audit(Document):
 
     kind: ClassVar[str] = "audit"
 
-    schema_name: Literal["cascli.verify/1"] = Field("cascli.verify/1", alias="schema")
+    schema_name: Literal["cascli.verify/1", "cascli.verify/1.1"] = Field("cascli.verify/1.1", alias="schema")
+    date: str | None = None
+    """When it began, in UTC as ISO 8601 has it; None in older documents."""
+    command: str | None = None
+    """The command line, quoted for a shell; None from Python."""
     pair: PairInfo
     passed: bool
     seconds: float
     checks: list[Check]
     environment: dict[str, str]
+
+
+def tidy_checks(audit: Audit) -> Table:
+    """One row a check, with the columns of every table."""
+    shared = Circumstances.of(audit.pair, audit.environment, audit.date).columns()
+    return table("verify", [shared | check.model_dump() for check in audit.checks])
 
 
 def check_of(kind: str, subject: str, statistic: float, bound: float, false_alarm: float, detail: str = "") -> Check:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,11 +9,15 @@ import typer
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
+from cascli.render import formats
 from cascli.settings import default_strategy
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
+    from cascli.render.console import Screen
+    from cascli.render.export import Outputs
+    from cascli.render.stream import AnswerStream
     from cascli.strategies import Strategy
     from cascli.trace import Run
 
@@ -25,7 +28,7 @@ EXAMPLE = (
 )
 
 
-@with_shared()
+@with_shared(output=formats.help_of(formats.RUNS))
 def command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
@@ -37,66 +40,81 @@ def command(
     flags: Flags,
 ) -> None:
     """Answer a prompt with one strategy: the answer on stdout, statistics on stderr."""
+    from cascli.render import export
+
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None)
     wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
     if len(wanted) > 1:
         raise UsageError("generate runs one strategy; use compare for several.")
-    if plan.settings.output:
-        check_output(Path(plan.settings.output))
+    outputs = export.outputs(plan.settings, formats.RUNS)
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
-    runs = [run for item in prompts for run in _answer(plan, pair, wanted[0], item)]
-    _deliver(plan, runs)
+    runs = _answers(plan, pair, wanted[0], prompts, outputs)
+    outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)
     plan.note_captures(pair)
     if require_lossless and not all(run.metrics.lossless for run in runs):
         raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
 
 
-def check_output(path: Path) -> None:
-    """Refuse an output place that cannot work before anything is computed."""
-    from cascli.render.export import check_suffix
-
-    check_suffix(path, (".html", ".json", ".txt"))
-
-
-def _answer(plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt) -> list[Run]:
-    """Answer one conversation, streaming it unless JSON was asked for."""
-    from cascli.jobs.generate import OnRound, converse
+def _answers(plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs) -> list[Run]:
+    """Answer all prompts, and keep each answer as soon as it is there where a line a run is wanted."""
+    from cascli.jobs.generate import converse
     from cascli.render.stream import AnswerStream
-    from cascli.render.summary import lines
 
     done: list[Run] = []
-    view = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
-
-    on_round: OnRound | None = None if plan.settings.json_output else view.event
-    for run in converse(pair, strategy, prompt, plan.settings, on_round):
-        done.append(run)
-        if not plan.settings.json_output:
-            view.end()
-            for line in lines(run, verbose=plan.screen.verbose):
-                plan.screen.note(line)
+    stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+    view = None if outputs.printed else stream  # stdout has another use
+    told = _Told(plan.screen, view, prompts)
+    with outputs.lines() as add:
+        for prompt in prompts:
+            told.begin(prompt, 0)
+            for run in converse(pair, strategy, prompt, plan.settings, None if view is None else view.event):
+                run = common.with_command(run)
+                told.end(run)
+                add(run)
+                done.append(run)
+                if run.turn + 1 < len(prompt.turns):
+                    told.begin(prompt, run.turn + 1)
+    told.end_of_all(done)
     return done
 
 
-def as_file(runs: list[Run], document: str, suffix: str) -> str:
-    """The runs as the text of a file of this kind; `document` is their JSON."""
-    if suffix == ".html":
-        from cascli.render import html_trace
+class _Told:
+    """What is said beside the answers: of several which one it is, of each its numbers, and what all came to."""
 
-        return html_trace.of_runs(runs, common.command_line())
-    return document + "\n" if suffix == ".json" else "\n".join(run.text for run in runs) + "\n"
+    def __init__(self, screen: Screen, view: AnswerStream | None, prompts: list[Prompt]) -> None:
+        self._screen, self._view, self._places = screen, view, [prompt.id for prompt in prompts]
+        self._several = sum(len(prompt.turns) for prompt in prompts) > 1
+        self._apart = ""
 
+    def begin(self, prompt: Prompt, turn: int) -> None:
+        from cascli.render.summary import asked, title
 
-def _deliver(plan: common.Plan, runs: list[Run]) -> None:
-    """Print JSON if it was asked for, and write the output file."""
-    from cascli import files
-    from cascli.render import export
+        if not self._several:
+            return
+        where = f"[{self._places.index(prompt.id) + 1}/{len(self._places)}]"
+        self._screen.note(f"{self._apart}{where} {asked(prompt.id, turn, prompt.turns[turn])}", style="bold")
+        self._apart = "\n"
+        if self._view is not None:
+            self._view.heading(title(prompt.id, turn))
 
-    text = runs[0].to_json() if len(runs) == 1 else export.several(runs)
-    if plan.settings.json_output:
-        print(text)
-    if plan.settings.output:
-        path = Path(plan.settings.output)
-        files.write(path, as_file(runs, text, path.suffix))
-        plan.screen.note(f"wrote {path}")
+    def end(self, run: Run) -> None:
+        from cascli.render.summary import cut_by_context, lines, one_line
+
+        if self._view is not None:
+            self._view.end()
+            self._view.known |= self._view.seen
+        if self._several and not self._screen.verbose:
+            said = [one_line(run), cut_by_context(run)]
+        else:
+            said = [cut_by_context(run)] if self._view is None else [*lines(run, verbose=self._screen.verbose)]
+        for line in said:
+            if line is not None:
+                self._screen.note(line)
+
+    def end_of_all(self, runs: list[Run]) -> None:
+        from cascli.render.summary import totals
+
+        if self._several:
+            self._screen.note(f"\n{totals(runs)}")

@@ -20,7 +20,7 @@ from cascli.jobs.synthetic import Synthetic
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
-from cascli.trace import Run
+from cascli.trace import Run, now
 
 CONTEXTS = (128, 512, 2048, 8192)
 SYNTHETIC_PROMPT = 32
@@ -54,7 +54,7 @@ def bench(
         UsageError: a context that is longer than the pair takes.
     """
     longest = max(blocks)
-    chosen = _contexts(pair, contexts, longest)
+    chosen, date = _contexts(pair, contexts, longest), now()
     _warm_up(pair, blocks, max(chosen))
     copies = [copy_rate(pair.device)]
     measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, on_progress=on_progress)
@@ -65,6 +65,7 @@ def bench(
             pair, synthetic_acceptance, ks=ks, tokens=tokens, repeats=repeats, on_progress=on_progress
         )
     return Bench(
+        date=date,
         pair=pair.info,
         copy_bytes_per_second=median(copies),
         profiles=measured,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.render.console import fits, fitted, plain_table
-from cascli.render.export import for_spreadsheets
 from cascli.render.marks import heading
 from cascli.render.numbers import number, tv
 from cascli.sweep.rule_estimate import RuleEstimate
@@ -99,15 +96,6 @@ def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console)
     return table
 
 
-def estimates_csv(estimates: Sequence[RuleEstimate]) -> str:
-    """All settings, unrounded."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(RuleEstimate.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(each.model_dump() for each in estimates)
-    return buffer.getvalue()
-
-
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
     text = number(value, 3)
     return text if interval is None else f"{text} ({interval[0]:.2f}-{interval[1]:.2f})"
@@ -119,17 +107,3 @@ def _difference(row: SweepRow) -> str:
     bounds = None if row.quality_vs_target_interval_kind == "no scatter" else row.quality_vs_target_interval
     text = f"{row.quality_vs_target:+.3f}"
     return text if bounds is None else f"{text} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
-
-
-def sweep_csv(rows: Sequence[SweepRow]) -> str:
-    """All fields, unrounded; what is not known is empty."""
-    buffer = io.StringIO()
-    records = [row.model_dump() for row in rows]
-    for record in records:
-        for name in ("quality_interval", "quality_vs_target_interval"):
-            low, high = record.pop(name) or (None, None)
-            record |= {f"{name}_low": low, f"{name}_high": high}
-    writer = csv.DictWriter(buffer, fieldnames=list(records[0]) if records else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(for_spreadsheets, records))
-    return buffer.getvalue()

@@ -264,8 +264,10 @@ class _Actor:
 def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
     """Refuse workers that would not write the same: `auto` picks precisions by the machine."""
     for key in ("draft", "target", "cascli", "torch", "transformers"):
-        if one[key] != other[key]:
-            raise RunError(f"the cluster's machines differ: {key} is {one[key]} on one and {other[key]} on another.")
+        if one.get(key) != other.get(key):  # a pair may have no draft model
+            raise RunError(
+                f"the cluster's machines differ: {key} is {one.get(key)} on one and {other.get(key)} on another."
+            )
 
 
 def _lost(unit: Unit, error: Exception) -> Record:

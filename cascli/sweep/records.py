@@ -41,6 +41,12 @@ class Record(BaseModel):
     accepted: int = 0
     tested: int | None = None
     """Drafted tokens that were tested: those kept, and the first rejected one of each round."""
+    rounds: int | None = None
+    """Rounds of the turns in which something was drafted; None in older folders."""
+    turns: int | None = None
+    """How many turns the prompt has, each with an answer; None in older folders."""
+    cut: int | None = None
+    """How many of these answers ended at the length limit; None in older folders."""
     deferral_rate: float | None = None
     mean_tv: float | None = None
     log_likelihood: float | None = None
@@ -58,13 +64,22 @@ class Header(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    schema_name: Literal["cascli.sweep/1", "cascli.sweep/1.1"] = Field("cascli.sweep/1.1", alias="schema")
+    schema_name: Literal["cascli.sweep/1", "cascli.sweep/1.1", "cascli.sweep/1.2"] = Field(
+        "cascli.sweep/1.2", alias="schema"
+    )
     fingerprint: str
     version: str = __version__
     plan: SweepPlan
     metric: str
+    """How answers are scored."""
+    date: str | None = None
+    """When it was started, or gone on with, in UTC as ISO 8601 has it; None in older folders."""
     command: str = ""
+    """The command line, quoted for a shell, or the call from Python."""
+    pair: str | None = None
+    """The pair's name; None in older folders."""
     environment: dict[str, str] = {}
+    """Machine, versions and threads, as those of a run; of each model its source and precision."""
     matched: list[str] = []
     """The strategies that the plan's budgets gave."""
     budgets: list[Matched] = []

@@ -19,9 +19,10 @@ from cascli.sweep import sandbox
 from cascli.sweep.plan import Match, SweepPlan, load_plan, overridden, pair_of, plan_file, with_strategies
 from cascli.sweep.records import Header, Record, Records
 from cascli.sweep.rule_estimate import Matched, RuleEstimate, strategies_of
-from cascli.sweep.table import SweepRow, rows
+from cascli.sweep.table import SweepRows, rows
 from cascli.sweep.tasks import Task, task_of
 from cascli.sweep.units import Unit, units
+from cascli.trace import now
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
@@ -97,7 +98,7 @@ def run_sweep(
     allow_code_execution: bool = False,
     offline: bool = False,
     on_progress: OnProgress | None = None,
-) -> list[SweepRow]:
+) -> SweepRows:
     """Run a sweep in this process, and return its table: a row a strategy and temperature.
 
     Answers are kept in the output folder as they come, as by `cascli sweep`, which can go on with them.
@@ -161,7 +162,7 @@ def run_sweep(
         whole = with_strategies(plan, header.added())
         sweep(worker, whole, task, records, done, on_progress)
     all_failed(done)
-    return rows(records.read(), whole)
+    return SweepRows(rows(records.read(), whole), header)
 
 
 def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]:
@@ -183,7 +184,9 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
         fingerprint=plan.fingerprint(),
         plan=plan,
         metric=task.metric,
+        date=now(),
         command=command,
+        pair=config.name,
         environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
         asked=task.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
     )

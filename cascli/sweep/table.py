@@ -6,12 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import fsum
 from statistics import fmean
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field, computed_field
+
+from cascli.analysis import tidy
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
 from cascli.sweep.plan import BASELINE, SweepPlan
-from cascli.sweep.records import Record
-from cascli.trace import Data
+from cascli.sweep.records import Header, Record
+from cascli.trace import Data, Document
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class SweepRow(Data):
@@ -22,7 +29,13 @@ class SweepRow(Data):
     family: str
     """Name of the strategy, and of its rule if it has one: what a curve is drawn through."""
     answers: int
+    """Prompts that were answered, over all seeds and repeats; the turns of a conversation are one."""
     errors: int
+    """Likewise, that failed: they count in no number."""
+    num_prompts: int | None = None
+    """How many different prompts were answered; None in older documents."""
+    num_answers: int | None = None
+    """How many answers were written, each turn's and repeat's; None in older documents."""
     quality: float | None
     quality_interval: tuple[float, float] | None
     """Of the mean over prompts, which are what varies independently; see `cascli.analysis.statistics`."""
@@ -34,17 +47,95 @@ class SweepRow(Data):
     quality_vs_target_interval_kind: Kind | None = None
     """Likewise, or that all prompts gave the same difference."""
     tokens: int
+    mean_answer_tokens: float | None = None
+    """Tokens over answers."""
+    answers_cut: int | None = None
+    """How many answers ended at the length limit."""
+    share_cut: float | None = None
+    """Their share."""
+    seconds: float | None = None
+    """Of all answers."""
     tokens_per_second: float | None
     speed_vs_target: float | None
     target_calls_per_token: float | None
     draft_calls_per_token: float | None
     flops_per_token: float | None
+    draft_acceptance_rate: float | None = None
+    """Accepted over drafted tokens."""
+    tested_acceptance_rate: float | None = None
+    """Accepted over tested drafted tokens: those after a rejection were not tested."""
+    mean_acceptance_length: float | None = None
+    """1 + accepted tokens / rounds; None for records of before rounds were counted."""
     rejection_rate: float | None
     """Rejected over tested drafted tokens; None for records of before they were counted."""
     deferral_rate: float | None
     mean_tv: float | None
+    """The older name of `mean_tv_to_target`."""
     log_likelihood: float | None
     """Mean log-probability of a token of the answers under the target, in nats."""
+
+    @computed_field
+    def mean_tv_to_target(self) -> float | None:
+        """Mean TV(pi, p), as a comparison calls it."""
+        return self.mean_tv
+
+
+class SweepRows(list[SweepRow]):
+    """The table of a sweep, and what it was made from."""
+
+    def __init__(self, rows: Iterable[SweepRow], header: Header) -> None:
+        super().__init__(rows)
+        self.header = header
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a strategy and temperature, with the columns of results.csv: see docs/files.md.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return tidy.frame(tidy_rows(self, self.header))
+
+
+class SweepTable(Document):
+    """The table of a sweep as `sweep --json` prints it."""
+
+    kind: ClassVar[str] = "sweep table"
+
+    schema_name: Literal["cascli.sweep-table/1", "cascli.sweep-table/1.1"] = Field(
+        "cascli.sweep-table/1.1", alias="schema"
+    )
+    metric: str
+    """How answers are scored."""
+    rows: list[SweepRow]
+    made_from: Header | None = None
+    """The folder's sweep.json; None in older documents."""
+
+
+def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:
+    """The rows with the columns of every table; without a header nothing is known of what they were made from."""
+    shared = {} if header is None else _shared(header)
+    return tidy.table("sweep", [shared | _columns(row) for row in rows])
+
+
+def _shared(header: Header) -> tidy.Record:
+    plan = header.plan
+    made = tidy.Circumstances.of_loaded(header.pair or str(plan.pair), header.environment, header.date)
+    return made.columns() | {
+        "cascli": header.version,
+        "task": plan.task.kind,
+        "metric": header.metric,
+        "top_k": plan.top_k,
+        "top_p": plan.top_p,
+        "max_new_tokens": plan.max_new_tokens,
+    }
+
+
+def _columns(row: SweepRow) -> tidy.Record:
+    values = row.model_dump(exclude={"family", "answers", "mean_tv", "rejection_rate"})
+    for name in ("quality", "quality_vs_target"):
+        low_high, kind = values.pop(f"{name}_interval"), values.pop(f"{name}_interval_kind")
+        values |= tidy.interval_columns(name, low_high, kind)
+    return values | tidy.strategy_columns(row.strategy)
 
 
 def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[SweepRow]:
@@ -70,6 +161,10 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
     base = _by_problem([record for record in target if record.error is None])
     gains = {problem: scored[problem] - base[problem] for problem in scored if problem in base}
     tokens = sum(len(record.token_ids) for record in good)
+    answers = sum(record.turns or 1 for record in good)
+    cut = sum(_cut(record) for record in good)
+    drafted, accepted = (sum(getattr(record, name) for record in good) for name in ("drafted", "accepted"))
+    rejection = _rejection(good)
     speed, their_speed = _speed(good), _speed([record for record in target if record.error is None])
     return SweepRow(
         strategy=key[0],
@@ -77,17 +172,26 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         family=family(key[0]),
         answers=len(good),
         errors=len(group) - len(good),
+        num_prompts=len({record.problem for record in good}),
+        num_answers=answers,
         quality=_mean(list(scored.values())),
         **_interval("quality_interval", mean_interval(list(scored.values()))),
         quality_vs_target=_mean(list(gains.values())),
         **_interval("quality_vs_target_interval", difference_interval(list(gains.values()))),
         tokens=tokens,
+        mean_answer_tokens=tokens / answers if answers else None,
+        answers_cut=cut,
+        share_cut=cut / answers if answers else None,
+        seconds=fsum(record.seconds or 0.0 for record in good) or None,
         tokens_per_second=speed,
         speed_vs_target=speed / their_speed if speed and their_speed else None,
         target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
         draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
         flops_per_token=_flops(good, tokens),
-        rejection_rate=_rejection(good),
+        draft_acceptance_rate=accepted / drafted if drafted else None,
+        tested_acceptance_rate=None if rejection is None else 1 - rejection,
+        mean_acceptance_length=_acceptance_length(good),
+        rejection_rate=rejection,
         deferral_rate=_deferral(key[0], good),
         mean_tv=_weighted(good, "mean_tv"),
         log_likelihood=_weighted([record for record in good if record.token_ids], "log_likelihood"),
@@ -119,6 +223,18 @@ def _rejection(records: Sequence[Record]) -> float | None:
         return None
     tested = sum(record.tested or 0 for record in drafting)
     return (tested - sum(record.accepted for record in drafting)) / tested
+
+
+def _cut(record: Record) -> int:
+    """How many of its answers ended at the limit; an older record knows it of the last turn alone."""
+    return record.cut if record.cut is not None else int(record.finish_reason == "length")
+
+
+def _acceptance_length(records: Sequence[Record]) -> float | None:
+    drafting = [record for record in records if record.drafted]
+    if not drafting or any(record.rounds is None for record in drafting):
+        return None
+    return 1 + sum(record.accepted for record in drafting) / sum(record.rounds or 0 for record in drafting)
 
 
 def _deferral(spec: str, records: Sequence[Record]) -> float | None:

@@ -36,8 +36,8 @@ class Worker:
 
     def about(self) -> dict[str, str]:
         """Machine, versions, and the two models as they were loaded."""
-        loaded = {role: f"{model.source} {model.dtype}" for role, model in self._pair.models.items()}
-        return environment(self._pair.device) | loaded
+        loaded = {str(role): f"{model.source} {model.dtype}" for role, model in self._pair.models.items()}
+        return environment(self._pair.device) | loaded | {"target device": str(self._pair.device)}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
@@ -141,6 +141,9 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         drafted=sum(m.num_draft_tokens for m in metrics),
         accepted=sum(m.num_accepted_draft_tokens for m in metrics),
         tested=sum(m.num_tested_draft_tokens or 0 for m in metrics),
+        rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
+        turns=len(runs),
+        cut=sum(run.finish_reason == "length" for run in runs),
         deferral_rate=_mean([m.deferral_rate for m in metrics], _weights(runs)),
         mean_tv=_mean([m.mean_tv_to_target for m in metrics], [len(run.token_ids) for run in runs]),
         log_likelihood=likelihood,

@@ -1,0 +1,142 @@
+"""The columns of csv and Parquet files and of data frames: one name for a thing in all of them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+Kind = Literal["compare", "sweep", "curves", "bench", "verify"]
+"""Whose tables there are; `curves` are those of `sweep --rule-curves`."""
+
+
+class Column(NamedTuple):
+    """What a column is called, holds, means, and whose tables have it."""
+
+    name: str
+    type: type
+    meaning: str
+    kinds: tuple[Kind, ...]
+
+
+COMPARE: tuple[Kind, ...] = ("compare",)
+SWEEP: tuple[Kind, ...] = ("sweep",)
+CURVES: tuple[Kind, ...] = ("curves",)
+BENCH: tuple[Kind, ...] = ("bench",)
+VERIFY: tuple[Kind, ...] = ("verify",)
+RACES = COMPARE + SWEEP
+RULES = RACES + CURVES
+SPEEDS = RACES + BENCH
+STRATEGIES = RULES + BENCH
+ALL = STRATEGIES + VERIFY
+
+_WHICH = (
+    (STRATEGIES, "strategy", str, "the strategy with all its parameters, as the command line takes it"),
+    (STRATEGIES, "name", str, "its name, such as `speculative-cascade`"),
+    (STRATEGIES, "rule", str, "its deferral rule"),
+    (STRATEGIES, "alpha", float, "the rule's alpha"),
+    (STRATEGIES, "k", int, "drafted tokens a round"),
+    (STRATEGIES, "draft", str, "where drafted tokens come from: `model`, or a drafter such as `prompt-lookup`"),
+    (RACES, "score", str, "a cascade's score of the draft model's answer"),
+    (RACES, "threshold", float, "from which score that answer stands; also the threshold of a rule that has one"),
+    (COMPARE, "oracle", bool, "whether it used what it could not know if it saved what it claims to save"),
+    (BENCH, "kind", str, "`step`: one model's call; `synthetic`: decoding at a chosen acceptance"),
+    (BENCH, "model", str, "whose call was timed: `draft` or `target`"),
+    (BENCH, "context", int, "tokens before the timed call"),
+    (BENCH, "block", int, "tokens that the timed call reads"),
+    (VERIFY, "kind", str, "which question, such as `law` or `parity`"),
+    (VERIFY, "subject", str, "what was checked"),
+)
+_WHERE = (
+    (ALL, "pair", str, "the pair's name"),
+    (ALL, "draft_dtype", str, "precision of the draft model; empty where the pair has none"),
+    (ALL, "target_dtype", str, "precision of the target"),
+    (ALL, "device", str, "where the target is, such as `cpu` or `cuda:0`"),
+    (ALL, "hardware", str, "the device's name"),
+    (ALL, "threads", int, "torch's threads"),
+    (SWEEP, "task", str, "a sweep's kind of task, such as `jsonl` or `humaneval`"),
+    (SWEEP, "metric", str, "how a sweep's answers are scored"),
+    (RULES, "temperature", float, "0 is greedy"),
+    (RACES, "top_k", int, "0 is off"),
+    (RACES, "top_p", float, "1 is off"),
+    (RACES, "max_new_tokens", int, "the longest answer allowed"),
+)
+_FOUND = (
+    (RACES, "num_prompts", int, "different prompts; the turns of a conversation are one"),
+    (RACES, "num_answers", int, "answers: one a turn, seed and repeat in a sweep, one a turn in a comparison"),
+    (SWEEP, "errors", int, "prompts that failed; they count in no number"),
+    (SWEEP, "quality", float, "the mean score of the answers"),
+    (SWEEP, "quality_low", float, "its interval over prompts"),
+    (SWEEP, "quality_high", float, "its interval over prompts"),
+    (SWEEP, "quality_kind", str, "what low and high are: `95%`, `range` (of fewer than six values) or `no scatter`"),
+    (SWEEP, "quality_vs_target", float, "the mean difference to the target's answers to the same prompts"),
+    (SWEEP, "quality_vs_target_low", float, "its interval over prompts"),
+    (SWEEP, "quality_vs_target_high", float, "its interval over prompts"),
+    (SWEEP, "quality_vs_target_kind", str, "as `quality_kind`"),
+    (SPEEDS, "tokens", int, "tokens of all these answers"),
+    (RACES, "mean_answer_tokens", float, "the mean length of an answer"),
+    (RACES, "answers_cut", int, "answers that ended at the length limit"),
+    (RACES, "share_cut", float, "their share"),
+    (RACES, "seconds", float, "time of all these answers; in a comparison the median over repeats"),
+    (BENCH, "seconds_per_call", float, "the median of the timed calls"),
+    (BENCH, "seconds_per_call_low", float, "their 25th percentile"),
+    (BENCH, "seconds_per_call_high", float, "their 75th percentile"),
+    (BENCH, "seconds_per_call_kind", str, "what low and high are: `quartiles`"),
+    (BENCH, "relative_to_step", float, "the call over the target's call of one token: c of a draft step, v of a block"),
+    (SPEEDS, "tokens_per_second", float, "tokens over seconds; in a bench after the prompt"),
+    (SPEEDS, "speed_vs_target", float, "the same over that of `target` in the same runs"),
+    (COMPARE, "speed_vs_target_low", float, "its interval"),
+    (COMPARE, "speed_vs_target_high", float, "its interval"),
+    (COMPARE, "speed_vs_target_kind", str, "as `quality_kind`"),
+    (COMPARE, "speed_vs_target_over", str, "what the interval is over: `repeats` or `prompts`"),
+    (RULES, "target_calls_per_token", float, "calls of the target over tokens"),
+    (RACES, "draft_calls_per_token", float, "calls of the draft model over tokens"),
+    (SPEEDS, "draft_acceptance_rate", float, "accepted over drafted tokens; in a bench the rate that was asked for"),
+    (RULES, "tested_acceptance_rate", float, "accepted over tested drafts; what follows a rejection is not tested"),
+    (RACES, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
+    (RULES, "deferral_rate", float, "how much the rule gave to the target; of a cascade the share of answers"),
+    (RULES, "mean_tv_to_target", float, "mean TV(pi, p): how far the output distribution is from the target's"),
+    (COMPARE + CURVES, "max_tv_to_target", float, "the largest"),
+    (CURVES, "mean_tail", float, "mean probability of tokens lumped together: how far off a token rule can be"),
+    (CURVES, "max_tail", float, "the largest"),
+    (COMPARE, "lossless", bool, "whether that is 0 up to rounding"),
+    (COMPARE, "first_divergence", int, "the first token of the first prompt's answer that differs from the target's,"
+     " counted from 0 (the table on the screen counts from 1); empty if none does"),
+    (COMPARE, "answers_compared", int, "answers to the same text as one of the target's"),
+    (COMPARE, "answers_same", int, "how many of them are the target's, token by token"),
+    (COMPARE, "same_as_target", bool, "whether all are"),
+    (COMPARE, "ttft_seconds_p50", float, "seconds to the first token: the median"),
+    (COMPARE, "ttft_seconds_p90", float, "90th percentile, of 10 or more values"),
+    (COMPARE, "ttft_seconds_p99", float, "99th percentile, of 100 or more values"),
+    (COMPARE, "seconds_per_token_p50", float, "seconds per token after the first round"),
+    (COMPARE, "seconds_per_token_p90", float, "likewise"),
+    (COMPARE, "seconds_per_token_p99", float, "likewise"),
+    (COMPARE, "round_seconds_p50", float, "seconds of a round after the first"),
+    (COMPARE, "round_seconds_p90", float, "likewise"),
+    (COMPARE, "round_seconds_p99", float, "likewise"),
+    (COMPARE, "other_share", float, "share of the time outside the two models"),
+    (BENCH, "models_share", float, "share of the time after the prompt that the models' timed calls account for"),
+    (RACES, "flops_per_token", float, "an estimate that does not depend on hardware"),
+    (COMPARE, "weight_bytes_per_token", float, "weights read, an estimate"),
+    (COMPARE, "peak_memory_bytes", int, "of a GPU"),
+    (SWEEP, "log_likelihood", float, "mean log-probability of a token of the answers under the target, in nats"),
+    (BENCH, "copy_bytes_per_second", float, "bytes read and written by a plain copy: the ceiling"),
+    (VERIFY, "status", str, "`pass`, `fail` or `skipped`"),
+    (VERIFY, "statistic", float, "what was computed"),
+    (VERIFY, "bound", float, "what it may be at most"),
+    (VERIFY, "false_alarm", float, "at most the probability that correct code fails; 0 if no chance is involved"),
+    (VERIFY, "detail", str, "more about it, in words"),
+    (ALL, "date", str, "when it began: ISO 8601, UTC"),
+    (ALL, "cascli", str, "the version that made it"),
+)  # fmt: skip
+
+COLUMNS = tuple(Column(name, kind, meaning, kinds) for kinds, name, kind, meaning in (*_WHICH, *_WHERE, *_FOUND))
+"""In their order; parameters that have no column of their own here stand behind the last of `PARAMETERS`."""
+PARAMETERS = ("rule", "alpha", "k", "draft", "score", "threshold")
+"""Columns that are a strategy's parameters."""
+PREFIX = "param_"
+"""In front of a parameter that is called as another column is."""
+
+
+def columns_of(kind: Kind) -> Sequence[Column]:
+    """The columns that tables of a kind always have."""
+    return [column for column in COLUMNS if kind in column.kinds]

