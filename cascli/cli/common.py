@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascli.config import DEFAULT_PAIR, PairConfig, load_config
 from cascli.errors import PairWarning, UsageError
-from cascli.files import PROMPTS_BYTES, bounded
-from cascli.prompts import Prompt, builtin, read_prompts
-from cascli.render.console import Screen, screen
-from cascli.settings import Resolved, from_environment, resolve
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and below inside the functions: a help page must not wait for them
     from cascli.cli.options import Flags
+    from cascli.config import PairConfig
     from cascli.models.pair import Pair
+    from cascli.prompts import Prompt
+    from cascli.render.console import Screen
+    from cascli.settings import Resolved
     from cascli.strategies import Strategy
 
 
@@ -109,6 +108,8 @@ def _one_thread_for_tiny_models(pair: Pair) -> None:
 
 def pair_name(given: str | None) -> str:
     """The pair of a flag, of `CASCLI_CONFIG`, or the default."""
+    from cascli.config import DEFAULT_PAIR
+
     return given or os.environ.get("CASCLI_CONFIG") or DEFAULT_PAIR
 
 
@@ -118,6 +119,10 @@ def plan(flags: Flags) -> Plan:
     Raises:
         UsageError: a bad value anywhere.
     """
+    from cascli.config import load_config
+    from cascli.render.console import screen
+    from cascli.settings import from_environment, resolve
+
     environment = from_environment()
     config = load_config(pair_name(flags.config))
     settings = resolve(flags.given, environment, config.defaults)
@@ -137,12 +142,14 @@ def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
     return [parse(text, k) for text in texts]
 
 
-def prompts(argument: str | None, settings: Resolved) -> list[Prompt]:
-    """The prompt from the argument, a file or a pipe.
+def prompts(argument: str | None, settings: Resolved, command: str) -> list[Prompt]:
+    """The prompt from the argument, a file or a pipe; `command` is who asks, for an example of its own.
 
     Raises:
         UsageError: no prompt, or two of them.
     """
+    from cascli.prompts import Prompt, builtin, read_prompts
+
     if settings.prompts:
         if argument is not None:
             raise UsageError("give a PROMPT or --prompts, not both.")
@@ -156,12 +163,14 @@ def prompts(argument: str | None, settings: Resolved) -> list[Prompt]:
     if not argument:
         raise UsageError(
             "no prompt: give one as an argument, on stdin, or with --prompts FILE.jsonl.\n"
-            'For example: cascli generate "Who is Buzz Aldrin?"'
+            f'For example: cascli {command} "Who is Buzz Aldrin?"'
         )
     return [Prompt((argument,))]
 
 
 def _from_stdin() -> str:
+    from cascli.files import PROMPTS_BYTES, bounded
+
     try:
         return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8").rstrip("\n")
     except UnicodeDecodeError:

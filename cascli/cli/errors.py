@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from cascli.cli.environment import tell_unknown
 from cascli.errors import CascliError, first_line, plain
 
 INTERRUPTED = 130
@@ -28,6 +29,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
+            tell_unknown(quiet=bool(kwargs.get("quiet")))
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)

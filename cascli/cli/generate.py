@@ -10,7 +10,6 @@ import typer
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
-from cascli.settings import default_strategy
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
@@ -19,13 +18,15 @@ if TYPE_CHECKING:
     from cascli.trace import Run
 
 NAME = "generate"
-EXAMPLE = (
-    'Example: cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v[bold] · [/]'
-    "echo hi | cascli generate --json -o run.json"
-)
+EXAMPLE = """\
+cascli generate "Who is Buzz Aldrin?"
+cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v
+cascli generate hi -s speculative-cascade:rule=opt,alpha=0.3,k=4
+echo "Name three moons." | cascli generate -q -o run.json
+"""
 
 
-@with_shared()
+@with_shared(output="Also write the answer to FILE: .json (with its trace), .html (a page), .txt (its text).")
 def command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
@@ -37,6 +38,8 @@ def command(
     flags: Flags,
 ) -> None:
     """Answer a prompt with one strategy: the answer on stdout, statistics on stderr."""
+    from cascli.settings import default_strategy
+
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None)
     wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
@@ -44,7 +47,7 @@ def command(
         raise UsageError("generate runs one strategy; use compare for several.")
     if plan.settings.output:
         check_output(Path(plan.settings.output))
-    prompts = common.prompts(prompt, plan.settings)
+    prompts = common.prompts(prompt, plan.settings, NAME)
     pair = plan.load()
     runs = [run for item in prompts for run in _answer(plan, pair, wanted[0], item)]
     _deliver(plan, runs)

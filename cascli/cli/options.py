@@ -6,16 +6,19 @@ what the user gave, checked. Precedence is settled later, when the pair's file i
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cascli.cli import complete
-from cascli.settings import Settings, checked
+
+if TYPE_CHECKING:
+    from cascli.settings import Settings
 
 MODELS, STRATEGY, SAMPLING, PROMPT, OUTPUT = "Models", "Strategy", "Sampling", "Prompt", "Output"
 
@@ -27,25 +30,42 @@ def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
 SHARED: dict[str, tuple[Any, Any]] = {
     "config": (
         str,
-        _option("--config", "-c", panel=MODELS, help="Pair name or YAML file.", autocompletion=complete.pairs),
+        _option(
+            "--config",
+            "-c",
+            panel=MODELS,
+            metavar="PAIR",
+            help="Pair name (see: cascli pairs) or YAML file. (default qwen2.5-coder)",
+            autocompletion=complete.pairs,
+        ),
     ),
     "device": (
         str,
-        _option("--device", panel=MODELS, help="auto, cpu, cuda or cuda:1.", autocompletion=complete.devices),
+        _option(
+            "--device",
+            panel=MODELS,
+            metavar="DEVICE",
+            help="auto, cpu, cuda or cuda:1. (default auto)",
+            autocompletion=complete.devices,
+        ),
     ),
     "dtype": (
         str,
         _option(
-            "--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes
+            "--dtype",
+            panel=MODELS,
+            metavar="DTYPE",
+            help="auto, float32, bfloat16, float16 or int8. (default auto)",
+            autocompletion=complete.dtypes,
         ),
     ),
     "cuda_graphs": (
         bool,
-        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Record decoding steps on a GPU. (default yes)"),
+        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Do not record decoding steps on a GPU."),
     ),
     "compile": (
         bool,
-        _option("--compile/--no-compile", panel=MODELS, help="Let torch.compile make the steps on a GPU. (default no)"),
+        _option("--compile/--no-compile", panel=MODELS, help="Let torch.compile make the steps on a GPU."),
     ),
     "offline": (bool, _option("--offline/--no-offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (
@@ -54,40 +74,89 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--strategy",
             "-s",
             panel=STRATEGY,
-            help="Name with parameters, e.g. speculative-cascade:rule=opt,alpha=0.3 (see: cascli strategies).",
+            metavar="STRATEGY",
+            help="Name and parameters as one string (see: cascli strategies).",
             autocompletion=complete.strategies,
         ),
     ),
     "num_speculative_tokens": (
         int,
-        _option("--num-speculative-tokens", "-k", panel=STRATEGY, help="Drafted tokens a round, 1 to 64. (default 4)"),
+        _option(
+            "--num-speculative-tokens",
+            "-k",
+            panel=STRATEGY,
+            metavar="K",
+            help="Drafted tokens a round, 1 to 64, where the strategy does not say. (default 4)",
+        ),
     ),
-    "max_new_tokens": (int, _option("--max-new-tokens", panel=SAMPLING, help="Longest answer. (default 64)")),
-    "temperature": (float, _option("--temperature", panel=SAMPLING, help="0 is greedy. (default the pair's, else 1)")),
-    "top_k": (int, _option("--top-k", panel=SAMPLING, help="Keep the k most likely tokens; 0 is off.")),
-    "top_p": (float, _option("--top-p", panel=SAMPLING, help="Keep the smallest set of this mass; 1 is off.")),
-    "seed": (int, _option("--seed", panel=SAMPLING, help="Seed of the run's own random numbers. (default 0)")),
-    "stop": (list[str], _option("--stop", panel=SAMPLING, help="End the answer before this text; may be repeated.")),
-    "system": (str, _option("--system", panel=PROMPT, help="System text for the chat template.")),
+    "max_new_tokens": (
+        int,
+        _option("--max-new-tokens", panel=SAMPLING, metavar="N", help="Longest answer. (default the pair's, else 64)"),
+    ),
+    "temperature": (
+        float,
+        _option("--temperature", panel=SAMPLING, metavar="T", help="0 is greedy. (default the pair's, else 1)"),
+    ),
+    "top_k": (
+        int,
+        _option("--top-k", panel=SAMPLING, metavar="N", help="Keep the N most likely tokens; 0 is off. (default 0)"),
+    ),
+    "top_p": (
+        float,
+        _option(
+            "--top-p", panel=SAMPLING, metavar="P", help="Keep the smallest set of this mass; 1 is off. (default 1)"
+        ),
+    ),
+    "seed": (
+        int,
+        _option("--seed", panel=SAMPLING, metavar="N", help="Seed of the run's own random numbers. (default 0)"),
+    ),
+    "stop": (
+        list[str],
+        _option("--stop", panel=SAMPLING, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    ),
+    "system": (str, _option("--system", panel=PROMPT, metavar="TEXT", help="System text for the chat template.")),
     "raw": (bool, _option("--raw/--no-raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
     "prompts": (
         str,
-        _option("--prompts", panel=PROMPT, help="JSONL file: 'prompt' or 'turns' on each line; or: builtin."),
+        _option(
+            "--prompts",
+            panel=PROMPT,
+            metavar="FILE",
+            help="JSONL file: 'prompt' or 'turns' on each line; or: builtin.",
+            autocompletion=complete.prompts,
+        ),
     ),
-    "limit": (int, _option("--limit", panel=PROMPT, help="Take only the first N prompts of the file.")),
+    "limit": (int, _option("--limit", panel=PROMPT, metavar="N", help="Take only the first N prompts of the file.")),
     "top": (
         int,
-        _option("--top", panel=OUTPUT, help="Keep each model's N likeliest tokens, 0 to 20. (default 0; 5 for .html)"),
+        _option(
+            "--top",
+            panel=OUTPUT,
+            metavar="N",
+            help="Keep each model's N likeliest tokens, 0 to 20. (default 0; 5 for .html)",
+        ),
     ),
     "json": (bool, _option("--json/--no-json", panel=OUTPUT, help="Print one JSON document instead of text.")),
-    "output": (str, _option("--output", "-o", panel=OUTPUT, help="Also write the result to this file.")),
+    "output": (str, _option("--output", "-o", panel=OUTPUT, metavar="FILE", help="Also write the result to FILE.")),
     "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print the essential result only.")),
     "verbose": (
         bool,
         _option("--verbose/--no-verbose", "-v", panel=OUTPUT, help="Show what was rejected, and more detail."),
     ),
-    "color": (str, _option("--color", panel=OUTPUT, help="auto, always or never.", autocompletion=complete.colors)),
+    "color": (
+        str,
+        _option(
+            "--color",
+            panel=OUTPUT,
+            metavar="WHEN",
+            help="auto, always or never. (default auto)",
+            autocompletion=complete.colors,
+        ),
+    ),
 }
+ON_BY_DEFAULT = frozenset({"cuda_graphs"})
+"""Switches that help shows by what switches them off; of all others the negative works too, and is not shown."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +167,11 @@ class Flags:
     given: Settings
 
 
-def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Give a command the named common options (all of them if none is named), passed on as `flags`."""
+def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Give a command the named common options (all of them if none is named), passed on as `flags`.
+
+    `helps` are what this command's help says of an option in place of the common text, such as what `output` may be.
+    """
     wanted: Sequence[str] = keys or tuple(SHARED)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
@@ -107,6 +179,9 @@ def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None
         parameters = [parameter for name, parameter in own.items() if name != "flags"]
         for key in wanted:
             kind, option = SHARED[key]
+            if key in helps:
+                option = copy.copy(option)
+                option.help = helps[key]
             parameters.append(
                 inspect.Parameter(
                     key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -115,6 +190,8 @@ def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
+            from cascli.settings import checked
+
             shared = {key: values.pop(key) for key in wanted}
             config = shared.pop("config", None)
             given = {key: value for key, value in shared.items() if value not in (None, [])}

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli import files
 from cascli.cli.common import command_line
 from cascli.cli.compare import TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError, first_line
-from cascli.files import JSON_BYTES, json_of, text_of
-from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:
     from cascli.render.comparison import Trace
@@ -25,10 +22,19 @@ if TYPE_CHECKING:
 
 NAME = "show"
 SWEEPS = ("cascli.sweep/1", "cascli.sweep-table/1", "cascli.rule-curves/1")
-EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
+EXAMPLE = """\
+cascli show run.json -v
+cascli show comparison.json --play --speed 2
+cascli show comparison.json -o trace.html
+cascli show results/sweep.json
+"""
 
 
-@with_shared("output", "json", "quiet", "verbose", "color")
+@with_shared(
+    *("output", "json", "quiet", "verbose", "color"),
+    output="Write to FILE instead: .html (a page of a run or comparison), .svg (a picture of a comparison).",
+    json="Print the document itself.",
+)
 def command(
     file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
     *,
@@ -36,16 +42,20 @@ def command(
         TraceKind, typer.Option("--trace", help="Answers of a comparison as flowing text, or a token a line.")
     ] = TraceKind.TEXT,
     play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
-    speed: Annotated[float, typer.Option("--speed", min=0.01, help="How many times as fast it is played.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option("--speed", min=0.01, metavar="X", help="How many times as fast it is played.")
+    ] = 1.0,
     flags: Flags,
 ) -> None:
     """Render a saved run, comparison, bench, audit or sweep again."""
+    from cascli import files
     from cascli.render.console import screen
+    from cascli.settings import from_environment, resolve
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     output = _output(flags)
-    text = text_of(file, JSON_BYTES)
+    text = files.text_of(file, files.JSON_BYTES)
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
@@ -192,6 +202,8 @@ def schema_of(text: str, file: Path) -> str:
     Raises:
         UsageError: none of them.
     """
+    from cascli.files import json_of
+
     known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1", "cascli.bench/1", "cascli.verify/1", *SWEEPS)
     document = json_of(text, str(file))
     schema = document.get("schema") if isinstance(document, dict) else None

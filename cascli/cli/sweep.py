@@ -24,10 +24,18 @@ if TYPE_CHECKING:
     Done = dict[tuple[str, str], Record]
 
 NAME = "sweep"
-EXAMPLE = "Example: cascli sweep configs/sweeps/rules.yaml --dry-run[bold] · [/]cascli sweep my-sweep.yaml --resume"
+EXAMPLE = """\
+cascli sweep my-sweep.yaml --dry-run
+cascli sweep my-sweep.yaml -o results
+cascli sweep my-sweep.yaml -o results --resume
+cascli sweep my-sweep.yaml --rule-curves
+"""
 
 
-@with_shared("cuda_graphs", "compile", "limit", "output", "json", "quiet", "color", "offline")
+@with_shared(
+    *("cuda_graphs", "compile", "limit", "output", "json", "quiet", "color", "offline"),
+    output="The folder of the results, in place of the file's own: records, table, picture and report.",
+)
 def command(
     file: Annotated[Path, typer.Argument(help="The sweep file (YAML).")],
     *,
@@ -55,10 +63,12 @@ def command(
         Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
     ] = Kind.LOCAL,
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="Join this Ray cluster (auto: that of this machine).")
+        str | None,
+        typer.Option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster (auto: that of this machine)."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Ray's workers. (default one per GPU, else per machine)")
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", help="Ray's workers. (default one per GPU, else per machine)"),
     ] = None,
     flags: Flags,
 ) -> None:

@@ -11,14 +11,18 @@ from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed
 
 NAME = "verify"
-EXAMPLE = (
-    "Example: cascli verify --quick[bold] · [/]cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt --json"
-)
+EXAMPLE = """\
+cascli verify --quick
+cascli verify -c tiny-random --quick
+cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt -o audit.json
+"""
 
 
 @with_shared(
     *("config", "device", "dtype", "cuda_graphs", "compile", "offline", "strategy", "num_speculative_tokens"),
     *("json", "output", "quiet", "color"),
+    output="Also write all checks to FILE (.json).",
+    quiet="Print the verdict alone.",
 )
 def command(
     *,
