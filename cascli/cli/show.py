@@ -13,7 +13,7 @@ from cascli.cli.common import command_line
 from cascli.cli.compare import TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import UsageError, first_line
+from cascli.errors import UsageError, first_line, plain
 
 if TYPE_CHECKING:
     from cascli.render.comparison import Trace
@@ -145,10 +145,15 @@ def _render(text: str, kind: str, file: Path, view: Screen) -> None:
 
 def _audit(text: str, view: Screen) -> None:
     from cascli.audit.report import Audit
-    from cascli.render.audit import audit_table, verdict
+    from cascli.render.audit import heading, row, verdict
 
     audit = Audit.from_json(text)
-    view.out.print(audit_table(audit.checks, view.out))
+    if view.quiet:
+        print(plain(verdict(audit)))
+        return
+    view.out.print(heading(view.out))
+    for check in audit.checks:
+        view.out.print(row(check, view.out))
     view.note(verdict(audit))
 
 
