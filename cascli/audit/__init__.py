@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from cascli import rules
 from cascli.audit import files, joint, law, numerics, parity, rounds, tables, tokens
@@ -77,9 +78,7 @@ def audit(
         effort = replace(effort, runs=effort.runs // 3)
     counted = _Counted(on_progress, planned(pair, strategies, deep=effort.deep, config=config))
     checks: list[Check] = []
-    for check in (
-        each for part in (_weights(config, counted), _checks(pair, strategies, effort, counted)) for each in part
-    ):
+    for check in chain(_weights(config, counted), _checks(pair, strategies, effort, counted)):
         checks.append(check)
         on_check(check)
         counted.one_more()
@@ -124,9 +123,8 @@ def planned(
 
 
 def _chosen(pair: Pair, strategies: Sequence[Strategy] | None) -> list[Strategy]:
-    return (
-        list(strategies) if strategies else [parse(text) for text in default_strategies(draft=pair.draft is not None)]
-    )
+    default = default_strategies(draft=pair.draft is not None)
+    return list(strategies) if strategies else [parse(text) for text in default]
 
 
 def _weights(config: PairConfig | None, on_progress: Callable[[str], None]) -> Iterator[Check]:

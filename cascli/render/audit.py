@@ -14,7 +14,7 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH
 
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
-RESULT, KIND, SUBJECT, NUMBER = 7, 9, 32, 7
+RESULT, KIND, SUBJECT, NUMBER = 7, 9, 36, 7
 """Widths of the columns: the same in every line, whatever the lines to come will hold; 80 in all."""
 WITH_DETAIL = 110
 """Columns from which on what was done stands behind the numbers of every check."""
@@ -23,7 +23,7 @@ WITH_DETAIL = 110
 def heading(console: Console) -> Table:
     """The line above all checks."""
     words = [Text(word, style="bold") for word in ("result", "check", "of", "found", "bound", "alarm", "what was done")]
-    return _line(words, console, detail=console.width >= WITH_DETAIL)
+    return _line(words, detail=console.width >= WITH_DETAIL)
 
 
 def row(check: Check, console: Console) -> Table:
@@ -36,10 +36,10 @@ def row(check: Check, console: Console) -> Table:
         Text(check.detail, style="dim"),
     ]
     wide = console.width >= WITH_DETAIL
-    table = _line(cells, console, detail=wide)
+    table = _line(cells, detail=wide)
     if not wide and check.status != "pass" and check.detail:
         table = Table.grid()
-        table.add_row(_line(cells, console, detail=False))
+        table.add_row(_line(cells, detail=False))
         below = Table.grid(padding=(0, 0, 0, RESULT + 1))
         below.add_column(overflow="fold")
         below.add_row(cells[-1])
@@ -47,7 +47,7 @@ def row(check: Check, console: Console) -> Table:
     return table
 
 
-def _line(cells: Sequence[Text], console: Console, *, detail: bool) -> Table:
+def _line(cells: Sequence[Text], *, detail: bool) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0))
     for width in (RESULT, KIND, SUBJECT):
         table.add_column(width=width, overflow="fold")
