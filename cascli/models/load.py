@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from cascli import notebook
 from cascli.config import DEFAULT_PAIR, HubSource, ModelConfig, PairConfig, RandomSource, load_config
 from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
 from cascli.files import printed
@@ -67,6 +68,9 @@ def load_pair(
         ConfigError: a bad pair file, or two models whose tokenizers differ.
         RunError: weights, memory or device are not to be had.
     """
+    bars = notebook.bars() if report is None and on_stage is unseen else None
+    if bars is not None:
+        report, on_stage = bars.report, bars.stage
     checked({key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
     config = source if isinstance(source, PairConfig) else load_config(source)
     defaults = config.defaults
@@ -97,6 +101,8 @@ def load_pair(
     target = models["target"]
     eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
     _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
+    if bars is not None:
+        bars.close()
     return Pair(
         config=config,
         draft=models.get("draft"),

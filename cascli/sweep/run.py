@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from cascli import notebook
 from cascli.config import PairConfig, load_config
 from cascli.errors import RunError, UsageError
 from cascli.sweep import sandbox
 from cascli.sweep.plan import Match, SweepPlan, load_plan, with_strategies
 from cascli.sweep.records import Header, Record, Records
 from cascli.sweep.rule_estimate import Matched, RuleEstimate, strategies_of
-from cascli.sweep.table import SweepRow, rows
+from cascli.sweep.table import SweepTable, rows
 from cascli.sweep.tasks import Task, task_of
 from cascli.sweep.units import Unit, units
 
@@ -81,7 +82,7 @@ def run_sweep(
     allow_code_execution: bool = False,
     offline: bool = False,
     on_progress: OnProgress | None = None,
-) -> list[SweepRow]:
+) -> SweepTable:
     """Run a sweep file in this process, and return its table: a row a strategy and temperature.
 
     Answers are kept in the output folder as they come, as by `cascli sweep`, which can go on with them.
@@ -104,6 +105,7 @@ def run_sweep(
     from cascli.models.load import load_pair
     from cascli.sweep.worker import Worker
 
+    on_progress = on_progress or notebook.bars()
     file = Path(file)
     plan = load_plan(file)
     if limit is not None:
@@ -121,6 +123,8 @@ def run_sweep(
         records.write_header(header)
         whole = with_strategies(plan, header.added())
         sweep(worker, whole, task, records, done, on_progress)
+    if isinstance(on_progress, notebook.Bars):
+        on_progress.close()
     all_failed(done)
     return rows(records.read(), whole)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import fsum
 from statistics import fmean
 
+from cascli import notebook
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
 from cascli.sweep.plan import BASELINE, SweepPlan
@@ -46,15 +47,39 @@ class SweepRow(Data):
     log_likelihood: float | None
     """Mean log-probability of a token of the answers under the target, in nats."""
 
+    def __repr__(self) -> str:
+        """One line."""
+        quality = "" if self.quality is None else f", quality {self.quality:.3f}"
+        speed = "" if self.speed_vs_target is None else f", {self.speed_vs_target:.2f}x"
+        return f"<SweepRow {self.strategy}, T = {self.temperature:g}: {self.answers} answers{quality}{speed}>"
 
-def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[SweepRow]:
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it."""
+        return notebook.html_of(self)
+
+
+class SweepTable(list[SweepRow]):
+    """The rows of a sweep: a list that a notebook shows as a table."""
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<SweepTable of {len(self)} rows>"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it."""
+        return notebook.html_of(self)
+
+
+def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> SweepTable:
     """One row a strategy and temperature, in the plan's order, whoever was done first; without one, as they come."""
     places = plan.cells() if plan else []
     groups: dict[tuple[str, float], list[Record]] = {(cell.strategy, cell.temperature): [] for cell in places}
     for record in records:
         groups.setdefault((record.cell.strategy, record.cell.temperature), []).append(record)
     groups = {key: group for key, group in groups.items() if group}
-    return [_row(key, group, groups.get((BASELINE, key[1]), [])) for key, group in groups.items()]
+    return SweepTable(_row(key, group, groups.get((BASELINE, key[1]), [])) for key, group in groups.items())
 
 
 def family(spec: str) -> str:
