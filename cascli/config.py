@@ -193,8 +193,8 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML file whose top level is a mapping.
+def read_yaml(path: Path, keys: str = "'draft:' and 'target:'") -> dict[str, Any]:
+    """Parse a YAML file whose top level is a mapping; `keys` are some that an error names.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
@@ -212,7 +212,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UsageError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys such as 'draft:' and 'target:' at the top level")
+        raise ConfigError(f"{path}: expected keys such as {keys} at the top level")
     return data
 
 

@@ -49,6 +49,8 @@ class Plan:
         """
         from cascli.cli.progress import Progress
 
+        if self.settings.offline:
+            self._require_weights()
         with (
             Progress(self.screen, f"loading {self.config.name}") as progress,
             warnings.catch_warnings(record=True) as told,
@@ -82,6 +84,19 @@ class Plan:
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
         return pair
+
+    def _require_weights(self) -> None:
+        """Find out whether all weights are here before the seconds that torch takes to import.
+
+        Raises:
+            RunError: they are not.
+        """
+        from cascli.config import RandomSource
+        from cascli.weights import store
+
+        for model in self.config.models.values():
+            if not isinstance(model.source, RandomSource):
+                store.require_here(model.source)
 
     def note_captures(self, pair: Pair) -> None:
         """Say what capturing the models' steps has cost, where it cost much or more is asked for."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cascli.analysis.comparison import Percentiles, Row
-from cascli.errors import UsageError, unknown
+from cascli.errors import UsageError
 from cascli.render.table import COST, LAW, Column
 from cascli.trace import Run
 
@@ -24,7 +24,8 @@ def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES, *, flag: str = "
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
     if path.suffix not in allowed:
-        raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed))
+        # No nearest one: '.svg' is near to '.csv', and means something else.
+        raise UsageError(f"{flag} {path}: unknown suffix '{path.suffix}'. Known: {', '.join(sorted(allowed))}")
     if not path.parent.is_dir():
         raise UsageError(f"{flag} {path}: no such folder: {path.parent}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

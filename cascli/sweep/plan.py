@@ -194,7 +194,7 @@ def load_plan(path: Path) -> SweepPlan:
     Raises:
         ConfigError: a missing file, an unknown key, a wrong type, or a strategy that does not exist.
     """
-    data = read_yaml(path)
+    data = read_yaml(path, "'pair:' and 'strategies:'")
     try:
         plan = SweepPlan.model_validate(data)
         plan.specs()

