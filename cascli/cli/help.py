@@ -40,13 +40,13 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The program, or a command that has commands of its own, with such a page."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Likewise."""
-        super().__init__(*args, **kwargs)
-        for param in self.params:
-            # Of a switch without a default typer reads None by pydantic, which takes as long to import as all the rest.
-            if getattr(param, "is_flag", False) and param.default is None:
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options; a switch that was not given is off, not None: None typer reads by pydantic, and imports it."""
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False) and param.default is None and not param.secondary_opts:
                 param.default = False
+        return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page in one piece."""
