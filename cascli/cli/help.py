@@ -133,17 +133,22 @@ def row_of(param: Any) -> Row:
 
 
 def _value(param: Any) -> str:
-    if isinstance(param.default, Enum):
-        return "|".join(str(each.value) for each in type(param.default))
-    return str(param.metavar or "VALUE")
+    # Where typer keeps the choices depends on its release.
+    kinds = (getattr(param, name, None) for name in ("type_descriptor", "type"))
+    choices = next((kind.choices for kind in kinds if getattr(kind, "choices", None)), ())
+    return "|".join(str(_plain(each)) for each in choices) or str(param.metavar or "VALUE")
 
 
 def _default(param: Any) -> str:
     """The default, where the help does not say it itself."""
-    if param.default is None or callable(param.default) or not getattr(param, "show_default", True):
+    if param.default in (None, (), []) or callable(param.default) or not getattr(param, "show_default", True):
         return ""
-    value = param.default.value if isinstance(param.default, Enum) else param.default
+    value = _plain(param.default)
     return f" (default {value:g})" if isinstance(value, float) else f" (default {value})"
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
 
 
 def _commands(group: Any, ctx: Any) -> dict[str, list[Row]]:
