@@ -66,7 +66,7 @@ for module, panel in (
     (pull, LOOK),
     (strategies, LOOK),
 ):
-    if not hasattr(module, "COMMANDS"):
+    if not hasattr(module, "EXAMPLES"):
         add = app.command(name=module.NAME, cls=Command, rich_help_panel=panel, epilog=module.EXAMPLE)
         add(reported(module.command))
         continue

@@ -20,7 +20,7 @@ from cascli.cli.options import ON_BY_DEFAULT
 
 WIDEST = 100
 """Columns of a page, however wide the terminal is."""
-FIRST_COLUMN = 32
+FIRST_COLUMN = 26
 """Columns of an option's names, at most: longer ones have a line of their own."""
 Row = tuple[str, str]
 
@@ -74,10 +74,9 @@ def page(command: Any, ctx: Any) -> str:
     sections: dict[str, list[Row]] = {}
     for param in params:
         sections.setdefault(_panel(param), []).append(row_of(param))
-    if "Options" in sections:  # what belongs to no group: the command's own switches, and --help
-        sections["Options"] = sections.pop("Options")
-    if isinstance(command, TyperGroup):
-        sections = _commands(command, ctx) | sections
+    own = {name: sections.pop(name) for name in ("Arguments", "Options") if name in sections}
+    # What is a command's own comes before what many take.
+    sections = _commands(command, ctx) | sections | own if isinstance(command, TyperGroup) else own | sections
     column = min(max((len(names) for rows in sections.values() for names, _ in rows), default=0), FIRST_COLUMN)
     parts += [f"{bold(title + ':')}\n{_table(rows, column, width)}" for title, rows in sections.items()]
     parts += [_epilog(command.epilog, bold, width)] if command.epilog else []
