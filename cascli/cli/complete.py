@@ -81,6 +81,9 @@ def prompts(incomplete: str) -> list[str]:
     except OSError:
         return words
     lead = incomplete[: len(incomplete) - len(name)]
-    return words + [
-        f"{lead}{each.name}{'/' if each.is_dir() else ''}" for each in found if each.is_dir() or each.suffix == ".jsonl"
-    ]
+    return words + [f"{lead}{each.name}{'/' if each.is_dir() else ''}" for each in found if _asked(each, name)]
+
+
+def _asked(path: Path, begun: str) -> bool:
+    """Whether a folder or JSONL file is offered: hidden ones only where their dot was typed."""
+    return (path.is_dir() or path.suffix == ".jsonl") and path.name.startswith(".") <= begun.startswith(".")

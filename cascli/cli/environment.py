@@ -31,10 +31,12 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
     found = [name for name in environ if name.startswith(PREFIX)]
     if not found:  # and nothing is imported
         return
-    names = known()
-    for name in sorted(set(found) - set(names)):
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "cascli --help says which are read."
+    names = [name.removeprefix(PREFIX) for name in known()]
+    for name in sorted(found):
+        if name.removeprefix(PREFIX) in names:
+            continue
+        near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else "cascli --help says which are read."
         yield f"environment variable {name} is unknown and changes nothing; {hint}"
 
 

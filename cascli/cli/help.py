@@ -133,7 +133,7 @@ def row_of(param: Any) -> Row:
 
 def _value(param: Any) -> str:
     # Where typer keeps the choices depends on its release.
-    kinds = (getattr(param, name, None) for name in ("type_descriptor", "type"))
+    kinds: list[Any] = [getattr(param, name, None) for name in ("type_descriptor", "type")]
     choices = next((kind.choices for kind in kinds if getattr(kind, "choices", None)), ())
     return "|".join(str(_plain(each)) for each in choices) or str(param.metavar or "VALUE")
 

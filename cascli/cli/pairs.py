@@ -23,8 +23,8 @@ cascli pairs path smollm2 draft
 cascli pairs rm smollm2
 """
 HINT = (
-    'cascli generate "hi" -c NAME answers with another pair, cascli pull NAME fetches it beforehand,\n'
-    "cascli pairs path NAME says where it lies, cascli pairs rm NAME frees its room"
+    'cascli generate "hi" -c NAME takes another pair; cascli pull NAME fetches it\n'
+    "cascli pairs path NAME says where it lies; cascli pairs rm NAME frees its room"
 )
 Name = Annotated[str, typer.Argument(help="Pair name or YAML file.", autocompletion=complete.pairs)]
 

@@ -83,7 +83,7 @@ def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Itera
 
 
 def written(kind: str, name: str) -> list[str]:
-    """The strategies that are, or have, a plug-in of this name, with all parameters: strings for `-s`."""
+    """The strategies that are, or have, a plug-in of this name: strings for `-s`, with what one may change."""
     from cascli import strategies
 
     if kind == "strategies":
@@ -93,10 +93,12 @@ def written(kind: str, name: str) -> list[str]:
     for strategy in strategies.names():
         if key in strategies.load(strategy).parts():
             try:
-                found.append(strategies.parse(f"{strategy}:{key}={name}").spec)
+                spec = strategies.parse(f"{strategy}:{key}={name}").spec
             except UsageError:  # the two go together only with something else, or not at all
                 continue
-    return list(dict.fromkeys(found))
+            # Of a drafter the parameters are the lesser part, and in a terminal the string would not be one line.
+            found.append(spec if kind == "rules" else f"{strategy}:{key}={name},k=4")
+    return found
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:
