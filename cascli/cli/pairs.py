@@ -50,7 +50,8 @@ def command(ctx: typer.Context, *, flags: Flags) -> None:
     else:
         view = screen(settings.color, verbose=settings.verbose)
         view.out.print(pairs_list(rows, DEFAULT_PAIR, view.out, verbose=view.verbose))
-        view.note(HINT)
+        if view.live:  # a person, who may want to go on
+            view.note(HINT)
 
 
 @with_shared("json")

