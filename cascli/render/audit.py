@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,7 @@ def heading(console: Console) -> Table:
     return _line(words, detail=console.width >= WITH_DETAIL)
 
 
-def row(check: Check, console: Console) -> Table:
+def row(check: Check, console: Console) -> RenderableType:
     """One check: its numbers, and what was done where there is room, or where it did not pass."""
     cells = [
         Text(check.status, style=STYLES[check.status]),
@@ -38,12 +39,7 @@ def row(check: Check, console: Console) -> Table:
     wide = console.width >= WITH_DETAIL
     table = _line(cells, detail=wide)
     if not wide and check.status != "pass" and check.detail:
-        table = Table.grid()
-        table.add_row(_line(cells, detail=False))
-        below = Table.grid(padding=(0, 0, 0, RESULT + 1))
-        below.add_column(overflow="fold")
-        below.add_row(cells[-1])
-        table.add_row(below)
+        return Group(table, Padding(cells[-1], (0, 0, 0, RESULT + 1), expand=False))
     return table
 
 

@@ -83,12 +83,14 @@ def of_comparison(comparison: Comparison) -> str:
     parts.append(of_rows(rows))
     lines = [pair_line(comparison.runs[0]) if comparison.runs else None, scatter_line(rows)]
     parts += [_block(_text(line), QUIET) for line in lines if line]
+    every: list[AnswerCell] = []
     for group in groups[: TRACES_SHOWN if len(groups) <= TRACES_SHOWN else 1]:
         if len(groups) > 1:
             parts.append(_block(_text(prompt_line([group])), "margin-top:1em;font-weight:bold"))
         cells = cells_of(group, rows, fancy=True)
         parts += [_answer(cell, console) for cell in cells]
-        parts.append(_block(text_html(legend_of(cells, console), console), "font-size:85%;margin:.4em 0"))
+        every += cells
+    parts.append(_block(text_html(legend_of(every, console), console), "font-size:85%;margin:.4em 0"))
     parts += [_block(_text(line), "margin-top:.5em") for line in notes(comparison)]
     return "".join(parts)
 
