@@ -7,6 +7,7 @@ installed, text where it is not. Rich's show nothing without it.
 from __future__ import annotations
 
 import sys
+import time
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,6 +16,8 @@ DRAWING = "cascli.render.notebook"
 """Where results are drawn: above all that they are made of, and so named here and not imported, as a plug-in is."""
 WIDTH = 40
 """Characters of what is being done."""
+PAUSE = 0.1
+"""Seconds between two drawings: each is a message to whoever shows the notebook."""
 
 
 class Place(Protocol):
@@ -56,6 +59,7 @@ class Bars:
     def __init__(self) -> None:
         self._bar: Any = None
         self._in_bytes = False
+        self._drawn = float("-inf")
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Say what is being done, how much is done, and of how much: an `on_progress`."""
@@ -79,7 +83,10 @@ class Bars:
             self._bar = tqdm(total=total or None, leave=False, unit="B" if in_bytes else "", unit_scale=in_bytes)
         self._bar.total, self._bar.n = total or None, done
         self._bar.set_description(what if len(what) <= WIDTH else f"{what[: WIDTH - 1]}…", refresh=False)
-        self._bar.refresh()
+        now = time.monotonic()
+        if now - self._drawn >= PAUSE or done == total:
+            self._drawn = now
+            self._bar.refresh()
 
     def close(self) -> None:
         """Take the bar away."""

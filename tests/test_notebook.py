@@ -222,6 +222,7 @@ class Bar:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> type[Bar]:
     monkeypatch.setattr(Bar, "made", [])
+    monkeypatch.setattr(notebook, "PAUSE", 0.0)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     return Bar
@@ -252,6 +253,14 @@ def test_bars_in_a_notebook_for_what_nobody_watches(kernel: type[Bar], tmp_path:
     compare(pair, "hi", ["target"], max_new_tokens=4, measure=False, on_event=lambda *what: told.append(what))
     load_pair("tiny-random", device="cpu", on_stage=told.append)
     assert told and len(kernel.made) == before, "who asks to be told is told, and sees no bar"
+
+
+def test_a_bar_is_not_drawn_a_thousand_times_a_second(kernel: type[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "PAUSE", 60.0)
+    bars = notebook.Bars()
+    for done in range(1001):
+        bars("x", done, 1000)
+    assert [place[1] for place in kernel.made[0].seen] == [0, 1000]
 
 
 def test_an_interrupted_comparison_takes_its_bar_away(kernel: type[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
