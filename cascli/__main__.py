@@ -1,5 +1,19 @@
-"""`python -m cascli`."""
+"""`cascli`, and `python -m cascli`."""
 
-from cascli.cli.app import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Load the command line and run it; also while it is loading Ctrl-C is answered by a word, not by a traceback."""
+    try:
+        from cascli.cli.app import main as run
+    except KeyboardInterrupt:
+        print("cascli: interrupted", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

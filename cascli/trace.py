@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cascli import notebook
 from cascli.errors import UsageError
 
+SHOWN = 60
+"""Characters of an answer in a line about it."""
 Event = Literal["accepted", "residual", "bonus", "draft", "target"]
 FinishReason = Literal["eos", "length", "stop", "interrupted"]
 
@@ -44,6 +47,10 @@ class Document(Data):
 
     kind: ClassVar[str]
     """What it is called in an error."""
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it."""
+        return notebook.html_of(self)
 
     def to_json(self, indent: int | None = None) -> str:
         """It as one JSON document."""
@@ -310,6 +317,15 @@ class Run(Document):
     rounds: list[Round]
     environment: dict[str, str]
     """Versions, the device's name, torch's threads, the processors that the process may use, and `OMP_NUM_THREADS`."""
+
+    def __repr__(self) -> str:
+        """One line: `print(run.metrics)` has the numbers, `run.to_json(1)` everything."""
+        rate = self.metrics.tokens_per_second
+        speed = "" if rate is None else f", {rate:.1f}/s"
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…"
+        return f"<Run {self.spec}: {len(self.token_ids)} tokens{speed}, ended by {self.finish_reason}: {text!r}>"
+
+    __str__ = __repr__
 
     @property
     def spec(self) -> str:

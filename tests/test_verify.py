@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cascli import Pair, audit, load_pair
@@ -17,6 +20,7 @@ from cascli.cli.app import app
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.prompts import builtin
+from cascli.render.audit import row
 from cascli.rules.base import Exact
 from cascli.sampling import rejection
 from cascli.strategies import parse
@@ -181,6 +185,9 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
     assert table.exit_code == 0
     assert "joint law" in table.stdout
     assert "none failed" in table.stderr
+    quiet = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2", "-q"])
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert re.fullmatch(r"\d+ checks in \d+ s: none failed; 2 could not be made\n", quiet.stdout)
 
 
 def test_a_failed_check_exits_1(clean_env: pytest.MonkeyPatch) -> None:
@@ -190,6 +197,43 @@ def test_a_failed_check_exits_1(clean_env: pytest.MonkeyPatch) -> None:
     assert run.exit_code == 1
     assert "failed: law of" in run.stderr
     assert "fail" in run.stdout
+    quiet = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-q"])
+    assert (quiet.exit_code, quiet.stderr) == (1, "") and "failed: law of" in quiet.stdout
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("chosen", [None, ["target", "speculative:k=2", "cascade", "token-cascade"]])
+def test_every_check_is_counted_and_told_as_it_is_made(
+    text_pair: Pair, chosen: list[str] | None, deep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "QUICK", replace(audit.QUICK, runs=20, deep=deep, rewinds=2, tokens=2))
+    strategies = None if chosen is None else [parse(text) for text in chosen]
+    told: list[Any] = []
+    found = audit.audit(
+        text_pair, strategies, quick=True, on_progress=lambda *what: told.append(what), on_check=told.append
+    )
+    checks = [each for each in told if isinstance(each, Check)]
+    places = [each for each in told if not isinstance(each, Check)]
+    assert checks == found.checks
+    assert {total for _, _, total in places} == {len(checks)}
+    assert [done for _, done, _ in places] == sorted(done for _, done, _ in places)
+    assert places[-1][1] == len(checks) and told.index(checks[0]) < len(told) - len(checks)
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+def test_lines_of_an_audit_break_between_words(width: int) -> None:
+    """And are as wide as the one above them, whatever they hold."""
+    names = [*audit.default_strategies(), *audit.default_strategies(draft=False), "draft (float32)"]
+    names.append("speculative:draft=prompt-lookup,k=4 against target")
+    view = Console(file=io.StringIO(), width=width, color_system=None)
+    for place, name in enumerate(names):
+        check = check_of("joint law", name, 1.23e-16, 6.0, 1.9e-7, "3000 runs of 2 tokens, 256 texts")
+        view.print(row(check.model_copy(update={"status": ("pass", "fail", "skipped")[place % 3]}), view))
+    lines = view.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = set(view.file.getvalue().split())
+    assert {"speculative", "spec-cascade", "token-cascade", "token-v3", "k=2", "1.2e-16", "1.9e-07", "texts"} <= words
+    assert len(lines) <= 2 * len(names)
 
 
 def test_distributions_is_what_the_engine_samples_with() -> None:

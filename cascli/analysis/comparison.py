@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from cascli import notebook
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
@@ -16,6 +17,8 @@ from cascli.trace import Data, Document, Run, Seconds
 if TYPE_CHECKING:
     import pandas
 
+NAMED = 3
+"""Strategies in a line about a comparison."""
 DEFAULT_STRATEGIES = (
     "target",
     "draft",
@@ -112,6 +115,17 @@ class Row(Data):
     weight_bytes_per_token: float | None = None
     peak_memory_bytes: int | None = None
 
+    def __repr__(self) -> str:
+        """One line."""
+        speed = "" if self.speed_vs_target is None else f", {self.speed_vs_target:.2f}x"
+        return f"<Row {self.strategy}: {self.tokens} tokens in {self.seconds:.2f} s{speed}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it."""
+        return notebook.html_of(self)
+
 
 class Comparison(Document):
     """Everything a comparison found."""
@@ -147,6 +161,14 @@ class Comparison(Document):
         from cascli.analysis import tidy
 
         return tidy.frame(tidy.of_comparison(self))
+
+    def __repr__(self) -> str:
+        """One line: `.summary` has a row a strategy, `.runs` every answer."""
+        names = ", ".join(row.strategy for row in self.summary[:NAMED])
+        more = f" and {len(self.summary) - NAMED} more" if len(self.summary) > NAMED else ""
+        return f"<Comparison of {names}{more}: {len(self.runs)} answers>"
+
+    __str__ = __repr__
 
 
 def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:

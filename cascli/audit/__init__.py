@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from cascli import rules
 from cascli.audit import files, joint, law, numerics, parity, rounds, tables, tokens
@@ -18,6 +19,7 @@ from cascli.strategies import Strategy, parse
 from cascli.trace import now
 
 LIKELIEST = 16
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def audit(
     strategies: Sequence[Strategy] | None = None,
     *,
     quick: bool = False,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = lambda *_: None,
+    on_check: Callable[[Check], None] = lambda _: None,
     config: PairConfig | None = None,
 ) -> Audit:
     """Check a pair on this machine.
@@ -66,14 +69,20 @@ def audit(
         pair: from `load_pair`.
         strategies: whose laws to check; by default all kinds.
         quick: a smaller sample of everything.
-        on_progress: told what is being checked.
+        on_progress: told what is being checked, how many checks are made, and of how many.
+        on_check: told of each check as it is made.
         config: where the pair came from, to check its files too.
     """
     start, date = time.perf_counter(), now()
     effort = QUICK if quick else FULL
     if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
         effort = replace(effort, runs=effort.runs // 3)
-    checks = [*_weights(config, on_progress), *_checks(pair, strategies, effort, on_progress)]
+    counted = _Counted(on_progress, planned(pair, strategies, deep=effort.deep, config=config))
+    checks: list[Check] = []
+    for check in chain(_weights(config, counted), _checks(pair, strategies, effort, counted)):
+        checks.append(check)
+        on_check(check)
+        counted.one_more()
     return Audit(
         date=date,
         pair=pair.info,
@@ -82,6 +91,42 @@ def audit(
         checks=checks,
         environment=environment(pair.device),
     )
+
+
+class _Counted:
+    """Knows how far the audit is, whoever says what it does."""
+
+    def __init__(self, on_progress: OnProgress, total: int) -> None:
+        self._on_progress, self._total = on_progress, total
+        self._text, self._done = "", 0
+
+    def __call__(self, text: str) -> None:
+        self._text = text
+        self._on_progress(text, self._done, self._total)
+
+    def one_more(self) -> None:
+        """A check was made."""
+        self._done += 1
+        self(self._text)
+
+
+def planned(
+    pair: Pair, strategies: Sequence[Strategy] | None, *, deep: bool = False, config: PairConfig | None = None
+) -> int:
+    """How many checks an audit is going to make."""
+    chosen = _chosen(pair, strategies)
+    laws = {"speculative", *rules.names()}
+    if strategies:
+        laws &= set(_rule_names(chosen))
+    count = len(config.models) if config is not None else 0
+    count += tokens.how_many(pair) + 2 * len(pair.models) + len(laws)
+    count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (2 if deep else 1)
+    return count + 1  # parity
+
+
+def _chosen(pair: Pair, strategies: Sequence[Strategy] | None) -> list[Strategy]:
+    default = default_strategies(draft=pair.draft is not None)
+    return list(strategies) if strategies else [parse(text) for text in default]
 
 
 def _weights(config: PairConfig | None, on_progress: Callable[[str], None]) -> Iterator[Check]:
@@ -113,8 +158,7 @@ def _laws(
     pair: Pair, strategies: Sequence[Strategy] | None, effort: Effort, on_progress: Callable[[str], None]
 ) -> Iterator[Check]:
     """Exact laws on the likeliest tokens, then sampled joint laws on the same trees."""
-    default = default_strategies(draft=pair.draft is not None)
-    chosen = list(strategies) if strategies else [parse(text) for text in default]
+    chosen = _chosen(pair, strategies)
     names = None if not strategies else _rule_names(chosen)
     on_progress("tabulating the models' distributions")
     trees = [tables.tabulate(pair, ids, LIKELIEST, 1) for ids in _prompts(pair, effort.trees)]

@@ -42,11 +42,16 @@ def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[C
     tree = drawn_together(tree)
     for strategy in strategies:
         rule = rule_of(strategy)
-        if rule is None or "k" not in strategy.params:
+        if rule is None or not has_rounds(strategy):
             continue
         different = [_differs(pair, tree, rule, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
         detail = f"{len(different)} rounds of up to {LONGEST}; {path_of(pair, tree)}"
         yield check_of("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
+
+
+def has_rounds(strategy: Strategy) -> bool:
+    """Whether a strategy speculates."""
+    return rule_of(strategy) is not None and "k" in strategy.params
 
 
 def drawn_together(tree: Tree) -> Tree:

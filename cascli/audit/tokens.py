@@ -36,6 +36,11 @@ def tokens(pair: Pair) -> Iterator[Check]:
     yield check_of("tokenizer", "end of text", float(len(outside)), 0.0, 0.0, names or "no end-of-text id")
 
 
+def how_many(pair: Pair) -> int:
+    """How many checks that makes."""
+    return 2 if pair.tokenizer is None else 3
+
+
 def _round_trip(tokenizer: object, text: str) -> str:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))  # type: ignore[attr-defined]

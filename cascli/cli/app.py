@@ -6,20 +6,51 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cascli import __version__
 from cascli.cli import bench, chat, compare, generate, init, pairs, pull, show, strategies, sweep, verify
+from cascli.cli.environment import OWN
 from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, os_message, reported, silence_stdout
+from cascli.cli.help import Command, Group
+from cascli.errors import UsageError, unknown
+
+EPILOG = f"""\
+cascli compare "Who is Buzz Aldrin?" -c tiny-random
+cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v
+cascli strategies opt
+cascli help compare
+
+Where nothing is said:
+  The pair is qwen2.5-coder (cascli pull fetches it once, 1.6 GB); generate and chat answer by the strategy
+  speculative-cascade:rule=token-v3,alpha=0.3,k=4
+  Every switch has a negative that takes it back, as --no-json does where CASCLI_JSON is set.
+
+Environment:
+  CASCLI_TEMPERATURE=0.7  any common option by its long name; flags go before it, the pair's file after it
+  CASCLI_STRATEGY  one or several strategies, with ; between them
+{chr(10).join(f"  {name}  {said}" for name, said in OWN.items())}
+  NO_COLOR  no colour; every state keeps a mark
+
+Exit codes:
+  0  done
+  1  a check that was asked for failed: verify, pull --check, --require-lossless, --min-speedup
+  2  bad usage, pair file or input
+  3  weights, memory, disk or device failed
+  130  interrupted
+"""
+"""What is the same for all commands."""
 
 app = typer.Typer(
     name="cascli",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+    cls=Group,
+    invoke_without_command=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 DECODE, CHECK, LOOK = "Decode", "Check", "Info"
@@ -36,7 +67,37 @@ for module, panel in (
     (pull, LOOK),
     (strategies, LOOK),
 ):
-    app.command(name=module.NAME, rich_help_panel=panel, epilog=module.EXAMPLE)(reported(module.command))
+    if not hasattr(module, "EXAMPLES"):
+        add = app.command(name=module.NAME, cls=Command, rich_help_panel=panel, epilog=module.EXAMPLE)
+        add(reported(module.command))
+        continue
+    group = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
+    group.callback()(reported(module.command))
+    for name, command in module.COMMANDS.items():
+        group.command(name=name, cls=Command, epilog=module.EXAMPLES[name])(reported(command))
+    app.add_typer(group, name=module.NAME, rich_help_panel=panel, epilog=module.EXAMPLE)
+
+
+@app.command(name="help", cls=Command, hidden=True)
+@reported
+def help_(
+    ctx: typer.Context, command: Annotated[list[str] | None, typer.Argument(help="One of cascli's commands.")] = None
+) -> None:
+    """Show the help of cascli, or of a command."""
+    shown: Any = ctx.parent
+    for name in command or ():
+        commands = getattr(shown.command, "commands", {})
+        if name not in commands:
+            raise UsageError(unknown("command", name, (each for each in commands if not commands[each].hidden)))
+        shown = type(shown)(commands[name], info_name=name, parent=shown)
+    print(shown.get_help())
+
+
+@app.command(name="version", cls=Command, hidden=True)
+@reported
+def version_() -> None:
+    """Print the version."""
+    _version(True)
 
 
 def _version(value: bool) -> None:
@@ -51,11 +112,15 @@ def _version(value: bool) -> None:
     " large model checks. A speculative cascade checks by a more lenient rule, and trades quality against cost."
 )
 def root(
+    ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The options before a command's name."""
+    """The options before a command's name; without one the help, which nobody asked for by mistake."""
+    del version  # its callback has ended the program
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 def main() -> None:
@@ -65,7 +130,7 @@ def main() -> None:
         if stream is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the process
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="cascli")
     for sign in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, sign):
             signal.signal(getattr(signal, sign), _interrupt)
@@ -84,6 +149,11 @@ def run() -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
+        silence_stdout()
+        return 0
+    except SystemExit as error:  # how typer ends when the reader of a help page has left
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
         silence_stdout()
         return 0
     except OSError as error:  # help and version are printed outside the commands

@@ -13,10 +13,11 @@ from cascli.errors import UsageError
 from cascli.render import formats
 
 NAME = "bench"
-EXAMPLE = (
-    "Example: cascli bench --plot speed.png -o speed.json[bold] · [/]"
-    "cascli bench -c my-random-pair.yaml --synthetic-acceptance 0.8"
-)
+EXAMPLE = """\
+cascli bench --plot speed.png -o speed.json
+cascli bench -c my-pair.yaml --context 128,2048 --longest-block 9
+cascli bench -c tiny-random --synthetic-acceptance 0.8
+"""
 
 
 @with_shared(
@@ -34,25 +35,39 @@ def command(
     *,
     context: Annotated[
         str | None,
-        typer.Option("--context", help="Text lengths before a step, e.g. 128,2048. (default 128 to 8192)"),
+        typer.Option(
+            "--context", metavar="N,N", help="Text lengths before a step, e.g. 128,2048. (default 128 to 8192)"
+        ),
     ] = None,
     longest_block: Annotated[
         int | None,
         typer.Option(
-            "--longest-block", min=2, max=65, help="Time target calls over 1 to this many. (default 1-9, 12, 17, 33)"
+            "--longest-block",
+            min=2,
+            max=65,
+            metavar="N",
+            help="Time target calls over 1 to this many. (default 1-9, 12, 17, 33)",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls of each kind, interleaved.")] = 5,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, metavar="N", help="Timed calls of each kind, interleaved.")
+    ] = 5,
     synthetic_acceptance: Annotated[
         float | None,
         typer.Option(
-            "--synthetic-acceptance", min=0, max=1, help="Also decode with drafts accepted at this rate: speed only."
+            "--synthetic-acceptance",
+            min=0,
+            max=1,
+            metavar="RATE",
+            help="Also decode with drafts accepted at this rate: speed only.",
         ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the profile into this .png or .svg file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the profile into FILE (.png or .svg).")
+    ] = None,
     flags: Flags,
 ) -> None:
-    """Measure a pair's speed: steps by block and context, c, v(k), bandwidth, and what speculation can gain."""
+    """Measure the speed of a pair: steps by block and context, c, v(k), bandwidth, and what speculation can gain."""
     from cascli.render import export
     from cascli.render.bench import print_bench
 

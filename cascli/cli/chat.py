@@ -11,13 +11,16 @@ from cascli.cli.errors import Terminated, told
 from cascli.cli.lines import history, next_line
 from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import CascliError, UsageError, plain
-from cascli.settings import default_strategy
 
 if TYPE_CHECKING:
     from cascli.jobs.chat import Chat
 
 NAME = "chat"
-EXAMPLE = "Example: cascli chat -s speculative:k=4 --temperature 0[bold] · [/]cascli chat -c tiny-random"
+EXAMPLE = """\
+cascli chat
+cascli chat -s speculative:k=4 --temperature 0
+cascli chat -c tiny-random
+"""
 PROMPT = "> "
 
 
@@ -27,6 +30,7 @@ PROMPT = "> "
 )  # fmt: skip
 def command(flags: Flags) -> None:
     """Talk with a pair: it is loaded once, and strategy and settings can be changed between answers (/help)."""
+    from cascli.settings import default_strategy
     from cascli.weights.home import cache_home
 
     plan = common.plan(flags)

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cascli.cli.options import PAIR, flag_name
-from cascli.config import DEFAULT_PAIR, HubSource, PairConfig, PathSource, load_config, pair_of_models
 from cascli.errors import PairWarning, UsageError
-from cascli.files import PROMPTS_BYTES, bounded
-from cascli.prompts import Prompt, builtin, prompts_in, read_prompts
-from cascli.render.console import Screen, screen
-from cascli.settings import Resolved, from_environment, resolve, variable
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and below inside the functions: a help page must not wait for them
     from cascli.analysis.profile import Profile
     from cascli.cli.options import Flags
+    from cascli.config import PairConfig
     from cascli.models.pair import Pair
+    from cascli.prompts import Prompt
+    from cascli.render.console import Screen
+    from cascli.settings import Resolved
     from cascli.strategies import Strategy
     from cascli.trace import Document
 
@@ -55,7 +54,7 @@ class Plan:
         """
         from cascli.cli.progress import Progress
 
-        for note in check_paths(self.config):
+        for note in self.check_sources():
             self.screen.note(note)
         with (
             Progress(self.screen, f"loading {self.config.name}") as progress,
@@ -101,6 +100,32 @@ class Plan:
 
         step_times.keep(self.config, self.settings.device, self.dtype, profile)
 
+    def check_sources(self) -> list[str]:
+        """Find out whether all weights can be had before the seconds that torch takes to import.
+
+        Returns what is to be said of names that might be meant as folders.
+
+        Raises:
+            ConfigError: a path that holds no model.
+            RunError: weights that are not here, and must not be fetched.
+        """
+        from cascli.config import HubSource, PathSource, RandomSource
+        from cascli.weights import store
+
+        notes = []
+        for role, model in self.config.models.items():
+            source = model.source
+            if isinstance(source, HubSource) and "/" not in source.hub and not store.disk_bytes(source):
+                notes.append(f"{role}: there is no folder '{source.hub}' here, so it is taken for a model of the hub")
+            if isinstance(source, RandomSource):
+                continue
+            if self.settings.offline:
+                store.require_here(source)
+            elif isinstance(source, PathSource):
+                with model.located():
+                    store.locate(source)
+        return notes
+
     def note_captures(self, pair: Pair) -> None:
         """Say what capturing the models' steps has cost, where it cost much or more is asked for."""
         for role, info in pair.info.models.items():
@@ -108,26 +133,6 @@ class Plan:
                 done = [word for word, was in (("compiling", info.compiled), ("capturing", info.cuda_graphs)) if was]
                 what = " and ".join(done)
                 self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s beforehand")
-
-
-def check_paths(config: PairConfig) -> list[str]:
-    """Refuse a path that holds no model before the seconds that importing torch takes.
-
-    Returns what is to be said of names that might be meant as folders.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    from cascli.weights import store
-
-    notes = []
-    for role, model in config.models.items():
-        if isinstance(model.source, PathSource):
-            with model.located():
-                store.locate(model.source)
-        elif isinstance(model.source, HubSource) and "/" not in model.source.hub and not store.disk_bytes(model.source):
-            notes.append(f"{role}: there is no folder '{model.source.hub}' here, so it is taken for a model of the hub")
-    return notes
 
 
 def _one_thread_for_tiny_models(pair: Pair) -> None:
@@ -152,6 +157,9 @@ def pair_asked(flags: Flags) -> PairConfig | None:
     Raises:
         UsageError: a pair or a model that does not exist, or a draft model alone.
     """
+    from cascli.config import load_config, pair_of_models
+    from cascli.settings import variable
+
     named, spell = {key: getattr(flags, key) for key in PAIR}, flag_name
     if not any(named.values()):
         named, spell = {key: os.environ.get(variable(key)) or None for key in PAIR}, variable
@@ -166,6 +174,10 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     Raises:
         UsageError: a bad value anywhere.
     """
+    from cascli.config import DEFAULT_PAIR, load_config
+    from cascli.render.console import screen
+    from cascli.settings import from_environment, resolve
+
     environment = from_environment()
     config = config or pair_asked(flags) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, environment, config.defaults)
@@ -190,12 +202,14 @@ def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
     return [parse(text, k) for text in texts]
 
 
-def prompts(argument: str | None, settings: Resolved) -> list[Prompt]:
-    """The prompt from the argument, a file or a pipe.
+def prompts(argument: str | None, settings: Resolved, command: str) -> list[Prompt]:
+    """The prompt from the argument, a file or a pipe; `command` is who asks, for an example of its own.
 
     Raises:
         UsageError: no prompt, or two of them.
     """
+    from cascli.prompts import Prompt, builtin, prompts_in, read_prompts
+
     if settings.prompts:
         if argument is not None:
             raise UsageError("give a PROMPT or --prompts, not both.")
@@ -211,12 +225,14 @@ def prompts(argument: str | None, settings: Resolved) -> list[Prompt]:
     if not argument:
         raise UsageError(
             "no prompt: give one as an argument, on stdin, or with --prompts FILE.jsonl.\n"
-            'For example: cascli generate "Who is Buzz Aldrin?"'
+            f'For example: cascli {command} "Who is Buzz Aldrin?"'
         )
     return [Prompt((argument,))]
 
 
 def _from_stdin() -> str:
+    from cascli.files import PROMPTS_BYTES, bounded
+
     try:
         return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8").rstrip("\n")
     except UnicodeDecodeError:

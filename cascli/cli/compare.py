@@ -37,10 +37,13 @@ class TraceKind(StrEnum):
 
 
 NAME = "compare"
-EXAMPLE = (
-    'Example: cascli compare "Who is Buzz Aldrin?" -s target -s speculative:k=2 -s speculative-cascade:rule=opt'
-    "[bold] · [/]cascli compare --prompts questions.jsonl --limit 5 -o table.md"
-)
+EXAMPLE = """\
+cascli compare "Who is Buzz Aldrin?"
+cascli compare "Why is the sky blue?" -s target -s speculative:k=2
+cascli compare hi -s target -s speculative-cascade:rule=opt,alpha=0.1
+cascli compare --prompts questions.jsonl --limit 5 --runs 3 -o table.md
+cascli compare hi -s target -s speculative --min-speedup 1.2
+"""
 CHECKS = "Checks"
 
 
@@ -50,7 +53,7 @@ def command(
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
     ] = None,
     *,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Repeats; medians are shown.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, metavar="N", help="Repeats; medians are shown.")] = 1,
     schedule: Annotated[
         Schedule,
         typer.Option("--schedule", help="fair: all strategies under way at once, in slices of equal time."),
@@ -60,9 +63,7 @@ def command(
     ] = TraceKind.TEXT,
     measure: Annotated[
         bool,
-        typer.Option(
-            "--measure/--no-measure", help="Time the pair's steps on their own, to explain the speed (some seconds)."
-        ),
+        typer.Option("--measure/--no-measure", help="Do not time the pair's steps, by which the speed is explained."),
     ] = True,
     require_lossless: Annotated[
         bool, typer.Option("--require-lossless", help="Exit 1 if a strategy was not lossless.", rich_help_panel=CHECKS)
@@ -70,7 +71,10 @@ def command(
     min_speedup: Annotated[
         float | None,
         typer.Option(
-            "--min-speedup", help="Exit 1 if no strategy but target reaches this speed.", rich_help_panel=CHECKS
+            "--min-speedup",
+            metavar="X",
+            help="Exit 1 if no strategy but target is X times as fast as target.",
+            rich_help_panel=CHECKS,
         ),
     ] = None,
     flags: Flags,
@@ -86,7 +90,7 @@ def command(
     strategies = common.chosen(wanted, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
     outputs = export.outputs(plan.settings, formats.COMPARISON)
-    prompts = common.prompts(prompt, plan.settings)
+    prompts = common.prompts(prompt, plan.settings, NAME)
     pair = plan.load()
     done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
     comparison, whole = run_and_show(

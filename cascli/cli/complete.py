@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
-
-from cascli.config import pair_files, sweep_files
-from cascli.settings import Dtype
 
 
 def pairs(incomplete: str) -> list[str]:
     """Ready pairs."""
+    from cascli.config import pair_files
+
     return [name for name in pair_files() if name.startswith(incomplete)]
 
 
 def sweeps(incomplete: str) -> list[str]:
     """Ready sweeps."""
+    from cascli.config import sweep_files
+
     return [name for name in sweep_files() if name.startswith(incomplete)]
 
 
 def strategies(incomplete: str) -> list[str]:
-    """Strategy names, and after `rule=` the rules, after `draft=` the drafters."""
+    """Strategy names, after `name:` its parameters, after `rule=` the rules, and after `draft=` the drafters."""
     from cascli import drafters, rules
     from cascli import strategies as all_strategies
 
@@ -27,6 +29,9 @@ def strategies(incomplete: str) -> list[str]:
         head, separator, tail = incomplete.rpartition(key)
         if separator and "," not in tail:
             return [f"{head}{key}{name}" for name in package.names() if name.startswith(tail)]
+    name, colon, rest = incomplete.partition(":")
+    if colon:
+        return _parameters(name, rest)
     return [name for name in all_strategies.names() if name.startswith(incomplete)]
 
 
@@ -37,6 +42,31 @@ def formats(incomplete: str) -> list[str]:
     return [name for name in get_args(Format) if name.startswith(incomplete)]
 
 
+def _parameters(name: str, rest: str) -> list[str]:
+    """The parameters that may come next, each with its `=`; none of a strategy that is not known."""
+    from cascli import strategies as all_strategies
+    from cascli.errors import UsageError
+
+    before, comma, begun = rest.rpartition(",")
+    if "=" in begun:
+        return []
+    given = dict(part.partition("=")[::2] for part in before.split(",") if part)
+    try:
+        known = all_strategies.load(name).keys(given)
+    except UsageError:
+        return []
+    return [f"{name}:{before}{comma}{key}=" for key in known if key.startswith(begun) and key not in given]
+
+
+def plugins(incomplete: str) -> list[str]:
+    """Strategies, rules and drafters."""
+    from cascli import drafters, rules
+    from cascli import strategies as all_strategies
+
+    names = {name for package in (all_strategies, rules, drafters) for name in package.names()}
+    return [name for name in sorted(names) if name.startswith(incomplete)]
+
+
 def devices(incomplete: str) -> list[str]:
     """Device names."""
     return [name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)]
@@ -44,9 +74,30 @@ def devices(incomplete: str) -> list[str]:
 
 def dtypes(incomplete: str) -> list[str]:
     """Precisions."""
+    from cascli.settings import Dtype
+
     return [name for name in get_args(Dtype) if name.startswith(incomplete)]
 
 
 def colors(incomplete: str) -> list[str]:
     """When to colour."""
     return [name for name in ("auto", "always", "never") if name.startswith(incomplete)]
+
+
+def prompts(incomplete: str) -> list[str]:
+    """`builtin`, and the JSONL files and folders of the folder that was begun."""
+    folder, name = Path(incomplete).parent, Path(incomplete).name
+    if not incomplete or incomplete.endswith("/"):
+        folder, name = Path(incomplete or "."), ""
+    words = ["builtin"] if "builtin".startswith(incomplete) else []
+    try:
+        found = sorted(each for each in folder.iterdir() if each.name.startswith(name))
+    except OSError:
+        return words
+    lead = incomplete[: len(incomplete) - len(name)]
+    return words + [f"{lead}{each.name}{'/' if each.is_dir() else ''}" for each in found if _asked(each, name)]
+
+
+def _asked(path: Path, begun: str) -> bool:
+    """Whether a folder or JSONL file is offered: hidden ones only where their dot was typed."""
+    return (path.is_dir() or path.suffix == ".jsonl") and path.name.startswith(".") <= begun.startswith(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import functools
 import os
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from cascli.cli.environment import tell_unknown
 from cascli.errors import CascliError, first_line, plain
 
 INTERRUPTED = 130
@@ -28,6 +30,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
+            tell_unknown(quiet=bool(kwargs.get("quiet")))
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
@@ -61,7 +64,8 @@ def _debug() -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"cascli: {plain(message)}", file=sys.stderr)
+    behind = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the ^C that a terminal shows, and an answer
+    print(f"{behind}cascli: {plain(message)}", file=sys.stderr)
     raise typer.Exit(code) from None
 
 
@@ -77,6 +81,19 @@ def _runtime_message(error: Exception) -> str:
     if isinstance(error, MemoryError) or "alloc" in first or "out of memory" in first.lower():
         return f"out of memory: {first}\nUse a smaller --dtype, pair or prompt."
     return f"{first}\nCASCLI_DEBUG=1 shows where this happened."
+
+
+_ASCII = {"–": "-", "—": "-", "…": ".", "·": "-", "≥": ">", "≤": "<", "≠": "!", "α": "a", "°": "'", "’": "'", "−": "-"}
+
+
+def in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal or pipe without Unicode is given for cascli's own signs; a question mark for any other."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ASCII.get(char, "?") for char in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("cascli", in_ascii)
 
 
 def silence_stdout() -> None:

@@ -10,7 +10,6 @@ from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
 from cascli.render import formats
-from cascli.settings import default_strategy
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
     from cascli.trace import Run
 
 NAME = "generate"
-EXAMPLE = (
-    'Example: cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v[bold] · [/]'
-    "echo hi | cascli generate --json -o run.json"
-)
+EXAMPLE = """\
+cascli generate "Who is Buzz Aldrin?"
+cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v
+cascli generate hi -s speculative-cascade:rule=opt,alpha=0.3,k=4
+echo "Name three moons." | cascli generate -q -o run.json
+"""
 
 
 @with_shared(output=formats.help_of(formats.RUNS))
@@ -41,6 +42,7 @@ def command(
 ) -> None:
     """Answer a prompt with one strategy: the answer on stdout, statistics on stderr."""
     from cascli.render import export
+    from cascli.settings import default_strategy
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None)
@@ -48,7 +50,7 @@ def command(
     if len(wanted) > 1:
         raise UsageError("generate runs one strategy; use compare for several.")
     outputs = export.outputs(plan.settings, formats.RUNS)
-    prompts = common.prompts(prompt, plan.settings)
+    prompts = common.prompts(prompt, plan.settings, NAME)
     pair = plan.load()
     runs = _answers(plan, pair, wanted[0], prompts, outputs)
     outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)

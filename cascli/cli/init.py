@@ -10,7 +10,6 @@ import typer
 
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
-from cascli.config import yaml_text
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
     from cascli.models.survey import PairSurvey
 
 NAME = "init"
-EXAMPLE = (
-    "Example: cascli init my-pair.yaml --draft ./small --target ./large[bold] · [/]"
-    "cascli init qwen.yaml --draft Qwen/Qwen3-0.6B --target Qwen/Qwen3-8B"
-)
+EXAMPLE = """\
+cascli init my-pair.yaml --draft ./small --target ./large
+cascli init qwen.yaml --draft Qwen/Qwen3-0.6B --target Qwen/Qwen3-8B
+"""
 
 
 @with_shared("draft", "target", "offline", "quiet", "color")
@@ -43,7 +42,8 @@ def command(
             f"For example: cascli init {file} --draft ./small --target ./large"
         )
     plan = common.plan(flags, config)
-    common.check_paths(config)
+    for note in plan.check_sources():
+        plan.screen.note(note)
     text = pair_file(config, _survey(plan), file)
     files.write(file, text)
     load_config(file)
@@ -72,6 +72,8 @@ def _survey(plan: common.Plan) -> PairSurvey:
 
 def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
     """The text of a pair file that lies at `file`."""
+    from cascli.config import yaml_text
+
     roles = "\n".join(_role(role, config, found, file) for role in config.models)
     shared = f"{found.vocab:,} token ids are shared" if len(config.models) > 1 else f"{found.vocab:,} token ids"
     chat = "has a chat template" if found.chat else "has no chat template: prompts are continued as they are"
@@ -93,6 +95,8 @@ about:
 
 
 def _role(role: str, config: PairConfig, found: PairSurvey, file: Path) -> str:
+    from cascli.config import yaml_text
+
     model, size = config.models[role], found.models[role]
     source = model.source.model_dump()
     if "path" in source:

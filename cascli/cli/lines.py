@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import UsageError
-from cascli.files import PROMPTS_BYTES, bounded
 
 MOST_KEPT = 1000
 """Lines of history."""
@@ -49,6 +48,8 @@ class _OneLine:
 
 
 def _piped() -> str | None:
+    from cascli.files import PROMPTS_BYTES, bounded
+
     line = bounded(_OneLine(sys.stdin.buffer), "a line of stdin", PROMPTS_BYTES)  # type: ignore[arg-type]
     if not line:
         return None

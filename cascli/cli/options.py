@@ -11,12 +11,14 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cascli.cli import complete
-from cascli.settings import Settings, checked
+
+if TYPE_CHECKING:
+    from cascli.settings import Settings
 
 MODELS, STRATEGY, SAMPLING, PROMPT, OUTPUT = "Models", "Strategy", "Sampling", "Prompt", "Output"
 
@@ -28,37 +30,69 @@ def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
 SHARED: dict[str, tuple[Any, Any]] = {
     "config": (
         str,
-        _option("--config", "-c", panel=MODELS, help="Pair name or YAML file.", autocompletion=complete.pairs),
+        _option(
+            "--config",
+            "-c",
+            panel=MODELS,
+            metavar="PAIR",
+            help="Pair name (see: cascli pairs) or YAML file. (default qwen2.5-coder)",
+            autocompletion=complete.pairs,
+        ),
     ),
     "draft": (
         str,
-        _option("--draft", panel=MODELS, help="Draft model: a folder, a .gguf file, or a hub name[@revision]."),
+        _option(
+            "--draft",
+            panel=MODELS,
+            metavar="MODEL",
+            help="Draft model: a folder, a .gguf file, or a hub name[@revision].",
+        ),
     ),
     "target": (
         str,
-        _option("--target", panel=MODELS, help="Target model, likewise; with -c in place of the pair's own."),
+        _option(
+            "--target",
+            panel=MODELS,
+            metavar="MODEL",
+            help="Target model, likewise; with -c in place of the pair's own.",
+        ),
     ),
     "device": (
         str,
-        _option("--device", panel=MODELS, help="auto, cpu, cuda or cuda:1.", autocompletion=complete.devices),
+        _option(
+            "--device",
+            panel=MODELS,
+            metavar="DEVICE",
+            help="auto, cpu, cuda or cuda:1. (default auto)",
+            autocompletion=complete.devices,
+        ),
     ),
     "dtype": (
         str,
         _option(
-            "--dtype", panel=MODELS, help="auto, float32, bfloat16, float16, int8.", autocompletion=complete.dtypes
+            "--dtype",
+            panel=MODELS,
+            metavar="DTYPE",
+            help="auto, float32, bfloat16, float16 or int8. (default auto)",
+            autocompletion=complete.dtypes,
         ),
     ),
     "threads": (
         int,
-        _option("--threads", panel=MODELS, help="Threads of a CPU. (default all cores; 1 beside other work, see docs)"),
+        _option(
+            "--threads",
+            panel=MODELS,
+            metavar="N",
+            help="Threads of a CPU; 1 for fair ratios beside other work. (default all cores)",
+        ),
     ),
     "cuda_graphs": (
         bool,
-        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Record decoding steps on a GPU. (default yes)"),
+        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Do not record decoding steps on a GPU."),
     ),
     "compile": (
         bool,
-        _option("--compile/--no-compile", panel=MODELS, help="Let torch.compile make the steps on a GPU. (default no)"),
+        _option("--compile/--no-compile", panel=MODELS, help="Let torch.compile make the steps on a GPU."),
     ),
     "offline": (bool, _option("--offline/--no-offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (
@@ -67,40 +101,77 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--strategy",
             "-s",
             panel=STRATEGY,
-            help="Name with parameters, e.g. speculative-cascade:rule=opt,alpha=0.3 (see: cascli strategies).",
+            metavar="STRATEGY",
+            help="Name and parameters as one string (see: cascli strategies).",
             autocompletion=complete.strategies,
         ),
     ),
     "num_speculative_tokens": (
         int,
-        _option("--num-speculative-tokens", "-k", panel=STRATEGY, help="Drafted tokens a round, 1 to 64. (default 4)"),
+        _option(
+            "--num-speculative-tokens",
+            "-k",
+            panel=STRATEGY,
+            metavar="K",
+            help="Drafted tokens a round, 1 to 64, where the strategy does not say. (default 4)",
+        ),
     ),
-    "max_new_tokens": (int, _option("--max-new-tokens", panel=SAMPLING, help="Longest answer. (default 64)")),
-    "temperature": (float, _option("--temperature", panel=SAMPLING, help="0 is greedy. (default the pair's, else 1)")),
-    "top_k": (int, _option("--top-k", panel=SAMPLING, help="Keep the k most likely tokens; 0 is off.")),
-    "top_p": (float, _option("--top-p", panel=SAMPLING, help="Keep the smallest set of this mass; 1 is off.")),
-    "seed": (int, _option("--seed", panel=SAMPLING, help="Seed of the run's own random numbers. (default 0)")),
-    "stop": (list[str], _option("--stop", panel=SAMPLING, help="End the answer before this text; may be repeated.")),
-    "system": (str, _option("--system", panel=PROMPT, help="System text for the chat template.")),
+    "max_new_tokens": (
+        int,
+        _option("--max-new-tokens", panel=SAMPLING, metavar="N", help="Longest answer. (default the pair's, else 64)"),
+    ),
+    "temperature": (
+        float,
+        _option("--temperature", panel=SAMPLING, metavar="T", help="0 is greedy. (default the pair's, else 1)"),
+    ),
+    "top_k": (
+        int,
+        _option("--top-k", panel=SAMPLING, metavar="N", help="Keep the N most likely tokens; 0 is off. (default 0)"),
+    ),
+    "top_p": (
+        float,
+        _option(
+            "--top-p", panel=SAMPLING, metavar="P", help="Keep the smallest set of this mass; 1 is off. (default 1)"
+        ),
+    ),
+    "seed": (
+        int,
+        _option("--seed", panel=SAMPLING, metavar="N", help="Seed of the run's own random numbers. (default 0)"),
+    ),
+    "stop": (
+        list[str],
+        _option("--stop", panel=SAMPLING, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    ),
+    "system": (str, _option("--system", panel=PROMPT, metavar="TEXT", help="System text for the chat template.")),
     "raw": (bool, _option("--raw/--no-raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
     "prompts": (
         str,
         _option(
-            "--prompts", panel=PROMPT, help="JSONL file, or - for stdin: 'prompt' or 'turns' on each line; or: builtin."
+            "--prompts",
+            panel=PROMPT,
+            metavar="FILE",
+            help="JSONL file, or - for stdin: 'prompt' or 'turns' on each line; or: builtin.",
+            autocompletion=complete.prompts,
         ),
     ),
-    "limit": (int, _option("--limit", panel=PROMPT, help="Take only the first N prompts of the file.")),
+    "limit": (int, _option("--limit", panel=PROMPT, metavar="N", help="Take only the first N prompts of the file.")),
     "top": (
         int,
-        _option("--top", panel=OUTPUT, help="Keep each model's N likeliest tokens, 0 to 20. (default 0; 5 for .html)"),
+        _option(
+            "--top",
+            panel=OUTPUT,
+            metavar="N",
+            help="Keep each model's N likeliest tokens, 0 to 20. (default 0; 5 for .html)",
+        ),
     ),
     "json": (bool, _option("--json/--no-json", panel=OUTPUT, help="Print one JSON document instead of text.")),
-    "output": (str, _option("--output", "-o", panel=OUTPUT, help="Also write the result to this file.")),
+    "output": (str, _option("--output", "-o", panel=OUTPUT, metavar="FILE", help="Also write the result to FILE.")),
     "format": (
         str,
         _option(
             "--format",
             panel=OUTPUT,
+            metavar="FORMAT",
             help="What -o writes, where its suffix does not say; without -o on stdout.",
             autocompletion=complete.formats,
         ),
@@ -110,8 +181,19 @@ SHARED: dict[str, tuple[Any, Any]] = {
         bool,
         _option("--verbose/--no-verbose", "-v", panel=OUTPUT, help="Show what was rejected, and more detail."),
     ),
-    "color": (str, _option("--color", panel=OUTPUT, help="auto, always or never.", autocompletion=complete.colors)),
+    "color": (
+        str,
+        _option(
+            "--color",
+            panel=OUTPUT,
+            metavar="WHEN",
+            help="auto, always or never. (default auto)",
+            autocompletion=complete.colors,
+        ),
+    ),
 }
+ON_BY_DEFAULT = frozenset({"cuda_graphs"})
+"""Switches that help shows by what switches them off; of all others the negative works too, and is not shown."""
 
 
 PAIR = ("config", "draft", "target")
@@ -153,6 +235,8 @@ def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Call
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
+            from cascli.settings import checked
+
             shared = {key: values.pop(key) for key in wanted}
             models = {key: shared.pop(key) for key in PAIR if key in shared}
             given = {key: value for key, value in shared.items() if value not in (None, [])}

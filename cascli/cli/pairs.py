@@ -1,41 +1,170 @@
-"""cascli pairs: the ready pairs, what is on disk, and what each needs."""
+"""cascli pairs: the ready pairs, what is on disk, and what each needs; and to find or remove the weights of one."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from cascli.cli import complete
 from cascli.cli.options import Flags, with_shared
-from cascli.config import PairConfig, RandomSource, load_config, pair_files
-from cascli.settings import from_environment, resolve
+from cascli.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from cascli.config import PairConfig
+    from cascli.weights.held import Held
 
 NAME = "pairs"
-EXAMPLE = "Example: cascli pairs[bold] · [/]cascli pull smollm2"
+EXAMPLE = """\
+cascli pairs
+cascli pairs path smollm2 draft
+cascli pairs rm smollm2
+"""
+HINT = (
+    'cascli generate "hi" -c NAME takes another pair; cascli pull NAME fetches it\n'
+    "cascli pairs path NAME says where it lies; cascli pairs rm NAME frees its room"
+)
+Name = Annotated[str, typer.Argument(help="Pair name or YAML file.", autocompletion=complete.pairs)]
 
 
-@with_shared("json", "quiet", "color")
-def command(*, flags: Flags) -> None:
+@with_shared(
+    *("json", "quiet", "verbose", "color"), quiet="Print names alone.", verbose="Also say where the models come from."
+)
+def command(ctx: typer.Context, *, flags: Flags) -> None:
     """List the ready pairs: size, licence, gated or not, memory needed, what is on disk."""
+    from cascli.config import DEFAULT_PAIR, pair_files
     from cascli.render.console import screen
-    from cascli.render.pairs import pairs_table
+    from cascli.render.pairs import pairs_list
+    from cascli.settings import from_environment, resolve
 
+    if ctx.invoked_subcommand is not None:
+        return
     settings = resolve(flags.given, from_environment())
     rows = [describe(name) for name in pair_files()]
     if settings.json_output:
-        print(json.dumps({"schema": "cascli.pairs/1", "pairs": rows}))
+        print(json.dumps({"schema": "cascli.pairs/1", "default": DEFAULT_PAIR, "pairs": rows}))
     elif settings.quiet:
         print("\n".join(row["name"] for row in rows))
     else:
-        view = screen(settings.color)
-        view.out.print(pairs_table(rows, view.out))
+        view = screen(settings.color, verbose=settings.verbose)
+        view.out.print(pairs_list(rows, DEFAULT_PAIR, view.out, verbose=view.verbose))
+        if view.live:  # a person, who may want to go on
+            view.note(HINT)
+
+
+@with_shared("json")
+def path(
+    pair: Name,
+    role: Annotated[str | None, typer.Argument(help="draft or target: print its folder alone.")] = None,
+    *,
+    flags: Flags,
+) -> None:
+    """Print the folders of the weights of a pair."""
+    from cascli.config import RandomSource, load_config
+    from cascli.weights import store
+
+    config = load_config(pair)
+    if role is not None and role not in config.models:
+        raise UsageError(f"{pair}: has no '{role}'; it has {' and '.join(config.models)}.")
+    wanted = {name: model.source for name, model in config.models.items() if role in (None, name)}
+    found = {
+        name: None if isinstance(source, RandomSource) else store.locate(source) for name, source in wanted.items()
+    }
+    if flags.given.json_output:
+        paths = {name: None if folder is None else str(folder) for name, folder in found.items()}
+        print(json.dumps({"schema": "cascli.pair-paths/1", **paths}))
+        return
+    for name, folder in found.items():
+        if folder is None:
+            raise RunError(_nowhere(pair, name, config))
+        print(folder if role is not None else f"{name}: {folder}")
+
+
+def _nowhere(pair: str, role: str, config: PairConfig) -> str:
+    from cascli.config import RandomSource
+
+    if isinstance(config.models[role].source, RandomSource):
+        return f"{pair}: the {role} model has random weights, which lie on no disk."
+    return f"{pair}: the weights of its {role} model are not on this machine. Run 'cascli pull {pair}' first."
+
+
+@with_shared("quiet", "color")
+def rm(
+    pair: Name,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    flags: Flags,
+) -> None:
+    """Remove the weights of a pair from this disk, but for what another pair here needs; asks before it does."""
+    from cascli.config import load_config, pair_files
+    from cascli.render.console import screen
+    from cascli.render.numbers import size
+    from cascli.settings import from_environment, resolve
+    from cascli.weights.held import held, remove
+
+    settings = resolve(flags.given, from_environment())
+    view = screen(settings.color, quiet=settings.quiet)
+    config = load_config(pair)
+    others = {name: load_config(name) for name in pair_files() if name not in (pair, config.name)}
+    found = held(config, others)
+    for each in found:
+        if each.used_by:
+            view.note(f"{each.role}: stays, because {', '.join(each.used_by)} needs it too")
+    gone = [each for each in found if each.bytes and not each.used_by]
+    if not gone:
+        view.note(f"{pair}: there is nothing to remove")
+        return
+    for each in gone:
+        for line in _places(each):
+            view.note(line)
+    total = sum(each.bytes for each in gone)
+    if not yes and not _agreed(f"Remove {size(total)}?"):
+        view.note("nothing was removed")
+        return
+    for each in gone:
+        remove(each)
+    print(f"removed {total:,} bytes ({size(total)})")
+
+
+def _places(what: Held) -> list[str]:
+    """Where it lies, one line a place."""
+    lines = [f"{what.role}: {path}" for path in what.paths]
+    if what.snapshot is not None:
+        lines.append(f"{what.role}: {what.snapshot} (in the hub's cache, which other programs read too)")
+    return lines
+
+
+def _agreed(question: str) -> bool:
+    """Ask a person.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here: say --yes to remove without a question.")
+    return typer.confirm(question, err=True)
+
+
+COMMANDS = {"path": path, "rm": rm}
+"""What can be done with one pair."""
+EXAMPLES = {
+    "path": "cascli pairs path smollm2\ncascli pairs path smollm2 draft",
+    "rm": "cascli pairs rm smollm2\ncascli pairs rm smollm2 --yes",
+}
 
 
 def describe(name: str) -> dict[str, Any]:
     """What is known of one ready pair."""
+    from cascli.config import PypiSource, load_config
+
     config = load_config(name)
+    odd = [model.source for model in config.models.values() if isinstance(model.source, PypiSource)]
     return {
         "name": name,
         **{role: str(model.source) for role, model in config.models.items()},
+        **({"about_sources": f"each of {' and '.join(each.pypi for each in odd)} {PypiSource.about}"} if odd else {}),
         "download_gb": config.about.download_gb,
         "memory_gb": config.about.memory_gb,
         "licence": config.about.licence,
@@ -47,7 +176,8 @@ def describe(name: str) -> dict[str, Any]:
 
 def _on_disk(config: PairConfig, role: str) -> int | None:
     """Bytes of a model on disk; None for random weights, which need none."""
+    from cascli.config import RandomSource
     from cascli.weights import store
 
-    source = getattr(config, role).source
+    source = config.models[role].source
     return None if isinstance(source, RandomSource) else store.disk_bytes(source)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -23,11 +24,19 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from cascli.render.console import Screen
+from cascli.render.console import Screen, unicode_ok
 from cascli.trace import Run
 
 if TYPE_CHECKING:
     from cascli.models.stages import Stage
+
+
+ROOMY = 100
+"""Columns from which on the bar of counted work is longer."""
+COUNTED, BYTES, SHARE = 39, 34, 24
+"""Columns beside name and bar: `1000/1000 0:00:00 left 0:00:00`, `1.2/3.4 GB 12:34`, `100% 12:34 left`, and spinner."""
+LEAST = 12
+"""Characters of what is being done, at least."""
 
 
 class Progress:
@@ -36,10 +45,11 @@ class Progress:
     def __init__(self, screen: Screen, title: str, *, counted: bool = False) -> None:
         self._title, self._ticks = title, 0
         shown = screen.err.is_terminal and not screen.quiet
+        bar = 24 if counted and screen.err.width >= ROOMY else 16
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24 if counted else 16),
+            _What(screen.err, bar, counted=counted),
+            BarColumn(bar_width=bar),
             *([MofNCompleteColumn(), TimeElapsedColumn()] if counted else [_Amount(), _Time()]),
             *([TextColumn("left"), TimeRemainingColumn()] if counted else []),
             console=screen.err,
@@ -94,6 +104,14 @@ class Progress:
         self.step(name, 0, total)
         return event
 
+    def above(self, show: Callable[[], None]) -> None:
+        """Print something that stays, above the bars."""
+        self._bars.stop()
+        try:
+            show()
+        finally:
+            self._bars.start()
+
     def say(self, name: str) -> None:
         """Say what is being done, where there is nothing to count."""
         self._bars.update(self._tasks[""], description=name)
@@ -102,6 +120,37 @@ class Progress:
         """Show that the piece of work goes on."""
         self._ticks += 1
         self._bars.update(self._tasks[""], description=f"{self._title}, round {self._ticks}")
+
+
+class _What(ProgressColumn):
+    """What is being done, so much of it that bar, count and time left keep their places.
+
+    A long name is cut in its middle: it begins with what it is, and ends with how fast it goes.
+    """
+
+    def __init__(self, console: Console, bar: int, *, counted: bool) -> None:
+        super().__init__()
+        self._console, self._bar, self._counted = console, bar, counted
+
+    def render(self, task: Task) -> Text:
+        """One line of it."""
+        beside = COUNTED if self._counted else BYTES if task.fields.get("in_bytes") else SHARE
+        room = max(self._console.width - self._bar - beside, LEAST)
+        return Text(shortened(" ".join(task.description.split()), room, "…" if unicode_ok(self._console) else ".."))
+
+
+def shortened(text: str, room: int, gap: str = "…") -> str:
+    """At most `room` characters of a text: its beginning and, after a gap, the last words of it.
+
+    >>> shortened("gsm8k/12 speculative-cascade:rule=opt,alpha=0.1,k=4, 115.1 tokens/s", 36)
+    'gsm8k/12 speculativ…, 115.1 tokens/s'
+    """
+    if len(text) <= room:
+        return text
+    tail = text[text.rfind(", ") :] if ", " in text else ""
+    if len(tail) + len(gap) >= room:
+        tail = ""
+    return text[: room - len(tail) - len(gap)] + gap + tail
 
 
 class _Amount(ProgressColumn):

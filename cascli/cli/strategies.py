@@ -3,47 +3,102 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
+import typer
+
+from cascli.cli import complete
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import UsageError
-from cascli.settings import from_environment, resolve
+from cascli.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from cascli.render.console import Screen
 
 NAME = "strategies"
-EXAMPLE = "Example: cascli strategies[bold] · [/]cascli strategies --json"
+EXAMPLE = """\
+cascli strategies
+cascli strategies opt
+cascli strategies speculative token-cascade
+cascli strategies opt -q
+"""
 
 
-@with_shared("json", "quiet", "color")
-def command(*, flags: Flags) -> None:
-    """List every strategy, deferral rule and drafter: formula, parameters, ranges, when it is lossless, source."""
+@with_shared("json", "quiet", "color", quiet="Print names alone; of those that were asked for, the strings to copy.")
+def command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Strategies, rules or drafters; all by default.", autocompletion=complete.plugins),
+    ] = None,
+    *,
+    flags: Flags,
+) -> None:
+    """List strategies, deferral rules and drafters: formula, parameters, when it is lossless, and how it is written."""
     from cascli import drafters, rules, strategies
     from cascli.render.catalogue import catalogue
     from cascli.render.console import screen
+    from cascli.settings import from_environment, resolve
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
-    packages = (("strategies", strategies), ("rules", rules), ("drafters", drafters))
-    plugins = {kind: list(_described(package, view)) for kind, package in packages}
+    packages = {"strategies": strategies, "rules": rules, "drafters": drafters}
+    wanted = _wanted(names or [], {each for package in packages.values() for each in package.names()})
+    plugins = {kind: list(_described(kind, package, wanted, view)) for kind, package in packages.items()}
     if settings.json_output:
         print(json.dumps({"schema": "cascli.strategies/1", **plugins}))
+    elif settings.quiet and names:
+        print("\n".join(line for rows in plugins.values() for row in rows for line in row["written"]))
     elif settings.quiet:
         print("\n".join(row["name"] for row in plugins["strategies"]))
     else:
         view.out.print(catalogue(plugins))
 
 
-def _described(package: Any, view: Screen) -> Iterator[dict[str, Any]]:
-    """Every plug-in; one of another package that cannot be imported is told of, and hides no other."""
+def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
+    """The names that are shown; a strategy as it is written stands for itself and what is named in it.
+
+    Raises:
+        UsageError: nothing has such a name.
+    """
+    found: set[str] = set()
+    for name in names:
+        strategy, _, rest = name.partition(":")
+        parts = [part.partition("=")[2] for part in rest.split(",") if part.startswith(("rule=", "draft="))]
+        for each in (strategy, *parts):
+            if each not in known:
+                raise UsageError(unknown("strategy, rule or drafter", each, known))
+            found.add(each)
+    return found or known
+
+
+def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Iterator[dict[str, Any]]:
+    """Every plug-in that is wanted; one of another package that cannot be imported is told of, and hides no other."""
     for name in package.names():
         try:
-            yield describe(name, package.load(name))
+            if name in wanted:
+                yield describe(name, package.load(name)) | {"written": written(kind, name)}
         except UsageError as error:
             view.note(str(error))
+
+
+def written(kind: str, name: str) -> list[str]:
+    """The strategies that are, or have, a plug-in of this name: strings for `-s`, with what one may change."""
+    from cascli import strategies
+
+    if kind == "strategies":
+        return [strategies.parse(name).spec]
+    key = {"rules": "rule", "drafters": "draft"}[kind]
+    found = []
+    for strategy in strategies.names():
+        if key in strategies.load(strategy).parts():
+            try:
+                spec = strategies.parse(f"{strategy}:{key}={name}").spec
+            except UsageError:  # the two go together only with something else, or not at all
+                continue
+            # Of a drafter the parameters are the lesser part, and in a terminal the string would not be one line.
+            found.append(spec if kind == "rules" else f"{strategy}:{key}={name},k=4")
+    return found
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
 from cascli.cli.executors import Kind, executor_of
 from cascli.cli.options import LOADING, Flags, with_shared
-from cascli.config import sweep_files
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,19 +25,26 @@ if TYPE_CHECKING:
     Done = dict[tuple[str, str], Record]
 
 NAME = "sweep"
-EXAMPLE = "Example: cascli sweep rules -c tiny-random[bold] · [/]cascli sweep my-sweep.yaml --resume"
+EXAMPLE = """\
+cascli sweep rules -c tiny-random
+cascli sweep rules --draft ./small --target ./large --dry-run
+cascli sweep my-sweep.yaml -o results
+cascli sweep my-sweep.yaml -o results --resume
+cascli sweep my-sweep.yaml --rule-curves
+"""
 
 
 @with_shared(
     *LOADING,
     *("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "limit"),
     *("output", "json", "quiet", "color"),
+    output="The folder of the results, in place of the file's own: records, table, picture and report.",
 )
 def command(
     file: Annotated[
         str,
         typer.Argument(
-            help=f"The sweep file (YAML), or one that ships with cascli: {', '.join(sweep_files())}.",
+            help="The sweep file (YAML), or the name of one that ships with cascli, such as rules.",
             autocompletion=complete.sweeps,
         ),
     ],
@@ -67,10 +73,12 @@ def command(
         Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
     ] = Kind.LOCAL,
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="Join this Ray cluster (auto: that of this machine).")
+        str | None,
+        typer.Option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster (auto: that of this machine)."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Ray's workers. (default one per GPU, else per machine)")
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", help="Ray's workers. (default one per GPU, else per machine)"),
     ] = None,
     flags: Flags,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,16 +11,22 @@ from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import CheckFailed
 from cascli.render import formats
 
+if TYPE_CHECKING:
+    from cascli.audit.report import Check
+
 NAME = "verify"
-EXAMPLE = (
-    "Example: cascli verify --quick[bold] · [/]cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt --json"
-)
+EXAMPLE = """\
+cascli verify --quick
+cascli verify -c tiny-random --quick
+cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt -o audit.json
+"""
 
 
 @with_shared(
     *LOADING,
     *("strategy", "num_speculative_tokens", "json", "output", "format", "quiet", "color"),
     output=formats.help_of(formats.AUDIT),
+    quiet="Print the verdict alone.",
 )
 def command(
     *,
@@ -30,20 +36,30 @@ def command(
     """Check that this pair on this machine follows the output distributions it claims; exit 1 if it does not."""
     from cascli.cli.progress import Progress
     from cascli.render import export
-    from cascli.render.audit import audit_table, verdict
+    from cascli.render.audit import heading, row, verdict
 
     plan = common.plan(flags)
     chosen = common.chosen(flags.given.strategy or [], plan.settings.num_speculative_tokens)
     outputs = export.outputs(plan.settings, formats.AUDIT)
     pair = plan.load()
+    shown = outputs.printed is None
+    out, rows, quiet = plan.screen.out, shown and not plan.screen.quiet, shown and plan.screen.quiet
     with Progress(plan.screen, "verifying", counted=True) as progress:
         from cascli.audit import audit
 
-        result = audit(pair, chosen or None, quick=quick, on_progress=progress.say, config=plan.config)
+        def show(check: Check) -> None:
+            if rows:
+                progress.above(lambda: out.print(row(check, out)))
+
+        if rows:
+            progress.above(lambda: out.print(heading(out)))
+        result = audit(pair, chosen or None, quick=quick, on_progress=progress.step, on_check=show, config=plan.config)
     result = common.with_command(result)
-    if outputs.printed is None and not plan.screen.quiet:
-        plan.screen.out.print(audit_table(result.checks, plan.screen.out))
+    if quiet:
+        print(verdict(result))
     outputs.deliver(export.of_audit(result), plan.screen)
     if not result.passed:
+        if quiet:
+            raise typer.Exit(CheckFailed.exit_code)  # the verdict has been printed
         raise CheckFailed(verdict(result))
     plan.screen.note(verdict(result))

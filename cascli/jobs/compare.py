@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
+from cascli import notebook
 from cascli.analysis.comparison import Comparison, default_strategies, repeats_of, spread_of, summarise
 from cascli.analysis.explanation import explain, explained
 from cascli.analysis.profile import Profile
@@ -105,10 +107,12 @@ def compare(
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
     done = Repeats(pair, asked, columns, settings, runs=runs, schedule=schedule)
-    if warm_up:
-        done.warm_up()
-    done.run(on_event)
-    return done.comparison(done.steps(on_progress) if measure else None)
+    bars = notebook.bars()
+    with bars or nullcontext():
+        if warm_up:
+            done.warm_up()
+        done.run(on_event or (counting(bars, done.answers) if bars else None))
+        return done.comparison(done.steps(on_progress or bars) if measure else None)
 
 
 def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
@@ -125,6 +129,20 @@ def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt
     if not asked or not all(turn for prompt in asked for turn in prompt.turns):
         raise UsageError("give at least one prompt, and none that is empty.")
     return asked
+
+
+def counting(on_progress: OnProgress, total: int) -> OnEvent:
+    """What counts the answers among the events of a comparison of so many."""
+    done = 0
+    on_progress("answers", done, total)
+
+    def event(_: int, event: Event) -> None:
+        nonlocal done
+        if isinstance(event, Run):
+            done += 1
+            on_progress("answers", done, total)
+
+    return event
 
 
 def check_columns(strategies: Sequence[Strategy]) -> None:

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from cascli import notebook
 from cascli.config import (
     DEFAULT_PAIR,
     HubSource,
@@ -74,6 +75,9 @@ def load_pair(
         ConfigError: a bad pair file, or two models whose tokenizers differ.
         RunError: weights, memory or device are not to be had.
     """
+    bars = notebook.bars() if report is None and on_stage is unseen else None
+    if bars is not None:
+        report, on_stage = bars.report, bars.stage
     checked({key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
     config = _config(source, draft, target)
     defaults = config.defaults
@@ -104,6 +108,8 @@ def load_pair(
     large = models["target"]
     eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
     _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
+    if bars is not None:
+        bars.close()
     return Pair(
         config=config,
         draft=models.get("draft"),

@@ -39,7 +39,7 @@ class NoRunner(Runner):
         """There is nothing to forget."""
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadedModel:
     """One model of a pair: the transformers module, and the runner that decodes with it."""
 
@@ -52,6 +52,10 @@ class LoadedModel:
     """Rows of the output matrix, padding included."""
     eager_because: str | None = None
     """Why, on a GPU, its steps are not CUDA graphs."""
+
+    def __repr__(self) -> str:
+        """One line; `.model` is the transformers module."""
+        return f"<LoadedModel {self.source}, {self.dtype} on {self.device}>"
 
     @cached_property
     def size(self) -> Size:
@@ -73,7 +77,7 @@ class LoadedModel:
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class Pair:
     """A draft and a target model over one vocabulary."""
 
@@ -92,6 +96,11 @@ class Pair:
     """Captures what a round computes besides its forwards, where these are captured too."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by the run in progress: its caches are the pair's, and there is one of each."""
+
+    def __repr__(self) -> str:
+        """One line."""
+        models = ", ".join(f"{role} {model.dtype}" for role, model in self.models.items())
+        return f"<Pair {self.name}: {models} on {self.device}>"
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:

@@ -7,13 +7,38 @@ from typing import Any
 
 from rich.console import Group
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
+
+SYMBOLS = {
+    "q, p": "the distributions that draft and target draw tokens from: after temperature, top-k and top-p",
+    "q1, p1": "the same before: at temperature 1",
+    "max q1": "the likeliest token's probability",
+    "T(q, p)": "what a rule makes of the two",
+    "pi": "the distribution that the output follows; lossless where pi = p",
+    "x, v": "a drafted token; any token",
+    "norm": "scaled so that it sums to 1",
+    "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
+    "k": "drafted tokens a round",
+}
+"""What stands in formulas."""
 
 
 def catalogue(plugins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
-    """Strategies, rules, then drafters, a short paragraph each."""
+    """Strategies, rules, then drafters, a short paragraph each; then what the formulas' letters mean."""
     titles = {"strategies": "Strategies", "rules": "Deferral rules", "drafters": "Drafters"}
-    return Group(*(part for kind, title in titles.items() for part in _section(title, plugins[kind])))
+    parts = [part for kind, title in titles.items() if plugins[kind] for part in _section(title, plugins[kind])]
+    symbols = [_labelled(symbol, meaning) for symbol, meaning in SYMBOLS.items()]
+    return Group(*parts, Text("Symbols", style="bold underline"), *symbols)
+
+
+def _labelled(label: str, value: str) -> Padding:
+    """A label and its text, whose later lines stand below the first."""
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_column(width=8, style="dim")
+    row.add_column(overflow="fold")
+    row.add_row(Text(label), Text(value))
+    return Padding(row, (0, 0, 0, 4), expand=False)
 
 
 def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | Padding]:
@@ -23,7 +48,7 @@ def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | P
         head.append(f"  {row['summary']}", style="default not bold")
         yield head
         for label, value in _lines(row):
-            yield Padding(Text.assemble((f"{label:<9}", "dim"), value), (0, 0, 0, 4), expand=False)
+            yield _labelled(label, value)
     yield Text("")
 
 
@@ -40,6 +65,8 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "q", _q(row)
     if row["source"]:
         yield "source", row["source"]
+    for each in row.get("written", ()):
+        yield "write", each
 
 
 def _q(row: Mapping[str, Any]) -> str:

@@ -56,6 +56,10 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
         if len(groups) > 1:
             _print(out, Text(f"prompt: {_short(group[0].prompt)}", style="bold"))
         _print_answers(group, rows, out, trace)
+    if trace == "text":
+        every = [cell for group in shown for cell in cells_of(group, rows, fancy=unicode_ok(out))]
+        _print(out, Text(""))
+        _print(out, answers.legend_of(every, out))
     if len(shown) < len(groups):
         screen.note(
             f"the answers to {len(groups) - len(shown)} more turns are not shown; -v shows all, -o FILE.json keeps them"
@@ -68,8 +72,6 @@ def _print_answers(group: list[Run], rows: Sequence[Row], out: Console, trace: T
         return
     cells = cells_of(group, rows, fancy=unicode_ok(out))
     _print(out, answers.side_by_side(cells, out))
-    _print(out, Text(""))
-    _print(out, answers.legend_of(cells, out))
 
 
 def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[AnswerCell]:

@@ -138,7 +138,8 @@ def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") 
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
     if path.suffix not in allowed:
-        raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed))
+        # No nearest one: '.svg' is near to '.csv', and means something else.
+        raise UsageError(f"{flag} {path}: unknown suffix '{path.suffix}'. Known: {', '.join(sorted(allowed))}")
     check_place(path, flag=flag)
 
 
@@ -229,9 +230,9 @@ def of_audit(audit: Audit) -> Writers:
     from cascli.audit.report import tidy_checks  # and with it torch
 
     def printed(screen: Screen) -> None:
-        from cascli.render.audit import audit_table, verdict
+        from cascli.render.audit import heading, row, verdict
 
-        screen.out.print(audit_table(audit.checks, screen.out))
+        screen.out.print(heading(screen.out), *(row(check, screen.out) for check in audit.checks), sep="\n")
         screen.out.print(verdict(audit), markup=False)
 
     return {"json": audit.to_json, "txt": lambda: as_text(printed), **of_table(lambda: tidy_checks(audit))}

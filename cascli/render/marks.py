@@ -109,10 +109,13 @@ def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: st
 
 
 def legend(events: set[str], *, colored: bool) -> Text:
-    """What the looks of these events mean, in one line."""
-    parts = [
-        Text(look.name, style=look.style) if colored else Text(f"{look.marked('token')} {look.name}")
-        for event, look in LOOKS.items()
-        if event in events
-    ]
+    """What the looks of these events mean, in one line; without colour two can have the same, and share its entry."""
+    looks = [look for event, look in LOOKS.items() if event in events]
+    if colored:
+        parts = [Text(look.name, style=look.style) for look in looks]
+    else:
+        names: dict[str, list[str]] = {}
+        for look in looks:
+            names.setdefault(look.marked("token"), []).append(look.name)
+        parts = [Text(f"{mark} {' or '.join(same)}") for mark, same in names.items()]
     return Text.assemble((" · ", "dim")).join(parts)

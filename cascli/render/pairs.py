@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from cascli.render.console import plain_table
+from cascli.render.console import WIDEST
 from cascli.render.numbers import DASH, size
 
+HEADINGS = ("pair", "download", "memory", "on disk", "licence", "gated")
+RIGHT = (1, 2)
+"""Columns of numbers."""
 
-def pairs_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table:
-    """One line a pair."""
-    table = plain_table(console)
-    table.add_column("pair")
-    for heading in ("download", "memory", "on disk"):
-        table.add_column(heading, justify="right")
-    table.add_column("licence", no_wrap=True)
-    table.add_column("gated")
-    for row in rows:
-        table.add_row(
-            Text.assemble((row["name"], "bold"), "\n", (row["note"], "dim")),
-            _gigabytes(row["download_gb"]),
-            _gigabytes(row["memory_gb"]),
-            _on_disk(row["on_disk_bytes"]),
-            row["licence"],
-            "yes" if row["gated"] else "no",
-        )
-    return table
+
+def pairs_list(rows: Sequence[Mapping[str, Any]], default: str, console: Console, *, verbose: bool = False) -> Text:
+    """A line of figures a pair, what it is below it, and with `verbose` where its models come from."""
+    cells = [HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(each[column]) for each in cells) for column in range(len(HEADINGS))]
+    width = min(console.width, WIDEST)
+    lines = [Text(f"  {_line(HEADINGS, widths)}", style="bold")]
+    for row, each in zip(rows, cells[1:], strict=True):
+        mark = "* " if row["name"] == default else "  "
+        name, rest = _line(each, widths)[: widths[0]], _line(each, widths)[widths[0] :]
+        lines.append(Text.assemble(mark, (name, "bold"), rest))
+        for said in (row["note"], *(_sources(row) if verbose else ())):
+            wrapped = textwrap.wrap(said, max(width - 4, 20), break_on_hyphens=False)
+            lines += [Text(f"    {line}", style="dim") for line in wrapped]
+    lines.append(Text("* the pair of commands without -c"))
+    return Text("\n").join(lines)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = (_gigabytes(row["download_gb"]), _gigabytes(row["memory_gb"]), _on_disk(row["on_disk_bytes"]))
+    return (row["name"], *sizes, row["licence"], "yes" if row["gated"] else "no")
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    columns = enumerate(zip(cells, widths, strict=True))
+    return "  ".join(f"{cell:>{w}}" if place in RIGHT else f"{cell:{w}}" for place, (cell, w) in columns).rstrip()
+
+
+def _sources(row: Mapping[str, Any]) -> Iterator[str]:
+    for role in ("draft", "target"):
+        if role in row:
+            yield f"{role}: {row[role]}"
+    if "about_sources" in row:
+        yield row["about_sources"]
 
 
 def _gigabytes(value: float | None) -> str:

@@ -255,7 +255,10 @@ def load_plan(source: str | Path | Mapping[str, Any]) -> SweepPlan:
     Raises:
         ConfigError: a missing file, an unknown key, a wrong type, or a strategy that does not exist.
     """
-    data, where = (source, "sweep") if isinstance(source, Mapping) else (read_yaml(Path(source)), str(source))
+    if isinstance(source, Mapping):
+        data, where = dict(source), "sweep"
+    else:
+        data, where = read_yaml(Path(source), "'pair:' and 'strategies:'"), str(source)
     try:
         plan = SweepPlan.model_validate(data)
         plan.specs()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cascli import notebook
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.settings import checked
@@ -133,6 +134,7 @@ def run_sweep(
     from cascli.models.load import load_pair
     from cascli.sweep.worker import Worker
 
+    on_progress = on_progress or notebook.bars()
     if pair is not None and (dtype is not None or device is not None):
         raise UsageError("dtype, device: the pair is loaded already; say so when it is loaded.")
     path = None if isinstance(source, Mapping) else plan_file(str(source))
@@ -161,6 +163,8 @@ def run_sweep(
         records.write_header(header)
         whole = with_strategies(plan, header.added())
         sweep(worker, whole, task, records, done, on_progress)
+    if isinstance(on_progress, notebook.Bars):
+        on_progress.close()
     all_failed(done)
     return SweepRows(rows(records.read(), whole), header)
 

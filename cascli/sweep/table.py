@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, computed_field
 
+from cascli import notebook
 from cascli.analysis import tidy
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
@@ -79,13 +80,33 @@ class SweepRow(Data):
         """Mean TV(pi, p), as a comparison calls it."""
         return self.mean_tv
 
+    def __repr__(self) -> str:
+        """One line."""
+        quality = "" if self.quality is None else f", quality {self.quality:.3f}"
+        speed = "" if self.speed_vs_target is None else f", {self.speed_vs_target:.2f}x"
+        return f"<SweepRow {self.strategy}, T = {self.temperature:g}: {self.answers} answers{quality}{speed}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it."""
+        return notebook.html_of(self)
+
 
 class SweepRows(list[SweepRow]):
     """The table of a sweep, and what it was made from."""
 
-    def __init__(self, rows: Iterable[SweepRow], header: Header) -> None:
+    def __init__(self, rows: Iterable[SweepRow], header: Header | None = None) -> None:
         super().__init__(rows)
         self.header = header
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<SweepRows: {len(self)}>"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it."""
+        return notebook.html_of(self)
 
     def to_frame(self) -> pandas.DataFrame:
         """One row a strategy and temperature, with the columns of results.csv: see docs/files.md.

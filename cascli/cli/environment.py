@@ -1,0 +1,49 @@
+"""The environment variables that cascli reads; a notice of those that look like its own and are not."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+
+from cascli.errors import plain
+
+PREFIX = "CASCLI_"
+OWN = {
+    "CASCLI_CONFIG": "the pair, as by -c",
+    "CASCLI_DRAFT": "the draft model, as by --draft, where no flag names a model",
+    "CASCLI_TARGET": "the target, likewise",
+    "CASCLI_HOME": "where weights are kept (by default your cache folder)",
+    "CASCLI_THEME": "dark or light: colours made for one ground",
+    "CASCLI_DEBUG": "1: errors come with their traceback",
+}
+"""Those that are no common option, and what they do."""
+
+
+def known() -> list[str]:
+    """Every variable that is read."""
+    from cascli.settings import variables
+
+    return sorted({*OWN, *variables()})
+
+
+def unknown(environ: Mapping[str, str]) -> Iterator[str]:
+    """What is said of each variable that begins like cascli's and is not read: a typing error changes nothing."""
+    found = [name for name in environ if name.startswith(PREFIX)]
+    if not found:  # and nothing is imported
+        return
+    names = [name.removeprefix(PREFIX) for name in known()]
+    for name in sorted(found):
+        if name.removeprefix(PREFIX) in names:
+            continue
+        near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else "cascli --help says which are read."
+        yield f"environment variable {name} is unknown and changes nothing; {hint}"
+
+
+def tell_unknown(*, quiet: bool = False) -> None:
+    """Print a line for each of them on stderr, unless nothing but the result is wanted."""
+    if not (quiet or os.environ.get("CASCLI_QUIET")):
+        for line in unknown(os.environ):
+            print(f"cascli: {plain(line)}", file=sys.stderr)

@@ -1,0 +1,202 @@
+"""The `--help` of every command: lines that wrap at the terminal's width, and examples that can be copied whole.
+
+Written here and not by typer, whose pages need more time to import than to print, say `<bool>`, and cut what is long.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from cascli.cli.options import ON_BY_DEFAULT
+
+WIDEST = 100
+"""Columns of a page, however wide the terminal is."""
+FIRST_COLUMN = 26
+"""Columns of an option's names, at most: longer ones have a line of their own."""
+Row = tuple[str, str]
+
+
+class Command(TyperCommand):
+    """A command with such a page."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the page in one piece: whoever reads a part of it and leaves has not been written to again."""
+        formatter.write(page(self, ctx))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Words for a shell, described."""
+        return _described(super().shell_complete(ctx, incomplete))
+
+
+class Group(TyperGroup):
+    """The program, or a command that has commands of its own, with such a page."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options; a switch that was not given is off, not None: None typer reads by pydantic, and imports it."""
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False) and param.default is None and not param.secondary_opts:
+                param.default = False
+        return params
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the page in one piece."""
+        formatter.write(page(self, ctx))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Words for a shell, described."""
+        return _described(super().shell_complete(ctx, incomplete))
+
+
+def _described(items: list[Any]) -> list[Any]:
+    """With another apostrophe: typer's script for zsh loses the one that quotes."""
+    for item in items:
+        if item.help:
+            item.help = item.help.replace("'", "’")
+    return items
+
+
+def page(command: Any, ctx: Any) -> str:
+    """The whole help of a command."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    bold = _bold if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else str
+    parts = [_usage(command, ctx, width), _paragraphs(command.help or "", width)]
+    params = [param for param in command.get_params(ctx) if not getattr(param, "hidden", False)]
+    sections: dict[str, list[Row]] = {}
+    for param in params:
+        sections.setdefault(_panel(param), []).append(row_of(param))
+    own = {name: sections.pop(name) for name in ("Arguments", "Options") if name in sections}
+    # What is a command's own comes before what many take.
+    sections = _commands(command, ctx) | sections | own if isinstance(command, TyperGroup) else own | sections
+    column = min(max((len(names) for rows in sections.values() for names, _ in rows), default=0), FIRST_COLUMN)
+    parts += [f"{bold(title + ':')}\n{_table(rows, column, width)}" for title, rows in sections.items()]
+    parts += [_epilog(command.epilog, bold, width)] if command.epilog else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _bold(text: str) -> str:
+    return f"\x1b[1m{text}\x1b[0m"
+
+
+def _usage(command: Any, ctx: Any, width: int) -> str:
+    path = ctx.command_path
+    pieces = [*([command.options_metavar] if command.options_metavar else [])]
+    pieces += [_argument(param) for param in command.get_params(ctx) if param.param_type_name == "argument"]
+    pieces += [command.subcommand_metavar] if isinstance(command, TyperGroup) else []
+    return textwrap.fill(f"Usage: {path} {' '.join(pieces)}", width, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+
+def _paragraphs(text: str, width: int) -> str:
+    """Paragraphs filled anew: where a line of the source ends means nothing."""
+    parts = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False) for part in parts)
+
+
+def _panel(param: Any) -> str:
+    named = getattr(param, "rich_help_panel", None)
+    return named or ("Arguments" if param.param_type_name == "argument" else "Options")
+
+
+def _argument(param: Any) -> str:
+    name = param.metavar or param.name.upper()
+    if param.nargs != 1:
+        name += "..."
+    return name if param.required else f"[{name}]"
+
+
+def row_of(param: Any) -> Row:
+    """An argument's or option's names with its value, and what is said of it."""
+    said = " ".join((getattr(param, "help", None) or "").split())
+    if param.param_type_name == "argument":
+        return _argument(param), said
+    is_switch = getattr(param, "is_flag", False)
+    on = is_switch and (param.default is True or param.name in ON_BY_DEFAULT)
+    names = param.secondary_opts if on and param.secondary_opts else param.opts
+    short, long = ([name for name in names if name.startswith("--") is wanted] for wanted in (False, True))
+    if long == ["--help"]:
+        said = "Show this page and exit."
+    label = ", ".join([*short, *long]) if short else "    " + ", ".join(long)
+    if not is_switch:
+        label += f" {_value(param)}"
+        said += _default(param)
+    return label, said
+
+
+def _value(param: Any) -> str:
+    # Where typer keeps the choices depends on its release.
+    kinds: list[Any] = [getattr(param, name, None) for name in ("type_descriptor", "type")]
+    choices = next((kind.choices for kind in kinds if getattr(kind, "choices", None)), ())
+    return "|".join(str(_plain(each)) for each in choices) or str(param.metavar or "VALUE")
+
+
+def _default(param: Any) -> str:
+    """The default, where the help does not say it itself."""
+    if param.default in (None, (), []) or callable(param.default) or not getattr(param, "show_default", True):
+        return ""
+    value = _plain(param.default)
+    return f" (default {value:g})" if isinstance(value, float) else f" (default {value})"
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _commands(group: Any, ctx: Any) -> dict[str, list[Row]]:
+    """A group's commands with their first sentence, by panel."""
+    found: dict[str, list[Row]] = {}
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        if command is not None and not command.hidden:
+            panel = getattr(command, "rich_help_panel", None) or "Commands"
+            said = inspect.cleandoc(command.short_help or command.help or "").split("\n\n")[0]
+            found.setdefault(panel, []).append((name, " ".join(said.split())))
+    return found
+
+
+def _table(rows: Iterable[Row], column: int, width: int) -> str:
+    return "\n".join(line for row in rows for line in _row(row, column, width))
+
+
+def _row(row: Row, column: int, width: int) -> Iterator[str]:
+    """Names and what is said of them side by side; below each other where the names are long."""
+    names, said = row
+    lines = textwrap.wrap(said, max(width - column - 4, 24), break_on_hyphens=False) or [""]
+    if len(names) > column:
+        yield f"  {names}".rstrip()
+    else:
+        yield f"  {names:{column}}  {lines.pop(0)}".rstrip()
+    yield from (f"{'':{column + 4}}{line}" for line in lines)
+
+
+def _epilog(text: str, bold: Any, width: int) -> str:
+    """Examples, a line each and never wrapped: each can be copied whole. Paragraphs with a heading are wrapped."""
+    parts = []
+    for part in text.strip().split("\n\n"):
+        head, *lines = part.splitlines()
+        if head.endswith(":"):
+            parts.append("\n".join([bold(head), *_listed(lines, width)]))
+        else:
+            parts.append("\n".join([bold("Examples:"), *(f"  {line.strip()}" for line in (head, *lines))]))
+    return "\n\n".join(parts)
+
+
+def _listed(lines: Sequence[str], width: int) -> Iterator[str]:
+    """Lines of `name  what it is`, aligned, and lines of text, wrapped."""
+    rows = [tuple(part.strip() for part in line.strip().partition("  ")[::2]) for line in lines]
+    column = max((len(name) for name, said in rows if said), default=0)
+    for name, said in rows:
+        if said:
+            yield from _row((name, said), column, width)
+        else:
+            yield from textwrap.wrap(
+                name, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+            )

