@@ -15,7 +15,7 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH
 
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
-RESULT, KIND, SUBJECT, NUMBER = 7, 9, 36, 7
+RESULT, KIND, SUBJECT, NUMBER = 7, 9, 32, 7
 """Widths of the columns: the same in every line, whatever the lines to come will hold; 80 in all."""
 WITH_DETAIL = 110
 """Columns from which on what was done stands behind the numbers of every check."""
@@ -39,12 +39,12 @@ def row(check: Check, console: Console) -> RenderableType:
     wide = console.width >= WITH_DETAIL
     table = _line(cells, detail=wide)
     if not wide and check.status != "pass" and check.detail:
-        return Group(table, Padding(cells[-1], (0, 0, 0, RESULT + 1), expand=False))
+        return Group(table, Padding(cells[-1], (0, 0, 0, RESULT + 2), expand=False))
     return table
 
 
 def _line(cells: Sequence[Text], *, detail: bool) -> Table:
-    table = Table.grid(padding=(0, 1, 0, 0))
+    table = Table.grid(padding=(0, 2, 0, 0))
     for width in (RESULT, KIND, SUBJECT):
         table.add_column(width=width, overflow="fold")
     for _ in range(3):
