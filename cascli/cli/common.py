@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -100,10 +100,10 @@ class Plan:
 
         step_times.keep(self.config, self.settings.device, self.dtype, profile)
 
-    def check_sources(self) -> list[str]:
+    def check_sources(self) -> Iterator[str]:
         """Find out whether all weights can be had before the seconds that torch takes to import.
 
-        Returns what is to be said of names that might be meant as folders.
+        Yields what is to be said of names that might be meant as folders.
 
         Raises:
             ConfigError: a path that holds no model.
@@ -112,11 +112,10 @@ class Plan:
         from cascli.config import HubSource, PathSource, RandomSource
         from cascli.weights import store
 
-        notes = []
         for role, model in self.config.models.items():
             source = model.source
             if isinstance(source, HubSource) and "/" not in source.hub and not store.disk_bytes(source):
-                notes.append(f"{role}: there is no folder '{source.hub}' here, so it is taken for a model of the hub")
+                yield f"{role}: there is no folder '{source.hub}' here, so it is taken for a model of the hub"
             if isinstance(source, RandomSource):
                 continue
             if self.settings.offline:
@@ -124,7 +123,6 @@ class Plan:
             elif isinstance(source, PathSource):
                 with model.located():
                     store.locate(source)
-        return notes
 
     def note_captures(self, pair: Pair) -> None:
         """Say what capturing the models' steps has cost, where it cost much or more is asked for."""

@@ -118,11 +118,10 @@ def command(
 
 def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None) -> SweepPlan:
     """The plan with what flags say in place of its file's, and after them the environment."""
-    from cascli.settings import Settings, from_environment
+    from cascli.settings import from_environment
     from cascli.sweep.plan import overridden
 
-    given = from_environment().given() | flags.given.given()
-    plan = overridden(plan, Settings.model_validate(given))
+    plan = overridden(plan, from_environment().model_copy(update=flags.given.given()))
     if asked is not None:
         plan = plan.model_copy(update={"pair": asked.recorded})
     return plan
