@@ -292,6 +292,27 @@ def test_errors_of_output_say_what_is_possible(
         outputs(Resolved(format="svg"), formats.RUNS)
 
 
+def test_nothing_binary_reaches_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with pytest.raises(UsageError, match=r"parquet is nothing for a terminal"):
+        outputs(Resolved(format="parquet"), formats.COMPARISON)
+    assert outputs(Resolved(format="csv"), formats.COMPARISON).printed == "csv"
+
+
+def test_a_page_keeps_the_likeliest_tokens_whatever_it_is_called() -> None:
+    kept = [
+        Resolved(**each).kept
+        for each in (
+            {"output": "a.html"},
+            {"format": "html"},
+            {"output": "a", "format": "html"},
+            {"format": "html", "top": 2},
+        )
+    ]
+    assert kept == [5, 5, 5, 2]
+    assert Resolved(output="a.html", format="json").kept == Resolved(output="a.json").kept == 0
+
+
 def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair) -> None:
     """The lists of names, which help and errors tell, against what there is."""
     measured = bench(text_pair, contexts=[8], blocks=(1, 3), repeats=1)
@@ -477,6 +498,14 @@ def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
         f"the context cut this answer at 4 of 9 tokens: with {room - 4} of the prompt it holds {room:,}"
     )
     assert cut_by_context(generate(text_pair, "hi", strategy="target", max_new_tokens=9)) is None
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_context_that_is_full_is_told_beside_the_answer(cli, command: str, more: list[str]) -> None:
+    asked = [command, "x" * 1021, "--raw", "-c", "tiny-random", "--max-new-tokens", "9", "-s", "target"]
+    found = cli(*asked, *more, *(["--no-measure"] if command == "compare" else []))
+    assert "cut this answer at 3 of 9 tokens" in " ".join(found.stderr.split()), found.stderr
 
 
 def test_totals_are_of_all_answers(text_pair: Pair) -> None:
