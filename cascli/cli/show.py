@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli import files
+from cascli.cli import show_sweep
 from cascli.cli.common import command_line
 from cascli.cli.compare import TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
+from cascli.cli.picks import picked
 from cascli.errors import UsageError, first_line
 from cascli.files import JSON_BYTES, json_of, text_of
 from cascli.settings import from_environment, resolve
@@ -30,11 +32,19 @@ EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [
 
 @with_shared("output", "json", "quiet", "verbose", "color")
 def command(
-    file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
+    file: Annotated[Path, typer.Argument(help="JSON that cascli wrote, a sweep's folder, or its results.csv.")],
     *,
     trace: Annotated[
         TraceKind, typer.Option("--trace", help="Answers of a comparison as flowing text, or a token a line.")
     ] = TraceKind.TEXT,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", "-s", help="Show this one alone, by its name or some parameters; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Show one prompt alone, by id or place (1 is the first).")
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Title of a sweep's report or figure (-o).")] = "",
     play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
     speed: Annotated[float, typer.Option("--speed", min=0.01, help="How many times as fast it is played.")] = 1.0,
     flags: Flags,
@@ -44,14 +54,22 @@ def command(
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
+    if show_sweep.is_sweep(file, flags.given.output):
+        if prompt is not None:
+            raise UsageError(f"{file}: a sweep's table has no prompts to choose from")
+        show_sweep.show_sweep(
+            file, view, strategy or [], flags.given.output, title=title, as_json=bool(settings.json_output)
+        )
+        return
     output = _output(flags)
     text = text_of(file, JSON_BYTES)
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
-    if settings.json_output:
-        print(text.strip())
     try:
+        text = picked(text, kind, file, strategy or [], prompt)
+        if settings.json_output:
+            print(text.strip())
         if output:
             files.write(output, _exported(text, kind, file, output.suffix))
             view.note(f"wrote {output}")
