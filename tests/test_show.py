@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from cascli import Pair, compare
 from cascli.cli.app import app
 from cascli.cli.picks import wanted_of
 from cascli.errors import UsageError
-from cascli.render.sweep import sweep_csv
-from cascli.sweep.table import rows
+from cascli.sweep.table import rows, tidy_rows
 from tests.sweeps import folder_of, header_of, plan_of, records_of
 
 PLAN = plan_of()
+HUMANEVAL = Path(__file__).parent.parent / "benchmarks" / "results" / "sweep-humaneval"
 
 
 def show(*arguments: str) -> Result:
@@ -47,15 +48,28 @@ def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:
 
 
 def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "results.csv"
-    file.write_text(sweep_csv(rows(records_of(PLAN), PLAN)))
+    """Every number, interval and note of the folder's own table."""
+    file, table = tmp_path / "results.csv", tidy_rows(rows(records_of(PLAN), PLAN), header_of(PLAN))
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, table.columns)
+        writer.writeheader()
+        writer.writerows(table.records)
     shown = show(str(file))
     assert shown.exit_code == 0, shown.output
-    # The older columns do not say what the quality is.
-    assert shown.stdout.replace("quality", "f1     ").split() == show(str(folder)).stdout.split()
-    file.write_text(file.read_text().replace("target,0.0", "target,warm", 1))
+    assert shown.stdout == show(str(folder)).stdout
+    assert show(str(file), "-o", str(tmp_path / "t.png")).exit_code == 0
+    refused = show(str(file), "-o", str(tmp_path / "t.html"))
+    assert refused.exit_code == 2 and "unknown suffix '.html'" in refused.stderr
+    file.write_text(file.read_text().replace(",target,target,", ",target,target,warm", 1).replace("0.0", "warm", 9))
     damaged = show(str(file))
     assert damaged.exit_code == 2 and "not as cascli wrote it" in damaged.stderr
+
+
+def test_a_table_of_before_columns_were_tidy_is_shown_too() -> None:
+    shown = show(str(HUMANEVAL / "results.csv"))
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("spec-cascade") == 20 and "-0.150 (-0.32 to +0.03)" in shown.stdout
+    assert shown.stdout.replace("quality", "pass@1").split() == show(str(HUMANEVAL)).stdout.split()
 
 
 @pytest.mark.parametrize(

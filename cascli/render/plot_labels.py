@@ -58,10 +58,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], marks: Sequence[Point], *,
         if not (frame.left <= label.at[0] <= frame.right and frame.bottom <= label.at[1] <= frame.top):
             continue
         half = (0.3 * size * len(label.text) * pixels, 0.55 * size * pixels)
-        _, distance, middle = min(
-            (_covered(_around(middle, *half), taken, frame), distance, middle)
-            for distance, middle in _places(label.at, half, pixels)
-        )
+        distance, middle = min(_places(label.at, half, pixels), key=lambda each: _covered(each[1], half, taken, frame))
         taken.append(_around(middle, *half))
         axes.annotate(
             label.text,
@@ -102,7 +99,8 @@ def _places(at: Point, half: Point, pixels: float) -> Iterator[tuple[float, Poin
             yield distance, (at[0] + x, at[1] + y)
 
 
-def _covered(box: Box, taken: Sequence[Box], frame: Box) -> float:
+def _covered(middle: Point, half: Point, taken: Sequence[Box], frame: Box) -> float:
     """How much of something else a label would cover, and how much of it would be cut off."""
+    box = _around(middle, *half)
     outside = (box.right - box.left) * (box.top - box.bottom) - box.overlap(frame)
     return sum(box.overlap(each) for each in taken) + outside
