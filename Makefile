@@ -55,6 +55,7 @@ quality: install ## Check style, types, layers, and that generated files are cur
 	$(BIN)/python -m benchmarks.report --check
 	$(BIN)/python -m benchmarks.picture --check
 	$(BIN)/python -m tests.reference_page --check
+	$(BIN)/python -m tests.files_page --check
 
 format: install ## Format the code
 	$(BIN)/ruff format .
@@ -64,6 +65,7 @@ docs: install ## Write what is generated in docs/: tables of tests (run now) and
 	$(BIN)/python -m tests.matrix
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m tests.reference_page
+	$(BIN)/python -m tests.files_page
 	$(BIN)/python -m benchmarks.picture
 
 schema: install ## Write the JSON Schema of the pair files

@@ -79,19 +79,25 @@ def printed(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
-def write(path: Path, text: str, *, durable: bool = False) -> None:
+def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write a result file so that a crash leaves the old file or the new one, never half of it.
+
+    What is no file, such as /dev/null or a named pipe, is written to and stays what it is.
 
     Args:
         path: where; its folder is there.
-        text: what.
+        content: what.
         durable: see it onto the disk, so that a power cut leaves no empty file either.
     """
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     partial = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -29,11 +29,20 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     Raises:
         UsageError: a missing file, a line that is not such an object, no prompt at all, or two of one id.
     """
-    lines = text_of(path, PROMPTS_BYTES, encoding="utf-8-sig").split("\n")
-    there = [(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return prompts_in(text_of(path, PROMPTS_BYTES, encoding="utf-8-sig"), str(path), limit)
+
+
+def prompts_in(text: str, name: str, limit: int | None = None) -> list[Prompt]:
+    """Likewise of a file's text; `name` is what errors call it.
+
+    Raises:
+        UsageError: a line that is not such an object, no prompt at all, or two of one id.
+    """
+    lines = text.removeprefix("\ufeff").split("\n")
+    there = [(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     prompts = [_parse(line, where, place) for place, (line, where) in enumerate(there, 1)]
     if not prompts:
-        raise UsageError(f"{path}: holds no prompts; expected one JSON object a line with 'prompt' or 'turns'")
+        raise UsageError(f"{name}: holds no prompts; expected one JSON object a line with 'prompt' or 'turns'")
     _check_ids(prompts, [where for _, where in there])
     return prompts[:limit]
 

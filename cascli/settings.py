@@ -13,6 +13,7 @@ from cascli.errors import UsageError, unknown
 from cascli.files import printed
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Format = Literal["json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
 """With k = 4 unless a flag, the environment or the pair's file says otherwise."""
 TOP_OF_PAGE = 5
@@ -57,6 +58,7 @@ class Settings(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     json_output: Annotated[bool | None, Field(alias="json")] = None
     output: str | None = None
+    format: Format | None = None
     quiet: bool | None = None
     verbose: bool | None = None
     color: Literal["auto", "always", "never"] | None = None
@@ -92,6 +94,8 @@ class Resolved:
     limit: int | None = None
     json_output: bool = False
     output: str | None = None
+    format: Format | None = None
+    """None: what the suffix of `output` says; see `cascli.render.export`."""
     quiet: bool = False
     verbose: bool = False
     color: Literal["auto", "always", "never"] = "auto"
@@ -100,7 +104,8 @@ class Resolved:
     @property
     def kept(self) -> int:
         """How many of each model's likeliest tokens the trace keeps at a position: a page shows some."""
-        wanted = TOP_OF_PAGE if self.output is not None and self.output.endswith(".html") else 0
+        page = self.format == "html" or (self.format is None and (self.output or "").endswith(".html"))
+        wanted = TOP_OF_PAGE if page else 0
         return wanted if self.top is None else self.top
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from cascli import Run
 from cascli.cli.app import app
+from cascli.errors import plain
 from cascli.render.console import Screen
 from cascli.render.stream import AnswerStream
 from cascli.trace import Emitted, Round
@@ -46,8 +48,8 @@ def test_the_second_turn_does_not_leak_the_withdrawn_draft(tmp_path: Path, clean
     file.write_text('{"turns": ["hello", "again"]}')
     flags = ["generate", "--prompts", str(file), "-s", "cascade:threshold=99", *TINY]
     said = invoke(*flags, "-q").stdout
-    texts = [run["text"] for run in json.loads(invoke(*flags, "--json").stdout)["runs"]]
-    assert said == "".join(text + "\n" for text in texts)
+    first, second = (run["text"] for run in json.loads(invoke(*flags, "--json").stdout)["runs"])
+    assert said == f"==> 1 <==\n{first}\n\n==> 1, turn 2 <==\n{second}\n"
 
 
 @pytest.mark.parametrize("line", ["cascli pairs | true", "cascli strategies | true", "cascli pairs >&-"])
@@ -56,14 +58,31 @@ def test_a_reader_that_leaves_is_no_failure(line: str) -> None:
     assert (found.returncode, found.stderr) == (0, "")
 
 
-def test_colour_always_in_a_pipe_is_coloured_and_still_a_pipe(clean_env: pytest.MonkeyPatch) -> None:
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+
+@pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
+@pytest.mark.parametrize("strategy", ["cascade:threshold=99", "cascade:threshold=-99", "speculative:k=4"])
+def test_colour_that_is_asked_for_by_name_reaches_a_pipe(
+    strategy: str, terminal: str, clean_env: pytest.MonkeyPatch
+) -> None:
+    """The same answer, no withdrawn draft in it, and rejected drafts with -v alone."""
     clean_env.setenv("NO_COLOR", "1")
-    assert "\x1b[" in invoke("strategies", "--color", "always").stdout
-    found = invoke("generate", "hi", *TINY, "-s", "cascade:threshold=99", "--color", "always", "-q").stdout
-    assert (
-        found
-        == Run.from_json(invoke("generate", "hi", *TINY, "-s", "cascade:threshold=99", "--json").stdout).text + "\n"
-    )
+    clean_env.setenv("TERM", terminal)
+    asked = ["generate", "hi", *TINY, "-s", strategy]
+    text = Run.from_json(invoke(*asked, "--json").stdout).text
+    coloured = invoke(*asked, "--color", "always")
+    assert coloured.stdout.count("\x1b[") > 3
+    assert COLOURS.sub("", coloured.stdout) == plain(text) + "\n"
+    assert "\x1b[9m" not in coloured.stdout and ";9" not in coloured.stdout
+    assert invoke(*asked, "--color", "auto", "-v").stdout == text + "\n"
+    assert ("draft model" in coloured.stderr) == (strategy == "cascade:threshold=-99")
+
+
+def test_rejected_drafts_reach_a_pipe_where_colour_is_asked_for(clean_env: pytest.MonkeyPatch) -> None:
+    shown = [invoke("generate", "hi", *TINY, "--color", "always", *more).stdout for more in ([], ["-v"])]
+    struck = [re.findall(r"\x1b\[(?:[\d;]*;)?9(?:;[\d;]*)?m", each) for each in shown]
+    assert not struck[0] and struck[1]
 
 
 def test_ascii_terminals_get_everything(clean_env: pytest.MonkeyPatch) -> None:

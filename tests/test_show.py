@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cascli import Pair, compare
 from cascli.cli.app import app
 from cascli.cli.picks import wanted_of
 from cascli.errors import UsageError
+from cascli.render.tabular import csv_of
 from cascli.sweep.table import rows, tidy_rows
 from tests.sweeps import folder_of, header_of, plan_of, records_of
 
@@ -50,16 +50,13 @@ def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:
 def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -> None:
     """Every number, interval and note of the folder's own table."""
     file, table = tmp_path / "results.csv", tidy_rows(rows(records_of(PLAN), PLAN), header_of(PLAN))
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, table.columns)
-        writer.writeheader()
-        writer.writerows(table.records)
+    file.write_text(csv_of(table))
     shown = show(str(file))
     assert shown.exit_code == 0, shown.output
     assert shown.stdout == show(str(folder)).stdout
     assert show(str(file), "-o", str(tmp_path / "t.png")).exit_code == 0
     refused = show(str(file), "-o", str(tmp_path / "t.html"))
-    assert refused.exit_code == 2 and "unknown suffix '.html'" in refused.stderr
+    assert refused.exit_code == 2 and "show the sweep's folder" in refused.stderr
     file.write_text(file.read_text().replace(",target,target,", ",target,target,warm", 1).replace("0.0", "warm", 9))
     damaged = show(str(file))
     assert damaged.exit_code == 2 and "not as cascli wrote it" in damaged.stderr
@@ -83,8 +80,8 @@ def test_report_and_figure_are_made_again(folder: Path, tmp_path: Path, suffix: 
     assert content.startswith(begins)
     if suffix == ".html":
         assert b"<h1>A talk</h1>" in content and b"Answers that differ" in content
-    refused = show(str(folder), "-o", str(tmp_path / "talk.txt"))
-    assert refused.exit_code == 2 and "unknown suffix '.txt'" in refused.stderr
+    refused = show(str(folder), "-o", str(tmp_path / "talk.md"))
+    assert refused.exit_code == 2 and "cannot be written as md" in refused.stderr
 
 
 def test_strategies_of_a_sweep_are_picked(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Kind = Literal["compare", "sweep", "bench", "verify"]
-"""Whose tables there are."""
+Kind = Literal["compare", "sweep", "curves", "bench", "verify"]
+"""Whose tables there are; `curves` are those of `sweep --rule-curves`."""
 
 
 class Column(NamedTuple):
@@ -20,19 +20,22 @@ class Column(NamedTuple):
 
 COMPARE: tuple[Kind, ...] = ("compare",)
 SWEEP: tuple[Kind, ...] = ("sweep",)
+CURVES: tuple[Kind, ...] = ("curves",)
 BENCH: tuple[Kind, ...] = ("bench",)
 VERIFY: tuple[Kind, ...] = ("verify",)
 RACES = COMPARE + SWEEP
+RULES = RACES + CURVES
 SPEEDS = RACES + BENCH
-ALL = SPEEDS + VERIFY
+STRATEGIES = RULES + BENCH
+ALL = STRATEGIES + VERIFY
 
 _WHICH = (
-    (SPEEDS, "strategy", str, "the strategy with all its parameters, as the command line takes it"),
-    (SPEEDS, "name", str, "its name, such as `speculative-cascade`"),
-    (SPEEDS, "rule", str, "its deferral rule"),
-    (SPEEDS, "alpha", float, "the rule's alpha"),
-    (SPEEDS, "k", int, "drafted tokens a round"),
-    (SPEEDS, "draft", str, "where drafted tokens come from: `model`, or a drafter such as `prompt-lookup`"),
+    (STRATEGIES, "strategy", str, "the strategy with all its parameters, as the command line takes it"),
+    (STRATEGIES, "name", str, "its name, such as `speculative-cascade`"),
+    (STRATEGIES, "rule", str, "its deferral rule"),
+    (STRATEGIES, "alpha", float, "the rule's alpha"),
+    (STRATEGIES, "k", int, "drafted tokens a round"),
+    (STRATEGIES, "draft", str, "where drafted tokens come from: `model`, or a drafter such as `prompt-lookup`"),
     (RACES, "score", str, "a cascade's score of the draft model's answer"),
     (RACES, "threshold", float, "from which score that answer stands; also the threshold of a rule that has one"),
     (COMPARE, "oracle", bool, "whether it used what it could not know if it saved what it claims to save"),
@@ -52,7 +55,7 @@ _WHERE = (
     (ALL, "threads", int, "torch's threads"),
     (SWEEP, "task", str, "a sweep's kind of task, such as `jsonl` or `humaneval`"),
     (SWEEP, "metric", str, "how a sweep's answers are scored"),
-    (RACES, "temperature", float, "0 is greedy"),
+    (RULES, "temperature", float, "0 is greedy"),
     (RACES, "top_k", int, "0 is off"),
     (RACES, "top_p", float, "1 is off"),
     (RACES, "max_new_tokens", int, "the longest answer allowed"),
@@ -85,14 +88,16 @@ _FOUND = (
     (COMPARE, "speed_vs_target_high", float, "its interval"),
     (COMPARE, "speed_vs_target_kind", str, "as `quality_kind`"),
     (COMPARE, "speed_vs_target_over", str, "what the interval is over: `repeats` or `prompts`"),
-    (RACES, "target_calls_per_token", float, "calls of the target over tokens"),
+    (RULES, "target_calls_per_token", float, "calls of the target over tokens"),
     (RACES, "draft_calls_per_token", float, "calls of the draft model over tokens"),
     (SPEEDS, "draft_acceptance_rate", float, "accepted over drafted tokens; in a bench the rate that was asked for"),
-    (RACES, "tested_acceptance_rate", float, "accepted over tested drafts; what follows a rejection is not tested"),
+    (RULES, "tested_acceptance_rate", float, "accepted over tested drafts; what follows a rejection is not tested"),
     (RACES, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
-    (RACES, "deferral_rate", float, "how much the rule gave to the target; of a cascade the share of answers"),
-    (RACES, "mean_tv_to_target", float, "mean TV(pi, p): how far the output distribution is from the target's"),
-    (COMPARE, "max_tv_to_target", float, "the largest"),
+    (RULES, "deferral_rate", float, "how much the rule gave to the target; of a cascade the share of answers"),
+    (RULES, "mean_tv_to_target", float, "mean TV(pi, p): how far the output distribution is from the target's"),
+    (COMPARE + CURVES, "max_tv_to_target", float, "the largest"),
+    (CURVES, "mean_tail", float, "mean probability of tokens lumped together: how far off a token rule can be"),
+    (CURVES, "max_tail", float, "the largest"),
     (COMPARE, "lossless", bool, "whether that is 0 up to rounding"),
     (COMPARE, "first_divergence", int, "the first token of the first prompt's answer that differs from the target's,"
      " counted from 0 (the table on the screen counts from 1); empty if none does"),

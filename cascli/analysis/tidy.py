@@ -50,6 +50,13 @@ class Circumstances:
             **machine(environment),
         )
 
+    @classmethod
+    def of_loaded(cls, pair: str | None, about: Mapping[str, str], date: str | None) -> Circumstances:
+        """Those of a sweep, which tells of each model its source and behind that its precision."""
+        draft, target = (about[role].rpartition(" ")[2] if role in about else None for role in ("draft", "target"))
+        device = about.get("target device")
+        return cls(pair=pair, draft_dtype=draft, target_dtype=target, device=device, date=date, **machine(about))
+
     def columns(self) -> Record:
         """As columns."""
         return asdict(self)

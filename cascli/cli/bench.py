@@ -10,6 +10,7 @@ import typer
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError
+from cascli.render import formats
 
 NAME = "bench"
 EXAMPLE = (
@@ -29,8 +30,10 @@ EXAMPLE = (
     "max_new_tokens",
     "json",
     "output",
+    "format",
     "quiet",
     "color",
+    output=formats.help_of(formats.BENCH),
 )
 def command(
     *,
@@ -55,12 +58,14 @@ def command(
     flags: Flags,
 ) -> None:
     """Measure a pair's speed: steps by block and context, c, v(k), bandwidth, and what speculation can gain."""
-    from cascli import files
+    from cascli.render import export
     from cascli.render.bench import print_bench
 
     plan = common.plan(flags)
     contexts = None if context is None else lengths(context)
-    _check_files(plan.settings.output, plot)
+    outputs = export.outputs(plan.settings, formats.BENCH)
+    if plot is not None:
+        check_plot(plot)
     k = flags.given.num_speculative_tokens
     pair = plan.load()
     from cascli.cli.progress import Progress
@@ -78,14 +83,11 @@ def command(
             tokens=plan.settings.max_new_tokens,
             on_progress=progress.step,
         )
-    if plan.settings.json_output:
-        print(result.to_json())
-    else:
+    result = common.with_command(result)
+    if outputs.printed is None:
         print_bench(result, plan.screen)
     plan.note_captures(pair)
-    if plan.settings.output:
-        files.write(Path(plan.settings.output), result.to_json(indent=1) + "\n")
-        plan.screen.note(f"wrote {plan.settings.output}")
+    outputs.deliver(export.of_bench(result), plan.screen)
     if plot is not None:
         from cascli.render.plots import plot_bench
 
@@ -108,14 +110,9 @@ def lengths(text: str) -> list[int]:
     return contexts
 
 
-def _check_files(output: str | None, plot: Path | None) -> None:
-    """Refuse before anything is measured what could not be written afterwards."""
-    from cascli.render import export
+def check_plot(plot: Path) -> None:
+    """Refuse before anything is measured a picture that could not be drawn afterwards."""
+    from cascli.render import export, plots
 
-    if output:
-        export.check_suffix(Path(output), (".json",))
-    if plot is not None:
-        from cascli.render import plots
-
-        export.check_suffix(plot, plots.SUFFIXES, flag="--plot")
-        plots.pyplot()
+    export.check_suffix(plot, plots.SUFFIXES, flag="--plot")
+    plots.pyplot()

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config
 from cascli.errors import PairWarning, UsageError
 from cascli.files import PROMPTS_BYTES, bounded
-from cascli.prompts import Prompt, builtin, read_prompts
+from cascli.prompts import Prompt, builtin, prompts_in, read_prompts
 from cascli.render.console import Screen, screen
 from cascli.settings import Resolved, from_environment, resolve
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cascli.cli.options import Flags
     from cascli.models.pair import Pair
     from cascli.strategies import Strategy
+    from cascli.trace import Document
+
+D = TypeVar("D", bound="Document")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,11 @@ def command_line() -> str:
     return shlex.join(["cascli", *sys.argv[1:]])
 
 
+def with_command(document: D) -> D:
+    """A document that says which command line it is of."""
+    return document.model_copy(update={"command": command_line()})
+
+
 def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
     """The strategies of these strings; k fills in where a string itself does not say."""
     from cascli.strategies import parse
@@ -148,6 +156,8 @@ def prompts(argument: str | None, settings: Resolved) -> list[Prompt]:
             raise UsageError("give a PROMPT or --prompts, not both.")
         if settings.prompts == "builtin":
             return builtin()[: settings.limit]
+        if settings.prompts == "-":
+            return prompts_in(_from_stdin(), "stdin", settings.limit)
         return read_prompts(Path(settings.prompts), settings.limit)
     if argument is None and sys.stdin is not None and not sys.stdin.isatty():
         argument = "-"

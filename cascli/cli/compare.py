@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from cascli.cli import common
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
+from cascli.render import formats
 
 if TYPE_CHECKING:
     from cascli.analysis.comparison import Comparison
@@ -44,7 +44,7 @@ EXAMPLE = (
 CHECKS = "Checks"
 
 
-@with_shared()
+@with_shared(output=formats.help_of(formats.COMPARISON))
 def command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
@@ -76,7 +76,6 @@ def command(
     flags: Flags,
 ) -> None:
     """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
-    from cascli import files
     from cascli.analysis.comparison import default_strategies
     from cascli.jobs.compare import Repeats
     from cascli.render import export
@@ -86,22 +85,18 @@ def command(
     wanted = plan.settings.strategy or default_strategies(draft=plan.config.draft is not None)
     strategies = common.chosen(wanted, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
-    output = Path(plan.settings.output) if plan.settings.output else None
-    if output:
-        export.check_suffix(output, (*export.SUFFIXES, ".html"))
+    outputs = export.outputs(plan.settings, formats.COMPARISON)
     prompts = common.prompts(prompt, plan.settings)
     pair = plan.load()
     done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
     comparison, whole = run_and_show(
-        plan.screen, done, trace=trace.value, measure=measure, as_json=plan.settings.json_output
+        plan.screen, done, trace=trace.value, measure=measure, as_json=outputs.printed is not None
     )
-    if plan.settings.json_output:
-        print(comparison.to_json())
-    else:
+    comparison = common.with_command(comparison)
+    if outputs.printed is None:
         print_explanation(comparison, plan.screen)
-    if output:
-        files.write(output, as_file(comparison, output.suffix))
-        plan.screen.note(f"wrote {output}")
+    _note_cuts(comparison, plan.screen)
+    outputs.deliver(export.of_comparison(comparison), plan.screen)
     plan.note_captures(pair)
     if not whole:
         raise KeyboardInterrupt
@@ -158,21 +153,13 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
     return True
 
 
-def as_file(comparison: Comparison, suffix: str) -> str:
-    """The comparison as the text of a file of this kind."""
-    from cascli.render import export
+def _note_cuts(comparison: Comparison, screen: Screen) -> None:
+    """Say of the first answer for which the context had no room that it is so."""
+    from cascli.render.summary import cut_by_context
 
-    if suffix == ".json":
-        return comparison.to_json() + "\n"
-    if suffix == ".svg":
-        from cascli.render.picture import svg
-
-        return svg(comparison)
-    if suffix == ".html":
-        from cascli.render import html_trace
-
-        return html_trace.of_comparison(comparison, common.command_line())
-    return export.markdown(comparison.summary) if suffix == ".md" else export.to_csv(comparison.summary)
+    cuts = [cut for cut in map(cut_by_context, comparison.runs) if cut is not None]
+    if cuts:
+        screen.note(cuts[0] + (f"; {len(cuts) - 1} more were cut likewise" if len(cuts) > 1 else ""))
 
 
 def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:

@@ -25,6 +25,13 @@ def strategies(incomplete: str) -> list[str]:
     return [name for name in all_strategies.names() if name.startswith(incomplete)]
 
 
+def formats(incomplete: str) -> list[str]:
+    """What a result can be written as."""
+    from cascli.settings import Format
+
+    return [name for name in get_args(Format) if name.startswith(incomplete)]
+
+
 def devices(incomplete: str) -> list[str]:
     """Device names."""
     return [name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)]

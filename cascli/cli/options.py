@@ -6,6 +6,7 @@ what the user gave, checked. Precedence is settled later, when the pair's file i
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -72,7 +73,9 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "raw": (bool, _option("--raw/--no-raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
     "prompts": (
         str,
-        _option("--prompts", panel=PROMPT, help="JSONL file: 'prompt' or 'turns' on each line; or: builtin."),
+        _option(
+            "--prompts", panel=PROMPT, help="JSONL file, or - for stdin: 'prompt' or 'turns' on each line; or: builtin."
+        ),
     ),
     "limit": (int, _option("--limit", panel=PROMPT, help="Take only the first N prompts of the file.")),
     "top": (
@@ -81,6 +84,15 @@ SHARED: dict[str, tuple[Any, Any]] = {
     ),
     "json": (bool, _option("--json/--no-json", panel=OUTPUT, help="Print one JSON document instead of text.")),
     "output": (str, _option("--output", "-o", panel=OUTPUT, help="Also write the result to this file.")),
+    "format": (
+        str,
+        _option(
+            "--format",
+            panel=OUTPUT,
+            help="What -o writes, where its suffix does not say; without -o on stdout.",
+            autocompletion=complete.formats,
+        ),
+    ),
     "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print the essential result only.")),
     "verbose": (
         bool,
@@ -98,8 +110,11 @@ class Flags:
     given: Settings
 
 
-def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Give a command the named common options (all of them if none is named), passed on as `flags`."""
+def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Give a command the named common options (all of them if none is named), passed on as `flags`.
+
+    `helps` are what this command's help says of an option in place of the common text, such as what `output` may be.
+    """
     wanted: Sequence[str] = keys or tuple(SHARED)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
@@ -107,6 +122,9 @@ def with_shared(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., None
         parameters = [parameter for name, parameter in own.items() if name != "flags"]
         for key in wanted:
             kind, option = SHARED[key]
+            if key in helps:
+                option = copy.copy(option)
+                option.help = helps[key]
             parameters.append(
                 inspect.Parameter(
                     key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

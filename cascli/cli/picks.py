@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,11 +33,8 @@ def picked(text: str, kind: str, file: Path, names: Sequence[str], prompt: str |
         return _of_comparison(text, names, prompt)
     if kind in ("cascli.run/1", "cascli.runs/1"):
         return _of_runs(text, kind, file, names, prompt)
-    if kind == "cascli.sweep-table/1" and prompt is None:
-        document = json.loads(text)
-        wanted = wanted_of([row["strategy"] for row in document["rows"]], names)
-        document["rows"] = [row for row in document["rows"] if wanted(row["strategy"])]
-        return json.dumps(document)
+    if kind in ("cascli.sweep/1", "cascli.sweep-table/1") and prompt is None:
+        return _of_table(text, kind, file, names)
     raise UsageError(f"{file}: {kind} has no {'prompts' if prompt else 'strategies'} to choose from")
 
 
@@ -84,6 +80,14 @@ def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
         "explanation": None,  # was of all strategies and prompts
     }
     return whole.model_copy(update=parts).to_json()
+
+
+def _of_table(text: str, kind: str, file: Path, names: Sequence[str]) -> str:
+    from cascli.cli.show import table_in
+
+    table = table_in(text, kind, file)
+    wanted = wanted_of([row.strategy for row in table.rows], names)
+    return table.model_copy(update={"rows": [row for row in table.rows if wanted(row.strategy)]}).to_json()
 
 
 def _of_runs(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli import files
 from cascli.cli import show_sweep
-from cascli.cli.common import command_line
 from cascli.cli.compare import TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.cli.picks import picked
 from cascli.errors import UsageError, first_line
 from cascli.files import JSON_BYTES, json_of, text_of
+from cascli.render import formats
 from cascli.settings import from_environment, resolve
 
 if TYPE_CHECKING:
     from cascli.render.comparison import Trace
     from cascli.render.console import Screen
+    from cascli.render.export import Outputs, Writers
+    from cascli.sweep.table import SweepTable
     from cascli.trace import Run
 
 NAME = "show"
 SWEEPS = ("cascli.sweep/1", "cascli.sweep-table/1", "cascli.rule-curves/1")
+POSSIBLE = {
+    "cascli.run/1": formats.RUNS,
+    "cascli.runs/1": formats.RUNS,
+    "cascli.compare/1": formats.COMPARISON,
+    "cascli.bench/1": formats.BENCH,
+    "cascli.verify/1": formats.AUDIT,
+    "cascli.sweep/1": formats.SWEEP,
+    "cascli.sweep-table/1": formats.SWEEP,
+    "cascli.rule-curves/1": formats.RULE_CURVES,
+}
+"""The documents, and what each can be written as."""
+TABLES = ("cascli.sweep/1", "cascli.sweep-table/1")
+TRACES = ("html", "svg", "jsonl")
 EXAMPLE = 'Example: cascli generate "Who is Buzz Aldrin?" -o run.json[bold] · [/]cascli show run.json -v'
 
 
-@with_shared("output", "json", "quiet", "verbose", "color")
+@with_shared("output", "format", "json", "quiet", "verbose", "color", output=formats.help_of(formats.ANY))
 def command(
     file: Annotated[Path, typer.Argument(help="JSON that cascli wrote, a sweep's folder, or its results.csv.")],
     *,
@@ -50,72 +65,68 @@ def command(
     flags: Flags,
 ) -> None:
     """Render a saved run, comparison, bench, audit or sweep again."""
+    from cascli.render import export
     from cascli.render.console import screen
 
-    settings = resolve(flags.given, from_environment())
+    given = flags.given
+    settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # nothing is made
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
-    if show_sweep.is_sweep(file, flags.given.output):
-        if prompt is not None:
-            raise UsageError(f"{file}: a sweep's table has no prompts to choose from")
-        show_sweep.show_sweep(
-            file, view, strategy or [], flags.given.output, title=title, as_json=bool(settings.json_output)
-        )
-        return
-    output = _output(flags)
-    text = text_of(file, JSON_BYTES)
+    outputs = export.outputs(settings, formats.ANY)
+    file, text = show_sweep.document(file) or (file, text_of(file, JSON_BYTES))
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
     try:
         text = picked(text, kind, file, strategy or [], prompt)
-        if settings.json_output:
-            print(text.strip())
-        if output:
-            files.write(output, _exported(text, kind, file, output.suffix))
-            view.note(f"wrote {output}")
-        elif kind == "cascli.compare/1" and not settings.json_output:
+        kind = schema_of(text, file)
+        if outputs.formats:
+            outputs.deliver(_writers(text, kind, file, outputs, title), view)
+        elif kind == "cascli.compare/1":
             _comparison(text, view, trace.value, speed if play else None)
-        elif not settings.json_output:
+        else:
             _render(text, kind, file, view)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Every part is of its type, but they do not go together: no model was timed, a strategy is missing.
         raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
 
 
-def _output(flags: Flags) -> Path | None:
-    """Where a page or picture goes, if one is wanted: the environment's place is for results, and there are none here.
+def _writers(text: str, kind: str, file: Path, outputs: Outputs, title: str) -> Writers:
+    """What the document can be written as; as JSON it is what it was.
 
     Raises:
-        UsageError: the place cannot hold one.
+        UsageError: not as what is asked for.
     """
-    from cascli.render.export import check_suffix
+    possible = POSSIBLE[kind]
+    for wanted in outputs.formats:
+        if wanted not in possible:
+            why = " holds no traces for it, and" if wanted in TRACES and "jsonl" not in possible else ""
+            raise UsageError(f"{file}: {kind}{why} cannot be written as {wanted}. Known: {', '.join(sorted(possible))}")
+    writers = {**_all_writers(text, kind, file), "json": text.strip}
+    return writers | show_sweep.pictures(table_in(text, kind, file), file, title) if kind in TABLES else writers
 
-    if flags.given.output is None:
-        return None
-    path = Path(flags.given.output)
-    check_suffix(path, (".html", ".svg"))
-    return path
 
-
-def _exported(text: str, kind: str, file: Path, suffix: str) -> str:
-    """The page, or of a comparison the picture, of a document that holds traces.
-
-    Raises:
-        UsageError: it holds none.
-    """
-    from cascli.render import html_trace
+def _all_writers(text: str, kind: str, file: Path) -> Writers:
+    from cascli.render import export
 
     if kind == "cascli.compare/1":
         from cascli.analysis.comparison import Comparison
-        from cascli.render.picture import svg
 
-        comparison = Comparison.from_json(text)
-        return svg(comparison) if suffix == ".svg" else html_trace.of_comparison(comparison, command_line())
-    if kind in ("cascli.run/1", "cascli.runs/1") and suffix == ".html":
-        return html_trace.of_runs(runs_in(text, kind, file), command_line())
-    raise UsageError(
-        f"{file}: {kind} holds no traces for {suffix}: .html is for runs and comparisons, .svg for comparisons"
-    )
+        return export.of_comparison(Comparison.from_json(text))
+    if kind == "cascli.bench/1":
+        from cascli.analysis.bench import Bench
+
+        return export.of_bench(Bench.from_json(text))
+    if kind == "cascli.verify/1":
+        from cascli.audit.report import Audit
+
+        return export.of_audit(Audit.from_json(text))
+    if kind == "cascli.rule-curves/1":
+        from cascli.sweep.rule_estimate import RuleCurves
+
+        return export.of_rule_curves(RuleCurves.from_json(text))
+    if kind in SWEEPS:
+        return export.of_sweep(table_in(text, kind, file))
+    return export.of_runs(runs_in(text, kind, file))
 
 
 def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> None:
@@ -165,25 +176,28 @@ def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
     from rich.console import Group
 
     from cascli.render.sweep import estimates_table, sweep_tables
-    from cascli.sweep.plan import with_strategies
-    from cascli.sweep.records import Records
-    from cascli.sweep.rule_estimate import RuleEstimate
-    from cascli.sweep.table import SweepRow, rows
+    from cascli.sweep.rule_estimate import RuleCurves
 
-    document = json.loads(text)
     if kind == "cascli.rule-curves/1":
-        estimates = [RuleEstimate.model_validate(each) for each in document["estimates"]]
-        view.out.print(estimates_table(estimates, document.get("k", 4), view.out))
+        curves = RuleCurves.from_json(text)
+        view.out.print(estimates_table(curves.estimates, curves.k, view.out))
         return
-    if kind == "cascli.sweep-table/1":
-        metric, table = document["metric"], [SweepRow.model_validate(each) for each in document["rows"]]
-    else:
-        records = Records(file.parent)
-        header = records.header()
-        metric, table = header.metric, rows(records.read(), with_strategies(header.plan, header.added()))
-    if not table:
+    table = table_in(text, kind, file)
+    view.out.print(Group(*sweep_tables(table.rows, table.metric, view.out)))
+
+
+def table_in(text: str, kind: str, file: Path) -> SweepTable:
+    """The table in a document, or of the answers beside a sweep.json.
+
+    Raises:
+        UsageError: there are no answers.
+    """
+    from cascli.sweep.table import SweepTable
+
+    table = SweepTable.from_json(text) if kind == "cascli.sweep-table/1" else show_sweep.table_of(file.parent)
+    if not table.rows:
         raise UsageError(f"{file}: there are no answers yet")
-    view.out.print(Group(*sweep_tables(table, metric, view.out)))
+    return table
 
 
 def runs_in(text: str, kind: str, file: Path) -> list[Run]:
@@ -210,11 +224,10 @@ def schema_of(text: str, file: Path) -> str:
     Raises:
         UsageError: none of them.
     """
-    known = ("cascli.run/1", "cascli.runs/1", "cascli.compare/1", "cascli.bench/1", "cascli.verify/1", *SWEEPS)
     document = json_of(text, str(file))
     schema = document.get("schema") if isinstance(document, dict) else None
     # A minor number says that there are more fields; readers of the major one can do without them.
     major = re.sub(r"(/\d+)\.\d+$", r"\1", schema) if isinstance(schema, str) else None
-    if major not in known:
-        raise UsageError(f"{file}: 'schema' is {schema!r}; expected one of {', '.join(known)}")
+    if major is None or major not in POSSIBLE:
+        raise UsageError(f"{file}: 'schema' is {schema!r}; expected one of {', '.join(POSSIBLE)}")
     return major

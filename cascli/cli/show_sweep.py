@@ -1,107 +1,103 @@
-"""`cascli show` of a sweep's folder or results.csv: its table, or its report and figure made again."""
+"""`cascli show` of a sweep's folder or results.csv: what document it stands for, and its report and figure."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascli import files
-from cascli.cli.picks import wanted_of
 from cascli.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from cascli.render.console import Screen
-    from cascli.sweep.records import Header, Record
-    from cascli.sweep.table import SweepRow
+    from cascli.sweep.table import SweepRow, SweepTable
 
-PICTURES = (".svg", ".png", ".pdf")
 NEEDED = ("strategy", "temperature", "quality")
 
 
-def is_sweep(file: Path, output: object) -> bool:
-    """Whether `file` is what this module shows: of a sweep.json only what is written from the answers beside it."""
-    return file.is_dir() or file.suffix == ".csv" or (file.name == "sweep.json" and output is not None)
-
-
-def show_sweep(
-    file: Path, view: Screen, names: Sequence[str], output: str | None, *, title: str = "", as_json: bool = False
-) -> None:
-    """Print the table, or write the report (.html) or the figure (.svg, .png, .pdf).
-
-    Args:
-        file: the folder, its sweep.json, or a results.csv, which has a table and a figure alone.
-        view: where it is printed.
-        names: strategies to choose; all if empty.
-        output: the page or figure to write instead.
-        title: in place of the sweep's own.
-        as_json: print the table as `sweep --json` does.
+def document(file: Path) -> tuple[Path, str] | None:
+    """The document that a folder or a csv stands for, and where it is; None for any other file.
 
     Raises:
-        UsageError: there is no sweep, or it is damaged.
+        UsageError: the folder holds no sweep, or the csv is none of a sweep.
     """
-    try:
-        _show(file, view, names, output, title, as_json)
-    except (ArithmeticError, LookupError, TypeError, ValueError, csv.Error) as error:
-        raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+    if file.is_dir():
+        return file / "sweep.json", table_of(file).to_json()
+    if file.suffix.lower() == ".csv":
+        try:
+            return file, _from_csv(file).to_json()
+        except (ArithmeticError, LookupError, TypeError, ValueError, csv.Error) as error:
+            raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+    return None
 
 
-def _show(file: Path, view: Screen, names: Sequence[str], output: str | None, title: str, as_json: bool) -> None:
-    from rich.console import Group
+def table_of(folder: Path) -> SweepTable:
+    """The table of the answers in a folder.
 
-    from cascli.render.sweep import sweep_tables
+    Raises:
+        UsageError: there is no sweep, or no answer.
+    """
     from cascli.sweep.plan import with_strategies
     from cascli.sweep.records import Records
     from cascli.sweep.table import SweepTable, rows
 
-    header: Header | None = None
-    records: list[Record] = []
-    if file.suffix == ".csv" and not file.is_dir():
-        metric, table = _from_csv(file)
-    else:
-        folder = Records(file if file.is_dir() else file.parent)
-        header, records = folder.header(), list(folder.read())
-        header = header.model_copy(update={"title": title or header.title})
-        metric, table = header.metric, rows(records, with_strategies(header.plan, header.added()))
-    wanted = wanted_of([row.strategy for row in table], names)
-    table = [row for row in table if wanted(row.strategy)]
-    if not table:
-        raise UsageError(f"{file}: there are no answers yet")
-    if output is not None:
-        records = [record for record in records if wanted(record.cell.strategy)]
-        _write(Path(output), table, metric, header, records, title)
-        view.note(f"wrote {output}")
-    elif as_json:
-        print(SweepTable(metric=metric, rows=table, made_from=header).to_json())
-    else:
-        view.out.print(Group(*sweep_tables(table, metric, view.out)))
+    records = Records(folder)
+    header = records.header()
+    found = rows(records.read(), with_strategies(header.plan, header.added()))
+    if not found:
+        raise UsageError(f"{folder}: there are no answers yet")
+    return SweepTable(metric=header.metric, rows=found, made_from=header)
 
 
-def _write(
-    path: Path, table: list[SweepRow], metric: str, header: Header | None, records: list[Record], title: str
-) -> None:
-    from cascli.cli.sweep_views import drawn
-    from cascli.render.export import check_suffix
-    from cascli.render.sweep_plot import plot_sweep
-    from cascli.render.sweep_report import report
+def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[], str | bytes]]:
+    """The report and the figure, as `show -o` writes them.
 
-    check_suffix(path, PICTURES if header is None else (".html", *PICTURES))
-    if header is not None and path.suffix == ".html":
-        files.write(path, report(header, table, drawn(table, header), records))
-    else:
-        plot_sweep(table, metric, path, title=title if header is None else header.title)
+    Args:
+        table: what is shown.
+        file: where it is from; beside a sweep.json are the answers, for the report.
+        title: in place of the sweep's own.
+    """
+    header = table.made_from
+    title = title or (header.title if header is not None else "")
+
+    def figure(kind: str) -> bytes:
+        from cascli.render.sweep_plot import plot_sweep
+
+        drawing = io.BytesIO()
+        plot_sweep(table.rows, table.metric, drawing, title=title, kind=kind)
+        return drawing.getvalue()
+
+    def page() -> str:
+        from cascli.render.sweep_report import report
+        from cascli.sweep.records import Records
+
+        if header is None:
+            raise UsageError(f"{file}: does not say what it was made from, as a report must; show the sweep's folder")
+        shown = {row.strategy for row in table.rows}
+        kept = Records(file.parent).read() if file.name == "sweep.json" else ()
+        records = [record for record in kept if record.cell.strategy in shown]
+        try:
+            svg = figure("svg").decode()
+        except UsageError:  # no matplotlib
+            svg = None
+        return report(header.model_copy(update={"title": title}), table.rows, svg, records)
+
+    return {"html": page, **{kind: lambda kind=kind: figure(kind) for kind in ("svg", "png", "pdf")}}
 
 
-def _from_csv(file: Path) -> tuple[str, list[SweepRow]]:
-    """The metric and the rows of a results.csv, also of one that has the older columns."""
+def _from_csv(file: Path) -> SweepTable:
+    """The table in a results.csv, also in one that has the older columns."""
+    from cascli.sweep.table import SweepTable
+
     lines = csv.DictReader(io.StringIO(files.text_of(file, files.JSON_BYTES, encoding="utf-8-sig"), newline=""))
     missing = [name for name in NEEDED if name not in (lines.fieldnames or ())]
     if missing:
         raise UsageError(f"{file}: not a sweep's results.csv: it has no column '{missing[0]}'")
     cells = [{name: cell for name, cell in line.items() if cell} for line in lines]
-    return str(cells[0].get("metric", "quality") if cells else "quality"), [_row(each) for each in cells]
+    metric = cells[0].get("metric", "quality") if cells else "quality"
+    return SweepTable(metric=metric, rows=[_row(each) for each in cells])
 
 
 def _row(cells: Mapping[str, str]) -> SweepRow:

@@ -37,16 +37,27 @@ def show_grid(plan: SweepPlan, task: Task, screen: Screen) -> None:
 
 def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan, folder: Path) -> None:
     """Estimate all rules and alphas, print a part of it, and write all."""
+    from cascli.cli.common import command_line
     from cascli.files import write
-    from cascli.render.sweep import estimates_csv, estimates_table
+    from cascli.render.sweep import estimates_table
+    from cascli.render.tabular import csv_of
+    from cascli.sweep.rule_estimate import RuleCurves
+    from cascli.trace import now
 
     k = plan.match.k if plan.match else RULE_CURVES_K
-    estimates = _estimates(executor, settings, k)
+    date, estimates = now(), _estimates(executor, settings, k)
+    curves = RuleCurves(
+        date=date,
+        command=command_line(),
+        pair=settings.config.name,
+        environment=executor.about(),
+        k=k,
+        estimates=estimates,
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "rule-curves.csv", estimates_csv(estimates))
+    write(folder / "rule-curves.csv", csv_of(curves.table()))
     if settings.settings.json_output:
-        body = ",".join(each.model_dump_json() for each in estimates)
-        print(f'{{"schema":"cascli.rule-curves/1","k":{k},"estimates":[{body}]}}')
+        print(curves.to_json())
     else:
         settings.screen.out.print(estimates_table(estimates, k, settings.screen.out))
     tail = max(estimates, key=lambda each: each.mean_tail)
@@ -70,17 +81,17 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     from rich.console import Group
 
     from cascli.files import write
-    from cascli.render.sweep import sweep_csv, sweep_tables
+    from cascli.render.sweep import sweep_tables
     from cascli.render.sweep_report import report
+    from cascli.render.tabular import csv_of
     from cascli.sweep.plan import with_strategies
-    from cascli.sweep.table import rows
+    from cascli.sweep.table import SweepTable, rows, tidy_rows
 
     table = rows(records.read(), with_strategies(header.plan, header.added()))
     if not table:
         return
     if as_json:
-        body = ",".join(row.model_dump_json() for row in table)
-        print(f'{{"schema":"cascli.sweep-table/1","metric":"{header.metric}","rows":[{body}]}}')
+        print(SweepTable(metric=header.metric, rows=table, made_from=header).to_json())
     else:
         screen.out.print(Group(*sweep_tables(table, header.metric, screen.out)))
     failed = sum(row.errors for row in table)
@@ -89,7 +100,7 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
         screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
     # After the table: a disk that is full now hides no result.
     svg = _picture(table, header, records.folder / "quality-cost.svg")
-    write(records.folder / "results.csv", sweep_csv(table))
+    write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))
     write(records.folder / "report.html", report(header, table, svg, list(records.read())))
     screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
 

@@ -9,6 +9,7 @@ import typer
 from cascli.cli import common
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed
+from cascli.render import formats
 
 NAME = "verify"
 EXAMPLE = (
@@ -18,7 +19,8 @@ EXAMPLE = (
 
 @with_shared(
     *("config", "device", "dtype", "cuda_graphs", "compile", "offline", "strategy", "num_speculative_tokens"),
-    *("json", "output", "quiet", "color"),
+    *("json", "output", "format", "quiet", "color"),
+    output=formats.help_of(formats.AUDIT),
 )
 def command(
     *,
@@ -26,28 +28,22 @@ def command(
     flags: Flags,
 ) -> None:
     """Check that this pair on this machine follows the output distributions it claims; exit 1 if it does not."""
-    from pathlib import Path
-
-    from cascli import files
     from cascli.cli.progress import Progress
     from cascli.render import export
     from cascli.render.audit import audit_table, verdict
 
     plan = common.plan(flags)
     chosen = common.chosen(flags.given.strategy or [], plan.settings.num_speculative_tokens)
-    if plan.settings.output:
-        export.check_suffix(Path(plan.settings.output), (".json",))
+    outputs = export.outputs(plan.settings, formats.AUDIT)
     pair = plan.load()
     with Progress(plan.screen, "verifying", counted=True) as progress:
         from cascli.audit import audit
 
         result = audit(pair, chosen or None, quick=quick, on_progress=progress.say, config=plan.config)
-    if plan.settings.json_output:
-        print(result.to_json())
-    elif not plan.screen.quiet:
+    result = common.with_command(result)
+    if outputs.printed is None and not plan.screen.quiet:
         plan.screen.out.print(audit_table(result.checks, plan.screen.out))
-    if plan.settings.output:
-        files.write(Path(plan.settings.output), result.to_json() + "\n")
+    outputs.deliver(export.of_audit(result), plan.screen)
     if not result.passed:
         raise CheckFailed(verdict(result))
     plan.screen.note(verdict(result))

@@ -22,7 +22,7 @@ from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.settings import Resolved
 from cascli.strategies import Strategy
-from cascli.trace import Handover, Run
+from cascli.trace import Handover, Run, now
 
 WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
@@ -156,7 +156,7 @@ class Repeats:
     ) -> None:
         """Prepare them; see `compare`. `run` makes them."""
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
-        self._runs = runs
+        self._runs, self._date = runs, now()
         self.schedule = settled(schedule, pair)
         self._on_event: OnEvent | None = None
         self._pairs = [pair.with_own_caches() if self.schedule == "fair" else pair for _ in strategies]
@@ -249,6 +249,7 @@ class Repeats:
         rows, spread = summarise(self._done), spread_of(self._done)
         speeds = {row.strategy: row.speed_vs_target or 0.0 for row in rows}
         return Comparison(
+            date=self._date,
             runs=list(_flat(self._done[0])),
             summary=rows,
             explanation=explain(self.every, steps, speeds=speeds, noise=spread),

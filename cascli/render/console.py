@@ -31,6 +31,8 @@ class Screen:
     err: Console
     quiet: bool = False
     verbose: bool = False
+    forced: bool = False
+    """Whether colour was asked for by name, so that a pipe gets it too."""
 
     @property
     def colored(self) -> bool:
@@ -41,6 +43,11 @@ class Screen:
     def live(self) -> bool:
         """Whether a person watches the answer grow."""
         return self.out.file.isatty()
+
+    @property
+    def styled(self) -> bool:
+        """Whether answers show where their tokens came from: to a person, or where colour was asked for by name."""
+        return self.live or self.forced
 
     def write(self, text: str) -> None:
         """Print part of an answer: byte for byte in a pipe, without control sequences on a terminal."""
@@ -70,7 +77,10 @@ class _Console(Console):
 def _console(file: TextIO, color: str) -> Console:
     wanted = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
     if wanted:
-        return _Console(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
+        made = _Console(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
+        if color == "always" and made.color_system is None:  # TERM says nothing, or `dumb`
+            made = _Console(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
+        return made
     return _Console(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
 
 
@@ -81,7 +91,7 @@ def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -
         UsageError: `CASCLI_THEME` names no palette.
     """
     theme()
-    return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose)
+    return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose, color == "always")
 
 
 def plain_table(console: Console) -> Table:

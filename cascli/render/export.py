@@ -1,23 +1,137 @@
-"""A comparison as a file: JSON, Markdown or CSV by suffix."""
+"""Results as files: the one place that decides what `-o`, `--format` and `--json` mean, for every command.
+
+The suffix says what a file is, or `--format` where it is given, or `--json` where there is no suffix. `-` is stdout,
+and so is `--format` without `-o`; what is written there takes the place of what a person reads.
+"""
 
 from __future__ import annotations
 
-import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from cascli.analysis.comparison import Percentiles, Row
+from rich.console import Group
+
+from cascli import files
+from cascli.analysis import tidy
+from cascli.analysis.bench import Bench
+from cascli.analysis.comparison import Comparison, Row
 from cascli.errors import UsageError, unknown
+from cascli.render import formats
+from cascli.render.console import WIDEST, Screen, _Console
+from cascli.render.summary import title
 from cascli.render.table import COST, LAW, Column
-from cascli.trace import Run
+from cascli.render.tabular import check_parquet, csv_of, parquet_of
+from cascli.settings import Resolved
+from cascli.trace import Run, Runs
 
-SUFFIXES = (".csv", ".json", ".md", ".svg")
+if TYPE_CHECKING:
+    from cascli.audit.report import Audit
+    from cascli.sweep.rule_estimate import RuleCurves
+    from cascli.sweep.table import SweepTable
+
+Writers = Mapping[str, Callable[[], str | bytes]]
+"""What a document can be written as, and how."""
 _NAME = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
 
 
-def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES, *, flag: str = "--output") -> None:
+@dataclass(frozen=True)
+class Outputs:
+    """Where a command's result goes besides, or instead of, what a person reads."""
+
+    printed: str | None = None
+    """What stdout gets instead; None for what a person reads."""
+    file: Path | None = None
+    written: str = ""
+    """What the file is to be."""
+
+    @property
+    def formats(self) -> list[str]:
+        """What is asked for."""
+        return [each for each in (self.printed, self.written) if each]
+
+    def deliver(self, writers: Writers, screen: Screen, *, streamed: bool = False) -> None:
+        """Print and write; `streamed` means that lines were written by `lines` as they came."""
+        done = "jsonl" if streamed else None
+        if self.printed not in (None, done):
+            _print(writers[self.printed]())
+        if self.file is not None:
+            if self.written != done:
+                content = writers[self.written]()
+                files.write(self.file, ended(content) if isinstance(content, str) else content)
+            screen.note(f"wrote {self.file}")
+
+    @contextmanager
+    def lines(self) -> Iterator[Callable[[Run], None]]:
+        """Something that takes every run as it ends, and writes its line where one is wanted."""
+        places: list[TextIO] = [sys.stdout] if self.printed == "jsonl" else []
+        opened: list[TextIO] = []
+
+        def add(run: Run) -> None:
+            if self.file is not None and self.written == "jsonl" and not opened:
+                opened.append(self.file.open("w", encoding="utf-8"))  # not before: a run that fails leaves the old file
+            for place in (*places, *opened):
+                place.write(run.to_json() + "\n")
+                place.flush()
+
+        try:
+            yield add
+        finally:
+            for file in opened:
+                file.close()
+
+
+def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
+    """What the flags ask for, checked before anything is computed.
+
+    Args:
+        settings: with `output`, `format` and `json_output`.
+        possible: what the command's result can be written as; see `cascli.render.formats`.
+
+    Raises:
+        UsageError: a format that is none of these or cannot be told, or a place that cannot be written.
+    """
+    wanted = settings.format
+    if wanted is not None and wanted not in possible:
+        raise UsageError(f"--format {wanted}: not possible here. Known: {', '.join(sorted(possible))}")
+    if settings.output in (None, "-"):
+        if settings.json_output and wanted not in (None, "json"):
+            raise UsageError(f"--json and --format {wanted} both ask for stdout; give one of them an -o FILE.")
+        found = Outputs(printed=wanted or ("json" if settings.json_output else None))
+    else:
+        path = Path(settings.output or "")
+        found = Outputs("json" if settings.json_output else None, path, wanted or _told(path, settings, possible))
+        check_place(path)
+    _check_binary(found)
+    return found
+
+
+def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
+    """What a file's name, or --json, says that it is."""
+    suffix = path.suffix.lower()
+    if suffix.removeprefix(".") in possible:
+        return suffix.removeprefix(".")
+    if not suffix:
+        if settings.json_output:
+            return "json"
+        known = ", ".join(f".{each}" for each in sorted(possible))
+        raise UsageError(f"--output {path}: no suffix says what to write; take one of {known}, or say --format")
+    raise UsageError(f"--output {path}: " + unknown("suffix", suffix, [f".{each}" for each in possible]))
+
+
+def _check_binary(found: Outputs) -> None:
+    if "parquet" in (found.printed, found.written):
+        check_parquet()
+    if found.printed in formats.BINARY and sys.stdout.isatty():
+        raise UsageError(f"{found.printed} is nothing for a terminal; give -o FILE.{found.printed}, or a pipe.")
+
+
+def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") -> None:
     """Refuse an output file of unknown kind before anything is computed.
 
     Raises:
@@ -25,10 +139,154 @@ def check_suffix(path: Path, allowed: Sequence[str] = SUFFIXES, *, flag: str = "
     """
     if path.suffix not in allowed:
         raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed))
+    check_place(path, flag=flag)
+
+
+def check_place(path: Path, *, flag: str = "--output") -> None:
+    """Refuse a place that cannot be written.
+
+    Raises:
+        UsageError: the folder does not exist, or it or the file cannot be written.
+    """
     if not path.parent.is_dir():
         raise UsageError(f"{flag} {path}: no such folder: {path.parent}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{flag} {path}: is a folder, or cannot be written")
+
+
+def ended(text: str) -> str:
+    """A text that ends with its line."""
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _print(text: str | bytes) -> None:
+    if isinstance(text, bytes):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text)
+    else:
+        sys.stdout.write(ended(text) if text else "")
+    sys.stdout.flush()
+
+
+def of_runs(runs: Sequence[Run]) -> Writers:
+    """What runs can be written as: one run is a document of its own."""
+
+    def page() -> str:
+        from cascli.render import html_trace
+
+        return html_trace.of_runs(runs, runs[0].command)
+
+    return {
+        "json": lambda: runs[0].to_json() if len(runs) == 1 else Runs(runs=list(runs)).to_json(),
+        "jsonl": lambda: _lines(runs),
+        "txt": lambda: answers(runs),
+        "html": page,
+    }
+
+
+def of_comparison(comparison: Comparison) -> Writers:
+    """What a comparison can be written as; jsonl has its runs."""
+
+    def page() -> str:
+        from cascli.render import html_trace
+
+        return html_trace.of_comparison(comparison, comparison.command)
+
+    def picture() -> str:
+        from cascli.render.picture import svg
+
+        return svg(comparison)
+
+    def printed(screen: Screen) -> None:
+        from cascli.render.comparison import print_comparison
+
+        print_comparison(comparison, screen)
+
+    return {
+        "json": comparison.to_json,
+        "jsonl": lambda: _lines(comparison.runs),
+        "md": lambda: markdown(comparison.summary),
+        "html": page,
+        "svg": picture,
+        "txt": lambda: as_text(printed),
+        **of_table(lambda: tidy.of_comparison(comparison)),
+    }
+
+
+def of_bench(bench: Bench) -> Writers:
+    """What a bench can be written as."""
+
+    def printed(screen: Screen) -> None:
+        from cascli.render.bench import print_bench
+
+        print_bench(bench, screen)
+
+    return {"json": bench.to_json, "txt": lambda: as_text(printed), **of_table(lambda: tidy.of_bench(bench))}
+
+
+def of_audit(audit: Audit) -> Writers:
+    """What an audit can be written as."""
+    from cascli.audit.report import tidy_checks  # and with it torch
+
+    def printed(screen: Screen) -> None:
+        from cascli.render.audit import audit_table, verdict
+
+        screen.out.print(audit_table(audit.checks, screen.out))
+        screen.out.print(verdict(audit), markup=False)
+
+    return {"json": audit.to_json, "txt": lambda: as_text(printed), **of_table(lambda: tidy_checks(audit))}
+
+
+def of_sweep(table: SweepTable) -> Writers:
+    """What a sweep's table can be written as."""
+    from cascli.sweep.table import tidy_rows
+
+    def printed(screen: Screen) -> None:
+        from cascli.render.sweep import sweep_tables
+
+        screen.out.print(Group(*sweep_tables(table.rows, table.metric, screen.out)))
+
+    return {
+        "json": table.to_json,
+        "txt": lambda: as_text(printed),
+        **of_table(lambda: tidy_rows(table.rows, table.made_from)),
+    }
+
+
+def of_rule_curves(curves: RuleCurves) -> Writers:
+    """What estimates of rules can be written as."""
+
+    def printed(screen: Screen) -> None:
+        from cascli.render.sweep import estimates_table
+
+        screen.out.print(estimates_table(curves.estimates, curves.k, screen.out))
+
+    return {"json": curves.to_json, "txt": lambda: as_text(printed), **of_table(curves.table)}
+
+
+def of_table(table: Callable[[], tidy.Table]) -> Writers:
+    """What every table can be written as."""
+    return {"csv": lambda: csv_of(table()), "parquet": lambda: parquet_of(table())}
+
+
+def as_text(show: Callable[[Screen], None]) -> str:
+    """What is printed, as a pipe of a page's width gets it."""
+    text = io.StringIO()
+    show(Screen(_Console(file=text, width=WIDEST, color_system=None), _Console(file=io.StringIO())))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _lines(runs: Sequence[Run]) -> str:
+    return "".join(run.to_json() + "\n" for run in runs)
+
+
+def answers(runs: Sequence[Run]) -> str:
+    """The texts as a pipe gets them: one alone, several each under a line that says which it is."""
+    texts = [ended(run.text) if run.text else "" for run in runs]
+    if len(runs) == 1:
+        return texts[0]
+    named = (title(run.prompt_id or str(place), run.turn) for place, run in enumerate(runs, 1))
+    return "\n".join(f"{name}\n{text}" for name, text in zip(named, texts, strict=True))
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -40,32 +298,3 @@ def markdown(rows: Sequence[Row]) -> str:
         *("| " + " | ".join(column.cell(row) for column in columns) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
-
-
-def several(runs: Sequence[Run]) -> str:
-    """Several runs as one JSON document."""
-    return '{"schema":"cascli.runs/1","runs":[' + ",".join(run.to_json() for run in runs) + "]}"
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """All fields of the summary, unrounded; what was not computed is empty."""
-    records = [row.model_dump() for row in rows]
-    for record in records:
-        low, high = record.pop("speed_interval") or (None, None)
-        record |= {"speed_low": low, "speed_high": high}
-        for name in ("ttft", "seconds_per_token", "round_seconds"):
-            parts = record.pop(name) or {}
-            record |= {f"{name}_{key}": parts.get(key) for key in Percentiles.model_fields}
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(for_spreadsheets, records))
-    return buffer.getvalue()
-
-
-def for_spreadsheets(record: Mapping[str, object]) -> dict[str, object]:
-    """A row of a CSV whose texts no spreadsheet takes for a formula."""
-    return {
-        key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-        for key, value in record.items()
-    }

@@ -28,13 +28,13 @@ DIGITS = 5
 Json = dict[str, Any]
 
 
-def of_comparison(comparison: Comparison, command: str) -> str:
-    """The page of a comparison, made by a command line."""
+def of_comparison(comparison: Comparison, command: str | None) -> str:
+    """The page of a comparison, made by a command line if it is known."""
     said = list(notes(comparison, verbose=False))
     return _page(comparison.runs, comparison.summary, said, command)
 
 
-def of_runs(runs: Sequence[Run], command: str) -> str:
+def of_runs(runs: Sequence[Run], command: str | None) -> str:
     """The page of runs that nothing was compared with."""
     by_spec: dict[str, list[Run]] = {}
     for run in runs:
@@ -42,7 +42,7 @@ def of_runs(runs: Sequence[Run], command: str) -> str:
     return _page(runs, [row for each in by_spec.values() for row in summarise([[each]])], [], command)
 
 
-def _page(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str) -> str:
+def _page(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str | None) -> str:
     template = files("cascli.render").joinpath("trace_page.html").read_text(encoding="utf-8")
     return template.replace(DATA, embedded(data(runs, rows, said, command)))
 
@@ -53,7 +53,7 @@ def embedded(values: Json) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str) -> Json:
+def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str | None) -> Json:
     """Everything that the page shows."""
     builder = _Builder()
     prompts = [builder.prompt(group) for group in by_prompt(list(runs))]
@@ -71,9 +71,12 @@ def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command:
     }
 
 
-def _facts(run: Run, command: str) -> Iterator[tuple[str, str]]:
-    """What the page rests on: command line, sampling, environment."""
-    yield "command", line(command)
+def _facts(run: Run, command: str | None) -> Iterator[tuple[str, str]]:
+    """What the page rests on: command line and date where they are known, sampling, environment."""
+    if command is not None:
+        yield "command", line(command)
+    if run.date is not None:
+        yield "date", line(run.date)
     yield "pair", line(f"{run.pair.name}: {run.pair.dtypes}")
     for role, model in run.pair.models.items():
         yield role, line(f"{model.source}, {model.dtype} on {model.device}")

@@ -1,8 +1,8 @@
-"""The answer as it grows: coloured by origin on a terminal, bare text in a pipe."""
+"""The answer as it grows: coloured by origin on a terminal and where that is asked for, else bare text in a pipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -20,8 +20,9 @@ class AnswerStream:
         self._screen = screen
         self._holds = self._hold = tentative and not screen.live
         self._mixed = mixed
-        self._held: list[str] = []
+        self._held: list[Text | str] = []
         self._last = "\n"
+        self._begun = False
         self.seen: set[str] = set()
         """The origins that were shown, for a legend."""
         self.known: set[str] = set()
@@ -36,20 +37,29 @@ class AnswerStream:
 
     def round(self, step: Round, pieces: Sequence[str]) -> None:
         """Show what a round added."""
-        if self._screen.live:
-            for i, (token, piece) in enumerate(zip(step.emitted, pieces, strict=True)):
-                self._rejected_before(step, i)
-                self._say(self._look(token, piece, deferred=is_deferred(step, i)))
-        elif self._hold:
-            self._held += pieces
+        parts: list[Text | str] = [*self._looks(step, pieces)] if self._screen.styled else ["".join(pieces)]
+        if self._hold:
+            self._held += parts
         else:
-            self._write("".join(pieces))
+            self._put(parts)
 
-    def _rejected_before(self, step: Round, place: int) -> None:
+    def _looks(self, step: Round, pieces: Sequence[str]) -> Iterator[Text]:
+        for i, (token, piece) in enumerate(zip(step.emitted, pieces, strict=True)):
+            yield from self._rejected_before(step, i)
+            yield self._look(token, piece, deferred=is_deferred(step, i))
+
+    def _rejected_before(self, step: Round, place: int) -> Iterator[Text]:
         """With -v, the drafted token that a residual token replaced, struck through."""
         if self._screen.verbose and step.emitted[place].event == "residual" and place < len(step.drafted):
-            self._say(token_text(step.drafted[place], "rejected", colored=self._screen.colored))
             self.seen.add("rejected")
+            yield token_text(step.drafted[place], "rejected", colored=self._screen.colored)
+
+    def _put(self, parts: Sequence[Text | str]) -> None:
+        for part in parts:
+            if isinstance(part, Text):
+                self._say(part)
+            else:
+                self._write(part)
 
     def _look(self, token: Emitted, piece: str, *, deferred: bool) -> Text:
         look = LOOKS[token.event]
@@ -76,9 +86,15 @@ class AnswerStream:
         if self._screen.live:
             self._end_line()
         elif not decision.deferred:
-            self._write("".join(self._held))
+            self._put(self._held)
         self._held, self._hold = [], False
         self._screen.note(describe_handover(decision))
+
+    def heading(self, text: str) -> None:
+        """Say which of several answers comes next, where it is printed into a pipe; a person is told beside them."""
+        if not self._screen.live:
+            self._write(f"\n{text}\n" if self._begun else f"{text}\n")
+        self._begun = True
 
     def _end_line(self) -> None:
         if self._last != "\n":
@@ -89,7 +105,7 @@ class AnswerStream:
         self._end_line()
         self._hold = self._holds
         new = self.seen - self.known
-        if self._screen.live and self._mixed and not self._screen.quiet and new:
+        if self._screen.styled and self._mixed and not self._screen.quiet and new:
             self._screen.err.print(legend(new, colored=self._screen.colored))
 
 

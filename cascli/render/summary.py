@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from cascli.analysis.comparison import summarise
+from cascli.errors import plain
 from cascli.render.numbers import DASH, number, seconds, size, tv, yes_no
 from cascli.trace import Run
 
@@ -32,6 +34,9 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "
         f"other {seconds(s.other)}; first token after {seconds(m.ttft_seconds)}"
     )
+    cut = cut_by_context(run)
+    if cut is not None:
+        yield cut
     if verbose:
         yield from _details(run)
 
@@ -45,6 +50,46 @@ def one_line(run: Run) -> str:
         parts.append(f"accepted {m.num_accepted_draft_tokens}/{m.num_draft_tokens}")
     parts.append(f"target calls {number(m.target_calls_per_token)}")
     return " · ".join([*parts, f"TV {tv(m.mean_tv_to_target)}"])
+
+
+def title(prompt_id: str, turn: int) -> str:
+    """The line above one of several answers, as `head` and `tail` have it above one of several files."""
+    name = " ".join(plain(prompt_id).split())
+    return f"==> {name}{f', turn {turn + 1}' if turn else ''} <=="
+
+
+def asked(prompt_id: str, turn: int, text: str, width: int = 60) -> str:
+    """Which prompt it is, in one line."""
+    short = " ".join(text.split())
+    short = short if len(short) <= width else short[: width - 1] + "…"
+    return f"{' '.join(prompt_id.split())}{f', turn {turn + 1}' if turn else ''}: {short}"
+
+
+def cut_by_context(run: Run) -> str | None:
+    """That an answer is shorter than was allowed because there was no room for more."""
+    count, allowed = len(run.token_ids), run.sampling.max_new_tokens
+    if run.finish_reason != "length" or count >= allowed:
+        return None
+    whole = run.prompt_tokens + count
+    return (
+        f"the context cut this answer at {count} of {allowed} tokens:"
+        f" with {run.prompt_tokens} of the prompt it holds {whole:,}"
+    )
+
+
+def totals(runs: Sequence[Run]) -> str:
+    """What all answers of one strategy came to, in a line or two."""
+    row = summarise([[runs]])[0]
+    answers = f"{len(runs)} answers" + (f" to {row.num_prompts} prompts" if row.num_prompts != len(runs) else "")
+    cut = f", {row.answers_cut} cut by a limit" if row.answers_cut else ""
+    parts = [f"target calls per token {number(row.target_calls_per_token)}", f"mean TV {tv(row.mean_tv_to_target)}"]
+    if row.tested_acceptance_rate is not None:
+        parts.insert(0, f"{number(row.tested_acceptance_rate)} of the tested drafts accepted")
+    return (
+        f"in all {answers}: {row.tokens:,} tokens in {seconds(row.seconds)}"
+        f" ({number(row.tokens_per_second, 1)} tokens/s), {number(row.mean_answer_tokens, 1)} an answer{cut}\n"
+        f"{', '.join(parts)}"
+    )
 
 
 def _details(run: Run) -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.render.console import fits, fitted, plain_table, unicode_ok
-from cascli.render.export import for_spreadsheets
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
@@ -144,15 +141,6 @@ def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console)
     return table
 
 
-def estimates_csv(estimates: Sequence[RuleEstimate]) -> str:
-    """All settings, unrounded."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(RuleEstimate.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(each.model_dump() for each in estimates)
-    return buffer.getvalue()
-
-
 def _with_scatter(row: SweepRow) -> str:
     return f"{number(row.quality, 3)} {bounds_text(row.quality_interval, row.quality_interval_kind)}".rstrip()
 
@@ -162,17 +150,3 @@ def _difference(row: SweepRow) -> str:
         return DASH
     bounds = bounds_text(row.quality_vs_target_interval, row.quality_vs_target_interval_kind, signed=True)
     return f"{row.quality_vs_target:+.3f} {bounds}".rstrip()
-
-
-def sweep_csv(rows: Sequence[SweepRow]) -> str:
-    """All fields, unrounded; what is not known is empty."""
-    buffer = io.StringIO()
-    records = [row.model_dump() for row in rows]
-    for record in records:
-        for name in ("quality_interval", "quality_vs_target_interval"):
-            low, high = record.pop(name) or (None, None)
-            record |= {f"{name}_low": low, f"{name}_high": high}
-    writer = csv.DictWriter(buffer, fieldnames=list(records[0]) if records else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(for_spreadsheets, records))
-    return buffer.getvalue()

@@ -111,25 +111,23 @@ class SweepTable(Document):
     """The folder's sweep.json; None in older documents."""
 
 
-def tidy_rows(rows: Iterable[SweepRow], header: Header) -> tidy.Table:
-    """The rows with the columns of every table."""
-    plan, about = header.plan, header.environment
-    shared: tidy.Record = {
-        **tidy.Circumstances(
-            pair=header.pair or str(plan.pair),
-            draft_dtype=_dtype(about.get("draft")),
-            target_dtype=_dtype(about.get("target")),
-            device=about.get("target device"),
-            date=header.date,
-            **tidy.machine(about) | {"cascli": header.version},
-        ).columns(),
+def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:
+    """The rows with the columns of every table; without a header nothing is known of what they were made from."""
+    shared = {} if header is None else _shared(header)
+    return tidy.table("sweep", [shared | _columns(row) for row in rows])
+
+
+def _shared(header: Header) -> tidy.Record:
+    plan = header.plan
+    made = tidy.Circumstances.of_loaded(header.pair or str(plan.pair), header.environment, header.date)
+    return made.columns() | {
+        "cascli": header.version,
         "task": plan.task.kind,
         "metric": header.metric,
         "top_k": plan.top_k,
         "top_p": plan.top_p,
         "max_new_tokens": plan.max_new_tokens,
     }
-    return tidy.table("sweep", [shared | _columns(row) for row in rows])
 
 
 def _columns(row: SweepRow) -> tidy.Record:
@@ -138,11 +136,6 @@ def _columns(row: SweepRow) -> tidy.Record:
         low_high, kind = values.pop(f"{name}_interval"), values.pop(f"{name}_interval_kind")
         values |= tidy.interval_columns(name, low_high, kind)
     return values | tidy.strategy_columns(row.strategy)
-
-
-def _dtype(loaded: str | None) -> str | None:
-    """The precision in what a header says of a model: its source, and behind that its precision."""
-    return None if loaded is None else loaded.rpartition(" ")[2]
 
 
 def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[SweepRow]:

@@ -1,0 +1,476 @@
+"""Files for people who compute: where a result goes, as what, under which names, and that it can be repeated."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shlex
+import stat
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import cascli
+from cascli import Pair, Run, compare, generate, run_sweep
+from cascli.analysis import tidy
+from cascli.analysis.columns import COLUMNS, PARAMETERS, columns_of
+from cascli.analysis.comparison import Comparison, Row
+from cascli.cli.app import app
+from cascli.cli.show import POSSIBLE
+from cascli.errors import RunError, UsageError
+from cascli.files import write
+from cascli.jobs.bench import bench
+from cascli.prompts import builtin
+from cascli.render import export, formats
+from cascli.render.export import Outputs, outputs
+from cascli.render.summary import cut_by_context, totals
+from cascli.render.tabular import csv_of, parquet_of
+from cascli.settings import Resolved
+from tests import files_page
+from tests.pairs import synthetic
+
+TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
+SAVED = Path(__file__).parents[1] / "benchmarks" / "results"
+SWEEP = """pair: tiny-random
+strategies: [draft, 'speculative:k=2', 'speculative-cascade:rule=opt,alpha=0.3,k=3', 'cascade:threshold=-2']
+limit: 3
+max_new_tokens: 8
+"""
+
+
+@pytest.fixture
+def cli(clean_env: pytest.MonkeyPatch):
+    def run(*arguments: str, stdin: str | None = None) -> Result:
+        clean_env.setattr("sys.argv", ["cascli", *arguments])
+        return CliRunner().invoke(app, list(arguments), input=stdin)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def raced(text_pair: Pair) -> Comparison:
+    specs = ["target", "draft", "cascade", "speculative:k=2", "speculative-cascade:rule=opt,alpha=0.3,k=3"]
+    return compare(text_pair, ["one", "two"], specs, max_new_tokens=6, temperature=0, runs=2, measure=False)
+
+
+# ---- columns
+
+
+def test_a_strategy_is_columns_of_the_types_of_its_parameters() -> None:
+    found = tidy.strategy_columns("speculative-cascade:rule=opt,alpha=0.3,k=4")
+    assert found == {
+        "strategy": "speculative-cascade:rule=opt,alpha=0.3,k=4",
+        "name": "speculative-cascade", "rule": "opt", "alpha": 0.3, "k": 4, "draft": "model",
+    }  # fmt: skip
+    assert "draft" not in tidy.strategy_columns("token-cascade:rule=chow,alpha=0.3")
+    assert tidy.strategy_columns("speculative:draft=prompt-lookup,longest=3,k=2")["draft"] == "prompt-lookup"
+    assert tidy.strategy_columns("mine:temperature=2,verify=block") == {
+        "strategy": "mine:temperature=2,verify=block", "name": "mine", "param_temperature": 2, "verify": "block",
+    }  # fmt: skip
+
+
+def test_parameters_of_any_plug_in_get_a_column_and_one_type() -> None:
+    specs = [
+        "target",
+        "speculative:k=auto",
+        "speculative-cascade:rule=x,n=2,k=4",
+        "speculative-cascade:rule=y,n=2.5,k=4",
+    ]
+    found = tidy.table("sweep", [tidy.strategy_columns(spec) for spec in specs])
+    names = list(found.columns)
+    assert names[names.index("threshold") + 1] == "n" and found.columns["n"] is float
+    assert [record["n"] for record in found.records] == [None, None, 2.0, 2.5]
+    assert [record["k"] for record in found.records] == [None, "auto", "4", "4"]
+    assert set(names) == {column.name for column in columns_of("sweep")} | {"n"}
+
+
+def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
+    """What is not in the list of columns can only be a parameter; every field of a row is in some column."""
+    table = tidy.of_comparison(raced)
+    known = {column.name for column in columns_of("compare")}
+    assert set(table.columns) - known == set()
+    marked = raced.summary[3].model_copy(
+        update={name: place + 0.5 for place, name in enumerate(Row.model_fields) if name not in ("strategy",)}
+        | {"ttft": None, "seconds_per_token": None, "round_seconds": None, "speed_interval": (1000.5, 2000.5)}
+    )
+    values = set(tidy.row_columns(marked).values())
+    lost = {
+        name
+        for place, name in enumerate(Row.model_fields)
+        if name not in ("strategy", "speed_interval", "ttft", "seconds_per_token", "round_seconds")
+        and place + 0.5 not in values
+    }
+    assert not lost and {1000.5, 2000.5} <= values
+
+
+def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(SWEEP)
+    swept = tidy.table("sweep", [])
+    rows = run_sweep(plan, output=tmp_path / "out")
+    by_spec = {row["strategy"]: row for row in rows.to_frame().to_dict("records")}
+    pair = cascli.load_pair("tiny-random", device="cpu")
+    raced = compare(pair, builtin()[:3], list(by_spec), max_new_tokens=8, temperature=0, measure=False)
+    shared = [
+        name
+        for name in tidy.of_comparison(raced).columns
+        if name in swept.columns and name not in ("date", "seconds", "tokens_per_second", "speed_vs_target", "threads")
+    ]
+    assert {
+        "pair", "draft_dtype", "target_dtype", "device", "hardware", "temperature", "alpha", "k", "threshold", "tokens",
+        "num_prompts", "num_answers", "mean_answer_tokens", "share_cut", "draft_acceptance_rate", "mean_tv_to_target",
+        "tested_acceptance_rate", "mean_acceptance_length", "deferral_rate", "target_calls_per_token",
+        "draft_calls_per_token",
+    } <= set(shared)  # fmt: skip
+    for record in raced.to_frame().to_dict("records"):
+        theirs = by_spec[record["strategy"]]
+        for name in shared:
+            ours, other = record[name], theirs[name]
+            assert _missing(ours) == _missing(other), (record["strategy"], name, ours, other)
+            if not _missing(ours):
+                assert ours == pytest.approx(other), (record["strategy"], name)
+
+
+def _missing(value: Any) -> bool:
+    import pandas
+
+    return bool(pandas.isna(value))
+
+
+def test_csv_parquet_and_frame_hold_the_same(raced: Comparison) -> None:
+    import pyarrow.parquet
+
+    table = tidy.of_comparison(raced)
+    texts = list(csv.DictReader(io.StringIO(csv_of(table))))
+    stored = pyarrow.parquet.read_table(io.BytesIO(parquet_of(table)))
+    assert stored.to_pylist() == table.records
+    assert [
+        {key: "" if value is None else str(value) for key, value in each.items()} for each in table.records
+    ] == texts
+    frame = raced.to_frame()
+    assert list(frame.columns) == list(table.columns) == stored.column_names
+    assert frame.k.tolist()[3:] == [2, 3] and frame.k.isna().tolist()[:3] == [True] * 3
+    assert (
+        str(frame.k.dtype) == "Int64" and str(frame.alpha.dtype) == "float64" and str(frame.lossless.dtype) == "boolean"
+    )
+    assert stored.schema.field("quality" if "quality" in table.columns else "alpha").type == "double"
+    assert str(stored.schema.field("first_divergence").type) == "int64"
+    assert frame.groupby("name").tokens.sum()["target"] == raced.summary[0].tokens
+
+
+def test_an_interval_is_two_bounds_and_a_kind(raced: Comparison) -> None:
+    record = tidy.of_comparison(raced).records[3]
+    low, high = raced.summary[3].speed_interval
+    assert (record["speed_vs_target_low"], record["speed_vs_target_high"]) == (low, high)
+    assert (record["speed_vs_target_kind"], record["speed_vs_target_over"]) == ("range", "prompts")
+    assert tidy.interval_columns("x", None, None) == {"x_low": None, "x_high": None, "x_kind": None}
+
+
+def test_bench_has_a_row_a_call_and_one_a_k(text_pair: Pair) -> None:
+    found = bench(text_pair, contexts=[8, 16], blocks=(1, 3), repeats=1, synthetic_acceptance=0.5, ks=(2,), tokens=8)
+    table = tidy.of_bench(found)
+    steps = [each for each in table.records if each["kind"] == "step"]
+    assert sorted((each["model"], each["context"], each["block"]) for each in steps if each["model"] == "target") == [
+        ("target", 8, 1), ("target", 8, 3), ("target", 16, 1), ("target", 16, 3),
+    ]  # fmt: skip
+    for each in steps:
+        profile = next(one for one in found.profiles if one.context == each["context"])
+        expected = profile.c if each["model"] == "draft" else profile.v(each["block"])
+        if each["model"] == "target" or each["block"] == 1:
+            assert each["relative_to_step"] == pytest.approx(expected)
+    target, speculating = (each for each in table.records if each["kind"] == "synthetic")
+    assert (target["name"], speculating["k"], speculating["draft_acceptance_rate"]) == ("target", 2, 0.5)
+    assert speculating["speed_vs_target"] == pytest.approx(
+        speculating["tokens_per_second"] / target["tokens_per_second"]
+    )
+
+
+def test_older_documents_become_tables_too() -> None:
+    table = tidy.of_comparison(Comparison.from_json((SAVED / "compare-default.json").read_bytes()))
+    assert [each["date"] for each in table.records] == [None] * len(table.records)
+    assert table.records[0]["strategy"] == "target" and table.records[0]["share_cut"] is None
+    assert table.records[0]["threads"] == 2
+    table = tidy.of_bench(cascli.analysis.bench.Bench.from_json((SAVED / "bench-default.json").read_bytes()))
+    assert table.records[0]["kind"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("pyarrow", lambda raced: parquet_of(tidy.of_comparison(raced))),
+        ("pyarrow", lambda raced: outputs(Resolved(output="x.parquet"), formats.COMPARISON)),
+        ("pandas", lambda raced: raced.to_frame()),
+    ],
+)
+def test_what_is_missing_is_said(
+    module: str, use: Any, raced: Comparison, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [module, *(each for each in sys.modules if each.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=rf"{module}.*cascli\[tables\]"):
+        use(raced)
+
+
+def test_the_page_of_files_is_current() -> None:
+    text = files_page.PAGE.read_text(encoding="utf-8")
+    assert text == files_page.page(text), "run make docs"
+    assert len({(column.name, kind) for column in COLUMNS for kind in column.kinds}) == sum(
+        len(column.kinds) for column in COLUMNS
+    )
+    assert set(PARAMETERS) <= {column.name for column in COLUMNS}
+
+
+# ---- where a result goes
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (None, None, "")),
+        ({"json_output": True}, ("json", None, "")),
+        ({"output": "-"}, (None, None, "")),
+        ({"output": "-", "json_output": True}, ("json", None, "")),
+        ({"output": "-", "format": "csv"}, ("csv", None, "")),
+        ({"format": "md"}, ("md", None, "")),
+        ({"format": "json", "json_output": True}, ("json", None, "")),
+        ({"output": "a.csv"}, (None, "a.csv", "csv")),
+        ({"output": "a.CSV"}, (None, "a.CSV", "csv")),
+        ({"output": "a.csv", "json_output": True}, ("json", "a.csv", "csv")),
+        ({"output": "a", "json_output": True}, ("json", "a", "json")),
+        ({"output": "a", "format": "html"}, (None, "a", "html")),
+        ({"output": "a.v2", "format": "md"}, (None, "a.v2", "md")),
+        ({"output": "a.csv", "format": "json"}, (None, "a.csv", "json")),
+        ({"output": "a.csv", "format": "md", "json_output": True}, ("json", "a.csv", "md")),
+    ],
+)
+def test_one_rule_for_output(
+    given: dict[str, Any], expected: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed, file, written = expected
+    assert outputs(Resolved(**given), formats.COMPARISON) == Outputs(printed, file and Path(file), written)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"output": "a"}, r"no suffix says what to write; take one of \.csv, .*\.txt, or say --format"),
+        ({"output": "a.v2", "json_output": True}, r"unknown suffix '\.v2'"),
+        ({"output": "a.htm"}, r"did you mean '\.html'\?"),
+        ({"json_output": True, "format": "csv"}, "both ask for stdout"),
+        ({"json_output": True, "format": "csv", "output": "-"}, "both ask for stdout"),
+        ({"output": "none/a.csv"}, "no such folder"),
+        ({"output": "folder.csv"}, "is a folder"),
+    ],
+)
+def test_errors_of_output_say_what_is_possible(
+    given: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UsageError, match=words):
+        outputs(Resolved(**given), formats.COMPARISON)
+    with pytest.raises(UsageError, match=r"--format svg: not possible here. Known: html, json"):
+        outputs(Resolved(format="svg"), formats.RUNS)
+
+
+def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair) -> None:
+    """The lists of names, which help and errors tell, against what there is."""
+    measured = bench(text_pair, contexts=[8], blocks=(1, 3), repeats=1)
+    writers = {
+        formats.RUNS: export.of_runs(raced.runs),
+        formats.COMPARISON: export.of_comparison(raced),
+        formats.BENCH: export.of_bench(measured),
+    }
+    for names, found in writers.items():
+        assert set(found) == set(names)
+        for name in names:
+            content = found[name]()
+            assert len(content) > 50 and isinstance(content, bytes) == (name in formats.BINARY)
+    lines = export.of_comparison(raced)["jsonl"]().splitlines()
+    assert [Run.from_json(line) for line in lines] == raced.runs
+    assert {each for names in POSSIBLE.values() for each in names} == set(formats.ANY)
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    place = tmp_path / "pipe"
+    os.mkfifo(place)
+    reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    write(place, "text")
+    assert os.read(reader, 10) == b"text" and stat.S_ISFIFO(place.stat().st_mode)
+    os.close(reader)
+    write(Path(os.devnull), "text")
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+
+
+# ---- the command line
+
+
+def prompts_file(folder: Path, *prompts: Any) -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in prompts))
+    return file
+
+
+def test_what_is_there_before_a_crash_is_kept(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cascli.engine import Decoding
+
+    file, out = prompts_file(tmp_path, {"prompt": "a"}, {"turns": ["b", "c"]}, {"prompt": "d"}), tmp_path / "out.jsonl"
+    out.write_text("old\n")
+    steps, begun = Decoding.steps, []
+
+    def failing(self: Decoding):
+        begun.append(out.read_text())
+        if len(begun) == 4:
+            raise RunError("out of memory")
+        yield from steps(self)
+
+    monkeypatch.setattr(Decoding, "steps", failing)
+    ended = cli("generate", "--prompts", str(file), *TINY, "-o", str(out))
+    assert ended.exit_code == 3 and begun[0] == "old\n"
+    assert [len(text.splitlines()) for text in begun[1:]] == [1, 2, 3]
+    runs = [Run.from_json(line) for line in out.read_text().splitlines()]
+    assert [(run.prompt, run.turn) for run in runs] == [("a", 0), ("b", 0), ("c", 1)]
+
+
+def test_answers_in_a_pipe_are_told_apart_and_counted(cli, tmp_path: Path) -> None:
+    file = prompts_file(tmp_path, {"prompt": "a", "id": "first\none"}, {"prompt": "b"})
+    out = tmp_path / "out.txt"
+    found = cli("generate", "--prompts", str(file), *TINY, "-o", str(out), "-s", "speculative")
+    assert found.exit_code == 0, found.stderr
+    headings = [line for line in found.stdout.splitlines() if line.startswith("==> ")]
+    assert headings == ["==> first one <==", "==> 2 <=="]
+    assert out.read_text() == found.stdout
+    assert "[1/2] first one: a" in found.stderr and "[2/2] 2: b" in found.stderr
+    assert found.stderr.count("ended by") == 0  # one line an answer, all of them with -v
+    assert "in all 2 answers: 12 tokens in" in found.stderr and "2 cut by a limit" in found.stderr
+    assert cli("generate", "--prompts", str(file), *TINY, "-v").stderr.count("ended by") == 2
+    assert cli("generate", "--prompts", str(file), *TINY, "-q").stderr == ""
+
+
+def test_prompts_from_a_pipe_and_lines_into_one(cli) -> None:
+    stdin = '{"prompt": "a"}\n\n{"prompt": "b"}\n'
+    found = cli("generate", "--prompts", "-", *TINY, "--format", "jsonl", stdin=stdin)
+    assert [Run.from_json(line).prompt for line in found.stdout.splitlines()] == ["a", "b"]
+    bad = cli("generate", "--prompts", "-", *TINY, stdin='{"prompt": "a"}\nnonsense\n')
+    assert bad.exit_code == 2 and "stdin:2" in bad.stderr
+    both = cli("generate", "-", "--prompts", "-", *TINY, stdin=stdin)
+    assert both.exit_code == 2 and "not both" in both.stderr
+
+
+def test_stdout_holds_the_format_alone(cli) -> None:
+    asked = ["compare", "hi", *TINY, "-s", "target", "-s", "speculative:k=2", "--no-measure"]
+    rows = list(csv.DictReader(io.StringIO(cli(*asked, "--format", "csv").stdout)))
+    assert [(row["name"], row["k"], row["pair"]) for row in rows] == [
+        ("target", "", "tiny-random"),
+        ("speculative", "2", "tiny-random"),
+    ]
+    parquet = cli(*asked, "-o", "-", "--format", "parquet")
+    assert (
+        parquet.exit_code == 0 and parquet.stdout_bytes.startswith(b"PAR1") and parquet.stdout_bytes.endswith(b"PAR1")
+    )
+    assert json.loads(cli(*asked, "-o", "-", "--json").stdout)["schema"].startswith("cascli.compare/1")
+
+
+def test_a_record_says_when_and_how_it_was_made(cli, tmp_path: Path) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    file = tmp_path / "it's.json"
+    asked = ["generate", "who's there", *TINY, "-o", str(file)]
+    assert cli(*asked).exit_code == 0
+    run = Run.from_json(file.read_text())
+    assert run.command is not None and shlex.split(run.command) == ["cascli", *asked]
+    assert before <= datetime.fromisoformat(run.date) <= datetime.now(UTC) and run.date.endswith("Z")
+    assert int(run.environment["processors"]) >= 1 and int(run.environment["threads"]) >= 1
+    raced = Comparison.from_json(cli("compare", "hi", *TINY, "-s", "target", "--json").stdout)
+    assert raced.command == shlex.join(["cascli", "compare", "hi", *TINY, "-s", "target", "--json"])
+    assert raced.runs[0].command is None and before <= datetime.fromisoformat(raced.date)
+
+
+def test_a_run_can_be_repeated_from_its_record(cli, text_pair: Pair) -> None:
+    made = cli(
+        "generate", "hello", *TINY, "--temperature", "1", "--seed", "7", "--top-k", "40", "--system", "be brief",
+        "--stop", "zzz", "--json", "-s", "speculative-cascade:rule=opt,alpha=0.2,k=3",
+    )  # fmt: skip
+    run = Run.from_json(made.stdout)
+    assert (run.system, run.raw, run.sampling.stop) == ("be brief", False, ["zzz"])
+    again = generate(
+        cascli.load_pair("tiny-random", device="cpu"),
+        prompt_ids=run.prompt_token_ids,
+        strategy=run.spec,
+        **run.sampling.model_dump(),
+    )
+    assert again.token_ids == run.token_ids
+    assert again.command is None and again.date is not None
+
+
+def test_a_page_tells_the_command_that_made_the_results(cli, tmp_path: Path) -> None:
+    saved, page = tmp_path / "saved.json", tmp_path / "page.html"
+    for asked in (["generate", "hi", *TINY], ["compare", "hi", *TINY, "-s", "target", "--no-measure"]):
+        assert cli(*asked, "-o", str(saved)).exit_code == 0
+        assert cli("show", str(saved), "-o", str(page)).exit_code == 0
+        text = page.read_text(encoding="utf-8")
+        assert f'["command","cascli {asked[0]} hi' in text and "cascli show" not in text
+
+
+def test_show_writes_what_the_command_writes(cli, tmp_path: Path) -> None:
+    saved, table = tmp_path / "saved.json", tmp_path / "table.csv"
+    assert cli("compare", "hi", *TINY, "-s", "target", "--no-measure", "-o", str(saved)).exit_code == 0
+    assert cli("show", str(saved), "-o", str(table)).exit_code == 0
+    assert table.read_text() == csv_of(tidy.of_comparison(Comparison.from_json(saved.read_text())))
+    assert cli("show", str(saved), "--json").stdout == saved.read_text()
+    refused = cli("show", str(SAVED / "bench-default.json"), "--format", "md")
+    assert refused.exit_code == 2 and "Known: csv, json, parquet, txt" in refused.stderr
+
+
+def test_a_sweeps_tables(cli, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text(SWEEP)
+    asked = ["sweep", str(plan), "-o", str(out), "-q"]
+    document = cli(*asked, "--json")
+    assert document.exit_code == 0, document.stderr
+    found = json.loads(document.stdout)
+    assert found["schema"] == "cascli.sweep-table/1.1" and found["made_from"]["pair"] == "tiny-random"
+    assert found["rows"][0]["mean_tv"] == found["rows"][0]["mean_tv_to_target"] == 0
+    assert found["made_from"]["command"] == shlex.join(["cascli", *asked, "--json"])
+    (tmp_path / "table.json").write_text(document.stdout)
+    for source in (out / "sweep.json", tmp_path / "table.json"):
+        assert cli("show", str(source), "--format", "csv").stdout == (out / "results.csv").read_text()
+    records = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    opt = next(each for each in records if each["rule"] == "opt")
+    assert (opt["name"], opt["alpha"], opt["k"], opt["task"], opt["metric"]) == (
+        "speculative-cascade", "0.3", "3", "builtin", "agreement",
+    )  # fmt: skip
+    assert opt["draft_dtype"] == opt["target_dtype"] == "float32" and opt["device"] == "cpu" and opt["date"]
+    curves = cli("sweep", str(plan), "--rule-curves", "-o", str(tmp_path / "curves"), "--json", "-q")
+    (tmp_path / "curves.json").write_text(curves.stdout)
+    assert json.loads(curves.stdout)["k"] == 4
+    tables = [
+        cli("show", str(tmp_path / "curves.json"), "--format", "csv").stdout,
+        (tmp_path / "curves" / "rule-curves.csv").read_text(),
+    ]
+    assert tables[0] == tables[1] and "speculative-cascade:rule=opt,alpha=" in tables[0]
+
+
+def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
+    room = text_pair.context
+    assert room is not None
+    cut = generate(text_pair, prompt_ids=[5] * (room - 4), strategy="target", max_new_tokens=9)
+    assert cut_by_context(cut) == (
+        f"the context cut this answer at 4 of 9 tokens: with {room - 4} of the prompt it holds {room:,}"
+    )
+    assert cut_by_context(generate(text_pair, "hi", strategy="target", max_new_tokens=9)) is None
+
+
+def test_totals_are_of_all_answers(text_pair: Pair) -> None:
+    runs = [run for run in synthetic(text_pair, 0.5, 2, 8, 0.0, 2.0) if run.strategy != "target"] * 2
+    said = totals(runs)
+    m = runs[0].metrics
+    assert "in all 2 answers: 16 tokens in" in said and "8.0 an answer, 2 cut by a limit" in said
+    assert f"{m.num_accepted_draft_tokens / m.num_tested_draft_tokens:.2f} of the tested drafts accepted" in said
