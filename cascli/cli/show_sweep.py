@@ -84,7 +84,12 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
             svg = None
         return report(header.model_copy(update={"title": title}), table.rows, svg, records)
 
-    return {"html": page, **{kind: lambda kind=kind: figure(kind) for kind in ("svg", "png", "pdf")}}
+    return {
+        "html": page,
+        "svg": lambda: figure("svg").decode(),
+        "png": lambda: figure("png"),
+        "pdf": lambda: figure("pdf"),
+    }
 
 
 def _from_csv(file: Path) -> SweepTable:
