@@ -187,8 +187,8 @@ def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, mon
     plot_sweep(table, "quality", tmp_path / "plot.svg")
     low, high = kept[0].axes[0].get_xlim()
     assert 0.3 < low < 0.33 and 0.35 < high < 0.4
-    said = {text.get_text(): text for text in kept[0].axes[0].texts}
-    assert "target at 1.00 →" in said and "← draft at 0.00" in said
+    assert kept[0].axes[0].get_title("left") == "← draft 0.51 at 0.00"
+    assert kept[0].axes[0].get_title("right") == "target 0.50 at 1.00 →"
     monkeypatch.undo()
     plt.close("all")
 

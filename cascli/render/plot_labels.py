@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,18 +43,19 @@ class Box(NamedTuple):
         return max(width, 0.0) * max(height, 0.0)
 
 
-def place_labels(axes: Axes, labels: Sequence[Label], marks: Sequence[Point], *, size: float) -> None:
+def place_labels(axes: Axes, labels: Sequence[Label], curves: Sequence[Sequence[Point]], *, size: float) -> None:
     """Write each label as near its mark as it finds room; where there is none, where it covers least.
 
     Args:
         axes: of a figure whose layout is settled.
         labels: in the order in which they choose. Of labels that say the same of one place, one is written.
-        marks: all that must not be covered, in pixels.
+        curves: the marks that must not be covered, in pixels, and rather not the lines between those of one curve.
         size: of the text, in points.
     """
     pixels = axes.figure.dpi / 72
     frame = Box(*axes.get_window_extent().extents)
-    taken = [_around(point, MARK * pixels, MARK * pixels) for point in marks]
+    taken = [_around(point, MARK * pixels, MARK * pixels) for curve in curves for point in curve]
+    taken += [_around(point, pixels, pixels) for curve in curves for point in _between(curve, 4 * pixels)]
     for label in _distinct(labels):
         if not (frame.left <= label.at[0] <= frame.right and frame.bottom <= label.at[1] <= frame.top):
             continue
@@ -81,6 +83,15 @@ def _distinct(labels: Sequence[Label]) -> Iterator[Label]:
         if key not in seen:
             seen.add(key)
             yield label
+
+
+def _between(curve: Sequence[Point], step: float) -> Iterator[Point]:
+    """Points along the lines of a curve."""
+    for (x, y), (to_x, to_y) in pairwise(curve):
+        count = int(math.dist((x, y), (to_x, to_y)) / step)
+        for number in range(1, count):
+            share = number / count
+            yield x + share * (to_x - x), y + share * (to_y - y)
 
 
 def _around(point: Point, width: float, height: float) -> Box:

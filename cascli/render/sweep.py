@@ -36,6 +36,7 @@ QUALITY = [
     Column("log p of\na token", lambda row: number(row.log_likelihood, 3), always=False),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
+"""The last one only where strategies differ in it."""
 COST = [
     Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
     Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
@@ -60,13 +61,22 @@ def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> lis
         if len(temperatures) > 1:
             shown += [*([""] if shown else []), Text(temperature_of(temperature), style="bold")]
         shown += _parts(here, metric, console)
-    notes = [", ".join(scatter_kinds(rows)), caution(rows) or ""]
-    return [*shown, *(Text(note, style="dim") for note in notes if note)]
+    notes = [", ".join([*_counts(rows), *scatter_kinds(rows)]), caution(rows) or ""]
+    return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
+
+
+def _counts(rows: Sequence[SweepRow]) -> list[str]:
+    """How many answers the numbers are of, where that is the same for all."""
+    return [] if _uneven(rows) else [f"{rows[0].answers} answers a strategy"]
+
+
+def _uneven(rows: Sequence[SweepRow]) -> bool:
+    return any(row.errors for row in rows) or len({row.answers for row in rows}) > 1
 
 
 def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> list[RenderableType]:
     """The tables of one temperature, with a line between two."""
-    quality, cost = _known(QUALITY, rows), _known(COST, rows)
+    quality, cost = _known(QUALITY if _uneven(rows) else QUALITY[:-1], rows), _known(COST, rows)
     whole = _table(rows, quality + cost, metric, console)
     if fits(whole, console):
         return [whole]

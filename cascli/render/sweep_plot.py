@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from cascli.errors import plain
-from cascli.render.plot_labels import Label, place_labels
+from cascli.render.marks import SHORT
+from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
 from cascli.render.sweep_words import bars_of, temperature_of
 from cascli.strategies import parse
@@ -28,7 +30,7 @@ MARKERS = "os^PXp<h>"
 STYLES = ("-", "--", ":", "-.")
 FILLS = ("full", "none", "left", "bottom")
 """Lines and marks of the temperatures."""
-SIZES = (7, 11, 5, 14)
+SIZES = (7, 10, 5, 13)
 """Of the curves of one family, by block length or score."""
 PANELS = (
     ("target_calls_per_token", "target calls per token"),
@@ -37,7 +39,9 @@ PANELS = (
 )
 TEXT = 14
 """Points of the text in a figure of 16 inches: readable where it fills a slide."""
-PANEL_WIDTH, PANEL_HEIGHT = 5.4, 5.2
+PANEL_WIDTH, PANEL_HEIGHT = 5.4, 4.3
+LINE_HEIGHT = 1.45 * TEXT / 72
+"""Of the legend, in inches."""
 CLOSE_UP = 0.3
 """A panel shows the curves alone where they take up less of it than this."""
 
@@ -56,8 +60,12 @@ class Curve(NamedTuple):
     @property
     def label(self) -> str:
         """What the curve is, without its temperature."""
-        more = " ".join(f"{key}={value}" for key, value in self.others if key not in ("rule", "level"))
-        return f"{self.family} {more}".strip()
+        name, _, rule = self.family.partition(" ")
+        shown = {key: value for key, value in self.others if key not in ("rule", "level")}
+        words = [SHORT.get(name, name), rule, *(f"{key}={value}" for key, value in shown.items())]
+        if len(self.rows) == 1 and self.places[0]:
+            words.append(self.places[0] if "=" in self.places[0] else f"alpha={self.places[0]}")
+        return " ".join(word for word in words if word)
 
 
 def curves(rows: Sequence[SweepRow]) -> list[Curve]:
@@ -120,12 +128,15 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
     for axes, (field, label) in zip(panels, shown, strict=True):
         _panel(axes, drawn, field, looks)
         axes.set_xlabel(label)
-    panels[0].set_ylabel(f"{metric}, {bars_of(rows)} over prompts")
+        axes.locator_params(axis="x", nbins=6)
+    panels[0].set_ylabel(f"{metric}\n(bars: {bars_of(rows)})")
     if title:
         lines = textwrap.fill(plain(title), 34 * len(shown))
         figure.suptitle(lines, fontsize=TEXT + 2, parse_math=False)
     handles, names = _legend(panels, drawn, looks)
-    columns = max(1, round(len(shown) * 1.34))
+    widest = max(len(name) for name in names) * 0.6 * (TEXT - 1) / 72 + 0.75  # inches, with the handle
+    columns = max(1, int(figure.get_figwidth() / widest))
+    figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     _label_ends(figure, panels, [field for field, _ in shown], drawn, looks)
     return figure
@@ -186,6 +197,8 @@ def _legend(panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[int,
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             if name in ("Pareto front", "random deferral"):
                 entries.setdefault(name, handle)
+    if any(len(curve.rows) > 1 and "=" not in curve.places[0] for curve in curves):
+        entries["numbers at the ends: alpha"] = Line2D([], [], linestyle="")
     return list(entries.values()), list(entries)
 
 
@@ -264,20 +277,13 @@ def _close_up(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[in
     margin = 0.15 * (max(inner) - min(inner))
     low, high = min(inner) - margin, max(inner) + margin
     axes.set_xlim(low, high)
-    for value, _, row, place in known:
-        if low <= value <= high:
-            continue
-        left = value < low
-        arrow = "\N{LEFTWARDS ARROW}" if left else "\N{RIGHTWARDS ARROW}"
-        words = [arrow, f"{looks[place].label} at {value:.2f}"]
-        axes.annotate(
-            " ".join(words if left else reversed(words)),
-            (0.01 if left else 0.99, row.quality or 0.0),
-            xycoords=("axes fraction", "data"),
-            ha="left" if left else "right",
-            va="bottom",
-            fontsize=TEXT - 3,
-        )
+    for side, arrow, beyond in (("left", "\N{LEFTWARDS ARROW} {}", low), ("right", "{} \N{RIGHTWARDS ARROW}", high)):
+        there = [
+            f"{looks[place].label} {row.quality:.2f} at {value:.2f}"
+            for value, _, row, place in known
+            if (value < beyond if side == "left" else value > beyond)
+        ]
+        axes.set_title("\n".join(arrow.format(each) for each in there), loc=side, fontsize=TEXT - 3)
 
 
 def _label_ends(
@@ -287,14 +293,14 @@ def _label_ends(
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the labels go where the panels are now
     for axes, field in zip(panels, fields, strict=True):
-        labels, taken = [], []
+        labels, taken = [], list[list[Point]]()
         for place, curve in enumerate(curves):
             known = [
                 (axes.transData.transform((getattr(row, field), row.quality)), text)
                 for row, text in zip(curve.rows, curve.places, strict=True)
                 if row.quality is not None and getattr(row, field) is not None
             ]
-            taken += [point for point, _ in known]
+            taken.append([point for point, _ in known])
             ends = [known[0], known[-1]] if len(known) > 1 else []
             labels += [Label(text, point, _dark(looks[place].color)) for point, text in ends if text]
         place_labels(axes, labels, taken, size=TEXT - 3)
