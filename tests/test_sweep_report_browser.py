@@ -93,7 +93,7 @@ def test_a_laptop_shows_the_table_in_single_lines(view: Browser) -> None:
 def test_a_telephone_shows_every_value_with_its_name(view: Browser) -> None:
     view.size(390)
     names = view.js(
-        "[...document.querySelectorAll('.wide tbody tr:nth-child(3) td')]"
+        "[...document.querySelectorAll('.wide tbody:first-of-type tr:nth-child(6) td')]"
         ".map((cell) => getComputedStyle(cell, '::before').content)"
     )
     assert '"against target"' in names and len(set(names)) == len(names)

@@ -108,6 +108,7 @@ def test_findings_are_those_of_the_table() -> None:
     assert differs.startswith("Draft differs") and "1 of 2" in differs
     [none, same] = findings([target, row("draft", -0.1, -0.3, 0.1, 3.0)])
     assert "no strategy reaches" in none.lower() and "cannot tell them apart" in same
+    assert "is faster than target alone" in findings([target, row("speculative:k=4", 0.1, 0.0, 0.2, 0.9)])[0]
 
 
 def test_caution_is_for_few_prompts_alone() -> None:

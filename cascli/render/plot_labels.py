@@ -64,7 +64,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], curves: Sequence[Sequence[
         taken.append(_around(middle, *half))
         axes.annotate(
             label.text,
-            axes.transData.inverted().transform(label.at),
+            tuple(axes.transData.inverted().transform(label.at)),
             xytext=((middle[0] - label.at[0]) / pixels, (middle[1] - label.at[1]) / pixels),
             textcoords="offset points",
             ha="center",

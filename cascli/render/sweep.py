@@ -85,7 +85,8 @@ def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> list[Rend
         for columns in (quality, cost)
         for table in fitted(columns, lambda some: _narrow(rows, some, metric, console), console)
     ]
-    return [part for table in tables for part in ("", table)][1:]
+    parted: list[RenderableType] = [part for table in tables for part in ("", table)]
+    return parted[1:]
 
 
 def _known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:

@@ -277,13 +277,11 @@ def _close_up(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[in
     margin = 0.15 * (max(inner) - min(inner))
     low, high = min(inner) - margin, max(inner) + margin
     axes.set_xlim(low, high)
-    for side, arrow, beyond in (("left", "\N{LEFTWARDS ARROW} {}", low), ("right", "{} \N{RIGHTWARDS ARROW}", high)):
-        there = [
-            f"{looks[place].label} {row.quality:.2f} at {value:.2f}"
-            for value, _, row, place in known
-            if (value < beyond if side == "left" else value > beyond)
-        ]
-        axes.set_title("\n".join(arrow.format(each) for each in there), loc=side, fontsize=TEXT - 3)
+    there = [(value, f"{looks[place].label} {row.quality:.2f} at {value:.2f}") for value, _, row, place in known]
+    left = [f"\N{LEFTWARDS ARROW} {text}" for value, text in there if value < low]
+    right = [f"{text} \N{RIGHTWARDS ARROW}" for value, text in there if value > high]
+    axes.set_title("\n".join(left), loc="left", fontsize=TEXT - 3)
+    axes.set_title("\n".join(right), loc="right", fontsize=TEXT - 3)
 
 
 def _label_ends(
@@ -296,7 +294,7 @@ def _label_ends(
         labels, taken = [], list[list[Point]]()
         for place, curve in enumerate(curves):
             known = [
-                (axes.transData.transform((getattr(row, field), row.quality)), text)
+                (_pixel(axes, getattr(row, field), row.quality), text)
                 for row, text in zip(curve.rows, curve.places, strict=True)
                 if row.quality is not None and getattr(row, field) is not None
             ]
@@ -304,6 +302,12 @@ def _label_ends(
             ends = [known[0], known[-1]] if len(known) > 1 else []
             labels += [Label(text, point, _dark(looks[place].color)) for point, text in ends if text]
         place_labels(axes, labels, taken, size=TEXT - 3)
+
+
+def _pixel(axes: Axes, x: float, y: float) -> Point:
+    """Where a point of the plot is in the figure."""
+    at = axes.transData.transform((x, y))
+    return float(at[0]), float(at[1])
 
 
 def _dark(color: str) -> tuple[float, float, float]:

@@ -88,7 +88,7 @@ def _made(header: Header) -> str:
 def _facts(header: Header) -> Iterator[tuple[str, str]]:
     """What the page rests on; models in folders by the folder's own name."""
     known: Mapping[str, str] = {
-        "date": header.date or "",
+        "date": header.date or "not kept",
         "pair": pair_of(header),
         "cascli": header.version,
         **header.environment,

@@ -11,6 +11,8 @@ from cascli.render.sweep_words import temperature_of
 from cascli.sweep.records import Header
 from cascli.sweep.samples import Answer, Sample
 
+NAMED = 3
+"""Strategies that are named at once above a text that many of them wrote."""
 LONGEST = 4000
 """Characters of an answer or prompt that are shown."""
 NOTE = (
@@ -39,7 +41,6 @@ def _sample(sample: Sample, header: Header) -> str:
 
 
 def _answer(answer: Answer, targets: bool, metric: str) -> str:
-    names = ", ".join(short_name(each) for each in answer.strategies)
     shared = 0 if targets else answer.shared
     if shared > LONGEST // 2:  # of a long beginning the end will do
         begins, shown = "… ", answer.text[shared - LONGEST // 2 : shared]
@@ -47,10 +48,20 @@ def _answer(answer: Answer, targets: bool, metric: str) -> str:
         begins, shown = "", answer.text[:shared]
     common = f'<span class="shared">{text(begins + shown)}</span>' if shared else ""
     return (
-        f'<article class="answer">\n<p class="by">{text(names)}</p>\n'
+        f'<article class="answer">\n{_authors(answer.strategies)}\n'
         f'<p class="score">{text(metric)} {number(answer.quality)}</p>\n'
         f'<pre tabindex="0">{common}{_shown(answer.text[shared:])}</pre>\n</article>'
     )
+
+
+def _authors(strategies: Sequence[str]) -> str:
+    """Who wrote a text: the first few at once, the others on demand."""
+    names = [short_name(each) for each in strategies]
+    first, others = names[:NAMED], names[NAMED:]
+    said = f'<p class="by">{text(", ".join(first))}</p>'
+    if not others:
+        return said
+    return f"{said}\n<details><summary>and {len(others)} more</summary>{text(', '.join(others))}</details>"
 
 
 def _shown(value: str) -> str:

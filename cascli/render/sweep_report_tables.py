@@ -28,7 +28,7 @@ def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
         Column(metric, _quality, both=True),
         Column("against target", _difference, both=True),
         Column("speed", _speed, both=True),
-        Column("target calls per token", lambda row: number(row.target_calls_per_token, 3)),
+        Column("target calls per token", lambda row: number(row.target_calls_per_token, 3), both=True),
         Column("drafts passed", lambda row: number(passed(row))),
         Column("accept length", lambda row: number(row.mean_acceptance_length)),
         Column("deferral rate", lambda row: number(row.deferral_rate)),

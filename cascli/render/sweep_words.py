@@ -60,7 +60,7 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     text = (
         f"{when}{_count(strategies, 'strategy', 'strategies')} of the pair {pair_of(header)}{where} answered"
         f" {_count(prompts, 'prompt', 'prompts')} of {task_of(plan.task)} {at}{often}, with at most"
-        f" {plan.max_new_tokens} tokens, scored by {header.metric}."
+        f" {plan.max_new_tokens} tokens each, scored by {header.metric}."
     )
     return text[:1].upper() + text[1:]
 
@@ -92,6 +92,8 @@ def _fastest(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     if not able:
         return f"no strategy reaches the target's mean quality of {number(level, 3)}."
     best = max(able, key=lambda row: row.speed_vs_target or 0.0)
+    if (best.speed_vs_target or 0.0) <= 1:
+        return f"no strategy with at least the target's mean quality ({number(level, 3)}) is faster than target alone."
     name = short_name(best.strategy, fancy=fancy)
     return (
         f"of the strategies with at least the target's mean quality ({number(level, 3)}), {name} is the fastest:"

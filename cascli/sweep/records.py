@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -241,6 +241,6 @@ class Records:
             return self.file.read_bytes().split(b"\n")[:-1] if self.file.exists() else []
         try:
             with gzip.open(packed) as file:
-                return bounded(file, str(packed), JSON_BYTES).split(b"\n")[:-1]
+                return bounded(cast(BinaryIO, file), str(packed), JSON_BYTES).split(b"\n")[:-1]
         except (OSError, EOFError, zlib.error) as error:
             raise UsageError(f"{packed}: cannot be read: {error}") from None
