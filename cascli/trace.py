@@ -183,7 +183,7 @@ class Seconds(Data):
 
 
 class Metrics(Data):
-    """The numbers of a run; definitions in the README's glossary."""
+    """The numbers of a run; definitions in docs/glossary.md."""
 
     num_rounds: int
     num_draft_tokens: int

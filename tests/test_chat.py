@@ -45,10 +45,11 @@ def talk(config: str, *said: str, flags: tuple[str, ...] = ()) -> Result:
 def test_a_piped_conversation_is_what_generate_makes_of_its_turns(stored: str, tmp_path: Path) -> None:
     turns = tmp_path / "turns.jsonl"
     turns.write_text(json.dumps({"id": "", "turns": ["hi", "and then?"]}))
-    whole = CliRunner().invoke(app, ["generate", "-c", stored, "--prompts", str(turns), "--max-new-tokens", "6"])
+    asked = ["generate", "-c", stored, "--prompts", str(turns), "--max-new-tokens", "6", "--format", "jsonl"]
+    runs = [Run.from_json(line) for line in CliRunner().invoke(app, asked).stdout.splitlines()]
     found = talk(stored, "hi", "and then?", "/quit", "never asked")
     assert found.exit_code == 0
-    assert found.stdout == whole.stdout and found.stdout
+    assert found.stdout == "".join(run.text + "\n" for run in runs) and len(runs) == 2
     assert found.stderr.count("TV") == 2 and "\x1b" not in found.output
 
 

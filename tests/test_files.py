@@ -90,6 +90,7 @@ def test_parameters_of_any_plug_in_get_a_column_and_one_type() -> None:
     assert set(names) == {column.name for column in columns_of("sweep")} | {"n"}
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
     """What is not in the list of columns can only be a parameter; every field of a row is in some column."""
     table = tidy.of_comparison(raced)
@@ -173,11 +174,12 @@ def test_an_interval_is_two_bounds_and_a_kind(raced: Comparison) -> None:
 
 
 def test_bench_has_a_row_a_call_and_one_a_k(text_pair: Pair) -> None:
-    found = bench(text_pair, contexts=[8, 16], blocks=(1, 3), repeats=1, synthetic_acceptance=0.5, ks=(2,), tokens=8)
+    found = bench(text_pair, contexts=[8, 16], blocks=(1, 2, 3), repeats=1, synthetic_acceptance=0.5, ks=(2,), tokens=8)
     table = tidy.of_bench(found)
     steps = [each for each in table.records if each["kind"] == "step"]
     assert sorted((each["model"], each["context"], each["block"]) for each in steps if each["model"] == "target") == [
-        ("target", 8, 1), ("target", 8, 3), ("target", 16, 1), ("target", 16, 3),
+        ("target", 8, 1), ("target", 8, 2), ("target", 8, 3),
+        ("target", 16, 1), ("target", 16, 2), ("target", 16, 3),
     ]  # fmt: skip
     for each in steps:
         profile = next(one for one in found.profiles if one.context == each["context"])
@@ -224,6 +226,14 @@ def test_the_page_of_files_is_current() -> None:
     assert len({(column.name, kind) for column in COLUMNS for kind in column.kinds}) == sum(
         len(column.kinds) for column in COLUMNS
     )
+    unsaid = {
+        f"{model.__name__}.{name}"
+        for _, document in files_page.DOCUMENTS
+        for model in files_page.parts(document)
+        for name, text in files_page.meanings(model).items()
+        if not text
+    }
+    assert not unsaid
     assert set(PARAMETERS) <= {column.name for column in COLUMNS}
 
 

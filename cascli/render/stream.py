@@ -23,6 +23,7 @@ class AnswerStream:
         self._held: list[Text | str] = []
         self._last = "\n"
         self._begun = False
+        self._shown: set[str] = set()
         self.seen: set[str] = set()
         """The origins that were shown, for a legend."""
         self.known: set[str] = set()
@@ -85,7 +86,9 @@ class AnswerStream:
         """Show what a sequence-level cascade decided."""
         if self._screen.live:
             self._end_line()
-        elif not decision.deferred:
+        elif decision.deferred:
+            self.seen &= self._shown  # what is withdrawn needs no legend
+        else:
             self._put(self._held)
         self._held, self._hold = [], False
         self._screen.note(describe_handover(decision))
@@ -104,6 +107,7 @@ class AnswerStream:
         """Finish the line, ready for the next answer."""
         self._end_line()
         self._hold = self._holds
+        self._shown = set(self.seen)
         new = self.seen - self.known
         if self._screen.styled and self._mixed and not self._screen.quiet and new:
             self._screen.err.print(legend(new, colored=self._screen.colored))

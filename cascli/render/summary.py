@@ -54,7 +54,7 @@ def one_line(run: Run) -> str:
 
 def title(prompt_id: str, turn: int) -> str:
     """The line above one of several answers, as `head` and `tail` have it above one of several files."""
-    name = " ".join(plain(prompt_id).split())
+    name = " ".join(plain(prompt_id).split()) or "-"
     return f"==> {name}{f', turn {turn + 1}' if turn else ''} <=="
 
 
