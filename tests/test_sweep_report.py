@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.render.sweep_plot import plot_sweep
 from cascli.render.sweep_report import report
@@ -17,6 +19,7 @@ from cascli.sweep.plan import Cell
 from cascli.sweep.records import Record, Records
 from cascli.sweep.samples import MOST_ANSWERS, MOST_SAMPLES, samples
 from cascli.sweep.table import rows
+from cascli.sweep.tasks import Example, Task
 from tests.sweeps import HOSTILE, folder_of, header_of, plan_of, records_of
 
 PLAN = plan_of()
@@ -198,3 +201,36 @@ def test_the_picture_is_part_of_the_page() -> None:
     plot_sweep(rows(records, PLAN), "f1", drawing)
     page = report(header_of(PLAN), rows(records, PLAN), drawing.getvalue(), records)
     assert page.count("<svg") == page.count("</svg>") == 1 and "<?xml" not in page
+
+
+def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
+    """Also where it goes on with fewer prompts, and without saying the title again."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "pair: tiny-random\nstrategies: [draft, 'speculative:k=2']\nmax_new_tokens: 4\n"
+        "task: {kind: jsonl, path: q.jsonl}\n"
+    )
+    asked = [
+        '{"id": "a", "category": "<b>one", "prompt": "first"}',
+        '{"id": "b", "category": "two", "turns": ["second", "and third"]}',
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(asked) + "\n")
+
+    def sweep(*arguments: str) -> None:
+        ended = CliRunner().invoke(app, ["sweep", str(plan), "-o", str(tmp_path / "out"), *arguments])
+        assert ended.exit_code == 0, ended.output
+
+    sweep("--title", "Mine & yours")
+    sweep("--resume", "--limit", "1")
+    folder = Records(tmp_path / "out")
+    assert {(each.problem, each.category) for each in folder.read()} == {("a", "<b>one"), ("b", "two")}
+    assert folder.header().prompts == {"a": "first", "b": "second\n\nand third"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h1>Mine &amp; yours</h1>" in page and "&lt;b&gt;one<br>1 prompt" in page
+    assert "and third" in page or not samples(folder.read())
+
+
+def test_other_categories_are_no_other_sweep() -> None:
+    """Answers do not depend on them."""
+    one, other = (Task("f1", [Example("a", "ask", category=name)]) for name in ("x", "y"))
+    assert one.asked() == other.asked()
