@@ -66,6 +66,7 @@ def _record(cell: Any, place: int, number: int, text: str) -> Record:
         accepted=20 if drafts else 0,
         tested=30 if drafts else 0,
         rounds=10 if drafts else 0,
+        deferral_rate=0.1 if "rule=" in cell.strategy else None,
         mean_tv=0.01 * place,
     )
 

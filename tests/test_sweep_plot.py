@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from cascli.render import sweep_plot
-from cascli.render.sweep_plot import curves, plot_sweep
+from cascli.render.sweep_curves import BASELINES, curves
+from cascli.render.sweep_plot import plot_sweep
 from cascli.sweep.plan import Cell
 from cascli.sweep.records import Record
 from cascli.sweep.table import SweepRow, rows
@@ -77,7 +78,7 @@ def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
         for label, line in panel.items():
             colours.setdefault(re.match(r"[\w-]+( opt| token-v3| chow)?", label)[0], set()).add(line.get_color())
     assert all(len(found) == 1 for found in colours.values()), colours
-    ours = [next(iter(found)) for name, found in colours.items() if name not in sweep_plot.BASELINES]
+    ours = [next(iter(found)) for name, found in colours.items() if name not in BASELINES]
     assert len(set(ours)) == len(ours) == 4
 
 

@@ -43,6 +43,7 @@ def test_temperatures_stand_apart(width: int) -> None:
         for heading in headings[1:]:  # which may have two lines
             assert "" in part[heading - 2 : heading]
         assert sum(line.startswith("spec-cascade opt") for line in part) == 6 * tables
+    assert ("results.csv has more columns" in " ".join(lines[-2:])) == (width == 80)
     one_table = len(ROWS) // 2 + 4  # heading and line, and a line before
     assert len(lines) <= 2 * (1 + tables * one_table) + 2
 
@@ -53,10 +54,12 @@ def test_few_prompts_get_no_interval() -> None:
     assert {row.quality_interval_kind for row in few} == {"range"}
     text = "\n".join(table(few, 200))
     assert re.search(r"\d \[0\.\d\d-0\.\d\d\]", text) and not re.search(r"\d \(\d", text)
-    assert "[lowest to highest prompt]" in text and "no brackets: the same on every prompt" in text
+    assert "[ ]: lowest to highest prompt" in text and "no brackets: the same on every prompt" in text
     assert "Only 3 prompts: no interval can be given, and no difference between strategies" in text
     many = "\n".join(table(ROWS, 200))
-    assert re.search(r"\d \(0\.\d\d-0\.\d\d\)", many) and "Only" not in many and "(95% interval over prompts)" in many
+    assert (
+        re.search(r"\d \(0\.\d\d-0\.\d\d\)", many) and "Only" not in many and "( ): 95% interval over prompts" in many
+    )
 
 
 def test_one_prompt_has_nothing_in_brackets() -> None:

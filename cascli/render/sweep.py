@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, RenderableType
@@ -18,6 +18,8 @@ from cascli.sweep.plan import BASELINE
 from cascli.sweep.rule_estimate import RuleEstimate
 from cascli.sweep.table import SweepRow
 
+EXPENDABLE = ("tok/s", "deferral\nrate")
+"""Columns that a narrow terminal does without, where that saves a third table."""
 NARROWEST_NAME = 24
 """Columns that a strategy's name is left, where a table would be cut otherwise."""
 
@@ -55,13 +57,17 @@ def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> lis
     Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say.
     """
     shown: list[RenderableType] = []
+    short = False
     temperatures = list(dict.fromkeys(row.temperature for row in rows))
     for temperature in temperatures:
         here = [row for row in rows if row.temperature == temperature]
         if len(temperatures) > 1:
             shown += [*([""] if shown else []), Text(temperature_of(temperature), style="bold")]
-        shown += _parts(here, metric, console)
-    notes = [", ".join([*_counts(rows), *scatter_kinds(rows)]), caution(rows) or ""]
+        parts, cut = _parts(here, metric, console)
+        shown += parts
+        short |= cut
+    more = ["results.csv has more columns"] if short else []
+    notes = ["; ".join([*_counts(rows), *scatter_kinds(rows), *more]), caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 
@@ -74,19 +80,27 @@ def _uneven(rows: Sequence[SweepRow]) -> bool:
     return any(row.errors for row in rows) or len({row.answers for row in rows}) > 1
 
 
-def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> list[RenderableType]:
-    """The tables of one temperature, with a line between two."""
+def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[list[RenderableType], bool]:
+    """The tables of one temperature, with a line between two; and whether columns were left out to make them two."""
     quality, cost = _known(QUALITY if _uneven(rows) else QUALITY[:-1], rows), _known(COST, rows)
     whole = _table(rows, quality + cost, metric, console)
     if fits(whole, console):
-        return [whole]
+        return [whole], False
+    fitting = (some for some in _less(cost) if fits(_table(rows, some, metric, console), console))
+    kept = next(fitting, cost)
     tables = [
         table
-        for columns in (quality, cost)
+        for columns in (quality, kept)
         for table in fitted(columns, lambda some: _narrow(rows, some, metric, console), console)
     ]
     parted: list[RenderableType] = [part for table in tables for part in ("", table)]
-    return parted[1:]
+    return parted[1:], len(kept) < len(cost)
+
+
+def _less(columns: Sequence[Column]) -> Iterator[Sequence[Column]]:
+    """All columns, then without those that say least."""
+    for count in range(len(EXPENDABLE) + 1):
+        yield [column for column in columns if column.heading not in EXPENDABLE[:count]]
 
 
 def _known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:

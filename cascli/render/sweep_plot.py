@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from cascli.errors import plain
-from cascli.render.marks import SHORT
 from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
+from cascli.render.sweep_curves import SIZES, Curve, Look, curves, drawn_as, looks_of
 from cascli.render.sweep_words import bars_of, temperature_of
-from cascli.strategies import parse
 from cascli.sweep.table import SweepRow, front
 
 if TYPE_CHECKING:
@@ -22,16 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png", ".pdf")
-BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")
-"""Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
-MARKERS = "os^PXp<h>"
-"""Of the families: their colours are alike in grey."""
-STYLES = ("-", "--", ":", "-.")
-FILLS = ("full", "none", "left", "bottom")
-"""Lines and marks of the temperatures."""
-SIZES = (7, 10, 5, 13)
-"""Of the curves of one family, by block length or score."""
 PANELS = (
     ("target_calls_per_token", "target calls per token"),
     ("rejection_rate", "rejection rate: rejected / tested drafts"),
@@ -44,55 +32,6 @@ LINE_HEIGHT = 1.45 * TEXT / 72
 """Of the legend, in inches."""
 CLOSE_UP = 0.3
 """A panel shows the curves alone where they take up less of it than this."""
-
-
-class Curve(NamedTuple):
-    """Rows that differ in the one parameter that trades quality for cost."""
-
-    family: str
-    temperature: float
-    others: tuple[tuple[str, Any], ...]
-    """Every other parameter: block length, score and the like."""
-    rows: list[SweepRow]
-    places: list[str]
-    """What each row's mark is labelled with: the value of that parameter."""
-
-    @property
-    def label(self) -> str:
-        """What the curve is, without its temperature."""
-        name, _, rule = self.family.partition(" ")
-        shown = {key: value for key, value in self.others if key not in ("rule", "level")}
-        words = [SHORT.get(name, name), rule, *(f"{key}={value}" for key, value in shown.items())]
-        if len(self.rows) == 1 and self.places[0]:
-            words.append(self.places[0] if "=" in self.places[0] else f"alpha={self.places[0]}")
-        return " ".join(word for word in words if word)
-
-
-def curves(rows: Sequence[SweepRow]) -> list[Curve]:
-    """Rows by family, temperature and all parameters but alpha or threshold, in whose order each curve is drawn."""
-    groups: dict[tuple[str, float, tuple[tuple[str, Any], ...]], list[tuple[float, str, SweepRow]]] = defaultdict(list)
-    for row in rows:
-        params = dict(parse(row.strategy).params)
-        name = _trades(params)
-        value = params.pop(name) if name else 0.0
-        label = "" if name is None else f"{value:g}" if name == "alpha" else f"{name}={value:g}"
-        groups[row.family, row.temperature, tuple(sorted(params.items()))].append((float(value), label, row))
-    result = []
-    for (family, temperature, others), group in groups.items():
-        ordered = sorted(group, key=lambda each: each[0])
-        places = [label for _, label, _ in ordered]
-        result.append(Curve(family, temperature, others, [row for *_, row in ordered], places))
-    return result
-
-
-def _trades(params: Mapping[str, Any]) -> str | None:
-    """The parameter that trades quality for cost: alpha, a threshold or another fraction; else the block length."""
-    fractions = [name for name, value in params.items() if isinstance(value, float) and name != "level"]
-    for name in ("alpha", "threshold", *fractions, "k"):
-        value = params.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return name
-    return None
 
 
 def plot_sweep(
@@ -119,7 +58,7 @@ def plot_sweep(
 def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figure:
     shown = [panel for panel in PANELS if any(getattr(row, panel[0]) is not None for row in rows)] or PANELS[:1]
     drawn = curves(rows)
-    looks = _looks(drawn)
+    looks = looks_of(drawn)
     figure, grid = plt.subplots(
         1, len(shown), figsize=(PANEL_WIDTH * len(shown), PANEL_HEIGHT), layout="constrained", sharey=True,
         squeeze=False,
@@ -142,43 +81,6 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
     return figure
 
 
-class Look(NamedTuple):
-    """How a curve is drawn, in every panel."""
-
-    color: str
-    marker: str
-    size: float
-    line: str
-    fill: str
-    label: str
-
-
-def _looks(curves: Sequence[Curve]) -> dict[int, Look]:
-    """A colour and mark a family, a size a block length or score, a line and fill a temperature; by curve's place.
-
-    They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
-    """
-    families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
-    temperatures = sorted({curve.temperature for curve in curves})
-    looks = {}
-    for place, curve in enumerate(curves):
-        baseline = BASELINES.get(curve.family)
-        kinds = list(dict.fromkeys(each.others for each in curves if each.family == curve.family))
-        number = 0 if baseline else families.index(curve.family)
-        size = SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0)
-        level = temperatures.index(curve.temperature)
-        label = curve.label + (f", T = {curve.temperature:g}" if len(temperatures) > 1 else "")
-        looks[place] = Look(
-            color="black" if baseline else COLORS[number % len(COLORS)],
-            marker=baseline or MARKERS[number % len(MARKERS)],
-            size=size,
-            line=STYLES[level % len(STYLES)],
-            fill=FILLS[level % len(FILLS)],
-            label=label,
-        )
-    return looks
-
-
 def _legend(panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[int, Look]) -> tuple[list[Any], list[str]]:
     """What each colour, mark and line means: curves once, temperatures beside them."""
     from matplotlib.lines import Line2D
@@ -186,12 +88,12 @@ def _legend(panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[int,
     entries: dict[str, Any] = {}
     for place, curve in enumerate(curves):
         look = looks[place]
-        one = _line(look) | {"fillstyle": "full", "linestyle": "-" if len(curve.rows) > 1 else ""}
+        one = drawn_as(look) | {"fillstyle": "full", "linestyle": "-" if len(curve.rows) > 1 else ""}
         entries.setdefault(curve.label, Line2D([], [], **one))
     temperatures = {curve.temperature: looks[place] for place, curve in enumerate(curves)}
     if len(temperatures) > 1:
         for temperature in sorted(temperatures):
-            grey = _line(temperatures[temperature]) | {"color": "grey", "marker": "o", "markersize": SIZES[0]}
+            grey = drawn_as(temperatures[temperature]) | {"color": "grey", "marker": "o", "markersize": SIZES[0]}
             entries[temperature_of(temperature)] = Line2D([], [], **grey)
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -200,18 +102,6 @@ def _legend(panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[int,
     if any(len(curve.rows) > 1 and "=" not in curve.places[0] for curve in curves):
         entries["numbers at the ends: alpha"] = Line2D([], [], linestyle="")
     return list(entries.values()), list(entries)
-
-
-def _line(look: Look) -> dict[str, Any]:
-    return {
-        "color": look.color,
-        "marker": look.marker,
-        "markersize": look.size,
-        "linestyle": look.line,
-        "linewidth": 1.8,
-        "fillstyle": look.fill,
-        "markerfacecoloralt": "white",
-    }
 
 
 def _panel(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
@@ -248,7 +138,7 @@ def _errors(axes: Axes, group: Sequence[SweepRow], field: str, look: Look) -> No
         [max(high - value, 0) for value, (_, high) in zip(quality, bounds, strict=True)],
     ]
     costs = [getattr(row, field) for row in group]
-    bars = axes.errorbar(costs, quality, lengths, label=look.label, elinewidth=0.8, capsize=0, **_line(look))
+    bars = axes.errorbar(costs, quality, lengths, label=look.label, elinewidth=0.8, capsize=0, **drawn_as(look))
     for bar in bars.lines[2]:
         bar.set_alpha(0.3)
 

@@ -138,7 +138,7 @@ def caution(rows: Sequence[SweepRow]) -> str | None:
 def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
     """What stands beside qualities and differences, for the foot of a table."""
     kinds = {row.quality_interval_kind for row in rows} | {row.quality_vs_target_interval_kind for row in rows}
-    words = {"95%": "(95% interval over prompts)", "range": "[lowest to highest prompt]"}
+    words = {"95%": "( ): 95% interval over prompts", "range": "[ ]: lowest to highest prompt"}
     said = [text for kind, text in words.items() if kind in kinds]
     return [*said, "no brackets: the same on every prompt"] if said and "no scatter" in kinds else said
 
