@@ -152,6 +152,14 @@ def test_samples_are_answers_that_differ_most() -> None:
     assert [each.problem for each in samples([failed, *records[:6]])] == ["near"]
 
 
+def test_the_texts_that_are_shown_are_those_furthest_from_the_targets() -> None:
+    specs = ["draft", *(f"speculative:k={k}" for k in range(1, 9))]
+    scores = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.9, 0.6, 0.4]
+    records = [answer(spec, "p", f"{spec} says", score) for spec, score in zip(specs, scores, strict=True)]
+    [found] = samples([*records, answer("target", "p", "so", 0.9)])
+    assert [each.quality for each in found.answers] == [0.9, 0.1, 0.2, 0.3] and found.left_out == 6
+
+
 def test_samples_are_few() -> None:
     found = samples(records_of(PLAN, prompts=20))
     assert len(found) == MOST_SAMPLES and len({each.problem for each in found}) == MOST_SAMPLES
