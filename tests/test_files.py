@@ -26,7 +26,7 @@ from cascli.cli.show import POSSIBLE
 from cascli.errors import RunError, UsageError
 from cascli.files import write
 from cascli.jobs.bench import bench
-from cascli.prompts import builtin
+from cascli.prompts import read_prompts
 from cascli.render import export, formats
 from cascli.render.export import Outputs, outputs
 from cascli.render.summary import cut_by_context, totals
@@ -111,13 +111,13 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
 
 
 def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path) -> None:
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(SWEEP)
+    plan, asked = tmp_path / "plan.yaml", prompts_file(tmp_path, {"prompt": "one"}, {"turns": ["two", "and three?"]})
+    plan.write_text(f"{SWEEP}task: {{kind: jsonl, path: {asked.name}}}\n")
     swept = tidy.table("sweep", [])
     rows = run_sweep(plan, output=tmp_path / "out")
     by_spec = {row["strategy"]: row for row in rows.to_frame().to_dict("records")}
     pair = cascli.load_pair("tiny-random", device="cpu")
-    raced = compare(pair, builtin()[:3], list(by_spec), max_new_tokens=8, temperature=0, measure=False)
+    raced = compare(pair, read_prompts(asked), list(by_spec), max_new_tokens=8, temperature=0, measure=False)
     shared = [
         name
         for name in tidy.of_comparison(raced).columns
@@ -129,6 +129,7 @@ def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path)
         "tested_acceptance_rate", "mean_acceptance_length", "deferral_rate", "target_calls_per_token",
         "draft_calls_per_token",
     } <= set(shared)  # fmt: skip
+    assert {(row["num_prompts"], row["num_answers"]) for row in by_spec.values()} == {(2, 3)}
     for record in raced.to_frame().to_dict("records"):
         theirs = by_spec[record["strategy"]]
         for name in shared:
@@ -291,6 +292,27 @@ def test_errors_of_output_say_what_is_possible(
         outputs(Resolved(format="svg"), formats.RUNS)
 
 
+def test_nothing_binary_reaches_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with pytest.raises(UsageError, match=r"parquet is nothing for a terminal"):
+        outputs(Resolved(format="parquet"), formats.COMPARISON)
+    assert outputs(Resolved(format="csv"), formats.COMPARISON).printed == "csv"
+
+
+def test_a_page_keeps_the_likeliest_tokens_whatever_it_is_called() -> None:
+    kept = [
+        Resolved(**each).kept
+        for each in (
+            {"output": "a.html"},
+            {"format": "html"},
+            {"output": "a", "format": "html"},
+            {"format": "html", "top": 2},
+        )
+    ]
+    assert kept == [5, 5, 5, 2]
+    assert Resolved(output="a.html", format="json").kept == Resolved(output="a.json").kept == 0
+
+
 def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair) -> None:
     """The lists of names, which help and errors tell, against what there is."""
     measured = bench(text_pair, contexts=[8], blocks=(1, 3), repeats=1)
@@ -358,9 +380,9 @@ def test_answers_in_a_pipe_are_told_apart_and_counted(cli, tmp_path: Path) -> No
     headings = [line for line in found.stdout.splitlines() if line.startswith("==> ")]
     assert headings == ["==> first one <==", "==> 2 <=="]
     assert out.read_text() == found.stdout
-    assert "[1/2] first one: a" in found.stderr and "[2/2] 2: b" in found.stderr
+    assert found.stderr.startswith("[1/2] first one: a\n") and "\n\n[2/2] 2: b\n" in found.stderr
     assert found.stderr.count("ended by") == 0  # one line an answer, all of them with -v
-    assert "in all 2 answers: 12 tokens in" in found.stderr and "2 cut by a limit" in found.stderr
+    assert "\n2 answers: 12 tokens in" in found.stderr and "2 at the limit" in found.stderr
     assert cli("generate", "--prompts", str(file), *TINY, "-v").stderr.count("ended by") == 2
     assert cli("generate", "--prompts", str(file), *TINY, "-q").stderr == ""
 
@@ -478,9 +500,17 @@ def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
     assert cut_by_context(generate(text_pair, "hi", strategy="target", max_new_tokens=9)) is None
 
 
+@pytest.mark.parametrize("command", ["generate", "compare"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_context_that_is_full_is_told_beside_the_answer(cli, command: str, more: list[str]) -> None:
+    asked = [command, "x" * 1021, "--raw", "-c", "tiny-random", "--max-new-tokens", "9", "-s", "target"]
+    found = cli(*asked, *more, *(["--no-measure"] if command == "compare" else []))
+    assert "cut this answer at 3 of 9 tokens" in " ".join(found.stderr.split()), found.stderr
+
+
 def test_totals_are_of_all_answers(text_pair: Pair) -> None:
     runs = [run for run in synthetic(text_pair, 0.5, 2, 8, 0.0, 2.0) if run.strategy != "target"] * 2
     said = totals(runs)
     m = runs[0].metrics
-    assert "in all 2 answers: 16 tokens in" in said and "8.0 an answer, 2 cut by a limit" in said
+    assert "2 answers: 16 tokens in" in said and "8.0 each, 2 at the limit" in said
     assert f"{m.num_accepted_draft_tokens / m.num_tested_draft_tokens:.2f} of the tested drafts accepted" in said

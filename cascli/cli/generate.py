@@ -13,10 +13,9 @@ from cascli.render import formats
 from cascli.settings import default_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
+    from cascli.render.console import Screen
     from cascli.render.export import Outputs
     from cascli.render.stream import AnswerStream
     from cascli.strategies import Strategy
@@ -60,53 +59,62 @@ def command(
 
 def _answers(plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs) -> list[Run]:
     """Answer all prompts, and keep each answer as soon as it is there where a line a run is wanted."""
+    from cascli.jobs.generate import converse
     from cascli.render.stream import AnswerStream
-    from cascli.render.summary import totals
 
     done: list[Run] = []
-    several = sum(len(prompt.turns) for prompt in prompts) > 1
-    view = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+    stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+    view = None if outputs.printed else stream  # stdout has another use
+    told = _Told(plan.screen, view, prompts)
     with outputs.lines() as add:
-        for place, prompt in enumerate(prompts, 1):
-            where = f"[{place}/{len(prompts)}]" if several else ""
-            for run in _answer(plan, pair, strategy, prompt, None if outputs.printed else view, where):
+        for prompt in prompts:
+            told.begin(prompt, 0)
+            for run in converse(pair, strategy, prompt, plan.settings, None if view is None else view.event):
+                run = common.with_command(run)
+                told.end(run)
                 add(run)
                 done.append(run)
-    if several:
-        plan.screen.note(totals(done))
+                if run.turn + 1 < len(prompt.turns):
+                    told.begin(prompt, run.turn + 1)
+    told.end_of_all(done)
     return done
 
 
-def _answer(
-    plan: common.Plan, pair: Pair, strategy: Strategy, prompt: Prompt, view: AnswerStream | None, where: str
-) -> Iterator[Run]:
-    """Answer one conversation, streaming it unless stdout has another use; `where` says which of several it is."""
-    from cascli.jobs.generate import converse
-    from cascli.render.summary import cut_by_context, lines, one_line
+class _Told:
+    """What is said beside the answers: of several which one it is, of each its numbers, and what all came to."""
 
-    _announce(plan, prompt, 0, view, where)
-    on_round = None if view is None else view.event
-    for turn, run in enumerate(converse(pair, strategy, prompt, plan.settings, on_round), 1):
-        if view is not None:
-            view.end()
-            view.known |= view.seen
-        if where and not plan.screen.verbose:
+    def __init__(self, screen: Screen, view: AnswerStream | None, prompts: list[Prompt]) -> None:
+        self._screen, self._view, self._places = screen, view, [prompt.id for prompt in prompts]
+        self._several = sum(len(prompt.turns) for prompt in prompts) > 1
+        self._apart = ""
+
+    def begin(self, prompt: Prompt, turn: int) -> None:
+        from cascli.render.summary import asked, title
+
+        if not self._several:
+            return
+        where = f"[{self._places.index(prompt.id) + 1}/{len(self._places)}]"
+        self._screen.note(f"{self._apart}{where} {asked(prompt.id, turn, prompt.turns[turn])}", style="bold")
+        self._apart = "\n"
+        if self._view is not None:
+            self._view.heading(title(prompt.id, turn))
+
+    def end(self, run: Run) -> None:
+        from cascli.render.summary import cut_by_context, lines, one_line
+
+        if self._view is not None:
+            self._view.end()
+            self._view.known |= self._view.seen
+        if self._several and not self._screen.verbose:
             said = [one_line(run), cut_by_context(run)]
         else:
-            said = [*lines(run, verbose=plan.screen.verbose)] if view is not None else []
+            said = [cut_by_context(run)] if self._view is None else [*lines(run, verbose=self._screen.verbose)]
         for line in said:
             if line is not None:
-                plan.screen.note(line)
-        yield common.with_command(run)
-        if turn < len(prompt.turns):
-            _announce(plan, prompt, turn, view, where)
+                self._screen.note(line)
 
+    def end_of_all(self, runs: list[Run]) -> None:
+        from cascli.render.summary import totals
 
-def _announce(plan: common.Plan, prompt: Prompt, turn: int, view: AnswerStream | None, where: str) -> None:
-    """Say which of several prompts is answered now."""
-    from cascli.render.summary import asked, title
-
-    if where:
-        plan.screen.note(f"{where} {asked(prompt.id, turn, prompt.turns[turn])}")
-        if view is not None:
-            view.heading(title(prompt.id, turn))
+        if self._several:
+            self._screen.note(f"\n{totals(runs)}")

@@ -57,10 +57,10 @@ class Screen:
             self.out.file.write(text)
         self.out.file.flush()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, style: str = "dim") -> None:
         """Say something beside the result, unless quiet."""
         if not self.quiet:
-            self.err.print(text, style="dim", markup=False, highlight=False)
+            self.err.print(text, style=style, markup=False, highlight=False)
 
 
 class _Console(Console):

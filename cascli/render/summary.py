@@ -81,13 +81,13 @@ def totals(runs: Sequence[Run]) -> str:
     """What all answers of one strategy came to, in a line or two."""
     row = summarise([[runs]])[0]
     answers = f"{len(runs)} answers" + (f" to {row.num_prompts} prompts" if row.num_prompts != len(runs) else "")
-    cut = f", {row.answers_cut} cut by a limit" if row.answers_cut else ""
+    cut = f", {row.answers_cut} at the limit" if row.answers_cut else ""
     parts = [f"target calls per token {number(row.target_calls_per_token)}", f"mean TV {tv(row.mean_tv_to_target)}"]
     if row.tested_acceptance_rate is not None:
         parts.insert(0, f"{number(row.tested_acceptance_rate)} of the tested drafts accepted")
     return (
-        f"in all {answers}: {row.tokens:,} tokens in {seconds(row.seconds)}"
-        f" ({number(row.tokens_per_second, 1)} tokens/s), {number(row.mean_answer_tokens, 1)} an answer{cut}\n"
+        f"{answers}: {row.tokens:,} tokens in {seconds(row.seconds)}"
+        f" ({number(row.tokens_per_second, 1)}/s), {number(row.mean_answer_tokens, 1)} each{cut}\n"
         f"{', '.join(parts)}"
     )
 
