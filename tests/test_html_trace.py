@@ -237,7 +237,7 @@ def test_commands_write_pages(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["show", "none.json", "-o", "x.pdf"], "unknown suffix '.pdf'"),
+        (["show", "none.json", "-o", "x.xls"], "unknown suffix '.xls'"),
         (["show", "none.json", "-o", "/nowhere/x.html"], "no such folder"),
         (["generate", "hi", "--top", "21"], "--top"),
         (["compare", "hi", "-o", "x.htm"], "did you mean '.html'?"),

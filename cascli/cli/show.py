@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascli.cli import show_sweep
 from cascli.cli.compare import TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
+from cascli.cli.picks import picked
 from cascli.errors import UsageError, first_line, plain
 from cascli.render import formats
 
@@ -31,9 +33,12 @@ POSSIBLE = {
     "cascli.compare/1": formats.COMPARISON,
     "cascli.bench/1": formats.BENCH,
     "cascli.verify/1": formats.AUDIT,
-    **dict.fromkeys(SWEEPS, formats.SWEEP),
+    "cascli.sweep/1": formats.SWEEP,
+    "cascli.sweep-table/1": formats.SWEEP,
+    "cascli.rule-curves/1": formats.RULE_CURVES,
 }
 """The documents, and what each can be written as."""
+TABLES = ("cascli.sweep/1", "cascli.sweep-table/1")
 TRACES = ("html", "svg", "jsonl")
 EXAMPLE = """\
 cascli show run.json -v
@@ -49,11 +54,19 @@ cascli show results/sweep.json
     json="Print the document itself.",
 )
 def command(
-    file: Annotated[Path, typer.Argument(help="JSON that cascli wrote: by -o or --json, or a sweep.json.")],
+    file: Annotated[Path, typer.Argument(help="JSON that cascli wrote, a sweep's folder, or its results.csv.")],
     *,
     trace: Annotated[
         TraceKind, typer.Option("--trace", help="Answers of a comparison as flowing text, or a token a line.")
     ] = TraceKind.TEXT,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", "-s", help="Show this one alone, by its name or some parameters; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Show one prompt alone, by id or place (1 is the first).")
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Title of a sweep's report or figure (-o).")] = "",
     play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
     speed: Annotated[
         float, typer.Option("--speed", min=0.01, metavar="X", help="How many times as fast it is played.")
@@ -70,13 +83,15 @@ def command(
     settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # nothing is made
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     outputs = export.outputs(settings, formats.ANY)
-    text = files.text_of(file, files.JSON_BYTES)
+    file, text = show_sweep.document(file) or (file, files.text_of(file, files.JSON_BYTES))
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
     try:
+        text = picked(text, kind, file, strategy or [], prompt)
+        kind = schema_of(text, file)
         if outputs.formats:
-            outputs.deliver(_writers(text, kind, file, outputs), view)
+            outputs.deliver(_writers(text, kind, file, outputs, title), view)
         elif kind == "cascli.compare/1":
             _comparison(text, view, trace.value, speed if play else None)
         else:
@@ -86,7 +101,7 @@ def command(
         raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
 
 
-def _writers(text: str, kind: str, file: Path, outputs: Outputs) -> Writers:
+def _writers(text: str, kind: str, file: Path, outputs: Outputs, title: str) -> Writers:
     """What the document can be written as; as JSON it is what it was.
 
     Raises:
@@ -97,7 +112,8 @@ def _writers(text: str, kind: str, file: Path, outputs: Outputs) -> Writers:
         if wanted not in possible:
             why = " holds no traces for it, and" if wanted in TRACES and "jsonl" not in possible else ""
             raise UsageError(f"{file}: {kind}{why} cannot be written as {wanted}. Known: {', '.join(sorted(possible))}")
-    return {**_all_writers(text, kind, file), "json": text.strip}
+    writers = {**_all_writers(text, kind, file), "json": text.strip}
+    return writers | show_sweep.pictures(table_in(text, kind, file), file, title) if kind in TABLES else writers
 
 
 def _all_writers(text: str, kind: str, file: Path) -> Writers:
@@ -120,7 +136,7 @@ def _all_writers(text: str, kind: str, file: Path) -> Writers:
 
         return export.of_rule_curves(RuleCurves.from_json(text))
     if kind in SWEEPS:
-        return export.of_sweep(_table(text, kind, file))
+        return export.of_sweep(table_in(text, kind, file))
     return export.of_runs(runs_in(text, kind, file))
 
 
@@ -182,27 +198,19 @@ def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
         curves = RuleCurves.from_json(text)
         view.out.print(estimates_table(curves.estimates, curves.k, view.out))
         return
-    table = _table(text, kind, file)
+    table = table_in(text, kind, file)
     view.out.print(Group(*sweep_tables(table.rows, table.metric, view.out)))
 
 
-def _table(text: str, kind: str, file: Path) -> SweepTable:
+def table_in(text: str, kind: str, file: Path) -> SweepTable:
     """The table in a document, or of the answers beside a sweep.json.
 
     Raises:
         UsageError: there are no answers.
     """
-    from cascli.sweep.plan import with_strategies
-    from cascli.sweep.records import Records
-    from cascli.sweep.table import SweepTable, rows
+    from cascli.sweep.table import SweepTable
 
-    if kind == "cascli.sweep-table/1":
-        table = SweepTable.from_json(text)
-    else:
-        records = Records(file.parent)
-        header = records.header()
-        found = rows(records.read(), with_strategies(header.plan, header.added()))
-        table = SweepTable(metric=header.metric, rows=found, made_from=header)
+    table = SweepTable.from_json(text) if kind == "cascli.sweep-table/1" else show_sweep.table_of(file.parent)
     if not table.rows:
         raise UsageError(f"{file}: there are no answers yet")
     return table

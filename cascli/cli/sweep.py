@@ -69,6 +69,7 @@ def command(
         bool,
         typer.Option("--unsafe-code-execution", help="Run it even where it cannot be sandboxed."),
     ] = False,
+    title: Annotated[str, typer.Option("--title", help="Title of the report and its picture.")] = "",
     executor: Annotated[
         Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
     ] = Kind.LOCAL,
@@ -111,6 +112,7 @@ def command(
         with records.alone():
             compiled = settings.settings.compile
             header = header_of(plan, task, settings.config, command=_command(), compiled=compiled)
+            header = header.model_copy(update={"title": title})
             done = records.open(header, resume=resume, anyway=anyway)
             with executor_of(executor, plan, task, settings, ray_address, workers) as chosen:
                 _run(chosen, plan, task, settings, records, header, done)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cascli.sweep.records import Header, Records
     from cascli.sweep.rule_estimate import RuleEstimate
     from cascli.sweep.run import Executor
+    from cascli.sweep.table import SweepRow
     from cascli.sweep.tasks import Task
 
 RULE_CURVES_K = 4
@@ -129,21 +130,29 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
         first = next(record for record in records.read() if record.error is not None)
         screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
     # After the table: a disk that is full now hides no result.
-    svg = _picture(table, header.metric, records.folder / "quality-cost.svg")
+    svg = _picture(table, header, records.folder / "quality-cost.svg")
     write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))
-    write(records.folder / "report.html", report(header, table, svg))
+    write(records.folder / "report.html", report(header, table, svg, list(records.read())))
     screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
 
 
-def _picture(table: list, metric: str, path: Path) -> str | None:
+def _picture(table: list[SweepRow], header: Header, path: Path) -> str | None:
     """Draw the plot, if matplotlib is there, and return its text."""
     from cascli.files import write
+
+    svg = drawn(table, header)
+    if svg is not None:
+        write(path, svg)
+    return svg
+
+
+def drawn(table: list[SweepRow], header: Header) -> str | None:
+    """The plot as SVG; None without matplotlib."""
     from cascli.render.sweep_plot import plot_sweep
 
     drawing = io.StringIO()
     try:
-        plot_sweep(table, metric, drawing)
+        plot_sweep(table, header.metric, drawing, title=header.title)
     except UsageError:
         return None
-    write(path, drawing.getvalue())
     return drawing.getvalue()

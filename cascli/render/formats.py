@@ -6,10 +6,11 @@ RUNS = ("json", "jsonl", "txt", "html")
 COMPARISON = ("json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt")
 BENCH = ("json", "csv", "parquet", "txt")
 AUDIT = ("json", "csv", "parquet", "txt")
-SWEEP = ("json", "csv", "parquet", "txt")
-ANY = COMPARISON
+RULE_CURVES = ("json", "csv", "parquet", "txt")
+SWEEP = ("json", "csv", "parquet", "txt", "html", "svg", "png", "pdf")
+ANY = (*COMPARISON, "png", "pdf")
 """What one or the other document can be written as."""
-BINARY = ("parquet",)
+BINARY = ("parquet", "png", "pdf")
 """Nothing for a terminal."""
 
 

@@ -18,7 +18,8 @@ from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, notes, p
 from cascli.render.marks import short_name
 from cascli.render.numbers import number, seconds, share, tv, yes_no
 from cascli.render.stream import describe_handover
-from cascli.render.sweep import COST, QUALITY, kinds_of
+from cascli.render.sweep import COST, QUALITY, known
+from cascli.render.sweep_words import caution, scatter_kinds
 from cascli.render.table import PAGE, scatter_line
 from cascli.render.verdict import verdict
 from cascli.sweep.table import SweepRow, SweepRows
@@ -105,15 +106,16 @@ def of_rows(rows: Sequence[Row]) -> str:
 
 def of_sweep(rows: Sequence[SweepRow]) -> str:
     """A sweep's rows as a table: quality beside cost."""
-    columns = QUALITY + COST
-    headings = [column.heading.format(metric="quality", kind=kinds_of(rows)) for column in columns]
+    columns = known([*QUALITY, *COST], rows)
+    headings = [column.heading.format(metric="quality") for column in columns]
     shown = [
         [short_name(row.strategy), f"{row.temperature:g}", *(column.cell(row) for column in columns)]
         for row in rows[:MOST_ROWS]
     ]
     more = len(rows) - len(shown)
-    left = _block(_text(f"and {more} more rows"), QUIET) if more else ""
-    return table_html(["strategy", "T", *headings], shown) + left
+    notes = [f"and {more} more rows" if more else "", "; ".join(scatter_kinds(rows)), caution(rows) or ""]
+    said = "".join(_block(_text(note), QUIET) for note in notes if note)
+    return table_html(["strategy", "T", *headings], shown) + said
 
 
 DRAWN: dict[type, Callable[..., str]] = {

@@ -2,70 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from cascli.render.console import fits, fitted, plain_table
-from cascli.render.marks import heading
-from cascli.render.numbers import number, tv
+from cascli.render.console import fits, fitted, plain_table, unicode_ok
+from cascli.render.marks import short_name
+from cascli.render.numbers import DASH, number, tv
+from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
+from cascli.sweep.plan import BASELINE
 from cascli.sweep.rule_estimate import RuleEstimate
 from cascli.sweep.table import SweepRow
 
+EXPENDABLE = ("tok/s", "deferral\nrate")
+"""Columns that a narrow terminal does without, where that saves a third table."""
+NARROWEST_NAME = 24
+"""Columns that a strategy's name is left, where a table would be cut otherwise."""
+
 
 class Column(NamedTuple):
-    """A heading, and what a row has below it."""
+    """A heading, what a row has below it, and whether it is shown although no row has anything there."""
 
     heading: str
     cell: Callable[[SweepRow], str]
+    always: bool = True
 
 
 QUALITY = [
-    Column("{metric}\n({kind})", lambda row: _with_interval(row.quality, row.quality_interval)),
+    Column("{metric}", lambda row: _with_scatter(row)),
     Column("against\ntarget", lambda row: _difference(row)),
+    Column("log p of\na token", lambda row: number(row.log_likelihood, 3), always=False),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
+"""The last one only where strategies differ in it."""
 COST = [
-    Column("tokens/s", lambda row: number(row.tokens_per_second)),
-    Column("speed vs\ntarget", lambda row: number(row.speed_vs_target, 2, "x")),
+    Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
+    Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token, 3)),
-    Column("rejection\nrate", lambda row: number(row.rejection_rate, 3)),
-    Column("deferral\nrate", lambda row: number(row.deferral_rate)),
+    Column("drafts\npassed", lambda row: number(passed(row)), always=False),
+    Column("accept\nlength", lambda row: number(row.mean_acceptance_length), always=False),
+    Column("deferral\nrate", lambda row: number(row.deferral_rate), always=False),
     Column("mean\nTV", lambda row: tv(row.mean_tv)),
 ]
-LIKELIHOOD = Column("log p of\na token", lambda row: number(row.log_likelihood, 3))
+"""Under the words of `compare`'s page."""
 
 
-def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> list[Table]:
-    """One line a strategy and temperature: quality, then what it costs; two tables on narrow screens."""
-    quality = QUALITY + ([LIKELIHOOD] if any(row.log_likelihood is not None for row in rows) else [])
-    parts = [quality + COST] if fits(_table(rows, quality + COST, metric, console), console) else [quality, COST]
-    return [
+def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> list[RenderableType]:
+    """One line a strategy, temperature by temperature: quality, then what it costs; and what the brackets are.
+
+    Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say.
+    """
+    shown: list[RenderableType] = []
+    short = False
+    temperatures = list(dict.fromkeys(row.temperature for row in rows))
+    for temperature in temperatures:
+        here = [row for row in rows if row.temperature == temperature]
+        if len(temperatures) > 1:
+            shown += [*([""] if shown else []), Text(temperature_of(temperature), style="bold")]
+        parts, cut = _parts(here, metric, console)
+        shown += parts
+        short |= cut
+    more = ["results.csv has more columns"] if short else []
+    notes = ["; ".join([*_counts(rows), *scatter_kinds(rows), *more]), caution(rows) or ""]
+    return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
+
+
+def _counts(rows: Sequence[SweepRow]) -> list[str]:
+    """How many answers the numbers are of, where that is the same for all."""
+    return [] if _uneven(rows) else [f"{rows[0].answers} answers a strategy"]
+
+
+def _uneven(rows: Sequence[SweepRow]) -> bool:
+    return any(row.errors for row in rows) or len({row.answers for row in rows}) > 1
+
+
+def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[list[RenderableType], bool]:
+    """The tables of one temperature, with a line between two; and whether columns were left out to make them two."""
+    quality, cost = known(QUALITY if _uneven(rows) else QUALITY[:-1], rows), known(COST, rows)
+    whole = _table(rows, quality + cost, metric, console)
+    if fits(whole, console):
+        return [whole], False
+    fitting = (some for some in _less(cost) if fits(_table(rows, some, metric, console), console))
+    kept = next(fitting, cost)
+    tables = [
         table
-        for columns in parts
-        for table in fitted(columns, lambda some: _table(rows, some, metric, console), console)
+        for columns in (quality, kept)
+        for table in fitted(columns, lambda some: _narrow(rows, some, metric, console), console)
     ]
+    parted: list[RenderableType] = [part for table in tables for part in ("", table)]
+    return parted[1:], len(kept) < len(cost)
 
 
-def kinds_of(rows: Sequence[SweepRow]) -> str:
-    """What stands in brackets behind a quality: an interval, or the range of a few prompts."""
-    kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
-    return "range" if kinds and kinds <= {"range", "no scatter"} else "95%"
+def _less(columns: Sequence[Column]) -> Iterator[Sequence[Column]]:
+    """All columns, then without those that say least."""
+    for count in range(len(EXPENDABLE) + 1):
+        yield [column for column in columns if column.heading not in EXPENDABLE[:count]]
 
 
-def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
+def known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
+    """Without the columns in which no row has anything."""
+    return [column for column in columns if column.always or any(column.cell(row) != DASH for row in rows)]
+
+
+def _narrow(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
+    """A table whose names take a second line where that makes it fit."""
+    table = _table(rows, columns, metric, console)
+    if not fits(table, console):
+        others = _table(rows, columns, metric, console, names=False)
+        room = console.width - Measurement.get(console, console.options.update(max_width=10_000), others).maximum
+        if room >= NARROWEST_NAME:
+            return _table(rows, columns, metric, console, name_width=room - 1)
+    return table
+
+
+def _table(
+    rows: Sequence[SweepRow],
+    columns: Sequence[Column],
+    metric: str,
+    console: Console,
+    *,
+    names: bool = True,
+    name_width: int | None = None,
+) -> Table:
     table = plain_table(console)
-    table.add_column("strategy", no_wrap=True, style="bold")
+    if names:
+        table.add_column("strategy", no_wrap=name_width is None, overflow="fold", width=name_width, style="bold")
     for column in columns:
-        heading_text = column.heading.format(metric=metric, kind=kinds_of(rows))
-        table.add_column(heading_text, justify="right", no_wrap=True, vertical="top")
-    several = len({row.temperature for row in rows}) > 1
+        table.add_column(column.heading.format(metric=metric), justify="right", no_wrap=True, vertical="top")
     for row in rows:
-        name = heading(row.strategy, False) + (f"\nT = {row.temperature:g}" if several else "")
-        table.add_row(Text(name), *(column.cell(row) for column in columns))
+        name = [Text(short_name(row.strategy, fancy=unicode_ok(console)))] if names else []
+        table.add_row(*name, *(column.cell(row) for column in columns))
     return table
 
 
@@ -96,14 +166,12 @@ def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console)
     return table
 
 
-def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    text = number(value, 3)
-    return text if interval is None else f"{text} ({interval[0]:.2f}-{interval[1]:.2f})"
+def _with_scatter(row: SweepRow) -> str:
+    return f"{number(row.quality, 3)} {bounds_text(row.quality_interval, row.quality_interval_kind)}".rstrip()
 
 
 def _difference(row: SweepRow) -> str:
-    if row.quality_vs_target is None or row.strategy == "target":
-        return number(None)
-    bounds = None if row.quality_vs_target_interval_kind == "no scatter" else row.quality_vs_target_interval
-    text = f"{row.quality_vs_target:+.3f}"
-    return text if bounds is None else f"{text} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
+    if row.quality_vs_target is None or row.strategy == BASELINE:
+        return DASH
+    bounds = bounds_text(row.quality_vs_target_interval, row.quality_vs_target_interval_kind, signed=True)
+    return f"{row.quality_vs_target:+.3f} {bounds}".rstrip()

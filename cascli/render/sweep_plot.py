@@ -2,114 +2,106 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import textwrap
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
+from cascli.errors import plain
+from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
-from cascli.strategies import parse
+from cascli.render.sweep_curves import SIZES, Curve, Look, curves, drawn_as, looks_of
+from cascli.render.sweep_words import bars_of, temperature_of
 from cascli.sweep.table import SweepRow, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")
-"""Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
-STYLES = ("-", "--", ":", "-.")
-MARKERS = "osP^X"
-"""Of the curves of one family, by block length or score."""
+SUFFIXES = (".svg", ".png", ".pdf")
 PANELS = (
     ("target_calls_per_token", "target calls per token"),
     ("rejection_rate", "rejection rate: rejected / tested drafts"),
     ("speed_vs_target", "speed over target alone"),
 )
+TEXT = 14
+"""Points of the text in a figure of 16 inches: readable where it fills a slide."""
+PANEL_WIDTH, PANEL_HEIGHT = 5.4, 4.3
+LINE_HEIGHT = 1.45 * TEXT / 72
+"""Of the legend, in inches."""
+CLOSE_UP = 0.3
+"""A panel shows the curves alone where they take up less of it than this."""
 
 
-class Curve(NamedTuple):
-    """Rows that differ in the one parameter that trades quality for cost."""
+def plot_sweep(
+    rows: Sequence[SweepRow], metric: str, target: Path | IO[Any], *, title: str = "", kind: str | None = None
+) -> None:
+    """Draw a figure with one panel a cost; what no record knows has no panel.
 
-    family: str
-    temperature: float
-    others: tuple[tuple[str, Any], ...]
-    """Every other parameter: block length, score and the like."""
-    rows: list[SweepRow]
-
-    @property
-    def label(self) -> str:
-        """What the curve is, without its temperature."""
-        more = " ".join(f"{key}={value}" for key, value in self.others if key not in ("rule", "level"))
-        return f"{self.family} {more}".strip()
-
-
-def curves(rows: Sequence[SweepRow]) -> list[Curve]:
-    """Rows by family, temperature and all parameters but alpha or threshold, in whose order each curve is drawn."""
-    groups: dict[tuple[str, float, tuple[tuple[str, Any], ...]], list[tuple[float, SweepRow]]] = defaultdict(list)
-    for row in rows:
-        params = dict(parse(row.strategy).params)
-        place = float(params.pop("alpha", params.pop("threshold", 0.0)))
-        groups[row.family, row.temperature, tuple(sorted(params.items()))].append((place, row))
-    result = []
-    for (family, temperature, others), group in groups.items():
-        ordered = [row for _, row in sorted(group, key=lambda each: each[0])]
-        result.append(Curve(family, temperature, others, ordered))
-    return result
-
-
-def plot_sweep(rows: Sequence[SweepRow], metric: str, path: Path | TextIO) -> None:
-    """Draw a PNG or SVG with one panel a cost; what no record knows has no panel."""
+    Args:
+        rows: the sweep's table.
+        metric: what the quality is.
+        target: a file, whose suffix says how, or a stream.
+        title: above the panels.
+        kind: svg, png or pdf, for a stream; svg by default.
+    """
     plt = pyplot()
-    shown = [panel for panel in PANELS if any(getattr(row, panel[0]) is not None for row in rows)] or PANELS[:1]
-    figure, grid = plt.subplots(
-        1, len(shown), figsize=(4.7 * len(shown), 4.6), layout="constrained", sharey=True, squeeze=False
-    )
-    panels = grid[0]
-    drawn = curves(rows)
-    looks = _looks(drawn)
-    labels: dict[str, Any] = {}
-    for axes, (field, label) in zip(panels, shown, strict=True):
-        _panel(axes, drawn, field, looks)
-        axes.set_xlabel(label)
-        handles, names = axes.get_legend_handles_labels()
-        labels = dict(zip(names, handles, strict=True)) | labels
-    panels[0].set_ylabel(f"{metric} ({_kinds(rows)} over prompts)")
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150, format=None if isinstance(path, Path) else "svg")
+    with plt.rc_context({"font.size": TEXT, "axes.titlesize": TEXT, "legend.fontsize": TEXT - 1}):
+        figure = _figure(plt, rows, metric, title)
+        kind = kind or (target.suffix[1:] if isinstance(target, Path) else "svg")
+        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same table is the same file
+        figure.savefig(target, dpi=150, format=kind, metadata=dates.get(kind))
     plt.close(figure)
 
 
-class Look(NamedTuple):
-    """How a curve is drawn, in every panel."""
+def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figure:
+    shown = [panel for panel in PANELS if any(getattr(row, panel[0]) is not None for row in rows)] or PANELS[:1]
+    drawn = curves(rows)
+    looks = looks_of(drawn)
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=(PANEL_WIDTH * len(shown), PANEL_HEIGHT), layout="constrained", sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    panels = grid[0]
+    for axes, (field, label) in zip(panels, shown, strict=True):
+        _panel(axes, drawn, field, looks)
+        axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=6)
+    panels[0].set_ylabel(f"{metric}\n(bars: {bars_of(rows)})")
+    if title:
+        lines = textwrap.fill(plain(title), 34 * len(shown))
+        figure.suptitle(lines, fontsize=TEXT + 2, parse_math=False)
+    handles, names = _legend(panels, drawn, looks)
+    widest = max(len(name) for name in names) * 0.6 * (TEXT - 1) / 72 + 0.75  # inches, with the handle
+    columns = max(1, int(figure.get_figwidth() / widest))
+    figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(len(names) / columns))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+    _label_ends(figure, panels, [field for field, _ in shown], drawn, looks)
+    return figure
 
-    color: str
-    marker: str
-    line: str
-    filled: bool
-    label: str
 
+def _legend(panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[int, Look]) -> tuple[list[Any], list[str]]:
+    """What each colour, mark and line means: curves once, temperatures beside them."""
+    from matplotlib.lines import Line2D
 
-def _looks(curves: Sequence[Curve]) -> dict[int, Look]:
-    """A colour a family and a line style a temperature, chosen once for the whole figure; by the curve's place."""
-    families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
-    temperatures = sorted({curve.temperature for curve in curves})
-    several = len(temperatures) > 1
-    looks = {}
+    entries: dict[str, Any] = {}
     for place, curve in enumerate(curves):
-        baseline = BASELINES.get(curve.family)
-        kinds = list(dict.fromkeys(each.others for each in curves if each.family == curve.family))
-        marker = baseline or MARKERS[kinds.index(curve.others) % len(MARKERS)]
-        color = "black" if baseline else COLORS[families.index(curve.family) % len(COLORS)]
-        level = temperatures.index(curve.temperature)
-        label = curve.label + (f", T = {curve.temperature:g}" if several else "")
-        looks[place] = Look(color, marker, STYLES[level % len(STYLES)], level == 0, label)
-    return looks
-
-
-def _kinds(rows: Sequence[SweepRow]) -> str:
-    """What the bars are."""
-    kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
-    return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
+        look = looks[place]
+        one = drawn_as(look) | {"fillstyle": "full", "linestyle": "-" if len(curve.rows) > 1 else ""}
+        entries.setdefault(curve.label, Line2D([], [], **one))
+    temperatures = {curve.temperature: looks[place] for place, curve in enumerate(curves)}
+    if len(temperatures) > 1:
+        for temperature in sorted(temperatures):
+            grey = drawn_as(temperatures[temperature]) | {"color": "grey", "marker": "o", "markersize": SIZES[0]}
+            entries[temperature_of(temperature)] = Line2D([], [], **grey)
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            if name in ("Pareto front", "random deferral"):
+                entries.setdefault(name, handle)
+    if any(len(curve.rows) > 1 and "=" not in curve.places[0] for curve in curves):
+        entries["numbers at the ends: alpha"] = Line2D([], [], linestyle="")
+    return list(entries.values()), list(entries)
 
 
 def _panel(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
@@ -120,6 +112,7 @@ def _panel(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, 
     if field == "target_calls_per_token":
         for temperature in sorted({curve.temperature for curve in curves}):
             _at_one_temperature(axes, [curve for curve in curves if curve.temperature == temperature], field)
+    _close_up(axes, curves, field, looks)
 
 
 def _at_one_temperature(axes: Axes, curves: Sequence[Curve], field: str) -> None:
@@ -131,7 +124,7 @@ def _at_one_temperature(axes: Axes, curves: Sequence[Curve], field: str) -> None
         [row.quality or 0.0 for row in best],
         where="post",
         color="grey",
-        lw=4,
+        lw=5,
         alpha=0.25,
         label="Pareto front",
     )
@@ -144,20 +137,10 @@ def _errors(axes: Axes, group: Sequence[SweepRow], field: str, look: Look) -> No
         [max(value - low, 0) for value, (low, _) in zip(quality, bounds, strict=True)],
         [max(high - value, 0) for value, (_, high) in zip(quality, bounds, strict=True)],
     ]
-    axes.errorbar(
-        [getattr(row, field) for row in group],
-        quality,
-        lengths,
-        fmt=f"{look.marker}{look.line}" if look.marker in MARKERS else look.marker,
-        color=look.color,
-        markerfacecolor=look.color if look.filled else "white",
-        label=look.label,
-        lw=1.2,
-        elinewidth=0.6,
-        capsize=2,
-        markersize=5 if look.marker in MARKERS else 9,
-        alpha=0.9,
-    )
+    costs = [getattr(row, field) for row in group]
+    bars = axes.errorbar(costs, quality, lengths, label=look.label, elinewidth=0.8, capsize=0, **drawn_as(look))
+    for bar in bars.lines[2]:
+        bar.set_alpha(0.3)
 
 
 def _random_deferral(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -167,3 +150,59 @@ def _random_deferral(axes: Axes, curves: Sequence[Curve]) -> None:
     if len(ends) == 2:
         xs = [row.target_calls_per_token or 0.0 for row in ends]
         axes.plot(xs, [row.quality or 0.0 for row in ends], ":", color="grey", label="random deferral")
+
+
+def _close_up(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
+    """Where the two models alone are far from all else, show all else, and say at the edge where they are."""
+    known = [
+        (float(value), curve, row, place)
+        for place, curve in enumerate(curves)
+        for row in curve.rows
+        if (value := getattr(row, field)) is not None and row.quality is not None
+    ]
+    inner = [value for value, curve, *_ in known if curve.family not in ("draft", "target")]
+    whole = [value for value, *_ in known]
+    if len(set(inner)) < 2 or max(inner) - min(inner) >= CLOSE_UP * (max(whole) - min(whole)):
+        return
+    margin = 0.15 * (max(inner) - min(inner))
+    low, high = min(inner) - margin, max(inner) + margin
+    axes.set_xlim(low, high)
+    there = [(value, f"{looks[place].label} {row.quality:.2f} at {value:.2f}") for value, _, row, place in known]
+    left = [f"\N{LEFTWARDS ARROW} {text}" for value, text in there if value < low]
+    right = [f"{text} \N{RIGHTWARDS ARROW}" for value, text in there if value > high]
+    axes.set_title("\n".join(left), loc="left", fontsize=TEXT - 3)
+    axes.set_title("\n".join(right), loc="right", fontsize=TEXT - 3)
+
+
+def _label_ends(
+    figure: Figure, panels: Sequence[Axes], fields: Sequence[str], curves: Sequence[Curve], looks: Mapping[int, Look]
+) -> None:
+    """Write at both ends of each curve the alpha that it has there, where there is room."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the labels go where the panels are now
+    for axes, field in zip(panels, fields, strict=True):
+        labels, taken = [], list[list[Point]]()
+        for place, curve in enumerate(curves):
+            known = [
+                (_pixel(axes, getattr(row, field), row.quality), text)
+                for row, text in zip(curve.rows, curve.places, strict=True)
+                if row.quality is not None and getattr(row, field) is not None
+            ]
+            taken.append([point for point, _ in known])
+            ends = [known[0], known[-1]] if len(known) > 1 else []
+            labels += [Label(text, point, _dark(looks[place].color)) for point, text in ends if text]
+        place_labels(axes, labels, taken, size=TEXT - 3)
+
+
+def _pixel(axes: Axes, x: float, y: float) -> Point:
+    """Where a point of the plot is in the figure."""
+    at = axes.transData.transform((x, y))
+    return float(at[0]), float(at[1])
+
+
+def _dark(color: str) -> tuple[float, float, float]:
+    """The colour as a text on white needs it."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(color)
+    return 0.6 * red, 0.6 * green, 0.6 * blue

@@ -1,74 +1,98 @@
-"""One self-contained HTML page: the picture, the table, the environment and the exact command."""
+"""One self-contained HTML page: summary, picture, table, answers that differ, the environment and the exact command."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
 
-from cascli.render.numbers import number, tv
-from cascli.sweep.records import Header
-from cascli.sweep.table import SweepRow
+from cascli.render.html_text import section, text
+from cascli.render.sweep_report_samples import samples_of
+from cascli.render.sweep_report_tables import categories_table, strategies_table
+from cascli.render.sweep_words import caution, day_of, findings, pair_of, summary, title_of
+from cascli.sweep.records import Header, Record
+from cascli.sweep.samples import samples
+from cascli.sweep.table import SweepRow, by_category
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c1917; }
-table { border-collapse: collapse; font-size: 13px; } th, td { padding: .25rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; font-family: ui-monospace, monospace; }
-thead { border-bottom: 2px solid #a8a29e; } tbody tr:nth-child(even) { background: #f5f5f4; }
-pre { background: #f5f5f4; padding: .8rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) { body { background: #1c1917; color: #e7e5e4; } pre { background: #292524; }
-tbody tr:nth-child(even) { background: #292524; } svg { background: white; } }
-"""
-_HEADINGS = (
-    "strategy", "T", "quality", "95%", "against target", "95%", "tokens/s", "speed", "target calls / token",
-    "GFLOP / token", "rejected", "deferred", "mean TV", "log p", "answers", "failed",
-)  # fmt: skip
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def report(header: Header, rows: Sequence[SweepRow], svg: str | None) -> str:
-    """The page as text; `svg` is the picture, if one could be drawn."""
-    plan = header.plan
-    title = html.escape(f"cascli sweep: {plan.pair}, {plan.task.kind}, {header.metric}")
-    picture = svg[svg.index("<svg") :] if svg else "<p>No picture: matplotlib was not installed.</p>"
-    facts = {"command": header.command, "cascli": header.version, **header.environment}
-    about = "\n".join(f"{key}: {value}" for key, value in facts.items() if value)
-    head = "".join(f"<th>{name}</th>" for name in _HEADINGS)
-    body = "\n".join(_line(row) for row in rows)
+def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: Sequence[Record] = ()) -> str:
+    """The page.
+
+    Args:
+        header: what the sweep was made from.
+        rows: its table.
+        svg: the picture, if one could be drawn.
+        records: the answers, for categories and samples.
+    """
+    title = text(title_of(header))
+    style = files("cascli.render").joinpath("sweep_report.css").read_text(encoding="utf-8")
+    kicker = " · ".join(part for part in ("cascli sweep", day_of(header)) if part)
+    parts = [
+        _picture(svg),
+        section("Strategies", strategies_table(rows, header.metric)),
+        section("Categories of prompts", categories_table(by_category(records), header.metric)),
+        section("Answers that differ", samples_of(samples(records), header)),
+        section("How it was made", _made(header)),
+    ]
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">{text(kicker)}</p>
 <h1>{title}</h1>
-{picture}
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table>
-<h2>How it was made</h2>
-<pre>{html.escape(about)}</pre>
-<pre>{html.escape(plan.model_dump_json(indent=2))}</pre>
-</body></html>
+<p class="lead">{text(summary(header, rows))}</p>
+{_said(rows)}
+</header>
+<main>
+{"".join(parts)}</main>
+</body>
+</html>
 """
 
 
-def _line(row: SweepRow) -> str:
-    gigaflops = None if row.flops_per_token is None else row.flops_per_token / 1e9
-    cells = (
-        row.strategy,
-        f"{row.temperature:g}",
-        number(row.quality, 3),
-        _range(row.quality_interval),
-        number(row.quality_vs_target, 3),
-        _range(row.quality_vs_target_interval),
-        number(row.tokens_per_second),
-        number(row.speed_vs_target, 2, "x"),
-        number(row.target_calls_per_token),
-        number(gigaflops),
-        number(row.rejection_rate),
-        number(row.deferral_rate),
-        tv(row.mean_tv),
-        number(row.log_likelihood, 3),
-        str(row.answers),
-        str(row.errors),
+def _said(rows: Sequence[SweepRow]) -> str:
+    """What follows from the table, or that nothing does."""
+    few = caution(rows)
+    return "\n".join(f"<p>{text(said)}</p>" for said in (findings(rows) if few is None else [few]))
+
+
+def _picture(svg: str | None) -> str:
+    if svg is None:
+        return '<p class="muted">No picture: matplotlib was not installed.</p>\n'
+    drawing = svg[svg.index("<svg") :].replace("<svg", '<svg role="img" aria-label="Quality against cost"', 1)
+    return f'<figure class="scroll" tabindex="0" aria-label="Quality against cost">\n{drawing}</figure>\n'
+
+
+def _made(header: Header) -> str:
+    """The exact command, the environment and the sweep file."""
+    facts = "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in _facts(header))
+    plan = header.plan.model_copy(update={"pair": pair_of(header)}).model_dump_json(indent=2)
+    return (
+        f'<pre class="made">{text(header.command or "(the command was not kept)")}</pre>\n<dl>{facts}</dl>\n'
+        f'<details><summary>The whole sweep file</summary>\n<pre class="made">{text(plan)}</pre>\n</details>'
     )
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
-def _range(bounds: tuple[float, float] | None) -> str:
-    return "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+def _facts(header: Header) -> Iterator[tuple[str, str]]:
+    """What the page rests on; models in folders by the folder's own name."""
+    known: Mapping[str, str] = {
+        "date": header.date or "not kept",
+        "pair": pair_of(header),
+        "cascli": header.version,
+        **header.environment,
+    }
+    for key, value in known.items():
+        if value:
+            yield key, f"path:{Path(value).name}" if value.startswith("path:") else value

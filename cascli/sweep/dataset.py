@@ -49,7 +49,8 @@ def _rows(task: TaskConfig, here: Path, limit: int | None, offline: bool) -> Any
 
 def _prompt(task: TaskConfig, number: int, row: Mapping[str, Any]) -> Prompt:
     extra = {} if task.reference is None else {"reference": _filled("reference", task.reference, row)}
-    return Prompt((_filled("prompt", task.prompt, row),), id=f"{task.split}-{number}", extra=extra)
+    asked, category = _filled("prompt", task.prompt, row), row.get("category")
+    return Prompt((asked,), f"{task.split}-{number}", category if isinstance(category, str) else "", extra)
 
 
 def _filled(key: str, template: str, row: Mapping[str, Any]) -> str:

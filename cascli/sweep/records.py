@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cascli.errors import RunError, UsageError
-from cascli.files import write
+from cascli.files import JSON_BYTES, bounded, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweep.plan import Cell, SweepPlan
@@ -28,6 +30,8 @@ class Record(BaseModel):
 
     cell: Cell
     problem: str
+    category: str = ""
+    """Of the prompt, where its file has one."""
     error: str | None = None
     """What went wrong, in which case everything below is empty."""
     quality: float | None = None
@@ -86,6 +90,10 @@ class Header(BaseModel):
     """How near each rule came to each budget at each temperature, also those that met none."""
     asked: dict[str, str] = {}
     """Hashes of what was asked: of every problem by its id, and of the pair."""
+    prompts: dict[str, str] = {}
+    """What was asked, by the problem's id; empty in older folders."""
+    title: str = ""
+    """Of the report and its picture, where one was given."""
 
     def added(self) -> dict[str, list[float]]:
         """The strategies that the budgets gave, with their temperatures: all of these in older folders."""
@@ -216,14 +224,23 @@ class Records:
         Raises:
             UsageError: a line is not a record.
         """
-        if not self.file.exists():
-            return
         latest: dict[tuple[str, str], Record] = {}
         # Split at newlines alone: an answer may hold other characters that Python takes for line ends.
-        for number, line in enumerate(self.file.read_bytes().split(b"\n")[:-1], 1):
+        for number, line in enumerate(self._lines(), 1):
             try:
                 record = Record.model_validate(json.loads(line))
             except (ValueError, RecursionError):
                 raise UsageError(f"{self.file}:{number}: not a record of a sweep") from None
             latest[record.key] = record
         yield from latest.values()
+
+    def _lines(self) -> list[bytes]:
+        """The whole lines of the answers, also where they were packed (`gzip`) to be kept or published."""
+        packed = self.file.with_suffix(".jsonl.gz")
+        if self.file.exists() or not packed.exists():
+            return self.file.read_bytes().split(b"\n")[:-1] if self.file.exists() else []
+        try:
+            with gzip.open(packed) as file:
+                return bounded(cast(BinaryIO, file), str(packed), JSON_BYTES).split(b"\n")[:-1]
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{packed}: cannot be read: {error}") from None

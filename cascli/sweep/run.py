@@ -193,6 +193,7 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
         pair=config.name,
         environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
         asked=task.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
+        prompts=task.prompts(),
     )
 
 
@@ -209,6 +210,9 @@ def settled(
         on_progress: told how the recording goes.
     """
     about = executor.about()
+    if before:  # which may have asked more, and been given a title
+        kept = {"prompts": before.prompts | header.prompts, "title": header.title or before.title}
+        header = header.model_copy(update=kept)
     if plan.match:
         if before and (before.matched or before.budgets) and before.plan.match == plan.match:
             header = header.model_copy(update={"matched": before.matched, "budgets": before.budgets})

@@ -169,6 +169,15 @@ def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[Sweep
     return [_row(key, group, groups.get((BASELINE, key[1]), [])) for key, group in groups.items()]
 
 
+def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dict[str, list[SweepRow]]:
+    """The rows of each category of prompts, in the order in which they come; empty where there are fewer than two."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.error is None:
+            groups[record.category].append(record)
+    return {name: rows(group, plan) for name, group in groups.items()} if len(groups) > 1 else {}
+
+
 def family(spec: str) -> str:
     """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`."""
     strategy = parse(spec)

@@ -34,6 +34,8 @@ class Example:
     tests: str = ""
     later: tuple[str, ...] = ()
     """Turns after the first, each asked with the answers so far before it."""
+    category: str = ""
+    """Of the prompt, where its file has one."""
 
     @property
     def turns(self) -> tuple[str, ...]:
@@ -55,6 +57,10 @@ class Task:
         return {
             f"problem {each.id}": hashlib.sha256(_identity(each).encode()).hexdigest()[:12] for each in self.problems
         }
+
+    def prompts(self) -> dict[str, str]:
+        """What every problem asks, by its id, its turns apart from each other by an empty line."""
+        return {each.id: "\n\n".join(each.turns) for each in self.problems}
 
     @property
     def needs_target(self) -> bool:
@@ -104,7 +110,15 @@ def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
             raise UsageError(
                 f"task: the metric {metric} needs a 'reference' with every prompt (prompt {place} has none)"
             )
-        problems.append(Example(prompt.id or str(place), prompt.turns[0], reference, later=prompt.turns[1:]))
+        problems.append(
+            Example(
+                prompt.id or str(place),
+                prompt.turns[0],
+                reference,
+                later=prompt.turns[1:],
+                category=prompt.category,
+            )
+        )
     ids = [problem.id for problem in problems]
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice:

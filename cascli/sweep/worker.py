@@ -131,6 +131,7 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
     return Record(
         cell=cell,
         problem=problem.id,
+        category=problem.category,
         quality=quality,
         text="\n\n".join(run.text for run in runs),
         token_ids=_joined(runs),

@@ -1,0 +1,115 @@
+"""`cascli show -s NAME --prompt ID`: some strategies, or one prompt, of a saved document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascli.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from cascli.trace import Run
+
+Known = Callable[[str], bool]
+
+
+def picked(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:
+    """The document with what was asked for alone.
+
+    Args:
+        text: the document.
+        kind: its schema.
+        file: where it is from, for errors.
+        names: strategies, each by its name and as many of its parameters as are given; all if empty.
+        prompt: a prompt's id, or its place among the prompts, from 1; all if None.
+
+    Raises:
+        UsageError: there is nothing of that name, or the document has no such parts.
+    """
+    if not names and prompt is None:
+        return text
+    if kind == "cascli.compare/1":
+        return _of_comparison(text, names, prompt)
+    if kind in ("cascli.run/1", "cascli.runs/1"):
+        return _of_runs(text, kind, file, names, prompt)
+    if kind in ("cascli.sweep/1", "cascli.sweep-table/1") and prompt is None:
+        return _of_table(text, kind, file, names)
+    raise UsageError(f"{file}: {kind} has no {'prompts' if prompt else 'strategies'} to choose from")
+
+
+def wanted_of(specs: Iterable[str], names: Sequence[str]) -> Known:
+    """Whether a strategy is one of those that were named; all are where none was.
+
+    Raises:
+        UsageError: a name fits none of `specs`.
+    """
+    there = list(dict.fromkeys(specs))
+    for name in names:
+        if not any(_fits(name, spec) for spec in there):
+            raise UsageError(unknown("strategy", name, there))
+    return lambda spec: not names or any(_fits(name, spec) for name in names)
+
+
+def _fits(name: str, spec: str) -> bool:
+    """Whether they are of one name, and all parameters that `name` gives are those of `spec`."""
+    (wanted, params), (there, known) = _parts(name), _parts(spec)
+    return wanted == there and params <= known
+
+
+def _parts(spec: str) -> tuple[str, set[str]]:
+    name, _, rest = spec.partition(":")
+    return name.strip(), {part.strip() for part in rest.split(",") if part.strip()}
+
+
+def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
+    from cascli.analysis.comparison import Comparison, summarise
+
+    whole = Comparison.from_json(text)
+    runs, rows, repeats = whole.runs, whole.summary, whole.repeats
+    if prompt is not None:
+        runs = _of_prompt(runs, prompt)
+        specs = list(dict.fromkeys(run.spec for run in runs))
+        # Of the first repeat alone: the traces of the others were not kept.
+        rows, repeats = summarise([[[run for run in runs if run.spec == spec] for spec in specs]]), []
+    wanted = wanted_of([row.strategy for row in rows], names)
+    parts = {
+        "runs": [run for run in runs if wanted(run.spec)],
+        "summary": [row for row in rows if wanted(row.strategy)],
+        "repeats": [[each for each in repeat if wanted(each.strategy)] for repeat in repeats],
+        "explanation": None,  # was of all strategies and prompts
+    }
+    return whole.model_copy(update=parts).to_json()
+
+
+def _of_table(text: str, kind: str, file: Path, names: Sequence[str]) -> str:
+    from cascli.cli.show import table_in
+
+    table = table_in(text, kind, file)
+    wanted = wanted_of([row.strategy for row in table.rows], names)
+    return table.model_copy(update={"rows": [row for row in table.rows if wanted(row.strategy)]}).to_json()
+
+
+def _of_runs(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:
+    from cascli.cli.show import runs_in
+
+    runs = runs_in(text, kind, file)
+    if prompt is not None:
+        runs = _of_prompt(runs, prompt)
+    wanted = wanted_of([run.spec for run in runs], names)
+    body = ",".join(run.to_json() for run in runs if wanted(run.spec))
+    return body if kind == "cascli.run/1" else f'{{"schema":"cascli.runs/1","runs":[{body}]}}'
+
+
+def _of_prompt(runs: Sequence[Run], prompt: str) -> list[Run]:
+    """All turns of one prompt, by its id or its place."""
+    from cascli.render.comparison import by_prompt
+
+    groups: dict[str, list[Run]] = {}
+    for place, group in enumerate(by_prompt(list(runs)), 1):
+        groups.setdefault(group[0].prompt_id or str(place), []).extend(group)
+    if prompt in groups:
+        return groups[prompt]
+    if prompt.isdecimal() and 0 < int(prompt) <= len(groups):
+        return list(groups.values())[int(prompt) - 1]
+    raise UsageError(unknown("prompt", prompt, groups))

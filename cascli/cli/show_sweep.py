@@ -1,0 +1,127 @@
+"""`cascli show` of a sweep's folder or results.csv: what document it stands for, and its report and figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascli import files
+from cascli.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from cascli.sweep.table import SweepRow, SweepTable
+
+NEEDED = ("strategy", "temperature", "quality")
+
+
+def document(file: Path) -> tuple[Path, str] | None:
+    """The document that a folder or a csv stands for, and where it is; None for any other file.
+
+    Raises:
+        UsageError: the folder holds no sweep, or the csv is none of a sweep.
+    """
+    if file.is_dir():
+        return file / "sweep.json", table_of(file).to_json()
+    if file.suffix.lower() == ".csv":
+        try:
+            return file, _from_csv(file).to_json()
+        except (ArithmeticError, LookupError, TypeError, ValueError, csv.Error) as error:
+            raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+    return None
+
+
+def table_of(folder: Path) -> SweepTable:
+    """The table of the answers in a folder.
+
+    Raises:
+        UsageError: there is no sweep, or no answer.
+    """
+    from cascli.sweep.plan import with_strategies
+    from cascli.sweep.records import Records
+    from cascli.sweep.table import SweepTable, rows
+
+    records = Records(folder)
+    header = records.header()
+    found = rows(records.read(), with_strategies(header.plan, header.added()))
+    if not found:
+        raise UsageError(f"{folder}: there are no answers yet")
+    return SweepTable(metric=header.metric, rows=found, made_from=header)
+
+
+def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[], str | bytes]]:
+    """The report and the figure, as `show -o` writes them.
+
+    Args:
+        table: what is shown.
+        file: where it is from; beside a sweep.json are the answers, for the report.
+        title: in place of the sweep's own.
+    """
+    header = table.made_from
+    title = title or (header.title if header is not None else "")
+
+    def figure(kind: str) -> bytes:
+        from cascli.render.sweep_plot import plot_sweep
+
+        drawing = io.BytesIO()
+        plot_sweep(table.rows, table.metric, drawing, title=title, kind=kind)
+        return drawing.getvalue()
+
+    def page() -> str:
+        from cascli.render.sweep_report import report
+        from cascli.sweep.records import Records
+
+        if header is None:
+            raise UsageError(f"{file}: does not say what it was made from, as a report must; show the sweep's folder")
+        shown = {row.strategy for row in table.rows}
+        kept = Records(file.parent).read() if file.name == "sweep.json" else ()
+        records = [record for record in kept if record.cell.strategy in shown]
+        try:
+            svg = figure("svg").decode()
+        except UsageError:  # no matplotlib
+            svg = None
+        return report(header.model_copy(update={"title": title}), table.rows, svg, records)
+
+    return {
+        "html": page,
+        "svg": lambda: figure("svg").decode(),
+        "png": lambda: figure("png"),
+        "pdf": lambda: figure("pdf"),
+    }
+
+
+def _from_csv(file: Path) -> SweepTable:
+    """The table in a results.csv, also in one that has the older columns."""
+    from cascli.sweep.table import SweepTable
+
+    lines = csv.DictReader(io.StringIO(files.text_of(file, files.JSON_BYTES, encoding="utf-8-sig"), newline=""))
+    missing = [name for name in NEEDED if name not in (lines.fieldnames or ())]
+    if missing:
+        raise UsageError(f"{file}: not a sweep's results.csv: it has no column '{missing[0]}'")
+    cells = [{name: cell for name, cell in line.items() if cell} for line in lines]
+    metric = cells[0].get("metric", "quality") if cells else "quality"
+    return SweepTable(metric=metric, rows=[_row(each) for each in cells])
+
+
+def _row(cells: Mapping[str, str]) -> SweepRow:
+    from cascli.sweep.table import SweepRow, family
+
+    values: dict[str, Any] = dict.fromkeys(SweepRow.model_fields) | {
+        name: cell for name, cell in cells.items() if name in SweepRow.model_fields
+    }
+    for name in ("quality", "quality_vs_target"):
+        bounds = [cells.get(f"{name}_{end}", cells.get(f"{name}_interval_{end}")) for end in ("low", "high")]
+        values[f"{name}_interval"] = None if None in bounds else bounds
+        values[f"{name}_interval_kind"] = cells.get(f"{name}_kind", cells.get(f"{name}_interval_kind"))
+    tested = cells.get("tested_acceptance_rate")
+    values |= {
+        "family": family(cells["strategy"]),
+        "answers": cells.get("answers", cells.get("num_answers", "0")),
+        "errors": cells.get("errors", "0"),
+        "tokens": cells.get("tokens", "0"),
+        "mean_tv": cells.get("mean_tv", cells.get("mean_tv_to_target")),
+        "rejection_rate": cells.get("rejection_rate", None if tested is None else 1 - float(tested)),
+    }
+    return SweepRow.model_validate(values)

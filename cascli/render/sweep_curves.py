@@ -1,0 +1,121 @@
+"""The curves of a sweep's picture, and how each looks: in every panel, in colour and in grey."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cascli.render.marks import SHORT
+from cascli.strategies import parse
+from cascli.sweep.table import SweepRow
+
+BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")
+"""Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
+MARKERS = "os^PXp<h>"
+"""Of the families: their colours are alike in grey."""
+STYLES = ("-", "--", ":", "-.")
+FILLS = ("full", "none", "left", "bottom")
+"""Lines and marks of the temperatures."""
+SIZES = (7, 10, 5, 13)
+"""Of the curves of one family, by block length or score."""
+
+
+class Curve(NamedTuple):
+    """Rows that differ in the one parameter that trades quality for cost."""
+
+    family: str
+    temperature: float
+    others: tuple[tuple[str, Any], ...]
+    """Every other parameter: block length, score and the like."""
+    rows: list[SweepRow]
+    places: list[str]
+    """What each row's mark is labelled with: the value of that parameter."""
+
+    @property
+    def label(self) -> str:
+        """What the curve is, without its temperature."""
+        name, _, rule = self.family.partition(" ")
+        shown = {key: value for key, value in self.others if key not in ("rule", "level")}
+        words = [SHORT.get(name, name), rule, *(f"{key}={value}" for key, value in shown.items())]
+        if len(self.rows) == 1 and self.places[0]:
+            words.append(self.places[0] if "=" in self.places[0] else f"alpha={self.places[0]}")
+        return " ".join(word for word in words if word)
+
+
+def curves(rows: Sequence[SweepRow]) -> list[Curve]:
+    """Rows by family, temperature and all parameters but alpha or threshold, in whose order each curve is drawn."""
+    groups: dict[tuple[str, float, tuple[tuple[str, Any], ...]], list[tuple[float, str, SweepRow]]] = defaultdict(list)
+    for row in rows:
+        params = dict(parse(row.strategy).params)
+        name = _trades(params)
+        value = params.pop(name) if name else 0.0
+        label = "" if name is None else f"{value:g}" if name == "alpha" else f"{name}={value:g}"
+        groups[row.family, row.temperature, tuple(sorted(params.items()))].append((float(value), label, row))
+    result = []
+    for (family, temperature, others), group in groups.items():
+        ordered = sorted(group, key=lambda each: each[0])
+        places = [label for _, label, _ in ordered]
+        result.append(Curve(family, temperature, others, [row for *_, row in ordered], places))
+    return result
+
+
+def _trades(params: Mapping[str, Any]) -> str | None:
+    """The parameter that trades quality for cost: alpha, a threshold or another fraction; else the block length."""
+    fractions = [name for name, value in params.items() if isinstance(value, float) and name != "level"]
+    for name in ("alpha", "threshold", *fractions, "k"):
+        value = params.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return name
+    return None
+
+
+class Look(NamedTuple):
+    """How a curve is drawn, in every panel."""
+
+    color: str
+    marker: str
+    size: float
+    line: str
+    fill: str
+    label: str
+
+
+def looks_of(curves: Sequence[Curve]) -> dict[int, Look]:
+    """A colour and mark a family, a size a block length or score, a line and fill a temperature; by curve's place.
+
+    They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
+    """
+    families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
+    temperatures = sorted({curve.temperature for curve in curves})
+    looks = {}
+    for place, curve in enumerate(curves):
+        baseline = BASELINES.get(curve.family)
+        kinds = list(dict.fromkeys(each.others for each in curves if each.family == curve.family))
+        number = 0 if baseline else families.index(curve.family)
+        size = SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0)
+        level = temperatures.index(curve.temperature)
+        label = curve.label + (f", T = {curve.temperature:g}" if len(temperatures) > 1 else "")
+        looks[place] = Look(
+            color="black" if baseline else COLORS[number % len(COLORS)],
+            marker=baseline or MARKERS[number % len(MARKERS)],
+            size=size,
+            line=STYLES[level % len(STYLES)],
+            fill=FILLS[level % len(FILLS)],
+            label=label,
+        )
+    return looks
+
+
+def drawn_as(look: Look) -> dict[str, Any]:
+    """What matplotlib calls it."""
+    return {
+        "color": look.color,
+        "marker": look.marker,
+        "markersize": look.size,
+        "linestyle": look.line,
+        "linewidth": 1.8,
+        "fillstyle": look.fill,
+        "markerfacecoloralt": "white",
+    }

@@ -1,0 +1,69 @@
+"""The answers of a sweep's page: a few prompts to which strategies wrote different things, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cascli.render.html_text import text
+from cascli.render.marks import short_name
+from cascli.render.numbers import number
+from cascli.render.sweep_words import temperature_of
+from cascli.sweep.records import Header
+from cascli.sweep.samples import Answer, Sample
+
+NAMED = 3
+"""Strategies that are named at once above a text that many of them wrote."""
+LONGEST = 4000
+"""Characters of an answer or prompt that are shown."""
+NOTE = (
+    "The prompts whose answers were judged most differently, the target's own answer first. What an answer has in"
+    " common with it from its beginning is grey."
+)
+
+
+def samples_of(found: Sequence[Sample], header: Header) -> str:
+    """The samples; nothing where no two answers differ."""
+    if not found:
+        return ""
+    return "\n".join([f'<p class="muted">{text(NOTE)}</p>', *(_sample(each, header) for each in found)])
+
+
+def _sample(sample: Sample, header: Header) -> str:
+    asked = header.prompts.get(sample.problem)
+    prompt = "" if asked is None else f'\n<pre class="prompt" tabindex="0">{_shown(asked)}</pre>'
+    words = [sample.problem, temperature_of(sample.temperature)]
+    if len(header.plan.seeds) > 1:
+        words.append(f"seed {sample.seed}")
+    several = "s" if sample.left_out > 1 else ""
+    left = f'\n<p class="muted">{sample.left_out} more text{several} not shown.</p>' if sample.left_out else ""
+    answers = "\n".join(_answer(each, place == 0, header.metric) for place, each in enumerate(sample.answers))
+    return f'<h3>{text(" · ".join(words))}</h3>{prompt}\n<div class="answers">\n{answers}\n</div>{left}'
+
+
+def _answer(answer: Answer, targets: bool, metric: str) -> str:
+    shared = 0 if targets else answer.shared
+    if shared > LONGEST // 2:  # of a long beginning the end will do
+        begins, shown = "… ", answer.text[shared - LONGEST // 2 : shared]
+    else:
+        begins, shown = "", answer.text[:shared]
+    common = f'<span class="shared">{text(begins + shown)}</span>' if shared else ""
+    return (
+        f'<article class="answer">\n{_authors(answer.strategies)}\n'
+        f'<p class="score">{text(metric)} {number(answer.quality)}</p>\n'
+        f'<pre tabindex="0">{common}{_shown(answer.text[shared:])}</pre>\n</article>'
+    )
+
+
+def _authors(strategies: Sequence[str]) -> str:
+    """Who wrote a text: the first few at once, the others on demand."""
+    names = [short_name(each) for each in strategies]
+    first, others = names[:NAMED], names[NAMED:]
+    said = f'<p class="by">{text(", ".join(first))}</p>'
+    if not others:
+        return said
+    return f"{said}\n<details><summary>and {len(others)} more</summary>{text(', '.join(others))}</details>"
+
+
+def _shown(value: str) -> str:
+    """A text, cut where it is very long."""
+    return text(value) if len(value) <= LONGEST else text(value[:LONGEST]) + " … (cut here)"

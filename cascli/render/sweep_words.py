@@ -1,0 +1,173 @@
+"""What a sweep's numbers say and do not say, in words: for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cascli.analysis.statistics import Kind
+from cascli.render.marks import short_name
+from cascli.render.numbers import number
+from cascli.sweep.plan import BASELINE, TaskConfig
+from cascli.sweep.records import Header
+from cascli.sweep.table import SweepRow
+
+
+def pair_of(header: Header) -> str:
+    """The pair's name; for a file without one, or an older folder, the file's."""
+    if header.pair not in (None, "", "unnamed"):
+        return str(header.pair)
+    pair: object = header.plan.pair
+    return Path(pair).stem if isinstance(pair, str) and pair.endswith((".yaml", ".yml")) else str(pair)
+
+
+def day_of(header: Header) -> str:
+    """The day on which the sweep was run, as 2026-01-31; empty for older folders."""
+    return (header.date or "")[:10]
+
+
+def title_of(header: Header) -> str:
+    """The title that was given, or one of what was compared."""
+    return header.title or f"{pair_of(header)}: {header.metric} against cost on {task_of(header.plan.task)}"
+
+
+def task_of(task: TaskConfig) -> str:
+    """What was asked, without the folders that it lies in."""
+    if task.kind == "humaneval":
+        return "HumanEval"
+    if task.kind == "builtin":
+        return "cascli's own prompts"
+    name = str(task.path)
+    return Path(name).name if task.kind == "jsonl" or Path(name).is_absolute() else name
+
+
+def temperature_of(value: float) -> str:
+    """A temperature, and what it means if it is 0."""
+    return f"temperature {value:g}" + (" (greedy)" if value == 0 else "")
+
+
+def summary(header: Header, rows: Sequence[SweepRow]) -> str:
+    """What was compared, on what, when, and over how many prompts: one sentence."""
+    plan = header.plan
+    strategies = len({row.strategy for row in rows})
+    prompts = max((row.num_prompts or 0 for row in rows), default=0)
+    temperatures = sorted({row.temperature for row in rows})
+    at = "greedily" if temperatures == [0] else "at temperature " + _listed([f"{each:g}" for each in temperatures])
+    often = f", each with {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
+    device = header.environment.get("device", "")
+    where = f" on {device}" if device else ""
+    when = f"On {day_of(header)}, " if header.date else ""
+    text = (
+        f"{when}{_count(strategies, 'strategy', 'strategies')} of the pair {pair_of(header)}{where} answered"
+        f" {_count(prompts, 'prompt', 'prompts')} of {task_of(plan.task)} {at}{often}, with at most"
+        f" {plan.max_new_tokens} tokens each, scored by {header.metric}."
+    )
+    return text[:1].upper() + text[1:]
+
+
+def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
+    """At each temperature: which strategy is fastest at the target's quality, and what the quality's scatter allows."""
+    temperatures = sorted({row.temperature for row in rows})
+    said = []
+    for temperature in temperatures:
+        here = [row for row in rows if row.temperature == temperature]
+        at = f"At {temperature_of(temperature)}, " if len(temperatures) > 1 else ""
+        for sentence in (_fastest(here, fancy), _beyond_chance(here, fancy)):
+            if sentence is not None:
+                text = at + sentence
+                said.append(text[:1].upper() + text[1:])
+    return said
+
+
+def _fastest(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+    target = next((row for row in rows if row.strategy == BASELINE), None)
+    if target is None or target.quality is None:
+        return None
+    level = target.quality
+    able = [
+        row
+        for row in rows
+        if row is not target and row.speed_vs_target and row.quality is not None and row.quality >= level - 1e-9
+    ]
+    if not able:
+        return f"no strategy reaches the target's mean quality of {number(level, 3)}."
+    best = max(able, key=lambda row: row.speed_vs_target or 0.0)
+    if (best.speed_vs_target or 0.0) <= 1:
+        return f"no strategy with at least the target's mean quality ({number(level, 3)}) is faster than target alone."
+    name = short_name(best.strategy, fancy=fancy)
+    return (
+        f"of the strategies with at least the target's mean quality ({number(level, 3)}), {name} is the fastest:"
+        f" {number(best.speed_vs_target, 2, 'x')} target alone, quality {number(best.quality, 3)}."
+    )
+
+
+def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+    """How many differences to the target's quality are more than their interval."""
+    judged = [row for row in rows if row.strategy != BASELINE and row.quality_vs_target_interval_kind == "95%"]
+    if not judged:
+        return None
+    beyond = [row for row in judged if not _includes_zero(row.quality_vs_target_interval)]
+    if not beyond:
+        return (
+            "no strategy's quality differs from the target's by more than its 95% interval:"
+            " these prompts cannot tell them apart."
+        )
+    names = [short_name(row.strategy, fancy=fancy) for row in beyond[:3]]
+    more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+    verb = "differs" if len(beyond) == 1 else "differ"
+    return (
+        f"{', '.join(names)}{more} {verb} from the target's quality by more than the 95% interval"
+        f" ({len(beyond)} of {len(judged)}; one in twenty would by chance)."
+    )
+
+
+def _includes_zero(bounds: tuple[float, float] | None) -> bool:
+    return bounds is None or bounds[0] <= 0 <= bounds[1]
+
+
+def caution(rows: Sequence[SweepRow]) -> str | None:
+    """That the prompts are too few for intervals, if they are."""
+    few = [row for row in rows if row.answers and row.quality_interval_kind != "95%"]
+    if not few:
+        return None
+    known = [row.num_prompts for row in few if row.num_prompts is not None]
+    count = "Fewer than 6 prompts" if not known else f"Only {_count(max(known), 'prompt', 'prompts')}"
+    return f"{count}: no interval can be given, and no difference between strategies can be told from chance."
+
+
+def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
+    """What stands beside qualities and differences, for the foot of a table."""
+    kinds = {row.quality_interval_kind for row in rows} | {row.quality_vs_target_interval_kind for row in rows}
+    words = {"95%": "( ): 95% interval over prompts", "range": "[ ]: lowest to highest prompt"}
+    said = [text for kind, text in words.items() if kind in kinds]
+    return [*said, "no brackets: the same on every prompt"] if said and "no scatter" in kinds else said
+
+
+def passed(row: SweepRow) -> float | None:
+    """Accepted over tested drafts; older documents have the rejections alone."""
+    if row.tested_acceptance_rate is None and row.rejection_rate is not None:
+        return 1 - row.rejection_rate
+    return row.tested_acceptance_rate
+
+
+def bars_of(rows: Sequence[SweepRow]) -> str:
+    """What the bars of a picture are."""
+    kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
+    return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
+
+
+def bounds_text(bounds: tuple[float, float] | None, kind: Kind | None, *, signed: bool = False) -> str:
+    """Two bounds in the brackets of their kind; nothing where all prompts are the same, or there are none."""
+    if bounds is None or kind == "no scatter":
+        return ""
+    low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
+    text = f"{low} to {high}" if signed else f"{low}-{high}"
+    return f"[{text}]" if kind == "range" else f"({text})"
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,86 @@
+"""Prompts whose answers depend on the strategy: what a table of means is about."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cascli.sweep.plan import BASELINE
+from cascli.sweep.records import Record
+
+MOST_SAMPLES = 4
+MOST_ANSWERS = 4
+"""Different ones to a prompt."""
+
+
+class Answer(NamedTuple):
+    """One text, and the strategies that wrote it."""
+
+    strategies: list[str]
+    text: str
+    quality: float | None
+    shared: int
+    """Characters at its beginning that the target's answer has too: all of them if it is the same."""
+
+
+class Sample(NamedTuple):
+    """One prompt under the same circumstances: the target's answer first, then those that are furthest from it."""
+
+    problem: str
+    temperature: float
+    seed: int
+    answers: list[Answer]
+    left_out: int
+    """How many more texts there were."""
+
+
+def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]:
+    """A few prompts to which strategies gave different answers, one sample a prompt.
+
+    Those come first whose answers were judged most differently, and of these the short ones. Low temperatures come
+    before high ones, at which two samples from one law differ too.
+    """
+    groups: dict[tuple[str, float, int, int], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.error is None:
+            groups[record.problem, record.cell.temperature, record.cell.seed, record.cell.repeat].append(record)
+    found: dict[str, tuple[tuple[float, float, int], Sample]] = {}
+    for (problem, temperature, seed, _), group in groups.items():
+        answers = _answers(group)
+        if len(answers) < 2:
+            continue
+        shown = answers[:MOST_ANSWERS]
+        known = [each.quality for each in shown if each.quality is not None]
+        spread = round(max(known) - min(known), 1) if known else 0.0
+        rank = (temperature, -spread, sum(len(each.text) for each in shown))
+        if problem not in found or rank < found[problem][0]:
+            found[problem] = rank, Sample(problem, temperature, seed, shown, len(answers) - len(shown))
+    return [sample for _, sample in sorted(found.values(), key=lambda each: each[0])[:most]]
+
+
+def _answers(group: Sequence[Record]) -> list[Answer]:
+    """The different texts, the target's first; none without the target's."""
+    target = next((record for record in group if record.cell.strategy == BASELINE), None)
+    if target is None:
+        return []
+    texts: dict[str, list[Record]] = {target.text: []}
+    for record in group:
+        texts.setdefault(record.text, []).append(record)
+    answers = [
+        Answer([each.cell.strategy for each in wrote], text, wrote[0].quality, _shared(text, target.text))
+        for text, wrote in texts.items()
+    ]
+    first, others = answers[0], answers[1:]
+    return [first, *sorted(others, key=lambda each: _likeness(each, first))]
+
+
+def _shared(text: str, other: str) -> int:
+    differences = (i for i, (ours, theirs) in enumerate(zip(text, other, strict=False)) if ours != theirs)
+    return next(differences, min(len(text), len(other)))
+
+
+def _likeness(answer: Answer, target: Answer) -> tuple[float, int]:
+    """Least for the answer that is judged most differently from the target's, and parts from it first."""
+    judged = abs((answer.quality or 0.0) - (target.quality or 0.0))
+    return -judged, answer.shared

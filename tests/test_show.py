@@ -1,0 +1,151 @@
+"""What `cascli show` opens besides documents, and what it picks from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cascli import Pair, compare
+from cascli.cli.app import app
+from cascli.cli.picks import wanted_of
+from cascli.errors import UsageError
+from cascli.render.tabular import csv_of
+from cascli.sweep.table import rows, tidy_rows
+from tests.sweeps import folder_of, header_of, plan_of, records_of
+
+PLAN = plan_of()
+HUMANEVAL = Path(__file__).parent.parent / "benchmarks" / "results" / "sweep-humaneval"
+
+
+def show(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["show", *arguments], env={"COLUMNS": "160"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return folder_of(tmp_path / "out", header_of(PLAN), records_of(PLAN))
+
+
+def test_a_folder_is_its_table(folder: Path) -> None:
+    shown = show(str(folder))
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == show(str(folder / "sweep.json")).stdout
+    assert shown.stdout.count("spec-cascade token-v3") == 12
+    document = json.loads(show(str(folder), "--json").stdout)
+    assert document["schema"].startswith("cascli.sweep-table/1") and len(document["rows"]) == 36
+
+
+def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:
+    for file, words in ((tmp_path, "holds no sweep"), (tmp_path / "none.csv", "no such file")):
+        shown = show(str(file))
+        assert shown.exit_code == 2 and words in shown.stderr
+    (tmp_path / "other.csv").write_text("strategy,speed\ntarget,1\n")
+    shown = show(str(tmp_path / "other.csv"))
+    assert shown.exit_code == 2 and "not a sweep's results.csv" in shown.stderr
+
+
+def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -> None:
+    """Every number, interval and note of the folder's own table."""
+    file, table = tmp_path / "results.csv", tidy_rows(rows(records_of(PLAN), PLAN), header_of(PLAN))
+    file.write_text(csv_of(table))
+    shown = show(str(file))
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == show(str(folder)).stdout
+    assert show(str(file), "-o", str(tmp_path / "t.png")).exit_code == 0
+    refused = show(str(file), "-o", str(tmp_path / "t.html"))
+    assert refused.exit_code == 2 and "show the sweep's folder" in refused.stderr
+    file.write_text(file.read_text().replace(",target,target,", ",target,target,warm", 1).replace("0.0", "warm", 9))
+    damaged = show(str(file))
+    assert damaged.exit_code == 2 and "not as cascli wrote it" in damaged.stderr
+
+
+def test_a_table_of_before_columns_were_tidy_is_shown_too() -> None:
+    shown = show(str(HUMANEVAL / "results.csv"))
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("spec-cascade") == 20 and "-0.150 (-0.32 to +0.03)" in shown.stdout
+    assert shown.stdout.replace("quality", "pass@1").split() == show(str(HUMANEVAL)).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begins"), [(".html", b"<!doctype html>"), (".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")]
+)
+def test_report_and_figure_are_made_again(folder: Path, tmp_path: Path, suffix: str, begins: bytes) -> None:
+    """From the answers alone, with another title."""
+    made = show(str(folder), "-o", str(tmp_path / f"talk{suffix}"), "--title", "A talk")
+    assert made.exit_code == 0, made.output
+    content = (tmp_path / f"talk{suffix}").read_bytes()
+    assert content.startswith(begins)
+    if suffix == ".html":
+        assert b"<h1>A talk</h1>" in content and b"Answers that differ" in content
+    refused = show(str(folder), "-o", str(tmp_path / "talk.md"))
+    assert refused.exit_code == 2 and "cannot be written as md" in refused.stderr
+
+
+def test_strategies_of_a_sweep_are_picked(folder: Path) -> None:
+    shown = show(str(folder), "-s", "speculative-cascade:rule=opt,k=2", "-s", "draft")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("spec-cascade opt") == 6 and "token-v3" not in shown.stdout and "draft" in shown.stdout
+    unknown = show(str(folder), "-s", "speculativ")
+    assert unknown.exit_code == 2 and "did you mean 'speculative" in unknown.stderr
+
+
+def test_a_name_fits_what_has_all_its_parameters() -> None:
+    specs = ["speculative:k=2", "speculative:k=4", "speculative-cascade:rule=opt,alpha=0.1,k=4"]
+    for names, wanted in (
+        (["speculative"], specs[:2]),
+        (["speculative:k=4"], specs[1:2]),
+        (["speculative-cascade:k=4,rule=opt"], specs[2:]),
+        ([], specs),
+    ):
+        fits = wanted_of(specs, names)
+        assert [spec for spec in specs if fits(spec)] == wanted
+    with pytest.raises(UsageError):
+        wanted_of(specs, ["speculative:k=3"])
+
+
+@pytest.fixture(scope="module")
+def comparison(text_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = compare(
+        text_pair, ["one two", "three four"], ["target", "draft", "speculative:k=2"], max_new_tokens=6, temperature=0,
+        measure=False,
+    )  # fmt: skip
+    file = tmp_path_factory.mktemp("saved") / "c.json"
+    file.write_text(found.to_json())
+    return file
+
+
+def test_strategies_of_a_comparison_are_picked(comparison: Path) -> None:
+    whole = json.loads(comparison.read_text())
+    shown = json.loads(show(str(comparison), "-s", "speculative", "--json").stdout)
+    assert [row["strategy"] for row in shown["summary"]] == ["speculative:k=2"]
+    assert shown["summary"] == [row for row in whole["summary"] if row["strategy"] == "speculative:k=2"]
+    assert len(shown["runs"]) == 2
+    text = show(str(comparison), "-s", "speculative")
+    assert text.exit_code == 0 and "speculative k=2" in text.stdout and "draft" not in text.stdout.splitlines()[0]
+
+
+def test_a_prompt_of_a_comparison_is_picked(comparison: Path, tmp_path: Path) -> None:
+    """Its numbers are those of its own runs."""
+    whole = json.loads(comparison.read_text())
+    shown = json.loads(show(str(comparison), "--prompt", "2", "--json").stdout)
+    assert {run["prompt"] for run in shown["runs"]} == {"three four"} and len(shown["runs"]) == 3
+    assert [row["tokens"] for row in shown["summary"]] == [len(run["token_ids"]) for run in shown["runs"]]
+    assert shown["summary"] != whole["summary"]
+    text = show(str(comparison), "--prompt", "2", "-s", "draft")
+    assert text.exit_code == 0 and "three four" in text.stdout and "one two" not in text.stdout
+    page = show(str(comparison), "--prompt", "2", "-o", str(tmp_path / "c.html"))
+    assert page.exit_code == 0 and "one two" not in (tmp_path / "c.html").read_text()
+    refused = show(str(comparison), "--prompt", "3")
+    assert refused.exit_code == 2 and "unknown prompt '3'" in refused.stderr
+
+
+def test_only_what_has_parts_is_picked_from(tmp_path: Path, folder: Path) -> None:
+    file = tmp_path / "curves.json"
+    file.write_text('{"schema": "cascli.rule-curves/1", "estimates": []}')
+    refused = show(str(file), "-s", "target")
+    assert refused.exit_code == 2 and "has no strategies to choose from" in refused.stderr
+    refused = show(str(folder), "--prompt", "1")
+    assert refused.exit_code == 2 and "no prompts to choose from" in refused.stderr

@@ -1,0 +1,129 @@
+"""A sweep's page in a real browser: on a slide, on a laptop and on a telephone, light and dark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cascli.render.sweep_plot import plot_sweep
+from cascli.render.sweep_report import report
+from cascli.sweep.table import rows
+from tests import chromium
+from tests.chromium import Browser
+from tests.sweeps import HOSTILE, header_of, plan_of, records_of
+
+pytestmark = [
+    pytest.mark.skipif(chromium.found() is None, reason="Chromium is not installed"),
+    pytest.mark.slow,
+]
+WIDTHS = (390, 1280, 1600)
+PLAN = plan_of()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    records = records_of(PLAN, text=f"{HOSTILE} {'long' * 100} ")
+    records = [
+        record.model_copy(update={"category": f"{record.category} number {int(record.problem[1:])}"})
+        for record in records
+    ]
+    drawing = io.StringIO()
+    table = rows(records, PLAN)
+    plot_sweep(table, "f1", drawing, title=HOSTILE)
+    header = header_of(PLAN, title=HOSTILE, command=HOSTILE, prompts={f"p{i}": HOSTILE for i in range(8)})
+    file = tmp_path_factory.mktemp("pages") / "report.html"
+    file.write_text(report(header, table, drawing.getvalue(), records), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def view(chrome: Browser, page: Path) -> Browser:
+    chrome.size(1280)
+    chrome.prefers(color_scheme="light")
+    chrome.open(page)
+    return chrome
+
+
+def test_no_error_and_no_request_but_the_file(view: Browser, page: Path) -> None:
+    for width in WIDTHS:
+        view.size(width)
+        view.js("document.querySelector('details').open = true")
+    assert view.complaints == []
+    assert view.requests == [page.as_uri()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_wider_than_the_window(view: Browser, width: int, scheme: str) -> None:
+    """But in a box that scrolls by itself; the table of strategies needs none."""
+    view.size(width)
+    view.prefers(color_scheme=scheme)
+    view.js("document.querySelector('details').open = true")
+    room, wanted = view.js("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
+    assert wanted <= room
+    outside = view.js(
+        "[...document.querySelectorAll('header *, main *')].filter((each) =>"
+        " { const box = each.getBoundingClientRect(); return box.width && (box.left < 0"
+        " || box.right > document.documentElement.clientWidth)"
+        " && !each.closest('.wide thead') && !each.parentElement.closest('.scroll'); })"
+        ".map((each) => each.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    ground = view.js("getComputedStyle(document.documentElement).backgroundColor")
+    assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 18, 22)"}[scheme]
+
+
+def test_a_laptop_shows_the_table_in_single_lines(view: Browser) -> None:
+    """At 1,280 pixels no value is broken, and no row is more than two lines high."""
+    heights = view.js(
+        "[...document.querySelectorAll('.wide tbody tr:not(.group)')].map((row) => row.getBoundingClientRect().height)"
+    )
+    assert len(heights) == 36 and max(heights) < 64
+
+
+def test_a_telephone_shows_every_value_with_its_name(view: Browser) -> None:
+    view.size(390)
+    names = view.js(
+        "[...document.querySelectorAll('.wide tbody:first-of-type tr:nth-child(6) td')]"
+        ".map((cell) => getComputedStyle(cell, '::before').content)"
+    )
+    assert '"against target"' in names and len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_contrast(view: Browser, scheme: str) -> None:
+    """4.5 to 1, of each text on the nearest ground below it; the picture has its own white one."""
+    view.prefers(color_scheme=scheme)
+    low = view.js(
+        """(() => {
+        const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+        const f = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+        const light = ([r, g, b]) => { return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
+        const ground = (each) => { for (let at = each; at; at = at.parentElement) {
+          const found = rgb(getComputedStyle(at).backgroundColor);
+          if (found.length < 4 || found[3] > 0) return found; } };
+        return [...document.querySelectorAll('header *, main *:not(svg):not(svg *)')]
+          .filter((each) => [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()))
+          .map((each) => { const [a, b] = [light(rgb(getComputedStyle(each).color)), light(ground(each))];
+            return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), each.outerHTML.slice(0, 60)]; })
+          .filter(([contrast]) => contrast < 4.5); })()"""
+    )
+    assert low == []
+
+
+def test_a_hostile_text_stays_text(view: Browser) -> None:
+    assert view.js("window.hacked") is None
+    assert view.js("document.querySelectorAll('img, script, iframe').length") == 0
+    heading = view.js("document.querySelector('h1').textContent")
+    assert heading.startswith("</pre></script><script>window.hacked = 1</script><img src=x")
+    assert "␛" in heading and "\u202e" not in heading
+    assert view.js("document.querySelector('.answer pre').textContent").startswith("</pre></script>")

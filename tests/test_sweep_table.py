@@ -1,0 +1,130 @@
+"""A sweep's table on the terminal, and what it says of its own numbers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cascli.render.sweep import COST, sweep_tables
+from cascli.render.sweep_words import caution, findings, pair_of, summary, title_of
+from cascli.render.table import COST as COMPARE_COST
+from cascli.render.table import LAW, PAGE
+from cascli.sweep.table import SweepRow, by_category, rows
+from tests.sweeps import header_of, plan_of, records_of
+from tests.test_screen import console
+
+PLAN = plan_of()
+ROWS = rows(records_of(PLAN), PLAN)
+
+
+def table(found: list[SweepRow], width: int) -> list[str]:
+    view = console(width, color=False)
+    for part in sweep_tables(found, "f1", view):
+        view.print(part)
+    return [line.rstrip() for line in view.file.getvalue().splitlines()]
+
+
+def test_it_speaks_as_compare_does() -> None:
+    theirs = {column.heading for column in (*PAGE, *LAW, *COMPARE_COST)}
+    assert {column.heading for column in COST} <= theirs
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_temperatures_stand_apart(width: int) -> None:
+    """One line a strategy in a table, each temperature under its name, and a line between two tables."""
+    lines = table(ROWS, width)
+    first, second = lines.index("temperature 0 (greedy)"), lines.index("temperature 1")
+    assert lines[second - 1] == ""
+    tables = 1 if width == 200 else 2
+    for part in (lines[first:second], lines[second:]):
+        headings = [place for place, line in enumerate(part) if line.startswith("strategy")]
+        assert len(headings) == tables
+        for heading in headings[1:]:  # which may have two lines
+            assert "" in part[heading - 2 : heading]
+        assert sum(line.startswith("spec-cascade opt") for line in part) == 6 * tables
+    assert ("results.csv has more columns" in " ".join(lines[-2:])) == (width == 80)
+    one_table = len(ROWS) // 2 + 4  # heading and line, and a line before
+    assert len(lines) <= 2 * (1 + tables * one_table) + 2
+
+
+def test_few_prompts_get_no_interval() -> None:
+    """A range has other brackets, values that are all alike have none, and below stands what that means."""
+    few = rows(records_of(PLAN, prompts=3), PLAN)
+    assert {row.quality_interval_kind for row in few} == {"range"}
+    text = "\n".join(table(few, 200))
+    assert re.search(r"\d \[0\.\d\d-0\.\d\d\]", text) and not re.search(r"\d \(\d", text)
+    assert "[ ]: lowest to highest prompt" in text and "no brackets: the same on every prompt" in text
+    assert "Only 3 prompts: no interval can be given, and no difference between strategies" in text
+    many = "\n".join(table(ROWS, 200))
+    assert (
+        re.search(r"\d \(0\.\d\d-0\.\d\d\)", many) and "Only" not in many and "( ): 95% interval over prompts" in many
+    )
+
+
+def test_one_prompt_has_nothing_in_brackets() -> None:
+    one = rows(records_of(PLAN, prompts=1), PLAN)
+    text = "\n".join(table(one, 200))
+    assert "Only 1 prompt: no interval" in text and "brackets" not in text
+    assert not re.search(r"\d\.\d+ [(\[]", text)
+
+
+def test_columns_that_no_strategy_fills_are_not_there() -> None:
+    alone = [row for row in ROWS if row.strategy in ("target", "draft")]
+    text = "\n".join(table(alone, 200))
+    assert "mean" in text and "drafts" not in text and "accept" not in text
+
+
+def test_acceptance_counts_rounds_and_tests() -> None:
+    [row] = [row for row in ROWS if row.strategy == "speculative:k=4" and row.temperature == 0]
+    assert row.mean_acceptance_length == 3 and row.tested_acceptance_rate == pytest.approx(2 / 3)
+
+
+def test_one_sentence_says_what_was_compared() -> None:
+    said = summary(header_of(PLAN), ROWS)
+    for part in ("2026-03-01", "18 strategies", "pair mine", "8 prompts", "asked.jsonl", "0 and 1", "f1", "x86_64 cpu"):
+        assert part in said, part
+    assert "/home" not in said and said.count(".") - said.count("asked.jsonl") == 1
+    assert title_of(header_of(PLAN)) == "mine: f1 against cost on asked.jsonl"
+    assert pair_of(header_of(PLAN, pair="qwen")) == "qwen" and pair_of(header_of(PLAN, pair="unnamed")) == "mine"
+    assert title_of(header_of(PLAN, title="Mine")) == "Mine"
+
+
+def row(strategy: str, difference: float, low: float, high: float, speed: float) -> SweepRow:
+    target = next(row for row in ROWS if row.strategy == "target")
+    change = {
+        "strategy": strategy,
+        "quality": 0.5 + difference,
+        "quality_vs_target": difference,
+        "quality_vs_target_interval": (low, high),
+        "quality_vs_target_interval_kind": "95%",
+        "speed_vs_target": speed,
+    }
+    return target.model_copy(update=change)
+
+
+def test_findings_are_those_of_the_table() -> None:
+    target = row("target", 0.0, 0.0, 0.0, 1.0)
+    level, worse = row("speculative:k=4", 0.0, -0.1, 0.1, 1.5), row("draft", -0.3, -0.5, -0.1, 3.0)
+    fastest, differs = findings([target, level, worse])
+    assert "speculative k=4 is the fastest: 1.50x" in fastest
+    assert differs.startswith("Draft differs") and "1 of 2" in differs
+    [none, same] = findings([target, row("draft", -0.1, -0.3, 0.1, 3.0)])
+    assert "no strategy reaches" in none.lower() and "cannot tell them apart" in same
+    assert "is faster than target alone" in findings([target, row("speculative:k=4", 0.1, 0.0, 0.2, 0.9)])[0]
+
+
+def test_caution_is_for_few_prompts_alone() -> None:
+    assert caution(ROWS) is None
+    assert caution(rows(records_of(PLAN, prompts=6), PLAN)) is None
+    assert "Only 5 prompts" in caution(rows(records_of(PLAN, prompts=5), PLAN))
+
+
+def test_categories_are_rows_of_their_own_prompts() -> None:
+    records = records_of(PLAN)
+    found = by_category(records, PLAN)
+    assert list(found) == ["writing", "maths"]
+    for place, name in enumerate(found):
+        wanted = rows([record for record in records if int(record.problem[1:]) % 2 == place], PLAN)
+        assert found[name] == wanted and found[name][0].num_prompts == 4
+    assert by_category([record for record in records if record.category == "maths"], PLAN) == {}
