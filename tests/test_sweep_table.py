@@ -118,6 +118,14 @@ def test_caution_is_for_few_prompts_alone() -> None:
     assert caution(ROWS) is None
     assert caution(rows(records_of(PLAN, prompts=6), PLAN)) is None
     assert "Only 5 prompts" in caution(rows(records_of(PLAN, prompts=5), PLAN))
+    failed = [
+        record.model_copy(update={"error": "RunError: no"})
+        if record.cell.strategy == "draft" and record.problem > "p2"
+        else record
+        for record in records_of(PLAN)
+    ]
+    assert caution(rows(failed, PLAN)) == "Too few answers for an interval: draft."
+    assert findings(rows(failed, PLAN)) and findings(rows(records_of(PLAN, prompts=5), PLAN)) == []
 
 
 def test_categories_are_rows_of_their_own_prompts() -> None:

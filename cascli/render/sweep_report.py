@@ -64,8 +64,7 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 
 def _said(rows: Sequence[SweepRow]) -> str:
     """What follows from the table, or that nothing does."""
-    few = caution(rows)
-    return "\n".join(f"<p>{text(said)}</p>" for said in (findings(rows) if few is None else [few]))
+    return "\n".join(f"<p>{text(said)}</p>" for said in (*findings(rows), caution(rows)) if said is not None)
 
 
 def _picture(svg: str | None) -> str:

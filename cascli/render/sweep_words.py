@@ -66,7 +66,12 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
 
 
 def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
-    """At each temperature: which strategy is fastest at the target's quality, and what the quality's scatter allows."""
+    """At each temperature: which strategy is fastest at the target's quality, and what the quality's scatter allows.
+
+    Nothing where the prompts are too few to tell.
+    """
+    if not any(row.quality_interval_kind == "95%" for row in rows):
+        return []
     temperatures = sorted({row.temperature for row in rows})
     said = []
     for temperature in temperatures:
@@ -126,10 +131,13 @@ def _includes_zero(bounds: tuple[float, float] | None) -> bool:
 
 
 def caution(rows: Sequence[SweepRow]) -> str | None:
-    """That the prompts are too few for intervals, if they are."""
+    """That the prompts are too few for intervals, if they are: for all strategies, or for those that failed often."""
     few = [row for row in rows if row.answers and row.quality_interval_kind != "95%"]
     if not few:
         return None
+    if len(few) < sum(bool(row.answers) for row in rows):
+        names = ", ".join(dict.fromkeys(short_name(row.strategy, fancy=False) for row in few))
+        return f"Too few answers for an interval: {names}."
     known = [row.num_prompts for row in few if row.num_prompts is not None]
     count = "Fewer than 6 prompts" if not known else f"Only {_count(max(known), 'prompt', 'prompts')}"
     return f"{count}: no interval can be given, and no difference between strategies can be told from chance."
