@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cascli.models.pair import Pair
     from cascli.rules.base import KeepRule, Rule, ThresholdRule
     from cascli.strategies.base import Strategy
-    from cascli.sweep.run import run_sweep
+    from cascli.sweeps.run import sweep
     from cascli.trace import Run
 
 __all__ = [
@@ -35,14 +35,14 @@ __all__ = [
     "compare",
     "generate",
     "load_pair",
-    "run_sweep",
+    "sweep",
 ]
 
 _HOMES = {
     "compare": "cascli.jobs.compare",
     "generate": "cascli.jobs.generate",
     "load_pair": "cascli.models.load",
-    "run_sweep": "cascli.sweep.run",
+    "sweep": "cascli.sweeps.run",
     "Pair": "cascli.models.pair",
     "Rule": "cascli.rules.base",
     "KeepRule": "cascli.rules.base",

@@ -21,10 +21,10 @@ from cascli.analysis.bench import Bench
 from cascli.analysis.columns import COLUMNS
 from cascli.analysis.comparison import Comparison
 from cascli.audit.report import Audit
-from cascli.sweep.plan import SweepPlan
-from cascli.sweep.records import Header, Record
-from cascli.sweep.rule_estimate import RuleCurves
-from cascli.sweep.table import SweepTable
+from cascli.sweeps.plan import SweepPlan
+from cascli.sweeps.records import Header, Record
+from cascli.sweeps.rule_estimate import RuleCurves
+from cascli.sweeps.table import SweepTable
 from cascli.trace import Run, Runs
 
 PAGE = Path(__file__).parent.parent / "docs" / "files.md"

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from cascli import config, settings
 from cascli.config import PairConfig
-from cascli.sweep import plan
-from cascli.sweep.plan import SweepPlan
+from cascli.sweeps import plan
+from cascli.sweeps.plan import SweepPlan
 
 FOLDER = Path(__file__).parent.parent / "configs"
 KINDS: dict[str, type[BaseModel]] = {"pair": PairConfig, "sweep": SweepPlan}

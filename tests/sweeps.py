@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cascli.sweep.plan import SweepPlan
-from cascli.sweep.records import Header, Record, Records
+from cascli.sweeps.plan import SweepPlan
+from cascli.sweeps.records import Header, Record, Records
 
 HOSTILE = (
     "</pre></script><script>window.hacked = 1</script><img src=x onerror='window.hacked=2'>\x1b[31m\u202e\x00$\\frac$"

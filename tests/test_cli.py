@@ -405,9 +405,9 @@ def test_python_opens_the_same_doors(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(SMALL_SWEEP)
     told = []
-    rows = cascli.run_sweep(plan, output=tmp_path / "out", on_progress=lambda *what: told.append(what))
+    rows = cascli.sweep(plan, output=tmp_path / "out", on_progress=lambda *what: told.append(what))
     assert [row.strategy for row in rows] == ["target", "draft", "speculative:k=2"] and len(told) == 6
     with pytest.raises(UsageError, match="--resume goes on"):
-        cascli.run_sweep(plan, output=tmp_path / "out")
-    assert cascli.run_sweep(plan, output=tmp_path / "out", resume=True) == rows
-    assert {"compare", "run_sweep", "Rule", "Strategy"} <= set(dir(cascli))
+        cascli.sweep(plan, output=tmp_path / "out")
+    assert cascli.sweep(plan, output=tmp_path / "out", resume=True) == rows
+    assert {"compare", "sweep", "Rule", "Strategy"} <= set(dir(cascli))

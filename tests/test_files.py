@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cascli
-from cascli import Pair, Run, compare, generate, run_sweep
+from cascli import Pair, Run, compare, generate, sweep
 from cascli.analysis import tidy
 from cascli.analysis.columns import COLUMNS, PARAMETERS, columns_of
 from cascli.analysis.comparison import Comparison, Row
@@ -114,7 +114,7 @@ def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path)
     plan, asked = tmp_path / "plan.yaml", prompts_file(tmp_path, {"prompt": "one"}, {"turns": ["two", "and three?"]})
     plan.write_text(f"{SWEEP}task: {{kind: jsonl, path: {asked.name}}}\n")
     swept = tidy.table("sweep", [])
-    rows = run_sweep(plan, output=tmp_path / "out")
+    rows = sweep(plan, output=tmp_path / "out")
     by_spec = {row["strategy"]: row for row in rows.to_frame().to_dict("records")}
     pair = cascli.load_pair("tiny-random", device="cpu")
     raced = compare(pair, read_prompts(asked), list(by_spec), max_new_tokens=8, temperature=0, measure=False)

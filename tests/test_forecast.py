@@ -6,8 +6,8 @@ import pytest
 
 from cascli.analysis.profile import Profile, Timing
 from cascli.strategies import parse
-from cascli.sweep.forecast import forecast, seconds_per_token
-from cascli.sweep.plan import SweepPlan
+from cascli.sweeps.forecast import forecast, seconds_per_token
+from cascli.sweeps.plan import SweepPlan
 
 
 def timing(seconds: float) -> Timing:

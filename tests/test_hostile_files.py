@@ -16,7 +16,7 @@ from cascli.config import PypiSource, load_config, read_yaml
 from cascli.errors import ConfigError, UsageError
 from cascli.files import bounded, json_of, printed, text_of
 from cascli.prompts import read_prompts
-from cascli.sweep.plan import load_plan
+from cascli.sweeps.plan import load_plan
 from cascli.weights.manifest import NAME, is_whole
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(

@@ -7,8 +7,8 @@ import torch
 
 from cascli.models.cpu import row_attention
 from cascli.models.pair import Pair
-from cascli.sweep import likelihood
-from cascli.sweep.likelihood import log_likelihood
+from cascli.sweeps import likelihood
+from cascli.sweeps.likelihood import log_likelihood
 from tests.tape import TapeCapture
 
 

@@ -16,7 +16,7 @@ import pytest
 import cascli
 from cascli import Pair, Run, compare, generate, load_pair, notebook
 from cascli.render.theme import COLORS
-from cascli.sweep.table import SweepRow, SweepRows
+from cascli.sweeps.table import SweepRow, SweepRows
 from tests.test_screen import HOSTILE, hostile
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
@@ -245,7 +245,7 @@ def test_bars_in_a_notebook_for_what_nobody_watches(kernel: type[Bar], tmp_path:
     assert bar.seen == [("answers", done, 4) for done in range(5)]
     plan = tmp_path / "plan.yaml"
     plan.write_text("pair: tiny-random\nstrategies: [draft]\nlimit: 2\nmax_new_tokens: 4\n")
-    cascli.run_sweep(plan, output=tmp_path / "out")
+    cascli.sweep(plan, output=tmp_path / "out")
     assert [place[1:] for place in kernel.made[-1].seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert all(bar.closed for bar in kernel.made)
     before = len(kernel.made)
@@ -282,4 +282,4 @@ def test_nothing_is_shown_in_a_script(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_names_are_completed() -> None:
-    assert {"generate", "load_pair", "compare", "run_sweep", "Run"} <= set(dir(cascli))
+    assert {"generate", "load_pair", "compare", "sweep", "Run"} <= set(dir(cascli))

@@ -13,13 +13,13 @@ import yaml
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
-from cascli import compare, load_pair, run_sweep
+from cascli import compare, load_pair, sweep
 from cascli.analysis.comparison import Comparison
 from cascli.cli.app import app
 from cascli.config import HubSource, PathSource, load_config, pair_of_models, source_of
 from cascli.errors import ConfigError, UsageError
 from cascli.jobs import step_times
-from cascli.sweep.records import Records
+from cascli.sweeps.records import Records
 from tests.pairs import ARCHITECTURES, pair
 
 FEW = ["--max-new-tokens", "5", "--device", "cpu", "--temperature", "0"]
@@ -338,12 +338,12 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     loaded = load_pair(draft="small", target="large")
     found = compare(loaded, "hi", ["target", "speculative:k=2"], max_new_tokens=4, temperature=0, measure=False)
     assert found.summary[1].same_as_target
-    table = run_sweep(SWEEP, loaded, output=tmp_path / "a", strategies=["draft"], max_new_tokens=2, limit=1)
+    table = sweep(SWEEP, loaded, output=tmp_path / "a", strategies=["draft"], max_new_tokens=2, limit=1)
     assert [row.strategy for row in table] == ["target", "draft"]
     assert all(row.answers == 1 and row.tokens <= 2 * 2 for row in table)  # of two turns
-    again = run_sweep("rules", loaded, output=tmp_path / "b", strategies=["draft"], max_new_tokens=2, limit=1)
+    again = sweep("rules", loaded, output=tmp_path / "b", strategies=["draft"], max_new_tokens=2, limit=1)
     assert [row.strategy for row in again] == ["target", "draft"]
     with pytest.raises(UsageError, match="loaded already"):
-        run_sweep(SWEEP, loaded, dtype="int8")
+        sweep(SWEEP, loaded, dtype="int8")
     with pytest.raises(ConfigError, match="sweep: strategys: unknown key"):
-        run_sweep(SWEEP | {"strategys": []})
+        sweep(SWEEP | {"strategys": []})

@@ -18,13 +18,13 @@ from cascli.sampling import distributions
 from cascli.sampling.uniforms import Uniforms, seed_of
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
-from cascli.sweep import rule_curves
-from cascli.sweep import worker as module
-from cascli.sweep.plan import Cell, SweepPlan
-from cascli.sweep.quality import agreement
-from cascli.sweep.tasks import Example, Task
-from cascli.sweep.units import Unit
-from cascli.sweep.worker import Worker, answers
+from cascli.sweeps import rule_curves
+from cascli.sweeps import worker as module
+from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.quality import agreement
+from cascli.sweeps.tasks import Example, Task
+from cascli.sweeps.units import Unit
+from cascli.sweeps.worker import Worker, answers
 
 KEYWORDS: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, "seed": 5}
 SETTINGS = resolve(Settings(**KEYWORDS))

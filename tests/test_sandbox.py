@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from cascli.errors import UsageError
-from cascli.sweep import guard, sandbox
-from cascli.sweep.tasks import humaneval, programs
+from cascli.sweeps import guard, sandbox
+from cascli.sweeps.tasks import humaneval, programs
 
 TESTS = "def check(candidate):\n    assert candidate(20, 1) == 42.5\n    assert candidate(2, 3) == 13\n"
 RIGHT = "def f(a, b):\n    return 2 * a + 2.5 if b == 1 else 13\n"

@@ -22,7 +22,7 @@ from cascli.render.sweep import sweep_tables
 from cascli.render.table import tables
 from cascli.render.tabular import for_spreadsheets
 from cascli.render.trace import side_by_side
-from cascli.sweep.table import SweepRow
+from cascli.sweeps.table import SweepRow
 from cascli.trace import Drafted, Emitted, Round
 
 HOSTILE = ["\x1b]0;title\x07", "\x1b[2J", "\x9b2J", "\x7f", "\x08", "\u202e", "\u2066", "\x00", "[/nope]", "[bold]x"]

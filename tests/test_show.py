@@ -13,7 +13,7 @@ from cascli.cli.app import app
 from cascli.cli.picks import wanted_of
 from cascli.errors import UsageError
 from cascli.render.tabular import csv_of
-from cascli.sweep.table import rows, tidy_rows
+from cascli.sweeps.table import rows, tidy_rows
 from tests.sweeps import folder_of, header_of, plan_of, records_of
 
 PLAN = plan_of()

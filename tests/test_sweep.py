@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from cascli.cli.app import app
 from cascli.config import pairs_folder
 from cascli.errors import ConfigError, RunError, UsageError
-from cascli.sweep import quality, sandbox
-from cascli.sweep.plan import Cell, SweepPlan, load_plan
-from cascli.sweep.records import Header, Record, Records
-from cascli.sweep.table import family, front, rows
-from cascli.sweep.tasks import Example, programs, task_of
+from cascli.sweeps import quality, sandbox
+from cascli.sweeps.plan import Cell, SweepPlan, load_plan
+from cascli.sweeps.records import Header, Record, Records
+from cascli.sweeps.table import family, front, rows
+from cascli.sweeps.tasks import Example, programs, task_of
 
 EXAMPLES = sorted((pairs_folder() / "sweeps").glob("*.yaml"))
 PLAN = """
@@ -199,7 +199,7 @@ def test_answers_may_hold_any_character(tmp_path: Path) -> None:
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cascli.sweep import worker as job
+    from cascli.sweeps import worker as job
 
     real = job.answers
 
@@ -483,8 +483,8 @@ def test_few_prompts_have_a_range() -> None:
 def test_replay_judges_the_rules_as_runs_do() -> None:
     """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
     from cascli import load_pair
-    from cascli.sweep.rule_curves import record, rule_estimates
-    from cascli.sweep.tasks import Task
+    from cascli.sweeps.rule_curves import record, rule_estimates
+    from cascli.sweeps.tasks import Task
     from tests.pairs import pair
 
     loaded = load_pair(pair(300))
@@ -527,7 +527,7 @@ def laws(kind: str, width: int, positions: int = 12) -> Any:
 @pytest.mark.parametrize("kind", ["zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss"])
 def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
     """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
-    from cascli.sweep.rule_curves import HEAD, Seen, compact, keep_rules, rule_estimate, seen_of
+    from cascli.sweeps.rule_curves import HEAD, Seen, compact, keep_rules, rule_estimate, seen_of
 
     full = laws(kind, 20_000)
     small = seen_of(compact(full))
@@ -544,9 +544,9 @@ def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
 
 def test_a_budget_is_searched_over_each_rules_own_range() -> None:
     """From the lossless end, at negative alphas for some rules, to the draft's own; a miss is called one."""
-    from cascli.sweep.plan import Match
-    from cascli.sweep.rule_curves import Seen, compact, match, seen_of
-    from cascli.sweep.rule_estimate import strategies_of
+    from cascli.sweeps.plan import Match
+    from cascli.sweeps.rule_curves import Seen, compact, match, seen_of
+    from cascli.sweeps.rule_estimate import strategies_of
 
     seen: Seen = seen_of(compact(laws("zipf 1.5", 3000, positions=400)))
     names = ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"]
@@ -564,8 +564,8 @@ def test_a_budget_is_searched_over_each_rules_own_range() -> None:
 
 
 def test_what_is_matched_runs_at_its_own_temperature_alone() -> None:
-    from cascli.sweep.plan import with_strategies
-    from cascli.sweep.rule_estimate import Matched, strategies_of
+    from cascli.sweeps.plan import with_strategies
+    from cascli.sweeps.rule_estimate import Matched, strategies_of
 
     def matched(temperature: float, alpha: float, met: bool = True) -> Matched:
         return Matched(rule="opt", alpha=alpha, temperature=temperature, k=4, budget=0.4, predicted=0.4, met=met)

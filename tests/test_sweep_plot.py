@@ -12,9 +12,9 @@ import pytest
 from cascli.render import sweep_plot
 from cascli.render.sweep_curves import BASELINES, curves
 from cascli.render.sweep_plot import plot_sweep
-from cascli.sweep.plan import Cell
-from cascli.sweep.records import Record
-from cascli.sweep.table import SweepRow, rows
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record
+from cascli.sweeps.table import SweepRow, rows
 
 SPECS = [
     "target",

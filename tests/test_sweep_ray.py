@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from cascli.cli.app import app
 from cascli.config import load_config
 from cascli.errors import RunError, UsageError
-from cascli.sweep.plan import load_plan
-from cascli.sweep.records import Record, Records
-from cascli.sweep.tasks import task_of
-from cascli.sweep.units import units
+from cascli.sweeps.plan import load_plan
+from cascli.sweeps.records import Record, Records
+from cascli.sweeps.tasks import task_of
+from cascli.sweeps.units import units
 
 PLAN = """
 pair: tiny-random
@@ -56,7 +56,7 @@ def plain(records: Records) -> list[Record]:
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
     """Its calls never end; as long as a machine is there, the wait goes on."""
-    from cascli.sweep.ray_executor import RayExecutor
+    from cascli.sweeps.ray_executor import RayExecutor
 
     looks = []
 
@@ -98,7 +98,7 @@ def test_placement_changes_nothing_and_resume_goes_on(plan_file: Path, tmp_path:
 def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
     import ray
 
-    from cascli.sweep.ray_executor import RayExecutor
+    from cascli.sweeps.ray_executor import RayExecutor
 
     plan = load_plan(plan_file)
     exam = task_of(plan, plan_file.parent)
@@ -118,7 +118,7 @@ def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
 
 @pytest.mark.slow
 def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) -> None:
-    from cascli.sweep.ray_executor import RayExecutor
+    from cascli.sweeps.ray_executor import RayExecutor
 
     plan = load_plan(plan_file).model_copy(update={"device": "cuda"})
     exam = task_of(plan, plan_file.parent)
@@ -131,7 +131,7 @@ def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) ->
 def test_what_the_cluster_cannot_give_is_said_at_once(
     plan_file: Path, address: str, device: str, workers: int | None, words: str
 ) -> None:
-    from cascli.sweep.ray_executor import RayExecutor
+    from cascli.sweeps.ray_executor import RayExecutor
 
     plan = load_plan(plan_file).model_copy(update={"device": device})
     with pytest.raises(UsageError, match=words):
@@ -139,7 +139,7 @@ def test_what_the_cluster_cannot_give_is_said_at_once(
 
 
 def test_without_ray_it_says_what_to_install(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cascli.sweep import ray_executor
+    from cascli.sweeps import ray_executor
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'cascli\[ray\]'"):

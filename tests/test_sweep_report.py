@@ -15,11 +15,11 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.render.sweep_plot import plot_sweep
 from cascli.render.sweep_report import report
-from cascli.sweep.plan import Cell
-from cascli.sweep.records import Record, Records
-from cascli.sweep.samples import MOST_ANSWERS, MOST_SAMPLES, samples
-from cascli.sweep.table import rows
-from cascli.sweep.tasks import Example, Task
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record, Records
+from cascli.sweeps.samples import MOST_ANSWERS, MOST_SAMPLES, samples
+from cascli.sweeps.table import rows
+from cascli.sweeps.tasks import Example, Task
 from tests.sweeps import HOSTILE, folder_of, header_of, plan_of, records_of
 
 PLAN = plan_of()

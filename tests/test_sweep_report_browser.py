@@ -10,7 +10,7 @@ import pytest
 
 from cascli.render.sweep_plot import plot_sweep
 from cascli.render.sweep_report import report
-from cascli.sweep.table import rows
+from cascli.sweeps.table import rows
 from tests import chromium
 from tests.chromium import Browser
 from tests.sweeps import HOSTILE, header_of, plan_of, records_of

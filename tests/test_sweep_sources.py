@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from cascli.cli.app import app
 from cascli.errors import ConfigError, RunError, UsageError
-from cascli.sweep.plan import SweepPlan, load_plan
-from cascli.sweep.records import Records
-from cascli.sweep.tasks import task_of
+from cascli.sweeps.plan import SweepPlan, load_plan
+from cascli.sweeps.records import Records
+from cascli.sweeps.tasks import task_of
 
 ROWS = [{"question": f"What is {n} and {n}?", "answer": f"It is #### {2 * n}"} for n in range(1, 6)]
 

@@ -10,7 +10,7 @@ from cascli.render.sweep import COST, sweep_tables
 from cascli.render.sweep_words import caution, findings, pair_of, summary, title_of
 from cascli.render.table import COST as COMPARE_COST
 from cascli.render.table import LAW, PAGE
-from cascli.sweep.table import SweepRow, by_category, rows
+from cascli.sweeps.table import SweepRow, by_category, rows
 from tests.sweeps import header_of, plan_of, records_of
 from tests.test_screen import console
 

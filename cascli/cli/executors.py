@@ -11,9 +11,9 @@ from cascli.cli import common
 
 if TYPE_CHECKING:
     from cascli.config import PairConfig
-    from cascli.sweep.plan import SweepPlan
-    from cascli.sweep.run import Executor
-    from cascli.sweep.tasks import Task
+    from cascli.sweeps.plan import SweepPlan
+    from cascli.sweeps.run import Executor
+    from cascli.sweeps.tasks import Task
 
 
 class Kind(StrEnum):
@@ -29,11 +29,11 @@ def executor_of(
 ) -> Iterator[Executor]:
     """A worker in this process, or a cluster of them."""
     if kind is Kind.LOCAL:
-        from cascli.sweep.worker import Worker
+        from cascli.sweeps.worker import Worker
 
         yield Worker(settings.load_as(plan.chosen_device, plan.chosen_dtype), plan, task)
         return
-    from cascli.sweep.ray_executor import RayExecutor
+    from cascli.sweeps.ray_executor import RayExecutor
 
     offline = settings.settings.offline
     with RayExecutor(_config(settings), plan, task, address=address, workers=workers, offline=offline) as cluster:

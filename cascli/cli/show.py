@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cascli.render.comparison import Trace
     from cascli.render.console import Screen
     from cascli.render.export import Outputs, Writers
-    from cascli.sweep.table import SweepTable
+    from cascli.sweeps.table import SweepTable
     from cascli.trace import Run
 
 NAME = "show"
@@ -132,7 +132,7 @@ def _all_writers(text: str, kind: str, file: Path) -> Writers:
 
         return export.of_audit(Audit.from_json(text))
     if kind == "cascli.rule-curves/1":
-        from cascli.sweep.rule_estimate import RuleCurves
+        from cascli.sweeps.rule_estimate import RuleCurves
 
         return export.of_rule_curves(RuleCurves.from_json(text))
     if kind in SWEEPS:
@@ -192,7 +192,7 @@ def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
     from rich.console import Group
 
     from cascli.render.sweep import estimates_table, sweep_tables
-    from cascli.sweep.rule_estimate import RuleCurves
+    from cascli.sweeps.rule_estimate import RuleCurves
 
     if kind == "cascli.rule-curves/1":
         curves = RuleCurves.from_json(text)
@@ -208,7 +208,7 @@ def table_in(text: str, kind: str, file: Path) -> SweepTable:
     Raises:
         UsageError: there are no answers.
     """
-    from cascli.sweep.table import SweepTable
+    from cascli.sweeps.table import SweepTable
 
     table = SweepTable.from_json(text) if kind == "cascli.sweep-table/1" else show_sweep.table_of(file.parent)
     if not table.rows:

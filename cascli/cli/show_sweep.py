@@ -12,7 +12,7 @@ from cascli import files
 from cascli.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from cascli.sweep.table import SweepRow, SweepTable
+    from cascli.sweeps.table import SweepRow, SweepTable
 
 NEEDED = ("strategy", "temperature", "quality")
 
@@ -39,9 +39,9 @@ def table_of(folder: Path) -> SweepTable:
     Raises:
         UsageError: there is no sweep, or no answer.
     """
-    from cascli.sweep.plan import with_strategies
-    from cascli.sweep.records import Records
-    from cascli.sweep.table import SweepTable, rows
+    from cascli.sweeps.plan import with_strategies
+    from cascli.sweeps.records import Records
+    from cascli.sweeps.table import SweepTable, rows
 
     records = Records(folder)
     header = records.header()
@@ -71,7 +71,7 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
     def page() -> str:
         from cascli.render.sweep_report import report
-        from cascli.sweep.records import Records
+        from cascli.sweeps.records import Records
 
         if header is None:
             raise UsageError(f"{file}: does not say what it was made from, as a report must; show the sweep's folder")
@@ -94,7 +94,7 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
 def _from_csv(file: Path) -> SweepTable:
     """The table in a results.csv, also in one that has the older columns."""
-    from cascli.sweep.table import SweepTable
+    from cascli.sweeps.table import SweepTable
 
     lines = csv.DictReader(io.StringIO(files.text_of(file, files.JSON_BYTES, encoding="utf-8-sig"), newline=""))
     missing = [name for name in NEEDED if name not in (lines.fieldnames or ())]
@@ -106,7 +106,7 @@ def _from_csv(file: Path) -> SweepTable:
 
 
 def _row(cells: Mapping[str, str]) -> SweepRow:
-    from cascli.sweep.table import SweepRow, family
+    from cascli.sweeps.table import SweepRow, family
 
     values: dict[str, Any] = dict.fromkeys(SweepRow.model_fields) | {
         name: cell for name, cell in cells.items() if name in SweepRow.model_fields

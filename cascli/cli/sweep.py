@@ -17,10 +17,10 @@ from cascli.errors import UsageError
 
 if TYPE_CHECKING:
     from cascli.config import PairConfig
-    from cascli.sweep.plan import SweepPlan
-    from cascli.sweep.records import Header, Record, Records
-    from cascli.sweep.run import Executor
-    from cascli.sweep.tasks import Task
+    from cascli.sweeps.plan import SweepPlan
+    from cascli.sweeps.records import Header, Record, Records
+    from cascli.sweeps.run import Executor
+    from cascli.sweeps.tasks import Task
 
     Done = dict[tuple[str, str], Record]
 
@@ -84,10 +84,10 @@ def command(
     flags: Flags,
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
-    from cascli.sweep.plan import load_plan, pair_of, plan_file
-    from cascli.sweep.records import Records
-    from cascli.sweep.run import header_of
-    from cascli.sweep.tasks import task_of
+    from cascli.sweeps.plan import load_plan, pair_of, plan_file
+    from cascli.sweeps.records import Records
+    from cascli.sweeps.run import header_of
+    from cascli.sweeps.tasks import task_of
 
     path = plan_file(file)
     plan = load_plan(path)
@@ -121,7 +121,7 @@ def command(
 def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None) -> SweepPlan:
     """The plan with what flags say in place of its file's, and after them the environment."""
     from cascli.settings import from_environment
-    from cascli.sweep.plan import overridden
+    from cascli.sweeps.plan import overridden
 
     plan = overridden(plan, from_environment().model_copy(update=flags.given.given()))
     if asked is not None:
@@ -135,7 +135,7 @@ def _allowed(task: Task, settings: common.Plan, *, allow: bool, unsafe: bool) ->
     Raises:
         UsageError: nobody has allowed it, or it cannot be walled off here.
     """
-    from cascli.sweep.run import allowed
+    from cascli.sweeps.run import allowed
 
     task, warning = allowed(task, allow=allow, unsafe=unsafe)
     if warning is not None:
@@ -153,8 +153,8 @@ def _run(
     done: Done,
 ) -> None:
     from cascli.cli.progress import Progress
-    from cascli.sweep.plan import with_strategies
-    from cascli.sweep.run import all_failed, settled, sweep
+    from cascli.sweeps.plan import with_strategies
+    from cascli.sweeps.run import all_failed, carry_out, settled
 
     before = records.header() if done else None
     if plan.match:
@@ -169,7 +169,7 @@ def _run(
     plan = with_strategies(plan, header.added())
     try:
         with Progress(settings.screen, "sweeping", counted=True) as progress:
-            sweep(executor, plan, task, records, done, on_progress=progress.step)
+            carry_out(executor, plan, task, records, done, on_progress=progress.step)
     finally:
         # Also what an interrupted sweep has got is shown and written.
         views.show_results(records, header, settings.screen, as_json=settings.settings.json_output)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from cascli.cli import common
     from cascli.render.console import Screen
-    from cascli.sweep.plan import SweepPlan
-    from cascli.sweep.records import Header, Records
-    from cascli.sweep.rule_estimate import RuleEstimate
-    from cascli.sweep.run import Executor
-    from cascli.sweep.table import SweepRow
-    from cascli.sweep.tasks import Task
+    from cascli.sweeps.plan import SweepPlan
+    from cascli.sweeps.records import Header, Records
+    from cascli.sweeps.rule_estimate import RuleEstimate
+    from cascli.sweeps.run import Executor
+    from cascli.sweeps.table import SweepRow
+    from cascli.sweeps.tasks import Task
 
 RULE_CURVES_K = 4
 
@@ -54,7 +54,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
 def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
     from cascli.jobs.step_times import kept
     from cascli.render.numbers import duration
-    from cascli.sweep.forecast import forecast
+    from cascli.sweeps.forecast import forecast
 
     steps = kept(settings.config, plan.chosen_device, plan.chosen_dtype)
     if steps is None:
@@ -72,7 +72,7 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan,
     from cascli.files import write
     from cascli.render.sweep import estimates_table
     from cascli.render.tabular import csv_of
-    from cascli.sweep.rule_estimate import RuleCurves
+    from cascli.sweeps.rule_estimate import RuleCurves
     from cascli.trace import now
 
     k = plan.match.k if plan.match else RULE_CURVES_K
@@ -115,8 +115,8 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     from cascli.render.sweep import sweep_tables
     from cascli.render.sweep_report import report
     from cascli.render.tabular import csv_of
-    from cascli.sweep.plan import with_strategies
-    from cascli.sweep.table import SweepTable, rows, tidy_rows
+    from cascli.sweeps.plan import with_strategies
+    from cascli.sweeps.table import SweepTable, rows, tidy_rows
 
     table = rows(records.read(), with_strategies(header.plan, header.added()))
     if not table:

@@ -32,8 +32,8 @@ from cascli.trace import Run, Runs
 
 if TYPE_CHECKING:
     from cascli.audit.report import Audit
-    from cascli.sweep.rule_estimate import RuleCurves
-    from cascli.sweep.table import SweepTable
+    from cascli.sweeps.rule_estimate import RuleCurves
+    from cascli.sweeps.table import SweepTable
 
 Writers = Mapping[str, Callable[[], str | bytes]]
 """What a document can be written as, and how."""
@@ -240,7 +240,7 @@ def of_audit(audit: Audit) -> Writers:
 
 def of_sweep(table: SweepTable) -> Writers:
     """What a sweep's table can be written as."""
-    from cascli.sweep.table import tidy_rows
+    from cascli.sweeps.table import tidy_rows
 
     def printed(screen: Screen) -> None:
         from cascli.render.sweep import sweep_tables

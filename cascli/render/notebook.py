@@ -22,7 +22,7 @@ from cascli.render.sweep import COST, QUALITY, known
 from cascli.render.sweep_words import caution, scatter_kinds
 from cascli.render.table import PAGE, scatter_line
 from cascli.render.verdict import verdict
-from cascli.sweep.table import SweepRow, SweepRows
+from cascli.sweeps.table import SweepRow, SweepRows
 from cascli.trace import Run
 
 MOST_ROWS = 60

@@ -14,9 +14,9 @@ from cascli.render.console import fits, fitted, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
-from cascli.sweep.plan import BASELINE
-from cascli.sweep.rule_estimate import RuleEstimate
-from cascli.sweep.table import SweepRow
+from cascli.sweeps.plan import BASELINE
+from cascli.sweeps.rule_estimate import RuleEstimate
+from cascli.sweeps.table import SweepRow
 
 EXPENDABLE = ("tok/s", "deferral\nrate")
 """Columns that a narrow terminal does without, where that saves a third table."""

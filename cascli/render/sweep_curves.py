@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cascli.render.marks import SHORT
 from cascli.strategies import parse
-from cascli.sweep.table import SweepRow
+from cascli.sweeps.table import SweepRow
 
 BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")

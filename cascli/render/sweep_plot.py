@@ -13,7 +13,7 @@ from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
 from cascli.render.sweep_curves import SIZES, Curve, Look, curves, drawn_as, looks_of
 from cascli.render.sweep_words import bars_of, temperature_of
-from cascli.sweep.table import SweepRow, front
+from cascli.sweeps.table import SweepRow, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

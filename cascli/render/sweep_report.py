@@ -10,9 +10,9 @@ from cascli.render.html_text import section, text
 from cascli.render.sweep_report_samples import samples_of
 from cascli.render.sweep_report_tables import categories_table, strategies_table
 from cascli.render.sweep_words import caution, day_of, findings, pair_of, summary, title_of
-from cascli.sweep.records import Header, Record
-from cascli.sweep.samples import samples
-from cascli.sweep.table import SweepRow, by_category
+from cascli.sweeps.records import Header, Record
+from cascli.sweeps.samples import samples
+from cascli.sweeps.table import SweepRow, by_category
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 

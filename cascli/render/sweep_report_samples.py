@@ -8,8 +8,8 @@ from cascli.render.html_text import text
 from cascli.render.marks import short_name
 from cascli.render.numbers import number
 from cascli.render.sweep_words import temperature_of
-from cascli.sweep.records import Header
-from cascli.sweep.samples import Answer, Sample
+from cascli.sweeps.records import Header
+from cascli.sweeps.samples import Answer, Sample
 
 NAMED = 3
 """Strategies that are named at once above a text that many of them wrote."""

@@ -10,8 +10,8 @@ from cascli.render.html_text import text
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import passed, temperature_of
-from cascli.sweep.plan import BASELINE
-from cascli.sweep.table import SweepRow
+from cascli.sweeps.plan import BASELINE
+from cascli.sweeps.table import SweepRow
 
 
 class Column(NamedTuple):

@@ -8,9 +8,9 @@ from pathlib import Path
 from cascli.analysis.statistics import Kind
 from cascli.render.marks import short_name
 from cascli.render.numbers import number
-from cascli.sweep.plan import BASELINE, TaskConfig
-from cascli.sweep.records import Header
-from cascli.sweep.table import SweepRow
+from cascli.sweeps.plan import BASELINE, TaskConfig
+from cascli.sweeps.records import Header
+from cascli.sweeps.table import SweepRow
 
 
 def pair_of(header: Header) -> str:

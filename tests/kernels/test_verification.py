@@ -15,7 +15,7 @@ from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
 from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
-from cascli.sweep.recording import Watching
+from cascli.sweeps.recording import Watching
 
 ALPHAS = (-0.1, 0.3, 0.7)
 KINDS = [rules.load(name) for name in rules.names()]

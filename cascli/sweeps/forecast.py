@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cascli.analysis.profile import Profile
 from cascli.strategies import Strategy, parse
-from cascli.sweep.plan import SweepPlan
+from cascli.sweeps.plan import SweepPlan
 
 
 class Seconds(NamedTuple):

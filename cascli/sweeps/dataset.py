@@ -8,7 +8,7 @@ from typing import Any
 
 from cascli.errors import RunError, UsageError, first_line
 from cascli.prompts import Prompt
-from cascli.sweep.plan import TaskConfig
+from cascli.sweeps.plan import TaskConfig
 
 
 def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline: bool = False) -> list[Prompt]:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cascli.sweep.plan import BASELINE
-from cascli.sweep.records import Record
+from cascli.sweeps.plan import BASELINE
+from cascli.sweeps.records import Record
 
 MOST_SAMPLES = 4
 MOST_ANSWERS = 4

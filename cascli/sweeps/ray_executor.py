@@ -16,12 +16,12 @@ from typing import Any, Self
 
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
-from cascli.sweep.plan import Match, SweepPlan
-from cascli.sweep.records import Record
-from cascli.sweep.rule_estimate import Matched, RuleEstimate
-from cascli.sweep.tasks import Task
-from cascli.sweep.units import Unit, by_prompt
-from cascli.sweep.worker import OnProgress, Worker
+from cascli.sweeps.plan import Match, SweepPlan
+from cascli.sweeps.records import Record
+from cascli.sweeps.rule_estimate import Matched, RuleEstimate
+from cascli.sweeps.tasks import Task
+from cascli.sweeps.units import Unit, by_prompt
+from cascli.sweeps.worker import OnProgress, Worker
 
 MOST_TRIES = 3
 """How often a unit is begun before its loss is recorded as its error."""

@@ -18,8 +18,8 @@ from cascli.errors import RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
-from cascli.sweep.plan import Cell, SweepPlan
-from cascli.sweep.rule_estimate import Matched, strategies_of
+from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.rule_estimate import Matched, strategies_of
 from cascli.version import __version__
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from cascli.sweep.plan import Cell, SweepPlan
-from cascli.sweep.tasks import Example, Task
+from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.tasks import Example, Task
 
 
 class Unit(NamedTuple):

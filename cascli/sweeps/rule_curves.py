@@ -22,10 +22,10 @@ from cascli.rules.base import KeepRule, ThresholdRule
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
-from cascli.sweep.plan import Match, SweepPlan
-from cascli.sweep.recording import Recording
-from cascli.sweep.rule_estimate import Matched, RuleEstimate, predicted_calls
-from cascli.sweep.tasks import Task
+from cascli.sweeps.plan import Match, SweepPlan
+from cascli.sweeps.recording import Recording
+from cascli.sweeps.rule_estimate import Matched, RuleEstimate, predicted_calls
+from cascli.sweeps.tasks import Task
 
 HEAD = 1024
 """Tokens that are kept at a position: the likeliest of either model."""

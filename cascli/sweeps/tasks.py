@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cascli.errors import UsageError
 from cascli.prompts import Prompt, builtin, read_prompts
-from cascli.sweep import quality, sandbox
-from cascli.sweep.dataset import dataset_prompts
-from cascli.sweep.plan import SweepPlan
+from cascli.sweeps import quality, sandbox
+from cascli.sweeps.dataset import dataset_prompts
+from cascli.sweeps.plan import SweepPlan
 
 _FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
 _ASK = (

@@ -14,8 +14,8 @@ from cascli import notebook
 from cascli.analysis import tidy
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.strategies import parse
-from cascli.sweep.plan import BASELINE, SweepPlan
-from cascli.sweep.records import Header, Record
+from cascli.sweeps.plan import BASELINE, SweepPlan
+from cascli.sweeps.records import Header, Record
 from cascli.trace import Data, Document
 
 if TYPE_CHECKING:

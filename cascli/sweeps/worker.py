@@ -14,13 +14,13 @@ from cascli.jobs.generate import decode
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
-from cascli.sweep.likelihood import log_likelihood
-from cascli.sweep.plan import BASELINE, Cell, Match, SweepPlan
-from cascli.sweep.records import Record
-from cascli.sweep.rule_curves import Seen, match, record, rule_estimates
-from cascli.sweep.rule_estimate import Matched, RuleEstimate
-from cascli.sweep.tasks import Example, Task
-from cascli.sweep.units import Unit
+from cascli.sweeps.likelihood import log_likelihood
+from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
+from cascli.sweeps.records import Record
+from cascli.sweeps.rule_curves import Seen, match, record, rule_estimates
+from cascli.sweeps.rule_estimate import Matched, RuleEstimate
+from cascli.sweeps.tasks import Example, Task
+from cascli.sweeps.units import Unit
 from cascli.trace import Run
 
 OnProgress = Callable[[str, int, int], None]

@@ -1,6 +1,6 @@
 """Run the grid of a sweep, and keep every result as soon as it is there.
 
-`run_sweep` is the whole of it for Python; the command line puts the same parts together with progress and tables.
+`sweep` is the whole of it for Python; the command line puts the same parts together with progress and tables.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from cascli import notebook
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.settings import checked
-from cascli.sweep import sandbox
-from cascli.sweep.plan import Match, SweepPlan, load_plan, overridden, pair_of, plan_file, with_strategies
-from cascli.sweep.records import Header, Record, Records
-from cascli.sweep.rule_estimate import Matched, RuleEstimate, strategies_of
-from cascli.sweep.table import SweepRows, rows
-from cascli.sweep.tasks import Task, task_of
-from cascli.sweep.units import Unit, units
+from cascli.sweeps import sandbox
+from cascli.sweeps.plan import Match, SweepPlan, load_plan, overridden, pair_of, plan_file, with_strategies
+from cascli.sweeps.records import Header, Record, Records
+from cascli.sweeps.rule_estimate import Matched, RuleEstimate, strategies_of
+from cascli.sweeps.table import SweepRows, rows
+from cascli.sweeps.tasks import Task, task_of
+from cascli.sweeps.units import Unit, units
 from cascli.trace import now
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Executor(Protocol):
         """One record a unit, each as soon as it is there."""
 
 
-def sweep(
+def carry_out(
     executor: Executor,
     plan: SweepPlan,
     task: Task,
@@ -77,7 +77,7 @@ def sweep(
             on_progress(f"{record.problem} {record.cell.strategy}, {speed:.1f} tokens/s", len(done), len(work))
 
 
-def run_sweep(
+def sweep(
     source: str | Path | Mapping[str, Any],
     pair: Pair | None = None,
     *,
@@ -132,7 +132,7 @@ def run_sweep(
         RunError: weights, memory or device failed, or every answer did.
     """
     from cascli.models.load import load_pair
-    from cascli.sweep.worker import Worker
+    from cascli.sweeps.worker import Worker
 
     on_progress = on_progress or notebook.bars()
     if pair is not None and (dtype is not None or device is not None):
@@ -152,7 +152,7 @@ def run_sweep(
     config = pair_of(plan, folder, where) if pair is None else pair.config
     records = Records(Path(output or plan.output))
     with records.alone():
-        header = header_of(plan, task, config, command=f"run_sweep({where!r})")
+        header = header_of(plan, task, config, command=f"sweep({where!r})")
         if pair is not None:
             header = header.model_copy(update={"asked": header.asked | {"precision": pair.info.dtypes}})
         done = records.open(header, resume=resume, anyway=anyway)
@@ -162,7 +162,7 @@ def run_sweep(
         header = settled(worker, plan, header, records.header() if done else None, on_progress)
         records.write_header(header)
         whole = with_strategies(plan, header.added())
-        sweep(worker, whole, task, records, done, on_progress)
+        carry_out(worker, whole, task, records, done, on_progress)
     if isinstance(on_progress, notebook.Bars):
         on_progress.close()
     all_failed(done)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import UsageError
-from cascli.sweep import guard
+from cascli.sweeps import guard
 
 SECONDS = guard.SECONDS + 2
 
