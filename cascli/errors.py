@@ -56,13 +56,13 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that `name` is not a known `kind`, list what exists and suggest the nearest.
+def unknown(kind: str, name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Say that `name` is not a known `kind`, list what exists and suggest the nearest, if it is near.
 
     >>> unknown("rule", "op", ["opt", "chow"])
     "unknown rule 'op'; did you mean 'opt'? Known: chow, opt"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}"

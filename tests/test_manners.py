@@ -190,3 +190,5 @@ def test_an_unknown_suffix_is_near_to_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         check_suffix(tmp_path / "c.svg", (".csv", ".md"))
     assert "did you mean" not in str(error.value) and ".csv, .md" in str(error.value)
+    with pytest.raises(UsageError, match=r"did you mean '\.html'"):
+        check_suffix(tmp_path / "c.htm", (".csv", ".html"))

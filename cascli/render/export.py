@@ -138,8 +138,8 @@ def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") 
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
     if path.suffix not in allowed:
-        # No nearest one: '.svg' is near to '.csv', and means something else.
-        raise UsageError(f"{flag} {path}: unknown suffix '{path.suffix}'. Known: {', '.join(sorted(allowed))}")
+        # '.htm' is meant to be '.html', but '.svg' is something else than '.csv'.
+        raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed, cutoff=0.8))
     check_place(path, flag=flag)
 
 

@@ -87,8 +87,8 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
     folder = locate(source)
     if folder is not None:
         return folder
-    if offline:
-        require_here(source)
+    if offline and not isinstance(source, PathSource):
+        raise _not_here(source)
     if isinstance(source, HubSource):
         return hub.download_snapshot(source, report)
     folder = _converted(source)
@@ -106,10 +106,14 @@ def require_here(source: Source) -> None:
         RunError: its weights are not on this machine.
     """
     if not isinstance(source, PathSource) and locate(source) is None:
-        raise RunError(
-            f"{source}: its weights are not on this machine, and offline mode is on.\n"
-            "Run 'cascli pull' for this pair once with a network and without --offline."
-        )
+        raise _not_here(source)
+
+
+def _not_here(source: Source) -> RunError:
+    return RunError(
+        f"{source}: its weights are not on this machine, and offline mode is on.\n"
+        "Run 'cascli pull' for this pair once with a network and without --offline."
+    )
 
 
 def _make(source: Source, folder: Path, report: Report, size: int | None) -> None:
