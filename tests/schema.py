@@ -37,6 +37,7 @@ COMMON = {
     "num_speculative_tokens": "k: drafted tokens a round where a strategy does not say.",
     "top": "How many of each model's likeliest tokens a trace keeps at a position.",
     "cuda_graphs": "Record decoding steps on a GPU.",
+    "threads": "Threads of a CPU; all cores by default.",
     "compile": "Let torch.compile make the steps on a GPU.",
     "prompts": "A JSONL file with `prompt` or `turns` on each line, or: builtin.",
     "json": "Print one JSON document instead of text.",

@@ -61,12 +61,21 @@ def command(
     ] = TraceKind.TEXT,
     strategy: Annotated[
         list[str] | None,
-        typer.Option("--strategy", "-s", help="Show this one alone, by its name or some parameters; may be repeated."),
+        typer.Option(
+            "--strategy",
+            "-s",
+            metavar="NAME",
+            help="Show this one alone, by its name or some parameters; may be repeated.",
+        ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="Show one prompt alone, by id or place (1 is the first).")
+        str | None,
+        typer.Option("--prompt", metavar="ID", help="Show one prompt alone, by id or place (1 is the first)."),
     ] = None,
-    title: Annotated[str, typer.Option("--title", help="Title of a sweep's report or figure (-o).")] = "",
+    title: Annotated[
+        str,
+        typer.Option("--title", metavar="TEXT", show_default=False, help="Title of a sweep's report or figure (-o)."),
+    ] = "",
     play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
     speed: Annotated[
         float, typer.Option("--speed", min=0.01, metavar="X", help="How many times as fast it is played.")

@@ -69,7 +69,9 @@ def command(
         bool,
         typer.Option("--unsafe-code-execution", help="Run it even where it cannot be sandboxed."),
     ] = False,
-    title: Annotated[str, typer.Option("--title", help="Title of the report and its picture.")] = "",
+    title: Annotated[
+        str, typer.Option("--title", metavar="TEXT", show_default=False, help="Title of the report and its picture.")
+    ] = "",
     executor: Annotated[
         Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
     ] = Kind.LOCAL,
