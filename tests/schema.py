@@ -38,6 +38,7 @@ COMMON = {
     "top": "How many of each model's likeliest tokens a trace keeps at a position.",
     "cuda_graphs": "Record decoding steps on a GPU.",
     "threads": "Threads of a CPU; all cores by default.",
+    "format": "What -o writes where its suffix does not say.",
     "compile": "Let torch.compile make the steps on a GPU.",
     "prompts": "A JSONL file with `prompt` or `turns` on each line, or: builtin.",
     "json": "Print one JSON document instead of text.",
