@@ -81,6 +81,10 @@ def test_acceptance_counts_rounds_and_tests() -> None:
 
 
 def test_one_sentence_says_what_was_compared() -> None:
+    for temperatures, seeds in (([0.0], ""), ([1.0], ", each with 2 seeds"), ([0.0, 1.0], " (greedy answers once)")):
+        plan = plan_of(temperatures=temperatures, seeds=[0, 1])
+        said = summary(header_of(plan), rows(records_of(plan), plan))
+        assert seeds in said and ("seeds" in said) == bool(seeds)
     said = summary(header_of(PLAN), ROWS)
     for part in ("2026-03-01", "18 strategies", "pair mine", "8 prompts", "asked.jsonl", "0 and 1", "f1", "x86_64 cpu"):
         assert part in said, part

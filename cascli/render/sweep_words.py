@@ -53,7 +53,8 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     prompts = max((row.num_prompts or 0 for row in rows), default=0)
     temperatures = sorted({row.temperature for row in rows})
     at = "greedily" if temperatures == [0] else "at temperature " + _listed([f"{each:g}" for each in temperatures])
-    often = f", each with {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
+    greedy = " (greedy answers once)" if 0 in temperatures else ""
+    often = f", each with {len(plan.seeds)} seeds{greedy}" if len(plan.seeds) > 1 and any(temperatures) else ""
     device = header.environment.get("device", "")
     where = f" on {device}" if device else ""
     when = f"On {day_of(header)}, " if header.date else ""
