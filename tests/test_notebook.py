@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 import cascli
 from cascli import Pair, Run, compare, generate, load_pair, notebook
@@ -105,7 +106,7 @@ def test_two_checkpoints_in_folders_are_compared_in_a_notebook(tmp_path: Path) -
 
 
 def test_a_real_kernel_shows_the_same(text_pair: Pair) -> None:
-    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
+    shell = InteractiveShell.instance()
     run = generate(text_pair, "hi", strategy="speculative:k=2", max_new_tokens=6)
     data, _ = shell.display_formatter.format(run)
     assert data["text/html"] == run._repr_html_() and data["text/plain"] == repr(run)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import yaml
+from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
@@ -347,3 +349,20 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         sweep(SWEEP, loaded, dtype="int8")
     with pytest.raises(ConfigError, match="sweep: strategys: unknown key"):
         sweep(SWEEP | {"strategys": []})
+
+
+@pytest.mark.slow
+def test_a_notebook_compares_two_folders(models: Path) -> None:
+    """In a kernel of its own, as Jupyter runs it."""
+    cells = [
+        'from cascli import compare, load_pair\npair = load_pair(draft="small", target="large")\npair',
+        'compare(pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, temperature=0, measure=False)',
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(
+        notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": str(models)}}
+    ).execute()
+    loaded, compared = (cell.outputs[-1]["data"] for cell in notebook.cells)
+    assert "small+large" in loaded["text/plain"]
+    assert "speculative k=2" in compared["text/html"] and "same" in compared["text/html"]
+    assert len(compared["text/plain"].splitlines()) == 1
