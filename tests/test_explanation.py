@@ -152,7 +152,8 @@ def test_nothing_is_measured_where_nothing_is_explained(text_pair: Pair) -> None
 
 def test_noise_is_said_only_where_there_is_some() -> None:
     assert noise_line(None) is None and noise_line(0.1) is None
-    assert "45%" in (noise_line(0.45) or "")
+    assert "45%" in (noise_line(0.45) or "") and "--threads" not in (noise_line(0.45) or "")
+    assert "--threads 1" in (noise_line(0.45, 2) or "") and "--threads" not in (noise_line(0.45, 1) or "")
 
 
 def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:

@@ -113,9 +113,18 @@ def notes(comparison: Comparison, *, verbose: bool = False, fancy: bool = True) 
         yield sentence(comparison.explanation, fancy=fancy)
     if comparison.profile is not None and verbose:
         yield steps_line(comparison.profile)
-    noise = noise_line(comparison.spread)
+    noise = noise_line(comparison.spread, _cpu_threads(comparison))
     if noise is not None:
         yield noise
+
+
+def _cpu_threads(comparison: Comparison) -> int | None:
+    """Threads of the CPU that it ran on; None on a GPU, and of older documents."""
+    first = comparison.runs[0] if comparison.runs else None
+    if first is None or first.pair.target.device != "cpu":
+        return None
+    told = first.environment.get("threads", "")
+    return int(told) if told.isdecimal() else None
 
 
 def pair_line(run: Run) -> str:

@@ -62,11 +62,12 @@ def steps_line(profile: Profile) -> str:
     )
 
 
-def noise_line(spread: float | None) -> str | None:
-    """A warning if the machine was too noisy for the figures to be trusted."""
+def noise_line(spread: float | None, threads: int | None = None) -> str | None:
+    """A warning if the machine was too noisy for the figures to be trusted; `threads` of a CPU, if it was one."""
     if spread is None or spread < NOISY:
         return None
+    alone = ", or with --threads 1 beside other work" if (threads or 1) > 1 else ""
     return (
         f"noisy machine: the middle half of the target's steps differ by {spread:.0%} of their median;"
-        " repeat with --runs 5, and with nothing else running"
+        f" repeat with --runs 5 and nothing else running{alone}"
     )
