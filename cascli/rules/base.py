@@ -67,8 +67,6 @@ class KeepRule(Rule):
     Narasimhan et al. 2025, eq. 11.
     """
 
-    alpha: Alpha = 0.3
-
     @property
     def chooses(self) -> bool:
         """Always, unless a subclass has made a pi of its own."""
@@ -112,6 +110,8 @@ class Threshold(NamedTuple):
 @dataclass(frozen=True)
 class ThresholdRule(KeepRule):
     """A rule that compares a probability with a threshold; verification on a GPU computes it in one go."""
+
+    alpha: Alpha = 0.3
 
     @abstractmethod
     def threshold(self) -> Threshold:

@@ -1,0 +1,35 @@
+"""A control: the target alone, cut below a bound that falls with its entropy: the pair of typical acceptance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.rules.base import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class Eta(Rule):
+    """A control: the target alone, cut where typical cuts. At temperature 0 it is exact."""
+
+    formula: ClassVar[str] = "pi = norm(p on K); K: p(v) > min(epsilon, delta exp(-H(p)))"
+    source: ClassVar[str] = "Hewitt et al. 2022 (eta sampling), with typical's parameters"
+    lossless_when: ClassVar[str] = "epsilon = 0"
+    reads_draft: ClassVar[bool] = False
+    reads_base: ClassVar[bool] = False
+
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.09
+    delta: Annotated[float, Field(ge=0, lt=1)] = 0.3
+
+    def apply(self, d: Dists) -> Tensor:
+        """The target within K, which is never empty: max p >= exp(-H(p))."""
+        from cascli.rules._tail import entropy, truncated
+
+        return truncated(d, d.p > (self.delta * (-entropy(d.p)).exp()).clamp_max(self.epsilon))

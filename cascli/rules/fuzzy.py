@@ -1,0 +1,50 @@
+"""Keep the draft model wherever its distribution is near enough to the target's.
+
+Divergences of the distributions at temperature 1, in nats: js is bounded by ln 2, tv by 1, kl is KL(p1 || q1) and may
+be infinite. The published code has the arguments of kl and js the other way round, and a js without bound: its
+thresholds are not these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cascli.rules.base import KeepRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class Fuzzy(KeepRule):
+    """Keep the draft model wherever it is near enough to the target."""
+
+    formula: ClassVar[str] = "keep q iff D(q1, p1) <= threshold; D: js, kl = KL(p1 || q1), tv"
+    source: ClassVar[str] = "Holsman et al. 2025 (fuzzy speculative decoding)"
+    lossless_when: ClassVar[str] = "threshold < 0"
+    reads_confidence: ClassVar[bool] = True
+
+    threshold: Annotated[float, Field(ge=-1)] = 0.1
+    divergence: Literal["js", "kl", "tv"] = "js"
+
+    def keep(self, d: Dists) -> Tensor:
+        """Bool `[n, 1]`."""
+        return self._apart(d.q1, d.p1) <= self.threshold
+
+    def _apart(self, q: Tensor, p: Tensor) -> Tensor:
+        if self.divergence == "tv":
+            return (p - q).clamp_min(0).sum(dim=-1, keepdim=True)
+        if self.divergence == "kl":
+            return _kl(p, q)
+        middle = (p + q) / 2
+        return (_kl(p, middle) + _kl(q, middle)) / 2
+
+
+def _kl(a: Tensor, b: Tensor) -> Tensor:
+    """KL(a || b) in nats, `[n, 1]`; infinite where a has mass that b has not."""
+    return (a.xlogy(a) - a.xlogy(b)).sum(dim=-1, keepdim=True)

@@ -1,0 +1,42 @@
+"""Test drafts against a target that is made likelier: accept with min(1, f(p) / q).
+
+f(p) = p / lenience (Leviathan et al. 2023, app. A.5), which bounds pi by p / lenience, or p ** lenience, which bounds
+nothing: a token of p = 1e-6 may become a thousand times as likely at 0.5. A rejected draft is replaced from
+norm(max(0, p - q)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cascli.rules.base import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class Lenience(Rule):
+    """Accept with min(1, f(p) / q). At temperature 0 it is exact (Leviathan's greedy form is token-v3)."""
+
+    formula: ClassVar[str] = (
+        "pi = min(q, f(p)) + rejected mass * norm(max(0, p - q)); f(p) = p / lenience, or p ** lenience"
+    )
+    source: ClassVar[str] = "Leviathan et al. 2023, app. A.5; Zhou et al. 2024 (DistillSpec)"
+    lossless_when: ClassVar[str] = "lenience = 1"
+    reads_base: ClassVar[bool] = False
+
+    lenience: Annotated[float, Field(gt=0, le=1)] = 0.5
+    shape: Literal["linear", "exp"] = "linear"
+
+    def apply(self, d: Dists) -> Tensor:
+        """What passes the lenient test, and the rest from the residual of p."""
+        from cascli.rules._tail import completed
+
+        likelier = d.p / self.lenience if self.shape == "linear" else d.p**self.lenience
+        return completed(d.q.minimum(likelier), d)

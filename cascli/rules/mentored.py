@@ -1,0 +1,93 @@
+"""Accept as often as a budget allows, and lose nothing by it: the optimal lossy rule.
+
+pi = min(max(q, p / B), p / A) with 0 < A <= 1 <= B, where B follows from sum pi = 1. One path of A serves every budget:
+the share A itself (alpha = 1 - A; pi <= p / A), KL(p || pi) in nats, or TV(pi, p). A budget that q meets gives q;
+where no A meets it but 1, p stands. Accepts as often as lenience = A, with a better residual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.errors import UsageError
+from cascli.rules.base import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+STEPS = 24
+"""Of Newton's, from above on a convex, piecewise linear function: they never overshoot, and end after few."""
+HALVINGS = 40
+"""Of the interval of A, where a budget is given."""
+Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Mentored(Rule):
+    """The optimal lossy rule for a budget: alpha = 1 - A, or kl, or tv. At temperature 0 it is exact."""
+
+    formula: ClassVar[str] = (
+        "pi = min(max(q, p / B), p / A), sum pi = 1; A = 1 - alpha, or the least that meets kl or tv"
+    )
+    source: ClassVar[str] = "Tran-Thien 2023 (mentored decoding); arXiv 2609.30474"
+    lossless_when: ClassVar[str] = "alpha = 0, kl = 0 or tv = 0"
+    reads_base: ClassVar[bool] = False
+    alpha_lossless: ClassVar[float | None] = 0.0
+
+    alpha: Annotated[float, Field(ge=0, lt=1)] | None = None
+    kl: Budget | None = None
+    tv: Budget | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse several budgets.
+
+        Raises:
+            UsageError: more than one.
+        """
+        if sum(each is not None for each in (self.alpha, self.kl, self.tv)) > 1:
+            raise UsageError("mentored takes one budget: alpha, kl or tv")
+
+    def apply(self, d: Dists) -> Tensor:
+        """pi at the A of the budget, row by row; 0.3 is the alpha where nothing is said."""
+        q, p = d.q.double(), d.p.double()
+        if self.kl is None and self.tv is None:
+            share = q.new_full((*q.shape[:-1], 1), 1 - (0.3 if self.alpha is None else self.alpha))
+        else:
+            share = self._least_share(q, p)
+        return _clamped(q, p, share).to(d.q.dtype)
+
+    def _least_share(self, q: Tensor, p: Tensor) -> Tensor:
+        """The least A `[n, 1]` whose pi is within the budget: both divergences fall as A grows."""
+        low = q.new_zeros((*q.shape[:-1], 1))
+        high = low + 1
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            within = self._spent(_clamped(q, p, middle), p)
+            low, high = low.where(within, middle), middle.where(within, high)
+        return high
+
+    def _spent(self, pi: Tensor, p: Tensor) -> Tensor:
+        """Whether `[n, 1]` the budget is kept."""
+        if self.tv is not None:
+            return (pi - p).clamp_min(0).sum(dim=-1, keepdim=True) <= self.tv
+        return (p.xlogy(p) - p.xlogy(pi)).sum(dim=-1, keepdim=True) <= (self.kl or 0.0)
+
+
+def _clamped(q: Tensor, p: Tensor, share: Tensor) -> Tensor:
+    """min(max(q, t p), p / A) `[n, V]` with t = 1 / B in [0, 1] such that it sums to 1."""
+    most = p / share
+    cut = q > most
+    fixed = most.where(cut, 0.0).sum(dim=-1, keepdim=True)
+    free_q, free_p = q.where(~cut, 0.0), p.where(~cut, 0.0)
+    t = share.new_ones(share.shape)
+    for _ in range(STEPS):
+        raised = t * free_p > free_q
+        kept = free_q.where(~raised, 0.0).sum(dim=-1, keepdim=True)
+        slope = free_p.where(raised, 0.0).sum(dim=-1, keepdim=True)
+        t = ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
+    return most.where(cut, free_q.maximum(t * free_p))

@@ -1,0 +1,37 @@
+"""A control: the target alone, cut to the tokens that head and token-v3 would keep at this alpha.
+
+Whatever a lenient rule gains by cutting the target's tail, this gains without a draft model's taste.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.rules.base import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class MinP(Rule):
+    """A control: the target alone, cut where head and token-v3 cut. At temperature 0 it is exact."""
+
+    formula: ClassVar[str] = "pi = norm(p on K); K: p1(v) >= (1 - alpha) max p1"
+    source: ClassVar[str] = "Nguyen et al. 2025 (min-p sampling)"
+    lossless_when: ClassVar[str] = "alpha = 1"
+    reads_draft: ClassVar[bool] = False
+    alpha_lossless: ClassVar[float | None] = 1.0
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.3
+
+    def apply(self, d: Dists) -> Tensor:
+        """The target within K."""
+        from cascli.rules._tail import truncated
+
+        return truncated(d, d.p1 >= (1 - self.alpha) * d.p1.amax(dim=-1, keepdim=True))

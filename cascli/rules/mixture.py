@@ -1,0 +1,42 @@
+"""Write from a fixed mixture of both models.
+
+pi = w p + (1 - w) q with w the target's weight: TV(pi, p) = (1 - w) TV(p, q), and w TV(p, q) of the drafts are
+rejected. Other implementations give the draft's weight under the name of alpha. Nothing bounds pi / p. At temperature 0
+one-hot distributions are not mixed, which would toss a coin: the token is the best of w p1 + (1 - w) q1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.rules.base import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class Mixture(Rule):
+    """A fixed mixture of both models."""
+
+    formula: ClassVar[str] = "pi = w p + (1 - w) q, w = target_weight; at temperature 0 argmax(w p1 + (1 - w) q1)"
+    source: ClassVar[str] = "Wang et al. 2026 (DIVERSED, static); transformers' assistant mixing"
+    lossless_when: ClassVar[str] = "target_weight = 1"
+    reads_confidence: ClassVar[bool] = True
+
+    target_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def apply(self, d: Dists) -> Tensor:
+        """Mixed probabilities; where temperature 0 alone has made both models certain, the best of the mixture."""
+        w = self.target_weight
+        mixed = d.p.lerp(d.q, 1 - w)
+        base = d.p1.lerp(d.q1, 1 - w)
+        best = d.p.new_zeros(d.p.shape).scatter(-1, base.argmax(dim=-1, keepdim=True), 1.0)
+        certain = [each.amax(dim=-1, keepdim=True) == 1 for each in d]
+        greedy = certain[0] & certain[1] & ~(certain[2] & certain[3])
+        return best.where(greedy, mixed)

@@ -1,0 +1,37 @@
+"""The optimal deferral rule with the logarithm as loss: entropies stand for confidence.
+
+The sign is as in opt: disagreement makes deferral dearer. TV is taken on the distributions that tokens are drawn from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.rules.base import KeepRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class OptLog(KeepRule):
+    """Keep the draft model unless the target's edge in entropy is worth the rejections that it costs."""
+
+    formula: ClassVar[str] = "keep q iff H(q1) <= H(p1) + alpha TV(p, q)"
+    source: ClassVar[str] = "Narasimhan et al. 2025, app. C.2"
+    lossless_when: ClassVar[str] = "alpha -> -inf, where p and q differ"
+    reads_confidence: ClassVar[bool] = True
+
+    alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
+
+    def keep(self, d: Dists) -> Tensor:
+        """Bool `[n, 1]`."""
+        from cascli.rules._tail import entropy
+
+        disagreement = (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
+        return entropy(d.q1) <= entropy(d.p1) + self.alpha * disagreement

@@ -1,0 +1,34 @@
+"""A control: the target alone, cut to its n likeliest tokens at temperature 1; ties with the last one stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.rules.base import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.sampling.distributions import Dists
+
+
+@dataclass(frozen=True)
+class TopK(Rule):
+    """A control: the target alone, cut to its n likeliest tokens. At temperature 0 it is exact."""
+
+    formula: ClassVar[str] = "pi = norm(p on K); K: the n largest p1"
+    source: ClassVar[str] = "Fan et al. 2018"
+    lossless_when: ClassVar[str] = "n = V"
+    reads_draft: ClassVar[bool] = False
+
+    n: Annotated[int, Field(ge=1)] = 10
+
+    def apply(self, d: Dists) -> Tensor:
+        """The target within K."""
+        from cascli.rules._tail import truncated
+
+        last = d.p1.topk(min(self.n, d.p1.shape[-1]), dim=-1).values[..., -1:]
+        return truncated(d, d.p1 >= last)

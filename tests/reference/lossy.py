@@ -1,0 +1,101 @@
+"""The rules that are no plain keep-or-defer choice, each as whoever published it samples: accept x with a(x), else draw
+from s_x. What is emitted then follows pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x)) s_x(v). Everything by loops in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tests.reference.distributions import Row
+
+
+def emitted(q: Row, accept: Row, replaced: np.ndarray) -> Row:
+    """The law of accept-or-replace; `replaced` `[V, V]` has s_x in row x."""
+    pi = q * accept
+    for x in range(len(q)):
+        pi = pi + q[x] * (1 - accept[x]) * replaced[x]
+    return pi
+
+
+def norm(mass: Row, otherwise: Row) -> Row:
+    return mass / mass.sum() if mass.sum() > 0 else otherwise
+
+
+def ratio(a: Row, b: Row) -> Row:
+    """min(1, a / b), 1 where b has nothing that could be drawn."""
+    return np.array([1.0 if y == 0 else min(1.0, x / y) for x, y in zip(a, b, strict=True)])
+
+
+def same(row: Row) -> np.ndarray:
+    return np.tile(row, (len(row), 1))
+
+
+def head(q: Row, p: Row, q1: Row, p1: Row, alpha: float) -> Row:
+    accept = np.where(p1 >= (1 - alpha) * p1.max(), 1.0, ratio(p, q))
+    return emitted(q, accept, same(norm(np.maximum(p - q, 0), p)))
+
+
+def lenience(q: Row, p: Row, q1: Row, p1: Row, lenience: float, shape: str = "linear") -> Row:
+    likelier = p / lenience if shape == "linear" else p**lenience
+    return emitted(q, ratio(likelier, q), same(norm(np.maximum(p - q, 0), p)))
+
+
+def typical(q: Row, p: Row, q1: Row, p1: Row, epsilon: float, delta: float) -> Row:
+    accept = np.where(p > typical_bound(p, epsilon, delta), 1.0, 0.0)
+    return emitted(q, accept, same(p))
+
+
+def typical_bound(p: Row, epsilon: float, delta: float) -> float:
+    return min(epsilon, delta * math.exp(sum(x * math.log(x) for x in p if x > 0)))
+
+
+def mixture(q: Row, p: Row, q1: Row, p1: Row, target_weight: float) -> Row:
+    if q.max() == p.max() == 1 and not q1.max() == p1.max() == 1:
+        return np.eye(len(q))[np.argmax(target_weight * p1 + (1 - target_weight) * q1)]
+    return target_weight * p + (1 - target_weight) * q
+
+
+def cactus(q: Row, p: Row, q1: Row, p1: Row, delta: float) -> Row:
+    size = len(q)
+    accept, replaced = np.ones(size), np.zeros((size, size))
+    for x in range(size):
+        raised = min(1.0, p[x] + math.sqrt(2 * delta * p[x] * (1 - p[x]))) if p[x] < 1 else 1.0
+        scaled = p * ((1 - raised) / (1 - p[x])) if p[x] < 1 else p.copy()
+        scaled[x] = raised
+        accept[x] = 1.0 if q[x] == 0 else min(1.0, raised / q[x])
+        replaced[x] = norm(np.maximum(scaled - q, 0), p)
+    return emitted(q, accept, replaced)
+
+
+def mentored(q: Row, p: Row, share: float) -> Row:
+    """min(max(q, p / B), p / A) by halving of 1 / B."""
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(np.maximum(q, middle * p), p / share).sum() < 1 else (low, middle)
+    return np.minimum(np.maximum(q, high * p), p / share)
+
+
+def kl(a: Row, b: Row) -> float:
+    return sum(x * (math.log(x / y) if y > 0 else math.inf) for x, y in zip(a, b, strict=True) if x > 0)
+
+
+def entropy(a: Row) -> float:
+    return -sum(x * math.log(x) for x in a if x > 0)
+
+
+def fuzzy_score(q1: Row, p1: Row, threshold: float, divergence: str) -> float:
+    """At least 0 where the draft model is kept."""
+    middle = (q1 + p1) / 2
+    apart = {
+        "tv": np.maximum(p1 - q1, 0).sum(),
+        "kl": kl(p1, q1),
+        "js": (kl(p1, middle) + kl(q1, middle)) / 2,
+    }
+    return threshold - float(apart[divergence])
+
+
+def truncated(p: Row, keep: np.ndarray) -> Row:
+    return np.where(keep, p, 0) / p[keep].sum()
