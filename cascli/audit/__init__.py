@@ -15,6 +15,7 @@ from cascli.config import PairConfig
 from cascli.engine import environment
 from cascli.models.pair import Pair
 from cascli.prompts import builtin
+from cascli.rules.base import ThresholdRule
 from cascli.strategies import Strategy, parse
 from cascli.trace import now
 
@@ -38,20 +39,36 @@ QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6)
 FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
 
 
+OF_THE_REST = "head"
+"""Stands for the rules that no kernel knows."""
 LOOKUP = "speculative:draft=prompt-lookup,k=3"
 
 
 def default_strategies(*, draft: bool = True) -> list[str]:
-    """Speculation with small and large blocks, and every rule with and without speculation.
+    """Speculation with small and large blocks, and rules with and without speculation.
 
     Without a draft model: by prompt lookup, with the rules that do not ask how sure a draft is.
     """
     if not draft:
-        kinds = [name for name in rules.names() if not rules.load(name).reads_confidence]
+        kinds = [name for name in sampled() if not rules.load(name).reads_confidence]
         return ["target", LOOKUP, *(f"speculative-cascade:rule={name},draft=prompt-lookup,k=2" for name in kinds)]
-    cascades = [f"speculative-cascade:rule={name},k=2" for name in rules.names()]
-    sequential = [f"token-cascade:rule={name}" for name in rules.names()]
+    cascades = [f"speculative-cascade:rule={name},k=2" for name in sampled()]
+    sequential = [f"token-cascade:rule={name}" for name in sampled()]
     return ["target", "speculative:k=1", "speculative:k=3", LOOKUP, *sequential, *cascades]
+
+
+def sampled() -> list[str]:
+    """The rules whose texts are sampled by default; the law of every rule is computed exactly.
+
+    Those that a kernel verifies, those of other packages, and of the rest, which go one path, one.
+    """
+    kinds = {name: rules.load(name) for name in rules.names()}
+    ours = "cascli.rules."
+    return [
+        name
+        for name, kind in kinds.items()
+        if name == OF_THE_REST or issubclass(kind, ThresholdRule) or not kind.__module__.startswith(ours)
+    ]
 
 
 def audit(

@@ -105,7 +105,9 @@ def describe(name: str, kind: Any) -> dict[str, Any]:
     """What a strategy, a rule or a drafter says of itself."""
     summary = getattr(kind, "summary", "") or (kind.__doc__ or "").splitlines()[0]
     told = {"name": name, "summary": summary, "source": kind.source, "parameters": parameters(kind)}
-    for attribute in ("formula", "lossless_when", "needs_model", "one_hot", "by_prefix", "reads_confidence"):
+    for attribute in (
+        *("formula", "lossless_when", "greedy", "relatives", "needs_model", "one_hot", "by_prefix", "reads_confidence"),
+    ):
         if isinstance(value := getattr(kind, attribute, None), bool | str):
             told[attribute] = value
     return told
@@ -125,11 +127,22 @@ def parameters(kind: Any) -> list[dict[str, Any]]:
     return rows
 
 
+_ENDS = (("ge", "gt"), ("le", "lt"))
+_BOUNDS = ("ge", "gt", "le", "lt")
+
+
 def _range(hint: Any) -> str:
-    """The allowed values of an annotated type, in words."""
+    """The allowed values of an annotated type, in words; of one that may be left out those of what may be given."""
+    given = [each for each in get_args(hint) if each is not type(None)]
+    if type(None) in get_args(hint) and len(given) == 1:
+        return f"{_range(given[0])}; not with another budget"
     if getattr(hint, "__metadata__", None):
-        bounds = [bound for info in hint.__metadata__ for bound in getattr(info, "metadata", [])]
-        low = next((bound.ge for bound in bounds if hasattr(bound, "ge")), None)
-        high = next((bound.le for bound in bounds if hasattr(bound, "le")), None)
-        return f"{low} to {high}" if low is not None else "any number"
+        parts = [part for info in hint.__metadata__ for part in getattr(info, "metadata", [info])]
+        bounds = {name: getattr(part, name) for part in parts for name in _BOUNDS if hasattr(part, name)}
+        low, high = (next((n for n in (bounds.get(a), bounds.get(b)) if n is not None), None) for a, b in _ENDS)
+        words = [f"above {low}" if "gt" in bounds else str(low)] if low is not None else []
+        words += [f"below {high}" if "lt" in bounds else f"to {high}"] if high is not None else []
+        if not words:
+            return "any number"
+        return " ".join(words) if high is not None else f"{words[0]} or more" if "ge" in bounds else words[0]
     return ", ".join(map(str, get_args(hint))) or getattr(hint, "__name__", "")

@@ -20,6 +20,9 @@ SYMBOLS = {
     "norm": "scaled so that it sums to 1",
     "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
     "k": "drafted tokens a round",
+    "K": "the tokens that a rule keeps",
+    "H, KL, js": "entropy, relative entropy and Jensen-Shannon divergence, in nats",
+    "T": "the temperature",
 }
 """What stands in formulas."""
 
@@ -56,9 +59,14 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "formula" in row:
         yield "formula", row["formula"]
     for parameter in row["parameters"]:
-        yield "param", f"{parameter['name']}={parameter['default']}  ({parameter['range']})"
+        default = "" if parameter["default"] is None else f"={parameter['default']}"
+        yield "param", f"{parameter['name']}{default}  ({parameter['range']})"
     if "lossless_when" in row:
         yield "lossless", row["lossless_when"]
+    if row.get("greedy"):
+        yield "at T = 0", row["greedy"]
+    if row.get("relatives"):
+        yield "see", row["relatives"]
     if row.get("reads_confidence"):
         yield "needs", "a draft that is not certain of every token"
     if "by_prefix" in row:

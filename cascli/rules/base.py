@@ -28,6 +28,10 @@ class Rule(ABC):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     lossless_when: ClassVar[str] = "never known beforehand; the run computes TV(pi, p)"
+    greedy: ClassVar[str] = ""
+    """What it is at temperature 0."""
+    relatives: ClassVar[str] = ""
+    """The rules that it is compared with, or is the same as."""
     reads_target: ClassVar[bool] = True
     """Whether the decision needs p: if so, a sequential token cascade can use it only as an oracle."""
     reads_draft: ClassVar[bool] = True

@@ -22,6 +22,8 @@ class Bild(KeepRule):
     formula: ClassVar[str] = "keep q iff -log p1(argmax q1) <= alpha"
     source: ClassVar[str] = "Kim et al. 2023 (BiLD), rollback; Narasimhan et al. 2025"
     lossless_when: ClassVar[str] = "alpha < 0"
+    greedy: ClassVar[str] = "judged by p1"
+    relatives: ClassVar[str] = "token-v2, token by token"
     alpha_lossless: ClassVar[float | None] = -1.0
 
     alpha: Annotated[float, Field(ge=-1, allow_inf_nan=False)] = 1.0

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cactus(Rule):
-    """Test each draft against a target that was raised for it. At temperature 0 it is exact."""
+    """Test each draft against a target that was raised for it."""
 
     formula: ClassVar[str] = (
         "accept min(1, h / q), h = min(1, p + sqrt(2 delta p (1 - p))), else norm(max(0, h^x - q)); pi in closed form"
     )
     source: ClassVar[str] = "Cactus, ICLR 2026 (MANGA-UOFA/Cactus)"
     lossless_when: ClassVar[str] = "delta = 0"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = "mentored, whose budget holds for what is emitted"
     reads_base: ClassVar[bool] = False
 
     delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1

@@ -18,6 +18,7 @@ class Chow(ThresholdRule):
     formula: ClassVar[str] = "keep q iff max q1 >= 1 - alpha"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 2"
     lossless_when: ClassVar[str] = "alpha < 0"
+    greedy: ClassVar[str] = "judged by q1"
     reads_target: ClassVar[bool] = False
     reads_confidence: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -0.5

@@ -18,6 +18,8 @@ class Diff(ThresholdRule):
     formula: ClassVar[str] = "keep q iff max q1 >= max p1 - alpha"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 5"
     lossless_when: ClassVar[str] = "alpha = -1"
+    greedy: ClassVar[str] = "judged by q1 and p1"
+    relatives: ClassVar[str] = "chow, with the target's confidence in place of 1"
     reads_target: ClassVar[bool] = True
     reads_confidence: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -1.0

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eta(Rule):
-    """A control: the target alone, cut where typical cuts. At temperature 0 it is exact."""
+    """A control: the target alone, cut where typical cuts."""
 
     formula: ClassVar[str] = "pi = norm(p on K); K: p(v) > min(epsilon, delta exp(-H(p)))"
     source: ClassVar[str] = "Hewitt et al. 2022 (eta sampling), with typical's parameters"
     lossless_when: ClassVar[str] = "epsilon = 0"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = "the control of typical"
     reads_draft: ClassVar[bool] = False
     reads_base: ClassVar[bool] = False
 

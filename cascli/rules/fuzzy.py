@@ -27,6 +27,8 @@ class Fuzzy(KeepRule):
     formula: ClassVar[str] = "keep q iff D(q1, p1) <= threshold; D: js, kl = KL(p1 || q1), tv"
     source: ClassVar[str] = "Holsman et al. 2025 (fuzzy speculative decoding)"
     lossless_when: ClassVar[str] = "threshold < 0"
+    greedy: ClassVar[str] = "judged by q1 and p1"
+    relatives: ClassVar[str] = "diff and opt, which compare confidences instead"
     reads_confidence: ClassVar[bool] = True
 
     threshold: Annotated[float, Field(ge=-1)] = 0.1

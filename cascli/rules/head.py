@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Head(Rule):
-    """Keep what the target finds nearly its best; test the rest exactly. At temperature 0 it is token-v3."""
+    """Keep what the target finds nearly its best; test the rest exactly."""
 
     formula: ClassVar[str] = (
         "pi = q on K, min(q, p) outside, + rejected mass * norm(max(0, p - q)); K: p1(v) >= (1 - alpha) max p1"
     )
     source: ClassVar[str] = "MTPLX #485 and mlx-serve #419 (as TokenV3)"
     lossless_when: ClassVar[str] = "alpha < 0"
+    greedy: ClassVar[str] = "token-v3"
+    relatives: ClassVar[str] = (
+        "the K of token-v3 and min-p; never accepts fewer drafts than token-v3, never farther from p"
+    )
     alpha_lossless: ClassVar[float | None] = -0.001
     alpha_draft_only: ClassVar[float | None] = 1.0
 

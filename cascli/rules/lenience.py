@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lenience(Rule):
-    """Accept with min(1, f(p) / q). At temperature 0 it is exact (Leviathan's greedy form is token-v3)."""
+    """Accept with min(1, f(p) / q)."""
 
     formula: ClassVar[str] = (
         "pi = min(q, f(p)) + rejected mass * norm(max(0, p - q)); f(p) = p / lenience, or p ** lenience"
     )
     source: ClassVar[str] = "Leviathan et al. 2023, app. A.5; Zhou et al. 2024 (DistillSpec)"
     lossless_when: ClassVar[str] = "lenience = 1"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = (
+        "linear: accepts as often as mentored at alpha = 1 - lenience, where Leviathan's greedy lenience is token-v3"
+    )
     reads_base: ClassVar[bool] = False
 
     lenience: Annotated[float, Field(gt=0, le=1)] = 0.5

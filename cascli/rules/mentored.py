@@ -29,13 +29,15 @@ Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Mentored(Rule):
-    """The optimal lossy rule for a budget: alpha = 1 - A, or kl, or tv. At temperature 0 it is exact."""
+    """The optimal lossy rule for a budget: alpha = 1 - A, or kl, or tv."""
 
     formula: ClassVar[str] = (
         "pi = min(max(q, p / B), p / A), sum pi = 1; A = 1 - alpha, or the least that meets kl or tv"
     )
     source: ClassVar[str] = "Tran-Thien 2023 (mentored decoding); arXiv 2609.30474"
     lossless_when: ClassVar[str] = "alpha = 0, kl = 0 or tv = 0"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = "alpha accepts as often as lenience = 1 - alpha, and loses less by it"
     reads_base: ClassVar[bool] = False
     alpha_lossless: ClassVar[float | None] = 0.0
 
@@ -44,21 +46,22 @@ class Mentored(Rule):
     tv: Budget | None = None
 
     def __post_init__(self) -> None:
-        """Refuse several budgets.
+        """Refuse several budgets; alpha is 0.3 where none is given.
 
         Raises:
             UsageError: more than one.
         """
-        if sum(each is not None for each in (self.alpha, self.kl, self.tv)) > 1:
+        given = sum(each is not None for each in (self.alpha, self.kl, self.tv))
+        if given > 1:
             raise UsageError("mentored takes one budget: alpha, kl or tv")
+        if not given:
+            object.__setattr__(self, "alpha", 0.3)
 
     def apply(self, d: Dists) -> Tensor:
-        """pi at the A of the budget, row by row; 0.3 is the alpha where nothing is said."""
+        """pi at the A of the budget, row by row."""
         q, p = d.q.double(), d.p.double()
-        if self.kl is None and self.tv is None:
-            share = q.new_full((*q.shape[:-1], 1), 1 - (0.3 if self.alpha is None else self.alpha))
-        else:
-            share = self._least_share(q, p)
+        given = self.alpha
+        share = self._least_share(q, p) if given is None else q.new_full((*q.shape[:-1], 1), 1 - given)
         return _clamped(q, p, share).to(d.q.dtype)
 
     def _least_share(self, q: Tensor, p: Tensor) -> Tensor:

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MinP(Rule):
-    """A control: the target alone, cut where head and token-v3 cut. At temperature 0 it is exact."""
+    """A control: the target alone, cut where head and token-v3 cut."""
 
     formula: ClassVar[str] = "pi = norm(p on K); K: p1(v) >= (1 - alpha) max p1"
     source: ClassVar[str] = "Nguyen et al. 2025 (min-p sampling)"
     lossless_when: ClassVar[str] = "alpha = 1"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = "the control of head and token-v3 at the same alpha; lossless at the other end"
     reads_draft: ClassVar[bool] = False
     alpha_lossless: ClassVar[float | None] = 1.0
 

@@ -27,6 +27,8 @@ class Mixture(Rule):
     formula: ClassVar[str] = "pi = w p + (1 - w) q, w = target_weight; at temperature 0 argmax(w p1 + (1 - w) q1)"
     source: ClassVar[str] = "Wang et al. 2026 (DIVERSED, static); transformers' assistant mixing"
     lossless_when: ClassVar[str] = "target_weight = 1"
+    greedy: ClassVar[str] = "the best of target_weight p1 + (1 - target_weight) q1"
+    relatives: ClassVar[str] = "transformers gives the target's weight, others the draft's"
     reads_confidence: ClassVar[bool] = True
 
     target_weight: Annotated[float, Field(ge=0, le=1)] = 0.5

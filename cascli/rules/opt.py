@@ -23,6 +23,8 @@ class Opt(ThresholdRule):
     formula: ClassVar[str] = "keep q iff max q1 >= max p1 - alpha TV(p, q)"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 10"
     lossless_when: ClassVar[str] = "alpha -> -inf"
+    greedy: ClassVar[str] = "judged by q1 and p1, with the TV of one-hot distributions"
+    relatives: ClassVar[str] = "diff where TV(p, q) = 1"
     reads_confidence: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -1e9
     alpha_draft_only: ClassVar[float | None] = 1e9

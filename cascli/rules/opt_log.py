@@ -25,6 +25,8 @@ class OptLog(KeepRule):
     formula: ClassVar[str] = "keep q iff H(q1) <= H(p1) + alpha TV(p, q)"
     source: ClassVar[str] = "Narasimhan et al. 2025, app. C.2"
     lossless_when: ClassVar[str] = "alpha -> -inf, where p and q differ"
+    greedy: ClassVar[str] = "judged by q1 and p1, with the TV of one-hot distributions"
+    relatives: ClassVar[str] = "opt, with entropies for confidences"
     reads_confidence: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3

@@ -18,6 +18,8 @@ class TokenV1(ThresholdRule):
     formula: ClassVar[str] = "keep v iff q1(v) >= max p1 - alpha"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 13"
     lossless_when: ClassVar[str] = "alpha = -1"
+    greedy: ClassVar[str] = "keeps the draft's token iff q1 is within alpha of max p1"
+    relatives: ClassVar[str] = "diff, token by token"
     reads_target: ClassVar[bool] = True
     reads_confidence: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -1.0

@@ -18,6 +18,8 @@ class TokenV2(ThresholdRule):
     formula: ClassVar[str] = "keep v iff p1(v) >= max p1 - alpha"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 14"
     lossless_when: ClassVar[str] = "alpha < 0"
+    greedy: ClassVar[str] = "keeps the draft's token iff p1 is within alpha of its best"
+    relatives: ClassVar[str] = "token-v3, with a difference in place of a ratio"
     reads_target: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -0.001
     alpha_draft_only: ClassVar[float | None] = 1.0

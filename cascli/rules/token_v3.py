@@ -18,6 +18,10 @@ class TokenV3(ThresholdRule):
     formula: ClassVar[str] = "keep v iff p1(v) >= (1 - alpha) max p1"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 15"
     lossless_when: ClassVar[str] = "alpha < 0"
+    greedy: ClassVar[str] = "keeps the draft's token iff the target finds it at least (1 - alpha) as likely as its best"
+    relatives: ClassVar[str] = (
+        "head at temperature 0, where Leviathan's greedy lenience 1 - alpha is the same too; its control is min-p"
+    )
     reads_target: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -0.001
     alpha_draft_only: ClassVar[float | None] = 1.0

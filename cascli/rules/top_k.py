@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TopK(Rule):
-    """A control: the target alone, cut to its n likeliest tokens. At temperature 0 it is exact."""
+    """A control: the target alone, cut to its n likeliest tokens."""
 
     formula: ClassVar[str] = "pi = norm(p on K); K: the n largest p1"
     source: ClassVar[str] = "Fan et al. 2018"
     lossless_when: ClassVar[str] = "n = V"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = "a control, as min-p"
     reads_draft: ClassVar[bool] = False
 
     n: Annotated[int, Field(ge=1)] = 10

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TopP(Rule):
-    """A control: the target alone, cut to its nucleus. At temperature 0 it is exact."""
+    """A control: the target alone, cut to its nucleus."""
 
     formula: ClassVar[str] = "pi = norm(p on K); K: the fewest largest p1 that reach mass"
     source: ClassVar[str] = "Holtzman et al. 2020"
     lossless_when: ClassVar[str] = "mass = 1"
+    greedy: ClassVar[str] = "exact"
+    relatives: ClassVar[str] = "a control, as min-p"
     reads_draft: ClassVar[bool] = False
 
     mass: Annotated[float, Field(gt=0, le=1)] = 0.9

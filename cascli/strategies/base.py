@@ -73,14 +73,18 @@ class Strategy(ABC):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters by name: those of plug-ins first, each after the plug-in's name, then the strategy's own."""
+        """The parameters by name: those of plug-ins first, each after the plug-in's name, then the strategy's own.
+
+        Without those that are not given, and have no default.
+        """
         parts, values = self.parts(), dict[str, Any]()
         for name, part in parts.items():
             plugin = getattr(self, name)
             named = plugins.name_of(type(plugin))
             if part.shown or named != part.default:
                 values |= {name: named, **{field.name: getattr(plugin, field.name) for field in fields(plugin)}}
-        return values | {each.name: getattr(self, each.name) for each in fields(self) if each.name not in parts}
+        values |= {each.name: getattr(self, each.name) for each in fields(self) if each.name not in parts}
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def spec(self) -> str:

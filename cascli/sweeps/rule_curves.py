@@ -7,8 +7,9 @@ met, other ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from cascli.chat import Conversation, encode
 from cascli.engine import Request
 from cascli.jobs.generate import decode
 from cascli.models.pair import Pair
-from cascli.rules.base import KeepRule, ThresholdRule
+from cascli.rules.base import ThresholdRule
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
@@ -125,20 +126,20 @@ def seen_of(d: Dists) -> Seen:
 
 def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
     """Every rule with an alpha at every alpha."""
-    return [rule_estimate(name, kind, alpha, seen, k, temperature) for name, kind in keep_rules() for alpha in alphas]
+    return [
+        rule_estimate(name, kind, alpha, seen, k, temperature) for name, kind in rules_with_alpha() for alpha in alphas
+    ]
 
 
-def keep_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[KeepRule]]]:
+def rules_with_alpha(names: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
     """The rules that have an alpha, by name."""
     for name in rules.names() if names is None else names:
         kind = rules.load(name)
-        if issubclass(kind, KeepRule):
+        if "alpha" in {field.name for field in fields(kind)}:
             yield name, kind
 
 
-def rule_estimate(
-    name: str, kind: type[KeepRule], alpha: float, seen: Seen, k: int, temperature: float
-) -> RuleEstimate:
+def rule_estimate(name: str, kind: Any, alpha: float, seen: Seen, k: int, temperature: float) -> RuleEstimate:
     """One rule at one alpha."""
     rule = kind(alpha=alpha)
     pi, defer = rule.apply(seen.d), rule.deferred(seen.d)
@@ -161,7 +162,7 @@ def rule_estimate(
 def match(seen: Seen, wanted: Match, temperature: float) -> list[Matched]:
     """For each rule and budget the alpha of the rule's own range that comes nearest; those that miss it say so."""
     matches = []
-    for name, kind in keep_rules(wanted.rules):
+    for name, kind in rules_with_alpha(wanted.rules):
         known = {
             alpha: rule_estimate(name, kind, alpha, seen, wanted.k, temperature) for alpha in _candidates(kind, seen.d)
         }
@@ -182,7 +183,7 @@ def match(seen: Seen, wanted: Match, temperature: float) -> list[Matched]:
     return matches
 
 
-def _candidates(kind: type[KeepRule], d: Dists) -> list[float]:
+def _candidates(kind: Any, d: Dists) -> list[float]:
     """Alphas over a rule's own range; for rules about whole distributions those where a position changes sides."""
     low, high = kind.alpha_lossless, kind.alpha_draft_only
     low, high = -1.0 if low is None else low, 1.0 if high is None else high
@@ -211,7 +212,7 @@ def _turning_points(kind: type[ThresholdRule], d: Dists) -> Tensor:
 
 def _nearest(
     name: str,
-    kind: type[KeepRule],
+    kind: Any,
     known: dict[float, RuleEstimate],
     seen: Seen,
     k: int,
