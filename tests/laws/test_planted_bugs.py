@@ -26,6 +26,7 @@ from cascli.models.eager_runner import EagerRunner
 from cascli.rules import base
 from cascli.rules.opt import Opt
 from cascli.sampling import distributions, rejection, uniforms
+from cascli.sampling.autoregressive import Drawn, Sampler
 from cascli.sampling.distributions import Dists
 from tests.laws.counting import out_of_law
 from tests.laws.models import engine_law, reference_law, tiny_pair
@@ -131,6 +132,30 @@ def q_is_not_what_was_sampled(patch: pytest.MonkeyPatch) -> None:
         return block._replace(q=flatter / flatter.sum(dim=-1, keepdim=True))
 
     patch.setattr(Model, "propose", propose)
+
+
+def unsure_drafts_are_dropped(patch: pytest.MonkeyPatch) -> None:
+    """A drawn token must be verified: ending a block before one whose own q is low favours what is likely."""
+    right = Model.propose
+
+    def propose(self: Model, s: session.Session, n: int, rule: base.Rule) -> speculation.Block:
+        block = right(self, s, n, rule)
+        sure = distributions.at(block.q[:n], block.tokens) >= 0.4
+        kept = int(sure.long().cumprod(0).sum())
+        return speculation.Block(*(each[:kept] for each in block))
+
+    patch.setattr(Model, "propose", propose)
+
+
+def argmax_verified_as_if_drawn(patch: pytest.MonkeyPatch) -> None:
+    """Drafts by argmax, and gives the whole softmax as their q."""
+    right = Sampler.draw
+
+    def draw(self: Sampler, logits: Tensor, u: Tensor | None) -> Drawn:
+        drawn = right(self, logits, u)
+        return drawn if u is None else drawn._replace(token=drawn.probs.argmax(dim=-1))
+
+    patch.setattr(Sampler, "draw", draw)
 
 
 def inverted_ratio(patch: pytest.MonkeyPatch) -> None:
@@ -299,6 +324,8 @@ CASES = [
     Case(residual_not_renormalised, residual_check),
     Case(residual_divides_by_zero, residual_check),
     Case(q_is_not_what_was_sampled, law_check("exact", 0.0, 2, COLD)),
+    Case(unsure_drafts_are_dropped, EXACT_K2),
+    Case(argmax_verified_as_if_drawn, EXACT_K2),
     Case(inverted_ratio, EXACT_K2),
     Case(greedy_test, EXACT_K2),
     Case(residual_of_the_next_row, EXACT_K2),
