@@ -324,7 +324,8 @@ CASES = [
     Case(residual_not_renormalised, residual_check),
     Case(residual_divides_by_zero, residual_check),
     Case(q_is_not_what_was_sampled, law_check("exact", 0.0, 2, COLD)),
-    Case(unsure_drafts_are_dropped, EXACT_K2),
+    # A dropped position is drawn from again: no law that follows from independent numbers.
+    Case(unsure_drafts_are_dropped, EXACT_K2, raises=AssertionError),
     Case(argmax_verified_as_if_drawn, EXACT_K2),
     Case(inverted_ratio, EXACT_K2),
     Case(greedy_test, EXACT_K2),
