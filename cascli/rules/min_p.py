@@ -30,7 +30,7 @@ class MinP(Rule):
     reads_draft: ClassVar[bool] = False
     alpha_lossless: ClassVar[float | None] = 1.0
 
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.3
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     def apply(self, d: Dists) -> Tensor:
         """The target within K."""

@@ -2,7 +2,7 @@
 
 pi = w p + (1 - w) q with w the target's weight: TV(pi, p) = (1 - w) TV(p, q), and w TV(p, q) of the drafts are
 rejected. Other implementations give the draft's weight under the name of alpha. Nothing bounds pi / p. At temperature 0
-one-hot distributions are not mixed, which would toss a coin: the token is the best of w p1 + (1 - w) q1.
+one-hot distributions are not mixed, which would toss a coin: of the two tokens that with more w p1 + (1 - w) q1 stands.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 class Mixture(Rule):
     """A fixed mixture of both models."""
 
-    formula: ClassVar[str] = "pi = w p + (1 - w) q, w = target_weight; at temperature 0 argmax(w p1 + (1 - w) q1)"
+    formula: ClassVar[str] = (
+        "pi = w p + (1 - w) q, w = target_weight; at temperature 0 the better token of the two by w p1 + (1 - w) q1"
+    )
     source: ClassVar[str] = "Wang et al. 2026 (DIVERSED, static); transformers' assistant mixing"
     lossless_when: ClassVar[str] = "target_weight = 1"
-    greedy: ClassVar[str] = "the best of target_weight p1 + (1 - target_weight) q1"
+    greedy: ClassVar[str] = "the better of both models' tokens by target_weight p1 + (1 - target_weight) q1"
     relatives: ClassVar[str] = "transformers gives the target's weight, others the draft's"
     reads_confidence: ClassVar[bool] = True
 
     target_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def apply(self, d: Dists) -> Tensor:
-        """Mixed probabilities; where temperature 0 alone has made both models certain, the best of the mixture."""
+        """Mixed probabilities; where temperature 0 alone has made both models certain, the better of two."""
         w = self.target_weight
         mixed = d.p.lerp(d.q, 1 - w)
-        base = d.p1.lerp(d.q1, 1 - w)
+        base = d.p1.lerp(d.q1, 1 - w).where((d.p > 0) | (d.q > 0), -1.0)
         best = d.p.new_zeros(d.p.shape).scatter(-1, base.argmax(dim=-1, keepdim=True), 1.0)
         certain = [each.amax(dim=-1, keepdim=True) == 1 for each in d]
         greedy = certain[0] & certain[1] & ~(certain[2] & certain[3])

@@ -53,7 +53,10 @@ def typical_bound(p: Row, epsilon: float, delta: float) -> float:
 
 def mixture(q: Row, p: Row, q1: Row, p1: Row, target_weight: float) -> Row:
     if q.max() == p.max() == 1 and not q1.max() == p1.max() == 1:
-        return np.eye(len(q))[np.argmax(target_weight * p1 + (1 - target_weight) * q1)]
+        theirs, ours = int(p.argmax()), int(q.argmax())
+        mixed = target_weight * p1 + (1 - target_weight) * q1
+        first, second = sorted((theirs, ours))
+        return np.eye(len(q))[second if mixed[second] > mixed[first] else first]
     return target_weight * p + (1 - target_weight) * q
 
 
