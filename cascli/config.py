@@ -163,6 +163,11 @@ class PairConfig(_Strict):
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
 
     @property
+    def label(self) -> str:
+        """What a person calls a pair that has no name."""
+        return "+".join(_label(model.source) for model in self.models.values())
+
+    @property
     def recorded(self) -> str | dict[str, Any]:
         """What `load_config` makes this pair from, wherever it is called: a ready pair's name, or all of it."""
         if self.name in pair_files() and load_config(self.name) == self:
@@ -200,6 +205,9 @@ def _parsed(text: str) -> Any:
             return None
         if _nodes(node, {}) > MOST_NODES:
             raise yaml.YAMLError("more values than such a file ever holds")
+        twice = _twice(node)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark)
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -209,6 +217,18 @@ def yaml_text(value: str) -> str:
     """A string as a YAML file holds it, whatever is in it."""
     plain = value.isprintable() and not set(value) & set("{}[],#&*!|>'\"%@`:")
     return value if plain and _parsed(value) == value else json.dumps(value, ensure_ascii=False)
+
+
+def _twice(node: yaml.Node) -> yaml.Node | None:
+    """A key that a mapping somewhere in `node` has a second time: the first one's value would be lost."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key.value != "<<" and any(other.value == key.value for other in keys[:place]):
+                return key
+    inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+    parts = (part for each in inside for part in (each if isinstance(each, tuple) else (each,)))
+    return next((found for found in map(_twice, parts) if found is not None), None)
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
@@ -282,6 +302,8 @@ def load_config(
     if isinstance(source, Mapping):
         return _validated(dict(source), where, here)
     text = str(source)
+    if not text:
+        raise ConfigError(unknown("pair", text, pair_files()) + ". Or give the path of a .yaml file.")
     ready = pair_files()
     if text in ready:
         return _validated(read_yaml(ready[text]), str(ready[text].name), ready[text].parent)
@@ -393,8 +415,11 @@ def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
 
 
 def _with_sources(data: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
-    """Validate each source as its own kind first, so that an error speaks of that kind alone."""
-    result = dict(data)
+    """Validate each source as its own kind first, so that an error speaks of that kind alone.
+
+    A key with nothing behind it, whose lines are all comments, says nothing.
+    """
+    result = {key: value for key, value in data.items() if value is not None or key not in ("defaults", "about")}
     for role in ("draft", "target"):
         model = result.get(role)
         if isinstance(model, Mapping) and "source" in model:

@@ -10,7 +10,7 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = (
     *("generate", "chat", "compare", "sweep", "show", "verify", "bench", "pairs", "pairs path", "pairs rm", "pull"),
-    "strategies",
+    *("init", "strategies"),
 )
 START = """# Command reference
 

@@ -188,7 +188,7 @@ def test_bench_has_a_row_a_call_and_one_a_k(text_pair: Pair) -> None:
         if each["model"] == "target" or each["block"] == 1:
             assert each["relative_to_step"] == pytest.approx(expected)
     target, speculating = (each for each in table.records if each["kind"] == "synthetic")
-    assert (target["name"], speculating["k"], speculating["draft_acceptance_rate"]) == ("target", 2, 0.5)
+    assert (target["name"], speculating["k"], speculating["tested_acceptance_rate"]) == ("target", 2, 0.5)
     assert speculating["speed_vs_target"] == pytest.approx(
         speculating["tokens_per_second"] / target["tokens_per_second"]
     )

@@ -25,7 +25,8 @@ STEPS = Profile(context=50, draft={1: timing(0.2)}, target={1: timing(1.0), 3: t
         ("cascade:threshold=-1", 0.2, 1.2),
         ("token-cascade:rule=chow,alpha=0.3", 0.2, 1.2),
         ("speculative:k=2", (2 * 0.2 + 1.2) / 3, 2 * 0.2 + 1.2),
-        ("speculative-cascade:rule=opt,alpha=0.3,k=4", (4 * 0.2 + 1.6) / 5, 4 * 0.2 + 1.6),
+        ("speculative-cascade:rule=opt,alpha=0.3,k=4", (5 * 0.2 + 1.6) / 5, 5 * 0.2 + 1.6),  # reads q after the block
+        ("speculative-cascade:rule=min-p,alpha=0.3,k=4", (4 * 0.2 + 1.6) / 5, 4 * 0.2 + 1.6),
         ("speculative:draft=prompt-lookup,k=4", 1.6 / 5, 1.6),
     ],
 )

@@ -143,6 +143,8 @@ def test_a_target_alone(cli) -> None:
     ("arguments", "words"),
     [
         (["--draft", "small"], "--draft: needs --target"),
+        (["--target", ""], "--target: neither a model folder"),
+        (["-c", ""], "unknown pair ''"),
         (["--draft", "./absent", "--target", "large"], "--draft: path:{}/absent: no such file or folder"),
         (["--draft", "small", "--target", "a b"], "--target: neither a model folder"),
         (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
@@ -228,6 +230,16 @@ def test_init_writes_a_file_that_works_from_anywhere(cli, models: Path, clean_en
     assert again.exit_code == 2
     assert "--force" in again.stderr
     assert file.read_text() == text
+
+
+def test_keys_without_values_and_keys_given_twice(cli, models: Path) -> None:
+    file = written(models / "keys", draft="../small", target="../large")
+    whole = file.read_text()
+    file.write_text(whole + "defaults:\n  # temperature: 0.0\nabout:\n")
+    assert load_config(file).defaults.given() == {}
+    file.write_text(whole + whole.partition("target:")[1] + whole.partition("target:")[2])
+    with pytest.raises(ConfigError, match=r"pair\.yaml:\d+: not valid YAML: the key 'target' is given twice"):
+        load_config(file)
 
 
 @pytest.mark.parametrize(
@@ -328,11 +340,12 @@ def test_a_dry_run_says_everything_in_one_block(cli, tmp_path: Path) -> None:
         assert words in before.stdout
     assert not (tmp_path / "new").exists()
     assert cli("compare", "hi", "-c", "tiny-random", *FEW[:2], "-s", "target", "-s", "speculative").exit_code == 0
-    known = step_times.kept(load_config("tiny-random"), None, None)
+    known = step_times.kept(load_config("tiny-random"), step_times.How())
     assert known is not None
     after = cli(*asked)
     assert f"from step times of {known.date}" in after.stdout
     assert "cascli bench" not in after.stdout
+    assert "cascli bench" in cli(*asked, "--threads", "2").stdout  # other times
 
 
 def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -149,3 +149,16 @@ def test_only_what_has_parts_is_picked_from(tmp_path: Path, folder: Path) -> Non
     assert refused.exit_code == 2 and "has no strategies to choose from" in refused.stderr
     refused = show(str(folder), "--prompt", "1")
     assert refused.exit_code == 2 and "no prompts to choose from" in refused.stderr
+
+
+def test_lines_of_runs_are_shown_each_under_its_prompt(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    file, prompts = tmp_path / "runs.jsonl", tmp_path / "prompts.jsonl"
+    prompts.write_text('{"id": "a", "prompt": "hi"}\n{"id": "b", "prompt": "ho"}\n')
+    asked = ["generate", "-c", "tiny-random", "--prompts", str(prompts), "--max-new-tokens", "3", "-o", str(file)]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    shown = CliRunner().invoke(app, ["show", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert [line for line in shown.stdout.splitlines() if line.startswith("==>")] == ["==> a <==", "==> b <=="]
+    file.write_text(file.read_text() + '{"schema": "cascli.bench/1"}\n')
+    wrong = CliRunner().invoke(app, ["show", str(file)])
+    assert wrong.exit_code == 2 and "runs.jsonl:3" in wrong.stderr

@@ -186,10 +186,19 @@ def test_changed_prompts_are_refused(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "was made with another problem 2" in refused.stderr
 
 
+def test_greedy_answers_are_made_once_whatever_the_seeds(plan_file: Path, tmp_path: Path) -> None:
+    """Also where a sweep is gone on with for other seeds."""
+    out = str(tmp_path / "out")
+    assert run(str(plan_file), "-o", out, "--limit", "1", "-s", "draft").exit_code == 0
+    assert run(str(plan_file), "-o", out, "--limit", "1", "-s", "draft", "--seed", "7", "--resume").exit_code == 0
+    found = [(each.cell.temperature, each.cell.seed) for each in Records(Path(out)).read()]
+    assert sorted(found) == [(0.0, 0)] * 2 + [(1.0, 0)] * 2 + [(1.0, 1)] * 2 + [(1.0, 7)] * 2
+
+
 def test_answers_may_hold_any_character(tmp_path: Path) -> None:
     records = Records(tmp_path)
     wanted = [
-        Record(cell=Cell(strategy="draft", temperature=0, seed=i), problem="1", text="a\u2028b\x85\r\n") for i in (0, 1)
+        Record(cell=Cell(strategy="draft", temperature=1, seed=i), problem="1", text="a\u2028b\x85\r\n") for i in (0, 1)
     ]
     for record in wanted:
         records.add(record)

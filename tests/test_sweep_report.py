@@ -144,7 +144,7 @@ def test_samples_are_answers_that_differ_most() -> None:
         answer("draft", "alone", "b", 0.0),
     ]
     found = samples(records)
-    assert [each.problem for each in found] == ["far", "near", "hot"]
+    assert [each.problem for each in found] == ["far", "hot", "near"]
     first, second = found[0].answers
     assert first.strategies == ["target", "speculative:k=2"] and first.text == "a b c d"
     assert second.strategies == ["draft"] and second.text[: second.shared] == "a b "

@@ -140,3 +140,29 @@ def test_categories_are_rows_of_their_own_prompts() -> None:
         wanted = rows([record for record in records if int(record.problem[1:]) % 2 == place], PLAN)
         assert found[name] == wanted and found[name][0].num_prompts == 4
     assert by_category([record for record in records if record.category == "maths"], PLAN) == {}
+
+
+def test_what_is_the_same_on_every_prompt_is_told_from_chance() -> None:
+    worse = row("draft", -1.0, -1.0, -1.0, 4.0).model_copy(update={"quality_vs_target_interval_kind": "no scatter"})
+    equal = row("speculative:k=2", 0.0, 0.0, 0.0, 2.0).model_copy(
+        update={"quality_vs_target_interval_kind": "no scatter"}
+    )
+    target = next(each for each in ROWS if each.strategy == "target").model_copy(update={"temperature": 0.0})
+    said = " ".join(findings([target, worse, equal])).lower()
+    assert "draft differs from the target's quality" in said and "1 of 2" in said
+    few = worse.model_copy(update={"num_prompts": 3})
+    assert "differs" not in " ".join(findings([target, few]))
+
+
+def test_a_strategy_that_failed_on_some_prompts_is_not_the_fastest() -> None:
+    target = next(each for each in ROWS if each.strategy == "target").model_copy(update={"temperature": 0.0})
+    lucky = row("draft", 0.3, 0.1, 0.4, 4.0)
+    assert "is the fastest" in " ".join(findings([target, lucky]))
+    assert "is the fastest" not in " ".join(findings([target, lucky.model_copy(update={"errors": 2})]))
+    paired = lucky.model_copy(update={"quality_vs_target": -0.2})
+    assert "is the fastest" not in " ".join(findings([target, paired]))
+
+
+def test_older_tables_with_intervals_are_not_told_that_they_have_none() -> None:
+    older = [each.model_copy(update={"quality_interval_kind": None, "num_prompts": None}) for each in ROWS]
+    assert caution(older) is None

@@ -219,7 +219,7 @@ def _synthetic(bench: Bench) -> list[Record]:
                 "tokens": found.tokens,
                 "tokens_per_second": speed,
                 "speed_vs_target": speed / target if speed and target else None,
-                "draft_acceptance_rate": found.acceptance,
+                "tested_acceptance_rate": found.acceptance,
                 "models_share": share,
             }
         )

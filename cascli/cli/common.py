@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # and below inside the functions: a help page must not wait f
     from cascli.analysis.profile import Profile
     from cascli.cli.options import Flags
     from cascli.config import PairConfig
+    from cascli.jobs.step_times import How
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
     from cascli.render.console import Screen
@@ -98,7 +99,14 @@ class Plan:
         """Remember step times for whoever wants to know how long something will take."""
         from cascli.jobs import step_times
 
-        step_times.keep(self.config, self.settings.device, self.dtype, profile)
+        step_times.keep(self.config, self.how(self.settings.device, self.dtype), profile)
+
+    def how(self, device: str | None, dtype: str | None) -> How:
+        """How the pair is run on this device in this precision, with the other flags as they are."""
+        from cascli.jobs.step_times import How
+
+        settings = self.settings
+        return How(device, dtype, settings.threads, settings.cuda_graphs, settings.compile)
 
     def check_sources(self) -> Iterator[str]:
         """Find out whether all weights can be had before the seconds that torch takes to import.
@@ -159,9 +167,9 @@ def pair_asked(flags: Flags) -> PairConfig | None:
     from cascli.settings import variable
 
     named, spell = {key: getattr(flags, key) for key in PAIR}, flag_name
-    if not any(named.values()):
+    if all(value is None for value in named.values()):  # an empty one is given, and wrong
         named, spell = {key: os.environ.get(variable(key)) or None for key in PAIR}, variable
-    if named["draft"] or named["target"]:
+    if named["draft"] is not None or named["target"] is not None:
         return pair_of_models(named["draft"], named["target"], named["config"], spell=spell)
     return None if named["config"] is None else load_config(named["config"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,7 @@ def command(
     files.write(file, text)
     load_config(file)
     plan.screen.note(f"wrote {file}")
-    plan.screen.note(f'next: cascli compare "Who is Buzz Aldrin?" -c {file}')
+    plan.screen.note(f'next: cascli compare "Who is Buzz Aldrin?" -c {shlex.quote(str(file))}')
 
 
 def _check(file: Path, force: bool) -> None:
@@ -79,7 +80,7 @@ def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
     chat = "has a chat template" if found.chat else "has no chat template: prompts are continued as they are"
     context = "" if found.context is None else f" Texts of up to {found.context:,} tokens."
     sizes = ", ".join(f"{_gb(found.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))
-    return f"""# A pair for cascli; every key is explained in docs/pairs.md.
+    return f"""# A pair for cascli; its keys are explained in configs/pair.schema.json and docs/pairs.md.
 # {shared}; the target {chat}.{context}
 # The weights take {sizes} (int8 on a CPU only).
 name: {yaml_text(file.stem)}

@@ -107,7 +107,7 @@ def rm(
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
     config = load_config(pair)
-    others = {name: load_config(name) for name in pair_files() if name not in (pair, config.name)}
+    others = {name: load_config(name) for name in pair_files() if name != pair}
     found = held(config, others)
     for each in found:
         if each.used_by:

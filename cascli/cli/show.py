@@ -93,6 +93,8 @@ def command(
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     outputs = export.outputs(settings, formats.ANY)
     file, text = show_sweep.document(file) or (file, files.text_of(file, files.JSON_BYTES))
+    if file.suffix == ".jsonl":
+        text = _as_one(text, file)
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
@@ -177,9 +179,26 @@ def _render(text: str, kind: str, file: Path, view: Screen) -> None:
         _sweep(text, kind, file, view)
     else:
         from cascli.render.run import print_run
+        from cascli.render.summary import title
 
-        for run in runs_in(text, kind, file):
+        runs = runs_in(text, kind, file)
+        for place, run in enumerate(runs, 1):
+            if len(runs) > 1:
+                print(title(run.prompt_id or str(place), run.turn))
             print_run(run, view)
+
+
+def _as_one(text: str, file: Path) -> str:
+    """Runs that stand a line each, as `-o FILE.jsonl` writes them, as one document.
+
+    Raises:
+        UsageError: a line is no run.
+    """
+    lines = [line for line in text.split("\n") if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if schema_of(line, Path(f"{file}:{number}")) != "cascli.run/1":
+            raise UsageError(f"{file}:{number}: not a run; of a sweep's records show the folder")
+    return f'{{"schema":"cascli.runs/1","runs":[{",".join(lines)}]}}'
 
 
 def _audit(text: str, view: Screen) -> None:

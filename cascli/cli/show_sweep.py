@@ -71,11 +71,12 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
     def page() -> str:
         from cascli.render.sweep_report import report
+        from cascli.sweeps.plan import BASELINE
         from cascli.sweeps.records import Records
 
         if header is None:
             raise UsageError(f"{file}: does not say what it was made from, as a report must; show the sweep's folder")
-        shown = {row.strategy for row in table.rows}
+        shown = {BASELINE, *(row.strategy for row in table.rows)}  # whose answers the others are held against
         kept = Records(file.parent).read() if file.name == "sweep.json" else ()
         records = [record for record in kept if record.cell.strategy in shown]
         try:

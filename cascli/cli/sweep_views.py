@@ -56,13 +56,13 @@ def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
     from cascli.render.numbers import duration
     from cascli.sweeps.forecast import forecast
 
-    steps = kept(settings.config, plan.chosen_device, plan.chosen_dtype)
+    steps = kept(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
     if steps is None:
         return "not known: no step times of this pair in this precision; cascli bench or compare measures them"
     low, high = forecast(plan, turns, steps.profile)
     return (
         f"{duration(low)} to {duration(high)}: if all drafts are kept, or none\n"
-        f"(from step times of {steps.date}; answers of full length, without reading prompts)"
+        f"(from step times of {steps.date}; answers of full length, without reading prompts and scoring)"
     )
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,33 +29,38 @@ class StepTimes(Data):
     profile: Profile
 
 
-def keep(config: PairConfig, device: str | None, dtype: str | None, profile: Profile) -> None:
-    """Remember a pair's step times, in place of older ones; where nothing can be written, nothing is kept.
+class How(NamedTuple):
+    """How a pair is run, as it was asked for; None is the pair's own, or torch's."""
 
-    Args:
-        config: the pair.
-        device: as it was asked for; None is the pair's own.
-        dtype: likewise.
-        profile: what was measured.
-    """
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    cuda_graphs: bool = True
+    compile: bool = False
+
+
+def keep(config: PairConfig, how: How, profile: Profile) -> None:
+    """Remember a pair's step times, in place of older ones; where nothing can be written, nothing is kept."""
     found = StepTimes(date=datetime.now(UTC).date().isoformat(), profile=profile)
-    path = _file(config, device, dtype)
+    path = _file(config, how)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, found.model_dump_json())
 
 
-def kept(config: PairConfig, device: str | None, dtype: str | None) -> StepTimes | None:
-    """The last step times of a pair on this machine, or None."""
+def kept(config: PairConfig, how: How) -> StepTimes | None:
+    """The last step times of a pair that ran so on this machine, or None."""
     try:
-        return StepTimes.model_validate_json(_file(config, device, dtype).read_bytes())
+        return StepTimes.model_validate_json(_file(config, how).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _file(config: PairConfig, device: str | None, dtype: str | None) -> Path:
+def _file(config: PairConfig, how: How) -> Path:
     """Named by everything that a step's time depends on, as far as it is known before the pair is loaded."""
     models = {role: model.model_dump(mode="json") for role, model in config.models.items()}
-    asked = [models, device or config.defaults.device or "auto", dtype or config.defaults.dtype or "auto"]
+    own = config.defaults
+    settled = how._replace(device=how.device or own.device or "auto", dtype=how.dtype or own.dtype or "auto")
+    asked = [models, *settled, os.environ.get("OMP_NUM_THREADS")]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     return cache_home() / "steps" / f"{key}.json"

@@ -21,7 +21,8 @@ SYMBOLS = {
     "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
     "k": "drafted tokens a round",
     "K": "the tokens that a rule keeps",
-    "H, KL, js": "entropy, relative entropy and Jensen-Shannon divergence, in nats",
+    "H": "entropy, in nats",
+    "KL, js": "relative entropy and Jensen-Shannon divergence, in nats",
     "T": "the temperature",
 }
 """What stands in formulas."""

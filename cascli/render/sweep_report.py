@@ -77,7 +77,8 @@ def _picture(svg: str | None) -> str:
 def _made(header: Header) -> str:
     """The exact command, the environment and the sweep file."""
     facts = "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in _facts(header))
-    plan = header.plan.model_copy(update={"pair": pair_of(header)}).model_dump_json(indent=2)
+    named = {"pair": pair_of(header)} if isinstance(header.plan.pair, str) else {}
+    plan = header.plan.model_copy(update=named).model_dump_json(indent=2)
     return (
         f'<pre class="made">{text(header.command or "(the command was not kept)")}</pre>\n<dl>{facts}</dl>\n'
         f'<details><summary>The whole sweep file</summary>\n<pre class="made">{text(plan)}</pre>\n</details>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cascli.analysis.statistics import Kind
+from cascli.analysis.statistics import FEWEST, Kind
 from cascli.render.marks import short_name
 from cascli.render.numbers import number
 from cascli.sweeps.plan import BASELINE, TaskConfig
@@ -18,6 +18,8 @@ def pair_of(header: Header) -> str:
     if header.pair not in (None, "", "unnamed"):
         return str(header.pair)
     pair: object = header.plan.pair
+    if isinstance(pair, dict):
+        return "a pair without a name"
     return Path(pair).stem if isinstance(pair, str) and pair.endswith((".yaml", ".yml")) else str(pair)
 
 
@@ -93,7 +95,12 @@ def _fastest(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     able = [
         row
         for row in rows
-        if row is not target and row.speed_vs_target and row.quality is not None and row.quality >= level - 1e-9
+        if row is not target
+        and row.speed_vs_target
+        and not row.errors
+        # On the same prompts: a strategy that failed on the hard ones is none that kept up.
+        and row.quality_vs_target is not None
+        and row.quality_vs_target >= -1e-9
     ]
     if not able:
         return f"no strategy reaches the target's mean quality of {number(level, 3)}."
@@ -109,7 +116,7 @@ def _fastest(rows: Sequence[SweepRow], fancy: bool) -> str | None:
 
 def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     """How many differences to the target's quality are more than their interval."""
-    judged = [row for row in rows if row.strategy != BASELINE and row.quality_vs_target_interval_kind == "95%"]
+    judged = [row for row in rows if row.strategy != BASELINE and _is_judged(row)]
     if not judged:
         return None
     beyond = [row for row in judged if not _includes_zero(row.quality_vs_target_interval)]
@@ -127,13 +134,19 @@ def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     )
 
 
+def _is_judged(row: SweepRow) -> bool:
+    """Whether there are prompts enough to tell a difference from chance; one that is the same on all of them is."""
+    kind = row.quality_vs_target_interval_kind
+    return kind == "95%" or (kind == "no scatter" and (row.num_prompts or row.answers) >= FEWEST)
+
+
 def _includes_zero(bounds: tuple[float, float] | None) -> bool:
     return bounds is None or bounds[0] <= 0 <= bounds[1]
 
 
 def caution(rows: Sequence[SweepRow]) -> str | None:
     """That the prompts are too few for intervals, if they are: for all strategies, or for those that failed often."""
-    few = [row for row in rows if row.answers and row.quality_interval_kind != "95%"]
+    few = [row for row in rows if row.answers and _is_few(row)]
     if not few:
         return None
     if len(few) < sum(bool(row.answers) for row in rows):
@@ -142,6 +155,13 @@ def caution(rows: Sequence[SweepRow]) -> str | None:
     known = [row.num_prompts for row in few if row.num_prompts is not None]
     count = "Fewer than 6 prompts" if not known else f"Only {_count(max(known), 'prompt', 'prompts')}"
     return f"{count}: no interval can be given, and no difference between strategies can be told from chance."
+
+
+def _is_few(row: SweepRow) -> bool:
+    """Whether its prompts are too few for an interval; older tables have intervals and do not say of which kind."""
+    if row.quality_interval is None or row.quality_interval_kind is None:
+        return row.quality_interval is None
+    return row.quality_interval_kind == "range" or (row.num_prompts or row.answers) < FEWEST
 
 
 def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
@@ -162,6 +182,8 @@ def passed(row: SweepRow) -> float | None:
 def bars_of(rows: Sequence[SweepRow]) -> str:
     """What the bars of a picture are."""
     kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
+    if "range" in kinds and "95%" in kinds:
+        return "95% interval, of few prompts the range"
     return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cascli.analysis.profile import Profile
 from cascli.strategies import Strategy, parse
+from cascli.strategies.base import Speculating
 from cascli.sweeps.plan import SweepPlan
 
 
@@ -19,7 +20,9 @@ class Seconds(NamedTuple):
 
 
 def forecast(plan: SweepPlan, turns: int, profile: Profile) -> Seconds:
-    """All answers of a grid at their full length, without reading prompts, scoring, or what `match` will add.
+    """All answers of a grid at their full length.
+
+    Without reading prompts, scoring and its references, and what `match` adds.
 
     Args:
         plan: the grid.
@@ -41,9 +44,9 @@ def seconds_per_token(strategy: Strategy, profile: Profile) -> Seconds:
     if strategy.name in ("target", "draft"):
         alone = step if strategy.name == "target" else drafted
         return Seconds(alone, alone)
-    k = strategy.params.get("k")
-    if k is None:
+    if not isinstance(strategy, Speculating):
         return Seconds(drafted, drafted + step)
-    by_model = strategy.params.get("draft", "model") == "model"
-    round_ = (drafted * k if by_model else 0.0) + step * profile.v(k + 1)
+    k = strategy.k
+    drafts = k + strategy.verification_rule.reads_draft if strategy.needs_draft else 0
+    round_ = drafted * drafts + step * profile.v(k + 1)
     return Seconds(round_ / (k + 1), round_)

@@ -157,8 +157,9 @@ class Cell(_Strict):
 
     @property
     def key(self) -> str:
-        """The cell as a string that no other cell has."""
-        return f"{self.strategy} T={self.temperature} seed={self.seed} #{self.repeat}"
+        """The cell as a string that no other cell has; greedy answers are the same whatever the seed."""
+        seed = f" seed={self.seed}" if self.temperature else ""
+        return f"{self.strategy} T={self.temperature}{seed} #{self.repeat}"
 
     def same_law_as(self, spec: str) -> Cell:
         """The cell of another strategy under the same circumstances."""
@@ -242,7 +243,8 @@ def pair_of(plan: SweepPlan, folder: Path, where: str = "sweep") -> PairConfig:
         ConfigError: it does not exist, or something in it is wrong; `where` is in front.
     """
     if isinstance(plan.pair, Mapping):
-        return load_config(plan.pair, folder=folder, where=f"{where}: pair")
+        config = load_config(plan.pair, folder=folder, where=f"{where}: pair")
+        return config if "name" in plan.pair else config.model_copy(update={"name": config.label})
     try:
         return load_config(plan.pair, folder=folder)
     except ConfigError as error:

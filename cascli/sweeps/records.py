@@ -169,7 +169,8 @@ class Records:
         if anyway:
             return
         if there.fingerprint != header.fingerprint:
-            raise UsageError(f"{self.folder}: was made from another sweep file; choose another -o, or say --anyway")
+            made = "was made from another sweep file, or with other flags"
+            raise UsageError(f"{self.folder}: {made}; choose another -o, or say --anyway")
         changed = [name for name, value in header.asked.items() if there.asked.get(name, value) != value]
         if changed:
             raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or say --anyway")

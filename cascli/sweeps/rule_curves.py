@@ -7,9 +7,8 @@ met, other ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from cascli import rules
 from cascli.chat import Conversation, encode
 from cascli.engine import Request
+from cascli.errors import UsageError
 from cascli.jobs.generate import decode
 from cascli.models.pair import Pair
 from cascli.rules.base import ThresholdRule
@@ -125,21 +125,27 @@ def seen_of(d: Dists) -> Seen:
 
 
 def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
-    """Every rule with an alpha at every alpha."""
-    return [
-        rule_estimate(name, kind, alpha, seen, k, temperature) for name, kind in rules_with_alpha() for alpha in alphas
-    ]
+    """Every threshold rule at every alpha."""
+    return [rule_estimate(name, kind, alpha, seen, k, temperature) for name, kind in keep_rules() for alpha in alphas]
 
 
-def rules_with_alpha(names: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """The rules that have an alpha, by name."""
+def keep_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[ThresholdRule]]]:
+    """The rules that compare a probability with a threshold, by name: what is kept of a position is enough for these.
+
+    Raises:
+        UsageError: another one is asked for.
+    """
     for name in rules.names() if names is None else names:
         kind = rules.load(name)
-        if "alpha" in {field.name for field in fields(kind)}:
+        if issubclass(kind, ThresholdRule):
             yield name, kind
+        elif names is not None:
+            raise UsageError(f"rule '{name}': only rules that compare with a threshold can be estimated and matched")
 
 
-def rule_estimate(name: str, kind: Any, alpha: float, seen: Seen, k: int, temperature: float) -> RuleEstimate:
+def rule_estimate(
+    name: str, kind: type[ThresholdRule], alpha: float, seen: Seen, k: int, temperature: float
+) -> RuleEstimate:
     """One rule at one alpha."""
     rule = kind(alpha=alpha)
     pi, defer = rule.apply(seen.d), rule.deferred(seen.d)
@@ -162,7 +168,7 @@ def rule_estimate(name: str, kind: Any, alpha: float, seen: Seen, k: int, temper
 def match(seen: Seen, wanted: Match, temperature: float) -> list[Matched]:
     """For each rule and budget the alpha of the rule's own range that comes nearest; those that miss it say so."""
     matches = []
-    for name, kind in rules_with_alpha(wanted.rules):
+    for name, kind in keep_rules(wanted.rules):
         known = {
             alpha: rule_estimate(name, kind, alpha, seen, wanted.k, temperature) for alpha in _candidates(kind, seen.d)
         }
@@ -183,12 +189,12 @@ def match(seen: Seen, wanted: Match, temperature: float) -> list[Matched]:
     return matches
 
 
-def _candidates(kind: Any, d: Dists) -> list[float]:
+def _candidates(kind: type[ThresholdRule], d: Dists) -> list[float]:
     """Alphas over a rule's own range; for rules about whole distributions those where a position changes sides."""
     low, high = kind.alpha_lossless, kind.alpha_draft_only
     low, high = -1.0 if low is None else low, 1.0 if high is None else high
     places = torch.linspace(0, 1, GRID + 1)
-    if issubclass(kind, ThresholdRule) and kind().threshold().tests == "best q1":
+    if kind().threshold().tests == "best q1":
         return sorted({low, high, *_rounded(_turning_points(kind, d).quantile(places.to(d.q)).clamp(low, high))})
     return sorted({low, high, *_rounded(low + (high - low) * places)})
 
@@ -212,7 +218,7 @@ def _turning_points(kind: type[ThresholdRule], d: Dists) -> Tensor:
 
 def _nearest(
     name: str,
-    kind: Any,
+    kind: type[ThresholdRule],
     known: dict[float, RuleEstimate],
     seen: Seen,
     k: int,

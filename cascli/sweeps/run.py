@@ -211,7 +211,8 @@ def settled(
     """
     about = executor.about()
     if before:  # which may have asked more, and been given a title
-        kept = {"prompts": before.prompts | header.prompts, "title": header.title or before.title}
+        kept: dict[str, Any] = {"prompts": before.prompts | header.prompts, "title": header.title or before.title}
+        kept["date"] = before.date or header.date
         header = header.model_copy(update=kept)
     if plan.match:
         if before and (before.matched or before.budgets) and before.plan.match == plan.match:

@@ -38,8 +38,8 @@ class Sample(NamedTuple):
 def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]:
     """A few prompts to which strategies gave different answers, one sample a prompt.
 
-    Those come first whose answers were judged most differently, and of these the short ones. Low temperatures come
-    before high ones, at which two samples from one law differ too.
+    Those come first whose answers were judged most differently; of these low temperatures before high ones, at which
+    two samples from one law differ too, and then the short ones.
     """
     groups: dict[tuple[str, float, int, int], list[Record]] = defaultdict(list)
     for record in records:
@@ -53,7 +53,7 @@ def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]
         shown = answers[:MOST_ANSWERS]
         known = [each.quality for each in shown if each.quality is not None]
         spread = round(max(known) - min(known), 1) if known else 0.0
-        rank = (temperature, -spread, sum(len(each.text) for each in shown))
+        rank = (-spread, temperature, sum(len(each.text) for each in shown))
         if problem not in found or rank < found[problem][0]:
             found[problem] = rank, Sample(problem, temperature, seed, shown, len(answers) - len(shown))
     return [sample for _, sample in sorted(found.values(), key=lambda each: each[0])[:most]]

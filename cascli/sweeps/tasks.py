@@ -132,7 +132,10 @@ def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
         return builtin()
     if task.kind == "dataset":
         return dataset_prompts(task, here, plan.limit, offline=offline)
-    return read_prompts(here / Path(task.path or "").expanduser())
+    try:
+        return read_prompts(here / Path(task.path or "").expanduser())
+    except UsageError as error:
+        raise UsageError(f"task.path: {error}") from None
 
 
 def humaneval(limit: int | None) -> list[Example]:
