@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 import cascli
@@ -66,12 +67,16 @@ def executed(cells: list[str]) -> list[str]:
     """Run cells in one namespace, and what the notebook shows of the last expression of each."""
     scope: dict[str, Any] = {}
     out = []
-    for cell in cells:
-        body = ast.parse(cell).body
-        last = body.pop() if isinstance(body[-1], ast.Expr) else None
-        exec(compile(ast.Module(body, []), "cell", "exec"), scope)
-        if last is not None:
-            out.append(shown(eval(compile(ast.Expression(last.value), "cell", "eval"), scope)))
+    threads = torch.get_num_threads()
+    try:
+        for cell in cells:
+            body = ast.parse(cell).body
+            last = body.pop() if isinstance(body[-1], ast.Expr) else None
+            exec(compile(ast.Module(body, []), "cell", "exec"), scope)
+            if last is not None:
+                out.append(shown(eval(compile(ast.Expression(last.value), "cell", "eval"), scope)))
+    finally:
+        torch.set_num_threads(threads)
     return out
 
 

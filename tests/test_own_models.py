@@ -346,6 +346,8 @@ def test_a_dry_run_says_everything_in_one_block(cli, tmp_path: Path) -> None:
     assert f"from step times of {known.date}" in after.stdout
     assert "cascli bench" not in after.stdout
     assert "cascli bench" in cli(*asked, "--threads", "2").stdout  # other times
+    told = json.loads(cli(*asked, "--json").stdout)
+    assert told["schema"] == "cascli.plan/1" and told["strategies"][0] == "target"
 
 
 def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -154,7 +154,11 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
     except KeyboardInterrupt:
         if not done.interrupted():
             raise
-        screen.note("interrupted: the answers as far as they had come")
+        from cascli.render.marks import short_name
+
+        written = {run.spec for run in done.every}
+        left = ", ".join(short_name(spec, fancy=False) for spec in done.specs if spec not in written)
+        screen.note("interrupted: the answers as far as they had come" + (f"; nothing of {left}" if left else ""))
         return False
     return True
 

@@ -38,6 +38,13 @@ cascli sweep my-sweep.yaml --rule-curves
     *LOADING,
     *("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "limit"),
     *("output", "json", "quiet", "color"),
+    config="Pair name or YAML file, in place of the file's own.",
+    dtype="auto, float32, bfloat16, float16 or int8, in place of the file's.",
+    device="auto, cpu, cuda or cuda:1, in place of the file's.",
+    max_new_tokens="Longest answer, in place of the file's.",
+    temperature="0 is greedy; in place of the file's.",
+    seed="Seed of the runs' own random numbers, in place of the file's.",
+    strategy="One of the strategies in place of the file's; may be repeated.",
     output="The folder of the results, in place of the file's own: records, table, picture and report.",
 )
 def command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import TYPE_CHECKING
 
 from cascli.errors import UsageError
@@ -44,6 +45,9 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         "time": _how_long(plan, turns, settings),
         "output": f"{folder}{' (holds results: --resume goes on)' if (folder / 'records.jsonl').exists() else ''}",
     }
+    if settings.settings.json_output:
+        print(json.dumps({"schema": "cascli.plan/1", **rows, "strategies": specs}))
+        return
     for name, text in rows.items():
         first, *more = text.split("\n")
         print(f"{name:14}{first}", *(f"{'':14}{line}" for line in more), sep="\n")
@@ -87,6 +91,7 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan,
     )
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rule-curves.csv", csv_of(curves.table()))
+    write(folder / "rule-curves.json", curves.to_json() + "\n")
     if settings.settings.json_output:
         print(curves.to_json())
     else:
