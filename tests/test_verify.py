@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cascli import Pair, audit, load_pair
+from cascli import Pair, audit, load_pair, rules
 from cascli.audit import joint, law, numerics, parity, rounds, tables
 from cascli.audit.report import Audit, Check, check_of
 from cascli.cli.app import app
@@ -102,6 +102,15 @@ def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> 
 def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejection, "residual", lambda pi, q: pi)
     assert any(check.status == "fail" for check in law.worst_of([tree]))
+
+
+def test_a_law_that_is_no_number_fails(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is one at other alphas, before and after."""
+    kind = rules.load("min-p")
+    right = kind.apply
+    monkeypatch.setattr(kind, "apply", lambda self, d: right(self, d) * (float("nan") if self.alpha == 0.3 else 1.0))
+    [check] = law.worst_of([tree], ["min-p"])
+    assert check.status == "fail" and "6 alphas" in check.detail
 
 
 def test_a_wrong_acceptance_fails_the_joint_law(
