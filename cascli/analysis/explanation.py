@@ -58,6 +58,8 @@ class Explanation(Data):
     """Share of the strategy's time that was spent outside the two models."""
     measured_alone: bool = False
     """Whether c and v were measured on their own, apart from the runs."""
+    predicted_with_overhead: float | None = None
+    """With the time outside both models as it was: what `measured_speed_up` is held against. None in older ones."""
     noise: float | None = None
     """What measured and predicted may differ by without a reason: the spread that was seen, at least `NOISE`."""
     bottleneck: str | None
@@ -134,7 +136,8 @@ def account(
     best = max(range(1, gains.longest + 1), key=lambda n: (gains.predicted(n), -n))
     pays = gains.predicted(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
-    agrees = abs(measured / gains.with_overhead(k) - 1) <= noise
+    expected = gains.with_overhead(k)
+    agrees = abs(measured / expected - 1) <= noise
     bottleneck, without_it = gains.bottleneck(k) if agrees else (None, None)
     return Explanation(
         strategy=drafting[0].spec,
@@ -155,6 +158,7 @@ def account(
         best_speed_up=gains.predicted(best) if pays else None,
         overhead=gains.overhead,
         measured_alone=profile is not None,
+        predicted_with_overhead=expected,
         noise=noise,
         bottleneck=bottleneck,
         without_it=without_it,

@@ -47,7 +47,12 @@ def _cause(why: Explanation) -> str:
     """What holds it back; nothing where measured and predicted do not agree."""
     if why.bottleneck is None:
         noise = "" if why.noise is None else f" ({why.noise:.0%})"
-        return f"Measured and predicted differ by more than the noise that was seen{noise}, so no cause is named."
+        if why.predicted_with_overhead is None:
+            return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."
+        return (
+            f"With the time outside the models the prediction is {why.predicted_with_overhead:.2f}x, which differs from"
+            f" what was measured by more than the noise that was seen{noise}, so no cause is named."
+        )
     gain = "" if why.without_it is None else f" (without that {why.without_it:.2f}x)"
     return f"What holds it back most: {why.bottleneck}{gain}."
 
