@@ -162,6 +162,7 @@ def test_the_verdict_says_what_is_gained_and_what_it_costs(changes: dict, said: 
         ("speculative:k=4", "speculative k=4"),
         ("speculative-cascade:rule=token-v3,alpha=0.3,k=4", "spec-cascade token-v3 α=.3 k=4"),
         ("speculative-cascade:rule=opt,alpha=-10.05,k=4", "spec-cascade opt α=-10.05 k=4"),
+        ("speculative-cascade:rule=typical,epsilon=0.09,delta=0.3,k=4", "spec-cascade typical ε=.09 δ=.3 k=4"),
         ("cascade:score=mean-logprob,threshold=-0.5", "cascade mean-logprob≥-0.5"),
         ("speculative:draft=prompt-lookup,max_ngram=3,min_ngram=1,k=4", "speculative by prompt-lookup k=4"),
         ("speculative:draft=prompt-lookup,max_ngram=5,min_ngram=1,k=4", "speculative by prompt-lookup max_ngram=5 k=4"),

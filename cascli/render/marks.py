@@ -39,6 +39,8 @@ LOOKS: dict[str, Look] = {
 }
 _LEADING_ZERO = re.compile(r"^(-?)0[.]")
 SHORT = {"speculative-cascade": "spec-cascade"}
+_LETTERS = {"alpha": ("α", "a"), "epsilon": ("ε", "eps"), "delta": ("δ", "delta"), "target_weight": ("w", "w")}
+"""Parameters that formulas have a letter for, with and without Greek."""
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
 
@@ -62,9 +64,11 @@ def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
         for key, value in _defaults(params.pop("draft")).items():
             if params.get(key) == value:
                 del params[key]
-    if "alpha" in params:
-        params = {"α" if fancy else "a": _LEADING_ZERO.sub(r"\1.", params.pop("alpha")), **params}
-    words += [f"{key}={value}" for key, value in params.items()]
+    letters = {name: _LETTERS[name] for name in params if name in _LETTERS}
+    short = {
+        greek if fancy else plain: _LEADING_ZERO.sub(r"\1.", params.pop(n)) for n, (greek, plain) in letters.items()
+    }
+    words += [f"{key}={value}" for key, value in (short | params).items()]
     return " ".join(words) + (" (oracle)" if oracle else "")
 
 
