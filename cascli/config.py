@@ -222,10 +222,12 @@ def yaml_text(value: str) -> str:
 def _twice(node: yaml.Node) -> yaml.Node | None:
     """A key that a mapping somewhere in `node` has a second time: the first one's value would be lost."""
     if isinstance(node, yaml.MappingNode):
-        keys = [key for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key.value != "<<" and any(other.value == key.value for other in keys[:place]):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name != "<<" and name in seen:
                 return key
+            seen.add(name or "")
     inside = [] if isinstance(node, yaml.ScalarNode) else node.value
     parts = (part for each in inside for part in (each if isinstance(each, tuple) else (each,)))
     return next((found for found in map(_twice, parts) if found is not None), None)
