@@ -63,7 +63,7 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class KeepRule(Rule):
+class ChoiceRule(Rule):
     """A rule that says which tokens of the draft model are kept.
 
     Whole-distribution rules answer once a position (`keep` is `[n, 1]`): pi = q if kept, else p.
@@ -74,7 +74,7 @@ class KeepRule(Rule):
     @property
     def chooses(self) -> bool:
         """Always, unless a subclass has made a pi of its own."""
-        return type(self).apply is KeepRule.apply
+        return type(self).apply in (ChoiceRule.apply, KeepRule.apply)
 
     @abstractmethod
     def keep(self, d: Dists) -> Tensor:
@@ -99,6 +99,13 @@ class KeepRule(Rule):
         return ~self.keep(d) if self.chooses else None
 
 
+@dataclass(frozen=True)
+class KeepRule(ChoiceRule):
+    """A rule that says which tokens are kept at an alpha."""
+
+    alpha: Alpha = 0.3
+
+
 class Threshold(NamedTuple):
     """What a probability at temperature 1 must reach for the draft model to be kept, as a sum over a position."""
 
@@ -114,8 +121,6 @@ class Threshold(NamedTuple):
 @dataclass(frozen=True)
 class ThresholdRule(KeepRule):
     """A rule that compares a probability with a threshold; verification on a GPU computes it in one go."""
-
-    alpha: Alpha = 0.3
 
     @abstractmethod
     def threshold(self) -> Threshold:

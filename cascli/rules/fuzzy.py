@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cascli.rules.base import KeepRule
+from cascli.rules.base import ChoiceRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fuzzy(KeepRule):
+class Fuzzy(ChoiceRule):
     """Keep the draft model wherever it is near enough to the target."""
 
     formula: ClassVar[str] = "keep q iff D(q1, p1) <= threshold; D: js, kl = KL(p1 || q1), tv"
