@@ -275,6 +275,7 @@ def test_one_rule_for_output(
         ({"output": "a"}, r"no suffix says what to write; take one of \.csv, .*\.txt, or say --format"),
         ({"output": "a.v2", "json_output": True}, r"unknown suffix '\.v2'"),
         ({"output": "a.htm"}, r"did you mean '\.html'\?"),
+        ({"output": "a.pvg"}, r"unknown suffix '\.pvg'\. Known"),
         ({"json_output": True, "format": "csv"}, "both ask for stdout"),
         ({"json_output": True, "format": "csv", "output": "-"}, "both ask for stdout"),
         ({"output": "none/a.csv"}, "no such folder"),

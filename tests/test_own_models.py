@@ -291,6 +291,22 @@ def test_a_sweeps_pair_may_be_a_mapping_or_a_file_beside_it(cli, models: Path, t
     assert "exp/wrong.yaml: pair: drafts: unknown key" in cli("sweep", "exp/wrong.yaml").stderr
 
 
+@pytest.mark.parametrize("pair_", [3, ["small"], None])
+def test_a_pair_of_another_kind_is_told_in_words(cli, models: Path, pair_: object) -> None:
+    (models / "kind.yaml").write_text(yaml.safe_dump(SWEEP | {"pair": pair_}))
+    found = cli("sweep", "kind.yaml")
+    assert found.exit_code == 2
+    assert "kind.yaml: pair: a pair's name, the path of its file" in found.stderr
+
+
+def test_a_file_is_no_place_for_a_sweeps_results(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    found = cli("sweep", "rules", "-c", "tiny-random", "--limit", "1", "-o", str(tmp_path / "mine"))
+    assert found.exit_code == 2
+    assert "is a file" in found.stderr
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 def test_flags_go_before_the_sweep_file(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     flags = ["--temperature", "0.5", "--seed", "7", "--max-new-tokens", "4", "-s", "speculative:k=3", "--limit", "1"]

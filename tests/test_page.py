@@ -63,6 +63,14 @@ def test_no_line_is_wider_than_the_page_and_no_number_is_cut(saved: Comparison, 
     assert all(f"{row.speed_vs_target:.2f}x" in table for row in saved.summary)
 
 
+def test_answers_can_be_left_out(saved: Comparison) -> None:
+    told, whole = page(saved, 80, "none"), page(saved, 80)
+    for part in ("American", "drafted and rejected"):
+        assert part in whole and part not in told
+    for part in ("speculative k=4", "tested drafts pass"):
+        assert part in whole and part in told
+
+
 def test_three_strategies_fit_a_small_terminal(saved: Comparison) -> None:
     few = [row.strategy for row in saved.summary if row.strategy in ("target", "draft", "speculative:k=4")]
     small = saved.model_copy(

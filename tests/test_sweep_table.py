@@ -7,7 +7,8 @@ import re
 import pytest
 
 from cascli.render.sweep import COST, sweep_tables
-from cascli.render.sweep_words import caution, findings, pair_of, summary, title_of
+from cascli.render.sweep_report_tables import strategies_table
+from cascli.render.sweep_words import caution, findings, is_beyond_chance, pair_of, summary, title_of
 from cascli.render.table import COST as COMPARE_COST
 from cascli.render.table import LAW, PAGE
 from cascli.sweeps.table import SweepRow, by_category, rows
@@ -152,6 +153,9 @@ def test_what_is_the_same_on_every_prompt_is_told_from_chance() -> None:
     assert "draft differs from the target's quality" in said and "1 of 2" in said
     few = worse.model_copy(update={"num_prompts": 3})
     assert "differs" not in " ".join(findings([target, few]))
+    assert is_beyond_chance(worse) and not is_beyond_chance(equal) and not is_beyond_chance(few)
+    assert 'class="worse"' in strategies_table([target, worse], "f1")
+    assert "worse" not in strategies_table([target, few], "f1")
 
 
 def test_a_strategy_that_failed_on_some_prompts_is_not_the_fastest() -> None:

@@ -34,6 +34,7 @@ class TraceKind(StrEnum):
 
     TEXT = "text"
     TOKENS = "tokens"
+    NONE = "none"
 
 
 NAME = "compare"
@@ -59,7 +60,8 @@ def command(
         typer.Option("--schedule", help="fair: all strategies under way at once, in slices of equal time."),
     ] = Schedule.AUTO,
     trace: Annotated[
-        TraceKind, typer.Option("--trace", help="The answers as flowing text, or side by side, a token a line.")
+        TraceKind,
+        typer.Option("--trace", help="The answers as flowing text, side by side a token a line, or not at all."),
     ] = TraceKind.TEXT,
     measure: Annotated[
         bool,

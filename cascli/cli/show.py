@@ -57,7 +57,8 @@ def command(
     file: Annotated[Path, typer.Argument(help="JSON that cascli wrote, a sweep's folder, or its results.csv.")],
     *,
     trace: Annotated[
-        TraceKind, typer.Option("--trace", help="Answers of a comparison as flowing text, or a token a line.")
+        TraceKind,
+        typer.Option("--trace", help="Answers of a comparison as flowing text, a token a line, or not at all."),
     ] = TraceKind.TEXT,
     strategy: Annotated[
         list[str] | None,

@@ -135,7 +135,7 @@ def _range(hint: Any) -> str:
     """The allowed values of an annotated type, in words; of one that may be left out those of what may be given."""
     given = [each for each in get_args(hint) if each is not type(None)]
     if type(None) in get_args(hint) and len(given) == 1:
-        return f"{_range(given[0])}; not with another budget"
+        return f"{_range(given[0])}; may be left out"
     if getattr(hint, "__metadata__", None):
         parts = [part for info in hint.__metadata__ for part in getattr(info, "metadata", [info])]
         bounds = {name: getattr(part, name) for part in parts for name in _BOUNDS if hasattr(part, name)}

@@ -21,7 +21,7 @@ from cascli.render.verdict import verdict
 from cascli.trace import Run
 
 TRACES_SHOWN = 3
-Trace = Literal["text", "tokens"]
+Trace = Literal["text", "tokens", "none"]
 """The answers as flowing text, or one line a token."""
 
 
@@ -34,7 +34,7 @@ def print_comparison(comparison: Comparison, screen: Screen, trace: Trace = "tex
 def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text") -> None:
     """What was there when the last answer was: the verdict, the table, and the answers of the first prompts.
 
-    `trace` is the answers as text, or token by token; -v adds every figure.
+    `trace` is the answers as text, token by token, or none; -v adds every figure.
     """
     out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
     said = verdict(rows, fancy=unicode_ok(out))
@@ -50,6 +50,13 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
         return
     lines = [pair_line(comparison.runs[0]), scatter_line(rows)]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
+    if trace != "none":
+        _print_groups(groups, rows, screen, trace)
+
+
+def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, trace: Trace) -> None:
+    """The answers to the first prompts, or with -v to all."""
+    out = screen.out
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
         out.print()

@@ -121,7 +121,7 @@ def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
             return "json"
         known = ", ".join(f".{each}" for each in sorted(possible))
         raise UsageError(f"--output {path}: no suffix says what to write; take one of {known}, or say --format")
-    raise UsageError(f"--output {path}: " + unknown("suffix", suffix, [f".{each}" for each in possible]))
+    raise UsageError(f"--output {path}: " + unknown("suffix", suffix, [f".{each}" for each in possible], cutoff=0.8))
 
 
 def _check_binary(found: Outputs) -> None:

@@ -1,4 +1,4 @@
-"""A sweep's table on the terminal and as CSV."""
+"""A sweep's table on the terminal."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from cascli.analysis.statistics import Kind
 from cascli.render.html_text import text
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
-from cascli.render.sweep_words import passed, temperature_of
+from cascli.render.sweep_words import is_beyond_chance, passed, temperature_of
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.table import SweepRow
 
@@ -83,8 +83,8 @@ def _difference(row: SweepRow) -> str:
         return DASH
     bounds, kind = row.quality_vs_target_interval, row.quality_vs_target_interval_kind
     value = f"{row.quality_vs_target:+.3f}"
-    if kind == "95%" and bounds is not None and not bounds[0] <= 0 <= bounds[1]:
-        value = f'<span class="{"better" if bounds[0] > 0 else "worse"}">{value}</span>'
+    if is_beyond_chance(row):
+        value = f'<span class="{"better" if row.quality_vs_target > 0 else "worse"}">{value}</span>'
     return value + _bounds(bounds, kind, signed=True)
 
 

@@ -119,7 +119,7 @@ def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     judged = [row for row in rows if row.strategy != BASELINE and _is_judged(row)]
     if not judged:
         return None
-    beyond = [row for row in judged if not _includes_zero(row.quality_vs_target_interval)]
+    beyond = [row for row in judged if is_beyond_chance(row)]
     if not beyond:
         return (
             "no strategy's quality differs from the target's by more than its 95% interval:"
@@ -140,8 +140,10 @@ def _is_judged(row: SweepRow) -> bool:
     return kind == "95%" or (kind == "no scatter" and (row.num_prompts or row.answers) >= FEWEST)
 
 
-def _includes_zero(bounds: tuple[float, float] | None) -> bool:
-    return bounds is None or bounds[0] <= 0 <= bounds[1]
+def is_beyond_chance(row: SweepRow) -> bool:
+    """Whether its difference to the target's quality is more than what prompts scatter by."""
+    bounds = row.quality_vs_target_interval
+    return _is_judged(row) and bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
 def caution(rows: Sequence[SweepRow]) -> str | None:

@@ -70,14 +70,16 @@ class Mentored(Rule):
         high = low + 1
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            within = self._spent(_clamped(q, p, middle), p)
+            within = self._within(q, p, middle)
             low, high = low.where(within, middle), middle.where(within, high)
         return high
 
-    def _spent(self, pi: Tensor, p: Tensor) -> Tensor:
-        """Whether `[n, 1]` the budget is kept."""
-        if self.tv is not None:
-            return (pi - p).clamp_min(0).sum(dim=-1, keepdim=True) <= self.tv
+    def _within(self, q: Tensor, p: Tensor, share: Tensor) -> Tensor:
+        """Whether `[n, 1]` the pi of these A keep the budget."""
+        if self.tv is not None:  # pi lies between p and q: what is not rejected of TV(p, q) is TV(pi, p)
+            spent = (q - p).clamp_min(0) - (q - p / share).clamp_min(0)
+            return spent.sum(dim=-1, keepdim=True) <= self.tv
+        pi = _clamped(q, p, share)
         return (p.xlogy(p) - p.xlogy(pi)).sum(dim=-1, keepdim=True) <= (self.kl or 0.0)
 
 
@@ -92,5 +94,7 @@ def _clamped(q: Tensor, p: Tensor, share: Tensor) -> Tensor:
         raised = t * free_p > free_q
         kept = free_q.where(~raised, 0.0).sum(dim=-1, keepdim=True)
         slope = free_p.where(raised, 0.0).sum(dim=-1, keepdim=True)
-        t = ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
+        before, t = t, ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
+        if not t.is_cuda and t.equal(before):  # on a GPU nothing is read back to the host
+            break
     return most.where(cut, free_q.maximum(t * free_p))

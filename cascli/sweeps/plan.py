@@ -105,6 +105,13 @@ class SweepPlan(_Strict):
     only: SkipJsonSchema[dict[str, list[float]]] = {}
     """Temperatures of strategies that do not run at all of them; set by `match`."""
 
+    @field_validator("pair", mode="before")
+    @classmethod
+    def _a_pair(cls, value: object) -> object:
+        if not isinstance(value, str | Mapping):
+            raise ValueError("a pair's name, the path of its file, or draft: and target: are wanted")
+        return value
+
     @property
     def chosen_dtype(self) -> Dtype | None:
         """The precision that overrides the pair's own; None for `auto`."""

@@ -116,8 +116,10 @@ class Records:
         """Keep other sweeps out of the folder.
 
         Raises:
-            UsageError: one is at work there.
+            UsageError: one is at work there, or it is a file.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder}: is a file, and a sweep's results are a folder; choose another -o")
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
