@@ -75,6 +75,9 @@ def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:
         assert (why.bottleneck is not None) is (abs(ratio - 1) <= 0.2), factor
         assert ("no cause is named" in sentence(why)) is (why.bottleneck is None)
         assert factor in (1.0, 1.05) or (why.bottleneck is None) is not named
+        assert why.predicted_with_overhead is not None
+        said = f"the prediction is {why.predicted_with_overhead:.2f}x, which differs"
+        assert (said in sentence(why)) is (why.bottleneck is None)
 
 
 def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:

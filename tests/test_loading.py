@@ -58,6 +58,8 @@ def test_ids_that_one_tokenizer_lacks_are_masked(tmp_path: Path) -> None:
         {"num_attention_heads": 0},
         {"hidden_size": 33, "num_attention_heads": 4},
         {"num_hidden_layers": 0},
+        {"pad_token_id": 999},
+        {"rope_theta": "x"},  # not seen before the weights are made
     ],
 )
 def test_random_models_of_impossible_shape_are_config_errors(change: dict) -> None:

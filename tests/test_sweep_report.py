@@ -229,8 +229,10 @@ def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
         assert ended.exit_code == 0, ended.output
 
     sweep("--title", "Mine & yours")
-    sweep("--resume", "--limit", "1")
     folder = Records(tmp_path / "out")
+    folder.write_header(folder.header().model_copy(update={"date": "2026-01-02T03:04:05Z"}))
+    sweep("--resume", "--limit", "1")
+    assert folder.header().date == "2026-01-02T03:04:05Z"  # when it began
     assert {(each.problem, each.category) for each in folder.read()} == {("a", "<b>one"), ("b", "two")}
     assert folder.header().prompts == {"a": "first", "b": "second\n\nand third"}
     page = (tmp_path / "out" / "report.html").read_text()

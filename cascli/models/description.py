@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,11 +97,12 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
     return config
 
 
-def explained(model: ModelConfig) -> AbstractContextManager[None]:
-    """Says what is wrong with a model that cannot be built: its values in the pair's file, or its folder."""
-    if isinstance(model.source, RandomSource):
-        return bad_config_is_an_error()
-    return untrusted.damaged(Path(str(model.source)))
+@contextmanager
+def explained(model: ModelConfig) -> Iterator[None]:
+    """Says what is wrong with a model that cannot be built: its values in the pair's file, or its folder; and where."""
+    random = isinstance(model.source, RandomSource)
+    with model.located(), bad_config_is_an_error() if random else untrusted.damaged(Path(str(model.source))):
+        yield
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def survey(
     for role, model in config.models.items():
         settings = found.configs[role]
         text = settings.get_text_config()
-        with explained(model), model.located():
+        with explained(model):
             models[role] = ModelSurvey(
                 settings.model_type, text.num_hidden_layers, weights_of(settings), text.vocab_size
             )

@@ -153,3 +153,17 @@ def test_the_list_marks_the_default_and_goes_on(monkeypatch: pytest.MonkeyPatch)
     wrong = run("pairs", "path", "tiny-random", "drat")
     assert wrong.exit_code == 2 and "draft and target" in wrong.stderr
     assert run("pairs", "path", "tiny-random").exit_code == 3
+
+
+def test_a_file_of_a_ready_pairs_name_frees_nothing_that_this_needs(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(pair)
+    folders = [store.pull(model.source) for model in config.models.values()]
+    mine = tmp_path / "copy" / "toy.yaml"
+    mine.parent.mkdir()
+    mine.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
+    monkeypatch.setattr("cascli.config.pair_files", lambda: {"toy": pair})
+    found = run("pairs", "rm", str(mine), "--yes")
+    assert found.exit_code == 0 and found.stderr.count("stays, because toy needs it too") == 2
+    assert all(folder.exists() for folder in folders)
