@@ -87,7 +87,7 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
             near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"random: transformers has no model_type '{kind}'{hint}")
-        with bad_config_is_an_error():
+        with _bad_config_is_an_error():
             untrusted.check_sizes(values, "random")
             config = AutoConfig.for_model(kind, **values)
     else:
@@ -101,12 +101,12 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
 def explained(model: ModelConfig) -> Iterator[None]:
     """Says what is wrong with a model that cannot be built: its values in the pair's file, or its folder; and where."""
     random = isinstance(model.source, RandomSource)
-    with model.located(), bad_config_is_an_error() if random else untrusted.damaged(Path(str(model.source))):
+    with model.located(), _bad_config_is_an_error() if random else untrusted.damaged(Path(str(model.source))):
         yield
 
 
 @contextmanager
-def bad_config_is_an_error() -> Iterator[None]:
+def _bad_config_is_an_error() -> Iterator[None]:
     """Whatever a transformers config or model says of bad values is a fault of the pair's file."""
     try:
         yield

@@ -32,7 +32,7 @@ from cascli.models.choose_runner import choose_runner, graph_cache_for
 from cascli.models.cpu.fit import fit, store_for, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
-from cascli.models.description import bad_config_is_an_error, describe, explained, there
+from cascli.models.description import describe, explained, there
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
@@ -99,11 +99,9 @@ def load_pair(
     models = {}
     for role, model in config.models.items():
         stages.begin()
-        store = stores.get(role)
-        with model.located():
-            models[role] = _load(
-                model, configs[role], folders[role], kinds[role], where, vocab, graphs, compiler, store, stages
-            )
+        models[role] = _load(
+            model, configs[role], folders[role], kinds[role], where, vocab, graphs, compiler, stores.get(role), stages
+        )
         stages.end()
     large = models["target"]
     eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
@@ -219,7 +217,8 @@ def _module(
     model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     if isinstance(model.source, RandomSource):
-        return _random(config, model.source.seed, dtype, device)
+        with explained(model):
+            return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
         return untrusted.model_of(there(folder), dtype=dtype, device_map=model.device_map)
     return untrusted.model_of(there(folder), dtype=dtype).to(device)
@@ -228,7 +227,7 @@ def _module(
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A model with weights drawn from `seed`; torch's global random state is put back afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with bad_config_is_an_error(), torch.random.fork_rng(devices=devices), torch.device(device):
+    with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

@@ -48,7 +48,7 @@ def _labelled(label: str, value: str) -> Padding:
 def _section(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Text | Padding]:
     yield Text(title, style="bold underline")
     for row in rows:
-        head = Text(row["name"], style="bold cyan")
+        head = Text(row["name"], style="bold")
         head.append(f"  {row['summary']}", style="default not bold")
         yield head
         for label, value in _lines(row):

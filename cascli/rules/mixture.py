@@ -27,7 +27,7 @@ class Mixture(Rule):
     formula: ClassVar[str] = (
         "pi = w p + (1 - w) q, w = target_weight; at temperature 0 the better token of the two by w p1 + (1 - w) q1"
     )
-    source: ClassVar[str] = "Wang et al. 2026 (DIVERSED, static); transformers' assistant mixing"
+    source: ClassVar[str] = "DIVERSED, AISTATS 2026 (static); transformers' assistant mixing"
     lossless_when: ClassVar[str] = "target_weight = 1"
     greedy: ClassVar[str] = "the better of both models' tokens by target_weight p1 + (1 - target_weight) q1"
     relatives: ClassVar[str] = "transformers gives the target's weight, others the draft's"
