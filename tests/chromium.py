@@ -90,6 +90,17 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def too_wide(self, within: str, but: str) -> list[str]:
+        """What reaches out of the window, of the elements that `within` selects and `but`, a test of `each`, leaves."""
+        room, wanted = self.js("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
+        found: list[str] = self.js(
+            f"[...document.querySelectorAll('{within}')].filter((each) =>"
+            " { const box = each.getBoundingClientRect(); return box.width && (box.left < 0"
+            f" || box.right > document.documentElement.clientWidth) && {but}; }})"
+            ".map((each) => each.outerHTML.slice(0, 80))"
+        )
+        return found if wanted <= room else ["the page", *found]
+
     def press(self, key: str) -> None:
         """A key of the keyboard, down and up."""
         code = KEYS[key]
