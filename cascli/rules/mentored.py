@@ -95,6 +95,6 @@ def _clamped(q: Tensor, p: Tensor, share: Tensor) -> Tensor:
         kept = free_q.where(~raised, 0.0).sum(dim=-1, keepdim=True)
         slope = free_p.where(raised, 0.0).sum(dim=-1, keepdim=True)
         before, t = t, ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
-        if not t.is_cuda and t.equal(before):  # on a GPU nothing is read back to the host
+        if t.device.type == "cpu" and t.equal(before):  # elsewhere nothing is read back to the host
             break
     return most.where(cut, free_q.maximum(t * free_p))
