@@ -142,7 +142,9 @@ def plain_round(
     d = Dists(q, p[:rows], q1, p1[:rows])
     pi = torch.cat([rule.apply(d), p[rows:]])
     outcome = verify_block(pi, q[:n], tokens, u_accept, u_next)
-    return _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
+    numbers = _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
+    _add_distances(numbers, rule, d, pi, p, u_accept)
+    return _add_regret(numbers, logits)
 
 
 def fused_rule(rule: Rule) -> FusedRule | None:
@@ -188,6 +190,29 @@ def _numbers(
     out[Field.NEXT_P, :1] = distributions.at(p[row], token).double()
     out[Field.NEXT_Q, :1] = distributions.at(row_q, token).double()
     return out
+
+
+def _add_distances(numbers: Tensor, rule: Rule, d: Dists, pi: Tensor, p: Tensor, u_accept: Tensor) -> None:
+    """How far pi is from both models, and whether the exact rule would have decided likewise."""
+    n, known = u_accept.shape[0], d.q.shape[0]
+    numbers[Field.TV_TO_DRAFT : Field.DISAGREEMENT + 1] = torch.nan
+    numbers[Field.DISAGREEMENT, :known] = distributions.total_variation(p[:known], d.q).double()
+    numbers[Field.EXACT, :n] = (u_accept < numbers[Field.P, :n] / numbers[Field.Q, :n]).double()
+    if type(rule) is Exact:  # what is known need not be computed
+        numbers[Field.TV_TO_DRAFT] = numbers[Field.DISAGREEMENT]
+        numbers[Field.OVERSHOOT] = 1.0
+        return
+    numbers[Field.TV_TO_DRAFT, :known] = distributions.total_variation(pi[:known], d.q).double()
+    numbers[Field.KL : Field.OVERSHOOT + 1] = torch.stack(distributions.divergence(pi, p)).double()
+
+
+def _add_regret(numbers: Tensor, logits: Tensor) -> Tensor:
+    """How much less likely than the target's best tokens those of the round are."""
+    n = logits.shape[0] - 1
+    last = numbers[Field.NUM_ACCEPTED, :1].long()
+    numbers[Field.REGRET, :n] = distributions.regret(logits[:n], numbers[Field.ID, :n].long())
+    numbers[Field.NEXT_REGRET, :1] = distributions.regret(logits[last], numbers[Field.NEXT_ID, :1].long())
+    return numbers
 
 
 def _key(rule: Rule, sampling: Sampling) -> Hashable:
@@ -250,6 +275,7 @@ def _drafted(s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | 
             accept_prob=facts.accept_prob[i],
             accepted=i < facts.num_accepted,
             deferred=facts.deferred[i] and rule.chooses,
+            exact=facts.exact[i],
             detail=seen[i],
         )
         for i, token in enumerate(facts.ids)
@@ -261,7 +287,17 @@ def _emitted(
 ) -> list[Emitted]:
     """The round's tokens; q and what was deferred are known of the first `known` positions, `seen` is of the last."""
     kept = facts.num_accepted
-    deferral = [mass if rule.chooses and i < known else None for i, mass in enumerate(facts.deferral)]
+
+    def at_position(i: int) -> dict[str, float | None]:
+        return {
+            "tv": facts.tv[i],
+            "tv_to_draft": facts.tv_to_draft[i],
+            "disagreement": facts.disagreement[i],
+            "kl": facts.kl[i],
+            "overshoot": facts.overshoot[i],
+            "deferral": facts.deferral[i] if rule.chooses and i < known else None,
+        }
+
     stood = [
         Emitted(
             id=token.id,
@@ -269,11 +305,11 @@ def _emitted(
             event="accepted",
             q=token.q,
             p=token.p,
-            tv=tv,
-            deferral=mass,
+            regret=facts.regret[i],
             detail=token.detail,
+            **at_position(i),
         )
-        for token, tv, mass in zip(drafted[:kept], facts.tv, deferral, strict=False)
+        for i, token in enumerate(drafted[:kept])
     ]
     last = Emitted(
         id=facts.next_id,
@@ -281,8 +317,8 @@ def _emitted(
         event="bonus" if kept == len(drafted) else "residual",
         p=facts.next_p,
         q=facts.next_q if kept < known else None,
-        tv=facts.tv[kept],
-        deferral=deferral[kept],
+        regret=facts.next_regret,
         detail=seen,
+        **at_position(kept),
     )
     return [*stood, last]

@@ -88,3 +88,17 @@ def at(rows: Tensor, tokens: Tensor) -> Tensor:
 def total_variation(a: Tensor, b: Tensor) -> Tensor:
     """Total variation `[...]` between distributions `[..., V]`: the mass that `a` has above `b`."""
     return (a - b).clamp_min(0).sum(dim=-1)
+
+
+def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(a || b) in nats and the largest a / b, both `[...]`, between distributions `[..., V]`.
+
+    Both are infinite where `a` has a token that `b` has not.
+    """
+    ratio = (a / b).where(a > 0, 0.0)
+    return a.xlogy(ratio).sum(dim=-1).clamp_min(0), ratio.amax(dim=-1)
+
+
+def regret(logits: Tensor, tokens: Tensor) -> Tensor:
+    """How much less likely tokens `[n]` are than the best ones by logits `[n, V]`: log max p1 - log p1(x), in nats."""
+    return logits.amax(dim=-1).double() - at(logits, tokens).double()

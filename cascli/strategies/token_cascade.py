@@ -112,18 +112,33 @@ class TokenCascade(RuleStrategy):
             token = _from_target(s, d.p, defer).where(defers, ours)
             mass = (d.q * defer).sum(dim=-1)
         s.append(token)
-        tv = distributions.total_variation(pi, d.p)
+        distances = (
+            distributions.total_variation(pi, d.p),
+            distributions.total_variation(pi, d.q),
+            distributions.total_variation(d.p, d.q),
+            *distributions.divergence(pi, d.p),
+            distributions.regret(target, token),
+        )
         more = _numbers_of_detail(s, token, ours, d.q, d.p, d.q1, target)
-        columns = s.fetch(token, defers, distributions.at(d.q, token), distributions.at(d.p, token), tv, mass, *more)
-        ids, theirs, at_q, at_p, tv_here, deferral = (column[0] for column in columns[:6])
-        seen, instead = _details(s, columns[6:])
+        columns = s.fetch(
+            token, defers, distributions.at(d.q, token), distributions.at(d.p, token), mass, *distances, *more
+        )
+        ids, theirs, at_q, at_p, deferral, tv, tv_to_draft, disagreement, kl, overshoot, regret = (
+            column[0] for column in columns[:11]
+        )
+        seen, instead = _details(s, columns[11:])
         return Emitted(
             id=int(ids),
             text=s.spell(int(ids)),
             event="target" if theirs else "draft",
             q=at_q,
             p=at_p,
-            tv=tv_here,
+            tv=tv,
+            tv_to_draft=tv_to_draft,
+            disagreement=disagreement,
+            kl=kl,
+            overshoot=overshoot,
+            regret=regret,
             deferral=None if defer is None else deferral,
             detail=seen,
             turned_down=instead if theirs else None,

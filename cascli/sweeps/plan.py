@@ -93,7 +93,7 @@ class SweepPlan(_Strict):
     match: Match | None = None
     task: TaskConfig = TaskConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     system: str | None = None

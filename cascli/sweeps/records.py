@@ -20,13 +20,14 @@ from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan
 from cascli.sweeps.rule_estimate import Matched, strategies_of
+from cascli.trace import Distances
 from cascli.version import __version__
 
 
 class Record(BaseModel):
     """What one strategy did with one prompt."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     cell: Cell
     problem: str
@@ -51,6 +52,10 @@ class Record(BaseModel):
     """How many turns the prompt has, each with an answer; None in older folders."""
     cut: int | None = None
     """How many of these answers ended at the length limit; None in older folders."""
+    looped: int | None = None
+    """Tokens in a repetition; None in older folders."""
+    distances: Distances | None = None
+    """From both models, over all turns; None where they are not known, and in older folders."""
     deferral_rate: float | None = None
     mean_tv: float | None = None
     log_likelihood: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from cascli.analysis.distances import total
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
 from cascli.errors import RunError
@@ -145,6 +146,8 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),
+        looped=sum(m.looped_tokens or 0 for m in metrics),
+        distances=total(m.distances for m in metrics),
         deferral_rate=_mean([m.deferral_rate for m in metrics], _weights(runs)),
         mean_tv=_mean([m.mean_tv_to_target for m in metrics], [len(run.token_ids) for run in runs]),
         log_likelihood=likelihood,
