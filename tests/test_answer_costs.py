@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ PLAIN = "speculative:k=4"
 
 @pytest.fixture(scope="module")
 def small() -> Pair:
-    return load_pair(pair(vocab=40))
+    return load_pair(pair(initializer_range=0.2))
 
 
 # --- intervals ---
@@ -49,12 +50,12 @@ def _heavy(rng: random.Random) -> float:
 
 
 @pytest.mark.parametrize("seeds", [1, 4])
-@pytest.mark.parametrize("n", [8, 20, 80])
+@pytest.mark.parametrize("n", [10, 20, 80])
 @pytest.mark.parametrize(
     ("noise", "truth"),
     [
         (lambda rng: math.exp(rng.gauss(0.2, 0.3)), math.exp(0.2 + 0.045)),
-        (lambda rng: 3.0 if rng.random() < 0.15 else 1.0, 1.3),  # a few answers run into a loop
+        (lambda rng: 2.0 if rng.random() < 0.25 else 1.0, 1.25),  # some answers run into a loop
         (lambda rng: 0.5 + rng.random(), 1.0),
     ],
     ids=["longer", "loops", "as long"],
@@ -159,16 +160,20 @@ def test_loops_are_phrases_three_times_in_a_row() -> None:
 # --- distances ---
 
 
-def runs_of(small: Pair, rule: str, **more: object) -> list[Run]:
-    asked: dict[str, object] = {"max_new_tokens": 24, "temperature": 1.0, **more}
-    return [generate(small, text, f"{rule},k=3", **asked) for text in ("one", "two", "three")]  # type: ignore[arg-type]
+def runs_of(small: Pair, rule: str, **more: Any) -> list[Run]:
+    asked: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, **more}
+    return [generate(small, text, strategy=f"{rule},k=3", **asked) for text in ("one", "two", "three")]
+
+
+def answer(small: Pair, strategy: str, **more: Any) -> Run:
+    return generate(small, "one", strategy=strategy, temperature=1.0, **more)
 
 
 @pytest.mark.parametrize("strategy", ["speculative-cascade", "token-cascade"])
 def test_a_mixture_wastes_nothing(small: Pair, strategy: str) -> None:
     """TV(pi, p) = (1 - w) TV(p, q) and TV(pi, q) = w TV(p, q): identities that hold at every token."""
     rule = f"{strategy}:rule=mixture,target_weight=0.25"
-    runs = runs_of(small, rule) if strategy == "speculative-cascade" else [generate(small, "one", rule, temperature=1)]
+    runs = runs_of(small, rule) if strategy == "speculative-cascade" else [answer(small, rule)]
     for token in [token for run in runs for token in run.emitted]:
         assert token.tv is not None and token.tv_to_draft is not None and token.disagreement is not None
         assert token.tv == pytest.approx(0.75 * token.disagreement, abs=1e-6)
@@ -198,11 +203,11 @@ def test_kl_is_that_of_the_rule(small: Pair) -> None:
     from cascli.sampling import distributions
 
     strategy = "speculative-cascade:rule=mixture,target_weight=0.5,k=1"
-    run = generate(small, "one", strategy, temperature=1, max_new_tokens=2)
+    run = answer(small, strategy, max_new_tokens=2)
     ids = torch.tensor([run.prompt_token_ids])
     assert small.draft is not None
     q, p = (
-        distributions.base(model.model(ids).logits[0, -1:])[0, : small.vocab].double()
+        distributions.base(model.model(ids).logits[0, -1:, : small.vocab])[0].double()
         for model in (small.draft, small.target)
     )
     pi = (p + q) / 2
@@ -240,7 +245,7 @@ def test_the_exact_test_is_the_one_that_speculation_makes(small: Pair) -> None:
     seen = set()
     for seed in range(30):
         lossy, plain = (
-            generate(small, "one", strategy, temperature=1, seed=seed, max_new_tokens=4).rounds[0].drafted[0]
+            answer(small, strategy, seed=seed, max_new_tokens=4).rounds[0].drafted[0]
             for strategy in ("speculative-cascade:rule=opt,alpha=1,k=2", "speculative:k=2")
         )
         assert lossy.id == plain.id and lossy.accepted
@@ -266,7 +271,7 @@ def test_tokens_out_of_the_head_are_kept_drafts_that_the_target_finds_unlikely(s
 
 
 def test_what_does_not_know_its_distances_has_none(small: Pair) -> None:
-    draft, target = (generate(small, "one", name, max_new_tokens=8) for name in ("draft", "target"))
+    draft, target = (answer(small, name, max_new_tokens=8) for name in ("draft", "target"))
     assert draft.metrics.distances is None
     found = target.metrics.distances
     assert found is not None and (found.kl, found.overshoot, found.positions) == (0, 1, 0)
@@ -301,7 +306,7 @@ def test_the_verdict_tells_saving_from_seeming_to() -> None:
     assert "answers are 2.46x as long as the target's: 1.65x" in said and said.endswith("for an answer.")
     said, word = verdict_of([100] * 10, [40] * 10, accepted=100)
     assert word == "fewer calls"
-    assert said is not None and "asks the target least: 0.78x (0." in said and "answers 0.99x as long" in said
+    assert said is not None and "asks the target least: 0.78x (0." in said and "answers 0.98x as long" in said
     scattered = [20, 90, 30, 80, 52, 51, 25, 75, 40, 60]
     said, word = verdict_of([100] * 10, scattered, accepted=100)
     assert word == "not clear"
@@ -323,7 +328,7 @@ def test_no_number_is_cut(small: Pair, width: int) -> None:
 
 
 def compared(small: Pair) -> Comparison:
-    strategies = ["target", "speculative:k=3", "speculative-cascade:rule=head,alpha=0.5,k=3", "draft"]
+    strategies = ["target", "speculative:k=3", "speculative-cascade:rule=mixture,target_weight=0.5,k=3", "draft"]
     texts = [f"prompt {i}" for i in range(7)]
     return compare(small, texts, strategies, max_new_tokens=12, temperature=1.0, measure=False, warm_up=False)
 

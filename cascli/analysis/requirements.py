@@ -59,7 +59,7 @@ class Requirement(NamedTuple):
         Raises:
             UsageError: no such requirement, or not a bound.
         """
-        name, sign, bound = re.fullmatch(r"\s*([^<>=]*?)\s*(?:([<>]?=?)\s*(.*?))?\s*", text.strip()).groups()  # type: ignore[union-attr]
+        name, sign, bound = _parts(text)
         if name not in SIGNS:
             raise UsageError(f"--require: {unknown('requirement', name, list(SIGNS))}")
         if name == "quality" and not scored:
@@ -76,6 +76,12 @@ class Requirement(NamedTuple):
         if sign != wanted or not 0 <= value < float("inf"):
             raise UsageError(f"--require {name}: write {name}{wanted}NUMBER (got '{text}')")
         return cls(f"{name}{wanted}{bound}", name, value)
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Name, sign and bound; the last two are empty where there is none."""
+    name, sign, bound = re.split(r"([<>=]+)", text, maxsplit=1) if re.search("[<>=]", text) else (text, "", "")
+    return name.strip(), sign, bound.strip()
 
 
 SIGNS = {"lossless": "", "same-answer": "", "no-loops": "", "length": "<=", "speedup": ">=", "quality": ">="}

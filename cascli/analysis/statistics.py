@@ -80,7 +80,8 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]]) -> Interval 
 
     A paired bootstrap: prompts are drawn again, and within each its seeds. How the logarithm of the ratio scatters over
     1,000 of such draws is taken for its standard error, with what so few prompts hide of it: n / (n - 1) of the
-    variance, and Student's quantile. The ratio of fewer than six prompts gets their range.
+    variance, half a made-up prompt whose ratio is twice or half as large, and Student's quantile. Fewer than six
+    prompts get their range. Of what no prompt has shown, such as a rare loop, no interval knows.
     """
     ratios = [math.fsum(a for a, _ in group) / math.fsum(b for _, b in group) for group in groups]
     whole, n = _range(ratios), len(groups)
@@ -99,7 +100,8 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]]) -> Interval 
     there = np.arange(longest) < sizes[prompts][..., None]
     means = (pairs[prompts[..., None], seeds] * there[..., None]).sum(axis=2) / sizes[prompts][..., None]
     totals = means.sum(axis=1)
-    error = float(np.log(totals[:, 0] / totals[:, 1]).std()) * math.sqrt(n / (n - 1))
+    scatter = float(np.log(totals[:, 0] / totals[:, 1]).std()) * math.sqrt(n / (n - 1))
+    error = math.hypot(scatter, math.log(2) * math.sqrt(0.5) / n)
     half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
     middle = math.log(ratio_of_totals(groups))
     return Interval(math.exp(middle - half), math.exp(middle + half), "95%")
