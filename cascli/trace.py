@@ -337,7 +337,9 @@ class Run(Document):
 
     kind: ClassVar[str] = "run"
 
-    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2"] = Field("cascli.run/1.2", alias="schema")
+    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3"] = Field(
+        "cascli.run/1.3", alias="schema"
+    )
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None

@@ -481,7 +481,7 @@ def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: P
     records = Records(folder)
     plain, lossy = (row for row in sweep_rows(records.read(), records.header().plan) if row.strategy != "target")
     assert plain.lossless and not lossy.lossless and lossy.same_as_target is False
-    assert lossy.answers_compared == 6
+    assert lossy.prompts_compared == 6
     assert plain.distances is not None and plain.distances.kl == 0
     assert lossy.distances is not None and lossy.distances.kl > 0
     assert lossy.costs is not None and lossy.costs.lossless == "speculative:k=2"

@@ -61,7 +61,9 @@ class Ratio(Data):
     interval: tuple[float, float] | None
     """Of the ratio of the means, over prompts and over seeds within them."""
     interval_kind: Kind | None
+    """A 95% interval, or the range of fewer than six prompts."""
     prompts: int
+    """How many there are to compare."""
 
     @property
     def differs(self) -> bool:

@@ -137,8 +137,10 @@ _FOUND = (
     (COMPARE, "lossless", bool, "whether that is 0 up to rounding"),
     (COMPARE, "first_divergence", int, "the first token of the first prompt's answer that differs from the target's,"
      " counted from 0 (the table on the screen counts from 1); empty if none does"),
-    (RACES, "answers_compared", int, "answers to the same text as one of the target's"),
-    (RACES, "answers_same", int, "how many of them are the target's, token by token"),
+    (SWEEP, "prompts_compared", int, "prompts that `target` answered too, by seed and repeat"),
+    (SWEEP, "prompts_same", int, "how many of them have the target's answers, token by token"),
+    (COMPARE, "answers_compared", int, "answers to the same text as one of the target's"),
+    (COMPARE, "answers_same", int, "how many of them are the target's, token by token"),
     (COMPARE, "same_as_target", bool, "whether all are"),
     (COMPARE, "ttft_seconds_p50", float, "seconds to the first token: the median"),
     (COMPARE, "ttft_seconds_p90", float, "90th percentile, of 10 or more values"),

@@ -138,8 +138,8 @@ class Comparison(Document):
 
     kind: ClassVar[str] = "comparison"
 
-    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2"] = Field(
-        "cascli.compare/1.2", alias="schema"
+    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2", "cascli.compare/1.3"] = Field(
+        "cascli.compare/1.3", alias="schema"
     )
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""

@@ -86,7 +86,7 @@ ANSWERS = [
     Column("calls an\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
     Column("calls against\nspeculative", _of_costs(lambda costs: _ratio(costs.calls_to_lossless))),
     Column("cut", _of_costs(lambda costs: _percent(costs.share_cut)), expendable=2),
-    Column("verdict", lambda row: outcome(row.costs)),
+    Column("verdict", lambda row: DASH if row.strategy in ("target", "draft") else outcome(row.costs)),
 ]
 """Tokens a round and calls over those of plain speculation, the length over the target's."""
 

@@ -81,22 +81,23 @@ class SweepRow(Data):
     distances: Distances | None = None
     """Over all answers; None where one of them has none."""
 
-    answers_compared: int | None = None
-    """Prompts that `target` answered under the same seed and repeat; None in older documents."""
-    answers_same: int | None = None
-    """How many of these answers are the target's, token by token."""
+    prompts_compared: int | None = None
+    """Prompts that `target` answered too, by seed and repeat; None in older documents."""
+    prompts_same: int | None = None
+    """How many of them have the target's answers, token by token."""
 
     @property
     def same_as_target(self) -> bool | None:
         """Whether all are; None without `target`."""
-        return self.answers_same == self.answers_compared if self.answers_compared else None
+        return self.prompts_same == self.prompts_compared if self.prompts_compared else None
 
     @property
     def lossless(self) -> bool | None:
         """Whether TV(pi, p) was 0 at every token up to rounding; None where it is not known."""
         return None if self.distances is None else self.distances.max_tv <= LOSSLESS_TOLERANCE
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def mean_tv_to_target(self) -> float | None:
         """Mean TV(pi, p), as a comparison calls it."""
         return self.mean_tv
@@ -143,8 +144,8 @@ class SweepTable(Document):
 
     kind: ClassVar[str] = "sweep table"
 
-    schema_name: Literal["cascli.sweep-table/1", "cascli.sweep-table/1.1"] = Field(
-        "cascli.sweep-table/1.1", alias="schema"
+    schema_name: Literal["cascli.sweep-table/1", "cascli.sweep-table/1.1", "cascli.sweep-table/1.2"] = Field(
+        "cascli.sweep-table/1.2", alias="schema"
     )
     metric: str
     """How answers are scored."""
@@ -281,7 +282,7 @@ def _same(records: Sequence[Record], target: Sequence[Record]) -> dict[str, int]
     theirs = {_asked(record): record.token_ids for record in target if record.error is None}
     both = [record for record in records if _asked(record) in theirs]
     same = sum(record.token_ids == theirs[_asked(record)] for record in both)
-    return {"answers_compared": len(both), "answers_same": same}
+    return {"prompts_compared": len(both), "prompts_same": same}
 
 
 def _asked(record: Record) -> tuple[str, int, int]:
