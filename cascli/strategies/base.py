@@ -239,9 +239,10 @@ class Speculating(Strategy):
 
 def _told(plugin: Any) -> dict[str, Any]:
     """The fields of a dataclass by name, without options that are as by default."""
-    values = {each: getattr(plugin, each.name) for each in fields(plugin)}
     return {
-        each.name: value for each, value in values.items() if OPTION not in each.metadata or value != each.default
+        each.name: value
+        for each in fields(plugin)
+        if (value := getattr(plugin, each.name)) != each.default or OPTION not in each.metadata
     }
 
 
