@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascli import generate, load_pair, rules
+from cascli import compare, generate, load_pair, rules
 from cascli.engine import check_models
 from cascli.errors import ConfigError, UsageError
 from cascli.models.pair import Pair
@@ -193,8 +193,8 @@ def test_a_pair_that_does_not_think_is_told_so(strategy: str) -> None:
     loaded = load_pair(pair(300))
     with pytest.raises(UsageError, match=r"<think> and </think>, and pair 'test' has no two such tokens;\n.*thinking:"):
         generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=3)
-    with pytest.raises(UsageError, match="where=thinking"):
-        check_models(loaded, parse(strategy))
+    with pytest.raises(UsageError, match="where=thinking"):  # before any of the others has begun
+        compare(loaded, "hello", ["target", strategy], max_new_tokens=3, on_progress=pytest.fail)
     check_models(loaded, parse(strategy.replace(",where=thinking", "")))
 
 
