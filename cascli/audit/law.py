@@ -45,7 +45,7 @@ def one_step(pi: Tensor, q: Tensor) -> Tensor:
 
 
 def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
-    """Every rule at every alpha that is in its range, with each option that it takes, and plain speculative decoding."""
+    """Every rule at every alpha in its range, with each option that it takes, and plain speculative decoding."""
     if names is None or "speculative" in names:
         yield "speculative", Exact()
     for name in rules.names():

@@ -87,7 +87,13 @@ def _differs(pair: Pair, tree: Tree, rule: Rule, n: int, seed: int) -> bool:
 
     def given(draft: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         q, q1 = (each[:known] for each in sampler(draft))
-        return target, distributions.sample(q[:n], u[0].to(q.device)), q, q1, *(each.to(q.device) for each in (*u[1:], *holds))
+        return (
+            target,
+            distributions.sample(q[:n], u[0].to(q.device)),
+            q,
+            q1,
+            *(each.to(q.device) for each in (*u[1:], *holds)),
+        )
 
     here, decide = given(draft.to(pair.device), target.to(pair.device)), partial(decide_round, rule, SAMPLING)
     numbers = pair.graphs.run(("round", rule), decide, *here) if rule.capturable else decide(*here)

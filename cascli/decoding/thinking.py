@@ -56,7 +56,7 @@ def opened(ids: Sequence[int], tokens: tuple[int, int]) -> bool:
 
 
 def judged(rule: Rule, d: Dists, holds: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """pi `[n, V]` of a rule, and what it defers; where it does not hold (`[n]` or more) pi is p, and all is deferred."""
+    """pi `[n, V]` of a rule, and what it defers; where it does not hold (`[n]` or more) pi is p, all is deferred."""
     pi, deferred = rule.apply(d), rule.deferred(d)
     if holds is None:
         return pi, deferred

@@ -199,7 +199,7 @@ def _mass_not_kept(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """The draft's mass on tokens that are not kept; if these are tested exactly what is rejected of it, and TV(p, q)."""
+    """The draft's mass on tokens that are not kept; by `HEAD` what is rejected of it, and TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
     least = constant + of_best_p1 / sum_base

@@ -48,7 +48,7 @@ class RuleInAlpha(NamedTuple):
 
     @classmethod
     def of(cls, kind: type[ThresholdRule]) -> Self | None:
-        """None for a rule without an alpha, one that is no line in it, or one that does not choose between the models."""
+        """None for a rule without an alpha, one that is no line in it, or one that is no choice."""
         if kind.keep is not ThresholdRule.keep or not kind().chooses:
             return None
         # Not validated: outside of its range the line goes on.

@@ -20,8 +20,8 @@ class TokenV3(RelaxedRule):
     lossless_when: ClassVar[str] = "alpha < 0"
     greedy: ClassVar[str] = "keeps the draft's token iff the target finds it at least (1 - alpha) as likely as its best"
     relatives: ClassVar[str] = (
-        "head at temperature 0, where Leviathan's greedy lenience 1 - alpha is the same too, and with tail=exact at any;"
-        " with top=N at temperature 0 relaxed acceptance by a ratio (token-v2: by a difference); its control is min-p"
+        "head at temperature 0, where Leviathan's greedy lenience 1 - alpha is the same too, and with tail=exact at"
+        " any; with top=N at temperature 0 relaxed acceptance by a ratio (token-v2: a difference); its control is min-p"
     )
     reads_target: ClassVar[bool] = True
     alpha_lossless: ClassVar[float | None] = -0.001

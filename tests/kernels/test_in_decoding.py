@@ -17,7 +17,12 @@ SPECULATIVE = [f"speculative-cascade:rule={name},k=3" for name in (*rules.names(
 
 def trace(strategy: str, temperature: float) -> Run:
     return generate(
-        load_pair(pair() | {"thinking": [7, 9]}), prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=9, seed=3
+        load_pair(pair() | {"thinking": [7, 9]}),
+        prompt_ids=[5, 6, 7],
+        strategy=strategy,
+        temperature=temperature,
+        max_new_tokens=9,
+        seed=3,
     )
 
 

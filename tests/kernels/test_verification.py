@@ -42,7 +42,7 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, where: torch.device) -> None:
-    """Blocks of no token, one and up to five; rows of one part and of two, of two blocks the first, the second not full."""
+    """Blocks of no token to five; rows of one part and of two, of two blocks the first, the second not full."""
     from cascli.kernels.verification import verify
 
     sampling = Sampling(temperature)

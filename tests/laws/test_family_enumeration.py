@@ -41,7 +41,7 @@ LAYERS = 2
 Case = tuple[str, dict[str, Any]]  # a rule and its parameters
 
 FAMILY: list[Case] = [
-    ("head", {"alpha": 0.3}),
+    ("head", {"alpha": 0.8}),
     ("mentored", {"alpha": 0.3}),
     ("lenience", {"lenience": 0.6}),
     ("lenience", {"lenience": 0.6, "shape": "exp"}),
@@ -59,13 +59,15 @@ FAMILY: list[Case] = [
 OPTIONS: list[Case] = [
     ("token-v1", {"alpha": 0.2, "tail": "exact"}),
     ("token-v2", {"alpha": 0.2, "tail": "exact"}),
-    ("token-v3", {"alpha": 0.5, "tail": "exact"}),
-    ("typical", {"epsilon": 0.45, "delta": 0.9, "tail": "exact"}),
+    ("token-v3", {"alpha": 0.7, "tail": "exact"}),
+    ("typical", {"epsilon": 0.25, "delta": 0.9, "tail": "exact"}),
     ("token-v2", {"alpha": 0.9, "top": 1}),
     ("token-v3", {"alpha": 0.9, "top": 2}),
     ("token-v3", {"alpha": 0.9, "top": 2, "tail": "exact"}),
-    ("head", {"alpha": 0.9, "top": 1}),
+    ("head", {"alpha": 0.9, "top": 2}),
 ]
+OVER_TWO = {"opt-log": {"alpha": 0.1}, "token-v1": {"alpha": 0.05}, "fuzzy": {"threshold": 0.01}, "top-k": {"n": 1}}
+"""Parameters of cases with which something is at stake over two tokens too."""
 WHERE: list[Case] = [
     ("token-v2", {"alpha": 0.6}),
     ("token-v3", {"alpha": 0.7, "top": 2}),
@@ -92,6 +94,12 @@ def law_of(case: Case) -> Target:
         rule = lossy.token_rule(name, params)
         return lambda pair: rule(*pair)
     return lambda pair: lossy.FAMILY[name](*pair, **params)
+
+
+def over_two(case: Case) -> Case:
+    name, params = case
+    limit = {"top": 1} if "top" in params else {}
+    return name, params | OVER_TWO.get(name, {}) | limit
 
 
 def tables_of(vocab: int, sampling: dict[str, Any]) -> Tables:
@@ -128,10 +136,11 @@ def completed(law: Law, tables: Tables, rule: Target, length: int, **how: Any) -
 @each(FAMILY + OPTIONS)
 def test_the_cases_are_worth_testing(case: Case, sampling: dict[str, Any]) -> None:
     """Somewhere pi is neither q nor p: what is kept and what is not both have a part in it."""
-    tables, rule = tables_of(3, sampling), law_of(case)
-    pairs = [tables(prefix) for prefix in [(), (0,), (1,), (2,), *((a, b) for a in range(3) for b in range(3))]]
-    apart = [(total_variation(rule(pair), pair.p), total_variation(rule(pair), pair.q)) for pair in pairs]
-    assert max(to_p for to_p, _ in apart) > 1e-3 and max(to_q for _, to_q in apart) > 1e-3
+    for vocab, each in ((3, case), (2, over_two(case))):
+        tables, rule, tokens = tables_of(vocab, sampling), law_of(each), range(vocab)
+        pairs = [tables(prefix) for prefix in [(), *((a,) for a in tokens), *((a, b) for a in tokens for b in tokens)]]
+        apart = [(total_variation(rule(pair), pair.p), total_variation(rule(pair), pair.q)) for pair in pairs]
+        assert max(to_p for to_p, _ in apart) > 1e-3 and max(to_q for _, to_q in apart) > 1e-3
 
 
 @BOTH
@@ -154,9 +163,10 @@ def test_texts_of_three_tokens(case: Case, k: int) -> None:
 @pytest.mark.parametrize(("k", "vocab", "sampling"), [(3, 3, WARPED), (5, 2, PLAIN)], ids=["k=3", "k=5"])
 @each(FAMILY + OPTIONS)
 def test_a_round_of_many_drafts(case: Case, k: int, vocab: int, sampling: dict[str, Any]) -> None:
+    case = case if vocab > 2 else over_two(case)
     tables, rule = tables_of(vocab, sampling), law_of(case)
     law = round_law(f"speculative-cascade:{named(case)},k={k}", k, vocab, sampling)
-    assert {len(emitted) for emitted in law} >= {k, k + 1}
+    assert {len(emitted) for emitted in law} > {k + 1}
     assert distance(completed(law, tables, rule, k + 1), sequential_law(tables, rule, k + 1)) < EXACT
 
 
@@ -210,11 +220,11 @@ def test_rules_hold_where_the_text_thinks(
 ) -> None:
     between(tokens)
     k = 1 + BETWEEN.index(tokens) % 2
-    for strategy in (speculating(case, k), f"token-cascade:{named(case)},where=thinking"):
-        law, wanted = where_law(strategy, case, tokens, 3, **sampling)
+    for strategy, length in ((speculating(case, k), 3), (f"token-cascade:{named(case)},where=thinking", 2)):
+        law, wanted = where_law(strategy, case, tokens, length, **sampling)
         assert distance(law, wanted) < EXACT
         for other in (law_of(case), lambda pair: pair.p):  # everywhere, and nowhere
-            assert distance(wanted, sequential_law(tables_of(3, sampling), other, 3)) > 1e-3
+            assert distance(wanted, sequential_law(tables_of(3, sampling), other, length)) > 1e-3
 
 
 @pytest.mark.parametrize("k", [3, 5])
@@ -250,15 +260,14 @@ class Stale(GraphCache):
         return super().run(key, function, *inputs[:-1], stale.clone())
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
 @each(WHERE)
-def test_a_captured_round_is_given_its_mask(case: Case, temperature: float) -> None:
+def test_a_captured_round_is_given_its_mask(case: Case) -> None:
     loaded = thinks(load_pair(pair(12, **MIDDLE), dtype="float32"), (1, 0))
 
     def texts(graphs: GraphCache) -> list[list[int]]:
         through = dataclasses.replace(loaded, graphs=graphs)
-        ask = {"strategy": speculating(case, 3), "max_new_tokens": 16, "temperature": temperature}
-        return [generate(through, prompt_ids=[2, 3, seed], seed=seed, **ask).token_ids for seed in range(8)]
+        ask = {"strategy": speculating(case, 3), "max_new_tokens": 16, "temperature": 0.8}
+        return [generate(through, prompt_ids=[2, 3, seed], seed=seed, **ask).token_ids for seed in range(4)]
 
     wanted = texts(GraphCache())
     assert texts(GraphCache(Uncaptured())) == wanted
@@ -331,9 +340,7 @@ def never_masked(patch: pytest.MonkeyPatch) -> None:
 
 def residual_from_p(patch: pytest.MonkeyPatch) -> None:
     """What the exact test rejects is drawn from p."""
-    patch.setattr(
-        _tail, "completed", lambda accepted, d: accepted + (d.q - accepted).sum(-1, keepdim=True) * d.p
-    )
+    patch.setattr(_tail, "completed", lambda accepted, d: accepted + (d.q - accepted).sum(-1, keepdim=True) * d.p)
 
 
 def one_rank_too_many(patch: pytest.MonkeyPatch) -> None:
@@ -351,7 +358,7 @@ def planted() -> Iterator[Any]:
     )
 
 
-@pytest.mark.parametrize(("bug", "case", "masked"), planted())
+@pytest.mark.parametrize(("bug", "case", "masked"), list(planted()))
 def test_the_bug_is_seen(
     bug: Callable[..., None],
     case: Case,
@@ -369,7 +376,9 @@ def test_the_bug_is_seen(
     assert distance(engine_law(strategy, 3, 3, LAYERS, **PLAIN), wanted) > 1e-3
 
 
-def test_a_token_cascade_without_its_mask_is_seen(between: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_cascade_without_its_mask_is_seen(
+    between: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
     between((1, 0))
     never_masked(monkeypatch)
     law, wanted = where_law(f"token-cascade:{named(WHERE[0])},where=thinking", WHERE[0], (1, 0), 2, **PLAIN)

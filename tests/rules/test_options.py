@@ -188,7 +188,9 @@ def test_half_a_pair_of_tokens_is_none(tokens: list[Any]) -> None:
     assert load_pair({**pair(300), "thinking": tokens}).thinking is None
 
 
-@pytest.mark.parametrize("strategy", ["speculative-cascade:rule=head,where=thinking", "token-cascade:rule=token-v2,where=thinking"])
+@pytest.mark.parametrize(
+    "strategy", ["speculative-cascade:rule=head,where=thinking", "token-cascade:rule=token-v2,where=thinking"]
+)
 def test_a_pair_that_does_not_think_is_told_so(strategy: str) -> None:
     loaded = load_pair(pair(300))
     with pytest.raises(UsageError, match=r"<think> and </think>, and pair 'test' has no two such tokens;\n.*thinking:"):
@@ -207,7 +209,11 @@ def test_a_pair_names_two_tokens(value: Any) -> None:
 def test_at_temperature_0_only_the_thinking_differs() -> None:
     """A text of bytes between `<` and `>`: outside the target's own tokens stand."""
     loaded = load_pair({**pair(300), "thinking": [7, 9]})
-    ask = {"max_new_tokens": 20, "temperature": 0.0, "strategy": "speculative-cascade:rule=token-v3,alpha=1,where=thinking"}
+    ask = {
+        "max_new_tokens": 20,
+        "temperature": 0.0,
+        "strategy": "speculative-cascade:rule=token-v3,alpha=1,where=thinking",
+    }
     draft = generate(loaded, prompt_ids=[5, 7, 6], **{**ask, "strategy": "draft"}).token_ids
     target = generate(loaded, prompt_ids=[5, 9, 6], **{**ask, "strategy": "target"}).token_ids
     assert not {7, 9} & {*draft, *target}
