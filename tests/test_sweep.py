@@ -441,6 +441,8 @@ def test_rows_are_totals_over_totals() -> None:
 def test_families_and_front() -> None:
     assert family("speculative-cascade:rule=opt,alpha=0.1,k=4") == "speculative-cascade opt"
     assert family("speculative:k=4") == "speculative"
+    assert family("token-cascade:rule=token-v2,alpha=0.1,tail=exact,top=3") == "token-cascade token-v2 tail=exact top=3"
+    assert family("token-cascade:rule=token-v2,tail=cut") == family("token-cascade:rule=token-v2,alpha=1")
     cheap, dear, worse = (
         rows([record(f"speculative:k={k}", "a", quality, target_calls=calls)])[0]
         for k, quality, calls in ((1, 0.5, 2), (2, 0.9, 8), (3, 0.4, 6))

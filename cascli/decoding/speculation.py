@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from cascli import kernels
-from cascli.decoding import detail
+from cascli.decoding import detail, thinking
 from cascli.decoding.session import Session
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.rules._forced import Forced
-from cascli.rules.base import Exact, Rule, ThresholdRule
+from cascli.rules.base import Exact, Rule, ThresholdRule, TokenRule
 from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.distributions import Dists
@@ -73,7 +73,7 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Roun
         s.text[start : start + n] = block.tokens
         logits = s.target.read(start + n, rows=n + 1)
         u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])
-        given = (logits, *block, s.uniforms.accept(start, n), u_next)
+        given = (logits, *block, s.uniforms.accept(start, n), u_next, *thinking.where(s, rule, start + n, n + 1))
         if s.graphs.captures and rule.capturable:
             numbers = s.graphs.run(_key(rule, s.sampling), partial(decide_round, rule, s.sampling), *given)
         else:
@@ -98,6 +98,7 @@ def decide_round(
     q1: Tensor,
     u_accept: Tensor,
     u_next: Tensor,
+    holds: Tensor | None = None,
 ) -> Tensor:
     """Verify a block of n tokens: pi of the rule, the tests, and the token after the kept ones.
 
@@ -110,6 +111,7 @@ def decide_round(
         q1: the same at temperature 1.
         u_accept: uniforms `[n]`.
         u_next: uniforms `[n + 1]`.
+        holds: bool `[n + 1]`, where a rule that is for some positions alone holds; None is everywhere.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
@@ -122,7 +124,7 @@ def decide_round(
         return verification.verify(
             logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused
         )
-    return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next)
+    return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next, holds)
 
 
 def plain_round(
@@ -134,22 +136,24 @@ def plain_round(
     q1: Tensor,
     u_accept: Tensor,
     u_next: Tensor,
+    holds: Tensor | None = None,
 ) -> Tensor:
     """As `decide_round`, by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision that it is given."""
     n, known = tokens.shape[0], q.shape[0]
     p, p1 = Sampler(sampling, rule.reads_base)(logits)
     rows = known if rule.reads_draft else n + 1
     d = Dists(q, p[:rows], q1, p1[:rows])
-    pi = torch.cat([rule.apply(d), p[rows:]])
+    judged, deferred = thinking.judged(rule, d, holds)
+    pi = torch.cat([judged, p[rows:]])
     outcome = verify_block(pi, q[:n], tokens, u_accept, u_next)
-    numbers = _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
+    numbers = _numbers(q, p, pi, deferred, tokens, outcome)
     _add_distances(numbers, rule, d, pi, p, u_accept)
     return _add_regret(numbers, logits)
 
 
 def fused_rule(rule: Rule) -> FusedRule | None:
     """The rule as the kernels know rules; None if they do not know it."""
-    from cascli.kernels.verification import EXACT, TOKENS, WHOLE, FusedRule
+    from cascli.kernels.verification import EXACT, HEAD, TOKENS, WHOLE, FusedRule
 
     if type(rule) is Exact:
         return FusedRule(EXACT)
@@ -157,13 +161,18 @@ def fused_rule(rule: Rule) -> FusedRule | None:
         return FusedRule(EXACT, forced=rule.acceptance)
     if not isinstance(rule, ThresholdRule) or type(rule).keep is not ThresholdRule.keep:
         return None
-    if not (rule.reads_draft and rule.reads_base):
+    if rule.thinking_only or not (rule.reads_draft and rule.reads_base):
         return None
     t = rule.threshold()
     whole = t.tests == "best q1"
-    if t.of_disagreement and not whole:
+    if t.likeliest or (t.of_disagreement and not whole):
         return None
-    return FusedRule(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
+    kind = WHOLE if whole else TOKENS
+    if not rule.chooses:  # with a pi of its own, which is known if it is a token rule's
+        if whole or type(rule).apply is not TokenRule.apply:
+            return None
+        kind = HEAD
+    return FusedRule(kind, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
 
 
 def _numbers(
@@ -239,7 +248,8 @@ def capture_round(graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, lo
         shape = (n + rule.reads_draft, logits.shape[1])
         q = torch.full(shape, 1 / logits.shape[1], dtype=torch.float32, device=logits.device)
         drafted = torch.zeros(n, dtype=torch.long, device=logits.device)
-        given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1])
+        holds = (drafted.new_ones(n + 1, dtype=torch.bool),) if rule.thinking_only else ()
+        given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1], *holds)
         if n < k:
             decide(*given)
         elif not graphs.capture(_key(rule, sampling), decide, *given):

@@ -13,7 +13,7 @@ from cascli.analysis.explanation import explain, explained
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
-from cascli.engine import StreamEvent
+from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.files import printed
 from cascli.jobs.generate import Answering, chosen, decode, request_for, settings_of
@@ -172,7 +172,13 @@ class Repeats:
         runs: int = 1,
         schedule: Schedule = "auto",
     ) -> None:
-        """Prepare them; see `compare`. `run` makes them."""
+        """Prepare them; see `compare`. `run` makes them.
+
+        Raises:
+            UsageError: a strategy asks for what the pair does not have.
+        """
+        for strategy in strategies:
+            check_models(pair, strategy)
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
         self._runs, self._date = runs, now()
         self.schedule = settled(schedule, pair)

@@ -27,8 +27,8 @@ from cascli.kernels.rows import (
     whole_row,
 )
 
-EXACT, WHOLE, TOKENS = 0, 1, 2
-"""pi = p; a rule about whole distributions, q or p; a rule about tokens."""
+EXACT, WHOLE, TOKENS, HEAD = 0, 1, 2, 3
+"""pi = p; a rule about whole distributions, q or p; a rule about tokens; one that tests the others exactly."""
 
 
 class FusedRule(NamedTuple):
@@ -92,7 +92,7 @@ def verify(
     grid = (rows, whole.parts)
     if rule.kind == WHOLE:
         _confidence[grid](*given, **how)
-    elif rule.kind == TOKENS:
+    elif rule.kind in (TOKENS, HEAD):
         _mass_not_kept[grid](*given, **how)
     _excess[grid](*given, **how)
     out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
@@ -107,7 +107,8 @@ _ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_
     tl.constexpr(int(field)) for field in Field
 )
 _PLANES = 5
-"""Sums a part: of confidence or mass not kept, of TV(p, q), of max(0, pi - q), of max(0, pi - p), of pi."""
+"""Sums a part: of confidence or mass not kept (by `HEAD`: rejected), of TV(p, q), of max(0, pi - q), of
+max(0, pi - p), of pi."""
 
 
 @triton.jit
@@ -115,7 +116,10 @@ def _facts(
     space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement,
     PADDED: tl.constexpr, KIND: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """A row's threshold, and the share of the draft's mass that is not kept."""
+    """A row's threshold, and the share of p that is added to what is kept: the draft's mass that is not.
+
+    Of a rule that tests exactly: what each token of the residual of p is scaled by.
+    """
     least = constant + of_best_p1 / sum_base
     if KIND == 0:
         return least, tl.full([], 1.0, tl.float32)
@@ -128,8 +132,12 @@ def _facts(
             disagreement = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
             least += of_disagreement * disagreement.to(tl.float32)
         deferred = (best < least).to(tl.float32)
-    else:
+    elif KIND == 2:
         deferred = tl.sum(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
+    else:
+        rejected = tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
+        residual = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
+        deferred = (rejected / tl.where(residual > 0, residual, 1.0)).to(tl.float32)
     return least, tl.where(row < known, deferred, 1.0)  # where nothing was proposed pi is p
 
 
@@ -153,7 +161,9 @@ def _probabilities(
     if KIND == 1:
         return p, tl.where(deferred == 0, q, p)
     keep = _kept(x, q1, best, sum_base, least, OF_DRAFT) & has
-    return p, tl.where(keep, q, 0.0) + p * deferred
+    if KIND == 2:
+        return p, tl.where(keep, q, 0.0) + p * deferred
+    return p, tl.where(keep, q, tl.minimum(q, p)) + tl.maximum(p - q, 0.0) * deferred
 
 
 @_jit
@@ -189,19 +199,28 @@ def _mass_not_kept(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """The draft's mass on tokens that a rule about tokens does not keep."""
+    """The draft's mass on tokens that are not kept; by `HEAD` what is rejected of it, and TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
-    best, _, sum_base, _ = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
     least = constant + of_best_p1 / sum_base
     mass = tl.zeros([], tl.float64)
+    distance = tl.zeros([], tl.float64)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < tl.where(row < known, width, 0)
         x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
         mine = tl.load(q + row * q_stride + token, mask=inside, other=0.0)
         keep = _kept(x, tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), best, sum_base, least, OF_DRAFT)
+        if KIND == 3:
+            p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+            more = tl.where(inside, p - mine, 0.0)
+            distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
+            mine = tl.maximum(-more, 0.0)
         mass += tl.sum(tl.where(keep, 0.0, mine).to(tl.float64), axis=0)
-    tl.store(space + row * parts + part, mass)
+    place = space + row * parts + part
+    tl.store(place, mass)
+    if KIND == 3:
+        tl.store(place + tl.num_programs(0) * parts, distance)
 
 
 @_jit
@@ -259,7 +278,10 @@ def _tests(
     part = tl.arange(0, PADDED)
     place = space + (3 * rows + row) * parts + part
     tl.store(out + _TV * rows + row, tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0))
-    tl.store(out + _DEFERRAL * rows + row, deferred.to(tl.float64))
+    turned_over = deferred
+    if KIND == 3:  # which is no choice between the models
+        turned_over = tl.full([], 1.0, tl.float32)
+    tl.store(out + _DEFERRAL * rows + row, turned_over.to(tl.float64))
     if row < n:
         token = tl.load(tokens + row)
         x = tl.load(logits + row * stride + token).to(tl.float32)
@@ -272,13 +294,13 @@ def _tests(
         if FORCED:
             prob = forced
         if KIND == 2:
-            deferred = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
+            turned_over = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
         tl.store(out + _ID * rows + row, token.to(tl.float64))
         tl.store(out + _Q * rows + row, mine.to(tl.float64))
         tl.store(out + _P * rows + row, p.to(tl.float64))
         tl.store(out + _PI * rows + row, pi.to(tl.float64))
         tl.store(out + _ACCEPT_PROB * rows + row, prob.to(tl.float64))
-        tl.store(out + _DEFERRED * rows + row, deferred.to(tl.float64))
+        tl.store(out + _DEFERRED * rows + row, turned_over.to(tl.float64))
 
 
 @_jit

@@ -48,8 +48,8 @@ class RuleInAlpha(NamedTuple):
 
     @classmethod
     def of(cls, kind: type[ThresholdRule]) -> Self | None:
-        """None for a rule without an alpha, or one that is no line in it."""
-        if kind.keep is not ThresholdRule.keep:
+        """None for a rule without an alpha, one that is no line in it, or one that is no choice."""
+        if kind.keep is not ThresholdRule.keep or not kind().chooses:
             return None
         # Not validated: outside of its range the line goes on.
         at_zero, at_one, at_two = (kind(alpha=alpha).threshold() for alpha in (0.0, 1.0, 2.0))

@@ -6,8 +6,8 @@ Rules import no torch when loaded, so that the command line can list and check t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 Alpha = Annotated[float, Field(ge=-1, le=1)]
 """The trade-off of most rules: 1 keeps every draft, below 0 (or at -1) none."""
+OPTION = "option"
+"""In the metadata of a parameter that a strategy's text tells only where it is not the default."""
+
+
+def option(default: Any) -> Any:
+    """A field for such a parameter; by keyword alone, since it stands in front of those of subclasses."""
+    return field(default=default, kw_only=True, metadata={OPTION: True})
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Rule(ABC):
         """Whether pi chooses between the models: the draft's token stands where it is kept, else p is drawn from."""
         return False
 
+    @property
+    def thinking_only(self) -> bool:
+        """Whether it holds only where the text thinks, between two tokens of the pair's; elsewhere pi = p."""
+        return False
+
     @abstractmethod
     def apply(self, d: Dists) -> Tensor:
         """pi `[n, V]`, the distribution that the output must follow; must not change its inputs."""
@@ -74,7 +86,7 @@ class ChoiceRule(Rule):
     @property
     def chooses(self) -> bool:
         """Always, unless a subclass has made a pi of its own."""
-        return type(self).apply in (ChoiceRule.apply, KeepRule.apply)
+        return type(self).apply in (ChoiceRule.apply, KeepRule.apply, TokenRule.apply)
 
     @abstractmethod
     def keep(self, d: Dists) -> Tensor:
@@ -100,6 +112,31 @@ class ChoiceRule(Rule):
 
 
 @dataclass(frozen=True)
+class TokenRule(ChoiceRule):
+    """A choice rule about tokens, `keep` being `[n, V]`, with a choice of what becomes of drafts that are not kept.
+
+    `cut` draws anew from p, eq. 11. `exact` is no choice between the models: outside of what is kept a draft passes with
+    min(1, p / q), and what is rejected is drawn from norm(max(0, p - q)): pi = q where kept and min(q, p) elsewhere, plus
+    that residual. It never accepts fewer drafts than `cut`, and is never farther from p.
+    """
+
+    tail: Literal["cut", "exact"] = option("cut")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether drafts that are not kept are drawn anew from p."""
+        return self.tail == "cut" and super().chooses
+
+    def apply(self, d: Dists) -> Tensor:
+        """pi from `keep` and `tail`."""
+        from cascli.rules._tail import completed
+
+        if self.tail == "cut":
+            return super().apply(d)
+        return completed(d.q.where(self.keep(d), d.q.minimum(d.p)), d)
+
+
+@dataclass(frozen=True)
 class KeepRule(ChoiceRule):
     """A rule that says which tokens are kept at an alpha."""
 
@@ -116,6 +153,8 @@ class Threshold(NamedTuple):
     """Times max p1."""
     of_disagreement: float = 0.0
     """Times TV(p, q) of the warped distributions."""
+    likeliest: int = 0
+    """Of tokens only so many are kept, those that the target finds likeliest, and what ties with the last; 0: any."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +172,26 @@ class ThresholdRule(KeepRule):
         least = t.of_best_p1 * d.p1.amax(dim=-1, keepdim=True) + t.constant
         if t.of_disagreement:
             least = least + t.of_disagreement * (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
-        return tested >= least
+        if not t.likeliest:
+            return tested >= least
+        from cascli.rules._tail import nth_largest
+
+        return (tested >= least) & (d.p1 >= nth_largest(d.p1, t.likeliest))
+
+
+@dataclass(frozen=True)
+class RelaxedRule(TokenRule, ThresholdRule):
+    """A rule that keeps what the target finds nearly its best, with the options of relaxed acceptance."""
+
+    top: Annotated[int, Field(ge=1)] | None = option(None)
+    """Keep only the target's so many likeliest tokens."""
+    where: Literal["thinking"] | None = option(None)
+    """Where the rule holds; everywhere by default."""
+
+    @property
+    def thinking_only(self) -> bool:
+        """As `where` says."""
+        return self.where == "thinking"
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Threshold, ThresholdRule, TokenRule
 
 
 @dataclass(frozen=True)
-class TokenV1(ThresholdRule):
+class TokenV1(TokenRule, ThresholdRule):
     """Keep each token that the draft model likes nearly as much as the target likes its best."""
 
     formula: ClassVar[str] = "keep v iff q1(v) >= max p1 - alpha"

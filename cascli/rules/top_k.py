@@ -30,7 +30,6 @@ class TopK(Rule):
 
     def apply(self, d: Dists) -> Tensor:
         """The target within K."""
-        from cascli.rules._tail import truncated
+        from cascli.rules._tail import nth_largest, truncated
 
-        last = d.p1.topk(min(self.n, d.p1.shape[-1]), dim=-1).values[..., -1:]
-        return truncated(d, d.p1 >= last)
+        return truncated(d, d.p1 >= nth_largest(d.p1, self.n))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import ChoiceRule
+from cascli.rules.base import TokenRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Typical(ChoiceRule):
+class Typical(TokenRule):
     """Keep what is typical of the target."""
 
     formula: ClassVar[str] = "keep v iff p(v) > min(epsilon, delta exp(-H(p)))"

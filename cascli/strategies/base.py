@@ -15,6 +15,7 @@ from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
 from cascli.models.calls import ALONE, Calls, Role
 from cascli.rules import Rule
+from cascli.rules.base import OPTION
 from cascli.settings import first_problem
 from cascli.trace import with_params
 
@@ -75,15 +76,15 @@ class Strategy(ABC):
     def params(self) -> dict[str, Any]:
         """The parameters by name: those of plug-ins first, each after the plug-in's name, then the strategy's own.
 
-        Without those that are not given, and have no default.
+        Without those that are not given and have no default, and without options that are as by default.
         """
         parts, values = self.parts(), dict[str, Any]()
         for name, part in parts.items():
             plugin = getattr(self, name)
             named = plugins.name_of(type(plugin))
             if part.shown or named != part.default:
-                values |= {name: named, **{field.name: getattr(plugin, field.name) for field in fields(plugin)}}
-        values |= {each.name: getattr(self, each.name) for each in fields(self) if each.name not in parts}
+                values |= {name: named, **_told(plugin)}
+        values |= {key: value for key, value in _told(self).items() if key not in parts}
         return {key: value for key, value in values.items() if value is not None}
 
     @property
@@ -95,6 +96,11 @@ class Strategy(ABC):
     def needs_draft(self) -> bool:
         """Whether it asks the pair's draft model."""
         return True
+
+    @property
+    def thinking_only(self) -> bool:
+        """Whether it asks where a text thinks, which not every pair's tokens show."""
+        return False
 
     @property
     def oracle(self) -> bool:
@@ -165,6 +171,11 @@ class RuleStrategy(Strategy):
 
     rule: Rule
 
+    @property
+    def thinking_only(self) -> bool:
+        """As the rule."""
+        return self.rule.thinking_only
+
     @classmethod
     def parts(cls) -> dict[str, Part]:
         """`rule`."""
@@ -224,6 +235,15 @@ class Speculating(Strategy):
         from cascli.decoding.speculation import speculate
 
         return speculate(s, self.verification_rule, self.k, self.draft.propose)
+
+
+def _told(plugin: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, without options that are as by default."""
+    return {
+        each.name: value
+        for each in fields(plugin)
+        if (value := getattr(plugin, each.name)) != each.default or OPTION not in each.metadata
+    }
 
 
 def _names(kind: type) -> frozenset[str]:

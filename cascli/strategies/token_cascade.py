@@ -37,7 +37,7 @@ class TokenCascade(RuleStrategy):
     @property
     def oracle(self) -> bool:
         """Whether the decision, or the law itself, needs the target where the saving would do without."""
-        return self.rule.reads_target or not self.rule.chooses
+        return self.rule.reads_target or not self.rule.chooses or self.rule.thinking_only
 
     def calls(self, role: Role) -> Calls:
         """A token a call; the target also catches up with what the draft model wrote alone."""
@@ -97,11 +97,12 @@ class TokenCascade(RuleStrategy):
         A rule that is no such choice gives a distribution of its own, which the token is drawn from; it counts as the
         draft model's if that would have drawn the same one.
         """
+        from cascli.decoding import thinking
         from cascli.sampling import distributions
 
         draft, target = s.draft.read(s.length), s.target.read(s.length)
         d = distributions.Dists(s.warp(draft), s.warp(target), distributions.base(draft), distributions.base(target))
-        pi, defer = self.rule.apply(d), self.rule.deferred(d)
+        pi, defer = thinking.judged(self.rule, d, *thinking.where(s, self.rule, s.length, 1))
         ours = s.draw(d.q)
         if defer is None:
             token = s.draw(pi)

@@ -130,14 +130,14 @@ def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[floa
 
 
 def keep_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[ThresholdRule]]]:
-    """The rules that compare a probability with a threshold, by name: what is kept of a position is enough for these.
+    """The rules that choose by a threshold, by name: what is kept of a position is enough for these.
 
     Raises:
         UsageError: another one is asked for.
     """
     for name in rules.names() if names is None else names:
         kind = rules.load(name)
-        if issubclass(kind, ThresholdRule):
+        if issubclass(kind, ThresholdRule) and kind().chooses:
             yield name, kind
         elif names is not None:
             raise UsageError(f"rule '{name}': only rules that compare with a threshold can be estimated and matched")

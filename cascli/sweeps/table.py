@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from math import fsum
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -15,6 +16,7 @@ from cascli.analysis import tidy
 from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
 from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
+from cascli.rules.base import OPTION
 from cascli.strategies import parse
 from cascli.sweeps.plan import BASELINE, SweepPlan
 from cascli.sweeps.records import Header, Record
@@ -225,10 +227,12 @@ def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dic
 
 
 def family(spec: str) -> str:
-    """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`."""
+    """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`; options make another one."""
     strategy = parse(spec)
+    options = [each.name for each in fields(getattr(strategy, "rule", strategy)) if OPTION in each.metadata]
+    told = [f"{key}={strategy.params[key]}" for key in options if key in strategy.params]
     rule = strategy.params.get("rule")
-    return f"{strategy.name} {rule}" if rule else strategy.name
+    return " ".join([strategy.name, *([rule] if rule else []), *told])
 
 
 def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record], every: Answers) -> SweepRow:

@@ -19,7 +19,11 @@ from cascli.sweeps.recording import Watching
 
 ALPHAS = (-0.1, 0.3, 0.7)
 KINDS = [rules.load(name) for name in rules.names()]
-RULES = [Exact(), *(kind(alpha=alpha) for kind in KINDS if issubclass(kind, ThresholdRule) for alpha in ALPHAS)]
+RULES = [
+    Exact(),
+    *(kind(alpha=alpha) for kind in KINDS if issubclass(kind, ThresholdRule) for alpha in ALPHAS),
+    *(rules.load(name)(alpha=0.3, tail="exact") for name in ("token-v1", "token-v2", "token-v3")),
+]
 
 
 def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.device) -> list[torch.Tensor]:
@@ -38,11 +42,11 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, where: torch.device) -> None:
-    """Blocks of no token, one and more; rows of one part and of two, of two blocks the first, the second not full."""
+    """Blocks of no token to five; rows of one part and of two, of two blocks the first, the second not full."""
     from cascli.kernels.verification import verify
 
     sampling = Sampling(temperature)
-    for n, width in ((0, 40), (1, 40), (4, 40), (3, 2500)):
+    for n, width in ((0, 40), (1, 40), (5, 40), (3, 2500)):
         given = block(rule, sampling, n, width, where)
         wanted = RoundFacts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).flatten().tolist())
         found = RoundFacts.of(verify(*given, temperature=temperature, rule=fused_rule(rule)).flatten().tolist())
@@ -86,7 +90,7 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
             assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n)
 
 
-@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
+@pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)(alpha=0.3) for name in ("token-v3", "head"))], ids=repr)
 def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
     """Columns of a table, as those of random numbers were: the third test must not use the second draw's number."""
     from cascli.kernels.verification import verify
@@ -179,7 +183,59 @@ class Own(ThresholdRule):
         return d.q1 > d.p1
 
 
+class OwnLaw(ThresholdRule):
+    """A threshold, and a pi that does not follow from it."""
+
+    def threshold(self) -> Threshold:
+        return Threshold("p1", of_best_p1=0.5)
+
+    def apply(self, d: distributions.Dists) -> torch.Tensor:
+        return (d.q + d.p) / 2
+
+
+V2, V3, HEAD, TYPICAL = (rules.load(name) for name in ("token-v2", "token-v3", "head", "typical"))
+UNKNOWN = [
+    *(Odd(), Own(), OwnLaw(), Warped(), Watching(), V2(top=3), V3(top=1, tail="exact"), HEAD(top=2)),
+    *(V3(where="thinking"), HEAD(where="thinking"), TYPICAL(), TYPICAL(tail="exact")),
+]
+
+
 @pytest.mark.usefixtures("where")
-@pytest.mark.parametrize("rule", [Odd(), Own(), Warped(), Watching()], ids=repr)
+@pytest.mark.parametrize("rule", UNKNOWN, ids=repr)
 def test_rules_that_kernels_do_not_know_stay_in_torch(rule: Rule) -> None:
     assert fused_rule(rule) is None
+
+
+@pytest.mark.parametrize("rule", [V2(top=3), HEAD(top=2), HEAD(where="thinking"), TYPICAL(tail="exact")], ids=repr)
+def test_a_round_of_such_a_rule_goes_by_no_kernel(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(0.8)
+    given = block(rule, sampling, 3, 40, torch.device("cpu"))
+    if rule.thinking_only:
+        given.append(torch.tensor([True, False, True, False]))
+    wanted = decide_round(rule, sampling, *given)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    monkeypatch.setattr("cascli.kernels.verification.verify", None)
+    assert torch.equal(decide_round(rule, sampling, *given), wanted)
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("rule", [HEAD(alpha=-0.1), HEAD(alpha=0.3), HEAD(alpha=1.0)], ids=repr)
+def test_an_exact_tail_of_models_that_agree_or_have_nothing_in_common(rule: Rule, where: torch.device) -> None:
+    """Where p = q nothing is rejected and there is no residual; where they are disjoint all of it is."""
+    from cascli.kernels.verification import verify
+
+    for n, width, gap in ((2, 40, 0.0), (2, 2500, 0.0), (2, 40, 1e4)):
+        target, tokens, _, _, u_accept, u_next = block(rule, Sampling(), n, width, where)
+        draft = target.clone()
+        if gap:
+            draft[:, ::2] -= gap
+            target[:, 1::2] -= gap
+            tokens = draft[:n].argmax(-1)
+        q = draft.softmax(-1)
+        given = (target, tokens, q, q, u_accept, u_next)
+        wanted = RoundFacts.of(decide_round(rule, Sampling(), *(each.cpu() for each in given)).flatten().tolist())
+        found = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(rule)).flatten().tolist())
+        assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+        assert found.tv == pytest.approx(wanted.tv, abs=1e-5)
+        for name in ("pi", "accept_prob", "next_p"):
+            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, gap)
