@@ -8,7 +8,6 @@ from operator import index
 from typing import Any, cast
 
 from cascli.chat import Conversation, encode
-from cascli.decoding.session import RandomNumbers
 from cascli.engine import Decoding, Request, StreamEvent
 from cascli.errors import UsageError
 from cascli.files import printed

@@ -2,7 +2,8 @@
 
 Every pass reads the target's logits and the draft's distributions, a few parts of each row a program, and leaves a few
 sums a part. Five kernels (four for pi = p) take the place of the fifty that the same mathematics, `cascli.rules` and
-`cascli.sampling.rejection`, is in torch's own operations, and compute it within float32 rounding of them.
+`cascli.sampling.rejection`, is in torch's own operations, and compute it within float32 rounding of them. Block
+verification runs one of them a second time.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def verify(
     *,
     temperature: float,
     rule: FusedRule,
+    by_block: bool = False,
 ) -> Tensor:
     """Verify a block of n drafted tokens.
 
@@ -67,6 +69,7 @@ def verify(
         u_next: `[n + 1]` uniforms (float64).
         temperature: 0 is one-hot.
         rule: where the draft model is kept.
+        by_block: test prefixes of the block in place of tokens; not of a rule that is `forced`.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
@@ -94,10 +97,12 @@ def verify(
         _confidence[grid](*given, **how)
     elif rule.kind == TOKENS:
         _mass_not_kept[grid](*given, **how)
-    _excess[grid](*given, **how)
     out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
+    _excess[grid](*given, out, **how, BY_BLOCK=False)
     _tests[(rows,)](*given, tokens, out, rule.forced, **how, FORCED=rule.forced >= 0)
-    _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)))
+    if by_block:  # what pi has more than q depends on the tests of the rows before
+        _excess[grid](*given, out, **how, BY_BLOCK=True)
+    _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)), BY_BLOCK=by_block)
     return out
 
 
@@ -204,14 +209,24 @@ def _mass_not_kept(
     tl.store(space + row * parts + part, mass)
 
 
+@triton.jit
+def _weight(out, rows, length):
+    """The weight p_i of the prefix of `length` drafted tokens: min(1, p_{i-1} pi(x_i) / q(x_i))."""
+    weight = tl.full([], 1.0, tl.float64)
+    for i in range(length):
+        pi, q = tl.load(out + _PI * rows + i), tl.load(out + _Q * rows + i)
+        weight = tl.minimum(weight * (pi / q), 1.0)
+    return weight
+
+
 @_jit
 def _excess(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement,
+    constant, of_best_p1, of_disagreement, out,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
-    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Mass of the residual, TV(pi, p), and mass of pi."""
+    """Mass of the residual, TV(pi, p), and mass of pi; by block of the residual after the tokens before the row."""
     row, part = tl.program_id(0), tl.program_id(1)
     plane = tl.num_programs(0) * parts
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
@@ -221,6 +236,8 @@ def _excess(
     excess = tl.zeros([], tl.float64)
     distance = tl.zeros([], tl.float64)
     mass = tl.zeros([], tl.float64)
+    if BY_BLOCK:
+        weight = _weight(out, tl.num_programs(0), row).to(tl.float32)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < width
@@ -233,7 +250,8 @@ def _excess(
             GREEDY, KIND, OF_DRAFT,
         )  # fmt: skip
         pi = tl.where(inside, pi, 0.0)
-        excess += tl.sum(tl.maximum(pi - mine, 0.0).to(tl.float64), axis=0)
+        scaled = pi * weight if BY_BLOCK else pi
+        excess += tl.sum(tl.maximum(scaled - mine, 0.0).to(tl.float64), axis=0)
         if KIND != 0:
             distance += tl.sum(tl.where(inside, tl.maximum(pi - p, 0.0), 0.0).to(tl.float64), axis=0)
         mass += tl.sum(pi.to(tl.float64), axis=0)
@@ -281,18 +299,45 @@ def _tests(
         tl.store(out + _DEFERRED * rows + row, deferred.to(tl.float64))
 
 
+@triton.jit
+def _longest_prefix(space, parts, n, u_accept, out, PADDED: tl.constexpr):
+    """How many drafted tokens the longest prefix has that passes its test; writes what each would pass with."""
+    rows = n + 1
+    part = tl.arange(0, PADDED)
+    weight = tl.full([], 1.0, tl.float64)
+    kept = tl.full([], 0, tl.int32)
+    for i in range(1, rows):
+        pi, q = tl.load(out + _PI * rows + i - 1), tl.load(out + _Q * rows + i - 1)
+        weight = tl.minimum(weight * (pi / q), 1.0)
+        after = tl.load(space + (2 * rows + i) * parts + part, mask=part < parts, other=0.0)
+        excess = tl.sum(after, axis=0)
+        lacking = excess + (1.0 - weight)
+        shorter = tl.where(lacking > 0, excess / tl.where(lacking > 0, lacking, 1.0), 1.0)
+        prob = tl.where(i == n, weight, shorter)
+        tl.store(out + _ACCEPT_PROB * rows + i - 1, prob)
+        kept = tl.where(tl.load(u_accept + i - 1) < prob, i, kept)
+    return kept
+
+
 @_jit
 def _draw(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement, u_accept, u_next, out,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
-    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi."""
-    i = tl.arange(0, ROWS)
-    prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
-    u = tl.load(u_accept + i, mask=i < n, other=0.0)
-    kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
+    """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi.
+
+    By block the longest prefix that passes its test in place of that run, whose test is written here.
+    """
+    if BY_BLOCK:
+        kept = _longest_prefix(space, parts, n, u_accept, out, PADDED)
+        weight = _weight(out, n + 1, kept).to(tl.float32)
+    else:
+        i = tl.arange(0, ROWS)
+        prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
+        u = tl.load(u_accept + i, mask=i < n, other=0.0)
+        kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, kept, parts, temperature, PADDED)
     rows = n + 1
     least, deferred = _facts(
@@ -316,7 +361,8 @@ def _draw(
             x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
             GREEDY, KIND, OF_DRAFT,
         )  # fmt: skip
-        weights = tl.where(inside, tl.where(after_rejection, tl.maximum(pi - mine, 0.0), pi), 0.0).to(tl.float64)
+        scaled = pi * weight if BY_BLOCK else pi
+        weights = tl.where(inside, tl.where(after_rejection, tl.maximum(scaled - mine, 0.0), pi), 0.0).to(tl.float64)
         first, carry = first_above(weights, token, carry, point, first)
         last = tl.maximum(last, tl.max(tl.where(weights > 0, token, 0), axis=0))
     chosen_token = tl.where(first < 0, last, first)

@@ -22,7 +22,12 @@ from tests.pairs import pair
 if torch.cuda.is_available():
     pytest.skip("on a GPU tests/gpu does this", allow_module_level=True)
 
-SPECS = ["speculative:k=4", "speculative:k=5", "speculative-cascade:rule=token-v3,alpha=0.1,k=4"]
+SPECS = [
+    "speculative:k=4",
+    "speculative:k=5",
+    "speculative-cascade:rule=token-v3,alpha=0.1,k=4",
+    "speculative:k=4,verify=block",
+]
 TOKENS = 7
 SEEDS = range(6)
 
