@@ -1,7 +1,6 @@
-"""What is told of runs whose drafts were verified by blocks: numbers that still mean what they say, the others withheld."""
+"""What is told of runs whose drafts were verified by blocks: numbers that still mean what they say, no others."""
 
 from __future__ import annotations
-
 
 import pytest
 

@@ -182,9 +182,7 @@ class _Gains:
         rounds = [round_ for run in drafting for round_ in run.rounds]
         self.costs = costs
         tested = sum(tested_count(round_) for round_ in rounds)
-        self.acceptance = (
-            None if drafting[0].by_block else _total(drafting, "num_accepted_draft_tokens") / tested
-        )
+        self.acceptance = None if drafting[0].by_block else _total(drafting, "num_accepted_draft_tokens") / tested
         self._per_round = sum(len(run.token_ids) for run in drafting) / len(rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self.extra = (calls - drafts) / len(rounds) if calls else 0.0

@@ -42,7 +42,7 @@ def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
 def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[Text]:
     """How often the engine wrote each text, over `runs` seeds.
 
-    By blocks texts go on for whole ones, since what is kept depends on all drafts of a round; only the length is counted.
+    By blocks texts go on for whole ones, since what is kept depends on all drafts of a round; so much is counted.
     """
     counts: Counter[Text] = Counter()
     whole = length + (strategy.k - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)

@@ -81,7 +81,9 @@ def of_blocks(trees: Sequence[Tree], strategies: Sequence[Strategy]) -> Iterator
             continue
         error = max(_of_block(tree, strategy.verification_rule, sampling) for tree in trees for sampling in SAMPLINGS)
         blocks = len(trees) * trees[0].width ** 2
-        yield check_of("law", strategy.spec, error, BOUND, 0.0, f"{blocks} blocks of 2 drafts x {len(SAMPLINGS)} samplings")
+        yield check_of(
+            "law", strategy.spec, error, BOUND, 0.0, f"{blocks} blocks of 2 drafts x {len(SAMPLINGS)} samplings"
+        )
 
 
 def _of_block(tree: Tree, rule: Rule, sampling: Sampling) -> float:

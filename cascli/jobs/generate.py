@@ -14,6 +14,7 @@ from cascli.files import printed
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
+from cascli.sampling.uniforms import RandomNumbers
 from cascli.settings import Resolved, checked, default_strategy, resolve
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run

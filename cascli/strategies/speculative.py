@@ -14,7 +14,9 @@ class Speculative(Speculating):
     """Draft k, verify in one target call, accept / residual / bonus with pi = p."""
 
     summary: ClassVar[str] = "draft k tokens, check them in one target call, keep the prefix that passes"
-    formula: ClassVar[str] = "pi = p; accept x with min(1, p(x) / q(x)), else draw from norm(max(0, p - q))" + BLOCK_FORMULA
+    formula: ClassVar[str] = (
+        "pi = p; accept x with min(1, p(x) / q(x)), else draw from norm(max(0, p - q))" + BLOCK_FORMULA
+    )
     source: ClassVar[str] = "Leviathan et al. 2023; Chen et al. 2023" + BLOCK_SOURCE
     lossless_when: ClassVar[str] = "always"
 

@@ -105,7 +105,7 @@ class Point:
         return outcome
 
     def verify_prefixes(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
-        """In place of `verify_prefixes`: cut by all drafts, then by tests from the longest prefix to the one that stands."""
+        """In place of `verify_prefixes`: cut by all drafts, then by tests from the longest prefix to what stands."""
         draws = self._of_drafts(drafted.shape[0])
         self._draws.clear()
         outcome = rejection.verify_prefixes(pi, q, drafted, u_accept, u_next)

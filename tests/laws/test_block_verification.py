@@ -154,7 +154,7 @@ def test_no_fewer_drafts_are_kept_than_by_token_tests(name: str) -> None:
         gains.append(ours - theirs)
         if seed < 6:
             assert accepted(outcomes, tables, RULES[name], k) == pytest.approx(ours, abs=EXACT)
-    assert min(gains) > -EXACT and sum(gain > 1e-3 for gain in gains) > 10
+    assert min(gains) > -EXACT and max(gains) > 0.01
 
 
 def test_a_prefix_stands_with_its_weight_whatever_comes_after_it() -> None:
@@ -265,7 +265,8 @@ def test_impossible_tokens_never_follow(dtype: torch.dtype) -> None:
 
 def test_equal_models_keep_every_draft_whatever_the_rounding() -> None:
     pi = torch.rand(5, 1000, generator=torch.Generator().manual_seed(1)).softmax(-1)
-    out = verify_prefixes(pi, pi[:4], pi[:4].argmax(-1), torch.full((4,), 1 - 2.0**-53), torch.full((5,), 0.5))
+    highest = torch.full((4,), 1 - 2.0**-53, dtype=torch.float64)
+    out = verify_prefixes(pi, pi[:4], pi[:4].argmax(-1), highest, torch.full((5,), 0.5))
     assert out.accept_prob.tolist() == [1.0] * 4 and out.num_accepted == 4
 
 
@@ -332,10 +333,19 @@ BUGS = [first_failure, residual_without_weight, excess_at_the_token_itself, weig
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    check = partial(error, random_tables(3, seed=1, kind="plain"), RULES["exact"], 2)
+    check = partial(error, random_tables(3, seed=0, kind="plain"), RULES["exact"], 2)
     assert check() < EXACT
     bug(monkeypatch)
     assert check() > 1e-3
+
+
+def test_tests_are_neither_certain_nor_hopeless() -> None:
+    """Otherwise the laws above would see little: prefixes whose weight is below 1 may pass all the same."""
+    chances = []
+    for seed in range(12):
+        for draft in drafts(random_tables(3, seed=seed, kind=KINDS[seed % len(KINDS)]), RULES["exact"], 3):
+            chances += rejection.prefix_tests(*draft[:3])[0][:2].tolist()
+    assert sum(0.02 < chance < 0.98 for chance in chances) > len(chances) / 5
 
 
 def test_a_bonus_from_p_is_seen() -> None:
