@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MODEL = Model()
 BLOCK_FORMULA = (
-    "; verify=block: keep the longest prefix that passes with S / (S + 1 - w), where w = min(1, w pi(x) / q(x)) over its"
-    " tokens and S = sum max(0, w pi - q) after it (all k tokens with w), then norm(max(0, w pi - q))"
+    "; verify=block: keep the longest prefix that passes with S / (S + 1 - w), where w = min(1, w pi(x) / q(x)) over"
+    " its tokens and S = sum max(0, w pi - q) after it (all k tokens with w), then norm(max(0, w pi - q))"
 )
 BLOCK_SOURCE = "; verify=block: Sun et al. 2024"
 BlockLength = Annotated[int, Field(ge=1, le=MOST_DRAFTED)]
