@@ -17,15 +17,15 @@ from cascli.decoding.answer import Answer
 from cascli.decoding.clock import Clock
 from cascli.decoding.cursor import Cursor
 from cascli.decoding.detokenizer import Speller
-from cascli.decoding.session import RandomNumbers, Session
+from cascli.decoding.session import Session
 from cascli.errors import UsageError
 from cascli.models.calls import ROLES
 from cascli.models.pair import Pair
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
-from cascli.sampling.uniforms import Uniforms, seed_of
+from cascli.sampling.uniforms import RandomNumbers, Uniforms, seed_of
 from cascli.strategies import Strategy
-from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, now
+from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, by_block, now
 from cascli.version import __version__
 
 
@@ -164,6 +164,7 @@ class Decoding:
             ttft_seconds=first_token,
             peak_memory_bytes=memory.peak(self.pair.device),
             k=self.strategy.params.get("k", 0),
+            by_block=by_block(self.strategy.params),
             deferral_rate=None if decision is None else float(decision.deferred),
         )
 

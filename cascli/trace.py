@@ -27,6 +27,11 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
     return f"{name}:{values}" if values else name
 
 
+def by_block(params: Mapping[str, Any]) -> bool:
+    """Whether a strategy with these parameters tests prefixes of a block of drafts, and not each token."""
+    return params.get("verify") == "block"
+
+
 def now() -> str:
     """This moment in UTC as ISO 8601 has it, to the second: `2026-11-28T03:35:05Z`."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -126,7 +131,13 @@ class Drafted(Data):
     p: float
     pi: float
     accept_prob: float
+    """The probability that it passes its test: min(1, pi / q).
+
+    With `verify=block` that the prefix of the round's drafts which ends with it passes: the longest that does stands,
+    so that a token whose own prefix fails may stand, and this is no rate of acceptance.
+    """
     accepted: bool
+    """Whether it stands."""
     deferred: bool
     """Whether the deferral rule turned this token over to the target (never so without a rule)."""
     exact: bool | None = None
@@ -242,11 +253,17 @@ class Metrics(Data):
     num_draft_tokens: int
     num_accepted_draft_tokens: int
     num_tested_draft_tokens: int | None = None
-    """Those that were accepted, and the first rejected one of each round: what came after it was not tested."""
+    """Those that were accepted, and the first rejected one of each round: what came after it was not tested.
+
+    None with `verify=block`, where no token has a test of its own, and in older documents.
+    """
     draft_acceptance_rate: float | None
     """Accepted over drafted tokens."""
     rejection_rate: float | None = None
-    """Rejected over tested tokens: of a whole distribution pi, an estimate of the mean TV(pi, q)."""
+    """Rejected over tested tokens: of a whole distribution pi, an estimate of the mean TV(pi, q).
+
+    None with `verify=block`.
+    """
     mean_acceptance_length: float | None
     acceptance_histogram: list[int] | None
     per_position_acceptance: list[float] | None
@@ -383,6 +400,11 @@ class Run(Document):
     def spec(self) -> str:
         """The strategy with its parameters as one string."""
         return with_params(self.strategy, self.params)
+
+    @property
+    def by_block(self) -> bool:
+        """Whether prefixes of its blocks were tested, and not each drafted token."""
+        return by_block(self.params)
 
     @property
     def emitted(self) -> list[Emitted]:

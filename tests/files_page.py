@@ -116,8 +116,6 @@ PLAIN = {
     "q": "The draft's probability of it, as tokens are drawn.",
     "p": "The target's.",
     "pi": "That of the distribution that drafts are checked against; p without a rule.",
-    "accept_prob": "The probability of accepting it: min(1, pi / q).",
-    "Drafted.accepted": "Whether it was.",
     "event": "Where it came from: accepted draft, drawn after a rejection, bonus, draft model or target alone.",
     "target_rank": "As `draft_rank`, of the target.",
     "max_q1": "The draft model's largest probability.",

@@ -23,6 +23,13 @@ def test_strategies_and_rules_are_found_by_file_name() -> None:
     [
         ("target", "target", {}),
         ("speculative:k=3", "speculative", {"k": 3}),
+        ("speculative:verify=token,k=3", "speculative", {"k": 3}),
+        ("speculative:verify=block,k=3", "speculative", {"k": 3, "verify": "block"}),
+        (
+            "speculative-cascade:verify=block,rule=opt,alpha=0.3",
+            "speculative-cascade",
+            {"rule": "opt", "alpha": 0.3, "k": 4, "verify": "block"},
+        ),
         (
             " speculative-cascade: rule=opt , alpha=0.3,k=2 ",
             "speculative-cascade",
@@ -58,6 +65,9 @@ def test_k_of_the_string_is_stronger_than_the_flag() -> None:
         ("speculative:j=3", "unknown parameter 'j'"),
         ("speculative:k=0", "greater than or equal to 1"),
         ("speculative:k=1.5", "integer"),
+        ("speculative:verify=blocks", "'token' or 'block'"),
+        ("target:verify=block", "takes no parameters"),
+        ("token-cascade:verify=block", "unknown parameter 'verify'"),
         ("speculative:k", "key=value"),
         ("speculative:k=1,k=2", "twice"),
         ("speculative-cascade:rule=op", "did you mean 'opt'"),

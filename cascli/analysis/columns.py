@@ -109,7 +109,8 @@ _FOUND = (
         RULES + BENCH,
         "tested_acceptance_rate",
         float,
-        "accepted over tested drafts; what follows a rejection is not tested; in a bench the rate that was asked for",
+        "accepted over tested drafts; what follows a rejection is not tested; in a bench the rate that was asked for;"
+        " none with `verify=block`",
     ),
     (RACES, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
     (RULES, "deferral_rate", float, "how much the rule gave to the target; of a cascade the share of answers"),

@@ -88,7 +88,7 @@ class Row(Data):
     draft_calls_per_token: float | None
     draft_acceptance_rate: float | None
     tested_acceptance_rate: float | None = None
-    """Accepted over tested drafted tokens: those after a rejection were not tested."""
+    """Accepted over tested drafted tokens: those after a rejection were not tested; None with `verify=block`."""
     mean_acceptance_length: float | None
     deferral_rate: float | None
     mean_tv_to_target: float | None

@@ -28,8 +28,12 @@ class Explanation(Data):
     """The account of one strategy's speed, and what holds it back."""
 
     strategy: str
-    acceptance: float
-    """Share of the tested drafted tokens that passed; those after a rejection were not tested."""
+    acceptance: float | None
+    """Share of the tested drafted tokens that passed; those after a rejection were not tested.
+
+    None with `verify=block`: how many drafts stand then follows from no rate of single tests, and of no other k but the
+    one that ran is anything predicted.
+    """
     tokens_per_round: float
     k: int
     drafted_per_round: float | None = None
@@ -41,15 +45,18 @@ class Explanation(Data):
     v_extrapolated: bool = False
     """Whether `v` lies beyond the longest block that was timed."""
     predicted_speed_up: float
-    """From acceptance, c, v, the draft steps that a full round takes, and the mean length of the answers."""
+    """From acceptance, c, v, the draft steps that a full round takes, and the mean length of the answers.
+
+    With `verify=block` from the tokens a round that there were, in place of acceptance.
+    """
     measured_speed_up: float
     with_prompt: bool = False
     """Whether both speed-ups are of whole answers, as in a comparison's table; else reading the prompt is left out."""
     measured_over_predicted: float | None = None
     break_even_acceptance: float | None
-    """From which acceptance blocks of k pay off, over answers of this length; None if never."""
+    """From which acceptance blocks of k pay off, over answers of this length; None if never, or by blocks."""
     best_k: int | None
-    """At this acceptance and these costs, of the block lengths that were timed; None if none gains."""
+    """At this acceptance and these costs, of the block lengths that were timed; None if none gains, or by blocks."""
     best_k_or_more: bool = False
     """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
     best_speed_up: float | None = None
@@ -133,8 +140,9 @@ def account(
         costs = costs._replace(c=0.0)
     measured = _speed(drafting) / _speed(target) if whole is None else whole
     gains = _Gains(drafting, target, costs, k, with_prompt=whole is not None)
-    best = max(range(1, gains.longest + 1), key=lambda n: (gains.predicted(n), -n))
-    pays = gains.predicted(best) > 1
+    known = gains.acceptance is not None
+    best = max(range(1, gains.longest + 1) if known else [k], key=lambda n: (gains.predicted(n), -n))
+    pays = known and gains.predicted(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
     expected = gains.with_overhead(k)
     agrees = abs(measured / expected - 1) <= noise
@@ -152,7 +160,7 @@ def account(
         measured_speed_up=measured,
         with_prompt=whole is not None,
         measured_over_predicted=measured / gains.predicted(k),
-        break_even_acceptance=theory.acceptance_for(gains.cost(k), lambda a: gains.tokens(k, a)),
+        break_even_acceptance=theory.acceptance_for(gains.cost(k), lambda a: gains.tokens(k, a)) if known else None,
         best_k=best if pays else None,
         best_k_or_more=pays and best == gains.longest,
         best_speed_up=gains.predicted(best) if pays else None,
@@ -173,7 +181,9 @@ class _Gains:
     ) -> None:
         rounds = [round_ for run in drafting for round_ in run.rounds]
         self.costs = costs
-        self.acceptance = _total(drafting, "num_accepted_draft_tokens") / sum(tested_count(round_) for round_ in rounds)
+        tested = sum(tested_count(round_) for round_ in rounds)
+        self.acceptance = None if drafting[0].by_block else _total(drafting, "num_accepted_draft_tokens") / tested
+        self._per_round = sum(len(run.token_ids) for run in drafting) / len(rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self.extra = (calls - drafts) / len(rounds) if calls else 0.0
         """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
@@ -204,8 +214,13 @@ class _Gains:
         """Of a round, in target steps."""
         return self._drafting(k) + self.v(k)
 
-    def tokens(self, k: int, a: float) -> float:
-        """Of a round, at an acceptance; answers end inside a round, and short blocks are counted as they came."""
+    def tokens(self, k: int, a: float | None) -> float:
+        """Of a round, at an acceptance; answers end inside a round, and short blocks are counted as they came.
+
+        Where there is no acceptance, as they were.
+        """
+        if a is None:
+            return self._per_round
         if self._blocks is None:
             return theory.tokens_per_round(a, k, self.answer)
         return self._mean(lambda n: theory.expected_tokens(a, n), k)

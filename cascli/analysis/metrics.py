@@ -20,7 +20,7 @@ def accepted_count(step: Round) -> int:
 
 
 def tested_count(step: Round) -> int:
-    """How many drafted tokens of a round were tested: those kept, and the first one that was rejected."""
+    """How many drafted tokens of a round were tested one by one: those kept, and the first one that was rejected."""
     kept = accepted_count(step)
     return kept + (kept < len(step.drafted))
 
@@ -71,17 +71,19 @@ def summarise(
     ttft_seconds: float | None,
     peak_memory_bytes: int | None,
     k: int = 0,
+    by_block: bool = False,
     deferral_rate: float | None = None,
 ) -> Metrics:
     """The metrics of one run over rounds of at most `k` drafted tokens.
 
+    `by_block`: whole prefixes of them were tested, so that no number of single tests is known.
     `deferral_rate` overrides the mean over positions, for strategies that decide once an answer.
     """
     emitted = [token for round_ in rounds for token in round_.emitted]
     count = len(emitted)
     drafted = sum(len(round_.drafted) for round_ in rounds)
     accepted = sum(accepted_count(round_) for round_ in rounds)
-    tested = sum(tested_count(round_) for round_ in rounds)
+    tested = None if by_block else sum(tested_count(round_) for round_ in rounds)
     mean_tv, max_tv, lossless = _distortion(emitted)
     deferrals = [token.deferral for token in emitted if token.deferral is not None]
     return Metrics(

@@ -17,7 +17,7 @@ from cascli.models.pair import Pair
 from cascli.prompts import builtin
 from cascli.rules.base import ThresholdRule
 from cascli.strategies import Strategy, parse
-from cascli.trace import now
+from cascli.trace import by_block, now
 
 LIKELIEST = 16
 OnProgress = Callable[[str, int, int], None]
@@ -46,6 +46,7 @@ WITH_OPTIONS = [
     "speculative-cascade:rule=token-v3,tail=exact,k=2",
     "speculative-cascade:rule=token-v2,top=3,where=thinking,k=2",
 ]
+BY_BLOCK = "speculative:k=3,verify=block"
 
 
 def default_strategies(*, draft: bool = True) -> list[str]:
@@ -58,7 +59,7 @@ def default_strategies(*, draft: bool = True) -> list[str]:
         return ["target", LOOKUP, *(f"speculative-cascade:rule={name},draft=prompt-lookup,k=2" for name in kinds)]
     cascades = [f"speculative-cascade:rule={name},k=2" for name in sampled()]
     sequential = [f"token-cascade:rule={name}" for name in sampled()]
-    return ["target", "speculative:k=1", "speculative:k=3", LOOKUP, *sequential, *cascades, *WITH_OPTIONS]
+    return ["target", "speculative:k=1", "speculative:k=3", BY_BLOCK, LOOKUP, *sequential, *cascades, *WITH_OPTIONS]
 
 
 def sampled() -> list[str]:
@@ -141,6 +142,7 @@ def planned(
         laws &= set(_rule_names(chosen))
     count = len(config.models) if config is not None else 0
     count += tokens.how_many(pair) + 2 * len(pair.models) + len(laws)
+    count += sum(by_block(strategy.params) for strategy in chosen)
     count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (2 if deep else 1)
     return count + 1  # parity
 
@@ -184,6 +186,7 @@ def _laws(
     on_progress("tabulating the models' distributions")
     trees = [tables.tabulate(pair, ids, LIKELIEST, 1) for ids in _prompts(pair, effort.trees)]
     yield from law.worst_of(trees, names)
+    yield from law.of_blocks(trees, chosen)
     on_progress("rounds of every length")
     yield from rounds.rounds(pair, trees[0], chosen)
     on_progress("joint law of two tokens")

@@ -45,14 +45,18 @@ def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
 
 
 def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[Text]:
-    """How often the engine wrote each text, over `runs` seeds."""
+    """How often the engine wrote each text, over `runs` seeds.
+
+    By blocks texts go on for whole ones, since what is kept depends on all drafts of a round; so much is counted.
+    """
     counts: Counter[Text] = Counter()
+    whole = length + (strategy.k - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
     for seed in range(runs):
-        request = Request(prompt_ids=[PROMPT], sampling=Sampling(1.0), max_new_tokens=length, seed=seed)
+        request = Request(prompt_ids=[PROMPT], sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
         decoding = Decoding(pair, strategy, request)
         for _ in decoding.steps():
             pass
-        counts[tuple(decoding.token_ids)] += 1
+        counts[tuple(decoding.token_ids[:length])] += 1
     return counts
 
 

@@ -2,7 +2,8 @@
 
 For every drafted token the probability of keeping it, and the distribution drawn from where it is not,
 are taken from the code that decodes; together they are the law of the emitted token. Drafts that are all
-kept lead to a bonus token, whose law is pi itself at the next position.
+kept lead to a bonus token, whose law is pi itself at the next position. By blocks the law of two tokens is computed
+from all blocks of two drafts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions, rejection
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
-from cascli.strategies.base import validated
+from cascli.strategies import Strategy
+from cascli.strategies.base import Speculating, validated
 
 BOUND = 1e-12
 ALPHAS = (-0.5, 0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
@@ -42,6 +45,54 @@ def one_step(pi: Tensor, q: Tensor) -> Tensor:
     kept = torch.where(q > 0, q * keep, torch.zeros_like(q))
     rejected = (q - kept).sum(dim=-1, keepdim=True)
     return kept + rejected * rejection.residual(pi, q)
+
+
+def two_tokens(pi: Tensor, q: Tensor) -> Tensor:
+    """The exact law `[V, V]` of the first two tokens, by block verification of two drafts.
+
+    Args:
+        pi: `[1 + V, V]`: after nothing, and after each token.
+        q: the same of the draft.
+    """
+    width = q.shape[1]
+    law = torch.zeros(width, width, dtype=q.dtype)
+    for first, second in product(range(width), repeat=2):
+        drafted, rows = torch.tensor([first, second]), torch.tensor([0, 1 + first, 0])  # the last is of a third token
+        chance = q[0, first] * q[1 + first, second]
+        if chance == 0:
+            continue
+        passing, laws = rejection.prefix_tests(pi[rows], q[rows[:2]], drafted)
+        for tests in product((True, False), repeat=2):
+            u = torch.tensor([-1.0 if passes else 2.0 for passes in tests], dtype=q.dtype)
+            kept = int(rejection.verify_prefixes(pi[rows], q[rows[:2]], drafted, u, pi.new_zeros(3)).num_accepted)
+            weight = chance * torch.where(torch.tensor(tests), passing, 1 - passing).prod()
+            if kept == 0:
+                law += weight * laws[0].unsqueeze(1) * pi[1:]
+            elif kept == 1:
+                law[first] += weight * laws[1]
+            else:
+                law[first, second] += weight
+    return law
+
+
+def of_blocks(trees: Sequence[Tree], strategies: Sequence[Strategy]) -> Iterator[Check]:
+    """One check for each strategy that verifies by blocks: the largest |law - pi| of two tokens."""
+    for strategy in strategies:
+        if not (isinstance(strategy, Speculating) and strategy.by_block):
+            continue
+        error = max(_of_block(tree, strategy.verification_rule, sampling) for tree in trees for sampling in SAMPLINGS)
+        blocks = len(trees) * trees[0].width ** 2
+        yield check_of(
+            "law", strategy.spec, error, BOUND, 0.0, f"{blocks} blocks of 2 drafts x {len(SAMPLINGS)} samplings"
+        )
+
+
+def _of_block(tree: Tree, rule: Rule, sampling: Sampling) -> float:
+    texts = [(), *((token,) for token in range(tree.width))]
+    draft, target = (torch.stack([table[text] for text in texts]) for table in (tree.draft, tree.target))
+    q, p = distributions.warp(draft, sampling), distributions.warp(target, sampling)
+    pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target)))
+    return float((two_tokens(pi, q) - pi[0].unsqueeze(1) * pi[1:]).abs().max())
 
 
 def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:

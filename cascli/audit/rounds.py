@@ -26,6 +26,7 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import Uniforms
 from cascli.strategies import Strategy
+from cascli.trace import by_block
 
 LONGEST = 8
 SEEDS = 10
@@ -44,7 +45,8 @@ def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[C
         rule = rule_of(strategy)
         if rule is None or not has_rounds(strategy):
             continue
-        different = [_differs(pair, tree, rule, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
+        blocks = by_block(strategy.params)
+        different = [_differs(pair, tree, rule, blocks, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
         detail = f"{len(different)} rounds of up to {LONGEST}; {path_of(pair, tree)}"
         yield check_of("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
 
@@ -75,7 +77,7 @@ def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
     return draft + share * (target - draft)
 
 
-def _differs(pair: Pair, tree: Tree, rule: Rule, n: int, seed: int) -> bool:
+def _differs(pair: Pair, tree: Tree, rule: Rule, blocks: bool, n: int, seed: int) -> bool:
     """Whether the device keeps other drafts of a round, or writes another token after them, than the plain path."""
     texts = list(tree.target)
     rows = [texts[(seed + i) % len(texts)] for i in range(n + 1)]
@@ -95,8 +97,10 @@ def _differs(pair: Pair, tree: Tree, rule: Rule, n: int, seed: int) -> bool:
             *(each.to(q.device) for each in (*u[1:], *holds)),
         )
 
-    here, decide = given(draft.to(pair.device), target.to(pair.device)), partial(decide_round, rule, SAMPLING)
-    numbers = pair.graphs.run(("round", rule), decide, *here) if rule.capturable else decide(*here)
+    here = given(draft.to(pair.device), target.to(pair.device))
+    decide = partial(decide_round, rule, SAMPLING, by_block=blocks)
+    numbers = pair.graphs.run(("round", rule, blocks), decide, *here) if rule.capturable else decide(*here)
     ours = RoundFacts.of(numbers.flatten().tolist())
-    theirs = RoundFacts.of(plain_round(rule, SAMPLING, *given(draft.double(), target.double())).flatten().tolist())
+    plain = plain_round(rule, SAMPLING, *given(draft.double(), target.double()), by_block=blocks)
+    theirs = RoundFacts.of(plain.flatten().tolist())
     return (ours.num_accepted, ours.next_id) != (theirs.num_accepted, theirs.next_id)

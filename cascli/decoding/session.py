@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,20 +19,8 @@ from cascli.errors import RunError
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.sampling import distributions
 from cascli.sampling.parameters import Sampling
+from cascli.sampling.uniforms import RandomNumbers
 from cascli.trace import FinishReason
-
-
-class RandomNumbers(Protocol):
-    """Uniforms by position: see `cascli.sampling.uniforms.Uniforms`."""
-
-    def draw(self, start: int, n: int) -> Tensor:
-        """Draws of drafted, bonus and baseline tokens `[n]`."""
-
-    def accept(self, start: int, n: int) -> Tensor:
-        """Acceptance tests `[n]`."""
-
-    def residual(self, start: int, n: int) -> Tensor:
-        """Draws after a rejection `[n]`."""
 
 
 @dataclass

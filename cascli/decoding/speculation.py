@@ -8,6 +8,7 @@ they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, whic
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -25,7 +26,8 @@ from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
-from cascli.sampling.rejection import Verification, verify_block
+from cascli.sampling.rejection import Verification, verify_block, verify_prefixes
+from cascli.sampling.uniforms import LookingAhead
 from cascli.trace import Detail, Drafted, Emitted, Round
 
 if TYPE_CHECKING:
@@ -58,12 +60,16 @@ class Block(NamedTuple):
         return cls(tokens[:n], q, q)
 
 
+Observing = Callable[[], AbstractContextManager[None]]
 Propose = Callable[[Session, int, Rule], Block]
 """Drafts at most n tokens, for a rule: see `cascli.drafters.base.Drafter.propose`."""
 
 
-def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Round]:
-    """Yield rounds of at most `k` drafted tokens until the session is finished."""
+def speculate(s: Session, rule: Rule, k: int, propose: Propose, *, by_block: bool = False) -> Iterator[Round]:
+    """Yield rounds of at most `k` drafted tokens until the session is finished; `by_block` as of `decide_round`."""
+    ahead = LookingAhead(s.uniforms)
+    if by_block:
+        s.uniforms = ahead
     while not s.finished:
         most = min(k, s.remaining - 1)
         block = propose(s, most, rule)
@@ -75,9 +81,13 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose) -> Iterator[Roun
         u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])
         given = (logits, *block, s.uniforms.accept(start, n), u_next, *thinking.where(s, rule, start + n, n + 1))
         if s.graphs.captures and rule.capturable:
-            numbers = s.graphs.run(_key(rule, s.sampling), partial(decide_round, rule, s.sampling), *given)
+            decide = partial(decide_round, rule, s.sampling, by_block=by_block)
+            numbers = s.graphs.run(_key(rule, s.sampling, by_block), decide, *given)
         else:
-            numbers = decide_round(rule, s.sampling, *given)
+            # Only a CPU's clock can leave out a part of what is under way.
+            observing = s.clock.paused if logits.device.type == "cpu" else nullcontext
+            numbers = decide_round(rule, s.sampling, *given, by_block=by_block, observing=observing)
+        ahead.looked_at(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
         s.length = start + facts.num_accepted
@@ -99,6 +109,9 @@ def decide_round(
     u_accept: Tensor,
     u_next: Tensor,
     holds: Tensor | None = None,
+    *,
+    by_block: bool = False,
+    observing: Observing = nullcontext,
 ) -> Tensor:
     """Verify a block of n tokens: pi of the rule, the tests, and the token after the kept ones.
 
@@ -112,19 +125,25 @@ def decide_round(
         u_accept: uniforms `[n]`.
         u_next: uniforms `[n + 1]`.
         holds: bool `[n + 1]`, where a rule that is for some positions alone holds; None is everywhere.
+        by_block: test the block's prefixes and keep the longest that passes, in place of token after token.
+        observing: entered while numbers are computed that decide nothing, which kernels compute in passing.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
     sampler = Sampler(sampling, rule.reads_base)
     fused = fused_rule(rule) if kernels.serve(logits.device) and not sampler.truncates else None
+    if by_block and isinstance(rule, Forced):
+        fused = None  # kernels know its tests alone, and not its pi
     if fused is not None:
         from cascli.kernels import verification
 
         return verification.verify(
-            logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused
+            logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused, by_block=by_block
         )
-    return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next, holds)
+    return plain_round(
+        rule, sampling, logits, tokens, q, q1, u_accept, u_next, holds, by_block=by_block, observing=observing
+    )
 
 
 def plain_round(
@@ -137,6 +156,9 @@ def plain_round(
     u_accept: Tensor,
     u_next: Tensor,
     holds: Tensor | None = None,
+    *,
+    by_block: bool = False,
+    observing: Observing = nullcontext,
 ) -> Tensor:
     """As `decide_round`, by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision that it is given."""
     n, known = tokens.shape[0], q.shape[0]
@@ -145,10 +167,12 @@ def plain_round(
     d = Dists(q, p[:rows], q1, p1[:rows])
     judged, deferred = thinking.judged(rule, d, holds)
     pi = torch.cat([judged, p[rows:]])
-    outcome = verify_block(pi, q[:n], tokens, u_accept, u_next)
+    verify = verify_prefixes if by_block else verify_block
+    outcome = verify(pi, q[:n], tokens, u_accept, u_next)
     numbers = _numbers(q, p, pi, deferred, tokens, outcome)
-    _add_distances(numbers, rule, d, pi, p, u_accept)
-    return _add_regret(numbers, logits)
+    with observing():
+        _add_distances(numbers, rule, d, pi, p, u_accept)
+        return _add_regret(numbers, logits)
 
 
 def fused_rule(rule: Rule) -> FusedRule | None:
@@ -224,11 +248,13 @@ def _add_regret(numbers: Tensor, logits: Tensor) -> Tensor:
     return numbers
 
 
-def _key(rule: Rule, sampling: Sampling) -> Hashable:
-    return ("decide", rule, sampling)
+def _key(rule: Rule, sampling: Sampling, by_block: bool) -> Hashable:
+    return ("decide", rule, sampling, by_block)
 
 
-def capture_round(graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, logits: Tensor) -> None:
+def capture_round(
+    graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, logits: Tensor, *, by_block: bool = False
+) -> None:
     """Capture the decision of a round of `k` tokens, and try out those of shorter blocks.
 
     Those come once an answer and are not worth a graph, but their kernels may have to be compiled.
@@ -239,11 +265,12 @@ def capture_round(graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, lo
         sampling: makes distributions of logits.
         k: drafted tokens.
         logits: `[1, V]`, as the target's will be.
+        by_block: as of `decide_round`.
     """
     if not rule.capturable:
         return
     u = torch.full((k + 1,), 0.5, dtype=torch.float64, device=logits.device)
-    decide = partial(decide_round, rule, sampling)
+    decide = partial(decide_round, rule, sampling, by_block=by_block)
     for n in range(k, -1, -1):
         shape = (n + rule.reads_draft, logits.shape[1])
         q = torch.full(shape, 1 / logits.shape[1], dtype=torch.float32, device=logits.device)
@@ -252,7 +279,7 @@ def capture_round(graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, lo
         given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1], *holds)
         if n < k:
             decide(*given)
-        elif not graphs.capture(_key(rule, sampling), decide, *given):
+        elif not graphs.capture(_key(rule, sampling, by_block), decide, *given):
             return
 
 

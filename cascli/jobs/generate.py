@@ -8,13 +8,13 @@ from operator import index
 from typing import Any, cast
 
 from cascli.chat import Conversation, encode
-from cascli.decoding.session import RandomNumbers
 from cascli.engine import Decoding, Request, StreamEvent
 from cascli.errors import UsageError
 from cascli.files import printed
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
+from cascli.sampling.uniforms import RandomNumbers
 from cascli.settings import Resolved, checked, default_strategy, resolve
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run

@@ -25,6 +25,7 @@ class Field(IntEnum):
     P = 2
     PI = 3
     ACCEPT_PROB = 4
+    """Of the token's test, or of that of the prefix that ends with it."""
     DEFERRED = 5
     TV = 6
     """TV(pi, p)."""

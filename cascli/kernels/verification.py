@@ -2,7 +2,8 @@
 
 Every pass reads the target's logits and the draft's distributions, a few parts of each row a program, and leaves a few
 sums a part. Five kernels (four for pi = p) take the place of the fifty that the same mathematics, `cascli.rules` and
-`cascli.sampling.rejection`, is in torch's own operations, and compute it within float32 rounding of them.
+`cascli.sampling.rejection`, is in torch's own operations, and compute it within float32 rounding of them. Block
+verification runs one of them a second time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cascli.kernels.rows import (
     warped_probability,
     whole_row,
 )
+from cascli.sampling import distributions
 
 EXACT, WHOLE, TOKENS, HEAD = 0, 1, 2, 3
 """pi = p; a rule about whole distributions, q or p; a rule about tokens; one that tests the others exactly."""
@@ -55,6 +57,7 @@ def verify(
     *,
     temperature: float,
     rule: FusedRule,
+    by_block: bool = False,
 ) -> Tensor:
     """Verify a block of n drafted tokens.
 
@@ -67,6 +70,7 @@ def verify(
         u_next: `[n + 1]` uniforms (float64).
         temperature: 0 is one-hot.
         rule: where the draft model is kept.
+        by_block: test prefixes of the block in place of tokens; not of a rule that is `forced`.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
@@ -94,21 +98,25 @@ def verify(
         _confidence[grid](*given, **how)
     elif rule.kind in (TOKENS, HEAD):
         _mass_not_kept[grid](*given, **how)
-    _excess[grid](*given, **how)
     out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
-    _tests[(rows,)](*given, tokens, out, rule.forced, **how, FORCED=rule.forced >= 0)
-    _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)))
+    _excess[grid](*given, out, **how, BY_BLOCK=False)
+    _tests[(rows,)](*given, tokens, u_accept, out, rule.forced, **how, FORCED=rule.forced >= 0)
+    if by_block:  # what pi has more than q depends on the tests of the rows before
+        _excess[grid](*given, out, **how, BY_BLOCK=True)
+    _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)), BY_BLOCK=by_block)
     return out
 
 
 _jit = triton.jit(do_not_specialize=["n", "known"])
 """Not compiled anew for blocks of one token or of 16, which come at the end of an answer."""
-_ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q = (
-    tl.constexpr(int(field)) for field in Field
-)
-_PLANES = 5
+(
+    _ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q,
+    _TV_TO_DRAFT, _DISAGREEMENT, _KL, _OVERSHOOT, _REGRET, _EXACT, _NEXT_REGRET,
+) = (tl.constexpr(int(field)) for field in Field)  # fmt: skip
+_PLANES = 8
 """Sums a part: of confidence or mass not kept (by `HEAD`: rejected), of TV(p, q), of max(0, pi - q), of
-max(0, pi - p), of pi."""
+max(0, pi - p), of pi, of TV(p, q), of KL(pi || p), and the largest pi / p."""
+_NEGLIGIBLE = tl.constexpr(distributions.NEGLIGIBLE)
 
 
 @triton.jit
@@ -223,14 +231,24 @@ def _mass_not_kept(
         tl.store(place + tl.num_programs(0) * parts, distance)
 
 
+@triton.jit
+def _weight(out, rows, length):
+    """The weight p_i of the prefix of `length` drafted tokens: min(1, p_{i-1} pi(x_i) / q(x_i))."""
+    weight = tl.full([], 1.0, tl.float64)
+    for i in range(length):
+        pi, q = tl.load(out + _PI * rows + i), tl.load(out + _Q * rows + i)
+        weight = tl.minimum(weight * (pi / q), 1.0)
+    return weight
+
+
 @_jit
 def _excess(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement,
+    constant, of_best_p1, of_disagreement, out,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
-    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Mass of the residual, TV(pi, p), and mass of pi."""
+    """What pi has more than q, how far it is from p, and its mass; by block what is left after the tokens before."""
     row, part = tl.program_id(0), tl.program_id(1)
     plane = tl.num_programs(0) * parts
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
@@ -240,6 +258,11 @@ def _excess(
     excess = tl.zeros([], tl.float64)
     distance = tl.zeros([], tl.float64)
     mass = tl.zeros([], tl.float64)
+    disagreement = tl.zeros([], tl.float64)
+    divergence = tl.zeros([], tl.float64)
+    overshoot = tl.zeros([], tl.float32)
+    if BY_BLOCK:
+        weight = _weight(out, tl.num_programs(0), row).to(tl.float32)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < width
@@ -252,20 +275,30 @@ def _excess(
             GREEDY, KIND, OF_DRAFT,
         )  # fmt: skip
         pi = tl.where(inside, pi, 0.0)
-        excess += tl.sum(tl.maximum(pi - mine, 0.0).to(tl.float64), axis=0)
+        scaled = pi * weight if BY_BLOCK else pi
+        excess += tl.sum(tl.maximum(scaled - mine, 0.0).to(tl.float64), axis=0)
         if KIND != 0:
-            distance += tl.sum(tl.where(inside, tl.maximum(pi - p, 0.0), 0.0).to(tl.float64), axis=0)
+            p = tl.where(inside, p, 0.0)
+            distance += tl.sum(tl.maximum(pi - p, 0.0).to(tl.float64), axis=0)
+            disagreement += tl.sum(tl.maximum(p - mine, 0.0).to(tl.float64), axis=0)
+            counts = pi > _NEGLIGIBLE
+            ratio = tl.where(counts, tl.where(p > 0, pi / tl.where(p > 0, p, 1.0), float("inf")), 1.0)
+            divergence += tl.sum((tl.where(counts, pi, 0.0) * tl.log(ratio)).to(tl.float64), axis=0)
+            overshoot = tl.maximum(overshoot, tl.max(tl.where(counts, ratio, 0.0), axis=0))
         mass += tl.sum(pi.to(tl.float64), axis=0)
     place = space + row * parts + part
     tl.store(place + 2 * plane, excess)
     tl.store(place + 3 * plane, distance)
     tl.store(place + 4 * plane, mass)
+    tl.store(place + 5 * plane, disagreement)
+    tl.store(place + 6 * plane, divergence)
+    tl.store(place + 7 * plane, overshoot.to(tl.float64))
 
 
 @_jit
 def _tests(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement, tokens, out, forced,
+    constant, of_best_p1, of_disagreement, tokens, u_accept, out, forced,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
@@ -276,8 +309,23 @@ def _tests(
         space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
     )  # fmt: skip
     part = tl.arange(0, PADDED)
-    place = space + (3 * rows + row) * parts + part
-    tl.store(out + _TV * rows + row, tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0))
+    place, plane = space + row * parts + part, rows * parts
+    there = part < parts
+    tl.store(out + _TV * rows + row, tl.sum(tl.load(place + 3 * plane, mask=there, other=0.0), axis=0))
+    unknown = tl.where(row < known, 0.0, float("nan")).to(tl.float64)
+    to_draft = tl.sum(tl.load(place + 2 * plane, mask=there, other=0.0), axis=0) + unknown
+    tl.store(out + _TV_TO_DRAFT * rows + row, to_draft)
+    if KIND == 0:  # pi is p
+        tl.store(out + _DISAGREEMENT * rows + row, to_draft)
+        tl.store(out + _KL * rows + row, tl.full([], 0.0, tl.float64))
+        tl.store(out + _OVERSHOOT * rows + row, tl.full([], 1.0, tl.float64))
+    else:
+        disagreement = tl.sum(tl.load(place + 5 * plane, mask=there, other=0.0), axis=0) + unknown
+        tl.store(out + _DISAGREEMENT * rows + row, disagreement)
+        divergence = tl.sum(tl.load(place + 6 * plane, mask=there, other=0.0), axis=0)
+        tl.store(out + _KL * rows + row, tl.maximum(divergence, 0.0))
+        overshoot = tl.max(tl.load(place + 7 * plane, mask=there, other=0.0), axis=0)
+        tl.store(out + _OVERSHOOT * rows + row, overshoot)
     turned_over = deferred
     if KIND == 3:  # which is no choice between the models
         turned_over = tl.full([], 1.0, tl.float32)
@@ -295,6 +343,9 @@ def _tests(
             prob = forced
         if KIND == 2:
             turned_over = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
+        exact = tl.load(u_accept + row) < (p / mine).to(tl.float64)
+        tl.store(out + _EXACT * rows + row, exact.to(tl.float64))
+        tl.store(out + _REGRET * rows + row, (best - x).to(tl.float64))
         tl.store(out + _ID * rows + row, token.to(tl.float64))
         tl.store(out + _Q * rows + row, mine.to(tl.float64))
         tl.store(out + _P * rows + row, p.to(tl.float64))
@@ -303,18 +354,45 @@ def _tests(
         tl.store(out + _DEFERRED * rows + row, turned_over.to(tl.float64))
 
 
+@triton.jit
+def _longest_prefix(space, parts, n, u_accept, out, PADDED: tl.constexpr):
+    """How many drafted tokens the longest prefix has that passes its test; writes what each would pass with."""
+    rows = n + 1
+    part = tl.arange(0, PADDED)
+    weight = tl.full([], 1.0, tl.float64)
+    kept = tl.full([], 0, tl.int32)
+    for i in range(1, rows):
+        pi, q = tl.load(out + _PI * rows + i - 1), tl.load(out + _Q * rows + i - 1)
+        weight = tl.minimum(weight * (pi / q), 1.0)
+        after = tl.load(space + (2 * rows + i) * parts + part, mask=part < parts, other=0.0)
+        excess = tl.sum(after, axis=0)
+        lacking = excess + (1.0 - weight)
+        shorter = tl.where(lacking > 0, excess / tl.where(lacking > 0, lacking, 1.0), 1.0)
+        prob = tl.where(i == n, weight, shorter)
+        tl.store(out + _ACCEPT_PROB * rows + i - 1, prob)
+        kept = tl.where(tl.load(u_accept + i - 1) < prob, i, kept)
+    return kept
+
+
 @_jit
 def _draw(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
     constant, of_best_p1, of_disagreement, u_accept, u_next, out,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
-    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr,
+    KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi."""
-    i = tl.arange(0, ROWS)
-    prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
-    u = tl.load(u_accept + i, mask=i < n, other=0.0)
-    kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
+    """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi.
+
+    By block the longest prefix that passes its test in place of that run, whose test is written here.
+    """
+    if BY_BLOCK:
+        kept = _longest_prefix(space, parts, n, u_accept, out, PADDED)
+        weight = _weight(out, n + 1, kept).to(tl.float32)
+    else:
+        i = tl.arange(0, ROWS)
+        prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
+        u = tl.load(u_accept + i, mask=i < n, other=0.0)
+        kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, kept, parts, temperature, PADDED)
     rows = n + 1
     least, deferred = _facts(
@@ -338,7 +416,8 @@ def _draw(
             x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
             GREEDY, KIND, OF_DRAFT,
         )  # fmt: skip
-        weights = tl.where(inside, tl.where(after_rejection, tl.maximum(pi - mine, 0.0), pi), 0.0).to(tl.float64)
+        scaled = pi * weight if BY_BLOCK else pi
+        weights = tl.where(inside, tl.where(after_rejection, tl.maximum(scaled - mine, 0.0), pi), 0.0).to(tl.float64)
         first, carry = first_above(weights, token, carry, point, first)
         last = tl.maximum(last, tl.max(tl.where(weights > 0, token, 0), axis=0))
     chosen_token = tl.where(first < 0, last, first)
@@ -346,6 +425,7 @@ def _draw(
     p = warped_probability(x, chosen_token, best, at, sum_warped, temperature, GREEDY)
     nearest = tl.maximum(tl.minimum(kept, known - 1), 0)
     mine = tl.load(q + nearest * q_stride + chosen_token, mask=known > 0, other=0.0)
+    tl.store(out + _NEXT_REGRET * rows, (best - x).to(tl.float64))
     tl.store(out + _NUM_ACCEPTED * rows, kept.to(tl.float64))
     tl.store(out + _NEXT_ID * rows, chosen_token.to(tl.float64))
     tl.store(out + _NEXT_P * rows, p.to(tl.float64))

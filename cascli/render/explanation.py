@@ -18,10 +18,23 @@ def sentence(why: Explanation, *, fancy: bool = True) -> str:
     where = "" if why.with_prompt else " after the prompt"
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
-        f" {why.predicted_speed_up:.2f}x.{slower} {why.acceptance:.2f} of the tested drafts pass, which gives"
+        f" {why.predicted_speed_up:.2f}x.{slower} {_passed(why)}"
         f" {why.tokens_per_round:.1f} tokens a round; {_costs(why)}{extrapolated} target steps."
-        f" k = {why.k} {_need(why)}, {_best(why)}. {_cause(why)}"
+        f" {_block(why)} {_cause(why)}"
     )
+
+
+def _passed(why: Explanation) -> str:
+    if why.acceptance is None:
+        return "Checked as blocks, drafts give"
+    return f"{why.acceptance:.2f} of the tested drafts pass, which gives"
+
+
+def _block(why: Explanation) -> str:
+    """What is known of this block length and of others."""
+    if why.acceptance is None:
+        return f"What another k than {why.k} would give is not known."
+    return f"k = {why.k} {_need(why)}, {_best(why)}."
 
 
 def _costs(why: Explanation) -> str:

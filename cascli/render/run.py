@@ -23,24 +23,28 @@ def print_run(run: Run, screen: Screen) -> None:
 
 
 def print_rounds(run: Run, screen: Screen) -> None:
-    """One line a round: kept drafts, the rejected one with its probabilities, and what followed."""
+    """One line a round: kept drafts, the rejected one with its probabilities, and what followed.
+
+    By blocks h is the probability that the prefix which ends with the rejected one would have passed.
+    """
     colored = screen.colored
     for number, round_ in enumerate(run.rounds, 1):
         line = Text(f"{number:4} ", style="dim")
-        line.append_text(_round(round_, colored))
+        line.append_text(_round(round_, colored, by_block=run.by_block))
         screen.out.print(line, soft_wrap=True)
     events = {token.event for token in run.emitted} | ({"rejected"} if run.metrics.num_draft_tokens else set())
     screen.out.print(legend(events, colored=colored))
 
 
-def _round(step: Round, colored: bool) -> Text:
+def _round(step: Round, colored: bool, *, by_block: bool) -> Text:
     parts: list[Text] = []
     kept = [token for token in step.emitted if token.event != "residual" and token.event != "bonus"]
     parts += [_look(token.text, token.event, colored) for token in kept]
     first_bad = next((token for token in step.drafted if not token.accepted), None)
     if first_bad is not None:
         parts.append(_look(first_bad.text, "rejected", colored))
-        parts.append(Text(f"(q {first_bad.q:.2f}, p {first_bad.p:.2f}, pi {first_bad.pi:.2f})", style="dim"))
+        prefix = f", h {first_bad.accept_prob:.2f}" if by_block else ""
+        parts.append(Text(f"(q {first_bad.q:.2f}, p {first_bad.p:.2f}, pi {first_bad.pi:.2f}{prefix})", style="dim"))
     parts += [_look(token.text, token.event, colored) for token in step.emitted if token not in kept]
     return Text(" ").join(parts)
 

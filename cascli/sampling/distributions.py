@@ -14,6 +14,10 @@ from torch import Tensor
 from cascli.sampling.parameters import Sampling
 
 
+NEGLIGIBLE = 1e-15
+"""A probability that a vocabulary full of such adds nothing to a divergence in float32."""
+
+
 class Dists(NamedTuple):
     """Next-token distributions of both models at n positions, each `[n, V]`.
 
@@ -93,10 +97,11 @@ def total_variation(a: Tensor, b: Tensor) -> Tensor:
 def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """KL(a || b) in nats and the largest a / b, both `[...]`, between distributions `[..., V]`.
 
-    Both are infinite where `a` has a token that `b` has not.
+    Both are infinite where `a` has a token that `b` has not. Tokens of less than `NEGLIGIBLE` in `a` count in neither:
+    float32 rounds so small a probability in `b` to none.
     """
-    ratio = (a / b).where(a > 0, 0.0)
-    return a.xlogy(ratio).sum(dim=-1).clamp_min(0), ratio.amax(dim=-1)
+    ratio = (a / b).where(a > NEGLIGIBLE, 0.0)
+    return a.xlogy(ratio).where(a > NEGLIGIBLE, 0.0).sum(dim=-1).clamp_min(0), ratio.amax(dim=-1)
 
 
 def regret(logits: Tensor, tokens: Tensor) -> Tensor:

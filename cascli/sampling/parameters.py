@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from cascli.errors import UsageError
 
+MOST_DRAFTED = 64
+"""Tokens that a round may draft at most."""
 SMALLEST = 1e-30
 """Such a temperature is greedy but for ties; below it float32 can no longer divide by it."""
 

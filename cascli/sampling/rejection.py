@@ -5,7 +5,8 @@ Drafted tokens come from `q`; the output must follow `pi`, the distribution that
 cascade). Accept a drafted x with probability min(1, pi(x) / q(x)); at the first rejection draw from
 norm(max(0, pi - q)); if every draft was kept, draw a bonus token from pi itself at the next position.
 Every emitted token then follows pi exactly (Leviathan et al. 2023, app. A.1; Narasimhan et al. 2025,
-algorithm 4). Random numbers are arguments; nothing here reads a value back to the host.
+algorithm 4). `verify_prefixes` is the other exact way: it tests prefixes of the block in place of tokens, and
+keeps more of them. Random numbers are arguments; nothing here reads a value back to the host.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Verification(NamedTuple):
     """The outcome of one round over k drafted tokens, all on the models' device."""
 
     accept_prob: Tensor
-    """Probability `[k]` with which each drafted token would be kept."""
+    """Probability `[k]` of each test to be passed: of a drafted token's, or of the prefix that ends with it."""
     accepted: Tensor
-    """Outcome `[k]` of each token's own test; only those before the first failure count."""
+    """Outcome `[k]` of each test. Of tokens those before the first failure count, of prefixes the last that passed."""
     num_accepted: Tensor
-    """How many drafted tokens stand: the length of the leading run of passed tests (0-dim)."""
+    """How many drafted tokens stand (0-dim)."""
     next_token: Tensor
     """The residual or bonus token that follows them (0-dim)."""
 
@@ -48,7 +49,7 @@ def residual(pi: Tensor, q: Tensor) -> Tensor:
 
 
 def verify_block(pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Verification:
-    """Decide one round.
+    """Decide one round, token by token: what stands before the first that fails is kept.
 
     Args:
         pi: `[k + 1, V]`, what the output must follow at each drafted position and at the one after.
@@ -62,6 +63,52 @@ def verify_block(pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_nex
     accepted = u_accept < accept_prob
     num_accepted = accepted.long().cumprod(dim=0).sum()
     laws = torch.cat([residual(pi[:k], q), pi[k:]])
-    law = laws.index_select(0, num_accepted.unsqueeze(0))
-    u = u_next.index_select(0, num_accepted.unsqueeze(0))
-    return Verification(accept_prob, accepted, num_accepted, distributions.sample(law, u)[0])
+    return Verification(accept_prob, accepted, num_accepted, _next(laws, num_accepted, u_next))
+
+
+def prefix_weights(pi: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
+    """p_i of the prefixes of 0 to k drafted tokens `[k + 1]`: p_0 = 1, p_i = min(1, p_{i-1} pi(x_i) / q(x_i)).
+
+    It is the probability that a prefix stands, given its own tokens alone: whatever is drafted after them.
+    """
+    weights = [pi.new_ones(())]
+    for ratio in (distributions.at(pi, drafted) / distributions.at(q, drafted)).unbind():
+        weights.append((weights[-1] * ratio).clamp(max=1.0))
+    return torch.stack(weights)
+
+
+def prefix_tests(pi: Tensor, q: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
+    """What each prefix of 1 to k drafted tokens passes with `[k]`; the law of the token after 0 to k `[k + 1, V]`.
+
+    That of i < k tokens with h_i = S_i / (S_i + 1 - p_i), S_i the mass of max(0, p_i pi - q) at the position after it,
+    which scaled is the law there; the whole block with h_k = p_k. Where p_i is 1 so is h_i.
+    """
+    k = drafted.shape[0]
+    weights = prefix_weights(pi[:k], q, drafted)
+    scaled = weights[:k, None] * pi[:k]
+    excess = (scaled - q).clamp_min(0).sum(dim=-1)
+    lacking = excess + (1 - weights[:k])  # where the weight is 1 these are the same bits
+    shorter = torch.where(lacking > 0, excess / lacking, 1.0)
+    return torch.cat([shorter, weights[k:]])[1:], torch.cat([residual(scaled, q), pi[k:]])
+
+
+def verify_prefixes(pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Verification:
+    """Decide one round by block verification: each prefix has a test of its own, and the longest that passes stands.
+
+    A token whose own prefix fails stands if a longer one passes. What is written follows pi, and no fewer drafts are
+    kept on average than by `verify_block`; with k = 1, at temperature 0, or where q is one-hot exactly as many (Sun et
+    al. 2024, Block verification accelerates speculative decoding, algorithm 2). Unlike there, what is kept depends on
+    the drafts behind it: their uniforms must not decide anything again.
+
+    Args: those of `verify_block`; `u_accept[i - 1]` tests the prefix of i tokens.
+    """
+    passing, laws = prefix_tests(pi, q, drafted)
+    passed = u_accept < passing
+    num_accepted = passed.flip(0).long().cumsum(dim=0).clamp(max=1).sum()
+    return Verification(passing, passed, num_accepted, _next(laws, num_accepted, u_next))
+
+
+def _next(laws: Tensor, num_accepted: Tensor, u_next: Tensor) -> Tensor:
+    """The token (0-dim) after the kept ones, by the law `[k + 1, V]` and the uniform `[k + 1]` of their number."""
+    kept = num_accepted.unsqueeze(0)
+    return distributions.sample(laws.index_select(0, kept), u_next.index_select(0, kept))[0]

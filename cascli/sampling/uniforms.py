@@ -2,16 +2,41 @@
 
 Keying by position lets all strategies of a comparison share their random numbers, so that columns
 differ by their rules and not by luck. It is lawful: a position is drafted again only after everything
-drawn there before was thrown away by decisions that looked at earlier positions alone.
+drawn there before was thrown away by decisions that looked at earlier positions alone. Where decisions look at
+later ones too, as those of block verification do, `LookingAhead` gives a position new numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from cascli.sampling.parameters import MOST_DRAFTED
+
+
+class RandomNumbers(Protocol):
+    """Uniforms in [0, 1) by what they decide and where, `[n]` of float64 on the models' device."""
+
+    def draw(self, start: int, n: int) -> Tensor:
+        """Those of positions `start` .. that draw a token: drafted, bonus, or a baseline's own."""
+
+    def accept(self, start: int, n: int) -> Tensor:
+        """Those of the acceptance tests of drafted tokens."""
+
+    def residual(self, start: int, n: int) -> Tensor:
+        """Those that draw the token after a rejection at each position."""
+
+    def draw_again(self, start: int, n: int) -> Tensor:
+        """As `draw`, of numbers that only a round which begins at `start` has."""
+
+    def accept_again(self, start: int, n: int) -> Tensor:
+        """As `accept`, of such numbers."""
 
 
 class Uniforms:
@@ -22,6 +47,7 @@ class Uniforms:
     """
 
     def __init__(self, seed: int, length: int, device: torch.device | str = "cpu") -> None:
+        self._seed, self._length, self._device = seed, length, device
         generator = torch.Generator().manual_seed(seed)
         table = torch.rand(length, 3, generator=generator, dtype=torch.float64)
         # Each stream lies packed: kernels step through what they are given number by number.
@@ -39,6 +65,66 @@ class Uniforms:
         """Uniforms `[n]` that draw the token after a rejection at each position."""
         return self._residual[start : start + n]
 
+    def draw_again(self, start: int, n: int) -> Tensor:
+        """Uniforms `[n]` that draw what a round which begins at `start` drafts anew."""
+        return self._again[0, start, :n]
+
+    def accept_again(self, start: int, n: int) -> Tensor:
+        """Uniforms `[n]` of the tests of what such a round drafts anew."""
+        return self._again[1, start, :n]
+
+    @cached_property
+    def _again(self) -> Tensor:
+        """`[2, length, MOST_DRAFTED]`: two more streams, by the position where a round begins and the place in it."""
+        generator = torch.Generator().manual_seed(_derived(self._seed, "again"))
+        table = torch.rand(self._length, MOST_DRAFTED, 2, generator=generator, dtype=torch.float64)
+        return table.permute(2, 0, 1).contiguous().to(self._device)
+
+
+class LookingAhead:
+    """Uniforms for rounds that decide what is kept by looking at all drafted tokens, those behind it included.
+
+    A draft that was turned down then had a say: its numbers are known to have failed, and would fail again more often
+    than they should. So what was looked at once and is drafted again has numbers of its own, keyed by the round; what
+    is drafted for the first time has the position's own, which other strategies share.
+    """
+
+    def __init__(self, numbers: RandomNumbers) -> None:
+        self._numbers = numbers
+        self._seen = 0
+
+    def looked_at(self, end: int) -> None:
+        """A round has decided by the numbers of the positions up to `end`."""
+        self._seen = max(self._seen, end)
+
+    def draw(self, start: int, n: int) -> Tensor:
+        """See `RandomNumbers`; of a round that begins at `start`, or of the bonus there."""
+        return self._unseen(self._numbers.draw_again, self._numbers.draw, start, n)
+
+    def accept(self, start: int, n: int) -> Tensor:
+        """See `RandomNumbers`; of a round that begins at `start`."""
+        return self._unseen(self._numbers.accept_again, self._numbers.accept, start, n)
+
+    def residual(self, start: int, n: int) -> Tensor:
+        """See `RandomNumbers`: it decides its position for good, and is never asked again."""
+        return self._numbers.residual(start, n)
+
+    def draw_again(self, start: int, n: int) -> Tensor:
+        """See `RandomNumbers`."""
+        return self._numbers.draw_again(start, n)
+
+    def accept_again(self, start: int, n: int) -> Tensor:
+        """See `RandomNumbers`."""
+        return self._numbers.accept_again(start, n)
+
+    def _unseen(
+        self, again: Callable[[int, int], Tensor], own: Callable[[int, int], Tensor], start: int, n: int
+    ) -> Tensor:
+        seen = min(max(self._seen - start, 0), n)
+        if seen == 0:
+            return own(start, n)
+        return torch.cat([again(start, seen), own(start + seen, n - seen)])
+
 
 def seed_of(seed: int, prompt_id: str, turn: int) -> int:
     """The seed of one prompt's turn: prompts have random numbers of their own, which strategies share within a prompt.
@@ -46,5 +132,8 @@ def seed_of(seed: int, prompt_id: str, turn: int) -> int:
     With one set of numbers for all prompts their answers would err in the same direction, and no mean over prompts
     would get better with more of them: an interval over prompts would cover far less than it says.
     """
-    key = json.dumps([seed, prompt_id, turn]).encode()
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+    return _derived(seed, prompt_id, turn)
+
+
+def _derived(*key: object) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "big") >> 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -15,7 +15,8 @@ from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
 from cascli.models.calls import ALONE, Calls, Role
 from cascli.rules import Rule
-from cascli.rules.base import OPTION
+from cascli.rules.base import OPTION, option
+from cascli.sampling.parameters import MOST_DRAFTED
 from cascli.settings import first_problem
 from cascli.trace import with_params
 
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MODEL = Model()
-BlockLength = Annotated[int, Field(ge=1, le=64)]
+BLOCK_FORMULA = (
+    "; verify=block: keep the longest prefix that passes with S / (S + 1 - w), where w = min(1, w pi(x) / q(x)) over"
+    " its tokens and S = sum max(0, w pi - q) after it (all k tokens with w), then norm(max(0, w pi - q))"
+)
+BLOCK_SOURCE = "; verify=block: Sun et al. 2024"
+BlockLength = Annotated[int, Field(ge=1, le=MOST_DRAFTED)]
 
 
 def validated(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -184,10 +190,11 @@ class RuleStrategy(Strategy):
 
 @dataclass(frozen=True)
 class Speculating(Strategy):
-    """Rounds of at most k drafted tokens, which the target checks in one call."""
+    """Rounds of at most k drafted tokens, which the target checks in one call, token by token or as blocks."""
 
     draft: Drafter = MODEL
     k: BlockLength = 4
+    verify: Literal["token", "block"] = option("token")
 
     def __post_init__(self) -> None:
         """Refuse rules that ask a draft for what it does not have.
@@ -214,6 +221,11 @@ class Speculating(Strategy):
         """The rule whose distribution drafted tokens are checked against."""
 
     @property
+    def by_block(self) -> bool:
+        """Whether prefixes of a block are tested, and the longest that passes stands, in place of single tokens."""
+        return self.verify == "block"
+
+    @property
     def needs_draft(self) -> bool:
         """Whether the drafter asks the pair's draft model."""
         return self.draft.needs_model
@@ -228,13 +240,13 @@ class Speculating(Strategy):
         """Capture the decision of a round."""
         from cascli.decoding.speculation import capture_round
 
-        capture_round(graphs, self.verification_rule, sampling, self.k, logits)
+        capture_round(graphs, self.verification_rule, sampling, self.k, logits, by_block=self.by_block)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""
         from cascli.decoding.speculation import speculate
 
-        return speculate(s, self.verification_rule, self.k, self.draft.propose)
+        return speculate(s, self.verification_rule, self.k, self.draft.propose, by_block=self.by_block)
 
 
 def _told(plugin: Any) -> dict[str, Any]:

@@ -113,13 +113,14 @@ class TokenCascade(RuleStrategy):
             token = _from_target(s, d.p, defer).where(defers, ours)
             mass = (d.q * defer).sum(dim=-1)
         s.append(token)
-        distances = (
-            distributions.total_variation(pi, d.p),
-            distributions.total_variation(pi, d.q),
-            distributions.total_variation(d.p, d.q),
-            *distributions.divergence(pi, d.p),
-            distributions.regret(target, token),
-        )
+        with s.clock.paused():
+            distances = (
+                distributions.total_variation(pi, d.p),
+                distributions.total_variation(pi, d.q),
+                distributions.total_variation(d.p, d.q),
+                *distributions.divergence(pi, d.p),
+                distributions.regret(target, token),
+            )
         more = _numbers_of_detail(s, token, ours, d.q, d.p, d.q1, target)
         columns = s.fetch(
             token, defers, distributions.at(d.q, token), distributions.at(d.p, token), mass, *distances, *more

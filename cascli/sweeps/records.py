@@ -45,7 +45,7 @@ class Record(BaseModel):
     drafted: int = 0
     accepted: int = 0
     tested: int | None = None
-    """Drafted tokens that were tested: those kept, and the first rejected one of each round."""
+    """Drafted tokens that were tested: those kept, and the first rejected one of each round; None by blocks."""
     rounds: int | None = None
     """Rounds of the turns in which something was drafted; None in older folders."""
     turns: int | None = None

@@ -68,7 +68,7 @@ class SweepRow(Data):
     draft_acceptance_rate: float | None = None
     """Accepted over drafted tokens."""
     tested_acceptance_rate: float | None = None
-    """Accepted over tested drafted tokens: those after a rejection were not tested."""
+    """Accepted over tested drafted tokens: those after a rejection were not tested; None with `verify=block`."""
     mean_acceptance_length: float | None = None
     """1 + accepted tokens / rounds; None for records of before rounds were counted."""
     rejection_rate: float | None

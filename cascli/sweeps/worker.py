@@ -128,6 +128,7 @@ def _joined(runs: Sequence[Run]) -> list[int]:
 
 def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, likelihood: float | None) -> Record:
     metrics = [run.metrics for run in runs]
+    tested = [m.num_tested_draft_tokens for m in metrics]
     flops = [m.total_flops for m in metrics]
     return Record(
         cell=cell,
@@ -142,7 +143,7 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         draft_calls=sum(m.draft_calls for m in metrics),
         drafted=sum(m.num_draft_tokens for m in metrics),
         accepted=sum(m.num_accepted_draft_tokens for m in metrics),
-        tested=sum(m.num_tested_draft_tokens or 0 for m in metrics),
+        tested=None if None in tested else sum(each for each in tested if each is not None),
         rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),

@@ -95,11 +95,13 @@ def of_verification() -> Iterator[Variant]:
             how = SHAPE | {"GREEDY": greedy, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
             mass = [verification._mass_not_kept]
             passes = {1: [verification._confidence], 2: mass, 3: mass}.get(kind, [])
-            for kernel in (*passes, verification._excess):
+            for kernel in passes:
                 yield Variant(kernel, types, how)
+            for by_block in (False, True):
+                yield Variant(verification._excess, types, how | {"BY_BLOCK": by_block})
+                yield Variant(verification._draw, types, how | {"ROWS": 8, "BY_BLOCK": by_block})
             for forced in (False, True):
                 yield Variant(verification._tests, types, how | {"FORCED": forced})
-            yield Variant(verification._draw, types, how | {"ROWS": 8})
 
 
 def build(variant: Variant, capability: int) -> Any:

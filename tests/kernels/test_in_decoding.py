@@ -13,6 +13,7 @@ if torch.cuda.is_available():
 
 OPTIONS = ("token-v1,tail=exact", "token-v3,tail=exact", "token-v2,top=3", "head,top=2,where=thinking")
 SPECULATIVE = [f"speculative-cascade:rule={name},k=3" for name in (*rules.names(), *OPTIONS)]
+BY_BLOCK = [f"{name},k=3,verify=block" for name in ("speculative:draft=model", "speculative-cascade:rule=token-v3")]
 
 
 def trace(strategy: str, temperature: float) -> Run:
@@ -28,7 +29,7 @@ def trace(strategy: str, temperature: float) -> Run:
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("strategy", ["target", "cascade:threshold=9", "speculative:k=3", *SPECULATIVE])
+@pytest.mark.parametrize("strategy", ["target", "cascade:threshold=9", "speculative:k=3", *SPECULATIVE, *BY_BLOCK])
 def test_runs_are_the_same_with_kernels(strategy: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = trace(strategy, temperature)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)

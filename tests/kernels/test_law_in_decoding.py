@@ -26,6 +26,7 @@ SPECS = [
     "speculative:k=4",
     "speculative:k=5",
     *(f"speculative-cascade:rule={name},alpha=0.1,k=4" for name in ("token-v3", "head")),
+    "speculative:k=4,verify=block",
 ]
 TOKENS = 7
 SEEDS = range(6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ RULES = [
     *(rules.load(name)(alpha=0.3, tail="exact") for name in ("token-v1", "token-v2", "token-v3")),
 ]
 
+DISTANCES = ("tv_to_draft", "disagreement", "kl", "overshoot", "regret", "exact", "next_regret")
+
 
 def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.device) -> list[torch.Tensor]:
     """Logits of the target, drafted tokens, q, q1, and uniforms; the two models agree about half the time."""
@@ -39,17 +41,21 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
 
 
 @pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("by_block", [False, True], ids=["tokens", "blocks"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, where: torch.device) -> None:
+def test_it_computes_what_the_plain_one_does(
+    rule: Rule, temperature: float, by_block: bool, where: torch.device
+) -> None:
     """Blocks of no token to five; rows of one part and of two, of two blocks the first, the second not full."""
     from cascli.kernels.verification import verify
 
     sampling = Sampling(temperature)
     for n, width in ((0, 40), (1, 40), (5, 40), (3, 2500)):
         given = block(rule, sampling, n, width, where)
-        wanted = RoundFacts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).flatten().tolist())
-        found = RoundFacts.of(verify(*given, temperature=temperature, rule=fused_rule(rule)).flatten().tolist())
+        plain = decide_round(rule, sampling, *(each.cpu() for each in given), by_block=by_block)
+        fused = verify(*given, temperature=temperature, rule=fused_rule(rule), by_block=by_block)
+        wanted, found = (RoundFacts.of(each.flatten().tolist()) for each in (plain, fused))
         assert found.ids == wanted.ids and found.deferred == wanted.deferred
         assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
         for name in (
@@ -61,8 +67,30 @@ def test_it_computes_what_the_plain_one_does(rule: Rule, temperature: float, whe
             *(["deferral"] if rule.reads_draft else []),
             "next_p",
             "next_q",
+            *DISTANCES,
         ):
-            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n, width)
+            wants = getattr(wanted, name)
+            assert wants is not None and getattr(found, name) == pytest.approx(wants, rel=1e-4, abs=1e-6), (name, n)
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
+def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, where: torch.device) -> None:
+    """Six drafts that are about as likely to both models, tested with 0.1 to 0.95: every length is kept."""
+    from cascli.kernels.verification import verify
+
+    sampling, lengths = Sampling(), set()
+    given = block(rule, sampling, 6, 60, where)
+    for start in range(40):
+        u = torch.rand(2, 7, generator=torch.Generator().manual_seed(start), dtype=torch.float64)
+        given[4], given[5] = u[0, :6].to(where), u[1].to(where)
+        plain = decide_round(rule, sampling, *(each.cpu() for each in given), by_block=True)
+        fused = verify(*given, temperature=1.0, rule=fused_rule(rule), by_block=True)
+        wanted, found = (RoundFacts.of(each.flatten().tolist()) for each in (plain, fused))
+        assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+        assert found.accept_prob == pytest.approx(wanted.accept_prob, rel=1e-4, abs=1e-6)
+        lengths.add(found.num_accepted)
+    assert len(lengths) > 4
 
 
 @pytest.mark.usefixtures("few_parts")
@@ -82,12 +110,14 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
         if one_hot:
             q = q1 = torch.nn.functional.one_hot(tokens, width).float()
         given = (target, tokens, q, q1, 0 * u_accept, u_next)
-        wanted = RoundFacts.of(decide_round(rule, sampling, *(each.cpu() for each in given)).flatten().tolist())
-        found = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(rule)).flatten().tolist())
-        assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
-        assert found.tv == pytest.approx(wanted.tv, abs=1e-5) and found.tv[n] == pytest.approx(0, abs=1e-6)
-        for name in ("pi", "accept_prob", "next_p"):
-            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n)
+        for by_block in (False, True):
+            plain = decide_round(rule, sampling, *(each.cpu() for each in given), by_block=by_block)
+            fused = verify(*given, temperature=1.0, rule=fused_rule(rule), by_block=by_block)
+            wanted, found = (RoundFacts.of(each.flatten().tolist()) for each in (plain, fused))
+            assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+            assert found.tv == pytest.approx(wanted.tv, abs=1e-5) and found.tv[n] == pytest.approx(0, abs=1e-6)
+            for name in ("pi", "accept_prob", "next_p", *DISTANCES):
+                assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n)
 
 
 @pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)(alpha=0.3) for name in ("token-v3", "head"))], ids=repr)
@@ -159,6 +189,41 @@ def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
     given[4][:] = torch.tensor([0.1, 0.5, 0.9, 0.1])
     facts = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(Forced(0.6))).flatten().tolist())
     assert facts.accept_prob == pytest.approx([0.6] * 4) and facts.num_accepted == 2
+
+
+def test_a_forced_share_is_verified_by_blocks_in_torch(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels do not know its pi, of which the tests of prefixes are made."""
+    given = block(Forced(0.6), Sampling(), 3, 40, where)
+    wanted = decide_round(Forced(0.6), Sampling(), *given, by_block=True)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    assert torch.equal(decide_round(Forced(0.6), Sampling(), *given, by_block=True), wanted)
+
+
+@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
+def test_blocks_take_one_launch_more_and_tokens_none(
+    rule: Rule, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cascli.kernels import verification
+
+    launched: list[str] = []
+
+    class Counting:
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    for name in ("_confidence", "_mass_not_kept", "_excess", "_tests", "_draw"):
+        monkeypatch.setattr(verification, name, Counting(name, getattr(verification, name)))
+    given = block(rule, Sampling(), 3, 40, where)
+    first = [] if type(rule) is Exact else ["_mass_not_kept"]
+    verification.verify(*given, temperature=1.0, rule=fused_rule(rule))
+    assert launched == [*first, "_excess", "_tests", "_draw"]
+    launched.clear()
+    verification.verify(*given, temperature=1.0, rule=fused_rule(rule), by_block=True)
+    assert launched == [*first, "_excess", "_tests", "_excess", "_draw"]
 
 
 class Odd(KeepRule):

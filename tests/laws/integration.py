@@ -4,8 +4,8 @@ A run is a function of its uniforms that is constant on boxes: every draw cuts i
 CDF, every acceptance test at the acceptance probability. `exact_law` walks over these boxes depth first. It
 runs the engine once inside each, adds the box's volume to the text that came out, and so gets the joint law
 of the text to rounding. Only draws and tests that could matter cut: what follows the first rejection of a
-round is thrown away. A uniform that is read twice is cut twice, so that reuse between positions shows as
-the dependence that it is.
+round is thrown away; by blocks every draft matters, and the tests of prefixes longer than the one that stands.
+A uniform that is read twice is cut twice, so that reuse between positions shows as the dependence that it is.
 """
 
 from __future__ import annotations
@@ -59,13 +59,19 @@ class Point:
     def residual(self, start: int, n: int) -> Tensor:
         return self._values("residual", start, n)
 
+    def draw_again(self, start: int, n: int) -> Tensor:
+        return self._values(f"draw again after {start}", 0, n)
+
+    def accept_again(self, start: int, n: int) -> Tensor:
+        return self._values(f"accept again after {start}", 0, n)
+
     def _values(self, stream: str, start: int, n: int) -> Tensor:
         return torch.tensor([self._value((stream, i)) for i in range(start, start + n)], dtype=torch.float64)
 
     def _value(self, cell: Cell) -> float:
         """A point well inside the cell's piece that no other cell has."""
         low, high = self._boxes.get(cell, (0.0, 1.0))
-        share = 0.3 + 0.4 * np.random.default_rng([len(cell[0]), cell[1]]).random()
+        share = 0.3 + 0.4 * np.random.default_rng([*cell[0].encode(), cell[1]]).random()
         u = low + share * (high - low)
         assert self._cells.setdefault(u, cell) == cell
         return u
@@ -85,11 +91,8 @@ class Point:
     def verify_block(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
         """In place of `verify_block`: cut by draft, where it was drawn, and test in turn up to the first rejection."""
         k = drafted.shape[0]
-        certain = not self._draws
-        assert certain or len(self._draws) >= k
         prob = rejection.acceptance(pi[:k], q, drafted)
-        draws = [None] * k if certain else self._draws[len(self._draws) - k :]
-        for drawn, u, accept in zip(draws, u_accept.tolist(), prob, strict=True):
+        for drawn, u, accept in zip(self._of_drafts(k), u_accept.tolist(), prob, strict=True):
             if drawn is not None:
                 self._cut(*drawn)
             self._cut(u, np.array([0.0, accept.item(), 1.0]))
@@ -100,6 +103,27 @@ class Point:
         assert torch.equal(outcome.accept_prob, prob)
         self.settle()
         return outcome
+
+    def verify_prefixes(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
+        """In place of `verify_prefixes`: cut by all drafts, then by tests from the longest prefix to what stands."""
+        draws = self._of_drafts(drafted.shape[0])
+        self._draws.clear()
+        outcome = rejection.verify_prefixes(pi, q, drafted, u_accept, u_next)
+        for drawn in draws:
+            if drawn is not None:
+                self._cut(*drawn)
+        for u, passing in reversed(list(zip(u_accept.tolist(), outcome.accept_prob.tolist(), strict=True))):
+            self._cut(u, np.array([0.0, passing, 1.0]))
+            if u < passing:
+                break
+        self.settle()
+        return outcome
+
+    def _of_drafts(self, k: int) -> list[tuple[float, np.ndarray] | None]:
+        """How the last k tokens were drawn; Nones where they were not."""
+        certain = not self._draws
+        assert certain or len(self._draws) >= k
+        return [None] * k if certain else self._draws[len(self._draws) - k :]
 
     def settle(self) -> None:
         """What was drawn does matter."""
@@ -142,6 +166,7 @@ def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -
         with (
             mock.patch.object(distributions, "sample", point.sample),
             mock.patch.object(speculation, "verify_block", point.verify_block),
+            mock.patch.object(speculation, "verify_prefixes", point.verify_prefixes),
         ):
             text = run(point)
         point.settle()

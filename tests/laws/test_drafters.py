@@ -122,9 +122,9 @@ def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
     """The proposal for the position after the block is forgotten."""
     right = speculation.plain_round
 
-    def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any) -> Any:
+    def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any, **how: Any) -> Any:
         n = tokens.shape[0]
-        return right(rule, sampling, logits, tokens, q[:n], q1[:n], *u)
+        return right(rule, sampling, logits, tokens, q[:n], q1[:n], *u, **how)
 
     patch.setattr(speculation, "plain_round", round_)
 
@@ -133,11 +133,11 @@ def q_where_nothing_was_proposed(patch: pytest.MonkeyPatch) -> None:
     """The rule is asked where there is no draft, with the target in its place."""
     right = speculation.plain_round
 
-    def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any) -> Any:
+    def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any, **how: Any) -> Any:
         if rule.reads_draft and q.shape[0] < logits.shape[0]:
             p = logits[q.shape[0] :].softmax(-1).to(q.dtype)
             q = q1 = torch.cat([q, p])
-        return right(rule, sampling, logits, tokens, q, q1, *u)
+        return right(rule, sampling, logits, tokens, q, q1, *u, **how)
 
     patch.setattr(speculation, "plain_round", round_)
 

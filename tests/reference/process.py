@@ -70,6 +70,37 @@ def round_outcomes(
             yield (*drafted, token), chance * weight
 
 
+def block_outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iterator[tuple[Tokens, float]]:
+    """As `round_outcomes`, by block verification: loops over the definitions of Sun et al. 2024."""
+    size = len(tables(prefix).q)
+    for drafted in product(range(size), repeat=k):
+        pairs = [tables(prefix + drafted[:i]) for i in range(k + 1)]
+        pis = [rule(pair) for pair in pairs]
+        chance = float(np.prod([pairs[i].q[x] for i, x in enumerate(drafted)]))
+        if chance == 0:
+            continue
+        weights = prefix_weights([pi[x] / pair.q[x] for pi, pair, x in zip(pis, pairs, drafted, strict=False)])
+        for kept in range(k, -1, -1):  # the longest prefix first: what is left fell with it
+            law = pis[k]
+            passes = weights[k]
+            if kept < k:
+                excess = [max(0.0, weights[kept] * a - b) for a, b in zip(pis[kept], pairs[kept].q, strict=True)]
+                lacking = sum(excess) + 1 - weights[kept]
+                passes = sum(excess) / lacking if lacking > 0 and kept > 0 else 1.0
+                law = np.array(excess) / sum(excess) if sum(excess) > 0 else pis[kept]
+            for token, weight in enumerate(law):
+                yield (*drafted[:kept], token), chance * passes * weight
+            chance *= 1 - passes
+
+
+def prefix_weights(ratios: list[float]) -> list[float]:
+    """p_0 to p_k of the ratios pi / q of k drafted tokens."""
+    weights = [1.0]
+    for ratio in ratios:
+        weights.append(min(1.0, weights[-1] * ratio))
+    return weights
+
+
 def speculative_law(
     tables: Tables,
     rule: Target,

@@ -1,0 +1,274 @@
+"""Block verification through the engine and real models: the exact law of texts over several rounds.
+
+What a round keeps depends on all of its drafts, those behind the kept ones too. So a position that is drafted again
+must have other random numbers than before: no law of one round shows that, and those of texts do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cascli import generate, rules
+from cascli.decoding import speculation
+from cascli.drafters.model import Model
+from cascli.rules.base import Rule
+from cascli.sampling import distributions, uniforms
+from cascli.sampling.uniforms import LookingAhead, Uniforms
+from cascli.strategies import parse
+from cascli.strategies.speculative_cascade import SpeculativeCascade
+from tests.laws.models import PROMPT, engine_law, model_tables, reference_law, tiny_pair
+from tests.laws.tables import target
+from tests.laws.test_engine_enumeration import ended
+from tests.reference.process import Pair, Target, Tokens, distance, prefix_weights, sequential_law
+
+EXACT = 1e-12
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+COLD = {"temperature": 0.5, "top_k": 0, "top_p": 1.0}
+WARPED = {"temperature": 0.7, "top_k": 3, "top_p": 0.95}
+GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+BOTH = pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
+CASCADES = ["head,alpha=0.3", "token-v3,alpha=0.3", "mixture,target_weight=0.5", "opt,alpha=0.3"]
+SHAPE = (3, 6)
+"""Tokens and layers."""
+
+
+def pi_of(rule: Rule) -> Target:
+    """pi as a function of one pair of distributions."""
+
+    def pi(pair: Pair) -> np.ndarray:
+        return rule.apply(distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair)))[0].numpy()
+
+    return pi
+
+
+def cascade(rule: str, k: int) -> SpeculativeCascade:
+    strategy = parse(f"speculative-cascade:rule={rule},k={k},verify=block")
+    assert isinstance(strategy, SpeculativeCascade)
+    return strategy
+
+
+def chances_of(rule: Target, k: int, **sampling: Any) -> list[float]:
+    """The probabilities h_1 to h_{k-1} of all blocks at the beginning of a text, by the reference."""
+    tables, found = model_tables(*SHAPE, **sampling), []
+    for drafted in product(range(SHAPE[0]), repeat=k):
+        pairs = [tables(drafted[:i]) for i in range(k)]
+        if all(pair.q[x] > 0 for pair, x in zip(pairs, drafted, strict=True)):
+            found += passing([rule(pair) for pair in pairs], [pair.q for pair in pairs], drafted)[:-1]
+    return found
+
+
+def passing(pis: list[np.ndarray], qs: list[np.ndarray], drafted: Tokens) -> list[float]:
+    """h_1 to h_k."""
+    weights = prefix_weights([pi[x] / q[x] for pi, q, x in zip(pis, qs, drafted, strict=True)])
+    excess = [np.maximum(0.0, weight * pi - q).sum() for weight, pi, q in zip(weights, pis, qs, strict=False)]
+    return [s / (s + 1 - weight) if weight < 1 else 1.0 for s, weight in zip(excess[1:], weights[1:], strict=False)] + (
+        weights[-1:] if drafted else []
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("rule", [None, *CASCADES[:3]])
+def test_the_models_are_worth_testing(rule: str | None, sampling: dict[str, Any]) -> None:
+    """Prefixes that need not pass, and may: of models of two layers and three tokens, as elsewhere, none is."""
+    chances = chances_of(target("exact") if rule is None else pi_of(cascade(rule, 2).rule), 2, **sampling)
+    assert sum(0.02 < chance < 0.98 for chance in chances) >= 3
+
+
+@BOTH
+@pytest.mark.parametrize("rule", [None, *CASCADES])
+def test_three_tokens(rule: str | None, sampling: dict[str, Any]) -> None:
+    strategy = parse("speculative:k=2,verify=block") if rule is None else cascade(rule, 2)
+    wanted = target("exact") if rule is None else pi_of(strategy.rule)
+    law = engine_law(strategy, 3, *SHAPE, **sampling)
+    assert sum(law.values()) == pytest.approx(1.0, abs=EXACT)
+    assert distance(law, reference_law(wanted, 3, *SHAPE, **sampling)) < EXACT
+
+
+@pytest.mark.parametrize("sampling", [COLD, WARPED], ids=["cold", "warped"])
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("rule", [None, "mixture,target_weight=0.5"])
+def test_four_tokens_across_rounds_of_every_length(rule: str | None, k: int, sampling: dict[str, Any]) -> None:
+    """Rounds of three drafts, then of every shorter length, with drafts drawn a second and a third time."""
+    strategy = parse(f"speculative:k={k},verify=block") if rule is None else cascade(rule, k)
+    wanted = target("exact") if rule is None else pi_of(strategy.rule)
+    law = engine_law(strategy, 4, 2, 2, **sampling)
+    assert distance(law, reference_law(wanted, 4, 2, 2, **sampling)) < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [None, *CASCADES])
+def test_four_tokens_of_three_words(rule: str | None) -> None:
+    strategy = parse("speculative:k=3,verify=block") if rule is None else cascade(rule, 3)
+    wanted = target("exact") if rule is None else pi_of(strategy.rule)
+    law = engine_law(strategy, 4, *SHAPE, **PLAIN)
+    assert distance(law, reference_law(wanted, 4, *SHAPE, **PLAIN)) < EXACT
+
+
+def test_texts_end_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a block too: what stood behind it is cut, and had its say."""
+    pair = dataclasses.replace(tiny_pair(), eos_ids=frozenset([2]))
+    monkeypatch.setattr("tests.laws.models.tiny_pair", lambda *_: pair)
+    law = engine_law("speculative:k=2,verify=block", 3, **PLAIN)
+    assert {len(text) for text in law} == {1, 2, 3}
+    assert distance(law, ended(reference_law(target("exact"), 3, **PLAIN), 2)) < EXACT
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("rule", ["", *CASCADES[:3]])
+def test_greedy_runs_are_those_of_token_tests(rule: str, k: int) -> None:
+    name = f"speculative-cascade:rule={rule}," if rule else "speculative:"
+    ask = {"prompt_ids": [1, 2], "max_new_tokens": 30, **GREEDY}
+    ours, theirs = (
+        generate(tiny_pair(16, 2), strategy=f"{name}k={k}{verify}", **ask) for verify in (",verify=block", "")
+    )
+    assert ours.token_ids == theirs.token_ids
+    drafted = [
+        [[(token.id, token.accepted) for token in step.drafted] for step in run.rounds] for run in (ours, theirs)
+    ]
+    assert drafted[0] == drafted[1]
+
+
+@dataclass(frozen=True)
+class Short(Model):
+    """The draft model, which says nothing of the position after its drafts, and by the text drafts fewer than asked."""
+
+    fewer: bool = False
+
+    def propose(self, s: Any, n: int, rule: Rule) -> speculation.Block:
+        if self.fewer and s.length:  # depends on what is written, and not on what is going to be
+            n = min(n, 1 + s.answer_ids[-1])
+        block = super().propose(s, n, rule)
+        m = block.tokens.shape[0]
+        return speculation.Block(block.tokens, block.q[:m], block.q1[:m])
+
+
+@pytest.mark.parametrize("fewer", [False, True])
+def test_drafters_that_say_less(fewer: bool) -> None:
+    """Shorter blocks, which keep the law; and no q after a block, so that the bonus follows p: then of pi = p alone."""
+    strategy = dataclasses.replace(parse("speculative:k=3,verify=block"), draft=Short(fewer=fewer))
+    law = engine_law(strategy, 4, 2, 2, **PLAIN)
+    assert distance(law, reference_law(target("exact"), 4, 2, 2, **PLAIN)) < EXACT
+
+
+def test_where_nothing_is_proposed_after_a_block_its_bonus_follows_p() -> None:
+    """One round of a lossy rule: pi within the block, p after it."""
+    whole = cascade("token-v3,alpha=0.3", 2)
+    law = engine_law(dataclasses.replace(whole, draft=Short()), 3, 3, 2, **PLAIN)
+    assert distance(law, reference_law(pi_of(whole.rule), 3, 3, 2, **PLAIN)) > 1e-3
+    strategy = dataclasses.replace(whole, draft=Short(), k=1)
+    law = engine_law(strategy, 2, 3, 2, **PLAIN)
+    tables, rule = model_tables(3, 2, **PLAIN), pi_of(whole.rule)
+    # Whether a draft or a residual is first: what follows is a bonus, or a round in which nothing is drafted.
+    wanted = {(a, b): share * tables((a,)).p[b] for a, share in enumerate(rule(tables(()))) for b in range(3)}
+    assert distance(law, wanted) < EXACT
+
+
+@pytest.mark.parametrize("verify", ["", ",verify=block"])
+def test_lookups_write_the_same_law_either_way(verify: str) -> None:
+    law = engine_law(f"speculative:draft=prompt-lookup,k=3{verify}", 4, 3, 2, **PLAIN)
+    assert distance(law, reference_law(target("exact"), 4, 3, 2, **PLAIN)) < EXACT
+
+
+def test_the_trace_tells_what_each_prefix_would_pass_with() -> None:
+    """h of every prefix, from the reference's distributions at its tokens."""
+    tables, rule = model_tables(5, 2, **PLAIN), target("token-v3", 0.3)
+    seen = []
+    for seed in range(8):
+        spec = "speculative-cascade:rule=token-v3,alpha=0.3,k=3,verify=block"
+        run = generate(tiny_pair(5, 2), prompt_ids=PROMPT, strategy=spec, max_new_tokens=8, seed=seed, **PLAIN)
+        assert run.params == {"rule": "token-v3", "alpha": 0.3, "k": 3, "verify": "block"} and run.by_block
+        done: Tokens = ()
+        for step in run.rounds:
+            ids = [token.id for token in step.drafted]
+            pairs = [tables((*done, *ids[:i])) for i in range(len(ids))]
+            wanted = passing([rule(pair) for pair in pairs], [pair.q for pair in pairs], tuple(ids))
+            assert [token.accept_prob for token in step.drafted] == pytest.approx(wanted, abs=1e-9)
+            kept = sum(token.accepted for token in step.drafted)
+            assert [token.accepted for token in step.drafted] == [i < kept for i in range(len(ids))]
+            seen += [token.accept_prob < 0.5 for token in step.drafted[: max(kept - 1, 0)]]
+            done += tuple(token.id for token in step.emitted)
+    assert any(seen)  # tokens stood whose own prefix would rather have failed
+
+
+def test_default_runs_are_what_they_were() -> None:
+    """`verify=token` is not told, asks for the numbers that it always did, and writes the same document."""
+    ask = {"prompt_ids": [1, 2], "max_new_tokens": 20, "seed": 3, **PLAIN}
+    runs = [generate(tiny_pair(8, 2), strategy=f"speculative:k=4{verify}", **ask) for verify in ("", ",verify=token")]
+    assert [run.params for run in runs] == [{"k": 4}] * 2 and {run.spec for run in runs} == {"speculative:k=4"}
+    dumped = [[step.model_dump(exclude={"seconds"}) for step in run.rounds] for run in runs]
+    assert dumped[0] == dumped[1]
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+def test_what_was_looked_at_gets_new_numbers() -> None:
+    table, ahead = Uniforms(7, 12), LookingAhead(Uniforms(7, 12))
+    assert torch.equal(ahead.draw(0, 4), table.draw(0, 4))  # drafted for the first time: as every strategy
+    ahead.looked_at(4)
+    for name in ("draw", "accept"):
+        own, again = getattr(table, name), getattr(table, f"{name}_again")
+        found = getattr(ahead, name)(1, 5)
+        assert torch.equal(found, torch.cat([again(1, 3), own(4, 2)])) and not torch.equal(found[:3], own(1, 3))
+        assert torch.equal(getattr(ahead, name)(4, 3), own(4, 3))
+    assert torch.equal(ahead.residual(1, 5), table.residual(1, 5))
+
+
+def test_new_numbers_are_of_seed_round_and_place_alone() -> None:
+    long, short, other = Uniforms(5, 40), Uniforms(5, 9), Uniforms(6, 40)
+    drawn = []
+    for name in ("draw_again", "accept_again"):
+        values = torch.stack([getattr(long, name)(start, 6) for start in range(9)])
+        assert values.dtype == torch.float64 and getattr(long, name)(3, 6).is_contiguous()
+        assert torch.equal(values, torch.stack([getattr(short, name)(start, 6) for start in range(9)]))
+        assert not torch.equal(values[3], getattr(other, name)(3, 6))
+        drawn += values.flatten().tolist()
+    drawn += [u for name in ("draw", "accept", "residual") for u in getattr(long, name)(0, 40).tolist()]
+    assert len(set(drawn)) == len(drawn)
+
+
+# ---------------------------------------------------------------- bugs, planted
+
+
+def same_numbers_again(patch: pytest.MonkeyPatch) -> None:
+    """Keyed by position alone, as token tests may."""
+    patch.setattr(uniforms.LookingAhead, "looked_at", lambda self, end: None)
+
+
+def same_tests_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LookingAhead, "accept", lambda self, start, n: self._numbers.accept(start, n))
+
+
+def same_draws_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LookingAhead, "draw", lambda self, start, n: self._numbers.draw(start, n))
+
+
+def one_number_for_all_tests(patch: pytest.MonkeyPatch) -> None:
+    right = LookingAhead.accept
+    patch.setattr(LookingAhead, "accept", lambda self, start, n: right(self, start, n)[:1].expand(n))
+
+
+@pytest.mark.parametrize("bug", [same_numbers_again, same_tests_again, same_draws_again, one_number_for_all_tests])
+def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = sequential_law(model_tables(*SHAPE, **PLAIN), target("exact"), 3)
+    bug(monkeypatch)
+    assert distance(engine_law("speculative:k=2,verify=block", 3, *SHAPE, **PLAIN), wanted) > 1e-3
+
+
+@pytest.mark.parametrize("name", rules.names())
+def test_every_rule_goes_with_it(name: str) -> None:
+    fields = dataclasses.fields(rules.load(name))
+    values = {field.name: 0.3 for field in fields if field.default is dataclasses.MISSING}
+    spec = ",".join([name, *(f"{key}={value}" for key, value in values.items())])
+    strategy = cascade(spec, 2)
+    assert parse(strategy.spec) == strategy
+    law = engine_law(strategy, 3, 2, 2, **WARPED)
+    assert distance(law, reference_law(pi_of(strategy.rule), 3, 2, 2, **WARPED)) < EXACT
