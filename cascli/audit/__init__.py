@@ -44,7 +44,7 @@ OF_THE_REST = "lenience"
 LOOKUP = "speculative:draft=prompt-lookup,k=3"
 WITH_OPTIONS = [
     "speculative-cascade:rule=token-v3,tail=exact,k=2",
-    "speculative-cascade:rule=token-v2,top=3,where=thinking,k=2",
+    "speculative-cascade:rule=token-v2,alpha=0.8,top=3,where=thinking,k=2",
 ]
 BY_BLOCK = "speculative:k=3,verify=block"
 

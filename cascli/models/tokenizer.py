@@ -56,10 +56,11 @@ def same_file(a: Path, b: Path) -> bool:
 
 def token_id(tokenizer: Any | None, token: str | int, vocab: int) -> int | None:
     """The id of a token by its name in the vocabulary, or by itself; None if it is not one of the first `vocab`."""
-    if isinstance(token, int):
-        found: int | None = token
-    else:
-        found = None if tokenizer is None else tokenizer.convert_tokens_to_ids(token)
+    if isinstance(token, str):
+        if tokenizer is None:
+            return None
+        found = tokenizer.convert_tokens_to_ids(token)
         if found is None or tokenizer.convert_ids_to_tokens(found) != token:  # that of unknown tokens
             return None
-    return found if found is not None and 0 <= found < vocab else None
+        token = int(found)
+    return token if 0 <= token < vocab else None

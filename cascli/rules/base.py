@@ -115,9 +115,9 @@ class ChoiceRule(Rule):
 class TokenRule(ChoiceRule):
     """A choice rule about tokens, `keep` being `[n, V]`, with a choice of what becomes of drafts that are not kept.
 
-    `cut` draws anew from p, eq. 11. `exact` is no choice between the models: outside of what is kept a draft passes with
-    min(1, p / q), and what is rejected is drawn from norm(max(0, p - q)): pi = q where kept and min(q, p) elsewhere, plus
-    that residual. It never accepts fewer drafts than `cut`, and is never farther from p.
+    `cut` draws anew from p, eq. 11. `exact` is no choice between the models: outside of what is kept a draft passes
+    with min(1, p / q), and what is rejected is drawn from norm(max(0, p - q)): pi is q where kept and min(q, p)
+    elsewhere, plus that residual. It never accepts fewer drafts than `cut`, and is never farther from p.
     """
 
     tail: Literal["cut", "exact"] = option("cut")

@@ -66,7 +66,7 @@ OPTIONS: list[Case] = [
     ("token-v3", {"alpha": 0.9, "top": 2, "tail": "exact"}),
     ("head", {"alpha": 0.9, "top": 2}),
 ]
-OVER_TWO = {"opt-log": {"alpha": 0.1}, "token-v1": {"alpha": 0.05}, "fuzzy": {"threshold": 0.01}, "top-k": {"n": 1}}
+OVER_TWO = {"opt-log": {"alpha": 0.02}, "token-v1": {"alpha": 0.0}, "fuzzy": {"threshold": 0.01}, "top-k": {"n": 1}}
 """Parameters of cases with which something is at stake over two tokens too."""
 WHERE: list[Case] = [
     ("token-v2", {"alpha": 0.6}),
@@ -212,15 +212,15 @@ def speculating(case: Case, k: int) -> str:
     return f"speculative-cascade:{named(case)},where=thinking,k={k}"
 
 
-@BOTH
 @pytest.mark.parametrize("tokens", BETWEEN, ids=str)
 @each(WHERE)
-def test_rules_hold_where_the_text_thinks(
-    case: Case, tokens: tuple[int, int], sampling: dict[str, Any], between: Callable[..., Pair]
-) -> None:
+def test_rules_hold_where_the_text_thinks(case: Case, tokens: tuple[int, int], between: Callable[..., Pair]) -> None:
+    """A choice between the models has another uniform a token in a token cascade: fewer tokens of that one."""
     between(tokens)
-    k = 1 + BETWEEN.index(tokens) % 2
-    for strategy, length in ((speculating(case, k), 3), (f"token-cascade:{named(case)},where=thinking", 2)):
+    place = BETWEEN.index(tokens)
+    k, sampling = 1 + place % 2, PLAIN if (place + WHERE.index(case)) % 2 else WARPED
+    alone = f"token-cascade:{named(case)},where=thinking"
+    for strategy, length in ((speculating(case, k), 3), (alone, 3 if case[0] == "head" else 2)):
         law, wanted = where_law(strategy, case, tokens, length, **sampling)
         assert distance(law, wanted) < EXACT
         for other in (law_of(case), lambda pair: pair.p):  # everywhere, and nowhere
@@ -353,7 +353,7 @@ def planted() -> Iterator[Any]:
     yield from (pytest.param(bug, WHERE[0], True, id=bug.__name__) for bug in masked)
     yield from (
         pytest.param(bug, case, False, id=f"{bug.__name__} {named(case)}")
-        for bug, cases in ((residual_from_p, (OPTIONS[0], OPTIONS[3], FAMILY[0])), (one_rank_too_many, OPTIONS[4:8]))
+        for bug, cases in ((residual_from_p, (OPTIONS[0], OPTIONS[3], FAMILY[0])), (one_rank_too_many, OPTIONS[5:8:2]))
         for case in cases
     )
 
