@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import pytest
@@ -24,8 +25,21 @@ RULES = [
     *(kind(alpha=alpha) for kind in KINDS if issubclass(kind, ThresholdRule) for alpha in ALPHAS),
     *(rules.load(name)(alpha=0.3, tail="exact") for name in ("token-v1", "token-v2", "token-v3")),
 ]
-
+BY_BLOCK = [RULES[0], *(rules.load(name)(alpha=0.3) for name in ("opt", "token-v3", "head"))]
+"""One of each kind that the kernels know."""
 DISTANCES = ("tv_to_draft", "disagreement", "kl", "overshoot", "regret", "exact", "next_regret")
+
+
+def told(facts: RoundFacts, name: str) -> list[float]:
+    """A field's numbers; NaN for those that are not known."""
+    value = getattr(facts, name)
+    return [math.nan if each is None else each for each in (value if isinstance(value, list) else [value])]
+
+
+def same(found: RoundFacts, wanted: RoundFacts, name: str) -> None:
+    """Within what float32 rounds; pi / p of a rare token is a quotient of two rounded sums."""
+    rel = 1e-3 if name == "overshoot" else 1e-4
+    assert told(found, name) == pytest.approx(told(wanted, name), rel=rel, abs=1e-6, nan_ok=True), name
 
 
 def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.device) -> list[torch.Tensor]:
@@ -41,9 +55,10 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
 
 
 @pytest.mark.usefixtures("few_parts")
-@pytest.mark.parametrize("by_block", [False, True], ids=["tokens", "blocks"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize(
+    ("rule", "by_block"), [*((rule, False) for rule in RULES), *((rule, True) for rule in BY_BLOCK)], ids=repr
+)
 def test_it_computes_what_the_plain_one_does(
     rule: Rule, temperature: float, by_block: bool, where: torch.device
 ) -> None:
@@ -69,19 +84,18 @@ def test_it_computes_what_the_plain_one_does(
             "next_q",
             *DISTANCES,
         ):
-            wants = getattr(wanted, name)
-            assert wants is not None and getattr(found, name) == pytest.approx(wants, rel=1e-4, abs=1e-6), (name, n)
+            same(found, wanted, name)
 
 
 @pytest.mark.usefixtures("few_parts")
-@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
+@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.02)], ids=repr)
 def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, where: torch.device) -> None:
-    """Six drafts that are about as likely to both models, tested with 0.1 to 0.95: every length is kept."""
+    """Six drafts that are about as likely to both models: many lengths are kept, two of them by the rule."""
     from cascli.kernels.verification import verify
 
     sampling, lengths = Sampling(), set()
     given = block(rule, sampling, 6, 60, where)
-    for start in range(40):
+    for start in range(20):
         u = torch.rand(2, 7, generator=torch.Generator().manual_seed(start), dtype=torch.float64)
         given[4], given[5] = u[0, :6].to(where), u[1].to(where)
         plain = decide_round(rule, sampling, *(each.cpu() for each in given), by_block=True)
@@ -90,7 +104,7 @@ def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, w
         assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
         assert found.accept_prob == pytest.approx(wanted.accept_prob, rel=1e-4, abs=1e-6)
         lengths.add(found.num_accepted)
-    assert len(lengths) > 4
+    assert len(lengths) > (4 if type(rule) is Exact else 1)
 
 
 @pytest.mark.usefixtures("few_parts")
@@ -110,14 +124,17 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
         if one_hot:
             q = q1 = torch.nn.functional.one_hot(tokens, width).float()
         given = (target, tokens, q, q1, 0 * u_accept, u_next)
-        for by_block in (False, True):
+        for by_block in (False, True) if rule in BY_BLOCK else (False,):
             plain = decide_round(rule, sampling, *(each.cpu() for each in given), by_block=by_block)
             fused = verify(*given, temperature=1.0, rule=fused_rule(rule), by_block=by_block)
             wanted, found = (RoundFacts.of(each.flatten().tolist()) for each in (plain, fused))
             assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
             assert found.tv == pytest.approx(wanted.tv, abs=1e-5) and found.tv[n] == pytest.approx(0, abs=1e-6)
             for name in ("pi", "accept_prob", "next_p", *DISTANCES):
-                assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-4, abs=1e-6), (name, n)
+                assert told(found, name) == pytest.approx(told(wanted, name), rel=1e-4, abs=1e-6, nan_ok=True), (
+                    name,
+                    n,
+                )
 
 
 @pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)(alpha=0.3) for name in ("token-v3", "head"))], ids=repr)
@@ -128,12 +145,12 @@ def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
     sampling = Sampling()
     for n in (3, 5):
         given = block(rule, sampling, n, 40, where)
-        wanted = verify(*given, temperature=1.0, rule=fused_rule(rule)).tolist()
+        wanted = verify(*given, temperature=1.0, rule=fused_rule(rule)).nan_to_num(-1).tolist()
         for place in (1, 4, 5):
             strided = torch.stack([given[place], given[place].flip(0), 0 * given[place]], dim=1).unbind(1)[0]
             assert not strided.is_contiguous() and torch.equal(strided, given[place])
             mixed = [*given[:place], strided, *given[place + 1 :]]
-            assert verify(*mixed, temperature=1.0, rule=fused_rule(rule)).tolist() == wanted
+            assert verify(*mixed, temperature=1.0, rule=fused_rule(rule)).nan_to_num(-1).tolist() == wanted
 
 
 def test_rows_must_be_packed(where: torch.device) -> None:
@@ -179,7 +196,27 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
     nothing = logits[:0]
     found = verify(logits, u[:0].long(), nothing, nothing, u[:0], u, temperature=0.0, rule=fused_rule(Exact()))
     facts = RoundFacts.of(found.flatten().tolist())
-    assert facts == RoundFacts([], [], [], [], [], [], [0.0], [1.0], 0, 1500, 1.0, 1.0)
+    assert facts == RoundFacts(
+        ids=[],
+        q=[],
+        p=[],
+        pi=[],
+        accept_prob=[],
+        deferred=[],
+        tv=[0.0],
+        deferral=[1.0],
+        num_accepted=0,
+        next_id=1500,
+        next_p=1.0,
+        next_q=1.0,
+        tv_to_draft=[None],
+        disagreement=[None],
+        kl=[0.0],
+        overshoot=[1.0],
+        regret=[],
+        exact=[],
+        next_regret=0.0,
+    )
 
 
 def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
@@ -196,7 +233,8 @@ def test_a_forced_share_is_verified_by_blocks_in_torch(where: torch.device, monk
     given = block(Forced(0.6), Sampling(), 3, 40, where)
     wanted = decide_round(Forced(0.6), Sampling(), *given, by_block=True)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
-    assert torch.equal(decide_round(Forced(0.6), Sampling(), *given, by_block=True), wanted)
+    found = decide_round(Forced(0.6), Sampling(), *given, by_block=True)
+    assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1))
 
 
 @pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
