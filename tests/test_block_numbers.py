@@ -11,14 +11,12 @@ from cascli.analysis.profile import Profile, timing
 from cascli.analysis.tidy import of_comparison as tidy_of
 from cascli.audit import default_strategies, joint, law, rounds, tables
 from cascli.jobs.compare import compare
-from cascli.prompts import Prompt
 from cascli.render.explanation import sentence
 from cascli.render.html_trace import data
 from cascli.render.run import _round
 from cascli.render.summary import lines, totals
 from cascli.rules.base import Exact
 from cascli.sampling.uniforms import LookingAhead
-from cascli.settings import resolve
 from cascli.strategies import parse
 from tests.laws.of_recorded import MIDDLE
 from tests.laws.test_block_verification import BUGS
@@ -99,8 +97,7 @@ def test_the_trace_page_and_the_terminal_tell_of_prefixes(runs: list[Run]) -> No
 
 
 def test_tables_have_a_dash(text_pair: Pair) -> None:
-    settings = resolve({"max_new_tokens": 12, "temperature": 1.0})
-    found = compare(text_pair, [Prompt("a", ("hello",))], [parse("target"), parse(SPEC)], settings)
+    found = compare(text_pair, "hello", ["target", SPEC], max_new_tokens=12, temperature=1.0)
     row = found.summary[1]
     assert row.strategy == SPEC and row.tested_acceptance_rate is None
     table = tidy_of(found)
@@ -137,14 +134,11 @@ def test_verify_fails_on_what_is_planted(bug: object, tree: tables.Tree, monkeyp
     assert check.status == "fail", check
 
 
-def test_verify_samples_whole_blocks(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_samples_whole_blocks(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of texts of two tokens alone no round would draft more than one; numbers that are used again show in them."""
-    tree = rounds.drawn_together(tree)
-    small = tables.tabulated(text_pair, tree)
-    wanted = joint.joint_law(tree, Exact(), 2)
-    strategy = parse("speculative:k=2,verify=block")
-    assert joint.deviation(joint.sampled(small, strategy, 2, 2500), wanted, 2500) < joint.SIGMAS
+    tree = rounds.drawn_together(tables.tabulate(text_pair, [72, 105], width=4, depth=1))
+    small, wanted = tables.tabulated(text_pair, tree), joint.joint_law(tree, Exact(), 2)
+    strategy = parse("speculative:k=3,verify=block")
+    assert joint.deviation(joint.sampled(small, strategy, 2, 1500), wanted, 1500) < joint.SIGMAS
     monkeypatch.setattr(LookingAhead, "looked_at", lambda self, end: None)
-    again = joint.deviation(joint.sampled(small, strategy, 2, 2500), wanted, 2500)
-    monkeypatch.undo()
-    assert again > joint.SIGMAS
+    assert joint.deviation(joint.sampled(small, strategy, 2, 1500), wanted, 1500) > joint.SIGMAS

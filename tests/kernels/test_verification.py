@@ -88,9 +88,9 @@ def test_it_computes_what_the_plain_one_does(
 
 
 @pytest.mark.usefixtures("few_parts")
-@pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.02)], ids=repr)
-def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, where: torch.device) -> None:
-    """Six drafts that are about as likely to both models: many lengths are kept, two of them by the rule."""
+@pytest.mark.parametrize(("rule", "least"), [(Exact(), 5), (rules.load("token-v3")(alpha=0.0), 2)])
+def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, least: int, where: torch.device) -> None:
+    """Six drafts, of which by the numbers one is kept, two, and so on."""
     from cascli.kernels.verification import verify
 
     sampling, lengths = Sampling(), set()
@@ -104,7 +104,7 @@ def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, w
         assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
         assert found.accept_prob == pytest.approx(wanted.accept_prob, rel=1e-4, abs=1e-6)
         lengths.add(found.num_accepted)
-    assert len(lengths) > (4 if type(rule) is Exact else 1)
+    assert len(lengths) >= least
 
 
 @pytest.mark.usefixtures("few_parts")
