@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
+NEGLIGIBLE = 1e-15
+"""A probability that a vocabulary full of such adds nothing to a divergence in float32."""
+
 
 class Field(IntEnum):
     """The rows of the matrix `[len(Field), n + 1]` (float64) of a round over n drafted tokens.

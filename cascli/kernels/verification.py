@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
-from cascli.kernels.layout import Field
+from cascli.kernels.layout import NEGLIGIBLE, Field
 from cascli.kernels.rows import (
     BLOCK,
     check_rows,
@@ -27,7 +27,6 @@ from cascli.kernels.rows import (
     warped_probability,
     whole_row,
 )
-from cascli.sampling import distributions
 
 EXACT, WHOLE, TOKENS, HEAD = 0, 1, 2, 3
 """pi = p; a rule about whole distributions, q or p; a rule about tokens; one that tests the others exactly."""
@@ -116,7 +115,7 @@ _jit = triton.jit(do_not_specialize=["n", "known"])
 _PLANES = 8
 """Sums a part: of confidence or mass not kept (by `HEAD`: rejected), of TV(p, q), of max(0, pi - q), of
 max(0, pi - p), of pi, of TV(p, q), of KL(pi || p), and the largest pi / p."""
-_NEGLIGIBLE = tl.constexpr(distributions.NEGLIGIBLE)
+_NEGLIGIBLE = tl.constexpr(NEGLIGIBLE)
 
 
 @triton.jit

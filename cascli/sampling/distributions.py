@@ -11,11 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cascli.kernels.layout import NEGLIGIBLE
 from cascli.sampling.parameters import Sampling
-
-
-NEGLIGIBLE = 1e-15
-"""A probability that a vocabulary full of such adds nothing to a divergence in float32."""
 
 
 class Dists(NamedTuple):
