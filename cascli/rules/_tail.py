@@ -28,8 +28,3 @@ def truncated(d: Dists, keep: Tensor) -> Tensor:
     """The target's distribution within the tokens that are kept, bool `[n, V]`; its best token always is."""
     kept = d.p * keep
     return kept / kept.sum(dim=-1, keepdim=True)
-
-
-def entropy(probs: Tensor) -> Tensor:
-    """In nats, `[n, 1]`; a probability of 0 counts as nothing, without a number added to it."""
-    return -probs.xlogy(probs).sum(dim=-1, keepdim=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.rules.base import Alpha, Rule
+from cascli.rules.base import Alpha, Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,7 @@ class Head(Rule):
     relatives: ClassVar[str] = (
         "the K of token-v3 and min-p; never accepts fewer drafts than token-v3, never farther from p"
     )
-    alpha_lossless: ClassVar[float | None] = -0.001
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     alpha: Alpha = 0.3
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class TokenV2(ThresholdRule):
     greedy: ClassVar[str] = "keeps the draft's token iff p1 is within alpha of its best"
     relatives: ClassVar[str] = "token-v3, with a difference in place of a ratio"
     reads_target: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -0.001
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:
         """p1(v) >= max p1 - alpha."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class TokenV3(ThresholdRule):
         "head at temperature 0, where Leviathan's greedy lenience 1 - alpha is the same too; its control is min-p"
     )
     reads_target: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -0.001
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:
         """p1(v) >= (1 - alpha) max p1."""
