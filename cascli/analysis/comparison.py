@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cascli import notebook
 from cascli.analysis.explanation import Explanation
+from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.settings import WITHOUT_DRAFT
@@ -132,8 +133,8 @@ class Comparison(Document):
 
     kind: ClassVar[str] = "comparison"
 
-    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2"] = Field(
-        "cascli.compare/1.2", alias="schema"
+    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2", "cascli.compare/1.3"] = Field(
+        "cascli.compare/1.3", alias="schema"
     )
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
@@ -151,6 +152,8 @@ class Comparison(Document):
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     schedule: Literal["fair", "sequential"] | None = None
     """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
+    matching: Matching | None = None
+    """How settings that meet a budget were found, where rules were compared at one."""
 
     def to_frame(self) -> pandas.DataFrame:
         """One row a strategy, with the columns of the csv: see docs/files.md.

@@ -14,6 +14,7 @@ from cascli.render.answers import AnswerCell
 from cascli.render.console import WIDEST, Screen, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
+from cascli.render.matching import calls_of, matching_line, matching_table
 from cascli.render.numbers import number
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
@@ -44,11 +45,13 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
             _print(out, Text(said, style="bold"))
     _print(out, page_table(rows, out))
     if screen.verbose:
+        if comparison.matching is not None:
+            out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
         for table in tables(rows, out, verbose=True):
             out.print(Group("", table))
     if screen.quiet:
         return
-    lines = [pair_line(comparison.runs[0]), scatter_line(rows)]
+    lines = [matching_line(comparison), pair_line(comparison.runs[0]), scatter_line(rows)]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace)
