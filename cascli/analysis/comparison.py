@@ -11,6 +11,7 @@ from cascli import notebook
 from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
 from cascli.analysis.distances import total
 from cascli.analysis.explanation import Explanation
+from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.settings import WITHOUT_DRAFT
@@ -157,6 +158,8 @@ class Comparison(Document):
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     schedule: Literal["fair", "sequential"] | None = None
     """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
+    matching: Matching | None = None
+    """How settings that meet a budget were found, where rules were compared at one."""
 
     def to_frame(self) -> pandas.DataFrame:
         """One row a strategy, with the columns of the csv: see docs/files.md.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli.cli import common
+from cascli.cli import common, complete
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
@@ -46,6 +46,7 @@ cascli compare "Why is the sky blue?" -s target -s speculative:k=2
 cascli compare hi -s target -s speculative-cascade:rule=opt,alpha=0.1
 cascli compare --prompts questions.jsonl --limit 5 --runs 3 -o table.md
 cascli compare hi -s target -s speculative --min-speedup 1.2
+cascli compare --prompts builtin --match target_calls_per_token=0.35
 """
 CHECKS = "Checks"
 WHOLE_ANSWERS = 256
@@ -70,6 +71,25 @@ def command(
         TraceKind,
         typer.Option("--trace", help="The answers as flowing text, side by side a token a line, or not at all."),
     ] = TraceKind.TEXT,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            "--rules",
+            metavar="NAMES",
+            help="Deferral rules, with commas between them, or all: a speculative cascade each, beside -s.",
+            autocompletion=complete.rules,
+            show_default=False,
+        ),
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--match",
+            metavar="NAME=X",
+            help="Compare rules where they need equally many target calls, as in target_calls_per_token=0.35.",
+            show_default=False,
+        ),
+    ] = None,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Do not time the pair's steps, by which the speed is explained."),
@@ -101,21 +121,26 @@ def command(
     """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
     from cascli.analysis.comparison import default_strategies
     from cascli.analysis.requirements import Requirement
+    from cascli.cli import matching
     from cascli.jobs.compare import Repeats
+    from cascli.jobs.match import BESIDE
     from cascli.render import export
     from cascli.render.comparison import print_explanation
 
     required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
-    wanted = plan.settings.strategy or default_strategies(draft=plan.config.draft is not None)
-    strategies = common.chosen(wanted, plan.settings.num_speculative_tokens)
+    of_rules = matching.wanted(match, rules, plan)
+    beside = default_strategies(draft=plan.config.draft is not None) if of_rules is None else BESIDE
+    strategies = common.chosen(plan.settings.strategy or beside, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
     outputs = export.outputs(plan.settings, formats.COMPARISON)
-    prompts = common.prompts(prompt, plan.settings, NAME)
+    prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
     if len(prompts) > 1:
         plan = common.with_whole_answers(plan, flags, WHOLE_ANSWERS)
     pair = plan.load()
-    done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
+    found = matching.found(of_rules, pair, others, plan)
+    strategies += matching.columns(of_rules, found, plan.settings, strategies)
+    done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value, matching=found)
     comparison, whole = run_and_show(
         plan.screen, done, trace=trace.value, measure=measure, as_json=outputs.printed is not None
     )

@@ -15,6 +15,7 @@ from cascli.render.answers import AnswerCell
 from cascli.render.console import WIDEST, Screen, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
+from cascli.render.matching import calls_of, matching_line, matching_table
 from cascli.render.numbers import number
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
@@ -51,11 +52,14 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     for table in costs:
         _print(out, Group("", table))
     if screen.verbose:
+        if comparison.matching is not None:
+            out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
         for table in tables(rows, out, verbose=True):
             out.print(Group("", table))
     if screen.quiet:
         return
-    lines = [pair_line(comparison.runs[0]), scatter_line(rows), table_notes(rows, greedy=greedy) if costs else None]
+    notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
+    lines = [matching_line(comparison), pair_line(comparison.runs[0]), scatter_line(rows), notes_of_costs]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace)

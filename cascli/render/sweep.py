@@ -10,13 +10,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.answer_costs import cost_tables, cost_verdict, table_notes
 from cascli.render.console import fits, fitted, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
 from cascli.sweeps.plan import BASELINE
-from cascli.sweeps.rule_estimate import RuleEstimate
 from cascli.sweeps.table import SweepRow
 
 EXPENDABLE = ("tok/s", "deferral\nrate")

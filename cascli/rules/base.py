@@ -5,6 +5,7 @@ Rules import no torch when loaded, so that the command line can list and check t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cascli.sampling.distributions import Dists
 
 
+LEAST = 1e-9
+"""Where a logarithmic scale begins that has no positive end."""
 Alpha = Annotated[float, Field(ge=-1, le=1)]
 """The trade-off of most rules: 1 keeps every draft, below 0 (or at -1) none."""
 OPTION = "option"
@@ -26,6 +29,40 @@ OPTION = "option"
 def option(default: Any) -> Any:
     """A field for such a parameter; by keyword alone, since it stands in front of those of subclasses."""
     return field(default=default, kw_only=True, metadata={OPTION: True})
+
+
+class Dial(NamedTuple):
+    """The parameter by which a rule is turned from the target to the draft model, or a control to fewer tokens.
+
+    Searches go from the strict end to the loose one in steps of equal size on its scale: `log` begins at 1e-9 where an
+    end is not positive, `sinh` is for ranges without end on both sides of 0, `integer` is `log`, rounded.
+    """
+
+    parameter: str
+    strict: float
+    loose: float
+    scale: Literal["linear", "log", "sinh", "integer"] = "linear"
+    lossless: bool = True
+    """Whether pi = p at the strict end, whatever the distributions."""
+    draft_only: bool = True
+    """Whether pi = q at the loose end, whatever the distributions."""
+
+    def at(self, place: float) -> float:
+        """The parameter's value at a place between 0, the strict end, and 1: four digits of it."""
+        if place <= 0 or place >= 1:
+            return self.strict if place <= 0 else self.loose
+        if self.scale == "linear":
+            value = self.strict + place * (self.loose - self.strict)
+        elif self.scale == "sinh":
+            value = math.sinh((1 - place) * math.asinh(self.strict) + place * math.asinh(self.loose))
+        else:
+            value = max(self.strict, LEAST) ** (1 - place) * max(self.loose, LEAST) ** place
+        return round(value) if self.scale == "integer" else float(f"{value:.4g}")
+
+    def __str__(self) -> str:
+        strict, loose = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.strict, self.loose))
+        ends = f"{strict}{' (pi = p)' * self.lossless} to {loose}{' (pi = q)' * self.draft_only}"
+        return f"{self.parameter} from {ends}"
 
 
 @dataclass(frozen=True)
@@ -49,10 +86,8 @@ class Rule(ABC):
     """Whether the decision rests on how sure the draft is, which is the same for every draft that is one-hot."""
     capturable: ClassVar[bool] = True
     """Whether `apply` depends on its argument and the rule's parameters alone, and reads nothing back to the host."""
-    alpha_lossless: ClassVar[float | None] = None
-    """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""
-    alpha_draft_only: ClassVar[float | None] = None
-    """An alpha at which pi = q whatever the distributions."""
+    dial: ClassVar[Dial | None] = None
+    """How it is turned from the target towards the draft model; None for a rule that has no such parameter."""
 
     @property
     def chooses(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import RelaxedRule, Threshold
+from cascli.rules.base import Dial, RelaxedRule, Threshold
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class TokenV2(RelaxedRule):
         " TensorRT-LLM (there with where=thinking) and Modular MAX"
     )
     reads_target: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -0.001
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:
         """p1(v) >= max p1 - alpha, among the target's likeliest."""

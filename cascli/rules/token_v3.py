@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import RelaxedRule, Threshold
+from cascli.rules.base import Dial, RelaxedRule, Threshold
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class TokenV3(RelaxedRule):
         " any; with top=N at temperature 0 relaxed acceptance by a ratio (token-v2: a difference); its control is min-p"
     )
     reads_target: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -0.001
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:
         """p1(v) >= (1 - alpha) max p1, among the target's likeliest."""

@@ -6,7 +6,7 @@ float64 stays float64. Nothing here reads a value back to the host.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Dists(NamedTuple):
     p: Tensor
     q1: Tensor
     p1: Tensor
+
+    def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
+        """Of one of them, in nats, `[n, 1]`; a probability of 0 counts as nothing, without a number added to it."""
+        probs: Tensor = getattr(self, of)
+        return torch.special.entr(probs).sum(dim=-1, keepdim=True)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from typing import BinaryIO, Literal, cast
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cascli.analysis.matching import Matched, strategies_of
 from cascli.errors import RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan
-from cascli.sweeps.rule_estimate import Matched, strategies_of
 from cascli.trace import Distances
 from cascli.version import __version__
 
@@ -93,6 +93,8 @@ class Header(BaseModel):
     """The strategies that the plan's budgets gave."""
     budgets: list[Matched] = []
     """How near each rule came to each budget at each temperature, also those that met none."""
+    calibration: list[str] = []
+    """Ids of the prompts on which that was found, beside those that are measured; empty in older folders."""
     asked: dict[str, str] = {}
     """Hashes of what was asked: of every problem by its id, and of the pair."""
     prompts: dict[str, str] = {}

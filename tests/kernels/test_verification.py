@@ -10,13 +10,13 @@ import torch
 
 from cascli import rules
 from cascli.decoding.speculation import decide_round, fused_rule
+from cascli.jobs.recording import Watching
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.rules._forced import Forced
 from cascli.rules.base import Exact, KeepRule, Rule, Threshold, ThresholdRule
 from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
-from cascli.sweeps.recording import Watching
 
 ALPHAS = (-0.1, 0.3, 0.7)
 KINDS = [rules.load(name) for name in rules.names()]
