@@ -209,14 +209,14 @@ class Metrics(Data):
     num_tested_draft_tokens: int | None = None
     """Those that were accepted, and the first rejected one of each round: what came after it was not tested.
 
-    None with `verify=block`, where no token has a test of its own, and in older documents.
+    Not known with `verify=block`, where no token has a test of its own, nor in older documents.
     """
     draft_acceptance_rate: float | None
     """Accepted over drafted tokens."""
     rejection_rate: float | None = None
     """Rejected over tested tokens: of a whole distribution pi, an estimate of the mean TV(pi, q).
 
-    None with `verify=block`.
+    Not known with `verify=block`.
     """
     mean_acceptance_length: float | None
     acceptance_histogram: list[int] | None
