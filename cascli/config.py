@@ -156,6 +156,8 @@ class PairConfig(_Strict):
     target: ModelConfig
     defaults: Settings = Settings()
     about: About = About()
+    thinking: tuple[str | int, str | int] = ("<think>", "</think>")
+    """The tokens, or their ids, between which the target thinks: where rules with where=thinking are lenient."""
 
     @property
     def models(self) -> dict[str, ModelConfig]:

@@ -135,6 +135,7 @@ class Decoding:
             clock=clock,
             spell=self.speller.token,
             graphs=pair.graphs,
+            thinking=pair.thinking,
             top=self.request.top,
         )
 
@@ -213,15 +214,22 @@ def _use(cursor: Cursor) -> Use:
 
 
 def check_models(pair: Pair, strategy: Strategy) -> None:
-    """Whether the pair has the models that a strategy asks.
+    """Whether the pair has the models that a strategy asks, and the tokens.
 
     Raises:
-        UsageError: it has no draft model.
+        UsageError: it has no draft model, or no tokens between which a text thinks.
     """
     if strategy.needs_draft and pair.draft is None:
         raise UsageError(
             f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"
             " use 'target' or draft=prompt-lookup, or give the pair a 'draft:'."
+        )
+    if strategy.thinking_only and pair.thinking is None:
+        opening, closing = pair.config.thinking
+        raise UsageError(
+            f"strategy '{strategy.spec}' holds between {opening} and {closing}, and pair '{pair.name}' has no two such"
+            " tokens;\nname its own in the pair's file, such as thinking: [<think>, </think>], or leave out"
+            " where=thinking."
         )
 
 

@@ -60,6 +60,34 @@ def builtin() -> list[Prompt]:
     return read_prompts(Path(__file__).parent / "data" / "prompts.jsonl")
 
 
+CALIBRATING = 12
+"""Prompts at most on which settings are tried out before others are measured."""
+
+
+def apart(prompts: Sequence[Prompt], limit: int | None = None) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to measure, and others for finding settings beforehand, which are never the same texts.
+
+    Others are what a limit leaves of the prompts, spread over them, else cascli's own. Of cascli's own prompts the last
+    two of each kind are for this, so that all kinds are in both.
+    """
+    own = builtin()
+    held = [prompt for kind in _kinds(own) for prompt in kind[-CALIBRATING // len(_kinds(own)) :]]
+    if [prompt.turns for prompt in prompts] == [prompt.turns for prompt in own]:
+        return [prompt for prompt in own if prompt not in held][:limit], held
+    measured = list(prompts[:limit])
+    texts = {turn for prompt in measured for turn in prompt.turns}
+    left, others = ([each for each in group if not texts & {*each.turns}] for group in (prompts[len(measured) :], held))
+    step = max(1, len(left) // CALIBRATING)
+    return measured, left[::step][:CALIBRATING] or others
+
+
+def _kinds(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    kinds: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        kinds.setdefault(prompt.category, []).append(prompt)
+    return list(kinds.values())
+
+
 def _parse(line: str, where: str, place: int) -> Prompt:
     data = json_of(line, where)
     if not isinstance(data, dict) or not ({"prompt", "turns"} & data.keys()):

@@ -40,7 +40,8 @@ def now() -> str:
 class Data(BaseModel):
     """Base of all parts of a trace."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    # JSON has no infinity: it stands there as text, and is a number again when it is read.
+    model_config = ConfigDict(frozen=True, populate_by_name=True, ser_json_inf_nan="strings")
 
     def __getitem__(self, name: str) -> Any:
         """Read a field by its JSON name."""
@@ -139,6 +140,8 @@ class Drafted(Data):
     """Whether it stands."""
     deferred: bool
     """Whether the deferral rule turned this token over to the target (never so without a rule)."""
+    exact: bool | None = None
+    """Whether the test of speculative decoding, min(1, p / q), would have kept it with the same random number."""
     detail: Detail | None = Field(None, exclude_if=_absent)
     """Only with `top`."""
 
@@ -153,6 +156,16 @@ class Emitted(Data):
     p: float | None = None
     tv: float | None = None
     """TV(pi, p) at this position: how far the distribution it follows is from the target's."""
+    tv_to_draft: float | None = None
+    """TV(pi, q): the probability that a token drafted here is rejected."""
+    disagreement: float | None = None
+    """TV(p, q): what that is without a rule."""
+    kl: float | None = None
+    """KL(pi || p) in nats; infinite where pi has a token that the target's truncated distribution has not."""
+    overshoot: float | None = None
+    """The largest pi / p of any token."""
+    regret: float | None = None
+    """How much less likely this token is to the target than its best one: log max p1 - log p1(x), in nats."""
     deferral: float | None = None
     """The q-mass that the rule gave to the target at this position, 0 or 1 for whole-distribution rules."""
     detail: Detail | None = Field(None, exclude_if=_absent)
@@ -200,6 +213,39 @@ class Seconds(Data):
     other: float
 
 
+class Distances(Data):
+    """How far what a run sampled from was from both models, as sums over positions, so that runs can be added up.
+
+    pi is the distribution that a token was drawn from, q the draft model's and p the target's.
+    """
+
+    positions: int
+    """Positions at which pi, q and p are all known: the next three sums are over these."""
+    tv_to_target: float
+    """Of TV(pi, p)."""
+    tv_to_draft: float
+    """Of TV(pi, q)."""
+    disagreement: float
+    """Of TV(p, q)."""
+    tokens: int
+    """Tokens of the answer at which pi and p are known: the rest is over these."""
+    kl: float
+    """Sum of KL(pi || p), in nats, where it is finite: an estimate of the KL of whole answers."""
+    infinite: int
+    """At how many it is infinite, since pi has a token that p has not."""
+    max_tv: float
+    """The largest TV(pi, p)."""
+    overshoot: float
+    """The largest pi / p."""
+    regret: float
+    """Sum of log max p1 - log p1(x) of the tokens, in nats: what stands for the KL at temperature 0."""
+    kept_drafts: int
+    """Drafted tokens that stand, of those that were tested against both rules."""
+    out_of_head: int
+    """Those of them that the exact test would have rejected with the same random number, and that the target finds less
+    than a fifth as likely as its best token."""
+
+
 class Metrics(Data):
     """The numbers of a run; definitions in docs/glossary.md."""
 
@@ -238,6 +284,10 @@ class Metrics(Data):
     draft_tokens_read: int | None = None
     target_tokens_read: int | None = None
     """How many tokens went through the model, the prompt and rejected drafts included."""
+    looped_tokens: int | None = None
+    """Tokens of the answer that lie in a repetition; see `cascli.analysis.loops`. None in older documents."""
+    distances: Distances | None = None
+    """None where no token has them, and in older documents."""
     total_flops: float | None = None
     weight_bytes_read: float | None = None
     """Estimates that do not depend on hardware; see `cascli.analysis.cost`."""
@@ -304,7 +354,9 @@ class Run(Document):
 
     kind: ClassVar[str] = "run"
 
-    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2"] = Field("cascli.run/1.2", alias="schema")
+    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3"] = Field(
+        "cascli.run/1.3", alias="schema"
+    )
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None

@@ -20,10 +20,10 @@ from pydantic import BaseModel
 from cascli.analysis.bench import Bench
 from cascli.analysis.columns import COLUMNS
 from cascli.analysis.comparison import Comparison
+from cascli.analysis.rule_estimate import RuleCurves
 from cascli.audit.report import Audit
 from cascli.sweeps.plan import SweepPlan
 from cascli.sweeps.records import Header, Record
-from cascli.sweeps.rule_estimate import RuleCurves
 from cascli.sweeps.table import SweepTable
 from cascli.trace import Run, Runs
 

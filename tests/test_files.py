@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import cascli
 from cascli import Pair, Run, compare, generate, sweep
 from cascli.analysis import tidy
+from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.columns import COLUMNS, PARAMETERS, columns_of
 from cascli.analysis.comparison import Comparison, Row
 from cascli.cli.app import app
@@ -90,6 +91,9 @@ def test_parameters_of_any_plug_in_get_a_column_and_one_type() -> None:
     assert set(names) == {column.name for column in columns_of("sweep")} | {"n"}
 
 
+TIMES = ("ttft", "seconds_per_token", "round_seconds")
+
+
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
     """What is not in the list of columns can only be a parameter; every field of a row is in some column."""
@@ -99,15 +103,31 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
     marked = raced.summary[3].model_copy(
         update={name: place + 0.5 for place, name in enumerate(Row.model_fields) if name not in ("strategy",)}
         | {"ttft": None, "seconds_per_token": None, "round_seconds": None, "speed_interval": (1000.5, 2000.5)}
+        | {"costs": raced.summary[3].costs, "distances": raced.summary[3].distances}
     )
     values = set(tidy.row_columns(marked).values())
     lost = {
         name
         for place, name in enumerate(Row.model_fields)
-        if name not in ("strategy", "speed_interval", "ttft", "seconds_per_token", "round_seconds")
+        if name
+        not in ("strategy", "speed_interval", "ttft", "seconds_per_token", "round_seconds", "costs", "distances")
         and place + 0.5 not in values
     }
     assert not lost and {1000.5, 2000.5} <= values
+    ratio = Ratio(of_means=0.0, mean=0.5, interval=(0.1, 0.2), interval_kind="range", prompts=7)
+    ratios = ("length", "length_ended", "calls", "calls_to_lossless")
+    costs = AnswerCosts.model_validate(
+        {name: place + 100.5 for place, name in enumerate(AnswerCosts.model_fields)}
+        | {name: ratio.model_copy(update={"of_means": place + 200.5}) for place, name in enumerate(ratios)}
+        | {"lossless": "which", "withheld": "why"}
+    )
+    columns = tidy.cost_columns(costs)
+    left = {"share_cut"}  # a column of its own has it, by answers
+    wanted = [value.of_means if isinstance(value, Ratio) else value for name, value in costs if name not in left]
+    assert set(wanted) <= set(columns.values()) and set(columns) <= known
+    assert [columns[f"calls_to_lossless_{part}"] for part in ("mean", "low", "high", "kind", "prompts")] == [
+        0.5, 0.1, 0.2, "range", 7,
+    ]  # fmt: skip
 
 
 def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path) -> None:
@@ -469,7 +489,7 @@ def test_a_sweeps_tables(cli, tmp_path: Path) -> None:
     document = cli(*asked, "--json")
     assert document.exit_code == 0, document.stderr
     found = json.loads(document.stdout)
-    assert found["schema"] == "cascli.sweep-table/1.1" and found["made_from"]["pair"] == "tiny-random"
+    assert found["schema"] == "cascli.sweep-table/1.2" and found["made_from"]["pair"] == "tiny-random"
     assert found["rows"][0]["mean_tv"] == found["rows"][0]["mean_tv_to_target"] == 0
     assert found["made_from"]["command"] == shlex.join(["cascli", *asked, "--json"])
     (tmp_path / "table.json").write_text(document.stdout)

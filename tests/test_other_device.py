@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from cascli import load_pair, rules
 from cascli.decoding.speculation import decide_round
+from cascli.decoding.thinking import inside
 from cascli.kernels.layout import Field
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.capture import Uncaptured
@@ -25,6 +26,10 @@ from cascli.sampling.parameters import Sampling
 from tests.pairs import ARCHITECTURES, pair
 
 ELSEWHERE = torch.device("meta")
+OPTIONS = [
+    *(rules.load(name)(tail="exact") for name in ("token-v1", "typical")),
+    *(rules.load(name)(top=3, where="thinking") for name in ("token-v2", "head")),
+]
 SAMPLINGS = [Sampling(0.0), Sampling(), Sampling(0.7, top_k=20, top_p=0.9)]
 
 
@@ -66,7 +71,7 @@ def test_recorded_steps_stay_on_the_device(stock: Pair, elsewhere: None) -> None
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-@pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)() for name in rules.names())], ids=repr)
+@pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)() for name in rules.names()), *OPTIONS], ids=repr)
 def test_a_round_stays_on_the_device(rule: Rule, sampling: Sampling, elsewhere: None) -> None:
     n, width = 3, 50
     logits = torch.empty(n + 1, width, dtype=torch.bfloat16, device=ELSEWHERE)
@@ -74,7 +79,8 @@ def test_a_round_stays_on_the_device(rule: Rule, sampling: Sampling, elsewhere: 
     q, q1 = (each[: n + rule.reads_draft] for each in law(logits))
     tokens = torch.zeros(n, dtype=torch.long, device=ELSEWHERE)
     u = torch.zeros(n + 1, dtype=torch.float64, device=ELSEWHERE)
-    numbers = decide_round(rule, sampling, logits, tokens, q, q1, u[:n], u)
+    holds = [inside(tokens, True, (1, 2))] if rule.thinking_only else []
+    numbers = decide_round(rule, sampling, logits, tokens, q, q1, u[:n], u, *holds)
     assert numbers.device == ELSEWHERE and numbers.shape == (len(Field), n + 1)
 
 

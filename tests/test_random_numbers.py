@@ -11,6 +11,7 @@ import torch
 from cascli import Pair, generate
 from cascli.analysis.statistics import difference_interval, mean_interval
 from cascli.errors import UsageError
+from cascli.jobs import recording
 from cascli.jobs.compare import compare
 from cascli.jobs.generate import converse
 from cascli.prompts import Prompt, read_prompts
@@ -18,7 +19,6 @@ from cascli.sampling import distributions
 from cascli.sampling.uniforms import Uniforms, seed_of
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
-from cascli.sweeps import rule_curves
 from cascli.sweeps import worker as module
 from cascli.sweeps.plan import Cell, SweepPlan
 from cascli.sweeps.quality import agreement
@@ -87,13 +87,13 @@ def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: py
     [ours], [theirs] = (answers(text_pair, plan, cell, problem) for problem in problems)
     assert ours.token_ids != theirs.token_ids
     asked = []
-    monkeypatch.setattr(
-        rule_curves, "decode", lambda pair, strategy, request: asked.append(request) or pytest.fail("stop")
-    )
-    for problem in problems:
-        with pytest.raises(pytest.fail.Exception):
-            rule_curves.record(text_pair, plan, Task("agreement", [problem]), 2)
-    assert [request.prompt_id for request in asked] == ["a", "b"]
+    monkeypatch.setattr(module, "record", lambda pair, prompts, settings, *_, **__: asked.append((prompts, settings)))
+    monkeypatch.setattr(module, "rule_estimates", lambda *_: [])
+    Worker(text_pair, plan, Task("agreement", problems)).rule_estimates(2)
+    [(prompts, settings)] = asked
+    assert [prompt.id for prompt in prompts] == ["a", "b"]
+    seen = recording.record(text_pair, prompts, settings, 2)
+    assert seen.lengths == (24, 24) and not seen.d.q[:24].equal(seen.d.q[24:])
 
 
 def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
@@ -109,7 +109,7 @@ def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
     assert record.target_calls == sum(run.metrics.target_calls for run in wanted)
     assert record.tested == sum(run.metrics.num_tested_draft_tokens for run in wanted)
     assert record.log_likelihood is not None and record.mean_tv == 0
-    assert rule_curves.record(text_pair, plan, Task("agreement", [problem]), 2).d.q.shape[0] == 12
+    assert recording.record(text_pair, [Prompt(problem.turns, "x")], settings, 2).lengths == (6, 6)
 
 
 def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -127,7 +126,7 @@ def test_a_sweep_writes_all_it_promises(plan_file: Path, tmp_path: Path) -> None
     ]
     assert lossless and all(record.quality == 1 for record in lossless)
     header = json.loads((out / "sweep.json").read_text())
-    assert header["schema"] == "cascli.sweep/1.2" and header["environment"]["torch"]
+    assert header["schema"] == "cascli.sweep/1.3" and header["environment"]["torch"]
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 2
     page = (out / "report.html").read_text()
@@ -441,6 +440,8 @@ def test_rows_are_totals_over_totals() -> None:
 def test_families_and_front() -> None:
     assert family("speculative-cascade:rule=opt,alpha=0.1,k=4") == "speculative-cascade opt"
     assert family("speculative:k=4") == "speculative"
+    assert family("token-cascade:rule=token-v2,alpha=0.1,tail=exact,top=3") == "token-cascade token-v2 tail=exact top=3"
+    assert family("token-cascade:rule=token-v2,tail=cut") == family("token-cascade:rule=token-v2,alpha=1")
     cheap, dear, worse = (
         rows([record(f"speculative:k={k}", "a", quality, target_calls=calls)])[0]
         for k, quality, calls in ((1, 0.5, 2), (2, 0.9, 8), (3, 0.4, 6))
@@ -489,92 +490,9 @@ def test_few_prompts_have_a_range() -> None:
 # ---- rule curves
 
 
-def test_replay_judges_the_rules_as_runs_do() -> None:
-    """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
-    from cascli import load_pair
-    from cascli.sweeps.rule_curves import record, rule_estimates
-    from cascli.sweeps.tasks import Task
-    from tests.pairs import pair
-
-    loaded = load_pair(pair(300))
-    plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=40)
-    exam = Task("agreement", [Example(str(i), f"prompt {i}") for i in range(6)])
-    found = rule_estimates(record(loaded, plan, exam, k=3), 3, 1.0)
-    assert len(found) == 6 * 33
-    by = {(each.rule, each.alpha): each for each in found}
-    assert by["chow", 1.0].acceptance == pytest.approx(1, abs=1e-5)  # keeps q everywhere
-    assert by["chow", 1.0].deferral_rate == 0
-    strict = by["diff", 0.0]
-    assert 0 <= strict.acceptance <= 1 and strict.mean_tv <= strict.max_tv <= 1
-    for rule in ("chow", "diff", "opt", "token-v2", "token-v3"):
-        rates = [by[rule, alpha].deferral_rate for alpha in (0.0, 0.25, 0.5, 1.0)]
-        assert rates == sorted(rates, reverse=True)
-        assert by[rule, 0.5].target_calls_per_token >= 0.25
-
-
-def laws(kind: str, width: int, positions: int = 12) -> Any:
-    """Flat and peaked laws of two models that agree half-way, at temperature 1 and at another."""
-    import torch
-
-    from cascli.sampling.distributions import Dists, base, warp
-    from cascli.sampling.parameters import Sampling
-
-    rng = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, positions, width, generator=rng)
-    order = torch.stack([torch.randperm(width, generator=rng) for _ in range(positions)])
-    zipf = -torch.log(order + 1.0)
-    temperature, logits = {
-        "zipf 2.5": (1.0, 2.5 * zipf + 0.5 * noise),
-        "zipf 1.5": (1.0, 1.5 * zipf + 0.5 * noise),
-        "zipf 1.2, hot": (1.5, 1.2 * zipf + 0.5 * noise),
-        "gauss": (1.0, 3.0 * torch.randn(positions, width, generator=rng) + noise),
-    }[kind]
-    q, p = (warp(rows, Sampling(temperature)) for rows in logits)
-    return Dists(q, p, base(logits[0]), base(logits[1]))
-
-
-@pytest.mark.parametrize("kind", ["zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss"])
-def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
-    """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
-    from cascli.sweeps.rule_curves import HEAD, Seen, compact, keep_rules, rule_estimate, seen_of
-
-    full = laws(kind, 20_000)
-    small = seen_of(compact(full))
-    assert small.d.q.shape == (12, HEAD + 2)
-    tail = float(small.tail.mean())
-    assert tail > 1e-4 or kind == "zipf 2.5"
-    for name, rule in keep_rules():
-        for alpha in (0.0, 0.1, 0.3, 0.6):
-            exact, found = (rule_estimate(name, rule, alpha, seen, 4, 1.0) for seen in (Seen(full, small.tail), small))
-            off = 1e-5 if name in ("chow", "diff", "opt") else tail + 1e-5
-            for field in ("acceptance", "deferral_rate", "mean_tv"):
-                assert getattr(found, field) == pytest.approx(getattr(exact, field), abs=off), (name, alpha, field)
-
-
-def test_a_budget_is_searched_over_each_rules_own_range() -> None:
-    """From the lossless end, at negative alphas for some rules, to the draft's own; a miss is called one."""
-    from cascli.sweeps.plan import Match
-    from cascli.sweeps.rule_curves import Seen, compact, match, seen_of
-    from cascli.sweeps.rule_estimate import strategies_of
-
-    seen: Seen = seen_of(compact(laws("zipf 1.5", 3000, positions=400)))
-    names = ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"]
-    lossless = match(seen, Match(target_calls_per_token=[1.0], rules=["diff"]), 1.0)[0].predicted
-    least = match(seen, Match(target_calls_per_token=[0.01], rules=["diff"]), 1.0)[0]
-    assert least.predicted == pytest.approx(0.2, rel=1e-3) and not least.met  # k + 1 tokens a call are the most
-    budgets = [0.2 + share * (lossless - 0.2) for share in (0.3, 0.6, 0.9)]
-    found = match(seen, Match(target_calls_per_token=budgets), 1.0)
-    assert [each.rule for each in found] == [name for name in names for _ in budgets]
-    for each in found:
-        assert each.met is (abs(each.predicted - each.budget) <= 0.03 * each.budget)
-    assert all(each.met for each in found if each.rule in ("chow", "diff", "opt"))
-    assert min(each.alpha for each in found if each.rule in ("diff", "opt")) < 0
-    assert set(strategies_of(found)) == {each.spec for each in found if each.met}
-
-
 def test_what_is_matched_runs_at_its_own_temperature_alone() -> None:
+    from cascli.analysis.matching import Matched, strategies_of
     from cascli.sweeps.plan import with_strategies
-    from cascli.sweeps.rule_estimate import Matched, strategies_of
 
     def matched(temperature: float, alpha: float, met: bool = True) -> Matched:
         return Matched(rule="opt", alpha=alpha, temperature=temperature, k=4, budget=0.4, predicted=0.4, met=met)
@@ -596,6 +514,8 @@ def test_budgets_find_an_alpha_for_every_rule(plan_file: Path, tmp_path: Path) -
     assert found.exit_code == 0, found.output
     specs = Records(out).header().matched
     budgets = Records(out).header().budgets
+    asked, calibrated = Records(out).header().prompts, Records(out).header().calibration
+    assert calibrated and not set(asked) & set(calibrated)
     assert [(each.temperature, each.rule, each.budget) for each in budgets] == [
         (t, rule, budget) for t in (0.0, 1.0) for rule in ("chow", "opt") for budget in (0.4, 0.8)
     ]

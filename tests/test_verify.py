@@ -14,9 +14,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cascli import Pair, audit, load_pair, rules
-from cascli.audit import joint, law, numerics, parity, rounds, tables
+from cascli.audit import WITH_OPTIONS, joint, law, numerics, parity, rounds, tables
 from cascli.audit.report import Audit, Check, check_of
 from cascli.cli.app import app
+from cascli.decoding import thinking
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.prompts import builtin
@@ -70,6 +71,18 @@ def test_laws_hold(text_pair: Pair, tree: tables.Tree) -> None:
     assert all(check.false_alarm is not None and check.false_alarm < 1e-4 for check in sampled)
 
 
+def test_options_are_audited(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a rule holds too, by any pair: two tokens of the tree are those between which it thinks."""
+    assert text_pair.thinking is None
+    loosest = parse("speculative-cascade:rule=token-v3,alpha=1,where=thinking,k=2")
+    strategies = [loosest, *(parse(text) for text in WITH_OPTIONS)]
+    found = [*rounds.rounds(text_pair, tree, strategies), *joint.joint_laws(text_pair, tree, strategies, RUNS)]
+    assert [check.status for check in found] == ["pass"] * 6
+    monkeypatch.setattr(thinking, "where", lambda *_: ())
+    [check] = joint.joint_laws(text_pair, tree, [loosest], RUNS)
+    assert check.status == "fail"
+
+
 def test_rounds_of_every_length_are_those_of_the_plain_path(text_pair: Pair, tree: tables.Tree) -> None:
     strategies = [
         parse(text) for text in ("target", "speculative:k=2", "speculative-cascade:rule=opt", "token-cascade")
@@ -110,7 +123,7 @@ def test_a_law_that_is_no_number_fails(tree: tables.Tree, monkeypatch: pytest.Mo
     right = kind.apply
     monkeypatch.setattr(kind, "apply", lambda self, d: right(self, d) * (float("nan") if self.alpha == 0.3 else 1.0))
     [check] = law.worst_of([tree], ["min-p"])
-    assert check.status == "fail" and "6 alphas" in check.detail
+    assert check.status == "fail" and "6 settings" in check.detail
 
 
 def test_a_wrong_acceptance_fails_the_joint_law(

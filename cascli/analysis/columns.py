@@ -60,6 +60,20 @@ _WHERE = (
     (RACES, "top_p", float, "1 is off"),
     (RACES, "max_new_tokens", int, "the longest answer allowed"),
 )
+
+
+def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[Kind, ...], str, type, str], ...]:
+    """Something over the same of a reference, paired by prompt and seed."""
+    return (
+        (RACES, name, float, f"{meaning}: the ratio of the means"),
+        (RACES, f"{name}_mean", float, "the mean of the prompts' own ratios"),
+        (RACES, f"{name}_low", float, "the interval of the ratio of the means, over prompts and their seeds"),
+        (RACES, f"{name}_high", float, "likewise"),
+        (RACES, f"{name}_kind", str, "as `quality_kind`"),
+        (RACES, f"{name}_prompts", int, "how many prompts it is over"),
+    )
+
+
 _FOUND = (
     (RACES, "num_prompts", int, "different prompts; the turns of a conversation are one"),
     (RACES, "num_answers", int, "answers: one a turn, seed and repeat in a sweep, one a turn in a comparison"),
@@ -104,9 +118,28 @@ _FOUND = (
     (COMPARE + CURVES, "max_tv_to_target", float, "the largest"),
     (CURVES, "mean_tail", float, "mean probability of tokens lumped together: how far off a token rule can be"),
     (CURVES, "max_tail", float, "the largest"),
+    (RACES, "target_calls_per_answer", float, "the mean of the target's calls for an answer"),
+    (RACES, "looped_share", float, "share of the tokens that lie in a phrase that comes three times or more in a row"),
+    *_ratio("length_to_target", "tokens of an answer over those of the target's"),
+    *_ratio("length_to_target_ended", "likewise over the prompts whose answers both ended by themselves"),
+    *_ratio("calls_to_target", "the target's calls for an answer over those of `target`"),
+    *_ratio("calls_to_lossless", "the target's calls for an answer over those of speculation without loss"),
+    (RACES, "accepted_to_lossless", float, "tokens a round over those of that speculation"),
+    (RACES, "lossless_strategy", str, "which speculation that is"),
+    (RACES, "length_withheld", str, "why the ratios above are empty: more than a tenth of the answers were cut"),
+    (RACES, "kl_per_answer", float, "sum of KL(pi || p) over an answer where it is finite, in nats: of whole answers"),
+    (RACES, "kl_infinite_share", float, "share of the tokens at which it is infinite"),
+    (RACES, "regret_per_answer", float, "sum of log max p1 - log p1(x) over an answer, in nats"),
+    (RACES, "max_overshoot", float, "the largest pi / p of any token"),
+    (RACES, "waste", float, "mean TV(pi, q) + TV(pi, p) - TV(p, q): 0 where pi lies between p and q"),
+    (RACES, "efficiency", float, "rejections saved over TV(pi, p) spent, at most 1"),
+    (RACES, "out_of_head_per_1000", float, "kept drafts, of 1,000 tokens, that the exact test would have rejected and"
+     " that the target finds less than a fifth as likely as its best token"),
     (COMPARE, "lossless", bool, "whether that is 0 up to rounding"),
     (COMPARE, "first_divergence", int, "the first token of the first prompt's answer that differs from the target's,"
      " counted from 0 (the table on the screen counts from 1); empty if none does"),
+    (SWEEP, "prompts_compared", int, "prompts that `target` answered too, by seed and repeat"),
+    (SWEEP, "prompts_same", int, "how many of them have the target's answers, token by token"),
     (COMPARE, "answers_compared", int, "answers to the same text as one of the target's"),
     (COMPARE, "answers_same", int, "how many of them are the target's, token by token"),
     (COMPARE, "same_as_target", bool, "whether all are"),

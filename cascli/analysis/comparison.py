@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from cascli import notebook
+from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
+from cascli.analysis.distances import total
 from cascli.analysis.explanation import Explanation
+from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.settings import WITHOUT_DRAFT
-from cascli.trace import Data, Document, Run, Seconds
+from cascli.trace import Data, Distances, Document, Run, Seconds
 
 if TYPE_CHECKING:
     import pandas
@@ -114,6 +117,10 @@ class Row(Data):
     flops_per_token: float | None = None
     weight_bytes_per_token: float | None = None
     peak_memory_bytes: int | None = None
+    costs: AnswerCosts | None = None
+    """What its answers cost beside those of others; None in older documents."""
+    distances: Distances | None = None
+    """Over all answers; None where one of them has none."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -132,8 +139,8 @@ class Comparison(Document):
 
     kind: ClassVar[str] = "comparison"
 
-    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2"] = Field(
-        "cascli.compare/1.2", alias="schema"
+    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2", "cascli.compare/1.3"] = Field(
+        "cascli.compare/1.3", alias="schema"
     )
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
@@ -151,6 +158,8 @@ class Comparison(Document):
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     schedule: Literal["fair", "sequential"] | None = None
     """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
+    matching: Matching | None = None
+    """How settings that meet a budget were found, where rules were compared at one."""
 
     def to_frame(self) -> pandas.DataFrame:
         """One row a strategy, with the columns of the csv: see docs/files.md.
@@ -210,10 +219,15 @@ def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
     """One row a strategy from `repeats[repeat][strategy][prompt]`."""
     first = repeats[0]
     base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == "target"), None)
-    return [_row(repeats, column, base) for column in range(len(first))]
+    answers = {runs[0].spec: _answered(runs) for runs in first if runs}
+    return [_row(repeats, column, base, answers) for column in range(len(first))]
 
 
-def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None) -> Row:
+def _answered(runs: Sequence[Run]) -> list[Answered]:
+    return [Answered.of([runs[i] for i in turns], place) for place, turns in enumerate(_by_prompt(runs))]
+
+
+def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None, answers: Answers) -> Row:
     runs = repeats[0][column]
     metrics = [run.metrics for run in runs]
     tokens = sum(len(run.token_ids) for run in runs)
@@ -271,6 +285,8 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
         weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
         peak_memory_bytes=max((run.metrics.peak_memory_bytes or 0 for run in every), default=0) or None,
+        costs=answer_costs(runs[0].spec, answers),
+        distances=total(m.distances for m in metrics),
     )
 
 

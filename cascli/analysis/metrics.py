@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cascli.analysis.cost import Cost
+from cascli.analysis.distances import LOSSLESS_TOLERANCE, distances
+from cascli.analysis.loops import looped_tokens
 from cascli.trace import Emitted, Metrics, Round, Seconds
-
-LOSSLESS_TOLERANCE = 1e-6
-"""TV(pi, p) up to which rounding in float32 is the likely cause; pi = p gives exactly 0."""
 
 
 def accepted_count(step: Round) -> int:
@@ -112,6 +111,8 @@ def summarise(
         peak_memory_bytes=peak_memory_bytes,
         draft_tokens_read=cost.draft.tokens,
         target_tokens_read=cost.target.tokens,
+        looped_tokens=looped_tokens([token.id for token in emitted]),
+        distances=distances(rounds),
         total_flops=cost.flops,
         weight_bytes_read=cost.weight_bytes,
     )

@@ -7,7 +7,7 @@ time of a target call over a whole block over a target step (Leviathan et al. 20
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 LONGEST_BLOCK = 32
 
@@ -15,6 +15,24 @@ LONGEST_BLOCK = 32
 def expected_tokens(a: float, k: int) -> float:
     """Tokens per round, the residual or bonus token included: (1 - a^(k+1)) / (1 - a)."""
     return float(k + 1) if a >= 1 else (1 - a ** (k + 1)) / (1 - a)
+
+
+def expected_rounds(acceptance: Sequence[float], k: int) -> float:
+    """Rounds of up to k drafts that an answer takes, the acceptance at each of its tokens being known.
+
+    A round at token t keeps j drafts if those at t .. t + j - 1 pass and the next one does not, and goes on at
+    t + j + 1. One mean acceptance for all tokens would come to more: drafts that pass come in rows.
+    """
+    n = len(acceptance)
+    rounds = [0.0] * (n + 1)
+    """From token t to the end."""
+    for t in reversed(range(n)):
+        reached, total, drafted = 1.0, 1.0, min(k, n - 1 - t)
+        for j, a in enumerate(acceptance[t : t + drafted]):
+            total += reached * (1 - a) * rounds[t + j + 1]
+            reached *= a
+        rounds[t] = total + reached * rounds[t + drafted + 1]
+    return rounds[0]
 
 
 def overshoot(a: float, k: int) -> float:

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.bench import Bench
 from cascli.analysis.columns import COLUMNS, PARAMETERS, PREFIX, Kind, columns_of
 from cascli.analysis.comparison import Comparison, Percentiles, Row
+from cascli.analysis.distances import efficiency, out_of_head_rate, waste
 from cascli.analysis.profile import Timing
 from cascli.errors import UsageError
-from cascli.trace import PairInfo
+from cascli.trace import Distances, PairInfo
 
 if TYPE_CHECKING:
     import pandas
@@ -159,7 +161,8 @@ def of_comparison(comparison: Comparison) -> Table:
 
 def row_columns(row: Row) -> Record:
     """What a comparison found of one strategy."""
-    values = row.model_dump()
+    values = row.model_dump(exclude={"costs", "distances"})
+    values |= cost_columns(row.costs) | distance_columns(row.distances, row.num_answers)
     values |= interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
     values["speed_vs_target_over"] = values.pop("speed_interval_over")
     values["answers_compared"] = values.pop("answers")
@@ -168,6 +171,50 @@ def row_columns(row: Row) -> Record:
         column = "ttft_seconds" if name == "ttft" else name
         values |= {f"{column}_{level}": parts.get(level) for level in Percentiles.model_fields}
     return values | strategy_columns(row.strategy)
+
+
+def cost_columns(costs: AnswerCosts | None) -> Record:
+    """What answers cost beside others; nothing of an older document."""
+    if costs is None:
+        return {}
+    found: Record = {
+        "target_calls_per_answer": costs.target_calls_per_answer,
+        "looped_share": costs.looped_share,
+        "lossless_strategy": costs.lossless,
+        "accepted_to_lossless": costs.accepted_to_lossless,
+        "length_withheld": costs.withheld,
+    }
+    ratios = {
+        "length_to_target": costs.length,
+        "length_to_target_ended": costs.length_ended,
+        "calls_to_target": costs.calls,
+        "calls_to_lossless": costs.calls_to_lossless,
+    }
+    for name, ratio in ratios.items():
+        found |= _ratio_columns(name, ratio)
+    return found
+
+
+def _ratio_columns(name: str, ratio: Ratio | None) -> Record:
+    if ratio is None:
+        return {}
+    found: Record = {name: ratio.of_means, f"{name}_mean": ratio.mean, f"{name}_prompts": ratio.prompts}
+    return found | interval_columns(name, ratio.interval, ratio.interval_kind)
+
+
+def distance_columns(d: Distances | None, answers: int | None) -> Record:
+    """How far the output distribution is from both models; nothing where it is not known."""
+    if d is None or not answers:
+        return {}
+    return {
+        "kl_per_answer": d.kl / answers,
+        "kl_infinite_share": d.infinite / d.tokens,
+        "regret_per_answer": d.regret / answers,
+        "max_overshoot": d.overshoot,
+        "waste": waste(d),
+        "efficiency": efficiency(d),
+        "out_of_head_per_1000": out_of_head_rate(d),
+    }
 
 
 def of_bench(bench: Bench) -> Table:

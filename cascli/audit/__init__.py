@@ -39,9 +39,13 @@ QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6)
 FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
 
 
-OF_THE_REST = "head"
+OF_THE_REST = "lenience"
 """Stands for the rules that no kernel knows."""
 LOOKUP = "speculative:draft=prompt-lookup,k=3"
+WITH_OPTIONS = [
+    "speculative-cascade:rule=token-v3,tail=exact,k=2",
+    "speculative-cascade:rule=token-v2,alpha=0.8,top=3,where=thinking,k=2",
+]
 BY_BLOCK = "speculative:k=3,verify=block"
 
 
@@ -55,7 +59,7 @@ def default_strategies(*, draft: bool = True) -> list[str]:
         return ["target", LOOKUP, *(f"speculative-cascade:rule={name},draft=prompt-lookup,k=2" for name in kinds)]
     cascades = [f"speculative-cascade:rule={name},k=2" for name in sampled()]
     sequential = [f"token-cascade:rule={name}" for name in sampled()]
-    return ["target", "speculative:k=1", "speculative:k=3", BY_BLOCK, LOOKUP, *sequential, *cascades]
+    return ["target", "speculative:k=1", "speculative:k=3", BY_BLOCK, LOOKUP, *sequential, *cascades, *WITH_OPTIONS]
 
 
 def sampled() -> list[str]:

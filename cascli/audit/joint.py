@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cascli.audit.report import Check, check_of, skipped
-from cascli.audit.tables import Text, Tree, tabulated
+from cascli.audit.tables import THINKING, Text, Tree, tabulated
+from cascli.decoding import thinking
 from cascli.drafters.model import Model
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
@@ -23,6 +24,8 @@ from cascli.strategies import Strategy
 from cascli.strategies.base import Speculating
 
 SIGMAS, SLACK = 6.0, 5.0
+PROMPT = 0
+"""Stands for the prompt; where rules hold only in between, it opens."""
 
 
 def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
@@ -35,6 +38,8 @@ def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
 
 def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
     q, p = distributions.base(tree.draft[text].unsqueeze(0)), distributions.base(tree.target[text].unsqueeze(0))
+    if rule.thinking_only and not thinking.opened([PROMPT, *text], THINKING):
+        rule = Exact()
     pi: list[float] = rule.apply(Dists(q, p, q, p))[0].tolist()
     return pi
 
@@ -47,7 +52,7 @@ def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[T
     counts: Counter[Text] = Counter()
     whole = length + (strategy.k - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
     for seed in range(runs):
-        request = Request(prompt_ids=[0], sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
+        request = Request(prompt_ids=[PROMPT], sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
         decoding = Decoding(pair, strategy, request)
         for _ in decoding.steps():
             pass

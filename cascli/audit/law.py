@@ -31,6 +31,7 @@ from cascli.strategies.base import Speculating, validated
 
 BOUND = 1e-12
 ALPHAS = (-0.5, 0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"tail": "exact"}, {"top": 3})
 SAMPLINGS = (Sampling(1.0), Sampling(0.6, top_k=10, top_p=0.95))
 
 
@@ -95,25 +96,25 @@ def _of_block(tree: Tree, rule: Rule, sampling: Sampling) -> float:
 
 
 def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
-    """Every rule at every alpha that is in its range, and plain speculative decoding."""
+    """Every rule at every alpha in its range, with each option that it takes, and plain speculative decoding."""
     if names is None or "speculative" in names:
         yield "speculative", Exact()
     for name in rules.names():
         if names is None or name in names:
-            kind: Any = rules.load(name)
-            takes_alpha = "alpha" in {field.name for field in fields(kind)}
-            yield from ((name, rule) for rule in (_in_range(kind) if takes_alpha else [kind()]))
+            yield from ((name, rule) for rule in _settings(rules.load(name)))
 
 
-def _in_range(kind: type[Rule]) -> Iterator[Rule]:
-    """The rule at the alphas that it takes."""
-    for alpha in ALPHAS:
+def _settings(kind: Any) -> Iterator[Rule]:
+    """The rule at the alphas, and with the options, that it takes."""
+    takes = {field.name for field in fields(kind)}
+    alphas = [{"alpha": alpha} for alpha in ALPHAS] if "alpha" in takes else [{}]
+    for values in (alpha | option for option in OPTIONS if option.keys() <= takes for alpha in alphas):
         with contextlib.suppress(UsageError):
-            yield validated(kind, {"alpha": alpha})
+            yield validated(kind, values)
 
 
 def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Iterator[Check]:
-    """One check a rule: the largest |law - pi| over positions, alphas and samplings."""
+    """One check a rule: the largest |law - pi| over positions, settings and samplings."""
     worst: dict[str, float] = {}
     tried: dict[str, int] = {}
     draft, target = (torch.cat([torch.stack(list(table.values())) for table in tables]) for tables in _tables(trees))
@@ -126,8 +127,8 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
             before = worst.get(name, 0.0)
             worst[name] = before if error <= before or math.isnan(before) else error  # no number is worst of all
     for name, error in worst.items():
-        alphas = f" x {tried[name]} alphas" if tried[name] > 1 else ""
-        yield check_of("law", name, error, BOUND, 0.0, f"{len(draft)} positions x {len(SAMPLINGS)} samplings{alphas}")
+        settings = f" x {tried[name]} settings" if tried[name] > 1 else ""
+        yield check_of("law", name, error, BOUND, 0.0, f"{len(draft)} positions x {len(SAMPLINGS)} samplings{settings}")
 
 
 def _tables(trees: Sequence[Tree]) -> tuple[list[dict[Text, Tensor]], list[dict[Text, Tensor]]]:

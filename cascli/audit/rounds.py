@@ -85,10 +85,17 @@ def _differs(pair: Pair, tree: Tree, rule: Rule, blocks: bool, n: int, seed: int
     known, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
     u = uniforms.draw(0, n), uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
     sampler = Sampler(SAMPLING, rule.reads_base)
+    holds = [(torch.arange(n + 1) + seed) % 3 > 0] if rule.thinking_only else []
 
     def given(draft: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         q, q1 = (each[:known] for each in sampler(draft))
-        return target, distributions.sample(q[:n], u[0].to(q.device)), q, q1, *(each.to(q.device) for each in u[1:])
+        return (
+            target,
+            distributions.sample(q[:n], u[0].to(q.device)),
+            q,
+            q1,
+            *(each.to(q.device) for each in (*u[1:], *holds)),
+        )
 
     here = given(draft.to(pair.device), target.to(pair.device))
     decide = partial(decide_round, rule, SAMPLING, by_block=blocks)

@@ -18,6 +18,8 @@ from cascli.models.pair import LoadedModel, Pair
 from cascli.models.runner import Runner
 
 Text = tuple[int, ...]
+THINKING = (0, 1)
+"""Of a tree's tokens those between which its texts think, for rules that ask."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def tabulated(pair: Pair, tree: Tree) -> Pair:
 
     return replace(
         pair,
+        config=pair.config.model_copy(update={"thinking": THINKING}),
         draft=None if pair.draft is None else model(pair.draft, tree.draft),
         target=model(pair.target, tree.target),
         tokenizer=None,

@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -189,6 +189,16 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     settings = resolve(flags.given, environment, config.defaults)
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     return Plan(config, settings, view, flags.given.dtype or environment.dtype)
+
+
+def with_whole_answers(plan: Plan, flags: Flags, tokens: int) -> Plan:
+    """The plan with room for so many tokens an answer, where neither flag nor environment says how many."""
+    from cascli.settings import from_environment
+
+    if flags.given.max_new_tokens is not None or from_environment().max_new_tokens is not None:
+        return plan
+    settings = replace(plan.settings, max_new_tokens=max(plan.settings.max_new_tokens, tokens))
+    return replace(plan, settings=settings)
 
 
 def command_line() -> str:

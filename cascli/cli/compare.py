@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli.cli import common
+from cascli.cli import common, complete
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed, UsageError
@@ -15,6 +16,7 @@ from cascli.render import formats
 
 if TYPE_CHECKING:
     from cascli.analysis.comparison import Comparison
+    from cascli.analysis.requirements import Requirement
     from cascli.jobs.compare import Repeats
     from cascli.render.comparison import Trace
     from cascli.render.console import Screen
@@ -44,11 +46,17 @@ cascli compare "Why is the sky blue?" -s target -s speculative:k=2
 cascli compare hi -s target -s speculative-cascade:rule=opt,alpha=0.1
 cascli compare --prompts questions.jsonl --limit 5 --runs 3 -o table.md
 cascli compare hi -s target -s speculative --min-speedup 1.2
+cascli compare --prompts builtin --match target_calls_per_token=0.35
 """
 CHECKS = "Checks"
+WHOLE_ANSWERS = 256
+"""Tokens at which most answers to several prompts end by themselves, so that what they cost is known."""
 
 
-@with_shared(output=formats.help_of(formats.COMPARISON))
+@with_shared(
+    output=formats.help_of(formats.COMPARISON),
+    max_new_tokens=f"Longest answer. (default the pair's, else 64; for several prompts at least {WHOLE_ANSWERS})",
+)
 def command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
@@ -63,6 +71,25 @@ def command(
         TraceKind,
         typer.Option("--trace", help="The answers as flowing text, side by side a token a line, or not at all."),
     ] = TraceKind.TEXT,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            "--rules",
+            metavar="NAMES",
+            help="Deferral rules, with commas between them, or all: a speculative cascade each, beside -s.",
+            autocompletion=complete.rules,
+            show_default=False,
+        ),
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--match",
+            metavar="NAME=X",
+            help="Compare rules where they need equally many target calls, as in target_calls_per_token=0.35.",
+            show_default=False,
+        ),
+    ] = None,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Do not time the pair's steps, by which the speed is explained."),
@@ -79,22 +106,41 @@ def command(
             rich_help_panel=CHECKS,
         ),
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="WHAT",
+            help="Exit 1 unless every strategy but target shows lossless, same-answer, no-loops, length<=1.05 or"
+            " speedup>=1.2; may be repeated.",
+            rich_help_panel=CHECKS,
+        ),
+    ] = None,
     flags: Flags,
 ) -> None:
     """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
     from cascli.analysis.comparison import default_strategies
+    from cascli.analysis.requirements import Requirement
+    from cascli.cli import matching
     from cascli.jobs.compare import Repeats
+    from cascli.jobs.match import BESIDE
     from cascli.render import export
     from cascli.render.comparison import print_explanation
 
+    required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
-    wanted = plan.settings.strategy or default_strategies(draft=plan.config.draft is not None)
-    strategies = common.chosen(wanted, plan.settings.num_speculative_tokens)
+    of_rules = matching.wanted(match, rules, plan)
+    beside = default_strategies(draft=plan.config.draft is not None) if of_rules is None else BESIDE
+    strategies = common.chosen(plan.settings.strategy or beside, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
     outputs = export.outputs(plan.settings, formats.COMPARISON)
-    prompts = common.prompts(prompt, plan.settings, NAME)
+    prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
+    if len(prompts) > 1:
+        plan = common.with_whole_answers(plan, flags, WHOLE_ANSWERS)
     pair = plan.load()
-    done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value)
+    found = matching.found(of_rules, pair, others, plan)
+    strategies += matching.columns(of_rules, found, plan.settings, strategies)
+    done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value, matching=found)
     comparison, whole = run_and_show(
         plan.screen, done, trace=trace.value, measure=measure, as_json=outputs.printed is not None
     )
@@ -108,7 +154,7 @@ def command(
         plan.keep_steps(comparison.profile)
     if not whole:
         raise KeyboardInterrupt
-    _check(comparison, require_lossless, min_speedup)
+    _check(comparison, require_lossless, min_speedup, required)
 
 
 def run_and_show(
@@ -184,8 +230,12 @@ def _check_request(strategies: list[Strategy], min_speedup: float | None) -> Non
         raise UsageError("--min-speedup needs a positive number, the strategy target, and another one.")
 
 
-def _check(comparison: Comparison, require_lossless: bool, min_speedup: float | None) -> None:
+def _check(
+    comparison: Comparison, require_lossless: bool, min_speedup: float | None, required: Sequence[Requirement]
+) -> None:
     """Raise if a requested check failed."""
+    from cascli.analysis.requirements import first_violation
+
     lossy = [row.strategy for row in comparison.summary if not row.lossless]
     if require_lossless and lossy:
         raise CheckFailed(f"not lossless (--require-lossless): {', '.join(lossy)}")
@@ -193,3 +243,6 @@ def _check(comparison: Comparison, require_lossless: bool, min_speedup: float | 
         speeds = [row.speed_vs_target or 0.0 for row in comparison.summary if row.strategy != "target"]
         if max(speeds, default=0.0) < min_speedup:
             raise CheckFailed(f"no strategy reached {min_speedup}x the target's speed (--min-speedup).")
+    violation = first_violation(required, comparison.summary)
+    if violation is not None:
+        raise CheckFailed(f"{violation} (--require).")

@@ -35,6 +35,15 @@ def strategies(incomplete: str) -> list[str]:
     return [name for name in all_strategies.names() if name.startswith(incomplete)]
 
 
+def rules(incomplete: str) -> list[str]:
+    """Rule names with commas between them, or all."""
+    from cascli import rules as package
+
+    before, comma, begun = incomplete.rpartition(",")
+    names = package.names() if comma else ["all", *package.names()]
+    return [f"{before}{comma}{name}" for name in names if name.startswith(begun) and name not in before.split(",")]
+
+
 def formats(incomplete: str) -> list[str]:
     """What a result can be written as."""
     from cascli.settings import Format

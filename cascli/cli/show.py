@@ -144,7 +144,7 @@ def _all_writers(text: str, kind: str, file: Path) -> Writers:
 
         return export.of_audit(Audit.from_json(text))
     if kind == "cascli.rule-curves/1":
-        from cascli.sweeps.rule_estimate import RuleCurves
+        from cascli.analysis.rule_estimate import RuleCurves
 
         return export.of_rule_curves(RuleCurves.from_json(text))
     if kind in SWEEPS:
@@ -220,8 +220,8 @@ def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
     """A sweep's table, estimated rules, or of a sweep.json the table of the answers beside it."""
     from rich.console import Group
 
+    from cascli.analysis.rule_estimate import RuleCurves
     from cascli.render.sweep import estimates_table, sweep_tables
-    from cascli.sweeps.rule_estimate import RuleCurves
 
     if kind == "cascli.rule-curves/1":
         curves = RuleCurves.from_json(text)

@@ -110,6 +110,8 @@ def describe(name: str, kind: Any) -> dict[str, Any]:
     ):
         if isinstance(value := getattr(kind, attribute, None), bool | str):
             told[attribute] = value
+    if getattr(kind, "dial", None) is not None:
+        told["dial"] = str(kind.dial)
     return told
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,10 @@ from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
 from cascli.cli.executors import Kind, executor_of
 from cascli.cli.options import LOADING, Flags, with_shared
-from cascli.errors import UsageError
+from cascli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
+    from cascli.analysis.requirements import Requirement
     from cascli.config import PairConfig
     from cascli.sweeps.plan import SweepPlan
     from cascli.sweeps.records import Header, Record, Records
@@ -90,14 +92,27 @@ def command(
         int | None,
         typer.Option("--workers", min=1, metavar="N", help="Ray's workers. (default one per GPU, else per machine)"),
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="WHAT",
+            help="Exit 1 unless every strategy but target shows lossless, same-answer, no-loops, length<=1.05,"
+            " speedup>=1.2 or quality>=0.8; may be repeated.",
+        ),
+    ] = None,
     flags: Flags,
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
+    from cascli.analysis.requirements import Requirement
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
     from cascli.sweeps.records import Records
     from cascli.sweeps.run import header_of
     from cascli.sweeps.tasks import task_of
 
+    required = [Requirement.of(text, scored=True) for text in require or ()]
+    if required and (dry_run or rule_curves):
+        raise UsageError("--require judges answers: leave out --dry-run and --rule-curves.")
     path = plan_file(file)
     plan = load_plan(path)
     asked = common.pair_asked(flags)
@@ -124,7 +139,8 @@ def command(
             header = header.model_copy(update={"title": title})
             done = records.open(header, resume=resume, anyway=anyway)
             with executor_of(executor, plan, task, settings, ray_address, workers) as chosen:
-                _run(chosen, plan, task, settings, records, header, done)
+                plan = _run(chosen, plan, task, settings, records, header, done)
+            _check(required, records, plan)
 
 
 def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None) -> SweepPlan:
@@ -160,7 +176,8 @@ def _run(
     records: Records,
     header: Header,
     done: Done,
-) -> None:
+) -> SweepPlan:
+    """Carry the sweep out, show what it gave, and return the plan with the strategies that its budgets added."""
     from cascli.cli.progress import Progress
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.run import all_failed, carry_out, settled
@@ -183,6 +200,19 @@ def _run(
         # Also what an interrupted sweep has got is shown and written.
         views.show_results(records, header, settings.screen, as_json=settings.settings.json_output)
     all_failed(done)
+    return plan
+
+
+def _check(required: Sequence[Requirement], records: Records, plan: SweepPlan) -> None:
+    """Raise if something that was required is not so, at any temperature."""
+    from cascli.analysis.requirements import first_violation
+    from cascli.sweeps.table import rows
+
+    every = rows(records.read(), plan) if required else []
+    for temperature in dict.fromkeys(row.temperature for row in every):
+        violation = first_violation(required, [row for row in every if row.temperature == temperature])
+        if violation is not None:
+            raise CheckFailed(f"{violation} at temperature {temperature:g} (--require).")
 
 
 def _command() -> str:

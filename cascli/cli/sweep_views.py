@@ -11,11 +11,11 @@ from cascli.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cascli.analysis.rule_estimate import RuleEstimate
     from cascli.cli import common
     from cascli.render.console import Screen
     from cascli.sweeps.plan import SweepPlan
     from cascli.sweeps.records import Header, Records
-    from cascli.sweeps.rule_estimate import RuleEstimate
     from cascli.sweeps.run import Executor
     from cascli.sweeps.table import SweepRow
     from cascli.sweeps.tasks import Task
@@ -52,7 +52,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         first, *more = text.split("\n")
         print(f"{name:14}{first}", *(f"{'':14}{line}" for line in more), sep="\n")
     if plan.match:
-        settings.screen.note("the alphas that meet the budgets of 'match' come on top")
+        settings.screen.note("the settings that meet the budgets of 'match' come on top")
 
 
 def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
@@ -72,11 +72,11 @@ def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
 
 def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan, folder: Path) -> None:
     """Estimate all rules and alphas, print a part of it, and write all."""
+    from cascli.analysis.rule_estimate import RuleCurves
     from cascli.cli.common import command_line
     from cascli.files import write
     from cascli.render.sweep import estimates_table
     from cascli.render.tabular import csv_of
-    from cascli.sweeps.rule_estimate import RuleCurves
     from cascli.trace import now
 
     k = plan.match.k if plan.match else RULE_CURVES_K
@@ -117,6 +117,7 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     from rich.console import Group
 
     from cascli.files import write
+    from cascli.render.matching import budget_lines
     from cascli.render.sweep import sweep_tables
     from cascli.render.sweep_report import report
     from cascli.render.tabular import csv_of
@@ -134,6 +135,10 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     if failed:
         first = next(record for record in records.read() if record.error is not None)
         screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
+    for line in budget_lines(
+        header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in table}
+    ):
+        screen.note(line)
     # After the table: a disk that is full now hides no result.
     svg = _picture(table, header, records.folder / "quality-cost.svg")
     write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))

@@ -50,6 +50,9 @@ def write(
             q=None if by_target else prob[0],
             p=prob[0] if by_target else None,
             tv=0.0 if by_target else None,
+            kl=0.0 if by_target else None,
+            overshoot=1.0 if by_target else None,
+            regret=0.0 if by_target and s.sampling.temperature == 0 else None,
             detail=detail.details(of_detail, 1, s.spell)[0],
         )
         yield Round(emitted=[emitted], seconds=s.clock.lap())

@@ -42,6 +42,8 @@ class Session:
     """The text of a single token, for the trace."""
     graphs: GraphCache = field(default_factory=GraphCache)
     """What a round computes besides the models' forwards goes through its `run`."""
+    thinking: tuple[int, int] | None = None
+    """The tokens between which a text thinks, if the pair has such."""
     top: int = 0
     """How many of each model's likeliest tokens the trace keeps at a position: see `cascli.decoding.detail`."""
     length: int = field(default=0, init=False)

@@ -8,6 +8,7 @@ they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, whic
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from cascli import kernels
-from cascli.decoding import detail
+from cascli.decoding import detail, thinking
 from cascli.decoding.session import Session
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.rules._forced import Forced
-from cascli.rules.base import Exact, Rule, ThresholdRule
+from cascli.rules.base import Exact, Rule, ThresholdRule, TokenRule
 from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.distributions import Dists
@@ -59,6 +60,7 @@ class Block(NamedTuple):
         return cls(tokens[:n], q, q)
 
 
+Observing = Callable[[], AbstractContextManager[None]]
 Propose = Callable[[Session, int, Rule], Block]
 """Drafts at most n tokens, for a rule: see `cascli.drafters.base.Drafter.propose`."""
 
@@ -77,12 +79,14 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose, *, by_block: boo
         s.text[start : start + n] = block.tokens
         logits = s.target.read(start + n, rows=n + 1)
         u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])
-        given = (logits, *block, s.uniforms.accept(start, n), u_next)
+        given = (logits, *block, s.uniforms.accept(start, n), u_next, *thinking.where(s, rule, start + n, n + 1))
         if s.graphs.captures and rule.capturable:
             decide = partial(decide_round, rule, s.sampling, by_block=by_block)
             numbers = s.graphs.run(_key(rule, s.sampling, by_block), decide, *given)
         else:
-            numbers = decide_round(rule, s.sampling, *given, by_block=by_block)
+            # Only a CPU's clock can leave out a part of what is under way.
+            observing = s.clock.paused if logits.device.type == "cpu" else nullcontext
+            numbers = decide_round(rule, s.sampling, *given, by_block=by_block, observing=observing)
         ahead.looked_at(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
@@ -104,8 +108,10 @@ def decide_round(
     q1: Tensor,
     u_accept: Tensor,
     u_next: Tensor,
+    holds: Tensor | None = None,
     *,
     by_block: bool = False,
+    observing: Observing = nullcontext,
 ) -> Tensor:
     """Verify a block of n tokens: pi of the rule, the tests, and the token after the kept ones.
 
@@ -118,7 +124,9 @@ def decide_round(
         q1: the same at temperature 1.
         u_accept: uniforms `[n]`.
         u_next: uniforms `[n + 1]`.
+        holds: bool `[n + 1]`, where a rule that is for some positions alone holds; None is everywhere.
         by_block: test the block's prefixes and keep the longest that passes, in place of token after token.
+        observing: entered while numbers are computed that decide nothing, which kernels compute in passing.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
@@ -133,7 +141,9 @@ def decide_round(
         return verification.verify(
             logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused, by_block=by_block
         )
-    return plain_round(rule, sampling, logits, tokens, q, q1, u_accept, u_next, by_block=by_block)
+    return plain_round(
+        rule, sampling, logits, tokens, q, q1, u_accept, u_next, holds, by_block=by_block, observing=observing
+    )
 
 
 def plain_round(
@@ -145,23 +155,29 @@ def plain_round(
     q1: Tensor,
     u_accept: Tensor,
     u_next: Tensor,
+    holds: Tensor | None = None,
     *,
     by_block: bool = False,
+    observing: Observing = nullcontext,
 ) -> Tensor:
     """As `decide_round`, by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision that it is given."""
     n, known = tokens.shape[0], q.shape[0]
     p, p1 = Sampler(sampling, rule.reads_base)(logits)
     rows = known if rule.reads_draft else n + 1
     d = Dists(q, p[:rows], q1, p1[:rows])
-    pi = torch.cat([rule.apply(d), p[rows:]])
+    judged, deferred = thinking.judged(rule, d, holds)
+    pi = torch.cat([judged, p[rows:]])
     verify = verify_prefixes if by_block else verify_block
     outcome = verify(pi, q[:n], tokens, u_accept, u_next)
-    return _numbers(q, p, pi, rule.deferred(d), tokens, outcome)
+    numbers = _numbers(q, p, pi, deferred, tokens, outcome)
+    with observing():
+        _add_distances(numbers, rule, d, pi, p, u_accept)
+        return _add_regret(numbers, logits)
 
 
 def fused_rule(rule: Rule) -> FusedRule | None:
     """The rule as the kernels know rules; None if they do not know it."""
-    from cascli.kernels.verification import EXACT, TOKENS, WHOLE, FusedRule
+    from cascli.kernels.verification import EXACT, HEAD, TOKENS, WHOLE, FusedRule
 
     if type(rule) is Exact:
         return FusedRule(EXACT)
@@ -169,13 +185,18 @@ def fused_rule(rule: Rule) -> FusedRule | None:
         return FusedRule(EXACT, forced=rule.acceptance)
     if not isinstance(rule, ThresholdRule) or type(rule).keep is not ThresholdRule.keep:
         return None
-    if not (rule.reads_draft and rule.reads_base):
+    if rule.thinking_only or not (rule.reads_draft and rule.reads_base):
         return None
     t = rule.threshold()
     whole = t.tests == "best q1"
-    if t.of_disagreement and not whole:
+    if t.likeliest or (t.of_disagreement and not whole):
         return None
-    return FusedRule(WHOLE if whole else TOKENS, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
+    kind = WHOLE if whole else TOKENS
+    if not rule.chooses:  # with a pi of its own, which is known if it is a token rule's
+        if whole or type(rule).apply is not TokenRule.apply:
+            return None
+        kind = HEAD
+    return FusedRule(kind, t.tests != "p1", t.constant, t.of_best_p1, t.of_disagreement)
 
 
 def _numbers(
@@ -202,6 +223,29 @@ def _numbers(
     out[Field.NEXT_P, :1] = distributions.at(p[row], token).double()
     out[Field.NEXT_Q, :1] = distributions.at(row_q, token).double()
     return out
+
+
+def _add_distances(numbers: Tensor, rule: Rule, d: Dists, pi: Tensor, p: Tensor, u_accept: Tensor) -> None:
+    """How far pi is from both models, and whether the exact rule would have decided likewise."""
+    n, known = u_accept.shape[0], d.q.shape[0]
+    numbers[Field.TV_TO_DRAFT : Field.DISAGREEMENT + 1] = torch.nan
+    numbers[Field.DISAGREEMENT, :known] = distributions.total_variation(p[:known], d.q).double()
+    numbers[Field.EXACT, :n] = (u_accept < numbers[Field.P, :n] / numbers[Field.Q, :n]).double()
+    if type(rule) is Exact:  # what is known need not be computed
+        numbers[Field.TV_TO_DRAFT] = numbers[Field.DISAGREEMENT]
+        numbers[Field.OVERSHOOT] = 1.0
+        return
+    numbers[Field.TV_TO_DRAFT, :known] = distributions.total_variation(pi[:known], d.q).double()
+    numbers[Field.KL : Field.OVERSHOOT + 1] = torch.stack(distributions.divergence(pi, p)).double()
+
+
+def _add_regret(numbers: Tensor, logits: Tensor) -> Tensor:
+    """How much less likely than the target's best tokens those of the round are."""
+    n = logits.shape[0] - 1
+    last = numbers[Field.NUM_ACCEPTED, :1].long()
+    numbers[Field.REGRET, :n] = distributions.regret(logits[:n], numbers[Field.ID, :n].long())
+    numbers[Field.NEXT_REGRET, :1] = distributions.regret(logits[last], numbers[Field.NEXT_ID, :1].long())
+    return numbers
 
 
 def _key(rule: Rule, sampling: Sampling, by_block: bool) -> Hashable:
@@ -231,7 +275,8 @@ def capture_round(
         shape = (n + rule.reads_draft, logits.shape[1])
         q = torch.full(shape, 1 / logits.shape[1], dtype=torch.float32, device=logits.device)
         drafted = torch.zeros(n, dtype=torch.long, device=logits.device)
-        given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1])
+        holds = (drafted.new_ones(n + 1, dtype=torch.bool),) if rule.thinking_only else ()
+        given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1], *holds)
         if n < k:
             decide(*given)
         elif not graphs.capture(_key(rule, sampling, by_block), decide, *given):
@@ -267,6 +312,7 @@ def _drafted(s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | 
             accept_prob=facts.accept_prob[i],
             accepted=i < facts.num_accepted,
             deferred=facts.deferred[i] and rule.chooses,
+            exact=facts.exact[i],
             detail=seen[i],
         )
         for i, token in enumerate(facts.ids)
@@ -278,7 +324,17 @@ def _emitted(
 ) -> list[Emitted]:
     """The round's tokens; q and what was deferred are known of the first `known` positions, `seen` is of the last."""
     kept = facts.num_accepted
-    deferral = [mass if rule.chooses and i < known else None for i, mass in enumerate(facts.deferral)]
+
+    def at_position(i: int) -> dict[str, float | None]:
+        return {
+            "tv": facts.tv[i],
+            "tv_to_draft": facts.tv_to_draft[i],
+            "disagreement": facts.disagreement[i],
+            "kl": facts.kl[i],
+            "overshoot": facts.overshoot[i],
+            "deferral": facts.deferral[i] if rule.chooses and i < known else None,
+        }
+
     stood = [
         Emitted(
             id=token.id,
@@ -286,11 +342,11 @@ def _emitted(
             event="accepted",
             q=token.q,
             p=token.p,
-            tv=tv,
-            deferral=mass,
+            regret=facts.regret[i],
             detail=token.detail,
+            **at_position(i),
         )
-        for token, tv, mass in zip(drafted[:kept], facts.tv, deferral, strict=False)
+        for i, token in enumerate(drafted[:kept])
     ]
     last = Emitted(
         id=facts.next_id,
@@ -298,8 +354,8 @@ def _emitted(
         event="bonus" if kept == len(drafted) else "residual",
         p=facts.next_p,
         q=facts.next_q if kept < known else None,
-        tv=facts.tv[kept],
-        deferral=deferral[kept],
+        regret=facts.next_regret,
         detail=seen,
+        **at_position(kept),
     )
     return [*stood, last]

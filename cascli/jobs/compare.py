@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
@@ -10,18 +10,20 @@ from typing import Literal
 from cascli import notebook
 from cascli.analysis.comparison import Comparison, default_strategies, repeats_of, spread_of, summarise
 from cascli.analysis.explanation import explain, explained
+from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
-from cascli.engine import StreamEvent
+from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.files import printed
+from cascli.jobs import match as matched
 from cascli.jobs.generate import Answering, chosen, decode, request_for, settings_of
 from cascli.jobs.profile import OnProgress, blocks_for, profile
 from cascli.jobs.race import race
 from cascli.models.calls import ROLES, Calls
 from cascli.models.pair import Pair
-from cascli.prompts import Prompt
+from cascli.prompts import Prompt, apart
 from cascli.settings import Resolved
 from cascli.strategies import Strategy
 from cascli.trace import Handover, Run, now
@@ -52,6 +54,8 @@ def compare(
     top: int | None = None,
     runs: int = 1,
     schedule: Schedule = "auto",
+    rules: str | Sequence[str] | None = None,
+    match: Mapping[str, float] | None = None,
     warm_up: bool = True,
     measure: bool = True,
     on_event: OnEvent | None = None,
@@ -79,6 +83,11 @@ def compare(
         runs: repeats for timing.
         schedule: `fair` has all strategies under way at once, in slices of equal time, so that they meet the same
             machine; `sequential` runs one after the other; `auto` is fair on a CPU.
+        rules: `all`, or names of deferral rules, each a column beside the strategies (by default beside target and
+            speculative): at its default parameters, or where it meets `match`.
+        match: budgets such as `{"target_calls_per_token": 0.35}`, at which rules (by default all) are compared.
+            Settings are found on built-in prompts that are not asked (of those themselves a part is kept back); rules
+            that cannot meet a budget do not run, and `.matching` of the comparison says why.
         warm_up: decode a few uncounted tokens first.
         measure: time the pair's steps on their own afterwards, for the explanation.
         on_event: told the place of a strategy, and each of its rounds, decisions and ended runs.
@@ -101,14 +110,19 @@ def compare(
         raw=raw,
         top=top,
     )
-    asked = conversations(prompts)
+    wanted, asked, matching = matched.asked(match, rules), conversations(prompts), None
     if strategies is None:
-        strategies = default_strategies(draft=pair.draft is not None)
+        strategies = default_strategies(draft=pair.draft is not None) if wanted is None else matched.BESIDE
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
-    done = Repeats(pair, asked, columns, settings, runs=runs, schedule=schedule)
     bars = notebook.bars()
     with bars or nullcontext():
+        if wanted is not None and wanted.budgets:
+            asked, others = apart(asked)
+            matching = matched.calibrate(pair, others, settings, wanted, on_progress or bars)
+        if wanted is not None:
+            columns += matched.columns(wanted, matching, settings, columns)
+        done = Repeats(pair, asked, columns, settings, runs=runs, schedule=schedule, matching=matching)
         if warm_up:
             done.warm_up()
         done.run(on_event or (counting(bars, done.answers) if bars else None))
@@ -171,8 +185,16 @@ class Repeats:
         *,
         runs: int = 1,
         schedule: Schedule = "auto",
+        matching: Matching | None = None,
     ) -> None:
-        """Prepare them; see `compare`. `run` makes them."""
+        """Prepare them; see `compare`. `run` makes them.
+
+        Raises:
+            UsageError: a strategy asks for what the pair does not have.
+        """
+        for strategy in strategies:
+            check_models(pair, strategy)
+        self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
         self._runs, self._date = runs, now()
         self.schedule = settled(schedule, pair)
@@ -275,6 +297,7 @@ class Repeats:
             repeats=repeats_of(self._done),
             spread=spread,
             schedule=self.schedule,
+            matching=self._matching,
         )
 
 

@@ -6,17 +6,21 @@ names alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
+NEGLIGIBLE = 1e-15
+"""A probability that a vocabulary full of such adds nothing to a divergence in float32."""
+
 
 class Field(IntEnum):
     """The rows of the matrix `[len(Field), n + 1]` (float64) of a round over n drafted tokens.
 
-    The first six hold a number a drafted token, the next two a number a position; the last four hold one number each,
-    in the first column.
+    The first six hold a number a drafted token, the next two a number a position; the next four hold one number each,
+    in the first column. Those after them say what the round costs in quality, and are NaN where nobody computed them.
     """
 
     ID = 0
@@ -35,6 +39,20 @@ class Field(IntEnum):
     """The token after the kept ones."""
     NEXT_P = 10
     NEXT_Q = 11
+    TV_TO_DRAFT = 12
+    """TV(pi, q); like the next a number a position where something was proposed."""
+    DISAGREEMENT = 13
+    """TV(p, q)."""
+    KL = 14
+    """KL(pi || p) in nats; infinite where pi has a token that p has not. Of every position, like the next."""
+    OVERSHOOT = 15
+    """The largest pi / p."""
+    REGRET = 16
+    """log max p1 - log p1 of the drafted token, a number a drafted token."""
+    EXACT = 17
+    """Whether the test of the exact rule would have kept the drafted token, with the same random number."""
+    NEXT_REGRET = 18
+    """Of the token after the kept ones, in the first column."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,13 @@ class RoundFacts:
     next_id: int
     next_p: float
     next_q: float
+    tv_to_draft: list[float | None]
+    disagreement: list[float | None]
+    kl: list[float | None]
+    overshoot: list[float | None]
+    regret: list[float | None]
+    exact: list[bool | None]
+    next_regret: float | None
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Self:
@@ -74,4 +99,15 @@ class RoundFacts:
             next_id=int(row[Field.NEXT_ID][0]),
             next_p=row[Field.NEXT_P][0],
             next_q=row[Field.NEXT_Q][0],
+            tv_to_draft=_known(row[Field.TV_TO_DRAFT]),
+            disagreement=_known(row[Field.DISAGREEMENT]),
+            kl=_known(row[Field.KL]),
+            overshoot=_known(row[Field.OVERSHOOT]),
+            regret=_known(row[Field.REGRET][:n]),
+            exact=[None if value is None else bool(value) for value in _known(row[Field.EXACT][:n])],
+            next_regret=_known(row[Field.NEXT_REGRET])[0],
         )
+
+
+def _known(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]

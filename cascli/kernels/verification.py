@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
-from cascli.kernels.layout import Field
+from cascli.kernels.layout import NEGLIGIBLE, Field
 from cascli.kernels.rows import (
     BLOCK,
     check_rows,
@@ -28,8 +28,8 @@ from cascli.kernels.rows import (
     whole_row,
 )
 
-EXACT, WHOLE, TOKENS = 0, 1, 2
-"""pi = p; a rule about whole distributions, q or p; a rule about tokens."""
+EXACT, WHOLE, TOKENS, HEAD = 0, 1, 2, 3
+"""pi = p; a rule about whole distributions, q or p; a rule about tokens; one that tests the others exactly."""
 
 
 class FusedRule(NamedTuple):
@@ -95,11 +95,11 @@ def verify(
     grid = (rows, whole.parts)
     if rule.kind == WHOLE:
         _confidence[grid](*given, **how)
-    elif rule.kind == TOKENS:
+    elif rule.kind in (TOKENS, HEAD):
         _mass_not_kept[grid](*given, **how)
     out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
     _excess[grid](*given, out, **how, BY_BLOCK=False)
-    _tests[(rows,)](*given, tokens, out, rule.forced, **how, FORCED=rule.forced >= 0)
+    _tests[(rows,)](*given, tokens, u_accept, out, rule.forced, **how, FORCED=rule.forced >= 0)
     if by_block:  # what pi has more than q depends on the tests of the rows before
         _excess[grid](*given, out, **how, BY_BLOCK=True)
     _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)), BY_BLOCK=by_block)
@@ -108,11 +108,14 @@ def verify(
 
 _jit = triton.jit(do_not_specialize=["n", "known"])
 """Not compiled anew for blocks of one token or of 16, which come at the end of an answer."""
-_ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q = (
-    tl.constexpr(int(field)) for field in Field
-)
-_PLANES = 5
-"""Sums a part: of confidence or mass not kept, of TV(p, q), of max(0, pi - q), of max(0, pi - p), of pi."""
+(
+    _ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q,
+    _TV_TO_DRAFT, _DISAGREEMENT, _KL, _OVERSHOOT, _REGRET, _EXACT, _NEXT_REGRET,
+) = (tl.constexpr(int(field)) for field in Field)  # fmt: skip
+_PLANES = 8
+"""Sums a part: of confidence or mass not kept (by `HEAD`: rejected), of TV(p, q), of max(0, pi - q), of
+max(0, pi - p), of pi, of TV(p, q), of KL(pi || p), and the largest pi / p."""
+_NEGLIGIBLE = tl.constexpr(NEGLIGIBLE)
 
 
 @triton.jit
@@ -120,7 +123,10 @@ def _facts(
     space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement,
     PADDED: tl.constexpr, KIND: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """A row's threshold, and the share of the draft's mass that is not kept."""
+    """A row's threshold, and the share of p that is added to what is kept: the draft's mass that is not.
+
+    Of a rule that tests exactly: what each token of the residual of p is scaled by.
+    """
     least = constant + of_best_p1 / sum_base
     if KIND == 0:
         return least, tl.full([], 1.0, tl.float32)
@@ -133,8 +139,12 @@ def _facts(
             disagreement = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
             least += of_disagreement * disagreement.to(tl.float32)
         deferred = (best < least).to(tl.float32)
-    else:
+    elif KIND == 2:
         deferred = tl.sum(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
+    else:
+        rejected = tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
+        residual = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
+        deferred = (rejected / tl.where(residual > 0, residual, 1.0)).to(tl.float32)
     return least, tl.where(row < known, deferred, 1.0)  # where nothing was proposed pi is p
 
 
@@ -158,7 +168,9 @@ def _probabilities(
     if KIND == 1:
         return p, tl.where(deferred == 0, q, p)
     keep = _kept(x, q1, best, sum_base, least, OF_DRAFT) & has
-    return p, tl.where(keep, q, 0.0) + p * deferred
+    if KIND == 2:
+        return p, tl.where(keep, q, 0.0) + p * deferred
+    return p, tl.where(keep, q, tl.minimum(q, p)) + tl.maximum(p - q, 0.0) * deferred
 
 
 @_jit
@@ -194,19 +206,28 @@ def _mass_not_kept(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """The draft's mass on tokens that a rule about tokens does not keep."""
+    """The draft's mass on tokens that are not kept; by `HEAD` what is rejected of it, and TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
-    best, _, sum_base, _ = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
     least = constant + of_best_p1 / sum_base
     mass = tl.zeros([], tl.float64)
+    distance = tl.zeros([], tl.float64)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < tl.where(row < known, width, 0)
         x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
         mine = tl.load(q + row * q_stride + token, mask=inside, other=0.0)
         keep = _kept(x, tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), best, sum_base, least, OF_DRAFT)
+        if KIND == 3:
+            p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+            more = tl.where(inside, p - mine, 0.0)
+            distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
+            mine = tl.maximum(-more, 0.0)
         mass += tl.sum(tl.where(keep, 0.0, mine).to(tl.float64), axis=0)
-    tl.store(space + row * parts + part, mass)
+    place = space + row * parts + part
+    tl.store(place, mass)
+    if KIND == 3:
+        tl.store(place + tl.num_programs(0) * parts, distance)
 
 
 @triton.jit
@@ -226,7 +247,7 @@ def _excess(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Mass of the residual, TV(pi, p), and mass of pi; by block of the residual after the tokens before the row."""
+    """What pi has more than q, how far it is from p, and its mass; by block what is left after the tokens before."""
     row, part = tl.program_id(0), tl.program_id(1)
     plane = tl.num_programs(0) * parts
     best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
@@ -236,6 +257,9 @@ def _excess(
     excess = tl.zeros([], tl.float64)
     distance = tl.zeros([], tl.float64)
     mass = tl.zeros([], tl.float64)
+    disagreement = tl.zeros([], tl.float64)
+    divergence = tl.zeros([], tl.float64)
+    overshoot = tl.zeros([], tl.float32)
     if BY_BLOCK:
         weight = _weight(out, tl.num_programs(0), row).to(tl.float32)
     for start in range(0, PER, BLOCK):
@@ -253,18 +277,27 @@ def _excess(
         scaled = pi * weight if BY_BLOCK else pi
         excess += tl.sum(tl.maximum(scaled - mine, 0.0).to(tl.float64), axis=0)
         if KIND != 0:
-            distance += tl.sum(tl.where(inside, tl.maximum(pi - p, 0.0), 0.0).to(tl.float64), axis=0)
+            p = tl.where(inside, p, 0.0)
+            distance += tl.sum(tl.maximum(pi - p, 0.0).to(tl.float64), axis=0)
+            disagreement += tl.sum(tl.maximum(p - mine, 0.0).to(tl.float64), axis=0)
+            counts = pi > _NEGLIGIBLE
+            ratio = tl.where(counts, tl.where(p > 0, pi / tl.where(p > 0, p, 1.0), float("inf")), 1.0)
+            divergence += tl.sum((tl.where(counts, pi, 0.0) * tl.log(ratio)).to(tl.float64), axis=0)
+            overshoot = tl.maximum(overshoot, tl.max(tl.where(counts, ratio, 0.0), axis=0))
         mass += tl.sum(pi.to(tl.float64), axis=0)
     place = space + row * parts + part
     tl.store(place + 2 * plane, excess)
     tl.store(place + 3 * plane, distance)
     tl.store(place + 4 * plane, mass)
+    tl.store(place + 5 * plane, disagreement)
+    tl.store(place + 6 * plane, divergence)
+    tl.store(place + 7 * plane, overshoot.to(tl.float64))
 
 
 @_jit
 def _tests(
     logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement, tokens, out, forced,
+    constant, of_best_p1, of_disagreement, tokens, u_accept, out, forced,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
@@ -275,9 +308,27 @@ def _tests(
         space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
     )  # fmt: skip
     part = tl.arange(0, PADDED)
-    place = space + (3 * rows + row) * parts + part
-    tl.store(out + _TV * rows + row, tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0))
-    tl.store(out + _DEFERRAL * rows + row, deferred.to(tl.float64))
+    place, plane = space + row * parts + part, rows * parts
+    there = part < parts
+    tl.store(out + _TV * rows + row, tl.sum(tl.load(place + 3 * plane, mask=there, other=0.0), axis=0))
+    unknown = tl.where(row < known, 0.0, float("nan")).to(tl.float64)
+    to_draft = tl.sum(tl.load(place + 2 * plane, mask=there, other=0.0), axis=0) + unknown
+    tl.store(out + _TV_TO_DRAFT * rows + row, to_draft)
+    if KIND == 0:  # pi is p
+        tl.store(out + _DISAGREEMENT * rows + row, to_draft)
+        tl.store(out + _KL * rows + row, tl.full([], 0.0, tl.float64))
+        tl.store(out + _OVERSHOOT * rows + row, tl.full([], 1.0, tl.float64))
+    else:
+        disagreement = tl.sum(tl.load(place + 5 * plane, mask=there, other=0.0), axis=0) + unknown
+        tl.store(out + _DISAGREEMENT * rows + row, disagreement)
+        divergence = tl.sum(tl.load(place + 6 * plane, mask=there, other=0.0), axis=0)
+        tl.store(out + _KL * rows + row, tl.maximum(divergence, 0.0))
+        overshoot = tl.max(tl.load(place + 7 * plane, mask=there, other=0.0), axis=0)
+        tl.store(out + _OVERSHOOT * rows + row, overshoot)
+    turned_over = deferred
+    if KIND == 3:  # which is no choice between the models
+        turned_over = tl.full([], 1.0, tl.float32)
+    tl.store(out + _DEFERRAL * rows + row, turned_over.to(tl.float64))
     if row < n:
         token = tl.load(tokens + row)
         x = tl.load(logits + row * stride + token).to(tl.float32)
@@ -290,13 +341,16 @@ def _tests(
         if FORCED:
             prob = forced
         if KIND == 2:
-            deferred = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
+            turned_over = tl.where(_kept(x, base, best, sum_base, least, OF_DRAFT), 0.0, 1.0)
+        exact = tl.load(u_accept + row) < (p / mine).to(tl.float64)
+        tl.store(out + _EXACT * rows + row, exact.to(tl.float64))
+        tl.store(out + _REGRET * rows + row, (best - x).to(tl.float64))
         tl.store(out + _ID * rows + row, token.to(tl.float64))
         tl.store(out + _Q * rows + row, mine.to(tl.float64))
         tl.store(out + _P * rows + row, p.to(tl.float64))
         tl.store(out + _PI * rows + row, pi.to(tl.float64))
         tl.store(out + _ACCEPT_PROB * rows + row, prob.to(tl.float64))
-        tl.store(out + _DEFERRED * rows + row, deferred.to(tl.float64))
+        tl.store(out + _DEFERRED * rows + row, turned_over.to(tl.float64))
 
 
 @triton.jit
@@ -370,6 +424,7 @@ def _draw(
     p = warped_probability(x, chosen_token, best, at, sum_warped, temperature, GREEDY)
     nearest = tl.maximum(tl.minimum(kept, known - 1), 0)
     mine = tl.load(q + nearest * q_stride + chosen_token, mask=known > 0, other=0.0)
+    tl.store(out + _NEXT_REGRET * rows, (best - x).to(tl.float64))
     tl.store(out + _NUM_ACCEPTED * rows, kept.to(tl.float64))
     tl.store(out + _NEXT_ID * rows, chosen_token.to(tl.float64))
     tl.store(out + _NEXT_P * rows, p.to(tl.float64))

@@ -19,6 +19,7 @@ from cascli.models.calls import Role
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
+from cascli.models.tokenizer import token_id
 from cascli.settings import Settings
 from cascli.trace import ModelInfo, PairInfo
 
@@ -146,6 +147,12 @@ class Pair:
         """The models that there are, the draft first."""
         draft: dict[Role, LoadedModel] = {} if self.draft is None else {"draft": self.draft}
         return draft | {"target": self.target}
+
+    @cached_property
+    def thinking(self) -> tuple[int, int] | None:
+        """The ids of the two tokens between which the target thinks; None unless it has both."""
+        opening, closing = (token_id(self.tokenizer, token, self.vocab) for token in self.config.thinking)
+        return None if opening is None or closing is None or opening == closing else (opening, closing)
 
     @property
     def info(self) -> PairInfo:

@@ -52,3 +52,15 @@ def same_file(a: Path, b: Path) -> bool:
     """Whether both folders hold the same tokenizer file, which spares reading the second."""
     files = [place / "tokenizer.json" for place in (a, b)]
     return a == b or (all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes())
+
+
+def token_id(tokenizer: Any | None, token: str | int, vocab: int) -> int | None:
+    """The id of a token by its name in the vocabulary, or by itself; None if it is not one of the first `vocab`."""
+    if isinstance(token, str):
+        if tokenizer is None:
+            return None
+        found = tokenizer.convert_tokens_to_ids(token)
+        if found is None or tokenizer.convert_ids_to_tokens(found) != token:  # that of unknown tokens
+            return None
+        token = int(found)
+    return token if 0 <= token < vocab else None

@@ -21,6 +21,9 @@ SYMBOLS = {
     "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
     "k": "drafted tokens a round",
     "K": "the tokens that a rule keeps",
+    "tail": "what becomes of a draft that is not kept: cut draws anew from p; exact keeps it with min(1, p / q)",
+    "top": "keep only so many of the target's likeliest tokens",
+    "where": "hold only between two tokens of the pair's, <think> and </think>; elsewhere pi = p",
     "H": "entropy, in nats",
     "KL, js": "relative entropy and Jensen-Shannon divergence, in nats",
     "T": "the temperature",
@@ -62,12 +65,8 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for parameter in row["parameters"]:
         default = "" if parameter["default"] is None else f"={parameter['default']}"
         yield "param", f"{parameter['name']}{default}  ({parameter['range']})"
-    if "lossless_when" in row:
-        yield "lossless", row["lossless_when"]
-    if row.get("greedy"):
-        yield "at T = 0", row["greedy"]
-    if row.get("relatives"):
-        yield "see", row["relatives"]
+    told = {"dial": "dial", "lossless": "lossless_when", "at T = 0": "greedy", "see": "relatives"}
+    yield from ((label, row[key]) for label, key in told.items() if row.get(key))
     if row.get("reads_confidence"):
         yield "needs", "a draft that is not certain of every token"
     if "by_prefix" in row:

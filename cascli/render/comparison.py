@@ -10,10 +10,12 @@ from rich.text import Text
 
 from cascli.analysis.comparison import Comparison, Row, first_divergence
 from cascli.render import answers
+from cascli.render.answer_costs import cost_tables, cost_verdict, table_notes
 from cascli.render.answers import AnswerCell
 from cascli.render.console import WIDEST, Screen, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
+from cascli.render.matching import calls_of, matching_line, matching_table
 from cascli.render.numbers import number
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
@@ -40,15 +42,24 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     said = verdict(rows, fancy=unicode_ok(out))
     if not screen.quiet:
         _print(out, Text(prompt_line(groups)))
-        if said is not None:
-            _print(out, Text(said, style="bold"))
+        for sentence_ in (said, cost_verdict(rows, fancy=unicode_ok(out))):
+            if sentence_ is not None:
+                _print(out, Text(sentence_, style="bold"))
     _print(out, page_table(rows, out))
+    several = (rows[0].num_prompts or 1) > 1
+    greedy = comparison.runs[0].sampling.temperature == 0
+    costs = cost_tables(rows, out, greedy=greedy) if several or screen.verbose else []
+    for table in costs:
+        _print(out, Group("", table))
     if screen.verbose:
+        if comparison.matching is not None:
+            out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
         for table in tables(rows, out, verbose=True):
             out.print(Group("", table))
     if screen.quiet:
         return
-    lines = [pair_line(comparison.runs[0]), scatter_line(rows)]
+    notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
+    lines = [matching_line(comparison), pair_line(comparison.runs[0]), scatter_line(rows), notes_of_costs]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace)

@@ -31,8 +31,8 @@ from cascli.settings import Resolved
 from cascli.trace import Run, Runs
 
 if TYPE_CHECKING:
+    from cascli.analysis.rule_estimate import RuleCurves
     from cascli.audit.report import Audit
-    from cascli.sweeps.rule_estimate import RuleCurves
     from cascli.sweeps.table import SweepTable
 
 Writers = Mapping[str, Callable[[], str | bytes]]

@@ -10,12 +10,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from cascli.analysis.rule_estimate import RuleEstimate
+from cascli.render.answer_costs import cost_tables, cost_verdict, table_notes
 from cascli.render.console import fits, fitted, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
 from cascli.sweeps.plan import BASELINE
-from cascli.sweeps.rule_estimate import RuleEstimate
 from cascli.sweeps.table import SweepRow
 
 EXPENDABLE = ("tok/s", "deferral\nrate")
@@ -66,8 +67,13 @@ def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> lis
         parts, cut = _parts(here, metric, console)
         shown += parts
         short |= cut
+        for table in cost_tables(here, console, greedy=temperature == 0):
+            shown += ["", table]
+        said = cost_verdict(here, fancy=unicode_ok(console))
+        shown += ["", Text(said, style="bold")] if said is not None else []
     more = ["results.csv has more columns"] if short else []
-    notes = ["; ".join([*_counts(rows), *scatter_kinds(rows), *more]), caution(rows) or ""]
+    costs = table_notes(rows, greedy=temperatures == [0]) if any(row.costs for row in rows) else ""
+    notes = ["; ".join([*_counts(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 

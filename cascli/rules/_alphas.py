@@ -48,16 +48,17 @@ class RuleInAlpha(NamedTuple):
 
     @classmethod
     def of(cls, kind: type[ThresholdRule]) -> Self | None:
-        """None for a rule without an alpha, or one that is no line in it."""
-        if kind.keep is not ThresholdRule.keep:
+        """None for a rule without an alpha, one that is no line in it, or one that is no choice."""
+        if kind.keep is not ThresholdRule.keep or not kind().chooses:
             return None
-        # Not validated: outside of its range the line goes on.
+        # Not validated: outside of its range the line goes on. Fields 1 to 3 are those of the sum.
         at_zero, at_one, at_two = (kind(alpha=alpha).threshold() for alpha in (0.0, 1.0, 2.0))
-        parts = zip(at_zero[1:], at_one[1:], at_two[1:], strict=True)
+        parts = zip(at_zero[1:4], at_one[1:4], at_two[1:4], strict=True)
         straight = all(math.isclose(b - a, c - b, abs_tol=1e-9) for a, b, c in parts)
         if not straight or not at_zero.tests == at_one.tests == at_two.tests:
             return None
-        slope = Threshold(at_zero.tests, *(b - a for a, b in zip(at_zero[1:], at_one[1:], strict=True)))
+        constant, best, disagreement = (b - a for a, b in zip(at_zero[1:4], at_one[1:4], strict=True))
+        slope = Threshold(at_zero.tests, constant, best, disagreement)
         return cls(kind, at_zero, slope, _allowed(kind))
 
     def keeps(self, seen: Detail) -> Alphas | None:

@@ -30,6 +30,6 @@ def truncated(d: Dists, keep: Tensor) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def entropy(probs: Tensor) -> Tensor:
-    """In nats, `[n, 1]`; a probability of 0 counts as nothing, without a number added to it."""
-    return -probs.xlogy(probs).sum(dim=-1, keepdim=True)
+def nth_largest(probs: Tensor, n: int) -> Tensor:
+    """The n-th largest probability of each row, `[..., 1]`; the smallest where there are fewer."""
+    return probs.topk(min(n, probs.shape[-1]), dim=-1).values[..., -1:]

@@ -5,9 +5,10 @@ Rules import no torch when loaded, so that the command line can list and check t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -17,8 +18,51 @@ if TYPE_CHECKING:
     from cascli.sampling.distributions import Dists
 
 
+LEAST = 1e-9
+"""Where a logarithmic scale begins that has no positive end."""
 Alpha = Annotated[float, Field(ge=-1, le=1)]
 """The trade-off of most rules: 1 keeps every draft, below 0 (or at -1) none."""
+OPTION = "option"
+"""In the metadata of a parameter that a strategy's text tells only where it is not the default."""
+
+
+def option(default: Any) -> Any:
+    """A field for such a parameter; by keyword alone, since it stands in front of those of subclasses."""
+    return field(default=default, kw_only=True, metadata={OPTION: True})
+
+
+class Dial(NamedTuple):
+    """The parameter by which a rule is turned from the target to the draft model, or a control to fewer tokens.
+
+    Searches go from the strict end to the loose one in steps of equal size on its scale: `log` begins at 1e-9 where an
+    end is not positive, `sinh` is for ranges without end on both sides of 0, `integer` is `log`, rounded.
+    """
+
+    parameter: str
+    strict: float
+    loose: float
+    scale: Literal["linear", "log", "sinh", "integer"] = "linear"
+    lossless: bool = True
+    """Whether pi = p at the strict end, whatever the distributions."""
+    draft_only: bool = True
+    """Whether pi = q at the loose end, whatever the distributions."""
+
+    def at(self, place: float) -> float:
+        """The parameter's value at a place between 0, the strict end, and 1: four digits of it."""
+        if place <= 0 or place >= 1:
+            return self.strict if place <= 0 else self.loose
+        if self.scale == "linear":
+            value = self.strict + place * (self.loose - self.strict)
+        elif self.scale == "sinh":
+            value = math.sinh((1 - place) * math.asinh(self.strict) + place * math.asinh(self.loose))
+        else:
+            value = max(self.strict, LEAST) ** (1 - place) * max(self.loose, LEAST) ** place
+        return round(value) if self.scale == "integer" else float(f"{value:.4g}")
+
+    def __str__(self) -> str:
+        strict, loose = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.strict, self.loose))
+        ends = f"{strict}{' (pi = p)' * self.lossless} to {loose}{' (pi = q)' * self.draft_only}"
+        return f"{self.parameter} from {ends}"
 
 
 @dataclass(frozen=True)
@@ -42,14 +86,17 @@ class Rule(ABC):
     """Whether the decision rests on how sure the draft is, which is the same for every draft that is one-hot."""
     capturable: ClassVar[bool] = True
     """Whether `apply` depends on its argument and the rule's parameters alone, and reads nothing back to the host."""
-    alpha_lossless: ClassVar[float | None] = None
-    """An alpha at which pi = p whatever the distributions, for contract tests; None if there is none."""
-    alpha_draft_only: ClassVar[float | None] = None
-    """An alpha at which pi = q whatever the distributions."""
+    dial: ClassVar[Dial | None] = None
+    """How it is turned from the target towards the draft model; None for a rule that has no such parameter."""
 
     @property
     def chooses(self) -> bool:
         """Whether pi chooses between the models: the draft's token stands where it is kept, else p is drawn from."""
+        return False
+
+    @property
+    def thinking_only(self) -> bool:
+        """Whether it holds only where the text thinks, between two tokens of the pair's; elsewhere pi = p."""
         return False
 
     @abstractmethod
@@ -74,7 +121,7 @@ class ChoiceRule(Rule):
     @property
     def chooses(self) -> bool:
         """Always, unless a subclass has made a pi of its own."""
-        return type(self).apply in (ChoiceRule.apply, KeepRule.apply)
+        return type(self).apply in (ChoiceRule.apply, KeepRule.apply, TokenRule.apply)
 
     @abstractmethod
     def keep(self, d: Dists) -> Tensor:
@@ -100,6 +147,31 @@ class ChoiceRule(Rule):
 
 
 @dataclass(frozen=True)
+class TokenRule(ChoiceRule):
+    """A choice rule about tokens, `keep` being `[n, V]`, with a choice of what becomes of drafts that are not kept.
+
+    `cut` draws anew from p, eq. 11. `exact` is no choice between the models: outside of what is kept a draft passes
+    with min(1, p / q), and what is rejected is drawn from norm(max(0, p - q)): pi is q where kept and min(q, p)
+    elsewhere, plus that residual. It never accepts fewer drafts than `cut`, and is never farther from p.
+    """
+
+    tail: Literal["cut", "exact"] = option("cut")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether drafts that are not kept are drawn anew from p."""
+        return self.tail == "cut" and super().chooses
+
+    def apply(self, d: Dists) -> Tensor:
+        """pi from `keep` and `tail`."""
+        from cascli.rules._tail import completed
+
+        if self.tail == "cut":
+            return super().apply(d)
+        return completed(d.q.where(self.keep(d), d.q.minimum(d.p)), d)
+
+
+@dataclass(frozen=True)
 class KeepRule(ChoiceRule):
     """A rule that says which tokens are kept at an alpha."""
 
@@ -116,6 +188,8 @@ class Threshold(NamedTuple):
     """Times max p1."""
     of_disagreement: float = 0.0
     """Times TV(p, q) of the warped distributions."""
+    likeliest: int = 0
+    """Of tokens only so many are kept, those that the target finds likeliest, and what ties with the last; 0: any."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +207,26 @@ class ThresholdRule(KeepRule):
         least = t.of_best_p1 * d.p1.amax(dim=-1, keepdim=True) + t.constant
         if t.of_disagreement:
             least = least + t.of_disagreement * (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
-        return tested >= least
+        if not t.likeliest:
+            return tested >= least
+        from cascli.rules._tail import nth_largest
+
+        return (tested >= least) & (d.p1 >= nth_largest(d.p1, t.likeliest))
+
+
+@dataclass(frozen=True)
+class RelaxedRule(TokenRule, ThresholdRule):
+    """A rule that keeps what the target finds nearly its best, with the options of relaxed acceptance."""
+
+    top: Annotated[int, Field(ge=1)] | None = option(None)
+    """Keep only the target's so many likeliest tokens."""
+    where: Literal["thinking"] | None = option(None)
+    """Where the rule holds; everywhere by default."""
+
+    @property
+    def thinking_only(self) -> bool:
+        """As `where` says."""
+        return self.where == "thinking"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import KeepRule
+from cascli.rules.base import Dial, KeepRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ class Bild(KeepRule):
     lossless_when: ClassVar[str] = "alpha < 0"
     greedy: ClassVar[str] = "judged by p1"
     relatives: ClassVar[str] = "token-v2, token by token"
-    alpha_lossless: ClassVar[float | None] = -1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -1.0, 1e3, "log", draft_only=False)
 
     alpha: Annotated[float, Field(ge=-1, allow_inf_nan=False)] = 1.0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ class Cactus(Rule):
     greedy: ClassVar[str] = "exact"
     relatives: ClassVar[str] = "mentored, whose budget holds for what is emitted"
     reads_base: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Dial("delta", 0.0, 1e9, "log", draft_only=False)
 
     delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
 

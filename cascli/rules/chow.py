@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Chow(ThresholdRule):
     greedy: ClassVar[str] = "judged by q1"
     reads_target: ClassVar[bool] = False
     reads_confidence: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -0.5
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -0.5, 1.0)
 
     def threshold(self) -> Threshold:
         """Max q1 >= 1 - alpha."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Diff(ThresholdRule):
     relatives: ClassVar[str] = "chow, with the target's confidence in place of 1"
     reads_target: ClassVar[bool] = True
     reads_confidence: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -1.0
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -1.0, 1.0)
 
     def threshold(self) -> Threshold:
         """Max q1 >= max p1 - alpha."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +26,13 @@ class Eta(Rule):
     relatives: ClassVar[str] = "the control of typical"
     reads_draft: ClassVar[bool] = False
     reads_base: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Dial("epsilon", 0.0, 1.0, "log", draft_only=False)
 
     epsilon: Annotated[float, Field(ge=0, le=1)] = 0.09
     delta: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
     def apply(self, d: Dists) -> Tensor:
         """The target within K, which is never empty: max p >= exp(-H(p))."""
-        from cascli.rules._tail import entropy, truncated
+        from cascli.rules._tail import truncated
 
-        return truncated(d, d.p > (self.delta * (-entropy(d.p)).exp()).clamp_max(self.epsilon))
+        return truncated(d, d.p > (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon))

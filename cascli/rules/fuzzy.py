@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cascli.rules.base import ChoiceRule
+from cascli.rules.base import ChoiceRule, Dial
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ class Fuzzy(ChoiceRule):
     greedy: ClassVar[str] = "judged by q1 and p1"
     relatives: ClassVar[str] = "diff and opt, which compare confidences instead"
     reads_confidence: ClassVar[bool] = True
+    dial: ClassVar[Dial | None] = Dial("threshold", -0.001, 0.7, "log")
 
     threshold: Annotated[float, Field(ge=-1)] = 0.1
     divergence: Literal["js", "kl", "tv"] = "js"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ class Lenience(Rule):
         "linear: accepts as often as mentored at alpha = 1 - lenience, where Leviathan's greedy lenience is token-v3"
     )
     reads_base: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Dial("lenience", 1.0, 1e-9, "log", draft_only=False)
 
     lenience: Annotated[float, Field(gt=0, le=1)] = 0.5
     shape: Literal["linear", "exp"] = "linear"

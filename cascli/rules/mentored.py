@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from cascli.errors import UsageError
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ class Mentored(Rule):
     greedy: ClassVar[str] = "exact"
     relatives: ClassVar[str] = "alpha accepts as often as lenience = 1 - alpha, and loses less by it"
     reads_base: ClassVar[bool] = False
-    alpha_lossless: ClassVar[float | None] = 0.0
+    dial: ClassVar[Dial | None] = Dial("alpha", 0.0, 0.999999999, draft_only=False)
 
     alpha: Annotated[float, Field(ge=0, lt=1)] | None = None
     kl: Budget | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ class MinP(Rule):
     greedy: ClassVar[str] = "exact"
     relatives: ClassVar[str] = "the control of head and token-v3 at the same alpha; lossless at the other end"
     reads_draft: ClassVar[bool] = False
-    alpha_lossless: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", 1.0, 0.0, draft_only=False)
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ class Mixture(Rule):
     greedy: ClassVar[str] = "the better of both models' tokens by target_weight p1 + (1 - target_weight) q1"
     relatives: ClassVar[str] = "transformers gives the target's weight, others the draft's"
     reads_confidence: ClassVar[bool] = True
+    dial: ClassVar[Dial | None] = Dial("target_weight", 1.0, 0.0)
 
     target_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Opt(ThresholdRule):
     greedy: ClassVar[str] = "judged by q1 and p1, with the TV of one-hot distributions"
     relatives: ClassVar[str] = "diff where TV(p, q) = 1"
     reads_confidence: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -1e9
-    alpha_draft_only: ClassVar[float | None] = 1e9
+    dial: ClassVar[Dial | None] = Dial("alpha", -1e9, 1e9, "sinh")
 
     alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
 

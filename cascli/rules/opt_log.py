@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import KeepRule
+from cascli.rules.base import Dial, KeepRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +28,11 @@ class OptLog(KeepRule):
     greedy: ClassVar[str] = "judged by q1 and p1, with the TV of one-hot distributions"
     relatives: ClassVar[str] = "opt, with entropies for confidences"
     reads_confidence: ClassVar[bool] = True
+    dial: ClassVar[Dial | None] = Dial("alpha", -1e9, 1e9, "sinh")
 
     alpha: Annotated[float, Field(allow_inf_nan=False)] = 0.3
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]`."""
-        from cascli.rules._tail import entropy
-
         disagreement = (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
-        return entropy(d.q1) <= entropy(d.p1) + self.alpha * disagreement
+        return d.entropy("q1") <= d.entropy("p1") + self.alpha * disagreement

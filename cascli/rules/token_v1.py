@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cascli.rules.base import Threshold, ThresholdRule
+from cascli.rules.base import Dial, Threshold, ThresholdRule, TokenRule
 
 
 @dataclass(frozen=True)
-class TokenV1(ThresholdRule):
+class TokenV1(TokenRule, ThresholdRule):
     """Keep each token that the draft model likes nearly as much as the target likes its best."""
 
     formula: ClassVar[str] = "keep v iff q1(v) >= max p1 - alpha"
@@ -22,8 +22,7 @@ class TokenV1(ThresholdRule):
     relatives: ClassVar[str] = "diff, token by token"
     reads_target: ClassVar[bool] = True
     reads_confidence: ClassVar[bool] = True
-    alpha_lossless: ClassVar[float | None] = -1.0
-    alpha_draft_only: ClassVar[float | None] = 1.0
+    dial: ClassVar[Dial | None] = Dial("alpha", -1.0, 1.0)
 
     def threshold(self) -> Threshold:
         """q1(v) >= max p1 - alpha."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +25,12 @@ class TopK(Rule):
     greedy: ClassVar[str] = "exact"
     relatives: ClassVar[str] = "a control, as min-p"
     reads_draft: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Dial("n", 1 << 20, 1, "integer", draft_only=False)
 
     n: Annotated[int, Field(ge=1)] = 10
 
     def apply(self, d: Dists) -> Tensor:
         """The target within K."""
-        from cascli.rules._tail import truncated
+        from cascli.rules._tail import nth_largest, truncated
 
-        last = d.p1.topk(min(self.n, d.p1.shape[-1]), dim=-1).values[..., -1:]
-        return truncated(d, d.p1 >= last)
+        return truncated(d, d.p1 >= nth_largest(d.p1, self.n))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import Rule
+from cascli.rules.base import Dial, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ class TopP(Rule):
     greedy: ClassVar[str] = "exact"
     relatives: ClassVar[str] = "a control, as min-p"
     reads_draft: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Dial("mass", 1.0, 1e-9, draft_only=False)
 
     mass: Annotated[float, Field(gt=0, le=1)] = 0.9
 

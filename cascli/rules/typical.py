@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from cascli.rules.base import ChoiceRule
+from cascli.rules.base import Dial, TokenRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Typical(ChoiceRule):
+class Typical(TokenRule):
     """Keep what is typical of the target."""
 
     formula: ClassVar[str] = "keep v iff p(v) > min(epsilon, delta exp(-H(p)))"
@@ -30,12 +30,11 @@ class Typical(ChoiceRule):
     greedy: ClassVar[str] = "exact"
     relatives: ClassVar[str] = "its control is eta"
     reads_base: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Dial("epsilon", 1.0, 0.0, "log", lossless=False, draft_only=False)
 
     epsilon: Annotated[float, Field(ge=0, le=1)] = 0.09
     delta: Annotated[float, Field(ge=0, le=1)] = 0.3
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, V]`."""
-        from cascli.rules._tail import entropy
-
-        return d.p > (self.delta * (-entropy(d.p)).exp()).clamp_max(self.epsilon)
+        return d.p > (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon)

@@ -6,11 +6,12 @@ float64 stays float64. Nothing here reads a value back to the host.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cascli.kernels.layout import NEGLIGIBLE
 from cascli.sampling.parameters import Sampling
 
 
@@ -25,6 +26,11 @@ class Dists(NamedTuple):
     p: Tensor
     q1: Tensor
     p1: Tensor
+
+    def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
+        """Of one of them, in nats, `[n, 1]`; a probability of 0 counts as nothing, without a number added to it."""
+        probs: Tensor = getattr(self, of)
+        return torch.special.entr(probs).sum(dim=-1, keepdim=True)
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -88,3 +94,18 @@ def at(rows: Tensor, tokens: Tensor) -> Tensor:
 def total_variation(a: Tensor, b: Tensor) -> Tensor:
     """Total variation `[...]` between distributions `[..., V]`: the mass that `a` has above `b`."""
     return (a - b).clamp_min(0).sum(dim=-1)
+
+
+def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(a || b) in nats and the largest a / b, both `[...]`, between distributions `[..., V]`.
+
+    Both are infinite where `a` has a token that `b` has not. Tokens of less than `NEGLIGIBLE` in `a` count in neither:
+    float32 rounds so small a probability in `b` to none.
+    """
+    ratio = (a / b).where(a > NEGLIGIBLE, 0.0)
+    return a.xlogy(ratio).where(a > NEGLIGIBLE, 0.0).sum(dim=-1).clamp_min(0), ratio.amax(dim=-1)
+
+
+def regret(logits: Tensor, tokens: Tensor) -> Tensor:
+    """How much less likely tokens `[n]` are than the best ones by logits `[n, V]`: log max p1 - log p1(x), in nats."""
+    return logits.amax(dim=-1).double() - at(logits, tokens).double()

@@ -15,6 +15,7 @@ from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
 from cascli.models.calls import ALONE, Calls, Role
 from cascli.rules import Rule
+from cascli.rules.base import OPTION, option
 from cascli.sampling.parameters import MOST_DRAFTED
 from cascli.settings import first_problem
 from cascli.trace import with_params
@@ -71,8 +72,6 @@ class Strategy(ABC):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     lossless_when: ClassVar[str] = ""
-    untold: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that are told only where they are not what they are by default."""
 
     @property
     def name(self) -> str:
@@ -83,18 +82,15 @@ class Strategy(ABC):
     def params(self) -> dict[str, Any]:
         """The parameters by name: those of plug-ins first, each after the plug-in's name, then the strategy's own.
 
-        Without those that are not given, and have no default.
+        Without those that are not given and have no default, and without options that are as by default.
         """
         parts, values = self.parts(), dict[str, Any]()
         for name, part in parts.items():
             plugin = getattr(self, name)
             named = plugins.name_of(type(plugin))
             if part.shown or named != part.default:
-                values |= {name: named, **{field.name: getattr(plugin, field.name) for field in fields(plugin)}}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name not in parts and not (each.name in self.untold and value == each.default):
-                values[each.name] = value
+                values |= {name: named, **_told(plugin)}
+        values |= {key: value for key, value in _told(self).items() if key not in parts}
         return {key: value for key, value in values.items() if value is not None}
 
     @property
@@ -106,6 +102,11 @@ class Strategy(ABC):
     def needs_draft(self) -> bool:
         """Whether it asks the pair's draft model."""
         return True
+
+    @property
+    def thinking_only(self) -> bool:
+        """Whether it asks where a text thinks, which not every pair's tokens show."""
+        return False
 
     @property
     def oracle(self) -> bool:
@@ -176,6 +177,11 @@ class RuleStrategy(Strategy):
 
     rule: Rule
 
+    @property
+    def thinking_only(self) -> bool:
+        """As the rule."""
+        return self.rule.thinking_only
+
     @classmethod
     def parts(cls) -> dict[str, Part]:
         """`rule`."""
@@ -186,11 +192,9 @@ class RuleStrategy(Strategy):
 class Speculating(Strategy):
     """Rounds of at most k drafted tokens, which the target checks in one call, token by token or as blocks."""
 
-    untold: ClassVar[frozenset[str]] = frozenset({"verify"})
-
     draft: Drafter = MODEL
     k: BlockLength = 4
-    verify: Literal["token", "block"] = "token"
+    verify: Literal["token", "block"] = option("token")
 
     def __post_init__(self) -> None:
         """Refuse rules that ask a draft for what it does not have.
@@ -243,6 +247,15 @@ class Speculating(Strategy):
         from cascli.decoding.speculation import speculate
 
         return speculate(s, self.verification_rule, self.k, self.draft.propose, by_block=self.by_block)
+
+
+def _told(plugin: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, without options that are as by default."""
+    return {
+        each.name: value
+        for each in fields(plugin)
+        if (value := getattr(plugin, each.name)) != each.default or OPTION not in each.metadata
+    }
 
 
 def _names(kind: type) -> frozenset[str]:

@@ -37,7 +37,7 @@ class TokenCascade(RuleStrategy):
     @property
     def oracle(self) -> bool:
         """Whether the decision, or the law itself, needs the target where the saving would do without."""
-        return self.rule.reads_target or not self.rule.chooses
+        return self.rule.reads_target or not self.rule.chooses or self.rule.thinking_only
 
     def calls(self, role: Role) -> Calls:
         """A token a call; the target also catches up with what the draft model wrote alone."""
@@ -97,11 +97,12 @@ class TokenCascade(RuleStrategy):
         A rule that is no such choice gives a distribution of its own, which the token is drawn from; it counts as the
         draft model's if that would have drawn the same one.
         """
+        from cascli.decoding import thinking
         from cascli.sampling import distributions
 
         draft, target = s.draft.read(s.length), s.target.read(s.length)
         d = distributions.Dists(s.warp(draft), s.warp(target), distributions.base(draft), distributions.base(target))
-        pi, defer = self.rule.apply(d), self.rule.deferred(d)
+        pi, defer = thinking.judged(self.rule, d, *thinking.where(s, self.rule, s.length, 1))
         ours = s.draw(d.q)
         if defer is None:
             token = s.draw(pi)
@@ -112,18 +113,34 @@ class TokenCascade(RuleStrategy):
             token = _from_target(s, d.p, defer).where(defers, ours)
             mass = (d.q * defer).sum(dim=-1)
         s.append(token)
-        tv = distributions.total_variation(pi, d.p)
+        with s.clock.paused():
+            distances = (
+                distributions.total_variation(pi, d.p),
+                distributions.total_variation(pi, d.q),
+                distributions.total_variation(d.p, d.q),
+                *distributions.divergence(pi, d.p),
+                distributions.regret(target, token),
+            )
         more = _numbers_of_detail(s, token, ours, d.q, d.p, d.q1, target)
-        columns = s.fetch(token, defers, distributions.at(d.q, token), distributions.at(d.p, token), tv, mass, *more)
-        ids, theirs, at_q, at_p, tv_here, deferral = (column[0] for column in columns[:6])
-        seen, instead = _details(s, columns[6:])
+        columns = s.fetch(
+            token, defers, distributions.at(d.q, token), distributions.at(d.p, token), mass, *distances, *more
+        )
+        ids, theirs, at_q, at_p, deferral, tv, tv_to_draft, disagreement, kl, overshoot, regret = (
+            column[0] for column in columns[:11]
+        )
+        seen, instead = _details(s, columns[11:])
         return Emitted(
             id=int(ids),
             text=s.spell(int(ids)),
             event="target" if theirs else "draft",
             q=at_q,
             p=at_p,
-            tv=tv_here,
+            tv=tv,
+            tv_to_draft=tv_to_draft,
+            disagreement=disagreement,
+            kl=kl,
+            overshoot=overshoot,
+            regret=regret,
             deferral=None if defer is None else deferral,
             detail=seen,
             turned_down=instead if theirs else None,

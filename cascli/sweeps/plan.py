@@ -68,14 +68,14 @@ class TaskConfig(_Strict):
 
 
 class Match(_Strict):
-    """Budgets at which rules are compared: alphas that meet one join the grid, for each rule and temperature."""
+    """Budgets at which rules are compared: settings that meet one join the grid, for each rule and temperature."""
 
     target_calls_per_token: Annotated[
         list[Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)
     ]
     k: Annotated[int, Field(ge=1, le=64)] = 4
-    rules: list[str] | None = None
-    """All rules by default."""
+    rules: Annotated[list[str] | None, BeforeValidator(lambda value: None if value == "all" else value)] = None
+    """All that can be turned from the target to the draft model by default."""
 
 
 class SweepPlan(_Strict):
@@ -93,7 +93,7 @@ class SweepPlan(_Strict):
     match: Match | None = None
     task: TaskConfig = TaskConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     system: str | None = None

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from cascli.analysis.matching import Matched
+from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.sweeps.plan import Match, SweepPlan
 from cascli.sweeps.records import Record
-from cascli.sweeps.rule_estimate import Matched, RuleEstimate
 from cascli.sweeps.tasks import Task
 from cascli.sweeps.units import Unit, by_prompt
 from cascli.sweeps.worker import OnProgress, Worker

@@ -14,19 +14,20 @@ from typing import BinaryIO, Literal, cast
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cascli.analysis.matching import Matched, strategies_of
 from cascli.errors import RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan
-from cascli.sweeps.rule_estimate import Matched, strategies_of
+from cascli.trace import Distances
 from cascli.version import __version__
 
 
 class Record(BaseModel):
     """What one strategy did with one prompt."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     cell: Cell
     problem: str
@@ -51,6 +52,10 @@ class Record(BaseModel):
     """How many turns the prompt has, each with an answer; None in older folders."""
     cut: int | None = None
     """How many of these answers ended at the length limit; None in older folders."""
+    looped: int | None = None
+    """Tokens in a repetition; None in older folders."""
+    distances: Distances | None = None
+    """From both models, over all turns; None where they are not known, and in older folders."""
     deferral_rate: float | None = None
     mean_tv: float | None = None
     log_likelihood: float | None = None
@@ -68,8 +73,8 @@ class Header(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    schema_name: Literal["cascli.sweep/1", "cascli.sweep/1.1", "cascli.sweep/1.2"] = Field(
-        "cascli.sweep/1.2", alias="schema"
+    schema_name: Literal["cascli.sweep/1", "cascli.sweep/1.1", "cascli.sweep/1.2", "cascli.sweep/1.3"] = Field(
+        "cascli.sweep/1.3", alias="schema"
     )
     fingerprint: str
     version: str = __version__
@@ -88,6 +93,8 @@ class Header(BaseModel):
     """The strategies that the plan's budgets gave."""
     budgets: list[Matched] = []
     """How near each rule came to each budget at each temperature, also those that met none."""
+    calibration: list[str] = []
+    """Ids of the prompts on which that was found, beside those that are measured; empty in older folders."""
     asked: dict[str, str] = {}
     """Hashes of what was asked: of every problem by its id, and of the pair."""
     prompts: dict[str, str] = {}

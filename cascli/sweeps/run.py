@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cascli import notebook
+from cascli.analysis.matching import Matched, strategies_of
+from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.settings import checked
 from cascli.sweeps import sandbox
 from cascli.sweeps.plan import Match, SweepPlan, load_plan, overridden, pair_of, plan_file, with_strategies
 from cascli.sweeps.records import Header, Record, Records
-from cascli.sweeps.rule_estimate import Matched, RuleEstimate, strategies_of
 from cascli.sweeps.table import SweepRows, rows
 from cascli.sweeps.tasks import Task, task_of
 from cascli.sweeps.units import Unit, units
@@ -41,7 +42,7 @@ class Executor(Protocol):
         """Every rule at every alpha and temperature, estimated along one speculative run a prompt."""
 
     def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """For each temperature, rule and budget the alpha that comes nearest."""
+        """For each temperature, rule and budget the setting that comes nearest."""
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """One record a unit, each as soon as it is there."""
@@ -194,19 +195,20 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
         environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
         asked=task.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
         prompts=task.prompts(),
+        calibration=[prompt.id for prompt in task.calibration],
     )
 
 
 def settled(
     executor: Executor, plan: SweepPlan, header: Header, before: Header | None, on_progress: OnProgress | None = None
 ) -> Header:
-    """The header with machine and models, and with the alphas that meet the plan's budgets.
+    """The header with machine and models, and with the settings that meet the plan's budgets.
 
     Args:
         executor: has the pair.
         plan: as it was read.
         header: of `header_of`.
-        before: that of the results which are gone on with, whose alphas stand where the budgets are the same.
+        before: that of the results which are gone on with, whose settings stand where the budgets are the same.
         on_progress: told how the recording goes.
     """
     about = executor.about()
@@ -216,7 +218,8 @@ def settled(
         header = header.model_copy(update=kept)
     if plan.match:
         if before and (before.matched or before.budgets) and before.plan.match == plan.match:
-            header = header.model_copy(update={"matched": before.matched, "budgets": before.budgets})
+            kept = {name: getattr(before, name) for name in ("matched", "budgets", "calibration")}
+            header = header.model_copy(update=kept)
         else:
             budgets = executor.matched(plan.match, on_progress)
             header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from math import fsum
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,11 +13,14 @@ from pydantic import Field, computed_field
 
 from cascli import notebook
 from cascli.analysis import tidy
+from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
+from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
+from cascli.rules.base import OPTION
 from cascli.strategies import parse
 from cascli.sweeps.plan import BASELINE, SweepPlan
 from cascli.sweeps.records import Header, Record
-from cascli.trace import Data, Document
+from cascli.trace import Data, Distances, Document
 
 if TYPE_CHECKING:
     import pandas
@@ -74,8 +78,28 @@ class SweepRow(Data):
     """The older name of `mean_tv_to_target`."""
     log_likelihood: float | None
     """Mean log-probability of a token of the answers under the target, in nats."""
+    costs: AnswerCosts | None = None
+    """What its answers cost beside those of others; None in older documents, and of older folders."""
+    distances: Distances | None = None
+    """Over all answers; None where one of them has none."""
 
-    @computed_field
+    prompts_compared: int | None = None
+    """Prompts that `target` answered too, by seed and repeat; None in older documents."""
+    prompts_same: int | None = None
+    """How many of them have the target's answers, token by token."""
+
+    @property
+    def same_as_target(self) -> bool | None:
+        """Whether all are; None without `target`."""
+        return self.prompts_same == self.prompts_compared if self.prompts_compared else None
+
+    @property
+    def lossless(self) -> bool | None:
+        """Whether TV(pi, p) was 0 at every token up to rounding; None where it is not known."""
+        return None if self.distances is None else self.distances.max_tv <= LOSSLESS_TOLERANCE
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def mean_tv_to_target(self) -> float | None:
         """Mean TV(pi, p), as a comparison calls it."""
         return self.mean_tv
@@ -122,8 +146,8 @@ class SweepTable(Document):
 
     kind: ClassVar[str] = "sweep table"
 
-    schema_name: Literal["cascli.sweep-table/1", "cascli.sweep-table/1.1"] = Field(
-        "cascli.sweep-table/1.1", alias="schema"
+    schema_name: Literal["cascli.sweep-table/1", "cascli.sweep-table/1.1", "cascli.sweep-table/1.2"] = Field(
+        "cascli.sweep-table/1.2", alias="schema"
     )
     metric: str
     """How answers are scored."""
@@ -152,7 +176,8 @@ def _shared(header: Header) -> tidy.Record:
 
 
 def _columns(row: SweepRow) -> tidy.Record:
-    values = row.model_dump(exclude={"family", "answers", "mean_tv", "rejection_rate"})
+    values = row.model_dump(exclude={"family", "answers", "mean_tv", "rejection_rate", "costs", "distances"})
+    values |= tidy.cost_columns(row.costs) | tidy.distance_columns(row.distances, row.num_answers)
     for name in ("quality", "quality_vs_target"):
         low_high, kind = values.pop(f"{name}_interval"), values.pop(f"{name}_interval_kind")
         values |= tidy.interval_columns(name, low_high, kind)
@@ -166,7 +191,30 @@ def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[Sweep
     for record in records:
         groups.setdefault((record.cell.strategy, record.cell.temperature), []).append(record)
     groups = {key: group for key, group in groups.items() if group}
-    return [_row(key, group, groups.get((BASELINE, key[1]), [])) for key, group in groups.items()]
+    answers: dict[float, dict[str, list[Answered]]] = defaultdict(dict)
+    for (spec, temperature), group in groups.items():
+        answers[temperature][spec] = _answered(group)
+    return [_row(key, group, groups.get((BASELINE, key[1]), []), answers[key[1]]) for key, group in groups.items()]
+
+
+def _answered(records: Iterable[Record]) -> list[Answered]:
+    """What the answers took; nothing of an older folder, which does not tell all of it."""
+    good = [record for record in records if record.error is None]
+    if any(record.rounds is None or record.looped is None for record in good):
+        return []
+    return [
+        Answered(
+            prompt=record.problem,
+            seed=(record.cell.seed, record.cell.repeat),
+            tokens=len(record.token_ids),
+            target_calls=record.target_calls,
+            rounds=record.rounds or 0,
+            accepted=record.accepted,
+            looped=record.looped or 0,
+            cut=bool(_cut(record)),
+        )
+        for record in good
+    ]
 
 
 def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dict[str, list[SweepRow]]:
@@ -179,13 +227,15 @@ def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dic
 
 
 def family(spec: str) -> str:
-    """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`."""
+    """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`; options make another one."""
     strategy = parse(spec)
+    options = [each.name for each in fields(getattr(strategy, "rule", strategy)) if OPTION in each.metadata]
+    told = [f"{key}={strategy.params[key]}" for key in options if key in strategy.params]
     rule = strategy.params.get("rule")
-    return f"{strategy.name} {rule}" if rule else strategy.name
+    return " ".join([strategy.name, *([rule] if rule else []), *told])
 
 
-def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record]) -> SweepRow:
+def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record], every: Answers) -> SweepRow:
     good = [record for record in group if record.error is None]
     scored = _by_problem(good)
     base = _by_problem([record for record in target if record.error is None])
@@ -225,7 +275,22 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         deferral_rate=_deferral(key[0], good),
         mean_tv=_weighted(good, "mean_tv"),
         log_likelihood=_weighted([record for record in good if record.token_ids], "log_likelihood"),
+        costs=answer_costs(key[0], every),
+        distances=total(record.distances for record in good),
+        **_same(good, target),
     )
+
+
+def _same(records: Sequence[Record], target: Sequence[Record]) -> dict[str, int]:
+    """How many answers can be compared with the target's, and how many of them are the same."""
+    theirs = {_asked(record): record.token_ids for record in target if record.error is None}
+    both = [record for record in records if _asked(record) in theirs]
+    same = sum(record.token_ids == theirs[_asked(record)] for record in both)
+    return {"prompts_compared": len(both), "prompts_same": same}
+
+
+def _asked(record: Record) -> tuple[str, int, int]:
+    return record.problem, record.cell.seed, record.cell.repeat
 
 
 def _by_problem(records: Iterable[Record]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cascli.errors import UsageError
-from cascli.prompts import Prompt, builtin, read_prompts
+from cascli.prompts import CALIBRATING, Prompt, apart, builtin, read_prompts
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.dataset import dataset_prompts
 from cascli.sweeps.plan import SweepPlan
@@ -51,6 +51,8 @@ class Task:
     problems: Sequence[Example]
     unsafe: bool = False
     """Whether code may run where it cannot be walled off."""
+    calibration: Sequence[Prompt] = ()
+    """Prompts beside the problems, on which the settings that meet the plan's budgets are found."""
 
     def asked(self) -> dict[str, str]:
         """A hash of every problem by its id, to tell whether a file of prompts has changed."""
@@ -98,13 +100,16 @@ def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
     if task.kind == "humaneval":
         if task.metric not in (None, "pass@1"):
             raise UsageError("task.metric: humaneval is judged by pass@1")
-        return Task("pass@1", humaneval(plan.limit))
+        examples = humaneval(_read(plan))
+        measured, others = _apart([Prompt(each.turns, each.id) for each in examples], plan)
+        return Task("pass@1", examples[: len(measured)], calibration=others)
     if task.metric == "pass@1":
         raise UsageError("task.metric: pass@1 needs the task humaneval")
     metric = task.metric or "agreement"
     quality.check(metric)
     problems = []
-    for place, prompt in enumerate(_prompts(plan, here, offline)[: plan.limit], 1):
+    measured, others = _apart(_prompts(plan, here, offline), plan)
+    for place, prompt in enumerate(measured, 1):
         reference = prompt.extra.get("reference")
         if metric != "agreement" and not isinstance(reference, str):
             raise UsageError(
@@ -123,7 +128,17 @@ def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
     twice = next((name for name in ids if ids.count(name) > 1), None)
     if twice:
         raise UsageError(f"task: two prompts have the id '{twice}'")
-    return Task(metric, problems)
+    return Task(metric, problems, calibration=others)
+
+
+def _read(plan: SweepPlan) -> int | None:
+    """How many prompts to read: some more where some calibrate."""
+    return plan.limit if plan.limit is None or plan.match is None else plan.limit + CALIBRATING
+
+
+def _apart(prompts: Sequence[Prompt], plan: SweepPlan) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of a plan, and those that calibrate."""
+    return apart(prompts, plan.limit) if plan.match else (list(prompts[: plan.limit]), [])
 
 
 def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
@@ -131,7 +146,7 @@ def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
     if task.kind == "builtin":
         return builtin()
     if task.kind == "dataset":
-        return dataset_prompts(task, here, plan.limit, offline=offline)
+        return dataset_prompts(task, here, _read(plan), offline=offline)
     try:
         return read_prompts(here / Path(task.path or "").expanduser())
     except UsageError as error:

@@ -6,19 +6,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from cascli.analysis.distances import total
+from cascli.analysis.matching import Matched
+from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
 from cascli.errors import RunError
 from cascli.jobs.compare import WARM_UP_TOKENS
 from cascli.jobs.generate import decode
+from cascli.jobs.match import fitting
+from cascli.jobs.recording import record
+from cascli.jobs.rule_curves import match, rule_estimates, with_dial
 from cascli.models.pair import Pair
+from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
+from cascli.settings import Resolved
 from cascli.strategies import parse
 from cascli.sweeps.likelihood import log_likelihood
 from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
 from cascli.sweeps.records import Record
-from cascli.sweeps.rule_curves import Seen, match, record, rule_estimates
-from cascli.sweeps.rule_estimate import Matched, RuleEstimate
 from cascli.sweeps.tasks import Example, Task
 from cascli.sweeps.units import Unit
 from cascli.trace import Run
@@ -40,17 +46,37 @@ class Worker:
         return environment(self._pair.device) | loaded | {"target device": str(self._pair.device)}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
-        """Every rule at every alpha and temperature, judged along one speculative run a prompt."""
-        return [each for t in self._plan.temperatures for each in rule_estimates(self._seen(k, t, on_progress), k, t)]
-
-    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """For each temperature, rule and budget the alpha that comes nearest."""
+        """Every threshold rule at every alpha and temperature, judged along one speculative run a prompt."""
+        prompts = [Prompt(problem.turns, problem.id) for problem in self._task.problems]
         return [
-            each for t in self._plan.temperatures for each in match(self._seen(wanted.k, t, on_progress), wanted, t)
+            each
+            for t in self._plan.temperatures
+            for each in rule_estimates(record(self._pair, prompts, self._settings(t), k, on_progress=on_progress), k, t)
         ]
 
-    def _seen(self, k: int, temperature: float, on_progress: OnProgress | None) -> Seen:
-        return record(self._pair, self._plan, self._task, k, temperature, on_progress)
+    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
+        """For each temperature, rule and budget the setting that comes nearest, on prompts beside the problems."""
+        list(with_dial(wanted.rules))  # before hours are spent
+        found = []
+        for t in self._plan.temperatures:
+            settings = self._settings(t)
+            prompts = fitting(self._pair, self._task.calibration, settings)
+            seen = record(self._pair, prompts, settings, wanted.k, on_progress=on_progress)
+            found += match(seen, wanted.target_calls_per_token, wanted.k, t, wanted.rules)
+        return found
+
+    def _settings(self, temperature: float) -> Resolved:
+        plan = self._plan
+        return Resolved(
+            max_new_tokens=plan.max_new_tokens,
+            temperature=temperature,
+            top_k=plan.top_k,
+            top_p=plan.top_p,
+            seed=plan.seeds[0],
+            system=plan.system,
+            raw=plan.raw,
+            stop=plan.stop,
+        )
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """One record a unit, in their order."""
@@ -146,6 +172,8 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),
+        looped=sum(m.looped_tokens or 0 for m in metrics),
+        distances=total(m.distances for m in metrics),
         deferral_rate=_mean([m.deferral_rate for m in metrics], _weights(runs)),
         mean_tv=_mean([m.mean_tv_to_target for m in metrics], [len(run.token_ids) for run in runs]),
         log_likelihood=likelihood,

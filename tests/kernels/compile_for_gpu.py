@@ -86,10 +86,15 @@ def of_rows() -> Iterator[Variant]:
 def of_verification() -> Iterator[Variant]:
     types = ROWS | dict.fromkeys(("q", "q1"), "*fp32") | dict.fromkeys(("space", "u_accept", "u_next", "out"), "*fp64")
     types |= dict.fromkeys(("constant", "of_best_p1", "of_disagreement", "forced"), "fp32") | {"tokens": "*i64"}
-    for kind, of_draft, tv in ((0, True, False), (1, True, True), (2, True, False), (2, False, False)):
+    for kind, of_draft, tv in (
+        (0, True, False),
+        (1, True, True),
+        *((kind, of_draft, False) for kind in (2, 3) for of_draft in (True, False)),
+    ):
         for greedy in (False, True):
             how = SHAPE | {"GREEDY": greedy, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
-            passes = {1: [verification._confidence], 2: [verification._mass_not_kept]}.get(kind, [])
+            mass = [verification._mass_not_kept]
+            passes = {1: [verification._confidence], 2: mass, 3: mass}.get(kind, [])
             for kernel in passes:
                 yield Variant(kernel, types, how)
             for by_block in (False, True):

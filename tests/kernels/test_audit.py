@@ -13,7 +13,10 @@ from cascli.strategies import parse
 if torch.cuda.is_available():
     pytest.skip("on a GPU tests/gpu does this", allow_module_level=True)
 
-STRATEGIES = [parse("speculative:k=2"), parse("speculative-cascade:rule=token-v3,alpha=0.3,k=2")]
+STRATEGIES = [
+    parse("speculative:k=2"),
+    *(parse(f"speculative-cascade:rule={name},alpha=0.3,k=2") for name in ("token-v3", "head")),
+]
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def tree(text_pair: Pair, where: torch.device, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_kernels_pass(text_pair: Pair, tree: tables.Tree) -> None:
     found = list(rounds.rounds(text_pair, tree, STRATEGIES))
-    assert [check.status for check in found] == ["pass", "pass"]
+    assert [check.status for check in found] == ["pass"] * 3
     assert all(", kernels" in check.detail for check in found)
 
 
@@ -43,4 +46,4 @@ def test_a_test_that_reads_another_ones_number_fails(
         return right(logits, tokens, q, q1, wrong, u_next, **how)
 
     monkeypatch.setattr(verification, "verify", misread)
-    assert [check.status for check in rounds.rounds(text_pair, tree, STRATEGIES)] == ["fail", "fail"]
+    assert [check.status for check in rounds.rounds(text_pair, tree, STRATEGIES)] == ["fail"] * 3

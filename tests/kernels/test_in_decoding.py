@@ -11,13 +11,19 @@ from tests.pairs import pair
 if torch.cuda.is_available():
     pytest.skip("on a GPU tests/gpu does this", allow_module_level=True)
 
-SPECULATIVE = [f"speculative-cascade:rule={name},k=3" for name in rules.names()]
+OPTIONS = ("token-v1,tail=exact", "token-v3,tail=exact", "token-v2,top=3", "head,top=2,where=thinking")
+SPECULATIVE = [f"speculative-cascade:rule={name},k=3" for name in (*rules.names(), *OPTIONS)]
 BY_BLOCK = [f"{name},k=3,verify=block" for name in ("speculative:draft=model", "speculative-cascade:rule=token-v3")]
 
 
 def trace(strategy: str, temperature: float) -> Run:
     return generate(
-        load_pair(pair()), prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=9, seed=3
+        load_pair(pair() | {"thinking": [7, 9]}),
+        prompt_ids=[5, 6, 7],
+        strategy=strategy,
+        temperature=temperature,
+        max_new_tokens=9,
+        seed=3,
     )
 
 

@@ -25,7 +25,7 @@ if torch.cuda.is_available():
 SPECS = [
     "speculative:k=4",
     "speculative:k=5",
-    "speculative-cascade:rule=token-v3,alpha=0.1,k=4",
+    *(f"speculative-cascade:rule={name},alpha=0.1,k=4" for name in ("token-v3", "head")),
     "speculative:k=4,verify=block",
 ]
 TOKENS = 7

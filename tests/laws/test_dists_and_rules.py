@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cascli import rules
 from cascli.errors import UsageError
-from cascli.rules.base import Exact, Rule
+from cascli.rules.base import ChoiceRule, Dial, Exact, Rule
 from cascli.sampling import distributions as dists
 from cascli.sampling import rejection
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
+from cascli.strategies.base import validated
 from tests import reference
 from tests.laws.cases import ALPHAS, DTYPES, SAMPLINGS, closeness, logit_batches, rows, tensor
 from tests.reference import distributions, verification
@@ -380,23 +381,69 @@ def test_no_rows_are_no_rows(name: str) -> None:
         assert rule.apply(Dists(empty, empty, empty, empty)).shape == (0, 5)
 
 
+def turned(name: str, place: float) -> Rule:
+    """A rule at a place of its dial, through the checks that a user's value goes through."""
+    kind = rules.load(name)
+    assert kind.dial is not None
+    return validated(kind, {kind.dial.parameter: str(kind.dial.at(place))})
+
+
 @pytest.mark.parametrize("name", rules.names())
-@pytest.mark.parametrize(("end", "side"), [("alpha_lossless", "p"), ("alpha_draft_only", "q")])
-def test_endpoints_of_alpha(name: str, end: str, side: str) -> None:
-    """At its declared endpoints a rule is plain speculative decoding, or the draft model alone."""
-    alpha = getattr(rules.load(name), end)
-    if alpha is None:
-        pytest.skip(f"{name} declares no {end}")
+@pytest.mark.parametrize(("end", "side"), [("lossless", "p"), ("draft_only", "q")])
+def test_ends_of_the_dial(name: str, end: str, side: str) -> None:
+    """At its declared ends a rule is plain speculative decoding, or the draft model alone."""
+    dial = rules.load(name).dial
+    assert dial is not None
+    if not getattr(dial, end):
+        pytest.skip(f"{name} is at no setting {end}")
+    rule = turned(name, 0.0 if end == "lossless" else 1.0)
     for d in all_pairs(torch.float64):
-        pi = rules.load(name)(alpha=alpha).apply(d)
-        assert (pi - getattr(d, side)).abs().max() < 1e-12
+        assert (rule.apply(d) - getattr(d, side)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", rules.names())
+def test_between_its_ends_a_dial_moves_acceptance(name: str) -> None:
+    """From the strict end to the loose one, in steps that a search can follow; controls do not care about q."""
+    rng = np.random.default_rng(4)
+    q, p = torch.tensor(rng.dirichlet(np.full(8, 0.5), size=(2, 500)))
+    d = Dists(q, p, q, p)
+    exact = float(torch.minimum(q, p).sum(-1).mean())
+    found = [float(torch.minimum(q, turned(name, i / 32).apply(d)).sum(-1).mean()) for i in range(33)]
+    steps = np.diff(found)
+    assert (np.abs(steps) > 1e-4).sum() >= 2  # top-k has as many steps as there are tokens
+    if rules.load(name).reads_draft:
+        # Token rules also cut the target's tail, so that their first step may be one back.
+        assert (steps > (-0.02 if isinstance(turned(name, 0), ChoiceRule) else -1e-9)).all()
+        assert exact + 0.1 < found[-1] == pytest.approx(1, abs=1e-6)
+    if rules.load(name).dial.lossless:
+        assert found[0] == pytest.approx(exact, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(reference_rules.RULES))
-def test_the_six_rules_declare_both_endpoints(name: str) -> None:
-    kind = rules.load(name)
-    assert kind.alpha_draft_only is not None and kind.alpha_draft_only >= 1
-    assert kind.alpha_lossless is not None and kind.alpha_lossless < 0
+def test_the_six_rules_declare_both_ends(name: str) -> None:
+    dial = rules.load(name).dial
+    assert dial is not None and dial.lossless and dial.draft_only and dial.strict < 0 and dial.loose >= 1
+
+
+@pytest.mark.parametrize(
+    ("dial", "middle"),
+    [
+        (Dial("alpha", -1.0, 1.0), 0.0),
+        (Dial("alpha", 1.0, 0.0), 0.5),
+        (Dial("lenience", 1.0, 1e-6, "log"), 1e-3),
+        (Dial("delta", 0.0, 1e3, "log"), 1e-3),
+        (Dial("threshold", -0.5, 1.0, "log"), 3.16228e-5),
+        (Dial("epsilon", 1.0, 0.0, "log"), 3.16228e-5),
+        (Dial("alpha", -1e9, 1e9, "sinh"), 0.0),
+        (Dial("n", 4096, 1, "integer"), 64),
+    ],
+)
+def test_a_dial_goes_from_end_to_end(dial: Dial, middle: float) -> None:
+    assert (dial.at(0), dial.at(1)) == (dial.strict, dial.loose)
+    assert dial.at(0.5) == pytest.approx(middle, rel=1e-3)
+    values = [dial.at(i / 100) for i in range(101)]
+    assert values == sorted(values, reverse=dial.strict > dial.loose)
+    assert all(isinstance(value, int) for value in values) is (dial.scale == "integer")
 
 
 @each_rule

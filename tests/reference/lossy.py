@@ -5,10 +5,12 @@ from s_x. What is emitted then follows pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x))
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from tests.reference.distributions import Row
+from tests.reference.distributions import Row, total_variation
 
 
 def emitted(q: Row, accept: Row, replaced: np.ndarray) -> Row:
@@ -32,9 +34,45 @@ def same(row: Row) -> np.ndarray:
     return np.tile(row, (len(row), 1))
 
 
+def redrawn(q: Row, p: Row, keep: np.ndarray) -> Row:
+    """A draft outside of what is kept is thrown away, and p drawn from."""
+    return emitted(q, np.where(keep, 1.0, 0.0), same(p))
+
+
+def tested(q: Row, p: Row, keep: np.ndarray) -> Row:
+    """A draft outside of what is kept passes the exact test, or is replaced as it says."""
+    return emitted(q, np.where(keep, 1.0, ratio(p, q)), same(norm(np.maximum(p - q, 0), p)))
+
+
+def among(p1: Row, top: int | None) -> np.ndarray:
+    """The tokens than which fewer than `top` others are likelier."""
+    likelier = np.array([(p1 > mine).sum() for mine in p1])
+    return likelier < (len(p1) if top is None else top)
+
+
+def kept_by(name: str, q: Row, p: Row, q1: Row, p1: Row, params: dict[str, Any]) -> np.ndarray:
+    """K of a token rule."""
+    if name == "typical":
+        return np.asarray(p > typical_bound(p, params.get("epsilon", 0.09), params.get("delta", 0.3)))
+    alpha = params["alpha"]
+    near = {
+        "token-v1": q1 >= p1.max() - alpha,
+        "token-v2": p1 >= p1.max() - alpha,
+        "token-v3": p1 >= (1 - alpha) * p1.max(),
+        "head": p1 >= (1 - alpha) * p1.max(),
+    }
+    return np.asarray(near[name] & among(p1, params.get("top")))
+
+
+def token_rule(name: str, params: dict[str, Any]) -> Callable[..., Row]:
+    """pi of a token rule with its options, but for where it holds."""
+    tail = params.get("tail", "exact" if name == "head" else "cut")
+    law = {"cut": redrawn, "exact": tested}[tail]
+    return lambda q, p, q1, p1: law(q, p, kept_by(name, q, p, q1, p1, params))
+
+
 def head(q: Row, p: Row, q1: Row, p1: Row, alpha: float) -> Row:
-    accept = np.where(p1 >= (1 - alpha) * p1.max(), 1.0, ratio(p, q))
-    return emitted(q, accept, same(norm(np.maximum(p - q, 0), p)))
+    return tested(q, p, p1 >= (1 - alpha) * p1.max())
 
 
 def lenience(q: Row, p: Row, q1: Row, p1: Row, lenience: float, shape: str = "linear") -> Row:
@@ -43,8 +81,7 @@ def lenience(q: Row, p: Row, q1: Row, p1: Row, lenience: float, shape: str = "li
 
 
 def typical(q: Row, p: Row, q1: Row, p1: Row, epsilon: float, delta: float) -> Row:
-    accept = np.where(p > typical_bound(p, epsilon, delta), 1.0, 0.0)
-    return emitted(q, accept, same(p))
+    return redrawn(q, p, p > typical_bound(p, epsilon, delta))
 
 
 def typical_bound(p: Row, epsilon: float, delta: float) -> float:
@@ -102,3 +139,54 @@ def fuzzy_score(q1: Row, p1: Row, threshold: float, divergence: str) -> float:
 
 def truncated(p: Row, keep: np.ndarray) -> Row:
     return np.where(keep, p, 0) / p[keep].sum()
+
+
+def fuzzy(q: Row, p: Row, q1: Row, p1: Row, threshold: float, divergence: str = "js") -> Row:
+    return q if fuzzy_score(q1, p1, threshold, divergence) >= 0 else p
+
+
+def bild(q: Row, p: Row, q1: Row, p1: Row, alpha: float) -> Row:
+    return q if -math.log(p1[int(q1.argmax())]) <= alpha else p
+
+
+def opt_log(q: Row, p: Row, q1: Row, p1: Row, alpha: float) -> Row:
+    return q if entropy(q1) <= entropy(p1) + alpha * total_variation(p, q) else p
+
+
+def mentored_at(q: Row, p: Row, q1: Row, p1: Row, alpha: float) -> Row:
+    return mentored(q, p, 1 - alpha)
+
+
+def min_p(q: Row, p: Row, q1: Row, p1: Row, alpha: float) -> Row:
+    return truncated(p, p1 >= (1 - alpha) * p1.max())
+
+
+def top_k(q: Row, p: Row, q1: Row, p1: Row, n: int) -> Row:
+    return truncated(p, among(p1, n))
+
+
+def top_p(q: Row, p: Row, q1: Row, p1: Row, mass: float) -> Row:
+    """What all likelier tokens together have not yet reached; without ties."""
+    return truncated(p, np.array([p1[p1 > mine].sum() < mass for mine in p1]))
+
+
+def eta(q: Row, p: Row, q1: Row, p1: Row, epsilon: float, delta: float) -> Row:
+    return truncated(p, p > typical_bound(p, epsilon, delta))
+
+
+FAMILY: dict[str, Callable[..., Row]] = {
+    "head": head,
+    "mentored": mentored_at,
+    "lenience": lenience,
+    "mixture": mixture,
+    "typical": typical,
+    "fuzzy": fuzzy,
+    "bild": bild,
+    "opt-log": opt_log,
+    "cactus": cactus,
+    "min-p": min_p,
+    "top-k": top_k,
+    "top-p": top_p,
+    "eta": eta,
+}
+"""pi of every rule beside the paper's six, by its name."""

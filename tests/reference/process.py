@@ -31,14 +31,17 @@ Tables = Callable[[Tokens], Pair]
 Target = Callable[[Pair], Row]
 
 
-def sequential_law(tables: Tables, rule: Target, length: int, prefix: Tokens = ()) -> Law:
-    """The token cascade: the product of pi(x_i | x_<i) along the text."""
+def sequential_law(
+    tables: Tables, rule: Target, length: int, prefix: Tokens = (), holds: Callable[[Tokens], bool] = lambda _: True
+) -> Law:
+    """The token cascade: the product of pi(x_i | x_<i) along the text, pi being p where the rule does not hold."""
     if length == 0:
         return {(): 1.0}
     law: Law = {}
-    for token, prob in enumerate(rule(tables(prefix))):
+    there = tables(prefix)
+    for token, prob in enumerate(rule(there) if holds(prefix) else there.p):
         if prob > 0:
-            rest = sequential_law(tables, rule, length - 1, (*prefix, token))
+            rest = sequential_law(tables, rule, length - 1, (*prefix, token), holds)
             law |= {(token, *tail): prob * weight for tail, weight in rest.items()}
     return law
 

@@ -1,0 +1,185 @@
+"""What a strategy's answers cost beside a reference's answers to the same prompts. No torch.
+
+Numbers per token hide that lenient rules write longer answers: what counts is how often the target was asked for an
+answer. Where answers were cut off, how long they would have become is not known, and neither is what they cost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from cascli.analysis.statistics import Kind, ratio_interval, ratio_of_totals
+from cascli.trace import Data, Run
+
+MOST_CUT = 0.1
+"""Share of cut answers, of either strategy, from which lengths are withheld."""
+
+
+class Answered(NamedTuple):
+    """What one prompt took once, with all its turns."""
+
+    prompt: Hashable
+    seed: Hashable
+    """Answers to a prompt with the same one are compared with each other."""
+    tokens: int
+    target_calls: int
+    rounds: int
+    """Those that drafted something."""
+    accepted: int
+    """Drafted tokens that were kept."""
+    looped: int
+    """Tokens in a repetition."""
+    cut: bool
+    """Whether the limit ended it, or one of its turns."""
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], prompt: Hashable) -> Answered:
+        """From the turns of a prompt."""
+        metrics = [run.metrics for run in runs]
+        return cls(
+            prompt=prompt,
+            seed=runs[0].sampling.seed,
+            tokens=sum(len(run.token_ids) for run in runs),
+            target_calls=sum(m.target_calls for m in metrics),
+            rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
+            accepted=sum(m.num_accepted_draft_tokens for m in metrics),
+            looped=sum(m.looped_tokens or 0 for m in metrics),
+            cut=any(run.finish_reason in ("length", "interrupted") for run in runs),
+        )
+
+
+class Ratio(Data):
+    """Something over the same of a reference, paired by prompt and seed."""
+
+    of_means: float
+    """The mean over all prompts over the reference's."""
+    mean: float
+    """The mean of the prompts' own ratios."""
+    interval: tuple[float, float] | None
+    """Of the ratio of the means, over prompts and over seeds within them."""
+    interval_kind: Kind | None
+    """A 95% interval, or the range of fewer than six prompts."""
+    prompts: int
+    """How many there are to compare."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval excludes that there is no difference."""
+        return self.interval_kind == "95%" and self.interval is not None and not _contains(self.interval, 1.0)
+
+
+def _contains(interval: tuple[float, float], value: float) -> bool:
+    return interval[0] <= value <= interval[1]
+
+
+class AnswerCosts(Data):
+    """What a strategy's answers cost, alone and beside those of `target` and of speculation without loss."""
+
+    target_calls_per_answer: float
+    looped_share: float
+    """Share of the tokens that lie in a repetition; see `cascli.analysis.loops`."""
+    share_cut: float
+    """Share of the answers that the limit ended, or one of their turns."""
+    length: Ratio | None = None
+    """Tokens over the target's; None where it was not run, or where more than a tenth of the answers were cut."""
+    length_ended: Ratio | None = None
+    """Likewise over the prompts whose answers both ended by themselves."""
+    calls: Ratio | None = None
+    """Target calls over those of `target`; withheld like the length."""
+    lossless: str | None = None
+    """The speculation without loss that this is held against."""
+    calls_to_lossless: Ratio | None = None
+    """Target calls over those of that; withheld like the length."""
+    accepted_to_lossless: float | None = None
+    """Tokens a round, 1 + accepted / rounds, over those of that."""
+    withheld: str | None = None
+    """Why lengths and what depends on them are not told."""
+
+
+Answers = Mapping[str, Sequence[Answered]]
+"""Of each strategy."""
+
+
+def answer_costs(spec: str, answers: Answers) -> AnswerCosts | None:
+    """The costs of a strategy's answers among those of others; None where it has none."""
+    ours = answers[spec]
+    if not ours:
+        return None
+    tokens = sum(each.tokens for each in ours)
+    target = answers.get("target", ())
+    reference = _lossless(spec, answers)
+    lossless = answers[reference] if reference else ()
+    withheld = _withheld({spec: ours, "target": target, **({reference: lossless} if reference else {})})
+    whole = [each for each in ours if not each.cut]
+    return AnswerCosts(
+        target_calls_per_answer=fmean(each.target_calls for each in ours),
+        looped_share=sum(each.looped for each in ours) / tokens if tokens else 0.0,
+        share_cut=sum(each.cut for each in ours) / len(ours),
+        length=None if withheld else _ratio(ours, target, _tokens),
+        length_ended=_ratio(whole, [each for each in target if not each.cut], _tokens),
+        calls=None if withheld else _ratio(ours, target, _calls),
+        lossless=reference,
+        calls_to_lossless=None if withheld else _ratio(ours, lossless, _calls),
+        accepted_to_lossless=_accepted(ours, lossless),
+        withheld=withheld,
+    )
+
+
+def _tokens(each: Answered) -> int:
+    return each.tokens
+
+
+def _calls(each: Answered) -> int:
+    return each.target_calls
+
+
+def _lossless(spec: str, answers: Answers) -> str | None:
+    """The plain speculation that a strategy is held against: of the same parameters, else the first one."""
+    plain = [each for each in answers if each.partition(":")[0] == "speculative" and answers[each]]
+    if spec in plain:
+        return None
+    shared = set(spec.partition(":")[2].split(","))
+    return next((each for each in plain if set(each.partition(":")[2].split(",")) <= shared), next(iter(plain), None))
+
+
+def _withheld(compared: Answers) -> str | None:
+    """Why lengths are not told, by the first strategy of which too many answers were cut."""
+    for spec, answers in compared.items():
+        cut = sum(each.cut for each in answers)
+        if cut > MOST_CUT * len(answers):
+            return f"{cut} of {len(answers)} answers of {spec} were cut off by the limit"
+    return None
+
+
+def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], of: Callable[[Answered], int]) -> Ratio | None:
+    known = {(each.prompt, each.seed): of(each) for each in theirs}
+    groups: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
+    for each in ours:
+        other = known.get((each.prompt, each.seed))
+        if other:
+            groups[each.prompt].append((of(each), other))
+    if not groups:
+        return None
+    pairs = list(groups.values())
+    interval = ratio_interval(pairs)
+    return Ratio(
+        of_means=ratio_of_totals(pairs),
+        mean=fmean(ratio_of_totals([group]) for group in pairs),
+        interval=None if interval is None else (interval.low, interval.high),
+        interval_kind=None if interval is None else interval.kind,
+        prompts=len(pairs),
+    )
+
+
+def _accepted(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float | None:
+    """Tokens a round over those of others."""
+    lengths = [
+        1 + sum(each.accepted for each in answers) / rounds
+        if (rounds := sum(each.rounds for each in answers))
+        else None
+        for answers in (ours, theirs)
+    ]
+    return None if None in lengths else (lengths[0] or 0.0) / (lengths[1] or 1.0)

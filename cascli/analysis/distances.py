@@ -1,0 +1,82 @@
+"""How far a strategy's output distribution is from both models, and what that buys. No torch.
+
+At one position TV(pi, q) + TV(pi, p) >= TV(p, q), with equality iff pi lies between p and q for every token: rejections
+and distance from the target trade one for one, and what is above that line is wasted. Summed over the positions of an
+answer, KL(pi || p) is an unbiased estimate of the KL between the laws of whole answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from cascli.trace import Distances, Drafted, Round
+
+LOSSLESS_TOLERANCE = 1e-6
+"""TV(pi, p) up to which rounding in float32 is the likely cause; pi = p gives exactly 0."""
+HEAD = 0.2
+"""Share of the target's best probability below which a token is outside the head of its distribution."""
+
+
+def distances(rounds: Sequence[Round]) -> Distances | None:
+    """Those of one run; None where nothing is known of any position."""
+    emitted = [token for step in rounds for token in step.emitted]
+    beside = [token for token in emitted if None not in (token.tv, token.tv_to_draft, token.disagreement)]
+    known = [token for token in emitted if token.kl is not None]
+    if not known:
+        return None
+    kls = [token.kl or 0.0 for token in known]
+    kept = [token for step in rounds for token in step.drafted if token.accepted and token.exact is not None]
+    regrets = [token.regret for step in rounds for token in step.emitted if token.event == "accepted"]
+    return Distances(
+        positions=len(beside),
+        tv_to_target=math.fsum(token.tv or 0.0 for token in beside),
+        tv_to_draft=math.fsum(token.tv_to_draft or 0.0 for token in beside),
+        disagreement=math.fsum(token.disagreement or 0.0 for token in beside),
+        tokens=len(known),
+        kl=math.fsum(kl for kl in kls if math.isfinite(kl)),
+        infinite=sum(math.isinf(kl) for kl in kls),
+        max_tv=max(token.tv or 0.0 for token in known),
+        overshoot=max(token.overshoot or 0.0 for token in known),
+        regret=math.fsum(token.regret or 0.0 for token in known),
+        kept_drafts=len(kept),
+        out_of_head=sum(_out_of_head(token, regret) for token, regret in zip(kept, regrets, strict=True)),
+    )
+
+
+def _out_of_head(token: Drafted, regret: float | None) -> bool:
+    return not token.exact and regret is not None and math.exp(-regret) < HEAD
+
+
+def total(parts: Iterable[Distances | None]) -> Distances | None:
+    """Those of several runs together; None where one of them has none."""
+    several = list(parts)
+    known = [each for each in several if each is not None]
+    if not known or len(known) < len(several):
+        return None
+    sums = {name: math.fsum(getattr(each, name) for each in known) for name in Distances.model_fields}
+    most = {name: max(getattr(each, name) for each in known) for name in ("max_tv", "overshoot")}
+    return Distances.model_validate(sums | most)
+
+
+def waste(d: Distances) -> float | None:
+    """The mean of TV(pi, q) + TV(pi, p) - TV(p, q): what is rejected and changed beyond what one costs the other."""
+    return (d.tv_to_draft + d.tv_to_target - d.disagreement) / d.positions if d.positions else None
+
+
+def efficiency(d: Distances) -> float | None:
+    """Rejections saved over TV(pi, p) spent, at most 1; None for what spends nothing but rounding."""
+    spends = d.tv_to_target > LOSSLESS_TOLERANCE * d.positions
+    return (d.disagreement - d.tv_to_draft) / d.tv_to_target if spends else None
+
+
+def nats_per_answer(d: Distances, answers: int, *, greedy: bool) -> float:
+    """Nats an answer: the KL of what was sampled, or at temperature 0, where that is 0 or infinite, the regret."""
+    if greedy:
+        return d.regret / answers
+    return math.inf if d.infinite else d.kl / answers
+
+
+def out_of_head_rate(d: Distances) -> float:
+    """Drafts out of the head of the target's distribution, of 1,000 tokens of the answer."""
+    return 1000 * d.out_of_head / d.tokens

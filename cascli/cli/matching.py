@@ -1,0 +1,71 @@
+"""What `--rules` and `--match` of `cascli compare` ask for: rules beside the strategies, at equal numbers of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cascli.cli import common
+
+if TYPE_CHECKING:
+    from cascli.analysis.matching import Matching
+    from cascli.cli.common import Plan
+    from cascli.jobs.match import Wanted
+    from cascli.models.pair import Pair
+    from cascli.prompts import Prompt
+    from cascli.settings import Resolved
+    from cascli.strategies import Strategy
+
+
+def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted | None:
+    """The rules and their budgets; None where neither is asked for.
+
+    Raises:
+        UsageError: an unknown name, a value out of range, or a pair without the draft model that matching needs.
+    """
+    from cascli.jobs.match import budget_of, check_pair, wanted_of
+
+    if not match and rules is None:
+        return None
+    asked = wanted_of([budget_of(text) for text in match or []], rules)
+    if asked.budgets:
+        check_pair(draft=plan.config.draft is not None)
+    return asked
+
+
+def prompts(
+    argument: str | None, settings: Resolved, command: str, asked: Wanted | None
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to measure, and others that calibrate where there is a budget."""
+    from cascli.prompts import apart
+
+    if asked is None or not asked.budgets:
+        return common.prompts(argument, settings, command), []
+    return apart(common.prompts(argument, replace(settings, limit=None), command), settings.limit)
+
+
+def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:
+    """The settings that meet the budgets, and what is to be said of rules that meet none."""
+    if asked is None or not asked.budgets:
+        return None
+    from cascli.cli.progress import Progress
+    from cascli.jobs.match import calibrate
+
+    with Progress(plan.screen, "calibrating", counted=True) as progress:
+        matching = calibrate(pair, others, plan.settings, asked, progress.step)
+    for name in matching.without_dial:
+        plan.screen.note(f"not matched: {name} says no range in which it could be")
+    for each in matching.matched:
+        if not each.met:
+            plan.screen.note(f"not matched: {each.rule}: {each.why}")
+    return matching
+
+
+def columns(
+    asked: Wanted | None, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy]
+) -> list[Strategy]:
+    """The strategies that rules add to those beside them."""
+    from cascli.jobs import match
+
+    return [] if asked is None else match.columns(asked, matching, settings, beside)

@@ -1,0 +1,158 @@
+"""Every rule at the setting that meets a budget, found on prompts that calibrate, before others are measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from cascli import rules
+from cascli.analysis.matching import Matched, Matching, strategies_of
+from cascli.chat import Conversation, encode
+from cascli.errors import UsageError, unknown
+from cascli.jobs.recording import OnProgress, record
+from cascli.jobs.rule_curves import lossless_calls, match
+from cascli.models.pair import Pair
+from cascli.prompts import Prompt
+from cascli.settings import Resolved
+from cascli.strategies import Strategy, parse
+
+CALL_BUDGET = "target_calls_per_token"
+BESIDE = ("target", "speculative")
+"""What rules are compared with where nothing is said."""
+TOKENS = 64
+"""Of an answer that calibrates, at most."""
+
+
+class Wanted(NamedTuple):
+    """Which rules are compared, and at which budgets of target calls a token; without any at their defaults."""
+
+    rules: tuple[str, ...]
+    budgets: tuple[float, ...] = ()
+    without_dial: tuple[str, ...] = ()
+    """Rules that were not asked for by name and say no range in which they could be matched."""
+
+
+def budget_of(text: str) -> tuple[str, float]:
+    """Name and value of `target_calls_per_token=0.35`.
+
+    Raises:
+        UsageError: it reads otherwise.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise UsageError(f"--match: '{text}' should read {CALL_BUDGET}=0.35")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--match: {name}: a number is wanted (got '{value}')") from None
+
+
+def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] | None) -> Wanted:
+    """What is to be compared, checked before anything is loaded.
+
+    Args:
+        budgets: by name.
+        names: of rules; `all`, or several with commas between them; all where there are budgets.
+
+    Raises:
+        UsageError: an unknown name, a budget that no strategy could take, or a rule that cannot be matched.
+    """
+    values = []
+    for name, value in budgets:
+        if name != CALL_BUDGET:
+            raise UsageError(f"match: {unknown('budget', name, [CALL_BUDGET])}")
+        if not 0 < value <= 1:
+            raise UsageError(f"match: {CALL_BUDGET}: above 0 and at most 1 is wanted (got {value:g})")
+        values.append(value)
+    if isinstance(names, str):
+        names = [part.strip() for part in names.split(",") if part.strip()]
+    if names is not None and not names:
+        raise UsageError("rules: names of rules are wanted, or all.")
+    every = names is None or list(names) == ["all"]
+    chosen = [(name, rules.load(name)) for name in dict.fromkeys(rules.names() if every else names or ())]
+    undialled = [name for name, kind in chosen if values and kind.dial is None]
+    if undialled and not every:
+        raise UsageError(f"rule '{undialled[0]}': says no range in which it could be matched (its `dial`)")
+    return Wanted(tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled))
+
+
+def asked(budgets: Mapping[str, float] | None, names: str | Sequence[str] | None) -> Wanted | None:
+    """As `wanted_of`; None where neither rules nor budgets are asked for."""
+    return None if budgets is None and names is None else wanted_of((budgets or {}).items(), names)
+
+
+def calibrate(
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    settings: Resolved,
+    wanted: Wanted,
+    on_progress: OnProgress | None = None,
+) -> Matching:
+    """Find each rule's setting for each budget along one speculative answer a prompt.
+
+    Args:
+        pair: answers.
+        prompts: others than are measured.
+        settings: of the answers, which are cut at 64 tokens.
+        wanted: rules and budgets.
+        on_progress: told which prompt is answered, and which rule is judged.
+
+    Raises:
+        UsageError: the pair has no draft model, whose distributions rules are judged by.
+    """
+    check_pair(draft=pair.draft is not None)
+    k = settings.num_speculative_tokens
+    settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, TOKENS))
+    prompts = fitting(pair, prompts, settings)
+    seen = record(pair, prompts, settings, k, on_progress=on_progress)
+    found: list[Matched] = []
+    for number, name in enumerate(wanted.rules):
+        if on_progress is not None:
+            on_progress(f"matching {name}", number, len(wanted.rules))
+        found += match(seen, wanted.budgets, k, settings.temperature, [name])
+    return Matching(
+        matched=found,
+        lossless=lossless_calls(seen, k),
+        prompts=[prompt.id for prompt in prompts],
+        tokens=sum(seen.lengths),
+        mean_tail=float(seen.tail.mean()),
+        without_dial=list(wanted.without_dial),
+    )
+
+
+def check_pair(*, draft: bool) -> None:
+    """Refuse a pair in which nobody drafts by a distribution.
+
+    Raises:
+        UsageError: it has no draft model.
+    """
+    if not draft:
+        raise UsageError("match: rules are judged by the draft model's distributions, and this pair has none.")
+
+
+def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[Prompt]:
+    """The prompts for which the pair's context has room, with answers of full length to all turns.
+
+    Raises:
+        UsageError: it has room for none.
+    """
+    found = []
+    for prompt in prompts:
+        ids = (encode(pair, turn, Conversation(settings.system), raw=settings.raw) for turn in prompt.turns)
+        if sum(len(each) + settings.max_new_tokens for each in ids) <= (pair.context or math.inf):
+            found.append(prompt)
+    if not found:
+        raise UsageError("match: none of the prompts that calibrate fits the pair's context; take shorter answers.")
+    return found
+
+
+def columns(
+    wanted: Wanted, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy] = ()
+) -> list[Strategy]:
+    """A strategy for each rule that is not there yet: at each budget that it meets, or at its default parameters."""
+    k = settings.num_speculative_tokens
+    specs = [f"speculative-cascade:rule={name}" for name in wanted.rules]
+    found = [parse(spec, k) for spec in (specs if matching is None else strategies_of(matching.matched))]
+    return [strategy for strategy in found if strategy not in beside]

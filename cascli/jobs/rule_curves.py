@@ -1,0 +1,144 @@
+"""One speculative run, all rules and settings: each is estimated at the positions that the run visited.
+
+The estimate holds along the prefixes that were recorded; a lenient rule would have written, and then met, other ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+
+from cascli import rules
+from cascli.analysis.matching import Matched, met
+from cascli.analysis.rule_estimate import RuleEstimate
+from cascli.analysis.theory import expected_rounds
+from cascli.errors import UsageError
+from cascli.jobs.recording import Seen
+from cascli.rules.base import Dial, Exact, Rule, ThresholdRule
+from cascli.sampling import distributions
+from cascli.strategies import parse
+
+ALPHAS = tuple(round(i / 32, 5) for i in range(33))
+GRID = 32
+"""Steps of a rule's dial that a search begins with."""
+HALVINGS = 20
+"""Of a step that encloses a budget, at most."""
+NEAR = 0.001
+"""Relative distance from a budget at which a search ends."""
+
+
+def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
+    """Every threshold rule at every alpha."""
+    kinds = ((name, rules.load(name)) for name in rules.names())
+    return [
+        rule_estimate(name, kind(alpha=alpha), seen, k, temperature)
+        for name, kind in kinds
+        if issubclass(kind, ThresholdRule)
+        for alpha in alphas
+    ]
+
+
+def rule_estimate(name: str, rule: ThresholdRule, seen: Seen, k: int, temperature: float) -> RuleEstimate:
+    """One threshold rule at one alpha."""
+    pi, defer = rule.apply(seen.d), rule.deferred(seen.d)
+    accepted = _acceptance(pi, seen)
+    tv = distributions.total_variation(pi, seen.d.p)
+    return RuleEstimate(
+        rule=name,
+        alpha=rule.alpha,
+        temperature=temperature,
+        acceptance=float(accepted.mean()),
+        deferral_rate=None if defer is None else float((seen.d.q * defer).sum(dim=-1).mean()),
+        mean_tv=float(tv.mean()),
+        max_tv=float(tv.max()),
+        target_calls_per_token=_calls(accepted, seen, k),
+        mean_tail=float(seen.tail.mean()),
+        max_tail=float(seen.tail.max()),
+    )
+
+
+def predicted_calls(rule: Rule, seen: Seen, k: int) -> float:
+    """Target calls per token that the rule would take at these positions, in blocks of k."""
+    return _calls(_acceptance(rule.apply(seen.d), seen), seen, k)
+
+
+def _acceptance(pi: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """The probability `[N]` that a drafted token passes: sum over tokens of min(q, pi)."""
+    return torch.minimum(pi, seen.d.q).sum(dim=-1).clamp_max(1)
+
+
+def _calls(acceptance: torch.Tensor, seen: Seen, k: int) -> float:
+    return sum(expected_rounds(each, k) for each in seen.passing(acceptance)) / sum(seen.lengths)
+
+
+def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Rule], Dial]]:
+    """Rules that can be turned from the target towards the draft model, by name; all that can by default.
+
+    Raises:
+        UsageError: one that is asked for does not exist, or says no range.
+    """
+    for name in rules.names() if names is None else names:
+        kind = rules.load(name)
+        if kind.dial is not None:
+            yield name, kind, kind.dial
+        elif names is not None:
+            raise UsageError(f"rule '{name}': says no range in which it could be matched (its `dial`)")
+
+
+def match(
+    seen: Seen, budgets: Sequence[float], k: int, temperature: float, names: Sequence[str] | None = None
+) -> list[Matched]:
+    """For each rule and budget the setting of the rule's own range that comes nearest; those that miss it say so."""
+    return [
+        matched
+        for name, kind, dial in with_dial(names)
+        for matched in _match_rule(name, kind, dial, seen, budgets, k, temperature)
+    ]
+
+
+def lossless_calls(seen: Seen, k: int) -> float:
+    """Target calls per token that are predicted of speculative decoding."""
+    return predicted_calls(Exact(), seen, k)
+
+
+def _match_rule(
+    name: str, kind: type[Rule], dial: Dial, seen: Seen, budgets: Sequence[float], k: int, temperature: float
+) -> Iterator[Matched]:
+    known: dict[float, float] = {}
+
+    def calls(place: float) -> float:
+        if place not in known:
+            known[place] = predicted_calls(kind(**{dial.parameter: dial.at(place)}), seen, k)
+        return known[place]
+
+    for i in range(GRID + 1):
+        calls(i / GRID)
+    for budget in budgets:
+        for low, high in pairwise(sorted(known)):
+            if (known[low] - budget) * (known[high] - budget) >= 0:
+                continue
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                if abs(calls(middle) - budget) <= NEAR * budget or dial.at(middle) in (dial.at(low), dial.at(high)):
+                    break
+                same = (known[middle] - budget) * (known[low] - budget) > 0
+                low, high = (middle, high) if same else (low, middle)
+        # Of settings that are near enough the strictest.
+        place = min(sorted(known), key=lambda each: max(abs(known[each] - budget) / budget, NEAR))
+        value = dial.at(place)
+        yield Matched(
+            rule=name,
+            alpha=value if dial.parameter == "alpha" else None,
+            parameter=dial.parameter,
+            value=value,
+            temperature=temperature,
+            k=k,
+            budget=budget,
+            predicted=known[place],
+            met=met(known[place], budget),
+            least=min(known.values()),
+            most=max(known.values()),
+            strategy=parse(f"speculative-cascade:rule={name},{dial.parameter}={value},k={k}").spec,
+        )

@@ -1,0 +1,208 @@
+"""What answers cost, in tables and a sentence: rules that write longer answers are told from those that save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascli.analysis.answer_costs import AnswerCosts, Ratio
+from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
+from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
+from cascli.render.marks import short_name
+from cascli.render.numbers import DASH, number, tv
+from cascli.trace import Distances
+
+
+class Priced(Protocol):
+    """A row of a comparison or of a sweep."""
+
+    @property
+    def strategy(self) -> str:
+        """With its parameters."""
+
+    @property
+    def costs(self) -> AnswerCosts | None:
+        """Of its answers."""
+
+    @property
+    def distances(self) -> Distances | None:
+        """Of its output distribution."""
+
+    @property
+    def num_answers(self) -> int | None:
+        """Over which they are."""
+
+    @property
+    def mean_tv_to_target(self) -> float | None:
+        """Over all tokens."""
+
+
+class Column(NamedTuple):
+    """A heading, how a row fills it, and what kind of number it is for the narrow terminal that lacks room."""
+
+    heading: str
+    cell: Callable[[Priced], str]
+    expendable: int = 0
+    """The highest goes first; 0 stays."""
+
+
+def _of_costs(fill: Callable[[AnswerCosts], str]) -> Callable[[Priced], str]:
+    return lambda row: DASH if row.costs is None else fill(row.costs)
+
+
+def _ratio(ratio: Ratio | None, *, bounds: bool = True) -> str:
+    if ratio is None:
+        return DASH
+    text = f"{ratio.of_means:.2f}x"
+    if bounds and ratio.interval is not None and ratio.interval_kind != "no scatter":
+        low, high = ratio.interval
+        text += f" ({low:.2f}-{high:.2f})"
+    return text
+
+
+def outcome(costs: AnswerCosts | None) -> str:
+    """Whether answers take fewer calls than those of speculation without loss, as far as that is known."""
+    if costs is None or costs.lossless is None:
+        return DASH
+    ratio = costs.calls_to_lossless
+    if ratio is None:
+        return "lengths cut" if costs.withheld else DASH
+    if ratio.interval_kind == "no scatter" and ratio.of_means == 1:
+        return "the same"
+    if ratio.interval_kind != "95%":
+        return "few prompts"
+    if not ratio.differs:
+        return "not clear"
+    return "fewer calls" if ratio.of_means < 1 else "more calls"
+
+
+ANSWERS = [
+    Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
+    Column("length", _of_costs(lambda costs: _ratio(costs.length, bounds=False))),
+    Column("calls an\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
+    Column("calls against\nspeculative", _of_costs(lambda costs: _ratio(costs.calls_to_lossless))),
+    Column("cut", _of_costs(lambda costs: _percent(costs.share_cut)), expendable=2),
+    Column("verdict", lambda row: DASH if row.strategy in ("target", "draft") else outcome(row.costs)),
+]
+"""Tokens a round and calls over those of plain speculation, the length over the target's."""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _distances(*, greedy: bool) -> list[Column]:
+    """How far the output distribution is from the target's; nats are regret at temperature 0."""
+
+    def of(fill: Callable[[Distances, int], str]) -> Callable[[Priced], str]:
+        return lambda row: (
+            DASH if row.distances is None or not row.num_answers else fill(row.distances, row.num_answers)
+        )
+
+    return [
+        Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
+        Column("nats an\nanswer", of(lambda d, answers: number(nats_per_answer(d, answers, greedy=greedy), 1))),
+        Column("largest\npi/p", of(lambda d, _: f"{d.overshoot:.3g}"), expendable=2),
+        Column("waste", of(lambda d, _: _waste(d))),
+        Column("effi-\nciency", of(lambda d, _: number(efficiency(d)))),
+        Column("out of\nhead", of(lambda d, _: number(out_of_head_rate(d), 1))),
+        Column("loops", _of_costs(lambda costs: _percent(costs.looped_share)), expendable=1),
+    ]
+
+
+def _waste(d: Distances) -> str:
+    found = waste(d)
+    return DASH if found is None else f"{max(found, 0.0):.3f}"
+
+
+def cost_tables(rows: Sequence[Priced], console: Console, *, greedy: bool) -> list[Table]:
+    """What answers cost, and what of the target's distribution is given up for it; nothing of older documents."""
+    if all(row.costs is None for row in rows):
+        return []
+    return [_fitting(rows, columns, console) for columns in (ANSWERS, _distances(greedy=greedy))]
+
+
+def _fitting(rows: Sequence[Priced], columns: Sequence[Column], console: Console) -> Table:
+    """One line a strategy, with as many columns as fit a page; then names take two lines rather than a number a cut."""
+    levels = range(max(column.expendable for column in columns) + 1, 0, -1)
+    tables = [_table(rows, [each for each in columns if each.expendable < level], console) for level in levels]
+    table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    return table
+
+
+def _table(rows: Sequence[Priced], columns: Sequence[Column], console: Console) -> Table:
+    table = plain_table(console)
+    table.add_column("strategy", no_wrap=True, style="bold")
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
+    for row in rows:
+        name = short_name(row.strategy, fancy=unicode_ok(console))
+        table.add_row(Text(name), *(column.cell(row) for column in columns))
+    return table
+
+
+def table_notes(rows: Sequence[Priced], *, greedy: bool) -> str:
+    """What the columns of the tables are over."""
+    nats = "regret log max p1 - log p1(x)" if greedy else "KL(pi || p)"
+    over = sorted({row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless})
+    against = f"tokens a round and calls against {' or '.join(over)}, " if over else ""
+    brackets = ", in brackets the 95% interval over prompts" if _judged(rows) else ""
+    return (
+        f"{against}length against target{brackets}; nats: {nats}; out of head: kept drafts of 1,000 tokens that the"
+        " exact test would have rejected and the target finds less than a fifth as likely as its best"
+    )
+
+
+def _judged(rows: Sequence[Priced]) -> bool:
+    ratios = [row.costs.calls_to_lossless for row in rows if row.costs is not None]
+    return any(ratio is not None and ratio.interval_kind == "95%" for ratio in ratios)
+
+
+def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
+    """Which rule saves calls of an answer, and which one only seems to; None without speculation to hold it against."""
+    held = [(row, row.costs) for row in rows if row.costs is not None and row.costs.lossless is not None]
+    lossy = [(row, costs) for row, costs in held if row.strategy.partition(":")[0] == "speculative-cascade"]
+    if not lossy:
+        return None
+    withheld = next((costs.withheld for _, costs in lossy if costs.withheld), None)
+    known = [(row, costs, costs.calls_to_lossless) for row, costs in lossy]
+    told = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
+    if not told:
+        if withheld is not None:
+            return f"What an answer costs is not told, since {withheld}; give --max-new-tokens more."
+        return None
+    clear = [(row, costs, ratio) for row, costs, ratio in told if ratio.differs]
+    if not clear:
+        return "No rule needs clearly fewer or more target calls for an answer than plain speculation."
+    said = []
+    row, costs, ratio = min(clear, key=lambda each: each[2].of_means)
+    if ratio.of_means < 1:
+        with_length = "" if costs.length is None else f", with answers {_as_long(costs.length)}"
+        said.append(f"{_name(row, fancy)} asks the target least: {_calls(ratio)}{with_length}")
+    row, costs, ratio = max(clear, key=lambda each: each[2].of_means)
+    if ratio.of_means > 1:
+        accepted, length = costs.accepted_to_lossless or 0.0, costs.length
+        if accepted > 1 and length is not None:
+            why = f"writes {accepted:.1f}x as many tokens a round, but its answers are {_as_long(length)}"
+            why += f": {_calls(ratio)}"
+        else:
+            why = f"needs {_calls(ratio)}"
+        said.append(f"{_name(row, fancy)} {why}")
+    return "; ".join(said) + "."
+
+
+def _name(row: Priced, fancy: bool) -> str:
+    return short_name(row.strategy, fancy=fancy)
+
+
+def _calls(ratio: Ratio) -> str:
+    return f"{_ratio(ratio)} the target calls of plain speculation for an answer"
+
+
+def _as_long(length: Ratio) -> str:
+    return f"{_ratio(length, bounds=False)} as long as the target's"

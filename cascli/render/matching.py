@@ -1,0 +1,63 @@
+"""How near rules came to a budget: what was predicted, and what was measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.table import Table
+
+from cascli.analysis.comparison import Comparison
+from cascli.analysis.matching import MISS, Matched, Matching, met
+
+Calls = Mapping[tuple[str, float], float | None]
+"""Measured target calls a token, by strategy and temperature."""
+LUMPED = 0.01
+"""Mean mass of lumped tokens from which it is told."""
+
+
+def matching_line(comparison: Comparison) -> str | None:
+    """Which rules were compared at which budget, how it was met, and on what that rests; None without a budget."""
+    matching = comparison.matching
+    if matching is None:
+        return None
+    basis = f"settings found on {len(matching.prompts)} other prompts ({matching.tokens} tokens"
+    basis += f", {matching.mean_tail:.1%} of the mass lumped)" if matching.mean_tail >= LUMPED else ")"
+    said = budget_lines(matching.matched, calls_of(comparison))
+    already = any(met(matching.lossless, each.budget) for each in matching.matched)
+    lossless = f"lossless {matching.lossless:.3f} predicted{', which meets it already' if already else ''}"
+    return "; ".join([*said, lossless, basis])
+
+
+def calls_of(comparison: Comparison) -> Calls:
+    """What its strategies took."""
+    temperature = comparison.runs[0].sampling.temperature
+    return {(row.strategy, temperature): row.target_calls_per_token for row in comparison.summary}
+
+
+def budget_lines(matched: Sequence[Matched], calls: Calls) -> Iterator[str]:
+    """A line for each temperature and budget: how many rules met it by prediction, and what they took when measured."""
+    for temperature, budget in dict.fromkeys((each.temperature, each.budget) for each in matched):
+        every = [each for each in matched if (each.temperature, each.budget) == (temperature, budget)]
+        inside = [each for each in every if each.met]
+        measured = [value for each in inside if (value := calls.get((each.spec, temperature))) is not None]
+        said = f"matched at {budget:g} target calls a token, temperature {temperature:g}: {len(inside)} of {len(every)}"
+        if measured:
+            near = sum(met(value, budget) for value in measured)
+            said += f" rules, measured {min(measured):.3f} to {max(measured):.3f}, {near} within {MISS:.0%}"
+        yield said if measured else f"{said} rules"
+
+
+def matching_table(matching: Matching, calls: Calls) -> Table:
+    """One line a rule and budget; no measured calls of a rule that is out of reach."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for name in ("rule", "setting"):
+        table.add_column(name, overflow="fold")
+    for name in ("budget", "predicted", "measured"):
+        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold", style="dim")
+    for each in matching.matched:
+        measured = calls.get((each.spec, each.temperature)) if each.met else None
+        shown = "" if measured is None else f"{measured:.3f}"
+        figures = (f"{each.budget:g}", f"{each.predicted:.3f}", shown)
+        table.add_row(each.rule, each.setting, *figures, "" if each.met else each.why)
+    return table

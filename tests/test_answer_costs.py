@@ -1,0 +1,497 @@
+"""What answers cost: ratios against a reference, what is withheld, loops, distances, and the words about them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from cascli import Pair, compare, generate, load_pair
+from cascli.analysis import distances as d
+from cascli.analysis.answer_costs import AnswerCosts, Answered, answer_costs
+from cascli.analysis.comparison import Comparison, Row
+from cascli.analysis.loops import looped_tokens
+from cascli.analysis.statistics import ratio_interval
+from cascli.cli.app import app
+from cascli.errors import UsageError
+from cascli.render.answer_costs import cost_tables, cost_verdict, outcome
+from cascli.sweeps.records import Records
+from cascli.sweeps.table import rows as sweep_rows
+from cascli.trace import Distances, Run
+from tests.pairs import pair
+
+LEAST = 0.90
+"""Of intervals that are called 95%, as in test_statistics.py."""
+RULE = "speculative-cascade:rule=opt,alpha=0.3,k=4"
+PLAIN = "speculative:k=4"
+
+
+@pytest.fixture(scope="module")
+def small() -> Pair:
+    return load_pair(pair(initializer_range=0.2))
+
+
+# --- intervals ---
+
+
+def _heavy(rng: random.Random) -> float:
+    return math.exp(rng.gauss(0, 1))
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+@pytest.mark.parametrize("n", [10, 20, 80])
+@pytest.mark.parametrize(
+    ("noise", "truth"),
+    [
+        (lambda rng: math.exp(rng.gauss(0.2, 0.3)), math.exp(0.2 + 0.045)),
+        (lambda rng: 2.0 if rng.random() < 0.25 else 1.0, 1.25),  # some answers run into a loop
+        (lambda rng: 0.5 + rng.random(), 1.0),
+    ],
+    ids=["longer", "loops", "as long"],
+)
+def test_intervals_of_ratios_cover(noise: Callable[[random.Random], float], truth: float, n: int, seeds: int) -> None:
+    """Lengths of prompts differ by far more than the two answers to one of them, so pairs must stay pairs."""
+    rng, held, widths = random.Random(n), [], []
+    for _ in range(150):
+        groups = []
+        for _ in range(n):
+            length, own = 100 * _heavy(rng) ** 0.5, noise(rng)  # what a prompt does is the same for all its seeds
+            groups.append([(length * own * math.exp(rng.gauss(-0.005, 0.1)), length) for _ in range(seeds)])
+        found = ratio_interval(groups)
+        assert found is not None
+        if found.kind == "95%":
+            held.append(found.low <= truth <= found.high)
+            widths.append(found.high / found.low)
+    assert len(held) > 100
+    assert sum(held) / len(held) >= LEAST
+    if n == 80:
+        assert sum(widths) / len(widths) < 1.6  # not wide for nothing: unpaired lengths alone scatter by 1.4
+
+
+def test_few_prompts_give_a_range_and_equal_ones_no_scatter() -> None:
+    assert ratio_interval([[(2.0, 1.0)]]) is None
+    few = ratio_interval([[(2.0, 1.0)], [(3.0, 1.0)], [(1.0, 1.0)]])
+    assert few is not None and (few.low, few.high, few.kind) == (1.0, 3.0, "range")
+    same = ratio_interval([[(2.0 * n, 1.0 * n)] for n in range(1, 9)])
+    assert same is not None and same.kind == "no scatter"
+
+
+# --- what is compared with what ---
+
+
+def answered(prompt: int, tokens: int, calls: int, *, seed: int = 0, cut: bool = False, accepted: int = 0) -> Answered:
+    return Answered(prompt, seed, tokens, calls, max(calls, 1), accepted, 0, cut)
+
+
+def ten(tokens: Sequence[int], calls: Sequence[int], cut: int = 0, accepted: int = 0) -> list[Answered]:
+    return [
+        answered(i, t, c, cut=i < cut, accepted=accepted) for i, (t, c) in enumerate(zip(tokens, calls, strict=True))
+    ]
+
+
+def test_ratios_are_paired_by_prompt_and_seed() -> None:
+    target = [answered(1, 100, 100), answered(2, 10, 10), answered(2, 30, 30, seed=1), answered(9, 1, 1)]
+    ours = [answered(2, 60, 12, seed=1), answered(2, 30, 6), answered(1, 50, 20), answered(3, 999, 999)]
+    costs = answer_costs(RULE, {"target": target, RULE: ours})
+    assert costs is not None and costs.length is not None and costs.calls is not None
+    # Prompt 1: 50 of 100; prompt 2: on average 45 of 20. Prompts 3 and 9 have nobody beside them.
+    assert costs.length.prompts == 2
+    assert costs.length.of_means == pytest.approx((50 + 45) / (100 + 20))
+    assert costs.length.mean == pytest.approx((0.5 + 45 / 20) / 2)
+    assert costs.calls.of_means == pytest.approx((20 + 9) / (100 + 20))
+    assert costs.lossless is None and costs.calls_to_lossless is None
+
+
+def test_lengths_are_withheld_where_more_than_a_tenth_was_cut() -> None:
+    whole, longer = ten([100] * 10, [100] * 10), ten([200] * 10, [50] * 10, cut=1)
+    costs = answer_costs(RULE, {"target": whole, RULE: longer})
+    assert costs is not None and costs.withheld is None and costs.length is not None
+    assert costs.length_ended is not None and costs.length_ended.prompts == 9
+    for ours, theirs, of in (
+        (ten([200] * 10, [50] * 10, cut=2), whole, RULE),
+        (longer, ten([100] * 10, [100] * 10, cut=2), "target"),
+    ):
+        costs = answer_costs(RULE, {"target": theirs, RULE: ours})
+        assert costs is not None and costs.withheld == f"2 of 10 answers of {of} were cut off by the limit"
+        assert costs.length is None and costs.calls is None
+        assert costs.length_ended is not None and costs.length_ended.prompts == 8
+        assert outcome(costs) == "–"  # there is no speculation to be held against
+
+
+def test_a_rule_is_held_against_the_speculation_of_its_own_block_length() -> None:
+    plain = {f"speculative:k={k}": ten([100] * 10, [calls] * 10) for k, calls in ((2, 50), (4, 40))}
+    costs = answer_costs(RULE, {**plain, RULE: ten([100] * 10, [20] * 10, accepted=1)})
+    assert costs is not None and costs.lossless == PLAIN
+    assert costs.calls_to_lossless is not None and costs.calls_to_lossless.of_means == 0.5
+    assert costs.accepted_to_lossless == pytest.approx(1.05)  # 1 + 10 / 200 over 1
+    other = RULE.replace("k=4", "k=7")
+    costs = answer_costs(other, {**plain, other: ten([100] * 10, [20] * 10)})
+    assert costs is not None and costs.lossless == "speculative:k=2"
+    alone = answer_costs(PLAIN, plain)
+    assert alone is not None and alone.lossless is None
+
+
+# --- loops ---
+
+
+def test_loops_are_phrases_three_times_in_a_row() -> None:
+    text = list(range(100, 150))
+    phrase = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert looped_tokens([]) == looped_tokens([7]) == looped_tokens(text) == 0
+    assert looped_tokens(text + 3 * phrase) == 27 == looped_tokens(3 * phrase + text)
+    assert looped_tokens(text + 3 * phrase + [1, 2] + text) == 29  # what was begun belongs to it
+    assert looped_tokens(text + 2 * phrase + text) == 0
+    assert looped_tokens(text + 23 * [7] + text) == 0 and looped_tokens(text + 24 * [7] + text) == 24
+    assert looped_tokens(3 * list(range(64))) == 192 and looped_tokens(3 * list(range(65))) == 0
+    assert looped_tokens(text + 3 * phrase + text + 4 * [5, 6, 5, 6, 5, 6, 7]) == 27 + 28  # not twice: 5 6 5 6 5 6 too
+
+
+# --- distances ---
+
+
+def runs_of(small: Pair, rule: str, **more: Any) -> list[Run]:
+    asked: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, **more}
+    return [generate(small, text, strategy=f"{rule},k=3", **asked) for text in ("one", "two", "three")]
+
+
+def answer(small: Pair, strategy: str, **more: Any) -> Run:
+    return generate(small, "one", strategy=strategy, temperature=1.0, **more)
+
+
+@pytest.mark.parametrize("strategy", ["speculative-cascade", "token-cascade"])
+def test_a_mixture_wastes_nothing(small: Pair, strategy: str) -> None:
+    """TV(pi, p) = (1 - w) TV(p, q) and TV(pi, q) = w TV(p, q): identities that hold at every token."""
+    rule = f"{strategy}:rule=mixture,target_weight=0.25"
+    runs = runs_of(small, rule) if strategy == "speculative-cascade" else [answer(small, rule)]
+    for token in [token for run in runs for token in run.emitted]:
+        assert token.tv is not None and token.tv_to_draft is not None and token.disagreement is not None
+        assert token.tv == pytest.approx(0.75 * token.disagreement, abs=1e-6)
+        assert token.tv_to_draft == pytest.approx(0.25 * token.disagreement, abs=1e-6)
+        assert token.kl is not None and 0 < token.kl < math.log(token.overshoot or 0.0) + 1e-6
+        assert token.kl >= 2 * token.tv**2 - 1e-6  # Pinsker
+    found = d.total(run.metrics.distances for run in runs)
+    assert found is not None and d.waste(found) == pytest.approx(0, abs=1e-6)
+    assert d.efficiency(found) == pytest.approx(1, abs=1e-4)
+    assert found.positions == found.tokens == sum(len(run.token_ids) for run in runs)
+
+
+def test_token_rules_waste_what_the_head_rule_does_not(small: Pair) -> None:
+    found = {}
+    for rule in ("token-v3", "head"):
+        parts = [run.metrics.distances for run in runs_of(small, f"speculative-cascade:rule={rule},alpha=0.5")]
+        whole = d.total(parts)
+        assert whole is not None
+        found[rule] = whole
+    assert d.waste(found["head"]) == pytest.approx(0, abs=1e-6)
+    assert (d.waste(found["token-v3"]) or 0) > 0.01
+    assert (d.efficiency(found["token-v3"]) or 1) < 0.95
+
+
+def test_kl_is_that_of_the_rule(small: Pair) -> None:
+    """Against distributions that are made here, at the first token, from the models themselves."""
+    from cascli.sampling import distributions
+
+    strategy = "speculative-cascade:rule=mixture,target_weight=0.5,k=1"
+    run = answer(small, strategy, max_new_tokens=2)
+    ids = torch.tensor([run.prompt_token_ids])
+    assert small.draft is not None
+    q, p = (
+        distributions.base(model.model(ids).logits[0, -1:, : small.vocab])[0].double()
+        for model in (small.draft, small.target)
+    )
+    pi = (p + q) / 2
+    first = run.emitted[0]
+    assert first.kl == pytest.approx(float((pi * (pi / p).log()).sum()), rel=1e-4)
+    assert first.overshoot == pytest.approx(float((pi / p).max()), rel=1e-4)
+    assert first.regret == pytest.approx(float(p.max().log() - p[first.id].log()), rel=1e-4, abs=1e-6)
+
+
+def test_a_token_that_the_target_cannot_say_is_infinitely_far(small: Pair) -> None:
+    """Top-k cuts both models: a rule that follows the draft gives mass to tokens that the target's cut has not."""
+    [run, *_] = runs_of(small, "speculative-cascade:rule=mixture,target_weight=0.5", top_k=3)
+    found = run.metrics.distances
+    assert found is not None and found.infinite > 0 and math.isinf(found.overshoot) and math.isfinite(found.kl)
+    assert math.isinf(d.nats_per_answer(found, 1, greedy=False))
+    text = run.to_json()
+    assert "null" not in text[text.index('"kl"') : text.index('"kl"') + 20] and '"Infinity"' in text
+    assert Run.from_json(text) == run
+
+
+def test_at_temperature_0_regret_stands_for_the_divergence(small: Pair) -> None:
+    lossless, lossy = (
+        d.total(run.metrics.distances for run in runs_of(small, rule, temperature=0.0))
+        for rule in ("speculative:draft=model", "speculative-cascade:rule=head,alpha=0.9")
+    )
+    assert lossless is not None and lossy is not None
+    assert lossless.regret == 0 == lossless.kl == lossless.out_of_head and lossless.overshoot == 1
+    assert lossy.regret > 0 and math.isfinite(d.nats_per_answer(lossy, 3, greedy=True))
+    # The rule keeps nothing that is less than a tenth as likely as the best.
+    assert lossy.regret <= lossy.tokens * math.log(10)
+
+
+def test_the_exact_test_is_the_one_that_speculation_makes(small: Pair) -> None:
+    """With the same random numbers both meet the same first draft; what plain speculation decides is what is told."""
+    seen = set()
+    for seed in range(30):
+        lossy, plain = (
+            answer(small, strategy, seed=seed, max_new_tokens=4).rounds[0].drafted[0]
+            for strategy in ("speculative-cascade:rule=opt,alpha=1,k=2", "speculative:k=2")
+        )
+        assert lossy.id == plain.id and lossy.accepted
+        assert lossy.exact is plain.accepted is plain.exact
+        seen.add(plain.accepted)
+    assert seen == {True, False}
+
+
+def test_tokens_out_of_the_head_are_kept_drafts_that_the_target_finds_unlikely(small: Pair) -> None:
+    runs = runs_of(small, "speculative-cascade:rule=opt,alpha=1", max_new_tokens=60)
+    counted = 0
+    for run in runs:
+        for step in run.rounds:
+            kept = [token for token in step.emitted if token.event == "accepted"]
+            for draft, token in zip(step.drafted, kept, strict=False):
+                assert draft.id == token.id and token.regret is not None
+                counted += draft.exact is False and math.exp(-token.regret) < 0.2
+    found = d.total(run.metrics.distances for run in runs)
+    assert found is not None and found.out_of_head == counted > 0
+    assert d.out_of_head_rate(found) == 1000 * counted / sum(len(run.token_ids) for run in runs)
+    inside = d.total(run.metrics.distances for run in runs_of(small, "speculative-cascade:rule=token-v3,alpha=0.8"))
+    assert inside is not None and inside.out_of_head == 0  # it keeps nothing below a fifth
+
+
+def test_what_does_not_know_its_distances_has_none(small: Pair) -> None:
+    draft, target = (answer(small, name, max_new_tokens=8) for name in ("draft", "target"))
+    assert draft.metrics.distances is None
+    found = target.metrics.distances
+    assert found is not None and (found.kl, found.overshoot, found.positions) == (0, 1, 0)
+    assert d.waste(found) is None and d.efficiency(found) is None
+    assert d.total([found, None]) is None and d.total([]) is None
+
+
+# --- the table and the sentence ---
+
+
+def row(spec: str, costs: AnswerCosts | None) -> Row:
+    values = dict.fromkeys(Row.model_fields, None) | {"strategy": spec, "oracle": False, "tokens": 100, "seconds": 1.0}
+    return Row.model_validate(values | {"num_answers": 10, "costs": costs})
+
+
+def verdict_of(tokens: Sequence[int], calls: Sequence[int], *, accepted: int, cut: int = 0) -> tuple[str | None, str]:
+    rng = random.Random(1)
+    jitter = [rng.randrange(4) for _ in range(10)]
+    answers = {
+        "target": ten([100 + j for j in jitter], [100 + j for j in jitter]),
+        PLAIN: ten([100 + j for j in jitter], [50 + j for j in reversed(jitter)], accepted=50),
+        RULE: ten(tokens, calls, accepted=accepted, cut=cut),
+    }
+    rows = [row(spec, answer_costs(spec, answers)) for spec in answers]
+    return cost_verdict(rows, fancy=False), outcome(rows[2].costs)
+
+
+def test_the_verdict_tells_saving_from_seeming_to() -> None:
+    said, word = verdict_of([250] * 10, [85] * 10, accepted=150)
+    assert word == "more calls"
+    assert said is not None and said.startswith("spec-cascade opt a=.3 k=4 writes 1.4x as many tokens a round, but its")
+    assert "answers are 2.46x as long as the target's: 1.65x" in said and said.endswith("for an answer.")
+    said, word = verdict_of([100] * 10, [40] * 10, accepted=100)
+    assert word == "fewer calls"
+    assert said is not None and "asks the target least: 0.78x (0." in said and "answers 0.98x as long" in said
+    scattered = [20, 90, 30, 80, 52, 51, 25, 75, 40, 60]
+    said, word = verdict_of([100] * 10, scattered, accepted=100)
+    assert word == "not clear"
+    assert said == "No rule needs clearly fewer or more target calls for an answer than plain speculation."
+    said, word = verdict_of([100] * 10, [20] * 10, accepted=100, cut=3)
+    assert word == "lengths cut"
+    assert said is not None and f"3 of 10 answers of {RULE} were cut off" in said and "--max-new-tokens" in said
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_number_is_cut(small: Pair, width: int) -> None:
+    found = compared(small)
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    for table in cost_tables(found.summary, console, greedy=False):
+        console.print(table, width=min(width, 100))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and "lengths cut" in text
+    assert max(map(len, text.splitlines())) <= min(width, 100)
+
+
+def compared(small: Pair) -> Comparison:
+    strategies = ["target", "speculative:k=3", "speculative-cascade:rule=mixture,target_weight=0.5,k=3", "draft"]
+    texts = [f"prompt {i}" for i in range(7)]
+    return compare(small, texts, strategies, max_new_tokens=12, temperature=1.0, measure=False, warm_up=False)
+
+
+def test_a_comparison_holds_answers_against_each_other(small: Pair) -> None:
+    found = compared(small)
+    target, plain, head, draft = (each.costs for each in found.summary)
+    assert target is not None and plain is not None and head is not None and draft is not None
+    assert head.lossless == "speculative:k=3" and plain.lossless is None and draft.lossless == "speculative:k=3"
+    assert target.withheld == "7 of 7 answers of target were cut off by the limit" and target.share_cut == 1
+    assert head.withheld is not None and head.accepted_to_lossless is not None and head.accepted_to_lossless > 1
+    assert draft.target_calls_per_answer == 0 and draft.accepted_to_lossless is None
+    assert found.summary[2].distances is not None and found.summary[3].distances is None
+    frame_row = found.summary[2].model_dump()["distances"]
+    assert Distances.model_validate(frame_row) == found.summary[2].distances
+    assert Comparison.from_json(found.to_json()) == found
+
+
+# --- requirements ---
+
+
+def test_requirements_are_read_with_their_bounds() -> None:
+    from cascli.analysis.requirements import Requirement
+
+    assert Requirement.of("length<=1.05", scored=False)[1:] == ("length", 1.05)
+    assert Requirement.of(" speedup >= 1.2 ", scored=False)[1:] == ("speedup", 1.2)
+    for wrong in (
+        "lossles",
+        "lossless>=1",
+        "length",
+        "length>=1",
+        "length<=",
+        "length<=x",
+        "speedup>=-1",
+        "speedup>=nan",
+    ):
+        with pytest.raises(UsageError, match="--require"):
+            Requirement.of(wrong, scored=True)
+    with pytest.raises(UsageError, match="a sweep does"):
+        Requirement.of("quality>=0.5", scored=False)
+
+
+def test_the_first_violation_is_told_and_what_cannot_be_judged_is_one(small: Pair) -> None:
+    from cascli.analysis.requirements import Requirement, first_violation
+
+    rows = compared(small).summary
+    fine, lossy = rows[:2], rows[:3]
+
+    def violated(*texts: str, of: Sequence[Row]) -> str | None:
+        return first_violation([Requirement.of(text, scored=False) for text in texts], of)
+
+    assert violated("lossless", "no-loops", "speedup>=0", of=fine) is None
+    assert violated("lossless", of=lossy) == f"lossless is required, and {rows[2].strategy} is not lossless"
+    assert violated("lossless", of=rows[3:]) == "lossless is required, and draft is not known to be lossless"
+    assert "7 of 7 answers" in (violated("length<=9", of=fine) or "")
+    assert "gave another answer" in (violated("same-answer", of=lossy) or "")
+    alone = rows[1].model_copy(update={"same_as_target": None})
+    assert "has no target" in (violated("same-answer", of=[alone]) or "")
+    assert "as fast as target" in (violated("speedup>=99", of=fine) or "")
+    looped = rows[1].model_copy(update={"costs": rows[1].costs.model_copy(update={"looped_share": 0.5})})  # type: ignore[union-attr]
+    assert "50.0% of its tokens in loops (target 0.0%)" in (violated("no-loops", of=[rows[0], looped]) or "")
+
+
+# --- on the command line, and in sweeps ---
+
+
+@pytest.fixture
+def cli(clean_env: pytest.MonkeyPatch) -> Callable[..., Result]:
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(each) for each in arguments])
+
+
+TINY = ("-c", "tiny-random", "--device", "cpu", "--temperature", "1", "--no-measure", "-s", "target")
+
+
+def prompts_file(folder: Path, count: int = 6) -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(count)))
+    return file
+
+
+def test_a_gate_shuts_with_the_first_violation_in_one_line(cli: Callable[..., Result], tmp_path: Path) -> None:
+    asked = ("compare", "hi", *TINY, "--max-new-tokens", "6", "-s", "speculative:k=2")
+    fine = cli(*asked, "--require", "lossless", "--require", "no-loops")
+    assert fine.exit_code == 0, fine.output
+    lossy = cli(
+        *asked, "-s", "speculative-cascade:rule=opt,alpha=1,k=2", "--require", "no-loops", "--require", "lossless"
+    )
+    assert lossy.exit_code == 1
+    told = lossy.stderr.strip().splitlines()[-1]
+    assert told.endswith("speculative-cascade:rule=opt,alpha=1.0,k=2 is not lossless (--require).")
+    assert "opt" in lossy.stdout  # what there is was shown before
+    wrong = cli(*asked, "--require", "length<1")
+    assert wrong.exit_code == 2 and "write length<=NUMBER" in wrong.stderr and not wrong.stdout
+
+
+def test_answers_to_several_prompts_are_whole_by_default(cli: Callable[..., Result], tmp_path: Path) -> None:
+    asked = ("compare", "--prompts", prompts_file(tmp_path, 2), *TINY, "-s", "speculative:k=2", "--json")
+    long, short = cli(*asked), cli(*asked, "--max-new-tokens", "5")
+    assert [run["sampling"]["max_new_tokens"] for run in json.loads(long.stdout)["runs"]] == [256] * 4
+    assert [run["sampling"]["max_new_tokens"] for run in json.loads(short.stdout)["runs"]] == [5] * 4
+    one = cli("compare", "hi", *TINY, "-s", "speculative:k=2", "--json")
+    assert json.loads(one.stdout)["runs"][0]["sampling"]["max_new_tokens"] == 24  # the pair's own
+
+
+def test_several_prompts_show_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
+    rule = "speculative-cascade:rule=head,alpha=0.5,k=2"
+    asked = (
+        "compare",
+        "--prompts",
+        prompts_file(tmp_path),
+        *TINY,
+        "-s",
+        "speculative:k=2",
+        "-s",
+        rule,
+        "--trace",
+        "none",
+    )
+    shown = cli(*asked, "-o", tmp_path / "found.csv")
+    assert shown.exit_code == 0, shown.output
+    for word in ("calls against", "verdict", "waste", "nats an", "out of"):
+        assert word in shown.stdout
+    with (tmp_path / "found.csv").open(newline="") as file:
+        rows = {each["strategy"]: each for each in csv.DictReader(file)}
+    calls = float(rows[rule]["target_calls_per_answer"]) / float(rows["speculative:k=2"]["target_calls_per_answer"])
+    assert rows[rule]["lossless_strategy"] == "speculative:k=2"
+    withheld = rows[rule]["length_withheld"]
+    assert rows[rule]["calls_to_lossless"] == "" if withheld else float(rows[rule]["calls_to_lossless"]) == calls
+    assert float(rows[rule]["waste"]) == pytest.approx(0, abs=1e-6) and float(rows[rule]["kl_per_answer"]) > 0
+
+
+def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """From its records, so that a table made again from an older folder, which lacks them, says nothing."""
+    rule = "speculative-cascade:rule=opt,alpha=0.5,k=2"
+    plan = {
+        "pair": "tiny-random",
+        "strategies": ["target", "speculative:k=2", rule],
+        "temperatures": 1.0,
+        "seeds": [0, 1],
+        "task": {"kind": "builtin"},
+        "limit": 3,
+        "max_new_tokens": 12,
+    }
+    file, folder = tmp_path / "sweep.yaml", tmp_path / "results"
+    file.write_text(yaml.safe_dump(plan))
+    done = cli("sweep", file, "-o", folder, "--device", "cpu", "--require", "lossless")
+    assert done.exit_code == 1, done.output
+    assert f"{rule} is not lossless at temperature 1 (--require)" in done.stderr
+    records = Records(folder)
+    plain, lossy = (row for row in sweep_rows(records.read(), records.header().plan) if row.strategy != "target")
+    assert plain.lossless and not lossy.lossless and lossy.same_as_target is False
+    assert lossy.prompts_compared == 6
+    assert plain.distances is not None and plain.distances.kl == 0
+    assert lossy.distances is not None and lossy.distances.kl > 0
+    assert lossy.costs is not None and lossy.costs.lossless == "speculative:k=2"
+    kept = [record for record in records.read() if record.cell.strategy == rule]
+    assert lossy.costs.target_calls_per_answer == sum(record.target_calls for record in kept) / len(kept)
+    lines = records.file.read_text().splitlines()
+    older = [
+        {key: value for key, value in json.loads(line).items() if key not in ("looped", "distances")} for line in lines
+    ]
+    records.file.write_text("".join(json.dumps(each) + "\n" for each in older))
+    for row in sweep_rows(records.read(), records.header().plan):
+        assert row.costs is None and row.distances is None and row.lossless is None
+    assert cli("show", folder).exit_code == 0

@@ -1,0 +1,405 @@
+"""Rules at equal budgets: what is recorded, what is estimated on it, which settings are found, and what runs of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cascli import Pair, load_pair, rules
+from cascli.analysis.matching import Matched, met, strategies_of
+from cascli.analysis.rule_estimate import RuleEstimate
+from cascli.analysis.theory import expected_rounds, expected_tokens
+from cascli.cli.app import app
+from cascli.errors import UsageError
+from cascli.jobs import match as job
+from cascli.jobs.compare import compare
+from cascli.jobs.recording import HEAD, LUMPS, Seen, compact, record, seen_of
+from cascli.jobs.rule_curves import match, predicted_calls, rule_estimates, with_dial
+from cascli.prompts import Prompt, apart, builtin
+from cascli.rules.base import Exact, Rule
+from cascli.sampling import distributions
+from cascli.sampling.distributions import Dists, base, warp
+from cascli.sampling.parameters import Sampling
+from cascli.settings import Resolved
+from tests.pairs import pair, prompts
+
+WHOLE = ("bild", "chow", "diff", "fuzzy", "opt", "opt-log")
+"""Rules about whole distributions."""
+
+
+@pytest.fixture(scope="module")
+def near_pair() -> Pair:
+    """Two models that often want the same token: the draft is the target with some noise in its weights."""
+    loaded = load_pair(pair(300, initializer_range=0.2))
+    assert loaded.draft is not None
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for ours, theirs in zip(loaded.draft.model.parameters(), loaded.target.model.parameters(), strict=True):
+            ours.copy_(theirs + 0.12 * theirs.std() * torch.randn(theirs.shape, generator=noise))
+    return loaded
+
+
+# ---- calls along an answer
+
+
+def rounds_of(passes: tuple[bool, ...], k: int) -> int:
+    """Rounds of an answer whose tokens would pass their tests or not, drafted in blocks of k."""
+    place = rounds = 0
+    while place < len(passes):
+        drafted = min(k, len(passes) - 1 - place)
+        kept = next((i for i in range(drafted) if not passes[place + i]), drafted)
+        place, rounds = place + kept + 1, rounds + 1
+    return rounds
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_expected_rounds_are_those_of_all_coins(k: int) -> None:
+    rng = random.Random(k)
+    for n in (1, 2, 5, 9):
+        chances = [rng.choice([0.0, 1.0, rng.random()]) for _ in range(n)]
+        expected = 0.0
+        for passes in itertools.product((True, False), repeat=n):
+            weight = 1.0
+            for each, chance in zip(passes, chances, strict=True):
+                weight *= chance if each else 1 - chance
+            expected += weight * rounds_of(passes, k)
+        assert expected_rounds(chances, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_mean_acceptance_would_predict_other_calls() -> None:
+    """Half of an answer is certain, half is not: of the mean, long rounds would be rarer than they are."""
+    chances = [1.0] * 100 + [0.0] * 100
+    calls = expected_rounds(chances, 4) / 200
+    assert calls == pytest.approx((20 + 100) / 200)
+    assert 1 / expected_tokens(0.5, 4) == pytest.approx(0.516, abs=1e-3) and calls > 0.59
+    even = expected_rounds([0.5] * 2000, 4) / 2000
+    assert even == pytest.approx(1 / expected_tokens(0.5, 4), rel=2e-3)
+
+
+def test_along_a_greedy_answer_calls_are_exact(near_pair: Pair) -> None:
+    for k in (1, 3, 4):
+        seen = record(near_pair, prompts("hello", "what is it?", "x"), Resolved(max_new_tokens=40, temperature=0.0), k)
+        assert predicted_calls(Exact(), seen, k) * sum(seen.lengths) == pytest.approx(seen.calls, abs=1e-3)
+        assert sum(seen.lengths) / (k + 1) < seen.calls < 0.95 * sum(seen.lengths)
+
+
+def test_at_temperature_1_calls_come_near_those_of_runs(near_pair: Pair) -> None:
+    """Over seeds; along one text the chances of a draft are known, and not which drafts were tossed."""
+    settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(30)]
+    seen = [record(near_pair, prompts("hello", "x"), each, 4) for each in settings]
+    predicted = torch.tensor([predicted_calls(Exact(), each, 4) for each in seen])
+    taken = torch.tensor([each.calls / sum(each.lengths) for each in seen])
+    error = float((predicted - taken).std()) / len(seen) ** 0.5
+    assert 0.3 < float(taken.mean()) < 0.9
+    assert abs(float((predicted - taken).mean())) < 3 * error + 0.01 * float(taken.mean())
+
+
+def test_what_is_kept_of_a_token_is_true_on_average(near_pair: Pair) -> None:
+    """Over the tokens that might have been written, the chance that one had been drafted is the acceptance."""
+    for temperature in (0.0, 1.0):
+        seen = [
+            record(near_pair, prompts("hello"), Resolved(max_new_tokens=30, temperature=temperature, seed=s), 3)
+            for s in range(20)
+        ]
+        passed, expected = (torch.cat([getattr(each, name) for each in seen]) for name in ("passed", "expected"))
+        error = float((passed - expected).std()) / len(passed) ** 0.5
+        assert abs(float((passed - expected).mean())) <= 3 * error
+        assert passed.equal(expected) is (temperature == 0)
+
+
+def test_along_a_cascades_own_text_its_calls_are_predicted(near_pair: Pair) -> None:
+    """What is recorded under a rule estimates that rule along the prefixes that it visits itself."""
+    rule = rules.load("mixture")(target_weight=0.3)
+    settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(20)]
+    seen = [record(near_pair, prompts("hello", "x"), each, 3, rule) for each in settings]
+    predicted = sum(predicted_calls(rule, each, 3) for each in seen) / len(seen)
+    taken = sum(each.calls / sum(each.lengths) for each in seen) / len(seen)
+    assert predicted == pytest.approx(taken, rel=0.04)
+
+
+# ---- what is kept of a position
+
+
+def laws(kind: str, width: int, positions: int = 12) -> Dists:
+    """Flat and peaked laws of two models that agree half-way, at temperature 1 and at another."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, positions, width, generator=rng)
+    order = torch.stack([torch.randperm(width, generator=rng) for _ in range(positions)])
+    zipf = -torch.log(order + 1.0)
+    sampling, logits = {
+        "zipf 2.5": (Sampling(1.0), 2.5 * zipf + 0.5 * noise),
+        "zipf 1.5": (Sampling(1.0), 1.5 * zipf + 0.5 * noise),
+        "zipf 1.2, hot": (Sampling(1.5), 1.2 * zipf + 0.5 * noise),
+        "gauss": (Sampling(1.0), 3.0 * torch.randn(positions, width, generator=rng) + noise),
+        "zipf 1.5, greedy": (Sampling(0.0), 1.5 * zipf + 0.5 * noise),
+        "zipf 1.5, cut": (Sampling(0.8, top_p=0.9), 1.5 * zipf + 0.5 * noise),
+    }[kind]
+    q, p = (warp(rows, sampling) for rows in logits)
+    return Dists(q, p, base(logits[0]), base(logits[1]))
+
+
+KINDS = ("zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss", "zipf 1.5, greedy", "zipf 1.5, cut")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
+    """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
+    full = laws(kind, 20_000)
+    small = seen_of(compact(full))
+    assert small.d.q.shape == (12, HEAD + LUMPS)
+    for whole, cut in zip(full, small.d, strict=True):
+        assert cut.sum(-1) == pytest.approx(whole.sum(-1), abs=1e-5)
+    tv = distributions.total_variation
+    assert tv(small.d.p, small.d.q) == pytest.approx(tv(full.p, full.q), abs=1e-5)
+    tail = float(small.tail.mean())
+    assert tail > 1e-4 or kind in ("zipf 2.5", "zipf 1.5, greedy", "zipf 1.5, cut")
+    for name, kind_of_rule, dial in with_dial():
+        off = 1e-4 if name in WHOLE else tail + 1e-4
+        for place in (0.0, 0.1, 0.3, 0.45, 0.55, 0.7, 0.9, 1.0):
+            rule = kind_of_rule(**{dial.parameter: dial.at(place)})
+            for number in (acceptance, distance):
+                exact, found = number(rule, full), number(rule, small.d)
+                assert found == pytest.approx(exact, abs=off), (name, dial.at(place), number)
+
+
+def acceptance(rule: Rule, d: Dists) -> float:
+    return float(torch.minimum(rule.apply(d), d.q).sum(-1).mean())
+
+
+def distance(rule: Rule, d: Dists) -> float:
+    return float(distributions.total_variation(rule.apply(d), d.p).mean())
+
+
+def test_a_small_vocabulary_is_kept_as_it_is() -> None:
+    full = laws("zipf 1.5", 500)
+    small = seen_of(compact(full))
+    assert all(ours.equal(theirs) for ours, theirs in zip(small.d, full, strict=True)) and not small.tail.any()
+
+
+def test_answers_stay_apart(near_pair: Pair) -> None:
+    """A round never reaches from one answer into the next."""
+    seen = record(near_pair, prompts("hello", "x"), Resolved(max_new_tokens=7, temperature=1.0), 4)
+    assert seen.lengths == (7, 7)
+    assert [len(each) for each in seen.passing(seen.expected)] == [7, 7]
+    always = rules.load("chow")(alpha=1.0)
+    assert predicted_calls(always, seen, 4) == pytest.approx(4 / 14)  # 7 = 5 + 2, twice; 14 in a row would be 3 rounds
+
+
+def test_replay_judges_the_rules_as_runs_do() -> None:
+    """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
+    loaded = load_pair(pair(300))
+    asked = prompts(*(f"prompt {i}" for i in range(6)))
+    found = rule_estimates(record(loaded, asked, Resolved(max_new_tokens=40, temperature=1.0), 3), 3, 1.0)
+    assert len(found) == 6 * 33
+    by = {(each.rule, each.alpha): each for each in found}
+    assert by["chow", 1.0].acceptance == pytest.approx(1, abs=1e-5)  # keeps q everywhere
+    assert by["chow", 1.0].deferral_rate == 0
+    strict: RuleEstimate = by["diff", 0.0]
+    assert 0 <= strict.acceptance <= 1 and strict.mean_tv <= strict.max_tv <= 1
+    for rule in ("chow", "diff", "opt", "token-v2", "token-v3"):
+        rates = [by[rule, alpha].deferral_rate for alpha in (0.0, 0.25, 0.5, 1.0)]
+        assert rates == sorted(rates, reverse=True)
+        assert by[rule, 0.5].target_calls_per_token >= 0.25
+
+
+# ---- settings that meet a budget
+
+
+def test_a_budget_is_searched_over_each_rules_own_range() -> None:
+    """For all rules at once, from the lossless end to the draft's own; a miss is called one, and said why."""
+    seen: Seen = seen_of(compact(laws("zipf 1.5", 3000, positions=400)), [40] * 10)
+    lossless = predicted_calls(Exact(), seen, 4)
+    budgets = [0.2 + share * (lossless - 0.2) for share in (0.3, 0.6, 0.9)]
+    found = match(seen, budgets, 4, 1.0)
+    assert [each.rule for each in found] == [name for name in rules.names() for _ in budgets]
+    for each in found:
+        dial = rules.load(each.rule).dial
+        assert dial is not None and each.parameter == dial.parameter
+        assert min(dial.strict, dial.loose) <= each.value <= max(dial.strict, dial.loose)
+        assert each.met is (abs(each.predicted - each.budget) <= 0.03 * each.budget) is met(each.predicted, each.budget)
+        assert each.least is not None and each.most is not None and each.least <= each.predicted <= each.most
+        # The target's own best token is kept at once from alpha = 0 on.
+        steps_over = each.rule in ("head", "token-v2", "token-v3") and "steps over" in each.why
+        assert each.met or steps_over or not each.least <= each.budget <= each.most, each
+        rule = rules.load(each.rule)(**{dial.parameter: type(dial.strict)(each.value)})
+        assert predicted_calls(rule, seen, 4) == pytest.approx(each.predicted, rel=1e-6)  # the setting that is told
+    met_by = {each.rule for each in found if each.met and each.budget == budgets[0]}
+    assert met_by == {name for name in rules.names() if rules.load(name).reads_draft}
+    assert min(each.value for each in found if each.rule in ("diff", "opt")) < 0
+    assert set(strategies_of(found)) == {each.spec for each in found if each.met}
+
+
+def test_out_of_reach_is_said_with_the_nearest() -> None:
+    seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
+    cheap, dear = match(seen, [0.01, 1.0], 4, 1.0, ["diff"])
+    assert not cheap.met and cheap.predicted == pytest.approx(0.2) and "takes at least 0.200 target calls" in str(cheap)
+    assert not dear.met and "takes at most" in str(dear) and "nearest is" in str(dear)
+    greedy = seen_of(compact(laws("zipf 1.5, greedy", 500, positions=100)), [50, 50])
+    [same] = match(greedy, [0.3], 4, 0.0, ["typical"])
+    assert not same.met and same.why == f"{same.predicted:.3f} target calls at every epsilon"
+    [head], [token] = (match(greedy, [0.5], 4, 0.0, [name]) for name in ("head", "token-v3"))
+    assert (head.value, head.predicted) == (token.value, token.predicted)  # one rule at temperature 0
+
+
+def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
+    seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
+    lossless = predicted_calls(Exact(), seen, 4)
+    for each in match(seen, [lossless], 4, 1.0):
+        dial = rules.load(each.rule).dial
+        assert dial is not None
+        if dial.lossless:
+            assert each.met and each.value == dial.strict
+
+
+def test_older_documents_know_alphas() -> None:
+    old = {"rule": "opt", "alpha": 0.25, "temperature": 1.0, "k": 4, "budget": 0.4, "predicted": 0.41, "met": True}
+    loaded = Matched.model_validate(old)
+    assert (loaded.value, loaded.parameter) == (0.25, "alpha")
+    assert loaded.spec == "speculative-cascade:rule=opt,alpha=0.25,k=4"
+    again = Matched.model_validate_json(loaded.model_dump_json())
+    assert again == loaded
+    other = Matched.model_validate(old | {"met": False, "predicted": 0.5})
+    assert str(other) == "opt at temperature 1: no alpha for 0.4 target calls; nearest is 0.500 at alpha = 0.25"
+
+
+@pytest.mark.parametrize(
+    ("match", "names", "words"),
+    [
+        ({"calls": 0.3}, None, "unknown budget 'calls'.* Known: target_calls_per_token"),
+        ({"target_calls_per_token": 0.0}, None, "above 0 and at most 1"),
+        ({"target_calls_per_token": float("nan")}, None, "above 0 and at most 1"),
+        ({"target_calls_per_token": 0.3}, "opt,tokn-v3", "unknown rule 'tokn-v3'; did you mean 'token-v3'"),
+        (None, "tokn-v3", "unknown rule"),
+        (None, "", "names of rules"),
+    ],
+)
+def test_what_cannot_be_matched_is_said_first(match: Any, names: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        job.asked(match, names)
+
+
+def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules.load("chow"), "dial", None)
+    wanted = job.asked({"target_calls_per_token": 0.3}, "all")
+    assert wanted is not None and "chow" not in wanted.rules and wanted.without_dial == ("chow",)
+    plain = job.asked(None, "all")
+    assert plain is not None and "chow" in plain.rules
+    with pytest.raises(UsageError, match="'chow': says no range"):
+        job.asked({"target_calls_per_token": 0.3}, "opt,chow")
+
+
+# ---- which prompts calibrate
+
+
+def test_prompts_that_calibrate_are_others() -> None:
+    own = builtin()
+    measured, others = apart(own)
+    assert len(measured) == 18 and len(others) == 12
+    assert {each.category for each in measured} == {each.category for each in others} == {each.category for each in own}
+    assert sorted(each.id for each in [*measured, *others]) == sorted(each.id for each in own)
+    assert apart(own, 4) == (measured[:4], others)
+    one = [Prompt(("Is this one of them?",), "1")]
+    assert apart(one) == (one, others)
+    held = Prompt(others[0].turns, "mine")
+    assert apart([held]) == ([held], others[1:])  # the same text under another name
+    many = [Prompt((f"prompt {i}",), str(i)) for i in range(60)]
+    measured, rest = apart(many, 10)
+    assert measured == many[:10] and len(rest) == 12 and not any(each in measured for each in rest)
+    assert {int(each.id) // 10 for each in rest} == {1, 2, 3, 4, 5}  # spread over the file
+    twin = [Prompt(("a",), "1"), Prompt(("a",), "2"), Prompt(("b",), "3")]
+    assert apart(twin, 1) == (twin[:1], twin[2:])
+
+
+# ---- compare
+
+
+def run(*arguments: str, **more: Any) -> Any:
+    return CliRunner().invoke(app, ["compare", *arguments, "-c", "tiny-random", "--no-measure", "-q"], **more)
+
+
+def test_compare_at_a_budget(near_pair: Pair) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, "measure": False, "warm_up": False}
+    budget = {"target_calls_per_token": 0.27}
+    found = compare(near_pair, ["hello", "x"], rules="mentored,opt,top-k", match=budget, **settings)
+    matching = found.matching
+    assert matching is not None and [each.rule for each in matching.matched] == ["mentored", "opt", "top-k"]
+    assert {"mentored", "opt"} <= {each.rule for each in matching.matched if each.met}
+    columns = ["target", "speculative:k=4", *strategies_of(matching.matched)]
+    assert [row.strategy for row in found.summary] == columns
+    asked = {run.prompt for run in found.runs}
+    assert not asked & {turn for each in builtin() for turn in each.turns if each.id in matching.prompts}
+    assert type(found).from_json(found.to_json()) == found
+
+
+def test_compare_on_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    ask = ("--prompts", "builtin", "--limit", "1", "--max-new-tokens", "6", "--temperature", "1", "-o", str(out))
+    found = run(*ask, "--rules", "mixture,chow", "--match", "target_calls_per_token=0.4", "-k", "3")
+    assert found.exit_code == 0, found.output
+    document = json.loads(out.read_text())
+    assert document["schema"] == "cascli.compare/1.3"
+    assert [each["rule"] for each in document["matching"]["matched"]] == ["mixture", "chow"]
+    assert len(document["matching"]["prompts"]) == 12 and "conversation-1" not in document["matching"]["prompts"]
+    assert {each["k"] for each in document["matching"]["matched"]} == {3}
+    shown = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0 and "matched at 0.4 target calls a token, temperature 1: 2 of 2 rules" in " ".join(
+        shown.output.split()
+    )
+    whole = CliRunner().invoke(app, ["show", str(out), "-v"], env={"COLUMNS": "80"})
+    assert "predicted" in whole.output and "target_weight = " in whole.output
+
+
+def test_all_rules_at_their_defaults() -> None:
+    found = run("hi", "--rules", "all", "--max-new-tokens", "4", "--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    names = [row["strategy"] for row in document["summary"]]
+    assert names[:2] == ["target", "speculative:k=4"] and len(names) == 2 + len(rules.names())
+    assert document["matching"] is None
+    beside = run(
+        "hi",
+        "-s",
+        "target",
+        "-s",
+        "speculative-cascade:rule=opt",
+        "--rules",
+        "opt,diff",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    )
+    assert [row["strategy"].partition(",")[0] for row in json.loads(beside.stdout)["summary"]] == [
+        "target", "speculative-cascade:rule=opt", "speculative-cascade:rule=diff",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--match", "calls=0.4"), "unknown budget 'calls'"),
+        (("--match", "0.4"), "should read target_calls_per_token=0.35"),
+        (("--match", "target_calls_per_token=few"), "a number is wanted (got 'few')"),
+        (("--match", "target_calls_per_token=1.4"), "above 0 and at most 1 is wanted (got 1.4)"),
+        (("--rules", "op"), "unknown rule 'op'; did you mean 'opt'?"),
+    ],
+)
+def test_bad_requests_are_told(arguments: tuple[str, ...], words: str) -> None:
+    found = run("hi", *arguments)
+    assert found.exit_code == 2 and words in " ".join(found.stderr.split())
+
+
+def test_out_of_reach_does_not_run() -> None:
+    found = CliRunner().invoke(
+        app, ["compare", "hi", "-c", "tiny-random", "--no-measure", "--max-new-tokens", "6", "--temperature", "1",
+              "--rules", "chow,mentored", "--match", "target_calls_per_token=0.01", "--trace", "none"],
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "not matched: chow: takes at least" in " ".join(found.stderr.split())
+    assert "chow" not in found.stdout and "0 of 2 rules" in " ".join(found.stdout.split())
