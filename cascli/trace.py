@@ -241,9 +241,9 @@ class Distances(Data):
     """Sum of log max p1 - log p1(x) of the tokens, in nats: what stands for the KL at temperature 0."""
     kept_drafts: int
     """Drafted tokens that stand, of those that were tested against both rules."""
-    out_of_head: int
+    out_of_head: int | None
     """Those of them that the exact test would have rejected with the same random number, and that the target finds less
-    than a fifth as likely as its best token."""
+    than a fifth as likely as its best token; None with `verify=block`, where tokens have no tests."""
 
 
 class Metrics(Data):
