@@ -241,9 +241,9 @@ class Distances(Data):
     """Sum of log max p1 - log p1(x) of the tokens, in nats: what stands for the KL at temperature 0."""
     kept_drafts: int
     """Drafted tokens that stand, of those that were tested against both rules."""
-    out_of_head: int
+    out_of_head: int | None
     """Those of them that the exact test would have rejected with the same random number, and that the target finds less
-    than a fifth as likely as its best token."""
+    than a fifth as likely as its best token; None with `verify=block`, where tokens have no tests."""
 
 
 class Metrics(Data):
@@ -255,14 +255,14 @@ class Metrics(Data):
     num_tested_draft_tokens: int | None = None
     """Those that were accepted, and the first rejected one of each round: what came after it was not tested.
 
-    None with `verify=block`, where no token has a test of its own, and in older documents.
+    Not known with `verify=block`, where no token has a test of its own, nor in older documents.
     """
     draft_acceptance_rate: float | None
     """Accepted over drafted tokens."""
     rejection_rate: float | None = None
     """Rejected over tested tokens: of a whole distribution pi, an estimate of the mean TV(pi, q).
 
-    None with `verify=block`.
+    Not known with `verify=block`.
     """
     mean_acceptance_length: float | None
     acceptance_histogram: list[int] | None

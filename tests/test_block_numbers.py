@@ -45,6 +45,8 @@ def test_what_is_counted_by_tests_of_tokens_is_withheld(runs: list[Run]) -> None
     for run in runs[:8]:
         m = run.metrics
         assert (m.num_tested_draft_tokens, m.rejection_rate) == (None, None)
+        assert m.distances is not None and m.distances.out_of_head is None
+        assert all(token.exact is None for step in run.rounds for token in step.drafted)
         kept = [sum(token.accepted for token in step.drafted) for step in run.rounds]
         assert m.num_accepted_draft_tokens == sum(kept) == sum(e.event == "accepted" for e in run.emitted)
         assert m.mean_acceptance_length == pytest.approx(1 + sum(kept) / len(kept))

@@ -26,7 +26,8 @@ def distances(rounds: Sequence[Round]) -> Distances | None:
     if not known:
         return None
     kls = [token.kl or 0.0 for token in known]
-    kept = [token for step in rounds for token in step.drafted if token.accepted and token.exact is not None]
+    kept = [token for step in rounds for token in step.drafted if token.accepted]
+    tested = all(token.exact is not None for token in kept)
     regrets = [token.regret for step in rounds for token in step.emitted if token.event == "accepted"]
     return Distances(
         positions=len(beside),
@@ -39,8 +40,8 @@ def distances(rounds: Sequence[Round]) -> Distances | None:
         max_tv=max(token.tv or 0.0 for token in known),
         overshoot=max(token.overshoot or 0.0 for token in known),
         regret=math.fsum(token.regret or 0.0 for token in known),
-        kept_drafts=len(kept),
-        out_of_head=sum(_out_of_head(token, regret) for token, regret in zip(kept, regrets, strict=True)),
+        kept_drafts=len(kept) if tested else 0,
+        out_of_head=sum(map(_out_of_head, kept, regrets)) if tested else None,
     )
 
 
@@ -54,7 +55,8 @@ def total(parts: Iterable[Distances | None]) -> Distances | None:
     known = [each for each in several if each is not None]
     if not known or len(known) < len(several):
         return None
-    sums = {name: math.fsum(getattr(each, name) for each in known) for name in Distances.model_fields}
+    values = {name: [getattr(each, name) for each in known] for name in Distances.model_fields}
+    sums = {name: None if None in each else math.fsum(each) for name, each in values.items()}
     most = {name: max(getattr(each, name) for each in known) for name in ("max_tv", "overshoot")}
     return Distances.model_validate(sums | most)
 
@@ -77,6 +79,6 @@ def nats_per_answer(d: Distances, answers: int, *, greedy: bool) -> float:
     return math.inf if d.infinite else d.kl / answers
 
 
-def out_of_head_rate(d: Distances) -> float:
-    """Drafts out of the head of the target's distribution, of 1,000 tokens of the answer."""
-    return 1000 * d.out_of_head / d.tokens
+def out_of_head_rate(d: Distances) -> float | None:
+    """Drafts out of the head of the target's distribution, of 1,000 tokens of the answer; None by blocks."""
+    return None if d.out_of_head is None else 1000 * d.out_of_head / d.tokens

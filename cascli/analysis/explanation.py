@@ -31,7 +31,7 @@ class Explanation(Data):
     acceptance: float | None
     """Share of the tested drafted tokens that passed; those after a rejection were not tested.
 
-    None with `verify=block`: how many drafts stand then follows from no rate of single tests, and of no other k but the
+    Not known with `verify=block`: how many drafts stand then follows from no rate of single tests, and of no k but the
     one that ran is anything predicted.
     """
     tokens_per_round: float

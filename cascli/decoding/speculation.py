@@ -94,7 +94,7 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose, *, by_block: boo
         for cursor in (s.draft, s.target):
             cursor.rewind(s.length)
         s.append(numbers[Field.NEXT_ID, :1].long())
-        drafted = _drafted(s, rule, facts, seen)
+        drafted = _drafted(s, rule, facts, seen, by_block=by_block)
         emitted = _emitted(s, rule, facts, drafted, known=block.q.shape[0], seen=seen[n])
         yield Round(drafted=drafted, emitted=emitted, seconds=s.clock.lap())
 
@@ -301,7 +301,10 @@ def _numbers_of_detail(s: Session, block: Block, logits: Tensor, numbers: Tensor
     return detail.numbers(s, tokens, rows, views)
 
 
-def _drafted(s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | None]) -> list[Drafted]:
+def _drafted(
+    s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | None], *, by_block: bool
+) -> list[Drafted]:
+    """The drafts of a round; by blocks no token has a test of its own that the exact one could be held against."""
     return [
         Drafted(
             id=token,
@@ -312,7 +315,7 @@ def _drafted(s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | 
             accept_prob=facts.accept_prob[i],
             accepted=i < facts.num_accepted,
             deferred=facts.deferred[i] and rule.chooses,
-            exact=facts.exact[i],
+            exact=None if by_block else facts.exact[i],
             detail=seen[i],
         )
         for i, token in enumerate(facts.ids)
