@@ -30,12 +30,12 @@ NEAR = 0.001
 
 
 def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
-    """Every threshold rule at every alpha."""
+    """Every rule that chooses by a threshold, at every alpha."""
     kinds = ((name, rules.load(name)) for name in rules.names())
     return [
         rule_estimate(name, kind(alpha=alpha), seen, k, temperature)
         for name, kind in kinds
-        if issubclass(kind, ThresholdRule)
+        if issubclass(kind, ThresholdRule) and kind().chooses
         for alpha in alphas
     ]
 
