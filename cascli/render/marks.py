@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from rich.text import Text
 
-from cascli import drafters
+from cascli import drafters, rules
 from cascli.errors import UsageError
 from cascli.render.theme import COLORS
 from cascli.trace import Drafted, Emitted, Round
@@ -39,7 +39,14 @@ LOOKS: dict[str, Look] = {
 }
 _LEADING_ZERO = re.compile(r"^(-?)0[.]")
 SHORT = {"speculative-cascade": "spec-cascade"}
-_LETTERS = {"alpha": ("α", "a"), "epsilon": ("ε", "eps"), "delta": ("δ", "delta"), "target_weight": ("w", "w")}
+_LETTERS = {
+    "alpha": ("α", "a"),
+    "epsilon": ("ε", "eps"),
+    "delta": ("δ", "delta"),
+    "target_weight": ("w", "w"),
+    "lenience": ("l", "l"),
+    "threshold": ("t", "t"),
+}
 """Parameters that formulas have a letter for, with and without Greek."""
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
@@ -53,23 +60,42 @@ def heading(spec: str, oracle: bool) -> str:
 
 
 def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
-    """A strategy in one line, such as `spec-cascade token-v3 α=.3 k=4`; what a drafter has by default is left out."""
+    """A strategy in one line, such as `spec-cascade token-v3 α=.3 k=4`.
+
+    Left out is what a drafter has by default, and a rule beside the parameter that it is turned by.
+    """
     name, _, rest = spec.partition(":")
     params = dict(part.partition("=")[::2] for part in rest.split(",") if part)
-    words = [SHORT.get(name, name), *([params.pop("rule")] if "rule" in params else [])]
+    words = [SHORT.get(name, name), *([params["rule"]] if "rule" in params else [])]
+    if "rule" in params:
+        _drop(params, _beside_dial(params.pop("rule")))
     if "score" in params and "threshold" in params:
         words.append(f"{params.pop('score')}{'≥' if fancy else '>='}{params.pop('threshold')}")
     if "draft" in params:
         words.append(f"by {params['draft']}")
-        for key, value in _defaults(params.pop("draft")).items():
-            if params.get(key) == value:
-                del params[key]
+        _drop(params, _defaults(params.pop("draft")))
     letters = {name: _LETTERS[name] for name in params if name in _LETTERS}
     short = {
         greek if fancy else plain: _LEADING_ZERO.sub(r"\1.", params.pop(n)) for n, (greek, plain) in letters.items()
     }
     words += [f"{key}={value}" for key, value in (short | params).items()]
     return " ".join(words) + (" (oracle)" if oracle else "")
+
+
+def _drop(params: dict[str, str], defaults: dict[str, str]) -> None:
+    for key, value in defaults.items():
+        if params.get(key) == value:
+            del params[key]
+
+
+def _beside_dial(rule: str) -> dict[str, str]:
+    """The default parameters of a rule but for the one that it is turned by; none of one that is not known here."""
+    try:
+        kind = rules.load(rule)
+    except UsageError:
+        return {}
+    turned = None if kind.dial is None else kind.dial.parameter
+    return {field.name: str(field.default) for field in fields(kind) if turned and field.name != turned}
 
 
 def _defaults(drafter: str) -> dict[str, str]:
