@@ -22,7 +22,7 @@ from cascli.analysis import distances as d
 from cascli.analysis.answer_costs import AnswerCosts, Answered, answer_costs
 from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.loops import looped_tokens
-from cascli.analysis.statistics import ratio_interval
+from cascli.analysis.statistics import ratio_interval, ratio_of_totals
 from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.render.answer_costs import cost_tables, cost_verdict, outcome
@@ -77,6 +77,14 @@ def test_intervals_of_ratios_cover(noise: Callable[[random.Random], float], trut
     assert sum(held) / len(held) >= LEAST
     if n == 80:
         assert sum(widths) / len(widths) < 1.6  # not wide for nothing: unpaired lengths alone scatter by 1.4
+
+
+def test_the_interval_is_of_the_ratio_of_the_means() -> None:
+    """Where long answers become longer and short ones do not, the mean of the prompts' ratios is another number."""
+    groups = [[(3 * length if length > 50 else length, length)] for length in (100.0, 110.0, 90.0, 10.0, 12.0, 8.0) * 4]
+    found = ratio_interval(groups)
+    assert found is not None and found.kind == "95%"
+    assert math.sqrt(found.low * found.high) == pytest.approx(ratio_of_totals(groups)) == pytest.approx(930 / 330)
 
 
 def test_few_prompts_give_a_range_and_equal_ones_no_scatter() -> None:
