@@ -30,6 +30,7 @@ from cascli.sweeps.records import Records
 from cascli.sweeps.table import rows as sweep_rows
 from cascli.trace import Distances, Run
 from tests.pairs import pair
+from tests.sweeps import plan_of, records_of
 
 LEAST = 0.90
 """Of intervals that are called 95%, as in test_statistics.py."""
@@ -503,3 +504,23 @@ def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: P
     for row in sweep_rows(records.read(), records.header().plan):
         assert row.costs is None and row.distances is None and row.lossless is None
     assert cli("show", folder).exit_code == 0
+
+
+def test_a_sweep_pairs_answers_by_prompt_seed_and_repeat() -> None:
+    """Lengths that differ by seed and repeat: paired otherwise, the ratio of each prompt would be another one."""
+    plan = plan_of(strategies=["target", PLAIN], temperatures=[1.0], seeds=[0, 1], runs=2)
+    records = [
+        record.model_copy(
+            update={
+                "looped": 0,
+                "token_ids": [1]
+                * (10 + 7 * record.cell.seed + 3 * record.cell.repeat)
+                * (1 + (record.cell.strategy == PLAIN)),
+            }
+        )
+        for record in records_of(plan, prompts=3)
+    ]
+    dropped = [each for each in records if (each.cell.strategy, each.cell.seed, each.problem) != (PLAIN, 1, "p0")]
+    [row] = [each for each in sweep_rows(dropped, plan) if each.strategy == PLAIN]
+    assert row.costs is not None and row.costs.length is not None
+    assert (row.costs.length.of_means, row.costs.length.interval) == (2, (2, 2)) and row.costs.length.prompts == 3
