@@ -94,9 +94,12 @@ def test_strings_to_copy_are_in_one_line(cli, clean_env: pytest.MonkeyPatch) -> 
     assert max(map(len, text.splitlines())) <= 80
 
 
+_KEYS = ("draft", "k", "rule", "alpha", "tail", "top", "where", "verify")
+
+
 def test_completion_goes_on_within_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = complete.strategies("speculative-cascade:")
-    assert set(begun) == {f"speculative-cascade:{key}=" for key in ("draft", "k", "rule", "alpha")}
+    assert set(begun) == {f"speculative-cascade:{key}=" for key in _KEYS}
     assert complete.strategies("speculative-cascade:rule=opt,al") == ["speculative-cascade:rule=opt,alpha="]
     assert complete.strategies("nothing:") == complete.strategies("target:") == []
     assert "speculative-cascade:rule=opt" in complete.strategies("speculative-cascade:rule=o")

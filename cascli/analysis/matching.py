@@ -34,6 +34,7 @@ class Matched(Data):
     least: float | None = None
     """The fewest calls that any setting of the rule is predicted; None in older documents, as all below."""
     most: float | None = None
+    """The most."""
     strategy: str | None = None
     """With all its parameters; in older documents it has these alone."""
 
@@ -90,6 +91,7 @@ class Matching(Data):
     name: Literal["target_calls_per_token"] = "target_calls_per_token"
     """Of what the budgets are."""
     matched: list[Matched]
+    """Each rule at each budget."""
     lossless: float
     """What is predicted of speculative decoding."""
     prompts: list[str]

@@ -95,6 +95,11 @@ def _clamped(q: Tensor, p: Tensor, share: Tensor) -> Tensor:
         kept = free_q.where(~raised, 0.0).sum(dim=-1, keepdim=True)
         slope = free_p.where(raised, 0.0).sum(dim=-1, keepdim=True)
         before, t = t, ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
-        if t.device.type == "cpu" and t.equal(before):  # elsewhere nothing is read back to the host
+        if settled(t, before):
             break
     return most.where(cut, free_q.maximum(t * free_p))
+
+
+def settled(t: Tensor, before: Tensor) -> bool:
+    """Whether further steps change nothing; asked of a CPU alone, since of a device it would have to be read back."""
+    return t.device.type == "cpu" and t.equal(before)

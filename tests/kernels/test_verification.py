@@ -18,11 +18,12 @@ from cascli.sampling import distributions
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 
-ALPHAS = (-0.1, 0.3, 0.7)
-KINDS = [rules.load(name) for name in rules.names()]
+ALPHAS = {"opt": (-0.1, 0.3, 0.7), "token-v3": (-0.1, 0.3, 0.7)}
+"""Of one rule of each kind that chooses; of the others one: they differ in their thresholds alone."""
+THRESHOLDS = [name for name in rules.names() if issubclass(rules.load(name), ThresholdRule)]
 RULES = [
     Exact(),
-    *(kind(alpha=alpha) for kind in KINDS if issubclass(kind, ThresholdRule) for alpha in ALPHAS),
+    *(rules.load(name)(alpha=alpha) for name in THRESHOLDS for alpha in ALPHAS.get(name, (0.3,))),
     *(rules.load(name)(alpha=0.3, tail="exact") for name in ("token-v1", "token-v2", "token-v3")),
 ]
 BY_BLOCK = [RULES[0], *(rules.load(name)(alpha=0.3) for name in ("opt", "token-v3", "head"))]

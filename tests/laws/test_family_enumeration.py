@@ -326,10 +326,10 @@ def drafts_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 def bonus_is_always_lenient(patch: pytest.MonkeyPatch) -> None:
     right = speculation.plain_round
 
-    def round_(*given: Any) -> torch.Tensor:
+    def round_(*given: Any, **how: Any) -> torch.Tensor:
         mask = given[-1].clone()
         mask[-1] = True
-        return right(*given[:-1], mask)
+        return right(*given[:-1], mask, **how)
 
     patch.setattr(speculation, "plain_round", round_)
 
