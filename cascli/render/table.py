@@ -34,10 +34,14 @@ def _speed(row: Row) -> str:
     return text
 
 
+KINDS = {"95%": "95% interval of the median over", "range": "range over"}
+"""What brackets behind a speed are; the speed itself is of all tokens, so that it may lie beside the median."""
+
+
 def scatter_line(rows: Sequence[Row]) -> str | None:
     """What stands in brackets behind the speeds."""
     kinds = {(row.speed_interval_kind, row.speed_interval_over) for row in rows if row.speed_interval is not None}
-    said = [f"{'95% interval' if kind == '95%' else kind} over {over}" for kind, over in kinds if kind != "no scatter"]
+    said = [f"{KINDS[kind]} {over}" for kind, over in kinds if kind is not None and kind != "no scatter"]
     return f"speeds in brackets: {', '.join(sorted(said))}" if said else None
 
 
