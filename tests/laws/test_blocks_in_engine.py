@@ -104,7 +104,7 @@ def test_four_tokens_across_rounds_of_every_length(rule: str | None, k: int, sam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [None, *CASCADES])
+@pytest.mark.parametrize("rule", [CASCADES[0]])  # a minute each; the others have three tokens
 def test_four_tokens_of_three_words(rule: str | None) -> None:
     strategy = parse("speculative:k=3,verify=block") if rule is None else cascade(rule, 3)
     wanted = target("exact") if rule is None else pi_of(strategy.rule)
