@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -71,6 +71,10 @@ class Settings(BaseModel):
         return {key: value for key, value in self if value is not None}
 
 
+WHOLE_ANSWERS = 256
+"""Tokens at which most answers to several prompts end by themselves, so that what they cost is known."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """Every shared flag with its value, after all layers; what stands here is the built-in default."""
@@ -111,6 +115,11 @@ class Resolved:
         page = self.format == "html" or (self.format is None and (self.output or "").endswith(".html"))
         wanted = TOP_OF_PAGE if page else 0
         return wanted if self.top is None else self.top
+
+
+def with_whole_answers(settings: Resolved) -> Resolved:
+    """With room for whole answers at least: what several prompts get where nobody says how many tokens."""
+    return replace(settings, max_new_tokens=max(settings.max_new_tokens, WHOLE_ANSWERS))
 
 
 def resolve(*layers: Settings) -> Resolved:

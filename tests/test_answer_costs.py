@@ -423,6 +423,8 @@ def test_a_gate_shuts_with_the_first_violation_in_one_line(cli: Callable[..., Re
     asked = ("compare", "hi", *TINY, "--max-new-tokens", "6", "-s", "speculative:k=2")
     fine = cli(*asked, "--require", "lossless", "--require", "no-loops")
     assert fine.exit_code == 0, fine.output
+    alone = cli("compare", "hi", *TINY, "--max-new-tokens", "6", "--require", "lossless")
+    assert alone.exit_code == 1 and "no strategy but target was run" in alone.stderr
     lossy = cli(
         *asked, "-s", "speculative-cascade:rule=opt,alpha=1,k=2", "--require", "no-loops", "--require", "lossless"
     )
@@ -439,6 +441,8 @@ def test_answers_to_several_prompts_are_whole_by_default(cli: Callable[..., Resu
     long, short = cli(*asked), cli(*asked, "--max-new-tokens", "5")
     assert [run["sampling"]["max_new_tokens"] for run in json.loads(long.stdout)["runs"]] == [256] * 4
     assert [run["sampling"]["max_new_tokens"] for run in json.loads(short.stdout)["runs"]] == [5] * 4
+    from_python = compare(load_pair("tiny-random", device="cpu"), ["one", "two"], ["target"], measure=False)
+    assert {run.sampling.max_new_tokens for run in from_python.runs} == {256}
     one = cli("compare", "hi", *TINY, "-s", "speculative:k=2", "--json")
     assert json.loads(one.stdout)["runs"][0]["sampling"]["max_new_tokens"] == 24  # the pair's own
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from cascli.analysis.answer_costs import AnswerCosts
 from cascli.errors import UsageError, unknown
@@ -34,15 +34,6 @@ class Judged(Protocol):
     @property
     def costs(self) -> AnswerCosts | None:
         """Of its answers."""
-
-
-@runtime_checkable
-class Scored(Protocol):
-    """A row that has a quality."""
-
-    @property
-    def quality(self) -> float | None:
-        """The mean score."""
 
 
 class Requirement(NamedTuple):
@@ -94,6 +85,8 @@ def first_violation(requirements: Sequence[Requirement], rows: Sequence[Judged])
     What cannot be judged is a violation too: a gate that is not looked through is shut.
     """
     target = next((row for row in rows if row.strategy == BASELINE), None)
+    if requirements and all(row is target for row in rows):
+        return f"{requirements[0].text} is required, and no strategy but {BASELINE} was run"
     for requirement in requirements:
         for row in rows:
             if row is target:
@@ -141,7 +134,7 @@ def _speed(row: Judged, _: Judged | None, bound: float) -> str | None:
 
 
 def _quality(row: Judged, _: Judged | None, bound: float) -> str | None:
-    quality = row.quality if isinstance(row, Scored) else None
+    quality: float | None = getattr(row, "quality", None)  # which a sweep's rows have
     if quality is None:
         return "has no quality"
     return None if quality >= bound else f"has {quality:.3f}"

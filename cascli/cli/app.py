@@ -36,7 +36,7 @@ Environment:
 
 Exit codes:
   0  done
-  1  a check that was asked for failed: verify, pull --check, --require-lossless, --min-speedup
+  1  a check that was asked for failed: verify, pull --check, --require, --require-lossless, --min-speedup
   2  bad usage, pair file or input
   3  weights, memory, disk or device failed
   130  interrupted

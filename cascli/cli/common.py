@@ -191,14 +191,13 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     return Plan(config, settings, view, flags.given.dtype or environment.dtype)
 
 
-def with_whole_answers(plan: Plan, flags: Flags, tokens: int) -> Plan:
-    """The plan with room for so many tokens an answer, where neither flag nor environment says how many."""
-    from cascli.settings import from_environment
+def for_several(plan: Plan, flags: Flags) -> Plan:
+    """The plan with room for whole answers, where neither flag nor environment says how many tokens."""
+    from cascli.settings import from_environment, with_whole_answers
 
     if flags.given.max_new_tokens is not None or from_environment().max_new_tokens is not None:
         return plan
-    settings = replace(plan.settings, max_new_tokens=max(plan.settings.max_new_tokens, tokens))
-    return replace(plan, settings=settings)
+    return replace(plan, settings=with_whole_answers(plan.settings))
 
 
 def command_line() -> str:

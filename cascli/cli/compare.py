@@ -46,16 +46,14 @@ cascli compare "Why is the sky blue?" -s target -s speculative:k=2
 cascli compare hi -s target -s speculative-cascade:rule=opt,alpha=0.1
 cascli compare --prompts questions.jsonl --limit 5 --runs 3 -o table.md
 cascli compare hi -s target -s speculative --min-speedup 1.2
-cascli compare --prompts builtin --match target_calls_per_token=0.35
+cascli compare --prompts builtin --match target_calls_per_token=0.28
 """
 CHECKS = "Checks"
-WHOLE_ANSWERS = 256
-"""Tokens at which most answers to several prompts end by themselves, so that what they cost is known."""
 
 
 @with_shared(
     output=formats.help_of(formats.COMPARISON),
-    max_new_tokens=f"Longest answer. (default the pair's, else 64; for several prompts at least {WHOLE_ANSWERS})",
+    max_new_tokens="Longest answer. (default the pair's, else 64; for several prompts at least 256)",
 )
 def command(
     prompt: Annotated[
@@ -86,7 +84,7 @@ def command(
         typer.Option(
             "--match",
             metavar="NAME=X",
-            help="Compare rules where they need equally many target calls, as in target_calls_per_token=0.35.",
+            help="Compare rules where they need equally many target calls, as in target_calls_per_token=0.28.",
             show_default=False,
         ),
     ] = None,
@@ -136,7 +134,7 @@ def command(
     outputs = export.outputs(plan.settings, formats.COMPARISON)
     prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
     if len(prompts) > 1:
-        plan = common.with_whole_answers(plan, flags, WHOLE_ANSWERS)
+        plan = common.for_several(plan, flags)
     pair = plan.load()
     found = matching.found(of_rules, pair, others, plan)
     strategies += matching.columns(of_rules, found, plan.settings, strategies)

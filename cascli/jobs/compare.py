@@ -24,7 +24,7 @@ from cascli.jobs.race import race
 from cascli.models.calls import ROLES, Calls
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt, apart
-from cascli.settings import Resolved
+from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
 from cascli.trace import Handover, Run, now
 
@@ -70,7 +70,8 @@ def compare(
         prompts: texts, or conversations whose turns are answered one after the other.
         strategies: in the order of the columns, such as `["target", "speculative:k=4"]`; they share their random
             numbers within a prompt. By default one of each kind.
-        max_new_tokens: the longest answer, in tokens.
+        max_new_tokens: the longest answer, in tokens; for several prompts by default at least 256, so that most end by
+            themselves.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
         top_p: keep the smallest set of this mass; 1 is off.
@@ -85,7 +86,7 @@ def compare(
             machine; `sequential` runs one after the other; `auto` is fair on a CPU.
         rules: `all`, or names of deferral rules, each a column beside the strategies (by default beside target and
             speculative): at its default parameters, or where it meets `match`.
-        match: budgets such as `{"target_calls_per_token": 0.35}`, at which rules (by default all) are compared.
+        match: budgets such as `{"target_calls_per_token": 0.28}`, at which rules (by default all) are compared.
             Settings are found on built-in prompts that are not asked (of those themselves a part is kept back); rules
             that cannot meet a budget do not run, and `.matching` of the comparison says why.
         warm_up: decode a few uncounted tokens first.
@@ -111,6 +112,8 @@ def compare(
         top=top,
     )
     wanted, asked, matching = matched.asked(match, rules), conversations(prompts), None
+    if len(asked) > 1 and max_new_tokens is None:
+        settings = with_whole_answers(settings)
     if strategies is None:
         strategies = default_strategies(draft=pair.draft is not None) if wanted is None else matched.BESIDE
     columns = [chosen(strategy, settings) for strategy in strategies]

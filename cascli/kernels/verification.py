@@ -276,7 +276,7 @@ def _excess(
         pi = tl.where(inside, pi, 0.0)
         scaled = pi * weight if BY_BLOCK else pi
         excess += tl.sum(tl.maximum(scaled - mine, 0.0).to(tl.float64), axis=0)
-        if KIND != 0:
+        if KIND != 0 and not BY_BLOCK:
             p = tl.where(inside, p, 0.0)
             distance += tl.sum(tl.maximum(pi - p, 0.0).to(tl.float64), axis=0)
             disagreement += tl.sum(tl.maximum(p - mine, 0.0).to(tl.float64), axis=0)
@@ -287,11 +287,12 @@ def _excess(
         mass += tl.sum(pi.to(tl.float64), axis=0)
     place = space + row * parts + part
     tl.store(place + 2 * plane, excess)
-    tl.store(place + 3 * plane, distance)
-    tl.store(place + 4 * plane, mass)
-    tl.store(place + 5 * plane, disagreement)
-    tl.store(place + 6 * plane, divergence)
-    tl.store(place + 7 * plane, overshoot.to(tl.float64))
+    if not BY_BLOCK:  # a second pass has nothing new of these
+        tl.store(place + 3 * plane, distance)
+        tl.store(place + 4 * plane, mass)
+        tl.store(place + 5 * plane, disagreement)
+        tl.store(place + 6 * plane, divergence)
+        tl.store(place + 7 * plane, overshoot.to(tl.float64))
 
 
 @_jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -16,29 +16,11 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.trace import Distances
 
+if TYPE_CHECKING:
+    from cascli.analysis.comparison import Row
+    from cascli.sweeps.table import SweepRow
 
-class Priced(Protocol):
-    """A row of a comparison or of a sweep."""
-
-    @property
-    def strategy(self) -> str:
-        """With its parameters."""
-
-    @property
-    def costs(self) -> AnswerCosts | None:
-        """Of its answers."""
-
-    @property
-    def distances(self) -> Distances | None:
-        """Of its output distribution."""
-
-    @property
-    def num_answers(self) -> int | None:
-        """Over which they are."""
-
-    @property
-    def mean_tv_to_target(self) -> float | None:
-        """Over all tokens."""
+    Priced = Row | SweepRow
 
 
 class Column(NamedTuple):

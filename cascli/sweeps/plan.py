@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.settings import Dtype, Settings, Strings, first_problem
+from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Strings, first_problem
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -93,7 +93,7 @@ class SweepPlan(_Strict):
     match: Match | None = None
     task: TaskConfig = TaskConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    max_new_tokens: Annotated[int, Field(ge=1)] = WHOLE_ANSWERS
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     system: str | None = None
