@@ -119,7 +119,7 @@ class Decoding:
     def _session(self) -> Session:
         pair, prompt = self.pair, list(self.request.prompt_ids)
         self._prepare(len(prompt))
-        clock = Clock(pair.device)
+        clock = Clock(pair.device, pair.timer)
         text = torch.zeros(self.limit + 1, dtype=torch.long, device=pair.device)
         prompt_ids = torch.tensor(prompt, device=pair.device)
         return Session(
@@ -161,7 +161,7 @@ class Decoding:
             self._answer.rounds,
             cost=cost_of(self.pair.info, _use(session.draft), _use(session.target)),
             seconds=session.clock.finish(),
-            ttft_seconds=first_token,
+            ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # nobody waits for a share of the time
             peak_memory_bytes=memory.peak(self.pair.device),
             k=self.strategy.params.get("k", 0),
             by_block=by_block(self.strategy.params),
@@ -197,6 +197,7 @@ class Decoding:
             turn=request.turn,
             system=request.system,
             raw=request.raw,
+            batch_size=self.pair.batch_size,
             prompt_token_ids=list(request.prompt_ids),
             prompt_tokens=len(request.prompt_ids),
             text=self._answer.text,

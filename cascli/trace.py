@@ -354,8 +354,8 @@ class Run(Document):
 
     kind: ClassVar[str] = "run"
 
-    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3"] = Field(
-        "cascli.run/1.3", alias="schema"
+    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3", "cascli.run/1.4"] = (
+        Field("cascli.run/1.4", alias="schema")
     )
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
@@ -375,6 +375,8 @@ class Run(Document):
     system: str | None = None
     raw: bool = False
     """Whether the prompt went round the chat template."""
+    batch_size: int = 1
+    """How many answers were under way at once; from 2 on its seconds are its share of the time of all of them."""
     prompt_tokens: int
     prompt_token_ids: list[int] | None = None
     """What the models read, so that the run can be repeated without its conversation; None in older documents."""

@@ -46,19 +46,19 @@ def test_buffers_grow_and_keep_what_they_held() -> None:
     run = runner("llama")
     ids = torch.arange(250) % 40
     run.forward(ids[:200], 1)
-    first = run._cache.layers[0]
-    before = first.keys[..., :200, :].clone()
+    first = run.cache.layers[0]
+    before = first.states.keys[..., :200, :].clone()
     run.forward(ids[200:], 1)
-    assert torch.equal(first.keys[..., :200, :], before)
+    assert torch.equal(first.states.keys[..., :200, :], before)
 
 
 def test_rewinding_copies_nothing() -> None:
     run = runner("llama")
     run.forward(torch.arange(10), 1)
-    place = run._cache.layers[0].keys.data_ptr()
+    place = run.cache.layers[0].states.keys.data_ptr()
     run.truncate(3)
     run.forward(torch.arange(5), 2)
-    assert run._cache.layers[0].keys.data_ptr() == place
+    assert run.cache.layers[0].states.keys.data_ptr() == place
 
 
 def test_only_the_asked_rows_come_back_without_padding() -> None:

@@ -7,7 +7,7 @@ measuring adds no synchronisation.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -21,8 +21,10 @@ Phase = Literal["prefill", "draft", "verify"]
 class Clock:
     """Measures one run on one device; seconds."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        """Measure by `now`; events on the device are for a run that has it alone."""
+        self._now = now
+        self._cuda = device.type == "cuda" and now is time.perf_counter
         self._device = device
         self._totals: dict[str, float] = {"prefill": 0.0, "draft": 0.0, "verify": 0.0}
         self._at_last_round = dict(self._totals)
@@ -31,7 +33,7 @@ class Clock:
         self._paused: float | None = None
         self._last_lap = 0.0
         self._synchronise()
-        self._start = time.perf_counter()
+        self._start = self._now()
 
     def _synchronise(self) -> None:
         if self._cuda:
@@ -47,9 +49,9 @@ class Clock:
             end.record()
             self._pending.append((phase, begin, end))
         else:
-            start = time.perf_counter()
+            start = self._now()
             yield
-            self._totals[phase] += time.perf_counter() - start
+            self._totals[phase] += self._now() - start
 
     def _collect(self) -> None:
         for phase, begin, end in self._pending:
@@ -68,14 +70,14 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out the time that those who watch the run take, or that others have who are under way too."""
-        self._paused = time.perf_counter()
+        self._paused = self._now()
         yield  # a run that is not resumed has ended here: nothing is to be made good
-        self._away += time.perf_counter() - self._paused
+        self._away += self._now() - self._paused
         self._paused = None
 
     def elapsed(self) -> float:
         """Seconds since the run began, up to the pause if there is one: a run may end while it is suspended."""
-        now = time.perf_counter() if self._paused is None else self._paused
+        now = self._now() if self._paused is None else self._paused
         return now - self._start - self._away
 
     def finish(self) -> Seconds:

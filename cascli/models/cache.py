@@ -9,6 +9,7 @@ the end of its buffer that its window can see.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,41 +19,64 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 from cascli.errors import ConfigError, RunError
 
-_FIRST_CAPACITY = 256
+_STEP = 256
+"""Tokens that buffers grow by, at least."""
+
+
+class States:
+    """Keys and values of one attention layer for one text or several, `[places, heads, capacity, head_dim]` each.
+
+    They are allocated at their first use, shaped like what is to be stored, for all places at once.
+    """
+
+    def __init__(self, places: int = 1) -> None:
+        self.places = places
+        self.capacity = 0
+        self._wanted = _STEP
+        self.keys = self.values = torch.empty(0)
+
+    def reserve(self, length: int) -> None:
+        """Have room for texts of `length` tokens once something is stored."""
+        self._wanted = max(self._wanted, -(-length // _STEP) * _STEP)
+        if self.capacity:
+            self._grow(self.keys, self.values)
+
+    def take(self, keys: Tensor, values: Tensor, needed: int) -> None:
+        """Have room for `needed` tokens like `keys` and `values`, `[1, heads, n, head_dim]`."""
+        if needed > self.capacity:
+            # One text alone grows by doubling, so that it is copied seldom; many of them would be mostly empty.
+            self._wanted = max(self._wanted, -(-needed // _STEP) * _STEP, 2 * self.capacity if self.places == 1 else 0)
+            self._grow(keys, values)
+
+    def _grow(self, keys: Tensor, values: Tensor) -> None:
+        if self._wanted <= self.capacity:
+            return
+        old, self.capacity = self.capacity, self._wanted
+        for name, like in (("keys", keys), ("values", values)):
+            new = like.new_zeros((self.places, like.shape[1], self.capacity, like.shape[-1]))
+            if old:
+                new[:, :, :old] = getattr(self, name)
+            setattr(self, name, new)
 
 
 class RewindLayer(CacheLayerMixin):
-    """Keys and values of one attention layer, `[1, heads, capacity, head_dim]`, of which `length` are valid."""
+    """One text's keys and values of one attention layer: a place among `States`, of which `length` are valid."""
 
     is_croppable = True
 
-    def __init__(self, window: int | None = None) -> None:
+    def __init__(self, window: int | None = None, states: States | None = None, place: int = 0) -> None:
         super().__init__()
         self.window = window
         self.is_sliding = window is not None
         self.length = 0
+        self.states = states or States()
+        self.place = place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the first buffers, shaped like what is to be stored."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        capacity = max(_FIRST_CAPACITY, 2 * key_states.shape[-2])
-        self.keys = self._buffer(key_states, capacity)
-        self.values = self._buffer(value_states, capacity)
+        self.states.take(key_states, value_states, 2 * key_states.shape[-2])
         self.is_initialized = True
-
-    @staticmethod
-    def _buffer(like: Tensor, capacity: int) -> Tensor:
-        return like.new_zeros((*like.shape[:-2], capacity, like.shape[-1]))
-
-    def _reserve(self, needed: int) -> None:
-        capacity = self.keys.shape[-2]
-        if needed <= capacity:
-            return
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = self._buffer(old, max(needed, 2 * capacity))
-            new[..., : self.length, :] = old[..., : self.length, :]
-            setattr(self, name, new)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -60,13 +84,13 @@ class RewindLayer(CacheLayerMixin):
         """Append `[1, heads, n, head_dim]` and return the states that the n new tokens may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        n = key_states.shape[-2]
-        start = self._visible_from()
-        self._reserve(self.length + n)
-        self.keys[..., self.length : self.length + n, :] = key_states
-        self.values[..., self.length : self.length + n, :] = value_states
-        self.length += n
-        return self.keys[..., start : self.length, :], self.values[..., start : self.length, :]
+        start, old, self.length = self._visible_from(), self.length, self.length + key_states.shape[-2]
+        self.states.take(key_states, value_states, self.length)
+        here = slice(self.place, self.place + 1)
+        keys, values = self.states.keys[here], self.states.values[here]
+        keys[..., old : self.length, :] = key_states
+        values[..., old : self.length, :] = value_states
+        return keys[..., start : self.length, :], values[..., start : self.length, :]
 
     def _visible_from(self) -> int:
         return 0 if self.window is None else max(self.length - self.window + 1, 0)
@@ -98,17 +122,33 @@ class RewindLayer(CacheLayerMixin):
 
     def fill(self, length: int) -> None:
         """Hold `length` tokens of no meaning in place of what was stored; for measurements of speed."""
-        self._reserve(length)
-        for states in (self.keys, self.values):
-            states[..., :length, :].fill_(0.01)
+        states = self.states
+        states.take(states.keys, states.values, length)
+        for each in (states.keys, states.values):
+            each[self.place, :, :length].fill_(0.01)
         self.length = length
 
 
 class RewindCache(Cache):
     """One `RewindLayer` per attention layer of a model."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(layers=[_layer_like(layer, config) for layer in DynamicCache(config=config).layers])
+    def __init__(self, config: PreTrainedConfig, states: Sequence[States] | None = None, place: int = 0) -> None:
+        """A cache of its own; or a place among `states`, which several texts share, one for each layer."""
+        like = DynamicCache(config=config).layers
+        states = states or [States() for _ in like]
+        super().__init__(
+            layers=[RewindLayer(_window_of(each, config), own, place) for each, own in zip(like, states, strict=True)]
+        )
+
+    @property
+    def length(self) -> int:
+        """How many tokens are stored."""
+        return int(self.layers[0].length)
+
+    def advance(self, n: int) -> None:
+        """Count n more tokens, whose states were written by others."""
+        for layer in self.layers:
+            layer.length += n
 
     def fill(self, length: int) -> None:
         """Act as if `length` tokens had been read; the cache must have been used before."""
@@ -121,16 +161,16 @@ class RewindCache(Cache):
             layer.length = min(layer.length, length)
 
 
-def _layer_like(layer: Any, config: PreTrainedConfig) -> RewindLayer:
-    """The rewindable layer for the one that transformers would use.
+def _window_of(layer: Any, config: PreTrainedConfig) -> int | None:
+    """How far back the layer looks that transformers would use; None for the whole text.
 
     Raises:
         RunError: the layer keeps a state that cannot be rewound (Mamba, linear attention).
     """
     if type(layer) is DynamicLayer:
-        return RewindLayer()
+        return None
     if type(layer) is DynamicSlidingWindowLayer:
-        return RewindLayer(window=int(layer.sliding_window))
+        return int(layer.sliding_window)
     raise RunError(
         f"model type '{config.model_type}' keeps a {type(layer).__name__},"
         " which cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from cascli.models.batch.reader import OneByOne, Reader
+from cascli.models.cpu.batch_reader import batch_reader
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.gpu.capture import Capture, CudaCapture, Uncaptured
 from cascli.models.gpu.fused_norm import use_fused_norms
 from cascli.models.gpu.fused_rotation import use_fused_rotation
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
+from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
 
 ASKED = "--no-cuda-graphs"
@@ -59,16 +62,16 @@ def why_eager(model: PreTrainedModel) -> str | None:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1:
         return f"it is spread over {len(places)} devices"
-    rope = {str(name) for name in _rope_types(config)}
-    if rope & {"dynamic", "longrope"}:
+    rope = rope_types(config)
+    if rope & LENGTH_DEPENDENT:
         return f"its {', '.join(sorted(rope))} position encoding looks at the text's length on the host"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         return "its experts are chosen on the host"
     return None
 
 
-def _rope_types(config: object) -> list[object]:
-    """Kinds of rotary encoding: one for the model, or one a kind of layer."""
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    each = [value for value in given.values() if isinstance(value, dict)] or [given]
-    return [value.get("rope_type", "default") for value in each]
+def choose_reader(runner: Runner, places: int) -> Reader:
+    """What reads for several texts with the weights of a runner: together where its kernels tell texts apart."""
+    if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
+        return batch_reader(runner, places)
+    return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has passes of its own")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
-from cascli.models.cache import RewindCache
+from cascli.models.cache import RewindCache, States
 from cascli.models.runner import Runner
 
 
@@ -20,44 +22,68 @@ class EagerRunner(Runner):
     output matrix get no probability in any strategy.
     """
 
-    def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
+    def __init__(
+        self, model: PreTrainedModel, vocab: int, device: torch.device, cache: RewindCache | None = None
+    ) -> None:
+        """Take a model with its weights in place, and a cache if it is not to have one of its own."""
         self.model = model
         self.vocab = vocab
         self.device = device
         self._input_device = model.get_input_embeddings().weight.device
-        self._cache = RewindCache(model.config.get_text_config())
-        self._takes = inspect.signature(model.forward).parameters
+        self.cache = cache or RewindCache(model.config.get_text_config())
+        self._takes = self.takes(model)
 
-    def fresh(self) -> EagerRunner:
-        """Another cache on the same module."""
-        return EagerRunner(self.model, self.vocab, self.device)
+    @staticmethod
+    def takes(model: PreTrainedModel) -> Collection[str]:
+        """The names that a model's forward takes."""
+        return inspect.signature(model.forward).parameters
+
+    def fresh(self, states: Sequence[States] | None = None, place: int = 0) -> EagerRunner:
+        """Another cache on the same module: one of its own, or a place among states that several texts share."""
+        cache = RewindCache(self.model.config.get_text_config(), states, place)
+        return EagerRunner(self.model, self.vocab, self.device, cache)
 
     @property
     def length(self) -> int:
         """How many tokens were read."""
-        return self._cache.layers[0].length
+        return self.cache.length
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
-        n = ids.shape[0]
-        more: dict[str, Any] = {}
+        positions = torch.arange(self.length, self.length + ids.shape[0])
+        return self._logits(ids, positions, rows, self.cache)[-rows:]
+
+    @torch.inference_mode()
+    def of_rows(self, ids: Tensor, positions: Tensor, rows: Tensor, cache: Cache) -> Tensor:
+        """Logits `[m, vocab]` of the rows `[m]` of a block `[n]` whose tokens stand at `positions` `[n]`, of any texts.
+
+        Args:
+            ids: of the tokens.
+            positions: in their texts.
+            rows: places in the block.
+            cache: knows what each token may look at.
+        """
+        # A mask of four dimensions is passed on as it is: attention by rows needs none.
+        logits = self._logits(ids, positions, rows, cache, attention_mask=torch.empty(1, 1, 0, 0))
+        return logits if "logits_to_keep" in self._takes else logits[rows]
+
+    def _logits(self, ids: Tensor, positions: Tensor, keep: int | Tensor, cache: Cache, **more: Any) -> Tensor:
         if "position_ids" in self._takes:
-            positions = torch.arange(self.length, self.length + n, device=self._input_device)
-            more["position_ids"] = positions.unsqueeze(0)
+            more["position_ids"] = positions.unsqueeze(0).to(self._input_device)
         if "logits_to_keep" in self._takes:
-            more["logits_to_keep"] = rows
+            more["logits_to_keep"] = keep
         batch = ids.to(self._input_device).unsqueeze(0)
-        output = self.model(input_ids=batch, past_key_values=self._cache, use_cache=True, **more)
-        return output.logits[0, -rows:, : self.vocab].to(self.device)
+        output = self.model(input_ids=batch, past_key_values=cache, use_cache=True, **more)
+        return output.logits[0, :, : self.vocab].to(self.device)
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
-        self._cache.truncate(length)
+        self.cache.truncate(length)
 
     @torch.inference_mode()
     def fill_cache(self, length: int) -> None:
         """Fill the cache with a constant up to `length` tokens."""
         self.reset()
         self.forward(torch.zeros(1, dtype=torch.long, device=self.device), 1)
-        self._cache.fill(length)
+        self.cache.fill(length)

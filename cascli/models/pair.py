@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -98,6 +99,11 @@ class Pair:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by the run in progress: its caches are the pair's, and there is one of each."""
 
+    timer: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
+    """What runs measure their time with, in seconds."""
+    batch_size: int = 1
+    """How many answers are under way on these weights at once."""
+
     def __repr__(self) -> str:
         """One line."""
         models = ", ".join(f"{role} {model.dtype}" for role, model in self.models.items())
@@ -117,10 +123,14 @@ class Pair:
         finally:
             self.lock.release()
 
+    def with_runners(self, runners: Mapping[Role, Runner], **more: Any) -> Pair:
+        """The same weights with other runners, so that a run of each can be under way at once; `more` are fields."""
+        models = {role: replace(model, runner=runners[role]) for role, model in self.models.items()}
+        return replace(self, draft=models.get("draft"), target=models["target"], lock=threading.Lock(), **more)
+
     def with_own_caches(self) -> Pair:
-        """The same weights with caches of their own, so that a run of each can be under way at once."""
-        models = {role: replace(model, runner=model.runner.fresh()) for role, model in self.models.items()}
-        return replace(self, draft=models.get("draft"), target=models["target"], lock=threading.Lock())
+        """The same weights with caches of their own."""
+        return self.with_runners({role: model.runner.fresh() for role, model in self.models.items()})
 
     @property
     def name(self) -> str:

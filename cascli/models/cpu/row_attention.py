@@ -8,7 +8,8 @@ that this token may see. Heads that share keys are one batch of queries, so noth
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,25 @@ MOST_ROWS = 15
 """Longer blocks are taken for prompts; oneDNN of older torch has another kernel from 16 rows on."""
 
 
+class OfTexts(NamedTuple):
+    """Keys or values of several texts, `[places, kv_heads, capacity, d]`, and what each row of a block looks at."""
+
+    states: Tensor
+    rows: Sequence[tuple[int, int]]
+    """Of each row the place of its text, and how many tokens that has with this one."""
+
+    def seen(self, i: int, window: int | None) -> Tensor:
+        """`[1, kv_heads, L, d]`: what row i looks at."""
+        place, end = self.rows[i]
+        start = 0 if window is None else max(0, end - window)
+        return self.states[place : place + 1, :, start:end]
+
+
 def row_attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | OfTexts,
+    value: Tensor | OfTexts,
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
@@ -35,9 +50,13 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention of the last n states' queries `[1, heads, n, d]` over `[1, kv_heads, L, d]`.
 
-    Longer blocks (prompts) go to torch's own kernel with the mask that `row_mask` made for them.
+    Longer blocks (prompts) go to torch's own kernel with the mask that `row_mask` made for them. Rows of several texts
+    find theirs by themselves.
     """
-    n, length = query.shape[2], key.shape[2]
+    n = query.shape[2]
+    if isinstance(key, OfTexts) or isinstance(value, OfTexts):
+        return _of_texts(query, cast(OfTexts, key), cast(OfTexts, value), sliding_window, scaling), None
+    length = key.shape[2]
     if n > MOST_ROWS or query.shape[0] != 1:
         window = {} if sliding_window is None else {"sliding_window": sliding_window}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **window, **more)
@@ -48,6 +67,13 @@ def row_attention(
         start = 0 if sliding_window is None else max(0, end - sliding_window)
         rows.append(_one(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling))
     return torch.stack(rows, dim=1), None
+
+
+def _of_texts(query: Tensor, key: OfTexts, value: OfTexts, window: int | None, scaling: float | None) -> Tensor:
+    """Each row's attention over its own text, `[1, n, heads, d]`."""
+    rows = range(query.shape[2])
+    each = [_one(query[:, :, i], key.seen(i, window), value.seen(i, window), scaling) for i in rows]
+    return torch.stack(each, dim=1)
 
 
 def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -85,6 +111,11 @@ def keep_caps(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
+
+
+def attends_by_rows(model: PreTrainedModel) -> bool:
+    """Whether a model was switched over."""
+    return model.config.get_text_config()._attn_implementation == NAME
 
 
 def attends_plainly(model: PreTrainedModel) -> bool:

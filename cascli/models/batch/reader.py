@@ -1,0 +1,65 @@
+"""What reads for several texts: their new tokens in one forward pass where the model's kernels allow it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cascli.models.calls import Calls
+from cascli.models.runner import Runner
+from cascli.sampling.autoregressive import Sampler
+
+
+class Wanted(NamedTuple):
+    """What one text's model is to read."""
+
+    place: int
+    """Of the text."""
+    ids: Tensor
+    """`[n]`, after what was read before."""
+    rows: int
+    """How many of the last tokens' logits are wanted."""
+
+
+class Reader(ABC):
+    """One model with the caches of several texts, a runner for each."""
+
+    alone_because: str | None = None
+    """Why each text is read in passes of its own; None if they share them."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        """Take the runners of the places: one text each."""
+        self.runners = runners
+
+    @abstractmethod
+    def shares(self, n: int) -> bool:
+        """Whether blocks of n tokens are read together; others, prompts above all, by their own runner."""
+
+    @abstractmethod
+    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        """Read for several texts; the logits `[rows, vocab]` of each."""
+
+    def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
+        """As `Runner.prepare`, for one of the places."""
+        self.runners[place].prepare(prompt, answer, calls, sampler)
+
+
+class OneByOne(Reader):
+    """Texts take turns: correct for any model, and no faster than one after the other."""
+
+    def __init__(self, runners: Sequence[Runner], why: str) -> None:
+        """Say why."""
+        super().__init__(runners)
+        self.alone_because = why
+
+    def shares(self, n: int) -> bool:
+        """None."""
+        del n
+        return False
+
+    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        """Each by its own runner."""
+        return [self.runners[each.place].forward(each.ids, each.rows) for each in wanted]

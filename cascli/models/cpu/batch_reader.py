@@ -1,0 +1,168 @@
+"""Several texts' new tokens in one forward pass on a CPU, each with the very bits that it has alone.
+
+All tokens are rows of one block: linear layers and norms work row by row, and each row attends on its own over the
+states of its text (`row_attention`). The weights are read once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from cascli.models.batch.reader import OneByOne, Reader, Wanted
+from cascli.models.cache import RewindCache, RewindLayer, States
+from cascli.models.calls import Calls
+from cascli.models.cpu.packed_linear import PackedLinear, can_pack
+from cascli.models.cpu.row_attention import MOST_ROWS, OfTexts, attends_by_rows
+from cascli.models.eager_runner import EagerRunner
+from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
+from cascli.sampling.autoregressive import Sampler
+
+
+def batch_reader(runner: EagerRunner, places: int) -> Reader:
+    """What reads for several texts with the weights of a runner on a CPU."""
+    states = [States(places) for _ in runner.cache.layers]
+    runners = [runner.fresh(states, place) for place in range(places)]
+    why = why_alone(runner.model)
+    return RowReader(runner, states, runners) if why is None else OneByOne(runners, why)
+
+
+def why_alone(model: PreTrainedModel) -> str | None:
+    """Why a model's texts cannot share a pass, in words for its user; None if they can."""
+    config = model.config.get_text_config()
+    if not attends_by_rows(model):
+        return "its attention is not one that knows texts apart"
+    if "position_ids" not in EagerRunner.takes(model):
+        return "it counts positions by itself"
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        return "what its experts compute for a token depends on the tokens beside it"
+    rope = rope_types(config) & LENGTH_DEPENDENT
+    if rope:
+        return f"its {', '.join(sorted(rope))} position encoding looks at the longest text"
+    return None
+
+
+class RowReader(Reader):
+    """Blocks of up to `MOST_ROWS` tokens, of all texts at once."""
+
+    def __init__(self, runner: EagerRunner, states: Sequence[States], runners: Sequence[EagerRunner]) -> None:
+        super().__init__(runners)
+        self._runner, self._states = runner, states
+        self._caches = [each.cache for each in runners]
+        self._cache = _TextsCache(self._caches[0], states)
+        self._most = most_rows(runner.model.dtype)
+
+    def shares(self, n: int) -> bool:
+        """Blocks that `row_attention` reads by rows when they are alone."""
+        return n <= MOST_ROWS
+
+    def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
+        """Make room for the text in one step."""
+        del place, calls, sampler
+        for each in self._states:
+            each.reserve(prompt + answer)
+
+    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        """One pass, or as many as the processor's kernels need to give a row the same bits in any block."""
+        return [logits for part in _parts(wanted, self._most) for logits in self._pass(part)]
+
+    def _pass(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        lengths = [self._caches[each.place].length for each in wanted]
+        positions, last, rows = list[int](), list[int](), list[tuple[int, int]]()
+        for each, length in zip(wanted, lengths, strict=True):
+            n = each.ids.shape[0]
+            last += range(len(rows) + n - each.rows, len(rows) + n)
+            positions += range(length, length + n)
+            rows += [(each.place, length + 1 + i) for i in range(n)]
+        self._cache.begin(rows)
+        ids = torch.cat([each.ids for each in wanted])
+        logits = self._runner.of_rows(ids, torch.tensor(positions), torch.tensor(last), self._cache)
+        for each in wanted:
+            self._caches[each.place].advance(each.ids.shape[0])
+        return list(logits.split([each.rows for each in wanted]))
+
+
+def _parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted]]:
+    """Texts in as few groups as there may be, of at most so many tokens; one group if None."""
+    if most is None:
+        return [wanted]
+    parts: list[list[Wanted]] = []
+    room = 0
+    for each in wanted:
+        room -= each.ids.shape[0]
+        if room < 0 or not parts:
+            parts.append([])
+            room = most - each.ids.shape[0]
+        parts[-1].append(each)
+    return list(parts)
+
+
+class _TextsLayer(CacheLayerMixin):
+    """A layer's states of all texts: what each row of a block adds, and what it may look at."""
+
+    def __init__(self, cache: _TextsCache, like: RewindLayer, states: States) -> None:
+        super().__init__()
+        self._cache, self._states = cache, states
+        self.is_sliding = like.is_sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the states are there when they are first used."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Any, Any]:
+        """Write `[1, heads, rows, head_dim]`, each row at the end of its text."""
+        plan, states = self._cache, self._states
+        states.take(key_states, value_states, plan.longest)
+        states.keys[plan.places, :, plan.positions] = key_states[0].transpose(0, 1)
+        states.values[plan.places, :, plan.positions] = value_states[0].transpose(0, 1)
+        return OfTexts(states.keys, plan.rows), OfTexts(states.values, plan.rows)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Not asked: the rows need no mask."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Not asked: positions are given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older transformers."""
+        return -1
+
+
+class _TextsCache(Cache):
+    """The states of all texts for a block of rows, each of which belongs to one."""
+
+    def __init__(self, like: RewindCache, states: Sequence[States]) -> None:
+        super().__init__(layers=[_TextsLayer(self, *each) for each in zip(like.layers, states, strict=True)])
+
+    def begin(self, rows: Sequence[tuple[int, int]]) -> None:
+        """Say which rows come: of each the place of its text, and how many tokens that has with this one."""
+        self.rows = rows
+        self.longest = max(end for _, end in rows)
+        self.places, self.positions = torch.tensor([(place, end - 1) for place, end in rows]).unbind(1)
+
+
+@cache
+def most_rows(dtype: torch.dtype) -> int | None:
+    """How many rows a product may have so that each has the bits that it has alone; None for any number.
+
+    oneDNN of older torch has another kernel from 16 rows on. Found out on a matrix of the size that it matters for.
+    """
+    if not can_pack(dtype):
+        return MOST_ROWS
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 512, generator=generator).to(dtype) for n in (256, 96))
+    layer = PackedLinear(weight, None)
+    whole = layer(x)
+    same = all(torch.equal(layer(x[:n]), whole[:n]) for n in (1, 5, MOST_ROWS, 16, 31, 64))
+    return None if same else MOST_ROWS

@@ -1,0 +1,175 @@
+"""Answers in lanes are those that each has alone: tokens, numbers and counts, whatever runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from cascli import Pair, Run, generate, load_pair
+from cascli.errors import RunError
+from cascli.models.batch.lanes import Lanes
+from cascli.models.cpu import batch_reader
+from cascli.models.cpu.packed_linear import can_pack
+from tests.pairs import ARCHITECTURES, float32_by_rows, pair
+
+# Ragged: other lengths of prompt and answer, so that lanes begin, accept and end at different times.
+PROMPTS = [[5, 6, 7][: 1 + i % 3] * (1 + i) for i in range(7)]
+SPECS = [
+    ("target", 1.0),
+    ("speculative:k=3", 1.0),
+    ("speculative:k=2,verify=block", 1.0),
+    ("speculative-cascade:rule=opt,alpha=0.3,k=4", 0.7),
+    ("speculative:draft=prompt-lookup,k=5", 0.0),
+    ("token-cascade", 1.0),
+    ("cascade:threshold=-3", 1.0),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def jobs(spec: str, temperature: float, **more: Any) -> list[Callable[[Pair], Run]]:
+    return [
+        partial(
+            generate, prompt_ids=ids, strategy=spec, temperature=temperature, seed=i, max_new_tokens=6 + 3 * i, **more
+        )
+        for i, ids in enumerate(PROMPTS)
+    ]
+
+
+def found(run: Run) -> tuple[Any, ...]:
+    """Everything but times."""
+    times = {"seconds", "ttft_seconds", "tokens_per_second", "seconds_per_token"}
+    counts = run.metrics.model_dump(exclude=times)
+    return run.token_ids, [each.model_dump(exclude={"seconds"}) for each in run.rounds], counts
+
+
+def in_lanes(loaded: Pair, size: int, work: Sequence[Callable[[Pair], Run]]) -> tuple[list[Run], Lanes]:
+    lanes = Lanes(loaded, size)
+    done = {ended.place: ended.result for ended in lanes.run(work)}
+    return [done[place] for place in range(len(work))], lanes
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
+    if dtype == "bfloat16" and not can_pack(torch.bfloat16):
+        pytest.skip("this processor has no bfloat16 units")
+    if dtype == "float32" and not float32_by_rows():
+        pytest.skip("not promised for this processor with this torch")
+    loaded = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype)
+    for spec, temperature in SPECS if name == "qwen2" else SPECS[:2]:
+        work = jobs(spec, temperature)
+        alone = [job(loaded) for job in work]
+        together, _ = in_lanes(loaded, 3, work)
+        assert [found(run) for run in together] == [found(run) for run in alone], spec
+
+
+def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
+    loaded = load_pair(pair(300, max_position_embeddings=700))
+    work = [
+        partial(generate, prompt_ids=[3, 4] * n, strategy="speculative:k=3", seed=n, max_new_tokens=20)
+        for n in (4, 120, 150, 290)
+    ]
+    together, _ = in_lanes(loaded, 3, work)
+    assert [run.token_ids for run in together] == [job(loaded).token_ids for job in work]
+
+
+def test_lanes_share_passes() -> None:
+    loaded = load_pair(pair(300))
+    work = [partial(generate, prompt_ids=[5], strategy="target", seed=i, max_new_tokens=12) for i in range(6)]
+    _, lanes = in_lanes(loaded, 6, work)
+    assert lanes.passes == {"draft": 0, "target": 12}
+    work = [
+        partial(generate, prompt_ids=[5], strategy="speculative:k=2", seed=i, max_new_tokens=12) for i in range(6)
+    ]
+    together, lanes = in_lanes(loaded, 6, work)
+    # No lane makes the others wait for it: the longest alone says how many rounds there are.
+    assert lanes.passes["target"] == max(run.metrics.target_calls for run in together)
+    assert lanes.passes["draft"] <= 2 * lanes.passes["target"]
+
+
+def test_models_whose_texts_cannot_share_say_why() -> None:
+    loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
+    _, lanes = in_lanes(loaded, 2, jobs("target", 1.0)[:2])
+    assert lanes.passes["target"] == 0
+    assert "attention" in lanes.alone_because["target"]
+
+
+def test_shares_of_the_time_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is a counter, so that every second is somebody's or nobody's for a reason."""
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", tick)
+    loaded = load_pair(pair(300))
+    runs, _ = in_lanes(loaded, 3, jobs("speculative:k=2", 1.0))
+    total = sum(run.metrics.seconds.total for run in runs)
+    assert 0.5 * now[0] < total <= now[0]
+    for run in runs:
+        assert run.metrics.seconds.draft + run.metrics.seconds.verify <= run.metrics.seconds.total
+
+
+def test_what_ends_a_lane_ends_the_others_and_frees_the_pair() -> None:
+    loaded = load_pair(pair(300))
+
+    def fails(given: Pair) -> Run:
+        generate(given, prompt_ids=[1], strategy="target", max_new_tokens=3)
+        raise KeyError("mine")
+
+    work = [*jobs("speculative:k=2", 1.0)[:2], fails]
+    with pytest.raises(KeyError, match="mine"):
+        in_lanes(loaded, 3, work)
+    assert not torch.is_inference_mode_enabled()
+    assert generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=3).token_ids
+
+
+def test_a_caller_who_leaves_ends_all_lanes() -> None:
+    loaded = load_pair(pair(300))
+    running = Lanes(loaded, 3).run(jobs("speculative:k=2", 1.0))
+    next(running)
+    with pytest.raises(RunError, match="answering already"):
+        generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=3)
+    running.close()
+    assert not torch.is_inference_mode_enabled()
+    assert generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=3).token_ids
+
+
+def test_kernels_that_depend_on_the_number_of_rows_get_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_reader, "most_rows", lambda dtype: 5)
+    loaded = load_pair(pair(300))
+    work = jobs("speculative:k=3", 1.0)
+    together, _ = in_lanes(loaded, 4, work)
+    assert [found(run) for run in together] == [found(job(loaded)) for job in work]
+
+
+@pytest.mark.parametrize("bug", ["neighbour", "position", "length"])
+def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = batch_reader._TextsCache.begin
+
+    def planted(self: Any, rows: Sequence[tuple[int, int]]) -> None:
+        begin(self, rows)
+        if bug == "neighbour":
+            self.rows = [((place + 1) % 3, end) for place, end in rows]
+        elif bug == "position":
+            self.positions = self.positions + 1
+        else:
+            self.rows = [(place, end + 1) for place, end in rows]
+
+    monkeypatch.setattr(batch_reader._TextsCache, "begin", planted)
+    loaded = load_pair(pair(300))
+    work = jobs("target", 1.0)
+    together, _ = in_lanes(loaded, 3, work)
+    assert [run.token_ids for run in together] != [job(loaded).token_ids for job in work]
