@@ -139,9 +139,9 @@ class Comparison(Document):
 
     kind: ClassVar[str] = "comparison"
 
-    schema_name: Literal["cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2", "cascli.compare/1.3"] = Field(
-        "cascli.compare/1.3", alias="schema"
-    )
+    schema_name: Literal[
+        "cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2", "cascli.compare/1.3", "cascli.compare/1.4"
+    ] = Field("cascli.compare/1.4", alias="schema")
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None
@@ -158,6 +158,8 @@ class Comparison(Document):
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     schedule: Literal["fair", "sequential"] | None = None
     """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
+    batch_size: int = 1
+    """How many answers of a strategy were under way at once; from 2 on times are shares of the batch's."""
     matching: Matching | None = None
     """How settings that meet a budget were found, where rules were compared at one."""
 

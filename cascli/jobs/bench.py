@@ -9,11 +9,14 @@ from statistics import median
 
 import torch
 
+from cascli.analysis.batches import BatchRun
 from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile
 from cascli.engine import Request, environment
 from cascli.errors import UsageError
+from cascli.jobs.batch_profile import batch_profiles
+from cascli.jobs.batch_runs import batch_runs, context_of
 from cascli.jobs.generate import decode
 from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile, profiles
 from cascli.jobs.synthetic import Synthetic
@@ -36,6 +39,7 @@ def bench(
     synthetic_acceptance: float | None = None,
     ks: Sequence[int] = (2, 4, 6),
     tokens: int = 64,
+    batch_sizes: Sequence[int] = (),
     on_progress: OnProgress | None = None,
 ) -> Bench:
     """Measure copy bandwidth, steps by block and context, and if asked for speculation at a chosen acceptance.
@@ -48,6 +52,8 @@ def bench(
         synthetic_acceptance: also decode `tokens` tokens, drafts being accepted with this probability.
         ks: block lengths of these runs.
         tokens: their length.
+        batch_sizes: also time passes over so many texts at once, after the shortest context; and with
+            `synthetic_acceptance` decode such batches.
         on_progress: told how it goes.
 
     Raises:
@@ -64,14 +70,38 @@ def bench(
         runs = synthetic_runs(
             pair, synthetic_acceptance, ks=ks, tokens=tokens, repeats=repeats, on_progress=on_progress
         )
+    batches = _batches(pair, batch_sizes, min(chosen), blocks, ks, repeats, synthetic_acceptance, on_progress)
     return Bench(
         date=date,
         pair=pair.info,
         copy_bytes_per_second=median(copies),
         profiles=measured,
         synthetic=runs,
+        batches=batches[0],
+        batch_runs=batches[1],
         environment=environment(pair.device),
     )
+
+
+def _batches(
+    pair: Pair,
+    sizes: Sequence[int],
+    context: int,
+    blocks: Sequence[int],
+    ks: Sequence[int],
+    repeats: int,
+    acceptance: float | None,
+    on_progress: OnProgress | None,
+) -> tuple[list[Profile], list[BatchRun]]:
+    """Step times in batches, and if asked for runs at a chosen acceptance; these at their own context."""
+    if not sizes:
+        return [], []
+    if acceptance is None:
+        return batch_profiles(pair, context, sizes, blocks=blocks, repeats=repeats, on_progress=on_progress), []
+    here = context_of(ks)
+    wanted = sorted({*blocks, *(k + 1 for k in ks)})
+    profiles = batch_profiles(pair, here, sizes, blocks=wanted, repeats=repeats, on_progress=on_progress)
+    return profiles, batch_runs(pair, acceptance, profiles, ks=ks, repeats=repeats, on_progress=on_progress)
 
 
 def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[int]:

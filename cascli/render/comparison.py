@@ -148,7 +148,8 @@ def _cpu_threads(comparison: Comparison) -> int | None:
 def pair_line(run: Run) -> str:
     """The pair and its precisions: the rows are about these models, as they ran."""
     pair = run.pair
-    return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}"
+    batch = f"; throughput of {run.batch_size} answers at once" if run.batch_size > 1 else ""
+    return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}{batch}"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
