@@ -23,6 +23,24 @@ class BatchRun(Data):
         return self.tokens_per_second / self.predicted_tokens_per_second
 
 
+class BatchMemory(Data):
+    """The most memory that a batch took, on a GPU of the device and on a CPU of the process."""
+
+    batch_size: int
+    tokens: int
+    """Of each text, its answer included."""
+    predicted_bytes: int
+    """What was in use before, the caches, and the distributions of a round."""
+    measured_bytes: int | None
+    """None where the system does not say."""
+
+
+def working_bytes(batch_size: int, k: int, vocab: int) -> int:
+    """The float32 distributions of a round: logits of all rows, q of every answer, and what decides of one."""
+    block = k + 1
+    return 4 * vocab * (batch_size * block + 2 * batch_size * block + 8 * block)
+
+
 def predicted_rate(profile: Profile, k: int, tokens: float, other: float) -> float:
     """Tokens per second of a batch whose answers all are under way.
 

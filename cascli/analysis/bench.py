@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from cascli.analysis.batches import BatchRun
+from cascli.analysis.batches import BatchMemory, BatchRun
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Document, ModelInfo, PairInfo
@@ -54,6 +54,8 @@ class Bench(Document):
     """One for each batch size that was asked for, after texts of one length."""
     batch_runs: list[BatchRun] = Field(default_factory=list)
     """At a chosen acceptance rate, for each batch size and k."""
+    batch_memory: BatchMemory | None = None
+    """Of the largest of these batches."""
     environment: dict[str, str]
 
     def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:

@@ -10,12 +10,14 @@ from itertools import islice
 from statistics import median
 from typing import NamedTuple, cast
 
-from cascli.analysis.batches import BatchRun, predicted_rate
+from cascli.analysis.batches import BatchMemory, BatchRun, predicted_rate, working_bytes
 from cascli.analysis.profile import Profile
 from cascli.engine import Decoding, Request, StreamEvent
 from cascli.jobs.profile import OnProgress
 from cascli.jobs.synthetic import Synthetic
+from cascli.models import memory
 from cascli.models.batch.lanes import Lanes
+from cascli.models.cache import rounded_up
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
@@ -48,7 +50,7 @@ def batch_runs(
     ks: Sequence[int],
     repeats: int = 3,
     on_progress: OnProgress | None = None,
-) -> list[BatchRun]:
+) -> tuple[list[BatchRun], BatchMemory | None]:
     """Decode with `target` and at each k in batches of every size, interleaved; no token ends a text.
 
     All answers of a batch make the same number of rounds, so that none leaves the others alone at the end.
@@ -62,8 +64,10 @@ def batch_runs(
         on_progress: told how it goes.
 
     Returns:
-        For each batch size in the order of the profiles, `target` and each k.
+        For each batch size in the order of the profiles, `target` and each k; and the memory of the largest batch,
+        where the system says what is in use.
     """
+    before, looks = memory.resident(pair.device), memory.reset_peak(pair.device)
     endless = replace(pair, eos_ids=frozenset())
     strategies: dict[int, Strategy] = {0: parse("target")} | {k: Synthetic(acceptance=acceptance, k=k) for k in ks}
     sizes = sorted({1, *(profile.batch_size for profile in profiles)})
@@ -79,7 +83,7 @@ def batch_runs(
                 if repeat:
                     made.setdefault((size, k), []).append(batch)
     other = {k: _outside(made[1, k]) for k in strategies}
-    return [
+    runs = [
         BatchRun(
             batch_size=profile.batch_size,
             k=k,
@@ -89,6 +93,18 @@ def batch_runs(
         for profile in profiles
         for k in strategies
     ]
+    return runs, None if before is None else _memory(pair, max(sizes), max(ks), before, looked=looks)
+
+
+def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> BatchMemory:
+    tokens = rounded_up(PROMPT + (ROUNDS + 1) * (k + 1) + k)
+    caches = size * tokens * sum(memory.token_bytes(model.model) for model in pair.models.values())
+    return BatchMemory(
+        batch_size=size,
+        tokens=tokens,
+        predicted_bytes=before + caches + working_bytes(size, k, pair.vocab),
+        measured_bytes=memory.peak(pair.device) if looked else None,
+    )
 
 
 def _rounds(strategy: Strategy, k: int, seed: int, pair: Pair) -> _Rounds:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
 
-from cascli.analysis.batches import BatchRun
 from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile
@@ -77,9 +77,8 @@ def bench(
         copy_bytes_per_second=median(copies),
         profiles=measured,
         synthetic=runs,
-        batches=batches[0],
-        batch_runs=batches[1],
         environment=environment(pair.device),
+        **batches,
     )
 
 
@@ -92,16 +91,19 @@ def _batches(
     repeats: int,
     acceptance: float | None,
     on_progress: OnProgress | None,
-) -> tuple[list[Profile], list[BatchRun]]:
+) -> dict[str, Any]:
     """Step times in batches, and if asked for runs at a chosen acceptance; these at their own context."""
     if not sizes:
-        return [], []
+        return {}
     if acceptance is None:
-        return batch_profiles(pair, context, sizes, blocks=blocks, repeats=repeats, on_progress=on_progress), []
+        return {
+            "batches": batch_profiles(pair, context, sizes, blocks=blocks, repeats=repeats, on_progress=on_progress)
+        }
     here = context_of(ks)
     wanted = sorted({*blocks, *(k + 1 for k in ks)})
-    profiles = batch_profiles(pair, here, sizes, blocks=wanted, repeats=repeats, on_progress=on_progress)
-    return profiles, batch_runs(pair, acceptance, profiles, ks=ks, repeats=repeats, on_progress=on_progress)
+    profiles = batch_profiles(pair, here, sizes, blocks=wanted, **how)
+    runs, memory = batch_runs(pair, acceptance, profiles, ks=ks, **how)
+    return {"batches": profiles, "batch_runs": runs, "batch_memory": memory}
 
 
 def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[int]:

@@ -13,7 +13,7 @@ from cascli.analysis.bench import Bench
 from cascli.analysis.profile import Profile
 from cascli.analysis.prospects import ACCEPTANCES, Prospect, break_even, prospects
 from cascli.render.console import Screen, plain_table
-from cascli.render.numbers import number, seconds
+from cascli.render.numbers import number, seconds, size
 
 SHOWN_KS = (1, 2, 4, 8)
 SHOWN_ACCEPTANCE = 0.8
@@ -36,6 +36,11 @@ def print_batches(bench: Bench, screen: Screen) -> None:
     if bench.batch_runs:
         out.print()
         out.print(_measured(bench, out))
+    if bench.batch_memory is not None:
+        memory = bench.batch_memory
+        measured = "" if memory.measured_bytes is None else f", {size(memory.measured_bytes)} measured"
+        texts = f"{memory.batch_size} texts of {memory.tokens} tokens"
+        out.print(Text(f"memory with {texts}: {size(memory.predicted_bytes)} predicted{measured}."))
 
 
 def shown_ks(batches: list[Profile]) -> list[int]:
@@ -71,9 +76,9 @@ def _by_k(batches: list[Profile], acceptance: float, console: Console) -> Table:
 
 def _best(batches: list[Profile], console: Console) -> Table:
     table = plain_table(console)
-    table.add_column("best k, and its predicted speed-up", no_wrap=True)
+    table.add_column("best k: speed-up (theory)\nat an acceptance of", no_wrap=True)
     for acceptance in ACCEPTANCES:
-        table.add_column(f"acceptance\n{number(acceptance, 1)}", justify="right", no_wrap=True, vertical="top")
+        table.add_column(f"\n{number(acceptance, 1)}", justify="right", no_wrap=True, vertical="top")
     for each in batches:
         table.add_row(f"batch {each.batch_size}", *(_cell(prospect) for prospect in prospects(each)))
     return table

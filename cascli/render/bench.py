@@ -17,6 +17,11 @@ from cascli.render.console import Screen, plain_table
 from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size
 
+ROOMY = 110
+"""Columns that a table of all usual blocks takes."""
+NARROW = (1, 2, 3, 5, 9, 17, 33)
+"""Blocks that are shown where there are fewer."""
+
 
 def print_bench(bench: Bench, screen: Screen) -> None:
     """The tables, and what they say."""
@@ -51,6 +56,8 @@ def synthetic_title(runs: SyntheticRuns) -> str:
 
 def _steps(bench: Bench, console: Console) -> Table:
     blocks = sorted(bench.profiles[0].target)
+    if console.width < ROOMY:
+        blocks = [n for n in blocks if n in NARROW] or blocks
     table = plain_table(console)
     models = list(bench.pair.models)
     for heading in ("context", *(f"{role}\nstep" for role in models), *(["c"] if "draft" in models else [])):

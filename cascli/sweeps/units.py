@@ -46,6 +46,12 @@ def by_cell(work: Iterable[Unit]) -> list[Unit]:
     return sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.cell.strategy))
 
 
+def batches(work: Iterable[Unit], size: int) -> list[list[Unit]]:
+    """Units of one cell, so many at a time: what one worker does at once."""
+    cells = [list(group) for _, group in groupby(by_cell(work), key=lambda unit: unit.cell.key)]
+    return [cell[start : start + size] for cell in cells for start in range(0, len(cell), size)]
+
+
 def _block(unit: Unit) -> tuple[int, float, int]:
     return unit.cell.repeat, unit.cell.temperature, unit.cell.seed
 
