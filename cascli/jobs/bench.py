@@ -95,10 +95,9 @@ def _batches(
     """Step times in batches, and if asked for runs at a chosen acceptance; these at their own context."""
     if not sizes:
         return {}
+    how: dict[str, Any] = {"repeats": repeats, "on_progress": on_progress}
     if acceptance is None:
-        return {
-            "batches": batch_profiles(pair, context, sizes, blocks=blocks, repeats=repeats, on_progress=on_progress)
-        }
+        return {"batches": batch_profiles(pair, context, sizes, blocks=blocks, **how)}
     here = context_of(ks)
     wanted = sorted({*blocks, *(k + 1 for k in ks)})
     profiles = batch_profiles(pair, here, sizes, blocks=wanted, **how)
