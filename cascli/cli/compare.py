@@ -152,7 +152,7 @@ def command(
     _note_cuts(comparison, plan.screen)
     outputs.deliver(export.of_comparison(comparison), plan.screen)
     plan.note_captures(pair)
-    if comparison.profile is not None:
+    if comparison.profile is not None and comparison.profile.batch_size == 1:
         plan.keep_steps(comparison.profile)
     if not whole:
         raise KeyboardInterrupt
