@@ -1,4 +1,4 @@
-"""Compile every kernel for a GPU that need not be there, in the variants that decoding uses: `python -m ...`.
+"""Compile every kernel for a GPU that need not be there, in the variants that decoding uses: `python -m ... [NAME ...]`.
 
 Prints one line a variant; fails if one does not compile, or needs more registers or shared memory than there are.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascli.kernels import attention, draws, rotation, rows, verification
+from cascli.kernels import attention, draws, norms, products, rotation, rows, verification
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 90, 100)
 SHARED = 101_376
 """Bytes of shared memory that a program may have on every GPU from Ampere on."""
 NEGLIGIBLE = 32
@@ -32,11 +33,15 @@ class Variant(NamedTuple):
     constants: dict[str, Any]
     stages: int = 3
     warps: int = 4
+    even: tuple[str, ...] = ("width",)
+    """Numbers that are multiples of 16, besides strides."""
 
 
 def variants() -> Iterator[Variant]:
     yield from of_attention()
     yield from of_rotation()
+    yield from of_products()
+    yield from of_norms()
     yield from of_rows()
     yield from of_verification()
 
@@ -67,6 +72,32 @@ def of_rotation() -> Iterator[Variant]:
     for states, width in (("bf16", 64), ("bf16", 256), ("fp16", 128), ("fp32", 128)):
         types = dict.fromkeys(("query", "key", "cos", "sin", "query_out", "key_out"), f"*{states}")
         yield Variant(rotation._rotate, types, {"WIDTH": width})
+
+
+def of_products() -> Iterator[Variant]:
+    for states in ("bf16", "fp16", "fp32"):
+        types = dict.fromkeys(("x", "weight", "bias", "out"), f"*{states}")
+        exact = states == "fp32"
+        for n, gate, bias in (
+            (896, 0, True),
+            (16_384, 0, False),
+            (152_064, 0, False),
+            (4864, 1, False),
+            (18_944, 2, True),
+        ):
+            columns, depth, warps, stages = products.shape_of(n, exact=exact, gated=gate > 0)
+            for whole in (True, False):
+                flags = {"BIAS": bias, "GATE": gate, "WHOLE": whole, "EXACT": exact}
+                shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
+                yield Variant(products._product, types, shape | flags, stages, warps, ("n", "k"))
+
+
+def of_norms() -> Iterator[Variant]:
+    for states, padded in (("bf16", 1024), ("bf16", 8192), ("fp32", 8192)):
+        types = dict.fromkeys(("x", "residual", "after", "weight", "summed", "out"), f"*{states}") | {"epsilon": "fp32"}
+        for after in (False, True):
+            constants = {"WIDTH": padded, "ADD": True, "AFTER": after, "OFFSET": float(after)}
+            yield Variant(norms._add_norm, types, constants, warps=norms.warps_of(padded))
 
 
 ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}
@@ -112,7 +143,7 @@ def build(variant: Variant, capability: int) -> Any:
     even = [
         name
         for name in names
-        if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name == "width"
+        if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name in variant.even
     ]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     source = ASTSource(variant.kernel, signature, variant.constants, attributes)
@@ -131,7 +162,10 @@ def spilled(cubin: bytes) -> int:
 
 
 def main() -> None:
+    asked = sys.argv[1:]
     for variant in variants():
+        if asked and variant.kernel.__name__ not in asked:
+            continue
         for capability in CAPABILITIES:
             made = build(variant, capability)
             bytes_spilled, shared = spilled(made.asm["cubin"]), made.metadata.shared
