@@ -1,6 +1,6 @@
-"""Products of a few rows with a large matrix, every weight of which is read once; what follows it is in the same kernel.
+"""Products of a few rows with a large matrix that read every weight once; what follows them is in the same kernel.
 
-Reading the matrix is what such a product costs. A program takes some columns of the result for 16 rows, filled up with
+Reading weights is what such a product costs. A program takes some columns of the result for 16 rows, filled up with
 zeros, and goes along the weights in one order: a row has the same bits in any block of rows.
 """
 
@@ -35,7 +35,7 @@ def _product(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of x weight^T + bias; gated, those columns of the first n rows of weights times those of the next."""
+    """Some columns of x weight^T + bias; gated, those of the first n rows of weights times those of the others."""
     start = tl.program_id(1) * COLUMNS
     row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     real, there = row < m, start + column < n
@@ -94,7 +94,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
         x: `[m, k]`, packed.
         weight: `[n, k]`, packed; with an activation `[2 n, k]`, of which the first half is the gate's.
         bias: as many numbers as weights have rows, or None.
-        activation: what the gate's half goes through before it is multiplied by the other (Shazeer 2020, "GLU variants").
+        activation: what the gate's half goes through before it is multiplied by the other
+            (Shazeer 2020, "GLU variants").
 
     Returns:
         `[m, n]`, whose rows have the same bits whatever m is.

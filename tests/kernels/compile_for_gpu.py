@@ -1,4 +1,4 @@
-"""Compile every kernel for a GPU that need not be there, in the variants that decoding uses: `python -m ... [NAME ...]`.
+"""Compile kernels for GPUs that need not be there, in the variants that decoding uses: `python -m ... [NAME ...]`.
 
 Prints one line a variant; fails if one does not compile, or needs more registers or shared memory than there are.
 """
@@ -72,6 +72,10 @@ def of_rotation() -> Iterator[Variant]:
     for states, width in (("bf16", 64), ("bf16", 256), ("fp16", 128), ("fp32", 128)):
         types = dict.fromkeys(("query", "key", "cos", "sin", "query_out", "key_out"), f"*{states}")
         yield Variant(rotation._rotate, types, {"WIDTH": width})
+        types = dict.fromkeys(("states", "cos", "sin", "query", "key", "value", "norms"), f"*{states}")
+        for norm in (False, True):
+            constants = {"WIDTH": width, "NORM": norm, "OFFSET": float(norm)}
+            yield Variant(rotation._rotate_and_store, types | {"at": "*i64", "epsilon": "fp32"}, constants, warps=1)
 
 
 def of_products() -> Iterator[Variant]:

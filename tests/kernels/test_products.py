@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 GATES = {"silu": F.silu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")}
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Error of a result beside the size of all results: half a unit of the last place, and float32's sums in another order."""
+"""Error beside the largest result: half a unit of the last place, and float32's sums in another order."""
 
 
 def layer(
