@@ -53,19 +53,18 @@ def of_attention() -> Iterator[Variant]:
     for states, width in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp16", 128), ("fp32", 128), ("fp32", 256)):
         for height in (16, 32):
             for bounded in (False, True) if states == "bf16" else (True,):
-                yield partial_sums(states, width, height, bounded)
-    yield partial_sums("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
-    yield Variant(attention._together, PARTIAL | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+                yield attend(states, width, height, bounded)
+    yield attend("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
 
 
-def partial_sums(states: str, width: int, height: int, bounded: bool, whole: bool = True) -> Variant:
+def attend(states: str, width: int, height: int, bounded: bool, whole: bool = True) -> Variant:
     """With a window and a cap, or without both."""
-    types = PARTIAL | dict.fromkeys(("query", "key", "value"), f"*{states}")
-    types |= {"at": "*i64", "scale": "fp32", "cap": "fp32"}
+    types = PARTIAL | dict.fromkeys(("query", "key", "value", "out"), f"*{states}")
+    types |= {"counters": "*i32", "at": "*i64", "scale": "fp32", "cap": "fp32"}
     block, warps, stages = attention.shape_of(width, exact=states == "fp32")
     flags = {"WINDOW": bounded, "CAP": bounded, "EXACT": states == "fp32", "WHOLE": whole}
     constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": block} | flags
-    return Variant(attention._partial_sums, types, constants, stages, warps)
+    return Variant(attention._attend, types, constants, stages, warps)
 
 
 def of_rotation() -> Iterator[Variant]:
