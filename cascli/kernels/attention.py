@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
+from cascli.kernels.early import launching, wait
 
 _BLOCK, _BLOCK_OF_LARGE, _BLOCK_OF_LARGE_EXACT = 64, 32, 16
 """Keys that are looked at together; fewer where they are large (float32, heads of 256) and would not fit."""
@@ -46,9 +47,10 @@ def _attend(
     q_head, q_row, k_head, k_row, v_head, v_row,
     n, group, width, window, scale, cap,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text; the last adds up."""
+    wait(EARLY)
     shared, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     before = tl.load(at).to(tl.int32)
     keys, values = key + shared.to(tl.int64) * k_head, value + shared.to(tl.int64) * v_head
@@ -205,6 +207,6 @@ def attend(
         n, group, width, window, scale, cap,
         PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=block,
         WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, **launching(query.device),
     )  # fmt: skip
     return out

@@ -6,17 +6,13 @@ zeros, and goes along the weights in one order: a row has the same bits in any b
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cascli.kernels import on_its_device
-
-Activation = Literal["silu", "gelu_pytorch_tanh"]
-ACTIVATIONS: dict[str, int] = {"silu": 1, "gelu_pytorch_tanh": 2}
+from cascli.kernels import ACTIVATIONS, on_its_device
+from cascli.kernels.early import launching, wait
 
 ROWS = 16
 """Rows of a program, the fewest that tensor cores take; more are more programs, side by side for the cache's sake."""
@@ -33,9 +29,10 @@ def _sigmoid(x):
 def _product(
     x, weight, bias, out, m, n, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
+    BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Some columns of x weight^T + bias; gated, those of the first n rows of weights times those of the others."""
+    wait(EARLY)
     start = tl.program_id(1) * COLUMNS
     row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     real, there = row < m, start + column < n
@@ -87,7 +84,7 @@ def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:
 
 
 @on_its_device
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
     """A linear layer; with an activation the gated one of a merged matrix.
 
     Args:
@@ -95,7 +92,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
         weight: `[n, k]`, packed; with an activation `[2 n, k]`, of which the first half is the gate's.
         bias: as many numbers as weights have rows, or None.
         activation: what the gate's half goes through before it is multiplied by the other
-            (Shazeer 2020, "GLU variants").
+            (Shazeer 2020, "GLU variants"), one of `cascli.kernels.ACTIVATIONS`.
 
     Returns:
         `[m, n]`, whose rows have the same bits whatever m is.
@@ -109,6 +106,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
         x, weight, weight if bias is None else bias, out, m, n, k,
         ROWS=ROWS, COLUMNS=columns, DEPTH=depth, BIAS=bias is not None,
         GATE=0 if activation is None else ACTIVATIONS[activation], WHOLE=k % depth == 0, EXACT=exact,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, **launching(x.device),
     )  # fmt: skip
     return out

@@ -141,7 +141,7 @@ def of_verification() -> Iterator[Variant]:
 def build(variant: Variant, capability: int) -> Any:
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "i32") for name in names}
-    signature |= dict.fromkeys(variant.constants, "constexpr")
+    signature |= dict.fromkeys([*variant.constants, "EARLY"] if "EARLY" in names else variant.constants, "constexpr")
     # What the launcher finds out by itself: pointers and strides are multiples of 16.
     even = [
         name
@@ -149,8 +149,12 @@ def build(variant: Variant, capability: int) -> Any:
         if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name in variant.even
     ]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
-    source = ASTSource(variant.kernel, signature, variant.constants, attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    constants = variant.constants
+    if "EARLY" in names:
+        constants = constants | {"EARLY": capability >= 90}
+        options["launch_pdl"] = constants["EARLY"]
+    source = ASTSource(variant.kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -30,19 +30,18 @@ class FusedStep:
         from cascli.kernels.rotation import rotate_and_store
 
         weights, at = self._weights, self._cache.at
-        norm = {"epsilon": weights.epsilon, "offset": weights.offset}
         angles = self._angles_of_all_positions()
-        following = [*(layer.before_attention for layer in weights.layers[1:]), weights.last_norm]
-        residual, x = add_norm(weights.embedding(ids), None, weights.layers[0].before_attention, **norm)
-        for layer, cache, next_norm in zip(weights.layers, self._cache.layers, following, strict=True):
+        norms = [*(layer.before_attention for layer in weights.layers), weights.last_norm]
+        residual, x = add_norm(weights.embedding(ids), None, norms[0])
+        for layer, cache, next_norm in zip(weights.layers, self._cache.layers, norms[1:], strict=True):
             keys, values = cache.keys, cache.values
             states = product(x, *layer.states)
-            queries = rotate_and_store(states, *angles[layer.kind], at, keys, values, norms=layer.head_norms, **norm)
+            queries = rotate_and_store(states, *angles[layer.kind], at, keys, values, layer.head_norms)
             x = attend(queries, keys, values, at, scale=layer.scale, window=layer.window, cap=weights.cap)
-            x = product(x.reshape(ids.shape[0], -1), *layer.output)
-            residual, x = add_norm(x, residual, layer.before_mlp, after=layer.after_attention, **norm)
+            x = product(x.flatten(2)[0], *layer.output)
+            residual, x = add_norm(x, residual, layer.before_mlp, layer.after_attention)
             x = product(product(x, *layer.gate_up, activation=weights.activation), *layer.down)
-            residual, x = add_norm(x, residual, next_norm, after=layer.after_mlp, **norm)
+            residual, x = add_norm(x, residual, next_norm, layer.after_mlp)
         logits = product(x[-rows:], *weights.head)
         if weights.last_cap:
             logits = weights.last_cap * torch.tanh(logits / weights.last_cap)

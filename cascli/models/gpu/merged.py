@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascli import kernels
+from cascli.kernels import Norm
 from cascli.models.cache import RewindCache
 from cascli.models.gpu.decode_attention import can_decode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"})
 """Model types whose layers are those of the fused step, each of which a test compares with transformers' module."""
-_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 _MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -41,17 +41,17 @@ class Layer:
     """Of attention scores."""
     window: int
     """How many positions a token sees; 0 for all."""
-    before_attention: Tensor
+    before_attention: Norm
     states: Linear
     """Queries, keys and values."""
-    head_norms: Tensor | None
-    """Of queries and of keys, `[2, D]`."""
+    head_norms: Norm | None
+    """Of queries and of keys, its weights `[2, D]`."""
     output: Linear
-    after_attention: Tensor | None
-    before_mlp: Tensor
+    after_attention: Norm | None
+    before_mlp: Norm
     gate_up: Linear
     down: Linear
-    after_mlp: Tensor | None
+    after_mlp: Norm | None
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,9 @@ class Merged:
 
     embedding: nn.Module
     layers: list[Layer]
-    last_norm: Tensor
+    last_norm: Norm
     head: Linear
     rotary: nn.Module
-    epsilon: float
-    """Of all norms."""
-    offset: bool
-    """Whether norms keep their weights less 1."""
     activation: str
     cap: float
     """Of attention scores; 0 for none."""
@@ -75,9 +71,9 @@ class Merged:
 
     def angles(self, kind: str, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[length, D]` of all positions, by the model's own module and rounded as it rounds."""
-        positions = torch.arange(length, device=self.last_norm.device).unsqueeze(0)
-        more = (kind,) if kind else ()
-        cos, sin = self.rotary(self.last_norm, positions, *more)
+        like = self.last_norm.weight
+        positions = torch.arange(length, device=like.device).unsqueeze(0)
+        cos, sin = self.rotary(like, positions, *((kind,) if kind else ()))
         return cos[0].contiguous(), sin[0].contiguous()
 
 
@@ -86,19 +82,16 @@ def merge(model: PreTrainedModel) -> Merged | str:
     why = _why_not(model)
     if why is not None:
         return why
-    config, inner = model.config, model.get_decoder()
-    head = model.get_output_embeddings()
+    config, inner, head = model.config, model.get_decoder(), model.get_output_embeddings()
     windows = [layer.window or 0 for layer in RewindCache(config).layers]
     by_kind = "layer_type" in inspect.signature(inner.rotary_emb.forward).parameters
     kinds = config.layer_types if by_kind else [""] * len(windows)
     return Merged(
         embedding=model.get_input_embeddings(),
-        layers=[_layer(*each) for each in zip(inner.layers, kinds, windows, strict=True)],
-        last_norm=inner.norm.weight,
+        layers=[_layer(*each, config) for each in zip(inner.layers, kinds, windows, strict=True)],
+        last_norm=_norm(config, inner.norm.weight),
         head=Linear(head.weight, head.bias),
         rotary=inner.rotary_emb,
-        epsilon=config.rms_norm_eps,
-        offset=config.model_type.startswith("gemma"),
         activation=_activation(config),
         cap=getattr(config, "attn_logit_softcapping", None) or 0.0,
         last_cap=getattr(config, "final_logit_softcapping", None) or 0.0,
@@ -118,7 +111,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
     dtypes = {each.dtype for each in model.parameters()}
     if not all(type(each) is nn.Linear for each in matrices) or len(dtypes) > 1:
         return "its matrices are not plain ones of one precision"
-    if _activation(config) not in _ACTIVATIONS:
+    if _activation(config) not in kernels.ACTIVATIONS:
         return f"its activation is {_activation(config)}"
     return None
 
@@ -127,45 +120,49 @@ def _activation(config: PreTrainedConfig) -> str:
     return str(getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
+def _norm(config: PreTrainedConfig, weight: Tensor) -> Norm:
+    return Norm(weight, config.rms_norm_eps, offset=config.model_type.startswith("gemma"))
+
+
 @torch.no_grad()
-def _layer(layer: Any, kind: str, window: int) -> Layer:
+def _layer(layer: Any, kind: str, window: int, config: PreTrainedConfig) -> Layer:
+    def norm(name: str) -> Norm:
+        return _norm(config, getattr(layer, name).weight)
+
     attention, mlp = layer.self_attn, layer.mlp
-    wrapped = hasattr(layer, "pre_feedforward_layernorm")  # each part is normed before it is added, too
+    wrapped = hasattr(layer, "pre_feedforward_layernorm")
+    head_norms = None
+    if hasattr(attention, "q_norm"):
+        head_norms = _norm(config, torch.stack([attention.q_norm.weight, attention.k_norm.weight]))
     merged = Layer(
         kind=kind,
         scale=attention.scaling,
         window=window,
-        before_attention=layer.input_layernorm.weight,
+        before_attention=norm("input_layernorm"),
         states=_together(attention.q_proj, attention.k_proj, attention.v_proj),
-        head_norms=_head_norms(attention),
+        head_norms=head_norms,
         output=_together(attention.o_proj),
-        after_attention=layer.post_attention_layernorm.weight if wrapped else None,
-        before_mlp=(layer.pre_feedforward_layernorm if wrapped else layer.post_attention_layernorm).weight,
+        after_attention=norm("post_attention_layernorm") if wrapped else None,
+        before_mlp=norm("pre_feedforward_layernorm" if wrapped else "post_attention_layernorm"),
         gate_up=_together(mlp.gate_proj, mlp.up_proj),
         down=_together(mlp.down_proj),
-        after_mlp=layer.post_feedforward_layernorm.weight if wrapped else None,
+        after_mlp=norm("post_feedforward_layernorm") if wrapped else None,
     )
-    if merged.before_mlp.is_cuda:
+    if merged.down.weight.is_cuda:
         torch.cuda.empty_cache()  # what the parts lay in has other sizes than what the next layer asks for
     return merged
 
 
 def _together(*layers: nn.Linear) -> Linear:
-    """Their matrices one below the other, and the layers as views of it."""
+    """Their matrices one below the other, of which the layers become views."""
     if len(layers) == 1:
         return Linear(layers[0].weight, layers[0].bias)
     sizes = [each.out_features for each in layers]
-    whole: dict[str, Tensor | None] = {"weight": None, "bias": None}
-    for name in whole:
-        if getattr(layers[0], name) is None:
-            continue
-        whole[name] = together = torch.cat([getattr(each, name) for each in layers])
-        for each, part in zip(layers, together.split(sizes), strict=True):
+
+    def merge_all(name: str) -> Tensor:
+        whole = torch.cat([getattr(each, name) for each in layers])
+        for each, part in zip(layers, whole.split(sizes), strict=True):
             getattr(each, name).data = part
-    return Linear(**whole)
+        return whole
 
-
-def _head_norms(attention: Any) -> Tensor | None:
-    if not hasattr(attention, "q_norm"):
-        return None
-    return torch.stack([attention.q_norm.weight, attention.k_norm.weight])
+    return Linear(merge_all("weight"), None if layers[0].bias is None else merge_all("bias"))
