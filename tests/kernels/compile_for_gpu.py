@@ -78,20 +78,19 @@ def of_rotation() -> Iterator[Variant]:
 
 
 def of_products() -> Iterator[Variant]:
-    for states in ("bf16", "fp16", "fp32"):
+    small, large, gated = (896, 0, True), (152_064, 0, False), (18_944, 2, True)
+    for states, layers in (
+        ("bf16", (small, (16_384, 0, False), large, (4864, 1, False), gated)),
+        ("fp16", (large,)),
+        ("fp32", (small, gated)),
+    ):
         types = dict.fromkeys(("x", "weight", "bias", "out"), f"*{states}")
         exact = states == "fp32"
-        for n, gate, bias in (
-            (896, 0, True),
-            (16_384, 0, False),
-            (152_064, 0, False),
-            (4864, 1, False),
-            (18_944, 2, True),
-        ):
+        for n, gate, bias in layers:
             columns, depth, warps, stages = products.shape_of(n, exact=exact, gated=gate > 0)
-            for whole in (True, False):
+            shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
+            for whole in (True, False) if n == 896 else (True,):
                 flags = {"BIAS": bias, "GATE": gate, "WHOLE": whole, "EXACT": exact}
-                shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
                 yield Variant(products._product, types, shape | flags, stages, warps, ("n", "k"))
 
 

@@ -125,6 +125,19 @@ def test_a_captured_draft_is_that_of_steps(where: torch.device) -> None:
         torch.testing.assert_close(found.probs, wanted.probs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_text_may_outgrow_the_cache(where: torch.device) -> None:
+    """Angles are those of as many positions as there is room for."""
+    plain, fused = runners("llama", where)
+    text = torch.arange(270, device=where) % plain.vocab
+    for before in (20, 258):  # 256 is where it grows
+        fused.prepare(before, 6, Calls(reads=[(2, 2)]))
+        plain.reset()
+        for runner in (plain, fused):
+            runner.forward(text[:before], 1)
+        wanted, found = (runner.forward(text[before : before + 2], 2) for runner in (plain, fused))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_strategies_write_the_same_by_fused_steps(where: torch.device) -> None:
     """A pair as it is loaded where there are kernels, drafts and verification included."""
     texts = []
