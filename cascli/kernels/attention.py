@@ -111,9 +111,7 @@ def _attend(
     counter = counters + shared * tl.num_programs(2) + tile
     if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counter, 0)
-        used = PARTS
-        if not WINDOW:
-            used = tl.minimum(last, PARTS)
+        used = tl.minimum(last, PARTS)
         place = out + (i * group * tl.num_programs(0) + head) * width
         _add_up(sums, maxima, totals, place, (head * n + i) * PARTS, used, real, column, inside, width,
                 PARTS, ROWS, WIDTH)  # fmt: skip

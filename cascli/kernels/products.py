@@ -36,8 +36,8 @@ def _product(
     start = tl.program_id(1) * COLUMNS
     row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     real, there = row < m, start + column < n
-    mine = weight + start.to(tl.int64) * k + column[:, None] * k + along[None, :]
-    other = mine + n.to(tl.int64) * k
+    tile = column[:, None] * k + along[None, :]
+    mine, other = weight + start.to(tl.int64) * k + tile, weight + (n + start).to(tl.int64) * k + tile
     given = x + row[:, None] * k + along[None, :]
     acc = tl.zeros([COLUMNS, ROWS], tl.float32)
     up = tl.zeros([COLUMNS, ROWS], tl.float32)
@@ -54,19 +54,19 @@ def _product(
         if GATE > 0:
             weights = tl.load(other + at, mask=inside, other=0.0, eviction_policy="evict_first")
             up = tl.dot(weights, block, up, input_precision=precision)
-    kind = out.dtype.element_ty
     if BIAS:
         acc += tl.load(bias + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
         if GATE > 0:
             up += tl.load(bias + n + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
-    if GATE > 0:  # rounded where separate layers round
-        gate = acc.to(kind).to(tl.float32)
-        if GATE == 1:
-            gate = gate * _sigmoid(gate)
-        else:  # 0.5 (1 + tanh(x / 2)) is the sigmoid of x
-            gate = gate * _sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-        acc = gate.to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
-    tl.store(out + row[None, :] * n + start + column[:, None], acc.to(kind), mask=there[:, None] & real[None, :])
+    if GATE == 1:
+        acc = acc * _sigmoid(acc) * up
+    elif GATE == 2:  # 0.5 (1 + tanh(x / 2)) is the sigmoid of x
+        acc = acc * _sigmoid(1.5957691216057308 * (acc + 0.044715 * acc * acc * acc)) * up
+    tl.store(
+        out + row[None, :] * n + start + column[:, None],
+        acc.to(out.dtype.element_ty),
+        mask=there[:, None] & real[None, :],
+    )
 
 
 def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:

@@ -23,7 +23,7 @@ from tests.tape import TapeCapture
 VOCAB = 48
 """Small, as all is here: the interpreter takes 2 ms a program."""
 FUSED: dict[str, dict[str, Any]] = {name: dict(shape) for name, shape in ARCHITECTURES.items() if name in FAMILIES}
-FUSED["gemma2"] |= {"num_hidden_layers": 2}
+FUSED["gemma2"] |= {"num_hidden_layers": 2, "query_pre_attn_scalar": 24}
 FUSED["gemma3_text"] |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 FUSED["gemma"] = {"model_type": "gemma", "head_dim": 16}
 FUSED["llama with biases"] = {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}
