@@ -13,6 +13,7 @@ from cascli import generate, load_pair
 from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import choose_runner
 from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.merged import FAMILIES
 from cascli.sampling.autoregressive import Sampler
@@ -30,10 +31,10 @@ FUSED["llama with biases"] = {"attention_bias": True, "mlp_bias": True, "num_key
 FUSED["llama of odd sizes"] = {"hidden_size": 48, "intermediate_size": 40, "head_dim": 24, "num_attention_heads": 3}
 
 
-def model(name: str, where: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+def model(name: str, where: torch.device, dtype: torch.dtype, **more: Any) -> Any:
     """A model of torch's own layers, with norms and biases as trained ones have them: new ones are all alike."""
     made = load_pair(
-        {"target": pair(VOCAB, **FUSED[name])["target"]}, dtype="float32", device=where.type, cuda_graphs=False
+        {"target": pair(VOCAB, **FUSED[name] | more)["target"]}, dtype="float32", device=where.type, cuda_graphs=False
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -43,13 +44,15 @@ def model(name: str, where: torch.device, dtype: torch.dtype = torch.float32) ->
     return made.target.model.to(torch.bfloat16).to(dtype)
 
 
-def runners(name: str, where: torch.device, dtype: torch.dtype = torch.float32) -> tuple[EagerRunner, GraphRunner]:
-    """Transformers' own steps, and the fused ones."""
+def runners(
+    name: str, where: torch.device, dtype: torch.dtype = torch.float32, *, captured: bool = True, **more: Any
+) -> tuple[EagerRunner, GraphRunner]:
+    """Transformers' own steps, and the fused ones, of which capturing takes the interpreter twice as long."""
     device = torch.device(where.type, 0) if where.type == "cuda" else where
-    capture = TapeCapture() if where.type == "cpu" else None
-    fused, why = choose_runner(model(name, where, dtype), VOCAB - 3, device, graphs=True, capture=capture)
+    capture = None if captured and where.type == "cuda" else TapeCapture() if captured else Uncaptured()
+    fused, why = choose_runner(model(name, where, dtype, **more), VOCAB - 3, device, graphs=True, capture=capture)
     assert isinstance(fused, GraphRunner) and why is None and fused.unfused_because is None
-    return EagerRunner(model(name, where, dtype), VOCAB - 3, device), fused
+    return EagerRunner(model(name, where, dtype, **more), VOCAB - 3, device), fused
 
 
 BOTH_KINDS = ("qwen2", "gemma3_text")
@@ -77,13 +80,14 @@ def test_steps_are_those_of_transformers(name: str, where: torch.device) -> None
         plain.truncate(start), fused.truncate(start)
         wanted, found = (runner.forward(text[start : start + n], rows) for runner in (plain, fused))
         assert found.shape == (rows, plain.vocab)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        bound = 1e-3 if where.type == "cuda" else 1e-4  # of caps made of a GPU's exponentials
+        torch.testing.assert_close(found, wanted, rtol=bound, atol=bound)
 
 
 @pytest.mark.usefixtures("sound_products")
 @pytest.mark.parametrize(("name", "dtype"), [*zip(BOTH_KINDS, (torch.bfloat16, torch.float32), strict=True)])
 def test_a_token_has_the_same_bits_in_any_block(name: str, dtype: torch.dtype, where: torch.device) -> None:
-    _, fused = runners(name, where, dtype)
+    _, fused = runners(name, where, dtype, captured=False, head_dim=64)  # from which on a GPU promises it
     text = torch.randint(0, fused.vocab, (40,), generator=torch.Generator().manual_seed(0)).to(where)
     fused.prepare(20, 20, Calls(reads=[(n, n) for n in (9, 5, 3, 1)]))
     fused.forward(text[:20], 1)
@@ -100,7 +104,9 @@ def test_half_precision_errs_no_more_than_transformers_does(name: str, where: to
     exact = runners(name, where)[0]
     text = torch.randint(0, exact.vocab, (40,), generator=torch.Generator().manual_seed(0)).to(where)
     wanted, theirs, mine = [], [], []
-    for runner, found in zip((exact, *runners(name, where, torch.bfloat16)), (wanted, theirs, mine), strict=True):
+    for runner, found in zip(
+        (exact, *runners(name, where, torch.bfloat16, captured=False)), (wanted, theirs, mine), strict=True
+    ):
         runner.prepare(20, 20, Calls(reads=[(4, 4)]))
         runner.forward(text[:20], 1)
         found += [runner.forward(text[i : i + 4], 4).float() for i in range(20, 40, 4)]
