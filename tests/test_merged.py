@@ -72,7 +72,7 @@ class OtherLinear(nn.Linear):
 
 def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert merge(model(model_type="gpt_neox")) == "layers of the 'gpt_neox' family are not among those that are fused"
-    assert merge(model(hidden_act="relu")) == "its activation is relu"
+    assert merge(model(hidden_act="relu")) == "its activation is ReLU"
     adapted, mixed, odd = model(), model(), model()
     adapted.model.layers[1].mlp.up_proj.__class__ = OtherLinear
     mixed.model.norm.half()

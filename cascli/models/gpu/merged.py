@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from cascli import kernels
 from cascli.kernels import Norm
@@ -92,7 +93,7 @@ def merge(model: PreTrainedModel) -> Merged | str:
         last_norm=_norm(config, inner.norm.weight),
         head=Linear(head.weight, head.bias),
         rotary=inner.rotary_emb,
-        activation=_activation(config),
+        activation=_activation(model),
         cap=getattr(config, "attn_logit_softcapping", None) or 0.0,
         last_cap=getattr(config, "final_logit_softcapping", None) or 0.0,
     )
@@ -111,13 +112,16 @@ def _why_not(model: PreTrainedModel) -> str | None:
     dtypes = {each.dtype for each in model.parameters()}
     if not all(type(each) is nn.Linear for each in matrices) or len(dtypes) > 1:
         return "its matrices are not plain ones of one precision"
-    if _activation(config) not in kernels.ACTIVATIONS:
-        return f"its activation is {_activation(config)}"
+    activation = _activation(model)
+    if activation not in kernels.ACTIVATIONS:
+        return f"its activation is {activation}"
     return None
 
 
-def _activation(config: PreTrainedConfig) -> str:
-    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
+def _activation(model: PreTrainedModel) -> str:
+    """What the module gates by, as transformers calls it; configs of one family have two keys for it."""
+    kind = type(model.get_decoder().layers[0].mlp.act_fn)
+    return next((name for name in kernels.ACTIVATIONS if type(ACT2FN[name]) is kind), kind.__name__)
 
 
 def _norm(config: PreTrainedConfig, weight: Tensor) -> Norm:
