@@ -89,6 +89,9 @@ class Plan:
             why = model.eager_because
             if why is not None:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
+            why = model.unfused_because
+            if why is not None:
+                self.screen.note(f"the {role} model's steps take more kernels than they could: {why}")
         if self.settings.threads is None:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":

@@ -18,6 +18,7 @@ from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
 from cascli.models.gpu.graph_cache import GraphCache
+from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
 from cascli.models.tokenizer import token_id
@@ -58,6 +59,11 @@ class LoadedModel:
     def __repr__(self) -> str:
         """One line; `.model` is the transformers module."""
         return f"<LoadedModel {self.source}, {self.dtype} on {self.device}>"
+
+    @property
+    def unfused_because(self) -> str | None:
+        """Why its CUDA graphs are of transformers' layers; None if they are of fewer kernels, or there are none."""
+        return self.runner.unfused_because if isinstance(self.runner, GraphRunner) else None
 
     @cached_property
     def size(self) -> Size:
