@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 HEADINGS = (
     "pair",
     "target ms",
-    "of bandwidth",
+    "bandwidth",
     "c",
     "c / bytes",
     "v(5)",
     "gain at 0.8",
-    "of predicted",
+    "/ predicted",
     "outside",
     "x generate",
     "x assisted",
@@ -25,20 +26,24 @@ HEADINGS = (
 
 def show(document: dict[str, Any]) -> None:
     """Print it, and what became of the tests."""
-    table = Table(title=document["device"], title_justify="left")
+    table = Table(title=document["device"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
     for pair in document["pairs"]:
         table.add_row(*line_of(pair))
     console = Console(width=160)
     console.print(table)
-    lines = [line for pair in document["pairs"] for line in notes_of(pair)]
-    console.print(GENERATE, *lines, sep="\n", markup=False, highlight=False)
+    console.print(*notes(document), sep="\n", markup=False, highlight=False)
     if "tests" in document:
         console.print(*tests_lines(document["tests"]), sep="\n", markup=False, highlight=False)
 
 
 GENERATE = "x generate: target beside transformers' generate; of compiled rows with a static cache, which it compiles."
+
+
+def notes(document: dict[str, Any]) -> list[str]:
+    """What stands below the table."""
+    return [GENERATE, *(line for pair in document["pairs"] for line in notes_of(pair))]
 
 
 def notes_of(pair: dict[str, Any]) -> list[str]:
@@ -49,7 +54,8 @@ def notes_of(pair: dict[str, Any]) -> list[str]:
     if "skipped" in pair and "error" not in pair:
         lines.append(f"{name}: no time was left")
     if "error" in pair:
-        lines.append(f"{name}: {pair['error'].splitlines()[0]}; {pair['error'].splitlines()[-1]}")
+        said = pair["error"].splitlines()
+        lines.append(f"{name}: {'; '.join(dict.fromkeys([said[0], said[-1]]))}")
     return lines
 
 

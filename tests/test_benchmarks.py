@@ -281,6 +281,13 @@ def test_a_compiled_row_that_did_not_fit_is_listed_beside_its_pair(monkeypatch: 
     assert gpu_table.line_of(rows[3])[:2] == ["b (compiled)", "out of time"]
 
 
+def test_the_page_says_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of("raise SystemExit(3)", tmp_path, monkeypatch, "--seconds", "1", "--pairs", "0")
+    text = report.gpu_table([tmp_path / "gpu.json"])
+    name = gpu.PAIRS[0].draft + " with " + gpu.PAIRS[0].target
+    assert f"| {name} | out of time |" in text and f"\n- {name}: no time was left" in text
+
+
 def test_rows_are_added_to_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{}')"
     first = rows_of(script, tmp_path, monkeypatch, "--pairs", "1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from cascli.errors import RunError, first_line
 Forward = Callable[[Tensor, int], Tensor]
 """From ids `[n]` to the logits `[rows, V]` of the last rows."""
 
-_TUNING = {"coordinate_descent_tuning": True}
+_TUNING: dict[str, Any] = {"coordinate_descent_tuning": True}
 """What gpt-fast sets besides torch's defaults: products with one row become reductions, whose shapes are then searched.
 
 Of this compilation alone: options are no global configuration. With more rows products stay the library's, and the
