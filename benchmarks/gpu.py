@@ -156,10 +156,13 @@ def measure(
     waiting = []
     for number, job in enumerate(jobs):
         left = end - time.monotonic()
-        others = sum(each.seconds for each in jobs[number + 1 :] if not each.ask.compiled)
+        rest = jobs[number + 1 :]
+        others = sum(each.seconds for each in rest if not each.ask.compiled)
         if put_off and job.ask.compiled and left < job.seconds + others:
             waiting.append(job)
             continue
+        if job.ask.compiled:  # which takes from other compiled rows no more than plain ones from each other
+            others = sum(each.seconds for each in rest)
         found = gpu_job.run(job, min(left, max(job.seconds, left - others)))
         document["pairs"] = in_order([*document["pairs"], found])
         document["device"] = found.get("device", document["device"])
