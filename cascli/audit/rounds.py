@@ -31,7 +31,7 @@ from cascli.trace import by_block
 
 LONGEST = 8
 SEEDS = 10
-OF_WHOLE_ROWS = [(n, seed) for n in (0, 4) for seed in range(4)]
+OF_WHOLE_ROWS = [(n, seed) for n in (0, 4) for seed in range(2)]
 """Lengths and seeds of rounds over the whole vocabulary."""
 BOUND = 0.02
 """Share of the rounds that may differ: a number at the very edge of a token or a test falls to either side."""
@@ -119,7 +119,7 @@ def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: boo
 
     here = given(draft.to(pair.device), target.to(pair.device))
     decide, key = partial(decide_round, rule, sampling, by_block=blocks), ("round", rule, sampling, blocks)
-    if rule.capturable:
+    if rule.capturable and n % 2 == 0:  # the others go as the shorter rounds at an answer's end do
         pair.graphs.capture(key, decide, *here)
     numbers = pair.graphs.run(key, decide, *here)
     ours = RoundFacts.of(numbers.flatten().tolist())
