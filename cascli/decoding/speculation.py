@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -131,15 +132,14 @@ def decide_round(
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
-    sampler = Sampler(sampling, rule.reads_base)
-    fused = fused_rule(rule) if kernels.serve(logits.device) and not sampler.truncates else None
+    fused = fused_rule(rule) if kernels.serve(logits.device) else None
     if by_block and isinstance(rule, Forced):
         fused = None  # kernels know its tests alone, and not its pi
     if fused is not None:
         from cascli.kernels import verification
 
         return verification.verify(
-            logits, tokens, q, q1, u_accept, u_next, temperature=sampling.temperature, rule=fused, by_block=by_block
+            logits, tokens, q, q1, u_accept, u_next, rule=fused, by_block=by_block, **asdict(sampling)
         )
     return plain_round(
         rule, sampling, logits, tokens, q, q1, u_accept, u_next, holds, by_block=by_block, observing=observing

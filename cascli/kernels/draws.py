@@ -8,20 +8,23 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
-from cascli.kernels.rows import BLOCK, choose_part, cut, first_above, row_sums, warped_probability, whole_row
+from cascli.kernels.rows import BLOCK, choose_part, cut, first_above, warped_probability, whole_row
+from cascli.kernels.truncation import truncated_sums
 
 
 @on_its_device
 def draw(
-    logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool
+    logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Softmax at a temperature, the same at temperature 1, and a token by inverting the former's sums.
+    """Softmax at a temperature and after truncation, that at temperature 1, and a token by inverting the former's sums.
 
     Args:
         logits: `[1, V]`, its last dimension contiguous.
         temperature: 0 is one-hot at the first of the largest logits.
         u: the draw's uniform, float64 `[1]`; None draws nothing.
         with_base: whether the distribution at temperature 1 is wanted.
+        top_k: how many of the largest logits keep a probability, with those that equal the last of them; 0 for all.
+        top_p: how much of their mass does, by the likeliest.
 
     Returns:
         The token `[1]` (int64), the distributions `[1, V]` (float32; the first one twice if the second is not wanted),
@@ -29,15 +32,14 @@ def draw(
     """
     width = logits.shape[1]
     parts, padded, per = cut(width)
-    sums = row_sums(logits, temperature)
+    sums, kept = truncated_sums(logits, temperature, top_k, top_p)
     probs = logits.new_empty((1, width), dtype=torch.float32)
     base = torch.empty_like(probs) if with_base else probs
     masses = logits.new_empty(parts, dtype=torch.float64)
     max_logit = logits.new_empty((), dtype=torch.float32)
-    greedy = temperature == 0
     _distributions[(parts,)](
         logits, *sums, probs, base, masses, max_logit, width, parts, temperature or 1.0,
-        PADDED=padded, PER=per, BLOCK=BLOCK, GREEDY=greedy, BASE=with_base,
+        PADDED=padded, PER=per, BLOCK=BLOCK, KEPT=kept, BASE=with_base,
     )  # fmt: skip
     if u is None:
         return None, probs, base, max_logit
@@ -48,17 +50,19 @@ def draw(
 
 @triton.jit
 def _distributions(
-    logits, top, first, base_sums, warped_sums, probs, base, masses, max_logit, width, parts, temperature,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, BASE: tl.constexpr,
+    logits, top, first, base_sums, warped_sums, cuts, probs, base, masses, max_logit, width, parts, temperature,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, BASE: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
-    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, 0, parts, temperature, PADDED)
+    best, sum_base, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, 0, parts, temperature, PADDED, KEPT
+    )
     total = tl.zeros([], tl.float64)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < width
         x = tl.load(logits + token, mask=inside, other=-float("inf")).to(tl.float32)
-        p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+        p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
         tl.store(probs + token, p, mask=inside)
         if BASE:
             tl.store(base + token, tl.exp(x - best) / sum_base, mask=inside)

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascli.kernels import attention, draws, norms, products, rotation, rows, verification
+from cascli.kernels import attention, draws, norms, products, rotation, rows, truncation, verification
 
 CAPABILITIES = (80, 90, 100)
 SHARED = 101_376
@@ -43,6 +43,7 @@ def variants() -> Iterator[Variant]:
     yield from of_products()
     yield from of_norms()
     yield from of_rows()
+    yield from of_truncation()
     yield from of_verification()
 
 
@@ -102,18 +103,28 @@ def of_norms() -> Iterator[Variant]:
             yield Variant(norms._add_norm, types, constants, warps=norms.warps_of(padded))
 
 
-ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}
+ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32", "cuts": "*fp64"}
 ROWS |= dict.fromkeys(("top", "base", "warped", "base_sums", "warped_sums", "probs", "max_logit"), "*fp32")
 SHAPE = {"PADDED": 256, "PER": 1024, "BLOCK": 1024}
+KEPT = (rows.ALL, rows.FIRST_BEST, rows.ABOVE_CUT)
 
 
 def of_rows() -> Iterator[Variant]:
     yield Variant(rows._row_sums, ROWS, {"PER": 1024, "BLOCK": 1024})
-    for greedy in (False, True):
-        flags = {"GREEDY": greedy, "BASE": True}
+    for kept in KEPT:
+        flags = {"KEPT": kept, "BASE": True}
         yield Variant(draws._distributions, ROWS | {"masses": "*fp64"}, SHAPE | flags)
     types = {"probs": "*fp32", "masses": "*fp64", "u": "*fp64", "out": "*i64"}
     yield Variant(draws._token, types, SHAPE)
+
+
+def of_truncation() -> Iterator[Variant]:
+    types = ROWS | dict.fromkeys(("space", "states", "found"), "*fp64") | {"goal": "i64"}
+    for by_count, within in ((True, False), (False, False), (False, True)):
+        how = SHAPE | {"BY_COUNT": by_count, "WITHIN": within}
+        for stage in range(3):
+            yield Variant(truncation._bins, types, how | {"STAGE": stage}, warps=truncation._WARPS)
+        yield Variant(truncation._limit, types, how)
 
 
 def of_verification() -> Iterator[Variant]:
@@ -124,8 +135,9 @@ def of_verification() -> Iterator[Variant]:
         (1, True, True),
         *((kind, of_draft, False) for kind in (2, 3) for of_draft in (True, False)),
     ):
-        for greedy in (False, True):
-            how = SHAPE | {"GREEDY": greedy, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
+        # The other two add to what a rule of one kind needs what they add to another's.
+        for kept in KEPT if tv or (kind, of_draft) == (3, True) else KEPT[:1]:
+            how = SHAPE | {"KEPT": kept, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
             mass = [verification._mass_not_kept]
             passes = {1: [verification._confidence], 2: mass, 3: mass}.get(kind, [])
             for kernel in passes:
