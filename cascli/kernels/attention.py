@@ -1,12 +1,15 @@
 """Attention of a few tokens over the used part of a cache whose length lies on the device.
 
 One token's attention has too few rows to fill a GPU, so the keys are dealt out: program s of S takes blocks s, s + S,
-... of the text and leaves a partial sum, and a second kernel puts the S partial sums of each row together (Dao et al.
-2023, "Flash-Decoding"). The number of blocks is read from the device: a recording made once serves every length, and
-reads no more of the cache than is used. Dealing by fixed positions gives a row the same sums in any block of tokens.
+... of the text and leaves a partial sum, and whichever program is the last puts the S partial sums of each row together
+(Dao et al. 2023, "Flash-Decoding"). The number of blocks is read from the device: a recording made once serves every
+length, and reads no more of the cache than is used. Dealing by fixed positions, and adding parts up in their order,
+gives a row the same sums in any block of tokens.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
@@ -31,15 +34,21 @@ _jit = triton.jit(do_not_specialize=["n"])
 """Not compiled anew for blocks of one token or of 16."""
 
 
+@cache
+def _counters(device: torch.device, groups: int) -> Tensor:
+    """How many programs of each group have finished: 0 before and after every launch, which wait for each other."""
+    return torch.zeros(groups, dtype=torch.int32, device=device)
+
+
 @_jit
-def _partial_sums(
-    query, key, value, at, sums, maxima, totals,
+def _attend(
+    query, key, value, at, sums, maxima, totals, counters, out,
     q_head, q_row, k_head, k_row, v_head, v_row,
     n, group, width, window, scale, cap,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text."""
+    """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text; the last adds up."""
     shared, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     before = tl.load(at).to(tl.int32)
     keys, values = key + shared.to(tl.int64) * k_head, value + shared.to(tl.int64) * v_head
@@ -96,26 +105,41 @@ def _partial_sums(
     # Most parts of a short text have seen nothing, and say so by their maximum alone.
     saw = real & (best > -float("inf"))
     tl.store(sums + at_row[:, None] * width + column[None, :], acc, mask=saw[:, None] & inside[None, :])
+    tl.debug_barrier()  # every thread's numbers are written before the one that counts says so
+    counter = counters + shared * tl.num_programs(2) + tile
+    if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
+        tl.store(counter, 0)
+        used = PARTS
+        if not WINDOW:
+            used = tl.minimum(last, PARTS)
+        place = out + (i * group * tl.num_programs(0) + head) * width
+        _add_up(sums, maxima, totals, place, (head * n + i) * PARTS, used, real, column, inside, width,
+                PARTS, ROWS, WIDTH)  # fmt: skip
 
 
-@_jit
-def _together(sums, maxima, totals, out, n, heads, width, PARTS: tl.constexpr, WIDTH: tl.constexpr):
-    """Put the partial sums of one row (a query of one head) together."""
-    row = tl.program_id(0)
-    head, i = row // n, row % n
-    part, column = tl.arange(0, PARTS), tl.arange(0, WIDTH)
-    inside = column < width
-    best = tl.load(maxima + row * PARTS + part)
-    weight = tl.exp(best - tl.max(best, axis=0))
-    total = tl.sum(weight * tl.load(totals + row * PARTS + part), axis=0)
-    there = (best > -float("inf"))[:, None] & inside[None, :]
-    each = tl.load(sums + (row * PARTS + part[:, None]) * width + column[None, :], mask=there, other=0.0)
-    mean = tl.sum(each * weight[:, None], axis=0) / total
-    tl.store(out + (i * heads + head) * width + column, mean.to(out.dtype.element_ty), mask=inside)
+@triton.jit
+def _add_up(
+    sums, maxima, totals, out, each, used, real, column, inside, width,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Put the first `used` partial sums of each row together, which lie from `each` on."""
+    bests = tl.load(maxima + each[:, None] + tl.arange(0, PARTS)[None, :], mask=real[:, None], other=0.0)
+    top = tl.max(bests, axis=1)
+    total = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS, WIDTH], tl.float32)
+    for part in range(used):
+        best = tl.load(maxima + each + part, mask=real, other=0.0)
+        weight = tl.exp(best - top)
+        total += weight * tl.load(totals + each + part, mask=real, other=1.0)
+        there = (best > -float("inf"))[:, None] & inside[None, :] & real[:, None]
+        row = tl.load(sums + (each + part)[:, None] * width + column[None, :], mask=there, other=0.0)
+        mean += weight[:, None] * row
+    mean = (mean / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out[:, None] + column[None, :], mean, mask=real[:, None] & inside[None, :])
 
 
 def shape_of(width: int, *, exact: bool) -> tuple[int, int, int]:
-    """Keys a block, warps and stages of the first kernel, by the heads' padded width and whether they are float32.
+    """Keys a block, warps and stages, by the heads' padded width and whether they are float32.
 
     What fits into the registers and into 99 KB of shared memory (`tests/kernels/compile_for_gpu.py`). Three stages are
     two buffers: the next block's states are fetched while one is looked at.
@@ -175,13 +199,12 @@ def attend(
     out = query.new_empty((1, n, heads, width))
     exact = query.dtype == torch.float32
     block, warps, stages = shape_of(padded, exact=exact)
-    _partial_sums[(shared, parts, tiles)](
-        query, key, value, at, sums, maxima, totals,
+    _attend[(shared, parts, tiles)](
+        query, key, value, at, sums, maxima, totals, _counters(query.device, shared * tiles), out,
         query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2),
         n, group, width, window, scale, cap,
         PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=block,
         WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    _together[(heads * n,)](sums, maxima, totals, out, n, heads, width, PARTS=parts, WIDTH=padded, num_warps=4)
     return out

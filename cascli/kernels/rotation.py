@@ -1,4 +1,7 @@
-"""Rotary position embedding of queries and keys in one kernel, rounded where transformers rounds."""
+"""Rotary position embedding of queries and keys in one kernel, rounded where transformers rounds.
+
+Alone, for layers that are transformers' own; and with the norms before it and the writes into the cache after it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,17 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
+
+
+@triton.jit
+def _turned(x, partner, first, cos, sin, kind: tl.constexpr):
+    """Numbers of the first half are real parts, their partners in the second imaginary ones; all in float32.
+
+    A product of two 16-bit numbers is rounded to 16 bits before the sum, as by separate kernels.
+    """
+    straight = (x * cos).to(kind).to(tl.float32)
+    across = (tl.where(first, -partner, partner) * sin).to(kind).to(tl.float32)
+    return (straight + across).to(kind)
 
 
 @triton.jit(do_not_specialize=["n"])  # prompts of some lengths would be compiled for anew
@@ -29,14 +43,10 @@ def _rotate(
         head -= heads
         source, target = key + head * k_head + i * k_row, key_out + (head * n + i) * width
     x = tl.load(source + column, mask=inside, other=0.0)
-    other = tl.load(source + partner, mask=turns, other=0.0)
-    other = tl.where(first, -other, other)
-    c = tl.load(cos + i * cos_row + column, mask=turns, other=1.0)
-    s = tl.load(sin + i * cos_row + column, mask=turns, other=0.0)
-    # A product of two 16-bit numbers is rounded to 16 bits before the sum, as by separate kernels.
-    straight = (x.to(tl.float32) * c.to(tl.float32)).to(x.dtype).to(tl.float32)
-    across = (other.to(tl.float32) * s.to(tl.float32)).to(x.dtype).to(tl.float32)
-    tl.store(target + column, tl.where(turns, (straight + across).to(x.dtype), x), mask=inside)
+    other = tl.load(source + partner, mask=turns, other=0.0).to(tl.float32)
+    c = tl.load(cos + i * cos_row + column, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + i * cos_row + column, mask=turns, other=0.0).to(tl.float32)
+    tl.store(target + column, tl.where(turns, _turned(x.to(tl.float32), other, first, c, s, x.dtype), x), mask=inside)
 
 
 @on_its_device
@@ -55,3 +65,82 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
     return rotated
+
+
+@triton.jit
+def _rotate_and_store(
+    states, cos, sin, at, query, key, value, norms, heads, shared, width, epsilon, k_head, k_row, v_head, v_row,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """One head of one token: first those of queries, then those of keys, then those of values."""
+    head, i = tl.program_id(0), tl.program_id(1)
+    where = tl.load(at).to(tl.int32) + i
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    source = states + (i * (heads + 2 * shared) + head) * width
+    kind = query.dtype.element_ty
+    mine = tl.load(source + column, mask=inside, other=0.0)
+    if head >= heads + shared:
+        place = value + (head - heads - shared).to(tl.int64) * v_head + where.to(tl.int64) * v_row
+        tl.store(place + column, mine, mask=inside)
+    else:
+        half = width // 2
+        first = column < half
+        partner = tl.where(first, column + half, column - half)
+        other = tl.load(source + partner, mask=inside, other=0.0).to(tl.float32)
+        x = mine.to(tl.float32)
+        if NORM:
+            weight = norms + (head >= heads).to(tl.int32) * width
+            inverse = 1 / tl.sqrt(tl.sum(x * x, axis=0) / width + epsilon)
+            x *= inverse * (tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + OFFSET)
+            other *= inverse * (tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32) + OFFSET)
+            x, other = x.to(kind).to(tl.float32), other.to(kind).to(tl.float32)
+        c = tl.load(cos + where.to(tl.int64) * width + column, mask=inside, other=0.0).to(tl.float32)
+        s = tl.load(sin + where.to(tl.int64) * width + column, mask=inside, other=0.0).to(tl.float32)
+        turned = _turned(x, other, first, c, s, kind)
+        if head < heads:
+            tl.store(query + (i * heads + head) * width + column, turned, mask=inside)
+        else:
+            place = key + (head - heads).to(tl.int64) * k_head + where.to(tl.int64) * k_row
+            tl.store(place + column, turned, mask=inside)
+
+
+@on_its_device
+def rotate_and_store(
+    states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    at: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    norms: Tensor | None = None,
+    epsilon: float = 0.0,
+    offset: bool = False,
+) -> Tensor:
+    """Turn the queries and keys of n tokens that follow `at` others; keys and values go into the cache.
+
+    Args:
+        states: `[n, (H + 2 G) D]`, packed: queries of H heads, then keys and values of G.
+        cos: `[capacity, D]`, packed: of every position. The second half of the D numbers is the imaginary part
+            (Su et al. 2021, in GPT-NeoX's order).
+        sin: likewise.
+        at: how many tokens came before, an integer on the device (0-dim).
+        key: `[1, G, capacity, D]`, its last dimension packed; written from `at` on.
+        value: likewise.
+        norms: weights `[2, D]` of the norms that queries and keys go through first, packed; None for none.
+        epsilon: of these norms.
+        offset: whether their weights are kept less 1.
+
+    Returns:
+        The turned queries, `[1, H, n, D]`.
+    """
+    shared, width = key.shape[1], key.shape[-1]
+    n, heads = states.shape[0], states.shape[1] // width - 2 * shared
+    query = states.new_empty((n, heads, width))
+    _rotate_and_store[(heads + 2 * shared, n)](
+        states, cos, sin, at, query, key, value, states if norms is None else norms, heads, shared, width, epsilon,
+        key.stride(1), key.stride(2), value.stride(1), value.stride(2),
+        WIDTH=triton.next_power_of_2(width), NORM=norms is not None, OFFSET=float(offset), num_warps=1,
+    )  # fmt: skip
+    return query.transpose(0, 1).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Compile every kernel for a GPU that need not be there, in the variants that decoding uses: `python -m ...`.
+"""Compile kernels for GPUs that need not be there, in the variants that decoding uses: `python -m ... [NAME ...]`.
 
 Prints one line a variant; fails if one does not compile, or needs more registers or shared memory than there are.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascli.kernels import attention, draws, rotation, rows, verification
+from cascli.kernels import attention, draws, norms, products, rotation, rows, verification
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 90, 100)
 SHARED = 101_376
 """Bytes of shared memory that a program may have on every GPU from Ampere on."""
 NEGLIGIBLE = 32
@@ -32,11 +33,15 @@ class Variant(NamedTuple):
     constants: dict[str, Any]
     stages: int = 3
     warps: int = 4
+    even: tuple[str, ...] = ("width",)
+    """Numbers that are multiples of 16, besides strides."""
 
 
 def variants() -> Iterator[Variant]:
     yield from of_attention()
     yield from of_rotation()
+    yield from of_products()
+    yield from of_norms()
     yield from of_rows()
     yield from of_verification()
 
@@ -48,25 +53,54 @@ def of_attention() -> Iterator[Variant]:
     for states, width in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp16", 128), ("fp32", 128), ("fp32", 256)):
         for height in (16, 32):
             for bounded in (False, True) if states == "bf16" else (True,):
-                yield partial_sums(states, width, height, bounded)
-    yield partial_sums("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
-    yield Variant(attention._together, PARTIAL | {"out": "*bf16"}, {"PARTS": 32, "WIDTH": 128})
+                yield attend(states, width, height, bounded)
+    yield attend("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
 
 
-def partial_sums(states: str, width: int, height: int, bounded: bool, whole: bool = True) -> Variant:
+def attend(states: str, width: int, height: int, bounded: bool, whole: bool = True) -> Variant:
     """With a window and a cap, or without both."""
-    types = PARTIAL | dict.fromkeys(("query", "key", "value"), f"*{states}")
-    types |= {"at": "*i64", "scale": "fp32", "cap": "fp32"}
+    types = PARTIAL | dict.fromkeys(("query", "key", "value", "out"), f"*{states}")
+    types |= {"counters": "*i32", "at": "*i64", "scale": "fp32", "cap": "fp32"}
     block, warps, stages = attention.shape_of(width, exact=states == "fp32")
     flags = {"WINDOW": bounded, "CAP": bounded, "EXACT": states == "fp32", "WHOLE": whole}
     constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": block} | flags
-    return Variant(attention._partial_sums, types, constants, stages, warps)
+    return Variant(attention._attend, types, constants, stages, warps)
 
 
 def of_rotation() -> Iterator[Variant]:
     for states, width in (("bf16", 64), ("bf16", 256), ("fp16", 128), ("fp32", 128)):
         types = dict.fromkeys(("query", "key", "cos", "sin", "query_out", "key_out"), f"*{states}")
         yield Variant(rotation._rotate, types, {"WIDTH": width})
+        types = dict.fromkeys(("states", "cos", "sin", "query", "key", "value", "norms"), f"*{states}")
+        for norm in (False, True):
+            constants = {"WIDTH": width, "NORM": norm, "OFFSET": float(norm)}
+            yield Variant(rotation._rotate_and_store, types | {"at": "*i64", "epsilon": "fp32"}, constants, warps=1)
+
+
+def of_products() -> Iterator[Variant]:
+    for states in ("bf16", "fp16", "fp32"):
+        types = dict.fromkeys(("x", "weight", "bias", "out"), f"*{states}")
+        exact = states == "fp32"
+        for n, gate, bias in (
+            (896, 0, True),
+            (16_384, 0, False),
+            (152_064, 0, False),
+            (4864, 1, False),
+            (18_944, 2, True),
+        ):
+            columns, depth, warps, stages = products.shape_of(n, exact=exact, gated=gate > 0)
+            for whole in (True, False):
+                flags = {"BIAS": bias, "GATE": gate, "WHOLE": whole, "EXACT": exact}
+                shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
+                yield Variant(products._product, types, shape | flags, stages, warps, ("n", "k"))
+
+
+def of_norms() -> Iterator[Variant]:
+    for states, padded in (("bf16", 1024), ("bf16", 8192), ("fp32", 8192)):
+        types = dict.fromkeys(("x", "residual", "after", "weight", "summed", "out"), f"*{states}") | {"epsilon": "fp32"}
+        for after in (False, True):
+            constants = {"WIDTH": padded, "ADD": True, "AFTER": after, "OFFSET": float(after)}
+            yield Variant(norms._add_norm, types, constants, warps=norms.warps_of(padded))
 
 
 ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}
@@ -112,7 +146,7 @@ def build(variant: Variant, capability: int) -> Any:
     even = [
         name
         for name in names
-        if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name == "width"
+        if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name in variant.even
     ]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     source = ASTSource(variant.kernel, signature, variant.constants, attributes)
@@ -131,7 +165,10 @@ def spilled(cubin: bytes) -> int:
 
 
 def main() -> None:
+    asked = sys.argv[1:]
     for variant in variants():
+        if asked and variant.kernel.__name__ not in asked:
+            continue
         for capability in CAPABILITIES:
             made = build(variant, capability)
             bytes_spilled, shared = spilled(made.asm["cubin"]), made.metadata.shared

@@ -84,3 +84,16 @@ def test_values_of_another_width_are_refused(where: torch.device) -> None:
     q, k, v = states(4, 2, 3, 16, 40, torch.float32, where)
     with pytest.raises(ValueError, match="8 numbers a head, queries 16"):
         attend(q, k, v[..., :8], torch.tensor(40, device=where), scale=0.25)
+
+
+def test_what_was_counted_is_forgotten(where: torch.device) -> None:
+    """The last program of each group adds up, in this launch and in the next; the counts of groups are apart."""
+    from cascli.kernels import attention
+
+    at = torch.tensor(200, device=where)
+    for heads, shared, n in ((4, 2, 3), (40, 1, 1), (4, 2, 3)):  # two groups each: of heads, of rows
+        q, k, v = states(heads, shared, n, 16, 200, torch.float32, where)
+        for _ in range(2):
+            found = attention.attend(q, k, v, at, scale=0.25)
+            assert (found.double().cpu() - wanted(q, k, v, 200, 0, 0.0)).abs().max() < BOUND[torch.float32]
+            assert not attention._counters(q.device, 2).any()

@@ -5,6 +5,15 @@ import torch
 
 from cascli.models.gpu.fused_rotation import plain
 
+HEADS, SHARED, CAPACITY = 4, 2, 64
+EPSILON = 1e-5
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
+    exact = x.double()
+    inverse = torch.rsqrt(exact.pow(2).mean(dim=-1, keepdim=True) + EPSILON)
+    return (exact * inverse * (weight.double() + offset)).to(x.dtype)
+
 
 @pytest.mark.parametrize(("width", "turns"), [(64, 64), (24, 24), (32, 8), (16, 2)])
 @pytest.mark.parametrize("n", [1, 5])
@@ -35,3 +44,58 @@ def test_numbers_apart_are_put_together(where: torch.device) -> None:
     cos, sin = torch.randn(2, 1, 3, 16, device=where)
     for found, wanted in zip(rotate(q, k, cos, sin), plain(q, k, cos, sin), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [None, False, True])
+@pytest.mark.parametrize("width", [16, 24])
+@pytest.mark.parametrize(("n", "at"), [(1, 0), (1, 37), (5, 11), (5, CAPACITY - 5)])
+def test_it_turns_and_stores_as_separate_operations_do(
+    width: int, n: int, at: int, norm: bool | None, dtype: torch.dtype, where: torch.device
+) -> None:
+    """Queries and keys come back turned by their own positions, values as they are, and nothing else is touched.
+
+    The same to the last bit in half precision, where every product is rounded; float32 may join product and sum.
+    """
+    from cascli.kernels.rotation import rotate_and_store
+
+    generator = torch.Generator().manual_seed(width + n)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(where, dtype)
+
+    states, cos, sin = numbers(n, (HEADS + 2 * SHARED) * width), numbers(CAPACITY, width), numbers(CAPACITY, width)
+    longer = numbers(2, 1, SHARED, CAPACITY + 3, width)  # of which a cache may be a part
+    key, value = longer[:, :, :, :CAPACITY]
+    before, norms = longer.clone(), 1 + numbers(2, width) / 3
+    heads = states.reshape(n, -1, width).transpose(0, 1).unsqueeze(0)
+    q, k, v = heads.split([HEADS, SHARED, SHARED], dim=1)
+    if norm is not None:
+        q, k = normed(q, norms[0], norm), normed(k, norms[1], norm)
+    wanted = plain(q, k, *(each[None, at : at + n] for each in (cos, sin)))
+    given = {} if norm is None else {"norms": norms, "epsilon": EPSILON, "offset": norm}
+    query = rotate_and_store(states, cos, sin, torch.tensor(at, device=where), key, value, **given)
+    tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0}
+    if norm is not None and dtype != torch.float32:
+        tight = {"rtol": 4e-3, "atol": 4e-3}  # a norm beside a half of a unit may be rounded to either side
+    torch.testing.assert_close(query, wanted[0], **tight)
+    torch.testing.assert_close(key[:, :, at : at + n], wanted[1], **tight)
+    assert torch.equal(value[:, :, at : at + n], v)
+    before[:, :, :, at : at + n] = longer[:, :, :, at : at + n]
+    assert torch.equal(longer, before)
+
+
+def test_a_token_has_the_same_bits_in_any_block(dtype: torch.dtype, where: torch.device) -> None:
+    from cascli.kernels.rotation import rotate_and_store
+
+    states, cos, sin = torch.randn(5, 8 * 16), *torch.randn(2, CAPACITY, 16)
+    states, cos, sin = (each.to(where, dtype) for each in (states, cos, sin))
+    caches = [torch.zeros(2, 1, SHARED, CAPACITY, 16, dtype=dtype, device=where) for _ in range(2)]
+    norms = torch.rand(2, 16).to(where, dtype)
+    given = {"norms": norms, "epsilon": EPSILON}
+    whole = rotate_and_store(states, cos, sin, torch.tensor(9, device=where), *caches[0], **given)
+    for i in range(5):
+        one = rotate_and_store(
+            states[i : i + 1].clone(), cos, sin, torch.tensor(9 + i, device=where), *caches[1], **given
+        )
+        assert torch.equal(one[:, :, 0], whole[:, :, i])
+    assert torch.equal(*caches)

@@ -1,0 +1,114 @@
+"""Products of a few rows with a large matrix that read every weight once; what follows them is in the same kernel.
+
+Reading weights is what such a product costs. A program takes some columns of the result for 16 rows, filled up with
+zeros, and goes along the weights in one order: a row has the same bits in any block of rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cascli.kernels import on_its_device
+
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+ACTIVATIONS: dict[str, int] = {"silu": 1, "gelu_pytorch_tanh": 2}
+
+ROWS = 16
+"""Rows of a program, the fewest that tensor cores take; more are more programs, side by side for the cache's sake."""
+_ENOUGH_PROGRAMS = 264
+"""Two a multiprocessor of an H100."""
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit(do_not_specialize=["m"])
+def _product(
+    x, weight, bias, out, m, n, k,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Some columns of x weight^T + bias; gated, those of the first n rows of weights times those of the others."""
+    start = tl.program_id(1) * COLUMNS
+    row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
+    real, there = row < m, start + column < n
+    mine = weight + start.to(tl.int64) * k + column[:, None] * k + along[None, :]
+    other = mine + n.to(tl.int64) * k
+    given = x + row[:, None] * k + along[None, :]
+    acc = tl.zeros([COLUMNS, ROWS], tl.float32)
+    up = tl.zeros([COLUMNS, ROWS], tl.float32)
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    for at in range(0, k, DEPTH):
+        inside = there[:, None]
+        known = real[:, None]
+        if not WHOLE:
+            inside = inside & (at + along < k)[None, :]
+            known = known & (at + along < k)[None, :]
+        block = tl.trans(tl.load(given + at, mask=known, other=0.0))
+        weights = tl.load(mine + at, mask=inside, other=0.0, eviction_policy="evict_first")
+        acc = tl.dot(weights, block, acc, input_precision=precision)
+        if GATE > 0:
+            weights = tl.load(other + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            up = tl.dot(weights, block, up, input_precision=precision)
+    kind = out.dtype.element_ty
+    if BIAS:
+        acc += tl.load(bias + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
+        if GATE > 0:
+            up += tl.load(bias + n + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
+    if GATE > 0:  # rounded where separate layers round
+        gate = acc.to(kind).to(tl.float32)
+        if GATE == 1:
+            gate = gate * _sigmoid(gate)
+        else:  # 0.5 (1 + tanh(x / 2)) is the sigmoid of x
+            gate = gate * _sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+        acc = gate.to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
+    tl.store(out + row[None, :] * n + start + column[:, None], acc.to(kind), mask=there[:, None] & real[None, :])
+
+
+def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:
+    """Columns and depth of a program's tile, warps and stages, for n columns in all.
+
+    A stage has 8 or 16 KB of weights, and all but one stage are under way: 32 KB a program, and within 99 KB of
+    shared memory. Sizes hang on the matrix alone, never on the rows.
+    """
+    if exact:
+        return 16, 64, 4, 3
+    tile = next((each for each in (64, 32) if n >= each * _ENOUGH_PROGRAMS), 16)
+    columns = max(16, tile // 2) if gated else tile  # of each of the two
+    depth = {16: 256, 32: 128, 64: 128}[columns]
+    return columns, depth, 4, 3 if gated else 4 if columns == 64 else 5
+
+
+@on_its_device
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None) -> Tensor:
+    """A linear layer; with an activation the gated one of a merged matrix.
+
+    Args:
+        x: `[m, k]`, packed.
+        weight: `[n, k]`, packed; with an activation `[2 n, k]`, of which the first half is the gate's.
+        bias: as many numbers as weights have rows, or None.
+        activation: what the gate's half goes through before it is multiplied by the other
+            (Shazeer 2020, "GLU variants").
+
+    Returns:
+        `[m, n]`, whose rows have the same bits whatever m is.
+    """
+    m, k = x.shape
+    n = weight.shape[0] // (1 if activation is None else 2)
+    out = x.new_empty((m, n))
+    exact = x.dtype == torch.float32
+    columns, depth, warps, stages = shape_of(n, exact=exact, gated=activation is not None)
+    _product[(triton.cdiv(m, ROWS), triton.cdiv(n, columns))](
+        x, weight, weight if bias is None else bias, out, m, n, k,
+        ROWS=ROWS, COLUMNS=columns, DEPTH=depth, BIAS=bias is not None,
+        GATE=0 if activation is None else ACTIVATIONS[activation], WHOLE=k % depth == 0, EXACT=exact,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+EPSILON = 1e-5
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + EPSILON) * (weight + offset)
+
+
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("width", [16, 24, 96])
+@pytest.mark.parametrize("how", ["alone", "add", "norm and add"])
+def test_it_adds_and_norms_as_separate_operations_do(
+    how: str, width: int, offset: bool, dtype: torch.dtype, where: torch.device
+) -> None:
+    """Widths that fill no power of two among them; rows of different sizes, the smallest beside epsilon."""
+    from cascli.kernels.norms import add_norm
+
+    generator = torch.Generator().manual_seed(width)
+    x, residual = (torch.randn(4, width, generator=generator) for _ in range(2))
+    sizes = torch.tensor([[3e-3], [0.1], [1.0], [20.0]])
+    weight, after = 1 + torch.randn(2, width, generator=generator) / 3
+    x, residual, weight, after = (each.to(where, dtype) for each in (x * sizes, residual * sizes, weight, after))
+    adds, normed = how != "alone", how == "norm and add"
+    summed, found = add_norm(
+        x, residual if adds else None, weight, EPSILON, offset=offset, after=after if normed else None
+    )
+    part = norm(x.double(), after.double(), offset).to(dtype) if normed else x
+    wanted = residual + part if adds else x
+    rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(summed, wanted, rtol=rounding, atol=1e-6)
+    torch.testing.assert_close(found.double(), norm(summed.double(), weight.double(), offset), rtol=rounding, atol=1e-6)
+    assert summed.dtype == found.dtype == dtype
+
+
+def test_what_is_given_stays_as_it_is(where: torch.device) -> None:
+    from cascli.kernels.norms import add_norm
+
+    x, residual = torch.randn(2, 2, 32, device=where)
+    before = x.clone(), residual.clone()
+    add_norm(x, residual, torch.ones(32, device=where), EPSILON)
+    assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
