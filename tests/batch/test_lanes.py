@@ -89,9 +89,7 @@ def test_lanes_share_passes() -> None:
     work = [partial(generate, prompt_ids=[5], strategy="target", seed=i, max_new_tokens=12) for i in range(6)]
     _, lanes = in_lanes(loaded, 6, work)
     assert lanes.passes == {"draft": 0, "target": 12}
-    work = [
-        partial(generate, prompt_ids=[5], strategy="speculative:k=2", seed=i, max_new_tokens=12) for i in range(6)
-    ]
+    work = [partial(generate, prompt_ids=[5], strategy="speculative:k=2", seed=i, max_new_tokens=12) for i in range(6)]
     together, lanes = in_lanes(loaded, 6, work)
     # No lane makes the others wait for it: the longest alone says how many rounds there are.
     assert lanes.passes["target"] == max(run.metrics.target_calls for run in together)

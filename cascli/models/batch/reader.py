@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cascli.models.calls import Calls
+from cascli.models.calls import Calls, Write
 from cascli.models.runner import Runner
-from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.autoregressive import Sampler, Written
 
 
 class Wanted(NamedTuple):
@@ -23,16 +23,50 @@ class Wanted(NamedTuple):
     rows: int
     """How many of the last tokens' logits are wanted."""
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads."""
+        return self.ids.shape[0]
+
+
+class WantedDraft(NamedTuple):
+    """What one text's model is to read, and to write after it: see `Runner.write`."""
+
+    place: int
+    ids: Tensor
+    """`[n]`."""
+    sampler: Sampler
+    u: Tensor
+    """A uniform for each token that it writes, float64."""
+    read_last: bool
+
+    @property
+    def write(self) -> Write:
+        """The call, without its tensors."""
+        return Write(self.ids.shape[0], self.u.shape[0], self.read_last)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads."""
+        return self.write.tokens
+
 
 class Reader(ABC):
     """One model with the caches of several texts, a runner for each."""
 
     alone_because: str | None = None
     """Why each text is read in passes of its own; None if they share them."""
+    draws: bool = False
+    """Whether `write` is there, which makes several passes and the draws between them at once."""
 
     def __init__(self, runners: Sequence[Runner]) -> None:
         """Take the runners of the places: one text each."""
         self.runners = runners
+
+    @property
+    def capture_seconds(self) -> float | None:
+        """Time spent on capturing so far; None for a reader that captures nothing."""
+        return None
 
     @abstractmethod
     def shares(self, n: int) -> bool:
@@ -41,6 +75,10 @@ class Reader(ABC):
     @abstractmethod
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
         """Read for several texts; the logits `[rows, vocab]` of each."""
+
+    def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
+        """Let the model write for several texts, all with the same sampler."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw")
 
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
         """As `Runner.prepare`, for one of the places."""
@@ -54,6 +92,7 @@ class OneByOne(Reader):
         """Say why."""
         super().__init__(runners)
         self.alone_because = why
+        self.draws = all(each.draws for each in runners)
 
     def shares(self, n: int) -> bool:
         """None."""
