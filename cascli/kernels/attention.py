@@ -93,12 +93,7 @@ def _attend(
                     mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
         v = tl.load(values + where[:, None] * v_row + column[None, :],
                     mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        if EXACT:
-            score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        else:
-            score = tl.dot(q, tl.trans(k)) * scale
-        if CAP:
-            score = cap * (1 - 2 / (tl.exp(2 * score / cap) + 1))
+        score = _scores(q, k, scale, cap, CAP, EXACT)
         seen = (where[None, :] <= position[:, None]) & real[:, None]
         if WINDOW:
             seen = seen & (where[None, :] > position[:, None] - window)
@@ -129,6 +124,18 @@ def _attend(
             used = tl.minimum(last, PARTS)
         _add_up(sums, maxima, totals, out + slot * width, slot * PARTS, used, real, column, inside, width,
                 PARTS, ROWS, WIDTH)  # fmt: skip
+
+
+@triton.jit
+def _scores(q, k, scale, cap, CAP: tl.constexpr, EXACT: tl.constexpr):
+    """Of queries with keys."""
+    if EXACT:
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    else:
+        score = tl.dot(q, tl.trans(k)) * scale
+    if CAP:
+        score = cap * (1 - 2 / (tl.exp(2 * score / cap) + 1))
+    return score
 
 
 @triton.jit

@@ -145,11 +145,8 @@ def build(variant: Variant, capability: int) -> Any:
     signature = {name: variant.types.get(name, "i32") for name in names}
     signature |= dict.fromkeys(variant.constants, "constexpr")
     # What the launcher finds out by itself: pointers and strides are multiples of 16.
-    even = [
-        name
-        for name in names
-        if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name in variant.even
-    ]
+    strides = ("_place", "_head", "_row", "stride")
+    even = [name for name in names if signature[name].startswith("*") or name.endswith(strides) or name in variant.even]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     source = ASTSource(variant.kernel, signature, variant.constants, attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}

@@ -179,7 +179,7 @@ class GraphReader(Reader):
         self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
 
     def _read(self, ids: Tensor, stand: Tensor) -> Tensor:
-        return self._logits(ids, *stand, ALL)
+        return self._logits(ids, stand[0], stand[1], ALL)
 
     def _draft(self, shape: Shape, sampler: Sampler) -> Callable[..., Drafted]:
         return partial(draft, self._spare, shape, sampler, self._logits)
