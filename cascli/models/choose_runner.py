@@ -76,5 +76,7 @@ def choose_reader(runner: Runner, places: int) -> Reader:
     if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
         return batch_reader(runner, places)
     if isinstance(runner, GraphRunner):
+        if runner.compile_seconds is None:
+            use_fused_rotation(runner.model)  # its layers make the passes of several texts
         return graph_reader(runner, places)
     return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has passes of its own")

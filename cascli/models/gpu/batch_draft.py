@@ -53,15 +53,15 @@ class Drafted(NamedTuple):
     probs: list[Tensor]
     """`[L, V]` each."""
     base: list[Tensor]
-    """Likewise, and the same tensors where they are not wanted."""
+    """Likewise; none where they are not wanted."""
     max_logit: list[Tensor]
     """`[L]` each."""
 
     def of(self, i: int, wanted: WantedDraft) -> Written:
         """What the i-th text has asked for, in memory of its own."""
         drawn, steps = wanted.write.drawn, wanted.write.steps
-        tokens, probs, base, largest = (torch.stack([each[i] for each in column[:steps]]) for column in self)
-        return Written(tokens[:drawn], probs, base if wanted.sampler.reads_base else probs, largest.abs().amax())
+        tokens, probs, *base, largest = (torch.stack([each[i] for each in column[:steps]]) for column in self if column)
+        return Written(tokens[:drawn], probs, base[0] if base else probs, largest.abs().amax())
 
 
 def draft(
@@ -78,7 +78,8 @@ def draft(
         if i < shape.steps and token is not None:
             goes_on = i < steps
             logits = logits_of(token, place.where(goes_on, spare), (at + (i - 1)).where(goes_on, 0), ALL)
-    return Drafted(*(list(column) for column in zip(*drawn, strict=True)))
+    tokens, probs, base, largest = (list(column) for column in zip(*drawn, strict=True))
+    return Drafted(tokens, probs, base if sampler.reads_base else [], largest)
 
 
 def inputs(

@@ -26,13 +26,15 @@ from cascli.models.gpu.texts_attention import OfTexts
 from cascli.sampling.autoregressive import Sampler, Written
 
 _BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
-_STEP = 64
-"""Beyond the last of them: by then rows are no longer free beside the weights that are read for them."""
+"""Up to here rows are nearly free beside the weights that are read for them; beyond, there are four an octave."""
 
 
 def bucket_of(rows: int) -> int:
     """How many rows a captured pass has that reads so many."""
-    return next((each for each in _BUCKETS if each >= rows), -(-rows // _STEP) * _STEP)
+    if rows <= _BUCKETS[-1]:
+        return next(each for each in _BUCKETS if each >= rows)
+    step = 1 << ((rows - 1).bit_length() - 3)
+    return -(-rows // step) * step
 
 
 def buckets_upto(rows: int) -> list[int]:
@@ -156,7 +158,7 @@ class GraphReader(Reader):
     def _reserve(self, length: int) -> None:
         """Room for texts of `length` tokens; buffers that move take the graphs with them."""
         for each in self._states:
-            each.reserve(length)
+            each.reserve(bucket_of(length))  # seldom, since all graphs are captured anew then
         if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph
             self._read(*self._filling(1))
         if self._capacity != self._states[0].capacity:
