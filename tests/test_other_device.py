@@ -16,7 +16,9 @@ from cascli import load_pair, rules
 from cascli.decoding.speculation import decide_round
 from cascli.decoding.thinking import inside
 from cascli.kernels.layout import Field
+from cascli.models.batch.reader import Wanted, WantedDraft
 from cascli.models.calls import Calls, Write
+from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.pair import Pair
@@ -68,6 +70,21 @@ def test_recorded_steps_stay_on_the_device(stock: Pair, elsewhere: None) -> None
         written = runner.write(ids[:1], law, u[:drawn], read_last=drawn == 3)
         assert all(each.device == ELSEWHERE for each in written)
     assert runner.forward(ids[:4], 4).shape == (4, stock.vocab) and runner.length == 20 + 4 + 2 + 4
+
+
+def test_passes_of_several_texts_stay_on_the_device(stock: Pair, elsewhere: None) -> None:
+    model = stock.target.model
+    move(model)
+    reader = graph_reader(GraphRunner(model, stock.vocab, ELSEWHERE, Uncaptured()), 3)
+    law, ids = Sampler(Sampling(), reads_base=True), torch.zeros(20, dtype=torch.long, device=ELSEWHERE)
+    u = torch.zeros(3, dtype=torch.float64, device=ELSEWHERE)
+    reader.prepare(0, 20, 230, Calls([(4, 4), (1, 1)], [Write(1, 3, True), Write(1, 1)]), law)
+    reader.runners[2].forward(ids, 1)
+    logits = reader.read([Wanted(2, ids[:4], 2), Wanted(0, ids[:1], 1)])
+    assert [(each.device, each.shape[0]) for each in logits] == [(ELSEWHERE, 2), (ELSEWHERE, 1)]
+    written = reader.write([WantedDraft(0, ids[:1], law, u, True), WantedDraft(1, ids[:1], law, u[:1], False)])
+    assert all(part.device == ELSEWHERE for each in written for part in each)
+    assert [each.length for each in reader.runners] == [1 + 4, 1, 20 + 4]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)

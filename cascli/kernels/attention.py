@@ -5,6 +5,9 @@ One token's attention has too few rows to fill a GPU, so the keys are dealt out:
 (Dao et al. 2023, "Flash-Decoding"). The number of blocks is read from the device: a recording made once serves every
 length, and reads no more of the cache than is used. Dealing by fixed positions, and adding parts up in their order,
 gives a row the same sums in any block of tokens.
+
+Tokens of several texts are read in one block too, each over the states of its own text: a program then takes a few
+tokens that follow each other in one text, which it finds by itself from where each of the block's tokens stands.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ Up to here sums are in one order, for heads of 64 and more.
 _PROGRAMS = 128
 """Programs to aim for: about one a multiprocessor."""
 _MOST_PARTS = 32
+_PROGRAMS_OF_TEXTS = 512
+"""The same for a block of several texts, some of which are longer than others: the others fill the gaps."""
 
 
 _jit = triton.jit(do_not_specialize=["n"])
@@ -43,25 +48,36 @@ def _counters(device: torch.device, groups: int) -> Tensor:
 
 @_jit
 def _attend(
-    query, key, value, at, sums, maxima, totals, counters, out,
-    q_head, q_row, k_head, k_row, v_head, v_row,
+    query, key, value, at, places, sums, maxima, totals, counters, out,
+    q_head, q_row, k_place, k_head, k_row, v_place, v_head, v_row,
     n, group, width, window, scale, cap,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr, TEXTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text; the last adds up."""
     wait(EARLY)
     shared, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    before = tl.load(at).to(tl.int32)
     keys, values = key + shared.to(tl.int64) * k_head, value + shared.to(tl.int64) * v_head
-    row = tile * ROWS + tl.arange(0, ROWS)
+    begin, slice = 0, tile
+    if TEXTS:
+        slices = (group + ROWS - 1) // ROWS
+        begin, slice = tile // slices, tile % slices
+        place, before, n = _tokens_of_one_text(places, at, begin, n, tl.maximum(ROWS // group, 1), ROWS)
+        if n == 0:
+            return
+        keys, values = keys + place * k_place, values + place * v_place
+    else:
+        before = tl.load(at).to(tl.int32)
+    row = slice * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     real = row < group * n
     head, i = shared * group + row // n, row % n
+    slot = (begin + i) * (group * tl.num_programs(0)) + head
     inside = tl.full([WIDTH], True, tl.int1)
     if not WHOLE:
         inside = column < width
-    q = tl.load(query + head[:, None] * q_head + i[:, None] * q_row + column[None, :],
+    q = tl.load(query + head[:, None] * q_head + (begin + i)[:, None] * q_row + column[None, :],
                 mask=real[:, None] & inside[None, :], other=0.0)  # fmt: skip
     position = before + i
     best = tl.full([ROWS], -float("inf"), tl.float32)
@@ -72,20 +88,15 @@ def _attend(
         first = tl.maximum(before - window + 1, 0) // BLOCK
     last = (before + n + BLOCK - 1) // BLOCK
     # The first block at or after `first` that is this part's.
-    begin = first + (part - first % PARTS + PARTS) % PARTS
-    for block in range(begin, last, PARTS):
+    mine = first + (part - first % PARTS + PARTS) % PARTS
+    for block in range(mine, last, PARTS):
         where = block * BLOCK + tl.arange(0, BLOCK)
         there = where < before + n
         k = tl.load(keys + where[:, None] * k_row + column[None, :],
                     mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
         v = tl.load(values + where[:, None] * v_row + column[None, :],
                     mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        if EXACT:
-            score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        else:
-            score = tl.dot(q, tl.trans(k)) * scale
-        if CAP:
-            score = cap * (1 - 2 / (tl.exp(2 * score / cap) + 1))
+        score = _scores(q, k, scale, cap, CAP, EXACT)
         seen = (where[None, :] <= position[:, None]) & real[:, None]
         if WINDOW:
             seen = seen & (where[None, :] > position[:, None] - window)
@@ -101,7 +112,7 @@ def _attend(
         else:
             acc = acc * shrink[:, None] + tl.dot(weight.to(v.dtype), v)
         best = higher
-    at_row = (head * n + i) * PARTS + part
+    at_row = slot * PARTS + part
     tl.store(maxima + at_row, best, mask=real)
     tl.store(totals + at_row, total, mask=real)
     # Most parts of a short text have seen nothing, and say so by their maximum alone.
@@ -112,9 +123,38 @@ def _attend(
     if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counter, 0)
         used = tl.minimum(last, PARTS)
-        place = out + (i * group * tl.num_programs(0) + head) * width
-        _add_up(sums, maxima, totals, place, (head * n + i) * PARTS, used, real, column, inside, width,
+        _add_up(sums, maxima, totals, out + slot * width, slot * PARTS, used, real, column, inside, width,
                 PARTS, ROWS, WIDTH)  # fmt: skip
+
+
+@triton.jit
+def _scores(q, k, scale, cap, CAP: tl.constexpr, EXACT: tl.constexpr):
+    """Of queries with keys."""
+    if EXACT:
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    else:
+        score = tl.dot(q, tl.trans(k)) * scale
+    if CAP:
+        score = cap * (1 - 2 / (tl.exp(2 * score / cap) + 1))
+    return score
+
+
+@triton.jit
+def _tokens_of_one_text(places, at, first, n, most, ROWS: tl.constexpr):
+    """The text's place and position of a block's token, and how many tokens a program that begins with it takes.
+
+    Up to `most`, cut where the position is a multiple of it, so that a token has the same company in any block; 0 for
+    one that another program takes.
+    """
+    place, before = tl.load(places + first), tl.load(at + first).to(tl.int32)
+    j = tl.arange(0, ROWS)
+    there = (j < most) & (first + j < n)
+    same = (tl.load(places + first + j, mask=there, other=-1) == place) & there
+    same = same & (tl.load(at + first + j, mask=there, other=-1).to(tl.int32) == before + j)
+    count = tl.minimum(tl.sum(same.to(tl.int32), axis=0), most - before % most)
+    last = tl.maximum(first - 1, 0)
+    follows = (tl.load(places + last) == place) & (tl.load(at + last).to(tl.int32) == before - 1)
+    return place, before, tl.where(follows & (before % most != 0), 0, count)
 
 
 @triton.jit
@@ -156,6 +196,13 @@ def grid_of(rows: int, shared: int) -> tuple[int, int, int]:
     return each, triton.cdiv(rows, each), 1 << (parts.bit_length() - 1)
 
 
+def grid_of_texts(n: int, group: int, shared: int, texts: int) -> tuple[int, int, int]:
+    """The same for a block of n tokens of up to so many texts: each of its tokens may be a program's first."""
+    each = min(max(16, triton.next_power_of_2(n * group)), _MOST_ROWS)
+    parts = max(1, min(_MOST_PARTS, _PROGRAMS_OF_TEXTS // (shared * texts)))
+    return each, n * triton.cdiv(group, each), 1 << (parts.bit_length() - 1)
+
+
 @on_its_device
 def attend(
     query: Tensor,
@@ -163,17 +210,23 @@ def attend(
     value: Tensor,
     at: Tensor,
     *,
+    places: Tensor | None = None,
     scale: float,
     window: int = 0,
     cap: float = 0.0,
 ) -> Tensor:
-    """Causal attention of n tokens that follow `at` others, their own states already in the cache.
+    """Causal attention of n tokens of one text that follow `at` others, or of n tokens of several texts.
+
+    Their own states are already in the cache.
 
     Args:
         query: `[1, heads, n, width]`.
-        key: `[1, shared heads, capacity, width]`; any strides but that of the last dimension, which is 1.
+        key: `[places, shared heads, capacity, width]`, one place for one text; any strides but that of the last
+            dimension, which is 1.
         value: of the same shape.
-        at: how many tokens came before, an integer on the device (0-dim).
+        at: how many tokens came before, an integer on the device (0-dim); of several texts one for each token, `[n]`.
+        places: of each token's text among those of `key`, `[n]`; tokens of one text lie side by side, in their order.
+            None for one text.
         scale: what scores are multiplied by.
         window: how many positions a token sees, itself included; 0 for all.
         cap: scores are squeezed into (-cap, cap) by a tanh, as in Gemma 2; 0 for none.
@@ -192,7 +245,7 @@ def attend(
     if key.stride(-1) != 1 or value.stride(-1) != 1:
         raise ValueError(f"the cache's last dimension must be packed, not of strides {key.stride()}, {value.stride()}")
     query = query if query.stride(-1) == 1 else query.contiguous()
-    rows, tiles, parts = grid_of(group * n, shared)
+    rows, tiles, parts = grid_of(group * n, shared) if places is None else grid_of_texts(n, group, shared, key.shape[0])
     padded = max(16, triton.next_power_of_2(width))
     sums = query.new_empty((heads * n, parts, width), dtype=torch.float32)
     maxima, totals = (query.new_empty((heads * n, parts), dtype=torch.float32) for _ in range(2))
@@ -200,11 +253,12 @@ def attend(
     exact = query.dtype == torch.float32
     block, warps, stages = shape_of(padded, exact=exact)
     _attend[(shared, parts, tiles)](
-        query, key, value, at, sums, maxima, totals, _counters(query.device, shared * tiles), out,
-        query.stride(1), query.stride(2), key.stride(1), key.stride(2), value.stride(1), value.stride(2),
+        query, key, value, at, at if places is None else places,
+        sums, maxima, totals, _counters(query.device, shared * tiles), out,
+        query.stride(1), query.stride(2), *key.stride()[:3], *value.stride()[:3],
         n, group, width, window, scale, cap,
         PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=block,
-        WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width,
+        WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width, TEXTS=places is not None,
         num_warps=warps, num_stages=stages, **launching(query.device),
     )  # fmt: skip
     return out

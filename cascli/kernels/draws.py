@@ -1,4 +1,4 @@
-"""A draw from one row of logits: its distributions, a token, and whether its logits were numbers, in three kernels."""
+"""Draws from rows of logits: distributions, tokens, and whether logits were numbers, in three kernels for all rows."""
 
 from __future__ import annotations
 
@@ -16,46 +16,51 @@ from cascli.kernels.truncation import truncated_sums
 def draw(
     logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Softmax at a temperature and after truncation, that at temperature 1, and a token by inverting the former's sums.
+    """Softmax at a temperature and after truncation, that at temperature 1, and tokens by inverting the former's sums.
 
     Args:
-        logits: `[1, V]`, its last dimension contiguous.
+        logits: `[n, V]`, its last dimension contiguous.
         temperature: 0 is one-hot at the first of the largest logits.
-        u: the draw's uniform, float64 `[1]`; None draws nothing.
+        u: the draws' uniforms, float64 `[n]`, packed; None draws nothing.
         with_base: whether the distribution at temperature 1 is wanted.
         top_k: how many of the largest logits keep a probability, with those that equal the last of them; 0 for all.
         top_p: how much of their mass does, by the likeliest.
 
     Returns:
-        The token `[1]` (int64), the distributions `[1, V]` (float32; the first one twice if the second is not wanted),
-        and the largest logit (0-dim), which is not a number if any logit is not.
+        Tokens `[n]` (int64), the distributions `[n, V]` (float32; the first one twice if the second is not wanted),
+        and the largest logits `[n]`, which are no numbers if any logit of the row is not.
     """
-    width = logits.shape[1]
+    n, width = logits.shape
     parts, padded, per = cut(width)
     sums, kept = truncated_sums(logits, temperature, top_k, top_p)
-    probs = logits.new_empty((1, width), dtype=torch.float32)
+    probs = logits.new_empty((n, width), dtype=torch.float32)
     base = torch.empty_like(probs) if with_base else probs
-    masses = logits.new_empty(parts, dtype=torch.float64)
-    max_logit = logits.new_empty((), dtype=torch.float32)
-    _distributions[(parts,)](
-        logits, *sums, probs, base, masses, max_logit, width, parts, temperature or 1.0,
+    masses = logits.new_empty((n, parts), dtype=torch.float64)
+    max_logit = logits.new_empty(n, dtype=torch.float32)
+    _distributions[(n, parts)](
+        logits, logits.stride(0), *sums, probs, base, masses, max_logit, width, parts, temperature or 1.0,
         PADDED=padded, PER=per, BLOCK=BLOCK, KEPT=kept, BASE=with_base,
     )  # fmt: skip
     if u is None:
         return None, probs, base, max_logit
-    token = logits.new_empty(1, dtype=torch.long)
-    _token[(1,)](probs, masses, u, token, width, parts, PADDED=padded, PER=per, BLOCK=BLOCK)
+    token = logits.new_empty(n, dtype=torch.long)
+    _token[(n,)](probs, masses, u, token, width, parts, PADDED=padded, PER=per, BLOCK=BLOCK)
     return token, probs, base, max_logit
 
 
 @triton.jit
 def _distributions(
-    logits, top, first, base_sums, warped_sums, cuts, probs, base, masses, max_logit, width, parts, temperature,
+    logits, stride, top, first, base_sums, warped_sums, cuts, probs, base, masses, max_logit, width, parts, temperature,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, BASE: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0)
+    row, part = tl.program_id(0), tl.program_id(1)
+    logits, probs, base = (
+        logits + row.to(tl.int64) * stride,
+        probs + row.to(tl.int64) * width,
+        base + row.to(tl.int64) * width,
+    )
     best, sum_base, sum_warped, limit, upto = whole_row(
-        top, first, base_sums, warped_sums, cuts, 0, parts, temperature, PADDED, KEPT
+        top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
     total = tl.zeros([], tl.float64)
     for start in range(0, PER, BLOCK):
@@ -67,14 +72,16 @@ def _distributions(
         if BASE:
             tl.store(base + token, tl.exp(x - best) / sum_base, mask=inside)
         total += tl.sum(tl.where(inside, p, 0.0).to(tl.float64), axis=0)
-    tl.store(masses + part, total)
+    tl.store(masses + row * parts + part, total)
     if part == 0:
-        tl.store(max_logit, best + (sum_base - sum_base))
+        tl.store(max_logit + row, best + (sum_base - sum_base))
 
 
 @triton.jit
 def _token(probs, masses, u, out, width, parts, PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr):
-    part, carry, point = choose_part(masses, parts, tl.load(u), PADDED)
+    row = tl.program_id(0)
+    probs += row.to(tl.int64) * width
+    part, carry, point = choose_part(masses + row * parts, parts, tl.load(u + row), PADDED)
     first = tl.full([], -1, tl.int32)
     last = tl.full([], 0, tl.int32)
     for start in range(0, PER, BLOCK):
@@ -82,4 +89,4 @@ def _token(probs, masses, u, out, width, parts, PADDED: tl.constexpr, PER: tl.co
         mass = tl.load(probs + token, mask=token < width, other=0.0).to(tl.float64)
         first, carry = first_above(mass, token, carry, point, first)
         last = tl.maximum(last, tl.max(tl.where(mass > 0, token, 0), axis=0))
-    tl.store(out, tl.where(first < 0, last, first).to(tl.int64))
+    tl.store(out + row, tl.where(first < 0, last, first).to(tl.int64))

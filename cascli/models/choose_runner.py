@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from cascli.models.batch.reader import OneByOne, Reader
 from cascli.models.cpu.batch_reader import batch_reader
 from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Capture, CudaCapture, Uncaptured
 from cascli.models.gpu.fused_norm import use_fused_norms
 from cascli.models.gpu.fused_rotation import use_fused_rotation
@@ -78,4 +79,8 @@ def choose_reader(runner: Runner, places: int) -> Reader:
     """What reads for several texts with the weights of a runner: together where its kernels tell texts apart."""
     if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
         return batch_reader(runner, places)
+    if isinstance(runner, GraphRunner):
+        if runner.compile_seconds is None:
+            use_fused_rotation(runner.model)  # its layers make the passes of several texts
+        return graph_reader(runner, places)
     return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has passes of its own")

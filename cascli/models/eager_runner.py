@@ -55,20 +55,20 @@ class EagerRunner(Runner):
         return self._logits(ids, positions, rows, self.cache)[-rows:]
 
     @torch.inference_mode()
-    def of_rows(self, ids: Tensor, positions: Tensor, rows: Tensor, cache: Cache) -> Tensor:
+    def of_rows(self, ids: Tensor, positions: Tensor, rows: Tensor | slice, cache: Cache) -> Tensor:
         """Logits `[m, vocab]` of the rows `[m]` of a block `[n]` whose tokens stand at `positions` `[n]`, of any texts.
 
         Args:
             ids: of the tokens.
             positions: in their texts.
-            rows: places in the block.
+            rows: places in the block, `[m]` or a slice.
             cache: knows what each token may look at.
         """
         # A mask of four dimensions is passed on as it is: attention by rows needs none.
         logits = self._logits(ids, positions, rows, cache, attention_mask=torch.empty(1, 1, 0, 0))
         return logits if "logits_to_keep" in self._takes else logits[rows]
 
-    def _logits(self, ids: Tensor, positions: Tensor, keep: int | Tensor, cache: Cache, **more: Any) -> Tensor:
+    def _logits(self, ids: Tensor, positions: Tensor, keep: int | Tensor | slice, cache: Cache, **more: Any) -> Tensor:
         if "position_ids" in self._takes:
             more["position_ids"] = positions.unsqueeze(0).to(self._input_device)
         if "logits_to_keep" in self._takes:

@@ -29,13 +29,13 @@ class Sampler:
     """Whether the distributions at temperature 1 are wanted too."""
 
     def draw(self, logits: Tensor, u: Tensor | None) -> Drawn:
-        """The distributions of logits `[1, V]`, and a token drawn with the uniform `[1]`, if there is one."""
+        """The distributions of logits `[n, V]`, and tokens drawn with the uniforms `[n]`, if there are any."""
         if kernels.serve(logits.device):
             from cascli.kernels import draws
 
             return Drawn(*draws.draw(logits, u=u, with_base=self.reads_base, **asdict(self.sampling)))
         probs, base = self(logits)
-        return Drawn(None if u is None else distributions.sample(probs, u), probs, base, logits.amax().float())
+        return Drawn(None if u is None else distributions.sample(probs, u), probs, base, logits.amax(dim=-1).float())
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Warped distributions and those at temperature 1, which are the former again where they are not wanted."""
@@ -44,13 +44,13 @@ class Sampler:
 
 
 class Drawn(NamedTuple):
-    """A token `[1]`, if one was drawn, and the distributions `[1, V]` at its position."""
+    """Tokens `[n]` of n texts, if they were drawn, and the distributions `[n, V]` at their positions."""
 
     token: Tensor | None
     probs: Tensor
     base: Tensor
     max_logit: Tensor
-    """The largest logit (0-dim): a finite number, as long as all logits were."""
+    """The largest logit of each, `[n]`: a finite number, as long as all logits were."""
 
 
 class Written(NamedTuple):

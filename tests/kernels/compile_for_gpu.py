@@ -56,14 +56,16 @@ def of_attention() -> Iterator[Variant]:
             for bounded in (False, True) if states == "bf16" else (True,):
                 yield attend(states, width, height, bounded)
     yield attend("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
+    for states, width in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp32", 128)):
+        yield attend(states, width, 32, bounded=width == 256, texts=True)
 
 
-def attend(states: str, width: int, height: int, bounded: bool, whole: bool = True) -> Variant:
+def attend(states: str, width: int, height: int, bounded: bool, whole: bool = True, texts: bool = False) -> Variant:
     """With a window and a cap, or without both."""
     types = PARTIAL | dict.fromkeys(("query", "key", "value", "out"), f"*{states}")
-    types |= {"counters": "*i32", "at": "*i64", "scale": "fp32", "cap": "fp32"}
+    types |= {"counters": "*i32", "at": "*i64", "places": "*i64", "scale": "fp32", "cap": "fp32"}
     block, warps, stages = attention.shape_of(width, exact=states == "fp32")
-    flags = {"WINDOW": bounded, "CAP": bounded, "EXACT": states == "fp32", "WHOLE": whole}
+    flags = {"WINDOW": bounded, "CAP": bounded, "EXACT": states == "fp32", "WHOLE": whole, "TEXTS": texts}
     constants = {"PARTS": 32, "ROWS": height, "WIDTH": width, "BLOCK": block} | flags
     return Variant(attention._attend, types, constants, stages, warps)
 
@@ -154,11 +156,8 @@ def build(variant: Variant, capability: int) -> Any:
     signature = {name: variant.types.get(name, "i32") for name in names}
     signature |= dict.fromkeys([*variant.constants, "EARLY"] if "EARLY" in names else variant.constants, "constexpr")
     # What the launcher finds out by itself: pointers and strides are multiples of 16.
-    even = [
-        name
-        for name in names
-        if signature[name].startswith("*") or name.endswith(("_head", "_row", "stride")) or name in variant.even
-    ]
+    strides = ("_place", "_head", "_row", "stride")
+    even = [name for name in names if signature[name].startswith("*") or name.endswith(strides) or name in variant.even]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
     constants = variant.constants

@@ -35,6 +35,21 @@ def assert_plain(width: int, temperature: float, dtype: torch.dtype, where: torc
         assert token.item() == distributions.sample(probs, at).item() and max_logit == logits.max().float()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_rows_are_drawn_as_each_alone(temperature: float, dtype: torch.dtype, where: torch.device) -> None:
+    """Of several texts: rows cut out of wider ones, each with its own uniform."""
+    from cascli.kernels.draws import draw
+
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(5, 3100, generator=generator)).to(where, dtype)[:, :3000]
+    u = torch.rand(5, generator=generator, dtype=torch.float64).to(where)
+    together = draw(logits, temperature, u, with_base=True)
+    assert len(set(together[0].tolist())) > 2
+    for i in range(5):
+        alone = draw(logits[i : i + 1], temperature, u[i : i + 1], with_base=True)
+        assert all(torch.equal(mine[i : i + 1], theirs) for mine, theirs in zip(together, alone, strict=True))
+
+
 def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:
     from cascli.kernels.draws import draw
 

@@ -7,19 +7,19 @@ Nothing runs in parallel but the kernels, so that what a lane computes does not 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Generic, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
-from cascli.models.batch.reader import Reader, Wanted
+from cascli.models.batch.reader import Reader, Wanted, WantedDraft
 from cascli.models.calls import ROLES, Calls, Role
 from cascli.models.choose_runner import choose_reader
 from cascli.models.pair import Pair
 from cascli.models.runner import Runner
-from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.autoregressive import Sampler, Written
 
 T = TypeVar("T")
 
@@ -34,7 +34,12 @@ class Ended(NamedTuple, Generic[T]):
 
 class _Asked(NamedTuple):
     role: Role
-    wanted: Wanted
+    wanted: Wanted | WantedDraft
+
+    @property
+    def kind(self) -> tuple[Role, Sampler | None]:
+        """What can be answered together."""
+        return self.role, self.wanted.sampler if isinstance(self.wanted, WantedDraft) else None
 
 
 class _Lane:
@@ -84,9 +89,12 @@ class LaneRunner(Runner):
 
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Read together with others, or a long block alone and at once."""
-        if not self._reader.shares(ids.shape[0]):
-            return self._own.forward(ids, rows)
-        return self._lanes.ask(self._role, Wanted(self._place, ids, rows))
+        if self._reader.shares(ids.shape[0]):
+            logits: Tensor = self._lanes.ask(self._role, Wanted(self._place, ids, rows))
+            return logits
+        logits = self._own.forward(ids, rows)
+        self._lanes.wait_for(self._role)
+        return logits
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
@@ -95,6 +103,29 @@ class LaneRunner(Runner):
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""
         self._reader.prepare(self._place, prompt, answer, calls, sampler)
+
+    @property
+    def capture_seconds(self) -> float | None:
+        """Time spent on capturing so far, for all lanes."""
+        return self._reader.capture_seconds
+
+
+class LaneWriter(LaneRunner):
+    """Where a reader also draws: whole drafts wait for those of the other lanes."""
+
+    draws: ClassVar[bool] = True
+
+    def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
+        """Written together with others, but for what is long to read or nobody shares."""
+        if self._reader.shares(1):
+            if not self._reader.shares(ids.shape[0]):
+                self.forward(ids[:-1], 1)
+                ids = ids[-1:]
+            together: Written = self._lanes.ask(self._role, WantedDraft(self._place, ids, sampler, u, read_last))
+            return together
+        written = self._own.write(ids, sampler, u, read_last=read_last)
+        self._lanes.wait_for(self._role)
+        return written
 
 
 class Lanes:
@@ -115,13 +146,24 @@ class Lanes:
         return {role: each.alone_because for role, each in self._readers.items() if each.alone_because}
 
     def _pair_of(self, place: int) -> Pair:
-        runners = {role: LaneRunner(self, reader, role, place) for role, reader in self._readers.items()}
+        runners: dict[Role, Runner] = {
+            role: (LaneWriter if reader.draws else LaneRunner)(self, reader, role, place)
+            for role, reader in self._readers.items()
+        }
         return self._pair.with_runners(runners, timer=self._timers[place], batch_size=self.size)
 
-    def ask(self, role: Role, wanted: Wanted) -> Tensor:
-        """Called in a lane: suspend it until a pass has read what it wants."""
-        logits: Tensor = cast(greenlet, getcurrent().parent).switch(_Asked(role, wanted))
-        return logits
+    def ask(self, role: Role, wanted: Wanted | WantedDraft) -> Any:
+        """Called in a lane: suspend it until a pass has read what it wants; the logits, or what was written."""
+        return cast(greenlet, getcurrent().parent).switch(_Asked(role, wanted))
+
+    def wait_for(self, role: Role) -> None:
+        """Until a model's device is done, so that the time that a pass takes is not counted as the next one's.
+
+        Once a pass, and not once a lane: what lanes compute between their passes is short.
+        """
+        device = self._pair.models[role].device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
     def run(self, jobs: Iterable[Callable[[Pair], T]]) -> Generator[Ended[T]]:
         """Run jobs, each with a pair of its own on the same weights; yields what they return as they end.
@@ -144,8 +186,8 @@ class Lanes:
                         yield from self._go_on(lane, self._pairs[lane.place], waiting, free)
                     if not waiting:
                         return
-                    for lane, logits in self._answered(waiting):
-                        yield from self._go_on(lane, logits, waiting, free)
+                    for lane, answer in self._answered(waiting):
+                        yield from self._go_on(lane, answer, waiting, free)
             finally:
                 with torch.inference_mode():  # which each of them has entered, and leaves now
                     for lane in waiting:
@@ -162,21 +204,27 @@ class Lanes:
             lane.asked = result
             self._timers[lane.place].leave()
 
-    def _answered(self, waiting: list[_Lane]) -> Iterator[tuple[_Lane, Tensor]]:
-        """One pass of one model for all lanes that wait for it.
+    def _answered(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written]]:
+        """One pass of one model for all lanes that wait for it, or one draft of several.
 
         The draft model's come first: once nobody waits for it, all wait for the target, whose passes are dear.
         """
-        role: Role = "draft" if any(lane.asked and lane.asked.role == "draft" for lane in waiting) else "target"
-        lanes = [lane for lane in waiting if lane.asked and lane.asked.role == role]
-        wanted = [lane.asked.wanted for lane in lanes if lane.asked]
-        start = time.perf_counter()
-        with torch.inference_mode():
-            logits = self._readers[role].read(wanted)
-        self.passes[role] += 1
-        seconds = time.perf_counter() - start
-        tokens = sum(each.ids.shape[0] for each in wanted)
-        for lane, each, rows in zip(lanes, wanted, logits, strict=True):
+        asking = [(lane, lane.asked) for lane in waiting if lane.asked]
+        kind = min((asked.kind for _, asked in asking), key=lambda each: ROLES.index(each[0]))
+        together = [(lane, asked.wanted) for lane, asked in asking if asked.kind == kind]
+        answers, seconds = self._read(kind[0], [wanted for _, wanted in together])
+        tokens = sum(wanted.tokens for _, wanted in together)
+        for (lane, wanted), answer in zip(together, answers, strict=True):
             lane.asked = None
-            self._timers[lane.place].back(seconds * each.ids.shape[0] / tokens)
-            yield lane, rows
+            self._timers[lane.place].back(seconds * wanted.tokens / tokens)
+            yield lane, answer
+
+    @torch.inference_mode()
+    def _read(self, role: Role, wanted: Sequence[Any]) -> tuple[Sequence[Tensor | Written], float]:
+        """What lanes have asked for, all reads or all drafts, and how long it took; capturing is nobody's time."""
+        reader, drafts = self._readers[role], isinstance(wanted[0], WantedDraft)
+        start, captured = time.perf_counter(), reader.capture_seconds or 0.0
+        answers = reader.write(wanted) if drafts else reader.read(wanted)
+        self.wait_for(role)
+        self.passes[role] += max(each.write.steps for each in wanted) if drafts else 1
+        return answers, time.perf_counter() - start - ((reader.capture_seconds or 0.0) - captured)

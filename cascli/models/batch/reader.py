@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cascli.errors import RunError
-from cascli.models.calls import Calls
+from cascli.models.calls import Calls, Write
 from cascli.models.memory import available
 from cascli.models.runner import Runner
-from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.autoregressive import Sampler, Written
 
 
 class Wanted(NamedTuple):
@@ -25,6 +25,33 @@ class Wanted(NamedTuple):
     """`[n]`, after what was read before."""
     rows: int
     """How many of the last tokens' logits are wanted."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads."""
+        return self.ids.shape[0]
+
+
+class WantedDraft(NamedTuple):
+    """What one text's model is to read, and to write after it: see `Runner.write`."""
+
+    place: int
+    ids: Tensor
+    """`[n]`."""
+    sampler: Sampler
+    u: Tensor
+    """A uniform for each token that it writes, float64."""
+    read_last: bool
+
+    @property
+    def write(self) -> Write:
+        """The call, without its tensors."""
+        return Write(self.ids.shape[0], self.u.shape[0], self.read_last)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model reads."""
+        return self.write.tokens
 
 
 def check_room(places: int, tokens: int, per_token: int, held: int, device: torch.device) -> None:
@@ -57,10 +84,17 @@ class Reader(ABC):
 
     alone_because: str | None = None
     """Why each text is read in passes of its own; None if they share them."""
+    draws: bool = False
+    """Whether `write` is there, which makes several passes and the draws between them at once."""
 
     def __init__(self, runners: Sequence[Runner]) -> None:
         """Take the runners of the places: one text each."""
         self.runners = runners
+
+    @property
+    def capture_seconds(self) -> float | None:
+        """Time spent on capturing so far; None for a reader that captures nothing."""
+        return None
 
     @abstractmethod
     def shares(self, n: int) -> bool:
@@ -69,6 +103,10 @@ class Reader(ABC):
     @abstractmethod
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
         """Read for several texts; the logits `[rows, vocab]` of each."""
+
+    def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
+        """Let the model write for several texts, all with the same sampler."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw")
 
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
         """As `Runner.prepare`, for one of the places."""
@@ -82,6 +120,7 @@ class OneByOne(Reader):
         """Say why."""
         super().__init__(runners)
         self.alone_because = why
+        self.draws = all(each.draws for each in runners)
 
     def shares(self, n: int) -> bool:
         """None."""

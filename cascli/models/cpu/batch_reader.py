@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from cascli.models.batch.cache import TextsCache
 from cascli.models.batch.reader import OneByOne, Reader, Wanted, check_room
-from cascli.models.cache import RewindCache, RewindLayer, States, rounded_up
+from cascli.models.cache import States, rounded_up
 from cascli.models.calls import Calls
 from cascli.models.cpu.packed_linear import PackedLinear, can_pack
 from cascli.models.cpu.row_attention import MOST_ROWS, OfTexts, attends_by_rows
@@ -113,53 +112,19 @@ def _parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted]]
     return list(parts)
 
 
-class _TextsLayer(CacheLayerMixin):
-    """A layer's states of all texts: what each row of a block adds, and what it may look at."""
-
-    def __init__(self, cache: _TextsCache, like: RewindLayer, states: States) -> None:
-        super().__init__()
-        self._cache, self._states = cache, states
-        self.is_sliding = like.is_sliding
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the states are there when they are first used."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Any, Any]:
-        """Write `[1, heads, rows, head_dim]`, each row at the end of its text."""
-        plan, states = self._cache, self._states
-        states.take(key_states, value_states, plan.longest)
-        states.keys[plan.places, :, plan.positions] = key_states[0].transpose(0, 1)
-        states.values[plan.places, :, plan.positions] = value_states[0].transpose(0, 1)
-        return OfTexts(states.keys, plan.rows), OfTexts(states.values, plan.rows)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Not asked: the rows need no mask."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Not asked: positions are given."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """No limit of its own."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """The name of `get_max_length` in older transformers."""
-        return -1
-
-
-class _TextsCache(Cache):
-    """The states of all texts for a block of rows, each of which belongs to one."""
-
-    def __init__(self, like: RewindCache, states: Sequence[States]) -> None:
-        super().__init__(layers=[_TextsLayer(self, *each) for each in zip(like.layers, states, strict=True)])
+class _TextsCache(TextsCache):
+    """Rows that attend one by one."""
 
     def begin(self, rows: Sequence[tuple[int, int]]) -> None:
         """Say which rows come: of each the place of its text, and how many tokens that has with this one."""
         self.rows = rows
         self.longest = max(end for _, end in rows)
         self.places, self.positions = torch.tensor([(place, end - 1) for place, end in rows]).unbind(1)
+
+    def seen(self, states: Tensor, window: int | None) -> OfTexts:
+        """With what each row looks at; its window attention knows."""
+        del window
+        return OfTexts(states, self.rows)
 
 
 @cache

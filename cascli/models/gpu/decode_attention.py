@@ -7,7 +7,7 @@ window is. Prompts, and blocks with a mask of their own, go through torch's kern
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from cascli import kernels
 from cascli.models.cpu.row_attention import NAME as ROWS
 from cascli.models.gpu.grouped_attention import masked_attention
+from cascli.models.gpu.texts_attention import OfTexts, attend_texts
 
 NAME = "cascli_decode"
 MOST_ROWS = 65
@@ -26,8 +27,8 @@ MOST_ROWS = 65
 def decode_attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | OfTexts,
+    value: Tensor | OfTexts,
     attention_mask: Tensor,
     *,
     scaling: float | None = None,
@@ -36,12 +37,17 @@ def decode_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention of `[1, heads, n, d]` over `[1, kv_heads, L, d]`, of which what `decode_mask` says is in use.
 
+    Tokens of several texts are told by the cache where they stand.
+
     Returns:
         `[1, n, heads, d]`, as transformers wants it.
     """
     del module, more  # the signature is transformers'
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cap = softcap or 0.0
+    if isinstance(key, OfTexts) or isinstance(value, OfTexts):
+        stand, states = cast(OfTexts, key), cast(OfTexts, value).states
+        return attend_texts(query, stand.states, states, stand.places, stand.positions, scale, stand.window, cap), None
     if attention_mask.dim() > 1:
         return masked_attention(query, key, value, attention_mask, scale, cap), None
     window = attention_mask.shape[0] if attention_mask.dim() else 0

@@ -37,6 +37,11 @@ class GraphCache:
         self._graphs: dict[Hashable, tuple[list[Tensor], Callable[[], Any]]] = {}
 
     @property
+    def count(self) -> int:
+        """How many graphs there are."""
+        return len(self._graphs)
+
+    @property
     def captures(self) -> bool:
         """Whether it captures at all."""
         return self._capture is not None
@@ -63,12 +68,17 @@ class GraphCache:
         if self._capture is None or whole in self._graphs:
             return False
         if len(self._graphs) >= self._most:
-            self._graphs.clear()
-            self._capture.renew()
+            self.clear()
         start = time.perf_counter()
         self._graphs[whole] = _captured(self._capture, function, inputs)
         self.seconds += time.perf_counter() - start
         return True
+
+    def clear(self) -> None:
+        """Drop all graphs: what they read or wrote besides their inputs has moved, or there are too many."""
+        self._graphs.clear()
+        if self._capture is not None:
+            self._capture.renew()
 
 
 def _captured(

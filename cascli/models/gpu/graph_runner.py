@@ -114,6 +114,16 @@ class GraphRunner(Runner):
         """Time spent on compiling so far; None if steps are not compiled."""
         return None if self._compiled is None else self._compiled.seconds
 
+    @property
+    def capture(self) -> Capture:
+        """What captures its steps."""
+        return self._capture
+
+    @property
+    def reads_lengths(self) -> bool:
+        """Whether its attention reads on the device how much of the cache is used."""
+        return self._any_length
+
     @torch.inference_mode()
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for a text, and capture what its decoding will need."""

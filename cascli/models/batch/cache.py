@@ -1,0 +1,66 @@
+"""The states of several texts as one cache, for blocks whose rows are tokens of any of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from cascli.models.cache import RewindCache, RewindLayer, States
+
+
+class TextsCache(Cache):
+    """What each row of a block adds, and what it may look at; says so to all layers."""
+
+    places: Tensor
+    """Of each row's text, `[n]`."""
+    positions: Tensor
+    """Of each row in its text, `[n]`."""
+    longest: int
+    """Tokens of the longest text."""
+
+    def __init__(self, like: RewindCache, states: Sequence[States]) -> None:
+        super().__init__(layers=[TextsLayer(self, *each) for each in zip(like.layers, states, strict=True)])
+
+    @abstractmethod
+    def seen(self, states: Tensor, window: int | None) -> object:
+        """Keys or values of all texts, as the attention function wants to be handed them."""
+
+
+class TextsLayer(CacheLayerMixin):
+    """One attention layer of a `TextsCache`."""
+
+    def __init__(self, cache: TextsCache, like: RewindLayer, states: States) -> None:
+        super().__init__()
+        self._cache, self._states, self._window = cache, states, like.window
+        self.is_sliding = like.is_sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the states are there when they are first used."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Any, Any]:
+        """Write `[1, heads, rows, head_dim]`, each row at its position in its text."""
+        cache, states = self._cache, self._states
+        states.take(key_states, value_states, cache.longest)
+        states.keys[cache.places, :, cache.positions] = key_states[0].transpose(0, 1)
+        states.values[cache.places, :, cache.positions] = value_states[0].transpose(0, 1)
+        return cache.seen(states.keys, self._window), cache.seen(states.values, self._window)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Not asked: the rows need no mask."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Not asked: positions are given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older transformers."""
+        return -1

@@ -1,0 +1,192 @@
+"""Several texts' new tokens in one captured pass on a GPU.
+
+All tokens are rows of one block; each attends over the states of its own text, and where it stands is data on the
+device. So one graph for a number of rows serves all texts, whatever their lengths and however many tokens each has:
+rows beyond the real ones fill the block up, in a place that no text has. A whole draft of all texts, passes and draws
+together, is one graph too: a text that wants fewer tokens than others goes on in that same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cascli.models.batch.cache import TextsCache
+from cascli.models.batch.reader import OneByOne, Reader, Wanted, WantedDraft
+from cascli.models.cache import RewindCache, States
+from cascli.models.calls import Calls
+from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.batch_draft import ALL, Drafted, Shape, draft, inputs, on_device
+from cascli.models.gpu.graph_cache import GraphCache
+from cascli.models.gpu.graph_runner import LONGEST, PREFILL, GraphRunner
+from cascli.models.gpu.texts_attention import OfTexts
+from cascli.sampling.autoregressive import Sampler, Written
+
+_BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
+"""Up to here rows are nearly free beside the weights that are read for them; beyond, there are four an octave."""
+
+
+def bucket_of(rows: int) -> int:
+    """How many rows a captured pass has that reads so many."""
+    if rows <= _BUCKETS[-1]:
+        return next(each for each in _BUCKETS if each >= rows)
+    step = 1 << ((rows - 1).bit_length() - 3)
+    return -(-rows // step) * step
+
+
+def buckets_upto(rows: int) -> list[int]:
+    """All that passes of up to so many rows may need, the largest first: they share memory best."""
+    return sorted({bucket_of(each) for each in range(1, rows + 1)}, reverse=True)
+
+
+def graph_reader(runner: GraphRunner, places: int) -> Reader:
+    """What reads for several texts with the weights of a captured runner."""
+    if not runner.reads_lengths:
+        return OneByOne([runner.fresh() for _ in range(places)], "its attention is not one that knows texts apart")
+    return GraphReader(runner, places)
+
+
+class TextRunner(EagerRunner):
+    """One text's own forward: reads what is too long to be read with others, a long prompt in pieces."""
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
+        for piece in ids.split(PREFILL):
+            logits = super().forward(piece, rows)
+        return logits
+
+
+class _TextsCache(TextsCache):
+    """Rows whose places and positions lie on the device, with room for all of them."""
+
+    longest = 1
+
+    def seen(self, states: Tensor, window: int | None) -> OfTexts:
+        """With where the rows stand."""
+        return OfTexts(states, self.places, self.positions, window or 0)
+
+
+class GraphReader(Reader):
+    """Blocks of up to `LONGEST` tokens of each text, of all texts at once; one place more than texts is for filling."""
+
+    draws = True
+
+    def __init__(self, runner: GraphRunner, places: int) -> None:
+        config = runner.model.config.get_text_config()
+        self._states = [States(places + 1) for _ in RewindCache(config).layers]
+        self._caches = [RewindCache(config, self._states, place) for place in range(places)]
+        runners = [TextRunner(runner.model, runner.vocab, runner.device, each) for each in self._caches]
+        super().__init__(runners)
+        self._model, self._device, self._spare = runners[0], runner.device, places
+        self._cache = _TextsCache(self._caches[0], self._states)
+        self._graphs = GraphCache(runner.capture.fresh())
+        self._capacity = 0
+        self._drafts: dict[Sampler, set[Shape]] = {}
+        """What was captured beforehand."""
+
+    @property
+    def capture_seconds(self) -> float:
+        """Time spent on capturing so far."""
+        return self._graphs.seconds
+
+    @property
+    def graphs(self) -> int:
+        """How many captured graphs there are."""
+        return self._graphs.count
+
+    def shares(self, n: int) -> bool:
+        """Blocks of a round; prompts are longer."""
+        return n <= LONGEST
+
+    @torch.inference_mode()
+    def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
+        """Make room for the text, and capture what passes of up to all texts will need."""
+        self.runners[place].reset()
+        self._reserve(prompt + answer)
+        texts = self._spare
+        for rows in buckets_upto(texts * max((n for n, _ in calls.reads if self.shares(n)), default=0)):
+            self._capture_read(rows)
+        writes = [each for each in calls.writes if self.shares(each.unread)]
+        if sampler is not None and writes:
+            for shape in (Shape.around(texts, writes) for texts in buckets_upto(texts)):
+                self._drafts.setdefault(sampler, set()).add(shape)
+                self._capture_draft(shape, sampler)
+
+    @torch.inference_mode()
+    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+        """One pass for all, captured at its first use if nobody has foreseen it."""
+        lengths = self._lengths(wanted)
+        stand = [
+            (each.place, start + i) for each, start in zip(wanted, lengths, strict=True) for i in range(each.tokens)
+        ]
+        n, rows = len(stand), bucket_of(len(stand))
+        self._capture_read(rows)
+        ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - n)])
+        logits = self._graphs.run("read", self._read, ids, self._table([*stand, *[(self._spare, 0)] * (rows - n)]))
+        # A copy: some texts keep what they have read while others read on.
+        parts = logits[:n].clone().split([each.tokens for each in wanted])
+        self._advance(wanted)
+        return [part[-each.rows :] for part, each in zip(parts, wanted, strict=True)]
+
+    @torch.inference_mode()
+    def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
+        """One replay for all, of as many passes as the longest draft has; captured as `read` is."""
+        lengths, sampler = self._lengths(wanted), wanted[0].sampler
+        needed = Shape.around(bucket_of(len(wanted)), [each.write for each in wanted])
+        fitting = [each for each in self._drafts.get(sampler, ()) if each.holds(needed)]
+        shape = min(fitting, key=lambda each: each.rows, default=needed)
+        self._capture_draft(shape, sampler)
+        given = inputs(self._spare, shape, wanted, lengths, self._device)
+        drafted = self._graphs.run((shape, sampler), self._draft(shape, sampler), *given)
+        self._advance(wanted)
+        return [drafted.of(i, each) for i, each in enumerate(wanted)]
+
+    def _lengths(self, wanted: Sequence[Wanted | WantedDraft]) -> list[int]:
+        """Of the texts, for whose tokens there is room now."""
+        lengths = [self._caches[each.place].length for each in wanted]
+        self._reserve(max(length + each.tokens for each, length in zip(wanted, lengths, strict=True)))
+        return lengths
+
+    def _advance(self, wanted: Sequence[Wanted | WantedDraft]) -> None:
+        for each in wanted:
+            self._caches[each.place].advance(each.tokens)
+
+    def _reserve(self, length: int) -> None:
+        """Room for texts of `length` tokens; buffers that move take the graphs with them."""
+        for each in self._states:
+            each.reserve(bucket_of(length))  # seldom, since all graphs are captured anew then
+        if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph
+            self._read(*self._filling(1))
+        if self._capacity != self._states[0].capacity:
+            self._graphs.clear()
+            self._capacity = self._states[0].capacity
+
+    def _table(self, stand: Sequence[tuple[int, int]]) -> Tensor:
+        """Places and positions `[2, n]`."""
+        return on_device(zip(*stand, strict=True), self._device).view(2, -1)
+
+    def _filling(self, rows: int) -> tuple[Tensor, Tensor]:
+        """A block without a text, for trying things out."""
+        return torch.zeros(rows, dtype=torch.long, device=self._device), self._table([(self._spare, 0)] * rows)
+
+    def _capture_read(self, rows: int) -> None:
+        self._graphs.capture("read", self._read, *self._filling(rows))
+
+    def _capture_draft(self, shape: Shape, sampler: Sampler) -> None:
+        given = inputs(self._spare, shape, [], [], self._device)
+        self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
+
+    def _read(self, ids: Tensor, stand: Tensor) -> Tensor:
+        return self._logits(ids, stand[0], stand[1], ALL)
+
+    def _draft(self, shape: Shape, sampler: Sampler) -> Callable[..., Drafted]:
+        return partial(draft, self._spare, shape, sampler, self._logits)
+
+    def _logits(self, ids: Tensor, places: Tensor, positions: Tensor, rows: Tensor | slice) -> Tensor:
+        """Logits `[m, V]` of the rows `[m]` of a block `[n]` whose tokens stand there."""
+        self._cache.places, self._cache.positions = places, positions
+        return self._model.of_rows(ids, positions, rows, self._cache)

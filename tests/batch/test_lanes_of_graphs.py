@@ -1,0 +1,207 @@
+"""Lanes of captured passes, with a tape in place of CUDA's graphs: see `tests.tape`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from cascli import Pair, generate, load_pair
+from cascli.models.batch.lanes import Lanes
+from cascli.models.batch.reader import Wanted, WantedDraft
+from cascli.models.calls import Calls, Write
+from cascli.models.choose_runner import choose_runner
+from cascli.models.gpu import batch_draft, batch_reader
+from cascli.models.gpu.batch_reader import GraphReader, bucket_of, buckets_upto, graph_reader
+from cascli.models.gpu.graph_cache import GraphCache
+from cascli.models.gpu.graph_runner import LONGEST
+from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.parameters import Sampling
+from tests.batch.test_lanes import SPECS, in_lanes, jobs
+from tests.pairs import ARCHITECTURES, pair
+from tests.tape import TapeCapture
+
+LONG = pair(300, max_position_embeddings=2048)
+
+
+def taped(config: dict[str, Any]) -> Pair:
+    """The pair with captured steps and rounds."""
+    loaded = load_pair(config, dtype="float32")
+    for model in loaded.models.values():
+        model.runner, why = choose_runner(model.model, loaded.vocab, model.device, graphs=True, capture=TapeCapture())
+        assert why is None
+    loaded.graphs = GraphCache(TapeCapture())
+    return loaded
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_answers_are_those_of_each_alone(name: str) -> None:
+    """Within rounding: of eager passes over one text, so that the tokens are the same."""
+    config = pair(300, **ARCHITECTURES[name])
+    plain, loaded = load_pair(config, dtype="float32"), taped(config)
+    for spec, temperature in SPECS if name == "gemma2" else SPECS[:2]:
+        work = jobs(spec, temperature)
+        alone = [job(plain) for job in work]
+        together, lanes = in_lanes(loaded, 3, work)
+        assert not lanes.alone_because
+        assert [run.token_ids for run in together] == [run.token_ids for run in alone], spec
+        for mine, theirs in zip(together, alone, strict=True):
+            for count in ("draft_calls", "target_calls", "total_flops", "weight_bytes_read"):
+                assert getattr(mine.metrics, count) == getattr(theirs.metrics, count), count
+            assert mine.metrics.mean_tv_to_target == pytest.approx(theirs.metrics.mean_tv_to_target, abs=1e-4)
+
+
+def test_a_whole_draft_of_all_lanes_is_one_graph() -> None:
+    loaded = taped(pair(300))
+    ask = {"prompt_ids": [5], "strategy": "speculative:k=3", "max_new_tokens": 13}
+    together, lanes = in_lanes(loaded, 4, [partial(generate, seed=i, **ask) for i in range(4)])
+    rounds = max(run.metrics.target_calls for run in together)
+    assert lanes.passes["target"] == rounds and lanes.passes["draft"] <= 3 * rounds
+    draft, target = (lanes._readers[role] for role in ("draft", "target"))
+    assert draft.graphs == len(buckets_upto(4)) == 2  # for one text, and for up to four
+    assert target.graphs == len(buckets_upto(4 * 4)) == 4
+    before = [each.capture_seconds for each in (draft, target)]
+    list(lanes.run([partial(generate, seed=9, **ask)]))
+    assert [each.capture_seconds for each in (draft, target)] == before and min(before) > 0
+    assert together[0].pair.target.capture_seconds > 0
+
+
+def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
+    """A text that comes later, and is longer, moves those that are under way; their graphs go."""
+    plain, loaded = load_pair(LONG, dtype="float32"), taped(LONG)
+    work = [
+        partial(generate, prompt_ids=[3, 4] * n, strategy="speculative:k=3", seed=n, max_new_tokens=12)
+        for n in (4, 120, 600)
+    ]
+    together, _ = in_lanes(loaded, 2, work)
+    assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
+
+
+@pytest.fixture
+def reader() -> GraphReader:
+    runner = taped(LONG).target.runner
+    made = graph_reader(runner, 3)
+    assert isinstance(made, GraphReader)
+    return made
+
+
+def test_reads_of_any_lengths_and_rewinds(reader: GraphReader) -> None:
+    """Ragged blocks, texts that do not read, rows that are not wanted, and blocks that nobody has foreseen."""
+    plain = [load_pair(LONG, dtype="float32").target.runner.fresh() for _ in range(3)]
+    texts = torch.randint(0, 300, (3, 400), generator=torch.Generator().manual_seed(0))
+    for place, prompt in enumerate((1, 40, 255)):
+        reader.prepare(place, prompt, 20, Calls(reads=[(5, 5)]), None)
+        for runner in (plain[place], reader.runners[place]):
+            runner.forward(texts[place, :prompt], 1)
+    rounds = [{0: (5, 5), 1: (1, 1), 2: (3, 2)}, {2: (5, 1)}, {1: (4, 4), 0: (2, 1)}, {0: (LONGEST, 3), 2: (1, 1)}]
+    for blocks in rounds:
+        wanted, expected = [], []
+        for place, (n, rows) in blocks.items():
+            start = max(plain[place].length - 2, 1)
+            plain[place].truncate(start), reader.runners[place].truncate(start)
+            ids = texts[place, start : start + n]
+            wanted.append(Wanted(place, ids, rows))
+            expected.append(plain[place].forward(ids, rows))
+        for found, exact in zip(reader.read(wanted), expected, strict=True):
+            torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+        assert [each.length for each in reader.runners] == [each.length for each in plain]
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_drafts_of_any_lengths(with_base: bool, reader: GraphReader) -> None:
+    """Ragged in all that a draft has; of shapes that were foreseen, and one that was not."""
+    plain = [load_pair(LONG, dtype="float32").target.runner.fresh() for _ in range(3)]
+    law, generator = Sampler(Sampling(0.7), reads_base=with_base), torch.Generator().manual_seed(0)
+    texts = torch.randint(0, 300, (3, 400), generator=generator)
+    for place, prompt in enumerate((1, 40, 250)):
+        reader.prepare(place, prompt, 60, Calls(writes=[Write(2, 3), Write(1, 3), Write(1, 1)]), law)
+        for runner in (plain[place], reader.runners[place]):
+            runner.forward(texts[place, :prompt], 1)
+    kinds = [
+        {0: Write(1, 3), 1: Write(2, 3), 2: Write(1, 1)},
+        {2: Write(2, 0, True), 0: Write(1, 2, True)},
+        {1: Write(1, 1)},
+        {1: Write(4, 5, True), 2: Write(1, 1)},
+    ]
+    for writes in kinds:
+        wanted, expected = [], []
+        for place, write in writes.items():
+            u = torch.rand(write.drawn, generator=generator, dtype=torch.float64)
+            ids = texts[place, 300 : 300 + write.unread]
+            wanted.append(WantedDraft(place, ids, law, u, write.read_last))
+            expected.append(plain[place].write(ids, law, u, read_last=write.read_last))
+        for found, exact in zip(reader.write(wanted), expected, strict=True):
+            assert found.tokens.tolist() == exact.tokens.tolist()
+            assert (found.base is found.probs) is not with_base
+            for mine, theirs in zip(found[1:], exact[1:], strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert [each.length for each in reader.runners] == [each.length for each in plain]
+
+
+def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -> None:
+    law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3], dtype=torch.float64)
+    ids = torch.tensor([7])
+    [logits] = reader.read([Wanted(0, ids, 1)])
+    [written] = reader.write([WantedDraft(0, ids, law, u, False)])
+    kept = logits.clone(), written.probs.clone(), written.tokens.clone()
+    reader.read([Wanted(1, torch.tensor([9]), 1)])
+    reader.write([WantedDraft(1, torch.tensor([11]), law, 1 - u, False)])
+    assert all(map(torch.equal, (logits, written.probs, written.tokens), kept))
+
+
+def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascli.models.gpu.decode_attention.can_decode", lambda _: False)
+    loaded, work = taped(pair(300)), jobs("speculative:k=2", 1.0)[:3]
+    together, lanes = in_lanes(loaded, 2, work)
+    assert "attention" in lanes.alone_because["target"] and not any(lanes.passes.values())
+    plain = load_pair(pair(300), dtype="float32")
+    assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
+
+
+def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has foreseen is captured while lanes wait: their share of the pass is without it."""
+    lanes = Lanes(taped(pair(300)), 2)
+    reader = lanes._readers["target"]
+    captured = GraphReader._capture_read
+
+    def slowly(self: GraphReader, rows: int) -> None:
+        captured(self, rows)
+        self._graphs.seconds += 1000.0
+
+    monkeypatch.setattr(GraphReader, "_capture_read", slowly)
+    [logits], seconds = lanes._read("target", [Wanted(0, torch.tensor([3]), 1)])
+    assert seconds < -900 and logits.shape[0] == 1 and reader.capture_seconds > 1000
+
+
+def test_buckets() -> None:
+    asked = (1, 2, 4, 5, 33, 65, 97, 128, 129, 193, 257, 2304)
+    assert [bucket_of(n) for n in asked] == [1, 4, 4, 8, 64, 96, 128, 128, 160, 224, 320, 2560]
+    assert buckets_upto(80) == [96, 64, 32, 16, 8, 4, 1] and buckets_upto(0) == []
+    assert len(buckets_upto(2304)) < 30  # of 64 that are kept: one text's preparation must not drop its own
+
+
+@pytest.mark.parametrize("bug", ["neighbour", "position", "filling", "uniforms"])
+def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_of, inputs = GraphReader._logits, batch_draft.inputs
+
+    def misplaced(self: GraphReader, ids: Any, places: Any, positions: Any, rows: Any) -> torch.Tensor:
+        if bug == "neighbour":
+            places = (places + 1) % 3
+        if bug == "position":
+            positions = positions + 1
+        if bug == "filling":  # rows without a text write into the first one
+            places = places.where(places != self._spare, 0)
+        return logits_of(self, ids, places, positions, rows)
+
+    def mixed(*args: Any) -> list[torch.Tensor]:
+        ids, u, table = inputs(*args)
+        return [ids, u.flip(0) if bug == "uniforms" else u, table]
+
+    monkeypatch.setattr(GraphReader, "_logits", misplaced)
+    monkeypatch.setattr(batch_reader, "inputs", mixed)
+    work = jobs("speculative:k=3", 1.0)[:4]
+    plain = load_pair(pair(300), dtype="float32")
+    together, _ = in_lanes(taped(pair(300)), 3, work)
+    assert [run.token_ids for run in together] != [job(plain).token_ids for job in work]
