@@ -65,7 +65,7 @@ class EagerRunner(Runner):
             cache: knows what each token may look at.
         """
         # A mask of four dimensions is passed on as it is: attention by rows needs none.
-        logits = self._logits(ids, positions, rows, cache, attention_mask=torch.empty(1, 1, 0, 0))
+        logits = self._logits(ids, positions, rows, cache, attention_mask=ids.new_empty(1, 1, 0, 0))
         return logits if "logits_to_keep" in self._takes else logits[rows]
 
     def _logits(self, ids: Tensor, positions: Tensor, keep: int | Tensor | slice, cache: Cache, **more: Any) -> Tensor:

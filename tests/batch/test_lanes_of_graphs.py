@@ -90,12 +90,13 @@ def reader() -> GraphReader:
 def test_reads_of_any_lengths_and_rewinds(reader: GraphReader) -> None:
     """Ragged blocks, texts that do not read, rows that are not wanted, and blocks that nobody has foreseen."""
     plain = [load_pair(LONG, dtype="float32").target.runner.fresh() for _ in range(3)]
-    texts = torch.randint(0, 300, (3, 400), generator=torch.Generator().manual_seed(0))
+    texts = torch.randint(0, 300, (3, 600), generator=torch.Generator().manual_seed(0))
     for place, prompt in enumerate((1, 40, 255)):
         reader.prepare(place, prompt, 20, Calls(reads=[(5, 5)]), None)
         for runner in (plain[place], reader.runners[place]):
             runner.forward(texts[place, :prompt], 1)
     rounds = [{0: (5, 5), 1: (1, 1), 2: (3, 2)}, {2: (5, 1)}, {1: (4, 4), 0: (2, 1)}, {0: (LONGEST, 3), 2: (1, 1)}]
+    rounds += [{1: (200, 1), 0: (3, 3), 2: (90, 2)}, {0: (150, 140)}]  # prompts beside rounds; more rows than are kept
     for blocks in rounds:
         wanted, expected = [], []
         for place, (n, rows) in blocks.items():
@@ -151,6 +152,26 @@ def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -
     assert all(map(torch.equal, (logits, written.probs, written.tokens), kept))
 
 
+def test_prompts_are_read_together_by_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not long; a pass that reads one takes no more rows than the longest of them."""
+    passes = list[int]()
+    of_pass = GraphReader._pass
+
+    def counted(self: GraphReader, wanted: Any) -> list[torch.Tensor]:
+        passes.append(sum(each.tokens for each in wanted))
+        return of_pass(self, wanted)
+
+    monkeypatch.setattr(GraphReader, "_pass", counted)
+    monkeypatch.setattr(batch_reader, "_PROMPT", 100)
+    plain, loaded = load_pair(LONG, dtype="float32"), taped(LONG)
+    prompts = [[3] * n for n in (71, 71, 11, 131)]
+    ask = {"strategy": "target", "temperature": 0.0, "max_new_tokens": 3}
+    work = [partial(generate, prompt_ids=ids, **ask) for ids in prompts]
+    together, _ = in_lanes(loaded, 4, work)
+    assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
+    assert passes == [70, 70 + 10]
+
+
 def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascli.models.gpu.decode_attention.can_decode", lambda _: False)
     loaded, work = taped(pair(300)), jobs("speculative:k=2", 1.0)[:3]
@@ -166,8 +187,8 @@ def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = lanes._readers["target"]
     captured = GraphReader._capture_read
 
-    def slowly(self: GraphReader, rows: int) -> None:
-        captured(self, rows)
+    def slowly(self: GraphReader, rows: int, kept: int) -> None:
+        captured(self, rows, kept)
         self._graphs.seconds += 1000.0
 
     monkeypatch.setattr(GraphReader, "_capture_read", slowly)

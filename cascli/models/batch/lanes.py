@@ -23,6 +23,9 @@ from cascli.sampling.autoregressive import Sampler, Written
 
 T = TypeVar("T")
 
+_UNREAD = 2
+"""What a round leaves unread at most: drafts of all lanes begin with blocks of this length."""
+
 
 class Ended(NamedTuple, Generic[T]):
     """What has become of a job."""
@@ -118,7 +121,7 @@ class LaneWriter(LaneRunner):
     def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
         """Written together with others, but for what is long to read or nobody shares."""
         if self._reader.shares(1):
-            if not self._reader.shares(ids.shape[0]):
+            if ids.shape[0] > _UNREAD:
                 self.forward(ids[:-1], 1)
                 ids = ids[-1:]
             together: Written = self._lanes.ask(self._role, WantedDraft(self._place, ids, sampler, u, read_last))

@@ -79,6 +79,21 @@ def check_room(places: int, tokens: int, per_token: int, held: int, device: torc
     )
 
 
+def in_parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted]]:
+    """Texts in as few groups as there may be, of at most so many tokens; one group if None."""
+    if most is None:
+        return [wanted]
+    parts: list[list[Wanted]] = []
+    room = 0
+    for each in wanted:
+        room -= each.ids.shape[0]
+        if room < 0 or not parts:
+            parts.append([])
+            room = most - each.ids.shape[0]
+        parts[-1].append(each)
+    return list(parts)
+
+
 class Reader(ABC):
     """One model with the caches of several texts, a runner for each."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascli.models.batch.cache import TextsCache
-from cascli.models.batch.reader import OneByOne, Reader, Wanted, check_room
+from cascli.models.batch.reader import OneByOne, Reader, Wanted, check_room, in_parts
 from cascli.models.cache import States, rounded_up
 from cascli.models.calls import Calls
 from cascli.models.cpu.packed_linear import PackedLinear, can_pack
@@ -79,7 +79,7 @@ class RowReader(Reader):
 
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
         """One pass, or as many as the processor's kernels need to give a row the same bits in any block."""
-        return [logits for part in _parts(wanted, self._most) for logits in self._pass(part)]
+        return [logits for part in in_parts(wanted, self._most) for logits in self._pass(part)]
 
     def _pass(self, wanted: Sequence[Wanted]) -> list[Tensor]:
         lengths = [self._caches[each.place].length for each in wanted]
@@ -95,21 +95,6 @@ class RowReader(Reader):
         for each in wanted:
             self._caches[each.place].advance(each.ids.shape[0])
         return list(logits.split([each.rows for each in wanted]))
-
-
-def _parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted]]:
-    """Texts in as few groups as there may be, of at most so many tokens; one group if None."""
-    if most is None:
-        return [wanted]
-    parts: list[list[Wanted]] = []
-    room = 0
-    for each in wanted:
-        room -= each.ids.shape[0]
-        if room < 0 or not parts:
-            parts.append([])
-            room = most - each.ids.shape[0]
-        parts[-1].append(each)
-    return list(parts)
 
 
 class _TextsCache(TextsCache):

@@ -76,8 +76,8 @@ def draft(
         drawn.append(sampler.draw(logits, u[which]))
         token = drawn[-1].token
         if i < shape.steps and token is not None:
-            goes_on = i < steps
-            logits = logits_of(token, place.where(goes_on, spare), (at + (i - 1)).where(goes_on, 0), ALL)
+            ended = i >= steps
+            logits = logits_of(token, place.masked_fill(ended, spare), (at + (i - 1)).masked_fill(ended, 0), ALL)
     tokens, probs, base, largest = (list(column) for column in zip(*drawn, strict=True))
     return Drafted(tokens, probs, base if sampler.reads_base else [], largest)
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from cascli.models.batch.cache import TextsCache
-from cascli.models.batch.reader import OneByOne, Reader, Wanted, WantedDraft
+from cascli.models.batch.reader import OneByOne, Reader, Wanted, WantedDraft, in_parts
 from cascli.models.cache import RewindCache, States
 from cascli.models.calls import Calls
 from cascli.models.eager_runner import EagerRunner
-from cascli.models.gpu.batch_draft import ALL, Drafted, Shape, draft, inputs, on_device
+from cascli.models.gpu.batch_draft import Drafted, Shape, draft, inputs, on_device
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST, PREFILL, GraphRunner
 from cascli.models.gpu.texts_attention import OfTexts
@@ -27,6 +27,14 @@ from cascli.sampling.autoregressive import Sampler, Written
 
 _BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
 """Up to here rows are nearly free beside the weights that are read for them; beyond, there are four an octave."""
+
+_PROMPT = 512
+"""The longest prompt that is read together with other texts' tokens, and the most rows of a pass that reads one.
+
+Without a graph a prompt of a few tokens takes as long as one of some hundred, which is as long as several rounds.
+"""
+_KEPT = 128
+"""Rows of logits of a pass, unless more are wanted: a prompt's are not."""
 
 
 def bucket_of(rows: int) -> int:
@@ -71,7 +79,7 @@ class _TextsCache(TextsCache):
 
 
 class GraphReader(Reader):
-    """Blocks of up to `LONGEST` tokens of each text, of all texts at once; one place more than texts is for filling."""
+    """Blocks of all texts at once, short prompts among them; there is one place more than texts, for filling."""
 
     draws = True
 
@@ -99,8 +107,8 @@ class GraphReader(Reader):
         return self._graphs.count
 
     def shares(self, n: int) -> bool:
-        """Blocks of a round; prompts are longer."""
-        return n <= LONGEST
+        """Blocks of a round, and prompts that are not long."""
+        return n <= _PROMPT
 
     @torch.inference_mode()
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
@@ -108,9 +116,9 @@ class GraphReader(Reader):
         self.runners[place].reset()
         self._reserve(prompt + answer)
         texts = self._spare
-        for rows in buckets_upto(texts * max((n for n, _ in calls.reads if self.shares(n)), default=0)):
-            self._capture_read(rows)
-        writes = [each for each in calls.writes if self.shares(each.unread)]
+        for rows in buckets_upto(texts * max((n for n, _ in calls.reads if n <= LONGEST), default=0)):
+            self._capture_read(rows, rows)
+        writes = [each for each in calls.writes if each.unread <= LONGEST]
         if sampler is not None and writes:
             for shape in (Shape.around(texts, writes) for texts in buckets_upto(texts)):
                 self._drafts.setdefault(sampler, set()).add(shape)
@@ -118,19 +126,25 @@ class GraphReader(Reader):
 
     @torch.inference_mode()
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        """One pass for all, captured at its first use if nobody has foreseen it."""
+        """One pass for all, captured at its first use if nobody has foreseen it; several where there are prompts."""
+        most = _PROMPT if any(each.tokens > LONGEST for each in wanted) else None
+        return [logits for part in in_parts(wanted, most) for logits in self._pass(part)]
+
+    def _pass(self, wanted: Sequence[Wanted]) -> list[Tensor]:
         lengths = self._lengths(wanted)
-        stand = [
-            (each.place, start + i) for each, start in zip(wanted, lengths, strict=True) for i in range(each.tokens)
-        ]
-        n, rows = len(stand), bucket_of(len(stand))
-        self._capture_read(rows)
-        ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - n)])
-        logits = self._graphs.run("read", self._read, ids, self._table([*stand, *[(self._spare, 0)] * (rows - n)]))
+        stand, kept = list[tuple[int, int]](), list[int]()
+        for each, length in zip(wanted, lengths, strict=True):
+            stand += [(each.place, length + i) for i in range(each.tokens)]
+            kept += range(len(stand) - each.rows, len(stand))
+        rows, n = bucket_of(len(stand)), len(kept)
+        most = rows if rows <= _KEPT else min(rows, bucket_of(max(n, _KEPT)))
+        self._capture_read(rows, most)
+        ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - len(stand))])
+        table = self._table([*stand, *[(self._spare, 0)] * (rows - len(stand))], [*kept, *[0] * (most - n)])
         # A copy: some texts keep what they have read while others read on.
-        parts = logits[:n].clone().split([each.tokens for each in wanted])
+        logits = self._graphs.run("read", self._read, ids, table)[:n].clone()
         self._advance(wanted)
-        return [part[-each.rows :] for part, each in zip(parts, wanted, strict=True)]
+        return list(logits.split([each.rows for each in wanted]))
 
     @torch.inference_mode()
     def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
@@ -160,28 +174,31 @@ class GraphReader(Reader):
         for each in self._states:
             each.reserve(bucket_of(length))  # seldom, since all graphs are captured anew then
         if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph
-            self._read(*self._filling(1))
+            self._read(*self._filling(1, 1))
         if self._capacity != self._states[0].capacity:
             self._graphs.clear()
             self._capacity = self._states[0].capacity
 
-    def _table(self, stand: Sequence[tuple[int, int]]) -> Tensor:
-        """Places and positions `[2, n]`."""
-        return on_device(zip(*stand, strict=True), self._device).view(2, -1)
+    def _table(self, stand: Sequence[tuple[int, int]], kept: Sequence[int]) -> Tensor:
+        """Of n rows the places and positions, and those whose logits are wanted."""
+        return on_device([*zip(*stand, strict=True), kept], self._device)
 
-    def _filling(self, rows: int) -> tuple[Tensor, Tensor]:
+    def _filling(self, rows: int, kept: int) -> tuple[Tensor, Tensor]:
         """A block without a text, for trying things out."""
-        return torch.zeros(rows, dtype=torch.long, device=self._device), self._table([(self._spare, 0)] * rows)
+        ids = torch.zeros(rows, dtype=torch.long, device=self._device)
+        return ids, self._table([(self._spare, 0)] * rows, [0] * kept)
 
-    def _capture_read(self, rows: int) -> None:
-        self._graphs.capture("read", self._read, *self._filling(rows))
+    def _capture_read(self, rows: int, kept: int) -> None:
+        self._graphs.capture("read", self._read, *self._filling(rows, kept))
 
     def _capture_draft(self, shape: Shape, sampler: Sampler) -> None:
         given = inputs(self._spare, shape, [], [], self._device)
         self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
 
-    def _read(self, ids: Tensor, stand: Tensor) -> Tensor:
-        return self._logits(ids, stand[0], stand[1], ALL)
+    def _read(self, ids: Tensor, table: Tensor) -> Tensor:
+        n = ids.shape[0]
+        places, positions, kept = table.split([n, n, table.shape[0] - 2 * n])
+        return self._logits(ids, places, positions, kept)
 
     def _draft(self, shape: Shape, sampler: Sampler) -> Callable[..., Drafted]:
         return partial(draft, self._spare, shape, sampler, self._logits)
