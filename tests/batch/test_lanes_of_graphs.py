@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
+from cascli.errors import RunError
+from cascli.jobs.batch_profile import batch_profiles
 from cascli.models.batch.lanes import Lanes
 from cascli.models.batch.reader import Wanted, WantedDraft
 from cascli.models.calls import Calls, Write
@@ -77,6 +79,27 @@ def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
     ]
     together, _ = in_lanes(loaded, 2, work)
     assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
+
+
+def test_texts_that_have_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what they hold already, and with the place that no text has."""
+    reader = graph_reader(taped(LONG).target.runner, 3)
+    prepare = partial(reader.prepare, 0, answer=20, calls=Calls(), sampler=None)
+    prepare(200)
+    layers = reader._states
+    per_token = sum(each.keys[0, :, 0].nbytes + each.values[0, :, 0].nbytes for each in layers)
+    monkeypatch.setattr("cascli.models.batch.reader.available", lambda _: (3 * 512 - 4 * 256) * per_token)
+    with pytest.raises(RunError, match=r"a batch of 3 does not fit: caches of 512 .*\n.*a batch of 2 or fewer"):
+        prepare(400)
+    monkeypatch.setattr("cascli.models.batch.reader.available", lambda _: 4 * 256 * per_token)
+    prepare(400)
+    assert layers[0].capacity == 512
+
+
+def test_step_times_in_batches() -> None:
+    single, three = batch_profiles(taped(LONG), 300, (1, 3), blocks=(1, 5), repeats=1)
+    assert single.context == three.context == 300 and three.batch_size == 3
+    assert set(three.target) == set(single.target) and set(three.draft) == set(single.draft)
 
 
 @pytest.fixture

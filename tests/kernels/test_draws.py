@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -35,18 +37,18 @@ def assert_plain(width: int, temperature: float, dtype: torch.dtype, where: torc
         assert token.item() == distributions.sample(probs, at).item() and max_logit == logits.max().float()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_rows_are_drawn_as_each_alone(temperature: float, dtype: torch.dtype, where: torch.device) -> None:
-    """Of several texts: rows cut out of wider ones, each with its own uniform."""
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(0.7, 40, 0.9)], ids=str)
+def test_rows_are_drawn_as_each_alone(sampling: Sampling, dtype: torch.dtype, where: torch.device) -> None:
+    """Of several texts: rows cut out of wider ones, each with its own uniform, and cut off where it is alone."""
     from cascli.kernels.draws import draw
 
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(5, 3100, generator=generator)).to(where, dtype)[:, :3000]
     u = torch.rand(5, generator=generator, dtype=torch.float64).to(where)
-    together = draw(logits, temperature, u, with_base=True)
+    together = draw(logits, u=u, with_base=True, **asdict(sampling))
     assert len(set(together[0].tolist())) > 2
     for i in range(5):
-        alone = draw(logits[i : i + 1], temperature, u[i : i + 1], with_base=True)
+        alone = draw(logits[i : i + 1], u=u[i : i + 1], with_base=True, **asdict(sampling))
         assert all(torch.equal(mine[i : i + 1], theirs) for mine, theirs in zip(together, alone, strict=True))
 
 

@@ -39,7 +39,7 @@ def read_and_written(config: dict[str, Any]) -> tuple[list[torch.Tensor], list[W
     ids, u = torch.arange(40), torch.rand(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     reader.runners[1].forward(ids[:20], 1)
     logits = reader.read([Wanted(1, ids[20:22], 2), Wanted(0, ids[:1], 1)])
-    law = Sampler(Sampling(0.8), reads_base=True)
+    law = Sampler(Sampling(0.8, top_k=50, top_p=0.9), reads_base=True)
     drafts = [WantedDraft(2, ids[5:7], law, u[:1], False), WantedDraft(1, ids[22:23], law, u, False)]
     return logits, reader.write(drafts)
 

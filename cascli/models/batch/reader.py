@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cascli.errors import RunError
+from cascli.models.cache import States
 from cascli.models.calls import Calls, Write
 from cascli.models.memory import available
 from cascli.models.runner import Runner
@@ -54,28 +55,28 @@ class WantedDraft(NamedTuple):
         return self.write.tokens
 
 
-def check_room(places: int, tokens: int, per_token: int, held: int, device: torch.device) -> None:
+def check_room(states: States, texts: int, tokens: int, per_token: int, device: torch.device) -> None:
     """Refuse a batch whose caches have no room, before they are made: a system that is out of memory says nothing.
 
     Args:
-        places: texts at once.
-        tokens: of the longest of them, its answer included.
-        per_token: bytes of keys and values.
-        held: bytes that the caches have already.
+        states: of one layer, with a place for each text and perhaps more.
+        texts: at once.
+        tokens: that each place is to have room for.
+        per_token: bytes of keys and values, of all layers.
         device: where they are.
 
     Raises:
         RunError: there is no room; says for how many there is.
     """
     free = available(device)
-    needed = places * tokens * per_token
+    needed, held = (states.places * each * per_token for each in (tokens, states.capacity))
     if free is None or needed - held <= free:
         return
-    fits = (free + held) // (tokens * per_token)
+    fits = (free + held) // (tokens * per_token) - (states.places - texts)
     raise RunError(
-        f"a batch of {places} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
+        f"a batch of {texts} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
         f" and {(free + held) / 1e9:.1f} GB are free.\n"
-        + (f"Take a batch of {fits} or fewer, or shorter answers." if fits else "Take shorter answers or prompts.")
+        + (f"Take a batch of {fits} or fewer, or shorter answers." if fits > 0 else "Take shorter answers or prompts.")
     )
 
 

@@ -70,10 +70,8 @@ class RowReader(Reader):
             RunError: there is not so much memory.
         """
         del place, calls, sampler
-        first = self._states[0]
-        tokens = max(rounded_up(prompt + answer), first.capacity)
-        held = first.places * first.capacity * self._per_token
-        check_room(first.places, tokens, self._per_token, held, self._runner.device)
+        tokens = rounded_up(prompt + answer)
+        check_room(self._states[0], len(self.runners), tokens, self._per_token, self._runner.device)
         for each in self._states:
             each.reserve(tokens)
 
