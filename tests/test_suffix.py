@@ -1,4 +1,4 @@
-"""Drafts by counts of what followed: the counts, that the q which is verified is the one drawn from, and greedy text."""
+"""Drafts by counts of what followed: the counts, that q is what is drawn from, and greedy text."""
 
 from __future__ import annotations
 

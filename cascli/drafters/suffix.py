@@ -74,9 +74,7 @@ def _logits(s: Session, counts: Counter[int]) -> Tensor:
     return logits
 
 
-def followers(
-    text: Sequence[int], eos_ids: Collection[int], max_suffix: int = 24, min_suffix: int = 1
-) -> Counter[int]:
+def followers(text: Sequence[int], eos_ids: Collection[int], max_suffix: int = 24, min_suffix: int = 1) -> Counter[int]:
     """How often each token followed the text's longest suffix that occurred before; tokens that end texts not counted.
 
     Whatever follows a suffix follows its own suffixes too, so that the length is found from short to long.

@@ -26,7 +26,7 @@ from cascli.models.pair import Pair
 from cascli.prompts import Prompt, apart
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
-from cascli.trace import Handover, Run, now
+from cascli.trace import Handover, Run, block_length, now
 
 WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
@@ -220,7 +220,7 @@ class Repeats:
         """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
         ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
         for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
-            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
             decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids))
 
     def run(self, on_event: OnEvent | None = None) -> None:
@@ -282,7 +282,7 @@ class Repeats:
             return None
         context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
         room = None if self._pair.context is None else self._pair.context - context
-        ks = {int(run.params["k"]) for run in runs if "k" in run.params}
+        ks = {block_length(run.params) for run in runs if "k" in run.params}
         return profile(
             self._pair, context, blocks=blocks_for(ks, room), repeats=PROFILE_REPEATS, on_progress=on_progress
         )
@@ -317,7 +317,7 @@ def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
 def _unlike(strategies: Sequence[Strategy]) -> list[Strategy]:
     """Strategies whose calls are longer than those of the ones before: the others find everything warm."""
     chosen, known = [], dict.fromkeys(ROLES, 0)
-    for strategy in sorted(strategies, key=lambda each: -each.params.get("k", 0)):
+    for strategy in sorted(strategies, key=lambda each: -block_length(each.params)):
         calls = {role: _longest(strategy.calls(role)) for role in ROLES}
         if any(calls[role] > known[role] for role in ROLES):
             chosen.append(strategy)

@@ -27,7 +27,7 @@ from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Example, Task
 from cascli.sweeps.units import Unit
-from cascli.trace import Run
+from cascli.trace import Run, block_length
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -105,7 +105,7 @@ class Worker:
         if cell.strategy not in self._warm:
             self._warm.add(cell.strategy)
             strategy = parse(cell.strategy)
-            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
             first = Example(problem.id, problem.prompt)
             answers(self._pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
 
