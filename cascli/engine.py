@@ -185,6 +185,7 @@ class Decoding:
             strategy=self.strategy.name,
             params=self.strategy.params,
             oracle=self.strategy.oracle,
+            depends_on_rounds=self.strategy.depends_on_rounds,
             pair=self.pair.info,
             sampling=SamplingInfo(
                 temperature=request.sampling.temperature,

@@ -379,8 +379,8 @@ class Run(Document):
 
     kind: ClassVar[str] = "run"
 
-    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3"] = Field(
-        "cascli.run/1.3", alias="schema"
+    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3", "cascli.run/1.4"] = (
+        Field("cascli.run/1.4", alias="schema")
     )
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
@@ -390,6 +390,9 @@ class Run(Document):
     params: dict[str, Any]
     oracle: bool = False
     """Whether the strategy used what it could not know if it saved what it claims to save."""
+    depends_on_rounds: bool = False
+    """Whether its drafts, and with them its output distribution, depend on where rounds begin: it is then no function
+    of the text before a token, and another one with another k."""
     pair: PairInfo
     sampling: SamplingInfo
     prompt: str | None

@@ -28,7 +28,8 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         f"; deferral rate {number(m.deferral_rate)}"
     )
     mean, largest = tv(m.mean_tv_to_target), tv(m.max_tv_to_target)
-    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}"
+    rounds = "; its law depends on the rounds" if run.depends_on_rounds and not m.lossless else ""
+    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}{rounds}"
     s = m.seconds
     yield (
         f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "

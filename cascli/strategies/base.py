@@ -118,6 +118,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def depends_on_rounds(self) -> bool:
+        """Whether the output distribution is no function of the text alone, but of where rounds begin too."""
+        return False
+
+    @property
     def tentative(self) -> bool:
         """Whether the first answer may be withdrawn, so that it should not be shown as the result."""
         return False
@@ -168,8 +173,13 @@ class Strategy(ABC):
         """Capture what `graphs` will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
         del graphs, sampling, logits
 
+    @property
+    def needs_costs(self) -> bool:
+        """Whether it goes by what steps of the two models cost."""
+        return False
+
     def costs(self, pair: Pair) -> StepCosts | None:
-        """What steps cost, if it goes by that."""
+        """What steps cost, for a strategy that goes by it."""
         del pair
         return None
 
@@ -244,6 +254,11 @@ class Speculating(Strategy):
         """The rule whose distribution drafted tokens are checked against."""
 
     @property
+    def depends_on_rounds(self) -> bool:
+        """Whether the drafter's q does, and the rule makes pi of it."""
+        return not self.draft.by_prefix and self.verification_rule.reads_draft
+
+    @property
     def longest(self) -> int:
         """The most tokens that a round drafts."""
         return AUTO_DRAFTED if self.k == "auto" else self.k
@@ -272,11 +287,16 @@ class Speculating(Strategy):
 
         capture_round(graphs, self.verification_rule, sampling, self.longest, logits, by_block=self.by_block)
 
+    @property
+    def needs_costs(self) -> bool:
+        """Whether its stop does."""
+        return self.stop.needs_costs
+
     def costs(self, pair: Pair) -> StepCosts | None:
-        """If its stop asks for them."""
+        """Those of its rounds, if its stop goes by them."""
         from cascli.models.step_costs import step_costs
 
-        if not self.stop.needs_costs:
+        if not self.needs_costs:
             return None
         return step_costs(pair, self.longest, self.draft.cost, reads_last=self.verification_rule.reads_draft)
 
