@@ -1,9 +1,9 @@
 """Whether a stop drafts as well as the best fixed k, kind of task by kind of task.
 
-`python -m benchmarks.draft_length -o FILE.json`. For each of the six kinds of built-in prompts all lengths and stops are
-under way at once, in slices of equal time; speeds are those of whole answers over the target's. The best fixed k is known
-afterwards only, for each kind its own: a stop that comes within 3% of it everywhere needs no such knowledge. The
-bound is that of drafts which know what will be kept.
+`python -m benchmarks.draft_length -o FILE.json`. For each of the six kinds of built-in prompts all lengths and stops
+are under way at once, in slices of equal time; speeds are those of whole answers over the target's. The best fixed k is
+known afterwards only, for each kind its own: a stop that comes within 3% of it everywhere needs no such knowledge.
+The bound is that of drafts which know what will be kept.
 """
 
 from __future__ import annotations

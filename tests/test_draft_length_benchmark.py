@@ -18,8 +18,8 @@ def test_every_kind_has_its_best_length_and_its_stops(
     monkeypatch.setattr(sys, "argv", ["benchmarks/draft_length.py", "-c", "tiny-random"])
     before, out = torch.get_num_threads(), tmp_path / "found.json"
     draft_length.main(
-        ["-c", "tiny-random", "--dtype", "float32", "-k", "1", "2", "--stops", "rate", "max-q", "--kinds", "summary", "code",
-         "--prompts", "2", "--max-new-tokens", "8", "--runs", "1", "-o", str(out)]
+        ["-c", "tiny-random", "--dtype", "float32", "-k", "1", "2", "--stops", "rate", "max-q", "--kinds", "summary",
+         "code", "--prompts", "2", "--max-new-tokens", "8", "--runs", "1", "-o", str(out)]
     )  # fmt: skip
     torch.set_num_threads(before)
     *told, last = capsys.readouterr().out.splitlines()

@@ -12,12 +12,15 @@ import pytest
 from cascli import generate, load_pair, stops
 from cascli.analysis import theory
 from cascli.analysis.profile import Profile, Timing
+from cascli.engine import Decoding, Request
 from cascli.errors import UsageError
+from cascli.sampling.parameters import Sampling
 from cascli.stops.base import Stopping
 from cascli.stops.rate import Rate
 from cascli.strategies import parse
 from cascli.trace import Run, StepCosts, block_length
 from tests.pairs import model, pair
+from tests.test_graph_runner import recorded
 
 COSTS = StepCosts(c=0.2, v=[1 + 0.05 * n for n in range(17)], measured=True)
 
@@ -192,3 +195,23 @@ def test_greedy_texts_are_the_targets_whatever_the_length(name: str) -> None:
         assert run.token_ids == wanted.token_ids and run.metrics.lossless
         assert len(run.metrics.acceptance_histogram or [0] * 17) == 17
         assert math.isfinite(run.metrics.seconds.total)
+
+
+@pytest.mark.parametrize("stop", ["max-q,least_q=0.05", "confidence,least_q=0.02", "heuristic", "rate"])
+@pytest.mark.parametrize("rule", ["speculative:", "speculative-cascade:rule=token-v3,alpha=0.3,"])
+def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
+    """As on a GPU, with a tape in place of its graphs: what was prepared is all that is recorded while it decodes."""
+    plain, taped = load_pair(pair()), recorded(load_pair(pair()))
+    for loaded in (plain, taped):
+        loaded.steps = Profile(context=9, draft={1: timing(0.05)}, target={n: timing(1.0) for n in (1, 17)})
+    strategy = parse(f"{rule}stop={stop},k=6")
+    ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 30}
+    wanted = generate(plain, strategy=strategy, **ask)
+    Decoding(taped, strategy, Request(prompt_ids=[5, 6, 7], sampling=Sampling(), max_new_tokens=30))._prepare(3)
+    prepared = taped.draft.runner.graphs
+    found = generate(taped, strategy=strategy, **ask)
+    assert found.token_ids == wanted.token_ids
+    assert [len(step.drafted) for step in found.rounds] == [len(step.drafted) for step in wanted.rounds]
+    assert len({len(step.drafted) for step in found.rounds}) > 2
+    assert found.metrics.draft_calls == wanted.metrics.draft_calls
+    assert taped.draft.runner.graphs == prepared
