@@ -14,6 +14,7 @@ from cascli.analysis import theory
 from cascli.analysis.profile import Profile, Timing
 from cascli.engine import Decoding, Request
 from cascli.errors import UsageError
+from cascli.render.summary import lines
 from cascli.sampling.parameters import Sampling
 from cascli.stops.base import Stopping
 from cascli.stops.rate import Rate
@@ -98,7 +99,9 @@ def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
 # ---------------------------------------------------------------- rate
 
 
-def lengths(costs: StepCosts, chance: Callable[[float], float], best: Callable[[random.Random], float]) -> list[int]:
+def drafted_lengths(
+    costs: StepCosts, chance: Callable[[float], float], best: Callable[[random.Random], float]
+) -> list[int]:
     """How many tokens each round drafts, of a draft whose best probabilities and chances are these."""
     rng, going, found = random.Random(0), Rate().begin(costs), []
     for _ in range(400):
@@ -117,23 +120,23 @@ def lengths(costs: StepCosts, chance: Callable[[float], float], best: Callable[[
 @pytest.mark.parametrize("a", [0.5, 0.8, 0.9])
 def test_rate_finds_the_best_fixed_length_where_every_draft_is_as_good(a: float) -> None:
     best = theory.best_k(a, COSTS.c, lambda k: COSTS.v[k], 16)
-    found = lengths(COSTS, lambda _: a, lambda _: 0.9)
+    found = drafted_lengths(COSTS, lambda _: a, lambda _: 0.9)
     assert sorted(found)[len(found) // 2] == pytest.approx(best, abs=1)
 
 
 def test_rate_drafts_on_where_the_draft_is_sure() -> None:
     """Half of the positions pass nearly always, half nearly never: blocks end before the latter."""
     chance = {0.999: 0.97, 0.2: 0.1}
-    found = lengths(COSTS, chance.__getitem__, lambda rng: rng.choice([0.999, 0.999, 0.999, 0.2]))
+    found = drafted_lengths(COSTS, chance.__getitem__, lambda rng: rng.choice([0.999, 0.999, 0.999, 0.2]))
     assert min(found) == 0 and max(found) > 4
     cheap = COSTS.model_copy(update={"c": 0.0})
-    assert sum(lengths(cheap, chance.__getitem__, lambda _: 0.999)) > sum(found)
+    assert sum(drafted_lengths(cheap, chance.__getitem__, lambda _: 0.999)) > sum(found)
 
 
 def test_rate_drafts_nothing_where_no_draft_pays_but_tries_again() -> None:
     dear = COSTS.model_copy(update={"c": 1.0})
-    assert sum(lengths(dear, lambda _: 0.9, lambda _: 0.9)) == 0
-    hopeless = lengths(COSTS, lambda _: 0.02, lambda _: 0.1)
+    assert sum(drafted_lengths(dear, lambda _: 0.9, lambda _: 0.9)) == 0
+    hopeless = drafted_lengths(COSTS, lambda _: 0.02, lambda _: 0.1)
     assert 0 < sum(hopeless) < len(hopeless) / 3
 
 
@@ -152,6 +155,7 @@ def test_what_steps_cost_is_in_the_trace() -> None:
     ask = {"prompt_ids": [5, 6, 7], "strategy": "speculative:stop=rate,k=auto", "max_new_tokens": 8}
     assumed = generate(loaded, **ask)
     assert assumed.costs is not None and not assumed.costs.measured
+    assert any("rate went by assumed step costs, c = 1.00" in line for line in lines(assumed))
     assert assumed.costs.c == pytest.approx(1.0) and assumed.costs.v == [1 + n / 32 for n in range(17)]
     loaded.steps = Profile(
         context=9, draft={1: timing(0.1)}, target={n: timing(1 + 0.1 * (n - 1)) for n in (1, 2, 3, 5, 9, 17)}
@@ -159,7 +163,7 @@ def test_what_steps_cost_is_in_the_trace() -> None:
     measured = generate(loaded, **ask)
     assert measured.costs is not None and measured.costs.measured and measured.costs.c == pytest.approx(0.1)
     assert measured.costs.v == pytest.approx([1 + 0.1 * n for n in range(17)])
-    assert Run.from_json(measured.to_json()) == measured
+    assert Run.from_json(measured.to_json()) == measured and not any("assumed" in line for line in lines(measured))
     assert '"costs"' not in generate(loaded, **ask | {"strategy": "speculative"}).to_json()
     alone = load_pair({"name": "alone", "target": model(2, 300)})
     lookup = generate(alone, **ask | {"strategy": "speculative:stop=rate,draft=prompt-lookup,k=8"})

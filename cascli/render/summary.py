@@ -35,6 +35,9 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "
         f"other {seconds(s.other)}; first token after {seconds(m.ttft_seconds)}"
     )
+    if run.costs is not None and not run.costs.measured:
+        c = number(run.costs.c)
+        yield f"{run.params.get('stop')} went by assumed step costs, c = {c}; cascli bench measures them"
     cut = cut_by_context(run)
     if cut is not None:
         yield cut

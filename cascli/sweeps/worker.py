@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -36,7 +37,8 @@ class Worker:
     """Answers and judges. What it makes of a unit depends on the unit alone, not on where or when it does it."""
 
     def __init__(self, pair: Pair, plan: SweepPlan, task: Task) -> None:
-        self._pair, self._plan, self._task = pair, plan, task
+        # No step times of this machine: by them a stop would draft otherwise here than elsewhere.
+        self._pair, self._plan, self._task = replace(pair, steps=None), plan, task
         self._greedy: dict[str, Sequence[int]] = {}
         self._warm: set[str] = set()
 
