@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cascli import notebook
 from cascli.errors import UsageError
+from cascli.sampling.parameters import AUTO_DRAFTED
 
 SHOWN = 60
 """Characters of an answer in a line about it."""
@@ -30,6 +31,12 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
 def by_block(params: Mapping[str, Any]) -> bool:
     """Whether a strategy with these parameters tests prefixes of a block of drafts, and not each token."""
     return params.get("verify") == "block"
+
+
+def block_length(params: Mapping[str, Any]) -> int:
+    """The most tokens that a strategy with these parameters drafts a round; 0 for one that does not draft."""
+    k = params.get("k", 0)
+    return AUTO_DRAFTED if k == "auto" else int(k)
 
 
 def now() -> str:
@@ -337,6 +344,24 @@ class PairInfo(Data):
         return ", ".join(f"{role} {model.dtype}" for role, model in self.models.items())
 
 
+class StepCosts(Data):
+    """What a stop takes drafting and checking to cost, in steps of the target over one token."""
+
+    c: float
+    """A drafted token."""
+    v: list[float] = Field(min_length=1)
+    """A call of the target over 1, 2, .. tokens."""
+    reads_last: bool = False
+    """Whether every round has one draft step more, for the draft's distribution after the last token."""
+    measured: bool
+    """Whether the pair's steps were timed on this machine; else c is the ratio of the models' bytes, and every token
+    beyond the first widens a call by a thirty-second step."""
+
+    def round(self, drafted: int) -> float:
+        """What a round of so many drafted tokens costs."""
+        return self.c * (drafted + self.reads_last) + self.v[drafted]
+
+
 class SamplingInfo(Data):
     """The sampling settings of a run."""
 
@@ -365,6 +390,9 @@ class Run(Document):
     params: dict[str, Any]
     oracle: bool = False
     """Whether the strategy used what it could not know if it saved what it claims to save."""
+    depends_on_rounds: bool = False
+    """Whether its drafts, and with them its output distribution, depend on where rounds begin: it is then no function
+    of the text before a token, and another one with another k."""
     pair: PairInfo
     sampling: SamplingInfo
     prompt: str | None
@@ -385,6 +413,9 @@ class Run(Document):
     finish_reason: FinishReason
     metrics: Metrics
     handover: Handover | None = None
+    costs: StepCosts | None = Field(None, exclude_if=_absent)
+    """By which a stop that needs to know decided; only with such a stop. With others the drafts may be others, and at a
+    temperature above 0 the text too, which has the same distribution."""
     rounds: list[Round]
     environment: dict[str, str]
     """Versions, the device's name, torch's threads, the processors that the process may use, and `OMP_NUM_THREADS`."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from cascli import notebook
 from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
 from cascli.analysis.distances import total
+from cascli.analysis.draft_length import DraftLength
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
@@ -64,6 +65,8 @@ class Row(Data):
 
     strategy: str
     oracle: bool
+    depends_on_rounds: bool = False
+    """As of its runs; False in older documents."""
     tokens: int
     """Of all answers of one repeat."""
     num_prompts: int | None = None
@@ -80,6 +83,9 @@ class Row(Data):
     tokens_per_second: float | None
     speed_vs_target: float | None
     """Median over repeats of the time per token of `target` divided by this one's, in the same repeat."""
+    oracle_speed_vs_target: float | None = None
+    """What it would be at most, had every round drafted exactly what is kept; None where steps were not timed, for a
+    strategy that does not draft ahead, and with `verify=block`."""
     speed_interval: tuple[float, float] | None
     """Of that median over repeats; with several prompts of the median over prompts, which differ more than repeats."""
     speed_interval_kind: Kind | None = None
@@ -152,6 +158,8 @@ class Comparison(Document):
     """Why the fastest strategy that drafts is not faster."""
     profile: Profile | None = None
     """The pair's steps, measured on their own beside the runs."""
+    draft_lengths: list[DraftLength] = Field(default_factory=list)
+    """How far drafts should have gone, for every way to speculate; none where steps were not timed."""
     repeats: list[list[Repeat]] = Field(default_factory=list)
     """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
     spread: float | None = None
@@ -257,6 +265,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     return Row(
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
+        depends_on_rounds=runs[0].depends_on_rounds,
         tokens=tokens,
         num_prompts=len(_by_prompt(runs)),
         num_answers=len(runs),

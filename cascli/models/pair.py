@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cascli.analysis.profile import Profile
 from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
@@ -102,6 +103,8 @@ class Pair:
     """Longest text in tokens that both models take; None if they do not say."""
     graphs: GraphCache = field(default_factory=GraphCache)
     """Captures what a round computes besides its forwards, where these are captured too."""
+    steps: Profile | None = None
+    """How long steps take here, if they were timed: what a stop such as `rate` goes by."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by the run in progress: its caches are the pair's, and there is one of each."""
 

@@ -28,12 +28,16 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         f"; deferral rate {number(m.deferral_rate)}"
     )
     mean, largest = tv(m.mean_tv_to_target), tv(m.max_tv_to_target)
-    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}"
+    rounds = "; its law depends on the rounds" if run.depends_on_rounds and not m.lossless else ""
+    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}{rounds}"
     s = m.seconds
     yield (
         f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "
         f"other {seconds(s.other)}; first token after {seconds(m.ttft_seconds)}"
     )
+    if run.costs is not None and not run.costs.measured:
+        c = number(run.costs.c)
+        yield f"{run.params.get('stop')} went by assumed step costs, c = {c}; cascli bench measures them"
     cut = cut_by_context(run)
     if cut is not None:
         yield cut
