@@ -303,6 +303,8 @@ class ModelInfo(Data):
     """Weights that every token is multiplied by: all matrices but the input embeddings."""
     output_parameters: int | None = None
     """Those of the output matrix, which only tokens whose logits are made are multiplied by."""
+    output_rows: int | None = None
+    """Its rows, one a token and padding: fewer where a draft model's head was cut, and the others are never drafted."""
     weight_bytes: int | None = None
     """What they take in memory, and so what one call reads."""
     attention_width: int | None = None

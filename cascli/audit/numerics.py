@@ -30,9 +30,13 @@ READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`."""
-    off = (a.double() - b.double()).pow(2).mean(dim=-1)
-    return float((off / b.double().pow(2).mean(dim=-1).clamp_min(1e-18)).max().sqrt())
+    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`.
+
+    What a cut head has no row for is minus infinity in both, and of no weight.
+    """
+    a, b = a.double(), b.double()
+    off = (a - b).where(a != b, 0.0).pow(2).sum(dim=-1)
+    return float((off / b.where(b.isfinite(), 0.0).pow(2).sum(dim=-1).clamp_min(1e-18)).max().sqrt())
 
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
+from cascli.models.cut_head import CutHead
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
@@ -64,6 +65,12 @@ class LoadedModel:
         return size_of(self.model)
 
     @property
+    def output_rows(self) -> int:
+        """Rows of the output matrix that it is multiplied by: fewer than `rows` where it was cut."""
+        head = self.model.get_output_embeddings()
+        return len(head.ids) if isinstance(head, CutHead) else self.rows
+
+    @property
     def info(self) -> ModelInfo:
         """How this model ran until now, for the trace."""
         on_gpu = self.device.type == "cuda"
@@ -72,6 +79,7 @@ class LoadedModel:
             dtype=self.dtype,
             device=str(self.device),
             cuda_graphs=self.eager_because is None if on_gpu else None,
+            output_rows=self.output_rows,
             compiled=self.runner.compile_seconds is not None if on_gpu else None,
             capture_seconds=self.runner.capture_seconds,
             **self.size._asdict(),

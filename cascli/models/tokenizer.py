@@ -48,6 +48,17 @@ def check_same(draft: Any, target: Any) -> int:
     return common
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids of tokens that stand for no text: ends of texts, beginnings of turns, and others with a role."""
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(token for token, said in added.items() if said.special)}
+
+
+def ids_of(value: Any) -> frozenset[Any]:
+    """What a config says of `eos_token_id`: nothing, one id, or several."""
+    return frozenset(value if isinstance(value, list | tuple | set) else [] if value is None else [value])
+
+
 def same_file(a: Path, b: Path) -> bool:
     """Whether both folders hold the same tokenizer file, which spares reading the second."""
     files = [place / "tokenizer.json" for place in (a, b)]
