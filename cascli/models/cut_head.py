@@ -81,13 +81,16 @@ class CutHead(nn.Module):
 
     ids: Tensor
 
-    def __init__(self, layer: nn.Module, cut: Cut, cap: float | None = None) -> None:
-        """Take the layer of the rows that are kept; `cap` is what the model would do to logits after it (Gemma 2)."""
+    def __init__(self, layer: nn.Module, ids: Tensor, rows: int, cap: float | None = None) -> None:
+        """Take the layer of the kept rows, their ids `[n]`, ascending, and how many rows there were.
+
+        `cap` is what the model would hold its logits under after it (Gemma 2).
+        """
         super().__init__()
         self.layer = layer
-        self.rows, self.cap = cut.rows, cap
-        self._lowest = next((i for i, token in enumerate(cut.ids) if i != token), len(cut.ids))
-        self.register_buffer("ids", torch.tensor(cut.ids), persistent=False)
+        self.rows, self.cap = rows, cap
+        self._lowest = int((ids.cpu() == torch.arange(len(ids))).sum())
+        self.register_buffer("ids", ids, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The kept rows' logits in their places; the lowest ids lie together, and are copied as one piece."""
@@ -117,25 +120,14 @@ def cut_head(model: PreTrainedModel, cut: Cut, read: Read | None = None) -> Read
     if type(head) is not nn.Linear:
         raise ConfigError(f"draft.vocab: a model of type '{model.config.model_type}' has no head that can be cut.")
     name = next(name for name, module in model.named_modules() if module is head)
-    kept = torch.tensor(cut.ids)
+    where = torch.device("cpu") if head.weight.is_meta else head.weight.device
+    kept = torch.tensor(cut.ids, device=where)
     layer = nn.Linear(head.in_features, len(cut.ids), bias=head.bias is not None, device="meta")
     for part, value in head.named_parameters(recurse=False):
-        rows = (
-            value.new_empty((len(cut.ids), *value.shape[1:]))
-            if value.is_meta
-            else value.detach()[kept.to(value.device)]
-        )
-        setattr(layer, part, nn.Parameter(rows, requires_grad=False))
-    text = model.config.get_text_config()
-    cap = getattr(text, _CAP, None)
-    if cap is not None:  # which would turn minus infinity into minus the cap
-        setattr(text, _CAP, None)
+        if not value.is_meta:
+            setattr(layer, part, nn.Parameter(value.detach()[kept], requires_grad=False))
     parent, _, last = name.rpartition(".")
-    setattr(
-        model.get_submodule(parent),
-        last,
-        CutHead(layer, cut, cap).to(kept.device if head.weight.is_meta else head.weight.device),
-    )
+    setattr(model.get_submodule(parent), last, CutHead(layer, kept, cut.rows, _without_cap(model)))
     if read is None:
         return None
     stored = read
@@ -145,6 +137,15 @@ def cut_head(model: PreTrainedModel, cut: Cut, read: Read | None = None) -> Read
         return stored(parameter) if part == parameter else stored(f"{name}.{part}")[kept]
 
     return read_cut
+
+
+def _without_cap(model: PreTrainedModel) -> float | None:
+    """Take from a model what it does to logits after its head: it would turn minus infinity into minus the cap."""
+    config = model.config.get_text_config()
+    cap = getattr(config, _CAP, None)
+    if cap is not None:
+        setattr(config, _CAP, None)
+    return cap
 
 
 def head_of(model: PreTrainedModel) -> nn.Module | None:
