@@ -42,8 +42,9 @@ def difference(a: Tensor, b: Tensor) -> float:
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:
     """Cache and block checks of both models."""
     for role, model in pair.models.items():
-        yield cache(role, model, pair.vocab, steps)
-        yield block(role, model, pair.vocab)
+        vocab = pair.vocab if pair.translation is None or role == "target" else pair.translation.draft.size
+        yield cache(role, model, vocab, steps)
+        yield block(role, model, vocab)
 
 
 def window(model: LoadedModel) -> int | None:
@@ -57,7 +58,7 @@ def window(model: LoadedModel) -> int | None:
 @torch.inference_mode()
 def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     """Read and rewind at random, and compare the logits with those of a fresh forward over the whole text."""
-    rng, runner = random.Random(0), model.runner
+    rng, runner = random.Random(0), model.runner.own
     slides = window(model)
     reach = slides is not None and slides <= LONGEST_WINDOW
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
@@ -83,7 +84,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
 @torch.inference_mode()
 def block(role: str, model: LoadedModel, vocab: int) -> Check:
     """The same tokens read one by one, and in one block of each size."""
-    rng, runner = random.Random(1), model.runner
+    rng, runner = random.Random(1), model.runner.own
     prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
     tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
     runner.prepare(len(prompt), BLOCK, READS)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -151,4 +151,4 @@ def _without_cap(model: PreTrainedModel) -> float | None:
 def head_of(model: PreTrainedModel) -> nn.Module | None:
     """The layer of a model's output matrix, cut or not; None if it has none of its own."""
     head = model.get_output_embeddings()
-    return cast(nn.Module, head.layer) if isinstance(head, CutHead) else head
+    return head.layer if isinstance(head, CutHead) else head

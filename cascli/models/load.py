@@ -34,12 +34,13 @@ from cascli.models.cpu.fit import fit, store_for, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.cut_head import Cut, cut_head
-from cascli.models.description import describe, explained, there
+from cascli.models.description import Description, context_of, describe, explained, there
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
 from cascli.models.stages import OnStage, Stages, Work, unseen
-from cascli.models.tokenizer import ids_of, special_ids
+from cascli.models.tokenizer import ids_of
+from cascli.models.translated_runner import TranslatedRunner
 from cascli.settings import checked
 from cascli.weights import untrusted
 
@@ -75,7 +76,7 @@ def load_pair(
         on_stage: told where loading is once the weights are on this machine.
 
     Raises:
-        ConfigError: a bad pair file, or two models whose tokenizers differ.
+        ConfigError: a bad pair file, or two models that have hardly a token in common.
         RunError: weights, memory or device are not to be had.
     """
     bars = notebook.bars() if report is None and on_stage is unseen else None
@@ -95,7 +96,7 @@ def load_pair(
         role: _precision(role, model, configs[role], dtype, defaults.dtype, where)
         for role, model in config.models.items()
     }
-    cuts = {} if config.draft is None else _cuts(config.draft, configs, tokenizer)
+    cuts = {} if config.draft is None else _cuts(config.draft, found)
     stores = {
         role: store_for(folders[role], kind, cuts[role].digest if role in cuts else "")
         for role, kind in kinds.items()
@@ -108,13 +109,16 @@ def load_pair(
     for role, model in config.models.items():
         stages.begin()
         made = _made(model, configs[role], folders[role], kinds[role], where, cuts.get(role), stores.get(role), stages)
-        runner, why = choose_runner(made, vocab, where, graphs=graphs, compiler=compiler)
+        runner, why = choose_runner(made, found.vocab_of(role), where, graphs=graphs, compiler=compiler)
         rows = configs[role].get_text_config().vocab_size
         models[role] = LoadedModel(made, runner, _name(model, folders[role]), kinds[role], where, rows, why)
+        if role == "draft" and found.translation is not None:
+            models[role].runner = TranslatedRunner(runner, found.translation, context_of(configs[role]))
         stages.end()
     large = models["target"]
     eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
-    _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
+    if found.translation is None:
+        _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
     if bars is not None:
         bars.close()
     return Pair(
@@ -123,6 +127,7 @@ def load_pair(
         target=large,
         tokenizer=tokenizer,
         vocab=vocab,
+        translation=found.translation,
         eos_ids=eos_ids,
         context=found.context,
         graphs=graph_cache_for(large.device, *(model.eager_because for model in models.values())),
@@ -158,15 +163,12 @@ def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, s
     return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
 
 
-def _cuts(draft: DraftConfig, configs: Mapping[str, PreTrainedConfig], tokenizer: Any | None) -> dict[str, Cut]:
+def _cuts(draft: DraftConfig, found: Description) -> dict[str, Cut]:
     """What is cut off the draft model's head, if its pair's file says so; special tokens always stay."""
     if draft.vocab is None:
         return {}
-    special = set() if tokenizer is None else special_ids(tokenizer)
-    for each in configs.values():
-        special |= ids_of(each.get_text_config().eos_token_id)
-    rows = configs["draft"].get_text_config().vocab_size
-    return {"draft": Cut.of(draft.vocab, rows, special, draft.key("vocab"))}
+    rows = found.configs["draft"].get_text_config().vocab_size
+    return {"draft": Cut.of(draft.vocab, rows, found.special_of_draft(), draft.key("vocab"))}
 
 
 def _made(

@@ -21,6 +21,7 @@ from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
 from cascli.models.tokenizer import token_id
+from cascli.models.translation import Translation
 from cascli.settings import Settings
 from cascli.trace import ModelInfo, PairInfo
 
@@ -88,7 +89,7 @@ class LoadedModel:
 
 @dataclass(repr=False)
 class Pair:
-    """A draft and a target model over one vocabulary."""
+    """A draft and a target model over one vocabulary, the target's."""
 
     config: PairConfig
     draft: LoadedModel | None
@@ -101,6 +102,8 @@ class Pair:
     eos_ids: frozenset[int]
     context: int | None
     """Longest text in tokens that both models take; None if they do not say."""
+    translation: Translation | None = None
+    """Between the draft's own tokens and the target's, where the tokenizers differ; the draft's runner owns it."""
     graphs: GraphCache = field(default_factory=GraphCache)
     """Captures what a round computes besides its forwards, where these are captured too."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -165,7 +168,12 @@ class Pair:
     @property
     def info(self) -> PairInfo:
         """How this pair ran, for the trace."""
-        target, draft_rows = self.target.info, self.vocab if self.draft is None else self.draft.rows
+        target, draft_tokens = self.target.info, self.vocab
+        draft_rows = self.vocab if self.draft is None else self.draft.rows
+        own = {}
+        if self.translation is not None:
+            draft_tokens = self.translation.draft.size
+            own = {"draft_tokenizer_size": draft_tokens, "shared_tokens": self.translation.shared}
         if target.capture_seconds is not None:
             seconds = target.capture_seconds + self.graphs.seconds
             target = target.model_copy(update={"capture_seconds": seconds})
@@ -174,5 +182,6 @@ class Pair:
             draft=None if self.draft is None else self.draft.info,
             target=target,
             tokenizer_size=self.vocab,
-            masked_rows=(draft_rows - self.vocab, self.target.rows - self.vocab),
+            masked_rows=(draft_rows - draft_tokens, self.target.rows - self.vocab),
+            **own,
         )

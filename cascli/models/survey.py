@@ -48,7 +48,7 @@ def survey(
     """Fetch what is missing, and check that the two go together.
 
     Raises:
-        ConfigError: a model of a kind that cascli does not run, or two models whose tokenizers differ.
+        ConfigError: a model of a kind that cascli does not run, or two models that have hardly a token in common.
         RunError: weights that are not to be had.
     """
     found = describe(config, offline=offline, report=report, on_stage=on_stage)
