@@ -170,7 +170,7 @@ class About(_Strict):
 
 
 class PairConfig(_Strict):
-    """A target and mostly a draft model that share a tokenizer, with defaults for the common options."""
+    """A target and mostly a draft model, with defaults for the common options."""
 
     name: str = "unnamed"
     draft: DraftConfig | None = None

@@ -21,6 +21,7 @@ def tokens(pair: Pair) -> Iterator[Check]:
     """Round trips, end-of-text ids, and padded rows."""
     masked = f"{pair.info.masked_rows[0]} and {pair.info.masked_rows[1]} padded rows masked, {pair.vocab} tokens"
     smallest = min(pair.info.masked_rows)
+    masked = "; ".join([masked, *pair.info.limits])
     yield check_of("tokenizer", "padded rows", float(max(-smallest, 0)), 0.0, 0.0, masked)
     tokenizer = pair.tokenizer
     if tokenizer is None:

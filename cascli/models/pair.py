@@ -1,4 +1,4 @@
-"""A loaded pair: two models that share a tokenizer, ready to run."""
+"""A loaded pair: two models, and the vocabulary that both speak, ready to run."""
 
 from __future__ import annotations
 

@@ -151,4 +151,4 @@ class TranslatedRunner(Runner):
 
 def share(said: Tensor, own: Tensor) -> Tensor:
     """How much mass `[n]` of a model's logits `[n, V_draft]` is in those that were translated, `[n, V]`."""
-    return (said.logsumexp(dim=-1) - own.to(said.dtype).logsumexp(dim=-1)).exp()
+    return (said.logsumexp(dim=-1) - own.to(said.dtype).logsumexp(dim=-1)).exp().clamp_max(1.0)

@@ -20,7 +20,7 @@ from cascli.render.numbers import number
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
-from cascli.trace import Run
+from cascli.trace import PairInfo, Run
 
 TRACES_SHOWN = 3
 Trace = Literal["text", "tokens", "none"]
@@ -59,7 +59,8 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     if screen.quiet:
         return
     notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
-    lines = [matching_line(comparison), pair_line(comparison.runs[0]), scatter_line(rows), notes_of_costs]
+    limits = limits_line(comparison.runs[0].pair)
+    lines = [matching_line(comparison), pair_line(comparison.runs[0]), limits, scatter_line(rows), notes_of_costs]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace)
@@ -149,6 +150,12 @@ def pair_line(run: Run) -> str:
     """The pair and its precisions: the rows are about these models, as they ran."""
     pair = run.pair
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}"
+
+
+def limits_line(pair: PairInfo) -> str | None:
+    """Why some tokens are never drafted, if so, and what q(I) is."""
+    said = "; ".join(pair.limits)
+    return f"{said}: q(I) is its mass on these" if pair.shared_tokens is not None else said or None
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
