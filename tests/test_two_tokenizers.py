@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cascli import compare, generate, load_pair
-from cascli.audit import numerics
+from cascli.audit import numerics, tokens
 from cascli.errors import ConfigError, RunError
 from cascli.models import translation
 from cascli.models.contents import Contents
@@ -137,9 +137,9 @@ def test_the_draft_says_what_both_can_and_its_twins_add_up() -> None:
     own = torch.randn(3, draft.size, dtype=torch.float64)
     said, probs = Translation(draft, target).logits(own).softmax(-1), own.softmax(-1)
     mass = torch.zeros(3, target.size, dtype=torch.float64)
-    for data, tokens in draft.contents.tokens.items():
+    for data, ours in draft.contents.tokens.items():
         if data in target.contents.tokens:
-            mass[:, target.contents.tokens[data][0]] += probs[:, tokens].sum(-1)
+            mass[:, target.contents.tokens[data][0]] += probs[:, ours].sum(-1)
     mass[:, target.end] += probs[:, draft.end]
     assert torch.allclose(said, mass / mass.sum(-1, keepdim=True), atol=1e-12)
     assert bool((said[:, target.contents.tokens[b" \xc3\xa9"]] == 0).all())  # which the draft has not
@@ -253,6 +253,20 @@ def test_every_strategy_runs_and_the_trace_says_what_can_be_drafted(pair: dict[s
 
 def test_the_audit_reads_the_draft_in_its_own_tokens(pair: dict[str, Any]) -> None:
     assert [check.status for check in numerics.numerics(load_pair(pair), 4)] == ["pass"] * 4
+
+
+def test_the_audit_sees_a_text_that_is_read_as_another(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_pair(pair)
+
+    def found() -> list[str]:
+        checks = list(tokens.tokens(loaded))
+        assert len(checks) == tokens.how_many(loaded)
+        return [check.status for check in checks if check.subject == "two tokenizers"]
+
+    assert found() == ["pass"]
+    monkeypatch.setattr(Contents, "encode", lambda self, data: [0] * len(data))
+    loaded.translation._read.clear()
+    assert found() == ["fail"]
 
 
 def test_a_cut_head_and_another_tokenizer(pair: dict[str, Any]) -> None:
