@@ -81,10 +81,9 @@ class TranslatedRunner(Runner):
         self._ends += [before + end for end in ends]
         if logits.shape[0] > rows:
             logits = logits[[end - first for end in ends[-rows:]]]
-        said = self._translation.logits(logits)
         self._rows += rows
-        self._shared = self._shared + share(said, logits).sum()
-        return said
+        self._shared = self._shared + self._translation.share(logits).sum()
+        return self._translation.logits(logits)
 
     def _read(self, own: list[int], rows: int) -> Tensor:
         before, n = self._own.length, len(own)
@@ -147,8 +146,3 @@ class TranslatedRunner(Runner):
     def compile_seconds(self) -> float | None:
         """Time spent on compiling so far."""
         return self._own.compile_seconds
-
-
-def share(said: Tensor, own: Tensor) -> Tensor:
-    """How much mass `[n]` of a model's logits `[n, V_draft]` is in those that were translated, `[n, V]`."""
-    return (said.logsumexp(dim=-1) - own.to(said.dtype).logsumexp(dim=-1)).exp().clamp_max(1.0)

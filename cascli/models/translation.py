@@ -96,12 +96,17 @@ class Translation:
 
     def logits(self, own: Tensor) -> Tensor:
         """The draft's logits `[n, V_draft]` as logits `[n, V]` of the target's tokens (float32 or wider)."""
-        own = own if own.dtype == torch.float64 else own.float()
+        own = _wide(own)
         out = own.new_full((own.shape[0], self.target.size), -torch.inf)
         for i, (ours, theirs) in enumerate(self._on(own.device)):
             said = own.index_select(1, ours)
             out.index_copy_(1, theirs, torch.logaddexp(out.index_select(1, theirs), said) if i else said)
         return out
+
+    def share(self, own: Tensor) -> Tensor:
+        """q(I): how much mass `[n]` of the draft's logits `[n, V_draft]` is on tokens that both can say."""
+        said = torch.cat([ours for ours, _ in self._on(own.device)])
+        return _wide(own).softmax(dim=-1).index_select(1, said).sum(dim=-1).clamp_max(1.0)
 
     def _on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         if self._parts[0][0].device != device:
@@ -146,6 +151,10 @@ class Translation:
         own += self.draft.contents.encode(data)
         begin = self.draft.begin if self.draft.begins else None
         return ([] if begin is None or own[:1] == [begin] else [begin]) + own or [self.draft.filler]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _pairs(draft: Vocabulary, target: Vocabulary) -> list[tuple[int, int]]:
