@@ -59,7 +59,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     if screen.quiet:
         return
     notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
-    limits = limits_line(comparison.runs[0].pair)
+    limits = limits_line(comparison.runs[0].pair, rows)
     lines = [matching_line(comparison), pair_line(comparison.runs[0]), limits, scatter_line(rows), notes_of_costs]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
@@ -152,10 +152,13 @@ def pair_line(run: Run) -> str:
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}"
 
 
-def limits_line(pair: PairInfo) -> str | None:
-    """Why some tokens are never drafted, if so, and what q(I) is."""
+def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:
+    """Why some tokens are never drafted, if so, and how much of what the draft would say is left."""
     said = "; ".join(pair.limits)
-    return f"{said}: q(I) is its mass on these" if pair.shared_tokens is not None else said or None
+    masses = {number(row.shared_mass) for row in rows if row.shared_mass is not None}
+    if not masses:
+        return said or None
+    return f"{said}, with q(I) = {' to '.join(sorted({min(masses), max(masses)}))} of its mass"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
