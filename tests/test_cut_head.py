@@ -88,6 +88,7 @@ def test_special_tokens_are_kept_and_a_file_may_say_the_rest(tmp_path: Path) -> 
         (True, "draft.vocab: a count of token ids"),
         ([1, 2], "draft.vocab: a count of token ids"),
         (300, "draft.vocab: 300 cuts nothing off a head of 300 rows; leave it out."),
+        (10**15, "cuts nothing off a head of 300 rows; leave it out."),
         ("absent.txt", "absent.txt: no such file"),
         ("empty.txt", "empty.txt: it is empty; a file of token ids is wanted."),
         ("words.txt", "words.txt: 'the' is no id from 0 to 299; a file of token ids is wanted."),

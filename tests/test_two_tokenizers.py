@@ -12,9 +12,12 @@ from cascli import compare, generate, load_pair
 from cascli.audit import numerics, tokens
 from cascli.errors import ConfigError, RunError
 from cascli.models import translation
+from cascli.models.choose_runner import choose_runner
 from cascli.models.contents import Contents
 from cascli.models.tokenizer import byte_alphabet, byte_tokenizer
+from cascli.models.translated_runner import TranslatedRunner
 from cascli.models.translation import Translation, Vocabulary
+from tests.tape import TapeCapture
 from tests.two_tokenizers import SPACE, byte_level, letters, pair_of, pieces
 
 BYTES = list(byte_alphabet().values())
@@ -300,3 +303,22 @@ def test_a_prompt_of_one_token_and_one_the_draft_reads_as_several(tmp_path: Path
     runs = [generate(loaded, prompt_ids=[the], strategy=each, **GREEDY) for each in ("target", "speculative:k=3")]
     assert runs[0].token_ids == runs[1].token_ids
     assert loaded.translation.read(the) == tuple(b" the")
+
+
+@pytest.mark.parametrize("vocab", [None, 280])
+def test_recorded_steps_draft_the_same(pair: dict[str, Any], vocab: int | None) -> None:
+    """With a tape in place of CUDA's graphs, and with a cut head: what is recorded is there before the clock starts."""
+    config = pair | {"draft": pair["draft"] | {"vocab": vocab}}
+    plain, taped = load_pair(config, dtype="float32"), load_pair(config, dtype="float32")
+    for role, model in taped.models.items():
+        size = taped.translation.draft.size if role == "draft" else taped.vocab
+        runner, why = choose_runner(model.model, size, model.device, graphs=True, capture=TapeCapture())
+        assert why is None
+        model.runner = TranslatedRunner(runner, taped.translation, None) if role == "draft" else runner
+    for strategy in ("draft", "speculative:k=3", "speculative-cascade:rule=opt,alpha=0.3,k=2"):
+        for temperature in (0.0, 1.0):
+            ask = {"prompt": "the thing é", "strategy": strategy, "temperature": temperature, "max_new_tokens": 20}
+            ours, theirs = generate(taped, **ask), generate(plain, **ask)
+            assert ours.token_ids == theirs.token_ids
+            assert ours.metrics.shared_mass == pytest.approx(theirs.metrics.shared_mass, abs=1e-5)
+    assert taped.draft.runner.graphs == 4

@@ -51,7 +51,7 @@ class Cut:
         Raises:
             ConfigError: nothing would be cut, or the file holds no ids of this model.
         """
-        ids = set(range(wanted)) if isinstance(wanted, int) else set(_ids_in(Path(wanted), rows, where))
+        ids = set(range(min(wanted, rows))) if isinstance(wanted, int) else set(_ids_in(Path(wanted), rows, where))
         if len(ids) >= rows:
             raise ConfigError(f"{where}: {wanted} cuts nothing off a head of {rows:,} rows; leave it out.")
         return cls(tuple(sorted(ids | {each for each in special if 0 <= each < rows})), rows)
