@@ -167,6 +167,7 @@ class Decoding:
             peak_memory_bytes=memory.peak(self.pair.device),
             k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
+            shared_mass=session.draft.runner.shared_mass,
             deferral_rate=None if decision is None else float(decision.deferred),
         )
 
@@ -215,7 +216,7 @@ class Decoding:
 
 
 def _use(cursor: Cursor) -> Use:
-    return Use(cursor.calls, cursor.passes, cursor.tokens, cursor.attended, cursor.rows)
+    return Use(cursor.calls, cursor.passes, *cursor.runner.as_read(cursor.tokens, cursor.attended), cursor.rows)
 
 
 def check_models(pair: Pair, strategy: Strategy) -> None:

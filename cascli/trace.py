@@ -291,6 +291,11 @@ class Metrics(Data):
     draft_tokens_read: int | None = None
     target_tokens_read: int | None = None
     """How many tokens went through the model, the prompt and rejected drafts included."""
+    shared_mass: float | None = None
+    """q(I): the mean share of the draft model's mass, at temperature 1, that was on tokens which both models can say.
+
+    None where the two have one tokenizer.
+    """
     looped_tokens: int | None = None
     """Tokens of the answer that lie in a repetition; see `cascli.analysis.loops`. None in older documents."""
     distances: Distances | None = None
@@ -310,6 +315,8 @@ class ModelInfo(Data):
     """Weights that every token is multiplied by: all matrices but the input embeddings."""
     output_parameters: int | None = None
     """Those of the output matrix, which only tokens whose logits are made are multiplied by."""
+    output_rows: int | None = None
+    """Its rows, one a token and padding: fewer where a draft model's head was cut, and the others are never drafted."""
     weight_bytes: int | None = None
     """What they take in memory, and so what one call reads."""
     attention_width: int | None = None
@@ -332,11 +339,27 @@ class PairInfo(Data):
     tokenizer_size: int
     masked_rows: tuple[int, int]
     """Rows of draft and target that stand for no token."""
+    draft_tokenizer_size: int | None = None
+    """Tokens of the draft's own tokenizer; None where it is the target's."""
+    shared_tokens: int | None = None
+    """Then: how many of the target's tokens it can say; the others are never drafted."""
 
     @property
     def models(self) -> dict[str, ModelInfo]:
         """The models that there are by role, the draft first."""
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
+
+    @property
+    def limits(self) -> list[str]:
+        """Why some tokens are never drafted, in words; nothing where all may be."""
+        said = []
+        rows = None if self.draft is None else self.draft.output_rows
+        whole = (self.draft_tokenizer_size or self.tokenizer_size) + self.masked_rows[0]
+        if rows is not None and rows < whole:
+            said.append(f"the draft's head has {rows:,} of {whole:,} rows")
+        if self.shared_tokens is not None:
+            said.append(f"the draft can say {self.shared_tokens:,} of the target's {self.tokenizer_size:,} tokens")
+        return said
 
     @property
     def dtypes(self) -> str:

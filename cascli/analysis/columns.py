@@ -115,6 +115,8 @@ _FOUND = (
         " none with `verify=block`",
     ),
     (RACES, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
+    (COMPARE, "shared_mass", float, "q(I): mean share of the draft model's mass on tokens that both models can say;"
+     " empty where they have one tokenizer"),
     (RULES, "deferral_rate", float, "how much the rule gave to the target; of a cascade the share of answers"),
     (RULES, "mean_tv_to_target", float, "mean TV(pi, p): how far the output distribution is from the target's"),
     (COMPARE + CURVES, "max_tv_to_target", float, "the largest"),

@@ -97,6 +97,8 @@ class Row(Data):
     tested_acceptance_rate: float | None = None
     """Accepted over tested drafted tokens: those after a rejection were not tested; None with `verify=block`."""
     mean_acceptance_length: float | None
+    shared_mass: float | None = None
+    """q(I): the mean share of the draft model's mass on tokens that both models can say; None with one tokenizer."""
     deferral_rate: float | None
     mean_tv_to_target: float | None
     max_tv_to_target: float | None
@@ -281,6 +283,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         draft_acceptance_rate=accepted / drafted if drafted else None,
         tested_acceptance_rate=accepted / tested if tested else None,
         mean_acceptance_length=1 + accepted / verified if drafted else None,
+        shared_mass=_shared_mass(runs),
         deferral_rate=_weighted_deferral(runs),
         mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
         max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
@@ -340,6 +343,12 @@ def _per_token(values: Sequence[float | None], tokens: int) -> float | None:
 
 def _speed(runs: Sequence[Run]) -> float:
     return sum(len(run.token_ids) for run in runs) / sum(run.metrics.seconds.total for run in runs)
+
+
+def _shared_mass(runs: Sequence[Run]) -> float | None:
+    """The mean over the draft model's steps, of which each made a row of logits."""
+    known = [(m.shared_mass, m.draft_calls) for m in (run.metrics for run in runs) if m.shared_mass is not None]
+    return sum(mass * calls for mass, calls in known) / sum(calls for _, calls in known) if known else None
 
 
 def _weighted_deferral(runs: Sequence[Run]) -> float | None:

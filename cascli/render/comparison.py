@@ -20,7 +20,7 @@ from cascli.render.numbers import number
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
-from cascli.trace import Run
+from cascli.trace import PairInfo, Run
 
 TRACES_SHOWN = 3
 Trace = Literal["text", "tokens", "none"]
@@ -62,6 +62,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     lines = [
         matching_line(comparison),
         pair_line(comparison.runs[0]),
+        limits_line(comparison.runs[0].pair, rows),
         scatter_line(rows),
         _by_rounds(rows),
         notes_of_costs,
@@ -166,6 +167,15 @@ def pair_line(run: Run) -> str:
     pair = run.pair
     batch = f"; throughput of {run.batch_size} answers at once" if run.batch_size > 1 else ""
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}{batch}"
+
+
+def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:
+    """Why some tokens are never drafted, if so, and how much of what the draft would say is left."""
+    said = "; ".join(pair.limits)
+    masses = {number(row.shared_mass) for row in rows if row.shared_mass is not None}
+    if not masses:
+        return said or None
+    return f"{said}, with q(I) = {' to '.join(sorted({min(masses), max(masses)}))} of its mass"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:

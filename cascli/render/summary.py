@@ -23,6 +23,8 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
             f"{m.num_accepted_draft_tokens} of {m.num_draft_tokens} drafted tokens accepted in {m.num_rounds} rounds"
             f" ({number(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
         )
+    if m.shared_mass is not None:
+        yield f"q(I), the draft's mass on tokens that both models can say: {number(m.shared_mass)}"
     yield (
         f"calls per token: target {number(m.target_calls_per_token)}, draft {number(m.draft_calls_per_token)}"
         f"; deferral rate {number(m.deferral_rate)}"
@@ -108,4 +110,5 @@ def _details(run: Run) -> Iterator[str]:
     masked = "/".join(map(str, pair.masked_rows))
     memory = size(m.peak_memory_bytes)
     yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {memory}"
+    yield from pair.limits
     yield ", ".join(f"{key} {value or DASH}" for key, value in run.environment.items())
