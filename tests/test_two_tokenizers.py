@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import compare, generate, load_pair
+from cascli import compare, generate, generate_many, load_pair
 from cascli.audit import numerics, tokens
 from cascli.errors import ConfigError, RunError
+from cascli.jobs.generate import converse, settings_of
 from cascli.models import translation
 from cascli.models.choose_runner import choose_runner
 from cascli.models.contents import Contents
 from cascli.models.tokenizer import byte_alphabet, byte_tokenizer
 from cascli.models.translated_runner import TranslatedRunner
 from cascli.models.translation import Translation, Vocabulary
+from cascli.prompts import Prompt
+from cascli.strategies import parse
 from tests.tape import TapeCapture
 from tests.two_tokenizers import SPACE, byte_level, letters, pair_of, pieces
 
@@ -252,6 +255,18 @@ def test_every_strategy_runs_and_the_trace_says_what_can_be_drafted(pair: dict[s
     assert said.shared_tokens == loaded.translation.shared
     masses = [row.shared_mass for row in found.summary]
     assert masses[0] is None and all(0 < mass <= 1 for mass in masses[1:])
+
+
+def test_answers_side_by_side_are_those_of_each_alone(pair: dict[str, Any]) -> None:
+    loaded = load_pair(pair)
+    asked = [Prompt((text,), text) for text in ("the thing", "é", "the", "in the thing 日", "thé")]
+    together = generate_many(loaded, asked, strategy="speculative:k=3", batch_size=3, max_new_tokens=9)
+    settings = settings_of(loaded, max_new_tokens=9)
+    alone = [run for each in asked for run in converse(loaded, parse("speculative:k=3"), each, settings)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.metrics.shared_mass == other.metrics.shared_mass
+        assert one.metrics.draft_tokens_read == other.metrics.draft_tokens_read
 
 
 def test_the_audit_reads_the_draft_in_its_own_tokens(pair: dict[str, Any]) -> None:

@@ -75,6 +75,10 @@ class Runner(ABC):
         """The runner that speaks the model's own tokens: this one, unless it translates."""
         return self
 
+    def around(self, own: Runner) -> Runner:
+        """What this one is with another in the place of `own`: that other, unless it translates."""
+        return own
+
     @property
     def shared_mass(self) -> float | None:
         """The mean share of the model's mass that both models of the pair can say; None where they share all tokens."""

@@ -42,6 +42,10 @@ class TranslatedRunner(Runner):
         """The draft model's runner, which speaks its own tokens."""
         return self._own
 
+    def around(self, own: Runner) -> TranslatedRunner:
+        """Another text's runner of the same translation."""
+        return TranslatedRunner(own, self._translation, self._context)
+
     @property
     def length(self) -> int:
         """How many of the target's tokens were read."""
@@ -124,7 +128,7 @@ class TranslatedRunner(Runner):
 
     def fresh(self) -> TranslatedRunner:
         """Another runner of the same weights and the same translation."""
-        return TranslatedRunner(self._own.fresh(), self._translation, self._context)
+        return self.around(self._own.fresh())
 
     def fill_cache(self, length: int) -> None:
         """Act as if `length` tokens had been read, one of the draft's for each of the target's."""

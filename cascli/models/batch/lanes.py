@@ -103,7 +103,7 @@ class Lanes:
     def __init__(self, pair: Pair, size: int) -> None:
         """Take the pair whose weights are used; each lane gets caches of its own."""
         self._pair, self.size = pair, size
-        self._readers = {role: choose_reader(model.runner, size) for role, model in pair.models.items()}
+        self._readers = {role: choose_reader(model.runner.own, size) for role, model in pair.models.items()}
         self._timers = [LaneTimer() for _ in range(size)]
         self._pairs = [self._pair_of(place) for place in range(size)]
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
@@ -115,7 +115,10 @@ class Lanes:
         return {role: each.alone_because for role, each in self._readers.items() if each.alone_because}
 
     def _pair_of(self, place: int) -> Pair:
-        runners = {role: LaneRunner(self, reader, role, place) for role, reader in self._readers.items()}
+        runners = {
+            role: model.runner.around(LaneRunner(self, self._readers[role], role, place))
+            for role, model in self._pair.models.items()
+        }
         return self._pair.with_runners(runners, timer=self._timers[place], batch_size=self.size)
 
     def ask(self, role: Role, wanted: Wanted) -> Tensor:
