@@ -40,7 +40,7 @@ def piecewise(special: tuple[str, ...] = ("<unk>", "<s>", "</s>"), *, prefix: bo
 
 
 def side(tokenizer: Any, ends: tuple[int, ...] = ()) -> Vocabulary:
-    return Vocabulary(Contents(tokenizer), len(tokenizer), ends)
+    return Vocabulary(Contents(tokenizer), ends)
 
 
 def id_of(tokenizer: Any, name: str) -> int:
@@ -136,6 +136,16 @@ def test_every_token_of_the_target_is_read_as_its_own_bytes() -> None:
                 assert (len(read) == 1) == (data in draft.contents.tokens)
         common = set(draft.contents.tokens) & set(target.contents.tokens)
         assert made.shared == len(common) + 1  # and the end of texts
+
+
+def test_tokens_that_the_draft_has_no_row_for_are_neither_read_nor_said() -> None:
+    draft, target = Vocabulary(Contents(bytewise(), 258), ()), side(piecewise())
+    made = Translation(draft, target)
+    assert (draft.size, draft.special, draft.end) == (258, set(), None)
+    for token in range(target.size):
+        data = target.contents.bytes_of(token)
+        assert max(made.read(token)) < 258 and (data is None or draft.contents.spelling(made.read(token)) == data)
+    assert made.logits(torch.zeros(1, 258)).isfinite().sum() == made.shared < side(bytewise()).size
 
 
 def test_the_draft_says_what_both_can_and_its_twins_add_up() -> None:

@@ -31,15 +31,17 @@ _NONE = 1000
 class Contents:
     """A tokenizer's tokens by their bytes. Special tokens stand for no text, and have none."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, rows: int | None = None) -> None:
         """Take a transformers tokenizer; its vocabulary is read when it is asked for.
+
+        Ids from `rows` on, which its model cannot read, are no tokens of it.
 
         Raises:
             ConfigError: the vocabulary is neither a byte-level nor a sentencepiece one.
         """
         self.tokenizer = tokenizer
-        self.size = len(tokenizer)
-        self.special = special_ids(tokenizer)
+        self.size = len(tokenizer) if rows is None else min(len(tokenizer), rows)
+        self.special = {token for token in special_ids(tokenizer) if token < self.size}
         self._added = {token: said.content for token, said in tokenizer.added_tokens_decoder.items()}
         self._spell = _speller(tokenizer)
 
@@ -47,9 +49,13 @@ class Contents:
         """As the vocabulary writes it."""
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
+    def known(self, token: int | None) -> int | None:
+        """A token of a role, if the tokenizer has one and the model can read it."""
+        return token if token is not None and token < self.size else None
+
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes of a token; None if it stands for none."""
-        if token in self.special:
+        if token in self.special or token >= self.size:
             return None
         added = self._added.get(token)
         return (self._spell(self.name(token)) if added is None else added.encode()) or None
@@ -59,11 +65,12 @@ class Contents:
         """The tokens of the same bytes, the one that texts are made of first: `A`, then `<0x41>`; then by id."""
         found = defaultdict(list)
         for name, token in self.tokenizer.get_vocab().items():
-            data = None if token in self.special or token in self._added else self._spell(name)
+            there = token < self.size and token not in self.special and token not in self._added
+            data = self._spell(name) if there else None
             if data:
                 found[data].append(token)
         for token, content in self._added.items():
-            if token not in self.special and content:
+            if token < self.size and token not in self.special and content:
                 found[content.encode()].append(token)
         for tokens in found.values():
             if len(tokens) > 1:
@@ -104,8 +111,8 @@ class Contents:
 
     def _fewest(self, data: bytes) -> list[int]:
         """The fewest tokens of these bytes, by dynamic programming over where the last one begins."""
-        unknown = self.tokenizer.unk_token_id
-        none = () if unknown is None else (int(unknown),)
+        unknown = self.known(self.tokenizer.unk_token_id)
+        none = () if unknown is None else (unknown,)
         best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]  # tokens so far; the last one's start, and itself
         for end in range(1, len(data) + 1):
             options = [(best[end - 1][0] + _NONE, end - 1, none)]

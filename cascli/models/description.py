@@ -93,7 +93,7 @@ def _vocabulary(
         shared = shared_ids(draft, tokenizer)
         if shared is None:
             ours, theirs = (
-                Vocabulary(Contents(each), rows[role], _ends(configs[role], folders[role]))
+                Vocabulary(Contents(each, rows[role]), _ends(configs[role], folders[role]))
                 for role, each in (("draft", draft), ("target", tokenizer))
             )
             translation = Translation(ours, theirs, file_for(places["draft"], places["target"], (ours, theirs)))

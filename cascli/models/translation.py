@@ -46,20 +46,19 @@ _FORMAT = 1
 
 
 class Vocabulary:
-    """One model's side: its tokens, how many of them have rows, and which end texts."""
+    """One model's side: its tokens, and which of them have a role."""
 
-    def __init__(self, contents: Contents, rows: int, ends: Iterable[int]) -> None:
-        self.contents = contents
-        self.size = min(contents.size, rows)
-        self.special = {token for token in contents.special if token < self.size}
+    def __init__(self, contents: Contents, ends: Iterable[int]) -> None:
+        """Take the contents, and what the model says ends its texts beside what its tokenizer says."""
+        self.contents, self.size, self.special = contents, contents.size, contents.special
         tokenizer = contents.tokenizer
-        main = tokenizer.eos_token_id
+        main = contents.known(tokenizer.eos_token_id)
         self.ends = sorted({*ends, *([] if main is None else [main])} & self.special)
         self.end = main if main in self.ends else next(iter(self.ends), None)
-        self.begin = tokenizer.bos_token_id
+        self.begin = contents.known(tokenizer.bos_token_id)
         """Which token begins texts; None if there is none."""
-        unknown = tokenizer.unk_token_id
-        self.filler = int(next(token for token in (unknown, self.end, 0) if token is not None))
+        unknown = contents.known(tokenizer.unk_token_id)
+        self.filler = next(token for token in (unknown, self.end, 0) if token is not None)
         """What is read where there is nothing to read."""
 
     @property
@@ -168,9 +167,9 @@ def _pairs(draft: Vocabulary, target: Vocabulary) -> list[tuple[int, int]]:
         if same is not None:
             pairs.append((token, same))
     for data, tokens in draft.contents.tokens.items():
-        theirs = next((token for token in target.contents.tokens.get(data, []) if token < target.size), None)
-        if theirs is not None:
-            pairs += [(token, theirs) for token in tokens if token < draft.size]
+        theirs = target.contents.tokens.get(data)
+        if theirs:
+            pairs += [(token, theirs[0]) for token in tokens]
     return pairs
 
 
