@@ -21,6 +21,7 @@ class FixedLength(Data):
     ran: int
     """The fastest that ran."""
     ran_speed: float
+    """As measured, over the target."""
 
 
 class DraftLength(Data):
