@@ -6,10 +6,10 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-gpu test fuzz test-oldest test-quick quality format schema docs clean
+.PHONY: help install demo bench bench-gpu bench-gpu-compiled test fuzz test-oldest test-quick quality format schema docs clean
 
 help: ## Say what each target does
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -30,6 +30,9 @@ bench: install ## Measure cascli beside transformers on the embedded pair (withi
 
 bench-gpu: ## Measure pairs at real shapes on a GPU and run the GPU tests (within 9 minutes; takes PYTHON as it is)
 	$(PYTHON) -m benchmarks.gpu -o benchmarks/results/gpu.json
+
+bench-gpu-compiled: ## Add the same pairs with compiled steps to the results of bench-gpu (within 9 minutes)
+	$(PYTHON) -m benchmarks.gpu --only-compiled --no-tests --add -o benchmarks/results/gpu.json
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

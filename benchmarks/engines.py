@@ -48,10 +48,18 @@ def of_cascli(pair: Pair, strategy: str, label: str) -> Engine:
     return Engine(f"cascli {strategy} {label}", answer)
 
 
-def of_transformers(target: Any, draft: Any | None, k: int | None, eos_ids: Sequence[int], label: str) -> Engine:
-    """Transformers' generate; with a draft model, assisted generation with constant k and no confidence threshold."""
+def of_transformers(
+    target: Any, draft: Any | None, k: int | None, eos_ids: Sequence[int], label: str, *, static: bool = False
+) -> Engine:
+    """Transformers' generate; with a draft model, assisted generation with constant k and no confidence threshold.
+
+    With a `static` cache, which assisted generation does not take, generate compiles the model by itself on a GPU.
+    """
     more: dict[str, Any] = {}
-    if draft is not None:
+    if static:
+        more = {"cache_implementation": "static"}
+        name = "transformers generate, static cache"
+    elif draft is not None:
         more = {"assistant_model": draft}
         name = f"transformers assisted k={k}"
     else:

@@ -9,10 +9,14 @@ written after each. No network is needed. The last line is one JSON document.
 How the seconds are spent, on an H100: 520 in all, which leaves 20 of nine minutes for Python to start and end.
 - 400 for rows, of which those with steps as they are take about 315: 55, 45, 65, 75, 75. Of such a row 10 to 15 go to
   starting and loading, 5 to recording, 3 to 20 to steps, 5 to 20 to speculation, 10 to transformers, 5 to the profiler.
-- A compiled row takes 130 to 160, nearly all of it in torch.compile. It comes after its pair's other row if it leaves
-  the rows to come what they are expected to need; else it waits for the end, and has what the tests have left.
+- A compiled row takes 180 to 330, nearly all of it in torch.compile: cascli's steps first, and last those of
+  transformers, whose generate compiles by itself where its cache is static. It comes after its pair's other row if it
+  leaves the rows to come what they are expected to need; else it waits for the end, and has what the tests have left.
+  That is seldom enough: `--only-compiled --no-tests --add -o FILE` measures such rows in a run of their own, and adds
+  them to the file.
 - A row may use what the rows to come are not expected to need. In its last 15 seconds it begins no further part
-  (`left_out` in its entry says which); at its end it is killed, and what it had saved is kept.
+  (`left_out` in its entry says which); at its end it is killed, and what it had saved is kept. What no time was left
+  for is in the file and in the table, and says so.
 - 120 at most for the tests, in processes side by side. `--no-tests` gives them to the rows, `--tests-only` the other
   way round.
 """
@@ -27,15 +31,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_job
+from benchmarks import gpu_job, needs
 from benchmarks.gpu_job import Ask, Job
-from benchmarks.gpu_table import show
 from benchmarks.gpu_tests import groups, run_tests
 from benchmarks.machine import facts
 from benchmarks.shapes import PAIRS, pair_config
 
 PACKAGES = ("torch", "transformers", "triton")
-_UNKNOWN_SECONDS = (120.0, 240.0)
+_UNKNOWN_SECONDS = (120.0, 300.0)
 """What a pair with real weights is taken to need, with steps as they are and compiled."""
 
 
@@ -66,14 +69,22 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tests.add_argument("--no-tests", action="store_true", help="measure pairs alone")
     tests.add_argument("--tests-only", action="store_true", help="run the GPU tests alone")
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON document here, row by row")
+    parser.add_argument(
+        "--add", action="store_true", help="to the rows and tests that the file has, not in their place"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, test, and print one JSON document."""
     options = arguments(argv)
+    needs.check(purposes(options))
+    from benchmarks.gpu_table import show
+
     end = time.monotonic() + options.seconds
     document: dict[str, Any] = {"schema": "cascli.gpu/1", **facts(PACKAGES), "device": options.device, "pairs": []}
+    if options.add:
+        document |= _before(options.output)
     jobs = [] if options.tests_only else planned(options)
     kept = 0.0 if options.no_tests else options.test_seconds
     waiting = measure(jobs, end - kept, document, options.output, put_off=True)
@@ -85,6 +96,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(document))
 
 
+def purposes(options: argparse.Namespace) -> list[str]:
+    """What is planned besides measuring on a CPU."""
+    return ["cuda"] * options.device.startswith("cuda") + ["tests"] * (not options.no_tests)
+
+
+def _before(output: Path | None) -> dict[str, Any]:
+    """The rows and tests of the file that is added to."""
+    if output is None or not output.exists():
+        return {}
+    found = json.loads(output.read_text(encoding="utf-8"))
+    return {key: found[key] for key in ("pairs", "tests") if key in found}
+
+
 def planned(options: argparse.Namespace) -> list[Job]:
     """The rows, in this order: each pair, and then the same compiled, if that is measured."""
     compile_too = options.device.startswith("cuda") and not options.no_compiled
@@ -92,12 +116,12 @@ def planned(options: argparse.Namespace) -> list[Job]:
     for config, seconds, compiled_seconds in _configs(options):
         if not options.only_compiled:
             found.append(Job(_ask(config, options, compiled=False), seconds))
-        if compile_too and compiled_seconds is not None:
+        if compile_too:
             found.append(Job(_ask(config, options, compiled=True), compiled_seconds))
     return found
 
 
-def _configs(options: argparse.Namespace) -> list[tuple[Any, float, float | None]]:
+def _configs(options: argparse.Namespace) -> list[tuple[Any, float, float]]:
     """Pairs, and the seconds for each of their rows."""
     if options.config:
         path = Path(options.config)
@@ -132,16 +156,26 @@ def measure(
     waiting = []
     for number, job in enumerate(jobs):
         left = end - time.monotonic()
-        others = sum(each.seconds for each in jobs[number + 1 :] if not each.ask.compiled)
+        rest = jobs[number + 1 :]
+        others = sum(each.seconds for each in rest if not each.ask.compiled)
         if put_off and job.ask.compiled and left < job.seconds + others:
             waiting.append(job)
             continue
+        if job.ask.compiled:  # which takes from other compiled rows no more than plain ones from each other
+            others = sum(each.seconds for each in rest)
         found = gpu_job.run(job, min(left, max(job.seconds, left - others)))
-        document["pairs"].append(found)
+        document["pairs"] = in_order([*document["pairs"], found])
         document["device"] = found.get("device", document["device"])
         print(json.dumps(found), file=sys.stderr)
         _write(document, output)
     return waiting
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A pair's rows side by side, the compiled one last; of several of a kind the latest."""
+    latest = {(row["name"], row["compiled"]): row for row in rows}
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    return [latest[key] for name in names for key in ((name, False), (name, True)) if key in latest]
 
 
 def _write(document: dict[str, Any], output: Path | None) -> None:

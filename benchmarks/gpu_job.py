@@ -21,7 +21,7 @@ _LEAST = 20.0
 """Seconds under which no row is begun: importing and loading alone take most of them."""
 _MARGIN = 15.0
 """Seconds, of the row's limit, in which no further part is begun."""
-_OUT_OF_TIME = "out of time"
+OUT_OF_TIME = "out of time"
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Job:
     @property
     def least(self) -> float:
         """Seconds under which it is not begun: compiling has nothing to show half-way."""
-        return self.seconds / 2 if self.ask.compiled else _LEAST
+        return 0.6 * self.seconds if self.ask.compiled else _LEAST
 
 
 def run(job: Job, limit: float) -> dict[str, Any]:
     """The row's entry, whatever becomes of its process within `limit` seconds."""
     about = {"name": job.ask.name, "compiled": job.ask.compiled}
     if limit < job.least:
-        return {**about, "skipped": _OUT_OF_TIME}
+        return {**about, "skipped": OUT_OF_TIME}
     start = time.monotonic()
     with TemporaryDirectory(prefix="cascli-gpu-") as folder:
         request, result, output = (Path(folder) / name for name in ("request.json", "result.json", "output.txt"))
@@ -84,7 +84,7 @@ def run(job: Job, limit: float) -> dict[str, Any]:
         found = {**about, **(json.loads(result.read_text(encoding="utf-8")) if result.exists() else {})}
     found["wall_seconds"] = time.monotonic() - start
     if code is None and "profiles" not in found:
-        found["skipped"] = _OUT_OF_TIME
+        found["skipped"] = OUT_OF_TIME
     if code is None:
         found["error"] = f"killed after {limit:.0f} s\n{said}"
     elif code != 0:

@@ -19,7 +19,7 @@ import torch
 from benchmarks import compare_engines
 from benchmarks.gpu_job import Ask
 from benchmarks.gpu_work import work_of
-from benchmarks.transformers_baseline import transformers_baseline
+from benchmarks.transformers_baseline import static_cache_baseline, transformers_baseline
 from cascli import Pair, load_pair
 from cascli.analysis import theory
 from cascli.analysis.bench import Bench, SyntheticRuns
@@ -98,6 +98,8 @@ class Measurement:
             self._part(f"speculation at {acceptance}", other)
         for strategy in ("target", f"speculative:k={self._ask.k}"):
             self._part(f"work of {strategy}", partial(self._work, strategy))
+        if self._ask.compiled:  # compiled beside compiled
+            self._part("transformers with a static cache", self._beside_static)
         models = [getattr(self.pair, role).model for role in ROLES]
         if not self._ask.compiled and all(model.config._name_or_path for model in models):
             self._part("answers", self._answers)
@@ -163,6 +165,12 @@ class Measurement:
             late=self._late,
         )
         self._compare()
+
+    def _beside_static(self) -> None:
+        """Generate with a static cache: transformers compiles its steps, as cascli's are in this row."""
+        tokens, repeats = max(self.tokens // 2, 2), 2 if self.heavy else 3
+        found = static_cache_baseline(self.pair, PROMPT, tokens=tokens, repeats=repeats, late=self._late)
+        self.found["transformers"] = found
 
     def _compare(self) -> None:
         """What assisted generation's rounds would come to at each acceptance rate, as far as both were measured."""

@@ -1,22 +1,24 @@
-"""The table of `benchmarks.gpu`: one line a pair."""
+"""The table of `benchmarks.gpu`: one line a row, and below it what is not in the table and why."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 HEADINGS = (
     "pair",
     "target ms",
-    "of bandwidth",
+    "bandwidth",
     "c",
     "c / bytes",
     "v(5)",
     "gain at 0.8",
-    "of predicted",
+    "/ predicted",
     "outside",
+    "x generate",
     "x assisted",
     "recording",
 )
@@ -24,18 +26,42 @@ HEADINGS = (
 
 def show(document: dict[str, Any]) -> None:
     """Print it, and what became of the tests."""
-    table = Table(title=document["device"], title_justify="left")
+    table = Table(title=document["device"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
     for pair in document["pairs"]:
         table.add_row(*line_of(pair))
     console = Console(width=160)
     console.print(table)
-    for pair in document["pairs"]:
-        if "error" in pair:
-            console.print(f"{pair['name']}: {pair['error'].splitlines()[-1]}", markup=False, highlight=False)
+    console.print(*notes(document), sep="\n", markup=False, highlight=False)
     if "tests" in document:
         console.print(*tests_lines(document["tests"]), sep="\n", markup=False, highlight=False)
+
+
+GENERATE = "x generate: target beside transformers' generate; of compiled rows with a static cache, which it compiles."
+
+
+def notes(document: dict[str, Any]) -> list[str]:
+    """What stands below the table."""
+    return [GENERATE, *(line for pair in document["pairs"] for line in notes_of(pair))]
+
+
+def notes_of(pair: dict[str, Any]) -> list[str]:
+    """What of a row was not measured, and why."""
+    name = name_of(pair)
+    lines = [f"{name}: no time was left for {', '.join(pair['left_out'])}"] if pair.get("left_out") else []
+    lines += [f"{name}: {part} failed: {why.splitlines()[0]}" for part, why in pair.get("failed", {}).items()]
+    if "skipped" in pair and "error" not in pair:
+        lines.append(f"{name}: no time was left")
+    if "error" in pair:
+        said = pair["error"].splitlines()
+        lines.append(f"{name}: {'; '.join(dict.fromkeys([said[0], said[-1]]))}")
+    return lines
+
+
+def name_of(pair: dict[str, Any]) -> str:
+    """A row's name."""
+    return pair["name"] + (" (compiled)" if pair["compiled"] else "")
 
 
 def tests_lines(tests: dict[str, Any]) -> list[str]:
@@ -47,11 +73,11 @@ def tests_lines(tests: dict[str, Any]) -> list[str]:
 
 def line_of(pair: dict[str, Any]) -> list[str]:
     """A pair's cells; of one that was not measured, why."""
-    name = pair["name"] + (" (compiled)" if pair["compiled"] else "")
+    name = name_of(pair)
     if "profiles" not in pair:
         return [name, pair.get("skipped") or "failed", *[""] * (len(HEADINGS) - 2)]
     recording = [each["capture_seconds"] for each in pair["graphs"].values() if each]
-    return [name, *_steps(pair["profiles"][0]), *_gains(pair["speculation"]), _seconds(recording)]
+    return [name, *_steps(pair["profiles"][0]), *_gains(pair), _seconds(recording)]
 
 
 def _steps(at: dict[str, Any]) -> list[str]:
@@ -64,18 +90,24 @@ def _steps(at: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gains(speculation: list[dict[str, Any]]) -> list[str]:
+def _gains(pair: dict[str, Any]) -> list[str]:
     """At the middle acceptance rate; nothing if the time did not suffice for it."""
-    mid = next((each for each in speculation if each["chosen_acceptance"] == 0.8), None)
+    mid = next((each for each in pair["speculation"] if each["chosen_acceptance"] == 0.8), None)
     if mid is None:
-        return [""] * 4
-    ratio = mid.get("ratio_to_assisted_at_this_acceptance")
+        return [""] * 5
+    peer = pair["transformers"] or {}
+    generate = peer.get("static_tokens_per_second", peer.get("generate_tokens_per_second"))
     return [
         f"{mid['measured_speed_up']:.2f}x",
         f"{mid['measured_speed_up'] / mid['predicted_speed_up']:.2f}",
         _percent(mid["outside_the_models"]),
-        "" if ratio is None else f"{ratio:.1f}x",
+        _times(mid["target_tokens_per_second"] / generate if generate else None),
+        _times(mid.get("ratio_to_assisted_at_this_acceptance")),
     ]
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}x"
 
 
 def _seconds(several: list[float]) -> str:

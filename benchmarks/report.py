@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_table import HEADINGS, line_of
+from benchmarks.gpu_table import HEADINGS, line_of, notes
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -102,6 +102,8 @@ def _gpu_section(found: dict[str, Any], path: Path) -> str:
             "| " + " | ".join(HEADINGS) + " |",
             "| --- |" + " ---: |" * (len(HEADINGS) - 1),
             *("| " + " | ".join(line_of(pair)) + " |" for pair in found["pairs"]),
+            "",
+            *(f"- {note}" for note in notes(found)),
         ]
     )
 

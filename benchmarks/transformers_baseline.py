@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import median
@@ -56,6 +57,27 @@ def transformers_baseline(
         "assisted_rounds": rounds,
         "generate_tokens_per_second": median(len(each.token_ids) / each.seconds for each in alone.answers),
         "assisted_seconds_per_round": median(times),
+    }
+
+
+def static_cache_baseline(
+    pair: Pair, prompt: Sequence[int], *, tokens: int, repeats: int = 3, late: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Generate with a static cache; its arguments are those of `transformers_baseline`.
+
+    The warm-up is as long as a run: what it compiles depends on the length of the cache.
+    """
+    engine = of_transformers(pair.target.model, None, None, [], "", static=True)
+    with stock(pair.target.model):
+        start = time.perf_counter()
+        engine.answer(prompt, tokens)
+        first = time.perf_counter() - start
+        while len(engine.answers) < repeats and not (engine.answers and late()):
+            engine.take(prompt, tokens)
+    return {
+        "repeats": len(engine.answers),
+        "static_first_seconds": first,
+        "static_tokens_per_second": median(len(each.token_ids) / each.seconds for each in engine.answers),
     }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cascli.version import __version__
 
 if TYPE_CHECKING:
+    from cascli.jobs.batch import generate_many
     from cascli.jobs.compare import compare
     from cascli.jobs.generate import generate
     from cascli.models.load import load_pair
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "compare",
     "generate",
+    "generate_many",
     "load_pair",
     "sweep",
 ]
@@ -41,6 +43,7 @@ __all__ = [
 _HOMES = {
     "compare": "cascli.jobs.compare",
     "generate": "cascli.jobs.generate",
+    "generate_many": "cascli.jobs.batch",
     "load_pair": "cascli.models.load",
     "sweep": "cascli.sweeps.run",
     "Pair": "cascli.models.pair",

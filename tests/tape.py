@@ -7,12 +7,14 @@ recording is an error: a runner that relies on anything but data at fixed addres
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from cascli.rules import mentored
@@ -39,6 +41,22 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
+def _with_launches(tape: Tape) -> AbstractContextManager[Any]:
+    """Records what Triton's interpreter runs, too: a kernel with the addresses and numbers that it was given."""
+    try:
+        from triton.runtime.interpreter import GridExecutor
+    except ImportError:
+        return nullcontext()
+    launch = GridExecutor.__call__
+
+    def recorded(grid: Any, *args: Any, **kwargs: Any) -> None:
+        with _disable_current_modes():
+            launch(grid, *args, **kwargs)
+        tape.operations.append((partial(launch, grid), args, kwargs, None))
+
+    return patch.object(GridExecutor, "__call__", recorded)
+
+
 class TapeCapture:
     """A `Capture` for the CPU."""
 
@@ -48,7 +66,8 @@ class TapeCapture:
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         compute()
-        with Tape() as tape, patch.object(mentored, "settled", lambda *_: False):  # as of a device, which is not asked
+        settled = patch.object(mentored, "settled", lambda *_: False)  # as of a device, which is not asked
+        with Tape() as tape, _with_launches(tape), settled:
             result = compute()
         self.recordings += 1
         renewals = self.renewals

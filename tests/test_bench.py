@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cascli import Pair, generate, load_pair
-from cascli.analysis.bench import Bench, prospects
+from cascli.analysis.bench import Bench
+from cascli.analysis.prospects import prospects
 from cascli.errors import UsageError
 from cascli.jobs.bench import bench, synthetic_context, synthetic_runs
 from cascli.jobs.profile import profile

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from torch.autograd import DeviceType
 from benchmarks import (
     accuracy,
     compare_engines,
+    engines,
     gpu,
     gpu_job,
     gpu_pair,
@@ -21,11 +23,12 @@ from benchmarks import (
     gpu_tests,
     gpu_work,
     llama_cpp,
+    needs,
     report,
     shapes,
     transformers_baseline,
 )
-from cascli import load_pair
+from cascli import Pair, load_pair
 from cascli.jobs.profile import blocks_for
 from cascli.models.gpu.fused_norm import FusedNorm, use_fused_norms
 from cascli.models.gpu.fused_rotation import use_fused_rotation
@@ -171,7 +174,24 @@ def test_a_row_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPa
     found = gpu_pair.Measurement(tiny_ask(until=0.0), lambda entry: saved.append(json.dumps(entry))).all()
     assert found["left_out"][:2] == ["speculation at 0.8", "transformers"] and len(found["left_out"]) == 6
     assert found["profiles"] and json.loads(saved[-1]) == found
-    assert gpu_table.line_of(found)[6:10] == [""] * 4
+    assert gpu_table.line_of(found)[6:11] == [""] * 5
+    [note] = gpu_table.notes_of(found)
+    assert note.startswith(f"{found['name']}: no time was left for speculation at 0.8, transformers, ")
+
+
+def test_a_compiled_row_is_held_against_what_transformers_compiles() -> None:
+    ask = dataclasses.replace(tiny_ask(until=0.0), compiled=True)
+    measured = gpu_pair.Measurement(ask, lambda _: None)
+    assert measured.all()["left_out"][-1] == "transformers with a static cache"
+    assert "transformers" not in measured.found["left_out"]
+    measured._beside_static()
+    found = measured.found | {"speculation": [{"chosen_acceptance": 0.8, **dict.fromkeys(RATES, 2.0)}]}
+    rate = found["transformers"]["static_tokens_per_second"]
+    cells = dict(zip(gpu_table.HEADINGS, gpu_table.line_of(found), strict=True))
+    assert cells["x generate"] == f"{2 / rate:.1f}x" and cells["x assisted"] == ""
+
+
+RATES = ("measured_speed_up", "predicted_speed_up", "outside_the_models", "target_tokens_per_second")
 
 
 def test_a_part_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +203,7 @@ def test_a_part_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPa
     found = gpu_pair.Measurement(tiny_ask(until=math.inf), lambda _: None).all()
     assert found["failed"]["transformers"] == "TypeError: transformers has changed"
     assert len(found["speculation"]) == 3 and found["transformers"] is None
+    assert f"{found['name']}: transformers failed: TypeError: transformers has changed" in gpu_table.notes_of(found)
 
 
 def rows_of(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> list[dict]:
@@ -220,11 +241,12 @@ def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_is_begun_without_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = rows_of("raise SystemExit(3)", tmp_path, monkeypatch, "--seconds", "1")
     assert [each["skipped"] for each in found] == ["out of time"] * len(gpu.PAIRS)
+    assert all(gpu_table.notes_of(each) == [f"{each['name']}: no time was left"] for each in found)
 
 
 def test_compiled_rows_wait_for_those_that_they_would_displace(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = gpu.planned(gpu.arguments([]))
-    assert [job.ask.compiled for job in jobs] == [False, True, False, True, False, False, False]
+    assert [job.ask.compiled for job in jobs] == [False, True] * len(gpu.PAIRS)
     assert sum(job.seconds for job in jobs if not job.ask.compiled) <= 400
     now, limits = 0.0, []
 
@@ -242,11 +264,73 @@ def test_compiled_rows_wait_for_those_that_they_would_displace(monkeypatch: pyte
         waiting = gpu.measure(jobs, now + seconds, document, None, put_off=True)
         return [each["compiled"] for each in document["pairs"]], waiting
 
-    assert measured(400) == ([False] * 5, [jobs[1], jobs[3]])
+    assert measured(400) == ([False] * 5, jobs[1::2])
     spare = 400 - sum(job.seconds for job in jobs if not job.ask.compiled)
     plain = [job.seconds for job in jobs if not job.ask.compiled]
     assert limits == [pytest.approx(seconds + spare) for seconds in plain]
-    assert measured(2000) == ([job.ask.compiled for job in jobs], [])
+    assert measured(4000) == ([job.ask.compiled for job in jobs], [])
+
+
+def test_a_compiled_row_that_did_not_fit_is_listed_beside_its_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run of its own takes its place."""
+    rows = [{"name": name, "compiled": compiled} for compiled in (False, True) for name in "ab"]
+    rows[3]["skipped"] = "out of time"
+    added = gpu.in_order([*rows, {"name": "b", "compiled": True, "device": "H"}])
+    assert [(row["name"], row["compiled"]) for row in added] == [("a", False), ("a", True), ("b", False), ("b", True)]
+    assert added[3]["device"] == "H"
+    assert gpu_table.line_of(rows[3])[:2] == ["b (compiled)", "out of time"]
+
+
+def test_the_page_says_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of("raise SystemExit(3)", tmp_path, monkeypatch, "--seconds", "1", "--pairs", "0")
+    text = report.gpu_table([tmp_path / "gpu.json"])
+    name = gpu.PAIRS[0].draft + " with " + gpu.PAIRS[0].target
+    assert f"| {name} | out of time |" in text and f"\n- {name}: no time was left" in text
+
+
+def test_rows_are_added_to_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{}')"
+    first = rows_of(script, tmp_path, monkeypatch, "--pairs", "1")
+    both = rows_of(script, tmp_path, monkeypatch, "--pairs", "0", "1", "--add")
+    assert [row["name"] for row in both] == [first[0]["name"], gpu.PAIRS[0].draft + " with " + gpu.PAIRS[0].target]
+    assert len(rows_of(script, tmp_path, monkeypatch, "--pairs", "0")) == 1
+
+
+def test_what_is_missing_is_named_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"torch": "2.11.0+cu130", "transformers": "5.16.0", "pytest": "9.1"}
+
+    def version(name: str) -> str:
+        if name in ("pydantic", "triton"):
+            raise PackageNotFoundError(name)
+        return there.get(name, "99.0")
+
+    monkeypatch.setattr(needs, "version", version)
+    with pytest.raises(SystemExit) as error:
+        gpu.main(["--device", "cuda"])
+    first, *rest = str(error.value).splitlines()
+    assert first == "This Python lacks transformers>=5.17, pydantic>=2.12, triton>=3.6."
+    assert "pip install 'transformers>=5.17' 'pydantic>=2.12' 'triton>=3.6'" in rest[0]
+    assert "pydantic comes with annotated-types, pydantic-core" in rest[-1]
+
+
+def test_only_what_is_used_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(needs, "version", lambda name: asked.append(name) or "99.0")
+    needs.check([])
+    assert {"torch", "pydantic", "rich"} <= set(asked) and not {"gguf", "triton", "pytest"} & set(asked)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="which would compile for minutes")
+def test_transformers_with_a_static_cache_writes_the_same(id_pair: Pair) -> None:
+    found = transformers_baseline.static_cache_baseline(id_pair, [5, 6, 7], tokens=6, repeats=2)
+    assert found["repeats"] == 2 and found["static_tokens_per_second"] > 0
+    model = id_pair.target.model
+    with transformers_baseline.stock(model):
+        plain, static = (
+            engines.of_transformers(model, None, None, [], "", static=static).answer([5, 6, 7], 6)
+            for static in (False, True)
+        )
+    assert plain.token_ids == static.token_ids
 
 
 def test_kernels_are_counted_where_they_run() -> None:

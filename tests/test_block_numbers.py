@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cascli import Pair, Run, generate, load_pair
@@ -127,18 +129,24 @@ def test_verify_passes(text_pair: Pair, tree: tables.Tree) -> None:
     assert all(check.status == "pass" for check in checks), checks
 
 
+def together(tree: tables.Tree) -> tables.Tree:
+    """Of two models that agree half-way."""
+    target = rounds.drawn_together(rounds.of_tree(tree), tree.dtype).target
+    return replace(tree, target=dict(zip(tree.target, target, strict=True)))
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_verify_fails_on_what_is_planted(bug: object, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(bug)
     bug(monkeypatch)
-    tree = rounds.drawn_together(tree)
+    tree = together(tree)
     [check] = law.of_blocks([tree], [parse(SPEC)])
     assert check.status == "fail", check
 
 
 def test_verify_samples_whole_blocks(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of texts of two tokens alone no round would draft more than one; numbers that are used again show in them."""
-    tree = rounds.drawn_together(tables.tabulate(text_pair, [72, 105], width=4, depth=1))
+    tree = together(tables.tabulate(text_pair, [72, 105], width=4, depth=1))
     small, wanted = tables.tabulated(text_pair, tree), joint.joint_law(tree, Exact(), 2)
     strategy = parse("speculative:k=3,verify=block")
     assert joint.deviation(joint.sampled(small, strategy, 2, 1500), wanted, 1500) < joint.SIGMAS

@@ -83,6 +83,22 @@ def test_what_cannot_be_compiled_is_an_error_that_says_so() -> None:
         Compiled(forward, "eager")(torch.tensor([3]), 1)
 
 
+def test_steps_of_one_token_are_tuned_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the setting products with one row are the library's, as in steps that are not compiled."""
+    from torch._inductor import compile_fx, config
+
+    asked = []
+
+    def compile_nothing(graph: torch.fx.GraphModule, inputs: object, *, config_patches: dict, **_: object) -> object:
+        asked.append((config_patches, config.coordinate_descent_tuning))
+        return graph
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compile_nothing)
+    step = Compiled(lambda ids, rows: ids[-rows:].float() * 2)
+    assert step(torch.tensor([3]), 1).tolist() == [6] and step(torch.tensor([3, 4]), 2).tolist() == [6, 8]
+    assert asked == [({"coordinate_descent_tuning": True}, False), ({}, False)]
+
+
 def test_compiled_without_graphs() -> None:
     loaded, cpu = load_pair(pair()), torch.device("cpu")
     model = loaded.target.model

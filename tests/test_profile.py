@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
-from cascli.analysis.bench import prospects
 from cascli.analysis.profile import Profile, interpolated, timing
+from cascli.analysis.prospects import prospects
 from cascli.jobs.profile import blocks_for, profile
 from tests.pairs import ARCHITECTURES, pair
 

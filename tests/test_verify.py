@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,18 +15,22 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cascli import Pair, audit, load_pair, rules
-from cascli.audit import WITH_OPTIONS, joint, law, numerics, parity, rounds, tables
+from cascli.audit import WITH_OPTIONS, draws, joint, law, numerics, parity, rounds, tables
 from cascli.audit.report import Audit, Check, check_of
 from cascli.cli.app import app
-from cascli.decoding import thinking
+from cascli.decoding import speculation, thinking
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_cache import GraphCache
+from cascli.models.gpu.graph_runner import GraphRunner
+from cascli.models.runner import Runner
 from cascli.prompts import builtin
 from cascli.render.audit import row
 from cascli.rules.base import Exact
 from cascli.sampling import rejection
+from cascli.sampling.autoregressive import Written
 from cascli.strategies import parse
 from tests.pairs import ARCHITECTURES, model, pair
+from tests.tape import TapeCapture
 
 RUNS = 1500
 
@@ -110,6 +115,60 @@ def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> 
     assert check.status == "fail"
     [check] = rounds.rounds(replace(text_pair, graphs=right), tree, strategies)
     assert check.status == "pass"
+
+
+def test_rounds_that_were_captured_are_replayed(text_pair: Pair, tree: tables.Tree) -> None:
+    """A graph that computes nothing when it is replayed: what was captured first is all that it knows."""
+
+    class Frozen(Uncaptured):
+        def __call__(self, compute: Any) -> Any:
+            result = compute()
+            return lambda: result
+
+    frozen = replace(text_pair, graphs=GraphCache(Frozen()))
+    strategies = [parse(text) for text in ("speculative:k=2", "speculative-cascade:rule=lenience")]
+    assert [check.status for check in rounds.rounds(frozen, tree, strategies)] == ["fail", "fail"]
+    taped = GraphCache(TapeCapture())
+    [check] = rounds.rounds(replace(text_pair, graphs=taped), tree, strategies[:1])
+    assert check.status == "pass" and taped.seconds > 0
+
+
+def test_rounds_are_of_the_whole_vocabulary_too(
+    text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong beyond a tree's few tokens alone, as a kernel's second part would."""
+    right = speculation.decide_round
+
+    def wrong(rule: Any, sampling: Any, logits: torch.Tensor, *given: torch.Tensor, **how: Any) -> torch.Tensor:
+        return right(rule, sampling, logits.index_fill(1, torch.arange(6, logits.shape[1]), -9.0), *given, **how)
+
+    monkeypatch.setattr(rounds, "decide_round", wrong)
+    [check] = rounds.rounds(text_pair, tree, [parse("speculative:k=2")])
+    assert check.status == "fail" and check.statistic < 0.1
+
+
+def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distributions of another step, another number's token, a cut that keeps one token too many."""
+    assert [check.status for check in draws.draws(text_pair)] == ["pass"] * 2
+    runner, right = type(text_pair.target.runner), Runner.write
+
+    def bug(change: Callable[[Written], Written]) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "write", lambda *given, **how: change(right(*given, **how)))
+            return [check.status for check in draws.draws(text_pair)]
+
+    assert bug(lambda w: w) == ["pass"] * 2
+    assert bug(lambda w: w._replace(probs=w.probs.roll(1, 0))) == ["fail"] * 2
+    assert bug(lambda w: w._replace(base=w.base.roll(1, 0))) == ["fail"] * 2
+    assert bug(lambda w: w._replace(tokens=w.tokens.roll(1))) == ["fail"] * 2
+
+
+def test_captured_drafts_are_audited(text_pair: Pair) -> None:
+    """By a tape in place of CUDA's graphs."""
+    model, cpu = load_pair(pair(300)).target, torch.device("cpu")
+    runner = GraphRunner(model.model, text_pair.vocab, cpu, TapeCapture())
+    found = list(draws.draws(replace(text_pair, draft=None, target=replace(model, runner=runner))))
+    assert [check.status for check in found] == ["pass"] and "captured" in found[0].detail and runner.graphs > 0
 
 
 def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +256,7 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
         "tokenizer",
         "cache",
         "block",
+        "draw",
         "law",
         "round",
         "joint law",

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from cascli.analysis import theory
+from cascli.analysis.batches import BatchMemory, BatchRun
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Document, ModelInfo, PairInfo
 
 if TYPE_CHECKING:
     import pandas
-
-ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class SyntheticRuns(Data):
@@ -39,8 +37,8 @@ class Bench(Document):
 
     kind: ClassVar[str] = "bench"
 
-    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2"] = Field(
-        "cascli.bench/1.2", alias="schema"
+    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2", "cascli.bench/1.3"] = Field(
+        "cascli.bench/1.3", alias="schema"
     )
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
@@ -52,6 +50,12 @@ class Bench(Document):
     profiles: list[Profile] = Field(min_length=1)
     """One for each context length, the shortest first."""
     synthetic: SyntheticRuns | None = None
+    batches: list[Profile] = Field(default_factory=list)
+    """One for each batch size that was asked for, after texts of one length."""
+    batch_runs: list[BatchRun] = Field(default_factory=list)
+    """At a chosen acceptance rate, for each batch size and k."""
+    batch_memory: BatchMemory | None = None
+    """Of the largest of these batches."""
     environment: dict[str, str]
 
     def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:
@@ -77,26 +81,3 @@ class Bench(Document):
         """Bytes of draft weights over those of the target: what c would be if reading weights were all."""
         draft, target = self.pair.draft and self.pair.draft.weight_bytes, self.pair.target.weight_bytes
         return draft / target if draft and target else None
-
-
-class Prospect(Data):
-    """What speculation gains at an acceptance rate, by theory from measured c and v(k)."""
-
-    acceptance: float
-    best_k: int | None
-    """Of the block lengths that were timed; None if none gains."""
-    or_more: bool = False
-    """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
-    speed_up: float
-    """At the best k, below 1 if none gains."""
-
-
-def prospects(profile: Profile) -> list[Prospect]:
-    """The best block length and its speed-up for several acceptance rates."""
-    table, longest = [], profile.longest - 1
-    for a in ACCEPTANCES:
-        k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1), longest)
-        gain = theory.speed_up(a, k, profile.c, profile.v(k + 1))
-        pays = gain > 1
-        table.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
-    return table

@@ -34,6 +34,8 @@ class Profile(Data):
     """Step times of both models after a context of some length."""
 
     context: int
+    batch_size: int = 1
+    """How many texts a call reads so many tokens of; its seconds are those of the whole batch."""
     draft: dict[int, Timing]
     """By the number of tokens that one call reads; 1 is always there, unless there is no draft model."""
     target: dict[int, Timing] = Field(min_length=1)

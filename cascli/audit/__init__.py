@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from cascli import rules
-from cascli.audit import files, joint, law, numerics, parity, rounds, tables, tokens
+from cascli.audit import draws, files, joint, law, numerics, parity, rounds, tables, tokens
 from cascli.audit.report import Audit, Check, skipped
 from cascli.chat import encode
 from cascli.config import PairConfig
@@ -141,7 +141,7 @@ def planned(
     if strategies:
         laws &= set(_rule_names(chosen))
     count = len(config.models) if config is not None else 0
-    count += tokens.how_many(pair) + 2 * len(pair.models) + len(laws)
+    count += tokens.how_many(pair) + 3 * len(pair.models) + len(laws)
     count += sum(by_block(strategy.params) for strategy in chosen)
     count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (2 if deep else 1)
     return count + 1  # parity
@@ -167,6 +167,8 @@ def _checks(
     on_progress("cache and blocks")
     numerical = list(numerics.numerics(pair, effort.rewinds))
     yield from numerical
+    on_progress("drafts")
+    yield from draws.draws(pair)
     yield from _laws(pair, strategies, effort, on_progress)
     if pair.tokenizer is None:
         yield skipped("parity", f"{parity.speculation(pair)} against target", "no tokenizer for the built-in prompts")

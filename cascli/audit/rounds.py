@@ -1,15 +1,16 @@
 """Does what decides a round on this device decide as the plain mathematics does? By comparison, number by number.
 
 Joint laws are sampled over two or three tokens, so that rounds of three drafts and more are met there by none of them.
-Here are rounds of every length up to eight, with the run's own random numbers as they lie on the device. The target is
-drawn towards the draft until the two agree half-way: a pair that rejects every first draft tests no other.
+Here are rounds of every length up to eight, with the run's own random numbers as they lie on the device, over the few
+tokens of a tree and over the whole vocabulary; every other one is truncated. The target is drawn towards the draft
+until the two agree half-way: a pair that rejects every first draft tests no other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,25 +31,52 @@ from cascli.trace import by_block
 
 LONGEST = 8
 SEEDS = 10
+OF_WHOLE_ROWS = [(n, seed) for n in (0, 4) for seed in range(2)]
+"""Lengths and seeds of rounds over the whole vocabulary."""
 BOUND = 0.02
 """Share of the rounds that may differ: a number at the very edge of a token or a test falls to either side."""
-SAMPLING = Sampling(1.0)
+SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=12, top_p=0.9))
 HALF_WAY = 0.35
 """Largest mean TV(p, q) of the rounds, about the share of drafts that are rejected."""
+
+
+class Rows(NamedTuple):
+    """Logits of both models at some positions, `[m, V]`, in float64 on the CPU."""
+
+    draft: Tensor
+    target: Tensor
 
 
 @torch.inference_mode()
 def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[Check]:
     """One check for each strategy that speculates."""
-    tree = drawn_together(tree)
+    few, whole = drawn_together(of_tree(tree), tree.dtype), drawn_together(of_vocabulary(pair), tree.dtype)
+    cases = [(few, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
+    cases += [(whole, n, seed) for n, seed in OF_WHOLE_ROWS]
     for strategy in strategies:
         rule = rule_of(strategy)
         if rule is None or not has_rounds(strategy):
             continue
         blocks = by_block(strategy.params)
-        different = [_differs(pair, tree, rule, blocks, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
+        different = [_differs(pair, rows, tree.dtype, rule, blocks, n, seed) for rows, n, seed in cases]
         detail = f"{len(different)} rounds of up to {LONGEST}; {path_of(pair, tree)}"
         yield check_of("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
+
+
+def of_tree(tree: Tree) -> Rows:
+    """After every text of a tree."""
+    return Rows(*(torch.stack([table[text] for text in tree.target]) for table in (tree.draft, tree.target)))
+
+
+def of_vocabulary(pair: Pair) -> Rows:
+    """After each token of some text, over all tokens; where there is no draft model, as in a tree."""
+    text = torch.arange(LONGEST, device=pair.device) * 7 % pair.vocab
+    found = {}
+    for role, model in pair.models.items():
+        model.runner.reset()
+        found[role] = model.runner.forward(text.to(model.device), LONGEST).double().cpu()
+        model.runner.reset()
+    return Rows(found.get("draft", found["target"].roll(1, dims=-1)), found["target"])
 
 
 def has_rounds(strategy: Strategy) -> bool:
@@ -56,35 +84,27 @@ def has_rounds(strategy: Strategy) -> bool:
     return rule_of(strategy) is not None and "k" in strategy.params
 
 
-def drawn_together(tree: Tree) -> Tree:
-    """The tree with the target's logits as far on the way from the draft's as leaves most drafts accepted."""
-    draft, target = (torch.stack([table[text] for text in tree.target]) for table in (tree.draft, tree.target))
-    share = 1.0
-    while (
-        float(
-            distributions.total_variation(
-                distributions.base(_between(draft, target, share)), distributions.base(draft)
-            ).mean()
-        )
-        > HALF_WAY
-    ):
+def drawn_together(rows: Rows, dtype: torch.dtype) -> Rows:
+    """The target's logits as far on the way from the draft's as leaves most drafts accepted, in a precision."""
+    draft, target = rows
+    share, q = 1.0, distributions.base(draft)
+    while float(distributions.total_variation(distributions.base(_between(*rows, share)), q).mean()) > HALF_WAY:
         share /= 1.5
-    rows = _between(draft, target, share).to(tree.dtype).double()
-    return replace(tree, target=dict(zip(tree.target, rows, strict=True)))
+    return Rows(draft, _between(draft, target, share).to(dtype).double())
 
 
 def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
     return draft + share * (target - draft)
 
 
-def _differs(pair: Pair, tree: Tree, rule: Rule, blocks: bool, n: int, seed: int) -> bool:
+def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: bool, n: int, seed: int) -> bool:
     """Whether the device keeps other drafts of a round, or writes another token after them, than the plain path."""
-    texts = list(tree.target)
-    rows = [texts[(seed + i) % len(texts)] for i in range(n + 1)]
-    draft, target = (torch.stack([table[row] for row in rows]).to(tree.dtype) for table in (tree.draft, tree.target))
+    sampling = SAMPLINGS[seed % len(SAMPLINGS)]
+    places = (torch.arange(n + 1) + seed) % len(rows.target)
+    draft, target = (each[places].to(dtype) for each in rows)
     known, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
     u = uniforms.draw(0, n), uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
-    sampler = Sampler(SAMPLING, rule.reads_base)
+    sampler = Sampler(sampling, rule.reads_base)
     holds = [(torch.arange(n + 1) + seed) % 3 > 0] if rule.thinking_only else []
 
     def given(draft: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -98,9 +118,11 @@ def _differs(pair: Pair, tree: Tree, rule: Rule, blocks: bool, n: int, seed: int
         )
 
     here = given(draft.to(pair.device), target.to(pair.device))
-    decide = partial(decide_round, rule, SAMPLING, by_block=blocks)
-    numbers = pair.graphs.run(("round", rule, blocks), decide, *here) if rule.capturable else decide(*here)
+    decide, key = partial(decide_round, rule, sampling, by_block=blocks), ("round", rule, sampling, blocks)
+    if rule.capturable and n % 2 == 0:  # the others go as the shorter rounds at an answer's end do
+        pair.graphs.capture(key, decide, *here)
+    numbers = pair.graphs.run(key, decide, *here)
     ours = RoundFacts.of(numbers.flatten().tolist())
-    plain = plain_round(rule, SAMPLING, *given(draft.double(), target.double()), by_block=blocks)
+    plain = plain_round(rule, sampling, *given(draft.double(), target.double()), by_block=blocks)
     theirs = RoundFacts.of(plain.flatten().tolist())
     return (ours.num_accepted, ours.next_id) != (theirs.num_accepted, theirs.next_id)

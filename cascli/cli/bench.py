@@ -17,6 +17,7 @@ EXAMPLE = """\
 cascli bench --plot speed.png -o speed.json
 cascli bench -c my-pair.yaml --context 128,2048 --longest-block 9
 cascli bench -c tiny-random --synthetic-acceptance 0.8
+cascli bench --batch 1,4,16 --synthetic-acceptance 0.8
 """
 
 
@@ -62,6 +63,14 @@ def command(
             help="Also decode with drafts accepted at this rate: speed only.",
         ),
     ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="N,N",
+            help="Also time passes over so many answers at once, e.g. 1,2,4,8,16: what speculation is worth there.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the profile into FILE (.png or .svg).")
     ] = None,
@@ -72,7 +81,8 @@ def command(
     from cascli.render.bench import print_bench
 
     plan = common.plan(flags)
-    contexts = None if context is None else lengths(context)
+    contexts = None if context is None else lengths(context, "--context", "128,2048")
+    batches = [] if batch is None else sorted({*lengths(batch, "--batch", "1,4,16")})
     outputs = export.outputs(plan.settings, formats.BENCH)
     if plot is not None:
         check_plot(plot)
@@ -91,6 +101,7 @@ def command(
             synthetic_acceptance=synthetic_acceptance,
             ks=(2, 4, 6) if k is None else (k,),
             tokens=plan.settings.max_new_tokens,
+            batch_sizes=batches,
             on_progress=progress.step,
         )
     result = common.with_command(result)
@@ -106,19 +117,19 @@ def command(
         plan.screen.note(f"wrote {plot}")
 
 
-def lengths(text: str) -> list[int]:
+def lengths(text: str, flag: str, example: str) -> list[int]:
     """The numbers of a list such as `128,2048`.
 
     Raises:
         UsageError: something in it is not a positive number.
     """
     try:
-        contexts = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        contexts = [0]
-    if min(contexts) < 1:
-        raise UsageError(f"--context: expected positive numbers with commas between, such as 128,2048 (got '{text}')")
-    return contexts
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UsageError(f"{flag}: expected positive numbers with commas between, such as {example} (got '{text}')")
+    return numbers
 
 
 def check_plot(plot: Path) -> None:

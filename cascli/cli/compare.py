@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cascli.cli import common, complete
 from cascli.cli.errors import Terminated
-from cascli.cli.options import Flags, with_shared
+from cascli.cli.options import Flags, batch_size_option, with_shared
 from cascli.errors import CheckFailed, UsageError
 from cascli.render import formats
 
@@ -65,6 +65,7 @@ def command(
         Schedule,
         typer.Option("--schedule", help="fair: all strategies under way at once, in slices of equal time."),
     ] = Schedule.AUTO,
+    batch_size: Annotated[int, batch_size_option("of each strategy")] = 1,
     trace: Annotated[
         TraceKind,
         typer.Option("--trace", help="The answers as flowing text, side by side a token a line, or not at all."),
@@ -131,6 +132,8 @@ def command(
     beside = default_strategies(draft=plan.config.draft is not None) if of_rules is None else BESIDE
     strategies = common.chosen(plan.settings.strategy or beside, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
+    if batch_size > 1 and schedule is Schedule.FAIR:
+        raise UsageError("--schedule fair has one answer of each strategy under way: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
     prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
     if len(prompts) > 1:
@@ -138,7 +141,8 @@ def command(
     pair = plan.load()
     found = matching.found(of_rules, pair, others, plan)
     strategies += matching.columns(of_rules, found, plan.settings, strategies)
-    done = Repeats(pair, prompts, strategies, plan.settings, runs=runs, schedule=schedule.value, matching=found)
+    how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
+    done = Repeats(pair, prompts, strategies, plan.settings, matching=found, **how)
     comparison, whole = run_and_show(
         plan.screen, done, trace=trace.value, measure=measure, as_json=outputs.printed is not None
     )
@@ -148,7 +152,7 @@ def command(
     _note_cuts(comparison, plan.screen)
     outputs.deliver(export.of_comparison(comparison), plan.screen)
     plan.note_captures(pair)
-    if comparison.profile is not None:
+    if comparison.profile is not None and comparison.profile.batch_size == 1:
         plan.keep_steps(comparison.profile)
     if not whole:
         raise KeyboardInterrupt
@@ -162,6 +166,9 @@ def run_and_show(
     from cascli.cli.progress import Progress
     from cascli.render.comparison import print_results
 
+    if measure:
+        with Progress(screen, "measuring steps", counted=True) as progress:
+            done.time_steps(progress.step)
     whole = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
         print_results(done.comparison(), screen, trace)
@@ -189,7 +196,7 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
     try:
         with Progress(screen, "warming up"):
             done.warm_up()
-        if watched:
+        if watched and done.batch_size == 1:  # of many answers at once there is no picture
             with RaceView(screen, done.specs) as view:
                 done.run(view.event)
         else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli import common
-from cascli.cli.options import Flags, with_shared
+from cascli.cli.options import Flags, batch_size_option, with_shared
 from cascli.errors import CheckFailed, UsageError
 from cascli.render import formats
 
@@ -26,6 +26,7 @@ cascli generate "Who is Buzz Aldrin?"
 cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v
 cascli generate hi -s speculative-cascade:rule=opt,alpha=0.3,k=4
 echo "Name three moons." | cascli generate -q -o run.json
+cascli generate --prompts builtin --batch-size 8 -o answers.jsonl
 """
 
 
@@ -35,6 +36,7 @@ def command(
         str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
     ] = None,
     *,
+    batch_size: Annotated[int, batch_size_option("with --prompts")] = 1,
     require_lossless: Annotated[
         bool, typer.Option("--require-lossless", help="Exit 1 if the run was not lossless.", rich_help_panel="Checks")
     ] = False,
@@ -52,7 +54,10 @@ def command(
     outputs = export.outputs(plan.settings, formats.RUNS)
     prompts = common.prompts(prompt, plan.settings, NAME)
     pair = plan.load()
-    runs = _answers(plan, pair, wanted[0], prompts, outputs)
+    if batch_size > 1 and len(prompts) > 1:
+        runs = _answers_in_batches(plan, pair, wanted[0], prompts, outputs, batch_size)
+    else:
+        runs = _answers(plan, pair, wanted[0], prompts, outputs)
     outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)
     plan.note_captures(pair)
     if require_lossless and not all(run.metrics.lossless for run in runs):
@@ -82,13 +87,40 @@ def _answers(plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Pr
     return done
 
 
+def _answers_in_batches(
+    plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, size: int
+) -> list[Run]:
+    """Answer all prompts, several at once: each answer is kept when it has ended, and all are shown in their order."""
+    from cascli.cli.progress import Progress
+    from cascli.jobs.batch import check_all, converse_many
+
+    check_all(pair, strategy, prompts, plan.settings)
+    done: dict[int, list[Run]] = {}
+    with outputs.lines() as add, Progress(plan.screen, "answering", counted=True) as progress:
+        for ended in converse_many(pair, strategy, prompts, plan.settings, size):
+            done[ended.place] = [common.with_command(run) for run in ended.result]
+            for run in done[ended.place]:
+                add(run)
+            progress.step("answers", len(done), len(prompts))
+    told = _Told(plan.screen, None, prompts)
+    for place in sorted(done):
+        for run in done[place]:
+            told.begin(prompts[place], run.turn)
+            if outputs.printed is None:
+                told.answer(run)
+            told.end(run)
+    runs = [run for place in sorted(done) for run in done[place]]
+    told.end_of_all(runs)
+    return runs
+
+
 class _Told:
     """What is said beside the answers: of several which one it is, of each its numbers, and what all came to."""
 
     def __init__(self, screen: Screen, view: AnswerStream | None, prompts: list[Prompt]) -> None:
         self._screen, self._view, self._places = screen, view, [prompt.id for prompt in prompts]
         self._several = sum(len(prompt.turns) for prompt in prompts) > 1
-        self._apart = ""
+        self._apart, self._first = "", True
 
     def begin(self, prompt: Prompt, turn: int) -> None:
         from cascli.render.summary import asked, title
@@ -100,6 +132,18 @@ class _Told:
         self._apart = "\n"
         if self._view is not None:
             self._view.heading(title(prompt.id, turn))
+
+    def answer(self, run: Run) -> None:
+        """An answer that was not watched while it grew."""
+        from cascli.render.run import print_rounds
+        from cascli.render.summary import title
+
+        if not self._screen.live:
+            self._screen.write(f"{'' if self._first else chr(10)}{title(run.prompt_id, run.turn)}\n")
+        self._first = False
+        self._screen.write(f"{run.text}\n")
+        if self._screen.verbose:
+            print_rounds(run, self._screen)
 
     def end(self, run: Run) -> None:
         from cascli.render.summary import cut_by_context, lines, one_line

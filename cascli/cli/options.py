@@ -253,3 +253,9 @@ def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Call
 def flag_name(key: str) -> str:
     """How the user spells a setting on the command line."""
     return "--" + key.replace("_", "-")
+
+
+def batch_size_option(when: str) -> Any:
+    """The option `--batch-size`; `when` says where it counts."""
+    help_ = f"Answers under way at once, {when}: times are then throughput. (default 1)"
+    return typer.Option("--batch-size", min=1, metavar="B", help=help_, show_default=False)

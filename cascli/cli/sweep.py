@@ -13,7 +13,7 @@ import typer
 from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
 from cascli.cli.executors import Kind, executor_of
-from cascli.cli.options import LOADING, Flags, with_shared
+from cascli.cli.options import LOADING, Flags, batch_size_option, with_shared
 from cascli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def command(
             "--rule-curves", "--replay", help="One speculative run a prompt; estimate all rules and alphas on it."
         ),
     ] = False,
+    batch_size: Annotated[int | None, batch_size_option("in place of the file's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Resume although the sweep file or the version of cascli changed.")
@@ -116,7 +117,7 @@ def command(
     path = plan_file(file)
     plan = load_plan(path)
     asked = common.pair_asked(flags)
-    plan = _overridden(plan, flags, asked)
+    plan = _overridden(plan, flags, asked, batch_size)
     settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
     task = task_of(plan, path.parent, offline=settings.settings.offline)
     folder = Path(flags.given.output or plan.output)
@@ -143,12 +144,12 @@ def command(
             _check(required, records, plan)
 
 
-def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None) -> SweepPlan:
+def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None, batch_size: int | None) -> SweepPlan:
     """The plan with what flags say in place of its file's, and after them the environment."""
     from cascli.settings import from_environment
     from cascli.sweeps.plan import overridden
 
-    plan = overridden(plan, from_environment().model_copy(update=flags.given.given()))
+    plan = overridden(plan, from_environment().model_copy(update=flags.given.given()), batch_size)
     if asked is not None:
         plan = plan.model_copy(update={"pair": asked.recorded})
     return plan

@@ -64,9 +64,10 @@ def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
     if steps is None:
         return "not known: no step times of this pair in this precision; cascli bench or compare measures them"
     low, high = forecast(plan, turns, steps.profile)
+    batch = f"\none answer at a time: batches of {plan.batch_size} take less" if plan.batch_size > 1 else ""
     return (
         f"{duration(low)} to {duration(high)}: if all drafts are kept, or none\n"
-        f"(from step times of {steps.date}; answers of full length, without reading prompts and scoring)"
+        f"(from step times of {steps.date}; answers of full length, without reading prompts and scoring){batch}"
     )
 
 

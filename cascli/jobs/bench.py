@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -14,13 +15,15 @@ from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile
 from cascli.engine import Request, environment
 from cascli.errors import UsageError
+from cascli.jobs.batch_profile import batch_profiles
+from cascli.jobs.batch_runs import batch_runs, context_of
 from cascli.jobs.generate import decode
 from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile, profiles
 from cascli.jobs.synthetic import Synthetic
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
-from cascli.trace import Run, now
+from cascli.trace import Run, block_length, now
 
 CONTEXTS = (128, 512, 2048, 8192)
 SYNTHETIC_PROMPT = 32
@@ -36,6 +39,7 @@ def bench(
     synthetic_acceptance: float | None = None,
     ks: Sequence[int] = (2, 4, 6),
     tokens: int = 64,
+    batch_sizes: Sequence[int] = (),
     on_progress: OnProgress | None = None,
 ) -> Bench:
     """Measure copy bandwidth, steps by block and context, and if asked for speculation at a chosen acceptance.
@@ -48,6 +52,8 @@ def bench(
         synthetic_acceptance: also decode `tokens` tokens, drafts being accepted with this probability.
         ks: block lengths of these runs.
         tokens: their length.
+        batch_sizes: also time passes over so many texts at once, after the shortest context; and with
+            `synthetic_acceptance` decode such batches.
         on_progress: told how it goes.
 
     Raises:
@@ -64,6 +70,7 @@ def bench(
         runs = synthetic_runs(
             pair, synthetic_acceptance, ks=ks, tokens=tokens, repeats=repeats, on_progress=on_progress
         )
+    batches = _batches(pair, batch_sizes, min(chosen), blocks, ks, repeats, synthetic_acceptance, on_progress)
     return Bench(
         date=date,
         pair=pair.info,
@@ -71,7 +78,31 @@ def bench(
         profiles=measured,
         synthetic=runs,
         environment=environment(pair.device),
+        **batches,
     )
+
+
+def _batches(
+    pair: Pair,
+    sizes: Sequence[int],
+    context: int,
+    blocks: Sequence[int],
+    ks: Sequence[int],
+    repeats: int,
+    acceptance: float | None,
+    on_progress: OnProgress | None,
+) -> dict[str, Any]:
+    """Step times in batches, and if asked for runs at a chosen acceptance; these at their own context."""
+    if not sizes:
+        return {}
+    how: dict[str, Any] = {"repeats": repeats, "on_progress": on_progress}
+    if acceptance is None:
+        return {"batches": batch_profiles(pair, context, sizes, blocks=blocks, **how)}
+    here = context_of(ks)
+    wanted = sorted({*blocks, *(k + 1 for k in ks)})
+    profiles = batch_profiles(pair, here, sizes, blocks=wanted, **how)
+    runs, memory = batch_runs(pair, acceptance, profiles, ks=ks, **how)
+    return {"batches": profiles, "batch_runs": runs, "batch_memory": memory}
 
 
 def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[int]:
@@ -180,7 +211,7 @@ def _models_share(runs: Sequence[Run], steps: Profile) -> float:
     shares = []
     for run in runs:
         m = run.metrics
-        block = int(run.params.get("k", 0)) + 1
+        block = block_length(run.params) + 1
         drafting = m.draft_calls * steps.draft[1].median if m.draft_calls else 0.0
         models = drafting + m.target_calls * steps.target[block].median
         shares.append(models / (m.seconds.total - m.seconds.prefill))

@@ -125,6 +125,22 @@ def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
     return parse(strategy, settings.num_speculative_tokens)
 
 
+def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
+    """Prompts as they are, and texts as prompts whose place is their id, as in a file without ids.
+
+    Raises:
+        UsageError: there is none, or one that is empty.
+    """
+    several = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
+    asked = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
+    wrong = next((each for each in asked if not isinstance(each, Prompt)), None)
+    if wrong is not None:
+        raise UsageError(f"prompts: texts are wanted (got {printed(wrong)})")
+    if not asked or not all(turn for prompt in asked for turn in prompt.turns):
+        raise UsageError("give at least one prompt, and none that is empty.")
+    return asked
+
+
 def _token_ids(given: Iterable[int]) -> list[int]:
     """Whole numbers of any kind, a tensor's too.
 

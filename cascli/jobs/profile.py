@@ -28,6 +28,8 @@ GPU_CALLS = 8
 SAMPLER = Sampler(Sampling(), reads_base=False)
 """What a drafting step draws from."""
 OnProgress = Callable[[str, int, int], None]
+Timed = dict[tuple[str, int], list[float]]
+"""Seconds of calls, by the model and the tokens that one reads."""
 
 
 def profile(
@@ -65,22 +67,24 @@ def profiles(
     Returns:
         One profile per context, in their order.
     """
-    timed: dict[int, dict[tuple[str, int], list[float]]] = {context: {} for context in contexts}
+    timed: dict[int, Timed] = {context: {} for context in contexts}
     for repeat in range(repeats + 1):
         for done, context in enumerate(reversed(contexts)):
             if on_progress is not None:
                 what = f"measuring steps after {context} tokens"
                 on_progress(what, repeat * len(contexts) + done, (repeats + 1) * len(contexts))
-            _place(pair, context, blocks, fill=done == 0)
+            set_context(pair, context, blocks, fill=done == 0)
             for n in sorted({1, 2, *blocks}):
-                for key, seconds in _in_a_round(pair, context, n):
+                for key, seconds in in_a_round(pair, context, n):
                     timed[context].setdefault(key, []).extend([seconds] if repeat else [])
     for model in pair.models.values():
         model.runner.reset()
-    return [Profile(context=at, draft=_of("draft", timed[at]), target=_of("target", timed[at])) for at in contexts]
+    return [
+        Profile(context=at, draft=of_role("draft", timed[at]), target=of_role("target", timed[at])) for at in contexts
+    ]
 
 
-def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> None:
+def set_context(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> None:
     """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning.
 
     There is room from the start for the longest round: `fill_cache` would make it, and drop what was captured before.
@@ -96,7 +100,7 @@ def _place(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> No
             model.runner.truncate(context)
 
 
-def _in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, int], float]]:
+def in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, int], float]]:
     """Time calls after the calls that they follow in decoding: the first of a kind after another kind is slower.
 
     A block of n follows draft steps, which follow each other; a step of the target alone follows one of its own.
@@ -110,7 +114,8 @@ def _in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, i
     yield ("target", n), step_seconds(pair.target, context, n, pair.vocab)
 
 
-def _of(role: str, timed: dict[tuple[str, int], list[float]]) -> dict[int, Timing]:
+def of_role(role: str, timed: Timed) -> dict[int, Timing]:
+    """The timings of one model."""
     return {n: timing(values) for (whose, n), values in sorted(timed.items()) if whose == role}
 
 
@@ -126,7 +131,7 @@ def step_seconds(model: LoadedModel, context: int, n: int, vocab: int, *, writes
     ids = torch.arange(n, device=model.device) % vocab
     u = torch.full((1,), 0.5, dtype=torch.float64, device=model.device)
     runner = model.runner
-    _synchronise(model.device)
+    synchronise(model.device)
     start = time.perf_counter()
     for _ in range(calls):
         if writes and runner.draws:
@@ -134,10 +139,11 @@ def step_seconds(model: LoadedModel, context: int, n: int, vocab: int, *, writes
         else:
             runner.forward(ids, n)
         runner.truncate(context)
-    _synchronise(model.device)
+    synchronise(model.device)
     return (time.perf_counter() - start) / calls
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait for what is under way on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -6,13 +6,25 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
+
+ACTIVATIONS = {"silu": 1, "gelu_pytorch_tanh": 2}
+"""What a gated product may be gated by, under transformers' names."""
+
+
+class Norm(NamedTuple):
+    """A root-mean-square norm: `x / sqrt(mean(x^2) + epsilon) weight`."""
+
+    weight: Tensor
+    epsilon: float
+    offset: bool = False
+    """Whether weights are kept less 1, as in Gemma."""
 
 
 @cache

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
+from cascli.kernels.early import launching, wait
 
 _BLOCK, _BLOCK_OF_LARGE, _BLOCK_OF_LARGE_EXACT = 64, 32, 16
 """Keys that are looked at together; fewer where they are large (float32, heads of 256) and would not fit."""
@@ -51,9 +52,11 @@ def _attend(
     q_head, q_row, k_place, k_head, k_row, v_place, v_head, v_row,
     n, group, width, window, scale, cap,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr, TEXTS: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr,
+    TEXTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text; the last adds up."""
+    wait(EARLY)
     shared, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     keys, values = key + shared.to(tl.int64) * k_head, value + shared.to(tl.int64) * v_head
     begin, slice = 0, tile
@@ -119,9 +122,7 @@ def _attend(
     counter = counters + shared * tl.num_programs(2) + tile
     if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counter, 0)
-        used = PARTS
-        if not WINDOW:
-            used = tl.minimum(last, PARTS)
+        used = tl.minimum(last, PARTS)
         _add_up(sums, maxima, totals, out + slot * width, slot * PARTS, used, real, column, inside, width,
                 PARTS, ROWS, WIDTH)  # fmt: skip
 
@@ -258,6 +259,6 @@ def attend(
         n, group, width, window, scale, cap,
         PARTS=parts, ROWS=rows, WIDTH=padded, BLOCK=block,
         WINDOW=window > 0, CAP=cap > 0, EXACT=exact, WHOLE=padded == width, TEXTS=places is not None,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, **launching(query.device),
     )  # fmt: skip
     return out

@@ -8,20 +8,25 @@ import triton.language as tl
 from torch import Tensor
 
 from cascli.kernels import on_its_device
-from cascli.kernels.rows import BLOCK, choose_part, cut, first_above, row_sums, warped_probability, whole_row
+from cascli.kernels.rows import BLOCK, choose_part, cut, first_above, warped_probability, whole_row
+from cascli.kernels.truncation import truncated_sums
 
 
 @on_its_device
 def draw(
-    logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool
+    logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Softmax at a temperature, the same at temperature 1, and a token by inverting the former's sums, for each row.
+    """Softmax at a temperature and after truncation, that at temperature 1, and a token by inverting the former's sums.
+
+    For each of n rows.
 
     Args:
         logits: `[n, V]`, its last dimension contiguous.
         temperature: 0 is one-hot at the first of the largest logits.
         u: the draws' uniforms, float64 `[n]`, packed; None draws nothing.
         with_base: whether the distribution at temperature 1 is wanted.
+        top_k: how many of the largest logits keep a probability, with those that equal the last of them; 0 for all.
+        top_p: how much of their mass does, by the likeliest.
 
     Returns:
         Tokens `[n]` (int64), the distributions `[n, V]` (float32; the first one twice if the second is not wanted),
@@ -29,15 +34,14 @@ def draw(
     """
     n, width = logits.shape
     parts, padded, per = cut(width)
-    sums = row_sums(logits, temperature)
+    sums, kept = truncated_sums(logits, temperature, top_k, top_p)
     probs = logits.new_empty((n, width), dtype=torch.float32)
     base = torch.empty_like(probs) if with_base else probs
     masses = logits.new_empty((n, parts), dtype=torch.float64)
     max_logit = logits.new_empty(n, dtype=torch.float32)
-    greedy = temperature == 0
     _distributions[(n, parts)](
         logits, logits.stride(0), *sums, probs, base, masses, max_logit, width, parts, temperature or 1.0,
-        PADDED=padded, PER=per, BLOCK=BLOCK, GREEDY=greedy, BASE=with_base,
+        PADDED=padded, PER=per, BLOCK=BLOCK, KEPT=kept, BASE=with_base,
     )  # fmt: skip
     if u is None:
         return None, probs, base, max_logit
@@ -48,22 +52,22 @@ def draw(
 
 @triton.jit
 def _distributions(
-    logits, stride, top, first, base_sums, warped_sums, probs, base, masses, max_logit, width, parts, temperature,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr, BASE: tl.constexpr,
+    logits, stride, top, first, base_sums, warped_sums, cuts, probs, base, masses, max_logit, width, parts, temperature,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, BASE: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0), tl.program_id(1)
-    logits, probs, base = (
-        logits + row.to(tl.int64) * stride,
-        probs + row.to(tl.int64) * width,
-        base + row.to(tl.int64) * width,
+    logits += row.to(tl.int64) * stride
+    probs += row.to(tl.int64) * width
+    base += row.to(tl.int64) * width
+    best, sum_base, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
-    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
     total = tl.zeros([], tl.float64)
     for start in range(0, PER, BLOCK):
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < width
         x = tl.load(logits + token, mask=inside, other=-float("inf")).to(tl.float32)
-        p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+        p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
         tl.store(probs + token, p, mask=inside)
         if BASE:
             tl.store(base + token, tl.exp(x - best) / sum_base, mask=inside)

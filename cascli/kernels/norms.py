@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cascli.kernels import on_its_device
+from cascli.kernels import Norm, on_its_device
+from cascli.kernels.early import launching, wait
 
 
 @triton.jit
@@ -21,8 +22,10 @@ def normed(x, inside, weight, column, width, epsilon, OFFSET: tl.constexpr):
 def _add_norm(
     x, residual, after, weight, summed, out, width, epsilon,
     WIDTH: tl.constexpr, ADD: tl.constexpr, AFTER: tl.constexpr, OFFSET: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One row; rounded where separate kernels round, except that a norm is rounded once."""
+    wait(EARLY)
     kind = out.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * width
     column = tl.arange(0, WIDTH)
@@ -44,24 +47,14 @@ def warps_of(padded: int) -> int:
 
 
 @on_its_device
-def add_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    epsilon: float,
-    *,
-    offset: bool = False,
-    after: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, residual: Tensor | None, norm: Norm, after: Norm | None = None) -> tuple[Tensor, Tensor]:
     """`residual + x`, and its norm.
 
     Args:
-        x: `[n, width]`, packed: what a layer's part has computed.
+        x: `[n, width]`, packed: what a part of a layer has computed.
         residual: what it is added to; None for nothing, as before the first layer.
-        weight: of the norm, `[width]`.
-        epsilon: what is added to the mean square.
-        offset: whether weights are kept less 1, as in Gemma.
-        after: the weights `[width]` of a norm of x before it is added, as in Gemma 2; None for none.
+        norm: the norm that follows, of weights `[width]`.
+        after: a norm of x before it is added, as in Gemma 2, of the same kind; None for none.
 
     Returns:
         The new residual and the normed rows, both `[n, width]`.
@@ -71,8 +64,8 @@ def add_norm(
     summed = x if residual is None else torch.empty_like(x)
     padded = triton.next_power_of_2(width)
     _add_norm[(rows,)](
-        x, x if residual is None else residual, weight if after is None else after, weight, summed, out, width, epsilon,
-        WIDTH=padded, ADD=residual is not None, AFTER=after is not None, OFFSET=float(offset),
-        num_warps=warps_of(padded),
+        x, x if residual is None else residual, (after or norm).weight, norm.weight, summed, out, width, norm.epsilon,
+        WIDTH=padded, ADD=residual is not None, AFTER=after is not None, OFFSET=float(norm.offset),
+        num_warps=warps_of(padded), **launching(x.device),
     )  # fmt: skip
     return summed, out

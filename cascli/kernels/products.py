@@ -6,17 +6,13 @@ zeros, and goes along the weights in one order: a row has the same bits in any b
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cascli.kernels import on_its_device
-
-Activation = Literal["silu", "gelu_pytorch_tanh"]
-ACTIVATIONS: dict[str, int] = {"silu": 1, "gelu_pytorch_tanh": 2}
+from cascli.kernels import ACTIVATIONS, on_its_device
+from cascli.kernels.early import launching, wait
 
 ROWS = 16
 """Rows of a program, the fewest that tensor cores take; more are more programs, side by side for the cache's sake."""
@@ -33,14 +29,15 @@ def _sigmoid(x):
 def _product(
     x, weight, bias, out, m, n, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
+    BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Some columns of x weight^T + bias; gated, those of the first n rows of weights times those of the others."""
+    wait(EARLY)
     start = tl.program_id(1) * COLUMNS
     row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     real, there = row < m, start + column < n
-    mine = weight + start.to(tl.int64) * k + column[:, None] * k + along[None, :]
-    other = mine + n.to(tl.int64) * k
+    tile = column[:, None] * k + along[None, :]
+    mine, other = weight + start.to(tl.int64) * k + tile, weight + (n + start).to(tl.int64) * k + tile
     given = x + row[:, None] * k + along[None, :]
     acc = tl.zeros([COLUMNS, ROWS], tl.float32)
     up = tl.zeros([COLUMNS, ROWS], tl.float32)
@@ -57,19 +54,19 @@ def _product(
         if GATE > 0:
             weights = tl.load(other + at, mask=inside, other=0.0, eviction_policy="evict_first")
             up = tl.dot(weights, block, up, input_precision=precision)
-    kind = out.dtype.element_ty
     if BIAS:
         acc += tl.load(bias + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
         if GATE > 0:
             up += tl.load(bias + n + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
-    if GATE > 0:  # rounded where separate layers round
-        gate = acc.to(kind).to(tl.float32)
-        if GATE == 1:
-            gate = gate * _sigmoid(gate)
-        else:  # 0.5 (1 + tanh(x / 2)) is the sigmoid of x
-            gate = gate * _sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-        acc = gate.to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
-    tl.store(out + row[None, :] * n + start + column[:, None], acc.to(kind), mask=there[:, None] & real[None, :])
+    if GATE == 1:
+        acc = acc * _sigmoid(acc) * up
+    elif GATE == 2:  # 0.5 (1 + tanh(x / 2)) is the sigmoid of x
+        acc = acc * _sigmoid(1.5957691216057308 * (acc + 0.044715 * acc * acc * acc)) * up
+    tl.store(
+        out + row[None, :] * n + start + column[:, None],
+        acc.to(out.dtype.element_ty),
+        mask=there[:, None] & real[None, :],
+    )
 
 
 def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:
@@ -87,7 +84,7 @@ def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:
 
 
 @on_its_device
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
     """A linear layer; with an activation the gated one of a merged matrix.
 
     Args:
@@ -95,7 +92,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
         weight: `[n, k]`, packed; with an activation `[2 n, k]`, of which the first half is the gate's.
         bias: as many numbers as weights have rows, or None.
         activation: what the gate's half goes through before it is multiplied by the other
-            (Shazeer 2020, "GLU variants").
+            (Shazeer 2020, "GLU variants"), one of `cascli.kernels.ACTIVATIONS`.
 
     Returns:
         `[m, n]`, whose rows have the same bits whatever m is.
@@ -109,6 +106,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
         x, weight, weight if bias is None else bias, out, m, n, k,
         ROWS=ROWS, COLUMNS=columns, DEPTH=depth, BIAS=bias is not None,
         GATE=0 if activation is None else ACTIVATIONS[activation], WHOLE=k % depth == 0, EXACT=exact,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, **launching(x.device),
     )  # fmt: skip
     return out

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cascli.kernels import on_its_device
+from cascli.kernels import Norm, on_its_device
+from cascli.kernels.early import launching, wait
 
 
 @triton.jit
@@ -70,9 +71,10 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 @triton.jit
 def _rotate_and_store(
     states, cos, sin, at, query, key, value, norms, heads, shared, width, epsilon, k_head, k_row, v_head, v_row,
-    WIDTH: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One head of one token: first those of queries, then those of keys, then those of values."""
+    wait(EARLY)
     head, i = tl.program_id(0), tl.program_id(1)
     where = tl.load(at).to(tl.int32) + i
     column = tl.arange(0, WIDTH)
@@ -113,10 +115,7 @@ def rotate_and_store(
     at: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
-    norms: Tensor | None = None,
-    epsilon: float = 0.0,
-    offset: bool = False,
+    norms: Norm | None = None,
 ) -> Tensor:
     """Turn the queries and keys of n tokens that follow `at` others; keys and values go into the cache.
 
@@ -128,9 +127,7 @@ def rotate_and_store(
         at: how many tokens came before, an integer on the device (0-dim).
         key: `[1, G, capacity, D]`, its last dimension packed; written from `at` on.
         value: likewise.
-        norms: weights `[2, D]` of the norms that queries and keys go through first, packed; None for none.
-        epsilon: of these norms.
-        offset: whether their weights are kept less 1.
+        norms: what queries and keys go through first, of weights `[2, D]`, packed; None for nothing.
 
     Returns:
         The turned queries, `[1, H, n, D]`.
@@ -138,9 +135,11 @@ def rotate_and_store(
     shared, width = key.shape[1], key.shape[-1]
     n, heads = states.shape[0], states.shape[1] // width - 2 * shared
     query = states.new_empty((n, heads, width))
+    given = Norm(states, 0.0) if norms is None else norms
     _rotate_and_store[(heads + 2 * shared, n)](
-        states, cos, sin, at, query, key, value, states if norms is None else norms, heads, shared, width, epsilon,
+        states, cos, sin, at, query, key, value, given.weight, heads, shared, width, given.epsilon,
         key.stride(1), key.stride(2), value.stride(1), value.stride(2),
-        WIDTH=triton.next_power_of_2(width), NORM=norms is not None, OFFSET=float(offset), num_warps=1,
+        WIDTH=triton.next_power_of_2(width), NORM=norms is not None, OFFSET=float(given.offset), num_warps=1,
+        **launching(states.device),
     )  # fmt: skip
     return query.transpose(0, 1).unsqueeze(0)

@@ -51,7 +51,7 @@ def cut(width: int) -> Cut:
 
 
 class Sums(NamedTuple):
-    """Of each part of each row of logits, `[n, parts]`."""
+    """Of each part of each row of logits, `[n, parts]`, in the order in which kernels take them."""
 
     top: Tensor
     """Largest logit."""
@@ -61,6 +61,8 @@ class Sums(NamedTuple):
     """Sum of exp(logit - top)."""
     warped: Tensor
     """Sum of exp((logit - top) / temperature)."""
+    cuts: Tensor
+    """Of each row, `[n, 3]`: where it is cut, see `cascli.kernels.truncation.cuts`; not read where nothing is."""
 
 
 def row_sums(logits: Tensor, temperature: float) -> Sums:
@@ -73,7 +75,7 @@ def row_sums(logits: Tensor, temperature: float) -> Sums:
     _row_sums[(n, parts)](
         logits, logits.stride(0), width, temperature or 1.0, top, first, base, warped, PER=per, BLOCK=BLOCK
     )
-    return Sums(top, first, base, warped)
+    return Sums(top, first, base, warped, cuts=top)
 
 
 @triton.jit
@@ -107,28 +109,37 @@ def _row_sums(
     tl.store(warped + place, sum_warped)
 
 
+ALL, FIRST_BEST, ABOVE_CUT = 0, 1, 2
+"""Which tokens of a row have a probability: at temperature 0 a single one, and otherwise all that are not cut off."""
+
+
 @triton.jit
-def whole_row(top, first, base, warped, row, parts, temperature, PADDED: tl.constexpr):
-    """A row's largest logit, the first token that has it, and its two sums."""
+def whole_row(top, first, base, warped, cuts, row, parts, temperature, PADDED: tl.constexpr, KEPT: tl.constexpr):
+    """A row's largest logit and its two sums, and where it is cut: the limit, and the last token that equals it."""
     part = tl.arange(0, PADDED)
     there = part < parts
     place = row * parts + part
     tops = tl.load(top + place, mask=there, other=-float("inf"))
     best = tl.max(tops, axis=0)
-    firsts = tl.load(first + place, mask=there, other=2147483647)
-    at = tl.min(tl.where(tops == best, firsts, 2147483647), axis=0)
     lower = tops - best
     sum_base = tl.sum(tl.load(base + place, mask=there, other=0.0) * tl.exp(lower), axis=0)
+    if KEPT == 2:
+        limit, upto = tl.load(cuts + row * 3).to(tl.float32), tl.load(cuts + row * 3 + 1).to(tl.int32)
+        return best, sum_base, tl.load(cuts + row * 3 + 2).to(tl.float32), limit, upto
     sum_warped = tl.sum(tl.load(warped + place, mask=there, other=0.0) * tl.exp(lower / temperature), axis=0)
-    return best, at, sum_base, sum_warped
+    firsts = tl.load(first + place, mask=there, other=2147483647)
+    return best, sum_base, sum_warped, best, tl.min(tl.where(tops == best, firsts, 2147483647), axis=0)
 
 
 @triton.jit
-def warped_probability(x, token, best, at, total, temperature, GREEDY: tl.constexpr):
-    """Probabilities after temperature of tokens whose logits are x; temperature 0 is one-hot at the first best."""
-    if GREEDY:
-        return (token == at).to(tl.float32)
-    return tl.exp((x - best) / temperature) / total
+def warped_probability(x, token, best, total, limit, upto, temperature, KEPT: tl.constexpr):
+    """Probabilities of tokens whose logits are x, after temperature and what else leaves some of them none."""
+    if KEPT == 1:
+        return (token == upto).to(tl.float32)
+    p = tl.exp((x - best) / temperature) / total
+    if KEPT == 2:
+        p = tl.where((x > limit) | ((x == limit) & (token <= upto)), p, 0.0)
+    return p
 
 
 @triton.jit

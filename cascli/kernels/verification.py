@@ -23,10 +23,10 @@ from cascli.kernels.rows import (
     choose_part,
     cut,
     first_above,
-    row_sums,
     warped_probability,
     whole_row,
 )
+from cascli.kernels.truncation import truncated_sums
 
 EXACT, WHOLE, TOKENS, HEAD = 0, 1, 2, 3
 """pi = p; a rule about whole distributions, q or p; a rule about tokens; one that tests the others exactly."""
@@ -56,6 +56,8 @@ def verify(
     *,
     temperature: float,
     rule: FusedRule,
+    top_k: int = 0,
+    top_p: float = 1.0,
     by_block: bool = False,
 ) -> Tensor:
     """Verify a block of n drafted tokens.
@@ -68,6 +70,8 @@ def verify(
         u_accept: `[n]` uniforms (float64).
         u_next: `[n + 1]` uniforms (float64).
         temperature: 0 is one-hot.
+        top_k: how many tokens p has, with those that are as likely as the last of them; 0 for all.
+        top_p: how much of their mass, by the likeliest; 1 for all.
         rule: where the draft model is kept.
         by_block: test prefixes of the block in place of tokens; not of a rule that is `forced`.
 
@@ -80,7 +84,7 @@ def verify(
     rows, width = logits.shape
     n, known = rows - 1, q.shape[0]
     whole = cut(width)
-    sums = row_sums(logits, temperature)
+    sums, kept = truncated_sums(logits, temperature, top_k, top_p)
     if not known:
         q = q1 = logits.new_empty((1, width), dtype=torch.float32)  # never read
     space = logits.new_empty((_PLANES, rows, whole.parts), dtype=torch.float64)
@@ -89,7 +93,7 @@ def verify(
         rule.constant, rule.of_best_p1, rule.of_disagreement,
     )  # fmt: skip
     how = {
-        "PADDED": whole.padded, "PER": whole.per, "BLOCK": BLOCK, "GREEDY": temperature == 0,
+        "PADDED": whole.padded, "PER": whole.per, "BLOCK": BLOCK, "KEPT": kept,
         "KIND": rule.kind, "OF_DRAFT": rule.of_draft, "TV": rule.of_disagreement != 0,
     }  # fmt: skip
     grid = (rows, whole.parts)
@@ -158,11 +162,11 @@ def _kept(x, q1, best, sum_base, least, OF_DRAFT: tl.constexpr):
 
 @triton.jit
 def _probabilities(
-    x, token, q, q1, best, at, sum_base, sum_warped, temperature, least, deferred, has,
-    GREEDY: tl.constexpr, KIND: tl.constexpr, OF_DRAFT: tl.constexpr,
+    x, token, q, q1, best, sum_base, sum_warped, limit, upto, temperature, least, deferred, has,
+    KEPT: tl.constexpr, KIND: tl.constexpr, OF_DRAFT: tl.constexpr,
 ):  # fmt: skip
     """The probabilities p and pi of tokens."""
-    p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+    p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
     if KIND == 0:
         return p, p
     if KIND == 1:
@@ -175,14 +179,16 @@ def _probabilities(
 
 @_jit
 def _confidence(
-    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    logits, stride, top, first, base_sums, warped_sums, cuts, q, q1, q_stride, space, n, known, width, parts,
+    temperature, constant, of_best_p1, of_disagreement,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
     """Max q1 and, if asked for, TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
-    best, at, _, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    best, _, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
+    )
     highest = tl.zeros([], tl.float32)
     distance = tl.zeros([], tl.float64)
     for start in range(0, PER, BLOCK):
@@ -191,7 +197,7 @@ def _confidence(
         highest = tl.maximum(highest, tl.max(tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), axis=0))
         if TV:
             x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
-            p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+            p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
             more = tl.where(inside, p - tl.load(q + row * q_stride + token, mask=inside, other=0.0), 0.0)
             distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
     place = space + row * parts + part
@@ -201,14 +207,16 @@ def _confidence(
 
 @_jit
 def _mass_not_kept(
-    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    logits, stride, top, first, base_sums, warped_sums, cuts, q, q1, q_stride, space, n, known, width, parts,
+    temperature, constant, of_best_p1, of_disagreement,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
     """The draft's mass on tokens that are not kept; by `HEAD` what is rejected of it, and TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
-    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    best, sum_base, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
+    )
     least = constant + of_best_p1 / sum_base
     mass = tl.zeros([], tl.float64)
     distance = tl.zeros([], tl.float64)
@@ -219,7 +227,7 @@ def _mass_not_kept(
         mine = tl.load(q + row * q_stride + token, mask=inside, other=0.0)
         keep = _kept(x, tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), best, sum_base, least, OF_DRAFT)
         if KIND == 3:
-            p = warped_probability(x, token, best, at, sum_warped, temperature, GREEDY)
+            p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
             more = tl.where(inside, p - mine, 0.0)
             distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
             mine = tl.maximum(-more, 0.0)
@@ -242,15 +250,17 @@ def _weight(out, rows, length):
 
 @_jit
 def _excess(
-    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement, out,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    logits, stride, top, first, base_sums, warped_sums, cuts, q, q1, q_stride, space, n, known, width, parts,
+    temperature, constant, of_best_p1, of_disagreement, out,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What pi has more than q, how far it is from p, and its mass; by block what is left after the tokens before."""
     row, part = tl.program_id(0), tl.program_id(1)
     plane = tl.num_programs(0) * parts
-    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    best, sum_base, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
+    )
     least, deferred = _facts(
         space, tl.num_programs(0), parts, row, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
     )  # fmt: skip
@@ -270,8 +280,8 @@ def _excess(
         mine = tl.load(q + row * q_stride + token, mask=has, other=0.0)
         base = tl.load(q1 + row * q_stride + token, mask=has, other=0.0)
         p, pi = _probabilities(
-            x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
-            GREEDY, KIND, OF_DRAFT,
+            x, token, mine, base, best, sum_base, sum_warped, limit, upto, temperature, least, deferred, has,
+            KEPT, KIND, OF_DRAFT,
         )  # fmt: skip
         pi = tl.where(inside, pi, 0.0)
         scaled = pi * weight if BY_BLOCK else pi
@@ -297,14 +307,16 @@ def _excess(
 
 @_jit
 def _tests(
-    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement, tokens, u_accept, out, forced,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    logits, stride, top, first, base_sums, warped_sums, cuts, q, q1, q_stride, space, n, known, width, parts,
+    temperature, constant, of_best_p1, of_disagreement, tokens, u_accept, out, forced,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
     """Each row's columns: of its drafted token, if it has one, and of its position."""
     row, rows = tl.program_id(0), tl.num_programs(0)
-    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, row, parts, temperature, PADDED)
+    best, sum_base, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
+    )
     least, deferred = _facts(
         space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
     )  # fmt: skip
@@ -335,8 +347,8 @@ def _tests(
         x = tl.load(logits + row * stride + token).to(tl.float32)
         mine, base = tl.load(q + row * q_stride + token), tl.load(q1 + row * q_stride + token)
         p, pi = _probabilities(
-            x, token.to(tl.int32), mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, True,
-            GREEDY, KIND, OF_DRAFT,
+            x, token.to(tl.int32), mine, base, best, sum_base, sum_warped, limit, upto, temperature, least, deferred,
+            True, KEPT, KIND, OF_DRAFT,
         )  # fmt: skip
         prob = tl.where(pi >= mine, 1.0, pi / mine)  # a GPU's x / x may be less than 1
         if FORCED:
@@ -376,9 +388,9 @@ def _longest_prefix(space, parts, n, u_accept, out, PADDED: tl.constexpr):
 
 @_jit
 def _draw(
-    logits, stride, top, first, base_sums, warped_sums, q, q1, q_stride, space, n, known, width, parts, temperature,
-    constant, of_best_p1, of_disagreement, u_accept, u_next, out,
-    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, GREEDY: tl.constexpr,
+    logits, stride, top, first, base_sums, warped_sums, cuts, q, q1, q_stride, space, n, known, width, parts,
+    temperature, constant, of_best_p1, of_disagreement, u_accept, u_next, out,
+    PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi.
@@ -393,7 +405,9 @@ def _draw(
         prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
         u = tl.load(u_accept + i, mask=i < n, other=0.0)
         kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
-    best, at, sum_base, sum_warped = whole_row(top, first, base_sums, warped_sums, kept, parts, temperature, PADDED)
+    best, sum_base, sum_warped, limit, upto = whole_row(
+        top, first, base_sums, warped_sums, cuts, kept, parts, temperature, PADDED, KEPT
+    )
     rows = n + 1
     least, deferred = _facts(
         space, rows, parts, kept, known, sum_base, constant, of_best_p1, of_disagreement, PADDED, KIND, TV
@@ -413,8 +427,8 @@ def _draw(
         mine = tl.load(q + kept * q_stride + token, mask=has, other=0.0)
         base = tl.load(q1 + kept * q_stride + token, mask=has, other=0.0)
         p, pi = _probabilities(
-            x, token, mine, base, best, at, sum_base, sum_warped, temperature, least, deferred, has,
-            GREEDY, KIND, OF_DRAFT,
+            x, token, mine, base, best, sum_base, sum_warped, limit, upto, temperature, least, deferred, has,
+            KEPT, KIND, OF_DRAFT,
         )  # fmt: skip
         scaled = pi * weight if BY_BLOCK else pi
         weights = tl.where(inside, tl.where(after_rejection, tl.maximum(scaled - mine, 0.0), pi), 0.0).to(tl.float64)
@@ -422,7 +436,7 @@ def _draw(
         last = tl.maximum(last, tl.max(tl.where(weights > 0, token, 0), axis=0))
     chosen_token = tl.where(first < 0, last, first)
     x = tl.load(logits + kept * stride + chosen_token).to(tl.float32)
-    p = warped_probability(x, chosen_token, best, at, sum_warped, temperature, GREEDY)
+    p = warped_probability(x, chosen_token, best, sum_warped, limit, upto, temperature, KEPT)
     nearest = tl.maximum(tl.minimum(kept, known - 1), 0)
     mine = tl.load(q + nearest * q_stride + chosen_token, mask=known > 0, other=0.0)
     tl.store(out + _NEXT_REGRET * rows, (best - x).to(tl.float64))

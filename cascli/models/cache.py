@@ -23,6 +23,11 @@ _STEP = 256
 """Tokens that buffers grow by, at least."""
 
 
+def rounded_up(length: int) -> int:
+    """Tokens that buffers have room for when texts of `length` are to fit."""
+    return -(-length // _STEP) * _STEP
+
+
 class States:
     """Keys and values of one attention layer for one text or several, `[places, heads, capacity, head_dim]` each.
 
@@ -37,7 +42,7 @@ class States:
 
     def reserve(self, length: int) -> None:
         """Have room for texts of `length` tokens once something is stored."""
-        self._wanted = max(self._wanted, -(-length // _STEP) * _STEP)
+        self._wanted = max(self._wanted, rounded_up(length))
         if self.capacity:
             self._grow(self.keys, self.values)
 
@@ -45,7 +50,7 @@ class States:
         """Have room for `needed` tokens like `keys` and `values`, `[1, heads, n, head_dim]`."""
         if needed > self.capacity:
             # One text alone grows by doubling, so that it is copied seldom; many of them would be mostly empty.
-            self._wanted = max(self._wanted, -(-needed // _STEP) * _STEP, 2 * self.capacity if self.places == 1 else 0)
+            self._wanted = max(self._wanted, rounded_up(needed), 2 * self.capacity if self.places == 1 else 0)
             self._grow(keys, values)
 
     def _grow(self, keys: Tensor, values: Tensor) -> None:

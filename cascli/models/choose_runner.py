@@ -14,6 +14,7 @@ from cascli.models.gpu.fused_norm import use_fused_norms
 from cascli.models.gpu.fused_rotation import use_fused_rotation
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
+from cascli.models.gpu.merged import Merged, merge
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
 
@@ -44,12 +45,15 @@ def choose_runner(
     why = why_eager(model)
     if why is not None or not (graphs or compiler):
         return EagerRunner(model, vocab, device), why or ASKED
-    if compiler is None:
-        use_fused_norms(model)  # torch.compile does both, and more
-        use_fused_rotation(model)
+    fused: Merged | str | None = None
+    if compiler is None:  # torch.compile does all this by itself
+        use_fused_norms(model)
+        fused = merge(model)
+        if isinstance(fused, str):
+            use_fused_rotation(model)
     if not graphs:
         return GraphRunner(model, vocab, device, Uncaptured(), compiler), ASKED
-    return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler), None
+    return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler, fused), None
 
 
 def graph_cache_for(device: torch.device, *whys: str | None) -> GraphCache:

@@ -8,12 +8,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.analysis.bench import Bench, Prospect, SyntheticRuns, prospects
+from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
+from cascli.analysis.prospects import Prospect, prospects
+from cascli.render.batches import print_batches
 from cascli.render.console import Screen, plain_table
 from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size
+
+ROOMY = 110
+"""Columns that a table of all usual blocks takes."""
+NARROW = (1, 2, 3, 5, 9, 17, 33)
+"""Blocks that are shown where there are fewer."""
 
 
 def print_bench(bench: Bench, screen: Screen) -> None:
@@ -30,7 +37,9 @@ def print_bench(bench: Bench, screen: Screen) -> None:
     if bench.synthetic is not None:
         out.print(Text(f"\n{synthetic_title(bench.synthetic)}", style="bold"))
         out.print(_synthetic(bench.synthetic, out))
-    noisy = max(profile.spread for profile in bench.profiles)
+    if bench.batches:
+        print_batches(bench, screen)
+    noisy = max(profile.spread for profile in (*bench.profiles, *bench.batches))
     if noisy >= NOISY:
         screen.note(f"noisy machine: timings of one kind spread by {noisy:.0%}; repeat with nothing else running")
 
@@ -47,6 +56,8 @@ def synthetic_title(runs: SyntheticRuns) -> str:
 
 def _steps(bench: Bench, console: Console) -> Table:
     blocks = sorted(bench.profiles[0].target)
+    if console.width < ROOMY:
+        blocks = [n for n in blocks if n in NARROW] or blocks
     table = plain_table(console)
     models = list(bench.pair.models)
     for heading in ("context", *(f"{role}\nstep" for role in models), *(["c"] if "draft" in models else [])):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascli.analysis import theory
-from cascli.analysis.bench import ACCEPTANCES, Bench
+from cascli.analysis.bench import Bench
+from cascli.analysis.prospects import ACCEPTANCES, prospects
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ def pyplot() -> Any:
 
 
 def plot_bench(bench: Bench, path: Path) -> None:
-    """Three panels: v(n), step times by context, and speed-up by k in theory (and as measured, if it was)."""
+    """Panels: v(n), step times by context, speed-up by k in theory (and as measured, if it was), and by batch."""
     plt = pyplot()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    _blocks(left, bench)
-    _contexts(middle, bench)
-    _gains(right, bench)
+    panels = [_blocks, _contexts, _gains, *([_batches] if bench.batches and bench.pair.draft else [])]
+    figure, axes = plt.subplots(1, len(panels), figsize=(13 * len(panels) / 3, 4), layout="constrained")
+    for panel, own in zip(panels, axes, strict=True):
+        panel(own, bench)
     pair = bench.pair
     marked = "" if bench.synthetic is None else " · synthetic acceptance"
     figure.suptitle(
@@ -97,4 +98,18 @@ def _gains(axes: Axes, bench: Bench) -> None:
         axes.plot(*zip(*points, strict=True), "s", color=TARGET, label=label)
     axes.axhline(1, color="grey", lw=0.8)
     axes.set(xlabel="k, drafted tokens a round", ylabel="speed over target alone", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _batches(axes: Axes, bench: Bench) -> None:
+    sizes = [profile.batch_size for profile in bench.batches]
+    every = [prospects(profile) for profile in bench.batches]
+    for place, acceptance in enumerate(ACCEPTANCES):
+        gains = [of_size[place].speed_up for of_size in every]
+        shade = 0.3 + 0.7 * place / (len(ACCEPTANCES) - 1)
+        axes.plot(sizes, gains, "o-", color=TARGET, alpha=shade, label=f"acceptance {acceptance}")
+    axes.axhline(1, color="grey", lw=0.8)
+    axes.set(xlabel="answers at once", ylabel="predicted speed-up at the best k", xscale="log", ylim=(0, None))
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)

@@ -6,7 +6,7 @@ The same lines serve steps that are made one after the other and steps that are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,17 +28,12 @@ class Sampler:
     reads_base: bool
     """Whether the distributions at temperature 1 are wanted too."""
 
-    @property
-    def truncates(self) -> bool:
-        """Whether some tokens get no probability because others have more."""
-        return self.sampling.top_k > 0 or self.sampling.top_p < 1
-
     def draw(self, logits: Tensor, u: Tensor | None) -> Drawn:
         """The distributions of logits `[n, V]`, and tokens drawn with the uniforms `[n]`, if there are any."""
-        if kernels.serve(logits.device) and not self.truncates:
+        if kernels.serve(logits.device):
             from cascli.kernels import draws
 
-            return Drawn(*draws.draw(logits, self.sampling.temperature, u, with_base=self.reads_base))
+            return Drawn(*draws.draw(logits, u=u, with_base=self.reads_base, **asdict(self.sampling)))
         probs, base = self(logits)
         return Drawn(None if u is None else distributions.sample(probs, u), probs, base, logits.amax(dim=-1).float())
 

@@ -36,7 +36,7 @@ def _as_list(value: object) -> object:
 
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only"}
+UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size"}
 """What may change while results stay what they are."""
 
 
@@ -90,6 +90,8 @@ class SweepPlan(_Strict):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Repeats of every cell, for timing."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 1
+    """How many answers are under way at once, with Ray in each worker; from 2 on times are throughput."""
     match: Match | None = None
     task: TaskConfig = TaskConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -226,12 +228,16 @@ OVERRIDDEN = {"strategy": "strategies", "temperature": "temperatures", "seed": "
 """Common options that take the place of a key of the sweep file, and that key."""
 
 
-def overridden(plan: SweepPlan, given: Settings) -> SweepPlan:
+def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) -> SweepPlan:
     """The plan with what flags or the environment say in place of its file's.
 
     Raises:
-        UsageError: a strategy that does not exist.
+        UsageError: a strategy that does not exist, or a batch of no answer.
     """
+    if batch_size is not None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+        plan = plan.model_copy(update={"batch_size": batch_size})
     values = given.given()
     changed = {OVERRIDDEN[key]: value for key, value in values.items() if key in OVERRIDDEN}
     for key in ("temperatures", "seeds"):

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from cascli.errors import RunError, UsageError
 from cascli.sweeps.plan import Match, SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Task
-from cascli.sweeps.units import Unit, by_prompt
+from cascli.sweeps.units import Unit, batches, by_prompt
 from cascli.sweeps.worker import OnProgress, Worker
 
 MOST_TRIES = 3
@@ -34,7 +35,7 @@ LOOK_SECONDS = 60
 
 @dataclass
 class _Going:
-    """What one worker is at: the first unit is being done, the others wait for the same worker."""
+    """What one worker is at: the first units, a batch of them, are being done; the others wait for the same worker."""
 
     worker: Any
     units: deque[Unit]
@@ -163,12 +164,14 @@ class RayExecutor:
             raise RunError(f"the worker that was to judge the rules failed: {_last_line(error)}") from None
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
-        """One record a unit, in the order in which they come.
+        """One record a unit, in the order in which they come; a batch comes at once.
 
         Raises:
             RunError: all workers are lost, and no new one can be had.
         """
-        waiting = deque(deque(group) for group in by_prompt(units))
+        size = self._given[1].batch_size
+        groups = by_prompt(units) if size == 1 else batches(units, size)
+        waiting = deque(deque(group) for group in groups)
         idle, joining = list(self._workers), self._joining
         errors = self._ray.exceptions
         lost = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
@@ -182,28 +185,28 @@ class RayExecutor:
                 idle += self._joined(ready, joining.pop(ready))
                 continue
             mine = going.pop(ready)
-            unit = mine.units[0]
+            batch = [mine.units.popleft() for _ in range(min(size, len(mine.units)))]
             try:
-                record = self._ray.get(ready)
+                records = self._ray.get(ready)
             except lost as error:
                 joining |= self._replaced(mine.worker)
-                tries[unit.key] += 1
-                if tries[unit.key] == MOST_TRIES:
-                    yield _lost(mine.units.popleft(), error)
+                tries.update(unit.key for unit in batch)
+                yield from (_lost(unit, error) for unit in batch if tries[unit.key] == MOST_TRIES)
+                mine.units.extendleft(unit for unit in reversed(batch) if tries[unit.key] < MOST_TRIES)
                 waiting.extendleft([mine.units] if mine.units else [])
                 continue
             except errors.RayError as error:
-                record = Record(cell=unit.cell, problem=unit.problem.id, error=_last_line(error))
-            mine.units.popleft()
+                records = [Record(cell=cell, problem=each.id, error=_last_line(error)) for cell, each in batch]
             if mine.units:
                 self._next(mine, going)
             else:
                 idle.append(mine.worker)
-            yield record
+            yield from records
 
     def _next(self, mine: _Going, going: dict[Any, _Going]) -> None:
         """Let a worker begin with the first of its units."""
-        going[mine.worker.do.remote(mine.units[0])] = mine
+        batch = list(islice(mine.units, self._given[1].batch_size))
+        going[mine.worker.do.remote(batch)] = mine
 
     def _first_of(self, calls: list[Any], *, patient: bool) -> Any:
         """The first call that ends; a cluster on which none goes on gets as long as a start may take."""
@@ -255,9 +258,9 @@ class _Actor:
     def matched(self, wanted: Match) -> list[Matched]:
         return self._worker.matched(wanted)
 
-    def do(self, unit: Unit) -> Record:
+    def do(self, units: list[Unit]) -> list[Record]:
         try:
-            return self._worker.do(unit)
+            return list(self._worker.run(units))
         except RunError:  # the device is gone for this process: end it, so that it is replaced
             os._exit(1)
 

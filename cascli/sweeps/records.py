@@ -40,6 +40,8 @@ class Record(BaseModel):
     token_ids: list[int] = []
     finish_reason: str | None = None
     seconds: float | None = None
+    batch_size: int = 1
+    """How many answers were under way at once; from 2 on `seconds` are this one's share of the time of all."""
     target_calls: int = 0
     draft_calls: int = 0
     drafted: int = 0

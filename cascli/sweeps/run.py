@@ -95,6 +95,7 @@ def sweep(
     device: str | None = None,
     output: str | Path | None = None,
     limit: int | None = None,
+    batch_size: int | None = None,
     resume: bool = False,
     anyway: bool = False,
     allow_code_execution: bool = False,
@@ -121,6 +122,7 @@ def sweep(
         device: likewise.
         output: the folder of the results.
         limit: how many prompts.
+        batch_size: how many answers are under way at once; from 2 on times are throughput.
         resume: go on with the results that are there.
         anyway: resume although the sweep file or the version of cascli changed.
         allow_code_execution: run the code that models write (humaneval), behind walls.
@@ -144,7 +146,7 @@ def sweep(
     given |= {"top_p": top_p, "seed": seed, "stop": stop, "system": system, "raw": raw, "limit": limit}
     given |= {"dtype": dtype, "device": device}
     settings = checked({key: value for key, value in given.items() if value is not None})
-    plan = overridden(load_plan(source if path is None else path), settings)
+    plan = overridden(load_plan(source if path is None else path), settings, batch_size)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.config.recorded})
     task = task_of(plan, folder, offline=offline)

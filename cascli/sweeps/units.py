@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.plan import BASELINE, Cell, SweepPlan
 from cascli.sweeps.tasks import Example, Task
 
 
@@ -36,6 +36,24 @@ def units(plan: SweepPlan, task: Task) -> Iterator[Unit]:
 def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
     """Units in a row that ask the same prompt under the same circumstances: what one worker does in one go."""
     return [list(group) for _, group in groupby(work, key=_circumstances)]
+
+
+def by_cell(work: Iterable[Unit]) -> list[Unit]:
+    """All units of a cell in a row, `target` first: what a batch has under way at once is of one strategy.
+
+    Its throughput is then its own, and the target's answers are there when others are held against them.
+    """
+    return sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.cell.strategy))
+
+
+def batches(work: Iterable[Unit], size: int) -> list[list[Unit]]:
+    """Units of one cell, so many at a time: what one worker does at once."""
+    cells = [list(group) for _, group in groupby(by_cell(work), key=lambda unit: unit.cell.key)]
+    return [cell[start : start + size] for cell in cells for start in range(0, len(cell), size)]
+
+
+def _block(unit: Unit) -> tuple[int, float, int]:
+    return unit.cell.repeat, unit.cell.temperature, unit.cell.seed
 
 
 def _circumstances(unit: Unit) -> tuple[object, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -17,6 +19,7 @@ from cascli.jobs.generate import decode
 from cascli.jobs.match import fitting
 from cascli.jobs.recording import record
 from cascli.jobs.rule_curves import match, rule_estimates, with_dial
+from cascli.models.batch.lanes import Lanes
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
@@ -26,8 +29,8 @@ from cascli.sweeps.likelihood import log_likelihood
 from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Example, Task
-from cascli.sweeps.units import Unit
-from cascli.trace import Run
+from cascli.sweeps.units import Unit, by_cell
+from cascli.trace import Run, block_length
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -36,7 +39,8 @@ class Worker:
     """Answers and judges. What it makes of a unit depends on the unit alone, not on where or when it does it."""
 
     def __init__(self, pair: Pair, plan: SweepPlan, task: Task) -> None:
-        self._pair, self._plan, self._task = pair, plan, task
+        # No step times of this machine: by them a stop would draft otherwise here than elsewhere.
+        self._pair, self._plan, self._task = replace(pair, steps=None), plan, task
         self._greedy: dict[str, Sequence[int]] = {}
         self._warm: set[str] = set()
 
@@ -79,47 +83,57 @@ class Worker:
         )
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
-        """One record a unit, in their order."""
-        return map(self.do, units)
+        """One record a unit as soon as it is there: in their order, or a batch of them at a time."""
+        if self._plan.batch_size == 1:
+            yield from map(self.do, units)
+            return
+        work = by_cell(units)
+        lanes = Lanes(self._pair, min(self._plan.batch_size, max(len(work), 1)))
+        for ended in lanes.run(partial(self._do, unit) for unit in work):
+            yield ended.result
 
     def do(self, unit: Unit) -> Record:
         """Answer and judge; what goes wrong is recorded as the record's error."""
+        return self._do(unit, self._pair)
+
+    def _do(self, unit: Unit, pair: Pair) -> Record:
+        """With the models of a pair, of which each answer under way has its own."""
         cell, problem = unit
         try:
-            self._warm_up(cell, problem)
-            runs = answers(self._pair, self._plan, cell, problem)
+            self._warm_up(cell, problem, pair)
+            runs = answers(pair, self._plan, cell, problem)
             token_ids = _joined(runs)
             if cell.strategy == BASELINE and cell.temperature == 0:
                 self._greedy[problem.id] = token_ids
-            target = self._reference(problem) if self._task.needs_target else None
+            target = self._reference(problem, pair) if self._task.needs_target else None
             quality = self._task.score(problem, runs[-1].text, token_ids, target)
-            likelihood = self._likelihood(runs) if self._plan.likelihood else None
+            likelihood = self._likelihood(runs, pair) if self._plan.likelihood else None
         except torch.AcceleratorError as error:
             raise RunError(f"the device failed, and with it this process: {error}") from None
         except Exception as error:  # whatever an answer or its judgement does, the other answers go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
         return _record(cell, problem, runs, quality, likelihood)
 
-    def _warm_up(self, cell: Cell, problem: Example) -> None:
+    def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
         """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
         if cell.strategy not in self._warm:
             self._warm.add(cell.strategy)
             strategy = parse(cell.strategy)
-            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
             first = Example(problem.id, problem.prompt)
-            answers(self._pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
+            answers(pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
 
-    def _likelihood(self, runs: Sequence[Run]) -> float | None:
+    def _likelihood(self, runs: Sequence[Run], pair: Pair) -> float | None:
         """The mean over all turns' tokens."""
-        parts = [(run, log_likelihood(self._pair.target, run.prompt_token_ids or [], run.token_ids)) for run in runs]
+        parts = [(run, log_likelihood(pair.target, run.prompt_token_ids or [], run.token_ids)) for run in runs]
         known = [(value * len(run.token_ids), len(run.token_ids)) for run, value in parts if value is not None]
         return sum(value for value, _ in known) / sum(count for _, count in known) if known else None
 
-    def _reference(self, problem: Example) -> Sequence[int]:
+    def _reference(self, problem: Example, pair: Pair) -> Sequence[int]:
         """The target's own greedy answer, made once a prompt."""
         if problem.id not in self._greedy:
             cell = Cell(strategy=BASELINE, temperature=0.0, seed=0)
-            self._greedy[problem.id] = _joined(answers(self._pair, self._plan, cell, problem))
+            self._greedy[problem.id] = _joined(answers(pair, self._plan, cell, problem))
         return self._greedy[problem.id]
 
 
@@ -164,6 +178,7 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         token_ids=_joined(runs),
         finish_reason=runs[-1].finish_reason,
         seconds=sum(m.seconds.total for m in metrics),
+        batch_size=runs[0].batch_size,
         target_calls=sum(m.target_calls for m in metrics),
         draft_calls=sum(m.draft_calls for m in metrics),
         drafted=sum(m.num_draft_tokens for m in metrics),

@@ -13,6 +13,7 @@ from cascli import generate, load_pair
 from cascli.cli.app import app
 from cascli.models.calls import Calls
 from cascli.models.gpu.graph_runner import GraphRunner
+from cascli.models.gpu.merged import FAMILIES
 from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
 from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
 from tests.reference.process import Target
@@ -26,7 +27,7 @@ def test_recorded_steps_equal_eager_ones(name: str, dtype: str, bound: float) ->
     config = pair(**ARCHITECTURES[name])
     plain = load_pair(config, dtype=dtype, device="cuda", cuda_graphs=False).target.runner
     taped = load_pair(config, dtype=dtype, device="cuda").target.runner
-    assert isinstance(taped, GraphRunner)
+    assert isinstance(taped, GraphRunner) and (taped.unfused_because is None) is (name in FAMILIES)
     rng = random.Random(0)
     text = torch.randint(0, plain.vocab, (250,), generator=torch.Generator().manual_seed(0)).cuda()
     taped.prepare(20, 230, Calls(reads=[(n, n) for n in range(6, 0, -1)]))
@@ -83,15 +84,26 @@ def test_five_tokens_follow_their_law(strategy: str, rule: Target, sampling: dic
     assert alarms(loaded, strategy, rule, sampling, 2000, length=5) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "sampling"),
+    [
+        (pair(12, **MIDDLE), {}),
+        (pair(12, **MIDDLE), {"top_k": 8, "top_p": 0.9}),
+        (pair(151_665, **SHAPE), {"top_k": 5000, "top_p": 0.9}),  # where a sort in a capture would show
+    ],
+    ids=["all tokens", "truncated", "a whole vocabulary"],
+)
 @pytest.mark.parametrize("strategy", ["speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=5"])
-def test_texts_are_the_same_with_and_without_graphs_and_kernels(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_the_same_with_and_without_graphs_and_kernels(
+    strategy: str, config: dict, sampling: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The third test of a round once read another one's number: see tests/kernels/test_law_in_decoding."""
     texts = []
     for graphs, kernels in ((True, True), (False, True), (False, False)):
         if not kernels:
             monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
-        loaded = load_pair(pair(12, **MIDDLE), dtype="float32", device="cuda", cuda_graphs=graphs)
-        ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": 7, "temperature": 1.0}
+        loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
+        ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": 7, "temperature": 1.0, **sampling}
         texts.append([generate(loaded, seed=seed, **ask).token_ids for seed in range(30)])
     for other in texts[1:]:
         same = sum(a == b for a, b in zip(texts[0], other, strict=True))
@@ -123,14 +135,16 @@ def test_greedy_answers_are_those_of_transformers(name: str) -> None:
     assert run.token_ids == wanted[0, 9:].tolist()
 
 
-def test_one_transfer_a_round() -> None:
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 20, "top_p": 0.9}], ids=["all tokens", "truncated"])
+def test_one_transfer_a_round(sampling: dict) -> None:
     loaded = load_pair(pair(), dtype="float32", device="cuda")
-    generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", max_new_tokens=32)
+    ask = {"prompt_ids": [5] * 9, "strategy": "speculative:k=3", "max_new_tokens": 32, "temperature": 1.0, **sampling}
+    generate(loaded, **ask)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            run = generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", max_new_tokens=32)
+            run = generate(loaded, **ask)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [each for each in caught if "synchroniz" in str(each.message)]

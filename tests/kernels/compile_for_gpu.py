@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascli.kernels import attention, draws, norms, products, rotation, rows, verification
+from cascli.kernels import attention, draws, norms, products, rotation, rows, truncation, verification
 
 CAPABILITIES = (80, 90, 100)
 SHARED = 101_376
@@ -43,6 +43,7 @@ def variants() -> Iterator[Variant]:
     yield from of_products()
     yield from of_norms()
     yield from of_rows()
+    yield from of_truncation()
     yield from of_verification()
 
 
@@ -80,20 +81,19 @@ def of_rotation() -> Iterator[Variant]:
 
 
 def of_products() -> Iterator[Variant]:
-    for states in ("bf16", "fp16", "fp32"):
+    small, large, gated = (896, 0, True), (152_064, 0, False), (18_944, 2, True)
+    for states, layers in (
+        ("bf16", (small, (16_384, 0, False), large, (4864, 1, False), gated)),
+        ("fp16", (large,)),
+        ("fp32", (small, gated)),
+    ):
         types = dict.fromkeys(("x", "weight", "bias", "out"), f"*{states}")
         exact = states == "fp32"
-        for n, gate, bias in (
-            (896, 0, True),
-            (16_384, 0, False),
-            (152_064, 0, False),
-            (4864, 1, False),
-            (18_944, 2, True),
-        ):
+        for n, gate, bias in layers:
             columns, depth, warps, stages = products.shape_of(n, exact=exact, gated=gate > 0)
-            for whole in (True, False):
+            shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
+            for whole in (True, False) if n == 896 else (True,):
                 flags = {"BIAS": bias, "GATE": gate, "WHOLE": whole, "EXACT": exact}
-                shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
                 yield Variant(products._product, types, shape | flags, stages, warps, ("n", "k"))
 
 
@@ -105,18 +105,28 @@ def of_norms() -> Iterator[Variant]:
             yield Variant(norms._add_norm, types, constants, warps=norms.warps_of(padded))
 
 
-ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32"}
+ROWS = {"logits": "*bf16", "first": "*i32", "temperature": "fp32", "cuts": "*fp64"}
 ROWS |= dict.fromkeys(("top", "base", "warped", "base_sums", "warped_sums", "probs", "max_logit"), "*fp32")
 SHAPE = {"PADDED": 256, "PER": 1024, "BLOCK": 1024}
+KEPT = (rows.ALL, rows.FIRST_BEST, rows.ABOVE_CUT)
 
 
 def of_rows() -> Iterator[Variant]:
     yield Variant(rows._row_sums, ROWS, {"PER": 1024, "BLOCK": 1024})
-    for greedy in (False, True):
-        flags = {"GREEDY": greedy, "BASE": True}
+    for kept in KEPT:
+        flags = {"KEPT": kept, "BASE": True}
         yield Variant(draws._distributions, ROWS | {"masses": "*fp64"}, SHAPE | flags)
     types = {"probs": "*fp32", "masses": "*fp64", "u": "*fp64", "out": "*i64"}
     yield Variant(draws._token, types, SHAPE)
+
+
+def of_truncation() -> Iterator[Variant]:
+    types = ROWS | dict.fromkeys(("space", "states", "found"), "*fp64") | {"goal": "i64"}
+    for by_count, within in ((True, False), (False, False), (False, True)):
+        how = SHAPE | {"BY_COUNT": by_count, "WITHIN": within}
+        for stage in range(3):
+            yield Variant(truncation._bins, types, how | {"STAGE": stage}, warps=truncation._WARPS)
+        yield Variant(truncation._limit, types, how)
 
 
 def of_verification() -> Iterator[Variant]:
@@ -127,8 +137,9 @@ def of_verification() -> Iterator[Variant]:
         (1, True, True),
         *((kind, of_draft, False) for kind in (2, 3) for of_draft in (True, False)),
     ):
-        for greedy in (False, True):
-            how = SHAPE | {"GREEDY": greedy, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
+        # The other two add to what a rule of one kind needs what they add to another's.
+        for kept in KEPT if tv or (kind, of_draft) == (3, True) else KEPT[:1]:
+            how = SHAPE | {"KEPT": kept, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
             mass = [verification._mass_not_kept]
             passes = {1: [verification._confidence], 2: mass, 3: mass}.get(kind, [])
             for kernel in passes:
@@ -143,13 +154,17 @@ def of_verification() -> Iterator[Variant]:
 def build(variant: Variant, capability: int) -> Any:
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "i32") for name in names}
-    signature |= dict.fromkeys(variant.constants, "constexpr")
+    signature |= dict.fromkeys([*variant.constants, "EARLY"] if "EARLY" in names else variant.constants, "constexpr")
     # What the launcher finds out by itself: pointers and strides are multiples of 16.
     strides = ("_place", "_head", "_row", "stride")
     even = [name for name in names if signature[name].startswith("*") or name.endswith(strides) or name in variant.even]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
-    source = ASTSource(variant.kernel, signature, variant.constants, attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    constants = variant.constants
+    if "EARLY" in names:
+        constants = constants | {"EARLY": capability >= 90}
+        options["launch_pdl"] = constants["EARLY"]
+    source = ASTSource(variant.kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,3 +40,41 @@ def dtype(request: pytest.FixtureRequest, where: torch.device) -> torch.dtype:
     """The interpreter has no products of bfloat16; float16 stands in."""
     half = torch.bfloat16 if where.type == "cuda" else torch.float16
     return torch.float32 if request.param == "float32" else half
+
+
+@pytest.fixture
+def sound_products(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and bfloat16 in the interpreter as a GPU has them.
+
+    By itself it cuts numbers off where a GPU rounds them to bfloat16, multiplies the bits of such numbers, and adds up
+    in whatever order NumPy takes for a shape.
+    """
+    if where.type == "cuda":
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_impl(self: Any, source: Any, to: Any) -> Any:
+        kinds = source.dtype.scalar, to.scalar
+        if kinds == (tl.bfloat16, tl.float32):
+            return TensorHandle(_wide(source.data), tl.float32)
+        if kinds == (tl.float32, tl.bfloat16):
+            bits = source.data.view(np.uint32)
+            return TensorHandle(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), tl.bfloat16)
+        return cast(self, source, to)
+
+    def create_dot(self: Any, a: Any, b: Any, sums: Any, *more: Any) -> Any:
+        del self, more
+        left, right = (_wide(each.data) if each.dtype.scalar == tl.bfloat16 else each.data for each in (a, b))
+        exact = np.matmul(left, right, dtype=np.float64)
+        return TensorHandle(exact.astype(np.float32) + sums.data, sums.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def _wide(bits: np.ndarray) -> np.ndarray:
+    """The numbers whose bfloat16 bits these are."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -8,6 +8,7 @@ import torch
 from cascli import Pair
 from cascli.audit import rounds, tables
 from cascli.kernels import verification
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
 
 if torch.cuda.is_available():
@@ -25,6 +26,8 @@ def tree(text_pair: Pair, where: torch.device, monkeypatch: pytest.MonkeyPatch) 
     tree = tables.tabulate(text_pair, [72, 105], width=6, depth=1)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     monkeypatch.setattr(rounds, "SEEDS", 3)
+    monkeypatch.setattr(rounds, "OF_WHOLE_ROWS", [(4, 0)])
+    monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(1.0),))
     return tree
 
 
@@ -32,6 +35,18 @@ def test_the_kernels_pass(text_pair: Pair, tree: tables.Tree) -> None:
     found = list(rounds.rounds(text_pair, tree, STRATEGIES))
     assert [check.status for check in found] == ["pass"] * 3
     assert all(", kernels" in check.detail for check in found)
+
+
+def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few: each takes a dozen kernels more. And one that keeps too many tokens fails."""
+    monkeypatch.setattr(rounds, "LONGEST", 2)
+    monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(0.9, top_k=4, top_p=0.8),))
+    [check] = rounds.rounds(text_pair, tree, STRATEGIES[:1])
+    assert check.status == "pass"
+    right = verification.verify
+    monkeypatch.setattr(verification, "verify", lambda *given, **how: right(*given, **how | {"top_k": 0}))
+    [check] = rounds.rounds(text_pair, tree, STRATEGIES[:1])
+    assert check.status == "fail"
 
 
 def test_a_test_that_reads_another_ones_number_fails(

@@ -6,7 +6,8 @@ third token of a round, no block of one or two tokens shows, nor a pair that alw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -45,11 +46,9 @@ def either(request: pytest.FixtureRequest, loaded: Pair, monkeypatch: pytest.Mon
     return loaded
 
 
-def runs(loaded: Pair, strategy: str) -> list[Run]:
-    return [
-        generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=TOKENS, temperature=1.0, seed=seed)
-        for seed in SEEDS
-    ]
+def runs(loaded: Pair, strategy: str, seeds: Iterable[int] = SEEDS, **more: Any) -> list[Run]:
+    ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": TOKENS, "temperature": 1.0}
+    return [generate(loaded, seed=seed, **ask | more) for seed in seeds]
 
 
 def texts(found: Sequence[Run]) -> list[list[int]]:
@@ -64,6 +63,31 @@ def test_every_token_is_drawn_with_its_own_numbers(
     wanted = runs(loaded, strategy)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     assert texts(runs(either, strategy)) == texts(wanted)
+
+
+TRUNCATED = [
+    (5, SPECS[0], {"top_k": 4, "top_p": 0.9, "temperature": 1.3}),
+    (5, SPECS[2], {"top_p": 0.7}),
+    (257, SPECS[3], {"top_k": 3}),
+]
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize(("vocab", "strategy", "sampling"), TRUNCATED, ids=str)
+def test_truncated_texts_are_those_of_the_plain_path(
+    vocab: int, strategy: str, sampling: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts and rounds both cut by the kernels, of 257 tokens to a few."""
+    loaded = load_pair(pair(vocab, **MIDDLE), dtype="float32")
+    ask = {"seeds": range(1), "max_new_tokens": 5, **sampling}
+    wanted = runs(loaded, strategy, **ask)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    monkeypatch.setattr("cascli.sampling.distributions.warp", lambda *_: pytest.fail("torch's own operations"))
+    found = runs(loaded, strategy, **ask)
+    assert texts(found) == texts(wanted)
+    for ours, plain in zip(found, wanted, strict=True):
+        a, b = ([token.p for token in run.emitted] for run in (ours, plain))
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
 def test_the_pair_disagrees_in_the_middle(loaded: Pair) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cascli.kernels import Norm
+
 EPSILON = 1e-5
 
 
@@ -25,9 +27,8 @@ def test_it_adds_and_norms_as_separate_operations_do(
     weight, after = 1 + torch.randn(2, width, generator=generator) / 3
     x, residual, weight, after = (each.to(where, dtype) for each in (x * sizes, residual * sizes, weight, after))
     adds, normed = how != "alone", how == "norm and add"
-    summed, found = add_norm(
-        x, residual if adds else None, weight, EPSILON, offset=offset, after=after if normed else None
-    )
+    first, last = (Norm(each, EPSILON, offset) for each in (after, weight))
+    summed, found = add_norm(x, residual if adds else None, last, first if normed else None)
     part = norm(x.double(), after.double(), offset).to(dtype) if normed else x
     wanted = residual + part if adds else x
     rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
@@ -41,5 +42,5 @@ def test_what_is_given_stays_as_it_is(where: torch.device) -> None:
 
     x, residual = torch.randn(2, 2, 32, device=where)
     before = x.clone(), residual.clone()
-    add_norm(x, residual, torch.ones(32, device=where), EPSILON)
+    add_norm(x, residual, Norm(torch.ones(32, device=where), EPSILON))
     assert torch.equal(x, before[0]) and torch.equal(residual, before[1])

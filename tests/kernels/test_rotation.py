@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cascli.kernels import Norm
 from cascli.models.gpu.fused_rotation import plain
 
 HEADS, SHARED, CAPACITY = 4, 2, 64
@@ -72,8 +73,8 @@ def test_it_turns_and_stores_as_separate_operations_do(
     if norm is not None:
         q, k = normed(q, norms[0], norm), normed(k, norms[1], norm)
     wanted = plain(q, k, *(each[None, at : at + n] for each in (cos, sin)))
-    given = {} if norm is None else {"norms": norms, "epsilon": EPSILON, "offset": norm}
-    query = rotate_and_store(states, cos, sin, torch.tensor(at, device=where), key, value, **given)
+    given = None if norm is None else Norm(norms, EPSILON, norm)
+    query = rotate_and_store(states, cos, sin, torch.tensor(at, device=where), key, value, given)
     tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0}
     if norm is not None and dtype != torch.float32:
         tight = {"rtol": 4e-3, "atol": 4e-3}  # a norm beside a half of a unit may be rounded to either side
@@ -90,12 +91,11 @@ def test_a_token_has_the_same_bits_in_any_block(dtype: torch.dtype, where: torch
     states, cos, sin = torch.randn(5, 8 * 16), *torch.randn(2, CAPACITY, 16)
     states, cos, sin = (each.to(where, dtype) for each in (states, cos, sin))
     caches = [torch.zeros(2, 1, SHARED, CAPACITY, 16, dtype=dtype, device=where) for _ in range(2)]
-    norms = torch.rand(2, 16).to(where, dtype)
-    given = {"norms": norms, "epsilon": EPSILON}
-    whole = rotate_and_store(states, cos, sin, torch.tensor(9, device=where), *caches[0], **given)
+    given = Norm(torch.rand(2, 16).to(where, dtype), EPSILON)
+    whole = rotate_and_store(states, cos, sin, torch.tensor(9, device=where), *caches[0], given)
     for i in range(5):
         one = rotate_and_store(
-            states[i : i + 1].clone(), cos, sin, torch.tensor(9 + i, device=where), *caches[1], **given
+            states[i : i + 1].clone(), cos, sin, torch.tensor(9 + i, device=where), *caches[1], given
         )
         assert torch.equal(one[:, :, 0], whole[:, :, i])
     assert torch.equal(*caches)

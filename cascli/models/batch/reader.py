@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from cascli.errors import RunError
 from cascli.models.calls import Calls, Write
+from cascli.models.memory import available
 from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written
 
@@ -64,6 +67,31 @@ def in_parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted
             room = most - each.ids.shape[0]
         parts[-1].append(each)
     return list(parts)
+
+
+def check_room(places: int, tokens: int, per_token: int, held: int, device: torch.device) -> None:
+    """Refuse a batch whose caches have no room, before they are made: a system that is out of memory says nothing.
+
+    Args:
+        places: texts at once.
+        tokens: of the longest of them, its answer included.
+        per_token: bytes of keys and values.
+        held: bytes that the caches have already.
+        device: where they are.
+
+    Raises:
+        RunError: there is no room; says for how many there is.
+    """
+    free = available(device)
+    needed = places * tokens * per_token
+    if free is None or needed - held <= free:
+        return
+    fits = (free + held) // (tokens * per_token)
+    raise RunError(
+        f"a batch of {places} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
+        f" and {(free + held) / 1e9:.1f} GB are free.\n"
+        + (f"Take a batch of {fits} or fewer, or shorter answers." if fits else "Take shorter answers or prompts.")
+    )
 
 
 class Reader(ABC):

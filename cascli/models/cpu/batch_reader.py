@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascli.models.batch.cache import TextsCache
-from cascli.models.batch.reader import OneByOne, Reader, Wanted, in_parts
-from cascli.models.cache import States
+from cascli.models.batch.reader import OneByOne, Reader, Wanted, check_room, in_parts
+from cascli.models.cache import States, rounded_up
 from cascli.models.calls import Calls
 from cascli.models.cpu.packed_linear import PackedLinear, can_pack
 from cascli.models.cpu.row_attention import MOST_ROWS, OfTexts, attends_by_rows
 from cascli.models.eager_runner import EagerRunner
+from cascli.models.memory import state_dtype, token_bytes
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.sampling.autoregressive import Sampler
 
@@ -55,17 +56,26 @@ class RowReader(Reader):
         self._runner, self._states = runner, states
         self._caches = [each.cache for each in runners]
         self._cache = _TextsCache(self._caches[0], states)
-        self._most = most_rows(runner.model.dtype)
+        self._most = most_rows(state_dtype(runner.model))
+        self._per_token = token_bytes(runner.model)
 
     def shares(self, n: int) -> bool:
         """Blocks that `row_attention` reads by rows when they are alone."""
         return n <= MOST_ROWS
 
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
-        """Make room for the text in one step."""
+        """Make room for the text, in one step for all places.
+
+        Raises:
+            RunError: there is not so much memory.
+        """
         del place, calls, sampler
+        first = self._states[0]
+        tokens = max(rounded_up(prompt + answer), first.capacity)
+        held = first.places * first.capacity * self._per_token
+        check_room(first.places, tokens, self._per_token, held, self._runner.device)
         for each in self._states:
-            each.reserve(prompt + answer)
+            each.reserve(tokens)
 
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
         """One pass, or as many as the processor's kernels need to give a row the same bits in any block."""

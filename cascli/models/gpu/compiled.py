@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,12 @@ from cascli.errors import RunError, first_line
 Forward = Callable[[Tensor, int], Tensor]
 """From ids `[n]` to the logits `[rows, V]` of the last rows."""
 
+_TUNING: dict[str, Any] = {"coordinate_descent_tuning": True}
+"""What gpt-fast sets besides torch's defaults: products with one row become reductions, whose shapes are then searched.
+
+Of this compilation alone: options are no global configuration. With more rows products stay the library's, and the
+search would only take longer.
+"""
 _KEPT = 256
 """Versions that torch may keep of the function that all runners of a process share."""
 
@@ -29,7 +36,8 @@ class Compiled:
     def __init__(self, forward: Forward, backend: str = "inductor") -> None:
         self.seconds = 0.0
         """Time spent in calls that compiled something, so far."""
-        self._one = torch.compile(forward, fullgraph=True, backend=backend)
+        tuning = _TUNING if backend == "inductor" else None
+        self._one = torch.compile(forward, fullgraph=True, backend=backend, options=tuning)
         self._many = torch.compile(forward, fullgraph=True, dynamic=True, backend=backend)
         self._seen: set[tuple[int, int]] = set()
 

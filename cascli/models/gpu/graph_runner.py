@@ -21,7 +21,9 @@ from cascli.models.calls import Calls, Write
 from cascli.models.gpu.capture import Capture
 from cascli.models.gpu.compiled import Compiled
 from cascli.models.gpu.decode_attention import use_decode_attention
+from cascli.models.gpu.fused_step import FusedStep
 from cascli.models.gpu.grouped_attention import use_grouped_attention
+from cascli.models.gpu.merged import Merged
 from cascli.models.gpu.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
 from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
@@ -48,8 +50,18 @@ class GraphRunner(Runner):
         device: torch.device,
         capture: Capture,
         compiler: str | None = None,
+        fused: Merged | str | None = None,
     ) -> None:
-        """Take a model on its device; `compiler` is a backend of torch.compile, if its steps are to be compiled."""
+        """Take a model on its device.
+
+        Args:
+            model: which reads prompts.
+            vocab: rows of logits that stand for tokens.
+            device: where it is.
+            capture: what captures.
+            compiler: a backend of torch.compile, if steps are to be compiled.
+            fused: the weights of steps by fewer kernels, or why there are none.
+        """
         self.model = model
         self.vocab = vocab
         self.device = device
@@ -58,11 +70,13 @@ class GraphRunner(Runner):
         self._any_length = use_decode_attention(model)
         if not self._any_length:
             use_grouped_attention(model)
-        self._capture, self._compiler = capture, compiler
+        self._capture, self._compiler, self._fused = capture, compiler, fused
         self._takes = forward_parameters(model.config)
         self._cache = StaticCache(model.config.get_text_config(), device)
         self._compiled = None if compiler is None else Compiled(self._logits, compiler)
         self._forward = self._compiled or self._logits
+        if isinstance(fused, Merged):
+            self._forward = FusedStep(fused, self._cache, vocab)
         with torch.inference_mode():  # as drawn ids are: compiled code tells the two kinds of tensors apart
             self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
         self._u = torch.zeros(LONGEST, dtype=torch.float64, device=device)
@@ -73,7 +87,12 @@ class GraphRunner(Runner):
 
     def fresh(self) -> GraphRunner:
         """Another cache on the same module, with graphs of its own."""
-        return GraphRunner(self.model, self.vocab, self.device, self._capture.fresh(), self._compiler)
+        return GraphRunner(self.model, self.vocab, self.device, self._capture.fresh(), self._compiler, self._fused)
+
+    @property
+    def unfused_because(self) -> str | None:
+        """Why steps are made by the model's own layers; None if they are not, or nobody has asked for others."""
+        return self._fused if isinstance(self._fused, str) else None
 
     @property
     def length(self) -> int:

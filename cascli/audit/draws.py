@@ -1,0 +1,60 @@
+"""Is a draft drawn from the distributions that are told of it, and are these the model's own?
+
+What writes several tokens at once, as one captured graph where there are graphs, is held against the same steps one by
+one, the distributions of their logits in float64, and the draws by torch's own operations, over the whole vocabulary.
+Greedy parity sees nothing of this: the target corrects whatever a draft is drawn from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+
+from cascli.audit.report import Check, check_of
+from cascli.models.calls import Calls, Write
+from cascli.models.pair import LoadedModel, Pair
+from cascli.sampling import distributions
+from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.parameters import Sampling
+from cascli.sampling.uniforms import Uniforms
+
+BOUND = 1e-3
+"""Largest TV between what is told of a draw and its logits' distribution; float32 errs by 1e-5 over 150,000 tokens."""
+ROUNDS = [
+    (Write(unread=1, drawn=3), Sampling(1.0)),
+    (Write(unread=2, drawn=3, read_last=True), Sampling(0.8, top_k=200, top_p=0.9)),
+]
+"""As after a round that rejected a draft, and as after one that kept all, for a rule that reads the draft beyond it."""
+
+
+def draws(pair: Pair) -> Iterator[Check]:
+    """One check a model."""
+    for role, model in pair.models.items():
+        worst = max(_worst(model, pair.vocab, write, sampling) for write, sampling in ROUNDS)
+        graphs = ", captured" if model.runner.draws else ""
+        detail = f"{len(ROUNDS)} drafts of 3 tokens, one of them truncated, over {pair.vocab} tokens{graphs}"
+        yield check_of("draw", f"{role} ({model.dtype})", worst, BOUND, 0.0, detail)
+
+
+@torch.inference_mode()
+def _worst(model: LoadedModel, vocab: int, write: Write, sampling: Sampling) -> float:
+    """The largest TV of a step; 1 if a token is not the one that its number draws."""
+    rng, runner, sampler = random.Random(2), model.runner, Sampler(sampling, reads_base=True)
+    text = torch.tensor([rng.randrange(vocab) for _ in range(12 + write.unread)], device=model.device)
+    prompt, unread = text[:12], text[12:]
+    runner.prepare(12, write.tokens, Calls([(write.unread, 1), (1, 1)], [write]), sampler)
+    runner.reset()
+    runner.forward(prompt, 1)
+    u = Uniforms(0, write.drawn, model.device).draw(0, write.drawn)
+    tokens, probs, base = (each.clone() for each in runner.write(unread, sampler, u, read_last=write.read_last)[:3])
+    runner.truncate(12)
+    reads = [unread, *(tokens[i : i + 1] for i in range(write.steps - 1))]
+    logits = torch.cat([runner.forward(ids, 1).double() for ids in reads])
+    runner.reset()
+    if not torch.equal(tokens, distributions.sample(probs[: write.drawn], u)):
+        return 1.0
+    wanted = distributions.warp(logits, sampling), distributions.base(logits)
+    apart = [distributions.total_variation(a, b.double()).max() for a, b in zip(wanted, (probs, base), strict=True)]
+    return float(torch.stack(apart).max())

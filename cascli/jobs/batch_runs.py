@@ -1,0 +1,138 @@
+"""Batches at a chosen acceptance rate, held against what the times of their passes predict."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from statistics import median
+from typing import NamedTuple, cast
+
+from cascli.analysis.batches import BatchMemory, BatchRun, predicted_rate, working_bytes
+from cascli.analysis.profile import Profile
+from cascli.engine import Decoding, Request, StreamEvent
+from cascli.jobs.profile import OnProgress
+from cascli.jobs.synthetic import Synthetic
+from cascli.models import memory
+from cascli.models.batch.lanes import Lanes
+from cascli.models.cache import rounded_up
+from cascli.models.pair import Pair
+from cascli.sampling.parameters import Sampling
+from cascli.strategies import Strategy, parse
+from cascli.trace import Handover
+
+PROMPT = 32
+ROUNDS = 13
+"""Of each answer; the first, which waits for prompts, is not counted."""
+
+
+def context_of(ks: Sequence[int]) -> int:
+    """Tokens before the middle of such runs: where their passes are representative."""
+    return PROMPT + ROUNDS * (max(ks) + 1) // 3
+
+
+class _Rounds(NamedTuple):
+    """What rounds of one answer came to: sums over all but the first."""
+
+    tokens: int
+    seconds: float
+    outside: float
+    """Of these seconds, those outside the models."""
+
+
+def batch_runs(
+    pair: Pair,
+    acceptance: float,
+    profiles: Sequence[Profile],
+    *,
+    ks: Sequence[int],
+    repeats: int = 3,
+    on_progress: OnProgress | None = None,
+) -> tuple[list[BatchRun], BatchMemory | None]:
+    """Decode with `target` and at each k in batches of every size, interleaved; no token ends a text.
+
+    All answers of a batch make the same number of rounds, so that none leaves the others alone at the end.
+
+    Args:
+        pair: loaded; its weights may be random.
+        acceptance: the probability that a drafted token is accepted.
+        profiles: of the batch sizes.
+        ks: block lengths.
+        repeats: counted runs of each kind, after one that is not.
+        on_progress: told how it goes.
+
+    Returns:
+        For each batch size in the order of the profiles, `target` and each k; and the memory of the largest batch,
+        where the system says what is in use.
+    """
+    before, looks = memory.resident(pair.device), memory.reset_peak(pair.device)
+    endless = replace(pair, eos_ids=frozenset())
+    strategies: dict[int, Strategy] = {0: parse("target")} | {k: Synthetic(acceptance=acceptance, k=k) for k in ks}
+    sizes = sorted({1, *(profile.batch_size for profile in profiles)})
+    lanes = Lanes(endless, max(sizes))
+    made: dict[tuple[int, int], list[list[_Rounds]]] = {}
+    for repeat in range(repeats + 1):
+        for done, size in enumerate(sizes):
+            if on_progress is not None:
+                on_progress(f"batches of {size}", repeat * len(sizes) + done, (repeats + 1) * len(sizes))
+            for k, strategy in strategies.items():
+                jobs = [partial(_rounds, strategy, k, repeat * size + number) for number in range(size)]
+                batch = [ended.result for ended in lanes.run(jobs)]
+                if repeat:
+                    made.setdefault((size, k), []).append(batch)
+    other = {k: _outside(made[1, k]) for k in strategies}
+    runs = [
+        BatchRun(
+            batch_size=profile.batch_size,
+            k=k,
+            tokens_per_second=_rate(made[profile.batch_size, k]),
+            predicted_tokens_per_second=predicted_rate(profile, k, _tokens(made[profile.batch_size, k]), other[k]),
+        )
+        for profile in profiles
+        for k in strategies
+    ]
+    return runs, None if before is None else _memory(pair, max(sizes), max(ks), before, looked=looks)
+
+
+def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> BatchMemory:
+    tokens = rounded_up(PROMPT + (ROUNDS + 1) * (k + 1) + k)
+    caches = size * tokens * sum(memory.token_bytes(model.model) for model in pair.models.values())
+    return BatchMemory(
+        batch_size=size,
+        tokens=tokens,
+        predicted_bytes=before + caches + working_bytes(size, k, pair.vocab),
+        measured_bytes=memory.peak(pair.device) if looked else None,
+    )
+
+
+def _rounds(strategy: Strategy, k: int, seed: int, pair: Pair) -> _Rounds:
+    """A few rounds of an answer that would go on."""
+    request = Request(
+        prompt_ids=[i % pair.vocab for i in range(PROMPT)],
+        sampling=Sampling(temperature=0.0),
+        max_new_tokens=(ROUNDS + 1) * (k + 1),
+        seed=seed,
+    )
+    with closing(cast("Generator[StreamEvent | Handover]", Decoding(pair, strategy, request).steps())) as steps:
+        rounds = [event.round for event in islice(steps, ROUNDS) if isinstance(event, StreamEvent)][1:]
+    seconds = [round_.seconds for round_ in rounds if round_.seconds is not None]
+    inside = sum(each.draft + each.verify for each in seconds)
+    total = sum(each.total for each in seconds)
+    return _Rounds(sum(len(round_.emitted) for round_ in rounds), total, total - inside)
+
+
+def _rate(batches: Sequence[Sequence[_Rounds]]) -> float:
+    return median(sum(each.tokens for each in batch) / sum(each.seconds for each in batch) for batch in batches)
+
+
+def _tokens(batches: Sequence[Sequence[_Rounds]]) -> float:
+    """That a round brought an answer."""
+    every = [each for batch in batches for each in batch]
+    return sum(each.tokens for each in every) / (len(every) * (ROUNDS - 1))
+
+
+def _outside(batches: Sequence[Sequence[_Rounds]]) -> float:
+    """Seconds outside the models of a round."""
+    return median(each.outside / (ROUNDS - 1) for batch in batches for each in batch)

@@ -1,0 +1,66 @@
+"""How much memory there is, and how much of it texts will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+_STATUS = Path("/proc/self/status")
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def state_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What a model's activations, and so its keys and values, are in; its tables and matrices may be narrower."""
+    return next(each.dtype for each in model.parameters() if each.dim() == 1)
+
+
+def token_bytes(model: PreTrainedModel) -> int:
+    """Keys and values of one token, over all layers."""
+    config, dtype = model.config.get_text_config(), state_dtype(model)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * shared * width * dtype.itemsize)
+
+
+def resident(device: torch.device) -> int | None:
+    """Bytes in use now: by tensors on a GPU, by the process on a CPU; None where the system does not say."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _field("VmRSS")
+
+
+def reset_peak(device: torch.device) -> bool:
+    """Begin to look for the highest point of `resident` from now on; returns whether that can be done here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest point is that of now
+    except OSError:
+        return False
+    return True
+
+
+def peak(device: torch.device) -> int | None:
+    """The highest point of `resident` since `reset_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _field("VmHWM")
+
+
+def _field(name: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(f"{name}:")), None)
+    return None if found is None else int(found.split()[1]) * 1024

@@ -1,0 +1,238 @@
+"""Many prompts at once: from Python, on the command line, in comparisons, sweeps and measurements."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cascli import Pair, compare, generate_many, load_pair
+from cascli.analysis.batches import predicted_rate
+from cascli.analysis.profile import Profile, timing
+from cascli.analysis.prospects import break_even
+from cascli.cli.app import app
+from cascli.errors import RunError, UsageError
+from cascli.jobs.batch_profile import batch_profiles
+from cascli.jobs.bench import bench
+from cascli.jobs.generate import converse, settings_of
+from cascli.models.batch import reader
+from cascli.prompts import Prompt
+from cascli.strategies import parse
+from cascli.sweeps.plan import load_plan
+from cascli.sweeps.records import Record, Records
+from cascli.sweeps.run import sweep
+from cascli.sweeps.tasks import task_of
+from cascli.sweeps.units import batches, by_cell, units
+from cascli.trace import Run
+
+PROMPTS = [Prompt(("Hello",), "a"), Prompt(("One", "Two", "Three"), "b"), Prompt(("What?",), "c"), Prompt(("x",), "d")]
+PLAN = """
+pair: tiny-random
+strategies: ["speculative:k=3", "cascade:threshold=-5.6", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"]
+temperatures: [0.0, 1.0]
+limit: 4
+max_new_tokens: 9
+likelihood: true
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Pair:
+    return load_pair("tiny-random")
+
+
+def test_answers_are_those_of_generate_in_the_order_of_the_prompts(tiny: Pair) -> None:
+    spec = "speculative:k=3"
+    runs = generate_many(tiny, PROMPTS, strategy=spec, batch_size=3, max_new_tokens=11, seed=4)
+    settings = settings_of(tiny, max_new_tokens=11, seed=4)
+    alone = [run for prompt in PROMPTS for run in converse(tiny, parse(spec), prompt, settings)]
+    assert [(run.prompt_id, run.turn, run.token_ids) for run in runs] == [
+        (run.prompt_id, run.turn, run.token_ids) for run in alone
+    ]
+    assert {run.batch_size for run in runs} == {3}
+    assert {run.metrics.ttft_seconds for run in runs} == {None}
+    assert Run.from_json(runs[0].to_json()) == runs[0]
+
+
+def test_bad_input_is_refused_before_anything_is_answered(tiny: Pair) -> None:
+    with pytest.raises(UsageError, match="batch_size: 1 or more"):
+        generate_many(tiny, ["x"], batch_size=0)
+    long = Prompt(("x" * 5000,), "long one")
+    with pytest.raises(UsageError, match=r"prompt 'long one'.*context"):
+        generate_many(tiny, [PROMPTS[0], long])
+    with pytest.raises(UsageError, match="at least one prompt"):
+        generate_many(tiny, [])
+
+
+def test_a_batch_that_has_no_room_names_the_largest_that_has(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    per_text = 256 * reader_bytes(tiny)
+    monkeypatch.setattr(reader, "available", lambda device: 3 * per_text + 5)
+    with pytest.raises(RunError, match=r"a batch of 4 does not fit.*\n.*a batch of 3 or fewer"):
+        generate_many(tiny, PROMPTS, strategy="target", batch_size=4, max_new_tokens=5)
+    assert generate_many(tiny, PROMPTS, strategy="target", batch_size=3, max_new_tokens=5)
+
+
+def reader_bytes(pair: Pair) -> int:
+    """Counted from the states themselves, so that the prediction is held against what is allocated."""
+    runner = pair.target.runner.fresh()
+    runner.forward(torch.tensor([1]), 1)
+    states = [layer.states for layer in runner.cache.layers]
+    return sum(each.keys[:, :, 0].nbytes + each.values[:, :, 0].nbytes for each in states)
+
+
+def test_a_comparison_of_batches(tiny: Pair) -> None:
+    found = compare(tiny, PROMPTS, ["target", "speculative:k=2"], batch_size=3, max_new_tokens=8, temperature=0.0)
+    alone = compare(tiny, PROMPTS, ["target", "speculative:k=2"], max_new_tokens=8, temperature=0.0, measure=False)
+    assert [run.token_ids for run in found.runs] == [run.token_ids for run in alone.runs]
+    assert found.batch_size == 3
+    assert found.schedule == "sequential"
+    assert found.profile is not None and found.profile.batch_size == 3
+    with pytest.raises(UsageError, match="fair schedule"):
+        compare(tiny, PROMPTS, ["target"], batch_size=2, schedule="fair")
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"id": each.id, "turns": each.turns}) + "\n" for each in PROMPTS))
+    common = [
+        "generate",
+        "-c",
+        "tiny-random",
+        "--prompts",
+        str(asked),
+        "-s",
+        "speculative:k=2",
+        "--max-new-tokens",
+        "7",
+    ]
+    together = CliRunner().invoke(app, [*common, "--batch-size", "3", "-o", str(tmp_path / "many.jsonl")])
+    assert together.exit_code == 0, together.output
+    alone = CliRunner().invoke(app, common)
+    assert together.stdout == alone.stdout
+    kept = [json.loads(line) for line in (tmp_path / "many.jsonl").read_text().splitlines()]
+    assert sorted((run["prompt_id"], run["turn"]) for run in kept) == [
+        ("a", 0), ("b", 0), ("b", 1), ("b", 2), ("c", 0), ("d", 0),
+    ]  # fmt: skip
+    page = ["compare", *common[1:], "-s", "target", "--trace", "none", "--no-measure", "--batch-size", "2"]
+    shown = CliRunner().invoke(app, page)
+    assert "throughput of 2 answers at once" in " ".join(shown.stdout.split())
+    assert CliRunner().invoke(app, [*page, "--schedule", "fair"]).exit_code == 2
+
+
+def plain(folder: Path) -> list[Record]:
+    """What must not depend on the batch."""
+    found = [each.model_copy(update={"seconds": None, "batch_size": 1}) for each in Records(folder).read()]
+    return sorted(found, key=lambda each: each.key)
+
+
+def test_a_sweep_has_the_records_that_it_has_without_batches(tiny: Pair, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    sweep(str(plan), tiny, output=tmp_path / "one")
+    sweep(str(plan), tiny, output=tmp_path / "many", batch_size=4)
+    assert plain(tmp_path / "many") == plain(tmp_path / "one")
+    assert all(record.error is None for record in plain(tmp_path / "many"))
+    assert {record.batch_size for record in Records(tmp_path / "many").read()} == {4}
+
+
+def test_what_is_under_way_at_once_is_of_one_strategy(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    loaded = load_plan(plan)
+    work = list(units(loaded, task_of(loaded, tmp_path)))
+    assert sorted(unit.key for unit in by_cell(work)) == sorted(unit.key for unit in work)
+    assert by_cell(work)[0].cell.strategy == "target"
+    for batch in batches(work, 3):
+        assert len({unit.cell.key for unit in batch}) == 1
+    assert max(map(len, batches(work, 3))) == 3
+
+
+def test_a_killed_sweep_loses_at_most_a_batch(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text(PLAN + "batch_size: 4\n")
+    command = [sys.executable, "-m", "cascli", "sweep", str(plan), "-o", str(out), "-q"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    deadline = time.monotonic() + 120
+    while len(list(records(out))) < 9 and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    before = {record.key: record for record in Records(out).read()}
+    assert 9 <= len(before) < 32
+    subprocess.run([*command, "--resume"], check=True, capture_output=True, env=env)
+    after = {record.key: record for record in Records(out).read()}
+    assert len(after) == 32
+    assert all(after[key] == record for key, record in before.items())
+
+
+def records(folder: Path) -> Iterator[Record]:
+    file = folder / "records.jsonl"
+    return iter(Records(folder).read()) if file.exists() else iter(())
+
+
+def flat(size: int, c: float, v: float, step: float = 1.0) -> Profile:
+    """Every target pass over more than one token takes v steps."""
+    of = {1: timing([step]), 5: timing([v * step]), 9: timing([v * step])}
+    return Profile(context=10, batch_size=size, draft={1: timing([c * step])}, target=of)
+
+
+def test_the_rate_of_a_batch_is_what_its_round_takes() -> None:
+    # 3 tokens for each of 8 answers in 4 draft passes of 0.1, a check of 1.5 and 8 times 0.05 outside the models.
+    assert predicted_rate(flat(8, 0.1, 1.5), 4, 3.0, 0.05) == pytest.approx(24 / (0.4 + 1.5 + 0.4))
+    assert predicted_rate(flat(8, 0.1, 1.5), 0, 1.0, 0.05) == pytest.approx(8 / (1.0 + 0.4))
+
+
+def test_speculation_pays_up_to_some_batch() -> None:
+    profiles = [flat(16, 0.1, 4.0), flat(1, 0.1, 1.0), flat(4, 0.1, 2.0)]
+    found = {each.acceptance: each for each in break_even(profiles, (0.15, 0.7, 0.99))}
+    assert (found[0.15].largest, found[0.15].or_more) == (1, False)
+    assert (found[0.7].largest, found[0.7].or_more) == (4, False)
+    assert (found[0.99].largest, found[0.99].or_more) == (16, True)
+
+
+def test_passes_are_timed_and_texts_forgotten(tiny: Pair) -> None:
+    found = batch_profiles(tiny, 20, [1, 3], blocks=(1, 3, 17), repeats=1)
+    assert [each.batch_size for each in found] == [1, 3]
+    assert set(found[1].target) == {1, 2, 3, 17}
+    assert set(found[1].draft) == {1, 2}
+    assert tiny.target.runner.length == 0
+
+
+def test_a_measurement_of_batches_is_kept_and_shown(tiny: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ["bench", "-c", "tiny-random", "--context", "16", "--longest-block", "5", "--repeats", "1", "-k", "2"]
+    given = [*arguments, "--batch", "1,3", "--synthetic-acceptance", "0.7", "-o", str(out)]
+    shown = CliRunner().invoke(app, given)
+    assert shown.exit_code == 0, shown.output
+    data = json.loads(out.read_text())
+    assert [(run["batch_size"], run["k"]) for run in data["batch_runs"]] == [(1, 0), (1, 2), (3, 0), (3, 2)]
+    assert "largest batch at which speculation pays" in shown.stdout
+    again = CliRunner().invoke(app, ["show", str(out)])
+    assert "tokens/s" in again.stdout
+    assert CliRunner().invoke(app, ["bench", "-c", "tiny-random", "--batch", "0"]).exit_code == 2
+
+
+def test_memory_of_a_batch_is_predicted(tiny: Pair) -> None:
+    found = bench(tiny, contexts=[16], blocks=[1, 2, 3], repeats=1, synthetic_acceptance=0.7, ks=[2], batch_sizes=[8])
+    memory = found.batch_memory
+    if memory is None or memory.measured_bytes is None:
+        pytest.skip("this system does not say how much memory is in use")
+    assert memory.predicted_bytes == pytest.approx(memory.measured_bytes, rel=0.15)

@@ -1,0 +1,92 @@
+"""Merged weights: where they lie, and what has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from cascli import load_pair
+from cascli.cli.app import app
+from cascli.models.gpu.merged import FAMILIES, Merged, merge
+from cascli.models.pair import LoadedModel
+from tests.pairs import ARCHITECTURES, pair
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascli.models.load.fit", lambda *_: None)
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+
+
+def model(**shape: Any) -> Any:
+    return load_pair(pair(**shape), dtype="float32").target.model
+
+
+def storages(tensors: Any) -> dict[int, int]:
+    """Bytes by address of what some tensors lie in."""
+    return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES & set(ARCHITECTURES)))
+@torch.inference_mode()
+def test_merging_copies_nothing_that_stays(name: str) -> None:
+    """The module computes the same from views of what is merged, which together is as large as it was."""
+    whole = model(**ARCHITECTURES[name])
+    ids = torch.arange(20).unsqueeze(0)
+    before, size = whole(ids, use_cache=False).logits, sum(storages(whole.parameters()).values())
+    names = {key: each.clone() for key, each in whole.state_dict().items()}
+    merged = merge(whole)
+    assert isinstance(merged, Merged)
+    assert torch.equal(whole(ids, use_cache=False).logits, before)
+    assert all(torch.equal(each, names[key]) for key, each in whole.state_dict().items())
+    matrices = [each.weight for layer in merged.layers for each in (layer.states, layer.output, layer.gate_up)]
+    assert set(storages(matrices)) < set(storages(whole.parameters()))
+    assert sum(storages(whole.parameters()).values()) == size
+
+
+def test_merging_needs_the_memory_of_one_layer_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever something is put together, all but the parts of the present layer lies where it will stay."""
+    whole = model(**ARCHITECTURES["qwen3"] | {"num_hidden_layers": 5})
+    size, layer = (sum(storages(each.parameters()).values()) for each in (whole, whole.model.layers[0]))
+    concatenate, alive = torch.cat, []
+
+    def watched(parts: Any, *args: Any, **named: Any) -> torch.Tensor:
+        together = concatenate(parts, *args, **named)
+        kept.append(together)
+        alive.append(sum(storages([*whole.parameters(), *kept]).values()))
+        return together
+
+    kept: list[torch.Tensor] = []
+    monkeypatch.setattr(torch, "cat", watched)
+    merge(whole)
+    assert len(alive) == 2 * 5 and size < max(alive) <= size + layer
+
+
+class OtherLinear(nn.Linear):
+    """Such as an adapter's."""
+
+
+def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert merge(model(model_type="gpt_neox")) == "layers of the 'gpt_neox' family are not among those that are fused"
+    assert merge(model(hidden_act="relu")) == "its activation is ReLU"
+    adapted, mixed, odd = model(), model(), model()
+    adapted.model.layers[1].mlp.up_proj.__class__ = OtherLinear
+    mixed.model.norm.half()
+    odd.config._attn_implementation = "flex_attention"
+    for each in (adapted, mixed):
+        assert merge(each) == "its matrices are not plain ones of one precision"
+    assert merge(odd) == "its attention is not what the kernel computes"
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
+    assert merge(model()) == "there are no Triton kernels here"
+
+
+def test_cascli_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoadedModel, "unfused_because", property(lambda _: "its activation is relu"))
+    asked = ["generate", "hello", "-c", "tiny-random", "--max-new-tokens", "2"]
+    said = " ".join(CliRunner().invoke(app, asked).stderr.split())
+    for role in ("draft", "target"):
+        assert f"the {role} model's steps take more kernels than they could: its activation is relu" in said
