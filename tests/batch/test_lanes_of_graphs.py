@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
+from cascli.errors import RunError
 from cascli.models.batch.lanes import Lanes
 from cascli.models.batch.reader import Wanted, WantedDraft
 from cascli.models.calls import Calls, Write
@@ -186,6 +187,16 @@ def test_what_was_foreseen_is_not_captured_again(reader: GraphReader) -> None:
     reader.prepare(0, 1, 900, calls, law)
     assert reader.graphs == made and reader.capture_seconds > seconds
     assert reader._states[0].capacity == 1024
+
+
+def test_buffers_that_have_no_room_are_refused(reader: GraphReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One place more than texts is needed, and is not one that the message offers."""
+    each = 2048 * reader._per_token
+    monkeypatch.setattr("cascli.models.batch.reader.available", lambda _: 4 * each - 1)
+    with pytest.raises(RunError, match=r"batch of 3 does not fit(.|\n)*batch of 2 or fewer"):
+        reader.prepare(0, 1000, 900, Calls(), None)
+    monkeypatch.setattr("cascli.models.batch.reader.available", lambda _: 4 * each)
+    reader.prepare(0, 1000, 900, Calls(), None)
 
 
 def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:

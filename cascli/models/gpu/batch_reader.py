@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from cascli.models.batch.cache import TextsCache
-from cascli.models.batch.reader import OneByOne, Reader, Wanted, WantedDraft, in_parts
-from cascli.models.cache import RewindCache, States
+from cascli.models.batch.reader import OneByOne, Reader, Wanted, WantedDraft, check_room, in_parts
+from cascli.models.cache import RewindCache, States, rounded_up
 from cascli.models.calls import Calls
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.gpu.batch_draft import Drafted, Shape, draft, inputs, on_device
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST, PREFILL, GraphRunner
 from cascli.models.gpu.texts_attention import OfTexts
+from cascli.models.memory import token_bytes
 from cascli.sampling.autoregressive import Sampler, Written
 
 _BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
@@ -97,7 +98,7 @@ class GraphReader(Reader):
         self._model, self._device, self._spare = runners[0], runner.device, places
         self._cache = _TextsCache(self._caches[0], self._states)
         self._graphs = GraphCache(runner.capture.fresh())
-        self._capacity = 0
+        self._capacity, self._per_token = 0, token_bytes(runner.model)
         self._rows: set[int] = set()
         """Of the reads that were captured beforehand."""
         self._drafts: dict[Sampler, set[Shape]] = {}
@@ -185,8 +186,13 @@ class GraphReader(Reader):
 
     def _reserve(self, length: int) -> None:
         """Room for texts of `length` tokens; buffers that move take the graphs with them."""
-        for each in self._states:
-            each.reserve(bucket_of(length))  # seldom, since all graphs are captured anew then
+        first = self._states[0]
+        tokens = rounded_up(bucket_of(length))  # moves seldom, since all graphs are captured anew then
+        if tokens > first.capacity:
+            held = (first.places * first.capacity - tokens) * self._per_token  # the place for filling is nobody's
+            check_room(self._spare, tokens, self._per_token, held, self._device)
+            for each in self._states:
+                each.reserve(tokens)
         if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph
             self._read(*self._filling(1))
         if self._capacity != self._states[0].capacity:
