@@ -9,7 +9,7 @@ PYTEST_FLAGS ?= -n 2
 .PHONY: help install demo bench bench-gpu bench-gpu-compiled test fuzz test-oldest test-quick quality format schema docs clean
 
 help: ## Say what each target does
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

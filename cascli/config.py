@@ -126,6 +126,10 @@ class ModelConfig(_Strict):
     _where: str = PrivateAttr("")
     """Who named the source: a file and its key, or a flag."""
 
+    def key(self, name: str) -> str:
+        """Where another key of the model stands, for an error about it."""
+        return f"{self._where.removesuffix('.source') or 'draft'}.{name}"
+
     @contextmanager
     def located(self) -> Iterator[None]:
         """Say in an error about the source who named it."""
@@ -135,6 +139,24 @@ class ModelConfig(_Strict):
             if self._where and not str(error).startswith(self._where):
                 raise ConfigError(f"{self._where}: {error}") from None
             raise
+
+
+class DraftConfig(ModelConfig):
+    """The draft model of a pair."""
+
+    vocab: int | str | None = None
+    """Keep some rows of its output matrix only: so many of the lowest ids, or those in a file, and special tokens.
+
+    Other tokens are then never drafted, which costs acceptance and no exactness.
+    """
+
+    @field_validator("vocab", mode="before")
+    @classmethod
+    def _is_a_count_or_a_file(cls, value: object) -> object:
+        count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not (value is None or count or (isinstance(value, str) and value)):
+            raise ValueError("a count of token ids, 1 or more, or the path of a file of them is wanted")
+        return value
 
 
 class About(_Strict):
@@ -148,10 +170,10 @@ class About(_Strict):
 
 
 class PairConfig(_Strict):
-    """A target and mostly a draft model that share a tokenizer, with defaults for the common options."""
+    """A target and mostly a draft model, with defaults for the common options."""
 
     name: str = "unnamed"
-    draft: ModelConfig | None = None
+    draft: DraftConfig | None = None
     """None for a target alone, whose drafts come from elsewhere."""
     target: ModelConfig
     defaults: Settings = Settings()
@@ -342,10 +364,11 @@ def pair_of_models(
     if target is None and base is None:
         raise UsageError(f"{spell('draft')}: needs {spell('target')}, or a pair whose target it drafts for.")
     named = {role: text for role, text in (("draft", draft), ("target", target)) if text is not None}
-    models = {role: _model_named(text, spell(role)) for role, text in named.items()}
+    kinds: dict[str, type[ModelConfig]] = {"draft": DraftConfig, "target": ModelConfig}
+    models = {role: _model_named(kinds[role], text, spell(role)) for role, text in named.items()}
     labels = {role: _label(model.source) for role, model in models.items()}
     if base is None:
-        return PairConfig(name="+".join(labels.values()), draft=models.get("draft"), target=models["target"])
+        return PairConfig(name="+".join(labels.values()), **models)
     changed = ", ".join(f"{role} {label}" for role, label in labels.items())
     return base.model_copy(update={**models, "name": f"{base.name} with {changed}", "about": About()})
 
@@ -368,9 +391,9 @@ def source_of(text: str) -> Source:
     return HubSource(hub=name, revision=revision or "main")
 
 
-def _model_named(text: str, where: str) -> ModelConfig:
+def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
     try:
-        model = ModelConfig(source=source_of(text))
+        model = kind(source=source_of(text))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     model._where = where
@@ -428,6 +451,8 @@ def _with_sources(data: dict[str, Any], where: str, folder: Path) -> dict[str, A
         model = result.get(role)
         if isinstance(model, Mapping) and "source" in model:
             result[role] = dict(model) | {"source": _source(model["source"], f"{where}: {role}.source", folder)}
+            if isinstance(model.get("vocab"), str) and model["vocab"]:
+                result[role]["vocab"] = _absolute(model["vocab"], folder)
     return result
 
 

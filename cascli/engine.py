@@ -25,7 +25,7 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers, Uniforms, seed_of
 from cascli.strategies import Strategy
-from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, by_block, now
+from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
 from cascli.version import __version__
 
 
@@ -64,6 +64,7 @@ class Decoding:
         self.pair, self.strategy, self.request = pair, strategy, request
         check_models(pair, strategy)
         self.limit = check_prompt(pair, request)
+        self.costs = strategy.costs(pair)
         self.speller = Speller(pair.tokenizer)
         self.handover: Handover | None = None
         self._answer = self._new_answer()
@@ -137,6 +138,7 @@ class Decoding:
             graphs=pair.graphs,
             thinking=pair.thinking,
             top=self.request.top,
+            costs=self.costs,
         )
 
     def _uniforms(self) -> Uniforms:
@@ -146,7 +148,7 @@ class Decoding:
 
     def _prepare(self, prompt: int) -> None:
         """Let both runners make room, and capture the calls of a round, before the clock starts."""
-        answer = self.limit + int(self.strategy.params.get("k", 0))
+        answer = self.limit + block_length(self.strategy.params)
         for role in ROLES:
             calls = self.strategy.calls(role)
             sampler = Sampler(self.request.sampling, calls.reads_base or self.request.top > 0)
@@ -163,8 +165,9 @@ class Decoding:
             seconds=session.clock.finish(),
             ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # nobody waits for a share of the time
             peak_memory_bytes=memory.peak(self.pair.device),
-            k=self.strategy.params.get("k", 0),
+            k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
+            shared_mass=session.draft.runner.shared_mass,
             deferral_rate=None if decision is None else float(decision.deferred),
         )
 
@@ -183,6 +186,7 @@ class Decoding:
             strategy=self.strategy.name,
             params=self.strategy.params,
             oracle=self.strategy.oracle,
+            depends_on_rounds=self.strategy.depends_on_rounds,
             pair=self.pair.info,
             sampling=SamplingInfo(
                 temperature=request.sampling.temperature,
@@ -205,13 +209,14 @@ class Decoding:
             finish_reason=self._answer.finish_reason,
             metrics=self._metrics,
             handover=self.handover,
+            costs=self.costs,
             rounds=self._answer.rounds,
             environment=environment(self.pair.device),
         )
 
 
 def _use(cursor: Cursor) -> Use:
-    return Use(cursor.calls, cursor.passes, cursor.tokens, cursor.attended, cursor.rows)
+    return Use(cursor.calls, cursor.passes, *cursor.runner.as_read(cursor.tokens, cursor.attended), cursor.rows)
 
 
 def check_models(pair: Pair, strategy: Strategy) -> None:

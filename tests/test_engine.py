@@ -208,7 +208,7 @@ def test_padded_rows_are_masked_in_both_models() -> None:
         assert max(run.token_ids) < 257
 
 
-def test_different_tokenizers_are_refused_by_name(tmp_path) -> None:
+def test_tokenizers_that_differ_by_an_id_are_translated(tmp_path) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from cascli.models.tokenizer import byte_tokenizer
@@ -223,8 +223,9 @@ def test_different_tokenizers_are_refused_by_name(tmp_path) -> None:
     file.write_text(
         file.read_text().replace('"A": 65', '"A": 66').replace('"B": 66', '"B": 65', 1).replace('"B": 65', '"B": 65')
     )
-    with pytest.raises(ConfigError, match="token 65 is 'A' for the draft and 'B' for the target"):
-        load_pair(same)
+    other = load_pair(same)
+    assert other.info.shared_tokens == 257
+    assert (other.translation.read(65), other.translation.read(66)) == ((66,), (65,))
 
 
 def test_devices_and_models_that_cannot_work() -> None:

@@ -94,7 +94,7 @@ def test_strings_to_copy_are_in_one_line(cli, clean_env: pytest.MonkeyPatch) -> 
     assert max(map(len, text.splitlines())) <= 80
 
 
-_KEYS = ("draft", "k", "rule", "alpha", "tail", "top", "where", "verify")
+_KEYS = ("draft", "k", "rule", "alpha", "tail", "top", "where", "verify", "stop")
 
 
 def test_completion_goes_on_within_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

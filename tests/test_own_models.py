@@ -36,16 +36,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.model.to(torch.float32).save_pretrained(folder / name)
         made.tokenizer.save_pretrained(folder / name)
     other = AutoModelForCausalLM.from_config(made.target.model.config)
-    other.save_pretrained(folder / "strange")
     tokenizer = load_pair(pair(257)).tokenizer
     tokenizer.add_tokens(["<extra>"])
-    file = folder / "strange" / "tokenizer.json"
-    tokenizer.save_pretrained(folder / "strange")
-    text = json.loads(file.read_text())
-    vocab = text["model"]["vocab"]
-    first, second = sorted(vocab, key=vocab.get)[:2]
-    vocab[first], vocab[second] = vocab[second], vocab[first]
-    file.write_text(json.dumps(text))
+    for name in ("strange", "swapped"):
+        other.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        file = folder / name / "tokenizer.json"
+        text = json.loads(file.read_text())
+        vocab = text["model"]["vocab"]
+        if name == "swapped":
+            first, second = sorted(vocab, key=vocab.get)[:2]
+            vocab[first], vocab[second] = vocab[second], vocab[first]
+        else:
+            text["model"]["vocab"] = {f"xyz{token}": place for token, place in vocab.items()}
+        file.write_text(json.dumps(text))
     return folder
 
 
@@ -133,6 +137,21 @@ def test_two_folders_are_compared_with_one_command(cli) -> None:
     assert answers["target"] == other["draft"] != answers["draft"] == other["target"]
 
 
+def test_a_draft_with_a_tokenizer_of_its_own(cli, models: Path) -> None:
+    """Told in the table and in a file that `init` writes, and lossless."""
+    both = ("--draft", "swapped", "--target", "large")
+    found = cli("compare", "hi", *both, "-s", "target", "-s", "speculative", *FEW, "--no-measure")
+    assert found.exit_code == 0, found.output
+    assert "q(I)" in found.stdout and "the draft can say 257 of the target's 257 tokens" in found.stdout
+    assert "The tokenizers differ" not in found.output
+    assert cli("init", "other.yaml", *both).exit_code == 0
+    assert (
+        "The tokenizers differ: the draft can say 257 of the target's 257 tokens" in (models / "other.yaml").read_text()
+    )
+    saved = json.loads(cli("generate", "hi", *both, "-s", "speculative", *FEW, "--json").stdout)
+    assert saved["metrics"]["lossless"] and 0.9 < saved["metrics"]["shared_mass"] <= 1
+
+
 def test_a_target_alone(cli) -> None:
     found = cli("generate", "hi", "--target", "large", *FEW, "--json")
     assert json.loads(found.stdout)["params"]["draft"] == "prompt-lookup"
@@ -149,7 +168,7 @@ def test_a_target_alone(cli) -> None:
         (["--draft", "small", "--target", "a b"], "--target: neither a model folder"),
         (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
         (["-c", "small"], "small: a folder, and a pair is two models: give them as --draft and --target"),
-        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: token 0"),
+        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: 1 tokens are in both"),
     ],
 )
 def test_errors_name_the_flag(cli, models: Path, arguments: list[str], words: str) -> None:

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import Pair, drafters, generate, plugins, rules, strategies
+from cascli import Pair, drafters, generate, plugins, rules, stops, strategies
 from cascli.audit import audit
 from cascli.errors import UsageError
 from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import Speculating
+from tests.laws.models import engine_law, reference_law
+from tests.laws.tables import target
 from tests.laws.test_drafters import CONTRACT
 from tests.laws.test_engine_enumeration import PLAIN
+from tests.reference.process import distance
 
 RULE = """
 from dataclasses import dataclass
@@ -146,6 +149,23 @@ def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.
     scope: dict[str, Any] = {}
     exec(test, scope)
     scope["test_a_first_token_is_not_drafted_after"]()
+
+
+def test_the_page_on_adding_a_stop_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
+    """Its file is found, keeps the law, and does what the page's own test says."""
+    page = (Path(__file__).parents[1] / "docs" / "add-a-stop.md").read_text(encoding="utf-8")
+    code, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    (tmp_path / "patience.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(stops, "__path__", [*stops.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "cascli.stops.patience", raising=False)
+    assert "patience" in stops.names()
+    law = engine_law("speculative:stop=patience,k=3", 3, 3, 2, **PLAIN)
+    assert distance(law, reference_law(target("exact"), 3, 3, 2, **PLAIN)) < 1e-12
+    run = generate(text_pair, "hi", strategy="speculative:stop=patience,k=auto", max_new_tokens=6)
+    assert run.spec == "speculative:stop=patience,sure=0.5,k=auto"
+    scope: dict[str, Any] = {}
+    exec(test, scope)
+    scope["test_the_third_unsure_token_is_not_drawn"]()
 
 
 def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:

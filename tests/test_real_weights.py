@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cascli import Pair, generate, load_pair
+from cascli.models.tokenizer import byte_tokenizer
+from tests.pairs import model
 
 pytestmark = [
     pytest.mark.weights,
@@ -85,3 +88,21 @@ print(peak() - before, pair.target.info.weight_bytes)
     grown, weights = map(int, done.stdout.split())
     head = 49152 * 576 * 4  # the largest layer, once more while it is widened
     assert grown < weights + head + 49152 * 576 * 2 + 100e6
+
+
+def test_a_draft_of_bytes_reads_its_texts_and_is_lossless(tmp_path: Path) -> None:
+    """A real vocabulary against the smallest one: every token is read as its bytes, whatever characters it cuts."""
+    byte_tokenizer().save_pretrained(tmp_path)
+    draft = model(1, 257)
+    draft["source"]["tokenizer"] = str(tmp_path)
+    pair = load_pair({"draft": draft, "target": {"source": SOURCE, "dtype": "float32"}})
+    assert pair.translation is not None
+    target = pair.translation.target
+    for token in range(target.size):
+        data = target.contents.bytes_of(token)
+        assert data is None or pair.translation.read(token) == tuple(data)
+    runs = [
+        generate(pair, "Say naïve café.", strategy=strategy, temperature=0, max_new_tokens=12)
+        for strategy in ("target", "speculative:k=2")
+    ]
+    assert runs[0].token_ids == runs[1].token_ids

@@ -10,6 +10,7 @@ class BatchRun(Data):
     """Batches of answers that were decoded at a chosen acceptance rate, beside what the step times predict."""
 
     batch_size: int
+    """Answers that were under way at once."""
     k: int
     """0 is the target alone."""
     tokens_per_second: float
@@ -27,6 +28,7 @@ class BatchMemory(Data):
     """The most memory that a batch took, on a GPU of the device and on a CPU of the process."""
 
     batch_size: int
+    """Texts whose caches there were."""
     tokens: int
     """Of each text, its answer included."""
     predicted_bytes: int

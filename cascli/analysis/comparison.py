@@ -10,6 +10,7 @@ from pydantic import Field
 from cascli import notebook
 from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
 from cascli.analysis.distances import total
+from cascli.analysis.draft_length import DraftLength
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
@@ -64,6 +65,8 @@ class Row(Data):
 
     strategy: str
     oracle: bool
+    depends_on_rounds: bool = False
+    """As of its runs; False in older documents."""
     tokens: int
     """Of all answers of one repeat."""
     num_prompts: int | None = None
@@ -80,6 +83,9 @@ class Row(Data):
     tokens_per_second: float | None
     speed_vs_target: float | None
     """Median over repeats of the time per token of `target` divided by this one's, in the same repeat."""
+    oracle_speed_vs_target: float | None = None
+    """What it would be at most, had every round drafted exactly what is kept; None where steps were not timed, for a
+    strategy that does not draft ahead, and with `verify=block`."""
     speed_interval: tuple[float, float] | None
     """Of that median over repeats; with several prompts of the median over prompts, which differ more than repeats."""
     speed_interval_kind: Kind | None = None
@@ -91,6 +97,8 @@ class Row(Data):
     tested_acceptance_rate: float | None = None
     """Accepted over tested drafted tokens: those after a rejection were not tested; None with `verify=block`."""
     mean_acceptance_length: float | None
+    shared_mass: float | None = None
+    """q(I): the mean share of the draft model's mass on tokens that both models can say; None with one tokenizer."""
     deferral_rate: float | None
     mean_tv_to_target: float | None
     max_tv_to_target: float | None
@@ -152,6 +160,8 @@ class Comparison(Document):
     """Why the fastest strategy that drafts is not faster."""
     profile: Profile | None = None
     """The pair's steps, measured on their own beside the runs."""
+    draft_lengths: list[DraftLength] = Field(default_factory=list)
+    """How far drafts should have gone, for every way to speculate; none where steps were not timed."""
     repeats: list[list[Repeat]] = Field(default_factory=list)
     """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
     spread: float | None = None
@@ -257,6 +267,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     return Row(
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
+        depends_on_rounds=runs[0].depends_on_rounds,
         tokens=tokens,
         num_prompts=len(_by_prompt(runs)),
         num_answers=len(runs),
@@ -272,6 +283,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         draft_acceptance_rate=accepted / drafted if drafted else None,
         tested_acceptance_rate=accepted / tested if tested else None,
         mean_acceptance_length=1 + accepted / verified if drafted else None,
+        shared_mass=_shared_mass(runs),
         deferral_rate=_weighted_deferral(runs),
         mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
         max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
@@ -331,6 +343,12 @@ def _per_token(values: Sequence[float | None], tokens: int) -> float | None:
 
 def _speed(runs: Sequence[Run]) -> float:
     return sum(len(run.token_ids) for run in runs) / sum(run.metrics.seconds.total for run in runs)
+
+
+def _shared_mass(runs: Sequence[Run]) -> float | None:
+    """The mean over the draft model's steps, of which each made a row of logits."""
+    known = [(m.shared_mass, m.draft_calls) for m in (run.metrics for run in runs) if m.shared_mass is not None]
+    return sum(mass * calls for mass, calls in known) / sum(calls for _, calls in known) if known else None
 
 
 def _weighted_deferral(runs: Sequence[Run]) -> float | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cascli.analysis import theory
 from cascli.analysis.metrics import tested_count
 from cascli.analysis.profile import Profile
-from cascli.trace import Data, Run
+from cascli.trace import Data, Run, block_length
 
 DRAFT = "the draft model is too slow"
 VERIFICATION = "checking a block costs more than one step"
@@ -36,8 +36,13 @@ class Explanation(Data):
     """
     tokens_per_round: float
     k: int
+    """At most, with a stop."""
+    stop: str | None = None
+    """What ended drafts before k tokens. Which tokens were tested then depends on it, so that of fixed lengths nothing
+    is predicted."""
     drafted_per_round: float | None = None
-    """Where the drafter had fewer than k tokens to offer; None where rounds were full but for the end of an answer."""
+    """With a stop, and where the drafter had fewer than k tokens to offer; None where rounds were full but for the end
+    of an answer."""
     c: float
     """A draft step over a target step; 0 where drafts take no step of a model."""
     v: float
@@ -47,7 +52,7 @@ class Explanation(Data):
     predicted_speed_up: float
     """From acceptance, c, v, the draft steps that a full round takes, and the mean length of the answers.
 
-    With `verify=block` from the tokens a round that there were, in place of acceptance.
+    With `verify=block` or a stop from the tokens a round that there were, in place of acceptance.
     """
     measured_speed_up: float
     with_prompt: bool = False
@@ -134,13 +139,13 @@ def account(
         noise: relative spread that was seen.
     """
     target = [run for run in runs if run.strategy == "target"]
-    k = int(drafting[0].params.get("k", 1))
+    k = block_length(drafting[0].params) or 1
     costs = _in_the_runs(drafting, target, k) if profile is None else _in_a_profile(profile)
     if not _total(drafting, "draft_calls"):
         costs = costs._replace(c=0.0)
     measured = _speed(drafting) / _speed(target) if whole is None else whole
     gains = _Gains(drafting, target, costs, k, with_prompt=whole is not None)
-    known = gains.acceptance is not None
+    known = gains.depends
     best = max(range(1, gains.longest + 1) if known else [k], key=lambda n: (gains.predicted(n), -n))
     pays = known and gains.predicted(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
@@ -152,6 +157,7 @@ def account(
         acceptance=gains.acceptance,
         tokens_per_round=sum(len(run.token_ids) for run in drafting) / _total(drafting, "num_rounds"),
         k=k,
+        stop=drafting[0].params.get("stop"),
         drafted_per_round=gains.drafted,
         c=costs.c,
         v=gains.v(k),
@@ -183,6 +189,9 @@ class _Gains:
         self.costs = costs
         tested = sum(tested_count(round_) for round_ in rounds)
         self.acceptance = None if drafting[0].by_block else _total(drafting, "num_accepted_draft_tokens") / tested
+        stop = "stop" in drafting[0].params
+        self.depends = self.acceptance is not None and not stop
+        """Whether what the lengths of blocks make of a speed follows from the acceptance."""
         self._per_round = sum(len(run.token_ids) for run in drafting) / len(rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self.extra = (calls - drafts) / len(rounds) if calls else 0.0
@@ -190,7 +199,7 @@ class _Gains:
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
         self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
-        full = all(_full(run, k) for run in drafting)
+        full = not stop and all(_full(run, k) for run in drafting)
         self._blocks = None if full else Counter(len(round_.drafted) for round_ in rounds)
         """How often a round drafted how many tokens, where that was not always k."""
         self.drafted = None if full else drafts / len(rounds)
@@ -226,7 +235,8 @@ class _Gains:
         return self._mean(lambda n: theory.expected_tokens(a, n), k)
 
     def _gain(self, k: int, cost: float, acceptance: float | None = None) -> float:
-        return self._whole(self.tokens(k, self.acceptance if acceptance is None else acceptance) / cost)
+        known = self.acceptance if self.depends else None
+        return self._whole(self.tokens(k, known if acceptance is None else acceptance) / cost)
 
     def predicted(self, k: int) -> float:
         """Without any time outside the models."""

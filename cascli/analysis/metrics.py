@@ -73,6 +73,7 @@ def summarise(
     k: int = 0,
     by_block: bool = False,
     deferral_rate: float | None = None,
+    shared_mass: float | None = None,
 ) -> Metrics:
     """The metrics of one run over rounds of at most `k` drafted tokens.
 
@@ -111,6 +112,7 @@ def summarise(
         peak_memory_bytes=peak_memory_bytes,
         draft_tokens_read=cost.draft.tokens,
         target_tokens_read=cost.target.tokens,
+        shared_mass=shared_mass,
         looped_tokens=looped_tokens([token.id for token in emitted]),
         distances=distances(rounds),
         total_flops=cost.flops,

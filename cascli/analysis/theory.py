@@ -61,6 +61,39 @@ def best_k(a: float, c: float, v: Callable[[int], float] = lambda _: 1.0, longes
     return max(range(1, longest + 1), key=lambda k: (speed_up(a, k, c, v(k)), -k))
 
 
+def gain_of_drafting_on(reach: float, first: float, later: float, rate: float, costs: Sequence[float]) -> float:
+    """The largest expected gain, in tokens, of drafting 1, 2 .. or all of m tokens more in a round; below 0 if none.
+
+    With fixed chances it is positive as long as a block is shorter than that of the greatest speed-up, if `rate` is
+    that speed-up: a block gains by tokens that bring more for their cost than rounds do on average.
+
+    Args:
+        reach: the probability that all tokens drafted so far pass.
+        first: that the next one passes, if they do.
+        later: the same of every one after it.
+        rate: tokens that a step of the target is worth: those that text advances by in its time.
+        costs: `[m]`, what 1 .. m tokens more add to the round, in steps of the target.
+    """
+    gains, brought, chance = [], 0.0, reach * first
+    for cost in costs:
+        brought, chance = brought + chance, chance * later
+        gains.append(brought - rate * cost)
+    return max(gains, default=-math.inf)
+
+
+def oracle_cost(kept: int, cost: Callable[[int], float]) -> float:
+    """The least that kept + 1 tokens can cost, in rounds, where it is known that so many drafts pass and no more.
+
+    A round that drafts j of them brings j + 1 tokens; what is left of them is drafted in further rounds, if a shorter
+    block is so much cheaper. `cost` is that of a round by the tokens that it drafts.
+    """
+    least = [0.0] * (kept + 2)
+    """By how many tokens are still to be written."""
+    for tokens in range(1, kept + 2):
+        least[tokens] = min(cost(j) + least[tokens - 1 - j] for j in range(tokens))
+    return least[-1]
+
+
 def break_even(k: int, c: float, v: float = 1.0, answer: float = math.inf) -> float | None:
     """The acceptance from which blocks of k pay off, over answers of so many tokens; None if not even all do."""
     return acceptance_for(c * k + v, lambda a: tokens_per_round(a, k, answer))

@@ -50,7 +50,7 @@ def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[T
     By blocks texts go on for whole ones, since what is kept depends on all drafts of a round; so much is counted.
     """
     counts: Counter[Text] = Counter()
-    whole = length + (strategy.k - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
+    whole = length + (strategy.longest - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
     for seed in range(runs):
         request = Request(prompt_ids=[PROMPT], sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
         decoding = Decoding(pair, strategy, request)

@@ -30,16 +30,21 @@ READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`."""
-    off = (a.double() - b.double()).pow(2).mean(dim=-1)
-    return float((off / b.double().pow(2).mean(dim=-1).clamp_min(1e-18)).max().sqrt())
+    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`.
+
+    What a cut head has no row for is minus infinity in both, and of no weight.
+    """
+    a, b = a.double(), b.double()
+    off = (a - b).where(a != b, 0.0).pow(2).sum(dim=-1)
+    return float((off / b.where(b.isfinite(), 0.0).pow(2).sum(dim=-1).clamp_min(1e-18)).max().sqrt())
 
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:
     """Cache and block checks of both models."""
     for role, model in pair.models.items():
-        yield cache(role, model, pair.vocab, steps)
-        yield block(role, model, pair.vocab)
+        vocab = pair.vocab if pair.translation is None or role == "target" else pair.translation.draft.size
+        yield cache(role, model, vocab, steps)
+        yield block(role, model, vocab)
 
 
 def window(model: LoadedModel) -> int | None:
@@ -53,7 +58,7 @@ def window(model: LoadedModel) -> int | None:
 @torch.inference_mode()
 def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     """Read and rewind at random, and compare the logits with those of a fresh forward over the whole text."""
-    rng, runner = random.Random(0), model.runner
+    rng, runner = random.Random(0), model.runner.own
     slides = window(model)
     reach = slides is not None and slides <= LONGEST_WINDOW
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
@@ -79,7 +84,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
 @torch.inference_mode()
 def block(role: str, model: LoadedModel, vocab: int) -> Check:
     """The same tokens read one by one, and in one block of each size."""
-    rng, runner = random.Random(1), model.runner
+    rng, runner = random.Random(1), model.runner.own
     prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
     tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
     runner.prepare(len(prompt), BLOCK, READS)

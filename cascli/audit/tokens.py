@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cascli.audit.report import Check, check_of, skipped
 from cascli.models.pair import Pair
+from cascli.models.translation import Translation
 
 SAMPLES = (
     "Who is Buzz Aldrin?",
@@ -18,9 +19,11 @@ SAMPLES = (
 
 
 def tokens(pair: Pair) -> Iterator[Check]:
-    """Round trips, end-of-text ids, and padded rows."""
+    """Round trips, end-of-text ids, padded rows, and what a draft with a tokenizer of its own reads."""
     masked = f"{pair.info.masked_rows[0]} and {pair.info.masked_rows[1]} padded rows masked, {pair.vocab} tokens"
     smallest = min(pair.info.masked_rows)
+    if pair.translation is None:
+        masked = "; ".join([masked, *pair.info.limits])
     yield check_of("tokenizer", "padded rows", float(max(-smallest, 0)), 0.0, 0.0, masked)
     tokenizer = pair.tokenizer
     if tokenizer is None:
@@ -35,10 +38,25 @@ def tokens(pair: Pair) -> Iterator[Check]:
     )
     yield check_of("tokenizer", "end of text", float(len(outside)), 0.0, 0.0, names or "no end-of-text id")
 
+    if pair.translation is not None:
+        yield _two_tokenizers(pair, pair.translation)
+
+
+def _two_tokenizers(pair: Pair, translation: Translation) -> Check:
+    """Whether the draft reads the very texts that the target does, token by token and as a whole."""
+    draft, broken = translation.draft.contents, []
+    for text in SAMPLES:
+        ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[misc]
+        whole = [token for token in translation.prompt(ids) if token not in translation.draft.special]
+        single = [own for token in ids for own in translation.read(token)]
+        broken += [text for read in (whole, single) if draft.spelling(read) != text.encode()]
+    detail = "; ".join(pair.info.limits) + (f"; not what the draft reads: {broken[0]!r}" if broken else "")
+    return check_of("tokenizer", "two tokenizers", float(len(broken)), 0.0, 0.0, detail)
+
 
 def how_many(pair: Pair) -> int:
     """How many checks that makes."""
-    return 2 if pair.tokenizer is None else 3
+    return 2 if pair.tokenizer is None else 3 + (pair.translation is not None)
 
 
 def _round_trip(tokenizer: object, text: str) -> str:

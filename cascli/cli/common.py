@@ -54,6 +54,7 @@ class Plan:
             RunError: weights, memory or device are not to be had.
         """
         from cascli.cli.progress import Progress
+        from cascli.jobs import step_times
 
         for note in self.check_sources():
             self.screen.note(note)
@@ -96,6 +97,8 @@ class Plan:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
+        known = step_times.kept(self.config, self.how(device, dtype))
+        pair.steps = None if known is None else known.profile
         return pair
 
     def keep_steps(self, profile: Profile) -> None:

@@ -166,6 +166,9 @@ def run_and_show(
     from cascli.cli.progress import Progress
     from cascli.render.comparison import print_results
 
+    if measure:
+        with Progress(screen, "measuring steps", counted=True) as progress:
+            done.time_steps(progress.step)
     whole = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
         print_results(done.comparison(), screen, trace)

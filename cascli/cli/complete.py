@@ -21,11 +21,11 @@ def sweeps(incomplete: str) -> list[str]:
 
 
 def strategies(incomplete: str) -> list[str]:
-    """Strategy names, after `name:` its parameters, after `rule=` the rules, and after `draft=` the drafters."""
-    from cascli import drafters, rules
+    """Strategy names, after `name:` its parameters, after `rule=`, `draft=` and `stop=` what there is."""
+    from cascli import drafters, rules, stops
     from cascli import strategies as all_strategies
 
-    for key, package in (("rule=", rules), ("draft=", drafters)):
+    for key, package in (("rule=", rules), ("draft=", drafters), ("stop=", stops)):
         head, separator, tail = incomplete.rpartition(key)
         if separator and "," not in tail:
             return [f"{head}{key}{name}" for name in package.names() if name.startswith(tail)]
@@ -68,11 +68,11 @@ def _parameters(name: str, rest: str) -> list[str]:
 
 
 def plugins(incomplete: str) -> list[str]:
-    """Strategies, rules and drafters."""
-    from cascli import drafters, rules
+    """Strategies, rules, drafters and stops."""
+    from cascli import drafters, rules, stops
     from cascli import strategies as all_strategies
 
-    names = {name for package in (all_strategies, rules, drafters) for name in package.names()}
+    names = {name for package in (all_strategies, rules, drafters, stops) for name in package.names()}
     return [name for name in sorted(names) if name.startswith(incomplete)]
 
 

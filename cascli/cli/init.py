@@ -77,6 +77,8 @@ def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
 
     roles = "\n".join(_role(role, config, found, file) for role in config.models)
     shared = f"{found.vocab:,} token ids are shared" if len(config.models) > 1 else f"{found.vocab:,} token ids"
+    if found.shared is not None:
+        shared = f"The tokenizers differ: the draft can say {found.shared:,} of the target's {found.vocab:,} tokens"
     chat = "has a chat template" if found.chat else "has no chat template: prompts are continued as they are"
     context = "" if found.context is None else f" Texts of up to {found.context:,} tokens."
     sizes = ", ".join(f"{_gb(found.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))

@@ -1,11 +1,11 @@
-"""cascli strategies: every strategy, rule and drafter with its formula, parameters, ranges and source."""
+"""cascli strategies: every strategy, rule, drafter and stop with its formula, parameters, ranges and source."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -29,20 +29,20 @@ cascli strategies opt -q
 def command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Strategies, rules or drafters; all by default.", autocompletion=complete.plugins),
+        typer.Argument(help="Strategies, rules, drafters or stops; all by default.", autocompletion=complete.plugins),
     ] = None,
     *,
     flags: Flags,
 ) -> None:
-    """List strategies, deferral rules and drafters: formula, parameters, when it is lossless, and how it is written."""
-    from cascli import drafters, rules, strategies
+    """List strategies, rules, drafters and stops: formula, parameters, when it is lossless, and how it is written."""
+    from cascli import drafters, rules, stops, strategies
     from cascli.render.catalogue import catalogue
     from cascli.render.console import screen
     from cascli.settings import from_environment, resolve
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
-    packages = {"strategies": strategies, "rules": rules, "drafters": drafters}
+    packages = {"strategies": strategies, "rules": rules, "drafters": drafters, "stops": stops}
     wanted = _wanted(names or [], {each for package in packages.values() for each in package.names()})
     plugins = {kind: list(_described(kind, package, wanted, view)) for kind, package in packages.items()}
     if settings.json_output:
@@ -64,10 +64,10 @@ def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
     found: set[str] = set()
     for name in names:
         strategy, _, rest = name.partition(":")
-        parts = [part.partition("=")[2] for part in rest.split(",") if part.startswith(("rule=", "draft="))]
+        parts = [part.partition("=")[2] for part in rest.split(",") if part.startswith(("rule=", "draft=", "stop="))]
         for each in (strategy, *parts):
             if each not in known:
-                raise UsageError(unknown("strategy, rule or drafter", each, known))
+                raise UsageError(unknown("strategy, rule, drafter or stop", each, known))
             found.add(each)
     return found or known
 
@@ -88,7 +88,7 @@ def written(kind: str, name: str) -> list[str]:
 
     if kind == "strategies":
         return [strategies.parse(name).spec]
-    key = {"rules": "rule", "drafters": "draft"}[kind]
+    key = {"rules": "rule", "drafters": "draft", "stops": "stop"}[kind]
     found = []
     for strategy in strategies.names():
         if key in strategies.load(strategy).parts():
@@ -96,13 +96,14 @@ def written(kind: str, name: str) -> list[str]:
                 spec = strategies.parse(f"{strategy}:{key}={name}").spec
             except UsageError:  # the two go together only with something else, or not at all
                 continue
-            # Of a drafter the parameters are the lesser part, and in a terminal the string would not be one line.
-            found.append(spec if kind == "rules" else f"{strategy}:{key}={name},k=4")
+            # Of others the parameters are the lesser part, and in a terminal the string would not be one line.
+            length = "k=auto" if kind == "stops" and name != "never" else "k=4"
+            found.append(spec if kind == "rules" else f"{strategy}:{key}={name},{length}")
     return found
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:
-    """What a strategy, a rule or a drafter says of itself."""
+    """What a strategy, a rule, a drafter or a stop says of itself."""
     summary = getattr(kind, "summary", "") or (kind.__doc__ or "").splitlines()[0]
     told = {"name": name, "summary": summary, "source": kind.source, "parameters": parameters(kind)}
     for attribute in (
@@ -147,4 +148,6 @@ def _range(hint: Any) -> str:
         if not words:
             return "any number"
         return " ".join(words) if high is not None else f"{words[0]} or more" if "ge" in bounds else words[0]
+    if len(given) > 1 and any(get_origin(each) is not None for each in given):
+        return " or ".join(map(_range, given))
     return ", ".join(map(str, get_args(hint))) or getattr(hint, "__name__", "")

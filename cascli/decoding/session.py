@@ -20,7 +20,7 @@ from cascli.models.gpu.graph_cache import GraphCache
 from cascli.sampling import distributions
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers
-from cascli.trace import FinishReason
+from cascli.trace import FinishReason, StepCosts
 
 
 @dataclass
@@ -46,6 +46,8 @@ class Session:
     """The tokens between which a text thinks, if the pair has such."""
     top: int = 0
     """How many of each model's likeliest tokens the trace keeps at a position: see `cascli.decoding.detail`."""
+    costs: StepCosts | None = None
+    """What steps cost, for a stop that needs to know."""
     length: int = field(default=0, init=False)
     """Tokens of the answer so far: the index in it of the next one to be decided."""
     answer_ids: Sequence[int] = field(default=(), init=False)

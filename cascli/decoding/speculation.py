@@ -19,6 +19,7 @@ from torch import Tensor
 from cascli import kernels
 from cascli.decoding import detail, thinking
 from cascli.decoding.session import Session
+from cascli.decoding.step_by_step import Looking, by_steps
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.rules._forced import Forced
@@ -29,6 +30,7 @@ from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.rejection import Verification, verify_block, verify_prefixes
 from cascli.sampling.uniforms import LookingAhead
+from cascli.stops.base import Stopping
 from cascli.trace import Detail, Drafted, Emitted, Round
 
 if TYPE_CHECKING:
@@ -66,14 +68,33 @@ Propose = Callable[[Session, int, Rule], Block]
 """Drafts at most n tokens, for a rule: see `cascli.drafters.base.Drafter.propose`."""
 
 
-def speculate(s: Session, rule: Rule, k: int, propose: Propose, *, by_block: bool = False) -> Iterator[Round]:
-    """Yield rounds of at most `k` drafted tokens until the session is finished; `by_block` as of `decide_round`."""
-    ahead = LookingAhead(s.uniforms)
+def speculate(
+    s: Session,
+    rule: Rule,
+    k: int,
+    propose: Propose,
+    *,
+    by_block: bool = False,
+    stopping: Stopping | None = None,
+    on_host: bool = True,
+) -> Iterator[Round]:
+    """Yield rounds of at most `k` drafted tokens until the session is finished.
+
+    Args:
+        s: the session.
+        rule: makes pi.
+        k: drafted tokens a round.
+        propose: drafts them.
+        by_block: as of `decide_round`.
+        stopping: ends drafts earlier; never by default.
+        on_host: as of `step_by_step.by_steps`.
+    """
+    ahead, stopping = LookingAhead(s.uniforms), stopping or Stopping()
     if by_block:
         s.uniforms = ahead
     while not s.finished:
-        most = min(k, s.remaining - 1)
-        block = propose(s, most, rule)
+        most = stopping.most(min(k, s.remaining - 1))
+        block, read = _drafts(s, most, rule, propose, stopping, on_host=on_host)
         start, n = s.length, block.tokens.shape[0]
         if n > most or block.q.shape[0] not in (n, n + 1) or block.q.shape != block.q1.shape:
             raise TypeError(f"a block of {n} tokens and q {[*block.q.shape]}, where at most {most} were asked for")
@@ -91,13 +112,32 @@ def speculate(s: Session, rule: Rule, k: int, propose: Propose, *, by_block: boo
         ahead.looked_at(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
-        s.length = start + facts.num_accepted
+        kept = facts.num_accepted
+        # What lies behind a rejected draft is drawn again: a stop that knew of it would bias the text.
+        stopping.learn(read[: kept + 1], kept, rejected=kept < n)
+        s.length = start + kept
         for cursor in (s.draft, s.target):
             cursor.rewind(s.length)
         s.append(numbers[Field.NEXT_ID, :1].long())
         drafted = _drafted(s, rule, facts, seen, by_block=by_block)
         emitted = _emitted(s, rule, facts, drafted, known=block.q.shape[0], seen=seen[n])
         yield Round(drafted=drafted, emitted=emitted, seconds=s.clock.lap())
+
+
+def _drafts(
+    s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, on_host: bool
+) -> tuple[Block, list[float]]:
+    """A round's drafts, and what the stop has read along them; in one go unless it reads something."""
+    if stopping.reads is None:
+        return propose(s, n, rule), []
+
+    def look(ahead: Session) -> tuple[Tensor, Tensor]:
+        there = propose(ahead, 0, Looking())
+        return there.q, there.q1
+
+    drafted = by_steps(s, n, look, stopping, read_last=rule.reads_draft, on_host=on_host)
+    wanted = rule.reads_base or s.top > 0
+    return Block(drafted.tokens, drafted.q, drafted.q1 if wanted else drafted.q), drafted.seen
 
 
 def decide_round(

@@ -7,13 +7,13 @@ Answers that repeat their prompt (edits, summaries, code) gain by it, others los
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from cascli.drafters import _earlier
 from cascli.drafters.base import Drafter
 from cascli.errors import UsageError
 
@@ -66,11 +66,6 @@ def continuation(
 
 def _follows(text: Sequence[int], max_ngram: int, min_ngram: int) -> int | None:
     """Where the latest earlier occurrence of the longest possible last n-gram ends; None if there is none."""
-    data, size = array("q", text).tobytes(), array("q").itemsize
-    for n in range(min(max_ngram, len(text) - 1), min_ngram - 1, -1):
-        last, end = data[-n * size :], len(data) - size
-        while (place := data.rfind(last, 0, end)) >= 0:
-            if place % size == 0:
-                return place // size + n
-            end = place + len(last) - 1  # across the borders of tokens: look further left
-    return None
+    data = _earlier.packed(text)
+    lengths = range(min(max_ngram, len(text) - 1), min_ngram - 1, -1)
+    return next((place for n in lengths for place in _earlier.places(data, n)), None)

@@ -37,7 +37,7 @@ def batch_profiles(
     Returns:
         One profile a batch size, in their order: seconds of a pass for the whole batch.
     """
-    readers = {role: choose_reader(model.runner, max(sizes)) for role, model in pair.models.items()}
+    readers = {role: choose_reader(model.runner.own, max(sizes)) for role, model in pair.models.items()}
     timed: dict[int, Timed] = {size: {} for size in sizes}
     set_context(pair, context, blocks, fill=True)
     for reader in readers.values():

@@ -23,7 +23,7 @@ from cascli.jobs.synthetic import Synthetic
 from cascli.models.pair import Pair
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
-from cascli.trace import Run, now
+from cascli.trace import Run, block_length, now
 
 CONTEXTS = (128, 512, 2048, 8192)
 SYNTHETIC_PROMPT = 32
@@ -211,7 +211,7 @@ def _models_share(runs: Sequence[Run], steps: Profile) -> float:
     shares = []
     for run in runs:
         m = run.metrics
-        block = int(run.params.get("k", 0)) + 1
+        block = block_length(run.params) + 1
         drafting = m.draft_calls * steps.draft[1].median if m.draft_calls else 0.0
         models = drafting + m.target_calls * steps.target[block].median
         shares.append(models / (m.seconds.total - m.seconds.prefill))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
 from cascli import notebook
-from cascli.analysis.comparison import Comparison, default_strategies, repeats_of, spread_of, summarise
+from cascli.analysis.comparison import Comparison, Row, default_strategies, repeats_of, spread_of, summarise
+from cascli.analysis.draft_length import draft_lengths, oracle_speed
 from cascli.analysis.explanation import explain, explained
 from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
@@ -27,7 +28,7 @@ from cascli.models.pair import Pair
 from cascli.prompts import Prompt, apart
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
-from cascli.trace import Handover, Run, now
+from cascli.trace import Handover, Run, block_length, now
 
 WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
@@ -132,6 +133,8 @@ def compare(
         done = Repeats(
             pair, asked, columns, settings, runs=runs, schedule=schedule, batch_size=batch_size, matching=matching
         )
+        if measure:
+            done.time_steps(on_progress or bars)
         if warm_up:
             done.warm_up()
         done.run(on_event or (counting(bars, done.answers) if bars else None))
@@ -199,6 +202,7 @@ class Repeats:
         self.schedule = settled("sequential" if batch_size > 1 else schedule, pair)
         self._on_event: OnEvent | None = None
         self._pairs = [pair.with_own_caches() if self.schedule == "fair" else pair for _ in strategies]
+        self._timed: Profile | None = None
         self._done: list[list[list[Run]]] = []
         self._under_way: list[Answering] = []
 
@@ -216,8 +220,21 @@ class Repeats:
         """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
         ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
         for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
-            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
             decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids))
+
+    def time_steps(self, on_progress: OnProgress | None = None) -> None:
+        """Time the pair's steps for stops that go by them, if there are any; the account then goes by them too.
+
+        They are timed where answers of half the longest length would be.
+        """
+        if not any(strategy.needs_costs for strategy in self._strategies):
+            return
+        ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
+        ks = {block_length(strategy.params) for strategy in self._strategies}
+        self._timed = self._profile(len(ids) + self._settings.max_new_tokens // 2, ks, on_progress)
+        for pair in (self._pair, *self._pairs):
+            pair.steps = self._timed
 
     def run(self, on_event: OnEvent | None = None) -> None:
         """Make all runs; what an interruption leaves is kept."""
@@ -286,13 +303,20 @@ class Repeats:
         return [run for repeat in self._done for runs in repeat for run in runs]
 
     def steps(self, on_progress: OnProgress | None = None) -> Profile | None:
-        """Time the pair's steps where these runs were, on the median, half done; None if nothing is to be explained."""
+        """The pair's steps where these runs were, on the median, half done, unless they were timed before.
+
+        None if nothing is to be explained.
+        """
         runs = self.every
-        if not explained(runs):
-            return None
+        if self._timed is not None or not explained(runs):
+            return self._timed
         context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
+        ks = {block_length(run.params) for run in runs if "k" in run.params}
+        return self._profile(context, ks, on_progress)
+
+    def _profile(self, context: int, ks: Iterable[int], on_progress: OnProgress | None) -> Profile:
+        context = context if self._pair.context is None else min(context, self._pair.context - 1)
         room = None if self._pair.context is None else self._pair.context - context
-        ks = {int(run.params["k"]) for run in runs if "k" in run.params}
         how: dict[str, Any] = {"blocks": blocks_for(ks, room), "repeats": PROFILE_REPEATS, "on_progress": on_progress}
         if self.batch_size > 1:
             return batch_profiles(self._pair, context, [self.batch_size], **how)[0]
@@ -302,18 +326,28 @@ class Repeats:
         """Everything that was found, with the steps if they were timed."""
         rows, spread = summarise(self._done), spread_of(self._done)
         speeds = {row.strategy: row.speed_vs_target or 0.0 for row in rows}
+        if steps is not None:
+            rows = [self._with_oracle(row, steps) for row in rows]
         return Comparison(
             date=self._date,
             runs=list(_flat(self._done[0])),
             summary=rows,
             explanation=explain(self.every, steps, speeds=speeds, noise=spread),
             profile=steps,
+            draft_lengths=[] if steps is None else draft_lengths(self.every, steps, speeds),
             repeats=repeats_of(self._done),
             spread=spread,
             schedule=self.schedule,
             batch_size=self.batch_size,
             matching=self._matching,
         )
+
+    def _with_oracle(self, row: Row, steps: Profile) -> Row:
+        """A row with the bound of knowing what will be kept, if it drafts and there is a target."""
+        runs = [run for run in self.every if run.spec == row.strategy]
+        if row.speed_vs_target is None or not block_length(runs[0].params):
+            return row
+        return row.model_copy(update={"oracle_speed_vs_target": oracle_speed(runs, steps, row.speed_vs_target)})
 
 
 def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
@@ -329,7 +363,7 @@ def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
 def _unlike(strategies: Sequence[Strategy]) -> list[Strategy]:
     """Strategies whose calls are longer than those of the ones before: the others find everything warm."""
     chosen, known = [], dict.fromkeys(ROLES, 0)
-    for strategy in sorted(strategies, key=lambda each: -each.params.get("k", 0)):
+    for strategy in sorted(strategies, key=lambda each: -block_length(each.params)):
         calls = {role: _longest(strategy.calls(role)) for role in ROLES}
         if any(calls[role] > known[role] for role in ROLES):
             chosen.append(strategy)

@@ -52,8 +52,8 @@ def _attend(
     q_head, q_row, k_place, k_head, k_row, v_place, v_head, v_row,
     n, group, width, window, scale, cap,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr, TEXTS: tl.constexpr,
-    EARLY: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr,
+    TEXTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text; the last adds up."""
     wait(EARLY)

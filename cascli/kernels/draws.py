@@ -54,11 +54,9 @@ def _distributions(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, BASE: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0), tl.program_id(1)
-    logits, probs, base = (
-        logits + row.to(tl.int64) * stride,
-        probs + row.to(tl.int64) * width,
-        base + row.to(tl.int64) * width,
-    )
+    logits += row.to(tl.int64) * stride
+    probs += row.to(tl.int64) * width
+    base += row.to(tl.int64) * width
     best, sum_base, sum_warped, limit, upto = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )

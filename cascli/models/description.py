@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 
 from cascli.config import ModelConfig, PairConfig, RandomSource
 from cascli.errors import CascliError, ConfigError, first_line
 from cascli.models.cache import check_supported
+from cascli.models.contents import Contents
 from cascli.models.stages import OnStage, Stage, unseen
-from cascli.models.tokenizer import byte_tokenizer, check_same, same_file
+from cascli.models.tokenizer import byte_tokenizer, ids_of, same_file, shared_ids, special_ids
+from cascli.models.translation import Translation, Vocabulary, file_for
 from cascli.weights import untrusted
 
 if TYPE_CHECKING:
@@ -31,9 +33,22 @@ class Description(NamedTuple):
     tokenizer: Any | None
     """None for a random pair whose vocabulary is too small for one."""
     vocab: int
-    """How many ids both models and the tokenizer share."""
+    """How many ids both models and the tokenizer share; the target's, where the draft has a tokenizer of its own."""
     context: int | None
-    """Longest text in tokens that both models take; None if they do not say."""
+    """Longest text in tokens that both models take, a draft with tokens of its own aside; None if they do not say."""
+    translation: Translation | None = None
+    """Between the models' tokenizers, where they differ."""
+
+    def vocab_of(self, role: str) -> int:
+        """How many rows of a model's output matrix stand for tokens."""
+        return self.translation.draft.size if self.translation is not None and role == "draft" else self.vocab
+
+    def special_of_draft(self) -> set[int]:
+        """The draft's tokens with a role, such as to end texts."""
+        if self.translation is not None:
+            return self.translation.draft.special
+        special = set() if self.tokenizer is None else special_ids(self.tokenizer)
+        return special.union(*(ids_of(config.get_text_config().eos_token_id) for config in self.configs.values()))
 
 
 def describe(
@@ -42,7 +57,7 @@ def describe(
     """Fetch what is not there yet, read the configurations, and compare the tokenizers.
 
     Raises:
-        ConfigError: a model of a kind that cascli does not run, or two models whose tokenizers differ.
+        ConfigError: a model of a kind that cascli does not run, or two models that have hardly a token in common.
         RunError: weights that are not to be had.
     """
     folders = {role: _folder(model, offline, report) for role, model in config.models.items()}
@@ -51,22 +66,51 @@ def describe(
         with model.located():
             configs[role] = _model_config(model, folders[role])
     on_stage(Stage("reading the tokenizer"))
-    tokenizer, vocab = _vocabulary(config, folders, configs, offline)
-    return Description(folders, configs, tokenizer, vocab, _context(configs.values()))
+    tokenizer, vocab, translation = _vocabulary(config, folders, configs, offline)
+    context = context_of(*configs.values()) if translation is None else context_of(configs["target"])
+    return Description(folders, configs, tokenizer, vocab, context, translation)
 
 
 def _vocabulary(
     config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig], offline: bool
-) -> tuple[Any | None, int]:
-    """The tokenizer, and how many ids it and both models share; none for random models too small for it, or told so."""
-    rows = min(each.get_text_config().vocab_size for each in configs.values())
+) -> tuple[Any | None, int, Translation | None]:
+    """The tokenizer, how many ids it and both models share, and a translation where they do not share them.
+
+    No tokenizer for random models too small for it, or told so.
+    """
+    rows = {role: each.get_text_config().vocab_size for role, each in configs.items()}
+    least = min(rows.values())
     sources = [model.source for model in config.models.values()]
     if any(isinstance(source, RandomSource) and source.tokenizer is False for source in sources):
-        return None, rows
-    tokenizer, shared = _tokenizer(config, folders, offline)
-    if len(tokenizer) > rows and not any(folders.values()):
-        return None, rows
-    return tokenizer, min(rows, shared)
+        return None, least, None
+    places = _places(config, folders)
+    if not places:
+        tokenizer = byte_tokenizer()
+        return (tokenizer, len(tokenizer), None) if len(tokenizer) <= least else (None, least, None)
+    tokenizer = untrusted.tokenizer_of(places.get("target") or places["draft"], offline=offline)
+    if len(places) == 2 and not same_file(places["draft"], places["target"]):
+        draft = untrusted.tokenizer_of(places["draft"], offline=offline)
+        shared = shared_ids(draft, tokenizer)
+        if shared is None:
+            ours, theirs = (
+                Vocabulary(Contents(each, rows[role]), _ends(configs[role], folders[role]))
+                for role, each in (("draft", draft), ("target", tokenizer))
+            )
+            translation = Translation(ours, theirs, file_for(places["draft"], places["target"], (ours, theirs)))
+            return tokenizer, translation.target.size, translation
+    else:
+        shared = len(tokenizer)
+    if len(tokenizer) > least and not any(folders.values()):
+        return None, least, None
+    return tokenizer, min(least, shared), None
+
+
+def _ends(config: PreTrainedConfig, folder: Path | None) -> frozenset[int]:
+    """The ids that end a model's texts, by its config and, of a folder, by how it is said to generate."""
+    ends = ids_of(config.get_text_config().eos_token_id)
+    if folder is not None and (folder / "generation_config.json").is_file():
+        ends |= ids_of(GenerationConfig.from_pretrained(folder).eos_token_id)
+    return ends
 
 
 def _folder(model: ModelConfig, offline: bool, report: Report | None) -> Path | None:
@@ -116,8 +160,8 @@ def _bad_config_is_an_error() -> Iterator[None]:
         raise ConfigError(f"random: {type(error).__name__}: {first_line(error)}") from None
 
 
-def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: bool) -> tuple[Any, int]:
-    """The pair's tokenizer, which is the target's, and how many ids the draft's has in common with it."""
+def _places(config: PairConfig, folders: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Where the models' tokenizers are, of those that name one."""
     places = {}
     for role, model in config.models.items():
         place = folders[role]
@@ -125,18 +169,12 @@ def _tokenizer(config: PairConfig, folders: Mapping[str, Path | None], offline: 
             place = Path(model.source.tokenizer)
         if place is not None:
             places[role] = place
-    if not places:
-        tokenizer = byte_tokenizer()
-        return tokenizer, len(tokenizer)
-    if len(places) == 2 and not same_file(places["draft"], places["target"]):
-        draft, target = (untrusted.tokenizer_of(places[role], offline=offline) for role in ("draft", "target"))
-        return target, check_same(draft, target)
-    tokenizer = untrusted.tokenizer_of(places.get("target") or places["draft"], offline=offline)
-    return tokenizer, len(tokenizer)
+    return places
 
 
-def _context(configs: Any) -> int | None:
-    lengths = [getattr(cfg.get_text_config(), "max_position_embeddings", None) for cfg in configs]
+def context_of(*configs: PreTrainedConfig) -> int | None:
+    """The longest text in tokens that all of these models take; None if none of them says."""
+    lengths = [getattr(each.get_text_config(), "max_position_embeddings", None) for each in configs]
     return min((length for length in lengths if length), default=None)
 
 

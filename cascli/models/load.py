@@ -17,6 +17,7 @@ from transformers import (
 from cascli import notebook
 from cascli.config import (
     DEFAULT_PAIR,
+    DraftConfig,
     HubSource,
     ModelConfig,
     PairConfig,
@@ -32,11 +33,14 @@ from cascli.models.choose_runner import choose_runner, graph_cache_for
 from cascli.models.cpu.fit import fit, store_for, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
-from cascli.models.description import describe, explained, there
+from cascli.models.cut_head import Cut, cut_head
+from cascli.models.description import Description, context_of, describe, explained, there
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
 from cascli.models.stages import OnStage, Stages, Work, unseen
+from cascli.models.tokenizer import ids_of
+from cascli.models.translated_runner import TranslatedRunner
 from cascli.settings import checked
 from cascli.weights import untrusted
 
@@ -72,7 +76,7 @@ def load_pair(
         on_stage: told where loading is once the weights are on this machine.
 
     Raises:
-        ConfigError: a bad pair file, or two models whose tokenizers differ.
+        ConfigError: a bad pair file, or two models that have hardly a token in common.
         RunError: weights, memory or device are not to be had.
     """
     bars = notebook.bars() if report is None and on_stage is unseen else None
@@ -92,20 +96,29 @@ def load_pair(
         role: _precision(role, model, configs[role], dtype, defaults.dtype, where)
         for role, model in config.models.items()
     }
-    stores = {role: store_for(folders[role], kind) for role, kind in kinds.items() if where.type == "cpu"}
+    cuts = {} if config.draft is None else _cuts(config.draft, found)
+    stores = {
+        role: store_for(folders[role], kind, cuts[role].digest if role in cuts else "")
+        for role, kind in kinds.items()
+        if where.type == "cpu"
+    }
     stages.plan(
         [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in config.models.items()]
     )
     models = {}
     for role, model in config.models.items():
         stages.begin()
-        models[role] = _load(
-            model, configs[role], folders[role], kinds[role], where, vocab, graphs, compiler, stores.get(role), stages
-        )
+        made = _made(model, configs[role], folders[role], kinds[role], where, cuts.get(role), stores.get(role), stages)
+        runner, why = choose_runner(made, found.vocab_of(role), where, graphs=graphs, compiler=compiler)
+        rows = configs[role].get_text_config().vocab_size
+        models[role] = LoadedModel(made, runner, _name(model, folders[role]), kinds[role], where, rows, why)
+        if role == "draft" and found.translation is not None:
+            models[role].runner = TranslatedRunner(runner, found.translation, context_of(configs[role]))
         stages.end()
     large = models["target"]
     eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
-    _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
+    if found.translation is None:
+        _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
     if bars is not None:
         bars.close()
     return Pair(
@@ -114,6 +127,7 @@ def load_pair(
         target=large,
         tokenizer=tokenizer,
         vocab=vocab,
+        translation=found.translation,
         eos_ids=eos_ids,
         context=found.context,
         graphs=graph_cache_for(large.device, *(model.eager_because for model in models.values())),
@@ -149,23 +163,32 @@ def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, s
     return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
 
 
-def _load(
+def _cuts(draft: DraftConfig, found: Description) -> dict[str, Cut]:
+    """What is cut off the draft model's head, if its pair's file says so; special tokens always stay."""
+    if draft.vocab is None:
+        return {}
+    rows = found.configs["draft"].get_text_config().vocab_size
+    return {"draft": Cut.of(draft.vocab, rows, found.special_of_draft(), draft.key("vocab"))}
+
+
+def _made(
     model: ModelConfig,
     config: PreTrainedConfig,
     folder: Path | None,
     dtype: str,
     device: torch.device,
-    vocab: int,
-    graphs: bool,
-    compiler: str | None,
+    cut: Cut | None,
     store: PackedStore | None,
     stages: Stages,
-) -> LoadedModel:
+) -> PreTrainedModel:
+    """The model on its device, in the kernels that it runs with."""
     try:
         if device.type == "cpu":
-            module = _on_cpu(model, config, folder, dtype, store, stages)
+            module = _on_cpu(model, config, folder, dtype, cut, store, stages)
         else:
             module = _module(model, config, folder, DTYPES[dtype], device)
+            if cut is not None:
+                cut_head(module, cut)
     except torch.OutOfMemoryError as error:
         raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
     except ImportError as error:
@@ -178,9 +201,7 @@ def _load(
         raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)[:300]}") from None
     module.eval().requires_grad_(False)
     keep_caps(module)
-    rows = config.get_text_config().vocab_size
-    runner, why = choose_runner(module, vocab, device, graphs=graphs, compiler=compiler)
-    return LoadedModel(module, runner, _name(model, folder), dtype, device, rows, why)
+    return module
 
 
 def _name(model: ModelConfig, folder: Path | None) -> str:
@@ -195,6 +216,7 @@ def _on_cpu(
     config: PreTrainedConfig,
     folder: Path | None,
     dtype: str,
+    cut: Cut | None,
     store: PackedStore | None,
     stages: Stages,
 ) -> PreTrainedModel:
@@ -203,9 +225,13 @@ def _on_cpu(
     opened = None if folder is None else open_checkpoint(config, folder, work)
     if opened is None:
         module = _module(model, config, folder, work, torch.device("cpu"))
+        if cut is not None:
+            cut_head(module, cut)
         fit(module, dtype, None, None, stages.reached)
         return module
     module, read = opened
+    if cut is not None:
+        read = cut_head(module, cut, read) or read
     fit(module, dtype, read, store, stages.reached)
     if store is not None and store.needs(module):
         stages.say("keeping what was packed for the next start")
@@ -263,8 +289,7 @@ def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
         eos = getattr(target.config.get_text_config(), "eos_token_id", None)
     if eos is None and tokenizer is not None:
         eos = tokenizer.eos_token_id
-    ids = eos if isinstance(eos, list | tuple | set) else [] if eos is None else [eos]
-    wrong = next((each for each in ids if not isinstance(each, int)), None)
-    if wrong is not None:
+    ids = ids_of(eos)
+    if any(not isinstance(each, int) for each in ids):
         raise ConfigError(f"eos_token_id: {printed(eos)} is neither an id nor a list of ids")
-    return frozenset(ids)
+    return ids

@@ -1,4 +1,4 @@
-"""A loaded pair: two models that share a tokenizer, ready to run."""
+"""A loaded pair: two models, and the vocabulary that both speak, ready to run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cascli.analysis.profile import Profile
 from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
+from cascli.models.cut_head import CutHead
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
 from cascli.models.tokenizer import token_id
+from cascli.models.translation import Translation
 from cascli.settings import Settings
 from cascli.trace import ModelInfo, PairInfo
 
@@ -71,6 +74,12 @@ class LoadedModel:
         return size_of(self.model)
 
     @property
+    def output_rows(self) -> int:
+        """Rows of the output matrix that it is multiplied by: fewer than `rows` where it was cut."""
+        head = self.model.get_output_embeddings()
+        return len(head.ids) if isinstance(head, CutHead) else self.rows
+
+    @property
     def info(self) -> ModelInfo:
         """How this model ran until now, for the trace."""
         on_gpu = self.device.type == "cuda"
@@ -79,6 +88,7 @@ class LoadedModel:
             dtype=self.dtype,
             device=str(self.device),
             cuda_graphs=self.eager_because is None if on_gpu else None,
+            output_rows=self.output_rows,
             compiled=self.runner.compile_seconds is not None if on_gpu else None,
             capture_seconds=self.runner.capture_seconds,
             **self.size._asdict(),
@@ -87,7 +97,7 @@ class LoadedModel:
 
 @dataclass(repr=False)
 class Pair:
-    """A draft and a target model over one vocabulary."""
+    """A draft and a target model over one vocabulary, the target's."""
 
     config: PairConfig
     draft: LoadedModel | None
@@ -100,8 +110,12 @@ class Pair:
     eos_ids: frozenset[int]
     context: int | None
     """Longest text in tokens that both models take; None if they do not say."""
+    translation: Translation | None = None
+    """Between the draft's own tokens and the target's, where the tokenizers differ; the draft's runner owns it."""
     graphs: GraphCache = field(default_factory=GraphCache)
     """Captures what a round computes besides its forwards, where these are captured too."""
+    steps: Profile | None = None
+    """How long steps take here, if they were timed: what a stop such as `rate` goes by."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held by the run in progress: its caches are the pair's, and there is one of each."""
 
@@ -173,7 +187,12 @@ class Pair:
     @property
     def info(self) -> PairInfo:
         """How this pair ran, for the trace."""
-        target, draft_rows = self.target.info, self.vocab if self.draft is None else self.draft.rows
+        target, draft_tokens = self.target.info, self.vocab
+        draft_rows = self.vocab if self.draft is None else self.draft.rows
+        own = {}
+        if self.translation is not None:
+            draft_tokens = self.translation.draft.size
+            own = {"draft_tokenizer_size": draft_tokens, "shared_tokens": self.translation.shared}
         if target.capture_seconds is not None:
             seconds = target.capture_seconds + self.graphs.seconds
             target = target.model_copy(update={"capture_seconds": seconds})
@@ -182,5 +201,6 @@ class Pair:
             draft=None if self.draft is None else self.draft.info,
             target=target,
             tokenizer_size=self.vocab,
-            masked_rows=(draft_rows - self.vocab, self.target.rows - self.vocab),
+            masked_rows=(draft_rows - draft_tokens, self.target.rows - self.vocab),
+            **own,
         )

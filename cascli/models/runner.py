@@ -71,6 +71,24 @@ class Runner(ABC):
         self.truncate(0)
 
     @property
+    def own(self) -> Runner:
+        """The runner that speaks the model's own tokens: this one, unless it translates."""
+        return self
+
+    def around(self, own: Runner) -> Runner:
+        """What this one is with another in the place of `own`: that other, unless it translates."""
+        return own
+
+    @property
+    def shared_mass(self) -> float | None:
+        """The mean share of the model's mass that both models of the pair can say; None where they share all tokens."""
+        return None
+
+    def as_read(self, tokens: int, attended: int) -> tuple[int, int]:
+        """What a run has read, in the model's own tokens, from what it is in the pair's: see `Cursor`."""
+        return tokens, attended
+
+    @property
     def graphs(self) -> int:
         """How many captured graphs there are."""
         return 0

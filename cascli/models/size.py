@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
 
+from cascli.models.cut_head import head_of
+
 LARGE = 10**8
 """Weights from which precision and packing make a difference that a person notices."""
 
@@ -53,7 +55,7 @@ def size_of(model: PreTrainedModel) -> Size:
     Layers whose weights are not parameters (packed int8) say their own `weight_count` and `weight_bytes`.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = model.get_output_embeddings()
+    head = head_of(model)
     if head is not None and "weight" in dict(head.named_parameters(recurse=False)):
         tables.discard(id(head.weight))  # tied to the input embeddings: looked up, and multiplied by
     matrices = [each for each in model.parameters() if each.dim() >= 2 and id(each) not in tables]

@@ -29,6 +29,8 @@ class PairSurvey(NamedTuple):
     models: dict[str, ModelSurvey]
     vocab: int
     context: int | None
+    shared: int | None
+    """How many of the target's tokens the draft can say, where the tokenizers differ."""
     chat: bool
     """Whether the target's tokenizer has a chat template."""
 
@@ -48,7 +50,7 @@ def survey(
     """Fetch what is missing, and check that the two go together.
 
     Raises:
-        ConfigError: a model of a kind that cascli does not run, or two models whose tokenizers differ.
+        ConfigError: a model of a kind that cascli does not run, or two models that have hardly a token in common.
         RunError: weights that are not to be had.
     """
     found = describe(config, offline=offline, report=report, on_stage=on_stage)
@@ -61,4 +63,5 @@ def survey(
                 settings.model_type, text.num_hidden_layers, weights_of(settings), text.vocab_size
             )
     chat = found.tokenizer is not None and bool(getattr(found.tokenizer, "chat_template", None))
-    return PairSurvey(models, found.vocab, found.context, chat)
+    shared = None if found.translation is None else found.translation.shared
+    return PairSurvey(models, found.vocab, found.context, shared, chat)

@@ -1,4 +1,4 @@
-"""The list of strategies, rules and drafters."""
+"""The list of strategies, rules, drafters and stops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cascli.sampling.parameters import AUTO_DRAFTED
+
 SYMBOLS = {
     "q, p": "the distributions that draft and target draw tokens from: after temperature, top-k and top-p",
     "q1, p1": "the same before: at temperature 1",
@@ -19,11 +21,13 @@ SYMBOLS = {
     "x, v": "a drafted token; any token",
     "norm": "scaled so that it sums to 1",
     "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
-    "k": "drafted tokens a round",
+    "k": f"drafted tokens a round; with a stop at most so many, and with k=auto at most {AUTO_DRAFTED}",
     "K": "the tokens that a rule keeps",
     "tail": "what becomes of a draft that is not kept: cut draws anew from p; exact keeps it with min(1, p / q)",
     "top": "keep only so many of the target's likeliest tokens",
     "where": "hold only between two tokens of the pair's, <think> and </think>; elsewhere pi = p",
+    "d": "tokens that a round has drafted so far",
+    "c, v(n)": "a draft step, and a check of n drafted tokens, in steps of the target",
     "H": "entropy, in nats",
     "KL, js": "relative entropy and Jensen-Shannon divergence, in nats",
     "T": "the temperature",
@@ -32,8 +36,8 @@ SYMBOLS = {
 
 
 def catalogue(plugins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
-    """Strategies, rules, then drafters, a short paragraph each; then what the formulas' letters mean."""
-    titles = {"strategies": "Strategies", "rules": "Deferral rules", "drafters": "Drafters"}
+    """Strategies, rules, drafters, then stops, a short paragraph each; then what the formulas' letters mean."""
+    titles = {"strategies": "Strategies", "rules": "Deferral rules", "drafters": "Drafters", "stops": "Stops"}
     parts = [part for kind, title in titles.items() if plugins[kind] for part in _section(title, plugins[kind])]
     symbols = [_labelled(symbol, meaning) for symbol, meaning in SYMBOLS.items()]
     return Group(*parts, Text("Symbols", style="bold underline"), *symbols)

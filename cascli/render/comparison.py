@@ -13,14 +13,14 @@ from cascli.render import answers
 from cascli.render.answer_costs import cost_tables, cost_verdict, table_notes
 from cascli.render.answers import AnswerCell
 from cascli.render.console import WIDEST, Screen, unicode_ok
-from cascli.render.explanation import noise_line, sentence, steps_line
+from cascli.render.explanation import length_line, noise_line, sentence, steps_line
 from cascli.render.marks import short_name
 from cascli.render.matching import calls_of, matching_line, matching_table
 from cascli.render.numbers import number
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
-from cascli.trace import Run
+from cascli.trace import PairInfo, Run
 
 TRACES_SHOWN = 3
 Trace = Literal["text", "tokens", "none"]
@@ -59,10 +59,23 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     if screen.quiet:
         return
     notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
-    lines = [matching_line(comparison), pair_line(comparison.runs[0]), scatter_line(rows), notes_of_costs]
+    lines = [
+        matching_line(comparison),
+        pair_line(comparison.runs[0]),
+        limits_line(comparison.runs[0].pair, rows),
+        scatter_line(rows),
+        _by_rounds(rows),
+        notes_of_costs,
+    ]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace)
+
+
+def _by_rounds(rows: Sequence[Row]) -> str | None:
+    """Which output distributions are none over tokens after a text: the lossless ones are, whatever was drafted."""
+    named = [short_name(row.strategy, fancy=False) for row in rows if row.depends_on_rounds and not row.lossless]
+    return f"law depends on the rounds: {', '.join(named)}" if named else None
 
 
 def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, trace: Trace) -> None:
@@ -127,6 +140,10 @@ def print_explanation(comparison: Comparison, screen: Screen) -> None:
 
 def notes(comparison: Comparison, *, verbose: bool = False, fancy: bool = True) -> Iterator[str]:
     """Why it is not faster, and whether the machine was quiet enough to say."""
+    lengths = [length_line(each, fancy=fancy) for each in comparison.draft_lengths if each.stops or verbose]
+    lengths = lengths or [length_line(each, fancy=fancy) for each in comparison.draft_lengths[:1]]
+    if lengths:
+        yield "\n".join(lengths)
     if comparison.explanation is not None:
         yield sentence(comparison.explanation, fancy=fancy)
     if comparison.profile is not None and verbose:
@@ -150,6 +167,15 @@ def pair_line(run: Run) -> str:
     pair = run.pair
     batch = f"; throughput of {run.batch_size} answers at once" if run.batch_size > 1 else ""
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}{batch}"
+
+
+def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:
+    """Why some tokens are never drafted, if so, and how much of what the draft would say is left."""
+    said = "; ".join(pair.limits)
+    masses = {number(row.shared_mass) for row in rows if row.shared_mass is not None}
+    if not masses:
+        return said or None
+    return f"{said}, with q(I) = {' to '.join(sorted({min(masses), max(masses)}))} of its mass"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cascli.analysis.draft_length import DraftLength, FixedLength
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.marks import short_name
@@ -32,6 +33,8 @@ def _passed(why: Explanation) -> str:
 
 def _block(why: Explanation) -> str:
     """What is known of this block length and of others."""
+    if why.stop is not None:
+        return f"{why.stop} drafts {why.drafted_per_round or 0:.1f} of at most {why.k} tokens a round."
     if why.acceptance is None:
         return f"What another k than {why.k} would give is not known."
     return f"k = {why.k} {_need(why)}, {_best(why)}."
@@ -68,6 +71,27 @@ def _cause(why: Explanation) -> str:
         )
     gain = "" if why.without_it is None else f" (without that {why.without_it:.2f}x)"
     return f"What holds it back most: {why.bottleneck}{gain}."
+
+
+def length_line(length: DraftLength, *, fancy: bool = True) -> str:
+    """The best fixed block length, what stops came to, and the bound of those who know what will be kept."""
+    parts = [f"{_stop(spec, fancy)} {speed:.2f}x" for spec, speed in length.stops.items()]
+    if length.fixed is not None:
+        parts.insert(0, _fixed(length.fixed))
+    if length.oracle is not None:
+        parts.append(f"drafting exactly what is kept at most {length.oracle:.2f}x")
+    return f"how long to draft, {short_name(length.strategy, fancy=fancy)}: {', '.join(parts)}"
+
+
+def _fixed(fixed: FixedLength) -> str:
+    if fixed.k == fixed.ran:
+        return f"best fixed k = {fixed.k} {fixed.speed:.2f}x"
+    return f"best fixed k = {fixed.k} {fixed.speed:.2f}x (predicted; k = {fixed.ran} was {fixed.ran_speed:.2f}x)"
+
+
+def _stop(spec: str, fancy: bool) -> str:
+    """A stop with its parameters and k: what a strategy's name says from there on."""
+    return short_name(spec, fancy=fancy).partition("stop=")[2]
 
 
 def steps_line(profile: Profile) -> str:

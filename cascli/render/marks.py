@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from rich.text import Text
 
-from cascli import drafters, rules
+from cascli import drafters, rules, stops
 from cascli.errors import UsageError
 from cascli.render.theme import COLORS
 from cascli.trace import Drafted, Emitted, Round
@@ -62,7 +63,7 @@ def heading(spec: str, oracle: bool) -> str:
 def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
     """A strategy in one line, such as `spec-cascade token-v3 α=.3 k=4`.
 
-    Left out is what a drafter has by default, and a rule beside the parameter that it is turned by.
+    Left out is what a drafter or a stop has by default, and a rule beside the parameter that it is turned by.
     """
     name, _, rest = spec.partition(":")
     params = dict(part.partition("=")[::2] for part in rest.split(",") if part)
@@ -73,7 +74,9 @@ def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
         words.append(f"{params.pop('score')}{'≥' if fancy else '>='}{params.pop('threshold')}")
     if "draft" in params:
         words.append(f"by {params['draft']}")
-        _drop(params, _defaults(params.pop("draft")))
+        _drop(params, _defaults(drafters.load, params.pop("draft")))
+    if "stop" in params:
+        _drop(params, _defaults(stops.load, params["stop"]))
     letters = {name: _LETTERS[name] for name in params if name in _LETTERS}
     short = {
         greek if fancy else plain: _LEADING_ZERO.sub(r"\1.", params.pop(n)) for n, (greek, plain) in letters.items()
@@ -98,10 +101,10 @@ def _beside_dial(rule: str) -> dict[str, str]:
     return {field.name: str(field.default) for field in fields(kind) if turned and field.name != turned}
 
 
-def _defaults(drafter: str) -> dict[str, str]:
-    """The default parameters of a drafter; none of one that is not known here."""
+def _defaults(load: Callable[[str], type], name: str) -> dict[str, str]:
+    """The default parameters of a drafter or a stop; none of one that is not known here."""
     try:
-        kind = drafters.load(drafter)
+        kind = load(name)
     except UsageError:
         return {}
     return {field.name: str(field.default) for field in fields(kind)}

@@ -23,17 +23,23 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
             f"{m.num_accepted_draft_tokens} of {m.num_draft_tokens} drafted tokens accepted in {m.num_rounds} rounds"
             f" ({number(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
         )
+    if m.shared_mass is not None:
+        yield f"q(I), the draft's mass on tokens that both models can say: {number(m.shared_mass)}"
     yield (
         f"calls per token: target {number(m.target_calls_per_token)}, draft {number(m.draft_calls_per_token)}"
         f"; deferral rate {number(m.deferral_rate)}"
     )
     mean, largest = tv(m.mean_tv_to_target), tv(m.max_tv_to_target)
-    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}"
+    rounds = "; its law depends on the rounds" if run.depends_on_rounds and not m.lossless else ""
+    yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}{rounds}"
     s = m.seconds
     yield (
         f"time: prefill {seconds(s.prefill)}, draft {seconds(s.draft)}, verify {seconds(s.verify)}, "
         f"other {seconds(s.other)}; first token after {seconds(m.ttft_seconds)}"
     )
+    if run.costs is not None and not run.costs.measured:
+        c = number(run.costs.c)
+        yield f"{run.params.get('stop')} went by assumed step costs, c = {c}; cascli bench measures them"
     cut = cut_by_context(run)
     if cut is not None:
         yield cut
@@ -104,4 +110,5 @@ def _details(run: Run) -> Iterator[str]:
     masked = "/".join(map(str, pair.masked_rows))
     memory = size(m.peak_memory_bytes)
     yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {memory}"
+    yield from pair.limits
     yield ", ".join(f"{key} {value or DASH}" for key, value in run.environment.items())

@@ -80,6 +80,7 @@ PAGE = [
     Column("tokens", _tokens),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token)),
     Column("drafts\npassed", lambda row: number(_passed(row))),
+    Column("q(I)", lambda row: number(row.shared_mass)),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
     Column("loss-\nless", lambda row: yes_no(row.lossless)),
     Column("same\ntext", _text),
@@ -93,6 +94,7 @@ COST = [
 ]
 LAW = [
     Column("drafts\npassed", lambda row: number(_passed(row))),
+    Column("q(I)", lambda row: number(row.shared_mass)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("deferral\nrate", lambda row: number(row.deferral_rate)),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
@@ -126,8 +128,8 @@ TIMES = [
 
 def page_table(rows: Sequence[Row], console: Console) -> Table:
     """One line a strategy, with as many of the columns as fit a page; those that say least go first."""
-    columns = list(PAGE)
-    for heading_ in ("tokens", "mean\nTV", "drafts\npassed", "loss-\nless", "target\ncalls", "tok/s", ""):
+    columns = _known(PAGE, rows)
+    for heading_ in ("tokens", "mean\nTV", "q(I)", "drafts\npassed", "loss-\nless", "target\ncalls", "tok/s", ""):
         table = _table(rows, columns, console, short=True)
         if fits(table, console, WIDEST):
             break
@@ -138,10 +140,17 @@ def page_table(rows: Sequence[Row], console: Console) -> Table:
 
 def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> list[Table]:
     """The tables to print, one below the other; `verbose` adds one of times and costs. No number is ever cut."""
-    parts = [COST + LAW] if fits(_table(rows, COST + LAW, console), console) else [COST, LAW]
+    law = _known(LAW, rows)
+    parts = [COST + law] if fits(_table(rows, COST + law, console), console) else [COST, law]
     if verbose:
         parts.append(TIMES)
     return [table for columns in parts for table in fitted(columns, lambda some: _table(rows, some, console), console)]
+
+
+def _known(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns without that of two tokenizers where there is one."""
+    translated = any(row.shared_mass is not None for row in rows)
+    return [column for column in columns if translated or column.heading != "q(I)"]
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console, *, short: bool = False) -> Table:

@@ -8,6 +8,8 @@ from cascli.errors import UsageError
 
 MOST_DRAFTED = 64
 """Tokens that a round may draft at most."""
+AUTO_DRAFTED = 16
+"""The same with `k=auto`, where a stop chooses."""
 SMALLEST = 1e-30
 """Such a temperature is greedy but for ties; below it float32 can no longer divide by it."""
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from cascli import drafters, plugins, rules
+from cascli import drafters, plugins, rules, stops
 from cascli.drafters import Drafter
 from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
 from cascli.models.calls import ALONE, Calls, Role
 from cascli.rules import Rule
 from cascli.rules.base import OPTION, option
-from cascli.sampling.parameters import MOST_DRAFTED
+from cascli.sampling.parameters import AUTO_DRAFTED, MOST_DRAFTED
 from cascli.settings import first_problem
+from cascli.stops import Stop
+from cascli.stops.never import Never
 from cascli.trace import with_params
 
 if TYPE_CHECKING:
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 
     from cascli.decoding.session import Session
     from cascli.models.gpu.graph_cache import GraphCache
+    from cascli.models.pair import Pair
     from cascli.sampling.parameters import Sampling
-    from cascli.trace import Handover, Round
+    from cascli.trace import Handover, Round, StepCosts
 
 T = TypeVar("T")
 MODEL = Model()
+NEVER = Never()
 BLOCK_FORMULA = (
     "; verify=block: keep the longest prefix that passes with S / (S + 1 - w), where w = min(1, w pi(x) / q(x)) over"
     " its tokens and S = sum max(0, w pi - q) after it (all k tokens with w), then norm(max(0, w pi - q))"
@@ -48,7 +52,7 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         key, message = first_problem(error, [])
-        raise UsageError(f"{key}: {message}") from None
+        raise UsageError(f"{key.partition('.')[0]}: {message}") from None  # behind it which of several types was tried
 
 
 class Part(NamedTuple):
@@ -114,6 +118,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def depends_on_rounds(self) -> bool:
+        """Whether the output distribution is no function of the text alone, but of where rounds begin too."""
+        return False
+
+    @property
     def tentative(self) -> bool:
         """Whether the first answer may be withdrawn, so that it should not be shown as the result."""
         return False
@@ -164,6 +173,16 @@ class Strategy(ABC):
         """Capture what `graphs` will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
         del graphs, sampling, logits
 
+    @property
+    def needs_costs(self) -> bool:
+        """Whether it goes by what steps of the two models cost."""
+        return False
+
+    def costs(self, pair: Pair) -> StepCosts | None:
+        """What steps cost, for a strategy that goes by it."""
+        del pair
+        return None
+
     @abstractmethod
     def decode(self, s: Session) -> Iterator[Round | Handover]:
         """Yield rounds until the session is finished; each adds its tokens to the session's text."""
@@ -190,35 +209,59 @@ class RuleStrategy(Strategy):
 
 @dataclass(frozen=True)
 class Speculating(Strategy):
-    """Rounds of at most k drafted tokens, which the target checks in one call, token by token or as blocks."""
+    """Rounds of at most k drafted tokens, which the target checks in one call, token by token or as blocks.
+
+    `k=auto` leaves the length to the stop, up to `AUTO_DRAFTED`.
+    """
 
     draft: Drafter = MODEL
-    k: BlockLength = 4
+    stop: Stop = NEVER
+    k: BlockLength | Literal["auto"] = 4
     verify: Literal["token", "block"] = option("token")
 
     def __post_init__(self) -> None:
-        """Refuse rules that ask a draft for what it does not have.
+        """Refuse rules and stops that ask a draft for what it does not have, and a length that nobody chooses.
 
         Raises:
-            UsageError: the rule reads the confidence of a draft that is certain of every token.
+            UsageError: a rule or a stop that reads the confidence of a draft that is certain of every token; `k=auto`
+                without a stop.
         """
         rule = self.verification_rule
-        if rule.reads_confidence and self.draft.one_hot:
-            raise UsageError(
-                f"rule '{plugins.name_of(type(rule))}' reads how confident the draft is, and drafts of"
-                f" '{plugins.name_of(type(self.draft))}' are certain of every token; take a rule that asks the target,"
-                " such as token-v3"
-            )
+        if self.draft.one_hot:
+            sure = f"and drafts of '{plugins.name_of(type(self.draft))}' are certain of every token"
+            if rule.reads_confidence:
+                raise UsageError(
+                    f"rule '{plugins.name_of(type(rule))}' reads how confident the draft is, {sure}; take a rule that"
+                    " asks the target, such as token-v3"
+                )
+            if self.stop.needs_confidence:
+                raise UsageError(
+                    f"stop '{plugins.name_of(type(self.stop))}' goes by how confident the draft is, {sure}; take"
+                    " stop=rate or stop=heuristic"
+                )
+        if self.k == "auto" and isinstance(self.stop, Never):
+            raise UsageError("k=auto: say by what a round's length is chosen, such as stop=rate,k=auto")
 
     @classmethod
     def parts(cls) -> dict[str, Part]:
-        """`draft`: where drafted tokens come from."""
-        return {**super().parts(), "draft": Part("drafter", drafters.load, "model", shown=False)}
+        """`draft`: where drafted tokens come from; `stop`: what ends a draft before k tokens."""
+        draft = Part("drafter", drafters.load, "model", shown=False)
+        return {**super().parts(), "draft": draft, "stop": Part("stop", stops.load, "never", shown=False)}
 
     @property
     @abstractmethod
     def verification_rule(self) -> Rule:
         """The rule whose distribution drafted tokens are checked against."""
+
+    @property
+    def depends_on_rounds(self) -> bool:
+        """Whether the drafter's q does, and the rule makes pi of it."""
+        return not self.draft.by_prefix and self.verification_rule.reads_draft
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a round drafts."""
+        return AUTO_DRAFTED if self.k == "auto" else self.k
 
     @property
     def by_block(self) -> bool:
@@ -231,22 +274,45 @@ class Speculating(Strategy):
         return self.draft.needs_model
 
     def calls(self, role: Role) -> Calls:
-        """Those of rounds of k drafted tokens, and of fewer."""
+        """Those of rounds of k drafted tokens, and of fewer; with a stop that looks at them drafts of one each."""
         if role == "target":
-            return Calls(reads=[(n, n) for n in range(self.k + 1, 0, -1)])
-        return self.draft.calls(self.verification_rule, self.k)
+            return Calls(reads=[(n, n) for n in range(self.longest + 1, 0, -1)])
+        if self.stop.reads is None:
+            return self.draft.calls(self.verification_rule, self.longest)
+        return self.draft.calls(self.verification_rule, 1)._replace(reads_base=True)
 
     def capture(self, graphs: GraphCache, sampling: Sampling, logits: Tensor) -> None:
         """Capture the decision of a round."""
         from cascli.decoding.speculation import capture_round
 
-        capture_round(graphs, self.verification_rule, sampling, self.k, logits, by_block=self.by_block)
+        capture_round(graphs, self.verification_rule, sampling, self.longest, logits, by_block=self.by_block)
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether its stop does."""
+        return self.stop.needs_costs
+
+    def costs(self, pair: Pair) -> StepCosts | None:
+        """Those of its rounds, if its stop goes by them."""
+        from cascli.models.step_costs import step_costs
+
+        if not self.needs_costs:
+            return None
+        return step_costs(pair, self.longest, self.draft.cost, reads_last=self.verification_rule.reads_draft)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""
         from cascli.decoding.speculation import speculate
 
-        return speculate(s, self.verification_rule, self.k, self.draft.propose, by_block=self.by_block)
+        return speculate(
+            s,
+            self.verification_rule,
+            self.longest,
+            self.draft.propose,
+            by_block=self.by_block,
+            stopping=self.stop.begin(s.costs),
+            on_host=not self.draft.needs_model,
+        )
 
 
 def _told(plugin: Any) -> dict[str, Any]:

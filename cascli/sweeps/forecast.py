@@ -46,7 +46,7 @@ def seconds_per_token(strategy: Strategy, profile: Profile) -> Seconds:
         return Seconds(alone, alone)
     if not isinstance(strategy, Speculating):
         return Seconds(drafted, drafted + step)
-    k = strategy.k
+    k = strategy.longest
     drafts = k + strategy.verification_rule.reads_draft if strategy.needs_draft else 0
     round_ = drafted * drafts + step * profile.v(k + 1)
     return Seconds(round_ / (k + 1), round_)

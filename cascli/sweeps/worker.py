@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Example, Task
 from cascli.sweeps.units import Unit, by_cell
-from cascli.trace import Run
+from cascli.trace import Run, block_length
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -38,7 +39,8 @@ class Worker:
     """Answers and judges. What it makes of a unit depends on the unit alone, not on where or when it does it."""
 
     def __init__(self, pair: Pair, plan: SweepPlan, task: Task) -> None:
-        self._pair, self._plan, self._task = pair, plan, task
+        # No step times of this machine: by them a stop would draft otherwise here than elsewhere.
+        self._pair, self._plan, self._task = replace(pair, steps=None), plan, task
         self._greedy: dict[str, Sequence[int]] = {}
         self._warm: set[str] = set()
 
@@ -117,7 +119,7 @@ class Worker:
         if cell.strategy not in self._warm:
             self._warm.add(cell.strategy)
             strategy = parse(cell.strategy)
-            tokens = max(WARM_UP_TOKENS, strategy.params.get("k", 0) + 2)
+            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
             first = Example(problem.id, problem.prompt)
             answers(pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
 

@@ -24,6 +24,8 @@ SPECS = [
     ("speculative:k=2,verify=block", 1.0),
     ("speculative-cascade:rule=opt,alpha=0.3,k=4", 0.7),
     ("speculative:draft=prompt-lookup,k=5", 0.0),
+    ("speculative:draft=suffix,k=4", 1.0),
+    ("speculative:stop=max-q,k=6", 1.0),
     ("token-cascade", 1.0),
     ("cascade:threshold=-3", 1.0),
 ]

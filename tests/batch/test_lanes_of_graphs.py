@@ -195,6 +195,22 @@ def test_prompts_are_read_together_by_few_rows(monkeypatch: pytest.MonkeyPatch) 
     assert passes == [70, 70 + 10]
 
 
+def test_what_was_foreseen_is_not_captured_again(reader: GraphReader) -> None:
+    """Rounds of all texts, of many rows; a second text of the same kind; and longer buffers, for which all is anew."""
+    law, calls = Sampler(Sampling(), reads_base=False), Calls(reads=[(60, 60)], writes=[Write(2, 3)])
+    for place in range(3):
+        reader.prepare(place, 1, 100, calls, law)
+    made, seconds = reader.graphs, reader.capture_seconds
+    assert made == len(buckets_upto(180)) + len(buckets_upto(3))
+    u = torch.full((3,), 0.5, dtype=torch.float64)
+    reader.read([Wanted(place, torch.arange(60), 60) for place in range(3)])
+    reader.write([WantedDraft(place, torch.tensor([3]), law, u, False) for place in range(3)])
+    assert (reader.graphs, reader.capture_seconds) == (made, seconds)
+    reader.prepare(0, 1, 900, calls, law)
+    assert reader.graphs == made and reader.capture_seconds > seconds
+    assert reader._states[0].capacity == 1024
+
+
 def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascli.models.gpu.decode_attention.can_decode", lambda _: False)
     loaded, work = taped(pair(300)), jobs("speculative:k=2", 1.0)[:3]
@@ -208,13 +224,13 @@ def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody has foreseen is captured while lanes wait: their share of the pass is without it."""
     lanes = Lanes(taped(pair(300)), 2)
     reader = lanes._readers["target"]
-    captured = GraphReader._capture_read
+    of_pass = GraphReader._pass
 
-    def slowly(self: GraphReader, rows: int, kept: int) -> None:
-        captured(self, rows, kept)
+    def slowly(self: GraphReader, wanted: Any) -> list[torch.Tensor]:
         self._graphs.seconds += 1000.0
+        return of_pass(self, wanted)
 
-    monkeypatch.setattr(GraphReader, "_capture_read", slowly)
+    monkeypatch.setattr(GraphReader, "_pass", slowly)
     [logits], seconds = lanes._read("target", [Wanted(0, torch.tensor([3]), 1)])
     assert seconds < -900 and logits.shape[0] == 1 and reader.capture_seconds > 1000
 

@@ -234,6 +234,7 @@ def proposed(drafter: Any, prefix: Tokens) -> np.ndarray | None:
         eos_ids=frozenset(),
         text=torch.tensor([*prefix, 0, 0]),
         uniforms=SimpleNamespace(draw=lambda _, n: torch.full((n,), 0.5, dtype=torch.float64)),
+        warp=lambda logits: logits.softmax(-1),
     )
     q = drafter.propose(there, 0, rules.load("token-v3")()).q
     return q[0].double().numpy() if len(q) else None

@@ -137,7 +137,7 @@ class Lanes:
     def __init__(self, pair: Pair, size: int) -> None:
         """Take the pair whose weights are used; each lane gets caches of its own."""
         self._pair, self.size = pair, size
-        self._readers = {role: choose_reader(model.runner, size) for role, model in pair.models.items()}
+        self._readers = {role: choose_reader(model.runner.own, size) for role, model in pair.models.items()}
         self._timers = [LaneTimer() for _ in range(size)]
         self._pairs = [self._pair_of(place) for place in range(size)]
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
@@ -149,11 +149,12 @@ class Lanes:
         return {role: each.alone_because for role, each in self._readers.items() if each.alone_because}
 
     def _pair_of(self, place: int) -> Pair:
-        runners: dict[Role, Runner] = {
-            role: (LaneWriter if reader.draws else LaneRunner)(self, reader, role, place)
-            for role, reader in self._readers.items()
-        }
+        runners = {role: model.runner.around(self._lane_of(role, place)) for role, model in self._pair.models.items()}
         return self._pair.with_runners(runners, timer=self._timers[place], batch_size=self.size)
+
+    def _lane_of(self, role: Role, place: int) -> LaneRunner:
+        reader = self._readers[role]
+        return (LaneWriter if reader.draws else LaneRunner)(self, reader, role, place)
 
     def ask(self, role: Role, wanted: Wanted | WantedDraft) -> Any:
         """Called in a lane: suspend it until a pass has read what it wants; the logits, or what was written."""

@@ -41,8 +41,8 @@ def working_dtype(dtype: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
 
 
-def store_for(folder: Path | None, dtype: str) -> PackedStore | None:
-    """Where packed layers of a precision are kept between starts, if they are.
+def store_for(folder: Path | None, dtype: str, cut: str = "") -> PackedStore | None:
+    """Where packed layers of a precision are kept between starts, if they are; `cut` as of `PackedStore`.
 
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
@@ -50,7 +50,7 @@ def store_for(folder: Path | None, dtype: str) -> PackedStore | None:
     if folder is None or not PackedStore.keeps(dtype):
         return None
     there = check_int8() is OneDnnWeights if dtype == "int8" else can_pack(working_dtype(dtype))
-    return PackedStore(folder, dtype) if there else None
+    return PackedStore(folder, dtype, cut) if there else None
 
 
 def fit(

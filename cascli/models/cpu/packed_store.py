@@ -33,16 +33,20 @@ _FORMAT = 1
 _COMPARED = 2**22
 """Weights of a layer up to which its layout is made anew to compare; larger ones take a second."""
 _ALIGNMENT = 64
+_KEY = 12
+"""Letters of what a checkpoint, torch and the processor come to in a file's name."""
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 
 
 class PackedStore:
     """The file for one checkpoint in one precision on this machine."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, cut: str = "") -> None:
+        """`cut` tells layers of a model whose head was cut from those of the whole one: each has a file."""
         self._int8 = dtype == "int8"
         self._family = packed_family(folder, dtype)
-        self.path = cache_home() / "packed" / f"{folder.name}-{self._family}-{_key(folder)}.safetensors"
+        self._cut = cut and f"-cut-{cut}"
+        self.path = cache_home() / "packed" / f"{folder.name}-{self._family}-{_key(folder)}{self._cut}.safetensors"
         self._templates: dict[torch.Size, Tensor] = {}
         self._file: Any = None
         self._shapes: dict[str, list[int]] | None = None
@@ -136,7 +140,7 @@ class PackedStore:
             shapes = {name: [layer.out_features, layer.in_features] for name, layer, _ in _layers(model)}
             _write(partial, tensors, {"layouts": _digest(tensors), "shapes": json.dumps(shapes)})
             partial.replace(self.path)
-            for old in self.path.parent.glob(f"*-{self._family}-*"):
+            for old in self.path.parent.glob(f"*-{self._family}-{'?' * _KEY}{self._cut}.safetensors"):
                 if old != self.path:
                     old.unlink()
         with contextlib.suppress(OSError):
@@ -147,7 +151,7 @@ def _key(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     states = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     kernels = [str(_FORMAT), torch.__version__, torch.backends.cpu.get_cpu_capability()]
-    return hashlib.sha256("\n".join(states + kernels).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(states + kernels).encode()).hexdigest()[:_KEY]
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear | PackedLinear, Tensor]]:

@@ -58,6 +58,11 @@ def graph_reader(runner: GraphRunner, places: int) -> Reader:
     return GraphReader(runner, places)
 
 
+def _kept(rows: int, wanted: int) -> int:
+    """How many rows of logits a pass makes."""
+    return min(rows, max(bucket_of(wanted), _KEPT))
+
+
 class TextRunner(EagerRunner):
     """One text's own forward: reads what is too long to be read with others, a long prompt in pieces."""
 
@@ -93,10 +98,10 @@ class GraphReader(Reader):
         self._model, self._device, self._spare = runners[0], runner.device, places
         self._cache = _TextsCache(self._caches[0], self._states)
         self._graphs = GraphCache(runner.capture.fresh())
-        self._capacity = 0
-        self._per_token = token_bytes(runner.model)
+        self._capacity, self._per_token = 0, token_bytes(runner.model)
+        self._rows: set[int] = set()
+        """Of the reads that were captured beforehand."""
         self._drafts: dict[Sampler, set[Shape]] = {}
-        """What was captured beforehand."""
 
     @property
     def capture_seconds(self) -> float:
@@ -123,12 +128,20 @@ class GraphReader(Reader):
         self._reserve(prompt + answer)
         texts = self._spare
         for rows in buckets_upto(texts * max((n for n, _ in calls.reads if n <= LONGEST), default=0)):
-            self._capture_read(rows, rows)
+            if rows not in self._rows:
+                self._rows.add(rows)
+                self._graphs.capture("read", self._read, *self._filling(rows))
         writes = [each for each in calls.writes if each.unread <= LONGEST]
         if sampler is not None and writes:
-            for shape in (Shape.around(texts, writes) for texts in buckets_upto(texts)):
-                self._drafts.setdefault(sampler, set()).add(shape)
-                self._capture_draft(shape, sampler)
+            self._foresee(sampler, [Shape.around(each, writes) for each in buckets_upto(texts)])
+
+    def _foresee(self, sampler: Sampler, shapes: Sequence[Shape]) -> None:
+        known = self._drafts.setdefault(sampler, set())
+        for shape in shapes:
+            if shape not in known:
+                known.add(shape)
+                given = inputs(self._spare, shape, [], [], self._device)
+                self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
 
     @torch.inference_mode()
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
@@ -143,10 +156,10 @@ class GraphReader(Reader):
             stand += [(each.place, length + i) for i in range(each.tokens)]
             kept += range(len(stand) - each.rows, len(stand))
         rows, n = bucket_of(len(stand)), len(kept)
-        most = rows if rows <= _KEPT else min(rows, bucket_of(max(n, _KEPT)))
-        self._capture_read(rows, most)
         ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - len(stand))])
-        table = self._table([*stand, *[(self._spare, 0)] * (rows - len(stand))], [*kept, *[0] * (most - n)])
+        table = self._table([*stand, *[(self._spare, 0)] * (rows - len(stand))], [*kept, *[0] * (_kept(rows, n) - n)])
+        # Trying a pass out, which capturing does, writes the same states as the pass.
+        self._graphs.capture("read", self._read, ids, table)
         # A copy: some texts keep what they have read while others read on.
         logits = self._graphs.run("read", self._read, ids, table)[:n].clone()
         self._advance(wanted)
@@ -159,8 +172,8 @@ class GraphReader(Reader):
         needed = Shape.around(bucket_of(len(wanted)), [each.write for each in wanted])
         fitting = [each for each in self._drafts.get(sampler, ()) if each.holds(needed)]
         shape = min(fitting, key=lambda each: each.rows, default=needed)
-        self._capture_draft(shape, sampler)
         given = inputs(self._spare, shape, wanted, lengths, self._device)
+        self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
         drafted = self._graphs.run((shape, sampler), self._draft(shape, sampler), *given)
         self._advance(wanted)
         return [drafted.of(i, each) for i, each in enumerate(wanted)]
@@ -177,32 +190,27 @@ class GraphReader(Reader):
 
     def _reserve(self, length: int) -> None:
         """Room for texts of `length` tokens; buffers that move take the graphs with them."""
-        tokens = rounded_up(bucket_of(length))  # grows seldom, since all graphs are captured anew then
-        if tokens > self._capacity:
+        tokens = rounded_up(bucket_of(length))  # moves seldom, since all graphs are captured anew then
+        if tokens > self._states[0].capacity:
             check_room(self._states[0], self._spare, tokens, self._per_token, self._device)
-        for each in self._states:
-            each.reserve(tokens)
+            for each in self._states:
+                each.reserve(tokens)
         if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph
-            self._read(*self._filling(1, 1))
+            self._read(*self._filling(1))
         if self._capacity != self._states[0].capacity:
             self._graphs.clear()
+            self._rows.clear()
+            self._drafts.clear()
             self._capacity = self._states[0].capacity
 
     def _table(self, stand: Sequence[tuple[int, int]], kept: Sequence[int]) -> Tensor:
         """Of n rows the places and positions, and those whose logits are wanted."""
         return on_device([*zip(*stand, strict=True), kept], self._device)
 
-    def _filling(self, rows: int, kept: int) -> tuple[Tensor, Tensor]:
+    def _filling(self, rows: int) -> tuple[Tensor, Tensor]:
         """A block without a text, for trying things out."""
         ids = torch.zeros(rows, dtype=torch.long, device=self._device)
-        return ids, self._table([(self._spare, 0)] * rows, [0] * kept)
-
-    def _capture_read(self, rows: int, kept: int) -> None:
-        self._graphs.capture("read", self._read, *self._filling(rows, kept))
-
-    def _capture_draft(self, shape: Shape, sampler: Sampler) -> None:
-        given = inputs(self._spare, shape, [], [], self._device)
-        self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
+        return ids, self._table([(self._spare, 0)] * rows, [0] * rows)
 
     def _read(self, ids: Tensor, table: Tensor) -> Tensor:
         n = ids.shape[0]

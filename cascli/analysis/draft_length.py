@@ -1,0 +1,123 @@
+"""How far drafts should have gone: the best fixed k, what stops have come to, and the oracle's bound. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cascli.analysis import theory
+from cascli.analysis.explanation import account
+from cascli.analysis.metrics import accepted_count
+from cascli.analysis.profile import Profile
+from cascli.trace import Data, Run, block_length, with_params
+
+
+class FixedLength(Data):
+    """The fixed block length that is best for a way to speculate."""
+
+    k: int
+    speed: float
+    """Over the target's: measured if `k` ran, else predicted from the acceptance of the one that did."""
+    ran: int
+    """The fastest that ran."""
+    ran_speed: float
+    """As measured, over the target."""
+
+
+class DraftLength(Data):
+    """One way to speculate at several lengths, speeds being over the target's for whole answers."""
+
+    strategy: str
+    """Without what says how long to draft."""
+    fixed: FixedLength | None
+    """None where every run had a stop."""
+    stops: dict[str, float]
+    """The speed of every strategy with a stop."""
+    oracle: float | None
+    """That of rounds which draft exactly what is kept: the best of all these runs' traces."""
+
+
+def without_length(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A strategy's parameters but for k, the stop, and the stop's own, which stand between the two."""
+    kept, length = dict[str, Any](), False
+    for name, value in params.items():
+        length = (length or name == "stop") and name != "k"
+        if not length and name != "k":
+            kept[name] = value
+    return kept
+
+
+def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float | None:
+    """The speed that these runs would have had at most, if every round had known what of its drafts is kept.
+
+    By timed steps: their rounds' cost over the least that the same tokens take, all other time (the prompt's left out)
+    shrinking with it. What would have passed behind a block that was kept whole is not known, so it is a bound for
+    blocks of at most k. None with `verify=block`, where what is kept depends on the block's length.
+
+    Args:
+        runs: of one strategy.
+        profile: step times.
+        speed: of these runs, over the target's.
+    """
+    if runs[0].by_block:
+        return None
+    rounds = [step for run in runs for step in run.rounds]
+    steps = sum(run.metrics.draft_calls for run in runs)
+    c = profile.c if steps else 0.0
+    # A rule that reads q after the block makes a draft step more in every round, whoever knows what is kept.
+    last = any(step.emitted[-1].event == "bonus" and step.emitted[-1].q is not None for step in rounds)
+    spent = c * steps + sum(profile.v(len(step.drafted) + 1) for step in rounds)
+    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + profile.v(j + 1)) for n in _kept(runs)}
+    gain = spent / sum(least[accepted_count(step)] for step in rounds)
+    total = sum(run.metrics.seconds.total for run in runs)
+    prompt = sum(run.metrics.seconds.prefill for run in runs)
+    return speed * total / (prompt + (total - prompt) / gain)
+
+
+def _kept(runs: Sequence[Run]) -> set[int]:
+    return {accepted_count(step) for run in runs for step in run.rounds}
+
+
+def draft_lengths(runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]) -> list[DraftLength]:
+    """One account for every way to speculate, those with a stop first.
+
+    Args:
+        runs: of all strategies and repeats, `target` among them.
+        profile: step times.
+        speeds: of each strategy over `target`, as a table shows them.
+    """
+    ways: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        if block_length(run.params):  # even if a stop had nothing drafted
+            way = with_params(run.strategy, without_length(run.params))
+            ways.setdefault(way, {}).setdefault(run.spec, []).append(run)
+    found = [_of_one_way(way, groups, runs, profile, speeds) for way, groups in ways.items()]
+    return sorted(found, key=lambda each: not each.stops)
+
+
+def _of_one_way(
+    way: str, groups: Mapping[str, Sequence[Run]], runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]
+) -> DraftLength:
+    fixed = {spec: group for spec, group in groups.items() if "stop" not in group[0].params}
+    oracles = [oracle_speed(group, profile, speeds[spec]) for spec, group in groups.items()]
+    return DraftLength(
+        strategy=way,
+        fixed=_best_fixed(fixed, runs, profile, speeds) if fixed else None,
+        stops={spec: speeds[spec] for spec in groups if spec not in fixed},
+        oracle=max((each for each in oracles if each is not None), default=None),
+    )
+
+
+def _best_fixed(
+    fixed: Mapping[str, Sequence[Run]], runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]
+) -> FixedLength:
+    """What ran fastest; where one length alone ran, what its account predicts to be the best."""
+    fastest = max(fixed, key=lambda spec: speeds[spec])
+    ran, k = speeds[fastest], int(fixed[fastest][0].params["k"])
+    if len(fixed) > 1 or not any(run.metrics.num_draft_tokens for run in fixed[fastest]):
+        return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
+    why = account(fixed[fastest], runs, profile, whole=ran)
+    if why.best_k is None or why.best_speed_up is None:
+        return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
+    # What the prediction misses at the length that ran it is taken to miss at the other one.
+    return FixedLength(k=why.best_k, speed=ran * why.best_speed_up / why.predicted_speed_up, ran=k, ran_speed=ran)

@@ -1,0 +1,97 @@
+"""Drafting token by token, where a stop decides after each whether there is to be another.
+
+Any drafter drafts so: it is asked what it would propose after the answer and the tokens drafted so far, and a token is
+drawn from that, if the stop has it. A step of a captured draft model is one replay; what the stop goes by is brought to
+the host in one transfer a step, behind which the next step waits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascli.decoding.session import Session
+from cascli.rules.base import Rule
+from cascli.sampling import distributions
+from cascli.sampling.distributions import Dists
+from cascli.stops.base import Stopping
+
+Look = Callable[[Session], tuple[Tensor, Tensor]]
+"""What would be proposed after the session's text: q and q1, `[1, V]`, or `[0, V]` for nothing."""
+
+
+@dataclass(frozen=True)
+class Looking(Rule):
+    """Not a rule, but what a drafter is asked with for q alone: it reads q where no token is drafted."""
+
+    reads_target: ClassVar[bool] = False
+    capturable: ClassVar[bool] = False
+    """What is returned stands beyond the next call."""
+
+    def apply(self, d: Dists) -> Tensor:
+        """Follow the draft."""
+        return d.q
+
+
+class Steps(NamedTuple):
+    """n drafted tokens, and what was read along them."""
+
+    tokens: Tensor
+    """`[n]`."""
+    q: Tensor
+    """`[n, V]`, and a row more if the position after them is known too; float32."""
+    q1: Tensor
+    """The same at temperature 1."""
+    seen: list[float]
+    """What the stop has read: at each token, and at the position after them if it refused a draw there."""
+
+
+def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: bool, on_host: bool = True) -> Steps:
+    """Draft up to n tokens until the stop ends it, or nothing is proposed.
+
+    Args:
+        s: the session; its text beyond the answer is written over.
+        n: 0 or more.
+        look: asks the drafter.
+        stopping: decides.
+        read_last: whether q is wanted after the last token too.
+        on_host: whether the drafter reads the text on the host, to which a token then goes as soon as it is drawn.
+    """
+    u, ahead, seen = s.uniforms.draw(s.length, n), copy.copy(s), list[float]()
+    nothing = s.text.new_zeros((0, s.vocab), dtype=torch.float32)
+    tokens, rows = [s.text[:0]], [(nothing, nothing)]
+    for i in range(n):
+        if not stopping.before_step(seen):
+            break
+        rows.append(look(ahead))
+        q, q1 = rows[-1]
+        if not q.shape[0] or not _is_drawn(s, stopping, seen, q1):
+            break
+        token = distributions.sample(q, u[i : i + 1])
+        if stopping.reads == "chance":
+            seen += s.fetch(distributions.at(q1, token))[0]
+        tokens.append(token)
+        s.text[ahead.length] = token[0]
+        ahead.length += 1
+        if on_host:
+            ahead.answer_ids = [*ahead.answer_ids, int(token)]
+    if read_last and len(rows) == len(tokens):  # nobody has looked there yet
+        rows.append(look(ahead))
+    last = len(tokens) - 1 + read_last
+    probs, base = (torch.cat(each)[:last] for each in zip(*rows, strict=True))
+    return Steps(torch.cat(tokens), probs, base, seen)
+
+
+def _is_drawn(s: Session, stopping: Stopping, seen: list[float], q1: Tensor) -> bool:
+    """Whether the stop has a token drawn from a distribution with this base, of which it reads what it goes by."""
+    if stopping.reads not in ("best", "entropy"):
+        return True
+    number = q1.amax(dim=-1) if stopping.reads == "best" else torch.special.entr(q1).sum(dim=-1)
+    before, here = list(seen), s.fetch(number)[0]
+    seen += here
+    return stopping.before_draw(before, here[0])

@@ -1,0 +1,89 @@
+"""Draws what followed the last words of the text where they stood before, as often as each token did.
+
+Of the suffixes of the text, drafted tokens included, the longest one that occurred before counts, as in a suffix tree
+of the run's own prompt and answer; what followed it, and how often, is q. Prompt lookup takes the latest occurrence
+for certain; this one knows of all, and so how sure it is. Counts are put through temperature, top-k and top-p as a
+model's probabilities are, and drafts are drawn from the very q that they are verified with.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.drafters import _earlier
+from cascli.drafters.base import Drafter
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cascli.decoding.session import Session
+    from cascli.decoding.speculation import Block
+    from cascli.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class Suffix(Drafter):
+    """q1(v) is how often v followed the longest suffix that occurred before, over how often anything did."""
+
+    summary: ClassVar[str] = "draws what followed the longest suffix that stood before, as often as it did"
+    source: ClassVar[str] = "Oliaro et al. 2024 (SuffixDecoding), which drafts greedily"
+
+    max_suffix: Annotated[int, Field(ge=1, le=256)] = 24
+    min_suffix: Annotated[int, Field(ge=1, le=256)] = 1
+
+    def __post_init__(self) -> None:
+        """Check the two against each other."""
+        if self.min_suffix > self.max_suffix:
+            raise UsageError(f"min_suffix: {self.min_suffix} is more than max_suffix, {self.max_suffix}")
+
+    def propose(self, s: Session, n: int, rule: Rule) -> Block:
+        """Draw up to n tokens, each from counts after the text with those before it; fewer where nothing is known."""
+        import torch
+
+        from cascli.decoding.speculation import Block
+        from cascli.sampling import distributions
+
+        text, u = [*s.prompt_ids, *s.answer_ids], s.uniforms.draw(s.length, n)
+        q, q1, tokens = [], [], [s.text[:0]]
+        for i in range(n + rule.reads_draft):
+            counts = followers(text, s.eos_ids, self.max_suffix, self.min_suffix)
+            if not counts:
+                break
+            logits = _logits(s, counts)
+            q.append(s.warp(logits))
+            q1.append(distributions.base(logits))
+            if i < n:
+                tokens.append(distributions.sample(q[-1], u[i : i + 1]))
+                text.append(int(tokens[-1]))
+        return Block(torch.cat(tokens), torch.cat(q), torch.cat(q1)) if q else Block.empty(s)
+
+
+def _logits(s: Session, counts: Counter[int]) -> Tensor:
+    """The logarithms of the counts, `[1, V]`."""
+    import torch
+
+    logits = torch.full((1, s.vocab), -torch.inf, dtype=torch.float32, device=s.text.device)
+    ids = torch.tensor([*counts], device=s.text.device)
+    logits[0, ids] = torch.tensor([*counts.values()], dtype=torch.float32, device=s.text.device).log()
+    return logits
+
+
+def followers(text: Sequence[int], eos_ids: Collection[int], max_suffix: int = 24, min_suffix: int = 1) -> Counter[int]:
+    """How often each token followed the text's longest suffix that occurred before; tokens that end texts not counted.
+
+    Whatever follows a suffix follows its own suffixes too, so that the length is found from short to long.
+    """
+    data = _earlier.packed(text)
+    found: list[int] = []
+    for n in range(min_suffix, max_suffix + 1):
+        longer = list(_earlier.places(data, n))
+        if not longer:
+            break
+        found = longer
+    return Counter(text[place] for place in found if text[place] not in eos_ids)

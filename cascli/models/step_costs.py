@@ -1,0 +1,25 @@
+"""What a stop is told of the steps that it saves: as they were timed on this machine, or as they are assumed to be."""
+
+from __future__ import annotations
+
+from cascli.models.pair import Pair
+from cascli.trace import StepCosts
+
+WIDER = 1 / 32
+"""What a token more adds to a call of the target, in its steps, where nobody has timed it."""
+
+
+def step_costs(pair: Pair, longest: int, draft_steps: float, *, reads_last: bool) -> StepCosts:
+    """The costs of rounds of up to `longest` tokens, of which each takes so many steps of the draft model.
+
+    Where `pair.steps` has no times, c is the ratio of the weights that a step reads, and a token more adds `WIDER`.
+    `reads_last`: a round makes such a step for the position after its tokens too.
+    """
+    if pair.steps is not None:
+        v = [pair.steps.v(n) for n in range(1, longest + 2)]
+        return StepCosts(c=draft_steps * pair.steps.c, v=v, reads_last=reads_last, measured=True)
+    info = pair.info
+    draft = 0 if info.draft is None else info.draft.weight_bytes or 0
+    ratio = draft / info.target.weight_bytes if info.target.weight_bytes else 0.0
+    v = [1 + WIDER * n for n in range(longest + 1)]
+    return StepCosts(c=draft_steps * ratio, v=v, reads_last=reads_last, measured=False)

@@ -1,0 +1,55 @@
+"""Stops where an entropy-based bound on the acceptance is below a limit that follows what is accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.stops.base import Reading, Stop, Stopping
+from cascli.trace import StepCosts
+
+STEP = 0.01
+"""By how much a round moves the limit."""
+
+
+@dataclass(frozen=True)
+class Adaedl(Stop):
+    """Stops where 1 - sqrt(scale H(q1)) is below a limit, which rises while fewer drafts than `aim` pass, else falls.
+
+    The share is of tested drafts, a mean that forgets half of itself a round. That of the paper, and how its limit
+    moves, were not read.
+    """
+
+    summary: ClassVar[str] = "stops where entropy bounds the acceptance by less than a limit that adapts"
+    formula: ClassVar[str] = "stop before drawing if 1 - sqrt(scale H(q1)) < limit; limit moves by 0.01 a round"
+    source: ClassVar[str] = "after Agrawal et al. 2024 (AdaEDL)"
+    needs_confidence: ClassVar[bool] = True
+    reads: ClassVar[Reading | None] = "entropy"
+
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    limit: Annotated[float, Field(ge=0, le=1)] = 0.4
+    aim: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+    def begin(self, costs: StepCosts | None) -> Stopping:
+        """With a limit of its own."""
+        return _Adapting(self)
+
+
+class _Adapting(Stopping):
+    reads: ClassVar[Reading | None] = Adaedl.reads
+
+    def __init__(self, how: Adaedl) -> None:
+        self._how, self._limit, self._passed = how, how.limit, how.aim
+
+    def before_draw(self, drawn: Sequence[float], here: float) -> bool:
+        return 1 - math.sqrt(self._how.scale * here) >= self._limit
+
+    def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
+        if kept + rejected:
+            self._passed = (self._passed + kept / (kept + rejected)) / 2
+            self._limit += STEP if self._passed < self._how.aim else -STEP
+            self._limit = min(max(self._limit, 0.0), 1.0)

@@ -1,0 +1,42 @@
+"""Two tokens more after a round in which every draft was kept, one less after any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from cascli.sampling.parameters import MOST_DRAFTED
+from cascli.stops.base import Stop, Stopping
+from cascli.trace import StepCosts
+
+
+@dataclass(frozen=True)
+class Heuristic(Stop):
+    """Begins each answer with rounds of `start`, and never looks at the draft: rounds are drafted in one go."""
+
+    summary: ClassVar[str] = "two tokens more after a round that was kept whole, one less after another"
+    formula: ClassVar[str] = "length + 2 if all drafts were kept, else max(1, length - 1)"
+    source: ClassVar[str] = "transformers' num_assistant_tokens_schedule=heuristic_transient"
+
+    start: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] = 5
+
+    def begin(self, costs: StepCosts | None) -> Stopping:
+        """With a length of its own."""
+        return _Growing(self.start)
+
+
+class _Growing(Stopping):
+    def __init__(self, start: int) -> None:
+        self._length = start
+        self._asked = 0
+
+    def most(self, n: int) -> int:
+        self._asked = min(self._length, n)
+        return self._asked
+
+    def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
+        if kept + rejected:
+            self._length = max(1, self._asked - 1) if rejected else self._asked + 2

@@ -1,0 +1,118 @@
+"""Goes on while that makes the text faster, by what drafts have come to in this answer and what steps cost here.
+
+A drafted token brings one token if all before it and it pass; it costs a draft step, and what it widens the check by.
+It is worth drafting if it brings more tokens than the steps it takes would bring otherwise. How likely a draft passes
+is learnt by how sure the draft model is of its best token; while its step has not been made, from all positions seen.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cascli.analysis import theory
+from cascli.stops.base import Reading, Stop, Stopping
+from cascli.trace import StepCosts
+
+EDGES = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
+"""Between best probabilities that are told apart."""
+EXPECTED = (0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.97)
+"""The acceptance that is expected in each class before anything is known."""
+MEAN = 0.7
+"""The same of any position."""
+WEIGHT = 2.0
+"""Of these expectations, in drafts."""
+MEMORY = 0.97
+"""What a round leaves of the weight of those before it, so that a text that turns easy is tried again."""
+
+
+@dataclass(frozen=True)
+class Rate(Stop):
+    """Drafts on while the expected gain in time is positive, and not at all where no draft pays."""
+
+    summary: ClassVar[str] = "drafts on while the expected gain is positive, by measured step times"
+    formula: ClassVar[str] = (
+        "go on if for some m the next m tokens bring, on average, more than R (m c + v(d + m) - v(d)) tokens;"
+        " R is the rate of the best fixed k at the acceptance so far"
+    )
+    source: ClassVar[str] = "the marginal rule for tokens per second; acceptance learnt within the answer"
+    needs_costs: ClassVar[bool] = True
+    reads: ClassVar[Reading | None] = "best"
+
+    def begin(self, costs: StepCosts | None) -> Stopping:
+        """With nothing learnt yet.
+
+        Raises:
+            ValueError: there are no costs.
+        """
+        if costs is None:
+            raise ValueError("stop 'rate' needs to know what steps cost")
+        return Going(costs)
+
+
+class Going(Stopping):
+    """What an answer has taught about acceptance, and what that makes of the next step."""
+
+    reads: ClassVar[Reading | None] = Rate.reads
+
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
+        self._most = 0
+        self._passed = [WEIGHT * each for each in EXPECTED]
+        self._tested = [WEIGHT] * len(EXPECTED)
+        self._seen = [0.0] * len(EXPECTED)
+
+    def most(self, n: int) -> int:
+        """All of them; what a token must bring is settled for the round."""
+        self._most = n
+        self._mean = self.mean_acceptance()
+        longest = len(self._costs.v) - 1
+        self._rate = max(theory.expected_tokens(self._mean, k) / self._costs.round(k) for k in range(longest + 1))
+        return n
+
+    def before_step(self, drawn: Sequence[float]) -> bool:
+        """With the mean acceptance for all tokens to come, and a draft step to be paid for each.
+
+        A step that is made anyway, for q after the last token, is not to be decided about.
+        """
+        return self._costs.reads_last or self._gains(drawn, self._mean, paid=0.0)
+
+    def before_draw(self, drawn: Sequence[float], here: float) -> bool:
+        """With what is known of the next token, whose step is made."""
+        return self._gains(drawn, self.acceptance(here), paid=0.0 if self._costs.reads_last else self._costs.c)
+
+    def _gains(self, drawn: Sequence[float], first: float, paid: float) -> bool:
+        reach, d = math.prod(map(self.acceptance, drawn)), len(drawn)
+        before = self._costs.round(d) + paid
+        more = [self._costs.round(n) - before for n in range(d + 1, self._most + 1)]
+        return theory.gain_of_drafting_on(reach, first, self._mean, self._rate, more) > 0
+
+    def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
+        """Count, after forgetting a little."""
+        for i, expected in enumerate(EXPECTED):
+            self._passed[i] = WEIGHT * expected + MEMORY * (self._passed[i] - WEIGHT * expected)
+            self._tested[i] = WEIGHT + MEMORY * (self._tested[i] - WEIGHT)
+            self._seen[i] *= MEMORY
+        for place, best in enumerate(seen):
+            i = _class(best)
+            self._seen[i] += 1
+            if place < kept + rejected:
+                self._tested[i] += 1
+                self._passed[i] += place < kept
+
+    def acceptance(self, best: float) -> float:
+        """Of a draft from a distribution with this best probability."""
+        i = _class(best)
+        return self._passed[i] / self._tested[i]
+
+    def mean_acceptance(self) -> float:
+        """Over the positions that were looked at, whether a token was drafted there or not."""
+        known = sum(n * p / t for n, p, t in zip(self._seen, self._passed, self._tested, strict=True))
+        return (WEIGHT * MEAN + known) / (WEIGHT + sum(self._seen))
+
+
+def _class(best: float) -> int:
+    return bisect_right(EDGES, best)

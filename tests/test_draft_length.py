@@ -1,0 +1,140 @@
+"""How long to draft: the best fixed k, what stops came to, and the bound of those who know what is kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cascli import Pair, generate
+from cascli.analysis.comparison import Comparison
+from cascli.analysis.draft_length import DraftLength, FixedLength, draft_lengths, oracle_speed, without_length
+from cascli.analysis.explanation import account
+from cascli.analysis.profile import Profile, timing
+from cascli.jobs.compare import compare
+from cascli.jobs.synthetic import Synthetic
+from cascli.render.explanation import length_line, sentence
+from cascli.strategies import parse
+from cascli.trace import Run
+
+
+def steps(c: float, v: list[float]) -> Profile:
+    """Steps of the target take a second."""
+    return Profile(context=9, draft={1: timing([c])}, target={n: timing([each]) for n, each in enumerate(v, 1)})
+
+
+def timed(run: Run, seconds: float, prefill: float = 0.0) -> Run:
+    parts = run.metrics.seconds.model_copy(update={"total": seconds, "prefill": prefill})
+    return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": parts})})
+
+
+def test_the_bound_of_drafts_that_all_pass_is_what_they_are(text_pair: Pair) -> None:
+    run = timed(generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20), 10.0)
+    assert oracle_speed([run], steps(0.1, [1, 1, 1, 1]), 1.7) == pytest.approx(1.7)
+
+
+def test_the_bound_of_drafts_that_never_pass_is_the_target(text_pair: Pair) -> None:
+    """21 steps in place of rounds of 3 c + v; and a prompt takes as long, whatever is drafted."""
+    run = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.0, k=3), max_new_tokens=21)
+    spent = sum(0.1 * len(step.drafted) + 1 + 0.2 * len(step.drafted) for step in run.rounds)
+    costs = steps(0.1, [1, 1.2, 1.4, 1.6])
+    assert oracle_speed([timed(run, spent)], costs, 21 / spent) == pytest.approx(1.0)
+    slow = oracle_speed([timed(run, spent + 50, 50.0)], costs, 21 / spent)
+    assert slow == pytest.approx(21 / spent * (spent + 50) / (21 + 50))
+
+
+def test_the_bound_is_no_fixed_block_beaten_by(text_pair: Pair) -> None:
+    """Where a wide check is dear, what is kept is drafted in shorter blocks."""
+    run = timed(generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20), 10.0)
+    assert oracle_speed([run], steps(0.0, [1, 1, 9, 9]), 0.4) > 0.4 * 3
+
+
+def test_it_is_not_known_by_blocks_and_counts_the_step_after_the_last_draft(text_pair: Pair) -> None:
+    block = generate(text_pair, "hi", strategy="speculative:k=3,verify=block", max_new_tokens=9)
+    assert oracle_speed([block], steps(0.1, [1, 1]), 1.0) is None
+    lossy = generate(text_pair, "hi", strategy="speculative-cascade:rule=token-v1,alpha=1,k=3", max_new_tokens=17)
+    assert all(token.accepted for step in lossy.rounds for token in step.drafted)
+    assert oracle_speed([timed(lossy, 9.0)], steps(0.3, [1, 1, 1, 1]), 2.0) == pytest.approx(2.0)
+
+
+def test_ways_are_told_apart_by_all_but_the_length() -> None:
+    def way(text: str) -> dict[str, object]:
+        return without_length(parse(text).params)
+
+    assert way("speculative:k=2") == way("speculative:stop=svip,limit=0.4,k=auto") == {}
+    cascade = "speculative-cascade:rule=token-v3,alpha=0.1,draft=suffix"
+    assert way(f"{cascade},k=3,verify=block") == way(f"{cascade},stop=rate,verify=block") != way(f"{cascade},k=3")
+    assert way(cascade) != way("speculative-cascade:rule=token-v3,alpha=0.2,draft=suffix")
+
+
+def test_lengths_of_one_way_are_beside_each_other(text_pair: Pair) -> None:
+    specs = ["target", "speculative:k=1", "speculative:k=3", "speculative:stop=heuristic,k=6"]
+    runs = [timed(generate(text_pair, "hi", strategy=each, max_new_tokens=12), 6.0) for each in specs]
+    other = "speculative-cascade:rule=token-v3,alpha=0.3,draft=suffix,max_suffix=24,min_suffix=1,k=4"
+    runs.append(timed(generate(text_pair, "hello hello", strategy=other, max_new_tokens=12), 6.0))
+    speeds = dict(zip([run.spec for run in runs], [1.0, 1.4, 1.2, 1.5, 0.9], strict=True))
+    costs = steps(0.2, [1 + 0.01 * n for n in range(8)])
+    first, second = draft_lengths(runs, costs, speeds)
+    assert first.strategy == "speculative" and second.strategy.startswith("speculative-cascade:rule=token-v3")
+    assert first.fixed == FixedLength(k=1, speed=1.4, ran=1, ran_speed=1.4)
+    assert first.stops == {"speculative:stop=heuristic,start=5,k=6": 1.5} and not second.stops
+    assert first.oracle == max(oracle_speed([run], costs, speeds[run.spec]) for run in runs[1:4])
+    assert length_line(first) == (
+        "how long to draft, speculative: best fixed k = 1 1.40x, heuristic k=6 1.50x, drafting exactly what is kept"
+        f" at most {first.oracle:.2f}x"
+    )
+
+
+def test_where_one_length_ran_the_best_is_predicted(text_pair: Pair) -> None:
+    runs = [
+        timed(generate(text_pair, "hi", strategy=each, max_new_tokens=60), seconds)
+        for each, seconds in (("target", 60.0), (Synthetic(acceptance=0.9, k=2), 40.0))
+    ]
+    speeds = {runs[0].spec: 1.0, runs[1].spec: 1.5}
+    costs = steps(0.05, [1.0] * 9)
+    [found] = draft_lengths(runs, costs, speeds)
+    why = account(runs[1:], runs, costs, whole=1.5)
+    assert found.fixed.k == why.best_k > 2
+    assert found.fixed.speed == pytest.approx(1.5 * why.best_speed_up / why.predicted_speed_up)
+    assert f"best fixed k = {why.best_k} {found.fixed.speed:.2f}x (predicted; k = 2 was 1.50x)" in length_line(found)
+    unknown = DraftLength(strategy="speculative", fixed=None, stops={"speculative:stop=rate,k=auto": 2.0}, oracle=None)
+    assert length_line(unknown) == "how long to draft, speculative: rate k=auto 2.00x"
+
+
+def test_a_comparison_has_it_and_its_rows_have_the_bound(text_pair: Pair) -> None:
+    asked = ["target", "speculative:k=2", "speculative:stop=rate,k=auto", "speculative:k=2,verify=block"]
+    found = compare(text_pair, "hello", asked, max_new_tokens=16)
+    target, fixed, rate, block = found.summary
+    assert target.oracle_speed_vs_target is None and block.oracle_speed_vs_target is None
+    assert fixed.oracle_speed_vs_target >= fixed.speed_vs_target * 0.999
+    # Steps were timed before, so that the stop could go by them: the account's are the same.
+    used = found.runs[2].costs
+    assert used is not None and used.measured and used.c == pytest.approx(found.profile.c)
+    assert used.v == pytest.approx([found.profile.v(n) for n in range(1, 18)])
+    assert [each.strategy for each in found.draft_lengths] == ["speculative", "speculative:verify=block"]
+    assert set(found.draft_lengths[0].stops) == {rate.strategy}
+    assert Comparison.from_json(found.to_json()) == found
+    unmeasured = compare(text_pair, "hello", asked[:3], max_new_tokens=16, measure=False)
+    assert unmeasured.draft_lengths == [] and unmeasured.summary[1].oracle_speed_vs_target is None
+    assert json.loads(unmeasured.to_json())["schema"] == "cascli.compare/1.4"
+
+
+def test_nothing_is_predicted_of_fixed_lengths_from_drafts_that_a_stop_has_chosen(text_pair: Pair) -> None:
+    target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=30), 30.0)
+    run = timed(generate(text_pair, "hi", strategy="speculative:stop=heuristic,k=6", max_new_tokens=30), 40.0)
+    why = account([run], [target, run], steps(0.1, [1.0] * 9))
+    assert (why.stop, why.k, why.best_k, why.break_even_acceptance) == ("heuristic", 6, None, None)
+    tokens = len(run.token_ids) / len(run.rounds)
+    drafted = run.metrics.num_draft_tokens / len(run.rounds)
+    assert why.predicted_speed_up == pytest.approx(tokens / (1 + 0.1 * drafted))
+    assert f"heuristic drafts {drafted:.1f} of at most 6 tokens a round." in sentence(why)
+
+
+def test_a_law_that_depends_on_the_rounds_is_labelled(text_pair: Pair) -> None:
+    def runs(text: str) -> Run:
+        return generate(text_pair, "hello hello", strategy=text, max_new_tokens=4)
+
+    assert runs("speculative-cascade:rule=token-v3,draft=prompt-lookup").depends_on_rounds
+    assert not runs("speculative:draft=prompt-lookup").depends_on_rounds
+    assert not runs("speculative-cascade:rule=min-p,draft=prompt-lookup").depends_on_rounds
+    assert not runs("speculative-cascade:rule=token-v3,draft=suffix").depends_on_rounds

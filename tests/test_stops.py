@@ -1,0 +1,221 @@
+"""What each stop goes by, and that `rate` drafts as far as pays."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+
+from cascli import generate, load_pair, stops
+from cascli.analysis import theory
+from cascli.analysis.profile import Profile, Timing
+from cascli.engine import Decoding, Request
+from cascli.errors import UsageError
+from cascli.render.summary import lines
+from cascli.sampling.parameters import Sampling
+from cascli.stops.base import Stopping
+from cascli.stops.rate import Rate
+from cascli.strategies import parse
+from cascli.trace import Run, StepCosts, block_length
+from tests.pairs import model, pair
+from tests.test_graph_runner import recorded
+
+COSTS = StepCosts(c=0.2, v=[1 + 0.05 * n for n in range(17)], measured=True)
+
+
+def stop(name: str, **how: float) -> Stopping:
+    return stops.load(name)(**how).begin(COSTS)
+
+
+def test_what_each_goes_by() -> None:
+    assert stop("max-q", least_q=0.6).before_draw([], 0.6) and not stop("max-q", least_q=0.6).before_draw([], 0.59)
+    unsure = stop("confidence", least_q=0.4)
+    assert unsure.before_step([]) and unsure.before_step([0.1, 0.4]) and not unsure.before_step([0.9, 0.39])
+    assert stop("svip").before_draw([], 0.599) and not stop("svip").before_draw([], 0.601)
+    edge = (1 - 0.4) ** 2 / 0.2
+    assert stop("adaedl").before_draw([], edge - 1e-9) and not stop("adaedl").before_draw([], edge + 1e-9)
+
+
+def test_adaedl_grows_stricter_while_drafts_fail_and_laxer_while_they_pass() -> None:
+    failing, passing = stop("adaedl"), stop("adaedl")
+    for _ in range(20):
+        failing.learn([1.8], 0, rejected=True)
+        passing.learn([1.8, 1.8], 2, rejected=False)
+        passing.learn([], 0, rejected=False)  # a round without a draft says nothing
+    assert not failing.before_draw([], 1.5) and passing.before_draw([], 3.0)
+
+
+def test_the_heuristic_grows_by_two_and_shrinks_by_one() -> None:
+    growing = stop("heuristic", start=3)
+    lengths = []
+    for kept in (3, 5, 2, 0, 0):
+        lengths.append(n := growing.most(64))
+        growing.learn([], kept, rejected=kept < n)
+    assert lengths == [3, 5, 7, 6, 5]
+    for _ in range(9):
+        n = growing.most(64)
+        growing.learn([], 0, rejected=True)
+    assert n == growing.most(64) == 1
+    assert growing.most(0) == 0
+
+
+# ---------------------------------------------------------------- theory
+
+
+def test_drafting_on_gains_up_to_the_best_block() -> None:
+    """With one chance for all, at the best block's own rate: a shorter one goes on, and the best one stops."""
+    rng = random.Random(0)
+    for _ in range(300):
+        a, c = rng.uniform(0.05, 0.98), rng.choice([0.0, 0.02, 0.2, 0.5])
+        v = [1.0]
+        for _ in range(16):
+            v.append(v[-1] + rng.choice([0.0, 0.01, 0.2]))
+        cost = [c * k + v[k] for k in range(17)]
+        best = max(range(17), key=lambda k: (theory.expected_tokens(a, k) / cost[k], -k))
+        rate = theory.expected_tokens(a, best) / cost[best]
+        for d in range(best + 1):
+            more = [cost[n] - cost[d] for n in range(d + 1, 17)]
+            gain = theory.gain_of_drafting_on(a**d, a, a, rate, more)
+            assert (gain > 1e-9) == (d < best), (a, c, d, best)
+
+
+def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        kept = rng.randrange(7)
+        cost = [1 + rng.choice([0, 0.1, 0.9]) * j for j in range(kept + 1)]
+        ways = [
+            sum(cost[j] for j in cut)
+            for rounds in range(1, kept + 2)
+            for cut in product(range(kept + 1), repeat=rounds)
+            if sum(j + 1 for j in cut) == kept + 1
+        ]
+        assert theory.oracle_cost(kept, cost.__getitem__) == pytest.approx(min(ways))
+
+
+# ---------------------------------------------------------------- rate
+
+
+def drafted_lengths(
+    costs: StepCosts, chance: Callable[[float], float], best: Callable[[random.Random], float]
+) -> list[int]:
+    """How many tokens each round drafts, of a draft whose best probabilities and chances are these."""
+    rng, going, found = random.Random(0), Rate().begin(costs), []
+    for _ in range(400):
+        n, seen, drafted = going.most(16), list[float](), 0
+        while drafted < n and going.before_step(seen[:]):
+            seen.append(best(rng))
+            if not going.before_draw(seen[:-1], seen[-1]):
+                break
+            drafted += 1
+        kept = next((i for i in range(drafted) if rng.random() >= chance(seen[i])), drafted)
+        going.learn(seen[: kept + 1], kept, rejected=kept < drafted)
+        found.append(drafted)
+    return found[100:]
+
+
+@pytest.mark.parametrize("a", [0.5, 0.8, 0.9])
+def test_rate_finds_the_best_fixed_length_where_every_draft_is_as_good(a: float) -> None:
+    best = theory.best_k(a, COSTS.c, lambda k: COSTS.v[k], 16)
+    found = drafted_lengths(COSTS, lambda _: a, lambda _: 0.9)
+    assert sorted(found)[len(found) // 2] == pytest.approx(best, abs=1)
+
+
+def test_rate_drafts_on_where_the_draft_is_sure() -> None:
+    """Half of the positions pass nearly always, half nearly never: blocks end before the latter."""
+    chance = {0.999: 0.97, 0.2: 0.1}
+    found = drafted_lengths(COSTS, chance.__getitem__, lambda rng: rng.choice([0.999, 0.999, 0.999, 0.2]))
+    assert min(found) == 0 and max(found) > 4
+    cheap = COSTS.model_copy(update={"c": 0.0})
+    assert sum(drafted_lengths(cheap, chance.__getitem__, lambda _: 0.999)) > sum(found)
+
+
+def test_rate_drafts_nothing_where_no_draft_pays_but_tries_again() -> None:
+    dear = COSTS.model_copy(update={"c": 1.0})
+    assert sum(drafted_lengths(dear, lambda _: 0.9, lambda _: 0.9)) == 0
+    hopeless = drafted_lengths(COSTS, lambda _: 0.02, lambda _: 0.1)
+    assert 0 < sum(hopeless) < len(hopeless) / 3
+
+
+def test_a_step_that_is_made_anyway_is_not_asked_about() -> None:
+    """A rule that reads q after the last draft: looking is free, drawing costs the next look."""
+    anyway = StepCosts(c=2.0, v=[1.0] * 17, reads_last=True, measured=True)
+    going, other = Rate().begin(anyway), Rate().begin(anyway.model_copy(update={"reads_last": False}))
+    for each in (going, other):
+        each.most(8)
+    assert going.before_step([]) and not other.before_step([])
+    assert not going.before_draw([], 0.2) and other.before_draw([], 0.2)
+
+
+def test_what_steps_cost_is_in_the_trace() -> None:
+    loaded = load_pair(pair())
+    ask = {"prompt_ids": [5, 6, 7], "strategy": "speculative:stop=rate,k=auto", "max_new_tokens": 8}
+    assumed = generate(loaded, **ask)
+    assert assumed.costs is not None and not assumed.costs.measured
+    assert any("rate went by assumed step costs, c = 1.00" in line for line in lines(assumed))
+    assert assumed.costs.c == pytest.approx(1.0) and assumed.costs.v == [1 + n / 32 for n in range(17)]
+    loaded.steps = Profile(
+        context=9, draft={1: timing(0.1)}, target={n: timing(1 + 0.1 * (n - 1)) for n in (1, 2, 3, 5, 9, 17)}
+    )
+    measured = generate(loaded, **ask)
+    assert measured.costs is not None and measured.costs.measured and measured.costs.c == pytest.approx(0.1)
+    assert measured.costs.v == pytest.approx([1 + 0.1 * n for n in range(17)])
+    assert Run.from_json(measured.to_json()) == measured and not any("assumed" in line for line in lines(measured))
+    assert '"costs"' not in generate(loaded, **ask | {"strategy": "speculative"}).to_json()
+    alone = load_pair({"name": "alone", "target": model(2, 300)})
+    lookup = generate(alone, **ask | {"strategy": "speculative:stop=rate,draft=prompt-lookup,k=8"})
+    assert lookup.costs is not None and lookup.costs.c == 0 and len(lookup.costs.v) == 9
+
+
+def timing(seconds: float) -> Timing:
+    return Timing(median=seconds, low=seconds, high=seconds)
+
+
+def test_auto_needs_a_stop_and_is_sixteen() -> None:
+    strategy = parse("speculative:stop=rate,k=auto")
+    assert strategy.spec == "speculative:stop=rate,k=auto" and block_length(strategy.params) == 16
+    assert parse("speculative:stop=svip", 6).params["k"] == 6
+    for text, said in {
+        "speculative:k=auto": "stop=rate,k=auto",
+        "speculative:k=x": "k: Input should be a valid integer",
+        "speculative:stop=svip,draft=prompt-lookup": "certain of every token; take stop=rate or stop=heuristic",
+        "speculative:stop=rat": "did you mean 'rate'",
+        "speculative:stop=max-q,least_q=2": "least_q: Input should be less than or equal to 1",
+    }.items():
+        with pytest.raises(UsageError, match=said.replace("?", ".")):
+            parse(text)
+
+
+@pytest.mark.parametrize("name", [name for name in stops.names() if name != "never"])
+def test_greedy_texts_are_the_targets_whatever_the_length(name: str) -> None:
+    loaded = load_pair(pair(8))
+    ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 40, "temperature": 0.0}
+    wanted = generate(loaded, strategy="target", **ask)
+    for more in ("", ",draft=suffix"):
+        run = generate(loaded, strategy=f"speculative:stop={name},k=auto{more}", **ask)
+        assert run.token_ids == wanted.token_ids and run.metrics.lossless
+        assert len(run.metrics.acceptance_histogram or [0] * 17) == 17
+        assert math.isfinite(run.metrics.seconds.total)
+
+
+@pytest.mark.parametrize("stop", ["max-q,least_q=0.05", "confidence,least_q=0.02", "heuristic", "rate"])
+@pytest.mark.parametrize("rule", ["speculative:", "speculative-cascade:rule=token-v3,alpha=0.3,"])
+def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
+    """As on a GPU, with a tape in place of its graphs: what was prepared is all that is recorded while it decodes."""
+    plain, taped = load_pair(pair()), recorded(load_pair(pair()))
+    for loaded in (plain, taped):
+        loaded.steps = Profile(context=9, draft={1: timing(0.05)}, target={n: timing(1.0) for n in (1, 17)})
+    strategy = parse(f"{rule}stop={stop},k=6")
+    ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 30}
+    wanted = generate(plain, strategy=strategy, **ask)
+    Decoding(taped, strategy, Request(prompt_ids=[5, 6, 7], sampling=Sampling(), max_new_tokens=30))._prepare(3)
+    prepared = taped.draft.runner.graphs
+    found = generate(taped, strategy=strategy, **ask)
+    assert found.token_ids == wanted.token_ids
+    assert [len(step.drafted) for step in found.rounds] == [len(step.drafted) for step in wanted.rounds]
+    assert len({len(step.drafted) for step in found.rounds}) > 2
+    assert found.metrics.draft_calls == wanted.metrics.draft_calls
+    assert taped.draft.runner.graphs == prepared

@@ -1,0 +1,108 @@
+"""Drafts by counts of what followed: the counts, that q is what is drawn from, and greedy text."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from cascli import generate, load_pair
+from cascli.decoding import speculation
+from cascli.drafters import suffix
+from cascli.drafters.suffix import Suffix, followers
+from cascli.errors import UsageError
+from cascli.strategies import parse
+from tests.laws.models import engine_law, reference_law, tiny_pair
+from tests.laws.tables import target
+from tests.pairs import pair
+from tests.reference.process import distance
+
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+WARPED = {"temperature": 0.7, "top_k": 2, "top_p": 0.95}
+
+
+def counted(text: list[int], eos: set[int], longest: int, shortest: int) -> Counter[int]:
+    """The same told another way: every place votes for how long it agrees with the end, and the longest count."""
+    agree = {}
+    for place in range(1, len(text)):
+        n = 0
+        while n < min(longest, place) and text[place - 1 - n] == text[-1 - n]:
+            n += 1
+        agree[place] = n
+    best = max(agree.values(), default=0)
+    at_best = [text[place] for place, n in agree.items() if n == best >= shortest]
+    return Counter(token for token in at_best if token not in eos)
+
+
+def test_what_followed_the_longest_suffix_is_counted() -> None:
+    rng, several = random.Random(0), 0
+    for _ in range(2000):
+        text = [rng.randrange(rng.choice([2, 3, 300])) for _ in range(rng.randrange(1, 40))]
+        longest = rng.randrange(1, 6)
+        shortest, eos = rng.randint(1, longest), set(rng.sample(range(3), rng.randrange(2)))
+        found = followers(text, eos, longest, shortest)
+        assert found == counted(text, eos, longest, shortest), text
+        several += len(found) > 1
+    assert several > 200  # otherwise this is a lookup
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_it_is_lossless(k: int, sampling: dict[str, Any]) -> None:
+    law = engine_law(f"speculative:draft=suffix,k={k}", 5, 3, 2, **sampling)
+    assert distance(law, reference_law(target("exact"), 5, 3, 2, **sampling)) < 1e-6
+
+
+def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the likeliest token is proposed, as published code does, and its q is told as if it had been drawn."""
+    right = Suffix.propose
+
+    def propose(*given: Any) -> speculation.Block:
+        block = right(*given)
+        n = block.tokens.shape[0]
+        return block._replace(tokens=block.q[:n].argmax(-1))
+
+    monkeypatch.setattr(Suffix, "propose", propose)
+    law = engine_law("speculative:draft=suffix,k=1", 5, 3, 2, **PLAIN)
+    assert distance(law, reference_law(target("exact"), 5, 3, 2, **PLAIN)) > 1e-3
+
+
+def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
+    """Seven 1s, of which four were followed by 2, two by 3 and one by 1, and the last one by nothing."""
+    text = [1, 2, 1, 2, 1, 3, 1, 2, 1, 3, 1, 1, 2, 1]
+    assert followers(text, (), 1) == {2: 4, 3: 2, 1: 1}
+    run = generate(tiny_pair(4, 2), prompt_ids=text, strategy="speculative:draft=suffix,k=1,max_suffix=1",
+                   max_new_tokens=2, **PLAIN)  # fmt: skip
+    [drafted] = run.rounds[0].drafted
+    assert drafted.q == pytest.approx({2: 4, 3: 2, 1: 1}[drafted.id] / 7, abs=1e-6)
+    greedy = generate(tiny_pair(4, 2), prompt_ids=text, strategy="speculative:draft=suffix,k=1,max_suffix=1",
+                      max_new_tokens=2, temperature=0.0)  # fmt: skip
+    assert [(token.id, token.q) for token in greedy.rounds[0].drafted] == [(2, 1.0)]
+
+
+def test_drafts_before_a_position_count_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that q is a function of the prefix, wherever a round began."""
+    seen: list[list[int]] = []
+    right = suffix.followers
+    monkeypatch.setattr(suffix, "followers", lambda text, *rest: seen.append(list(text)) or right(text, *rest))
+    run = generate(tiny_pair(3, 2), prompt_ids=[1, 2, 1, 2, 1], strategy="speculative:draft=suffix,k=3",
+                   max_new_tokens=4, **PLAIN)  # fmt: skip
+    ids = [token.id for token in run.rounds[0].drafted]
+    assert len(ids) == 3 and seen[:3] == [[1, 2, 1, 2, 1, *ids[:i]] for i in range(3)]
+
+
+def test_greedy_texts_are_the_targets() -> None:
+    loaded = load_pair(pair(8))
+    ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 60, "temperature": 0.0}
+    wanted, run = (generate(loaded, strategy=s, **ask) for s in ("target", "speculative:draft=suffix,k=4"))
+    assert run.token_ids == wanted.token_ids
+    assert run.metrics.target_calls < 40 and run.metrics.draft_calls == 0
+
+
+def test_its_lengths_are_checked() -> None:
+    with pytest.raises(UsageError, match="min_suffix: 5 is more than max_suffix, 4"):
+        parse("speculative:draft=suffix,min_suffix=5,max_suffix=4")
+    assert torch.equal(torch.tensor([*followers([1], ())]), torch.tensor([]))
