@@ -86,3 +86,7 @@ class TapeCapture:
     def renew(self) -> None:
         """Nothing recorded so far may be repeated: a GPU may have given its memory away."""
         self.renewals += 1
+
+    def fresh(self) -> TapeCapture:
+        """Another one, which knows nothing of this one's recordings."""
+        return TapeCapture()

@@ -2,8 +2,8 @@
 
 A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
 for. What `prepare` was told of is captured per number of tokens and of logit rows (and per bucket of the cache, if
-attention does not read the length by itself); everything else, prompts above all, is read by the same forward without a
-graph. A whole draft, forwards and draws together, is one graph more.
+attention does not read the length by itself), by a fused step where the model has one; everything else, prompts above
+all, is read by the model's own layers without a graph. A whole draft, forwards and draws together, is one graph more.
 """
 
 from __future__ import annotations
