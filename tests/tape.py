@@ -79,10 +79,6 @@ class TapeCapture:
 
         return replay
 
-    def fresh(self) -> TapeCapture:
-        """Another one."""
-        return TapeCapture()
-
     def renew(self) -> None:
         """Nothing recorded so far may be repeated: a GPU may have given its memory away."""
         self.renewals += 1

@@ -85,6 +85,8 @@ def test_passes_of_several_texts_stay_on_the_device(stock: Pair, elsewhere: None
     written = reader.write([WantedDraft(0, ids[:1], law, u, True), WantedDraft(1, ids[:1], law, u[:1], False)])
     assert all(part.device == ELSEWHERE for each in written for part in each)
     assert [each.length for each in reader.runners] == [1 + 4, 1, 20 + 4]
+    reader.read([Wanted(1, torch.zeros(20, dtype=torch.long), 1)])  # ids of the host, as a draft's own tokens are
+    assert all(place.device == ELSEWHERE for places, _ in reader._graphs._graphs.values() for place in places)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)

@@ -156,7 +156,7 @@ class GraphReader(Reader):
             stand += [(each.place, length + i) for i in range(each.tokens)]
             kept += range(len(stand) - each.rows, len(stand))
         rows, n = bucket_of(len(stand)), len(kept)
-        ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - len(stand))])
+        ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - len(stand))]).to(self._device)
         table = self._table([*stand, *[(self._spare, 0)] * (rows - len(stand))], [*kept, *[0] * (_kept(rows, n) - n)])
         # Trying a pass out, which capturing does, writes the same states as the pass.
         self._graphs.capture("read", self._read, ids, table)
