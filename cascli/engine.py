@@ -84,7 +84,8 @@ class Decoding:
             RunError: out of memory, or another run of the pair is in progress.
         """
         with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device):
-            memory.reset_peak(self.pair.device)
+            if self.pair.batch_size == 1:  # others are under way in the same memory
+                memory.reset_peak(self.pair.device)
             session = self._under_way = self._session()
             for item in self.strategy.decode(session):
                 if isinstance(item, Handover):
@@ -164,7 +165,7 @@ class Decoding:
             cost=cost_of(self.pair.info, _use(session.draft), _use(session.target)),
             seconds=session.clock.finish(),
             ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # nobody waits for a share of the time
-            peak_memory_bytes=memory.peak(self.pair.device),
+            peak_memory_bytes=memory.peak(self.pair.device) if self.pair.batch_size == 1 else None,
             k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
             shared_mass=session.draft.runner.shared_mass,

@@ -11,10 +11,11 @@ import yaml
 
 from cascli import Pair, load_pair
 from cascli.audit import numerics
-from cascli.errors import UsageError
+from cascli.errors import ConfigError, UsageError
 from cascli.models.cpu.int8_linear import Int8Linear
 from cascli.models.cpu.packed_linear import PackedLinear
 from cascli.models.cut_head import Cut, CutHead
+from cascli.models.gpu.merged import merge
 from tests.pairs import model, pair, stored_alone
 from tests.test_packed_store import KINDS, packings  # noqa: F401 - a fixture
 
@@ -110,3 +111,20 @@ def test_bad_input(vocab: object, words: str, tmp_path: Path) -> None:
 def test_a_target_is_never_cut() -> None:
     with pytest.raises(UsageError, match="unknown key 'vocab'"):
         load_pair({"target": model(2, 300) | {"vocab": 90}})
+
+
+def test_a_fused_step_is_not_made_of_a_cut_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where matrices are plain ones."""
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    config = pair(300)
+    cut = load_pair(config | {"draft": config["draft"] | {"vocab": 60}}, dtype="float16")
+    why = merge(cut.draft.model)
+    assert isinstance(why, str) and "plain" in why
+
+
+@pytest.mark.parametrize("word", ["0000000009999", "9" * 30])
+def test_ids_with_many_digits_are_read_as_numbers(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_text(f"1 2 {word}")
+    with pytest.raises(ConfigError, match="is no id from 0 to 299"):
+        Cut.of(str(file), 300, [])

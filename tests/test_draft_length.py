@@ -15,7 +15,7 @@ from cascli.jobs.compare import compare
 from cascli.jobs.synthetic import Synthetic
 from cascli.render.explanation import length_line, sentence
 from cascli.strategies import parse
-from cascli.trace import Run
+from cascli.trace import Drafted, Emitted, Round, Run
 
 
 def steps(c: float, v: list[float]) -> Profile:
@@ -138,3 +138,27 @@ def test_a_law_that_depends_on_the_rounds_is_labelled(text_pair: Pair) -> None:
     assert not runs("speculative:draft=prompt-lookup").depends_on_rounds
     assert not runs("speculative-cascade:rule=min-p,draft=prompt-lookup").depends_on_rounds
     assert not runs("speculative-cascade:rule=token-v3,draft=suffix").depends_on_rounds
+
+
+def test_without_the_target_nothing_is_held_against_it(text_pair: Pair) -> None:
+    found = compare(text_pair, "ab", ["speculative:k=2", "speculative:stop=rate,k=4"], max_new_tokens=6)
+    assert found.draft_lengths == [] and found.explanation is None
+    assert all(row.oracle_speed_vs_target is None for row in found.summary)
+
+
+def test_of_a_round_that_the_answer_ends_in_no_more_is_wanted_than_was_written(text_pair: Pair) -> None:
+    """The target takes a step a token: a bound below that is none."""
+    run = generate(text_pair, "ab", strategy="speculative:k=3", max_new_tokens=1, temperature=0.0)
+    token = Emitted(id=1, text="x", event="accepted", q=1.0, p=1.0)
+    drafted = Drafted(id=1, text="x", q=1.0, p=1.0, pi=1.0, accept_prob=1.0, accepted=True, deferred=False)
+    cut = run.model_copy(
+        update={
+            "rounds": [Round(drafted=[drafted], emitted=[token], seconds=run.rounds[0].seconds)],
+            "token_ids": [1],
+            "finish_reason": "eos",
+            "metrics": run.metrics.model_copy(update={"draft_calls": 3, "num_draft_tokens": 1}),
+        }
+    )
+    costs = steps(0.3, [1, 1.2, 1.4, 1.6])
+    spent = 3 * 0.3 + 1.6
+    assert oracle_speed([timed(cut, spent)], costs, 1 / spent) == pytest.approx(1.0)

@@ -60,6 +60,7 @@ _WHERE = (
     (RACES, "top_k", int, "0 is off"),
     (RACES, "top_p", float, "1 is off"),
     (RACES, "max_new_tokens", int, "the longest answer allowed"),
+    (SPEEDS, "batch_size", int, "answers under way at once: from 2 on times are throughput; empty where sizes differ"),
 )
 
 
@@ -98,6 +99,7 @@ _FOUND = (
     (BENCH, "seconds_per_call_kind", str, "what low and high are: `quartiles`"),
     (BENCH, "relative_to_step", float, "the call over the target's call of one token: c of a draft step, v of a block"),
     (SPEEDS, "tokens_per_second", float, "tokens over seconds; in a bench after the prompt"),
+    (BENCH, "predicted_tokens_per_second", float, "of a batch, from the times of its passes"),
     (SPEEDS, "speed_vs_target", float, "the same over that of `target` in the same runs"),
     (COMPARE, "oracle_speed_vs_target", float, "what that would be at most, had every round drafted what is kept"),
     (COMPARE, "speed_vs_target_low", float, "its interval"),

@@ -293,8 +293,11 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         answers_same=sum(place is None for place in divergences) if base is not None else None,
         same_as_target=all(place is None for place in divergences) if base is not None else None,
         ttft=percentiles([run.metrics.ttft_seconds for run in every]),
-        seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every]),
-        round_seconds=percentiles([round_.seconds.total for run in every for round_ in run.rounds[1:]]),
+        # Of a batch there are shares of the time alone, and nobody waits for a share.
+        seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every if run.batch_size == 1]),
+        round_seconds=percentiles(
+            [round_.seconds.total for run in every if run.batch_size == 1 for round_ in run.rounds[1:]]
+        ),
         other_share=sum(each.other for each in totals) / sum(each.total for each in totals),
         flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
         weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),

@@ -7,7 +7,6 @@ from typing import Any
 
 from cascli.analysis import theory
 from cascli.analysis.explanation import account
-from cascli.analysis.metrics import accepted_count
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Run, block_length, with_params
 
@@ -64,18 +63,32 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     rounds = [step for run in runs for step in run.rounds]
     steps = sum(run.metrics.draft_calls for run in runs)
     c = profile.c if steps else 0.0
-    # A rule that reads q after the block makes a draft step more in every round, whoever knows what is kept.
-    last = any(step.emitted[-1].event == "bonus" and step.emitted[-1].q is not None for step in rounds)
-    spent = c * steps + sum(profile.v(len(step.drafted) + 1) for step in rounds)
-    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + profile.v(j + 1)) for n in _kept(runs)}
-    gain = spent / sum(least[accepted_count(step)] for step in rounds)
+    last = _reads_last(runs)
+    spent = c * steps + sum(profile.v(block + 1) for run in runs for block in _checked(run))
+    # Of a round that the answer ends in, no more is wanted than was written of it.
+    wanted = [len(step.emitted) - 1 for step in rounds]
+    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + profile.v(j + 1)) for n in set(wanted)}
+    gain = spent / sum(least[n] for n in wanted)
     total = sum(run.metrics.seconds.total for run in runs)
     prompt = sum(run.metrics.seconds.prefill for run in runs)
     return speed * total / (prompt + (total - prompt) / gain)
 
 
-def _kept(runs: Sequence[Run]) -> set[int]:
-    return {accepted_count(step) for run in runs for step in run.rounds}
+def _reads_last(runs: Sequence[Run]) -> bool:
+    """Whether a draft step more is made in every round, for q after the block: whoever knows what is kept makes it."""
+    costs = runs[0].costs
+    if costs is not None:
+        return costs.reads_last
+    more = sum(run.metrics.draft_calls - sum(_checked(run)) for run in runs)
+    return 2 * more > sum(len(run.rounds) for run in runs)
+
+
+def _checked(run: Run) -> list[int]:
+    """The lengths of the blocks that the target read; a trace has no more of the last one than stands."""
+    blocks = [len(step.drafted) for step in run.rounds]
+    if blocks and run.finish_reason != "length" and "stop" not in run.params:
+        blocks[-1] = max(blocks[-1], block_length(run.params))
+    return blocks
 
 
 def draft_lengths(runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]) -> list[DraftLength]:

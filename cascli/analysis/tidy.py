@@ -155,6 +155,7 @@ def of_comparison(comparison: Comparison) -> Table:
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
         "max_new_tokens": sampling.max_new_tokens,
+        "batch_size": comparison.batch_size,
     }
     return table("compare", [shared | row_columns(row) for row in comparison.summary])
 
@@ -222,14 +223,21 @@ def of_bench(bench: Bench) -> Table:
     shared = Circumstances.of(bench.pair, bench.environment, bench.date).columns()
     shared |= {"copy_bytes_per_second": bench.copy_bytes_per_second}
     rows: list[Record] = []
-    for profile in bench.profiles:
+    for profile in (*bench.profiles, *bench.batches):
         step = profile.target[1].median
         for model, timings in (("draft", profile.draft), ("target", profile.target)):
             rows += [
-                {"kind": "step", "model": model, "context": profile.context, "block": block, **_call(each, step)}
+                {
+                    "kind": "step",
+                    "model": model,
+                    "context": profile.context,
+                    "batch_size": profile.batch_size,
+                    "block": block,
+                    **_call(each, step),
+                }
                 for block, each in timings.items()
             ]
-    return table("bench", [shared | row for row in [*rows, *_synthetic(bench)]])
+    return table("bench", [shared | row for row in [*rows, *_synthetic(bench), *_of_batches(bench)]])
 
 
 def _call(timing: Timing, step: float) -> Record:
@@ -271,6 +279,22 @@ def _synthetic(bench: Bench) -> list[Record]:
             }
         )
     return rows
+
+
+def _of_batches(bench: Bench) -> list[Record]:
+    """What was decoded in batches; `target` is k = 0."""
+    alone = {run.batch_size: run.tokens_per_second for run in bench.batch_runs if run.k == 0}
+    return [
+        {
+            **strategy_columns(f"synthetic-acceptance:k={run.k}" if run.k else "target"),
+            "kind": "synthetic",
+            "batch_size": run.batch_size,
+            "tokens_per_second": run.tokens_per_second,
+            "predicted_tokens_per_second": run.predicted_tokens_per_second,
+            "speed_vs_target": run.tokens_per_second / alone[run.batch_size],
+        }
+        for run in bench.batch_runs
+    ]
 
 
 _DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "object"}

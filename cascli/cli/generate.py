@@ -96,19 +96,21 @@ def _answers_in_batches(
 
     check_all(pair, strategy, prompts, plan.settings)
     done: dict[int, list[Run]] = {}
-    with outputs.lines() as add, Progress(plan.screen, "answering", counted=True) as progress:
-        for ended in converse_many(pair, strategy, prompts, plan.settings, size):
-            done[ended.place] = [common.with_command(run) for run in ended.result]
-            for run in done[ended.place]:
-                add(run)
-            progress.step("answers", len(done), len(prompts))
-    told = _Told(plan.screen, None, prompts)
-    for place in sorted(done):
-        for run in done[place]:
-            told.begin(prompts[place], run.turn)
-            if outputs.printed is None:
-                told.answer(run)
-            told.end(run)
+    try:
+        with outputs.lines() as add, Progress(plan.screen, "answering", counted=True) as progress:
+            for ended in converse_many(pair, strategy, prompts, plan.settings, size):
+                done[ended.place] = [common.with_command(run) for run in ended.result]
+                for run in done[ended.place]:
+                    add(run)
+                progress.step("answers", len(done), len(prompts))
+    finally:  # what has ended is shown of an interrupted command too
+        told = _Told(plan.screen, None, prompts)
+        for place in sorted(done):
+            for run in done[place]:
+                told.begin(prompts[place], run.turn)
+                if outputs.printed is None:
+                    told.answer(run)
+                told.end(run)
     runs = [run for place in sorted(done) for run in done[place]]
     told.end_of_all(runs)
     return runs

@@ -33,6 +33,11 @@ def context_of(ks: Sequence[int]) -> int:
     return PROMPT + ROUNDS * (max(ks) + 1) // 3
 
 
+def longest(ks: Sequence[int]) -> int:
+    """Tokens of the longest text of such runs, with what is drafted at its end."""
+    return PROMPT + (ROUNDS + 1) * (max(ks) + 1) + max(ks)
+
+
 class _Rounds(NamedTuple):
     """What rounds of one answer came to: sums over all but the first."""
 
@@ -97,7 +102,7 @@ def batch_runs(
 
 
 def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> BatchMemory:
-    tokens = rounded_up(PROMPT + (ROUNDS + 1) * (k + 1) + k)
+    tokens = rounded_up(longest([k]))
     caches = size * tokens * sum(memory.token_bytes(model.model) for model in pair.models.values())
     return BatchMemory(
         batch_size=size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from cascli import notebook
@@ -195,11 +196,11 @@ class Repeats:
             raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
         for strategy in strategies:
             check_models(pair, strategy)
-        self.batch_size = batch_size
+        self.batch_size = min(batch_size, len(prompts))
         self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
         self._runs, self._date = runs, now()
-        self.schedule = settled("sequential" if batch_size > 1 else schedule, pair)
+        self.schedule = settled("sequential" if self.batch_size > 1 else schedule, pair)
         self._on_event: OnEvent | None = None
         self._pairs = [pair.with_own_caches() if self.schedule == "fair" else pair for _ in strategies]
         self._timed: Profile | None = None
@@ -233,8 +234,7 @@ class Repeats:
         ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
         ks = {block_length(strategy.params) for strategy in self._strategies}
         self._timed = self._profile(len(ids) + self._settings.max_new_tokens // 2, ks, on_progress)
-        for pair in (self._pair, *self._pairs):
-            pair.steps = self._timed
+        self._pair, *self._pairs = (replace(pair, steps=self._timed) for pair in (self._pair, *self._pairs))
 
     def run(self, on_event: OnEvent | None = None) -> None:
         """Make all runs; what an interruption leaves is kept."""
@@ -266,12 +266,15 @@ class Repeats:
     def _answer_in_batches(self, column: int, strategy: Strategy) -> None:
         """All prompts by one strategy; its runs stand in their order, however they end."""
         ended: dict[int, list[Run]] = {}
-        for conversation in converse_many(self._pair, strategy, self._prompts, self._settings, self.batch_size):
-            ended[conversation.place] = conversation.result
-            for run in conversation.result:
-                if self._on_event is not None:
-                    self._on_event(column, run)
-        self._done[-1][column] = [run for place in sorted(ended) for run in ended[place]]
+        try:
+            for conversation in converse_many(self._pair, strategy, self._prompts, self._settings, self.batch_size):
+                ended[conversation.place] = conversation.result
+                for run in conversation.result:
+                    if self._on_event is not None:
+                        self._on_event(column, run)
+        finally:  # an interruption leaves the first prompts, as far as all of them have ended
+            whole = takewhile(ended.__contains__, range(len(self._prompts)))
+            self._done[-1][column] = [run for place in whole for run in ended[place]]
 
     def _take(self, column: int, event: Event) -> None:
         if isinstance(event, Run):
@@ -326,15 +329,16 @@ class Repeats:
         """Everything that was found, with the steps if they were timed."""
         rows, spread = summarise(self._done), spread_of(self._done)
         speeds = {row.strategy: row.speed_vs_target or 0.0 for row in rows}
-        if steps is not None:
-            rows = [self._with_oracle(row, steps) for row in rows]
+        told = steps if explained(self.every) else None  # without the target there is nothing to hold speeds against
+        if told is not None:
+            rows = [self._with_oracle(row, told) for row in rows]
         return Comparison(
             date=self._date,
             runs=list(_flat(self._done[0])),
             summary=rows,
             explanation=explain(self.every, steps, speeds=speeds, noise=spread),
             profile=steps,
-            draft_lengths=[] if steps is None else draft_lengths(self.every, steps, speeds),
+            draft_lengths=[] if told is None else draft_lengths(self.every, told, speeds),
             repeats=repeats_of(self._done),
             spread=spread,
             schedule=self.schedule,

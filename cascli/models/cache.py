@@ -46,6 +46,11 @@ class States:
         if self.capacity:
             self._grow(self.keys, self.values)
 
+    @property
+    def unmade(self) -> int:
+        """Tokens for which there is to be room, and is not yet, over all places."""
+        return self.places * max(self._wanted - self.capacity, 0)
+
     def take(self, keys: Tensor, values: Tensor, needed: int) -> None:
         """Have room for `needed` tokens like `keys` and `values`, `[1, heads, n, head_dim]`."""
         if needed > self.capacity:

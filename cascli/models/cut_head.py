@@ -69,7 +69,8 @@ def _ids_in(file: Path, rows: int, where: str) -> list[int]:
         ConfigError: there is no such file, or something else is in it.
     """
     words = re.split(r"[\s,\[\]]+", text_of(file, _FILE_BYTES).strip(" \t\r\n,[]"))
-    wrong = next((word for word in words if not (word.isascii() and word.isdecimal() and int(word[:9]) < rows)), None)
+    known = [word.isascii() and word.isdecimal() and len(word) < 19 and int(word) < rows for word in words]
+    wrong = next((word for word, fine in zip(words, known, strict=True) if not fine), None)
     if wrong is not None:
         said = f"'{wrong[:40]}' is no id from 0 to {rows - 1}" if wrong else "it is empty"
         raise ConfigError(f"{where}: {file}: {said}; a file of token ids is wanted.")

@@ -17,7 +17,8 @@ def step_costs(pair: Pair, longest: int, draft_steps: float, *, reads_last: bool
     """
     if pair.steps is not None:
         v = [pair.steps.v(n) for n in range(1, longest + 2)]
-        return StepCosts(c=draft_steps * pair.steps.c, v=v, reads_last=reads_last, measured=True)
+        measured = pair.steps.longest > longest  # beyond that they are extrapolated
+        return StepCosts(c=draft_steps * pair.steps.c, v=v, reads_last=reads_last, measured=measured)
     info = pair.info
     draft = 0 if info.draft is None else info.draft.weight_bytes or 0
     ratio = draft / info.target.weight_bytes if info.target.weight_bytes else 0.0

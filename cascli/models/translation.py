@@ -187,7 +187,8 @@ def _in_parts(pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def file_for(draft: Path, target: Path, sides: Sequence[Vocabulary]) -> Path | None:
     """Where the common tokens of two tokenizers are kept, by their folders; None where there are no such files."""
-    digest = hashlib.sha256(f"{_FORMAT} {[(side.size, side.ends, side.end) for side in sides]}".encode())
+    known = [(side.size, side.ends, side.end, sorted(side.special)) for side in sides]
+    digest = hashlib.sha256(f"{_FORMAT} {known}".encode())
     for folder in (draft, target):
         file = folder / "tokenizer.json"
         if not file.is_file():

@@ -14,9 +14,10 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
     """What a run cost and how far it was from the target, in a few lines."""
     m = run.metrics
     oracle = " (oracle)" if run.oracle else ""
+    share = f", its share of {run.batch_size} at once" if run.batch_size > 1 else ""
     yield (
         f"{run.spec}{oracle}: {len(run.token_ids)} tokens in {seconds(m.seconds.total)}"
-        f" ({number(m.tokens_per_second, 1)} tokens/s), ended by {run.finish_reason}"
+        f" ({number(m.tokens_per_second, 1)} tokens/s{share}), ended by {run.finish_reason}"
     )
     if m.num_draft_tokens:
         yield (
@@ -88,12 +89,13 @@ def totals(runs: Sequence[Run]) -> str:
     row = summarise([[runs]])[0]
     answers = f"{len(runs)} answers" + (f" to {row.num_prompts} prompts" if row.num_prompts != len(runs) else "")
     cut = f", {row.answers_cut} at the limit" if row.answers_cut else ""
+    together = f", {runs[0].batch_size} at once" if runs[0].batch_size > 1 else ""
     parts = [f"target calls per token {number(row.target_calls_per_token)}", f"mean TV {tv(row.mean_tv_to_target)}"]
     if row.tested_acceptance_rate is not None:
         parts.insert(0, f"{number(row.tested_acceptance_rate)} of the tested drafts accepted")
     return (
         f"{answers}: {row.tokens:,} tokens in {seconds(row.seconds)}"
-        f" ({number(row.tokens_per_second, 1)}/s), {number(row.mean_answer_tokens, 1)} each{cut}\n"
+        f" ({number(row.tokens_per_second, 1)}/s{together}), {number(row.mean_answer_tokens, 1)} each{cut}\n"
         f"{', '.join(parts)}"
     )
 

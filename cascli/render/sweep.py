@@ -73,13 +73,21 @@ def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> lis
         shown += ["", Text(said, style="bold")] if said is not None else []
     more = ["results.csv has more columns"] if short else []
     costs = table_notes(rows, greedy=temperatures == [0]) if any(row.costs for row in rows) else ""
-    notes = ["; ".join([*_counts(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
+    notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:
     """How many answers the numbers are of, where that is the same for all."""
     return [] if _uneven(rows) else [f"{rows[0].answers} answers a strategy"]
+
+
+def _batches(rows: Sequence[SweepRow]) -> list[str]:
+    """What the speeds are of, where they are not of answers alone."""
+    sizes = {row.batch_size for row in rows if row.answers}
+    if None in sizes:
+        return ["no speeds where answers were made in batches of several sizes"]
+    return [f"speeds are the throughput of {size} answers at once" for size in sizes if size and size > 1]
 
 
 def _uneven(rows: Sequence[SweepRow]) -> bool:

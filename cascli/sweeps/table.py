@@ -41,6 +41,11 @@ class SweepRow(Data):
     """How many different prompts were answered; None in older documents."""
     num_answers: int | None = None
     """How many answers were written, each turn's and repeat's; None in older documents."""
+    batch_size: int | None = None
+    """How many answers were under way at once; None where records differ in that, and in older documents.
+
+    From 2 on times are shares of a batch's, and `tokens_per_second` is throughput.
+    """
     quality: float | None
     quality_interval: tuple[float, float] | None
     """Of the mean over prompts, which are what varies independently; see `cascli.analysis.statistics`."""
@@ -246,6 +251,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
     drafted, accepted = (sum(getattr(record, name) for record in good) for name in ("drafted", "accepted"))
     rejection = _rejection(good)
     speed, their_speed = _speed(good), _speed([record for record in target if record.error is None])
+    alike = len({record.batch_size for record in (*good, *target) if record.error is None}) == 1
     return SweepRow(
         strategy=key[0],
         temperature=key[1],
@@ -254,6 +260,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         errors=len(group) - len(good),
         num_prompts=len({record.problem for record in good}),
         num_answers=answers,
+        batch_size=good[0].batch_size if len({record.batch_size for record in good}) == 1 else None,
         quality=_mean(list(scored.values())),
         **_interval("quality_interval", mean_interval(list(scored.values()))),
         quality_vs_target=_mean(list(gains.values())),
@@ -264,7 +271,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         share_cut=cut / answers if answers else None,
         seconds=fsum(record.seconds or 0.0 for record in good) or None,
         tokens_per_second=speed,
-        speed_vs_target=speed / their_speed if speed and their_speed else None,
+        speed_vs_target=speed / their_speed if alike and speed and their_speed else None,
         target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
         draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
         flops_per_token=_flops(good, tokens),
@@ -303,6 +310,9 @@ def _by_problem(records: Iterable[Record]) -> dict[str, float]:
 
 
 def _speed(records: Sequence[Record]) -> float | None:
+    """Tokens a second; None where some are of answers alone and others of a batch's throughput."""
+    if len({record.batch_size for record in records}) > 1:
+        return None
     seconds = fsum(record.seconds or 0.0 for record in records)  # the same sum in any order
     return sum(len(record.token_ids) for record in records) / seconds if seconds else None
 

@@ -38,18 +38,18 @@ def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
     return [list(group) for _, group in groupby(work, key=_circumstances)]
 
 
-def by_cell(work: Iterable[Unit]) -> list[Unit]:
-    """All units of a cell in a row, `target` first: what a batch has under way at once is of one strategy.
+def by_cell(work: Iterable[Unit]) -> list[list[Unit]]:
+    """The units of each cell, `target` first: what a batch has under way at once is of one strategy.
 
     Its throughput is then its own, and the target's answers are there when others are held against them.
     """
-    return sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.cell.strategy))
+    work = sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.cell.strategy))
+    return [list(group) for _, group in groupby(work, key=lambda unit: unit.cell.key)]
 
 
 def batches(work: Iterable[Unit], size: int) -> list[list[Unit]]:
     """Units of one cell, so many at a time: what one worker does at once."""
-    cells = [list(group) for _, group in groupby(by_cell(work), key=lambda unit: unit.cell.key)]
-    return [cell[start : start + size] for cell in cells for start in range(0, len(cell), size)]
+    return [cell[start : start + size] for cell in by_cell(work) for start in range(0, len(cell), size)]
 
 
 def _block(unit: Unit) -> tuple[int, float, int]:

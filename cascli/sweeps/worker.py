@@ -43,6 +43,7 @@ class Worker:
         self._pair, self._plan, self._task = replace(pair, steps=None), plan, task
         self._greedy: dict[str, Sequence[int]] = {}
         self._warm: set[str] = set()
+        self._lanes: Lanes | None = None
 
     def about(self) -> dict[str, str]:
         """Machine, versions, and the two models as they were loaded."""
@@ -87,10 +88,11 @@ class Worker:
         if self._plan.batch_size == 1:
             yield from map(self.do, units)
             return
-        work = by_cell(units)
-        lanes = Lanes(self._pair, min(self._plan.batch_size, max(len(work), 1)))
-        for ended in lanes.run(partial(self._do, unit) for unit in work):
-            yield ended.result
+        if self._lanes is None:
+            self._lanes = Lanes(self._pair, self._plan.batch_size)
+        for cell in by_cell(units):
+            for ended in self._lanes.run(partial(self._do, unit) for unit in cell):
+                yield ended.result
 
     def do(self, unit: Unit) -> Record:
         """Answer and judge; what goes wrong is recorded as the record's error."""

@@ -105,21 +105,31 @@ def test_models_whose_texts_cannot_share_say_why() -> None:
     assert "attention" in lanes.alone_because["target"]
 
 
-def test_shares_of_the_time_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is a counter, so that every second is somebody's or nobody's for a reason."""
+def test_lanes_share_the_time_of_a_pass_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only passes take time: six seconds each."""
     now = [0.0]
+    monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
+    read = batch_reader.RowReader.read
 
-    def tick() -> float:
-        now[0] += 1.0
-        return now[0]
+    def slow(self: Any, wanted: Any) -> Any:
+        now[0] += 6.0
+        return read(self, wanted)
 
-    monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", tick)
-    loaded = load_pair(pair(300))
-    runs, _ = in_lanes(loaded, 3, jobs("speculative:k=2", 1.0))
-    total = sum(run.metrics.seconds.total for run in runs)
-    assert 0.5 * now[0] < total <= now[0]
-    for run in runs:
-        assert run.metrics.seconds.draft + run.metrics.seconds.verify <= run.metrics.seconds.total
+    monkeypatch.setattr(batch_reader.RowReader, "read", slow)
+    loaded, spent = load_pair(pair(300)), {}
+
+    def asks(given: Pair, name: str, n: int, times: int) -> str:
+        start, runner = given.timer(), given.target.runner
+        for _ in range(times):
+            runner.forward(torch.arange(n), 1)
+        spent[name] = given.timer() - start
+        return name
+
+    work = [partial(asks, name=name, n=n, times=times) for name, n, times in (("a", 1, 2), ("b", 4, 1), ("c", 1, 1))]
+    assert {ended.result for ended in Lanes(loaded, 3).run(work)} == {"a", "b", "c"}
+    # A pass of 1, 4 and 1 tokens, and one of the first lane alone.
+    assert spent == {"a": pytest.approx(1.0 + 6.0), "b": pytest.approx(4.0), "c": pytest.approx(1.0)}
+    assert sum(spent.values()) == pytest.approx(now[0])
 
 
 def test_what_ends_a_lane_ends_the_others_and_frees_the_pair() -> None:

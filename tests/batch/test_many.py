@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,11 +21,16 @@ from cascli.analysis.batches import predicted_rate
 from cascli.analysis.profile import Profile, timing
 from cascli.analysis.prospects import break_even
 from cascli.cli.app import app
-from cascli.errors import RunError, UsageError
+from cascli.engine import Decoding
+from cascli.errors import PairWarning, RunError, UsageError
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.bench import bench
+from cascli.jobs.compare import Repeats
 from cascli.jobs.generate import converse, settings_of
 from cascli.models.batch import reader
+from cascli.models.cpu.batch_reader import RowReader
+from cascli.models.eager_runner import EagerRunner
+from cascli.models.pair import LoadedModel
 from cascli.prompts import Prompt
 from cascli.strategies import parse
 from cascli.sweeps.plan import load_plan
@@ -33,6 +39,7 @@ from cascli.sweeps.run import sweep
 from cascli.sweeps.tasks import task_of
 from cascli.sweeps.units import batches, by_cell, units
 from cascli.trace import Run
+from tests.pairs import ARCHITECTURES, pair
 
 PROMPTS = [Prompt(("Hello",), "a"), Prompt(("One", "Two", "Three"), "b"), Prompt(("What?",), "c"), Prompt(("x",), "d")]
 PLAN = """
@@ -82,16 +89,16 @@ def test_bad_input_is_refused_before_anything_is_answered(tiny: Pair) -> None:
 
 
 def test_a_batch_that_has_no_room_names_the_largest_that_has(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    per_text = 256 * reader_bytes(tiny)
-    monkeypatch.setattr(reader, "available", lambda device: 3 * per_text + 5)
+    draft, target = (256 * state_bytes(model) for model in tiny.models.values())
+    monkeypatch.setattr(reader, "available", lambda device: 3 * (draft + target) + 5)
     with pytest.raises(RunError, match=r"a batch of 4 does not fit.*\n.*a batch of 3 or fewer"):
         generate_many(tiny, PROMPTS, strategy="target", batch_size=4, max_new_tokens=5)
     assert generate_many(tiny, PROMPTS, strategy="target", batch_size=3, max_new_tokens=5)
 
 
-def reader_bytes(pair: Pair) -> int:
+def state_bytes(model: LoadedModel) -> int:
     """Counted from the states themselves, so that the prediction is held against what is allocated."""
-    runner = pair.target.runner.fresh()
+    runner = cast(EagerRunner, model.runner.fresh())
     runner.forward(torch.tensor([1]), 1)
     states = [layer.states for layer in runner.cache.layers]
     return sum(each.keys[:, :, 0].nbytes + each.values[:, :, 0].nbytes for each in states)
@@ -157,8 +164,8 @@ def test_what_is_under_way_at_once_is_of_one_strategy(tmp_path: Path) -> None:
     plan.write_text(PLAN)
     loaded = load_plan(plan)
     work = list(units(loaded, task_of(loaded, tmp_path)))
-    assert sorted(unit.key for unit in by_cell(work)) == sorted(unit.key for unit in work)
-    assert by_cell(work)[0].cell.strategy == "target"
+    assert sorted(unit.key for cell in by_cell(work) for unit in cell) == sorted(unit.key for unit in work)
+    assert by_cell(work)[0][0].cell.strategy == "target"
     for batch in batches(work, 3):
         assert len({unit.cell.key for unit in batch}) == 1
     assert max(map(len, batches(work, 3))) == 3
@@ -236,3 +243,90 @@ def test_memory_of_a_batch_is_predicted(tiny: Pair) -> None:
     if memory is None or memory.measured_bytes is None:
         pytest.skip("this system does not say how much memory is in use")
     assert memory.predicted_bytes == pytest.approx(memory.measured_bytes, rel=0.15)
+
+
+def test_lanes_of_a_sweep_hold_one_strategy_at_a_time(
+    tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[set[str]] = []
+    steps = Decoding.steps
+    under_way: list[str] = []
+
+    def watched(self: Decoding) -> Any:
+        under_way.append(self.strategy.spec)
+        together.append(set(under_way))
+        yield from steps(self)
+        under_way.remove(self.strategy.spec)
+
+    monkeypatch.setattr(Decoding, "steps", watched)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("limit: 4", "limit: 3"))
+    sweep(str(plan), tiny, output=tmp_path / "out", batch_size=2)
+    assert len(together) > 12
+    assert all(len(each) == 1 for each in together)
+
+
+def test_speeds_of_several_batch_sizes_are_not_mixed(tiny: Pair, tmp_path: Path) -> None:
+    plan = {"pair": "tiny-random", "strategies": ["target"], "limit": 2, "max_new_tokens": 5}
+    sweep(plan, tiny, output=tmp_path)
+    more = plan | {"strategies": ["target", "speculative:k=2"], "limit": 2}
+    rows = sweep(more, tiny, output=tmp_path, batch_size=2, resume=True)
+    assert [row.batch_size for row in rows] == [1, 2]
+    assert rows[1].tokens_per_second is not None and rows[1].speed_vs_target is None
+    mixed = sweep(more | {"limit": 4}, tiny, output=tmp_path, batch_size=3, resume=True)
+    assert [(row.batch_size, row.tokens_per_second) for row in mixed] == [(None, None)] * 2
+    assert list(mixed.to_frame()["batch_size"].isna()) == [True, True]
+
+
+def test_a_batch_is_no_larger_than_its_prompts(tiny: Pair) -> None:
+    found = compare(tiny, PROMPTS[:2], ["target", "speculative:k=2"], batch_size=8, max_new_tokens=5)
+    assert (found.batch_size, found.runs[0].batch_size) == (2, 2)
+    assert found.profile is not None and found.profile.batch_size == 2
+    assert found.summary[0].seconds_per_token is None
+    assert list(found.to_frame()["batch_size"]) == [2, 2]
+    alone = compare(tiny, PROMPTS[:1], ["target"], batch_size=8, max_new_tokens=5)
+    assert (alone.batch_size, alone.schedule) == (1, "fair")
+
+
+def test_an_interruption_keeps_the_first_answers(tiny: Pair) -> None:
+    strategies = [parse("target"), parse("speculative:k=2")]
+    done = Repeats(tiny, PROMPTS, strategies, settings_of(tiny, max_new_tokens=5), batch_size=2)
+
+    def stop(column: int, event: Any) -> None:
+        if column == 1 and event.prompt_id == "c":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        done.run(stop)
+    assert done.interrupted()
+    kept = done.comparison().runs
+    assert {run.spec for run in kept} == {"target", "speculative:k=2"}
+    assert kept[0].prompt_id == "a"
+
+
+def test_memory_that_runs_out_in_a_pass_is_told(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, wanted: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(RowReader, "read", full)
+    with pytest.raises(RunError, match="out of memory"):
+        generate_many(tiny, PROMPTS, strategy="target", batch_size=3, max_new_tokens=5)
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_both_models_caches_must_have_room(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = 4 * 256 * state_bytes(tiny.target)
+    monkeypatch.setattr(reader, "available", lambda device: target + 5)
+    with pytest.raises(RunError, match="a batch of 4 does not fit"):
+        generate_many(tiny, PROMPTS, strategy="speculative:k=2", batch_size=4, max_new_tokens=5)
+
+
+def test_step_times_of_a_batch_stay_with_the_comparison(tiny: Pair) -> None:
+    compare(tiny, PROMPTS[:2], ["target", "speculative:k=3,stop=rate"], batch_size=2, max_new_tokens=5)
+    assert tiny.steps is None
+
+
+def test_models_that_are_read_one_by_one_say_so() -> None:
+    loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
+    with pytest.warns(PairWarning, match="read one by one by the (draft|target)"):
+        generate_many(loaded, ["a", "b"], strategy="target", batch_size=2, max_new_tokens=3)

@@ -7,6 +7,7 @@ Nothing runs in parallel but the kernels, so that what a lane computes does not 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
@@ -14,6 +15,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
+from cascli.errors import PairWarning
 from cascli.models.batch.reader import Reader, Wanted, WantedDraft
 from cascli.models.calls import ROLES, Calls, Role
 from cascli.models.choose_runner import choose_reader
@@ -105,12 +107,18 @@ class LaneRunner(Runner):
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""
+        self._reader.elsewhere = self._lanes.unmade(apart_from=self._role)
         self._reader.prepare(self._place, prompt, answer, calls, sampler)
 
     @property
     def capture_seconds(self) -> float | None:
         """Time spent on capturing so far, for all lanes."""
         return self._reader.capture_seconds
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """Of the model's own runner."""
+        return self._own.compile_seconds
 
 
 class LaneWriter(LaneRunner):
@@ -142,11 +150,18 @@ class Lanes:
         self._pairs = [self._pair_of(place) for place in range(size)]
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
         """Forward passes that answered lanes, of each model."""
+        for role, why in self.alone_because.items():
+            text = f"texts of a batch are read one by one by the {role} model: {why}"
+            warnings.warn(text, PairWarning, stacklevel=3)
 
     @property
     def alone_because(self) -> dict[Role, str]:
         """Why a model's texts are read in passes of their own, of those whose are."""
         return {role: each.alone_because for role, each in self._readers.items() if each.alone_because}
+
+    def unmade(self, apart_from: Role) -> int:
+        """Bytes of caches that other models have been asked for and have not made yet."""
+        return sum(each.unmade for role, each in self._readers.items() if role != apart_from)
 
     def _pair_of(self, place: int) -> Pair:
         runners = {role: model.runner.around(self._lane_of(role, place)) for role, model in self._pair.models.items()}
@@ -199,7 +214,7 @@ class Lanes:
 
     def _go_on(self, lane: _Lane, value: object, waiting: list[_Lane], free: list[int]) -> Iterator[Ended[T]]:
         with torch.inference_mode():
-            result = lane.run.switch(value)
+            result = lane.run.throw(value) if isinstance(value, Exception) else lane.run.switch(value)
         if lane.run.dead:
             waiting.remove(lane)
             free.append(lane.place)
@@ -208,8 +223,8 @@ class Lanes:
             lane.asked = result
             self._timers[lane.place].leave()
 
-    def _answered(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written]]:
-        """One pass of one model for all lanes that wait for it, or one draft of several.
+    def _answered(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written | Exception]]:
+        """One pass of one model for all lanes that wait for it, or one draft of several; its error is each lane's.
 
         The draft model's come first: once nobody waits for it, all wait for the target, whose passes are dear.
         """
@@ -224,11 +239,15 @@ class Lanes:
             yield lane, answer
 
     @torch.inference_mode()
-    def _read(self, role: Role, wanted: Sequence[Any]) -> tuple[Sequence[Tensor | Written], float]:
+    def _read(self, role: Role, wanted: Sequence[Any]) -> tuple[Sequence[Tensor | Written | Exception], float]:
         """What lanes have asked for, all reads or all drafts, and how long it took; capturing is nobody's time."""
         reader, drafts = self._readers[role], isinstance(wanted[0], WantedDraft)
         start, captured = time.perf_counter(), reader.capture_seconds or 0.0
-        answers = reader.write(wanted) if drafts else reader.read(wanted)
-        self.wait_for(role)
+        answers: Sequence[Tensor | Written | Exception]
+        try:
+            answers = reader.write(wanted) if drafts else reader.read(wanted)
+            self.wait_for(role)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            answers = [error] * len(wanted)
         self.passes[role] += max(each.write.steps for each in wanted) if drafts else 1
         return answers, time.perf_counter() - start - ((reader.capture_seconds or 0.0) - captured)

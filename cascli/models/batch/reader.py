@@ -55,7 +55,9 @@ class WantedDraft(NamedTuple):
         return self.write.tokens
 
 
-def check_room(states: States, texts: int, tokens: int, per_token: int, device: torch.device) -> None:
+def check_room(
+    states: States, texts: int, tokens: int, per_token: int, device: torch.device, elsewhere: int = 0
+) -> None:
     """Refuse a batch whose caches have no room, before they are made: a system that is out of memory says nothing.
 
     Args:
@@ -64,15 +66,17 @@ def check_room(states: States, texts: int, tokens: int, per_token: int, device: 
         tokens: that each place is to have room for.
         per_token: bytes of keys and values, of all layers.
         device: where they are.
+        elsewhere: bytes that the caches of other models will take for as many places.
 
     Raises:
         RunError: there is no room; says for how many there is.
     """
     free = available(device)
-    needed, held = (states.places * each * per_token for each in (tokens, states.capacity))
+    each, held = tokens * per_token + elsewhere // states.places, states.places * states.capacity * per_token
+    needed = states.places * each
     if free is None or needed - held <= free:
         return
-    fits = (free + held) // (tokens * per_token) - (states.places - texts)
+    fits = (free + held) // each - (states.places - texts)
     raise RunError(
         f"a batch of {texts} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
         f" and {(free + held) / 1e9:.1f} GB are free.\n"
@@ -100,6 +104,8 @@ class Reader(ABC):
 
     alone_because: str | None = None
     """Why each text is read in passes of its own; None if they share them."""
+    elsewhere: int = 0
+    """Bytes that the caches of other models will take."""
     draws: bool = False
     """Whether `write` is there, which makes several passes and the draws between them at once."""
 
@@ -111,6 +117,11 @@ class Reader(ABC):
     def capture_seconds(self) -> float | None:
         """Time spent on capturing so far; None for a reader that captures nothing."""
         return None
+
+    @property
+    def unmade(self) -> int:
+        """Bytes of caches that were asked for and are not made yet."""
+        return 0
 
     @abstractmethod
     def shares(self, n: int) -> bool:

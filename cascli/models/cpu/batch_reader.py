@@ -59,6 +59,11 @@ class RowReader(Reader):
         self._most = most_rows(state_dtype(runner.model))
         self._per_token = token_bytes(runner.model)
 
+    @property
+    def unmade(self) -> int:
+        """Bytes of caches that were asked for and are not made yet."""
+        return self._states[0].unmade * self._per_token
+
     def shares(self, n: int) -> bool:
         """Blocks that `row_attention` reads by rows when they are alone."""
         return n <= MOST_ROWS
@@ -71,7 +76,7 @@ class RowReader(Reader):
         """
         del place, calls, sampler
         tokens = rounded_up(prompt + answer)
-        check_room(self._states[0], len(self.runners), tokens, self._per_token, self._runner.device)
+        check_room(self._states[0], len(self.runners), tokens, self._per_token, self._runner.device, self.elsewhere)
         for each in self._states:
             each.reserve(tokens)
 

@@ -192,7 +192,7 @@ class GraphReader(Reader):
         """Room for texts of `length` tokens; buffers that move take the graphs with them."""
         tokens = rounded_up(bucket_of(length))  # moves seldom, since all graphs are captured anew then
         if tokens > self._states[0].capacity:
-            check_room(self._states[0], self._spare, tokens, self._per_token, self._device)
+            check_room(self._states[0], self._spare, tokens, self._per_token, self._device, self.elsewhere)
             for each in self._states:
                 each.reserve(tokens)
         if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph

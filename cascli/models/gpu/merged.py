@@ -110,6 +110,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return "its attention is not what the kernel computes"
     matrices = [each for name, each in model.get_decoder().named_modules() if name.endswith(_MATRICES)]
     dtypes = {each.dtype for each in model.parameters()}
+    matrices.append(model.get_output_embeddings())  # of a draft model it may be cut
     if not all(type(each) is nn.Linear for each in matrices) or len(dtypes) > 1:
         return "its matrices are not plain ones of one precision"
     activation = _activation(model)
