@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cascli.errors import ConfigError
+from cascli.files import printed
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -39,9 +42,16 @@ def special_ids(tokenizer: Any) -> set[int]:
     return {*tokenizer.all_special_ids, *(token for token, said in added.items() if said.special)}
 
 
-def ids_of(value: Any) -> frozenset[Any]:
-    """What a config says of `eos_token_id`: nothing, one id, or several."""
-    return frozenset(value if isinstance(value, list | tuple | set) else [] if value is None else [value])
+def ids_of(said: object) -> frozenset[int]:
+    """What a config says of `eos_token_id`: nothing, one id, or several.
+
+    Raises:
+        ConfigError: something else.
+    """
+    ids = said if isinstance(said, list | tuple | set) else [] if said is None else [said]
+    if not all(isinstance(each, int) for each in ids):
+        raise ConfigError(f"eos_token_id: {printed(said)} is neither an id nor a list of ids")
+    return frozenset(ids)
 
 
 def same_file(a: Path, b: Path) -> bool:
