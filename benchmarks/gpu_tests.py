@@ -17,7 +17,13 @@ from typing import Any
 from benchmarks.subprocess_runner import ROOT, Subprocess, tail
 
 FOLDERS = ("tests/gpu", "tests/kernels")
-_NEED_NO_GPU = ("test_audit.py", "test_compile_for_gpu.py", "test_in_decoding.py", "test_law_in_decoding.py")
+_NEED_NO_GPU = (
+    "test_audit.py",
+    "test_compile_for_gpu.py",
+    "test_in_decoding.py",
+    "test_lanes_in_decoding.py",
+    "test_law_in_decoding.py",
+)
 """The first compiles every kernel for a GPU that need not be there, which takes a minute; on a GPU the other skips."""
 _FLAGS = ("-vv", "--tb=short", "--durations=10", "--color=no", "-p", "no:cacheprovider")
 _OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)

@@ -293,6 +293,7 @@ def test_what_does_not_know_its_distances_has_none(small: Pair) -> None:
 
 def row(spec: str, costs: AnswerCosts | None) -> Row:
     values = dict.fromkeys(Row.model_fields, None) | {"strategy": spec, "oracle": False, "tokens": 100, "seconds": 1.0}
+    values |= {"depends_on_rounds": False}
     return Row.model_validate(values | {"num_answers": 10, "costs": costs})
 
 

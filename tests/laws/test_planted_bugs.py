@@ -204,10 +204,10 @@ def rewind_keeps_stale_states(patch: pytest.MonkeyPatch) -> None:
     def update(self: cache.RewindLayer, keys: Tensor, values: Tensor, *rest: Any, **named: Any) -> Any:
         start = self.length
         used = getattr(self, "used", 0) if start else 0
-        buffers = (self.keys, self.values) if start < used else ()
+        buffers = (self.states.keys, self.states.values) if start < used else ()
         old = [states[..., start:used, :].clone() for states in buffers]
         result = right(self, keys, values, *rest, **named)
-        for states, stale in zip((self.keys, self.values), old, strict=False):
+        for states, stale in zip((self.states.keys, self.states.values), old, strict=False):
             n = min(stale.shape[-2], keys.shape[-2])
             states[..., start : start + n, :] = stale[..., :n, :]
         self.used = max(used, self.length)
