@@ -85,7 +85,7 @@ def _counts(rows: Sequence[SweepRow]) -> list[str]:
 def _batches(rows: Sequence[SweepRow]) -> list[str]:
     """What the speeds are of, where they are not of answers alone."""
     sizes = {row.batch_size for row in rows if row.answers}
-    if None in sizes:
+    if any(row.batch_size is None and row.seconds and row.tokens_per_second is None for row in rows):
         return ["no speeds where answers were made in batches of several sizes"]
     return [f"speeds are the throughput of {size} answers at once" for size in sizes if size and size > 1]
 

@@ -151,9 +151,9 @@ class SweepTable(Document):
 
     kind: ClassVar[str] = "sweep table"
 
-    schema_name: Literal["cascli.sweep-table/1", "cascli.sweep-table/1.1", "cascli.sweep-table/1.2"] = Field(
-        "cascli.sweep-table/1.2", alias="schema"
-    )
+    schema_name: Literal[
+        "cascli.sweep-table/1", "cascli.sweep-table/1.1", "cascli.sweep-table/1.2", "cascli.sweep-table/1.3"
+    ] = Field("cascli.sweep-table/1.3", alias="schema")
     metric: str
     """How answers are scored."""
     rows: list[SweepRow]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cascli import Pair, compare, generate_many, load_pair
@@ -32,10 +34,12 @@ from cascli.models.cpu.batch_reader import RowReader
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.pair import LoadedModel
 from cascli.prompts import Prompt
+from cascli.render.sweep import sweep_tables
 from cascli.strategies import parse
 from cascli.sweeps.plan import load_plan
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.run import sweep
+from cascli.sweeps.table import SweepRow
 from cascli.sweeps.tasks import task_of
 from cascli.sweeps.units import batches, by_cell, units
 from cascli.trace import Run
@@ -276,6 +280,17 @@ def test_speeds_of_several_batch_sizes_are_not_mixed(tiny: Pair, tmp_path: Path)
     mixed = sweep(more | {"limit": 4}, tiny, output=tmp_path, batch_size=3, resume=True)
     assert [(row.batch_size, row.tokens_per_second) for row in mixed] == [(None, None)] * 2
     assert list(mixed.to_frame()["batch_size"].isna()) == [True, True]
+    assert "batches of several sizes" in _said(mixed)
+    assert "2 answers at once" in _said([rows[1]])
+    older = [row.model_copy(update={"batch_size": None}) for row in rows]
+    assert "at once" not in _said(older) and "several sizes" not in _said(older)
+
+
+def _said(rows: Sequence[SweepRow]) -> str:
+    console = Console(width=200, file=io.StringIO())
+    for part in sweep_tables(rows, "agreement", console):
+        console.print(part)
+    return " ".join(console.file.getvalue().split())
 
 
 def test_a_batch_is_no_larger_than_its_prompts(tiny: Pair) -> None:
