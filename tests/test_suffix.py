@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +17,12 @@ from cascli.drafters import suffix
 from cascli.drafters.suffix import Suffix, followers
 from cascli.errors import UsageError
 from cascli.strategies import parse
+from tests.laws.integration import exact_law
 from tests.laws.models import engine_law, reference_law, tiny_pair
 from tests.laws.tables import target
 from tests.pairs import pair
+from tests.reference import process
+from tests.reference.distributions import softmax, warp
 from tests.reference.process import distance
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -54,6 +59,65 @@ def test_what_followed_the_longest_suffix_is_counted() -> None:
 def test_it_is_lossless(k: int, sampling: dict[str, Any]) -> None:
     law = engine_law(f"speculative:draft=suffix,k={k}", 5, 3, 2, **sampling)
     assert distance(law, reference_law(target("exact"), 5, 3, 2, **sampling)) < 1e-6
+
+
+SEEN = (1, 2, 1, 3, 1)
+"""After it 2 and 3 are as likely; what is drafted then decides what is known next."""
+
+
+def counts_as_a_model(sampling: dict[str, Any]) -> process.Tables:
+    """The target by full forwards; as q the counts of a prefix, or zeros where nothing is known."""
+    model = tiny_pair(5, 2).target.model
+
+    @cache
+    def tables(prefix: process.Tokens) -> process.Pair:
+        text = [*SEEN, *prefix]
+        with torch.inference_mode():
+            y = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].numpy()
+        counts = counted(text, set(), 24, 1)
+        if not counts:
+            return process.Pair(np.zeros(5), warp(y, **sampling), np.zeros(5), softmax(y))
+        with np.errstate(divide="ignore"):
+            x = np.log([float(counts[token]) for token in range(5)])
+        return process.Pair(warp(x, **sampling), warp(y, **sampling), softmax(x), softmax(y))
+
+    return tables
+
+
+def of_counts(name: str, alpha: float) -> process.Target:
+    """A rule where there are counts, the target where there are none."""
+    rule = target(name, alpha)
+    return lambda pair: rule(pair) if pair.q.any() else pair.p
+
+
+def law_after_seen(strategy: str, length: int, sampling: dict[str, Any]) -> process.Law:
+    def run(uniforms: Any) -> process.Tokens:
+        told = {"strategy": strategy, "max_new_tokens": length, "uniforms": uniforms, **sampling}
+        return tuple(generate(tiny_pair(5, 2), prompt_ids=[*SEEN], **told).token_ids)
+
+    return exact_law(run)
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(("name", "alpha"), [("chow", 0.6), ("diff", 0.1), ("opt", 0.5), ("token-v3", 0.4)])
+def test_rules_that_read_q_follow_the_counts(name: str, alpha: float, k: int, sampling: dict[str, Any]) -> None:
+    """q is a function of the prefix, drafted tokens included, wherever a round begins."""
+    strategy = f"speculative-cascade:rule={name},alpha={alpha},draft=suffix,k={k}"
+    law = law_after_seen(strategy, 3, sampling)
+    tables = counts_as_a_model(sampling)
+    assert distance(law, process.sequential_law(tables, of_counts(name, alpha), 3)) < 1e-6
+    exact = process.sequential_law(tables, lambda pair: pair.p, 3)
+    assert distance(law, exact) > 1e-3  # the rule makes a difference here
+
+
+def test_counts_that_forget_the_drafts_before_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: every draft of a round is counted after the text that the round began with."""
+    right, began = suffix.followers, len(SEEN)
+    monkeypatch.setattr(suffix, "followers", lambda text, *rest: right(text[:began], *rest))
+    law = law_after_seen("speculative-cascade:rule=chow,alpha=0.6,draft=suffix,k=2", 3, PLAIN)
+    wanted = process.sequential_law(counts_as_a_model(PLAIN), of_counts("chow", 0.6), 3)
+    assert distance(law, wanted) > 1e-3
 
 
 def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -38,30 +38,58 @@ def batch_profiles(
         One profile a batch size, in their order: seconds of a pass for the whole batch.
     """
     readers = {role: choose_reader(model.runner.own, max(sizes)) for role, model in pair.models.items()}
-    timed: dict[int, Timed] = {size: {} for size in sizes}
-    set_context(pair, context, blocks, fill=True)
-    for reader in readers.values():
-        for number, runner in enumerate(reader.runners):
-            reader.prepare(number, context, max(blocks), ALONE, None)
-            runner.fill_cache(context)
+    timer = BatchTimer(pair, readers, context, sizes, blocks)
+    timer.fill()
     for repeat in range(repeats + 1):
         for done, size in enumerate(sizes):
             if on_progress is not None:
                 on_progress(f"measuring batches of {size}", repeat * len(sizes) + done, (repeats + 1) * len(sizes))
-            for n in sorted({1, 2, *blocks}):
-                steps = in_a_round(pair, context, n) if size == 1 else _in_a_round(pair, readers, size, context, n)
-                for key, seconds in steps:
-                    timed[size].setdefault(key, []).extend([seconds] if repeat else [])
+            timer.time(size, counted=repeat > 0)
     for model in pair.models.values():
         model.runner.reset()
-    return [
-        Profile(context=context, batch_size=size, draft=of_role("draft", each), target=of_role("target", each))
-        for size, each in timed.items()
-    ]
+    return timer.profiles
+
+
+class BatchTimer:
+    """Times the passes of batches, whenever it is asked to: between other work too, so that both see one machine."""
+
+    def __init__(
+        self, pair: Pair, readers: Mapping[Role, Reader], context: int, sizes: Sequence[int], blocks: Sequence[int]
+    ) -> None:
+        """See `batch_profiles`; the readers have room for the largest size."""
+        self._pair, self._readers, self._context = pair, readers, context
+        self._blocks = sorted({1, 2, *blocks})
+        self._timed: dict[int, Timed] = {size: {} for size in sizes}
+
+    def fill(self) -> None:
+        """Have `context` tokens in every cache, as before each measurement after the caches were used otherwise."""
+        set_context(self._pair, self._context, self._blocks, fill=True)
+        for reader in self._readers.values():
+            for number, runner in enumerate(reader.runners):
+                reader.prepare(number, self._context, max(self._blocks), ALONE, None)
+                runner.fill_cache(self._context)
+
+    def time(self, size: int, *, counted: bool = True) -> None:
+        """Time every kind of pass once over so many texts."""
+        of_size, context = self._timed[size], self._context
+        for n in self._blocks:
+            alone = in_a_round(self._pair, context, n)
+            for key, seconds in alone if size == 1 else _in_a_round(self._pair, self._readers, size, context, n):
+                of_size.setdefault(key, []).extend([seconds] if counted else [])
+
+    @property
+    def profiles(self) -> list[Profile]:
+        """One a batch size, of what was counted."""
+        return [
+            Profile(
+                context=self._context, batch_size=size, draft=of_role("draft", timed), target=of_role("target", timed)
+            )
+            for size, timed in self._timed.items()
+        ]
 
 
 def _in_a_round(
-    pair: Pair, readers: dict[Role, Reader], size: int, context: int, n: int
+    pair: Pair, readers: Mapping[Role, Reader], size: int, context: int, n: int
 ) -> Iterator[tuple[tuple[str, int], float]]:
     """Passes in the order in which a round has them, as `in_a_round`."""
     if "draft" in readers and n > 1:

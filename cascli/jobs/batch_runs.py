@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 from cascli.analysis.batches import BatchMemory, BatchRun, predicted_rate, working_bytes
 from cascli.analysis.profile import Profile
 from cascli.engine import Decoding, Request, StreamEvent
+from cascli.jobs.batch_profile import BatchTimer
 from cascli.jobs.profile import OnProgress
 from cascli.jobs.synthetic import Synthetic
 from cascli.models import memory
@@ -26,6 +27,8 @@ from cascli.trace import Handover
 PROMPT = 32
 ROUNDS = 13
 """Of each answer; the first, which waits for prompts, is not counted."""
+TIMED = 2
+"""Passes of each kind that are timed before the runs of each repeat."""
 
 
 def context_of(ks: Sequence[int]) -> int:
@@ -50,44 +53,55 @@ class _Rounds(NamedTuple):
 def batch_runs(
     pair: Pair,
     acceptance: float,
-    profiles: Sequence[Profile],
+    sizes: Sequence[int],
     *,
     ks: Sequence[int],
+    blocks: Sequence[int] = (),
     repeats: int = 3,
     on_progress: OnProgress | None = None,
-) -> tuple[list[BatchRun], BatchMemory | None]:
+) -> tuple[list[Profile], list[BatchRun], BatchMemory | None]:
     """Decode with `target` and at each k in batches of every size, interleaved; no token ends a text.
 
-    All answers of a batch make the same number of rounds, so that none leaves the others alone at the end.
+    All answers of a batch make the same number of rounds, so that none leaves the others alone at the end. What their
+    speed is predicted from is timed between them: a machine that slows down does so for both.
 
     Args:
         pair: loaded; its weights may be random.
         acceptance: the probability that a drafted token is accepted.
-        profiles: of the batch sizes.
+        sizes: of the batches.
         ks: block lengths.
+        blocks: how many tokens of each text are timed too, besides k + 1.
         repeats: counted runs of each kind, after one that is not.
         on_progress: told how it goes.
 
     Returns:
-        For each batch size in the order of the profiles, `target` and each k; and the memory of the largest batch,
-        where the system says what is in use.
+        The step times of each size; for each size, in their order, `target` and each k; and the memory of the largest
+        batch, where the system says what is in use.
     """
-    before, looks = memory.resident(pair.device), memory.reset_peak(pair.device)
     endless = replace(pair, eos_ids=frozenset())
     strategies: dict[int, Strategy] = {0: parse("target")} | {k: Synthetic(acceptance=acceptance, k=k) for k in ks}
-    sizes = sorted({1, *(profile.batch_size for profile in profiles)})
+    asked, sizes = sizes, sorted({1, *sizes})
+    before, looks = memory.resident(pair.device), memory.reset_peak(pair.device)
     lanes = Lanes(endless, max(sizes))
+    timer = BatchTimer(pair, lanes.readers, context_of(ks), asked, [*blocks, *(k + 1 for k in ks)])
     made: dict[tuple[int, int], list[list[_Rounds]]] = {}
     for repeat in range(repeats + 1):
         for done, size in enumerate(sizes):
             if on_progress is not None:
                 on_progress(f"batches of {size}", repeat * len(sizes) + done, (repeats + 1) * len(sizes))
+            if size in asked:
+                timer.fill()
+                timer.time(size, counted=False)
+                for _ in range(TIMED if repeat else 0):
+                    timer.time(size)
             for k, strategy in strategies.items():
                 jobs = [partial(_rounds, strategy, k, repeat * size + number) for number in range(size)]
                 batch = [ended.result for ended in lanes.run(jobs)]
                 if repeat:
                     made.setdefault((size, k), []).append(batch)
-    other = {k: _outside(made[1, k]) for k in strategies}
+    for model in pair.models.values():
+        model.runner.reset()
+    profiles, other = timer.profiles, {k: _outside(made[1, k]) for k in strategies}
     runs = [
         BatchRun(
             batch_size=profile.batch_size,
@@ -98,7 +112,7 @@ def batch_runs(
         for profile in profiles
         for k in strategies
     ]
-    return runs, None if before is None else _memory(pair, max(sizes), max(ks), before, looked=looks)
+    return profiles, runs, None if before is None else _memory(pair, max(sizes), max(ks), before, looked=looks)
 
 
 def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> BatchMemory:

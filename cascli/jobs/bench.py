@@ -16,7 +16,7 @@ from cascli.analysis.profile import Profile
 from cascli.engine import Request, environment
 from cascli.errors import UsageError
 from cascli.jobs.batch_profile import batch_profiles
-from cascli.jobs.batch_runs import batch_runs, context_of, longest
+from cascli.jobs.batch_runs import batch_runs, longest
 from cascli.jobs.generate import decode
 from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile, profiles
 from cascli.jobs.synthetic import Synthetic
@@ -98,14 +98,11 @@ def _batches(
     how: dict[str, Any] = {"repeats": repeats, "on_progress": on_progress}
     if acceptance is None:
         return {"batches": batch_profiles(pair, context, sizes, blocks=blocks, **how)}
-    here = context_of(ks)
     if pair.context is not None and longest(ks) > pair.context:
         raise UsageError(
             f"batches at k = {max(ks)} take texts of {longest(ks)} tokens, and the pair's context is {pair.context}."
         )
-    wanted = sorted({*blocks, *(k + 1 for k in ks)})
-    profiles = batch_profiles(pair, here, sizes, blocks=wanted, **how)
-    runs, memory = batch_runs(pair, acceptance, profiles, ks=ks, **how)
+    profiles, runs, memory = batch_runs(pair, acceptance, sizes, ks=ks, blocks=blocks, **how)
     return {"batches": profiles, "batch_runs": runs, "batch_memory": memory}
 
 

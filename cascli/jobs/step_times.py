@@ -61,6 +61,16 @@ def _file(config: PairConfig, how: How) -> Path:
     models = {role: model.model_dump(mode="json") for role, model in config.models.items()}
     own = config.defaults
     settled = how._replace(device=how.device or own.device or "auto", dtype=how.dtype or own.dtype or "auto")
-    asked = [models, *settled, os.environ.get("OMP_NUM_THREADS")]
+    asked = [models, *settled, os.environ.get("OMP_NUM_THREADS"), _ids_of(config)]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     return cache_home() / "steps" / f"{key}.json"
+
+
+def _ids_of(config: PairConfig) -> str | None:
+    """What is in the file of ids that the draft's head is cut to, since that may change; None without one."""
+    wanted = None if config.draft is None else config.draft.vocab
+    if not isinstance(wanted, str):
+        return None
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path(wanted).read_bytes()).hexdigest()
+    return None

@@ -130,6 +130,12 @@ class RewindLayer(CacheLayerMixin):
         """Forget everything but keep the buffers."""
         self.length = 0
 
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """A copy of keys and values, `[1, heads, length, head_dim]` each."""
+        here = slice(self.place, self.place + 1)
+        return self.states.keys[here, :, : self.length].clone(), self.states.values[here, :, : self.length].clone()
+
     def fill(self, length: int) -> None:
         """Hold `length` tokens of no meaning in place of what was stored; for measurements of speed."""
         states = self.states
@@ -164,6 +170,17 @@ class RewindCache(Cache):
         """Act as if `length` tokens had been read; the cache must have been used before."""
         for layer in self.layers:
             layer.fill(length)
+
+    @property
+    def kept(self) -> list[tuple[Tensor, Tensor]]:
+        """A copy of what is stored, for `put`."""
+        return [layer.kept for layer in self.layers]
+
+    def put(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Hold what a cache of the same model held, in place of what was stored."""
+        for layer, (keys, values) in zip(self.layers, kept, strict=True):
+            layer.length = 0
+            layer.update(keys, values)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""

@@ -74,10 +74,15 @@ class LoadedModel:
         return size_of(self.model)
 
     @property
+    def kept_rows(self) -> Tensor | None:
+        """Which rows of the output matrix were left, ascending; None if it was not cut."""
+        head = self.model.get_output_embeddings()
+        return head.ids if isinstance(head, CutHead) else None
+
+    @property
     def output_rows(self) -> int:
         """Rows of the output matrix that it is multiplied by: fewer than `rows` where it was cut."""
-        head = self.model.get_output_embeddings()
-        return len(head.ids) if isinstance(head, CutHead) else self.rows
+        return self.rows if self.kept_rows is None else len(self.kept_rows)
 
     @property
     def info(self) -> ModelInfo:
@@ -192,7 +197,9 @@ class Pair:
         own = {}
         if self.translation is not None:
             draft_tokens = self.translation.draft.size
-            own = {"draft_tokenizer_size": draft_tokens, "shared_tokens": self.translation.shared}
+            kept = None if self.draft is None else self.draft.kept_rows
+            shared = self.translation.shared if kept is None else self.translation.shared_among(kept)
+            own = {"draft_tokenizer_size": draft_tokens, "shared_tokens": shared}
         if target.capture_seconds is not None:
             seconds = target.capture_seconds + self.graphs.seconds
             target = target.model_copy(update={"capture_seconds": seconds})

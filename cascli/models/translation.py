@@ -93,6 +93,11 @@ class Translation:
         self._parts = _in_parts(pairs)
         self._read: dict[int, tuple[int, ...]] = {}
 
+    def shared_among(self, kept: Tensor) -> int:
+        """How many it can say if of its own tokens only `kept` `[n]` are left."""
+        said = [theirs[torch.isin(ours, kept)] for ours, theirs in self._on(kept.device)]
+        return len(torch.cat(said).unique())
+
     def logits(self, own: Tensor) -> Tensor:
         """The draft's logits `[n, V_draft]` as logits `[n, V]` of the target's tokens (float32 or wider)."""
         own = _wide(own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -89,8 +90,10 @@ class Worker:
             yield from map(self.do, units)
             return
         if self._lanes is None:
-            self._lanes = Lanes(self._pair, self._plan.batch_size)
+            self._lanes = Lanes(self._pair, self._plan.batch_size, keep_prompts=True)
         for cell in by_cell(units):
+            with suppress(Exception):  # what fails here fails again below, and is recorded
+                self._warm_up(cell[0].cell, cell[0].problem, self._pair)
             for ended in self._lanes.run(partial(self._do, unit) for unit in cell):
                 yield ended.result
 

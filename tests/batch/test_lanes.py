@@ -14,6 +14,7 @@ from cascli.errors import RunError
 from cascli.models.batch.lanes import Lanes
 from cascli.models.cpu import batch_reader
 from cascli.models.cpu.packed_linear import can_pack
+from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ARCHITECTURES, float32_by_rows, pair
 
 # Ragged: other lengths of prompt and answer, so that lanes begin, accept and end at different times.
@@ -130,6 +131,78 @@ def test_lanes_share_the_time_of_a_pass_by_their_tokens(monkeypatch: pytest.Monk
     # A pass of 1, 4 and 1 tokens, and one of the first lane alone.
     assert spent == {"a": pytest.approx(1.0 + 6.0), "b": pytest.approx(4.0), "c": pytest.approx(1.0)}
     assert sum(spent.values()) == pytest.approx(now[0])
+
+
+LONG = [[3 + (7 * i + j) % 290 for j in range(20 + 9 * i)] for i in range(3)]
+"""Prompts that are read alone, as blocks."""
+
+
+def asked_twice() -> list[Callable[[Pair], Run]]:
+    """Two strategies ask the same prompts, with other random numbers and short ones between."""
+    asked = [*LONG, *PROMPTS[:2], *reversed(LONG), *PROMPTS[:2]]
+    specs = ["speculative:k=3"] * 5 + ["speculative-cascade:rule=opt,alpha=0.3,k=2"] * 5
+    return [
+        partial(generate, prompt_ids=ids, strategy=spec, temperature=1.0, seed=i, max_new_tokens=9)
+        for i, (ids, spec) in enumerate(zip(asked, specs, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral"])
+def test_a_prompt_that_is_kept_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, work, blocks = load_pair(pair(300, **ARCHITECTURES[name])), asked_twice(), list[int]()
+    alone = [job(loaded) for job in work]
+    forward = EagerRunner.forward
+    monkeypatch.setattr(
+        EagerRunner, "forward", lambda self, ids, rows: blocks.append(len(ids)) or forward(self, ids, rows)
+    )
+    lanes = Lanes(loaded, 3, keep_prompts=True)
+    for _ in range(2):
+        together = {ended.place: ended.result for ended in lanes.run(work)}
+        assert [found(together[place]) for place in range(len(work))] == [found(run) for run in alone]
+    assert sorted(blocks) == sorted(2 * [len(ids) - 1 for ids in LONG])  # by both models, once
+
+
+def test_without_room_prompts_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, work = load_pair(pair(300)), asked_twice()
+    alone = [found(job(loaded)) for job in work]
+    monkeypatch.setattr("cascli.models.batch.lanes.available", lambda device: 8 * 40_000)
+    lanes = Lanes(loaded, 3, keep_prompts=True)
+    together = {ended.place: found(ended.result) for ended in lanes.run(work)}
+    assert [together[place] for place in range(len(work))] == alone
+    assert 0 < sum(t.nbytes for read in lanes.prompts.values() for layer in read.states for t in layer) <= 40_000
+    assert not Lanes(loaded, 3).prompts
+
+
+def test_the_reading_of_a_kept_prompt_counts_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only reading prompts takes time here, seven seconds each; who asks again has them too, and nobody waits."""
+    now = [0.0]
+    monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
+    forward = EagerRunner.forward
+
+    def slow(self: Any, ids: Any, rows: int) -> Any:
+        now[0] += 7.0 if len(ids) > batch_reader.MOST_ROWS else 0.0
+        return forward(self, ids, rows)
+
+    monkeypatch.setattr(EagerRunner, "forward", slow)
+    ask = partial(generate, prompt_ids=LONG[0], strategy="speculative:k=2", max_new_tokens=4)
+    lanes = Lanes(load_pair(pair(300)), 2, keep_prompts=True)
+    runs = [ended.result for _ in range(2) for ended in lanes.run([ask, ask])]
+    assert [run.metrics.seconds.prefill for run in runs] == pytest.approx([14.0] * 4)
+    assert [run.metrics.seconds.total for run in runs] == pytest.approx([14.0] * 4)
+    assert now[0] == pytest.approx(14.0)
+
+
+def test_states_of_another_prompt_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: what is kept is told apart by its length alone."""
+    begin = Lanes.keep
+    monkeypatch.setattr(
+        Lanes,
+        "keep",
+        lambda self, prompt, *rest: [begin(self, (prompt[0], tuple(ids)), *rest) for ids in LONG],
+    )
+    loaded, work = load_pair(pair(300)), asked_twice()
+    together = {e.place: e.result.token_ids for e in Lanes(loaded, 3, keep_prompts=True).run(work)}
+    assert [together[place] for place in range(len(work))] != [job(loaded).token_ids for job in work]
 
 
 def test_what_ends_a_lane_ends_the_others_and_frees_the_pair() -> None:

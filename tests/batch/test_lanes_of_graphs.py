@@ -61,7 +61,7 @@ def test_a_whole_draft_of_all_lanes_is_one_graph() -> None:
     together, lanes = in_lanes(loaded, 4, [partial(generate, seed=i, **ask) for i in range(4)])
     rounds = max(run.metrics.target_calls for run in together)
     assert lanes.passes["target"] == rounds and lanes.passes["draft"] <= 3 * rounds
-    draft, target = (lanes._readers[role] for role in ("draft", "target"))
+    draft, target = (lanes.readers[role] for role in ("draft", "target"))
     assert draft.graphs == len(buckets_upto(4)) == 2  # for one text, and for up to four
     assert target.graphs == len(buckets_upto(4 * 4)) == 4
     before = [each.capture_seconds for each in (draft, target)]
@@ -223,7 +223,7 @@ def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.Monk
 def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody has foreseen is captured while lanes wait: their share of the pass is without it."""
     lanes = Lanes(taped(pair(300)), 2)
-    reader = lanes._readers["target"]
+    reader = lanes.readers["target"]
     of_pass = GraphReader._pass
 
     def slowly(self: GraphReader, wanted: Any) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from cascli.errors import PairWarning
 from cascli.models.batch.reader import Reader, Wanted, WantedDraft
 from cascli.models.calls import ROLES, Calls, Role
 from cascli.models.choose_runner import choose_reader
+from cascli.models.memory import available
 from cascli.models.pair import Pair
 from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written
@@ -73,6 +74,10 @@ class LaneTimer:
         """Others run from now on."""
         self._left = time.perf_counter()
 
+    def add(self, seconds: float) -> None:
+        """Let so much more time have passed: what is not done again took it once; less, if negative."""
+        self._elsewhere -= seconds
+
     def back(self, share: float) -> None:
         """It runs again, after passes of which `share` seconds were its own."""
         if self._left is not None:
@@ -104,6 +109,20 @@ class LaneRunner(Runner):
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         self._own.truncate(length)
+
+    def begin(self, prompt_ids: Tensor) -> Tensor:
+        """Read a prompt, or take what is left of its reading: that takes no time, but counts as it did then."""
+        timer = self._lanes.timers[self._place]
+        prompt, start = (self._role, tuple(prompt_ids.tolist())), timer()
+        known = self._lanes.prompts.get(prompt)
+        if known is not None:
+            self._reader.put(self._place, known.states)
+            timer.add(known.seconds - (timer() - start))
+            return prompt_ids[-1:]
+        first, seconds = super().begin(prompt_ids), timer() - start
+        self._lanes.keep(prompt, self._reader.kept, self._place, seconds)
+        timer.add(seconds - (timer() - start))
+        return first
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""
@@ -139,14 +158,35 @@ class LaneWriter(LaneRunner):
         return written
 
 
+_Prompt = tuple[Role, tuple[int, ...]]
+"""A model, and what it reads."""
+
+
+class _Read(NamedTuple):
+    """What is left of a prompt that was read, and how long that took."""
+
+    states: Sequence[tuple[Tensor, Tensor]]
+    seconds: float
+
+
 class Lanes:
     """Up to `size` answers of a pair under way at once."""
 
-    def __init__(self, pair: Pair, size: int) -> None:
-        """Take the pair whose weights are used; each lane gets caches of its own."""
+    def __init__(self, pair: Pair, size: int, *, keep_prompts: bool = False) -> None:
+        """Take the pair whose weights are used; each lane gets caches of its own.
+
+        Args:
+            pair: loaded.
+            size: of the batch.
+            keep_prompts: read a prompt once however often it is asked, while an eighth of the memory holds what is
+                left of them. Whoever asks it again has its reading in its time, as long as it took.
+        """
         self._pair, self.size = pair, size
-        self._readers = {role: choose_reader(model.runner.own, size) for role, model in pair.models.items()}
-        self._timers = [LaneTimer() for _ in range(size)]
+        self.prompts: dict[_Prompt, _Read] = {}
+        self._room = (available(pair.device) or 0) // 8 if keep_prompts else 0
+        self.readers = {role: choose_reader(model.runner.own, size) for role, model in pair.models.items()}
+        """What reads for the lanes, of each model."""
+        self.timers = [LaneTimer() for _ in range(size)]
         self._pairs = [self._pair_of(place) for place in range(size)]
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
         """Forward passes that answered lanes, of each model."""
@@ -157,18 +197,29 @@ class Lanes:
     @property
     def alone_because(self) -> dict[Role, str]:
         """Why a model's texts are read in passes of their own, of those whose are."""
-        return {role: each.alone_because for role, each in self._readers.items() if each.alone_because}
+        return {role: each.alone_because for role, each in self.readers.items() if each.alone_because}
 
     def unmade(self, apart_from: Role) -> int:
         """Bytes of caches that other models have been asked for and have not made yet."""
-        return sum(each.unmade for role, each in self._readers.items() if role != apart_from)
+        return sum(each.unmade for role, each in self.readers.items() if role != apart_from)
+
+    def keep(
+        self, prompt: _Prompt, kept: Callable[[int], Sequence[tuple[Tensor, Tensor]] | None], place: int, seconds: float
+    ) -> None:
+        """Keep what is left of a prompt that has been read at a place, if there is room for it."""
+        states = kept(place) if self._room > 0 and len(prompt[1]) > 1 else None
+        if states is None:
+            return
+        self._room -= sum(each.nbytes for layer in states for each in layer)
+        if self._room >= 0:
+            self.prompts[prompt] = _Read(states, seconds)
 
     def _pair_of(self, place: int) -> Pair:
         runners = {role: model.runner.around(self._lane_of(role, place)) for role, model in self._pair.models.items()}
-        return self._pair.with_runners(runners, timer=self._timers[place], batch_size=self.size)
+        return self._pair.with_runners(runners, timer=self.timers[place], batch_size=self.size)
 
     def _lane_of(self, role: Role, place: int) -> LaneRunner:
-        reader = self._readers[role]
+        reader = self.readers[role]
         return (LaneWriter if reader.draws else LaneRunner)(self, reader, role, place)
 
     def ask(self, role: Role, wanted: Wanted | WantedDraft) -> Any:
@@ -221,7 +272,7 @@ class Lanes:
             yield Ended(lane.number, result)
         else:
             lane.asked = result
-            self._timers[lane.place].leave()
+            self.timers[lane.place].leave()
 
     def _answered(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written | Exception]]:
         """One pass of one model for all lanes that wait for it, or one draft of several; its error is each lane's.
@@ -235,13 +286,13 @@ class Lanes:
         tokens = sum(wanted.tokens for _, wanted in together)
         for (lane, wanted), answer in zip(together, answers, strict=True):
             lane.asked = None
-            self._timers[lane.place].back(seconds * wanted.tokens / tokens)
+            self.timers[lane.place].back(seconds * wanted.tokens / tokens)
             yield lane, answer
 
     @torch.inference_mode()
     def _read(self, role: Role, wanted: Sequence[Any]) -> tuple[Sequence[Tensor | Written | Exception], float]:
         """What lanes have asked for, all reads or all drafts, and how long it took; capturing is nobody's time."""
-        reader, drafts = self._readers[role], isinstance(wanted[0], WantedDraft)
+        reader, drafts = self.readers[role], isinstance(wanted[0], WantedDraft)
         start, captured = time.perf_counter(), reader.capture_seconds or 0.0
         answers: Sequence[Tensor | Written | Exception]
         try:

@@ -64,6 +64,14 @@ class RowReader(Reader):
         """Bytes of caches that were asked for and are not made yet."""
         return self._states[0].unmade * self._per_token
 
+    def kept(self, place: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of what a place's text has left in its cache."""
+        return self._caches[place].kept
+
+    def put(self, place: int, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Hold what was kept."""
+        self._caches[place].put(kept)
+
     def shares(self, n: int) -> bool:
         """Blocks that `row_attention` reads by rows when they are alone."""
         return n <= MOST_ROWS
