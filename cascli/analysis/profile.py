@@ -61,16 +61,20 @@ class Profile(Data):
         times = {n: each.median for n, each in self.target.items()}
         return interpolated(times, block) / times[1]
 
+    def exit_seconds(self, layers: int) -> float | None:
+        """One token through so many of the target's first layers and its head; None where no exit was timed."""
+        return interpolated({n: each.median for n, each in self.exits.items()}, layers) if self.exits else None
+
     def leaving(self, exit: ExitInfo) -> Profile | None:
         """The profile with an early exit of the target for a draft model; None where no exit was timed.
 
         What its layers have read the target's call does not read again, but for the block's last token: the share of a
         step that these layers take stays as it is, and the rest grows with the block as a whole call does.
         """
-        if not self.exits or exit.uncaptured:
+        seconds = self.exit_seconds(exit.layers)
+        if seconds is None or exit.uncaptured:
             return None
         step = self.target[1].median
-        seconds = interpolated({n: each.median for n, each in self.exits.items()}, exit.layers)
         nearest = min(self.exits, key=lambda n: abs(n - exit.layers))
         share = (step - seconds) / step * exit.layers / (exit.depth - exit.layers)
         share = min(max(share, 0.0), 1.0)

@@ -79,8 +79,8 @@ class SplitRunner(Runner):
         layers = decoder_layers(model)
         check_layer(model, after, len(layers) - 1)
         self._model, self._own, self._after = model, own, after
-        self._first, self._others = layers[:after], layers[after:]
-        self._tuples = _TRIED.get(model, {}).get(after, False)
+        self._first, self._others = list(layers)[:after], list(layers)[after:]
+        self._tuples = False
         self._length = 0
         self._hidden: Tensor | None = None
         """`[.., m, width]`: h_n of m tokens behind those that all have read, which the first layers have read."""
@@ -154,9 +154,11 @@ class SplitRunner(Runner):
         """Make room, and try once whether the model can be read so; nothing is captured."""
         del calls, sampler
         self._own.prepare(prompt, answer, Calls())
-        if self._after not in _TRIED.setdefault(self._model, {}):
+        known = _TRIED.setdefault(self._model, {})
+        if self._after not in known:
             self._try()
-            _TRIED[self._model][self._after] = self._tuples
+            known[self._after] = self._tuples
+        self._tuples = known[self._after]
         self.reset()
 
     def _try(self) -> None:
@@ -169,8 +171,7 @@ class SplitRunner(Runner):
         hook = self._first[0].register_forward_hook(lambda _module, _args, output: kinds.append(type(output)))
         ids = torch.zeros(_FEW, dtype=torch.long)
         with torch.inference_mode():
-            self.reset()
-            whole = self.forward(ids, _FEW).clone()
+            whole = self._own.read_at(0, ids, _FEW).clone()
             hook.remove()
             self._tuples = kinds == [tuple]
             self.reset()
