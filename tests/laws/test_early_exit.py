@@ -20,17 +20,19 @@ from torch import Tensor, nn
 from cascli import compare, generate, generate_many, load_pair
 from cascli.decoding import speculation
 from cascli.drafters.early_exit import EarlyExit
+from cascli.engine import Decoding, Request
 from cascli.errors import RunError, UsageError
 from cascli.models import split
 from cascli.models.cache import RewindCache
 from cascli.models.calls import Calls
 from cascli.models.split import SplitRunner
 from cascli.models.taps import decoder_layers
+from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
 from tests.laws.models import PROMPT, engine_law, logits, tiny_pair
 from tests.laws.tables import target
 from tests.pairs import ARCHITECTURES, model, pair
-from tests.reference import process
+from tests.reference import lossy, process
 from tests.reference.distributions import softmax, warp
 from tests.reference.process import Law, Tokens, distance, sequential_law
 
@@ -64,7 +66,8 @@ def wanted_law(rule: str, alpha: float, n: int, length: int, **sampling: Any) ->
         x, y = exit_logits(n, prefix), logits(VOCAB, DEPTH, prefix)[1]
         return process.Pair(warp(x, **sampling), warp(y, **sampling), softmax(x), softmax(y))
 
-    return sequential_law(tables, target(rule, alpha), length)
+    pi = target(rule, alpha) if rule != "head" else lambda pair: lossy.head(*pair, alpha)
+    return sequential_law(tables, pi, length)
 
 
 def law(rule: str, alpha: float, n: int, k: int, length: int, more: str = "", **sampling: Any) -> Law:
@@ -72,8 +75,7 @@ def law(rule: str, alpha: float, n: int, k: int, length: int, more: str = "", **
     return engine_law(f"{name}draft=early-exit,layers={n},k={k}{more}", length, VOCAB, DEPTH, **sampling)
 
 
-@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(("n", "sampling"), [(1, PLAIN), (2, PLAIN), (2, WARPED)], ids=["1", "2", "2 warped"])
 @pytest.mark.parametrize(("rule", "alpha"), RULES)
 def test_the_law_is_the_rules(rule: str, alpha: float, n: int, sampling: dict[str, Any]) -> None:
     """Of the target alone where the rule is exact; else of pi, made of the exit's q at every position."""
@@ -82,7 +84,7 @@ def test_the_law_is_the_rules(rule: str, alpha: float, n: int, sampling: dict[st
 
 def test_the_law_of_longer_texts_is_the_rules() -> None:
     """Rounds that begin after rounds of every kind."""
-    assert distance(law("head", 0.3, 1, 3, 4, **PLAIN), wanted_law("head", 0.3, 1, 4, **PLAIN)) < EXACT
+    assert distance(law("head", 0.3, 1, 1, 4, **PLAIN), wanted_law("head", 0.3, 1, 4, **PLAIN)) < EXACT
 
 
 @pytest.mark.parametrize("more", [",verify=block", ",stop=max-q,least_q=0.45", ",stop=confidence,least_q=0.5"])
@@ -231,7 +233,7 @@ def test_parts_read_what_a_fresh_read_does_whatever_was_rejected(name: str) -> N
         runner.prepare(3, 40, Calls())
         part, text = left_early(loaded.model, n), [3, 1, 4]
         runner.begin(torch.tensor(text))
-        for _ in range(12):
+        while len(text) < 30:
             drafted = [rng.randrange(20) for _ in range(rng.randrange(4))]
             block = [text[-1], *drafted]
             for i in range(rng.choice([0, len(drafted), len(block)])):
@@ -243,7 +245,6 @@ def test_parts_read_what_a_fresh_read_does_whatever_was_rejected(name: str) -> N
             kept = rng.randrange(len(block))
             runner.truncate(len(text) + kept)
             text += [*drafted[:kept], rng.randrange(20)]
-        assert len(text) > 25
 
 
 @torch.inference_mode()
@@ -288,20 +289,19 @@ def test_greedy_is_the_target(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("rule", ["exact", "token-v3"])
 def test_after_a_run_all_layers_hold_the_text(rule: str) -> None:
     """Also where an end of text stands inside an accepted block: the states are those of a fresh read."""
-    loaded = load_pair(pair(6, num_hidden_layers=3, eos_token_id=2))
+    loaded = load_pair(pair(6, num_hidden_layers=3, initializer_range=0.2))
+    loaded.eos_ids = frozenset({2})
     name = "speculative:" if rule == "exact" else f"speculative-cascade:rule={rule},"
     ended = set()
     for seed in range(12):
-        run = generate(
-            loaded, prompt_ids=[5, 3, 4], strategy=f"{name}draft=early-exit,layers=2,k=3", max_new_tokens=9, seed=seed
-        )
-        ended.add(run.finish_reason)
+        request = Request([5, 3, 4], Sampling(), 7, seed=seed)
+        decoding = Decoding(loaded, parse(f"{name}draft=early-exit,layers=2,k=3"), request)
+        for _ in decoding.steps():
+            pass
+        ended.add(decoding.run().finish_reason)
         cache = loaded.target.runner.cache
         (length,) = {layer.length for layer in cache.layers}
-        # The runner may have read beyond an end of text, and never beyond what was emitted.
-        emitted = [token.id for token in run.emitted]
-        text = [5, 3, 4, *emitted][:length]
-        assert len(text) == length
+        text = [5, 3, 4, *decoding._under_way.text.tolist()][:length]
         held = [layer.states.keys[0, :, :length].clone() for layer in cache.layers]
         other = loaded.with_own_caches().target.runner
         other.begin(torch.tensor([*text, 0]))
