@@ -64,6 +64,7 @@ class Decoding:
         self.pair, self.strategy, self.request = pair, strategy, request
         check_models(pair, strategy)
         self.limit = check_prompt(pair, request)
+        self._runners = strategy.runners(pair)
         self.costs = strategy.costs(pair)
         self.speller = Speller(pair.tokenizer)
         self.handover: Handover | None = None
@@ -124,9 +125,11 @@ class Decoding:
         clock = Clock(pair.device, pair.timer)
         text = torch.zeros(self.limit + 1, dtype=torch.long, device=pair.device)
         prompt_ids = torch.tensor(prompt, device=pair.device)
+        draft, whole = self._runners["draft"], self._runners["target"]
+        target = Cursor(whole, "verify", clock, prompt_ids, text)
         return Session(
-            draft=Cursor(pair.runner("draft"), "draft", clock, prompt_ids, text),
-            target=Cursor(pair.runner("target"), "verify", clock, prompt_ids, text),
+            draft=Cursor(draft, "draft", clock, prompt_ids, text, prompt_by=target if draft.exit else None),
+            target=target,
             sampling=self.request.sampling,
             uniforms=self.request.uniforms or self._uniforms(),
             text=text,
@@ -153,7 +156,7 @@ class Decoding:
         for role in ROLES:
             calls = self.strategy.calls(role)
             sampler = Sampler(self.request.sampling, calls.reads_base or self.request.top > 0)
-            self.pair.runner(role).prepare(prompt, answer, calls, sampler)
+            self._runners[role].prepare(prompt, answer, calls, sampler)
         if self.pair.graphs.captures:
             like = torch.zeros(1, self.pair.vocab, dtype=self.pair.target.model.dtype, device=self.pair.device)
             self.strategy.capture(self.pair.graphs, self.request.sampling, like)
@@ -162,7 +165,7 @@ class Decoding:
         decision = self.handover
         self._metrics = summarise(
             self._answer.rounds,
-            cost=cost_of(self.pair.info, _use(session.draft), _use(session.target)),
+            cost=cost_of(self.pair.info, _use(session.draft), _use(session.target), session.draft.runner.exit),
             seconds=session.clock.finish(),
             ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # nobody waits for a share of the time
             peak_memory_bytes=memory.peak(self.pair.device) if self.pair.batch_size == 1 else None,
@@ -211,6 +214,7 @@ class Decoding:
             metrics=self._metrics,
             handover=self.handover,
             costs=self.costs,
+            exit=self._runners["draft"].exit,
             rounds=self._answer.rounds,
             environment=environment(self.pair.device),
         )
@@ -221,16 +225,18 @@ def _use(cursor: Cursor) -> Use:
 
 
 def check_models(pair: Pair, strategy: Strategy) -> None:
-    """Whether the pair has the models that a strategy asks, and the tokens.
+    """Whether the pair has the models that a strategy asks, the layers, and the tokens.
 
     Raises:
-        UsageError: it has no draft model, or no tokens between which a text thinks.
+        UsageError: it has no draft model, too few layers, or no tokens between which a text thinks.
+        RunError: a model cannot be left early.
     """
     if strategy.needs_draft and pair.draft is None:
         raise UsageError(
             f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"
-            " use 'target' or draft=prompt-lookup, or give the pair a 'draft:'."
+            " use 'target', draft=prompt-lookup or draft=early-exit, or give the pair a 'draft:'."
         )
+    strategy.runners(pair)  # which know what they can be made of
     if strategy.thinking_only and pair.thinking is None:
         opening, closing = pair.config.thinking
         raise UsageError(

@@ -385,6 +385,26 @@ class StepCosts(Data):
         return self.c * (drafted + self.reads_last) + self.v[drafted]
 
 
+class ExitInfo(Data):
+    """Where an early exit leaves the target."""
+
+    layers: int
+    """After so many."""
+    depth: int
+    """Of so many."""
+    trained: str | None
+    """How it is known that the checkpoint was trained to be left early; None for an untrained exit."""
+    uncaptured: bool = False
+    """Whether the pair's steps are captured graphs, and those of a split model are not."""
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        kind = "untrained exit" if self.trained is None else f"trained exit ({self.trained})"
+        slow = "; its passes are no captured graphs, as those of others are here" if self.uncaptured else ""
+        return f"{kind}: the target is left after {self.layers} of {self.depth} layers{slow}"
+
+
 class SamplingInfo(Data):
     """The sampling settings of a run."""
 
@@ -439,6 +459,8 @@ class Run(Document):
     costs: StepCosts | None = Field(None, exclude_if=_absent)
     """By which a stop that needs to know decided; only with such a stop. With others the drafts may be others, and at a
     temperature above 0 the text too, which has the same distribution."""
+    exit: ExitInfo | None = Field(None, exclude_if=_absent)
+    """Where drafts left the target; only with `draft=early-exit`."""
     rounds: list[Round]
     environment: dict[str, str]
     """Versions, the device's name, torch's threads, the processors that the process may use, and `OMP_NUM_THREADS`."""

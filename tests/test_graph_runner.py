@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from cascli import generate, load_pair, rules
 from cascli.audit.numerics import BLOCK, numerics
 from cascli.engine import Decoding, Request
+from cascli.errors import UsageError
 from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import ASKED, choose_runner, why_eager
 from cascli.models.eager_runner import EagerRunner
@@ -59,6 +61,17 @@ def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: 
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
         assert taped.length == plain.length == start + n
     assert taped.graphs == made
+
+
+def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tuple[Pair, Pair]) -> None:
+    """Over two buckets, and with recorded steps of the target before and after."""
+    ask: dict[str, Any] = {"prompt_ids": [5] * 240, "temperature": 0.0, "max_new_tokens": 20}
+    exits = "speculative:draft=early-exit,layers=1,k=3"
+    for loaded in two:
+        texts = [generate(loaded, strategy=each, **ask).token_ids for each in ("target", exits, "target", exits)]
+        assert texts == [texts[0]] * 4
+    with pytest.raises(UsageError, match="the model has"):
+        generate(two[1], strategy="speculative:draft=early-exit,layers=9", **ask)
 
 
 def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from cascli.analysis.batches import BatchMemory, BatchRun
+from cascli.analysis.early_exit import ExitCurve
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Document, ModelInfo, PairInfo
@@ -37,9 +38,9 @@ class Bench(Document):
 
     kind: ClassVar[str] = "bench"
 
-    schema_name: Literal["cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2", "cascli.bench/1.3"] = Field(
-        "cascli.bench/1.3", alias="schema"
-    )
+    schema_name: Literal[
+        "cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2", "cascli.bench/1.3", "cascli.bench/1.4"
+    ] = Field("cascli.bench/1.4", alias="schema")
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None
@@ -56,6 +57,8 @@ class Bench(Document):
     """At a chosen acceptance rate, for each batch size and k."""
     batch_memory: BatchMemory | None = None
     """Of the largest of these batches."""
+    early_exit: ExitCurve | None = None
+    """What the target's first layers foresee of its text, for every number of them; only with `--early-exit`."""
     environment: dict[str, str]
 
     def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:

@@ -16,7 +16,7 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.settings import WITHOUT_DRAFT
-from cascli.trace import Data, Distances, Document, Run, Seconds
+from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds
 
 if TYPE_CHECKING:
     import pandas
@@ -67,6 +67,8 @@ class Row(Data):
     oracle: bool
     depends_on_rounds: bool = False
     """As of its runs; False in older documents."""
+    exit: ExitInfo | None = None
+    """As of its runs: where drafts leave the target, with `draft=early-exit`."""
     tokens: int
     """Of all answers of one repeat."""
     num_prompts: int | None = None
@@ -268,6 +270,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
         depends_on_rounds=runs[0].depends_on_rounds,
+        exit=runs[0].exit,
         tokens=tokens,
         num_prompts=len(_by_prompt(runs)),
         num_answers=len(runs),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cascli.trace import ModelInfo, PairInfo
+from cascli.trace import ExitInfo, ModelInfo, PairInfo
 
 
 class Use(NamedTuple):
@@ -39,13 +39,42 @@ class Cost(NamedTuple):
     """Bytes of weights that both models read; None if the size of one is not known."""
 
 
-def cost_of(pair: PairInfo, draft: Use, target: Use) -> Cost:
-    """Add up the work of the two models."""
+def cost_of(pair: PairInfo, draft: Use, target: Use, exit: ExitInfo | None = None) -> Cost:
+    """Add up the work of the two models, of which the draft may be an early exit of the target.
+
+    An exit's layers do no work twice: what they have made of drafted tokens the target goes on from, and its passes are
+    counted whole. So of the exit's operations those of the output matrix remain; but its passes read weights, and so
+    does each of the target's, which has the block's last token to read through all layers.
+    """
+    if exit is not None:
+        drafting: ModelInfo | None = part_of(pair.target, exit)
+        flops = _flops(pair.target, draft._replace(tokens=0, attended=0))
+    else:
+        drafting = pair.draft
+        flops = 0.0 if drafting is None else _flops(drafting, draft)
     return Cost(
         draft,
         target,
-        _sum(0.0 if pair.draft is None else _flops(pair.draft, draft), _flops(pair.target, target)),
-        _sum(0.0 if pair.draft is None else _weight_bytes(pair.draft, draft), _weight_bytes(pair.target, target)),
+        _sum(flops, _flops(pair.target, target)),
+        _sum(0.0 if drafting is None else _weight_bytes(drafting, draft), _weight_bytes(pair.target, target)),
+    )
+
+
+def part_of(target: ModelInfo, exit: ExitInfo) -> ModelInfo:
+    """The model that an early exit is: some of the target's layers, all alike, and its whole output matrix."""
+    share = exit.layers / exit.depth
+    head = (target.output_parameters or 0) / target.parameters if target.parameters else 0.0
+    width = target.attention_width
+
+    def part(whole: int | None) -> int | None:
+        return None if whole is None else round(whole * (head + share * (1 - head)))
+
+    return target.model_copy(
+        update={
+            "parameters": part(target.parameters),
+            "weight_bytes": part(target.weight_bytes),
+            "attention_width": None if width is None else round(width * share),
+        }
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascli.analysis import theory
-from cascli.analysis.explanation import account
+from cascli.analysis.explanation import account, profile_of
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Run, block_length, with_params
 
@@ -58,16 +58,17 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
         profile: step times.
         speed: of these runs, over the target's.
     """
-    if runs[0].by_block:
+    timed = profile_of(runs[0], profile)
+    if runs[0].by_block or timed is None:
         return None
     rounds = [step for run in runs for step in run.rounds]
     steps = sum(run.metrics.draft_calls for run in runs)
-    c = profile.c if steps else 0.0
+    c = timed.c if steps else 0.0
     last = _reads_last(runs)
-    spent = c * steps + sum(profile.v(block + 1) for run in runs for block in _checked(run))
+    spent = c * steps + sum(timed.v(block + 1) for run in runs for block in _checked(run))
     # Of a round that the answer ends in, no more is wanted than was written of it.
     wanted = [len(step.emitted) - 1 for step in rounds]
-    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + profile.v(j + 1)) for n in set(wanted)}
+    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1)) for n in set(wanted)}
     gain = spent / sum(least[n] for n in wanted)
     total = sum(run.metrics.seconds.total for run in runs)
     prompt = sum(run.metrics.seconds.prefill for run in runs)

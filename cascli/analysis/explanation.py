@@ -139,6 +139,7 @@ def account(
         noise: relative spread that was seen.
     """
     target = [run for run in runs if run.strategy == "target"]
+    profile = profile_of(drafting[0], profile)
     k = block_length(drafting[0].params) or 1
     costs = _in_the_runs(drafting, target, k) if profile is None else _in_a_profile(profile)
     if not _total(drafting, "draft_calls"):
@@ -177,6 +178,11 @@ def account(
         bottleneck=bottleneck,
         without_it=without_it,
     )
+
+
+def profile_of(run: Run, profile: Profile | None) -> Profile | None:
+    """The step times that a run's drafts are made of; None if these were not measured."""
+    return profile if profile is None or run.exit is None else profile.leaving(run.exit)
 
 
 class _Gains:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from cascli.analysis.statistics import median, percentile
-from cascli.trace import Data
+from cascli.trace import Data, ExitInfo
 
 
 class Timing(Data):
@@ -24,6 +24,10 @@ class Timing(Data):
         """Interquartile range over median: how noisy the measurement was."""
         return (self.high - self.low) / self.median
 
+    def times(self, factor: float) -> Timing:
+        """What takes so many times as long."""
+        return Timing(median=self.median * factor, low=self.low * factor, high=self.high * factor)
+
 
 def timing(seconds: Sequence[float]) -> Timing:
     """Summarise measurements."""
@@ -39,6 +43,8 @@ class Profile(Data):
     draft: dict[int, Timing]
     """By the number of tokens that one call reads; 1 is always there, unless there is no draft model."""
     target: dict[int, Timing] = Field(min_length=1)
+    exits: dict[int, Timing] = Field(default_factory=dict)
+    """One token through the target's first layers and its head, by how many layers, where that was timed."""
 
     @property
     def c(self) -> float:
@@ -54,6 +60,32 @@ class Profile(Data):
         """A target call over `block` tokens, over a target step; beyond `longest` it is extrapolated."""
         times = {n: each.median for n, each in self.target.items()}
         return interpolated(times, block) / times[1]
+
+    def exit_seconds(self, layers: int) -> float | None:
+        """One token through so many of the target's first layers and its head; None where no exit was timed."""
+        return interpolated({n: each.median for n, each in self.exits.items()}, layers) if self.exits else None
+
+    def leaving(self, exit: ExitInfo) -> Profile | None:
+        """The profile with an early exit of the target for a draft model; None where no exit was timed.
+
+        What its layers have read the target's call does not read again, but for the block's last token: the share of a
+        step that these layers take stays as it is, and the rest grows with the block as a whole call does.
+        """
+        seconds = self.exit_seconds(exit.layers)
+        if seconds is None or exit.uncaptured:
+            return None
+        step = self.target[1].median
+        nearest = min(self.exits, key=lambda n: abs(n - exit.layers))
+        share = (step - seconds) / step * exit.layers / (exit.depth - exit.layers)
+        share = min(max(share, 0.0), 1.0)
+        return self.model_copy(
+            update={
+                "draft": {1: self.exits[nearest].times(seconds / self.exits[nearest].median)},
+                "target": {
+                    n: each if n == 1 else each.times(1 - share + share / self.v(n)) for n, each in self.target.items()
+                },
+            }
+        )
 
     @property
     def spread(self) -> float:

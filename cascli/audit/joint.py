@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.tables import THINKING, Text, Tree, tabulated
 from cascli.decoding import thinking
+from cascli.drafters.early_exit import EarlyExit
 from cascli.drafters.model import Model
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
@@ -100,6 +101,8 @@ def rule_of(strategy: Strategy) -> Rule | None:
 
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
     """Why the law of a rule cannot be enumerated here: q is known of the draft model alone; None if it can."""
+    if isinstance(strategy, Speculating) and isinstance(strategy.draft, EarlyExit):
+        return "it drafts with layers of the target, of which there are no tables"
     if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
         return None
     if strategy.draft.by_prefix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,12 +12,16 @@ from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import UsageError
 from cascli.render import formats
 
+if TYPE_CHECKING:
+    from cascli.prompts import Prompt
+
 NAME = "bench"
 EXAMPLE = """\
 cascli bench --plot speed.png -o speed.json
 cascli bench -c my-pair.yaml --context 128,2048 --longest-block 9
 cascli bench -c tiny-random --synthetic-acceptance 0.8
 cascli bench --batch 1,4,16 --synthetic-acceptance 0.8
+cascli bench --early-exit --temperature 0 --context 128
 """
 
 
@@ -25,12 +29,16 @@ cascli bench --batch 1,4,16 --synthetic-acceptance 0.8
     *LOADING,
     "num_speculative_tokens",
     "max_new_tokens",
+    "temperature",
+    "prompts",
+    "limit",
     "json",
     "output",
     "format",
     "quiet",
     "color",
     output=formats.help_of(formats.BENCH),
+    prompts="What the target answers with --early-exit, one JSON object a line. (default six built-in prompts)",
 )
 def command(
     *,
@@ -71,6 +79,13 @@ def command(
             help="Also time passes over so many answers at once, e.g. 1,2,4,8,16: what speculation is worth there.",
         ),
     ] = None,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            help="Also what the target's first n layers foresee of its text: acceptance and speed-up, for every n.",
+        ),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the profile into FILE (.png or .svg).")
     ] = None,
@@ -86,10 +101,12 @@ def command(
     outputs = export.outputs(plan.settings, formats.BENCH)
     if plot is not None:
         check_plot(plot)
+    asked = _asked(plan, flags, early_exit=early_exit)
     k = flags.given.num_speculative_tokens
     pair = plan.load()
     from cascli.cli.progress import Progress
     from cascli.jobs.bench import bench
+    from cascli.jobs.early_exit import requests_of
     from cascli.jobs.profile import BLOCKS
 
     with Progress(plan.screen, "warming up", counted=True) as progress:
@@ -102,6 +119,7 @@ def command(
             ks=(2, 4, 6) if k is None else (k,),
             tokens=plan.settings.max_new_tokens,
             batch_sizes=batches,
+            early_exit=requests_of(pair, asked, plan.settings) if early_exit else (),
             on_progress=progress.step,
         )
     result = common.with_command(result)
@@ -115,6 +133,22 @@ def command(
 
         plot_bench(result, plot)
         plan.screen.note(f"wrote {plot}")
+
+
+def _asked(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]:
+    """What the target answers: the prompts of a file, else one of each built-in kind.
+
+    Raises:
+        UsageError: a file without use for it, or none that can be read.
+    """
+    from cascli.prompts import builtin
+
+    if flags.given.prompts and not early_exit:
+        raise UsageError("--prompts: bench takes prompts with --early-exit alone.")
+    if plan.settings.prompts is not None:
+        return common.prompts(None, plan.settings, NAME)
+    first = {prompt.category: prompt for prompt in reversed(builtin())}
+    return [*first.values()][: plan.settings.limit]
 
 
 def lengths(text: str, flag: str, example: str) -> list[int]:

@@ -23,6 +23,8 @@ class Cursor:
     """`[n]`; read at the first step, and counted as prefill."""
     text: Tensor
     """`[capacity]`, the session's: the answer, and drafted tokens after it."""
+    prompt_by: Cursor | None = None
+    """Whose model reads the prompt for this one too: an early exit is a part of it."""
     calls: int = 0
     """Steps that a decoding strategy pays for; reading the prompt is not one."""
     passes: int = 0
@@ -87,18 +89,22 @@ class Cursor:
         Raises:
             ValueError: fewer ids than rows of logits are wanted.
         """
-        start = self._begin() if self._start is None else self._start
+        start = self._begin()
         read = self.runner.length - self._prompt
         if end + 1 - read < rows:
             raise ValueError(f"{rows} rows asked for, but only {end + 1 - read} tokens are unread (not appended?)")
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
     def _begin(self) -> Tensor:
-        with self.clock.span("prefill"):
-            self._start = self.runner.begin(self.prompt_ids)
-        self._prompt = self.runner.length
-        if self._prompt:
-            self._count(0, self._prompt, 1)
+        """What the first step reads before the answer; the prompt is read if it was not."""
+        if self._start is None and self.prompt_by is not None:
+            self._start, self._prompt = self.prompt_by._begin(), self.prompt_by._prompt
+        elif self._start is None:
+            with self.clock.span("prefill"):
+                self._start = self.runner.begin(self.prompt_ids)
+            self._prompt = self.runner.length
+            if self._prompt:
+                self._count(0, self._prompt, 1)
         return self._start
 
     def _forward(self, ids: Tensor, rows: int) -> Tensor:

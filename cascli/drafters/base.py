@@ -6,14 +6,17 @@ Drafters import no torch when loaded, so that the command line can list and chec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cascli.models.calls import Calls
+from cascli.models.calls import ROLES, Calls, Role
 
 if TYPE_CHECKING:
     from cascli.decoding.session import Session
     from cascli.decoding.speculation import Block
+    from cascli.models.pair import Pair
+    from cascli.models.runner import Runner
     from cascli.rules.base import Rule
 
 
@@ -39,6 +42,10 @@ class Drafter(ABC):
         """What it will ask of the draft model in rounds of at most k tokens; nothing unless it needs one."""
         del rule, k
         return Calls()
+
+    def runners(self, pair: Pair) -> Mapping[Role, Runner]:
+        """What the session's cursors read with: the pair's own runners, unless it drafts with a part of the target."""
+        return {role: pair.runner(role) for role in ROLES}
 
     @abstractmethod
     def propose(self, s: Session, n: int, rule: Rule) -> Block:

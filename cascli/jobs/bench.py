@@ -15,6 +15,7 @@ from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile
 from cascli.engine import Request, environment
 from cascli.errors import UsageError
+from cascli.jobs import early_exit as early_exits
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.batch_runs import batch_runs, longest
 from cascli.jobs.generate import decode
@@ -40,6 +41,7 @@ def bench(
     ks: Sequence[int] = (2, 4, 6),
     tokens: int = 64,
     batch_sizes: Sequence[int] = (),
+    early_exit: Sequence[Request] = (),
     on_progress: OnProgress | None = None,
 ) -> Bench:
     """Measure copy bandwidth, steps by block and context, and if asked for speculation at a chosen acceptance.
@@ -54,6 +56,7 @@ def bench(
         tokens: their length.
         batch_sizes: also time passes over so many texts at once, after the shortest context; and with
             `synthetic_acceptance` decode such batches.
+        early_exit: what the target answers, to see along its text what each of its exits would have drafted.
         on_progress: told how it goes.
 
     Raises:
@@ -63,7 +66,8 @@ def bench(
     chosen, date = _contexts(pair, contexts, longest), now()
     _warm_up(pair, blocks, max(chosen))
     copies = [copy_rate(pair.device)]
-    measured = profiles(pair, chosen, blocks=blocks, repeats=repeats, on_progress=on_progress)
+    exits = early_exits.timed_exits(pair) if early_exit else []
+    measured = profiles(pair, chosen, blocks=blocks, exits=exits, repeats=repeats, on_progress=on_progress)
     copies.append(copy_rate(pair.device))
     runs = None
     if synthetic_acceptance is not None:
@@ -77,6 +81,7 @@ def bench(
         copy_bytes_per_second=median(copies),
         profiles=measured,
         synthetic=runs,
+        early_exit=early_exits.curve(pair, early_exit, measured[0], on_progress) if early_exit else None,
         environment=environment(pair.device),
         **batches,
     )

@@ -323,7 +323,8 @@ class Repeats:
         how: dict[str, Any] = {"blocks": blocks_for(ks, room), "repeats": PROFILE_REPEATS, "on_progress": on_progress}
         if self.batch_size > 1:
             return batch_profiles(self._pair, context, [self.batch_size], **how)[0]
-        return profile(self._pair, context, **how)
+        exits = (strategy.runners(self._pair)["draft"].exit for strategy in self._strategies)
+        return profile(self._pair, context, exits={exit.layers for exit in exits if exit}, **how)
 
     def comparison(self, steps: Profile | None = None) -> Comparison:
         """Everything that was found, with the steps if they were timed."""

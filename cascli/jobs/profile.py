@@ -11,6 +11,7 @@ from cascli.analysis.profile import Profile, Timing, timing
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.graph_runner import LONGEST
 from cascli.models.pair import LoadedModel, Pair
+from cascli.models.split import SplitRunner
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 
@@ -37,11 +38,12 @@ def profile(
     context: int,
     *,
     blocks: Sequence[int] = BLOCKS,
+    exits: Iterable[int] = (),
     repeats: int = 5,
     on_progress: OnProgress | None = None,
 ) -> Profile:
     """The profile after one context; see `profiles`."""
-    return profiles(pair, [context], blocks=blocks, repeats=repeats, on_progress=on_progress)[0]
+    return profiles(pair, [context], blocks=blocks, exits=exits, repeats=repeats, on_progress=on_progress)[0]
 
 
 def profiles(
@@ -49,6 +51,7 @@ def profiles(
     contexts: Sequence[int],
     *,
     blocks: Sequence[int] = BLOCKS,
+    exits: Iterable[int] = (),
     repeats: int = 5,
     on_progress: OnProgress | None = None,
 ) -> list[Profile]:
@@ -61,6 +64,7 @@ def profiles(
         pair: loaded; its runs are forgotten.
         contexts: tokens in the cache before each timed call, ascending.
         blocks: how many tokens a timed target call reads; the draft model is timed over one and two.
+        exits: after how many of its layers the target is also left, over one token.
         repeats: timed calls of each kind, after one that is not counted.
         on_progress: told what is measured, how many rounds are done, and of how many.
 
@@ -68,6 +72,9 @@ def profiles(
         One profile per context, in their order.
     """
     timed: dict[int, Timed] = {context: {} for context in contexts}
+    parts = {n: SplitRunner(pair.target.model, pair.target.runner, n) for n in sorted({*exits})}
+    for part in parts.values():
+        part.prepare(max(contexts), LONGEST, Calls())
     for repeat in range(repeats + 1):
         for done, context in enumerate(reversed(contexts)):
             if on_progress is not None:
@@ -77,10 +84,19 @@ def profiles(
             for n in sorted({1, 2, *blocks}):
                 for key, seconds in in_a_round(pair, context, n):
                     timed[context].setdefault(key, []).extend([seconds] if repeat else [])
+            for n, part in parts.items():
+                seconds = [exit_seconds(part, context, pair.device) for _ in range(2)][-1]
+                timed[context].setdefault(("exit", n), []).extend([seconds] if repeat else [])
     for model in pair.models.values():
         model.runner.reset()
     return [
-        Profile(context=at, draft=of_role("draft", timed[at]), target=of_role("target", timed[at])) for at in contexts
+        Profile(
+            context=at,
+            draft=of_role("draft", timed[at]),
+            target=of_role("target", timed[at]),
+            exits=of_role("exit", timed[at]),
+        )
+        for at in contexts
     ]
 
 
@@ -141,6 +157,19 @@ def step_seconds(model: LoadedModel, context: int, n: int, vocab: int, *, writes
         runner.truncate(context)
     synchronise(model.device)
     return (time.perf_counter() - start) / calls
+
+
+def exit_seconds(part: SplitRunner, context: int, device: torch.device) -> float:
+    """Time a pass through the first layers of a split model and its head, over one token after `context` others."""
+    part.place(context)
+    ids = torch.zeros(1, dtype=torch.long, device=device)
+    synchronise(device)
+    start = time.perf_counter()
+    part.read_first(ids, 1)
+    synchronise(device)
+    seconds = time.perf_counter() - start
+    part.truncate(context)
+    return seconds
 
 
 def synchronise(device: torch.device) -> None:

@@ -166,6 +166,11 @@ class RewindCache(Cache):
         for layer in self.layers:
             layer.length += n
 
+    def place(self, length: int) -> None:
+        """Have the next pass come after `length` tokens, whichever layers have stored so many."""
+        for layer in self.layers:
+            layer.length = length
+
     def fill(self, length: int) -> None:
         """Act as if `length` tokens had been read; the cache must have been used before."""
         for layer in self.layers:

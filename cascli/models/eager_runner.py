@@ -55,6 +55,18 @@ class EagerRunner(Runner):
         return self._logits(ids, positions, rows, self.cache)[-rows:]
 
     @torch.inference_mode()
+    def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, vocab]` after reading `ids` `[n]` as if `start` tokens had been read; no head for no rows."""
+        self.cache.place(start)
+        if rows:
+            logits = self.forward(ids, rows)
+        else:
+            self._pass(self.model.base_model, ids, torch.arange(start, start + ids.shape[0]), self.cache)
+            logits = torch.empty(0, self.vocab, device=self.device)
+        self.cache.place(start + ids.shape[0])
+        return logits
+
+    @torch.inference_mode()
     def of_rows(self, ids: Tensor, positions: Tensor, rows: Tensor | slice, cache: Cache) -> Tensor:
         """Logits `[m, vocab]` of the rows `[m]` of a block `[n]` whose tokens stand at `positions` `[n]`, of any texts.
 
@@ -69,13 +81,16 @@ class EagerRunner(Runner):
         return logits if "logits_to_keep" in self._takes else logits[rows]
 
     def _logits(self, ids: Tensor, positions: Tensor, keep: int | Tensor | slice, cache: Cache, **more: Any) -> Tensor:
-        if "position_ids" in self._takes:
-            more["position_ids"] = positions.unsqueeze(0).to(self._input_device)
         if "logits_to_keep" in self._takes:
             more["logits_to_keep"] = keep
-        batch = ids.to(self._input_device).unsqueeze(0)
-        output = self.model(input_ids=batch, past_key_values=cache, use_cache=True, **more)
+        output = self._pass(self.model, ids, positions, cache, **more)
         return output.logits[0, :, : self.vocab].to(self.device)
+
+    def _pass(self, model: PreTrainedModel, ids: Tensor, positions: Tensor, cache: Cache, **more: Any) -> Any:
+        if "position_ids" in self._takes:
+            more["position_ids"] = positions.unsqueeze(0).to(self._input_device)
+        batch = ids.to(self._input_device).unsqueeze(0)
+        return model(input_ids=batch, past_key_values=cache, use_cache=True, **more)
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cascli.errors import RunError
 from cascli.models.calls import Calls
 from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
+from cascli.trace import ExitInfo
 
 
 class Runner(ABC):
@@ -32,6 +34,17 @@ class Runner(ABC):
     @abstractmethod
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens; costs nothing."""
+
+    def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
+        """Read `ids` `[n]` as if `start` tokens had been read, by the model's own layers, without a captured step.
+
+        Returns:
+            Logits `[rows, vocab]`; for no rows the model's head is not asked.
+
+        Raises:
+            RunError: this runner cannot.
+        """
+        raise RunError(f"{type(self).__name__} has no passes that a model could be split in")
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Forget everything, read a prompt `[n]` but for its last token, and return what the answer starts from.
@@ -78,6 +91,11 @@ class Runner(ABC):
     def around(self, own: Runner) -> Runner:
         """What this one is with another in the place of `own`: that other, unless it translates."""
         return own
+
+    @property
+    def exit(self) -> ExitInfo | None:
+        """Where it leaves the target, if it is an early exit of it: the target's cursor then reads the prompt."""
+        return None
 
     @property
     def shared_mass(self) -> float | None:

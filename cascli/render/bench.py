@@ -14,6 +14,7 @@ from cascli.analysis.profile import Profile
 from cascli.analysis.prospects import Prospect, prospects
 from cascli.render.batches import print_batches
 from cascli.render.console import Screen, plain_table
+from cascli.render.early_exit import print_exits
 from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size
 
@@ -37,6 +38,8 @@ def print_bench(bench: Bench, screen: Screen) -> None:
     if bench.synthetic is not None:
         out.print(Text(f"\n{synthetic_title(bench.synthetic)}", style="bold"))
         out.print(_synthetic(bench.synthetic, out))
+    if bench.early_exit is not None:
+        print_exits(bench.early_exit, out)
     if bench.batches:
         print_batches(bench, screen)
     noisy = max(profile.spread for profile in (*bench.profiles, *bench.batches))

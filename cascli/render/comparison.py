@@ -17,6 +17,7 @@ from cascli.render.explanation import length_line, noise_line, sentence, steps_l
 from cascli.render.marks import short_name
 from cascli.render.matching import calls_of, matching_line, matching_table
 from cascli.render.numbers import number
+from cascli.render.summary import exit_line
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
@@ -65,6 +66,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
         limits_line(comparison.runs[0].pair, rows),
         scatter_line(rows),
         _by_rounds(rows),
+        *_exits(rows, comparison.runs[0].batch_size),
         notes_of_costs,
     ]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
@@ -76,6 +78,12 @@ def _by_rounds(rows: Sequence[Row]) -> str | None:
     """Which output distributions are none over tokens after a text: the lossless ones are, whatever was drafted."""
     named = [short_name(row.strategy, fancy=False) for row in rows if row.depends_on_rounds and not row.lossless]
     return f"law depends on the rounds: {', '.join(named)}" if named else None
+
+
+def _exits(rows: Sequence[Row], batch_size: int) -> Iterator[str]:
+    """What is to be known of drafts that are the target's own first layers', once for each exit."""
+    exits = {row.exit.layers: row.exit for row in rows if row.exit is not None}
+    yield from (exit_line(exit, batch_size) for exit in exits.values())
 
 
 def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, trace: Trace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cascli.analysis.comparison import summarise
 from cascli.errors import plain
 from cascli.render.numbers import DASH, number, seconds, size, tv, yes_no
-from cascli.trace import Run
+from cascli.trace import ExitInfo, Run
 
 
 def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
@@ -30,6 +30,8 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         f"calls per token: target {number(m.target_calls_per_token)}, draft {number(m.draft_calls_per_token)}"
         f"; deferral rate {number(m.deferral_rate)}"
     )
+    if run.exit is not None:
+        yield exit_line(run.exit, run.batch_size)
     mean, largest = tv(m.mean_tv_to_target), tv(m.max_tv_to_target)
     rounds = "; its law depends on the rounds" if run.depends_on_rounds and not m.lossless else ""
     yield f"TV to the target: mean {mean}, max {largest}; lossless: {yes_no(m.lossless)}{rounds}"
@@ -46,6 +48,12 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         yield cut
     if verbose:
         yield from _details(run)
+
+
+def exit_line(exit: ExitInfo, batch_size: int) -> str:
+    """What kind of early exit drafts are of."""
+    alone = "; in a batch each answer is drafted and checked in passes of its own" if batch_size > 1 else ""
+    return f"{exit.label}{alone}"
 
 
 def one_line(run: Run) -> str:

@@ -13,7 +13,7 @@ from cascli import drafters, plugins, rules, stops
 from cascli.drafters import Drafter
 from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
-from cascli.models.calls import ALONE, Calls, Role
+from cascli.models.calls import ALONE, ROLES, Calls, Role
 from cascli.rules import Rule
 from cascli.rules.base import OPTION, option
 from cascli.sampling.parameters import AUTO_DRAFTED, MOST_DRAFTED
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cascli.decoding.session import Session
     from cascli.models.gpu.graph_cache import GraphCache
     from cascli.models.pair import Pair
+    from cascli.models.runner import Runner
     from cascli.sampling.parameters import Sampling
     from cascli.trace import Handover, Round, StepCosts
 
@@ -173,6 +174,10 @@ class Strategy(ABC):
         """Capture what `graphs` will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
         del graphs, sampling, logits
 
+    def runners(self, pair: Pair) -> Mapping[Role, Runner]:
+        """What runs the two models: the pair's own runners, unless something else is to draft."""
+        return {role: pair.runner(role) for role in ROLES}
+
     @property
     def needs_costs(self) -> bool:
         """Whether it goes by what steps of the two models cost."""
@@ -287,6 +292,10 @@ class Speculating(Strategy):
 
         capture_round(graphs, self.verification_rule, sampling, self.longest, logits, by_block=self.by_block)
 
+    def runners(self, pair: Pair) -> Mapping[Role, Runner]:
+        """As the drafter."""
+        return self.draft.runners(pair)
+
     @property
     def needs_costs(self) -> bool:
         """Whether its stop does."""
@@ -298,7 +307,9 @@ class Speculating(Strategy):
 
         if not self.needs_costs:
             return None
-        return step_costs(pair, self.longest, self.draft.cost, reads_last=self.verification_rule.reads_draft)
+        exit = self.runners(pair)["draft"].exit
+        reads_last = self.verification_rule.reads_draft
+        return step_costs(pair, self.longest, self.draft.cost, reads_last=reads_last, exit=exit)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""

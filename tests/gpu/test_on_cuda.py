@@ -46,7 +46,7 @@ def test_greedy_strategies_agree_with_and_without_graphs(name: str) -> None:
     found = []
     for graphs in (True, False):
         loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
-        for strategy in ("target", "speculative:k=3"):
+        for strategy in ("target", "speculative:k=3", "speculative:draft=early-exit,layers=1,k=3"):
             run = generate(loaded, prompt_ids=[5] * 9, strategy=strategy, temperature=0.0, max_new_tokens=32)
             found.append(run.token_ids)
     assert all(each == found[0] for each in found)

@@ -106,6 +106,12 @@ class LaneRunner(Runner):
         self._lanes.wait_for(self._role)
         return logits
 
+    def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
+        """Alone and at once."""
+        logits = self._own.read_at(start, ids, rows)
+        self._lanes.wait_for(self._role)
+        return logits
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         self._own.truncate(length)

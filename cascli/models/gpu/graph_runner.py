@@ -156,6 +156,13 @@ class GraphRunner(Runner):
         return logits
 
     @torch.inference_mode()
+    def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, vocab]` after reading `ids` `[n]` as if `start` tokens had been read; no head for no rows."""
+        self._reserve(start + ids.shape[0])
+        self._length = start
+        return self._eager(ids, rows)
+
+    @torch.inference_mode()
     def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
         """Read `ids`, then write a token with each uniform of `u` `[n]`: `write_by_steps`, captured.
 
@@ -252,6 +259,9 @@ class GraphRunner(Runner):
         positions = self._cache.place(ids.shape[0])
         if "position_ids" in self._takes:
             more["position_ids"] = positions.unsqueeze(0)
+        if rows == 0:
+            self.model.base_model(input_ids=ids.unsqueeze(0), past_key_values=self._cache, use_cache=True, **more)
+            return ids.new_empty((0, self.vocab), dtype=self.model.dtype)
         if "logits_to_keep" in self._takes:
             more["logits_to_keep"] = rows
         output = self.model(input_ids=ids.unsqueeze(0), past_key_values=self._cache, use_cache=True, **more)

@@ -1,0 +1,108 @@
+"""How much of its own text a target's first layers foresee: one teacher-forced pass over each answer, all exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cascli.analysis.cost import part_of
+from cascli.analysis.early_exit import ExitCurve, exit_curve
+from cascli.analysis.profile import Profile
+from cascli.chat import Conversation
+from cascli.engine import Request
+from cascli.errors import RunError
+from cascli.jobs.generate import decode, request_for, request_of_turn
+from cascli.jobs.profile import OnProgress
+from cascli.models.calls import Calls
+from cascli.models.pair import Pair
+from cascli.models.split import SplitRunner, exit_info
+from cascli.models.taps import tapped
+from cascli.prompts import Prompt
+from cascli.sampling import distributions
+from cascli.settings import Resolved
+from cascli.strategies import parse
+from cascli.trace import ExitInfo
+
+_PIECE = 64
+"""Tokens whose distributions are held at once."""
+_PROMPT = 32
+"""Tokens of the prompt where there is no tokenizer for one."""
+
+
+def requests_of(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[Request]:
+    """What the target is asked for: the first turn of each prompt, or one of ids where the pair has no tokenizer."""
+    if pair.tokenizer is None:
+        return [request_for(settings, [i % pair.vocab for i in range(_PROMPT)])]
+    return [
+        request_of_turn(pair, prompt.turns[0], Conversation(settings.system), settings, prompt.id) for prompt in prompts
+    ]
+
+
+def timed_exits(pair: Pair) -> list[int]:
+    """After how many layers the target is left to time its exits: what lies between lies on the lines between."""
+    info = exit_info(pair.target, 1)
+    if info.uncaptured or info.depth < 2:
+        return []
+    return sorted({1, info.depth // 2, info.depth - 1})
+
+
+def curve(
+    pair: Pair, requests: Sequence[Request], profile: Profile, on_progress: OnProgress | None = None
+) -> ExitCurve:
+    """Let the target answer, and read each answer once more for what every exit would have drafted.
+
+    Args:
+        pair: loaded; its runs are forgotten.
+        requests: all with the same sampling.
+        profile: step times; where those of exits are not among them they take the share of the bytes that they read.
+        on_progress: told how it goes.
+
+    Raises:
+        RunError: the target has one layer, or cannot be left early.
+    """
+    whole = exit_info(pair.target, 1)
+    if whole.depth < 2:
+        raise RunError("the target has one layer: there is no place to leave it early.")
+    target, by_layers = parse("target"), dict[int, list[list[float]]]()
+    for done, request in enumerate(requests):
+        if on_progress is not None:
+            on_progress("exits along the target's text", done, len(requests))
+        answer = decode(pair, target, request).token_ids
+        for layers, found in acceptances(pair, request, answer).items():
+            by_layers.setdefault(layers, []).append(found)
+    measured = bool(profile.exits)
+    if not measured:
+        profile = profile.model_copy(update={"exits": _by_bytes(pair, profile, whole)})
+    temperature = requests[0].sampling.temperature
+    return exit_curve(by_layers, profile, whole, temperature=temperature, measured=measured)
+
+
+@torch.inference_mode()
+def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int, list[float]]:
+    """The sum of min(p, q) at every token of an answer, for the exit after each number of layers."""
+    model, own = pair.target.model, pair.target.runner.own
+    depth = exit_info(pair.target, 1).depth
+    split = SplitRunner(model, own, 1)
+    split.prepare(len(request.prompt_ids), len(answer), Calls())
+    start = own.begin(torch.tensor(request.prompt_ids, device=pair.device))
+    text = torch.cat([start, torch.tensor(answer[:-1], dtype=torch.long, device=pair.device)])
+    found: dict[int, list[float]] = {n: [] for n in range(1, depth)}
+    for piece in text.split(_PIECE):
+        before = own.length
+        with tapped(model, found) as hidden:
+            p = distributions.warp(own.forward(piece, len(piece)), request.sampling)
+        for n, values in found.items():
+            q = distributions.warp(split.through_head(hidden[n], before, piece), request.sampling)
+            values += torch.minimum(p, q).sum(dim=-1).tolist()
+    return found
+
+
+def _by_bytes(pair: Pair, profile: Profile, whole: ExitInfo) -> dict[int, object]:
+    """What steps of exits would take if reading weights were all, by the target's step."""
+    target, step = pair.info.target, profile.target[1]
+    found: dict[int, object] = {}
+    for n in range(1, whole.depth):
+        part = part_of(target, whole.model_copy(update={"layers": n})).weight_bytes or 0
+        found[n] = step.times(part / (target.weight_bytes or 1))
+    return found

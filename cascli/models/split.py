@@ -1,0 +1,230 @@
+"""One model read in two parts: its first n layers ahead of the text, the others once a block is to be checked.
+
+The exit after n layers, by the model's own final norm and head, is a draft model that takes no weights and no cache of
+its own: keys and values of the first layers are the target's, and so are the hidden states h_n that the other layers go
+on from. transformers' own forward does both parts, masks, positions and head included, while the layers that are not
+wanted stand aside. (LayerSkip, Elhoushi et al. 2024, shares so; transformers' `assistant_early_exit` reads twice.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cascli.errors import RunError, first_line
+from cascli.models.calls import Calls
+from cascli.models.runner import Runner
+from cascli.models.taps import check_layer, decoder_layers
+from cascli.sampling.autoregressive import Sampler
+from cascli.trace import ExitInfo
+
+if TYPE_CHECKING:
+    from cascli.models.pair import LoadedModel
+
+_TRIED: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
+"""After which of its layers a model was found to go on from the hidden states alone, and whether layers give tuples."""
+_FEW = 3
+"""Tokens that this is tried with."""
+
+
+@contextmanager
+def standing_aside(
+    layers: Sequence[nn.Module], give: Callable[[Tensor], Tensor], *, tuples: bool = False
+) -> Iterator[None]:
+    """Let consecutive layers of a decoder hand on what they take in, and the last one what `give` makes of it.
+
+    Others that use the module meanwhile, in another thread, would meet it so. `tuples` is what a layer returns.
+    """
+
+    def handing_on(make: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: object, **more: object) -> Any:
+            del args, more
+            return (make(hidden_states), None) if tuples else make(hidden_states)
+
+        return forward
+
+    before = [vars(each).get("forward") for each in layers]
+    try:
+        for layer in layers[:-1]:
+            layer.forward = handing_on(lambda hidden: hidden)
+        layers[-1].forward = handing_on(give)
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del layer.forward
+            if own is not None:  # accelerate's, which moves what it is given between devices
+                layer.forward = own
+
+
+class SplitRunner(Runner):
+    """The whole model, whose first layers may have read more than the others.
+
+    Every pass of a part says after how many tokens it comes, so that rewinding is setting a number, for all layers at
+    once. Passes of the whole model, prompts above all, are its own runner's.
+    """
+
+    def __init__(self, model: PreTrainedModel, own: Runner, after: int) -> None:
+        """Split the model that `own` runs, which has the caches, after so many of its layers.
+
+        Raises:
+            UsageError: the model does not have more layers than that.
+            RunError: it is not built of layers that follow each other.
+        """
+        layers = decoder_layers(model)
+        check_layer(model, after, len(layers) - 1)
+        self._model, self._own, self._after = model, own, after
+        self._first, self._others = list(layers)[:after], list(layers)[after:]
+        self._tuples = False
+        self._length = 0
+        self._hidden: Tensor | None = None
+        """`[.., m, width]`: h_n of m tokens behind those that all have read, which the first layers have read."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens all layers have read."""
+        return self._length
+
+    @property
+    def length_of_first(self) -> int:
+        """How many tokens the first layers have read."""
+        return self._length + (0 if self._hidden is None else self._hidden.shape[-2])
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Read `ids` `[n]`; those that the first layers have read go on from their hidden states."""
+        ahead, start = self.length_of_first - self._length, self._length
+        if ahead == 0:
+            self._own.truncate(start)
+            logits = self._own.forward(ids, rows)
+        else:
+            if ids.shape[0] > ahead:
+                self.read_first(ids[ahead:], 0)
+            hidden, self._hidden = self._hidden, None
+            logits = self._read_others(hidden, ids, rows)
+        self._length = start + ids.shape[0]
+        return logits
+
+    @torch.inference_mode()
+    def read_first(self, ids: Tensor, rows: int) -> Tensor:
+        """Read `ids` through the first layers alone; the exit's logits `[rows, vocab]`, of which there may be none."""
+        found = list[Tensor]()
+
+        def keep(hidden: Tensor) -> Tensor:
+            found.append(hidden)
+            return hidden
+
+        with standing_aside(self._others, keep, tuples=self._tuples):
+            logits = self._own.read_at(self.length_of_first, ids, rows)
+        self._hidden = torch.cat(found if self._hidden is None else [self._hidden, *found], dim=-2)
+        return logits
+
+    def _read_others(self, hidden: Tensor | None, ids: Tensor, rows: int) -> Tensor:
+        if hidden is None or hidden.shape[-2] != ids.shape[0]:
+            raise ValueError("the first layers have read other tokens than the others are to read")
+        with standing_aside(self._first, lambda _: hidden, tuples=self._tuples):
+            return self._own.read_at(self._length, ids, rows)
+
+    @torch.inference_mode()
+    def through_head(self, hidden: Tensor, start: int, ids: Tensor) -> Tensor:
+        """Logits `[n, vocab]` that the final norm and the head make of hidden states `[n, width]` after any layer.
+
+        `ids` `[n]` are the tokens that they are of, after `start` others; caches are left as they are.
+        """
+        with standing_aside([*self._first, *self._others], lambda _: hidden.unsqueeze(0), tuples=self._tuples):
+            return self._own.read_at(start, ids, ids.shape[0])
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens, in all layers."""
+        ahead = max(length - self._length, 0)
+        self._length = min(length, self._length)
+        if self._hidden is not None:
+            self._hidden = self._hidden[..., :ahead, :] if ahead else None
+
+    def place(self, length: int) -> None:
+        """Act as if all layers had read so many tokens, which the runner's own cache holds."""
+        self._length, self._hidden = length, None
+
+    def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
+        """Make room, and try once whether the model can be read so; nothing is captured."""
+        del calls, sampler
+        self._own.prepare(prompt, answer, Calls())
+        known = _TRIED.setdefault(self._model, {})
+        if self._after not in known:
+            self._try()
+            known[self._after] = self._tuples
+        self._tuples = known[self._after]
+        self.reset()
+
+    def _try(self) -> None:
+        """Read a few tokens as a whole and in two parts, which is the same work for every layer.
+
+        Raises:
+            RunError: it does not come to the same: later layers take in more than the hidden states.
+        """
+        kinds = list[type]()
+        hook = self._first[0].register_forward_hook(lambda _module, _args, output: kinds.append(type(output)))
+        ids = torch.zeros(_FEW, dtype=torch.long)
+        with torch.inference_mode():
+            whole = self._own.read_at(0, ids, _FEW).clone()
+            hook.remove()
+            self._tuples = kinds == [tuple]
+            self.reset()
+            try:
+                self.read_first(ids, 0)
+                parts, why = self.forward(ids, _FEW), "its later layers take in more than hidden states"
+            except Exception as error:  # whatever a layer makes of what it was not given
+                parts, why = torch.full_like(whole, torch.nan), first_line(error)
+        if not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3):
+            kind = self._model.config.model_type
+            raise RunError(f"model type '{kind}' cannot be left early after {self._after} layers: {why}.")
+
+
+class ExitRunner(Runner):
+    """The first layers of a split model with its final norm and head, as a draft model."""
+
+    def __init__(self, whole: SplitRunner, exit: ExitInfo) -> None:
+        """Take the split model, whose cursor also reads the prompt, and what is to be told of the exit."""
+        self._whole, self._exit = whole, exit
+
+    @property
+    def exit(self) -> ExitInfo:
+        """Where it leaves the target."""
+        return self._exit
+
+    @property
+    def length(self) -> int:
+        """How many tokens the first layers have read."""
+        return self._whole.length_of_first
+
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, vocab]` of the exit after reading `ids` `[n]`."""
+        return self._whole.read_first(ids, rows)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens, in all layers."""
+        self._whole.truncate(length)
+
+
+def exit_info(target: LoadedModel, layers: int) -> ExitInfo:
+    """What is to be told of the exit of a target after so many layers."""
+    depth = target.model.config.get_text_config().num_hidden_layers
+    uncaptured = target.device.type == "cuda" and target.eager_because is None
+    return ExitInfo(layers=layers, depth=depth, trained=trained_for_exits(target), uncaptured=uncaptured)
+
+
+def trained_for_exits(target: LoadedModel) -> str | None:
+    """How a checkpoint says that it was trained to be left early; None if it does not.
+
+    Facebook's LayerSkip checkpoints are plain Llamas by their configurations, so that only their names tell; a
+    generation config may name a layer for transformers' own `assistant_early_exit`.
+    """
+    named = getattr(target.model.generation_config, "assistant_early_exit", None)
+    if named is not None:
+        return f"its generation config leaves after {named} layers"
+    return "by its name, of LayerSkip" if "layerskip" in target.source.lower() else None

@@ -1,0 +1,68 @@
+"""What every exit of a target foresees of its text, as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascli.analysis.early_exit import ExitCurve, ExitPoint
+from cascli.render.console import plain_table
+from cascli.render.numbers import number
+
+MOST_ROWS = 32
+"""Of a deeper model every second exit is shown, or fewer."""
+
+
+def print_exits(curve: ExitCurve, out: Console) -> None:
+    """The table, and what it says."""
+    out.print(Text(f"\n{title(curve)}", style="bold"))
+    out.print(_table(curve, out))
+    for line in lines(curve):
+        out.print(Text(line))
+
+
+def title(curve: ExitCurve) -> str:
+    """What these numbers are."""
+    kind = "untrained exits" if curve.trained is None else f"exits that were trained ({curve.trained})"
+    texts = f"{curve.answers} answers" if curve.answers > 1 else "one answer"
+    text = f"{curve.tokens} tokens of {texts} by the target, temperature {curve.temperature:g}"
+    return f"early exit after n of {curve.depth} layers ({kind}): along {text}"
+
+
+def _table(curve: ExitCurve, out: Console) -> Table:
+    table = plain_table(out)
+    for heading in ("layers", "acceptance", "draft step\nc", "best\nk", "tokens\na round", "predicted\nspeed-up"):
+        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
+    for each in shown(curve):
+        table.add_row(
+            str(each.layers),
+            number(each.acceptance),
+            number(each.c),
+            str(each.best_k),
+            number(each.tokens_per_round),
+            number(each.speed_up, 2, "x"),
+        )
+    return table
+
+
+def shown(curve: ExitCurve) -> Sequence[ExitPoint]:
+    """The rows: of many the best one and those at equal distances."""
+    step = -(-len(curve.exits) // MOST_ROWS)
+    return [each for i, each in enumerate(curve.exits) if (i + 1) % step == 0 or each is curve.best]
+
+
+def lines(curve: ExitCurve) -> Iterator[str]:
+    """What to do with it."""
+    best = curve.best
+    spec = f"speculative:draft=early-exit,layers={best.layers},k={best.best_k}"
+    if best.speed_up > 1:
+        yield f"best: -s {spec}, predicted {number(best.speed_up, 2, 'x')} the target's speed."
+    else:
+        yield f"no exit pays here: the best, {spec}, is predicted {number(best.speed_up, 2, 'x')} the target's speed."
+    if curve.trained is None:
+        yield "untrained exit: nothing says that this checkpoint was trained to be left early, as LayerSkip's are."
+    if not curve.measured:
+        yield "c by the bytes that are read, as if these passes were captured graphs, which they are not yet."
