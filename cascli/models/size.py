@@ -28,7 +28,7 @@ class Size(NamedTuple):
     output_parameters: int | None = None
 
 
-def weights_of(model: PreTrainedModel | PreTrainedConfig) -> int:
+def weights_of(model: nn.Module | PreTrainedConfig) -> int:
     """How many weights a model has, or one of this config; makes none of them."""
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"), no_init():
@@ -36,7 +36,7 @@ def weights_of(model: PreTrainedModel | PreTrainedConfig) -> int:
     return sum(each.numel() for each in model.parameters())
 
 
-def is_large(model: PreTrainedModel | PreTrainedConfig) -> bool:
+def is_large(model: nn.Module | PreTrainedConfig) -> bool:
     """Whether a model, or one of this config, has at least `LARGE` weights."""
     return weights_of(model) >= LARGE
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from cascli.errors import PairWarning
 from cascli.models.batch.reader import Reader, Wanted, WantedDraft
 from cascli.models.calls import ROLES, Calls, Role
-from cascli.models.choose_runner import choose_reader
+from cascli.models.choose_runner import choose_readers
 from cascli.models.pair import Pair
 from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written
@@ -105,6 +105,10 @@ class LaneRunner(Runner):
         """Forget everything after the first `length` tokens."""
         self._own.truncate(length)
 
+    def steps_left(self, length: int) -> int | None:
+        """As the model's own runner."""
+        return self._own.steps_left(length)
+
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""
         self._reader.elsewhere = self._lanes.unmade(apart_from=self._role)
@@ -145,7 +149,7 @@ class Lanes:
     def __init__(self, pair: Pair, size: int) -> None:
         """Take the pair whose weights are used; each lane gets caches of its own."""
         self._pair, self.size = pair, size
-        self._readers = {role: choose_reader(model.runner.own, size) for role, model in pair.models.items()}
+        self._readers = choose_readers({role: model.runner.own for role, model in pair.models.items()}, size)
         self._timers = [LaneTimer() for _ in range(size)]
         self._pairs = [self._pair_of(place) for place in range(size)]
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
