@@ -132,6 +132,9 @@ def _check_layer(layer: PreTrainedConfig) -> None:
         value = getattr(layer, name, None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise _Unfit(f"{name}: a number, 1 or more, is wanted (got {printed(value)})")
+    eps = layer.rms_norm_eps
+    if not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise _Unfit(f"rms_norm_eps: a small number is wanted (got {printed(eps)})")
     if layer.num_attention_heads % layer.num_key_value_heads or layer.head_dim % 2:
         raise _Unfit("its numbers of heads, or their width, do not go together")
 
