@@ -237,10 +237,10 @@ def test_a_pair_file_names_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump({"draft": {"eagle3": "./head"}, "target": target(VOCAB)}))
     config = load_config(tmp_path / "pair.yaml")
     assert config.draft.eagle3 == f"path:{tmp_path / 'head'}" and config.by_head
-    assert load_config(config.recorded) == config.model_copy(update={"name": config.name})
+    assert load_config(config.recorded).model_dump() == config.model_dump()
     monkeypatch.chdir(tmp_path)
     named = pair_of_models("eagle3:head", None, {"target": target(VOCAB)})
-    assert named.draft == config.draft and not load_config("tiny-random").by_head
+    assert named.draft.model_dump() == config.draft.model_dump() and not load_config("tiny-random").by_head
     hub = load_config({"draft": {"eagle3": "RedHatAI/Qwen3-8B-speculator.eagle3"}, "target": target(VOCAB)})
     assert str(hub.draft.source) == "hub:RedHatAI/Qwen3-8B-speculator.eagle3@main"
     found = survey(config)
@@ -397,25 +397,53 @@ def test_targets_of_other_builds_are_refused(folder: Path) -> None:
 # ---------------------------------------------------------------- the package that the format comes from
 
 
-def test_the_layout_is_that_of_its_own_package(tmp_path: Path) -> None:
-    """Its config's own words, the names and shapes that it saves, and what it makes of the same numbers."""
-    pytest.importorskip("speculators", reason="the package whose format this is", exc_type=ImportError)
-    core = pytest.importorskip("speculators.models.eagle3", exc_type=ImportError)
-    from transformers import LlamaConfig
+PACKAGE = [
+    {},
+    {"norm_before_residual": True},
+    {"norm_before_fc": True},
+    {"fc_norm": True, "norm_output": True},
+]
 
-    cases = [{}, {"norm_before_residual": True}, {"norm_before_fc": True}, {"fc_norm": True, "norm_output": True}]
-    for place, flags in enumerate(cases):
-        at = tmp_path / str(place)
-        weights = write_head(at, VOCAB, IDS, **flags)
-        layer = LlamaConfig(**LAYER, vocab_size=VOCAB)
-        layer._attn_implementation = "eager"
-        theirs = core.Eagle3DraftModel(
-            core.Eagle3SpeculatorConfig(
-                transformer_layer_config=layer,
-                draft_vocab_size=len(IDS),
-                eagle_aux_hidden_state_layer_ids=TAPS,
-                **flags,
-            )
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("flags", PACKAGE, ids=str)
+def test_what_the_formats_own_package_writes_is_read(flags: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    """Its model saves a head, and gives the logits of a block and of two drafted tokens that are held against ours."""
+    core = pytest.importorskip("speculators.models.eagle3", reason="the package is not there", exc_type=ImportError)
+    from transformers import AutoConfig
+
+    layer = LAYER | {"model_type": kind, "vocab_size": VOCAB}
+    weights = write_head(tmp_path / "ours", VOCAB, IDS, layer=layer, **flags)
+    of_theirs = AutoConfig.for_model(**layer)
+    of_theirs._attn_implementation = "eager"
+    config = core.Eagle3SpeculatorConfig(
+        transformer_layer_config=of_theirs,
+        draft_vocab_size=len(IDS),
+        eagle_aux_hidden_state_layer_ids=TAPS,
+        **flags,
+    )
+    theirs = core.Eagle3DraftModel(config)
+    missing, unknown = theirs.load_state_dict(weights, strict=False)
+    assert not unknown and all(name.startswith("verifier") for name in missing)
+    theirs.save_pretrained(tmp_path / "theirs")
+    pair = load_pair(pair_with_head(tmp_path / "theirs", VOCAB))
+    draft, runner, text = pair.draft.runner, pair.target.runner, torch.arange(3, 15) * 23 % VOCAB
+    states, wanted = hidden(pair, text, TAPS), list[torch.Tensor]()
+    theirs.lm_head.register_forward_hook(lambda _, args, output: wanted.append(output[0]))
+    with torch.inference_mode():
+        theirs(
+            torch.tensor(states[:-1]).float().flatten(1).unsqueeze(0),
+            text[1:].unsqueeze(0),
+            torch.zeros(1, len(text) - 1, dtype=torch.long),
+            ttt_steps=3,
         )
-        known = {name: [*value.shape] for name, value in theirs.state_dict().items() if "verifier" not in name}
-        assert known == {name: [*value.shape] for name, value in weights.items()}
+    runner.forward(text, 1)
+    block = draft.forward(text, len(text) - 1)[:, IDS]
+    assert torch.allclose(block, wanted[0], atol=1e-4)
+    for known in (2, 5, 9):  # its later steps hold, for every place, what a draft that began there has come to
+        draft.reset()
+        runner.forward(text[:known], 1)
+        draft.forward(text[: known + 1], 1)
+        for step in (1, 2):
+            got = draft.forward(text[known + step : known + step + 1], 1)[0, IDS]
+            assert torch.allclose(got, wanted[step][known - 1], atol=1e-4)

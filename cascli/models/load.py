@@ -35,6 +35,7 @@ from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.cut_head import Cut, cut_head
 from cascli.models.description import Description, context_of, describe, explained, there
+from cascli.models.eagle3.head import Network
 from cascli.models.eagle3.loading import LOOKED_INTO, load_head, precision_of, work_of
 from cascli.models.eagle3.runners import TappedRunner
 from cascli.models.pair import LoadedModel, Pair
@@ -290,7 +291,7 @@ def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_
     warnings.warn(f"{cut} both models; 'lossless' and TV speak of the target without them", PairWarning, stacklevel=3)
 
 
-def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
+def _eos_ids(target: Network, tokenizer: Any | None) -> frozenset[int]:
     """The ids that end a text: what transformers' `generate` would stop at for the target.
 
     A model directory that names none falls back on its tokenizer; a random model has what its config says, where

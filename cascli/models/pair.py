@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from cascli.analysis.profile import Profile
 from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
 from cascli.models.cut_head import CutHead
-from cascli.models.eagle3.head import Eagle3Head
+from cascli.models.eagle3.head import Network
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
@@ -50,7 +49,7 @@ class NoRunner(Runner):
 class LoadedModel:
     """One model of a pair: the transformers module, and the runner that decodes with it."""
 
-    model: PreTrainedModel | Eagle3Head
+    model: Network
     runner: Runner
     source: str
     dtype: str

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from cascli.models.cache import RewindLayer
 from cascli.models.eagle3.layout import Layout
@@ -139,10 +138,11 @@ class Eagle3Head(nn.Module):
         self.norm = nn.RMSNorm(width, eps=eps)
         self.lm_head: nn.Module = nn.Linear(width, layout.draft_vocab, bias=False)
         self.embed_tokens = nn.Embedding(layout.rows, width) if own_embedding else None
-        with torch.device("cpu"):
-            angles = LlamaRotaryEmbedding(config)
-        # Not buffers: a model that is brought to another precision would lose digits of its angles.
-        self.frequencies, self.scaling = angles.inv_freq.double(), float(angles.attention_scaling)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.norm.weight.dtype
 
     def get_output_embeddings(self) -> nn.Module:
         """As of a transformers model."""
@@ -150,7 +150,7 @@ class Eagle3Head(nn.Module):
 
     def fused(self, taps: Tensor) -> Tensor:
         """The target's hidden states `[n, taps x width]`, brought to the head's width."""
-        taps = taps.to(self.norm.weight.dtype)
+        taps = taps.to(self.dtype)
         if self.input_norm is not None:
             taps = self.input_norm(taps)
         if self.fc_norm is not None:
@@ -177,5 +177,10 @@ class Eagle3Head(nn.Module):
 
     def _rotation(self, start: int, like: Tensor) -> Rotation:
         places = torch.arange(start, start + like.shape[0], dtype=torch.float64, device=like.device)
-        angles = (places.unsqueeze(1) * self.frequencies.to(like.device)).repeat(1, 2).unsqueeze(1)
-        return Rotation(*((each * self.scaling).to(like.dtype) for each in (angles.cos(), angles.sin())))
+        frequencies, scaling = self.layout.angles
+        angles = (places.unsqueeze(1) * frequencies.to(like.device)).repeat(1, 2).unsqueeze(1)
+        return Rotation(*((each * scaling).to(like.dtype) for each in (angles.cos(), angles.sin())))
+
+
+Network = PreTrainedModel | Eagle3Head
+"""What a model of a pair computes with."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from cascli.errors import ConfigError
 from cascli.files import MEGABYTE, json_of, printed, text_of
@@ -28,12 +31,22 @@ _CONFIG_BYTES = 4 * MEGABYTE
 _FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "embed_requires_grad")
 
 
+class Angles(NamedTuple):
+    """By how much a position turns each pair of a head's width."""
+
+    frequencies: Tensor
+    """`[head_dim / 2]`, float64: radians a position."""
+    scaling: float
+    """Of cosines and sines alike."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a head is built as, and what it takes from its target."""
 
     layer: PreTrainedConfig
     """Of its layers: a Llama or Qwen3 config."""
+    angles: Angles
     taps: tuple[int, ...]
     """After how many of the target's layers hidden states are taken, ascending."""
     target_width: int
@@ -76,7 +89,7 @@ def layout_of(folder: Path, target: PreTrainedConfig) -> Layout:
         raise ConfigError(f"{folder}: {error}") from None
 
 
-class _Unfit(Exception):
+class _Unfit(ConfigError):
     """Why a head cannot be run, without the name of its folder."""
 
 
@@ -90,6 +103,7 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
     with untrusted.damaged(file):
         layer = AutoConfig.for_model(own.pop("model_type"), **own)
         _check_layer(layer)
+        angles = _angles(layer)
     width = _count(values, "target_hidden_size", layer.hidden_size)
     if width != target.hidden_size:
         raise _Unfit(f"it was made for a target of width {width:,}, and this one's is {target.hidden_size:,}")
@@ -100,7 +114,7 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
     if draft_vocab > layer.vocab_size:
         raise _Unfit(f"draft_vocab_size {draft_vocab:,} is more than the target's {layer.vocab_size:,} token ids")
     taps = _taps(values, target.num_hidden_layers)
-    return Layout(layer, taps, width, target.vocab_size, draft_vocab, **flags)
+    return Layout(layer, angles, taps, width, target.vocab_size, draft_vocab, **flags)
 
 
 def _own_config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +151,15 @@ def _check_layer(layer: PreTrainedConfig) -> None:
         raise _Unfit(f"rms_norm_eps: a small number is wanted (got {printed(eps)})")
     if layer.num_attention_heads % layer.num_key_value_heads or layer.head_dim % 2:
         raise _Unfit("its numbers of heads, or their width, do not go together")
+
+
+def _angles(layer: PreTrainedConfig) -> Angles:
+    with torch.device("cpu"):
+        made = LlamaRotaryEmbedding(layer)
+    frequencies = made.inv_freq.double()
+    if 2 * frequencies.numel() != layer.head_dim:
+        raise _Unfit("its position encoding turns a part of each head's width only, which is not run")
+    return Angles(frequencies, float(made.attention_scaling))
 
 
 def _flag(values: Mapping[str, Any], name: str) -> bool:
