@@ -234,8 +234,8 @@ def check_models(pair: Pair, strategy: Strategy) -> None:
         )
     if strategy.needs_draft and pair.by_head and not isinstance(strategy, Speculating):
         raise UsageError(
-            f"strategy '{strategy.spec}' has the draft model write by itself, and pair '{pair.name}' has an EAGLE-3 head:"
-            "\nit goes by what the target has read. Use 'speculative' or 'speculative-cascade'."
+            f"strategy '{strategy.spec}' has the draft model write by itself, and pair '{pair.name}' has an EAGLE-3"
+            " head,\nwhich goes by what the target has read; use 'speculative' or 'speculative-cascade'."
         )
     if strategy.thinking_only and pair.thinking is None:
         opening, closing = pair.config.thinking

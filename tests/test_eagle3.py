@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from cascli import Pair, compare, generate, generate_many, load_pair
-from cascli.audit import audit, draws, numerics
+from cascli import audit as audits
+from cascli.audit import draws, numerics
 from cascli.config import load_config, pair_of_models
 from cascli.engine import check_models
 from cascli.errors import ConfigError, RunError, UsageError
@@ -219,11 +221,12 @@ def test_strategies_that_write_with_the_draft_are_refused(pair: Pair) -> None:
 def test_defaults_are_what_such_a_pair_can_do(pair: Pair) -> None:
     assert generate(pair, "hello", max_new_tokens=4).strategy == "speculative"
     found = compare(pair, "hello", max_new_tokens=4)
-    assert [row.strategy for row in found.rows][:2] == ["target", "speculative:k=4"] and len(found.rows) == 4
+    assert [row.strategy for row in found.summary][:2] == ["target", "speculative:k=4"] and len(found.summary) == 4
 
 
-def test_verify_and_bench_know_such_a_pair(pair: Pair) -> None:
-    found = audit(pair, [parse("speculative:k=2"), parse("speculative-cascade:rule=token-v3,k=2")], quick=True)
+def test_verify_and_bench_know_such_a_pair(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audits, "QUICK", replace(audits.QUICK, runs=300))
+    found = audits.audit(pair, [parse("speculative:k=2"), parse("speculative-cascade:rule=token-v3,k=2")], quick=True)
     assert found.passed, [check for check in found.checks if check.status == "fail"]
     measured = bench(pair, contexts=[32], blocks=[1, 2, 5], repeats=1)
     assert measured.profiles[0].draft[1].median > 0 and measured.pair.draft.source.startswith("eagle3:path:")
