@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 Array = np.ndarray
 
@@ -23,13 +24,12 @@ def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
 
-def rotated(x: Array, place: int, theta: float) -> Array:
+def rotated(x: Array, place: int, frequencies: Array) -> Array:
     """Each pair (i, i + d / 2) of a vector turned by its angle."""
     half = len(x) // 2
     out = np.empty_like(x)
     for i in range(half):
-        frequency = float(np.float32(1.0 / theta ** (2 * i / len(x))))
-        cos, sin = np.cos(place * frequency), np.sin(place * frequency)
+        cos, sin = np.cos(place * frequencies[i]), np.sin(place * frequencies[i])
         out[i] = x[i] * cos - x[i + half] * sin
         out[i + half] = x[i + half] * cos + x[i] * sin
     return out
@@ -45,7 +45,11 @@ class Head:
         self.layer, self.flags = layer, flags
         self.embedding = self.w["embed_tokens.weight"] if embedding is None else embedding
         self.ids = [row + int(offset) for row, offset in enumerate(weights["d2t"])]
-        self.eps, self.theta = layer["rms_norm_eps"], layer["rope_parameters"]["rope_theta"]
+        self.eps = layer["rms_norm_eps"]
+        width, theta = layer["head_dim"], layer["rope_parameters"]["rope_theta"]
+        power = torch.arange(0, width, 2, dtype=torch.int64).float() / width
+        # In single precision, as every implementation has them: their last digit shows.
+        self.frequencies = (1.0 / theta**power).double().numpy()
 
     def logits(self, tokens: Sequence[int], states: Array, vocab: int) -> Array:
         """Logits `[len(tokens) - 1, vocab]` after each token but the first.
@@ -102,11 +106,11 @@ class Head:
             weight = self.w.get(f"{at}.{kind}_norm.weight")
             return parts if weight is None else [norm(part, weight, self.eps) for part in parts]
 
-        self.keys[number].append([rotated(key, place, self.theta) for key in split("k", shared)])
+        self.keys[number].append([rotated(key, place, self.frequencies) for key in split("k", shared)])
         self.values[number].append(split("v", shared))
         out = []
         for head, query in enumerate(split("q", heads)):
-            query, group = rotated(query, place, self.theta), head * shared // heads
+            query, group = rotated(query, place, self.frequencies), head * shared // heads
             scores = np.array([keys[group] @ query for keys in self.keys[number]]) / np.sqrt(width)
             weights = np.exp(scores - scores.max())
             mixed = sum(w * values[group] for w, values in zip(weights, self.values[number], strict=True))
