@@ -28,6 +28,10 @@ TARGETS = ("llama", "mistral", "qwen2", "qwen3")
 LAYERS = ("llama", "qwen3")
 """Types of layers that the speculators package builds heads of."""
 _CONFIG_BYTES = 4 * MEGABYTE
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings"),
+)
 _FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "embed_requires_grad")
 
 
@@ -100,6 +104,10 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
     flags = {name: _flag(values, name) for name in _FLAGS}
     if flags["norm_before_fc"] and flags["fc_norm"]:
         raise _Unfit("norm_before_fc and fc_norm exclude each other")
+    counts = {name: _count(own, name, 0) for name in _COUNTS}
+    shared = counts["num_key_value_heads"]
+    if (shared and counts["num_attention_heads"] % shared) or counts["head_dim"] % 2:
+        raise _Unfit("its numbers of heads, or their width, do not go together")
     with untrusted.damaged(file):
         layer = AutoConfig.for_model(own.pop("model_type"), **own)
         _check_layer(layer)
@@ -141,16 +149,9 @@ def _check_layer(layer: PreTrainedConfig) -> None:
         raise _Unfit(f"its {', '.join(sorted(rope_types(layer)))} position encoding looks at the text's length")
     if layer.hidden_act not in ACT2FN:
         raise _Unfit(f"hidden_act {printed(layer.hidden_act)} is no activation that transformers knows")
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    for name in (*sizes, "head_dim", "vocab_size", "max_position_embeddings"):
-        value = getattr(layer, name, None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise _Unfit(f"{name}: a number, 1 or more, is wanted (got {printed(value)})")
     eps = layer.rms_norm_eps
     if not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise _Unfit(f"rms_norm_eps: a small number is wanted (got {printed(eps)})")
-    if layer.num_attention_heads % layer.num_key_value_heads or layer.head_dim % 2:
-        raise _Unfit("its numbers of heads, or their width, do not go together")
 
 
 def _angles(layer: PreTrainedConfig) -> Angles:
