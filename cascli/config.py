@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.files import YAML_BYTES, printed, text_of
@@ -141,9 +141,22 @@ class ModelConfig(_Strict):
             raise
 
 
+def _source_or_head(schema: dict[str, Any]) -> None:
+    """A file names either one: `source` is then what `eagle3` says."""
+    schema["required"] = [key for key in schema.get("required", ()) if key != "source"]
+    schema["anyOf"] = [{"required": ["source"]}, {"required": ["eagle3"]}]
+
+
 class DraftConfig(ModelConfig):
     """The draft model of a pair."""
 
+    model_config = ConfigDict(json_schema_extra=_source_or_head)
+
+    eagle3: str | None = None
+    """In place of `source`, an EAGLE-3 head of the target: a folder, or a repository of the hub.
+
+    It drafts from what the target has made of the text, and cannot write by itself.
+    """
     vocab: int | str | None = None
     """Keep some rows of its output matrix only: so many of the lowest ids, or those in a file, and special tokens.
 
@@ -157,6 +170,16 @@ class DraftConfig(ModelConfig):
         if not (value is None or count or (isinstance(value, str) and value)):
             raise ValueError("a count of token ids, 1 or more, or the path of a file of them is wanted")
         return value
+
+    @model_validator(mode="after")
+    def _a_head_is_whole_and_beside_its_target(self) -> Self:
+        if self.eagle3 is not None and self.vocab is not None:
+            raise ValueError("'vocab' cuts a draft model's head, and an EAGLE-3 head has a vocabulary of its own")
+        if self.eagle3 is not None and self.device_map is not None:
+            raise ValueError("an EAGLE-3 head lies where its target does: leave out 'device_map'")
+        if self.eagle3 is not None and self.eagle3.lower().endswith(".gguf"):
+            raise ValueError("an EAGLE-3 head is a folder with config.json and safetensors, and no .gguf file")
+        return self
 
 
 class About(_Strict):
@@ -185,6 +208,11 @@ class PairConfig(_Strict):
     def models(self) -> dict[str, ModelConfig]:
         """The models that there are by role, the draft first."""
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
+
+    @property
+    def by_head(self) -> bool:
+        """Whether an EAGLE-3 head drafts, which cannot write by itself."""
+        return self.draft is not None and self.draft.eagle3 is not None
 
     @property
     def label(self) -> str:
@@ -373,18 +401,23 @@ def pair_of_models(
     return base.model_copy(update={**models, "name": f"{base.name} with {changed}", "about": About()})
 
 
-def source_of(text: str) -> Source:
+def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
     """A model by itself: `path:` or `hub:` in front, as traces write it, decides; else what is there, else the hub.
+
+    Args:
+        text: names it.
+        folder: what a path is relative to; the current one by default.
 
     Raises:
         UsageError: neither a path nor the name of a repository.
     """
+    here = folder or Path()
     kind, _, rest = text.partition(":")
     if kind == "path" and rest:
-        return PathSource(path=_absolute(rest, Path()))
+        return PathSource(path=_absolute(rest, here))
     name = rest if kind == "hub" and rest else text
-    if text and name == text and (_is_path(text) or _at_home(text).exists()):
-        return PathSource(path=_absolute(text, Path()))
+    if text and name == text and (_is_path(text) or (here / _at_home(text)).exists()):
+        return PathSource(path=_absolute(text, here))
     name, _, revision = name.partition("@")
     if not _HUB_NAME.fullmatch(name):
         raise UsageError(f"neither a model folder, a .gguf file, nor a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
@@ -392,14 +425,19 @@ def source_of(text: str) -> Source:
 
 
 def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
+    """A model that a flag names; `eagle3:` in front of a draft's name says that it is a head."""
+    head = kind is DraftConfig and text.startswith(HEAD)
     try:
-        model = kind(source=source_of(text))
+        source = source_of(text.removeprefix(HEAD) if head else text)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+    model = DraftConfig(source=source, eagle3=str(source)) if head else kind(source=source)
     model._where = where
     return model
 
 
+HEAD = "eagle3:"
+"""In front of the name of an EAGLE-3 head where a draft model could stand."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -437,7 +475,7 @@ def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
         key, message = first_problem(error, known)
         raise ConfigError(f"{where}: {key}: {message}") from None
     for role, model in config.models.items():
-        model._where = f"{where}: {role}.source"
+        model._where = f"{where}: {role}.{'eagle3' if role == 'draft' and config.by_head else 'source'}"
     return config
 
 
@@ -449,11 +487,27 @@ def _with_sources(data: dict[str, Any], where: str, folder: Path) -> dict[str, A
     result = {key: value for key, value in data.items() if value is not None or key not in ("defaults", "about")}
     for role in ("draft", "target"):
         model = result.get(role)
-        if isinstance(model, Mapping) and "source" in model:
+        if role == "draft" and isinstance(model, Mapping) and model.get("eagle3") is not None:
+            result[role] = _head(model, f"{where}: {role}", folder)
+        elif isinstance(model, Mapping) and "source" in model:
             result[role] = dict(model) | {"source": _source(model["source"], f"{where}: {role}.source", folder)}
             if isinstance(model.get("vocab"), str) and model["vocab"]:
                 result[role]["vocab"] = _absolute(model["vocab"], folder)
     return result
+
+
+def _head(draft: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """A draft whose source is that of its head."""
+    name = draft["eagle3"]
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{where}.eagle3: a folder or the name of a repository is wanted (got {printed(name)})")
+    try:
+        source = source_of(name, folder)
+    except UsageError as error:
+        raise ConfigError(f"{where}.eagle3: {error}") from None
+    if "source" in draft and _source(draft["source"], f"{where}.source", folder) != source:
+        raise ConfigError(f"{where}: give 'eagle3' or 'source', and not both")
+    return dict(draft) | {"source": source, "eagle3": str(source)}
 
 
 def _source(value: object, where: str, folder: Path) -> _Strict:

@@ -25,6 +25,7 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers, Uniforms, seed_of
 from cascli.strategies import Strategy
+from cascli.strategies.base import Speculating
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
 from cascli.version import __version__
 
@@ -190,7 +191,7 @@ class Decoding:
             strategy=self.strategy.name,
             params=self.strategy.params,
             oracle=self.strategy.oracle,
-            depends_on_rounds=self.strategy.depends_on_rounds,
+            depends_on_rounds=depends_on_rounds(self.pair, self.strategy),
             pair=self.pair.info,
             sampling=SamplingInfo(
                 temperature=request.sampling.temperature,
@@ -236,6 +237,11 @@ def check_models(pair: Pair, strategy: Strategy) -> None:
             f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"
             " use 'target', draft=prompt-lookup or draft=early-exit, or give the pair a 'draft:'."
         )
+    if strategy.needs_draft and pair.by_head and not isinstance(strategy, Speculating):
+        raise UsageError(
+            f"strategy '{strategy.spec}' has the draft model write by itself, and pair '{pair.name}' has an EAGLE-3"
+            " head,\nwhich goes by what the target has read; use 'speculative' or 'speculative-cascade'."
+        )
     strategy.runners(pair)  # which know what they can be made of
     if strategy.thinking_only and pair.thinking is None:
         opening, closing = pair.config.thinking
@@ -244,6 +250,12 @@ def check_models(pair: Pair, strategy: Strategy) -> None:
             " tokens;\nname its own in the pair's file, such as thinking: [<think>, </think>], or leave out"
             " where=thinking."
         )
+
+
+def depends_on_rounds(pair: Pair, strategy: Strategy) -> bool:
+    """Whether the output distribution depends on where rounds begin: a head's q does, whatever its drafter says."""
+    by_head = isinstance(strategy, Speculating) and strategy.needs_draft and pair.by_head
+    return strategy.depends_on_rounds or (by_head and strategy.verification_rule.reads_draft)
 
 
 def check_prompt(pair: Pair, request: Request) -> int:

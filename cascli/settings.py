@@ -23,8 +23,10 @@ WITHOUT_DRAFT = "draft=prompt-lookup"
 """What a default strategy takes in place of the draft model of a pair that has none."""
 
 
-def default_strategy(*, draft: bool) -> str:
-    """What answers where nothing is said, by whether the pair has a draft model."""
+def default_strategy(*, draft: bool, head: bool = False) -> str:
+    """What answers where nothing is said, by whether the pair has a draft model, and whether that is a mere head."""
+    if head:
+        return "speculative"
     return DEFAULT_STRATEGY if draft else f"{DEFAULT_STRATEGY},{WITHOUT_DRAFT}"
 
 

@@ -39,8 +39,19 @@ DEFAULTS_WITHOUT_DRAFT = (
 )
 
 
-def default_strategies(*, draft: bool) -> tuple[str, ...]:
-    """What is compared where nothing is said, by whether the pair has a draft model."""
+DEFAULTS_OF_A_HEAD = (
+    "target",
+    "speculative",
+    "speculative-cascade:rule=mentored",
+    "speculative-cascade:rule=cactus",
+)
+"""An EAGLE-3 head writes nothing by itself, and these rules do not go by how sure it is."""
+
+
+def default_strategies(*, draft: bool, head: bool = False) -> tuple[str, ...]:
+    """What is compared where nothing is said, by whether the pair has a draft model, and whether it is a mere head."""
+    if head:
+        return DEFAULTS_OF_A_HEAD
     return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
 
 

@@ -49,16 +49,17 @@ WITH_OPTIONS = [
 BY_BLOCK = "speculative:k=3,verify=block"
 
 
-def default_strategies(*, draft: bool = True) -> list[str]:
+def default_strategies(*, draft: bool = True, head: bool = False) -> list[str]:
     """Speculation with small and large blocks, and rules with and without speculation.
 
-    Without a draft model: by prompt lookup, with the rules that do not ask how sure a draft is.
+    Without a draft model: by prompt lookup, with the rules that do not ask how sure a draft is. A head is not asked to
+    write without speculation.
     """
     if not draft:
         kinds = [name for name in sampled() if not rules.load(name).reads_confidence]
         return ["target", LOOKUP, *(f"speculative-cascade:rule={name},draft=prompt-lookup,k=2" for name in kinds)]
     cascades = [f"speculative-cascade:rule={name},k=2" for name in sampled()]
-    sequential = [f"token-cascade:rule={name}" for name in sampled()]
+    sequential = [] if head else [f"token-cascade:rule={name}" for name in sampled()]
     return ["target", "speculative:k=1", "speculative:k=3", BY_BLOCK, LOOKUP, *sequential, *cascades, *WITH_OPTIONS]
 
 
@@ -148,7 +149,7 @@ def planned(
 
 
 def _chosen(pair: Pair, strategies: Sequence[Strategy] | None) -> list[Strategy]:
-    default = default_strategies(draft=pair.draft is not None)
+    default = default_strategies(draft=pair.draft is not None, head=pair.by_head)
     return list(strategies) if strategies else [parse(text) for text in default]
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cascli.audit.report import Check, check_of
+from cascli.audit.report import Check, check_of, skipped
 from cascli.models.calls import Calls
+from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.pair import LoadedModel, Pair
 
 BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}
@@ -40,8 +41,12 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:
-    """Cache and block checks of both models."""
+    """Cache and block checks of both models; of a head those that make sense beside its target."""
     for role, model in pair.models.items():
+        if isinstance(model.runner, Eagle3Runner):
+            yield beside_its_target(pair, model, model.runner, steps)
+            yield skipped("block", f"{role} ({model.dtype})", "a head reads one by one what its target has not read")
+            continue
         vocab = pair.vocab if pair.translation is None or role == "target" else pair.translation.draft.size
         yield cache(role, model, vocab, steps)
         yield block(role, model, vocab)
@@ -79,6 +84,33 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     if slides is not None:
         note += f", {'beyond' if reach else 'not beyond'} its window of {slides}"
     return check_of("cache", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, note)
+
+
+@torch.inference_mode()
+def beside_its_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps: int) -> Check:
+    """Let a head draft, have the target read it and keep a part, and compare the head with one that reads it anew."""
+    rng, target = random.Random(0), pair.target.runner
+
+    def some(n: int) -> list[int]:
+        return [rng.randrange(pair.vocab) for _ in range(n)]
+
+    text, worst = some(24), 0.0
+    head.reset()
+    for _ in range(steps):
+        drafted, kept = some(rng.randint(1, BLOCK)), rng.randint(0, BLOCK)
+        head.forward(_ids([*text, *drafted][head.length :], draft), 1)
+        target.forward(_ids([*text, *drafted][target.length :], draft), 1)
+        text += drafted[:kept]
+        for runner in (head, target):
+            runner.truncate(len(text))
+        text += some(1)
+        again, anew = head.fresh(), target.fresh()
+        again.follow(anew)
+        got, whole = (each.forward(_ids(text[each.length :], draft), 1) for each in (head, again))
+        worst = max(worst, difference(got, whole))
+    head.reset()
+    bound = max(BOUNDS[model.dtype] for model in (draft, pair.target))
+    return check_of("cache", f"draft ({draft.dtype})", worst, bound, 0.0, f"{steps} drafts, up to {len(text)} tokens")
 
 
 @torch.inference_mode()

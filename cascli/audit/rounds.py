@@ -94,7 +94,8 @@ def drawn_together(rows: Rows, dtype: torch.dtype) -> Rows:
 
 
 def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
-    return draft + share * (target - draft)
+    drawn = draft + share * (target - draft)
+    return drawn.where(draft.isfinite(), target)  # a cut head is infinitely far from what it has no row for
 
 
 def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: bool, n: int, seed: int) -> bool:

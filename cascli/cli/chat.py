@@ -34,11 +34,12 @@ def command(flags: Flags) -> None:
     from cascli.weights.home import cache_home
 
     plan = common.plan(flags)
-    default = default_strategy(draft=plan.config.draft is not None)
+    default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
     wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
     if len(wanted) > 1:
         raise UsageError("chat begins with one strategy; change it by /strategy, or see several by /compare.")
     pair = plan.load()
+    common.note_cautions(plan, wanted)
     from cascli.jobs.chat import Chat
 
     with history(cache_home() / "chat_history"):
@@ -227,7 +228,7 @@ def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
     from cascli.jobs.compare import Repeats, conversations
     from cascli.render.comparison import print_explanation
 
-    specs = default_strategies(draft=chat.pair.draft is not None)
+    specs = default_strategies(draft=chat.pair.draft is not None, head=chat.pair.by_head)
     strategies = common.chosen(specs, chat.settings.num_speculative_tokens)
     comparison, _ = run_and_show(plan.screen, Repeats(chat.pair, conversations(prompt), strategies, chat.settings))
     print_explanation(comparison, plan.screen)

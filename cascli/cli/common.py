@@ -223,6 +223,24 @@ def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
     return [parse(text, k) for text in texts]
 
 
+def note_cautions(plan: Plan, strategies: Sequence[Strategy]) -> None:
+    """Say which rules go by how sure the draft is, where an EAGLE-3 head drafts: it was not made to be."""
+    from cascli import plugins
+    from cascli.strategies.base import Speculating
+
+    if not plan.config.by_head:
+        return
+    asked = [each for each in strategies if isinstance(each, Speculating) and each.needs_draft]
+    trusting = {
+        plugins.name_of(type(each.verification_rule)) for each in asked if each.verification_rule.reads_confidence
+    }
+    if trusting:
+        plan.screen.note(
+            f"{', '.join(sorted(trusting))} trusts how sure the draft is, and an EAGLE-3 head is no language model:"
+            " speculative, mentored or cactus suit it"
+        )
+
+
 def prompts(argument: str | None, settings: Resolved, command: str) -> list[Prompt]:
     """The prompt from the argument, a file or a pipe; `command` is who asks, for an example of its own.
 

@@ -129,7 +129,11 @@ def command(
     required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
     of_rules = matching.wanted(match, rules, plan)
-    beside = default_strategies(draft=plan.config.draft is not None) if of_rules is None else BESIDE
+    beside = (
+        default_strategies(draft=plan.config.draft is not None, head=plan.config.by_head)
+        if of_rules is None
+        else BESIDE
+    )
     strategies = common.chosen(plan.settings.strategy or beside, plan.settings.num_speculative_tokens)
     _check_request(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
@@ -139,6 +143,7 @@ def command(
     if len(prompts) > 1:
         plan = common.for_several(plan, flags)
     pair = plan.load()
+    common.note_cautions(plan, strategies)
     found = matching.found(of_rules, pair, others, plan)
     strategies += matching.columns(of_rules, found, plan.settings, strategies)
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}

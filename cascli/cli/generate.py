@@ -47,13 +47,14 @@ def command(
     from cascli.settings import default_strategy
 
     plan = common.plan(flags)
-    default = default_strategy(draft=plan.config.draft is not None)
+    default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
     wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
     if len(wanted) > 1:
         raise UsageError("generate runs one strategy; use compare for several.")
     outputs = export.outputs(plan.settings, formats.RUNS)
     prompts = common.prompts(prompt, plan.settings, NAME)
     pair = plan.load()
+    common.note_cautions(plan, wanted)
     if batch_size > 1 and len(prompts) > 1:
         runs = _answers_in_batches(plan, pair, wanted[0], prompts, outputs, batch_size)
     else:

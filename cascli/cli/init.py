@@ -105,8 +105,11 @@ def _role(role: str, config: PairConfig, found: PairSurvey, file: Path) -> str:
     if "path" in source:
         source["path"] = _as_seen_from(file, source["path"])
     keys = ", ".join(f"{key}: {yaml_text(value)}" for key, value in source.items())
+    said = f"source: {{{keys}}}"
+    if role == "draft" and config.by_head:
+        said = f"eagle3: {yaml_text('path:' + source['path'] if 'path' in source else str(model.source))}"
     return f"""{role}:  # {size.kind}, {size.layers} layers, {_weights(size.weights)} weights
-  source: {{{keys}}}
+  {said}
   dtype: auto  # or float32, bfloat16, float16, int8"""
 
 

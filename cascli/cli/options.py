@@ -45,7 +45,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--draft",
             panel=MODELS,
             metavar="MODEL",
-            help="Draft model: a folder, a .gguf file, or a hub name[@revision].",
+            help="Draft model: a folder, a .gguf file, or a hub name[@revision]; eagle3:NAME is an EAGLE-3 head.",
         ),
     ),
     "target": (

@@ -89,16 +89,16 @@ class Cursor:
         Raises:
             ValueError: fewer ids than rows of logits are wanted.
         """
-        start = self._begin()
+        start = self.begin()
         read = self.runner.length - self._prompt
         if end + 1 - read < rows:
             raise ValueError(f"{rows} rows asked for, but only {end + 1 - read} tokens are unread (not appended?)")
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
-    def _begin(self) -> Tensor:
-        """What the first step reads before the answer; the prompt is read if it was not."""
+    def begin(self) -> Tensor:
+        """Read the prompt but for its last token, which is returned as `[1]`; only once."""
         if self._start is None and self.prompt_by is not None:
-            self._start, self._prompt = self.prompt_by._begin(), self.prompt_by._prompt
+            self._start, self._prompt = self.prompt_by.begin(), self.prompt_by._prompt
         elif self._start is None:
             with self.clock.span("prefill"):
                 self._start = self.runner.begin(self.prompt_ids)
@@ -106,6 +106,11 @@ class Cursor:
             if self._prompt:
                 self._count(0, self._prompt, 1)
         return self._start
+
+    def steps_left(self, wanted: int, length: int) -> int:
+        """How many of so many distributions behind the first `length` tokens of the answer the model can give."""
+        left = self.runner.steps_left(self.prompt_ids.shape[0] + length)
+        return wanted if left is None else min(wanted, left)
 
     def _forward(self, ids: Tensor, rows: int) -> Tensor:
         self._count(self.runner.length, ids.shape[0], rows)

@@ -31,14 +31,20 @@ class Model(Drafter):
         return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
 
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
-        """Let the draft model write n tokens; a rule that reads q also gets it after the last of them."""
+        """Let the draft model write n tokens; a rule that reads q also gets it after the last of them.
+
+        A head that looks into the target has to have it begin, and may come to its end before n tokens.
+        """
         from cascli.decoding.speculation import Block
         from cascli.sampling.autoregressive import Sampler
 
-        if n + rule.reads_draft == 0:
+        steps = s.draft.steps_left(n + rule.reads_draft, s.length)
+        if steps == 0:
             return Block.empty(s)
+        s.target.begin()
+        n = min(n, steps)
         sampler = Sampler(s.sampling, rule.reads_base or s.top > 0)
-        written = s.draft.write(s.length, sampler, s.uniforms.draw(s.length, n), read_last=rule.reads_draft)
+        written = s.draft.write(s.length, sampler, s.uniforms.draw(s.length, n), read_last=steps > n)
         block = Block(written.tokens, written.probs, written.base)
         # Captured distributions stand until the next draft; a rule with effects of its own may keep what it sees.
         return block if rule.capturable else Block(*(each.clone() for each in block))

@@ -117,7 +117,7 @@ def generate_many(
     if batch_size < 1:
         raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
     asked, settings = conversations(prompts), settings_of(pair, **given)
-    wanted = chosen(strategy or default_strategy(draft=pair.draft is not None), settings)
+    wanted = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
     check_all(pair, wanted, asked, settings)
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()

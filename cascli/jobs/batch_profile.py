@@ -11,7 +11,7 @@ from cascli.analysis.profile import Profile
 from cascli.jobs.profile import BLOCKS, OnProgress, Timed, in_a_round, of_role, set_context, synchronise
 from cascli.models.batch.reader import Reader, Wanted
 from cascli.models.calls import ALONE, Role
-from cascli.models.choose_runner import choose_reader
+from cascli.models.choose_runner import choose_readers
 from cascli.models.pair import Pair
 
 
@@ -37,7 +37,7 @@ def batch_profiles(
     Returns:
         One profile a batch size, in their order: seconds of a pass for the whole batch.
     """
-    readers = {role: choose_reader(model.runner.own, max(sizes)) for role, model in pair.models.items()}
+    readers = choose_readers({role: model.runner.own for role, model in pair.models.items()}, max(sizes))
     timer = BatchTimer(pair, readers, context, sizes, blocks)
     timer.fill()
     for repeat in range(repeats + 1):

@@ -121,7 +121,9 @@ def compare(
     if len(asked) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     if strategies is None:
-        strategies = default_strategies(draft=pair.draft is not None) if wanted is None else matched.BESIDE
+        strategies = (
+            default_strategies(draft=pair.draft is not None, head=pair.by_head) if wanted is None else matched.BESIDE
+        )
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
     bars = notebook.bars()

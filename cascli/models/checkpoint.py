@@ -31,7 +31,7 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
 
     None if the folder's tensors are not, name by name, the model's own: then transformers has to convert them.
     """
-    files = _files(folder)
+    files = files_of(folder)
     if files is None or getattr(config, "quantization_config", None) is not None:
         return None
     with init_empty_weights(include_buffers=False), no_init():
@@ -49,7 +49,7 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
     return model, lambda name: _read(files[aliases.get(name, name)], aliases.get(name, name))
 
 
-def _files(folder: Path) -> dict[str, Path] | None:
+def files_of(folder: Path) -> dict[str, Path] | None:
     """Where each tensor lies; None if the folder holds no safetensors."""
     if (folder / _ONE_FILE).is_file():
         with safe_open(folder / _ONE_FILE, framework="pt") as file:

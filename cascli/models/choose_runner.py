@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from transformers import PreTrainedModel
 
 from cascli.models.batch.reader import OneByOne, Reader
+from cascli.models.calls import Role
 from cascli.models.cpu.batch_reader import batch_reader
 from cascli.models.eager_runner import EagerRunner
+from cascli.models.eagle3.runners import Eagle3Runner, TappedRunner
 from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Capture, CudaCapture, Uncaptured
 from cascli.models.gpu.fused_norm import use_fused_norms
@@ -75,8 +79,19 @@ def why_eager(model: PreTrainedModel) -> str | None:
     return None
 
 
+def choose_readers(runners: Mapping[Role, Runner], places: int) -> dict[Role, Reader]:
+    """What reads for several texts with the weights of each model, the models' runners of a text side by side."""
+    readers = {role: choose_reader(runner, places) for role, runner in runners.items()}
+    for reader in readers.values():
+        for own, target in zip(reader.runners, readers["target"].runners, strict=True):
+            own.follow(target)
+    return readers
+
+
 def choose_reader(runner: Runner, places: int) -> Reader:
     """What reads for several texts with the weights of a runner: together where its kernels tell texts apart."""
+    if isinstance(runner, TappedRunner | Eagle3Runner):
+        return OneByOne([runner.fresh() for _ in range(places)], "an EAGLE-3 head looks into each pass of its target")
     if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
         return batch_reader(runner, places)
     if isinstance(runner, GraphRunner):

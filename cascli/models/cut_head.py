@@ -24,6 +24,7 @@ from cascli.files import MEGABYTE, text_of
 
 if TYPE_CHECKING:
     from cascli.models.checkpoint import Read
+    from cascli.models.eagle3.head import Network
 
 _FILE_BYTES = 16 * MEGABYTE
 _CAP = "final_logit_softcapping"
@@ -149,7 +150,7 @@ def _without_cap(model: PreTrainedModel) -> float | None:
     return cap
 
 
-def head_of(model: PreTrainedModel) -> nn.Module | None:
+def head_of(model: Network) -> nn.Module | None:
     """The layer of a model's output matrix, cut or not; None if it has none of its own."""
     head = model.get_output_embeddings()
     return head.layer if isinstance(head, CutHead) else head

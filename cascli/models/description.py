@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 
-from cascli.config import ModelConfig, PairConfig, RandomSource
+from cascli.config import DraftConfig, ModelConfig, PairConfig, RandomSource
 from cascli.errors import CascliError, ConfigError, first_line
 from cascli.models.cache import check_supported
 from cascli.models.contents import Contents
+from cascli.models.eagle3.layout import Layout, layout_of
 from cascli.models.stages import OnStage, Stage, unseen
 from cascli.models.tokenizer import byte_tokenizer, ids_of, same_file, shared_ids, special_ids
 from cascli.models.translation import Translation, Vocabulary, file_for
@@ -38,6 +39,8 @@ class Description(NamedTuple):
     """Longest text in tokens that both models take, a draft with tokens of its own aside; None if they do not say."""
     translation: Translation | None = None
     """Between the models' tokenizers, where they differ."""
+    head: Layout | None = None
+    """Of the EAGLE-3 head that drafts in the place of a model, which has no config here."""
 
     def vocab_of(self, role: str) -> int:
         """How many rows of a model's output matrix stand for tokens."""
@@ -60,6 +63,8 @@ def describe(
         ConfigError: a model of a kind that cascli does not run, or two models that have hardly a token in common.
         RunError: weights that are not to be had.
     """
+    if config.draft is not None and config.draft.eagle3 is not None:
+        return _with_head(config, config.draft, offline, report, on_stage)
     folders = {role: _folder(model, offline, report) for role, model in config.models.items()}
     configs = {}
     for role, model in config.models.items():
@@ -69,6 +74,17 @@ def describe(
     tokenizer, vocab, translation = _vocabulary(config, folders, configs, offline)
     context = context_of(*configs.values()) if translation is None else context_of(configs["target"])
     return Description(folders, configs, tokenizer, vocab, context, translation)
+
+
+def _with_head(
+    config: PairConfig, draft: DraftConfig, offline: bool, report: Report | None, on_stage: OnStage
+) -> Description:
+    """The target as if it stood alone, and the head that was made for it."""
+    folder = _folder(draft, offline, report)
+    alone = describe(config.model_copy(update={"draft": None}), offline=offline, report=report, on_stage=on_stage)
+    with draft.located():
+        head = layout_of(there(folder), alone.configs["target"])
+    return alone._replace(folders={"draft": folder, **alone.folders}, head=head)
 
 
 def _vocabulary(

@@ -17,6 +17,7 @@ from transformers import (
 from cascli import notebook
 from cascli.config import (
     DEFAULT_PAIR,
+    HEAD,
     DraftConfig,
     HubSource,
     ModelConfig,
@@ -34,6 +35,9 @@ from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.cut_head import Cut, cut_head
 from cascli.models.description import Description, context_of, describe, explained, there
+from cascli.models.eagle3.head import Network
+from cascli.models.eagle3.loading import LOOKED_INTO, load_head, precision_of, work_of
+from cascli.models.eagle3.runners import TappedRunner
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
@@ -91,9 +95,9 @@ def load_pair(
     stages = Stages(on_stage)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
+    whole = {role: model for role, model in config.models.items() if role in configs}
     kinds = {
-        role: _precision(role, model, configs[role], dtype, defaults.dtype, where)
-        for role, model in config.models.items()
+        role: _precision(role, model, configs[role], dtype, defaults.dtype, where) for role, model in whole.items()
     }
     cuts = {} if config.draft is None else _cuts(config.draft, found)
     stores = {
@@ -101,14 +105,20 @@ def load_pair(
         for role, kind in kinds.items()
         if where.type == "cpu"
     }
-    stages.plan(
-        [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in config.models.items()]
-    )
+    works = [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in whole.items()]
+    draft, head = config.draft, found.head
+    if draft is not None and head is not None:
+        kinds["draft"] = precision_of(draft, head, dtype, defaults.dtype, where)
+        works.append(work_of(head, kinds["draft"]))
+    stages.plan(works)
     models = {}
-    for role, model in config.models.items():
+    for role, model in whole.items():
         stages.begin()
         made = _made(model, configs[role], folders[role], kinds[role], where, cuts.get(role), stores.get(role), stages)
-        runner, why = choose_runner(made, found.vocab_of(role), where, graphs=graphs, compiler=compiler)
+        if head is None:
+            runner, why = choose_runner(made, found.vocab_of(role), where, graphs=graphs, compiler=compiler)
+        else:
+            runner, why = TappedRunner(made, vocab, where, head.taps), LOOKED_INTO if where.type == "cuda" else None
         rows = configs[role].get_text_config().vocab_size
         models[role] = LoadedModel(made, runner, _name(model, folders[role]), kinds[role], where, rows, why)
         if role == "draft" and found.translation is not None:
@@ -118,6 +128,11 @@ def load_pair(
     eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
     if found.translation is None:
         _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
+    if draft is not None and head is not None:
+        stages.begin()
+        name, where_it_is = HEAD + _name(draft, folders["draft"]), there(folders["draft"])
+        models["draft"] = load_head(draft, name, where_it_is, head, kinds["draft"], large, vocab, stages.reached)
+        stages.end()
     if bars is not None:
         bars.close()
     return Pair(
@@ -276,7 +291,7 @@ def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_
     warnings.warn(f"{cut} both models; 'lossless' and TV speak of the target without them", PairWarning, stacklevel=3)
 
 
-def _eos_ids(target: PreTrainedModel, tokenizer: Any | None) -> frozenset[int]:
+def _eos_ids(target: Network, tokenizer: Any | None) -> frozenset[int]:
     """The ids that end a text: what transformers' `generate` would stop at for the target.
 
     A model directory that names none falls back on its tokenizer; a random model has what its config says, where

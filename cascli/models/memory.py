@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+
+from cascli.models.eagle3.head import Network
 
 _STATUS = Path("/proc/self/status")
 
@@ -22,12 +23,12 @@ def available(device: torch.device) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
-def state_dtype(model: PreTrainedModel) -> torch.dtype:
+def state_dtype(model: Network) -> torch.dtype:
     """What a model's activations, and so its keys and values, are in; its tables and matrices may be narrower."""
     return next(each.dtype for each in model.parameters() if each.dim() == 1)
 
 
-def token_bytes(model: PreTrainedModel) -> int:
+def token_bytes(model: Network) -> int:
     """Keys and values of one token, over all layers."""
     config, dtype = model.config.get_text_config(), state_dtype(model)
     heads = config.num_attention_heads

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from cascli.analysis.profile import Profile
 from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
 from cascli.models.cut_head import CutHead
+from cascli.models.eagle3.head import Network
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
@@ -49,7 +49,7 @@ class NoRunner(Runner):
 class LoadedModel:
     """One model of a pair: the transformers module, and the runner that decodes with it."""
 
-    model: PreTrainedModel
+    model: Network
     runner: Runner
     source: str
     dtype: str
@@ -58,6 +58,8 @@ class LoadedModel:
     """Rows of the output matrix, padding included."""
     eager_because: str | None = None
     """Why, on a GPU, its steps are not CUDA graphs."""
+    is_head: bool = False
+    """Whether it is an EAGLE-3 head: it drafts beside its target, and cannot write by itself."""
 
     def __repr__(self) -> str:
         """One line; `.model` is the transformers module."""
@@ -150,6 +152,8 @@ class Pair:
 
     def with_runners(self, runners: Mapping[Role, Runner], **more: Any) -> Pair:
         """The same weights with other runners, so that a run of each can be under way at once; `more` are fields."""
+        for runner in runners.values():
+            runner.follow(runners["target"])
         models = {role: replace(model, runner=runners[role]) for role, model in self.models.items()}
         return replace(self, draft=models.get("draft"), target=models["target"], lock=threading.Lock(), **more)
 
@@ -166,6 +170,11 @@ class Pair:
     def defaults(self) -> Settings:
         """The defaults of the pair's file."""
         return self.config.defaults
+
+    @property
+    def by_head(self) -> bool:
+        """Whether an EAGLE-3 head drafts."""
+        return self.draft is not None and self.draft.is_head
 
     @property
     def device(self) -> torch.device:

@@ -83,6 +83,15 @@ class Runner(ABC):
         """Forget everything; buffers are kept for the next text."""
         self.truncate(0)
 
+    def steps_left(self, length: int) -> int | None:
+        """How many distributions it can give behind a text of `length` tokens, one token further each; None: any."""
+        del length
+        return None
+
+    def follow(self, target: Runner) -> None:
+        """Go by this runner of the target, for one that looks into it: no other does anything."""
+        del target
+
     @property
     def own(self) -> Runner:
         """The runner that speaks the model's own tokens: this one, unless it translates."""

@@ -7,9 +7,10 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
+from transformers import AutoModelForCausalLM, PreTrainedConfig, initialization
 
 from cascli.models.cut_head import head_of
+from cascli.models.eagle3.head import Network
 
 LARGE = 10**8
 """Weights from which precision and packing make a difference that a person notices."""
@@ -28,7 +29,7 @@ class Size(NamedTuple):
     output_parameters: int | None = None
 
 
-def weights_of(model: PreTrainedModel | PreTrainedConfig) -> int:
+def weights_of(model: nn.Module | PreTrainedConfig) -> int:
     """How many weights a model has, or one of this config; makes none of them."""
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"), no_init():
@@ -36,7 +37,7 @@ def weights_of(model: PreTrainedModel | PreTrainedConfig) -> int:
     return sum(each.numel() for each in model.parameters())
 
 
-def is_large(model: PreTrainedModel | PreTrainedConfig) -> bool:
+def is_large(model: nn.Module | PreTrainedConfig) -> bool:
     """Whether a model, or one of this config, has at least `LARGE` weights."""
     return weights_of(model) >= LARGE
 
@@ -49,7 +50,7 @@ def no_init() -> AbstractContextManager[None]:
     return getattr(initialization, "no_init_weights", nullcontext)()
 
 
-def size_of(model: PreTrainedModel) -> Size:
+def size_of(model: Network) -> Size:
     """Count the matrices that a token is multiplied by, and their bytes.
 
     Layers whose weights are not parameters (packed int8) say their own `weight_count` and `weight_bytes`.
@@ -79,7 +80,7 @@ def _output_parameters(head: nn.Module | None) -> int | None:
     return None if weight is None else weight.numel()
 
 
-def _attention_width(model: PreTrainedModel) -> int:
+def _attention_width(model: Network) -> int:
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cascli.config import PairConfig
 from cascli.models.description import describe, explained
+from cascli.models.eagle3.reading import weights_of_head
 from cascli.models.placement import BYTES
 from cascli.models.size import LARGE, weights_of
 from cascli.models.stages import OnStage, unseen
@@ -55,7 +56,12 @@ def survey(
     """
     found = describe(config, offline=offline, report=report, on_stage=on_stage)
     models = {}
+    if found.head is not None:
+        weights = weights_of_head(found.head)
+        models["draft"] = ModelSurvey("eagle3", found.head.layer.num_hidden_layers, weights, found.head.draft_vocab)
     for role, model in config.models.items():
+        if role not in found.configs:
+            continue
         settings = found.configs[role]
         text = settings.get_text_config()
         with explained(model):

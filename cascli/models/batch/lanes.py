@@ -18,7 +18,7 @@ from torch import Tensor
 from cascli.errors import PairWarning
 from cascli.models.batch.reader import Reader, Wanted, WantedDraft
 from cascli.models.calls import ROLES, Calls, Role
-from cascli.models.choose_runner import choose_reader
+from cascli.models.choose_runner import choose_readers
 from cascli.models.memory import available
 from cascli.models.pair import Pair
 from cascli.models.runner import Runner
@@ -116,6 +116,10 @@ class LaneRunner(Runner):
         """Forget everything after the first `length` tokens."""
         self._own.truncate(length)
 
+    def steps_left(self, length: int) -> int | None:
+        """As the model's own runner."""
+        return self._own.steps_left(length)
+
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Read a prompt, or take what is left of its reading: that takes no time, but counts as it did then."""
         timer = self._lanes.timers[self._place]
@@ -190,7 +194,7 @@ class Lanes:
         self._pair, self.size = pair, size
         self.prompts: dict[_Prompt, _Read] = {}
         self._room = (available(pair.device) or 0) // 8 if keep_prompts else 0
-        self.readers = {role: choose_reader(model.runner.own, size) for role, model in pair.models.items()}
+        self.readers = choose_readers({role: model.runner.own for role, model in pair.models.items()}, size)
         """What reads for the lanes, of each model."""
         self.timers = [LaneTimer() for _ in range(size)]
         self._pairs = [self._pair_of(place) for place in range(size)]

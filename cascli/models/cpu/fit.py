@@ -54,7 +54,7 @@ def store_for(folder: Path | None, dtype: str, cut: str = "") -> PackedStore | N
 
 
 def fit(
-    model: PreTrainedModel,
+    model: nn.Module,
     dtype: str,
     read: Read | None = None,
     store: PackedStore | None = None,
@@ -81,7 +81,7 @@ def fit(
         make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
         _switch(model, make, read, store, done)
     _fill(model, work, read, done)
-    if packs:
+    if packs and isinstance(model, PreTrainedModel):
         use_row_attention(model)
 
 
@@ -106,7 +106,7 @@ class _Packer:
         return PackedLinear(self._buffer[: weight.numel()].view(weight.shape).copy_(weight), bias)
 
 
-def _own(model: PreTrainedModel) -> Read:
+def _own(model: nn.Module) -> Read:
     """Read from the model itself: lets go of a value when the layer does."""
     return lambda name: model.get_parameter(name).detach()
 

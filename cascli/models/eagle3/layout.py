@@ -1,0 +1,200 @@
+"""What the config of an EAGLE-3 head says: the format of vLLM's speculators package, and older ones.
+
+The speculators format (`speculators_model_type: eagle3`) keeps the layer's own config under `transformer_layer_config`.
+Older heads (SafeAILab's EAGLE, SpecForge) are flat Llama configs with a `draft_vocab_size`, have none of the flags, and
+call their layer `midlayer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from cascli.errors import ConfigError
+from cascli.files import MEGABYTE, json_of, printed, text_of
+from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
+from cascli.weights import untrusted
+
+TARGETS = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of targets that heads are run for: their layers hand on one hidden state a token, and share no more."""
+LAYERS = ("llama", "qwen3")
+"""Types of layers that the speculators package builds heads of."""
+_CONFIG_BYTES = 4 * MEGABYTE
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings"),
+)
+_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "embed_requires_grad")
+
+
+class Angles(NamedTuple):
+    """By how much a position turns each pair of a head's width."""
+
+    frequencies: Tensor
+    """`[head_dim / 2]`, float64: radians a position."""
+    scaling: float
+    """Of cosines and sines alike."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a head is built as, and what it takes from its target."""
+
+    layer: PreTrainedConfig
+    """Of its layers: a Llama or Qwen3 config."""
+    angles: Angles
+    taps: tuple[int, ...]
+    """After how many of the target's layers hidden states are taken, ascending."""
+    target_width: int
+    """Of these hidden states."""
+    rows: int
+    """Of the target's output matrix."""
+    draft_vocab: int
+    """Rows of the head's own."""
+    norm_before_residual: bool = False
+    """Whether the first layer adds to the normalised state, in place of the state itself."""
+    norm_before_fc: bool = False
+    """Whether the states of all taps are normalised as one before they are brought to one width."""
+    fc_norm: bool = False
+    """Whether each of them is normalised by itself."""
+    norm_output: bool = False
+    """Whether the next step takes in the normalised state (EAGLE 3.1), in place of the state itself."""
+    embed_requires_grad: bool = False
+    """Whether the head's embedding was trained: it then has to have one of its own."""
+
+    @property
+    def longest(self) -> int:
+        """Positions that the head was made for."""
+        return int(self.layer.max_position_embeddings)
+
+
+def layout_of(folder: Path, target: PreTrainedConfig) -> Layout:
+    """Read the config of a head for a target.
+
+    Raises:
+        ConfigError: it is no EAGLE-3 head, of a kind that is not run, or made for another target.
+        RunError: it is damaged.
+    """
+    file = folder / "config.json"
+    with untrusted.damaged(file):
+        values = json_of(text_of(file, _CONFIG_BYTES), str(file))
+        untrusted.check_sizes(values)
+    try:
+        return _layout(values, target.get_text_config(), file)
+    except _Unfit as error:
+        raise ConfigError(f"{folder}: {error}") from None
+
+
+class _Unfit(ConfigError):
+    """Why a head cannot be run, without the name of its folder."""
+
+
+def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> Layout:
+    if target.model_type not in TARGETS:
+        raise _Unfit(f"heads draft for targets of type {', '.join(TARGETS)}, and this one is a '{target.model_type}'")
+    own = _own_config(values)
+    flags = {name: _flag(values, name) for name in _FLAGS}
+    if flags["norm_before_fc"] and flags["fc_norm"]:
+        raise _Unfit("norm_before_fc and fc_norm exclude each other")
+    counts = {name: _count(own, name, 0) for name in _COUNTS}
+    shared = counts["num_key_value_heads"]
+    if (shared and counts["num_attention_heads"] % shared) or counts["head_dim"] % 2:
+        raise _Unfit("its numbers of heads, or their width, do not go together")
+    with untrusted.damaged(file):
+        layer = AutoConfig.for_model(own.pop("model_type"), **own)
+        _check_layer(layer)
+        angles = _angles(layer)
+    width = _count(values, "target_hidden_size", layer.hidden_size)
+    if width != target.hidden_size:
+        raise _Unfit(f"it was made for a target of width {width:,}, and this one's is {target.hidden_size:,}")
+    if layer.vocab_size != target.vocab_size:
+        made_for, there = layer.vocab_size, target.vocab_size
+        raise _Unfit(f"it was made for a target of {made_for:,} token ids, and this one has {there:,}")
+    draft_vocab = _count(values, "draft_vocab_size", layer.vocab_size)
+    if draft_vocab > layer.vocab_size:
+        raise _Unfit(f"draft_vocab_size {draft_vocab:,} is more than the target's {layer.vocab_size:,} token ids")
+    taps = _taps(values, target.num_hidden_layers)
+    return Layout(layer, angles, taps, width, target.vocab_size, draft_vocab, **flags)
+
+
+def _own_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a head's layers, with a `model_type` that is known."""
+    kind = values.get("speculators_model_type")
+    if kind is None and "draft_vocab_size" not in values:
+        raise _Unfit("no EAGLE-3 head: its config has neither 'speculators_model_type' nor 'draft_vocab_size'")
+    if kind not in (None, "eagle3"):
+        raise _Unfit(f"a head of type {printed(kind)}; of the speculators format 'eagle3' is run")
+    own = values if kind is None else values.get("transformer_layer_config")
+    if not isinstance(own, Mapping):
+        raise _Unfit("its config has no 'transformer_layer_config'")
+    model_type = own.get("model_type", "llama" if kind is None else "qwen3")
+    if model_type not in LAYERS:
+        raise _Unfit(f"its layers are of type {printed(model_type)}; {' and '.join(LAYERS)} are run")
+    return {str(key): value for key, value in own.items() if key != "auto_map"} | {"model_type": model_type}
+
+
+def _check_layer(layer: PreTrainedConfig) -> None:
+    """Refuse what the layers here do not do."""
+    if "sliding_attention" in (getattr(layer, "layer_types", None) or ()):
+        raise _Unfit("its layers look at a sliding window, which is not run")
+    if rope_types(layer) & LENGTH_DEPENDENT:
+        raise _Unfit(f"its {', '.join(sorted(rope_types(layer)))} position encoding looks at the text's length")
+    if layer.hidden_act not in ACT2FN:
+        raise _Unfit(f"hidden_act {printed(layer.hidden_act)} is no activation that transformers knows")
+    eps = layer.rms_norm_eps
+    if not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise _Unfit(f"rms_norm_eps: a small number is wanted (got {printed(eps)})")
+
+
+def _angles(layer: PreTrainedConfig) -> Angles:
+    with torch.device("cpu"):
+        made = LlamaRotaryEmbedding(layer)
+    frequencies = made.inv_freq.double()
+    if 2 * frequencies.numel() != layer.head_dim:
+        raise _Unfit("its position encoding turns a part of each head's width only, which is not run")
+    return Angles(frequencies, float(made.attention_scaling))
+
+
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values.get(name)
+    if not isinstance(value, bool | None):
+        raise _Unfit(f"{name}: true or false is wanted (got {printed(value)})")
+    return bool(value)
+
+
+def _count(values: Mapping[str, Any], name: str, default: int) -> int:
+    value = values.get(name)
+    if value is None:
+        return int(default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _Unfit(f"{name}: a number, 1 or more, is wanted (got {printed(value)})")
+    return value
+
+
+def _taps(values: Mapping[str, Any], depth: int) -> tuple[int, ...]:
+    """After how many of the target's layers; where the config says nothing, the three that speculators takes.
+
+    In ascending order whatever the config's: as they come out of the target, in training and in vLLM.
+    """
+    name = "eagle_aux_hidden_state_layer_ids"
+    more = values.get("eagle_config")
+    nested = more if isinstance(more, Mapping) else {}
+    if nested.get("use_aux_hidden_state") is False:
+        raise _Unfit("it takes in the target's last hidden state alone (use_aux_hidden_state: false), which is not run")
+    given = values.get(name, nested.get(name))
+    taps = [2, depth // 2, depth - 3] if given is None else given
+    number = isinstance(taps, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in taps)
+    if not number or not taps or len(set(taps)) < len(taps) or min(taps) < 1 or max(taps) > depth:
+        what = (
+            f"the default of {name}, {taps}, does not suit" if given is None else f"{name}: {printed(taps)} is not of"
+        )
+        raise _Unfit(f"{what} a target of {depth} layers; numbers from 1 to {depth} are wanted, each once")
+    return tuple(sorted(taps))

@@ -1,0 +1,161 @@
+"""The weights of an EAGLE-3 head: safetensors that somebody else wrote, checked name by name before any is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cascli.errors import RunError
+from cascli.models.checkpoint import files_of
+from cascli.models.cpu.fit import Done, fit
+from cascli.models.cut_head import CutHead
+from cascli.models.eagle3.head import Eagle3Head
+from cascli.models.eagle3.layout import Layout
+from cascli.models.placement import DTYPES
+from cascli.weights import untrusted
+
+_OLD, _NEW = "midlayer.", "layers.0."
+_EMBEDDING = "embed_tokens.weight"
+_MAPS = ("d2t", "t2d")
+_UNUSED = ("verifier_lm_head.weight", "verifier_norm.weight")
+"""What training needs of the target."""
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def weights_of_head(layout: Layout) -> int:
+    """How many weights a head has, its embedding aside, which is looked up and not multiplied by."""
+    return sum(each.numel() for each in _empty(layout, own_embedding=False).parameters())
+
+
+def read_head(folder: Path, layout: Layout, dtype: str, device: torch.device, done: Done | None = None) -> Eagle3Head:
+    """A head with its weights, in the kernels that it runs with.
+
+    Args:
+        folder: of its files.
+        layout: from its config.
+        dtype: as of a model.
+        device: its target's.
+        done: told of each layer as it is finished.
+
+    Raises:
+        RunError: a tensor is missing, one is not known, a shape is not the config's, or the map of the vocabulary
+            leads to no token or twice to one.
+    """
+    with untrusted.damaged(folder, "the head cannot be loaded:"):
+        files = _files(folder)
+        head = _empty(layout, own_embedding=_EMBEDDING in files)
+        if layout.embed_requires_grad and head.embed_tokens is None:
+            raise RunError(f"{folder}: its embedding was trained (embed_requires_grad), and '{_EMBEDDING}' is missing.")
+        wanted = {name: [*value.shape] for name, value in head.state_dict().items()}
+        _check(folder, wanted, files)
+        state = {name: _floats(files[name], name) for name in wanted}
+        ids = _ids(folder, layout, files)
+        order = ids.argsort()
+        state["lm_head.weight"] = state["lm_head.weight"][order]
+        head.load_state_dict(state, assign=True)
+        head.lm_head = CutHead(head.lm_head, ids[order], layout.rows)
+    head.eval().requires_grad_(False)
+    if device.type == "cpu":
+        fit(head, dtype, done=done)
+        return head
+    return head.to(device, DTYPES[dtype])
+
+
+_Files = Mapping[str, tuple[Path, str]]
+"""Tensors by the names of this format: the file of each, and its name there."""
+
+
+def _files(folder: Path) -> _Files:
+    """Where each tensor lies, older names brought to today's.
+
+    Raises:
+        RunError: there are no safetensors.
+    """
+    found = files_of(folder)
+    if found is None:
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        why = f"{pickled.name} is a pickle, which can run code" if pickled else "there is no model.safetensors"
+        raise RunError(f"{folder}: {why}.\nConvert the head with 'speculators convert', which writes safetensors.")
+    return {name.replace(_OLD, _NEW, 1) if name.startswith(_OLD) else name: (at, name) for name, at in found.items()}
+
+
+def _check(folder: Path, wanted: Mapping[str, list[int]], files: _Files) -> None:
+    """Compare names and shapes, from the files' headers alone."""
+    missing = sorted(wanted.keys() - files.keys())
+    if missing:
+        raise RunError(f"{folder}: '{missing[0]}' is missing{_and_more(missing)}.")
+    unknown = sorted(files.keys() - wanted.keys() - {*_MAPS, *_UNUSED})
+    if unknown:
+        raise RunError(
+            f"{folder}: '{unknown[0]}'{_and_more(unknown)} is no part of such a head as its config describes."
+        )
+    for name, shape in wanted.items():
+        there = _shape(files[name])
+        if there != shape:
+            raise RunError(f"{folder}: '{name}' is {there}, and by its config and its target it is {shape}.")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _shape(at: tuple[Path, str]) -> list[int]:
+    with safe_open(at[0], framework="pt") as file:
+        return [*file.get_slice(at[1]).get_shape()]
+
+
+def _tensor(at: tuple[Path, str]) -> Tensor:
+    with safe_open(at[0], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(at[1])
+        return tensor
+
+
+def _floats(at: tuple[Path, str], name: str) -> Tensor:
+    value = _tensor(at)
+    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise RunError(f"{at[0]}: '{name}' is of {value.dtype}, and no weight in floating point.")
+    return value
+
+
+def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
+    """The target's token of each of the head's rows, `[draft_vocab]`: its place, plus what `d2t` says."""
+    places = torch.arange(layout.draft_vocab)
+    if "d2t" not in files:
+        if layout.draft_vocab < layout.rows:
+            raise RunError(
+                f"{folder}: 'd2t' is missing, which says what tokens its {layout.draft_vocab:,} rows stand for."
+            )
+        return places
+    offsets = _whole(folder, "d2t", [layout.draft_vocab], files)
+    ids = places + offsets.long()
+    outside = ids[(ids < 0) | (ids >= layout.rows)]
+    if outside.numel():
+        raise RunError(f"{folder}: 'd2t' leads to token {int(outside[0])}, and the target has 0 to {layout.rows - 1}.")
+    if ids.unique().numel() < ids.numel():
+        raise RunError(f"{folder}: 'd2t' leads to one token twice.")
+    if "t2d" in files:
+        said = _whole(folder, "t2d", [layout.rows], files).bool().nonzero().flatten()
+        if not torch.equal(said, ids.sort().values):
+            raise RunError(f"{folder}: 'd2t' and 't2d' do not speak of the same tokens.")
+    return ids
+
+
+def _whole(folder: Path, name: str, shape: list[int], files: _Files) -> Tensor:
+    """A vector of whole numbers."""
+    there = _shape(files[name])
+    if there != shape:
+        raise RunError(f"{folder}: '{name}' is {there}, and by its config and its target it is {shape}.")
+    value = _tensor(files[name])
+    if value.dtype not in (*_INTEGERS, torch.bool):
+        raise RunError(f"{folder}: '{name}' is of {value.dtype}, and no whole numbers.")
+    return value
+
+
+def _empty(layout: Layout, *, own_embedding: bool) -> Eagle3Head:
+    """A head without weights."""
+    with torch.device("meta"):
+        return Eagle3Head(layout, own_embedding=own_embedding)
