@@ -109,12 +109,13 @@ class Worker:
                 self._greedy[problem.id] = token_ids
             target = self._reference(problem, pair) if self._task.needs_target else None
             quality = self._task.score(problem, runs[-1].text, token_ids, target)
+            counts = self._task.counts(problem, runs[-1].text)
             likelihood = self._likelihood(runs, pair) if self._plan.likelihood else None
         except torch.AcceleratorError as error:
             raise RunError(f"the device failed, and with it this process: {error}") from None
         except Exception as error:  # whatever an answer or its judgement does, the other answers go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
-        return _record(cell, problem, runs, quality, likelihood)
+        return _record(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
 
     def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
         """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
