@@ -248,6 +248,16 @@ def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
     assert bytes(encode(text_pair, "c", talk)) == b"be brief\na\nb\nc"
 
 
+def test_a_prefix_goes_before_every_turn_unless_raw(text_pair: Pair) -> None:
+    told = dataclasses.replace(text_pair, config=text_pair.config.model_copy(update={"prefix": "summarize: "}))
+    talk = Conversation("be brief", (("a", "b"),))
+    assert bytes(encode(told, "c", talk)) == b"be brief\nsummarize: a\nb\nsummarize: c"
+    assert bytes(encode(told, "c", talk, raw=True)) == b"be brief\na\nb\nc"
+    run = generate(told, "c", strategy="target", max_new_tokens=1)
+    assert run.prompt == "c", "what the user said, without the prefix"
+    assert bytes(run.prompt_token_ids) == b"summarize: c"
+
+
 def ended(text: list[int], drafts: int, kept: int, end: int) -> Round:
     """A round over `drafts` drafted tokens, `kept` of them accepted, as an answer that `end` ends takes it."""
     drafted = [
