@@ -25,15 +25,13 @@ COUNTS = 2 + 2 * ORDER
 Counts = Sequence[int]
 
 
-def corpus_bleu(answers: Sequence[Counts]) -> float | None:
-    """BLEU of all answers together, in [0, 1], as sacrebleu has it (smoothing `exp`); None of no answers.
+def corpus_bleu(answers: Sequence[Counts]) -> float:
+    """BLEU of all answers together, in [0, 1], as sacrebleu has it (smoothing `exp`).
 
     Args:
         answers: of each answer `COUNTS` numbers.
     """
-    import numpy as np
-
-    return float(_bleu(np.array(answers, dtype=float).sum(axis=0))) if answers else None
+    return float(_bleu(_array(answers).sum(axis=0)))
 
 
 def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
@@ -42,23 +40,26 @@ def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
     The prompts are drawn again, the corpus with them (Koehn 2004); the scatter of 1,000 such corpora is taken for the
     standard error. Fewer than six prompts have the range of the BLEU of each alone.
     """
-    import numpy as np
-
-    counts = np.array(answers, dtype=float).reshape(-1, COUNTS)
+    counts = _array(answers)
     found = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts))
     return found and found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def bleu_difference_interval(ours: Sequence[Counts], theirs: Sequence[Counts]) -> Interval | None:
     """Likewise of the difference of two corpora of answers to the same prompts, which are drawn together."""
-    import numpy as np
-
-    a, b = (np.array(each, dtype=float).reshape(-1, COUNTS) for each in (ours, theirs))
+    a, b = _array(ours), _array(theirs)
     return _interval(
         _bleu(a) - _bleu(b),
         _bleu(a.sum(axis=0)) - _bleu(b.sum(axis=0)),
         lambda drawn: _bleu(drawn @ a) - _bleu(drawn @ b),
     )
+
+
+def _array(answers: Sequence[Counts]) -> Numbers:
+    """`[answers, COUNTS]`, also of none."""
+    import numpy as np
+
+    return np.array(answers, dtype=float).reshape(-1, COUNTS)
 
 
 def _interval(alone: Numbers, middle: Numbers, of_corpora: Callable[[Numbers], Numbers]) -> Interval | None:
