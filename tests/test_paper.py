@@ -10,11 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cascli.cli.app import app
-from cascli.config import load_config, pairs_folder, sweep_files
+from cascli.config import load_config, pair_files, sweep_files
 from cascli.strategies import parse
 from cascli.sweeps.plan import load_plan
 from cascli.sweeps.records import Records
 
+PAIRS = ("flan-t5", "flan-t5-xl", "t5", "t5-3b")
 RULES = {"chow", "diff", "opt", "token-v1", "token-v2", "token-v3"}
 SWEEPS = {
     "paper-xsum": ("rouge-2", 1024, 64),
@@ -44,16 +45,22 @@ def test_a_paper_sweep_is_the_papers(name: str) -> None:
     assert {each.params["k"] for each in strategies if "k" in each.params} == {5}
 
 
-@pytest.mark.parametrize("path", [*sweep_files().values(), pairs_folder()], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sweep_files().values(), ids=lambda path: path.stem)
 def test_every_sweep_loads_with_its_pair(path: Path) -> None:
-    """And every file that speaks of the paper's models says whose weights they are not."""
-    for file in [path] if path.is_file() else sorted(path.glob("*.yaml")):
-        text = file.read_text(encoding="utf-8")
-        if file.parent.name == "sweeps":
-            load_config(load_plan(file).pair)
-        if "t5-" in text:
-            assert "not the paper's weights" in text.lower(), file
-            assert file.parent.name == "sweeps" or load_config(file.stem).prefix
+    load_config(load_plan(path).pair)
+
+
+@pytest.mark.parametrize("path", [*(sweep_files()[name] for name in SWEEPS), *(pair_files()[name] for name in PAIRS)])
+def test_whose_weights_they_are_not_is_said(path: Path) -> None:
+    assert "not the paper's weights" in path.read_text(encoding="utf-8").lower()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_pairs_are_told_what_to_do(name: str) -> None:
+    pair = load_config(name)
+    assert pair.prefix == "summarize: " and pair.defaults.num_speculative_tokens == 5
+    draft, target = (str(model.source) for model in pair.models.values())
+    assert "t5-small" in draft and any(size in target for size in ("large", "xl", "3b"))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
