@@ -47,7 +47,7 @@ def _rows(task: TaskConfig, here: Path, offline: bool) -> Any:
     datasets.config.HF_HUB_OFFLINE = online or offline  # read at each call; there is no argument for it
     try:
         return _loaded(datasets, task, here / Path(str(task.path)).expanduser())
-    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"dataset '{task.path}': {first_line(error)}") from None
     finally:
         datasets.config.HF_HUB_OFFLINE = online
@@ -60,7 +60,10 @@ def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
         return datasets.load_dataset(str(local.parent), data_files=files, split=task.split)
     if any((local / name).is_file() for name in SAVED):
         saved = datasets.load_from_disk(str(local))
-        return saved[task.split] if isinstance(saved, datasets.DatasetDict) else saved
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {task.split: saved}
+        if task.split not in splits:
+            raise ValueError(f"it has no split '{task.split}', but {', '.join(splits)}")
+        return splits[task.split]
     if local.is_dir():
         # A folder of plain files has no subsets: it is the one that was asked for.
         plain = task.subset is not None and datasets.get_dataset_config_names(str(local)) == ["default"]
