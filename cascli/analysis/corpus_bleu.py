@@ -1,6 +1,6 @@
 """BLEU of a whole corpus, from counts of its answers, and how it varies with the prompts. No torch.
 
-BLEU is no mean over answers: matches and lengths are summed over the corpus first (Papineni et al. 2002). Each answer is
+BLEU is no mean over answers: matches and lengths are summed over the corpus first (Papineni et al. 2002). An answer is
 ten counts, in sacrebleu's order: its words, the reference's, its 1- to 4-grams that the reference has, all its 1- to
 4-grams.
 """
@@ -38,7 +38,7 @@ def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
     """A 95% interval of corpus BLEU over prompts, one of `answers` each; None for fewer than two.
 
     The prompts are drawn again, the corpus with them (Koehn 2004); the scatter of 1,000 such corpora is taken for the
-    standard error. Fewer than six prompts have the range of the BLEU of each alone.
+    standard error (`statistics.from_scatter`). Fewer than six prompts have the range of the BLEU of each alone.
     """
     counts = _array(answers)
     found = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts))

@@ -114,11 +114,13 @@ def ratio_of_totals(groups: Sequence[Sequence[tuple[float, float]]]) -> float:
 
 
 def from_scatter(middle: float, scatter: float, n: int) -> Interval:
-    """A 95% interval around a statistic of `n` prompts whose bootstrap scatters by this standard deviation.
+    """A 95% interval around a score in [0, 1] of `n` prompts, or a difference, whose bootstrap has this deviation.
 
-    With n / (n - 1) of its variance, which so few prompts hide, and Student's quantile.
+    With what so few prompts hide: n / (n - 1) of its variance, and a quarter of a made-up prompt whose score is as far
+    away as can be, in either direction, since the rare prompt on which answers differ has often not been met yet.
     """
-    half = _t_quantile((1 + LEVEL) / 2, n - 1) * scatter * math.sqrt(n / (n - 1))
+    error = math.hypot(scatter * math.sqrt(n / (n - 1)), math.sqrt(0.5) / n)
+    half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
     return Interval(middle - half, middle + half, "95%")
 
 

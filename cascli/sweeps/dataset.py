@@ -1,4 +1,4 @@
-"""Prompts from a Hugging Face dataset, by name, or from a folder or a file. The library is an extra, imported when used."""
+"""Prompts from a Hugging Face dataset: a name, a folder or a file. The library is an extra, imported when used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from cascli.errors import RunError, UsageError, first_line
 from cascli.prompts import Prompt
 from cascli.sweeps.plan import TaskConfig
-
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files by which a folder is known that `save_to_disk` has written."""

@@ -62,9 +62,7 @@ class TaskConfig(_Strict):
     reference: str | None = None
     """What the answer is compared with: a template over the columns."""
     metric: (
-        Literal[
-            "agreement", "exact-match", "f1", "number", "rouge", "rouge-2", "bleu", "corpus-bleu", "chrf", "pass@1"
-        ]
+        Literal["agreement", "exact-match", "f1", "number", "rouge", "rouge-2", "bleu", "corpus-bleu", "chrf", "pass@1"]
         | None
     ) = None
 
