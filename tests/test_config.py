@@ -21,6 +21,7 @@ READY = {
     "qwen3",
     "smollm2",
     "tiny-random",
+    "tiny-t5",
 }
 
 
