@@ -11,7 +11,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from cascli import Pair, compare, generate, generate_many, load_pair
-from cascli.audit import audit
+from cascli.audit import audit, numerics
 from cascli.config import load_config
 from cascli.errors import CascliError, PairWarning, RunError
 from cascli.jobs.profile import profiles
@@ -101,7 +101,7 @@ def test_texts_end_at_the_end_of_text(strategy: str) -> None:
     loaded, ends = load_pair(both), 0
     assert loaded.eos_ids == {1}
     for seed in range(12):
-        run = generate(loaded, prompt_ids=PROMPT, strategy=strategy, max_new_tokens=30, temperature=1.0, seed=seed)
+        run = generate(loaded, prompt_ids=PROMPT, strategy=strategy, max_new_tokens=40, temperature=3.0, seed=seed)
         ends += run.finish_reason == "eos"
         assert (1 in run.token_ids) is (run.token_ids[-1] == 1) is (run.finish_reason == "eos")
     assert ends > 6
@@ -169,7 +169,7 @@ def test_stored_models_have_the_logits_of_transformers(own_head: bool, dtype: st
     loaded = load_pair({"draft": source, "target": source}, dtype=dtype)
     runner, wanted = loaded.target.runner, logits_along(theirs, PROMPT, [7, 8, 9])
     got = runner.forward(torch.cat([runner.begin(torch.tensor(PROMPT)), torch.tensor([7, 8, 9])]), 4)
-    assert torch.allclose(got, wanted[:, :257], atol=1e-4 if dtype == "float32" else 0.03 * float(wanted.std()))
+    assert numerics.difference(got, wanted[:, :257]) < (1e-5 if dtype == "float32" else numerics.BOUNDS["int8"])
     inside = loaded.target.model
     assert inside.encoder.embed_tokens is inside.decoder.embed_tokens is inside.shared, "one table"
 
@@ -257,12 +257,12 @@ def test_two_texts_can_be_under_way_on_one_model(ids: Pair) -> None:
 
 def test_batches_are_read_one_by_one_and_say_so(tiny: Pair) -> None:
     assert isinstance(choose_runner.choose_reader(tiny.target.runner, 2), OneByOne)
-    prompts = ["a", "bc", "def"]
+    prompts, how = ["a", "bc", "def"], {"temperature": 1.0, "max_new_tokens": 20}
     with pytest.warns(
         PairWarning, match="one by one by the target model: each looks at an encoder's states of its own"
     ):
-        many = generate_many(tiny, prompts, strategy="speculative:k=2", batch_size=2, temperature=1.0)
-    found = compare(tiny, prompts, strategies=["speculative:k=2"], temperature=1.0)
+        many = generate_many(tiny, prompts, strategy="speculative:k=2", batch_size=2, **how)
+    found = compare(tiny, prompts, strategies=["speculative:k=2"], **how)
     assert [run.token_ids for run in many] == [run.token_ids for run in found.runs]
     assert [run.metrics.total_flops for run in many] == [run.metrics.total_flops for run in found.runs]
 

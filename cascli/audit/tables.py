@@ -45,7 +45,7 @@ class Tree:
 def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> Tree:
     """Run both models over the prompt and every text of up to `depth` of the `width` likeliest tokens."""
     prompt = torch.tensor(prompt_ids, device=pair.device)
-    dtype = _after(pair.target, prompt).dtype
+    dtype = _after(pair.target, prompt[:1]).dtype
     firsts = [_after(model, prompt).double() for model in pair.models.values()]
     likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
     tables = {role: _table(model, prompt, likely, depth) for role, model in pair.models.items()}

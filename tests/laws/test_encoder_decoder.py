@@ -28,11 +28,11 @@ from tests.reference.process import Law, Target, Tokens, distance
 EXACT = 1e-12
 VISIBLE = 1e-3
 PROMPT = (1, 3, 2, 1)
-OTHER_PROMPT = (4, 4, 0)
+OTHER_PROMPT = (3, 3, 0)
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 WARPED = {"temperature": 0.7, "top_k": 3, "top_p": 0.95}
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-VOCAB = 5
+VOCAB = 4
 
 
 class DoubleNorm(nn.Module):
@@ -51,7 +51,7 @@ def tiny_t5() -> Pair:
     """Two random T5s that disagree, in float64: v1.0 drafts for v1.1. Their texts never end."""
     shape = T5 | {"vocab_size": VOCAB, "eos_token_id": None}
     kinds = {"draft": {}, "target": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}}
-    seeds = {"draft": 3, "target": 4}
+    seeds = {"draft": 5, "target": 6}
     loaded = load_pair({role: {"source": {"random": shape | kinds[role], "seed": seeds[role]}} for role in kinds})
     for role, each in loaded.models.items():
         each.model.double()
@@ -63,7 +63,7 @@ def tiny_t5() -> Pair:
     return loaded
 
 
-SCALES = {"draft": 2.0, "target": 0.35}
+SCALES = {"draft": 0.5, "target": 0.1}
 """Of the heads: no distribution is flat or certain."""
 
 
@@ -84,11 +84,12 @@ def tables_of(prompt: Tokens = PROMPT, **sampling: Any) -> process.Tables:
 
 
 def engine_law(strategy: str, length: int, *, before: Tokens | None = None, **sampling: Any) -> Law:
-    """The exact joint law of an answer; each run after one of another prompt, if `before` names it."""
+    """The exact joint law of an answer; each run after both models have read another prompt, if `before` names it."""
 
     def run(uniforms: Any) -> Tokens:
         if before is not None:
-            generate(tiny_t5(), prompt_ids=before, strategy=strategy, max_new_tokens=2, **sampling)
+            for each in tiny_t5().models.values():
+                each.runner.begin(torch.tensor(before))
         result = generate(
             tiny_t5(), prompt_ids=PROMPT, strategy=strategy, max_new_tokens=length, uniforms=uniforms, **sampling
         )
@@ -118,7 +119,6 @@ def test_the_models_are_worth_testing() -> None:
         assert max(np.abs(getattr(others(prefix), model) - laws[prefix]).max() for prefix in prefixes) > 0.01
 
 
-@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 @pytest.mark.parametrize(
     ("strategy", "rule", "length"),
     [
@@ -126,22 +126,27 @@ def test_the_models_are_worth_testing() -> None:
         ("target", target("exact"), 3),
         ("token-cascade:rule=opt,alpha=0.3", target("opt", 0.3), 2),
         ("token-cascade:rule=token-v3,alpha=0.3", target("token-v3", 0.3), 2),
-        ("speculative:k=1", target("exact"), 3),
+        ("speculative:k=1", target("exact"), 2),
         ("speculative:k=2", target("exact"), 3),
         ("speculative:k=4", target("exact"), 3),
         ("speculative:k=2,verify=block", target("exact"), 2),
-        ("speculative:draft=prompt-lookup,k=2", target("exact"), 3),
-        ("speculative:draft=suffix,k=2", target("exact"), 3),
-        ("speculative-cascade:rule=opt,alpha=0.3,k=2", target("opt", 0.3), 3),
+        ("speculative:draft=prompt-lookup,k=2", target("exact"), 2),
+        ("speculative:draft=suffix,k=2", target("exact"), 2),
+        ("speculative-cascade:rule=opt,alpha=0.3,k=2", target("opt", 0.3), 2),
         ("speculative-cascade:rule=token-v3,alpha=0.3,k=2", target("token-v3", 0.3), 3),
         ("speculative-cascade:rule=chow,alpha=0.5,k=2,stop=max-q", target("chow", 0.5), 2),
     ],
 )
-def test_laws(strategy: str, rule: Target, length: int, sampling: dict[str, Any]) -> None:
-    assert_law(strategy, rule, length, sampling)
+def test_laws(strategy: str, rule: Target, length: int) -> None:
+    assert_law(strategy, rule, length, PLAIN)
 
 
-@pytest.mark.parametrize("threshold", [-1.4, -1.0])
+@pytest.mark.parametrize("strategy", ["target", "speculative:k=2", "token-cascade:rule=token-v3,alpha=0.3"])
+def test_laws_of_truncated_distributions(strategy: str) -> None:
+    assert_law(strategy, target("token-v3", 0.3) if "token-v3" in strategy else target("exact"), 2, WARPED)
+
+
+@pytest.mark.parametrize("threshold", [-1.0])
 def test_sequence_cascade(threshold: float) -> None:
     """The draft's answer if its score is high enough, else the target's, from its own start."""
     tables = tables_of(**PLAIN)
@@ -165,7 +170,7 @@ def test_greedy_answers_are_the_targets_own(k: int) -> None:
 
 def test_lookups_read_what_the_encoder_read() -> None:
     """What the prompt alone repeats is drafted in the first round that can know it."""
-    prompt = [1, 2, 3, 4] * 3
+    prompt = [1, 2, 3] * 4
     run = generate(
         tiny_t5(), prompt_ids=prompt, strategy="speculative:draft=prompt-lookup,k=3", max_new_tokens=1 + 3, **GREEDY
     )
