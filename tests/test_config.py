@@ -25,6 +25,7 @@ READY = {
     "t5",
     "t5-3b",
     "tiny-random",
+    "tiny-t5",
 }
 
 

@@ -234,8 +234,8 @@ def test_devices_and_models_that_cannot_work() -> None:
             load_pair(pair(8), device="cuda")
     with pytest.raises(ConfigError, match="lama"):
         load_pair({"draft": {"source": {"random": {"model_type": "lama"}}}, "target": model(1, 8)})
-    with pytest.raises(RunError, match="encoder-decoder"):
-        load_pair({"draft": {"source": {"random": {"model_type": "t5", "vocab_size": 8}}}, "target": model(1, 8)})
+    with pytest.raises(RunError, match="'bart' is an encoder-decoder, and of those cascli runs t5"):
+        load_pair({"draft": {"source": {"random": {"model_type": "bart", "vocab_size": 8}}}, "target": model(1, 8)})
     with pytest.raises(RunError, match="cannot be rewound"):
         load_pair({"draft": {"source": {"random": {"model_type": "mamba", "vocab_size": 8}}}, "target": model(1, 8)})
 

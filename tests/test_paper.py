@@ -1,4 +1,4 @@
-"""The paper's sweeps: they load, say what they are, and run as they stand on a local dataset and a tiny pair."""
+"""The paper's sweeps: they load, say what they are, and run as they stand on a local dataset and a tiny T5."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def test_a_paper_sweep_runs_as_it_stands_on_a_local_dataset(
     folder = tmp_path / str(plan.task.path)
     folder.mkdir(parents=True)
     folder.joinpath("validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]))
-    # The tiny pair's tokens are bytes, and its context has 1,024 of them.
+    # The tiny pair's tokens are bytes: this cuts the second row's text.
     file.write_text(file.read_text().replace(f"max_prompt_tokens: {plan.max_prompt_tokens}", "max_prompt_tokens: 80"))
-    flags = ["-c", "tiny-random", "--max-new-tokens", "6", "--temperature", "0.5"]
+    flags = ["-c", "tiny-t5", "--max-new-tokens", "6", "--temperature", "0.5"]
     flags += [] if name == "paper-wmt14" else ["--limit", "1"]
     done = CliRunner().invoke(app, ["sweep", *flags, str(file), "-o", str(tmp_path / "out"), "-q", "--offline"])
     assert done.exit_code == 0, done.output

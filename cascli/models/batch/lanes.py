@@ -105,6 +105,19 @@ class LaneRunner(Runner):
         """Forget everything after the first `length` tokens."""
         self._own.truncate(length)
 
+    def begin(self, prompt_ids: Tensor) -> Tensor:
+        """Read a prompt; where texts share no passes, as the model's own runner does it."""
+        if self._reader.alone_because is None:
+            return super().begin(prompt_ids)
+        start = self._own.begin(prompt_ids)
+        self._lanes.wait_for(self._role)
+        return start
+
+    @property
+    def encoded(self) -> int:
+        """How many tokens of the prompt an encoder has read."""
+        return self._own.encoded
+
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""
         self._reader.elsewhere = self._lanes.unmade(apart_from=self._role)
