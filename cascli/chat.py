@@ -44,6 +44,10 @@ class Conversation:
     """An empty one is one: without any, a template may put in its own."""
     past: tuple[tuple[str, str], ...] = ()
 
+    def with_prefix(self, prefix: str) -> Conversation:
+        """This conversation with the same text before every turn of the user's."""
+        return Conversation(self.system, tuple((prefix + question, answer) for question, answer in self.past))
+
     def messages(self, turn: str) -> list[dict[str, str]]:
         """The messages for a chat template, ending with the user's turn."""
         start = [{"role": "system", "content": self.system}] if self.system is not None else []
@@ -59,6 +63,8 @@ class Conversation:
 def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, raw: bool = False) -> list[int]:
     """The prompt's token ids, through the tokenizer's chat template where it has one and `raw` is off.
 
+    The pair's prefix goes before every turn of the user's, unless `raw`.
+
     Raises:
         UsageError: the pair has no tokenizer.
     """
@@ -68,6 +74,8 @@ def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, r
         raise UsageError(
             f"pair '{pair.name}' has a vocabulary of {pair.vocab} tokens, too small for text; give prompt_ids instead."
         )
+    if not raw:
+        conversation, turn = conversation.with_prefix(pair.config.prefix), pair.config.prefix + turn
     if raw or not getattr(tokenizer, "chat_template", None):
         before = [conversation.system] if conversation.system else []
         lines = [*before, *(line for exchange in conversation.past for line in exchange), turn]

@@ -203,6 +203,8 @@ class PairConfig(_Strict):
     about: About = About()
     thinking: tuple[str | int, str | int] = ("<think>", "</think>")
     """The tokens, or their ids, between which the target thinks: where rules with where=thinking are lenient."""
+    prefix: str = ""
+    """What is put before every turn of the user's, such as "summarize: " for T5; nothing where prompts are raw."""
 
     @property
     def models(self) -> dict[str, ModelConfig]:

@@ -222,7 +222,8 @@ class Decoding:
 
 
 def _use(cursor: Cursor) -> Use:
-    return Use(cursor.calls, cursor.passes, *cursor.runner.as_read(cursor.tokens, cursor.attended), cursor.rows)
+    read = cursor.runner.as_read(cursor.tokens, cursor.attended)
+    return Use(cursor.calls, cursor.passes, *read, cursor.rows, cursor.encoded)
 
 
 def check_models(pair: Pair, strategy: Strategy) -> None:

@@ -305,6 +305,16 @@ class Metrics(Data):
     """Estimates that do not depend on hardware; see `cascli.analysis.cost`."""
 
 
+class EncoderInfo(Data):
+    """What an encoder-decoder reads a prompt with, once: its encoder, and the cross-attention's keys and values."""
+
+    parameters: int
+    """Weights that every token of the prompt is multiplied by."""
+    weight_bytes: int
+    attention_width: int
+    """Attention heads times head width, over the encoder's layers."""
+
+
 class ModelInfo(Data):
     """One model of the pair, as it ran."""
 
@@ -321,6 +331,8 @@ class ModelInfo(Data):
     """What they take in memory, and so what one call reads."""
     attention_width: int | None = None
     """Attention heads times head width, over all layers."""
+    encoder: EncoderInfo | None = None
+    """What reads the prompt of an encoder-decoder; the sizes above are then those of its decoder."""
     cuda_graphs: bool | None = None
     """Whether its steps were replayed as CUDA graphs; unknown on a CPU, where they never are."""
     compiled: bool | None = None

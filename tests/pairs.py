@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cascli import Pair, Run, generate, load_pair
 from cascli.jobs.synthetic import Synthetic
@@ -53,6 +53,35 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"model_type": "gpt_neox"},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
 }
+T5 = {
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_heads": 2,
+    "num_layers": 1,
+    "num_decoder_layers": 2,
+    "num_hidden_layers": 1,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+    "initializer_factor": 1.5,
+}
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "t5": T5,  # v1.0: the head is the embeddings, and what goes in is scaled
+    "t5_v1_1": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+EVERY_ARCHITECTURE = ARCHITECTURES | ENCODER_DECODERS
+
+
+@torch.inference_mode()
+def logits_along(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Logits `[m + 1, V]` after a prompt and after each of an answer's m tokens: one pass, without a cache."""
+    given = {"input_ids": torch.tensor([[*prompt, *answer]])}
+    if model.config.is_encoder_decoder:
+        start = model.config.decoder_start_token_id
+        given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *answer]])}
+    return model(**given, use_cache=False).logits[0, -len(answer) - 1 :]
 
 
 def torch_version() -> tuple[int, ...]:

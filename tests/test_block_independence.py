@@ -10,10 +10,10 @@ import torch
 from cascli import Pair, generate, load_pair
 from cascli.models.cpu.packed_linear import can_pack
 from cascli.models.cpu.row_attention import MOST_ROWS, NAME
-from tests.pairs import ARCHITECTURES, float32_by_rows, pair
+from tests.pairs import EVERY_ARCHITECTURE, float32_by_rows, pair
 
 # Gemma 2 caps its attention logits and keeps transformers' own attention.
-EXACT = [name for name in ARCHITECTURES if name != "gemma2"]
+EXACT = [name for name in EVERY_ARCHITECTURE if name != "gemma2"]
 
 
 KINDS = ("float32", "bfloat16", "int8", "float32-packed")
@@ -30,21 +30,21 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with pytest.MonkeyPatch.context() as patch:
         if packed:
             patch.setattr("cascli.models.size.LARGE", 1)
-        yield load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype)
+        yield load_pair(pair(300, **EVERY_ARCHITECTURE[name]), dtype=dtype)
 
 
 @pytest.mark.parametrize("context", [1, 20, 63])
 def test_logits_are_the_same_alone_and_in_a_block(loaded: Pair, context: int) -> None:
     runner = loaded.target.runner
     ids = (torch.arange(context + MOST_ROWS) * 37) % 250
-    runner.reset()
-    runner.forward(ids[:context], 1)
+    runner.forward(torch.cat([runner.begin(ids[: min(context, 7)]), ids[7:context]]), 1)
+    read = runner.length
     alone = torch.cat([runner.forward(ids[i : i + 1], 1) for i in range(context, context + MOST_ROWS)])
     for n in range(2, MOST_ROWS + 1):
-        runner.truncate(context)
+        runner.truncate(read)
         block = runner.forward(ids[context : context + n], n)
         assert torch.equal(block, alone[:n])
-        runner.truncate(context)
+        runner.truncate(read)
         runner.forward(ids[context : context + 1], 1)
         rest = runner.forward(ids[context + 1 : context + n], n - 1)
         assert torch.equal(rest, alone[1:n])
@@ -60,5 +60,5 @@ def test_greedy_speculation_is_the_target_with_equal_probabilities(loaded: Pair)
 
 def test_models_that_do_more_than_attend_keep_their_own_attention() -> None:
     assert load_pair(pair(300)).target.model.config._attn_implementation == NAME
-    gemma = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
+    gemma = load_pair(pair(300, **EVERY_ARCHITECTURE["gemma2"]))
     assert gemma.target.model.config._attn_implementation != NAME

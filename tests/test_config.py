@@ -11,6 +11,8 @@ from tests.pairs import pair
 from tests.schema import FOLDER, KINDS, schema
 
 READY = {
+    "flan-t5",
+    "flan-t5-xl",
     "gemma-2",
     "gemma-2-9b",
     "llama-3",
@@ -20,7 +22,10 @@ READY = {
     "qwen2.5-coder-smollm2",
     "qwen3",
     "smollm2",
+    "t5",
+    "t5-3b",
     "tiny-random",
+    "tiny-t5",
 }
 
 

@@ -234,8 +234,8 @@ def test_devices_and_models_that_cannot_work() -> None:
             load_pair(pair(8), device="cuda")
     with pytest.raises(ConfigError, match="lama"):
         load_pair({"draft": {"source": {"random": {"model_type": "lama"}}}, "target": model(1, 8)})
-    with pytest.raises(RunError, match="encoder-decoder"):
-        load_pair({"draft": {"source": {"random": {"model_type": "t5", "vocab_size": 8}}}, "target": model(1, 8)})
+    with pytest.raises(RunError, match="'bart' is an encoder-decoder, and of those cascli runs t5"):
+        load_pair({"draft": {"source": {"random": {"model_type": "bart", "vocab_size": 8}}}, "target": model(1, 8)})
     with pytest.raises(RunError, match="cannot be rewound"):
         load_pair({"draft": {"source": {"random": {"model_type": "mamba", "vocab_size": 8}}}, "target": model(1, 8)})
 
@@ -246,6 +246,16 @@ def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
     assert Conversation("").messages("c")[0] == {"role": "system", "content": ""}  # not the template's own
     assert [m["role"] for m in Conversation().messages("c")] == ["user"]
     assert bytes(encode(text_pair, "c", talk)) == b"be brief\na\nb\nc"
+
+
+def test_a_prefix_goes_before_every_turn_unless_raw(text_pair: Pair) -> None:
+    told = dataclasses.replace(text_pair, config=text_pair.config.model_copy(update={"prefix": "summarize: "}))
+    talk = Conversation("be brief", (("a", "b"),))
+    assert bytes(encode(told, "c", talk)) == b"be brief\nsummarize: a\nb\nsummarize: c"
+    assert bytes(encode(told, "c", talk, raw=True)) == b"be brief\na\nb\nc"
+    run = generate(told, "c", strategy="target", max_new_tokens=1)
+    assert run.prompt == "c", "what the user said, without the prefix"
+    assert bytes(run.prompt_token_ids) == b"summarize: c"
 
 
 def ended(text: list[int], drafts: int, kept: int, end: int) -> Round:

@@ -15,7 +15,7 @@ from cascli.models.cpu.fit import WideEmbedding
 from cascli.models.cpu.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
 from cascli.models.cpu.int8_linear import Int8Linear, to_levels
 from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
-from tests.pairs import ARCHITECTURES, float32_by_rows, pair, torch_version
+from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
 
 MOST = 15
 EXACT_KERNELS = [kernel for kernel in KERNELS if kernel.is_there() and is_exact(kernel)]
@@ -133,13 +133,13 @@ def test_int8_layer_tells_its_weights() -> None:
     assert layer.weight_count == 960 and layer.weight_bytes == 960 + 96
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize(("dtype", "large"), [("float32", True), ("float32", False), ("int8", False)])
 def test_every_linear_layer_is_switched(name: str, dtype: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = Int8Linear if dtype == "int8" else PackedLinear if large else DenseLinear
     if large:
         monkeypatch.setattr("cascli.models.size.LARGE", 1)
-    model = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype).target.model
+    model = load_pair(pair(300, **EVERY_ARCHITECTURE[name]), dtype=dtype).target.model
     assert any(type(module) is kind for module in model.modules())
     assert not any(type(module) in (nn.Linear, Conv1D) for module in model.modules())
 

@@ -9,7 +9,7 @@ from cascli import Pair, generate, load_pair
 from cascli.analysis.profile import Profile, interpolated, timing
 from cascli.analysis.prospects import prospects
 from cascli.jobs.profile import blocks_for, profile
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import EVERY_ARCHITECTURE, pair
 
 
 def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
@@ -64,9 +64,9 @@ def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: P
     assert [token.p for token in after.emitted] == [token.p for token in before.emitted]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_pretended_texts_have_the_length_that_was_asked_for(name: str) -> None:
-    loaded = load_pair(pair(300, **ARCHITECTURES[name]))
+    loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]))
     runner = loaded.target.runner
     runner.fill_cache(100)
     assert runner.length == 100

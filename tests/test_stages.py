@@ -12,7 +12,7 @@ from cascli import load_pair
 from cascli.cli.progress import Progress
 from cascli.models.stages import Stage, Stages, Work
 from cascli.render.console import Screen
-from tests.pairs import ARCHITECTURES, pair, stored_alone
+from tests.pairs import EVERY_ARCHITECTURE, pair, stored_alone
 
 
 def shares(told: list[Stage]) -> list[float]:
@@ -23,10 +23,10 @@ def texts(told: list[Stage]) -> list[str]:
     return list(dict.fromkeys(stage.text for stage in told))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_shares_rise_to_one(name: str) -> None:
     told: list[Stage] = []
-    loaded = load_pair(pair(300, **ARCHITECTURES[name]), on_stage=told.append)
+    loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]), on_stage=told.append)
     found = shares(told)
     assert found == sorted(found) and found[0] < 0.1 and found[-1] == 1.0
     layers = loaded.target.model.config.get_text_config().num_hidden_layers

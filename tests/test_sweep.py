@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,8 +22,10 @@ from cascli.sweeps.plan import Cell, SweepPlan, load_plan
 from cascli.sweeps.records import Header, Record, Records
 from cascli.sweeps.table import family, front, rows
 from cascli.sweeps.tasks import Example, programs, task_of
+from cascli.trace import Run
 
-EXAMPLES = sorted((pairs_folder() / "sweeps").glob("*.yaml"))
+EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
+"""Those of the paper need a dataset: tests/test_paper.py."""
 PLAN = """
 pair: tiny-random
 strategies:
@@ -331,6 +334,35 @@ def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: 
         for out in (broken, whole)
     )
     assert ours == theirs
+
+
+def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
+    """To as much as fits with the pair's prefix; short ones stay as they are, and what does not fit at all is told."""
+    from cascli.models.load import load_pair
+    from cascli.sweeps.worker import answers
+
+    pair = load_pair("tiny-random")
+    pair = dataclasses.replace(pair, config=pair.config.model_copy(update={"prefix": "sum: "}))
+    cell = Cell(strategy="draft", temperature=0, seed=0)
+
+    def asked(longest: int | None, *turns: str, **more: object) -> list[Run]:
+        plan = SweepPlan(strategies=["draft"], max_prompt_tokens=longest, max_new_tokens=2, **more)
+        return answers(pair, plan, cell, Example("p", turns[0], later=turns[1:]))
+
+    (run,) = asked(20, "0123456789" * 3)
+    assert run.prompt == "012345678901234" and len(run.prompt_token_ids) == 20  # bytes, five of them the prefix
+    assert bytes(run.prompt_token_ids) == b"sum: 012345678901234"
+    (raw,) = asked(20, "0123456789" * 3, raw=True)
+    assert bytes(raw.prompt_token_ids) == b"01234567890123456789"
+    (short,), (whole,) = asked(20, "012345678901234"), asked(None, "0123456789" * 3)
+    assert short.prompt_token_ids == run.prompt_token_ids and len(whole.prompt_token_ids) == 35
+    (umlauts,) = asked(20, "ä" * 30)  # two bytes each, never half of one
+    assert umlauts.prompt == "ä" * 7
+    first, second = asked(60, "0123456789" * 3, "9876543210" * 3)  # the conversation so far is in the second
+    assert len(first.prompt_token_ids) == 35 < len(second.prompt_token_ids) <= 60
+    assert len(second.prompt) < 30 and ("9876543210" * 3).startswith(second.prompt)
+    with pytest.raises(UsageError, match="max_prompt_tokens: 5 hold nothing"):
+        asked(5, "0123")
 
 
 # ---- quality

@@ -39,6 +39,63 @@ def test_columns_become_prompts_and_references(folder: Path) -> None:
     assert exam.score(exam.problems[2], "I think it is 6.", [], None) == 1
 
 
+def asked(task: SweepPlan, folder: Path) -> list[str]:
+    return [problem.prompt for problem in task_of(task, folder).problems]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_single_file_is_a_dataset(folder: Path, ending: str) -> None:
+    """Of one split, whatever it is called; the library tells the kind by the ending."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ROWS)
+    write = {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(ending, rows.to_json)
+    write(str(folder / f"mine.{ending}"))
+    for split in ("test", "validation"):
+        assert asked(plan(path=f"mine.{ending}", split=split), folder) == [row["question"] for row in ROWS]
+    assert asked(plan(path=f"mine.{ending}", split="test[1:3]"), folder) == [row["question"] for row in ROWS[1:3]]
+
+
+def test_a_saved_dataset_is_one(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.save_to_disk(str(folder / "one"))
+    datasets.DatasetDict({"test": rows, "train": rows.select([0])}).save_to_disk(str(folder / "splits"))
+    assert asked(plan(path="one"), folder) == asked(plan(path="splits"), folder) == [row["question"] for row in ROWS]
+    assert len(asked(plan(path="splits", split="train"), folder)) == 1
+    with pytest.raises(RunError, match="dataset 'splits': it has no split 'nothing', but test, train"):
+        task_of(plan(path="splits", split="nothing"), folder)
+
+
+def test_a_folder_of_plain_files_has_no_subsets_and_a_copy_of_the_hubs_has(folder: Path) -> None:
+    assert len(asked(plan(subset="main"), folder)) == len(ROWS)
+    card = "---\nconfigs:\n- config_name: few\n  data_files:\n  - {split: test, path: few.jsonl}\n"
+    card += "- config_name: all\n  data_files:\n  - {split: test, path: test.jsonl}\n---\n"
+    (folder / "sums" / "README.md").write_text(card)
+    (folder / "sums" / "few.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    assert len(asked(plan(subset="few"), folder)) == 1
+    with pytest.raises(RunError, match="dataset 'sums'"):
+        task_of(plan(subset="main"), folder)
+
+
+def test_shuffled_rows_are_known_by_their_place(folder: Path) -> None:
+    problems = task_of(plan(shuffle=3), folder).problems
+    assert [problem.prompt for problem in problems] != [row["question"] for row in ROWS]
+    for problem in problems:
+        assert problem.prompt == ROWS[int(problem.id.removeprefix("test-"))]["question"]
+    fewer = plan(shuffle=3).model_copy(update={"limit": 2})
+    assert task_of(fewer, folder).problems == problems[:2]
+    assert task_of(plan(shuffle=4), folder).problems != problems
+
+
+def test_a_revision_is_the_hubs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    called = []
+    rows = datasets.Dataset.from_list(ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **more: called.append((args, more)) or rows)
+    task_of(plan(path="some/where", subset="main", revision="refs/convert/parquet"), folder)
+    assert called == [(("some/where", "main"), {"revision": "refs/convert/parquet", "split": "test"})]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -29,7 +29,7 @@ from cascli.rules.base import Exact
 from cascli.sampling import rejection
 from cascli.sampling.autoregressive import Written
 from cascli.strategies import parse
-from tests.pairs import ARCHITECTURES, model, pair
+from tests.pairs import EVERY_ARCHITECTURE, model, pair
 from tests.tape import TapeCapture
 
 RUNS = 1500
@@ -199,9 +199,9 @@ def test_an_impossible_text_fails_whatever_its_count() -> None:
     assert joint.deviation(Counter({(1,): 1}), {(0,): 1.0, (1,): 0.0}, 1) == float("inf")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_numerics_pass_on_every_architecture(name: str) -> None:
-    shape = ARCHITECTURES[name]
+    shape = EVERY_ARCHITECTURE[name]
     loaded = load_pair({"draft": model(1, 300, **shape), "target": model(2, 300, **shape)})
     checks = list(numerics.numerics(loaded, steps=8))
     assert [check.status for check in checks] == ["pass"] * 4

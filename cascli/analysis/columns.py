@@ -80,7 +80,7 @@ _FOUND = (
     (RACES, "num_prompts", int, "different prompts; the turns of a conversation are one"),
     (RACES, "num_answers", int, "answers: one a turn, seed and repeat in a sweep, one a turn in a comparison"),
     (SWEEP, "errors", int, "answers that failed; they count in no number"),
-    (SWEEP, "quality", float, "the mean score of the answers"),
+    (SWEEP, "quality", float, "the score of the answers: their mean, or BLEU of all of them together (`corpus-bleu`)"),
     (SWEEP, "quality_low", float, "its interval over prompts"),
     (SWEEP, "quality_high", float, "its interval over prompts"),
     (SWEEP, "quality_kind", str, "what low and high are: `95%`, `range` (of fewer than six values) or `no scatter`"),

@@ -3,7 +3,8 @@
 Both are estimates from counts. A matrix of n weights costs 2 n operations a token; attention costs 4 operations
 a token, a channel and a token looked at (scores and weighted sum). Every call reads all weights once, whatever
 the number of tokens in it; caches and activations, which are small beside them at batch size 1, are left out.
-A mixture of experts is counted as if all experts worked.
+A mixture of experts is counted as if all experts worked. An encoder-decoder's prompt is multiplied by its encoder's
+matrices, what is written by its decoder's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Use(NamedTuple):
     """Pairs of a token and one that it could look at."""
     rows: int | None = None
     """Rows of logits that were made: the output matrix is not multiplied by the others; None for all tokens."""
+    encoded: int = 0
+    """Of the tokens those that an encoder has read, in one of the passes; each of them looks at all of them."""
 
 
 class Cost(NamedTuple):
@@ -82,13 +85,22 @@ def _flops(model: ModelInfo, use: Use) -> float | None:
     if model.parameters is None or model.attention_width is None:
         return None
     head = model.output_parameters or 0
-    rows = use.tokens if use.rows is None else use.rows
-    products = (model.parameters - head) * use.tokens + head * rows
-    return 2.0 * products + 4.0 * model.attention_width * use.attended
+    written = use.tokens - use.encoded
+    rows = written if use.rows is None else use.rows
+    products = (model.parameters - head) * written + head * rows
+    looks = model.attention_width * use.attended
+    if model.encoder is not None:
+        products += model.encoder.parameters * use.encoded
+        looks += model.encoder.attention_width * use.encoded**2
+    return 2.0 * products + 4.0 * looks
 
 
 def _weight_bytes(model: ModelInfo, use: Use) -> float | None:
-    return None if model.weight_bytes is None else float(model.weight_bytes) * use.passes
+    if model.weight_bytes is None:
+        return None
+    encodings = int(use.encoded > 0)
+    encoder = 0 if model.encoder is None else model.encoder.weight_bytes
+    return float(model.weight_bytes * (use.passes - encodings) + encoder * encodings)
 
 
 def _sum(draft: float | None, target: float | None) -> float | None:

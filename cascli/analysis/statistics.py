@@ -39,7 +39,7 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     in at most one of twenty samples: each value is above it with probability 1/2.
     """
     n = len(values)
-    whole = _range(values)
+    whole = span(values)
     if whole is None or whole.kind == "no scatter" or n < FEWEST:
         return whole
     outside, rank = 2 * 0.5**n, 1
@@ -57,7 +57,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     few scores that are all nearly alike, the rare one that is not has often not been met yet.
     """
     if len(values) < FEWEST:
-        return _range(values)
+        return span(values)
     if set(values) <= {0.0, 1.0}:
         return _wilson(sum(values), len(values))
     return _student(values, 0.0, 1.0, 0.5)
@@ -69,7 +69,7 @@ def difference_interval(values: Sequence[float]) -> Interval | None:
     Student's, with a quarter of a made-up difference at either end. Where all differences are the same they say nothing
     of how they vary: that is told instead.
     """
-    whole = _range(values)
+    whole = span(values)
     if whole is None or whole.kind == "no scatter" or len(values) < FEWEST:
         return whole
     return _student(values, -1.0, 1.0, 0.25)
@@ -84,7 +84,7 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]]) -> Interval 
     prompts get their range. Of what no prompt has shown, such as a rare loop, no interval knows.
     """
     ratios = [math.fsum(a for a, _ in group) / math.fsum(b for _, b in group) for group in groups]
-    whole, n = _range(ratios), len(groups)
+    whole, n = span(ratios), len(groups)
     if whole is None or whole.kind == "no scatter" or n < FEWEST or min(ratios) <= 0:
         return whole
     import numpy as np
@@ -113,7 +113,19 @@ def ratio_of_totals(groups: Sequence[Sequence[tuple[float, float]]]) -> float:
     return above / below
 
 
-def _range(values: Sequence[float]) -> Interval | None:
+def from_scatter(middle: float, scatter: float, n: int) -> Interval:
+    """A 95% interval around a score in [0, 1] of `n` prompts, or a difference, whose bootstrap has this deviation.
+
+    With what so few prompts hide: n / (n - 1) of its variance, and a quarter of a made-up prompt whose score is as far
+    away as can be, in either direction, since the rare prompt on which answers differ has often not been met yet.
+    """
+    error = math.hypot(scatter * math.sqrt(n / (n - 1)), math.sqrt(0.5) / n)
+    half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
+    return Interval(middle - half, middle + half, "95%")
+
+
+def span(values: Sequence[float]) -> Interval | None:
+    """The least and the greatest of a few values; None for fewer than two."""
     if len(values) < 2:
         return None
     low, high = min(values), max(values)
@@ -158,10 +170,12 @@ __all__ = [
     "Interval",
     "Kind",
     "difference_interval",
+    "from_scatter",
     "mean_interval",
     "median",
     "median_interval",
     "percentile",
     "ratio_interval",
     "ratio_of_totals",
+    "span",
 ]

@@ -45,11 +45,11 @@ def _worst(model: LoadedModel, vocab: int, write: Write, sampling: Sampling) -> 
     text = torch.tensor([rng.randrange(vocab) for _ in range(12 + write.unread)], device=model.device)
     prompt, unread = text[:12], text[12:]
     runner.prepare(12, write.tokens, Calls([(write.unread, 1), (1, 1)], [write]), sampler)
-    runner.reset()
-    runner.forward(prompt, 1)
+    runner.forward(runner.begin(prompt), 1)
+    before = runner.length
     u = Uniforms(0, write.drawn, model.device).draw(0, write.drawn)
     tokens, probs, base = (each.clone() for each in runner.write(unread, sampler, u, read_last=write.read_last)[:3])
-    runner.truncate(12)
+    runner.truncate(before)
     reads = [unread, *(tokens[i : i + 1] for i in range(write.steps - 1))]
     logits = torch.cat([runner.forward(ids, 1).double() for ids in reads])
     runner.reset()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cascli.audit.report import Check, check_of, skipped
 from cascli.models.calls import Calls
@@ -25,7 +26,7 @@ for prompts of more than 15 tokens); a cache that is off by one token did 0.41 o
 LOGIT_SCALE = 30.0
 """About the largest magnitude of a language model's logits: turns a relative difference into a margin."""
 LONGEST_WINDOW = 512
-BLOCK = 8
+BLOCK, PROMPT = 8, 8
 READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
 """What is read here, for runners that capture their steps."""
 
@@ -68,19 +69,22 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     reach = slides is not None and slides <= LONGEST_WINDOW
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
     runner.prepare(len(text), (steps + 1) * BLOCK, READS)
-    runner.reset()
+    prompt, rest = _ids(text[:PROMPT], model), text[PROMPT:]
+    # What is written, with what it starts from; the prompt before it is not rewound into.
+    text = [*runner.begin(prompt).tolist(), *rest]
+    before = runner.length
     runner.forward(_ids(text, model), 1)
     worst = 0.0
     for _ in range(steps):
         keep = rng.randint(max(len(text) - 6, 1), len(text))
-        runner.truncate(keep)
+        runner.truncate(before + keep)
         fresh_tokens = [rng.randrange(vocab) for _ in range(rng.randint(1, BLOCK))]
         text = text[:keep] + fresh_tokens
         got = runner.forward(_ids(fresh_tokens, model), len(fresh_tokens))
-        whole = model.model(input_ids=_ids(text, model).unsqueeze(0), use_cache=False).logits[0]
+        whole = without_cache(model.model, prompt, _ids(text, model))
         worst = max(worst, difference(got, whole[-len(fresh_tokens) :, :vocab].to(got.device)))
+    note = f"{steps} rewinds, up to {runner.length} tokens"
     runner.reset()
-    note = f"{steps} rewinds, up to {len(text)} tokens"
     if slides is not None:
         note += f", {'beyond' if reach else 'not beyond'} its window of {slides}"
     return check_of("cache", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, note)
@@ -120,17 +124,30 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
     prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
     tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
     runner.prepare(len(prompt), BLOCK, READS)
-    runner.reset()
-    runner.forward(prompt, 1)
+    runner.forward(runner.begin(prompt), 1)
+    before = runner.length
     # A captured step's logits are overwritten by the next step.
     alone = torch.cat([runner.forward(tokens[i : i + 1], 1).clone() for i in range(BLOCK)])
     worst = 0.0
     for n in range(2, BLOCK + 1):
-        runner.truncate(len(prompt))
+        runner.truncate(before)
         worst = max(worst, difference(runner.forward(tokens[:n], n), alone[:n]))
     runner.reset()
     detail = f"blocks of 2 to {BLOCK} against single tokens" + ("" if worst else ": the same bits")
     return check_of("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
+
+
+def without_cache(model: PreTrainedModel, prompt: Tensor, text: Tensor) -> Tensor:
+    """Logits `[m, rows]` after each token of a text `[m]` that begins with what `Runner.begin` says of a prompt `[n]`.
+
+    By the model alone, in one pass.
+    """
+    if model.config.is_encoder_decoder:
+        given = {"input_ids": prompt.unsqueeze(0), "decoder_input_ids": text.unsqueeze(0)}
+    else:
+        given = {"input_ids": torch.cat([prompt[:-1], text]).unsqueeze(0)}
+    logits: Tensor = model(**given, use_cache=False).logits[0]
+    return logits[-len(text) :]
 
 
 def _ids(tokens: list[int], model: LoadedModel) -> Tensor:

@@ -30,10 +30,11 @@ def greedy(pair: Pair, strategy: Strategy, ids: Sequence[int], tokens: int) -> R
 
 
 @torch.inference_mode()
-def margin(pair: Pair, ids: Sequence[int]) -> float:
-    """How far the target's best logit stands above its second after a text, read in one piece."""
-    pair.target.runner.reset()
-    logits = pair.target.runner.forward(torch.tensor(ids, device=pair.device), 1)
+def margin(pair: Pair, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """How far the target's best logit stands above its second after an answer, read in one piece."""
+    runner, ids = pair.target.runner, torch.tensor([*prompt, *answer], device=pair.device)
+    start = runner.begin(ids[: len(prompt)])
+    logits = runner.forward(torch.cat([start, ids[len(prompt) :]]), 1)
     best, second = logits[0].double().topk(2).values.tolist()
     return float(best - second)
 
@@ -61,7 +62,7 @@ def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float)
         place = first_divergence(ours, theirs)
         if place is None:
             continue
-        gap = margin(pair, [*ids, *theirs.token_ids[:place]])
+        gap = margin(pair, ids, theirs.token_ids[:place])
         worst = max(worst, gap)
         swap = f"{_named(pair, ours, theirs, place)}, margin {gap:.1g}: {verdict(gap, tolerance)}"
         notes.append(f"{prompt.id} #{place + 1}: {swap}")

@@ -73,8 +73,9 @@ def of_vocabulary(pair: Pair) -> Rows:
     text = torch.arange(LONGEST, device=pair.device) * 7 % pair.vocab
     found = {}
     for role, model in pair.models.items():
-        model.runner.reset()
-        found[role] = model.runner.forward(text.to(model.device), LONGEST).double().cpu()
+        here = text.to(model.device)
+        start = model.runner.begin(here[:1])
+        found[role] = model.runner.forward(torch.cat([start, here[1:]]), LONGEST).double().cpu()
         model.runner.reset()
     return Rows(found.get("draft", found["target"].roll(1, dims=-1)), found["target"])
 

@@ -45,9 +45,8 @@ class Tree:
 def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> Tree:
     """Run both models over the prompt and every text of up to `depth` of the `width` likeliest tokens."""
     prompt = torch.tensor(prompt_ids, device=pair.device)
-    pair.target.runner.reset()
-    dtype = pair.target.runner.forward(prompt[:1], 1).dtype
-    firsts = [_after(model, prompt) for model in pair.models.values()]
+    dtype = _after(pair.target, prompt[:1]).dtype
+    firsts = [_after(model, prompt).double() for model in pair.models.values()]
     likely = sum(logits.softmax(dim=-1) for logits in firsts).topk(min(width, pair.vocab)).indices  # type: ignore[union-attr]
     tables = {role: _table(model, prompt, likely, depth) for role, model in pair.models.items()}
     shifted = {text: logits.roll(1) for text, logits in tables["target"].items()}
@@ -55,14 +54,13 @@ def tabulate(pair: Pair, prompt_ids: Sequence[int], width: int, depth: int) -> T
 
 
 def _after(model: LoadedModel, prompt: Tensor) -> Tensor:
-    model.runner.reset()
-    return model.runner.forward(prompt, 1)[0].double()
+    return model.runner.forward(model.runner.begin(prompt), 1)[0]
 
 
 def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> dict[Text, Tensor]:
     """Logits after every text, walking the tree depth first so that each text costs one token."""
-    table: dict[Text, Tensor] = {(): _after(model, prompt)[likely]}
-    base = len(prompt)
+    table: dict[Text, Tensor] = {(): _after(model, prompt).double()[likely]}
+    base = model.runner.length
 
     def walk(text: Text) -> None:
         if len(text) == depth:

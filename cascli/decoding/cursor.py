@@ -35,6 +35,8 @@ class Cursor:
     """Pairs of a token and one that it could look at, over all that was read."""
     rows: int = 0
     """Rows of logits that were made."""
+    encoded: int = 0
+    """Of the tokens those of the prompt that an encoder has read."""
     max_logit: Tensor = field(init=False)
     """0-dim on the device, the largest amount of any row's largest logit: finite as long as all of them were."""
     _start: Tensor | None = field(default=None, init=False, repr=False)
@@ -96,14 +98,17 @@ class Cursor:
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
     def begin(self) -> Tensor:
-        """Read the prompt but for its last token, which is returned as `[1]`; only once."""
+        """Read the prompt but for its last token, or whole where it is encoded; what an answer starts from, `[1]`."""
         if self._start is None and self.prompt_by is not None:
             self._start, self._prompt = self.prompt_by.begin(), self.prompt_by._prompt
         elif self._start is None:
             with self.clock.span("prefill"):
                 self._start = self.runner.begin(self.prompt_ids)
-            self._prompt = self.runner.length
-            if self._prompt:
+            self._prompt, self.encoded = self.runner.length, self.runner.encoded
+            if self.encoded:  # no logits, and what its tokens look at is no matter of the cache
+                self.passes += 1
+                self.tokens += self.encoded
+            elif self._prompt:
                 self._count(0, self._prompt, 1)
         return self._start
 

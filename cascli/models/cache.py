@@ -18,7 +18,10 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from cascli.errors import ConfigError, RunError
+from cascli.models.size import layers_of
 
+ENCODER_DECODERS = ("t5",)
+"""Their names in transformers; `cascli.models.encoder_decoder` knows how they are made."""
 _STEP = 256
 """Tokens that buffers grow by, at least."""
 
@@ -225,20 +228,21 @@ def check_supported(config: PreTrainedConfig) -> None:
     """Refuse models that this cache cannot serve, before their weights are loaded.
 
     Raises:
-        RunError: an encoder-decoder model, or one whose layers cannot be rewound.
+        RunError: an encoder-decoder of another kind than T5, or a model whose layers cannot be rewound.
         ConfigError: a model without layers.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        raise RunError(
-            f"model type '{config.model_type}' is an encoder-decoder; cascli runs decoder-only models.\n"
-            "Choose a decoder-only pair: see `cascli pairs`."
-        )
-    if "past_key_values" not in forward_parameters(config):
+    if config.is_encoder_decoder:
+        if config.model_type not in ENCODER_DECODERS:
+            raise RunError(
+                f"model type '{config.model_type}' is an encoder-decoder, and of those cascli runs"
+                f" {', '.join(ENCODER_DECODERS)} alone (T5, FLAN-T5)."
+            )
+    elif "past_key_values" not in forward_parameters(config):
         raise RunError(
             f"model type '{config.model_type}' has no key-value cache,"
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
         )
     with torch.device("meta"):
         layers = RewindCache(config.get_text_config()).layers
-    if not layers:
+    if not layers or not layers_of(config.get_text_config()):
         raise ConfigError(f"random: a '{config.model_type}' of these values has no layers.")

@@ -14,10 +14,11 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from cascli.errors import RunError
 from cascli.models.size import no_init
+from cascli.weights.untrusted import auto_class
 
 Read = Callable[[str], Tensor]
 """A parameter's stored value by its full name."""
@@ -35,8 +36,9 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
     if files is None or getattr(config, "quantization_config", None) is not None:
         return None
     with init_empty_weights(include_buffers=False), no_init():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    aliases = _tied(model)
+        model = auto_class(config).from_config(config, dtype=dtype)
+    # What is stored counts: configs of T5 v1.1 have it that the head is the embeddings, and it is not.
+    aliases = {name: other for name, other in _tied(model).items() if name not in files}
     wanted = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
     persistent = set(model.state_dict())
     if wanted - files.keys() or files.keys() - persistent:

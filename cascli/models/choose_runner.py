@@ -12,6 +12,7 @@ from cascli.models.calls import Role
 from cascli.models.cpu.batch_reader import batch_reader
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.eagle3.runners import Eagle3Runner, TappedRunner
+from cascli.models.encoder_decoder import EncoderDecoderRunner, ready
 from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Capture, CudaCapture, Uncaptured
 from cascli.models.gpu.fused_norm import use_fused_norms
@@ -23,6 +24,7 @@ from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
 
 ASKED = "--no-cuda-graphs"
+ENCODES = "the encoder's states that each of its steps looks at are of another shape for every prompt"
 
 
 def choose_runner(
@@ -44,6 +46,8 @@ def choose_runner(
         compiler: the backend of torch.compile, if steps are to be compiled where they could be captured.
         capture: what captures; CUDA's own on a GPU, nothing elsewhere by default.
     """
+    if model.config.is_encoder_decoder:
+        return EncoderDecoderRunner(ready(model), vocab, device), ENCODES if device.type == "cuda" else None
     if capture is None and device.type != "cuda":
         return EagerRunner(model, vocab, device), None
     why = why_eager(model)
@@ -92,6 +96,9 @@ def choose_reader(runner: Runner, places: int) -> Reader:
     """What reads for several texts with the weights of a runner: together where its kernels tell texts apart."""
     if isinstance(runner, TappedRunner | Eagle3Runner):
         return OneByOne([runner.fresh() for _ in range(places)], "an EAGLE-3 head looks into each pass of its target")
+    if isinstance(runner, EncoderDecoderRunner):
+        why = "each looks at an encoder's states of its own"
+        return OneByOne([runner.fresh() for _ in range(places)], why)
     if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
         return batch_reader(runner, places)
     if isinstance(runner, GraphRunner):

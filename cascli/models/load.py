@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascli import notebook
 from cascli.config import (
@@ -165,7 +161,8 @@ def _precision(
     wanted = asked or (model.dtype if model.dtype != "auto" else default or "auto")
     with explained(model):
         large = wanted == "auto" and role == "draft" and is_large(config)
-    return choose_dtype(wanted, where, may_round=large)
+    overflows = None if not config.is_encoder_decoder else f"models of type '{config.model_type}'"
+    return choose_dtype(wanted, where, may_round=large, overflows=overflows)
 
 
 def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
@@ -260,8 +257,8 @@ def _module(
         with explained(model):
             return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
-        return untrusted.model_of(there(folder), dtype=dtype, device_map=model.device_map)
-    return untrusted.model_of(there(folder), dtype=dtype).to(device)
+        return untrusted.model_of(there(folder), config, dtype=dtype, device_map=model.device_map)
+    return untrusted.model_of(there(folder), config, dtype=dtype).to(device)
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -269,7 +266,8 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: tor
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = untrusted.auto_class(config).from_config(config, dtype=dtype)
+        return model
 
 
 def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_ids: frozenset[int]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cascli.models.eagle3.head import Network
+from cascli.models.size import layers_of
 
 _STATUS = Path("/proc/self/status")
 
@@ -34,7 +35,7 @@ def token_bytes(model: Network) -> int:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared = getattr(config, "num_key_value_heads", None) or heads
-    return int(2 * config.num_hidden_layers * shared * width * dtype.itemsize)
+    return int(2 * layers_of(config) * shared * width * dtype.itemsize)
 
 
 def resident(device: torch.device) -> int | None:

@@ -32,19 +32,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, *, may_round: bool = False) -> str:
+def choose_dtype(name: str, device: torch.device, *, may_round: bool = False, overflows: str | None = None) -> str:
     """The precision for a flag; `auto` is float32 on a CPU and bfloat16 on a GPU that has it.
 
     `may_round` is said of a large draft model: on a CPU it becomes int8, which is two to three times as fast. Its
     rounding changes which drafts are offered, and no law: q is what the draft model computed, in whatever precision.
+    `overflows` names models whose activations are too large for float16 (T5): they run in float32 instead.
 
     Raises:
-        RunError: int8 was asked for on a device that has no kernels for it here.
+        RunError: int8 was asked for on a device that has no kernels for it here, or float16 for what overflows in it.
     """
+    if name == "float16" and overflows:
+        raise RunError(f"{overflows} overflow in float16; use --dtype bfloat16 or float32.")
     if name == "auto":
         if device.type == "cpu":
             return "int8" if may_round and can_int8() else "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float32" if overflows else "float16"
     if name == "int8" and device.type != "cpu":
         raise RunError("--dtype int8 runs on a CPU only; use bfloat16 on a GPU.")
     return name

@@ -50,6 +50,7 @@ class Runner(ABC):
         """Forget everything, read a prompt `[n]` but for its last token, and return what the answer starts from.
 
         That is the prompt's last token, `[1]`: the first step of an answer reads it before the answer's own tokens.
+        An encoder reads all of the prompt, and an answer starts from the decoder's start token.
         """
         self.reset()
         if prompt_ids.shape[0] > 1:
@@ -91,6 +92,11 @@ class Runner(ABC):
     def follow(self, target: Runner) -> None:
         """Go by this runner of the target, for one that looks into it: no other does anything."""
         del target
+
+    @property
+    def encoded(self) -> int:
+        """How many tokens of the prompt an encoder has read, at `begin`; 0 for a model without one."""
+        return 0
 
     @property
     def own(self) -> Runner:

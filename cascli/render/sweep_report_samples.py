@@ -49,7 +49,7 @@ def _answer(answer: Answer, targets: bool, metric: str) -> str:
     common = f'<span class="shared">{text(begins + shown)}</span>' if shared else ""
     return (
         f'<article class="answer">\n{_authors(answer.strategies)}\n'
-        f'<p class="score">{text(metric)} {number(answer.quality)}</p>\n'
+        f'<p class="score">{text(metric.removeprefix("corpus-"))} {number(answer.quality)}</p>\n'
         f'<pre tabindex="0">{common}{_shown(answer.text[shared:])}</pre>\n</article>'
     )
 

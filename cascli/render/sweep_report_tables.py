@@ -122,8 +122,8 @@ def categories_table(groups: Mapping[str, Sequence[SweepRow]], metric: str) -> s
     head = "".join(f'<th scope="col">{_category(name, group)}</th>' for name, group in groups.items())
     body = "\n".join(lines)
     return (
-        f'<p class="muted">Mean {text(metric)} of each category of the prompts, with a 95% interval from six prompts'
-        " on, and speed over target alone.</p>\n"
+        f'<p class="muted">Quality ({text(metric)}) of each category of the prompts, with a 95% interval from six'
+        " prompts on, and speed over target alone.</p>\n"
         '<div class="scroll" tabindex="0" role="region" aria-label="Categories of prompts">\n'
         f'<table>\n<thead><tr><th scope="col">strategy</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n'
         "</div>"

@@ -103,13 +103,13 @@ def _fastest(rows: Sequence[SweepRow], fancy: bool) -> str | None:
         and row.quality_vs_target >= -1e-9
     ]
     if not able:
-        return f"no strategy reaches the target's mean quality of {number(level, 3)}."
+        return f"no strategy reaches the target's quality of {number(level, 3)}."
     best = max(able, key=lambda row: row.speed_vs_target or 0.0)
     if (best.speed_vs_target or 0.0) <= 1:
-        return f"no strategy with at least the target's mean quality ({number(level, 3)}) is faster than target alone."
+        return f"no strategy with at least the target's quality ({number(level, 3)}) is faster than target alone."
     name = short_name(best.strategy, fancy=fancy)
     return (
-        f"of the strategies with at least the target's mean quality ({number(level, 3)}), {name} is the fastest:"
+        f"of the strategies with at least the target's quality ({number(level, 3)}), {name} is the fastest:"
         f" {number(best.speed_vs_target, 2, 'x')} target alone, quality {number(best.quality, 3)}."
     )
 

@@ -1,7 +1,8 @@
-"""Prompts from a Hugging Face dataset, by name or from a folder. The library is an extra, imported when used."""
+"""Prompts from a Hugging Face dataset: a name, a folder or a file. The library is an extra, imported when used."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from cascli.errors import RunError, UsageError, first_line
 from cascli.prompts import Prompt
 from cascli.sweeps.plan import TaskConfig
 
+SAVED = ("dataset_dict.json", "state.json")
+"""Files by which a folder is known that `save_to_disk` has written."""
+
 
 def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline: bool = False) -> list[Prompt]:
-    """The first rows of a split, as prompts with their references.
+    """Rows of a split, the first ones or, with `shuffle`, any, as prompts with their references.
 
     Args:
         task: of kind `dataset`.
-        here: where relative folders begin.
+        here: where relative folders and files begin; one of the path's name is taken before the hub's.
         limit: how many rows; all by default.
         offline: use what was downloaded before, or fail.
 
@@ -24,27 +28,46 @@ def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline:
         UsageError: the library is not installed, or a column that is asked for is not there.
         RunError: there is no such dataset, subset or split, or it cannot be fetched.
     """
-    rows = _rows(task, here, limit, offline)
-    return [_prompt(task, number, row) for number, row in enumerate(rows)]
+    rows = _rows(task, here, offline)
+    places = list(range(len(rows)))
+    if task.shuffle is not None:
+        random.Random(task.shuffle).shuffle(places)
+    places = places[:limit]
+    return [_prompt(task, place, row) for place, row in zip(places, rows.select(places), strict=True)]
 
 
-def _rows(task: TaskConfig, here: Path, limit: int | None, offline: bool) -> Any:
+def _rows(task: TaskConfig, here: Path, offline: bool) -> Any:
     try:
         import datasets
     except ImportError:
         raise UsageError("a task of kind dataset needs Hugging Face datasets: pip install 'cascli[datasets]'") from None
-    path = str(task.path)
-    local = here / Path(path).expanduser()
-    split = task.split if limit is None or "[" in task.split else f"{task.split}[:{limit}]"
     datasets.disable_progress_bars()
     online = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = online or offline  # read at each call; there is no argument for it
     try:
-        return datasets.load_dataset(str(local) if local.exists() else path, task.subset, split=split)
+        return _loaded(datasets, task, here / Path(str(task.path)).expanduser())
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise RunError(f"dataset '{path}': {first_line(error)}") from None
+        raise RunError(f"dataset '{task.path}': {first_line(error)}") from None
     finally:
         datasets.config.HF_HUB_OFFLINE = online
+
+
+def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
+    """The split, from a file, a folder of either kind, or the hub."""
+    if local.is_file():  # whose kind the library tells by its ending
+        files = {task.split.partition("[")[0]: local.name}
+        return datasets.load_dataset(str(local.parent), data_files=files, split=task.split)
+    if any((local / name).is_file() for name in SAVED):
+        saved = datasets.load_from_disk(str(local))
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {task.split: saved}
+        if task.split not in splits:
+            raise ValueError(f"it has no split '{task.split}', but {', '.join(splits)}")
+        return splits[task.split]
+    if local.is_dir():
+        # A folder of plain files has no subsets: it is the one that was asked for.
+        plain = task.subset is not None and datasets.get_dataset_config_names(str(local)) == ["default"]
+        return datasets.load_dataset(str(local), None if plain else task.subset, split=task.split)
+    return datasets.load_dataset(str(task.path), task.subset, revision=task.revision, split=task.split)
 
 
 def _prompt(task: TaskConfig, number: int, row: Mapping[str, Any]) -> Prompt:

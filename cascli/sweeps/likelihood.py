@@ -24,15 +24,12 @@ def log_likelihood(model: LoadedModel, prompt_ids: Sequence[int], token_ids: Seq
     if not token_ids:
         return None
     runner = model.runner
-    ids = torch.tensor([*prompt_ids, *token_ids], dtype=torch.long, device=model.device)
-    start = len(prompt_ids)
-    runner.reset()
-    if start > 1:
-        runner.forward(ids[: start - 1], 1)
+    prompt, ids = (torch.tensor(each, dtype=torch.long, device=model.device) for each in (prompt_ids, token_ids))
+    before = torch.cat([runner.begin(prompt), ids])
     total = 0.0
-    for first in range(start, len(ids), CHUNK):
+    for first in range(0, len(ids), CHUNK):
         answer = ids[first : first + CHUNK]
-        logits = runner.forward(ids[first - 1 : first - 1 + len(answer)], len(answer))
+        logits = runner.forward(before[first : first + len(answer)], len(answer))
         logs = torch.log_softmax(logits.float(), dim=-1)
         total += float(logs.gather(-1, answer.unsqueeze(-1)).sum())
     runner.reset()

@@ -50,14 +50,21 @@ class TaskConfig(_Strict):
 
     kind: Literal["builtin", "jsonl", "humaneval", "dataset"] = "builtin"
     path: str | None = None
-    """A file of prompts (jsonl), or a dataset's name on the hub or folder (dataset)."""
+    """A file of prompts (jsonl), or a dataset's folder, file, or name on the hub (dataset)."""
     subset: str | None = None
+    revision: str | None = None
+    """Of a dataset on the hub: a branch, tag or commit."""
     split: str = "test"
+    shuffle: Annotated[int, Field(ge=0)] | None = None
+    """Take the dataset's rows in a random order, drawn from this seed, in place of the file's."""
     prompt: str = "{prompt}"
     """What is asked, with columns of the dataset in braces."""
     reference: str | None = None
     """What the answer is compared with: a template over the columns."""
-    metric: Literal["agreement", "exact-match", "f1", "number", "rouge", "bleu", "chrf", "pass@1"] | None = None
+    metric: (
+        Literal["agreement", "exact-match", "f1", "number", "rouge", "rouge-2", "bleu", "corpus-bleu", "chrf", "pass@1"]
+        | None
+    ) = None
 
     @field_validator("path")
     @classmethod
@@ -95,6 +102,8 @@ class SweepPlan(_Strict):
     match: Match | None = None
     task: TaskConfig = TaskConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Cut the end of a turn that makes the prompt longer than this, template and prefix included."""
     max_new_tokens: Annotated[int, Field(ge=1)] = WHOLE_ANSWERS
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

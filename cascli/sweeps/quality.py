@@ -52,18 +52,53 @@ def rouge(answer: str, reference: str) -> float:
     Raises:
         UsageError: rouge-score is not installed.
     """
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
-    return float(scorer.score(reference, answer)["rougeL"].fmeasure)
+    return _rouge("rougeL", answer, reference, stemmed=True)
+
+
+def rouge_2(answer: str, reference: str) -> float:
+    """ROUGE-2 F-measure without stemming, as T5's own evaluation has it; papers give its mean times 100.
+
+    Raises:
+        UsageError: rouge-score is not installed.
+    """
+    return _rouge("rouge2", answer, reference, stemmed=False)
+
+
+def _rouge(kind: str, answer: str, reference: str, *, stemmed: bool) -> float:
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=stemmed)
+    return _or_empty(answer, reference, lambda: scorer.score(reference, answer)[kind].fmeasure)
 
 
 def bleu(answer: str, reference: str) -> float:
     """Sentence BLEU of sacrebleu over 100; a mean of it is not the corpus BLEU that papers give."""
-    return float(_library("sacrebleu").sentence_bleu(answer, [reference]).score) / 100
+    library = _library("sacrebleu")
+    return _or_empty(answer, reference, lambda: library.sentence_bleu(answer, [reference]).score / 100)
+
+
+def bleu_counts(answer: str, reference: str) -> list[int]:
+    """What `cascli.analysis.corpus_bleu` makes corpus BLEU of, counted by sacrebleu with its own tokenizer (13a).
+
+    Nothing matches an empty reference, so that all that was answered to it counts against the answers.
+
+    Raises:
+        UsageError: sacrebleu is not installed.
+    """
+    library, empty = _library("sacrebleu"), not reference.strip()
+    found = library.corpus_bleu([answer], [[answer if empty else reference]])
+    lengths = [found.sys_len, 0 if empty else found.ref_len]
+    return [int(each) for each in (*lengths, *([0] * len(found.counts) if empty else found.counts), *found.totals)]
 
 
 def chrf(answer: str, reference: str) -> float:
     """Sentence chrF of sacrebleu over 100."""
-    return float(_library("sacrebleu").sentence_chrf(answer, [reference]).score) / 100
+    library = _library("sacrebleu")
+    return _or_empty(answer, reference, lambda: library.sentence_chrf(answer, [reference]).score / 100)
+
+
+def _or_empty(answer: str, reference: str, score: Callable[[], float]) -> float:
+    """A library's score, or of texts without a word, on which libraries differ: 1 if both have none, else 0."""
+    empty = [not text.strip() for text in (answer, reference)]
+    return float(all(empty)) if any(empty) else float(score())
 
 
 def agreement(ours: Sequence[int], theirs: Sequence[int]) -> float:
@@ -81,17 +116,26 @@ def agreement(ours: Sequence[int], theirs: Sequence[int]) -> float:
     return 2 * row[-1] / (len(ours) + len(theirs))
 
 
+CORPUS_BLEU = "corpus-bleu"
 BY_REFERENCE: dict[str, Callable[[str, str], float]] = {
     "exact-match": exact_match,
     "f1": f1,
     "number": number,
     "rouge": rouge,
+    "rouge-2": rouge_2,
     "bleu": bleu,
+    CORPUS_BLEU: bleu,
     "chrf": chrf,
 }
+"""Of single answers. A row's quality is their mean, but for corpus BLEU, which is made of counts."""
 
-
-_LIBRARIES = {"rouge": "rouge_score.rouge_scorer", "bleu": "sacrebleu", "chrf": "sacrebleu"}
+_LIBRARIES = {
+    "rouge": "rouge_score.rouge_scorer",
+    "rouge-2": "rouge_score.rouge_scorer",
+    "bleu": "sacrebleu",
+    CORPUS_BLEU: "sacrebleu",
+    "chrf": "sacrebleu",
+}
 
 
 def check(metric: str) -> None:

@@ -36,6 +36,8 @@ class Record(BaseModel):
     error: str | None = None
     """What went wrong, in which case everything below is empty."""
     quality: float | None = None
+    counts: list[int] = []
+    """Of the answer's words and n-grams, from which corpus BLEU is made over all answers; only with that metric."""
     text: str = ""
     token_ids: list[int] = []
     finish_reason: str | None = None

@@ -14,6 +14,7 @@ from pydantic import Field, computed_field
 from cascli import notebook
 from cascli.analysis import tidy
 from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
+from cascli.analysis.corpus_bleu import bleu_difference_interval, bleu_interval, corpus_bleu
 from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.rules.base import OPTION
@@ -47,12 +48,13 @@ class SweepRow(Data):
     From 2 on times are shares of a batch's, and `tokens_per_second` is throughput.
     """
     quality: float | None
+    """The mean score of the answers, or BLEU of all of them together with the metric `corpus-bleu`."""
     quality_interval: tuple[float, float] | None
-    """Of the mean over prompts, which are what varies independently; see `cascli.analysis.statistics`."""
+    """Over prompts, which are what varies independently; see `cascli.analysis.statistics` and `corpus_bleu`."""
     quality_interval_kind: Kind | None = None
     """A 95% interval, or the range of fewer than six prompts."""
     quality_vs_target: float | None
-    """Mean difference to the target's answers to the same prompts."""
+    """The difference to that of the target's answers to the same prompts."""
     quality_vs_target_interval: tuple[float, float] | None
     quality_vs_target_interval_kind: Kind | None = None
     """Likewise, or that all prompts gave the same difference."""
@@ -242,16 +244,14 @@ def family(spec: str) -> str:
 
 def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record], every: Answers) -> SweepRow:
     good = [record for record in group if record.error is None]
-    scored = _by_problem(good)
-    base = _by_problem([record for record in target if record.error is None])
-    gains = {problem: scored[problem] - base[problem] for problem in scored if problem in base}
+    theirs = [record for record in target if record.error is None]
     tokens = sum(len(record.token_ids) for record in good)
     answers = sum(record.turns or 1 for record in good)
     cut = sum(_cut(record) for record in good)
     drafted, accepted = (sum(getattr(record, name) for record in good) for name in ("drafted", "accepted"))
     rejection = _rejection(good)
-    speed, their_speed = _speed(good), _speed([record for record in target if record.error is None])
-    alike = len({record.batch_size for record in (*good, *target) if record.error is None}) == 1
+    speed, their_speed = _speed(good), _speed(theirs)
+    alike = len({record.batch_size for record in (*good, *theirs)}) == 1
     return SweepRow(
         strategy=key[0],
         temperature=key[1],
@@ -261,10 +261,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         num_prompts=len({record.problem for record in good}),
         num_answers=answers,
         batch_size=good[0].batch_size if len({record.batch_size for record in good}) == 1 else None,
-        quality=_mean(list(scored.values())),
-        **_interval("quality_interval", mean_interval(list(scored.values()))),
-        quality_vs_target=_mean(list(gains.values())),
-        **_interval("quality_vs_target_interval", difference_interval(list(gains.values()))),
+        **_quality(good, theirs),
         tokens=tokens,
         mean_answer_tokens=tokens / answers if answers else None,
         answers_cut=cut,
@@ -298,6 +295,41 @@ def _same(records: Sequence[Record], target: Sequence[Record]) -> dict[str, int]
 
 def _asked(record: Record) -> tuple[str, int, int]:
     return record.problem, record.cell.seed, record.cell.repeat
+
+
+def _quality(records: Sequence[Record], target: Sequence[Record]) -> dict[str, object]:
+    """How good answers are, beside the target's to the same prompts: the mean score, or BLEU of them all together."""
+    if any(record.counts for record in (*records, *target)):
+        return _corpus_quality(_counts(records), _counts(target))
+    scored, base = _by_problem(records), _by_problem(target)
+    gains = [scored[problem] - base[problem] for problem in scored if problem in base]
+    return {
+        "quality": _mean(list(scored.values())),
+        "quality_vs_target": _mean(gains),
+        **_interval("quality_interval", mean_interval(list(scored.values()))),
+        **_interval("quality_vs_target_interval", difference_interval(gains)),
+    }
+
+
+def _corpus_quality(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> dict[str, object]:
+    both = [(ours[problem], theirs[problem]) for problem in ours if problem in theirs]
+    mine, base = [each for each, _ in both], [each for _, each in both]
+    return {
+        "quality": corpus_bleu(list(ours.values())) if ours else None,
+        "quality_vs_target": corpus_bleu(mine) - corpus_bleu(base) if both else None,
+        **_interval("quality_interval", bleu_interval(list(ours.values()))),
+        **_interval("quality_vs_target_interval", bleu_difference_interval(mine, base)),
+    }
+
+
+def _counts(records: Iterable[Record]) -> dict[str, list[int]]:
+    """The counts of each prompt over seeds and repeats, in the order of the prompts' ids, whoever was first."""
+    counts: dict[str, list[int]] = {}
+    for record in sorted(records, key=lambda record: record.problem):
+        if record.counts:
+            before = counts.get(record.problem, [0] * len(record.counts))
+            counts[record.problem] = [a + b for a, b in zip(before, record.counts, strict=True)]
+    return counts
 
 
 def _by_problem(records: Iterable[Record]) -> dict[str, float]:

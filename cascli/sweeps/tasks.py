@@ -81,6 +81,10 @@ class Task:
             return float(sandbox.passes(*programs(problem, text), problem.entry_point, unsafe=self.unsafe))
         return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
 
+    def counts(self, problem: Example, text: str) -> list[int]:
+        """What corpus BLEU is made of, if that is the metric; else nothing."""
+        return quality.bleu_counts(text, problem.reference or "") if self.metric == quality.CORPUS_BLEU else []
+
 
 def _identity(problem: Example) -> str:
     """What a problem asks and is judged by, as it was written before there were later turns."""

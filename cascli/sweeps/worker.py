@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +15,7 @@ from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
-from cascli.errors import RunError
+from cascli.errors import RunError, UsageError
 from cascli.jobs.compare import WARM_UP_TOKENS
 from cascli.jobs.generate import decode
 from cascli.jobs.match import fitting
@@ -53,7 +54,7 @@ class Worker:
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Every threshold rule at every alpha and temperature, judged along one speculative run a prompt."""
-        prompts = [Prompt(problem.turns, problem.id) for problem in self._task.problems]
+        prompts = [self._fitted(Prompt(problem.turns, problem.id)) for problem in self._task.problems]
         return [
             each
             for t in self._plan.temperatures
@@ -66,10 +67,15 @@ class Worker:
         found = []
         for t in self._plan.temperatures:
             settings = self._settings(t)
-            prompts = fitting(self._pair, self._task.calibration, settings)
+            prompts = fitting(self._pair, [*map(self._fitted, self._task.calibration)], settings)
             seen = record(self._pair, prompts, settings, wanted.k, on_progress=on_progress)
             found += match(seen, wanted.target_calls_per_token, wanted.k, t, wanted.rules)
         return found
+
+    def _fitted(self, prompt: Prompt) -> Prompt:
+        """With its first turn cut as in the sweep's own answers; later ones follow other answers."""
+        first = _cut(self._pair, self._plan, prompt.turns[0], Conversation(self._plan.system))
+        return replace(prompt, turns=(first, *prompt.turns[1:]))
 
     def _settings(self, temperature: float) -> Resolved:
         plan = self._plan
@@ -112,12 +118,13 @@ class Worker:
                 self._greedy[problem.id] = token_ids
             target = self._reference(problem, pair) if self._task.needs_target else None
             quality = self._task.score(problem, runs[-1].text, token_ids, target)
+            counts = self._task.counts(problem, runs[-1].text)
             likelihood = self._likelihood(runs, pair) if self._plan.likelihood else None
         except torch.AcceleratorError as error:
             raise RunError(f"the device failed, and with it this process: {error}") from None
         except Exception as error:  # whatever an answer or its judgement does, the other answers go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
-        return _record(cell, problem, runs, quality, likelihood)
+        return _record(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
 
     def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
         """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
@@ -148,7 +155,8 @@ def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[R
     Random numbers depend on the seed, the problem and the turn, so all strategies share them.
     """
     strategy, runs, conversation = parse(cell.strategy), [], Conversation(plan.system)
-    for number, turn in enumerate(problem.turns):
+    for number, whole in enumerate(problem.turns):
+        turn = _cut(pair, plan, whole, conversation)
         request = Request(
             prompt_ids=encode(pair, turn, conversation, raw=plan.raw),
             sampling=Sampling(cell.temperature, plan.top_k, plan.top_p),
@@ -164,6 +172,27 @@ def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[R
         runs.append(decode(pair, strategy, request))
         conversation = conversation.with_answer(turn, runs[-1].text)
     return runs
+
+
+def _cut(pair: Pair, plan: SweepPlan, turn: str, conversation: Conversation) -> str:
+    """The turn, or as much of its beginning as fits the plan's longest prompt.
+
+    Raises:
+        UsageError: nothing of it fits.
+    """
+    longest = plan.max_prompt_tokens
+    if longest is None:
+        return turn
+
+    def length(characters: int) -> int:
+        return len(encode(pair, turn[:characters], conversation, raw=plan.raw))
+
+    if length(len(turn)) <= longest:
+        return turn
+    kept = bisect_right(range(1, len(turn)), longest, key=length)
+    if not kept:
+        raise UsageError(f"max_prompt_tokens: {longest} hold nothing of the turn beside what goes before it")
+    return turn[:kept]
 
 
 def _joined(runs: Sequence[Run]) -> list[int]:

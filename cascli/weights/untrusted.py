@@ -73,18 +73,26 @@ def any_tokenizer(place: Path, **more: Any) -> Any:
     return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False, **more)
 
 
-def model_of(folder: Path, **more: Any) -> Any:
-    """The model of a folder, from safetensors alone: pickles can run code.
+def auto_class(config: Any) -> Any:
+    """What transformers makes a model that writes text with, by its config."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def model_of(folder: Path, config: Any, **more: Any) -> Any:
+    """The model of a folder with this config, from safetensors alone: pickles can run code.
 
     Raises:
         RunError: its weights are damaged or in another format.
     """
     with damaged(folder, "the weights cannot be loaded:"):
-        return any_model(folder, use_safetensors=True, **more)
+        kind = auto_class(config)
+        return kind.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **more)
 
 
 def any_model(folder: Path, **more: Any) -> Any:
-    """As `model_of`, from a format that `more` names; what an error means is for the caller to say."""
+    """A decoder-only one from a format that `more` names; what an error means is for the caller to say."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **more)

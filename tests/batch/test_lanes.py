@@ -15,7 +15,7 @@ from cascli.models.batch.lanes import Lanes
 from cascli.models.cpu import batch_reader
 from cascli.models.cpu.packed_linear import can_pack
 from cascli.models.eager_runner import EagerRunner
-from tests.pairs import ARCHITECTURES, float32_by_rows, pair
+from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair
 
 # Ragged: other lengths of prompt and answer, so that lanes begin, accept and end at different times.
 PROMPTS = [[5, 6, 7][: 1 + i % 3] * (1 + i) for i in range(7)]
@@ -62,14 +62,14 @@ def in_lanes(loaded: Pair, size: int, work: Sequence[Callable[[Pair], Run]]) -> 
     return [done[place] for place in range(len(work))], lanes
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
     if dtype == "bfloat16" and not can_pack(torch.bfloat16):
         pytest.skip("this processor has no bfloat16 units")
     if dtype == "float32" and not float32_by_rows():
         pytest.skip("not promised for this processor with this torch")
-    loaded = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype)
+    loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]), dtype=dtype)
     for spec, temperature in SPECS if name == "qwen2" else SPECS[:2]:
         work = jobs(spec, temperature)
         alone = [job(loaded) for job in work]

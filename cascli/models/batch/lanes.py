@@ -121,18 +121,30 @@ class LaneRunner(Runner):
         return self._own.steps_left(length)
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Read a prompt, or take what is left of its reading: that takes no time, but counts as it did then."""
+        """Read a prompt, or take what is left of its reading: that takes no time, but counts as it did then.
+
+        Where texts share no passes, the model's own runner reads it.
+        """
+        if self._reader.alone_because is not None:
+            start = self._own.begin(prompt_ids)
+            self._lanes.wait_for(self._role)
+            return start
         timer = self._lanes.timers[self._place]
-        prompt, start = (self._role, tuple(prompt_ids.tolist())), timer()
+        prompt, began = (self._role, tuple(prompt_ids.tolist())), timer()
         known = self._lanes.prompts.get(prompt)
         if known is not None:
             self._reader.put(self._place, known.states)
-            timer.add(known.seconds - (timer() - start))
+            timer.add(known.seconds - (timer() - began))
             return prompt_ids[-1:]
-        first, seconds = super().begin(prompt_ids), timer() - start
+        first, seconds = super().begin(prompt_ids), timer() - began
         self._lanes.keep(prompt, self._reader.kept, self._place, seconds)
-        timer.add(seconds - (timer() - start))
+        timer.add(seconds - (timer() - began))
         return first
+
+    @property
+    def encoded(self) -> int:
+        """How many tokens of the prompt an encoder has read."""
+        return self._own.encoded
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""

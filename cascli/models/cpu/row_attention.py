@@ -46,26 +46,33 @@ def row_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of the last n states' queries `[1, heads, n, d]` over `[1, kv_heads, L, d]`.
+    """Attention of the last n states' queries `[1, heads, n, d]` over `[1, kv_heads, L, d]`.
 
-    Longer blocks (prompts) go to torch's own kernel with the mask that `row_mask` made for them. Rows of several texts
-    find theirs by themselves.
+    Causal, unless the module says that it is not: then all of them look at all. A `position_bias` `[1, heads, n, L]`
+    is added to what is compared. Longer blocks (prompts) go to torch's own kernel with the mask that `row_mask` made
+    for them. Rows of several texts find theirs by themselves.
     """
     n = query.shape[2]
     if isinstance(key, OfTexts) or isinstance(value, OfTexts):
         return _of_texts(query, cast(OfTexts, key), cast(OfTexts, value), sliding_window, scaling), None
     length = key.shape[2]
     if n > MOST_ROWS or query.shape[0] != 1:
-        window = {} if sliding_window is None else {"sliding_window": sliding_window}
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **window, **more)
+        if sliding_window is not None:
+            more["sliding_window"] = sliding_window
+        if position_bias is not None:
+            more["position_bias"] = position_bias
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
         return output, None
-    rows = []
+    causal, rows = getattr(module, "is_causal", True), []
     for i in range(n):
-        end = length - n + 1 + i
+        end = length - n + 1 + i if causal else length
         start = 0 if sliding_window is None else max(0, end - sliding_window)
-        rows.append(_one(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling))
+        # Copied, so that a row's bias lies as that of a step of one token does.
+        bias = None if position_bias is None else position_bias[:, :, i : i + 1, start:end].contiguous()
+        rows.append(_one(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling, bias))
     return torch.stack(rows, dim=1), None
 
 
@@ -76,12 +83,13 @@ def _of_texts(query: Tensor, key: OfTexts, value: OfTexts, window: int | None, s
     return torch.stack(each, dim=1)
 
 
-def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bias: Tensor | None = None) -> Tensor:
     """One token's attention `[1, heads, d]`; the heads that share a key are rows of one product."""
     _, heads, width = query.shape
     shared = key.shape[1]
     grouped = query.reshape(1, shared, heads // shared, width)
-    return F.scaled_dot_product_attention(grouped, key, value, scale=scaling).reshape(1, heads, value.shape[-1])
+    output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=bias, scale=scaling)
+    return output.reshape(1, heads, value.shape[-1])
 
 
 def row_mask(*, q_length: int, **more: Any) -> Tensor | None:

@@ -1,0 +1,166 @@
+"""A runner of encoder-decoder models (T5): the prompt is read once by the encoder, the answer written by the decoder.
+
+The encoder's states, and the keys and values that every decoder layer makes of them, stand from `begin` to the next
+prompt: rewinding touches the decoder's own cache alone. What the decoder reads begins with its start token, so that an
+answer is empty at first, whatever the prompt.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from cascli.errors import RunError
+from cascli.models.cache import RewindCache
+from cascli.models.runner import Runner
+
+
+class EncoderDecoderRunner(Runner):
+    """Counts the prompt's tokens and the decoder's: a step looks at all of both.
+
+    `vocab` cuts the logits to the rows that stand for tokens of the tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
+        """Take a model that is `ready`."""
+        self.model = model
+        self.vocab = vocab
+        self.device = device
+        self._input_device = model.get_input_embeddings().weight.device
+        self._start = torch.tensor([start_token(model)], device=device)
+        self._written = RewindCache(model.decoder.config)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._states: Tensor | None = None
+        """The encoder's, `[1, n, width]`."""
+        self._caches = EncoderDecoderCache(self._written, DynamicCache())
+        self._is_filled = False
+
+    def fresh(self) -> EncoderDecoderRunner:
+        """Another runner of the same weights."""
+        return EncoderDecoderRunner(self.model, self.vocab, self.device)
+
+    @property
+    def encoded(self) -> int:
+        """How many tokens of the prompt the encoder has read."""
+        return 0 if self._states is None else self._states.shape[1]
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read: by the encoder, and by the decoder, whose start token is one of them."""
+        return self.encoded + self._written.length
+
+    @torch.inference_mode()
+    def begin(self, prompt_ids: Tensor) -> Tensor:
+        """Forget everything, have the encoder read a prompt `[n]`, and return the decoder's start token `[1]`."""
+        self.reset()
+        ids = prompt_ids.to(self._input_device).unsqueeze(0)
+        self._look_at(self.model.encoder(input_ids=ids).last_hidden_state)
+        return self._start
+
+    def _look_at(self, states: Tensor) -> None:
+        """Take the encoder's states `[1, n, width]`, and make each decoder layer's keys and values of them."""
+        made = DynamicCache()
+        for place, block in enumerate(self.model.decoder.block):
+            attention = block.layer[1].EncDecAttention
+            shape = (*states.shape[:2], -1, attention.key_value_proj_dim)
+            keys, values = (each(states).view(shape).transpose(1, 2) for each in (attention.k, attention.v))
+            made.update(keys, values, place)
+        # Said to be there already, so that no layer makes them again.
+        self._states, self._caches = states, EncoderDecoderCache(self._written, made)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, rows: int) -> Tensor:
+        """Logits `[rows, vocab]` of the last rows after the decoder has read `ids` `[n]`.
+
+        Raises:
+            ValueError: there is no prompt yet.
+        """
+        if self._states is None:
+            raise ValueError("the decoder has nothing to look at: begin with a prompt")
+        batch = ids.to(self._input_device).unsqueeze(0)
+        output = self.model(
+            decoder_input_ids=batch, encoder_outputs=(self._states,), past_key_values=self._caches, use_cache=True
+        )
+        logits: Tensor = output.logits[0, -rows:, : self.vocab]
+        return logits.to(self.device)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens.
+
+        Raises:
+            ValueError: that is inside the prompt, which was read as a whole.
+        """
+        if length == 0:
+            self._written.truncate(0)
+            self._forget()
+        elif length >= self.encoded:
+            self._written.truncate(length - self.encoded)
+        elif self._is_filled:
+            self._written.truncate(0)
+            self._fill(length)
+        else:
+            raise ValueError(f"{length} tokens end inside the prompt, which is read as a whole")
+
+    @torch.inference_mode()
+    def fill_cache(self, length: int) -> None:
+        """Act as if `length` tokens had been read, all of them by the encoder."""
+        self.begin(torch.zeros(1, dtype=torch.long, device=self.device))
+        self._fill(length)
+        self._is_filled = True
+
+    def _fill(self, length: int) -> None:
+        """Let the decoder look at so many copies of the first state."""
+        if self._states is not None:
+            self._states = self._states[:, :1].expand(1, length, -1)
+        for layer in self._caches.cross_attention_cache.layers:
+            keys, values = layer.keys, layer.values
+            layer.keys, layer.values = (each[:, :, :1].repeat(1, 1, length, 1) for each in (keys, values))
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """The token that a decoder starts from, as in transformers' `generate`; its padding where nothing is said.
+
+    Raises:
+        RunError: there is none among its rows.
+    """
+    said = (
+        getattr(model.generation_config, "decoder_start_token_id", None),
+        getattr(model.config, "decoder_start_token_id", None),
+        model.config.pad_token_id,
+    )
+    token = next((each for each in said if each is not None), None)
+    if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
+        raise RunError(f"decoder_start_token_id: {token} is no token for the decoder to start from.")
+    return token
+
+
+class _Unread(nn.Module):
+    """A layer whose weights nobody may ask for: a packed one would unpack them at every step."""
+
+    weight = None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer."""
+        output: Tensor = self.layer(input)
+        return output
+
+
+def ready(model: PreTrainedModel) -> PreTrainedModel:
+    """Bring a loaded model into order, in place: one table of embeddings, and no weights looked at in vain.
+
+    T5 asks the second matrix of each feed-forward layer for its weights to see their precision.
+    """
+    model.set_input_embeddings(model.get_input_embeddings())
+    for module in list(model.modules()):
+        layer = getattr(module, "wo", None)
+        if hasattr(layer, "weight_count"):
+            module.wo = _Unread(layer)
+    return model
