@@ -39,6 +39,8 @@ def task_of(task: TaskConfig) -> str:
         return "HumanEval"
     if task.kind == "builtin":
         return "cascli's own prompts"
+    if task.kind == "reasoning-gym":
+        return f"{task.dataset} (reasoning-gym)"
     name = str(task.path)
     return Path(name).name if task.kind == "jsonl" or Path(name).is_absolute() else name
 

