@@ -78,7 +78,7 @@ def test_examples_are_of_the_dataset_and_never_among_what_is_asked() -> None:
     answers = [part.partition("\nAnswer: ")[2].strip() for part in before.split("Question: ")[1:]]
     for question, answer in zip(questions, answers, strict=True):
         sum_ = question.rpartition(": ")[2].removesuffix(" =")
-        assert answer == f"<answer>{eval(sum_)}</answer>"  # noqa: S307 - a sum of the package's own
+        assert answer == f"<answer>{eval(sum_)}</answer>"
 
 
 def test_examples_show_the_working_where_the_dataset_has_it() -> None:

@@ -48,7 +48,7 @@ def _last(pattern: str) -> Callable[[str], str | None]:
 
 
 def _boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` holds, also where there are braces in it."""
+    r"""What the last `\boxed{...}` holds, also where there are braces in it."""
     _, box, rest = text.rpartition("\\boxed{")
     depth = 1
     for place, character in enumerate(rest if box else ""):
@@ -70,9 +70,7 @@ WAYS = {
         _last(r"<answer>(.*?)</answer>"),
     ),
     "boxed": Way("Think step by step, and put the final answer within \\boxed{}.", "\\boxed{{{}}}", _boxed),
-    "last-number": Way(
-        "Think step by step. End with the final answer as a number, without a unit.", "{}", last_number
-    ),
+    "last-number": Way("Think step by step. End with the final answer as a number, without a unit.", "{}", last_number),
     "last-line": Way("Think step by step. Then write the final answer alone on the last line.", "{}", _last_line),
     "whole": Way("Write the answer alone and nothing else.", "{}", lambda text: text.strip() or None),
 }
@@ -92,7 +90,11 @@ class Gym:
         examples = [_example(self.task, entry) for entry in _examples(self.task, self.entries)]
         before = "\n\n".join(["Questions with their answers:", *examples, "Now the next question.\n\n"])
         return [
-            Prompt(((before if examples else "") + _asked(self.task, entry),), name, extra={"reference": str(entry["answer"])})
+            Prompt(
+                ((before if examples else "") + _asked(self.task, entry),),
+                name,
+                extra={"reference": str(entry["answer"])},
+            )
             for name, entry in self.entries.items()
         ]
 
@@ -132,7 +134,9 @@ def gym(task: TaskConfig, count: int) -> Gym:
 def _source(kind: type) -> str:
     """The package's code of a dataset, its scorer's among it."""
     modules = {each.__module__ for each in kind.__mro__ if each.__module__.startswith("reasoning_gym.")}
-    return "".join(inspect.getsource(inspect.getmodule(each) or each) for each in kind.__mro__ if each.__module__ in modules)
+    return "".join(
+        inspect.getsource(inspect.getmodule(each) or each) for each in kind.__mro__ if each.__module__ in modules
+    )
 
 
 def _distinct(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -156,9 +160,7 @@ def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[d
 def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:
     question, instruction = entry["question"].strip(), WAYS[task.answer].ask
     try:
-        return task.prompt.format(
-            prompt=f"{question}\n\n{instruction}", question=question, instruction=instruction
-        )
+        return task.prompt.format(prompt=f"{question}\n\n{instruction}", question=question, instruction=instruction)
     except (KeyError, ValueError, IndexError) as error:
         raise UsageError(
             f"task.prompt: '{task.prompt}': {error}; {{prompt}}, {{question}} and {{instruction}} are known"

@@ -14,6 +14,7 @@ from cascli.sweeps import quality, sandbox
 from cascli.sweeps.dataset import dataset_prompts
 from cascli.sweeps.gym import PROBLEMS, Gym, gym
 from cascli.sweeps.plan import SweepPlan
+from cascli.weights.prompt_sets import SETS, prompt_set
 
 _FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
 _ASK = (
@@ -167,6 +168,8 @@ def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
     task = plan.task
     if task.kind == "builtin":
         return builtin()
+    if task.kind in SETS:
+        return prompt_set(task.kind)
     if task.kind == "dataset":
         return dataset_prompts(task, here, _read(plan), offline=offline)
     try:
