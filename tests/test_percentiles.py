@@ -31,7 +31,9 @@ def test_outer_percentiles_need_enough_values() -> None:
 
 def test_percentiles_are_over_prompts_each_the_mean_of_its_seeds() -> None:
     answers = [
-        Answered(n, seed, tokens=10 * n + seed, target_calls=n, rounds=n, accepted=2 * n, looped=0, cut=False, seconds=n)
+        Answered(
+            n, seed, tokens=10 * n + seed, target_calls=n, rounds=n, accepted=2 * n, looped=0, cut=False, seconds=n
+        )
         for n in range(1, 12)
         for seed in (0, 1)
     ]
@@ -52,9 +54,7 @@ def test_nothing_is_said_of_rounds_without_drafts_nor_of_seconds_in_a_batch() ->
 @pytest.fixture(scope="module")
 def whole() -> Comparison:
     loaded: Pair = load_pair(pair(initializer_range=0.2))
-    asked = [
-        Prompt((f"Number {n}", "More")[: 1 + n % 2], str(n), ("even", "odd")[n % 2]) for n in range(5)
-    ]
+    asked = [Prompt((f"Number {n}", "More")[: 1 + n % 2], str(n), ("even", "odd")[n % 2]) for n in range(5)]
     return compare(loaded, asked, ["target", "speculative:k=2"], max_new_tokens=8, measure=False, runs=2)
 
 

@@ -39,12 +39,12 @@ def _quality(row: Priced) -> str:
 COLUMNS = [
     Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
-    Column("calls an\nanswer", _calls),
+    Column("calls a\nprompt", _calls),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-    Column("tokens an\nanswer", lambda row: number(row.mean_answer_tokens, 0)),
+    Column("tokens\na turn", lambda row: number(row.mean_answer_tokens, 0)),
     Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
 ]
-"""The last ones go first where there is no room."""
+"""The last ones go first where there is no room. Calls are of all turns of a prompt."""
 
 
 def category_table(groups: Groups, console: Console, metric: str | None = None) -> Table:
