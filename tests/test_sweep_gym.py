@@ -137,7 +137,8 @@ def test_parts_of_a_score_count_only_where_they_are_asked_for() -> None:
     assert solved.score(problem, half, [], None) == 0
     assert score.score(problem, half, [], None) == pytest.approx(3 / len(problem.reference))
     longer = f"<answer>{problem.reference}s</answer>"
-    assert solved.score(problem, longer, [], None) == 0 < score.score(problem, longer, [], None) < 1
+    assert solved.score(problem, longer, [], None) == 0  # its nine ninths add up to 1.0000000000000002
+    assert score.score(problem, longer, [], None) == 1
 
 
 def test_each_answer_is_judged_by_its_own_problem_also_in_another_process() -> None:
@@ -173,6 +174,7 @@ def test_no_scorer_runs_what_a_model_wrote(name: str) -> None:
         ({"options": {"min_terms": 9, "max_terms": 2}}, "task.options: "),
         ({"options": {"min_terms": "nine"}}, "task.options: "),
         ({"prompt": "{query}"}, "task.prompt: '{query}': 'query'; {prompt}, {question} and {instruction} are known"),
+        ({"dataset": "graph_color", "shots": 1}, "task.shots: the problems of graph_color have many right answers"),
         ({"metric": "f1"}, "task.metric: reasoning-gym is judged by its own scorers"),
     ],
 )

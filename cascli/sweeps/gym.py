@@ -99,12 +99,14 @@ class Gym:
         ]
 
     def score(self, name: str, text: str) -> float:
-        """What the dataset's own scorer gives for the answer in a text, between 0 and 1; 0 without an answer."""
+        """What the dataset's own scorer gives for the answer in a text; 0 without an answer.
+
+        A right answer has 1 to the last bit: some scorers add up parts of a wrong one to a rounding error more.
+        """
         answer = WAYS[self.task.answer].find(text)
         if answer is None:
             return 0.0
-        given = float(_dataset_of(self.task).score_answer(answer, self.entries[name]))
-        return min(max(given, 0.0), 1.0)
+        return float(_dataset_of(self.task).score_answer(answer, self.entries[name]))
 
 
 def gym(task: TaskConfig, count: int) -> Gym:
@@ -154,7 +156,12 @@ def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[d
         return []
     asked = {entry["question"] for entry in entries.values()}
     others = (entry for _, entry in _distinct(_dataset_of(task, _APART)) if entry["question"] not in asked)
-    return list(islice(others, task.shots))
+    shown = list(islice(others, task.shots))
+    if any(entry["answer"] is None for entry in shown):
+        raise UsageError(
+            f"task.shots: the problems of {task.dataset} have many right answers, and the package gives none"
+        )
+    return shown
 
 
 def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:

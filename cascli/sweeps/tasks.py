@@ -83,7 +83,7 @@ class Task:
         """
         if self.gym is not None:
             score = self.gym.score(problem.id, text)
-            return score if self.metric == "score" else float(score >= 1)
+            return min(max(score, 0.0), 1.0) if self.metric == "score" else float(score == 1)
         if self.needs_target:
             return quality.agreement(token_ids, target_ids or [])
         if self.metric == "pass@1":
