@@ -174,7 +174,7 @@ def tidy_categories(groups: Mapping[str, Iterable[SweepRow]], header: Header) ->
     shared = _shared(header)
     found = tidy.table("sweep", [shared | _columns(row) for rows in groups.values() for row in rows])
     names = [name for name, rows in groups.items() for _ in rows]
-    records = [{"category": name} | record for name, record in zip(names, found.records, strict=True)]
+    records: list[tidy.Record] = [{"category": name, **each} for name, each in zip(names, found.records, strict=True)]
     return tidy.Table({"category": str} | found.columns, records)
 
 
