@@ -108,7 +108,7 @@ def test_all_turns_of_a_set_are_asked_and_told_by_category(home: Path) -> None:
     assert len(document["runs"]) == 4 * 2 * 2 and {run["turn"] for run in document["runs"]} == {0, 1}
     assert list(document["categories"]) == ["maths", "writing"]
     shown = CliRunner().invoke(app, ["show", str(out), "--by", "category", "-s", "speculative"])
-    assert shown.exit_code == 0 and "maths, 2 prompts" in shown.output and "  target " not in shown.output
+    assert shown.exit_code == 0 and "maths, 2 prompts" in shown.output and "\n  target " not in shown.output
     one = CliRunner().invoke(app, ["compare", *common, "--limit", "1", "--by", "category"])
     assert one.exit_code == 2 and "two categories or more" in one.output
 

@@ -33,9 +33,10 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
     cells = len(plan.cells())
     once = len(plan.seeds) > 1 and not all(plan.temperatures)
     conversations = f" with {turns} turns" if turns > len(task.problems) else ""
+    names = [plan.task.kind, *([plan.task.dataset] if plan.task.dataset else [])]
     rows = {
         "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
-        "prompts": f"{len(task.problems)} of {plan.task.kind}{conversations}, scored by {task.metric}",
+        "prompts": f"{len(task.problems)} of {' '.join(names)}{conversations}, scored by {task.metric}",
         "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
         "seeds": ", ".join(map(str, plan.seeds)) + (" (greedy answers once)" if once else ""),
         "runs": str(plan.runs),

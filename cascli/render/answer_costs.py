@@ -74,12 +74,12 @@ def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced],
 
 
 PROMPTS = [
-    Column("target calls\np50 / p90 / p99", _over_prompts("target_calls", "{:.0f}".format)),
-    Column("tokens\np50 / p90 / p99", _over_prompts("tokens", "{:.0f}".format), expendable=2),
+    Column("calls a prompt\np50 / p90 / p99", _over_prompts("target_calls", "{:.0f}".format)),
+    Column("tokens a prompt\np50 / p90 / p99", _over_prompts("tokens", "{:.0f}".format), expendable=2),
     Column("tokens a round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
-    Column("seconds\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
+    Column("seconds a prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
 ]
-"""Of a prompt with all its turns."""
+"""How prompts differ, each with all its turns."""
 ANSWERS = [
     Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
     Column("length", _of_costs(lambda costs: _ratio(costs.length, bounds=False))),

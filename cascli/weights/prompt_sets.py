@@ -43,6 +43,7 @@ SETS = {
         "SPEED-Bench, its qualitative split of eleven categories; its licence lets nobody pass it on",
         "git clone https://github.com/NVIDIA/Model-Optimizer && cd Model-Optimizer/examples/specdec_bench\n"
         "  pip install -r requirements.txt && python prepare_data.py --dataset speed --config qualitative\n"
+        "  mkdir -p {path.parent}\n"
         "  python -c \"import pandas; pandas.read_parquet('data/speed/qualitative')"
         ".to_json('{path}', orient='records', lines=True)\"",
     ),
