@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import cascli
 from cascli import Pair, Run, compare, generate, sweep
 from cascli.analysis import tidy
-from cascli.analysis.answer_costs import AnswerCosts, Ratio
+from cascli.analysis.answer_costs import AnswerCosts, PerPrompt, Ratio
 from cascli.analysis.columns import COLUMNS, PARAMETERS, columns_of
 from cascli.analysis.comparison import Comparison, Row
 from cascli.cli.app import app
@@ -91,6 +91,7 @@ def test_parameters_of_any_plug_in_get_a_column_and_one_type() -> None:
     assert set(names) == {column.name for column in columns_of("sweep")} | {"n"}
 
 
+PARTS = list(PerPrompt.model_fields)
 TIMES = ("ttft", "seconds_per_token", "round_seconds")
 
 
@@ -120,14 +121,17 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
         {name: place + 100.5 for place, name in enumerate(AnswerCosts.model_fields)}
         | {name: ratio.model_copy(update={"of_means": place + 200.5}) for place, name in enumerate(ratios)}
         | {"lossless": "which", "withheld": "why"}
+        | {"per_prompt": {name: {"p50": place, "p90": place + 0.1, "p99": None} for place, name in enumerate(PARTS)}}
     )
     columns = tidy.cost_columns(costs)
-    left = {"share_cut"}  # a column of its own has it, by answers
+    left = {"share_cut", "per_prompt"}  # a column of its own has the first, by answers
     wanted = [value.of_means if isinstance(value, Ratio) else value for name, value in costs if name not in left]
     assert set(wanted) <= set(columns.values()) and set(columns) <= known
     assert [columns[f"calls_to_lossless_{part}"] for part in ("mean", "low", "high", "kind", "prompts")] == [
         0.5, 0.1, 0.2, "range", 7,
     ]  # fmt: skip
+    levels = [[columns[f"prompt_{name}_{level}"] for level in ("p50", "p90", "p99")] for name in PARTS]
+    assert levels == [[place, place + 0.1, None] for place in range(len(PARTS))]
 
 
 def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path) -> None:
@@ -141,7 +145,9 @@ def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path)
     shared = [
         name
         for name in tidy.of_comparison(raced).columns
-        if name in swept.columns and name not in ("date", "seconds", "tokens_per_second", "speed_vs_target", "threads")
+        if name in swept.columns
+        and name not in ("date", "seconds", "tokens_per_second", "speed_vs_target", "threads")
+        and not name.startswith("prompt_seconds")
     ]
     assert {
         "pair", "draft_dtype", "target_dtype", "device", "hardware", "temperature", "alpha", "k", "threshold", "tokens",

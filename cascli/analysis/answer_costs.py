@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.statistics import Kind, ratio_interval, ratio_of_totals
 from cascli.trace import Data, Run
 
@@ -34,6 +35,8 @@ class Answered(NamedTuple):
     """Tokens in a repetition."""
     cut: bool
     """Whether the limit ended it, or one of its turns."""
+    seconds: float | None = None
+    """None in a batch, where it is a share of the time of all."""
 
     @classmethod
     def of(cls, runs: Sequence[Run], prompt: Hashable) -> Answered:
@@ -48,6 +51,7 @@ class Answered(NamedTuple):
             accepted=sum(m.num_accepted_draft_tokens for m in metrics),
             looped=sum(m.looped_tokens or 0 for m in metrics),
             cut=any(run.finish_reason in ("length", "interrupted") for run in runs),
+            seconds=sum(m.seconds.total for m in metrics) if runs[0].batch_size == 1 else None,
         )
 
 
@@ -75,6 +79,17 @@ def _contains(interval: tuple[float, float], value: float) -> bool:
     return interval[0] <= value <= interval[1]
 
 
+class PerPrompt(Data):
+    """How prompts differ: percentiles over them, of each the mean over its seeds, with all its turns."""
+
+    target_calls: Percentiles | None
+    tokens: Percentiles | None
+    tokens_per_round: Percentiles | None
+    """1 + accepted / rounds of the prompts for which something was drafted."""
+    seconds: Percentiles | None
+    """None where answers were made in batches."""
+
+
 class AnswerCosts(Data):
     """What a strategy's answers cost, alone and beside those of `target` and of speculation without loss."""
 
@@ -97,6 +112,8 @@ class AnswerCosts(Data):
     """Tokens a round, 1 + accepted / rounds, over those of that."""
     withheld: str | None = None
     """Why lengths and what depends on them are not told."""
+    per_prompt: PerPrompt | None = None
+    """How prompts differ in it; None in older documents."""
 
 
 Answers = Mapping[str, Sequence[Answered]]
@@ -125,7 +142,33 @@ def answer_costs(spec: str, answers: Answers) -> AnswerCosts | None:
         calls_to_lossless=None if withheld else _ratio(ours, lossless, _calls),
         accepted_to_lossless=_accepted(ours, lossless),
         withheld=withheld,
+        per_prompt=per_prompt(ours),
     )
+
+
+def per_prompt(answers: Sequence[Answered]) -> PerPrompt:
+    """Percentiles of the main costs over prompts."""
+    groups: dict[Hashable, list[Answered]] = defaultdict(list)
+    for each in answers:
+        groups[each.prompt].append(each)
+    prompts = list(groups.values())
+    return PerPrompt(
+        target_calls=percentiles([fmean(each.target_calls for each in group) for group in prompts]),
+        tokens=percentiles([fmean(each.tokens for each in group) for group in prompts]),
+        tokens_per_round=percentiles([_tokens_per_round(group) for group in prompts]),
+        seconds=percentiles([_mean_seconds(group) for group in prompts]),
+    )
+
+
+def _mean_seconds(answers: Sequence[Answered]) -> float | None:
+    known = [each.seconds for each in answers if each.seconds is not None]
+    return fmean(known) if len(known) == len(answers) else None
+
+
+def _tokens_per_round(answers: Sequence[Answered]) -> float | None:
+    """None without a round that drafted something."""
+    rounds = sum(each.rounds for each in answers)
+    return 1 + sum(each.accepted for each in answers) / rounds if rounds else None
 
 
 def _tokens(each: Answered) -> int:
@@ -176,10 +219,5 @@ def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], of: Callable[[A
 
 def _accepted(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float | None:
     """Tokens a round over those of others."""
-    lengths = [
-        1 + sum(each.accepted for each in answers) / rounds
-        if (rounds := sum(each.rounds for each in answers))
-        else None
-        for answers in (ours, theirs)
-    ]
-    return None if None in lengths else (lengths[0] or 0.0) / (lengths[1] or 1.0)
+    here, there = _tokens_per_round(ours), _tokens_per_round(theirs)
+    return None if here is None or there is None else here / there

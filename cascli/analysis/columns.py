@@ -76,6 +76,15 @@ def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[Kind, ...], str, type, 
     )
 
 
+def _percentiles(name: str, meaning: str) -> tuple[tuple[tuple[Kind, ...], str, type, str], ...]:
+    """How prompts differ in something."""
+    return (
+        (RACES, f"{name}_p50", float, f"{meaning}: the median over prompts"),
+        (RACES, f"{name}_p90", float, "90th percentile, of 10 or more prompts"),
+        (RACES, f"{name}_p99", float, "99th percentile, of 100 or more prompts"),
+    )
+
+
 _FOUND = (
     (RACES, "num_prompts", int, "different prompts; the turns of a conversation are one"),
     (RACES, "num_answers", int, "answers: one a turn, seed and repeat in a sweep, one a turn in a comparison"),
@@ -125,6 +134,10 @@ _FOUND = (
     (CURVES, "mean_tail", float, "mean probability of tokens lumped together: how far off a token rule can be"),
     (CURVES, "max_tail", float, "the largest"),
     (RACES, "target_calls_per_answer", float, "the mean of the target's calls for an answer"),
+    *_percentiles("prompt_target_calls", "the target's calls for a prompt, all its turns"),
+    *_percentiles("prompt_tokens", "tokens of the answers to a prompt"),
+    *_percentiles("prompt_tokens_per_round", "1 + accepted tokens / rounds of a prompt"),
+    *_percentiles("prompt_seconds", "seconds of the answers to a prompt; none in a batch"),
     (RACES, "looped_share", float, "share of the tokens that lie in a phrase that comes three times or more in a row"),
     *_ratio("length_to_target", "tokens of an answer over those of the target's"),
     *_ratio("length_to_target_ended", "likewise over the prompts whose answers both ended by themselves"),

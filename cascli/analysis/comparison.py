@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from cascli.analysis.distances import total
 from cascli.analysis.draft_length import DraftLength
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.matching import Matching
+from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile
 from cascli.settings import WITHOUT_DRAFT
@@ -53,14 +54,6 @@ def default_strategies(*, draft: bool, head: bool = False) -> tuple[str, ...]:
     if head:
         return DEFAULTS_OF_A_HEAD
     return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
-
-
-class Percentiles(Data):
-    """A distribution of seconds; the outer ones only where there are enough values to speak of them."""
-
-    p50: float
-    p90: float | None
-    p99: float | None
 
 
 class Repeat(Data):
@@ -169,6 +162,8 @@ class Comparison(Document):
     """The command line, quoted for a shell; None from Python."""
     runs: list[Run]
     summary: list[Row]
+    categories: dict[str, list[Row]] = Field(default_factory=dict)
+    """The same of each category of prompts, in their order; none where there are fewer than two."""
     explanation: Explanation | None = None
     """Why the fastest strategy that drafts is not faster."""
     profile: Profile | None = None
@@ -231,21 +226,32 @@ def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
     return (percentile(steps, 0.75) - percentile(steps, 0.25)) / median(steps)
 
 
-def percentiles(values: Sequence[float | None]) -> Percentiles | None:
-    """The median, and the 90th and 99th percentile of at least 10 and 100 values; None for no values."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    p90, p99 = (percentile(known, share) if len(known) >= least else None for share, least in ((0.9, 10), (0.99, 100)))
-    return Percentiles(p50=median(known), p90=p90, p99=p99)
-
-
 def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
     """One row a strategy from `repeats[repeat][strategy][prompt]`."""
     first = repeats[0]
     base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == "target"), None)
     answers = {runs[0].spec: _answered(runs) for runs in first if runs}
     return [_row(repeats, column, base, answers) for column in range(len(first))]
+
+
+def by_category(repeats: Sequence[Sequence[Sequence[Run]]], categories: Mapping[str, str]) -> dict[str, list[Row]]:
+    """The rows of each category of prompts, in the order in which they come; none where there are fewer than two.
+
+    Args:
+        repeats: as for `summarise`.
+        categories: of the prompts, by their ids.
+    """
+
+    def of(run: Run) -> str:
+        return categories.get(run.prompt_id or "", "")
+
+    names = list(dict.fromkeys(of(run) for runs in repeats[0][:1] for run in runs))
+    if len(names) < 2:
+        return {}
+    return {
+        name: summarise([[[run for run in runs if of(run) == name] for runs in columns] for columns in repeats])
+        for name in names
+    }
 
 
 def _answered(runs: Sequence[Run]) -> list[Answered]:

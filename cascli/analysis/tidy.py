@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.bench import Bench
 from cascli.analysis.columns import COLUMNS, PARAMETERS, PREFIX, Kind, columns_of
-from cascli.analysis.comparison import Comparison, Percentiles, Row
+from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.distances import efficiency, out_of_head_rate, waste
+from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.profile import Timing
 from cascli.errors import UsageError
 from cascli.trace import Distances, PairInfo
@@ -193,6 +194,9 @@ def cost_columns(costs: AnswerCosts | None) -> Record:
     }
     for name, ratio in ratios.items():
         found |= _ratio_columns(name, ratio)
+    for name in () if costs.per_prompt is None else type(costs.per_prompt).model_fields:
+        levels = getattr(costs.per_prompt, name)
+        found |= {f"prompt_{name}_{level}": getattr(levels, level, None) for level in Percentiles.model_fields}
     return found
 
 

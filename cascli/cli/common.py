@@ -248,12 +248,15 @@ def prompts(argument: str | None, settings: Resolved, command: str) -> list[Prom
         UsageError: no prompt, or two of them.
     """
     from cascli.prompts import Prompt, builtin, prompts_in, read_prompts
+    from cascli.weights.prompt_sets import SETS, prompt_set
 
     if settings.prompts:
         if argument is not None:
             raise UsageError("give a PROMPT or --prompts, not both.")
         if settings.prompts == "builtin":
             return builtin()[: settings.limit]
+        if settings.prompts in SETS:
+            return prompt_set(settings.prompts, settings.limit)
         if settings.prompts == "-":
             return prompts_in(_from_stdin(), "stdin", settings.limit)
         return read_prompts(Path(settings.prompts), settings.limit)

@@ -31,6 +31,12 @@ class Schedule(StrEnum):
     SEQUENTIAL = "sequential"
 
 
+class By(StrEnum):
+    """What else results are told by."""
+
+    CATEGORY = "category"
+
+
 class TraceKind(StrEnum):
     """How answers are shown."""
 
@@ -70,6 +76,7 @@ def command(
         TraceKind,
         typer.Option("--trace", help="The answers as flowing text, side by side a token a line, or not at all."),
     ] = TraceKind.TEXT,
+    by: Annotated[By | None, typer.Option("--by", help="Also a table of every category of the prompts.")] = None,
     rules: Annotated[
         str | None,
         typer.Option(
@@ -140,6 +147,8 @@ def command(
         raise UsageError("--schedule fair has one answer of each strategy under way: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
     prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
+    if by is not None and len({prompt.category for prompt in prompts}) < 2:
+        raise UsageError("--by category: needs prompts of two categories or more (the 'category' of their file).")
     if len(prompts) > 1:
         plan = common.for_several(plan, flags)
     pair = plan.load()
@@ -148,9 +157,8 @@ def command(
     strategies += matching.columns(of_rules, found, plan.settings, strategies)
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
     done = Repeats(pair, prompts, strategies, plan.settings, matching=found, **how)
-    comparison, whole = run_and_show(
-        plan.screen, done, trace=trace.value, measure=measure, as_json=outputs.printed is not None
-    )
+    how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
+    comparison, whole = run_and_show(plan.screen, done, **how, as_json=outputs.printed is not None)
     comparison = common.with_command(comparison)
     if outputs.printed is None:
         print_explanation(comparison, plan.screen)
@@ -165,7 +173,13 @@ def command(
 
 
 def run_and_show(
-    screen: Screen, done: Repeats, *, trace: Trace = "text", measure: bool = True, as_json: bool = False
+    screen: Screen,
+    done: Repeats,
+    *,
+    trace: Trace = "text",
+    by_category: bool = False,
+    measure: bool = True,
+    as_json: bool = False,
 ) -> tuple[Comparison, bool]:
     """Make all runs and show the results, then time steps, which the user may end. Returns whether all is whole."""
     from cascli.cli.progress import Progress
@@ -176,7 +190,7 @@ def run_and_show(
             done.time_steps(progress.step)
     whole = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
-        print_results(done.comparison(), screen, trace)
+        print_results(done.comparison(), screen, trace, by_category=by_category)
     if not (measure and whole):
         return done.comparison(), whole
     try:

@@ -94,11 +94,13 @@ def colors(incomplete: str) -> list[str]:
 
 
 def prompts(incomplete: str) -> list[str]:
-    """`builtin`, and the JSONL files and folders of the folder that was begun."""
+    """Sets by name, and the JSONL files and folders of the folder that was begun."""
     folder, name = Path(incomplete).parent, Path(incomplete).name
     if not incomplete or incomplete.endswith("/"):
         folder, name = Path(incomplete or "."), ""
-    words = ["builtin"] if "builtin".startswith(incomplete) else []
+    from cascli.weights.prompt_sets import SETS
+
+    words = [each for each in ("builtin", *SETS) if each.startswith(incomplete)]
     try:
         found = sorted(each for each in folder.iterdir() if each.name.startswith(name))
     except OSError:

@@ -150,7 +150,8 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--prompts",
             panel=PROMPT,
             metavar="FILE",
-            help="JSONL file, or - for stdin: 'prompt' or 'turns' on each line; or: builtin.",
+            help="JSONL file, or - for stdin: 'prompt' or 'turns' on each line; or: builtin, mt-bench, spec-bench,"
+            " speed-bench.",
             autocompletion=complete.prompts,
         ),
     ),

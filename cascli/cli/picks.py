@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascli.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from cascli.render.answer_costs import Priced
     from cascli.trace import Run
 
 Known = Callable[[str], bool]
@@ -72,10 +73,12 @@ def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
         specs = list(dict.fromkeys(run.spec for run in runs))
         # Of the first repeat alone: the traces of the others were not kept.
         rows, repeats = summarise([[[run for run in runs if run.spec == spec] for spec in specs]]), []
+        whole = whole.model_copy(update={"categories": {}})
     wanted = wanted_of([row.strategy for row in rows], names)
     parts = {
         "runs": [run for run in runs if wanted(run.spec)],
         "summary": [row for row in rows if wanted(row.strategy)],
+        "categories": _of_groups(whole.categories, wanted),
         "repeats": [[each for each in repeat if wanted(each.strategy)] for repeat in repeats],
         "explanation": None,  # was of all strategies and prompts
     }
@@ -87,7 +90,15 @@ def _of_table(text: str, kind: str, file: Path, names: Sequence[str]) -> str:
 
     table = table_in(text, kind, file)
     wanted = wanted_of([row.strategy for row in table.rows], names)
-    return table.model_copy(update={"rows": [row for row in table.rows if wanted(row.strategy)]}).to_json()
+    parts = {
+        "rows": [row for row in table.rows if wanted(row.strategy)],
+        "categories": _of_groups(table.categories, wanted),
+    }
+    return table.model_copy(update=parts).to_json()
+
+
+def _of_groups(groups: Mapping[str, Sequence[Priced]], wanted: Known) -> dict[str, list[Priced]]:
+    return {name: [row for row in rows if wanted(row.strategy)] for name, rows in groups.items()}
 
 
 def _of_runs(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli import show_sweep
-from cascli.cli.compare import TraceKind
+from cascli.cli.compare import By, TraceKind
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, with_shared
 from cascli.cli.picks import picked
@@ -73,6 +73,7 @@ def command(
         str | None,
         typer.Option("--prompt", metavar="ID", help="Show one prompt alone, by id or place (1 is the first)."),
     ] = None,
+    by: Annotated[By | None, typer.Option("--by", help="Also a table of every category of the prompts.")] = None,
     title: Annotated[
         str,
         typer.Option("--title", metavar="TEXT", show_default=False, help="Title of a sweep's report or figure (-o)."),
@@ -100,17 +101,35 @@ def command(
     if play and not (kind == "cascli.compare/1" and view.live):
         raise UsageError("--play shows a saved comparison on a terminal.")
     try:
+        if by is not None:
+            _check_categories(text, kind, file)
         text = picked(text, kind, file, strategy or [], prompt)
         kind = schema_of(text, file)
         if outputs.formats:
             outputs.deliver(_writers(text, kind, file, outputs, title), view)
         elif kind == "cascli.compare/1":
-            _comparison(text, view, trace.value, speed if play else None)
+            _comparison(text, view, trace.value, speed if play else None, by_category=by is not None)
         else:
-            _render(text, kind, file, view)
+            _render(text, kind, file, view, by_category=by is not None)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Every part is of its type, but they do not go together: no model was timed, a strategy is missing.
         raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+
+
+def _check_categories(text: str, kind: str, file: Path) -> None:
+    """Refuse a document that knows of no categories.
+
+    Raises:
+        UsageError: so it is.
+    """
+    from cascli.analysis.comparison import Comparison
+
+    if kind == "cascli.compare/1":
+        known = bool(Comparison.from_json(text).categories)
+    else:
+        known = kind in TABLES and bool(table_in(text, kind, file).categories)
+    if not known:
+        raise UsageError(f"{file}: --by category: its prompts are of one category, or it says of none")
 
 
 def _writers(text: str, kind: str, file: Path, outputs: Outputs, title: str) -> Writers:
@@ -152,7 +171,7 @@ def _all_writers(text: str, kind: str, file: Path) -> Writers:
     return export.of_runs(runs_in(text, kind, file))
 
 
-def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> None:
+def _comparison(text: str, view: Screen, trace: Trace, speed: float | None, *, by_category: bool) -> None:
     from cascli.analysis.comparison import Comparison
     from cascli.render.comparison import print_comparison
     from cascli.render.play import play
@@ -165,10 +184,10 @@ def _comparison(text: str, view: Screen, trace: Trace, speed: float | None) -> N
             raise
         except KeyboardInterrupt:  # enough seen: the page is next
             pass
-    print_comparison(comparison, view, trace)
+    print_comparison(comparison, view, trace, by_category=by_category)
 
 
-def _render(text: str, kind: str, file: Path, view: Screen) -> None:
+def _render(text: str, kind: str, file: Path, view: Screen, *, by_category: bool) -> None:
     if kind == "cascli.bench/1":
         from cascli.analysis.bench import Bench
         from cascli.render.bench import print_bench
@@ -177,7 +196,7 @@ def _render(text: str, kind: str, file: Path, view: Screen) -> None:
     elif kind == "cascli.verify/1":
         _audit(text, view)
     elif kind in SWEEPS:
-        _sweep(text, kind, file, view)
+        _sweep(text, kind, file, view, by_category=by_category)
     else:
         from cascli.render.run import print_run
         from cascli.render.summary import title
@@ -216,19 +235,21 @@ def _audit(text: str, view: Screen) -> None:
     view.note(verdict(audit))
 
 
-def _sweep(text: str, kind: str, file: Path, view: Screen) -> None:
+def _sweep(text: str, kind: str, file: Path, view: Screen, *, by_category: bool) -> None:
     """A sweep's table, estimated rules, or of a sweep.json the table of the answers beside it."""
     from rich.console import Group
 
     from cascli.analysis.rule_estimate import RuleCurves
-    from cascli.render.sweep import estimates_table, sweep_tables
+    from cascli.render.sweep import category_tables, estimates_table, sweep_tables
 
     if kind == "cascli.rule-curves/1":
         curves = RuleCurves.from_json(text)
         view.out.print(estimates_table(curves.estimates, curves.k, view.out))
         return
     table = table_in(text, kind, file)
-    view.out.print(Group(*sweep_tables(table.rows, table.metric, view.out)))
+    view.out.print(Group(*sweep_tables(table.rows, table.metric, view.out, verbose=view.verbose)))
+    if by_category:
+        view.out.print(Group(*category_tables(table.categories, table.metric, view.out)))
 
 
 def table_in(text: str, kind: str, file: Path) -> SweepTable:

@@ -41,14 +41,16 @@ def table_of(folder: Path) -> SweepTable:
     """
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.records import Records
-    from cascli.sweeps.table import SweepTable, rows
+    from cascli.sweeps.table import SweepTable, by_category, rows
 
     records = Records(folder)
     header = records.header()
-    found = rows(records.read(), with_strategies(header.plan, header.added()))
+    plan = with_strategies(header.plan, header.added())
+    found = rows(records.read(), plan)
     if not found:
         raise UsageError(f"{folder}: there are no answers yet")
-    return SweepTable(metric=header.metric, rows=found, made_from=header)
+    categories = by_category(records.read(), plan)
+    return SweepTable(metric=header.metric, rows=found, categories=categories, made_from=header)
 
 
 def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[], str | bytes]]:

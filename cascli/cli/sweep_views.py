@@ -33,9 +33,10 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
     cells = len(plan.cells())
     once = len(plan.seeds) > 1 and not all(plan.temperatures)
     conversations = f" with {turns} turns" if turns > len(task.problems) else ""
+    names = [plan.task.kind, *([plan.task.dataset] if plan.task.dataset else [])]
     rows = {
         "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
-        "prompts": f"{len(task.problems)} of {plan.task.kind}{conversations}, scored by {task.metric}",
+        "prompts": f"{len(task.problems)} of {' '.join(names)}{conversations}, scored by {task.metric}",
         "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
         "seeds": ", ".join(map(str, plan.seeds)) + (" (greedy answers once)" if once else ""),
         "runs": str(plan.runs),
@@ -119,19 +120,23 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
 
     from cascli.files import write
     from cascli.render.matching import budget_lines
-    from cascli.render.sweep import sweep_tables
+    from cascli.render.sweep import category_tables, sweep_tables
     from cascli.render.sweep_report import report
     from cascli.render.tabular import csv_of
     from cascli.sweeps.plan import with_strategies
-    from cascli.sweeps.table import SweepTable, rows, tidy_rows
+    from cascli.sweeps.table import SweepTable, by_category, rows, tidy_categories, tidy_rows
 
-    table = rows(records.read(), with_strategies(header.plan, header.added()))
+    plan = with_strategies(header.plan, header.added())
+    table = rows(records.read(), plan)
     if not table:
         return
+    groups = by_category(records.read(), plan)
     if as_json:
-        print(SweepTable(metric=header.metric, rows=table, made_from=header).to_json())
+        print(SweepTable(metric=header.metric, rows=table, categories=groups, made_from=header).to_json())
     else:
-        screen.out.print(Group(*sweep_tables(table, header.metric, screen.out)))
+        screen.out.print(Group(*sweep_tables(table, header.metric, screen.out, verbose=screen.verbose)))
+        if header.plan.by is not None:
+            screen.out.print(Group(*category_tables(groups, header.metric, screen.out)))
     failed = sum(row.errors for row in table)
     if failed:
         first = next(record for record in records.read() if record.error is not None)
@@ -143,6 +148,8 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     # After the table: a disk that is full now hides no result.
     svg = _picture(table, header, records.folder / "quality-cost.svg")
     write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))
+    if header.plan.by is not None:
+        write(records.folder / "categories.csv", csv_of(tidy_categories(groups, header)))
     write(records.folder / "report.html", report(header, table, svg, list(records.read())))
     screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
 

@@ -9,7 +9,15 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from cascli import notebook
-from cascli.analysis.comparison import Comparison, Row, default_strategies, repeats_of, spread_of, summarise
+from cascli.analysis.comparison import (
+    Comparison,
+    Row,
+    by_category,
+    default_strategies,
+    repeats_of,
+    spread_of,
+    summarise,
+)
 from cascli.analysis.draft_length import draft_lengths, oracle_speed
 from cascli.analysis.explanation import explain, explained
 from cascli.analysis.matching import Matching
@@ -339,6 +347,7 @@ class Repeats:
             date=self._date,
             runs=list(_flat(self._done[0])),
             summary=rows,
+            categories=by_category(self._done, {prompt.id: prompt.category for prompt in self._prompts}),
             explanation=explain(self.every, steps, speeds=speeds, noise=spread),
             profile=steps,
             draft_lengths=[] if told is None else draft_lengths(self.every, told, speeds),

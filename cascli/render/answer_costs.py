@@ -11,9 +11,10 @@ from rich.text import Text
 
 from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
+from cascli.analysis.percentiles import Percentiles
 from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number, tv
+from cascli.render.numbers import DASH, number, seconds, tv
 from cascli.trace import Distances
 
 if TYPE_CHECKING:
@@ -62,6 +63,23 @@ def outcome(costs: AnswerCosts | None) -> str:
     return "fewer calls" if ratio.of_means < 1 else "more calls"
 
 
+def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced], str]:
+    def fill(costs: AnswerCosts) -> str:
+        found: Percentiles | None = getattr(costs.per_prompt, name, None)
+        if found is None:
+            return DASH
+        return " / ".join(show(value) for value in (found.p50, found.p90, found.p99) if value is not None)
+
+    return _of_costs(fill)
+
+
+PROMPTS = [
+    Column("calls a prompt\np50 / p90 / p99", _over_prompts("target_calls", "{:.0f}".format)),
+    Column("tokens a prompt\np50 / p90 / p99", _over_prompts("tokens", "{:.0f}".format), expendable=2),
+    Column("tokens a round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
+    Column("seconds a prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
+]
+"""How prompts differ, each with all its turns."""
 ANSWERS = [
     Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
     Column("length", _of_costs(lambda costs: _ratio(costs.length, bounds=False))),
@@ -126,6 +144,13 @@ def _table(rows: Sequence[Priced], columns: Sequence[Column], console: Console) 
         name = short_name(row.strategy, fancy=unicode_ok(console))
         table.add_row(Text(name), *(column.cell(row) for column in columns))
     return table
+
+
+def prompts_table(rows: Sequence[Priced], console: Console) -> Table | None:
+    """How prompts differ in what they cost; None of older documents."""
+    if all(row.costs is None or row.costs.per_prompt is None for row in rows):
+        return None
+    return _fitting(rows, PROMPTS, console)
 
 
 def table_notes(rows: Sequence[Priced], *, greedy: bool) -> str:

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from cascli.analysis.comparison import Comparison, Row, first_divergence
 from cascli.render import answers
-from cascli.render.answer_costs import cost_tables, cost_verdict, table_notes
+from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
 from cascli.render.answers import AnswerCell
+from cascli.render.categories import category_table
 from cascli.render.console import WIDEST, Screen, unicode_ok
 from cascli.render.explanation import length_line, noise_line, sentence, steps_line
 from cascli.render.marks import short_name
@@ -28,16 +29,19 @@ Trace = Literal["text", "tokens", "none"]
 """The answers as flowing text, or one line a token."""
 
 
-def print_comparison(comparison: Comparison, screen: Screen, trace: Trace = "text") -> None:
+def print_comparison(
+    comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False
+) -> None:
     """Verdict, table and answers, and what to make of their times."""
-    print_results(comparison, screen, trace)
+    print_results(comparison, screen, trace, by_category=by_category)
     print_explanation(comparison, screen)
 
 
-def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text") -> None:
+def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False) -> None:
     """What was there when the last answer was: the verdict, the table, and the answers of the first prompts.
 
-    `trace` is the answers as text, token by token, or none; -v adds every figure.
+    `trace` is the answers as text, token by token, or none; `by_category` adds a table of each category of the prompts,
+    and -v every figure.
     """
     out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
     said = verdict(rows, fancy=unicode_ok(out))
@@ -52,11 +56,10 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     costs = cost_tables(rows, out, greedy=greedy) if several or screen.verbose else []
     for table in costs:
         _print(out, Group("", table))
+    if by_category and comparison.categories:
+        _print(out, Group("", category_table(comparison.categories, out)))
     if screen.verbose:
-        if comparison.matching is not None:
-            out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
-        for table in tables(rows, out, verbose=True):
-            out.print(Group("", table))
+        _print_all_figures(comparison, out)
     if screen.quiet:
         return
     notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
@@ -72,6 +75,18 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text")
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace)
+
+
+def _print_all_figures(comparison: Comparison, out: Console) -> None:
+    """How prompts differ, how settings were found, and a table of everything else."""
+    rows = comparison.summary
+    over_prompts = prompts_table(rows, out) if (rows[0].num_prompts or 1) > 1 else None
+    if over_prompts is not None:
+        _print(out, Group("", over_prompts))
+    if comparison.matching is not None:
+        out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
+    for table in tables(rows, out, verbose=True):
+        out.print(Group("", table))
 
 
 def _by_rounds(rows: Sequence[Row]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, RenderableType
@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.analysis.rule_estimate import RuleEstimate
-from cascli.render.answer_costs import cost_tables, cost_verdict, table_notes
+from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
+from cascli.render.categories import category_table
 from cascli.render.console import fits, fitted, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
@@ -52,10 +53,13 @@ COST = [
 """Under the words of `compare`'s page."""
 
 
-def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> list[RenderableType]:
+def sweep_tables(
+    rows: Sequence[SweepRow], metric: str, console: Console, *, verbose: bool = False
+) -> list[RenderableType]:
     """One line a strategy, temperature by temperature: quality, then what it costs; and what the brackets are.
 
-    Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say.
+    Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say; `verbose`
+    adds how prompts differ.
     """
     shown: list[RenderableType] = []
     short = False
@@ -69,12 +73,25 @@ def sweep_tables(rows: Sequence[SweepRow], metric: str, console: Console) -> lis
         short |= cut
         for table in cost_tables(here, console, greedy=temperature == 0):
             shown += ["", table]
+        over_prompts = prompts_table(here, console) if verbose else None
+        shown += ["", over_prompts] if over_prompts is not None else []
         said = cost_verdict(here, fancy=unicode_ok(console))
         shown += ["", Text(said, style="bold")] if said is not None else []
     more = ["results.csv has more columns"] if short else []
     costs = table_notes(rows, greedy=temperatures == [0]) if any(row.costs for row in rows) else ""
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
+
+
+def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, console: Console) -> list[RenderableType]:
+    """Every category of the prompts, temperature by temperature; nothing where there are fewer than two."""
+    shown: list[RenderableType] = []
+    temperatures = list(dict.fromkeys(row.temperature for rows in groups.values() for row in rows))
+    for temperature in temperatures:
+        shown += ["", *([Text(temperature_of(temperature), style="bold")] if len(temperatures) > 1 else [])]
+        here = {name: [row for row in rows if row.temperature == temperature] for name, rows in groups.items()}
+        shown.append(category_table(here, console, metric))
+    return shown
 
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:

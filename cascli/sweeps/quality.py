@@ -37,13 +37,14 @@ def f1(answer: str, reference: str) -> float:
 
 def number(answer: str, reference: str) -> float:
     """1 if the last number of both is the same; in GSM8K's references that is the one after `####`."""
-    ours, theirs = (_last_number(text) for text in (answer, reference))
-    return float(ours is not None and theirs is not None and abs(ours - theirs) < 1e-6)
+    ours, theirs = (last_number(text) for text in (answer, reference))
+    return float(ours is not None and theirs is not None and abs(float(ours) - float(theirs)) < 1e-6)
 
 
-def _last_number(text: str) -> float | None:
+def last_number(text: str) -> str | None:
+    """The last number of a text, without the commas between its thousands."""
     numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    return numbers[-1].replace(",", "") if numbers else None
 
 
 def rouge(answer: str, reference: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from math import fsum
 from statistics import fmean
@@ -159,6 +159,8 @@ class SweepTable(Document):
     metric: str
     """How answers are scored."""
     rows: list[SweepRow]
+    categories: dict[str, list[SweepRow]] = Field(default_factory=dict)
+    """The same of each category of prompts, in their order; none where there are fewer than two."""
     made_from: Header | None = None
     """The folder's sweep.json; None in older documents."""
 
@@ -167,6 +169,15 @@ def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:
     """The rows with the columns of every table; without a header nothing is known of what they were made from."""
     shared = {} if header is None else _shared(header)
     return tidy.table("sweep", [shared | _columns(row) for row in rows])
+
+
+def tidy_categories(groups: Mapping[str, Iterable[SweepRow]], header: Header) -> tidy.Table:
+    """Likewise by category, which is the first column."""
+    shared = _shared(header)
+    found = tidy.table("sweep", [shared | _columns(row) for rows in groups.values() for row in rows])
+    names = [name for name, rows in groups.items() for _ in rows]
+    records: list[tidy.Record] = [{"category": name, **each} for name, each in zip(names, found.records, strict=True)]
+    return tidy.Table({"category": str} | found.columns, records)
 
 
 def _shared(header: Header) -> tidy.Record:
@@ -219,6 +230,7 @@ def _answered(records: Iterable[Record]) -> list[Answered]:
             accepted=record.accepted,
             looped=record.looped or 0,
             cut=bool(_cut(record)),
+            seconds=record.seconds if record.batch_size == 1 else None,
         )
         for record in good
     ]

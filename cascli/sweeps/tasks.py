@@ -12,13 +12,17 @@ from cascli.errors import UsageError
 from cascli.prompts import CALIBRATING, Prompt, apart, builtin, read_prompts
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.dataset import dataset_prompts
+from cascli.sweeps.gym import PROBLEMS, Gym, gym
 from cascli.sweeps.plan import SweepPlan
+from cascli.weights.prompt_sets import SETS, prompt_set
 
 _FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
 _ASK = (
     "Complete the following Python function. Answer with the whole function in one code block and nothing else.\n"
     "```python\n{prompt}```"
 )
+ELSEWHERE = {"pass@1": "humaneval", "solved": "reasoning-gym", "score": "reasoning-gym"}
+"""Metrics that are of one kind of task alone."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Task:
     """Whether code may run where it cannot be walled off."""
     calibration: Sequence[Prompt] = ()
     """Prompts beside the problems, on which the settings that meet the plan's budgets are found."""
+    gym: Gym | None = None
+    """What judges answers where the package does that made the problems."""
 
     def asked(self) -> dict[str, str]:
         """A hash of every problem by its id, to tell whether a file of prompts has changed."""
@@ -75,6 +81,9 @@ class Task:
         Raises:
             UsageError: the metric's library is not installed.
         """
+        if self.gym is not None:
+            score = self.gym.score(problem.id, text)
+            return min(max(score, 0.0), 1.0) if self.metric == "score" else float(score == 1)
         if self.needs_target:
             return quality.agreement(token_ids, target_ids or [])
         if self.metric == "pass@1":
@@ -107,8 +116,10 @@ def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
         examples = humaneval(_read(plan))
         measured, others = _apart([Prompt(each.turns, each.id) for each in examples], plan)
         return Task("pass@1", examples[: len(measured)], calibration=others)
-    if task.metric == "pass@1":
-        raise UsageError("task.metric: pass@1 needs the task humaneval")
+    if task.kind == "reasoning-gym":
+        return _of_reasoning_gym(plan)
+    if task.metric in ELSEWHERE:
+        raise UsageError(f"task.metric: {task.metric} needs the task {ELSEWHERE[task.metric]}")
     metric = task.metric or "agreement"
     quality.check(metric)
     problems = []
@@ -135,6 +146,18 @@ def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
     return Task(metric, problems, calibration=others)
 
 
+def _of_reasoning_gym(plan: SweepPlan) -> Task:
+    """Problems of the package, and others of the same dataset that calibrate where some do."""
+    metric = plan.task.metric or "solved"
+    if ELSEWHERE.get(metric) != "reasoning-gym":
+        raise UsageError("task.metric: reasoning-gym is judged by its own scorers: solved, or score")
+    count = plan.limit or PROBLEMS
+    made = gym(plan.task, count + (CALIBRATING if plan.match else 0))
+    prompts = made.prompts()
+    problems = [Example(each.id, each.turns[0], each.extra["reference"]) for each in prompts[:count]]
+    return Task(metric, problems, calibration=prompts[count:], gym=made)
+
+
 def _read(plan: SweepPlan) -> int | None:
     """How many prompts to read: some more where some calibrate."""
     return plan.limit if plan.limit is None or plan.match is None else plan.limit + CALIBRATING
@@ -149,6 +172,8 @@ def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
     task = plan.task
     if task.kind == "builtin":
         return builtin()
+    if task.kind in SETS:
+        return prompt_set(task.kind)
     if task.kind == "dataset":
         return dataset_prompts(task, here, _read(plan), offline=offline)
     try:

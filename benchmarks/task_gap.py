@@ -1,0 +1,146 @@
+"""How far draft and target are apart on tasks that can be had without a network: the greedy answers of both, judged.
+
+`python -m benchmarks.task_gap -o FOLDER --limit 100 [--tasks chain-sum letters]`. Every task is a sweep of its own in
+the folder, of the strategies `draft` and `target`; begun again, it goes on where it was. A task is of use for a study
+if the target can do it, the draft model much less so, and most answers end by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import facts
+from cascli import load_pair
+from cascli.errors import UsageError
+from cascli.sweeps.run import sweep
+from cascli.sweeps.table import SweepRows
+
+
+def _gym(dataset: str, answer: str, **options: Any) -> dict[str, Any]:
+    return {"kind": "reasoning-gym", "dataset": dataset, "answer": answer, "options": options}
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "word-problems": _gym("gsm_symbolic", "last-number"),
+    "word-problems-boxed": _gym("gsm_symbolic", "boxed"),
+    "legs": _gym("leg_counting", "last-number", max_animals=5, max_instances=9),
+    "chain-sum": _gym("chain_sum", "last-number", max_terms=4, max_digits=3),
+    "products": _gym("products", "last-number", max_digits=2),
+    "equations": _gym("simple_equations", "last-number", max_terms=3),
+    "gcd": _gym("gcd", "last-number", max_value=200),
+    "base-conversion": _gym("base_conversion", "tag", max_base=10, max_value=200),
+    "calendar": _gym("calendar_arithmetic", "tag"),
+    "times": _gym("time_intervals", "tag", task_types=["time", "date"]),
+    "letters": _gym("letter_counting", "last-number", max_words=8),
+    "number-sorting": _gym("number_sorting", "tag", max_numbers=6),
+    "number-filtering": _gym("number_filtering", "tag", max_numbers=6),
+    "word-sorting": _gym("word_sorting", "tag", max_words=6),
+    "reversed-words": _gym("word_sequence_reversal", "tag"),
+    "spell-backward": _gym("spell_backward", "tag", max_word_len=6),
+    "sequences": _gym("number_sequence", "last-number"),
+    "family": _gym("family_relationships", "tag"),
+    "syllogisms": _gym("syllogism", "tag"),
+    "humaneval": {"kind": "humaneval"},
+}
+"""Tasks of a sweep by name; the options keep problems within reach of models of a billion parameters."""
+COLUMNS = ("task", "problems", "draft", "target", "gap", "low", "high", "cut draft", "cut target")
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--limit", type=int, default=100, help="problems of each task")
+    parser.add_argument("--shots", type=int, default=0, help="examples before each problem of reasoning-gym")
+    parser.add_argument("--max-new-tokens", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the answers and of gaps.json")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer, and print a line a task as soon as it is done."""
+    options = arguments(argv)
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    pair = load_pair(options.config, dtype=options.dtype)
+    print(_line(dict.fromkeys(COLUMNS), names=True), flush=True)
+    found = []
+    for name in options.tasks:
+        try:
+            found.append(gap(name, answered(name, pair, options)))
+        except UsageError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        print(_line(found[-1]), flush=True)
+        document = {"schema": "cascli.task-gap/1", **facts(("torch", "reasoning-gym")), "pair": options.config}
+        document |= {"dtypes": pair.info.dtypes, "max_new_tokens": options.max_new_tokens, "tasks": found}
+        path = options.output / "gaps.json"
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def answered(name: str, pair: Any, options: argparse.Namespace) -> SweepRows:
+    """The table of one task, with the answers that are there already.
+
+    Raises:
+        UsageError: a package is not installed, or the answers there are of other flags.
+    """
+    task = TASKS[name]
+    shots = {"shots": options.shots} if task["kind"] == "reasoning-gym" else {}
+    plan = {
+        "strategies": ["draft", "target"],
+        "task": task | shots,
+        "limit": options.limit,
+        "max_new_tokens": options.max_new_tokens,
+        "batch_size": options.batch_size,
+        "dtype": options.dtype,
+    }
+    return sweep(plan, pair, output=options.output / name, resume=True, allow_code_execution=True)
+
+
+def gap(name: str, rows: SweepRows) -> dict[str, Any]:
+    """What the draft model's answers lack, with the interval of the paired difference, and how many were cut off."""
+    draft, target = (next(row for row in rows if row.strategy == role) for role in ("draft", "target"))
+    low, high = draft.quality_vs_target_interval or (None, None)
+    return {
+        "task": name,
+        "problems": draft.num_prompts,
+        "draft": draft.quality,
+        "target": target.quality,
+        "gap": _negative(draft.quality_vs_target),
+        "low": _negative(high),
+        "high": _negative(low),
+        "kind": draft.quality_vs_target_interval_kind,
+        "cut draft": draft.share_cut,
+        "cut target": target.share_cut,
+        "tokens draft": draft.mean_answer_tokens,
+        "tokens target": target.mean_answer_tokens,
+        "errors": draft.errors + target.errors,
+    }
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else 0.0 - value
+
+
+def _line(values: Mapping[str, Any], *, names: bool = False) -> str:
+    cells = [column if names else _shown(values[column]) for column in COLUMNS]
+    return "  ".join([f"{cells[0]:20}", *(f"{cell:>10}" for cell in cells[1:])])
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

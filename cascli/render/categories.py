@@ -1,0 +1,74 @@
+"""Acceptance, cost and distance by category of the prompts, for `compare` and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
+from cascli.render.marks import short_name
+from cascli.render.numbers import DASH, number, tv
+
+if TYPE_CHECKING:
+    from cascli.analysis.comparison import Row
+    from cascli.render.answer_costs import Priced
+    from cascli.sweeps.table import SweepRow
+
+    Groups = Mapping[str, Sequence[Row]] | Mapping[str, Sequence[SweepRow]]
+
+
+class Column(NamedTuple):
+    """A heading, and how a row fills it."""
+
+    heading: str
+    cell: Callable[[Priced], str]
+
+
+def _calls(row: Priced) -> str:
+    return DASH if row.costs is None else number(row.costs.target_calls_per_answer, 1)
+
+
+def _quality(row: Priced) -> str:
+    return number(getattr(row, "quality", None))
+
+
+COLUMNS = [
+    Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
+    Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
+    Column("calls a\nprompt", _calls),
+    Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
+    Column("tokens\na turn", lambda row: number(row.mean_answer_tokens, 0)),
+    Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
+]
+"""The last ones go first where there is no room. Calls are of all turns of a prompt."""
+
+
+def category_table(groups: Groups, console: Console, metric: str | None = None) -> Table:
+    """Every category with a line a strategy; `metric` is what a sweep's answers are scored by."""
+    columns = [*([] if metric is None else [Column(metric, _quality)]), *COLUMNS]
+    tables = [_table(groups, columns[:count], console) for count in range(len(columns), 3, -1)]
+    table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    return table
+
+
+def _table(groups: Groups, columns: Sequence[Column], console: Console) -> Table:
+    table = plain_table(console)
+    table.add_column("by category", no_wrap=True)
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
+    for name, rows in groups.items():
+        table.add_row(Text(_heading(name, rows), style="bold"))
+        for row in rows:
+            strategy = short_name(row.strategy, fancy=unicode_ok(console))
+            table.add_row(Text(f"  {strategy}"), *(column.cell(row) for column in columns))
+    return table
+
+
+def _heading(name: str, rows: Sequence[Priced]) -> str:
+    count = max((row.num_prompts or 0 for row in rows), default=0)
+    return f"{name or '(no category)'}, {count} {'prompt' if count == 1 else 'prompts'}"

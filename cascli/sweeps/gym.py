@@ -1,0 +1,206 @@
+"""Problems of the package reasoning-gym: as many as wanted from a seed, judged by its own scorers. An extra."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any
+
+from cascli.errors import UsageError, first_line, unknown
+from cascli.prompts import Prompt
+from cascli.sweeps.plan import TaskConfig
+from cascli.sweeps.quality import last_number
+
+PROBLEMS = 100
+"""How many are asked where no `limit` is given."""
+_SIZE = 5_000
+"""Of every dataset, whatever the limit: some choose their items by it."""
+_APART = 1_000_000
+"""Between the seed of the problems and that of the examples: item i of seed s is often item 0 of seed s + i."""
+_RUNS = re.compile(r"\b(?:eval|exec|parse_expr|sympify|simplify)\(")
+_READ = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "dice", "number_sorting", "propositional_logic"}
+"""Datasets whose modules have such a call for what they made themselves, and none for what a model wrote."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask for an answer, and to find it in what the model wrote."""
+
+    ask: str
+    """Put after the question."""
+    example: str
+    """How an example writes its answer, which stands for `{}`."""
+    find: Callable[[str], str | None]
+    """The answer in a text; None where there is none."""
+
+
+def _last(pattern: str) -> Callable[[str], str | None]:
+    def find(text: str) -> str | None:
+        found = re.findall(pattern, text, re.DOTALL)
+        return found[-1].strip() if found else None
+
+    return find
+
+
+def _boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}` holds, also where there are braces in it."""
+    _, box, rest = text.rpartition("\\boxed{")
+    depth = 1
+    for place, character in enumerate(rest if box else ""):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return re.sub(r"\\text\{([^{}]*)\}", r"\1", rest[:place]).strip()
+    return None
+
+
+def _last_line(text: str) -> str | None:
+    lines = [line.strip(" \t*_`$.") for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line), None)
+
+
+WAYS = {
+    "tag": Way(
+        "Think step by step. Then give the final answer alone between <answer> and </answer>.",
+        "<answer>{}</answer>",
+        _last(r"<answer>(.*?)</answer>"),
+    ),
+    "boxed": Way("Think step by step, and put the final answer within \\boxed{}.", "\\boxed{{{}}}", _boxed),
+    "last-number": Way("Think step by step. End with the final answer as a number, without a unit.", "{}", last_number),
+    "last-line": Way("Think step by step. Then write the final answer alone on the last line.", "{}", _last_line),
+    "whole": Way("Write the answer alone and nothing else.", "{}", lambda text: text.strip() or None),
+}
+
+
+@dataclass(frozen=True)
+class Gym:
+    """The problems of one dataset."""
+
+    task: TaskConfig
+
+    entries: Mapping[str, dict[str, Any]]
+    """What the package knows of each problem, by the id of ours."""
+
+    def prompts(self) -> list[Prompt]:
+        """All problems as they are asked, with the right answer as `reference`."""
+        examples = [_example(self.task, entry) for entry in _examples(self.task, self.entries)]
+        before = "\n\n".join(["Questions with their answers:", *examples, "Now the next question.\n\n"])
+        return [
+            Prompt(
+                ((before if examples else "") + _asked(self.task, entry),),
+                name,
+                extra={"reference": str(entry["answer"])},
+            )
+            for name, entry in self.entries.items()
+        ]
+
+    def score(self, name: str, text: str) -> float:
+        """What the dataset's own scorer gives for the answer in a text; 0 without an answer.
+
+        A right answer has 1 to the last bit: some scorers add up parts of a wrong one to a rounding error more.
+        """
+        answer = WAYS[self.task.answer].find(text)
+        if answer is None:
+            return 0.0
+        return float(_dataset_of(self.task).score_answer(answer, self.entries[name]))
+
+
+def gym(task: TaskConfig, count: int) -> Gym:
+    """The first problems of a dataset, each question once.
+
+    Args:
+        task: of kind `reasoning-gym`.
+        count: how many.
+
+    Raises:
+        UsageError: the package is not installed, has no such dataset or options, or fewer problems; or its scorer
+            would run what a model wrote.
+    """
+    dataset = _dataset_of(task)
+    if task.dataset not in _READ and _RUNS.search(_source(type(dataset))):
+        raise UsageError(
+            f"task.dataset: {task.dataset} may run what models write as Python, and no wall is around it; take another"
+        )
+    entries = {f"{task.dataset}-{task.seed}-{place}": each for place, each in islice(_distinct(dataset), count)}
+    if len(entries) < count:
+        raise UsageError(
+            f"limit: {task.dataset} has {len(entries)} different problems of seed {task.seed} (wanted {count})"
+        )
+    return Gym(task, entries)
+
+
+def _source(kind: type) -> str:
+    """The package's code of a dataset, its scorer's among it."""
+    modules = {each.__module__ for each in kind.__mro__ if each.__module__.startswith("reasoning_gym.")}
+    return "".join(
+        inspect.getsource(inspect.getmodule(each) or each) for each in kind.__mro__ if each.__module__ in modules
+    )
+
+
+def _distinct(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    asked = set()
+    for place in range(_SIZE):
+        entry = dataset[place]
+        if entry["question"] not in asked:
+            asked.add(entry["question"])
+            yield place, entry
+
+
+def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Problems with answers of another seed, none of which is asked."""
+    if not task.shots:
+        return []
+    asked = {entry["question"] for entry in entries.values()}
+    others = (entry for _, entry in _distinct(_dataset_of(task, _APART)) if entry["question"] not in asked)
+    shown = list(islice(others, task.shots))
+    if any(entry["answer"] is None for entry in shown):
+        raise UsageError(
+            f"task.shots: the problems of {task.dataset} have many right answers, and the package gives none"
+        )
+    return shown
+
+
+def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:
+    question, instruction = entry["question"].strip(), WAYS[task.answer].ask
+    try:
+        return task.prompt.format(prompt=f"{question}\n\n{instruction}", question=question, instruction=instruction)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"task.prompt: '{task.prompt}': {error}; {{prompt}}, {{question}} and {{instruction}} are known"
+        ) from None
+
+
+def _example(task: TaskConfig, entry: Mapping[str, Any]) -> str:
+    """A problem with its worked answer, where the dataset has one, else with the answer alone."""
+    worked = str(entry["metadata"].get("answer_cot", "")).partition("####")[0].strip()
+    answer = WAYS[task.answer].example.format(entry["answer"])
+    return f"Question: {entry['question'].strip()}\nAnswer: " + (f"{worked}\n{answer}" if worked else answer)
+
+
+def _dataset_of(task: TaskConfig, further: int = 0) -> Any:
+    return _dataset(str(task.dataset), task.seed + further, json.dumps(task.options))
+
+
+@cache
+def _dataset(name: str, seed: int, options: str) -> Any:
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError:
+        raise UsageError(
+            "a task of kind reasoning-gym needs reasoning-gym: pip install 'cascli[reasoning-gym]'"
+        ) from None
+    if name not in DATASETS:
+        raise UsageError(f"task.dataset: {unknown('dataset', name, DATASETS)}")
+    config, given = DATASETS[name][1], json.loads(options)
+    known = set(getattr(config, "__dataclass_fields__", {})) - {"seed", "size"}
+    wrong = next((key for key in given if key not in known), None)
+    if wrong is not None:
+        raise UsageError(f"task.options: {unknown('option', wrong, known)}")
+    try:
+        return create_dataset(name, seed=seed, size=_SIZE, **given)
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"task.options: {first_line(error) or 'not what the dataset accepts'}") from None
