@@ -120,11 +120,13 @@ def command(
     """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
     from cascli.analysis.comparison import default_strategies
     from cascli.analysis.requirements import Requirement
+    from cascli.analysis.speculation_profile import NOTHING_DRAFTS
     from cascli.cli import matching
     from cascli.jobs.compare import Repeats
     from cascli.jobs.match import BESIDE
     from cascli.render import export
     from cascli.render.comparison import print_explanation
+    from cascli.trace import block_length
 
     required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
@@ -135,6 +137,8 @@ def command(
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair has one answer of each strategy under way: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
+    if formats.PROFILE in outputs.formats and not any(block_length(each.params) for each in strategies):
+        raise UsageError(NOTHING_DRAFTS)
     prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
     if len(prompts) > 1:
         plan = common.for_several(plan, flags)

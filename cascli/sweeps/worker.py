@@ -11,6 +11,7 @@ import torch
 from cascli.analysis.distances import total
 from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
+from cascli.analysis.speculation_profile import histogram
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
 from cascli.errors import RunError
@@ -187,6 +188,7 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         accepted=sum(m.num_accepted_draft_tokens for m in metrics),
         tested=None if None in tested else sum(each for each in tested if each is not None),
         rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
+        acceptance_histogram=histogram(metrics) if any(m.num_draft_tokens for m in metrics) else None,
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),
         looped=sum(m.looped_tokens or 0 for m in metrics),
