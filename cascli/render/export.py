@@ -33,6 +33,7 @@ from cascli.trace import Run, Runs
 if TYPE_CHECKING:
     from cascli.analysis.rule_estimate import RuleCurves
     from cascli.audit.report import Audit
+    from cascli.evaluation.table import Evaluation
     from cascli.sweeps.table import SweepTable
 
 Writers = Mapping[str, Callable[[], str | bytes]]
@@ -255,6 +256,13 @@ def of_sweep(table: SweepTable) -> Writers:
         "txt": lambda: as_text(printed),
         **of_table(lambda: tidy_rows(table.rows, table.made_from)),
     }
+
+
+def of_evaluation(evaluation: Evaluation) -> Writers:
+    """What an evaluation can be written as."""
+    from cascli.render.evaluation import print_evaluation
+
+    return {"json": evaluation.to_json, "txt": lambda: as_text(lambda screen: print_evaluation(evaluation, screen))}
 
 
 def of_rule_curves(curves: RuleCurves) -> Writers:

@@ -115,7 +115,7 @@ class Worker:
             raise RunError(f"the device failed, and with it this process: {error}") from None
         except Exception as error:  # whatever an answer or its judgement does, the other answers go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
-        return _record(cell, problem, runs, quality, likelihood)
+        return record_of(cell, problem, runs, quality, likelihood)
 
     def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
         """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
@@ -168,7 +168,10 @@ def _joined(runs: Sequence[Run]) -> list[int]:
     return [token for run in runs for token in run.token_ids]
 
 
-def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, likelihood: float | None) -> Record:
+def record_of(
+    cell: Cell, problem: Example, runs: Sequence[Run], quality: float | None, likelihood: float | None
+) -> Record:
+    """What is kept of the answers to a problem's turns."""
     metrics = [run.metrics for run in runs]
     tested = [m.num_tested_draft_tokens for m in metrics]
     flops = [m.total_flops for m in metrics]
