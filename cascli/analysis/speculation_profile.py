@@ -41,7 +41,9 @@ class Checkpoint(Data):
     id: str
     """Its name on the hub, or the last two parts of its path."""
     revision: str | None = None
+    """Of the hub."""
     dtype: str
+    """Its precision."""
 
     @classmethod
     def of(cls, source: str, dtype: str) -> Self:
@@ -59,7 +61,9 @@ class Conditions(Data):
     """How it was measured."""
 
     engine: str = f"cascli {__version__}"
+    """What ran."""
     date: str | None
+    """When it began, in UTC as ISO 8601 has it."""
     strategy: str
     """With all its parameters; rates of a lenient rule are of that rule."""
     lossless: bool | None
@@ -67,6 +71,7 @@ class Conditions(Data):
     dataset: str | None = None
     """Kind of a sweep's task."""
     num_prompts: int
+    """Different prompts; the turns of a conversation are one."""
     num_decode_steps: int
     """Rounds: the steps that the rates are shares of."""
     temperature: float
@@ -74,32 +79,42 @@ class Conditions(Data):
     top_p: float
     max_new_tokens: int
     concurrency: int | None
-    """Answers under way at once; null where that differed."""
+    """Answers under way at once; None where that differed."""
     hardware: str | None
+    """The device's name."""
 
 
 class MeanConsistency(Data):
     """Whether the mean is the one that the marginal rates imply: 1 + their sum."""
 
     implied_mean_accept_length: float
+    """1 + the sum of the marginal rates."""
     reported_mean_accept_length: float
+    """`mean_accept_length`."""
     abs_delta: float
+    """How far they are apart."""
     tolerance: float = TOLERANCE
+    """How far they may be."""
     passed: bool
+    """Whether they are near enough."""
 
 
 class Monotonicity(Data):
     """Whether no marginal rate is larger than the one before."""
 
     passed: bool
+    """Whether there is none."""
     violations: list[dict[str, float]]
+    """Those that are, with their places."""
 
 
 class Validation(Data):
     """The checks that the schema's producer makes."""
 
     mean_consistency: MeanConsistency
+    """Mean and rates against each other."""
     marginal_monotonicity: Monotonicity
+    """Rates against their neighbours."""
 
 
 class SpeculationProfile(Document):
@@ -108,13 +123,17 @@ class SpeculationProfile(Document):
     kind: ClassVar[str] = "speculation profile"
 
     schema_version: Literal["1.0"] = "1.0"
+    """Of the schema, not of cascli's."""
     measured: Literal[True] = True
+    """False in files of others that only hold the place of a measurement."""
     producer: str = f"cascli {__version__}"
+    """What wrote it."""
     method: str
     """Where drafts come from: `draft_model`, `ngram`, or the drafter's own name."""
     draft_checkpoint: Checkpoint | None
-    """Null where no draft model was asked."""
+    """None where no draft model was asked."""
     target_model: Checkpoint
+    """The target."""
     num_speculative_tokens: int
     """The most drafted tokens a round."""
     block_size: None = None
@@ -122,11 +141,12 @@ class SpeculationProfile(Document):
     max_supported_k: int
     """The longest draft that was measured."""
     verification_method: Literal["longest_prefix", "block"]
+    """`block` with `verify=block`."""
     conditional_accept_rates: list[float] | None
-    """Entry i: the share of rounds that kept draft i + 1 among those that kept the i before; null with
+    """Entry i: the share of rounds that kept draft i + 1 among those that kept the i before; None with
     `verify=block`."""
     marginal_accept_rates: list[float] | None
-    """Entry i: the share of all rounds that kept the first i + 1 drafts; null with `verify=block`."""
+    """Entry i: the share of all rounds that kept the first i + 1 drafts; None with `verify=block`."""
     vectors_unavailable_reason: str | None = None
     """Why there are no rates."""
     mean_accept_length: float
@@ -140,10 +160,11 @@ class SpeculationProfile(Document):
     acceptance_length_histogram: dict[str, int]
     """In how many rounds the answer grew by so many tokens, were it not at its end."""
     per_category: dict[str, float] | None
-    """The mean over prompts for each category of prompts; null where they have none."""
+    """The mean over prompts for each category of prompts; None where they have none."""
     measurement_conditions: Conditions
+    """How it was measured."""
     validation: Validation | None
-    """Null with `verify=block`."""
+    """None with `verify=block`."""
 
     def to_json(self, indent: int | None = 2) -> str:
         """It as one JSON document, for people too."""

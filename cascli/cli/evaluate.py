@@ -115,6 +115,7 @@ def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, 
     from cascli.render.evaluation import print_evaluation
     from cascli.render.marks import short_name
 
+    evaluating.check(strategies)
     try:
         with Progress(screen, "evaluating", counted=True) as progress:
             for strategy in strategies:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,14 @@ from cascli.chat import TEMPLATE_SECONDS, ended_after
 from cascli.engine import Request
 from cascli.errors import UsageError, first_line
 from cascli.evaluation.generation import Generation
+from cascli.jobs.compare import WARM_UP_TOKENS
 from cascli.jobs.generate import decode
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
 from cascli.settings import Settings
 from cascli.strategies import Strategy
 from cascli.sweeps.likelihood import Likelihood, Reader
-from cascli.trace import Run
+from cascli.trace import Run, block_length
 
 Likelihoods = dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood]
 """By prompt and continuation."""
@@ -43,6 +44,7 @@ class Asked:
 
 
 OnAnswer = Callable[[Asked, Run], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -67,6 +69,7 @@ class StrategyModel(TemplateLM):
         batch_size: int = 1,
         likelihoods: Likelihoods | None = None,
         on_answer: OnAnswer | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Take what answers.
 
@@ -79,15 +82,15 @@ class StrategyModel(TemplateLM):
             batch_size: how many answers are under way at once.
             likelihoods: those known already, completed in place: they are the same for every strategy.
             on_answer: told each answer as it ends.
+            on_progress: told what was answered last, how many requests are, and of how many.
         """
         super().__init__()
         self.tokenizer = pair.tokenizer
         self._pair, self._strategy, self._given, self._notes, self._chat = pair, strategy, given, notes, chat
         self._lanes = Lanes(pair, batch_size) if batch_size > 1 else None
         self._likelihoods = {} if likelihoods is None else likelihoods
-        self._on_answer = on_answer
-        self.progress = (0, 0)
-        """Answers of the requests under way that have ended, and how many there are."""
+        self._on_answer, self._on_progress = on_answer, on_progress
+        self._warm = False
 
     @property
     def eot_token_id(self) -> int:
@@ -136,12 +139,13 @@ class StrategyModel(TemplateLM):
             seen[key] += 1
         jobs = [self._request(request, each.id) for request, each in zip(requests, asked, strict=True)]
         texts: dict[int, str] = {}
+        self._warm_up(jobs[:1])
         for place, run in self._answers(jobs):
             texts[place] = run.text
-            self.progress = len(texts), len(requests)
             self.cache_hook.add_partial("generate_until", requests[place].args, run.text)
             if self._on_answer is not None:
                 self._on_answer(asked[place], run)
+            self._tell(f"{asked[place].task} {self._strategy.spec}", len(texts), len(requests))
         return [texts[place] for place in range(len(requests))]
 
     def _request(self, request: Instance, id_: str) -> Request:
@@ -176,6 +180,18 @@ class StrategyModel(TemplateLM):
         self._notes.shortened += 1
         return prompt[-room:]
 
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(what, done, total)
+
+    def _warm_up(self, jobs: Sequence[Request]) -> None:
+        """A few uncounted tokens before the first answer, which would be slower."""
+        if not self._warm:
+            for job in jobs:
+                tokens = max(WARM_UP_TOKENS, block_length(self._strategy.params) + 2)
+                decode(self._pair, self._strategy, replace(job, max_new_tokens=min(tokens, job.max_new_tokens)))
+                self._warm = True
+
     def _answers(self, jobs: Sequence[Request]) -> Generator[Ended[Run]]:
         if self._lanes is not None:
             yield from self._lanes.run(partial(_decoded, self._strategy, job) for job in jobs)
@@ -198,6 +214,7 @@ class StrategyModel(TemplateLM):
             found.append(answer)
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
+                self._tell("likelihoods", len(found), len(requests))
         reader.end()
         return found
 
@@ -215,6 +232,7 @@ class StrategyModel(TemplateLM):
             )
             parts = [(None, *make_disjoint_window(window)) for window in windows]
             totals.append(sum(total for total, _ in self._loglikelihood_tokens(parts)))
+            self._tell("texts", len(totals), len(requests))
         return totals
 
 

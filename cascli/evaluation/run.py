@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from cascli import files
 from cascli.engine import check_models, environment
 from cascli.errors import UsageError
 from cascli.evaluation.harness import Asking, as_json, evaluated, samples_as_jsonl, task_manager, version
-from cascli.evaluation.scores import evaluated_tasks, with_quality
+from cascli.evaluation.scores import Found, evaluated_tasks, with_quality, without_samples
 from cascli.evaluation.table import Evaluation
+from cascli.jobs.compare import check_columns
 from cascli.models.pair import Pair
 from cascli.settings import Settings
 from cascli.strategies import Strategy
@@ -44,8 +45,8 @@ class Evaluating:
     command: str | None = None
     """The command line."""
     records: list[Record] = field(default_factory=list)
-    found: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What lm-evaluation-harness returned, by strategy."""
+    found: dict[str, Found] = field(default_factory=dict)
+    """What lm-evaluation-harness returned, by strategy, without the samples."""
 
     def __post_init__(self) -> None:
         """Check that the pair can be asked.
@@ -62,16 +63,25 @@ class Evaluating:
 
         self._likelihoods, self._notes = Likelihoods(), Notes()
 
+    def check(self, strategies: Sequence[Strategy]) -> None:
+        """Refuse what would fail after others are done.
+
+        Raises:
+            UsageError: a strategy is given twice, or asks for what the pair does not have.
+        """
+        check_columns(strategies)
+        for strategy in strategies:
+            check_models(self.pair, strategy)
+
     def run(self, strategy: Strategy, on_progress: OnProgress | None = None) -> None:
         """Evaluate one strategy, and keep what it gave.
 
         Raises:
-            UsageError: the strategy asks for what the pair does not have, or a task cannot be set up.
+            UsageError: a task cannot be set up or judged.
             RunError: out of memory.
         """
         from cascli.evaluation.model import Asked, StrategyModel
 
-        check_models(self.pair, strategy)
         records: list[Record] = []
 
         def answered(asked: Asked, run: Run) -> None:
@@ -80,8 +90,6 @@ class Evaluating:
             )
             problem = Example(id=str(asked.document), prompt="", category=asked.task)
             records.append(record_of(where, problem, [run], None, None))
-            if on_progress is not None:
-                on_progress(f"{asked.task} {strategy.spec}", *model.progress)
 
         model = StrategyModel(
             self.pair,
@@ -92,22 +100,22 @@ class Evaluating:
             batch_size=self.batch_size,
             likelihoods=self._likelihoods,
             on_answer=answered,
+            on_progress=on_progress,
         )
         found = evaluated(model, self.asking, self.manager)
         self.records += with_quality(records, found)
-        self.found[strategy.spec] = found
+        self.found[strategy.spec] = without_samples(found)
         if self.folder is not None:
-            self._keep(strategy.spec)
+            self._keep(self.folder, strategy.spec, found)
 
-    def _keep(self, spec: str) -> None:
+    def _keep(self, folder: Path, spec: str, found: Found) -> None:
         """Write what lm-evaluation-harness would have written, and the document of all strategies so far."""
-        assert self.folder is not None
-        own = self.folder / folder_name(spec)
+        own = folder / folder_name(spec)
         own.mkdir(parents=True, exist_ok=True)
-        for task, samples in self.found[spec]["samples"].items():
+        for task, samples in found["samples"].items():
             files.write(own / f"samples_{folder_name(task)}.jsonl", samples_as_jsonl(samples), durable=True)
-        files.write(own / "results.json", as_json(self.found[spec]) + "\n", durable=True)
-        files.write(self.folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
+        files.write(own / "results.json", as_json(found) + "\n", durable=True)
+        files.write(folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
 
     def evaluation(self) -> Evaluation:
         """The document of all strategies that are done."""
@@ -184,6 +192,7 @@ def evaluate(
         check_folder(output)
     asked = Asking(tasks=tasks, **asking)
     evaluating = Evaluating(pair, asked, task_manager(asked), given or Settings(), batch_size, output)
+    evaluating.check(strategies)
     for strategy in strategies:
         evaluating.run(strategy, on_progress)
     return evaluating.evaluation()

@@ -26,6 +26,12 @@ def with_quality(records: Iterable[Record], found: Found) -> list[Record]:
     ]
 
 
+def without_samples(found: Found) -> dict[str, Any]:
+    """All but the samples, and which metric of each task scores them."""
+    kept = {key: value for key, value in found.items() if key != "samples"}
+    return kept | {"main_metrics": {task: main_metric(found, task) for task in found["samples"]}}
+
+
 def main_metric(found: Found, task: str) -> tuple[str, str] | None:
     """The first metric of a task whose scores of single documents lie between 0 and 1, and its first filter."""
     for sample in found["samples"].get(task, ())[:1]:
@@ -47,7 +53,7 @@ def _qualities(found: Found, task: str) -> dict[str, float]:
 
 
 def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> list[EvaluatedTask]:
-    """Every task and group of tasks, in the order of lm-evaluation-harness."""
+    """Every task and group of tasks, in the order of lm-evaluation-harness; `found` without samples, by strategy."""
     if not found:
         return []
     first = next(iter(found.values()))
@@ -55,7 +61,7 @@ def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> li
     for name in first["results"]:
         members = _members(first, name)
         written = any(first["configs"][each]["output_type"] == WRITTEN for each in members)
-        main = main_metric(first, name)
+        main = first["main_metrics"].get(name)
         own = [record for record in records if record.category == name]
         samples = first.get("n-samples", {}).get(name)
         told = found if written else {BASELINE: first}

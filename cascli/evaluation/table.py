@@ -16,11 +16,13 @@ class Score(Data):
     strategy: str
     """`target` where no answer was written: likelihoods are the target's, whatever the strategy."""
     metric: str
+    """Which number it is, such as `exact_match`."""
     filter: str
     """What was taken out of the answer before it was judged."""
     value: float | None
+    """None where it is no number."""
     stderr: float | None
-    """As lm-evaluation-harness estimates it, over documents; null where it does not."""
+    """As lm-evaluation-harness estimates it, over documents; None where it does not."""
 
 
 class EvaluatedTask(Data):
@@ -30,10 +32,11 @@ class EvaluatedTask(Data):
     written: bool
     """Whether strategies wrote answers; else the target's likelihoods were judged."""
     samples: int | None
-    """Documents of the task that were asked; null of a group."""
+    """Documents of the task that were asked; None of a group."""
     metric: str | None = None
-    """Which score `quality` is in the rows; null where no score of single answers is between 0 and 1."""
+    """Which score `quality` is in the rows; None where no score of single answers is between 0 and 1."""
     scores: list[Score]
+    """All of its numbers, by strategy."""
     rows: list[SweepRow] = []
     """Where answers were written one a strategy, with its costs; `quality` and its intervals are over documents."""
 
@@ -47,7 +50,7 @@ class Evaluation(Document):
     date: str
     """When it began, in UTC as ISO 8601 has it."""
     command: str | None = None
-    """The command line, quoted for a shell; null from Python."""
+    """The command line, quoted for a shell; None from Python."""
     harness: str
     """Version of lm-evaluation-harness."""
     pair: str
@@ -59,10 +62,11 @@ class Evaluation(Document):
     limit: int | None
     """Documents a task at most."""
     num_fewshot: int | None
-    """Examples in a prompt; null for the task's own number."""
+    """Examples in a prompt; None for the task's own number."""
     chat_template: bool
     """Whether prompts went through the pair's chat template, examples as earlier turns."""
     system: str | None
+    """System text of every prompt."""
     given: dict[str, float | int | list[str]]
     """What flags put in the place of the tasks' own settings of generation."""
     batch_size: int
@@ -72,3 +76,4 @@ class Evaluation(Document):
     shortened: int
     """Prompts whose beginning was left out, since the pair's context has no room for it."""
     tasks: list[EvaluatedTask]
+    """In the order of lm-evaluation-harness; a group before its members."""
