@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cascli import Comparison, Pair, compare
+from cascli import Pair, compare, load_pair
+from cascli.analysis.comparison import Comparison
 from cascli.analysis.speculation_profile import Checkpoint, Drafting, Kept, described, of_comparison, profile
 from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.prompts import Prompt
 from cascli.strategies import parse
+from cascli.trace import with_params
 
 Document = dict[str, Any]
 PROMPTS = [
@@ -56,7 +58,7 @@ def consistent(document: Document) -> None:
     assert document["measured"] is (rounds > 0) and rounds == document["measurement_conditions"]["num_decode_steps"]
     mean = document["mean_accept_length"]
     assert mean == pytest.approx(sum(length * count for length, count in lengths.items()) / rounds, abs=1e-6)
-    assert document["accept_length_by_k"][str(k)] == mean
+    assert document["accept_length_by_k"].get(str(k)) == mean
     if document["verification_method"] == "block":
         assert document["conditional_accept_rates"] is document["marginal_accept_rates"] is None
         assert "longest-prefix" in document["vectors_unavailable_reason"]
@@ -76,8 +78,9 @@ def consistent(document: Document) -> None:
 
 
 @pytest.fixture(scope="module")
-def comparison(text_pair: Pair) -> Comparison:
-    return compare(text_pair, PROMPTS, SPECS, max_new_tokens=24, temperature=1.0, measure=False, warm_up=False)
+def comparison() -> Comparison:
+    """Of models that agree often: their distributions are nearly flat."""
+    return compare(load_pair("tiny-random"), PROMPTS, SPECS, max_new_tokens=24, temperature=1.0, measure=False, warm_up=False)
 
 
 def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
@@ -140,7 +143,7 @@ def test_lengths_that_never_occurred_are_no_rejections() -> None:
         ("speculative:k=2", "draft_model", "chain_analytic"),
         ("speculative:draft=prompt-lookup,k=2", "ngram", "measured_per_k"),
         ("speculative:draft=suffix,k=2", "suffix", "measured_per_k"),
-        ("speculative:k=auto", "draft_model", "measured_per_k"),
+        ("speculative:stop=rate,k=auto", "draft_model", "measured_per_k"),
         ("speculative:stop=max-q,k=2", "draft_model", "measured_per_k"),
         ("speculative:verify=block,k=2", "draft_model", "measured_per_k"),
         ("speculative-cascade:rule=opt,alpha=0.3,k=2", "draft_model", "chain_analytic"),
@@ -158,16 +161,15 @@ def test_what_may_be_said_of_shorter_drafts(spec: str, method: str, model: str) 
 
 def test_which_strategy_it_is_of() -> None:
     def chosen(*specs: str) -> list[str]:
-        strategies = map(parse, specs)
-        return [parse_again(each) for each in described(Drafting(s.name, s.params) for s in strategies)]
-
-    def parse_again(each: Drafting) -> str:
-        return f"{each.name}:{','.join(f'{key}={value}' for key, value in each.params.items())}"
+        places = {parse(spec).spec: spec for spec in specs}
+        found = described(Drafting(parse(spec).name, parse(spec).params) for spec in specs)
+        return [places[with_params(*each)] for each in found]
 
     assert chosen("target", "draft") == []
     assert chosen(*SPECS) == ["speculative:k=5", "speculative:k=3"]
     assert chosen("speculative:draft=suffix,k=2", "speculative:k=8") == ["speculative:draft=suffix,k=2"]
-    assert chosen("speculative:k=auto", "speculative:k=3") == ["speculative:k=auto"]
+    by_rate = "speculative:stop=rate,k="
+    assert chosen(f"{by_rate}auto", f"{by_rate}3", "speculative:k=3") == [f"{by_rate}auto"]
     lenient = "speculative-cascade:rule=opt,alpha=0.3,k=2"
     assert chosen("target", lenient, "speculative-cascade:rule=opt,alpha=0.5,k=8") == [lenient]
 

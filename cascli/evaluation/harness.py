@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,12 @@ def task_manager(asking: Asking) -> Any:
     if asking.include_path is not None and not asking.include_path.is_dir():
         raise UsageError(f"--include-path {asking.include_path}: no such folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=None if asking.include_path is None else str(asking.include_path))
+    path = None if asking.include_path is None else str(asking.include_path)
+    if path is not None:
+        own = TaskManager(include_path=path, include_defaults=False)
+        if all(name in own.all_subtasks for name in asking.tasks):
+            return own  # spares finding thousands of others
+    manager = TaskManager(include_path=path)
     for name in asking.tasks:
         if not manager.match_tasks([name]):
             raise UsageError(_unknown(name, manager.all_tasks, asking))
@@ -89,18 +96,19 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
     from lm_eval import simple_evaluate
 
     try:
-        found = simple_evaluate(
-            model=model,
-            tasks=manager.match_tasks(list(asking.tasks)),
-            num_fewshot=asking.num_fewshot,
-            limit=asking.limit,
-            apply_chat_template=asking.chat,
-            fewshot_as_multiturn=asking.chat,
-            system_instruction=asking.system,
-            task_manager=manager,
-            confirm_run_unsafe_code=asking.unsafe,
-            log_samples=True,
-        )
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its bars, beside ours
+            found = simple_evaluate(
+                model=model,
+                tasks=manager.match_tasks(list(asking.tasks)),
+                num_fewshot=asking.num_fewshot,
+                limit=asking.limit,
+                apply_chat_template=asking.chat,
+                fewshot_as_multiturn=asking.chat,
+                system_instruction=asking.system,
+                task_manager=manager,
+                confirm_run_unsafe_code=asking.unsafe,
+                log_samples=True,
+            )
     except (ImportError, ValueError, FileNotFoundError, ConnectionError) as error:
         raise UsageError(_said(error)) from error
     return dict(found)
@@ -113,17 +121,27 @@ def _said(error: Exception) -> str:
     return f"lm-evaluation-harness: {text}"
 
 
-def as_json(found: Mapping[str, Any]) -> str:
-    """An evaluation as lm-evaluation-harness writes it to its results file, without the samples."""
+def as_json(found: Mapping[str, Any], about: Mapping[str, str]) -> str:
+    """An evaluation as lm-evaluation-harness writes it to its results file; `about` are the arguments of the model."""
     from lm_eval.utils import handle_non_serializable
 
     results = {key: value for key, value in found.items() if key != "samples"}
+    results["config"] = {**found["config"], "model": "cascli", "model_args": dict(about)}
+    results |= {"model_source": "cascli", "model_name": about["strategy"]}
     return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
 
 
 def samples_as_jsonl(samples: Sequence[Mapping[str, Any]]) -> str:
     """The answers to a task as lm-evaluation-harness logs them, one a line."""
-    from lm_eval.utils import handle_non_serializable
+    from lm_eval.utils import handle_non_serializable, sanitize_list
 
-    lines = (json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in samples)
-    return "".join(line + "\n" for line in lines)
+    lines = []
+    for sample in samples:
+        asked = {
+            f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(arguments)}
+            for i, arguments in enumerate(sample["arguments"])
+        }
+        said = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
+        logged = {**sample, **said, "arguments": asked, "target": str(sample["target"])}
+        lines.append(json.dumps(logged, default=handle_non_serializable, ensure_ascii=False) + "\n")
+    return "".join(lines)

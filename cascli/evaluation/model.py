@@ -110,8 +110,10 @@ class StrategyModel(TemplateLM):
         return self._pair.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text: with the tokenizer's own beginning of text, unless a chat template has brought one."""
-        special = not self._chat if add_special_tokens is None else add_special_tokens
+        """The ids of a text: with the tokenizer's own beginning of text, unless the text or a template brings one."""
+        begin = self.tokenizer.bos_token
+        begun = self._chat or (begin is not None and string.startswith(begin))
+        special = not begun if add_special_tokens is None else add_special_tokens
         return list(self.tokenizer(string, add_special_tokens=special)["input_ids"])
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

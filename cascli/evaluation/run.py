@@ -110,11 +110,13 @@ class Evaluating:
 
     def _keep(self, folder: Path, spec: str, found: Found) -> None:
         """Write what lm-evaluation-harness would have written, and the document of all strategies so far."""
-        own = folder / folder_name(spec)
+        own, date = folder / folder_name(spec), self._date.replace(":", "-")
         own.mkdir(parents=True, exist_ok=True)
         for task, samples in found["samples"].items():
-            files.write(own / f"samples_{folder_name(task)}.jsonl", samples_as_jsonl(samples), durable=True)
-        files.write(own / "results.json", as_json(found) + "\n", durable=True)
+            files.write(own / f"samples_{folder_name(task)}_{date}.jsonl", samples_as_jsonl(samples), durable=True)
+        models = {str(role): model.source for role, model in self.pair.models.items()}
+        about = {"strategy": spec, "pair": self.pair.name, **models}
+        files.write(own / f"results_{date}.json", as_json(found, about) + "\n", durable=True)
         files.write(folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
 
     def evaluation(self) -> Evaluation:
