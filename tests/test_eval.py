@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,7 @@ from cascli.strategies import parse  # noqa: E402
 
 SPECS = ["target", "speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.6,k=3"]
 QUESTIONS = ["one and two", "what now", "a third", "and so on"]
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last or add_generation_prompt %}\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<assistant>{%endif%}"
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +93,11 @@ def cascli(*arguments: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Result, Path]]:
+def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     out = tmp_path_factory.mktemp("out") / "results"
     specs = [part for spec in SPECS for part in ("-s", spec)]
     tasks = "own_answers,own_choices,own_texts"
-    yield cascli("--tasks", tasks, "--include-path", str(folder), *specs, "-o", str(out)), out
+    return cascli("--tasks", tasks, "--include-path", str(folder), *specs, "-o", str(out)), out
 
 
 def test_scores_are_those_of_the_strategies_answers(done: tuple[Result, Path], own: Pair, folder: Path) -> None:
@@ -188,14 +184,33 @@ def test_a_likelihood_knows_what_the_target_would_write(own: Pair) -> None:
     text = own.tokenizer.decode(written.token_ids[:3])
     assert own.tokenizer(text)["input_ids"] == written.token_ids[:3], "choose a prompt whose answer is text"
     found = model(own).loglikelihood([asked("hello", text), asked("hello ", "x"), asked("hello", " x"), asked("", "a")])
-    assert [greedy for _, greedy in found] == [_by_hand(own, *each)[1] for each in _PAIRS(text)]
+    assert [greedy for _, greedy in found] == [_by_hand(own, *each)[1] for each in _pairs(text)]
     assert found[0][1] is True
-    assert [total for total, _ in found] == pytest.approx([_by_hand(own, *each)[0] for each in _PAIRS(text)], abs=1e-4)
+    assert [total for total, _ in found] == pytest.approx([_by_hand(own, *each)[0] for each in _pairs(text)], abs=1e-4)
     assert found[1] == found[2]
 
 
-def _PAIRS(text: str) -> list[tuple[str, str]]:
+def _pairs(text: str) -> list[tuple[str, str]]:
     return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a")]
+
+
+def test_texts_begin_once(own: Pair) -> None:
+    """A tokenizer that puts a beginning of text in front: not twice where a context is empty, or brings one."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_pair("tiny-random").tokenizer
+    end = tokenizer.eos_token
+    tokenizer.bos_token = end
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    begun = replace(own, tokenizer=tokenizer)
+    assert tokenizer("ab")["input_ids"] == [256, 97, 98]
+    assert model(begun).tok_encode("ab") == model(begun).tok_encode(f"{end}ab") == [256, 97, 98]
+    assert model(begun, chat=True).tok_encode("ab") == [97, 98]
+    found = model(begun).loglikelihood([asked("", "ab"), asked("a", "b")])
+    assert [each for each, _ in found] == pytest.approx([_window(own, [256, 97, 98], n) for n in (2, 1)], abs=1e-4)
+    assert model(begun).loglikelihood_rolling([asked("ab")]) == pytest.approx([found[0][0]])
 
 
 def test_long_texts_are_read_in_windows(own: Pair) -> None:
@@ -218,7 +233,9 @@ def test_prompts_without_room_lose_their_beginning(own: Pair) -> None:
     notes, short = Notes(), replace(own, context=20)
     long, end = "a long prompt of many bytes", "f many bytes"
     settings = {"until": [], "max_gen_toks": 8}
-    answers = [model(pair, notes=notes).generate_until([asked(text, settings)]) for pair, text in [(short, long), (own, end)]]
+    answers = [
+        model(pair, notes=notes).generate_until([asked(text, settings)]) for pair, text in [(short, long), (own, end)]
+    ]
     assert answers[0] == answers[1] and notes.shortened == 1
     with pytest.raises(UsageError, match="no room for a prompt"):
         model(short).generate_until([asked(long, {"max_gen_toks": 20})])
@@ -253,17 +270,24 @@ def test_examples_are_earlier_turns_of_a_chat(own: Pair, folder: Path, tmp_path:
     tokenizer = load_pair("tiny-random").tokenizer
     tokenizer.chat_template = CHAT
     chatty = replace(own, tokenizer=tokenizer)
+    _with(folder, tmp_path, "own_shown", num_fewshot=1, fewshot_split="test")
     evaluate(
         chatty,
-        ["own_answers"],
+        ["own_shown"],
         [parse("target")],
         output=tmp_path / "out",
-        **{"include_path": folder, "num_fewshot": 1, "chat": True, "system": "Be brief.", "limit": 1},
+        **{"include_path": tmp_path, "chat": True, "system": "Be brief.", "limit": 1},
     )
-    [samples] = (tmp_path / "out" / "target").glob("samples_own_answers_*.jsonl")
+    [samples] = (tmp_path / "out" / "target").glob("samples_own_shown_*.jsonl")
     prompt = json.loads(samples.read_text())["arguments"]["gen_args_0"]["arg_0"]
-    assert prompt.startswith("<system>Be brief.\n<user>Q: ") and prompt.endswith("\nA:\n<assistant>")
+    assert prompt.startswith("<system>Be brief.|<user>Q: ") and prompt.endswith("\nA:|<assistant>")
     assert prompt.count("<user>") == 2 and prompt.count("<assistant>") == 2
+
+
+def _with(folder: Path, place: Path, name: str, **more: Any) -> None:
+    """The task with written answers under another name, and changed."""
+    task = yaml.safe_load((folder / "own_answers.yaml").read_text())
+    (place / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name, **more}))
 
 
 def test_a_pair_without_a_template_says_so(folder: Path) -> None:
@@ -305,10 +329,7 @@ def test_what_was_done_before_an_interruption_is_kept(
 
 
 def test_settings_that_no_strategy_has_are_told(folder: Path, tmp_path: Path) -> None:
-    task = yaml.safe_load((folder / "own_answers.yaml").read_text())
-    task |= {"task": "own_penalised"}
-    task["generation_kwargs"] |= {"repetition_penalty": 1.5}
-    (tmp_path / "own_penalised.yaml").write_text(yaml.safe_dump(task))
+    _with(folder, tmp_path, "own_penalised", generation_kwargs={"until": ["\n"], "repetition_penalty": 1.5})
     told = cascli("--tasks", "own_penalised", "--include-path", str(tmp_path), "--limit", "1", "-s", "target", "--json")
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["not_honoured"] == ["own_penalised: repetition_penalty=1.5"]

@@ -120,8 +120,20 @@ FOUND: dict[str, Any] = {
     "n-samples": {"sums": {"original": 9, "effective": 2}, "choices": {"original": 4, "effective": 4}},
     "samples": {
         "sums": [
-            {"doc_id": 0, "filter": "strict", "metrics": ["bleu", "exact_match"], "bleu": ("a", "b"), "exact_match": 1.0},
-            {"doc_id": 1, "filter": "strict", "metrics": ["bleu", "exact_match"], "bleu": ("a", "b"), "exact_match": 0.0},
+            {
+                "doc_id": 0,
+                "filter": "strict",
+                "metrics": ["bleu", "exact_match"],
+                "bleu": ("a", "b"),
+                "exact_match": 1.0,
+            },
+            {
+                "doc_id": 1,
+                "filter": "strict",
+                "metrics": ["bleu", "exact_match"],
+                "bleu": ("a", "b"),
+                "exact_match": 0.0,
+            },
             {"doc_id": 0, "filter": "loose", "metrics": ["exact_match"], "exact_match": 1.0},
             {"doc_id": 1, "filter": "loose", "metrics": ["exact_match"], "exact_match": 1.0},
         ],
@@ -133,7 +145,9 @@ FOUND: dict[str, Any] = {
 def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
     cells = [Cell(strategy=spec, temperature=0.0, seed=0) for spec in ("target", "speculative:k=2")]
     records = [
-        Record(cell=cell, problem=str(n), category="sums", token_ids=[1, 2], target_calls=2, finish_reason="eos", turns=1)
+        Record(
+            cell=cell, problem=str(n), category="sums", token_ids=[1, 2], target_calls=2, finish_reason="eos", turns=1
+        )
         for cell in cells
         for n in range(2)
     ]

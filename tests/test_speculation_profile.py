@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ def consistent(document: Document) -> None:
         assert math.prod(conditional[: i + 1]) == pytest.approx(marginal[i], abs=1e-5)
     checks = document["validation"]
     assert abs(1 + sum(marginal) - mean) <= checks["mean_consistency"]["tolerance"] == 0.02
-    assert checks["mean_consistency"]["passed"] and checks["marginal_monotonicity"] == {"passed": True, "violations": []}
+    assert checks["mean_consistency"]["passed"] and checks["marginal_monotonicity"] == {
+        "passed": True,
+        "violations": [],
+    }
     synthetic_sampler_takes(k, marginal)
     if k <= 5:
         simulator_takes(k, ",".join(map(str, conditional)))
@@ -80,7 +84,9 @@ def consistent(document: Document) -> None:
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     """Of models that agree often: their distributions are nearly flat."""
-    return compare(load_pair("tiny-random"), PROMPTS, SPECS, max_new_tokens=24, temperature=1.0, measure=False, warm_up=False)
+    return compare(
+        load_pair("tiny-random"), PROMPTS, SPECS, max_new_tokens=24, temperature=1.0, measure=False, warm_up=False
+    )
 
 
 def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
@@ -92,14 +98,12 @@ def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
     runs = [run for run in comparison.runs if run.spec == "speculative:k=5"]
     of_runs = [[1 + sum(token.accepted for token in each.drafted) for each in run.rounds] for run in runs]
     assert found["acceptance_length_histogram"] == {
-        str(length): count for length, count in sorted(Counter(sum(of_runs, [])).items())
+        str(length): count for length, count in sorted(Counter(chain(*of_runs)).items())
     }
     assert len(found["acceptance_length_histogram"]) > 2
     means = [sum(part) / len(part) for part in (of_runs[0] + of_runs[1], *of_runs[2:])]
     assert found["mean_accept_length_per_request"] == pytest.approx(sum(means) / 4, abs=1e-6)
-    assert found["per_category"] == pytest.approx(
-        {"maths": means[1], "writing": (means[0] + means[2]) / 2}, abs=1e-6
-    )
+    assert found["per_category"] == pytest.approx({"maths": means[1], "writing": (means[0] + means[2]) / 2}, abs=1e-6)
     assert list(found["accept_length_by_k"]) == ["3", "5"]
     assert (found["method"], found["accept_length_model"]) == ("draft_model", "chain_analytic")
     assert found["draft_checkpoint"]["id"].startswith("random:llama") and found["producer"].startswith("cascli ")

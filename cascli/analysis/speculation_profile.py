@@ -1,7 +1,7 @@
 """How many drafts are kept, in the form that serving tools read: `speculation_profile.json`, schema 1.0. No torch.
 
-Source: NVIDIA's Model-Optimizer, `examples/specdec_bench/specdec_bench/speculation_profile.py`. NVIDIA Dynamo's simulator
-takes the conditional rates (`aic_nextn_accept_rates`), vLLM's synthetic rejection sampler the marginal ones
+Source: NVIDIA's Model-Optimizer, `examples/specdec_bench/specdec_bench/speculation_profile.py`. NVIDIA Dynamo's
+simulator takes the conditional rates (`aic_nextn_accept_rates`), vLLM's synthetic rejection sampler the marginal ones
 (`synthetic_acceptance_rates`).
 """
 

@@ -92,7 +92,9 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
         if header is None or file.name != "sweep.json":
             raise UsageError(f"{file}: does not tell what was kept of each draft; show the sweep's folder")
-        return of_sweep(Records(file.parent).read(), header, list(dict.fromkeys(r.strategy for r in table.rows))).to_json()
+        return of_sweep(
+            Records(file.parent).read(), header, list(dict.fromkeys(r.strategy for r in table.rows))
+        ).to_json()
 
     return {
         formats.PROFILE: profile,

@@ -85,7 +85,7 @@ class StrategyModel(TemplateLM):
             on_progress: told what was answered last, how many requests are, and of how many.
         """
         super().__init__()
-        self.tokenizer = pair.tokenizer
+        self.tokenizer: Any = pair.tokenizer
         self._pair, self._strategy, self._given, self._notes, self._chat = pair, strategy, given, notes, chat
         self._lanes = Lanes(pair, batch_size) if batch_size > 1 else None
         self._likelihoods = {} if likelihoods is None else likelihoods

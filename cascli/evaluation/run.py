@@ -86,7 +86,10 @@ class Evaluating:
 
         def answered(asked: Asked, run: Run) -> None:
             where = Cell(
-                strategy=strategy.spec, temperature=run.sampling.temperature, seed=run.sampling.seed, repeat=asked.repeat
+                strategy=strategy.spec,
+                temperature=run.sampling.temperature,
+                seed=run.sampling.seed,
+                repeat=asked.repeat,
             )
             problem = Example(id=str(asked.document), prompt="", category=asked.task)
             records.append(record_of(where, problem, [run], None, None))

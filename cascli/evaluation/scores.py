@@ -21,9 +21,7 @@ WRITTEN = "generate_until"
 def with_quality(records: Iterable[Record], found: Found) -> list[Record]:
     """The records with the score of each answer, where the task has one of single answers between 0 and 1."""
     qualities = {task: _qualities(found, task) for task in found["samples"]}
-    return [
-        record.model_copy(update={"quality": qualities[record.category].get(record.problem)}) for record in records
-    ]
+    return [record.model_copy(update={"quality": qualities[record.category].get(record.problem)}) for record in records]
 
 
 def without_samples(found: Found) -> dict[str, Any]:
@@ -93,9 +91,7 @@ def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
         if not comma or metric.endswith("_stderr"):
             continue
         stderr = results.get(f"{metric}_stderr,{filter_}")
-        scores.append(
-            Score(strategy=spec, metric=metric, filter=filter_, value=_number(value), stderr=_number(stderr))
-        )
+        scores.append(Score(strategy=spec, metric=metric, filter=filter_, value=_number(value), stderr=_number(stderr)))
     return scores
 
 

@@ -37,7 +37,7 @@ class EvaluatedTask(Data):
     """Which score `quality` is in the rows; None where no score of single answers is between 0 and 1."""
     scores: list[Score]
     """All of its numbers, by strategy."""
-    rows: list[SweepRow] = []
+    rows: list[SweepRow] = Field(default_factory=list)
     """Where answers were written one a strategy, with its costs; `quality` and its intervals are over documents."""
 
 
