@@ -26,7 +26,10 @@ from cascli.strategies import parse  # noqa: E402
 
 SPECS = ["target", "speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.6,k=3"]
 QUESTIONS = ["one and two", "what now", "a third", "and so on"]
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<assistant>{%endif%}"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 NAME = "eval"
 EXAMPLE = """\
 cascli eval --tasks gsm8k --limit 50 -s target -s speculative:k=4
-cascli eval --tasks mine --include-path ./tasks -c tiny-random -o results
-cascli eval --tasks gsm8k,ifeval --apply-chat-template --batch-size 8 -o results
+cascli eval --tasks mine --include-path ./tasks -c tiny-random -o out
+cascli eval --tasks gsm8k,ifeval --apply-chat-template --batch-size 8
 """
 
 
