@@ -32,7 +32,7 @@ from cascli.version import __version__
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be decoded, and how; `prompt`, `system` and `raw` are kept for the record."""
+    """What is to be decoded, and how; `prompt`, `category`, `system` and `raw` are kept for the record."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
@@ -40,6 +40,7 @@ class Request:
     seed: int = 0
     """With `prompt_id` and `turn` it decides the random numbers: see `cascli.sampling.uniforms.seed_of`."""
     prompt_id: str = ""
+    category: str = ""
     turn: int = 0
     stop: Sequence[str] = ()
     prompt: str | None = None
@@ -203,6 +204,7 @@ class Decoding:
             ),
             prompt=request.prompt,
             prompt_id=request.prompt_id,
+            category=request.category,
             turn=request.turn,
             system=request.system,
             raw=request.raw,

@@ -14,7 +14,7 @@ from cascli.errors import UsageError, unknown
 from cascli.files import printed
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-Format = Literal["json", "jsonl", "md", "csv", "parquet", "html", "svg", "png", "pdf", "txt"]
+Format = Literal["json", "jsonl", "md", "csv", "parquet", "html", "svg", "png", "pdf", "txt", "speculation-profile"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
 """With k = 4 unless a flag, the environment or the pair's file says otherwise."""
 TOP_OF_PAGE = 5

@@ -453,6 +453,8 @@ class Run(Document):
     prompt: str | None
     prompt_id: str = ""
     """Which prompt of a file it was; with `turn` and the seed it decides the random numbers."""
+    category: str = ""
+    """Of the prompt, where its file has one."""
     turn: int = 0
     """Which turn of its conversation, from 0 on."""
     system: str | None = None

@@ -21,7 +21,9 @@ from cascli.analysis.bench import Bench
 from cascli.analysis.columns import COLUMNS
 from cascli.analysis.comparison import Comparison
 from cascli.analysis.rule_estimate import RuleCurves
+from cascli.analysis.speculation_profile import SpeculationProfile
 from cascli.audit.report import Audit
+from cascli.evaluation.table import Evaluation
 from cascli.sweeps.plan import SweepPlan
 from cascli.sweeps.records import Header, Record
 from cascli.sweeps.table import SweepTable
@@ -38,6 +40,8 @@ DOCUMENTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("a line of a sweep's `records.jsonl`", Record),
     ("`sweep --json`", SweepTable),
     ("`sweep --rule-curves --json`", RuleCurves),
+    ("`eval --json`, and its `eval.json`", Evaluation),
+    ("`speculation_profile.json`", SpeculationProfile),
 )
 WORDS = (
     (r"dict\[str, Any\]", "object"),

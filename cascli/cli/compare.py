@@ -127,11 +127,13 @@ def command(
     """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
     from cascli.analysis.comparison import default_strategies
     from cascli.analysis.requirements import Requirement
+    from cascli.analysis.speculation_profile import NOTHING_DRAFTS
     from cascli.cli import matching
     from cascli.jobs.compare import Repeats
     from cascli.jobs.match import BESIDE
     from cascli.render import export
     from cascli.render.comparison import print_explanation
+    from cascli.trace import block_length
 
     required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
@@ -146,6 +148,8 @@ def command(
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair has one answer of each strategy under way: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
+    if formats.PROFILE in outputs.formats and not any(block_length(each.params) for each in strategies):
+        raise UsageError(NOTHING_DRAFTS)
     prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
     if by is not None and len({prompt.category for prompt in prompts}) < 2:
         raise UsageError("--by category: needs prompts of two categories or more (the 'category' of their file).")

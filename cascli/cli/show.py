@@ -36,6 +36,7 @@ POSSIBLE = {
     "cascli.sweep/1": formats.SWEEP,
     "cascli.sweep-table/1": formats.SWEEP,
     "cascli.rule-curves/1": formats.RULE_CURVES,
+    "cascli.eval/1": formats.EVAL,
 }
 """The documents, and what each can be written as."""
 TABLES = ("cascli.sweep/1", "cascli.sweep-table/1")
@@ -84,7 +85,7 @@ def command(
     ] = 1.0,
     flags: Flags,
 ) -> None:
-    """Render a saved run, comparison, bench, audit or sweep again."""
+    """Render a saved run, comparison, bench, audit, sweep or evaluation again."""
     from cascli import files
     from cascli.render import export
     from cascli.render.console import screen
@@ -166,6 +167,10 @@ def _all_writers(text: str, kind: str, file: Path) -> Writers:
         from cascli.analysis.rule_estimate import RuleCurves
 
         return export.of_rule_curves(RuleCurves.from_json(text))
+    if kind == "cascli.eval/1":
+        from cascli.evaluation.table import Evaluation
+
+        return export.of_evaluation(Evaluation.from_json(text))
     if kind in SWEEPS:
         return export.of_sweep(table_in(text, kind, file))
     return export.of_runs(runs_in(text, kind, file))
@@ -195,6 +200,11 @@ def _render(text: str, kind: str, file: Path, view: Screen, *, by_category: bool
         print_bench(Bench.from_json(text), view)
     elif kind == "cascli.verify/1":
         _audit(text, view)
+    elif kind == "cascli.eval/1":
+        from cascli.evaluation.table import Evaluation
+        from cascli.render.evaluation import print_evaluation
+
+        print_evaluation(Evaluation.from_json(text), view)
     elif kind in SWEEPS:
         _sweep(text, kind, file, view, by_category=by_category)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cascli import files
 from cascli.errors import UsageError, first_line
+from cascli.render import formats
 
 if TYPE_CHECKING:
     from cascli.sweeps.table import SweepRow, SweepTable
@@ -54,11 +55,11 @@ def table_of(folder: Path) -> SweepTable:
 
 
 def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[], str | bytes]]:
-    """The report and the figure, as `show -o` writes them.
+    """The report, the figure and the profile of drafts, as `show -o` writes them.
 
     Args:
         table: what is shown.
-        file: where it is from; beside a sweep.json are the answers, for the report.
+        file: where it is from; beside a sweep.json are the answers, for report and profile.
         title: in place of the sweep's own.
     """
     header = table.made_from
@@ -87,7 +88,18 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
             svg = None
         return report(header.model_copy(update={"title": title}), table.rows, svg, records)
 
+    def profile() -> str:
+        from cascli.sweeps.records import Records
+        from cascli.sweeps.speculation_profile import of_sweep
+
+        if header is None or file.name != "sweep.json":
+            raise UsageError(f"{file}: does not tell what was kept of each draft; show the sweep's folder")
+        return of_sweep(
+            Records(file.parent).read(), header, list(dict.fromkeys(r.strategy for r in table.rows))
+        ).to_json()
+
     return {
+        formats.PROFILE: profile,
         "html": page,
         "svg": lambda: figure("svg").decode(),
         "png": lambda: figure("png"),

@@ -120,7 +120,7 @@ def command(
     plan = _overridden(plan, flags, asked, batch_size)
     settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
     task = task_of(plan, path.parent, offline=settings.settings.offline)
-    folder = Path(flags.given.output or plan.output)
+    folder = _folder(flags.given.output or plan.output)
     if executor is Kind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers go with --executor ray.")
     if dry_run:
@@ -142,6 +142,20 @@ def command(
             with executor_of(executor, plan, task, settings, ray_address, workers) as chosen:
                 plan = _run(chosen, plan, task, settings, records, header, done)
             _check(required, records, plan)
+
+
+def _folder(output: str) -> Path:
+    """Where the results go.
+
+    Raises:
+        UsageError: it is called like a file that is written there.
+    """
+    from cascli.analysis.speculation_profile import FILE
+
+    folder = Path(output)
+    if folder.name == FILE and not folder.is_dir():
+        raise UsageError(f"--output {folder}: -o of a sweep is a folder; {FILE} is written there by itself.")
+    return folder
 
 
 def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None, batch_size: int | None) -> SweepPlan:

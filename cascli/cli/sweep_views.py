@@ -151,7 +151,22 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     if header.plan.by is not None:
         write(records.folder / "categories.csv", csv_of(tidy_categories(groups, header)))
     write(records.folder / "report.html", report(header, table, svg, list(records.read())))
-    screen.note(f"wrote results.csv, report.html{' and quality-cost.svg' if svg else ''} in {records.folder}")
+    made = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(table, records, header)]
+    screen.note(f"wrote {', '.join(made[:-1])} and {made[-1]} in {records.folder}")
+
+
+def _profile(table: list[SweepRow], records: Records, header: Header) -> list[str]:
+    """Write what serving tools read of drafts, if a strategy makes any, and return the file's name."""
+    from cascli.analysis.speculation_profile import FILE
+    from cascli.files import write
+    from cascli.sweeps.speculation_profile import of_sweep
+
+    try:
+        found = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in table)))
+    except UsageError:  # nothing drafts ahead, or answers are of before it was counted
+        return []
+    write(records.folder / FILE, found.to_json() + "\n")
+    return [FILE]
 
 
 def _picture(table: list[SweepRow], header: Header, path: Path) -> str | None:

@@ -47,11 +47,12 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
 
 
 def request_of_turn(
-    pair: Pair, turn: str, conversation: Conversation, settings: Resolved, prompt_id: str = ""
+    pair: Pair, turn: str, conversation: Conversation, settings: Resolved, prompt_id: str = "", category: str = ""
 ) -> Request:
     """The next turn of a conversation, with what was said before in front of it."""
     ids = encode(pair, turn, conversation, raw=settings.raw)
-    return request_for(settings, ids, prompt=turn, prompt_id=prompt_id, turn=len(conversation.past))
+    about = {"prompt": turn, "prompt_id": prompt_id, "category": category, "turn": len(conversation.past)}
+    return request_for(settings, ids, **about)
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
@@ -75,7 +76,8 @@ class Answering:
         """Every round and decision as it is made, and each turn's run when it has ended."""
         conversation = Conversation(self._settings.system)
         for turn in self._prompt.turns:
-            request = request_of_turn(self._pair, turn, conversation, self._settings, self._prompt.id)
+            named = self._prompt.id, self._prompt.category
+            request = request_of_turn(self._pair, turn, conversation, self._settings, *named)
             self._decoding = Decoding(self._pair, self._strategy, request)
             yield from self._decoding.steps()
             run = self._decoding.run()

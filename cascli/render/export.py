@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Group
 
 from cascli import files
-from cascli.analysis import tidy
+from cascli.analysis import speculation_profile, tidy
 from cascli.analysis.bench import Bench
 from cascli.analysis.comparison import Comparison, Row
 from cascli.errors import UsageError, unknown
@@ -33,6 +33,7 @@ from cascli.trace import Run, Runs
 if TYPE_CHECKING:
     from cascli.analysis.rule_estimate import RuleCurves
     from cascli.audit.report import Audit
+    from cascli.evaluation.table import Evaluation
     from cascli.sweeps.table import SweepTable
 
 Writers = Mapping[str, Callable[[], str | bytes]]
@@ -114,14 +115,16 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
 def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
     """What a file's name, or --json, says that it is."""
     suffix = path.suffix.lower()
+    if path.name.endswith(speculation_profile.FILE) and formats.PROFILE in possible:
+        return formats.PROFILE
     if suffix.removeprefix(".") in possible:
         return suffix.removeprefix(".")
     if not suffix:
         if settings.json_output:
             return "json"
-        known = ", ".join(f".{each}" for each in sorted(possible))
+        known = ", ".join(formats.named(sorted(possible)))
         raise UsageError(f"--output {path}: no suffix says what to write; take one of {known}, or say --format")
-    raise UsageError(f"--output {path}: " + unknown("suffix", suffix, [f".{each}" for each in possible], cutoff=0.8))
+    raise UsageError(f"--output {path}: " + unknown("suffix", suffix, formats.named(possible), cutoff=0.8))
 
 
 def _check_binary(found: Outputs) -> None:
@@ -210,6 +213,7 @@ def of_comparison(comparison: Comparison) -> Writers:
         "html": page,
         "svg": picture,
         "txt": lambda: as_text(printed),
+        formats.PROFILE: lambda: speculation_profile.of_comparison(comparison).to_json(),
         **of_table(lambda: tidy.of_comparison(comparison)),
     }
 
@@ -252,6 +256,13 @@ def of_sweep(table: SweepTable) -> Writers:
         "txt": lambda: as_text(printed),
         **of_table(lambda: tidy_rows(table.rows, table.made_from)),
     }
+
+
+def of_evaluation(evaluation: Evaluation) -> Writers:
+    """What an evaluation can be written as."""
+    from cascli.render.evaluation import print_evaluation
+
+    return {"json": evaluation.to_json, "txt": lambda: as_text(lambda screen: print_evaluation(evaluation, screen))}
 
 
 def of_rule_curves(curves: RuleCurves) -> Writers:

@@ -54,12 +54,12 @@ COST = [
 
 
 def sweep_tables(
-    rows: Sequence[SweepRow], metric: str, console: Console, *, verbose: bool = False
+    rows: Sequence[SweepRow], metric: str, console: Console, *, whole: str = "results.csv", verbose: bool = False
 ) -> list[RenderableType]:
     """One line a strategy, temperature by temperature: quality, then what it costs; and what the brackets are.
 
-    Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say; `verbose`
-    adds how prompts differ.
+    Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say; `whole`
+    is the file with what a narrow terminal has no room for; `verbose` adds how prompts differ.
     """
     shown: list[RenderableType] = []
     short = False
@@ -77,7 +77,7 @@ def sweep_tables(
         shown += ["", over_prompts] if over_prompts is not None else []
         said = cost_verdict(here, fancy=unicode_ok(console))
         shown += ["", Text(said, style="bold")] if said is not None else []
-    more = ["results.csv has more columns"] if short else []
+    more = [f"{whole} has more columns"] if short else []
     costs = table_notes(rows, greedy=temperatures == [0]) if any(row.costs for row in rows) else ""
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]

@@ -52,6 +52,9 @@ class Record(BaseModel):
     """Drafted tokens that were tested: those kept, and the first rejected one of each round; None by blocks."""
     rounds: int | None = None
     """Rounds of the turns in which something was drafted; None in older folders."""
+    acceptance_histogram: list[int] | None = None
+    """Entry j: in how many rounds exactly j drafted tokens were accepted; None where nothing was drafted, and in older
+    folders."""
     turns: int | None = None
     """How many turns the prompt has, each with an answer; None in older folders."""
     cut: int | None = None

@@ -13,6 +13,7 @@ import torch
 from cascli.analysis.distances import total
 from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
+from cascli.analysis.speculation_profile import histogram
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
 from cascli.errors import RunError, UsageError
@@ -124,7 +125,7 @@ class Worker:
             raise RunError(f"the device failed, and with it this process: {error}") from None
         except Exception as error:  # whatever an answer or its judgement does, the other answers go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
-        return _record(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
+        return record_of(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
 
     def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
         """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
@@ -199,7 +200,10 @@ def _joined(runs: Sequence[Run]) -> list[int]:
     return [token for run in runs for token in run.token_ids]
 
 
-def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, likelihood: float | None) -> Record:
+def record_of(
+    cell: Cell, problem: Example, runs: Sequence[Run], quality: float | None, likelihood: float | None
+) -> Record:
+    """What is kept of the answers to a problem's turns."""
     metrics = [run.metrics for run in runs]
     tested = [m.num_tested_draft_tokens for m in metrics]
     flops = [m.total_flops for m in metrics]
@@ -219,6 +223,7 @@ def _record(cell: Cell, problem: Example, runs: Sequence[Run], quality: float, l
         accepted=sum(m.num_accepted_draft_tokens for m in metrics),
         tested=None if None in tested else sum(each for each in tested if each is not None),
         rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
+        acceptance_histogram=histogram(metrics) if any(m.num_draft_tokens for m in metrics) else None,
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),
         looped=sum(m.looped_tokens or 0 for m in metrics),

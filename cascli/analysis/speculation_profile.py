@@ -1,0 +1,353 @@
+"""How many drafts are kept, in the form that serving tools read: `speculation_profile.json`, schema 1.0. No torch.
+
+Source: NVIDIA's Model-Optimizer, `examples/specdec_bench/specdec_bench/speculation_profile.py`. NVIDIA Dynamo's
+simulator takes the conditional rates (`aic_nextn_accept_rates`), vLLM's synthetic rejection sampler the marginal ones
+(`synthetic_acceptance_rates`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
+from pathlib import PureWindowsPath
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+from cascli.errors import UsageError
+from cascli.trace import Data, Document, ModelInfo, block_length, by_block, with_params
+from cascli.version import __version__
+
+if TYPE_CHECKING:
+    from cascli.analysis.comparison import Comparison
+    from cascli.trace import Metrics, Run
+
+FILE = "speculation_profile.json"
+DIGITS = 6
+TOLERANCE = 0.02
+"""Of the mean against the rates, as the schema's producer has it."""
+METHODS = {"model": "draft_model", "prompt-lookup": "ngram"}
+"""Drafters under the names of serving engines; others keep theirs."""
+CHAINS = ("draft_model", "eagle", "eagle3")
+"""Methods whose draft of n tokens begins their draft of n + 1: rates hold for shorter drafts too."""
+BY_BLOCK = "verify=block tests prefixes of a draft, so that these are no rates of a longest-prefix test"
+NOTHING_DRAFTS = f"{FILE}: no strategy drafts ahead here; add one, such as -s speculative:k=4"
+
+
+class Checkpoint(Data):
+    """A model as others may know it: no path of this machine."""
+
+    id: str
+    """Its name on the hub, or the last two parts of its path."""
+    revision: str | None = None
+    """Of the hub."""
+    dtype: str
+    """Its precision."""
+
+    @classmethod
+    def of(cls, source: str, dtype: str) -> Self:
+        """From a model's source as runs tell it, such as `hub:Qwen/Qwen3-8B@main`."""
+        kind, _, place = source.partition(":")
+        if kind == "hub":
+            name, _, revision = place.partition("@")
+            return cls(id=name, revision=revision or None, dtype=dtype)
+        # A Windows path knows both kinds of slash.
+        parts = [part for part in PureWindowsPath(place).parts if not re.fullmatch(r"([A-Za-z]:)?[\\/]*", part)]
+        return cls(id="/".join(parts[-2:]) if kind == "path" else source, dtype=dtype)
+
+
+class Conditions(Data):
+    """How it was measured."""
+
+    engine: str = f"cascli {__version__}"
+    """What ran."""
+    date: str | None
+    """When it began, in UTC as ISO 8601 has it."""
+    strategy: str
+    """With all its parameters; rates of a lenient rule are of that rule."""
+    lossless: bool | None
+    """Whether the output distribution was the target's at every token."""
+    dataset: str | None = None
+    """Kind of a sweep's task."""
+    num_prompts: int
+    """Different prompts; the turns of a conversation are one."""
+    num_decode_steps: int
+    """Rounds: the steps that the rates are shares of."""
+    temperature: float
+    top_k: int
+    top_p: float
+    max_new_tokens: int
+    concurrency: int | None
+    """Answers under way at once; None where that differed."""
+    hardware: str | None
+    """The device's name."""
+
+
+class MeanConsistency(Data):
+    """Whether the mean is the one that the marginal rates imply: 1 + their sum."""
+
+    implied_mean_accept_length: float
+    """1 + the sum of the marginal rates."""
+    reported_mean_accept_length: float
+    """`mean_accept_length`."""
+    abs_delta: float
+    """How far they are apart."""
+    tolerance: float = TOLERANCE
+    """How far they may be."""
+    passed: bool
+    """Whether they are near enough."""
+
+
+class Monotonicity(Data):
+    """Whether no marginal rate is larger than the one before."""
+
+    passed: bool
+    """Whether there is none."""
+    violations: list[dict[str, float]]
+    """Those that are, with their places."""
+
+
+class Validation(Data):
+    """The checks that the schema's producer makes."""
+
+    mean_consistency: MeanConsistency
+    """Mean and rates against each other."""
+    marginal_monotonicity: Monotonicity
+    """Rates against their neighbours."""
+
+
+class SpeculationProfile(Document):
+    """How many drafts of one strategy are kept, by place in the draft. Lengths count the bonus or residual token."""
+
+    kind: ClassVar[str] = "speculation profile"
+
+    schema_version: Literal["1.0"] = "1.0"
+    """Of the schema, not of cascli's."""
+    measured: Literal[True] = True
+    """False in files of others that only hold the place of a measurement."""
+    producer: str = f"cascli {__version__}"
+    """What wrote it."""
+    method: str
+    """Where drafts come from: `draft_model`, `ngram`, or the drafter's own name."""
+    draft_checkpoint: Checkpoint | None
+    """None where no draft model was asked."""
+    target_model: Checkpoint
+    """The target."""
+    num_speculative_tokens: int
+    """The most drafted tokens a round."""
+    block_size: None = None
+    """Of drafters that were trained for blocks of one size; none here."""
+    max_supported_k: int
+    """The longest draft that was measured."""
+    verification_method: Literal["longest_prefix", "block"]
+    """`block` with `verify=block`."""
+    conditional_accept_rates: list[float] | None
+    """Entry i: the share of rounds that kept draft i + 1 among those that kept the i before; None with
+    `verify=block`."""
+    marginal_accept_rates: list[float] | None
+    """Entry i: the share of all rounds that kept the first i + 1 drafts; None with `verify=block`."""
+    vectors_unavailable_reason: str | None = None
+    """Why there are no rates."""
+    mean_accept_length: float
+    """Over rounds."""
+    mean_accept_length_per_request: float
+    """Over prompts of the mean over a prompt's rounds: short answers weigh as much as long ones."""
+    accept_length_model: Literal["chain_analytic", "measured_per_k"]
+    """Whether the rates hold for shorter drafts too, or each length must be measured."""
+    accept_length_by_k: dict[str, float]
+    """The mean over rounds at every k that was measured."""
+    acceptance_length_histogram: dict[str, int]
+    """In how many rounds the answer grew by so many tokens, were it not at its end."""
+    per_category: dict[str, float] | None
+    """The mean over prompts for each category of prompts; None where they have none."""
+    measurement_conditions: Conditions
+    """How it was measured."""
+    validation: Validation | None
+    """None with `verify=block`."""
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """It as one JSON document, for people too."""
+        return super().to_json(indent)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was kept of the drafts for a prompt."""
+
+    prompt: str
+    category: str
+    rounds: Sequence[int]
+    """Entry j: in how many rounds exactly j drafted tokens were kept."""
+
+
+class Drafting(NamedTuple):
+    """A strategy by its name and parameters."""
+
+    name: str
+    params: Mapping[str, Any]
+
+    @property
+    def alike(self) -> dict[str, Any]:
+        """What strategies share that differ in a fixed k alone."""
+        return {"name": self.name, **self.params, "k": self.params.get("k") == "auto"}
+
+
+def described(strategies: Iterable[Drafting]) -> list[Drafting]:
+    """What a profile is of: the first strategy that speculates exactly, at every k; the longest k first.
+
+    Of lenient ones the first if none is exact, and nothing if none drafts ahead.
+    """
+    drafting = [each for each in strategies if block_length(each.params)]
+    first = next((each for each in drafting if each.name == "speculative"), drafting[0] if drafting else None)
+    alike = [each for each in drafting if first is not None and each.alike == first.alike]
+    return sorted(alike, key=lambda each: -block_length(each.params))
+
+
+def histogram(metrics: Iterable[Metrics]) -> list[int]:
+    """Entry j: in how many rounds of all these runs exactly j drafted tokens were kept."""
+    # A run that drafted nothing has rounds all the same, in which nothing was kept.
+    return added(m.acceptance_histogram or [m.num_rounds] for m in metrics)
+
+
+def added(histograms: Iterable[Sequence[int]]) -> list[int]:
+    """The histogram of all of them."""
+    return [sum(counts) for counts in zip_longest(*histograms, fillvalue=0)]
+
+
+def profile(
+    strategy: Drafting,
+    kept: Sequence[Kept],
+    by_k: Mapping[int, Sequence[Kept]],
+    *,
+    draft: Checkpoint | None,
+    target: Checkpoint,
+    **conditions: Any,
+) -> SpeculationProfile:
+    """The profile of a strategy.
+
+    Args:
+        strategy: it drafts ahead.
+        kept: of its answers, at least one round.
+        by_k: the same of strategies that differ in k alone, itself among them.
+        draft: the draft model, if it was asked.
+        target: the target.
+        conditions: the fields of `Conditions` that answers do not tell.
+    """
+    k, blocks = block_length(strategy.params), by_block(strategy.params)
+    method = METHODS.get(strategy.params.get("draft", "model"), strategy.params.get("draft", ""))
+    chain = method in CHAINS and not blocks and strategy.params.get("k") == k and "stop" not in strategy.params
+    counts = added(each.rounds for each in kept)
+    marginal, mean, by_prompt = _marginal(counts, k), _mean(counts), _by_prompt(kept)
+    categories = sorted({category for category, _ in by_prompt.values()} - {""})
+    return SpeculationProfile(
+        method=method,
+        draft_checkpoint=draft,
+        target_model=target,
+        num_speculative_tokens=k,
+        max_supported_k=k,
+        verification_method="block" if blocks else "longest_prefix",
+        conditional_accept_rates=None if blocks else _conditional(marginal),
+        marginal_accept_rates=None if blocks else [round(rate, DIGITS) for rate in marginal],
+        vectors_unavailable_reason=BY_BLOCK if blocks else None,
+        mean_accept_length=round(mean, DIGITS),
+        mean_accept_length_per_request=round(fmean(length for _, length in by_prompt.values()), DIGITS),
+        accept_length_model="chain_analytic" if chain else "measured_per_k",
+        accept_length_by_k={
+            str(each): round(_mean(added(one.rounds for one in by_k[each])), DIGITS) for each in sorted(by_k)
+        },
+        acceptance_length_histogram={str(j + 1): count for j, count in enumerate(counts) if count},
+        per_category={
+            name: round(fmean(length for category, length in by_prompt.values() if category == name), DIGITS)
+            for name in categories
+        }
+        or None,
+        measurement_conditions=Conditions(
+            strategy=with_params(*strategy), num_prompts=len(by_prompt), num_decode_steps=sum(counts), **conditions
+        ),
+        validation=None if blocks else _validation(mean, marginal),
+    )
+
+
+def _marginal(counts: Sequence[int], k: int) -> list[float]:
+    """Entry i of k: the share of rounds that kept more than i drafts."""
+    beyond = [sum(counts[i + 1 :]) for i in range(k)]
+    return [each / sum(counts) for each in beyond]
+
+
+def _conditional(marginal: Sequence[float]) -> list[float]:
+    return [round(here / before, DIGITS) if before else 0.0 for before, here in pairwise([1.0, *marginal])]
+
+
+def _mean(counts: Sequence[int]) -> float:
+    return sum((j + 1) * count for j, count in enumerate(counts)) / sum(counts)
+
+
+def _by_prompt(kept: Sequence[Kept]) -> dict[str, tuple[str, float]]:
+    """Each prompt's category, and the mean over all its rounds."""
+    groups: dict[str, list[Kept]] = {}
+    for each in kept:
+        groups.setdefault(each.prompt, []).append(each)
+    return {
+        prompt: (group[0].category, _mean(added(each.rounds for each in group))) for prompt, group in groups.items()
+    }
+
+
+def _validation(mean: float, marginal: Sequence[float]) -> Validation:
+    implied = 1 + sum(marginal)
+    delta = abs(implied - mean)
+    larger = [
+        {"position": i, "value": here, "previous": before}
+        for i, (before, here) in enumerate(pairwise(marginal), 1)
+        if here > before
+    ]
+    return Validation(
+        mean_consistency=MeanConsistency(
+            implied_mean_accept_length=round(implied, DIGITS),
+            reported_mean_accept_length=round(mean, DIGITS),
+            abs_delta=round(delta, DIGITS),
+            passed=delta <= TOLERANCE,
+        ),
+        marginal_monotonicity=Monotonicity(passed=not larger, violations=larger),
+    )
+
+
+def of_comparison(comparison: Comparison) -> SpeculationProfile:
+    """The profile of the strategy in a comparison that `described` names, from its first repeat.
+
+    Raises:
+        UsageError: no strategy drafts ahead.
+    """
+    runs: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        runs.setdefault(run.spec, []).append(run)
+    alike = described(Drafting(each[0].strategy, each[0].params) for each in runs.values())
+    if not alike:
+        raise UsageError(NOTHING_DRAFTS)
+    chosen = runs[with_params(*alike[0])]
+    first = chosen[0]
+    asked = any(run.metrics.draft_calls for run in chosen)
+    lossless = [run.metrics.lossless for run in chosen]
+    return profile(
+        alike[0],
+        _kept(chosen),
+        {block_length(each.params): _kept(runs[with_params(*each)]) for each in alike},
+        draft=_checkpoint(first.pair.draft) if asked and first.pair.draft is not None else None,
+        target=_checkpoint(first.pair.target),
+        date=comparison.date or first.date,
+        lossless=None if None in lossless else all(lossless),
+        temperature=first.sampling.temperature,
+        top_k=first.sampling.top_k,
+        top_p=first.sampling.top_p,
+        max_new_tokens=first.sampling.max_new_tokens,
+        concurrency=comparison.batch_size,
+        hardware=first.environment.get("device"),
+    )
+
+
+def _checkpoint(model: ModelInfo) -> Checkpoint:
+    return Checkpoint.of(model.source, model.dtype)
+
+
+def _kept(runs: Sequence[Run]) -> list[Kept]:
+    return [Kept(run.prompt_id or str(place), run.category, histogram([run.metrics])) for place, run in enumerate(runs)]

@@ -1,0 +1,135 @@
+"""cascli eval: tasks of lm-evaluation-harness, with strategies as its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascli.cli import common
+from cascli.cli.options import LOADING, Flags, batch_size_option, with_shared
+from cascli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cascli.evaluation.run import Evaluating
+    from cascli.render.console import Screen
+    from cascli.settings import Settings
+    from cascli.strategies import Strategy
+
+NAME = "eval"
+EXAMPLE = """\
+cascli eval --tasks gsm8k --limit 50 -s target -s speculative:k=4
+cascli eval --tasks mine --include-path ./tasks -c tiny-random -o out
+cascli eval --tasks gsm8k,ifeval --apply-chat-template --batch-size 8
+"""
+
+
+@with_shared(
+    *LOADING,
+    *("strategy", "num_speculative_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"),
+    *("system", "limit", "output", "json", "quiet", "color"),
+    strategy="Name and parameters as one string; may be repeated. (default target, and generate's)",
+    max_new_tokens="Longest answer, in place of the task's own.",
+    temperature="0 is greedy; in place of the task's own.",
+    top_k="Keep the N most likely tokens, in place of the task's own.",
+    top_p="Keep the smallest set of this mass, in place of the task's own.",
+    seed="Seed of the runs' own random numbers, in place of the task's own. (default 0)",
+    stop="End answers before this text too; may be repeated.",
+    system="System text of every prompt.",
+    limit="Take only the first N documents of each task.",
+    output="A folder for the results: eval.json, and for each strategy those of lm-evaluation-harness.",
+)
+def command(
+    *,
+    tasks: Annotated[
+        list[str], typer.Option("--tasks", metavar="NAMES", help="Tasks with commas between them; may be repeated.")
+    ],
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", metavar="DIR", help="A folder with task files of your own.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", min=0, metavar="N", help="Examples in a prompt, in place of the task's own."),
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option("--apply-chat-template", help="Ask through the chat template, examples as earlier turns."),
+    ] = False,
+    batch_size: Annotated[int, batch_size_option("of each strategy")] = 1,
+    unsafe_code_execution: Annotated[
+        bool,
+        typer.Option("--unsafe-code-execution", help="Let tasks run the code that models write, which nothing walls."),
+    ] = False,
+    flags: Flags,
+) -> None:
+    """Run tasks of lm-evaluation-harness: each strategy's scores, and what its answers cost."""
+    from cascli.cli.progress import Progress
+    from cascli.evaluation.harness import Asking, task_manager
+    from cascli.evaluation.run import Evaluating, check_folder
+    from cascli.settings import default_strategy
+
+    plan = common.plan(flags)
+    default = ["target", default_strategy(draft=plan.config.draft is not None)]
+    strategies = common.chosen(plan.settings.strategy or default, plan.settings.num_speculative_tokens)
+    folder = None if plan.settings.output is None else Path(plan.settings.output)
+    if folder is not None:
+        check_folder(folder)
+    asking = Asking(
+        tasks=_names(tasks),
+        include_path=include_path,
+        limit=plan.settings.limit,
+        num_fewshot=num_fewshot,
+        chat=apply_chat_template,
+        system=plan.settings.system,
+        unsafe=unsafe_code_execution,
+    )
+    with Progress(plan.screen, "finding tasks"):
+        manager = task_manager(asking)
+    evaluating = Evaluating(plan.load(), asking, manager, _given(flags), batch_size, folder, common.command_line())
+    _run(evaluating, strategies, plan.screen, as_json=plan.settings.json_output)
+
+
+def _names(given: list[str]) -> list[str]:
+    """The tasks, each once.
+
+    Raises:
+        UsageError: there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for each in given for name in each.split(",") if name.strip()))
+    if not names:
+        raise UsageError("--tasks: name one at least, such as --tasks gsm8k.")
+    return names
+
+
+def _given(flags: Flags) -> Settings:
+    """What flags and environment say; the pair's file was not written for these tasks."""
+    from cascli.settings import from_environment
+
+    return from_environment().model_copy(update=flags.given.given())
+
+
+def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, as_json: bool) -> None:
+    """Evaluate, and show what is done, also when it was interrupted."""
+    from cascli.cli.progress import Progress
+    from cascli.render.evaluation import print_evaluation
+    from cascli.render.marks import short_name
+
+    evaluating.check(strategies)
+    try:
+        with Progress(screen, "evaluating", counted=True) as progress:
+            for strategy in strategies:
+                evaluating.run(strategy, progress.step)
+    except KeyboardInterrupt:
+        left = [short_name(each.spec, fancy=False) for each in strategies if each.spec not in evaluating.found]
+        screen.note(f"interrupted: nothing is kept of {', '.join(left)}")
+        raise
+    finally:
+        if evaluating.found:
+            found = evaluating.evaluation()
+            if as_json:
+                print(found.to_json())
+            else:
+                print_evaluation(found, screen)
+            if evaluating.folder is not None:
+                screen.note(f"wrote eval.json, and what lm-evaluation-harness writes, in {evaluating.folder}")

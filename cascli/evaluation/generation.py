@@ -1,0 +1,66 @@
+"""How an answer to a task is to be written: the task's own settings, and flags that go before them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cascli.sampling.parameters import Sampling
+from cascli.settings import Settings
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the longest answer, the first of which counts."""
+DEFAULT_LENGTH = 256
+"""Where a task does not say, as lm-evaluation-harness has it."""
+HONOURED = (*LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p", "seed")
+NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1, "min_p": 0.0, "use_cache": True, "num_return_sequences": 1}
+"""Other settings, where they change nothing."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How one answer is written."""
+
+    sampling: Sampling
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    seed: int
+    not_honoured: tuple[str, ...]
+    """Settings of the task that no strategy has, as `name=value`."""
+
+    @classmethod
+    def of(cls, task: Mapping[str, Any], given: Settings) -> Self:
+        """From a task's `generation_kwargs`, and what flags say.
+
+        Greedy unless the task says `do_sample: true`, or names a temperature without saying `do_sample: false`.
+        """
+        until = task.get("until") or []
+        length = next((task[name] for name in LENGTHS if task.get(name) is not None), DEFAULT_LENGTH)
+        return cls(
+            sampling=Sampling(
+                temperature=_first(given.temperature, _temperature(task)),
+                top_k=_first(given.top_k, max(int(task.get("top_k") or 0), 0)),
+                top_p=_first(given.top_p, float(task.get("top_p") or 1.0)),
+            ),
+            max_new_tokens=_first(given.max_new_tokens, int(length)),
+            stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+            + tuple(given.stop or ()),
+            seed=_first(given.seed, int(task.get("seed") or 0)),
+            not_honoured=tuple(
+                f"{name}={value}"
+                for name, value in task.items()
+                if name not in HONOURED and value is not None and NEUTRAL.get(name, ...) != value
+            ),
+        )
+
+
+def _temperature(task: Mapping[str, Any]) -> float:
+    sample = task.get("do_sample")
+    if sample is False:
+        return 0.0
+    return float(task.get("temperature", 1.0 if sample else 0.0))
+
+
+def _first(given: Any, otherwise: Any) -> Any:
+    return otherwise if given is None else given

@@ -1,0 +1,147 @@
+"""What is asked of lm-evaluation-harness itself: its tasks, and an evaluation of one model on them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascli.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from cascli.evaluation.model import StrategyModel
+
+INSTALL = "cascli eval needs lm-evaluation-harness: pip install 'cascli[eval]'"
+SHOWN = 3
+"""Names that are suggested in place of an unknown one."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked of every strategy."""
+
+    tasks: Sequence[str]
+    include_path: Path | None = None
+    """A folder of task files beside those of the package."""
+    limit: int | None = None
+    """Documents a task at most."""
+    num_fewshot: int | None = None
+    chat: bool = False
+    """Through the pair's chat template, with examples as earlier turns."""
+    system: str | None = None
+    unsafe: bool = False
+    """Whether tasks may run code that models write."""
+
+
+def version() -> str:
+    """The version of lm-evaluation-harness.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import lm_eval  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] == "lm_eval":
+            raise UsageError(INSTALL) from None
+        raise UsageError(f"{INSTALL}\nlm_eval is there, but not {missing}, which it needs.") from None
+    return importlib.metadata.version("lm_eval")
+
+
+def task_manager(asking: Asking) -> Any:
+    """The tasks that there are, with those of `include_path`.
+
+    Raises:
+        UsageError: the package is not installed, there is no such folder, or a task is unknown.
+    """
+    version()
+    from lm_eval.tasks import TaskManager
+
+    if asking.include_path is not None and not asking.include_path.is_dir():
+        raise UsageError(f"--include-path {asking.include_path}: no such folder")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    path = None if asking.include_path is None else str(asking.include_path)
+    if path is not None:
+        own = TaskManager(include_path=path, include_defaults=False)
+        if all(name in own.all_subtasks for name in asking.tasks):
+            return own  # spares finding thousands of others
+    manager = TaskManager(include_path=path)
+    for name in asking.tasks:
+        if not manager.match_tasks([name]):
+            raise UsageError(_unknown(name, manager.all_tasks, asking))
+    return manager
+
+
+def _unknown(name: str, known: Sequence[str], asking: Asking) -> str:
+    near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else "."
+    where = "" if asking.include_path is None else f" and those in {asking.include_path}"
+    return f"unknown task '{name}'{hint}\nKnown are the {len(known):,} of 'lm-eval ls tasks'{where}."
+
+
+def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, Any]:
+    """What `lm_eval.simple_evaluate` returns, samples included.
+
+    Raises:
+        UsageError: a task cannot be set up or judged.
+    """
+    from lm_eval import simple_evaluate
+
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its bars, beside ours
+            found = simple_evaluate(
+                model=model,
+                tasks=manager.match_tasks(list(asking.tasks)),
+                num_fewshot=asking.num_fewshot,
+                limit=asking.limit,
+                apply_chat_template=asking.chat,
+                fewshot_as_multiturn=asking.chat,
+                system_instruction=asking.system,
+                task_manager=manager,
+                confirm_run_unsafe_code=asking.unsafe,
+                log_samples=True,
+            )
+    except (ImportError, ValueError, FileNotFoundError, ConnectionError) as error:
+        raise UsageError(_said(error)) from error
+    return dict(found)
+
+
+def _said(error: Exception) -> str:
+    text = first_line(error)
+    if "unsafe" in text:
+        return f"{text}\nSay --unsafe-code-execution if that is all right here: nothing walls it off."
+    return f"lm-evaluation-harness: {text}"
+
+
+def as_json(found: Mapping[str, Any], about: Mapping[str, str]) -> str:
+    """An evaluation as lm-evaluation-harness writes it to its results file; `about` are the arguments of the model."""
+    from lm_eval.utils import handle_non_serializable
+
+    results = {key: value for key, value in found.items() if key != "samples"}
+    results["config"] = {**found["config"], "model": "cascli", "model_args": dict(about)}
+    results |= {"model_source": "cascli", "model_name": about["strategy"]}
+    return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
+
+
+def samples_as_jsonl(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The answers to a task as lm-evaluation-harness logs them, one a line."""
+    from lm_eval.utils import handle_non_serializable, sanitize_list
+
+    lines = []
+    for sample in samples:
+        asked = {
+            f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(arguments)}
+            for i, arguments in enumerate(sample["arguments"])
+        }
+        said = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
+        logged = {**sample, **said, "arguments": asked, "target": str(sample["target"])}
+        lines.append(json.dumps(logged, default=handle_non_serializable, ensure_ascii=False) + "\n")
+    return "".join(lines)

@@ -1,0 +1,203 @@
+"""Evaluate strategies one after the other, and keep each one's results as soon as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cascli import files
+from cascli.engine import check_models, environment
+from cascli.errors import UsageError
+from cascli.evaluation.harness import Asking, as_json, evaluated, samples_as_jsonl, task_manager, version
+from cascli.evaluation.scores import Found, evaluated_tasks, with_quality, without_samples
+from cascli.evaluation.table import Evaluation
+from cascli.jobs.compare import check_columns
+from cascli.models.pair import Pair
+from cascli.settings import Settings
+from cascli.strategies import Strategy
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record
+from cascli.sweeps.tasks import Example
+from cascli.sweeps.worker import record_of
+from cascli.trace import Run, now
+
+FILE = "eval.json"
+"""Our document, in the folder of the results."""
+OnProgress = Callable[[str, int, int], None]
+"""Told what was answered last, how many answers there are, and of how many."""
+
+
+@dataclass
+class Evaluating:
+    """An evaluation as it grows, strategy by strategy."""
+
+    pair: Pair
+    asking: Asking
+    manager: Any
+    """Knows the tasks: from `task_manager`."""
+    given: Settings
+    """Sampling settings that go before those of tasks."""
+    batch_size: int = 1
+    folder: Path | None = None
+    """Where results are kept; None for nowhere."""
+    command: str | None = None
+    """The command line."""
+    records: list[Record] = field(default_factory=list)
+    found: dict[str, Found] = field(default_factory=dict)
+    """What lm-evaluation-harness returned, by strategy, without the samples."""
+
+    def __post_init__(self) -> None:
+        """Check that the pair can be asked.
+
+        Raises:
+            UsageError: not in text, or not through a chat template.
+        """
+        self._harness, self._date = version(), now()
+        if self.pair.tokenizer is None:
+            raise UsageError(f"pair '{self.pair.name}' has no tokenizer, and tasks are texts.")
+        if self.asking.chat and not getattr(self.pair.tokenizer, "chat_template", None):
+            raise UsageError(f"pair '{self.pair.name}' has no chat template: leave out --apply-chat-template.")
+        from cascli.evaluation.model import Likelihoods, Notes
+
+        self._likelihoods, self._notes = Likelihoods(), Notes()
+
+    def check(self, strategies: Sequence[Strategy]) -> None:
+        """Refuse what would fail after others are done.
+
+        Raises:
+            UsageError: a strategy is given twice, or asks for what the pair does not have.
+        """
+        check_columns(strategies)
+        for strategy in strategies:
+            check_models(self.pair, strategy)
+
+    def run(self, strategy: Strategy, on_progress: OnProgress | None = None) -> None:
+        """Evaluate one strategy, and keep what it gave.
+
+        Raises:
+            UsageError: a task cannot be set up or judged.
+            RunError: out of memory.
+        """
+        from cascli.evaluation.model import Asked, StrategyModel
+
+        records: list[Record] = []
+
+        def answered(asked: Asked, run: Run) -> None:
+            where = Cell(
+                strategy=strategy.spec,
+                temperature=run.sampling.temperature,
+                seed=run.sampling.seed,
+                repeat=asked.repeat,
+            )
+            problem = Example(id=str(asked.document), prompt="", category=asked.task)
+            records.append(record_of(where, problem, [run], None, None))
+
+        model = StrategyModel(
+            self.pair,
+            strategy,
+            self.given,
+            self._notes,
+            chat=self.asking.chat,
+            batch_size=self.batch_size,
+            likelihoods=self._likelihoods,
+            on_answer=answered,
+            on_progress=on_progress,
+        )
+        found = evaluated(model, self.asking, self.manager)
+        self.records += with_quality(records, found)
+        self.found[strategy.spec] = without_samples(found)
+        if self.folder is not None:
+            self._keep(self.folder, strategy.spec, found)
+
+    def _keep(self, folder: Path, spec: str, found: Found) -> None:
+        """Write what lm-evaluation-harness would have written, and the document of all strategies so far."""
+        own, date = folder / folder_name(spec), self._date.replace(":", "-")
+        own.mkdir(parents=True, exist_ok=True)
+        for task, samples in found["samples"].items():
+            files.write(own / f"samples_{folder_name(task)}_{date}.jsonl", samples_as_jsonl(samples), durable=True)
+        models = {str(role): model.source for role, model in self.pair.models.items()}
+        about = {"strategy": spec, "pair": self.pair.name, **models}
+        files.write(own / f"results_{date}.json", as_json(found, about) + "\n", durable=True)
+        files.write(folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
+
+    def evaluation(self) -> Evaluation:
+        """The document of all strategies that are done."""
+        loaded = {str(role): f"{model.source} {model.dtype}" for role, model in self.pair.models.items()}
+        given = {name: value for name, value in self.given.given().items() if name in GIVEN}
+        return Evaluation(
+            date=self._date,
+            command=self.command,
+            harness=self._harness,
+            pair=self.pair.name,
+            environment=environment(self.pair.device) | loaded,
+            strategies=list(self.found),
+            limit=self.asking.limit,
+            num_fewshot=self.asking.num_fewshot,
+            chat_template=self.asking.chat,
+            system=self.asking.system,
+            given=given,
+            batch_size=self.batch_size,
+            not_honoured=sorted(self._notes.not_honoured),
+            shortened=self._notes.shortened,
+            tasks=evaluated_tasks(self.found, self.records),
+        )
+
+
+GIVEN = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+"""Settings of generation that flags may put in the place of a task's own."""
+
+
+def folder_name(text: str) -> str:
+    """A strategy or task as the name of a folder or file."""
+    return "".join(char if char.isalnum() or char in "=.-_" else "_" for char in text)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place where results would be mixed with others.
+
+    Raises:
+        UsageError: it is a file, or holds an evaluation.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder}: is a file, and results are a folder; choose another -o")
+    if (folder / FILE).exists():
+        raise UsageError(f"--output {folder}: holds an evaluation; choose another -o")
+
+
+def evaluate(
+    pair: Pair,
+    tasks: Sequence[str],
+    strategies: Sequence[Strategy],
+    given: Settings | None = None,
+    *,
+    batch_size: int = 1,
+    output: Path | None = None,
+    on_progress: OnProgress | None = None,
+    **asking: Any,
+) -> Evaluation:
+    """Evaluate strategies on tasks of lm-evaluation-harness.
+
+    Args:
+        pair: loaded.
+        tasks: their names.
+        strategies: each is evaluated by itself.
+        given: sampling settings that go before those of tasks.
+        batch_size: how many answers are under way at once.
+        output: the folder of the results.
+        on_progress: told what is being answered.
+        asking: further fields of `Asking`.
+
+    Raises:
+        UsageError: lm-evaluation-harness is not installed, a task is unknown or cannot be set up.
+        RunError: out of memory.
+    """
+    if output is not None:
+        check_folder(output)
+    asked = Asking(tasks=tasks, **asking)
+    evaluating = Evaluating(pair, asked, task_manager(asked), given or Settings(), batch_size, output)
+    evaluating.check(strategies)
+    for strategy in strategies:
+        evaluating.run(strategy, on_progress)
+    return evaluating.evaluation()

@@ -1,0 +1,100 @@
+"""From what lm-evaluation-harness returns to scores and rows. No torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from cascli.evaluation.table import EvaluatedTask, Score
+from cascli.sweeps.plan import BASELINE
+from cascli.sweeps.records import Record
+from cascli.sweeps.table import rows
+
+Found = Mapping[str, Any]
+"""What `lm_eval.simple_evaluate` returned of one strategy."""
+WRITTEN = "generate_until"
+"""The kind of tasks to which answers are written."""
+
+
+def with_quality(records: Iterable[Record], found: Found) -> list[Record]:
+    """The records with the score of each answer, where the task has one of single answers between 0 and 1."""
+    qualities = {task: _qualities(found, task) for task in found["samples"]}
+    return [record.model_copy(update={"quality": qualities[record.category].get(record.problem)}) for record in records]
+
+
+def without_samples(found: Found) -> dict[str, Any]:
+    """All but the samples, and which metric of each task scores them."""
+    kept = {key: value for key, value in found.items() if key != "samples"}
+    return kept | {"main_metrics": {task: main_metric(found, task) for task in found["samples"]}}
+
+
+def main_metric(found: Found, task: str) -> tuple[str, str] | None:
+    """The first metric of a task whose scores of single documents lie between 0 and 1, and its first filter."""
+    for sample in found["samples"].get(task, ())[:1]:
+        for metric in sample.get("metrics", ()):
+            values = [each.get(metric) for each in found["samples"][task] if each["filter"] == sample["filter"]]
+            if all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
+                return metric, sample["filter"]
+    return None
+
+
+def _qualities(found: Found, task: str) -> dict[str, float]:
+    """Of every document: of one that is asked several times the mean."""
+    main = main_metric(found, task)
+    scores: dict[str, list[float]] = defaultdict(list)
+    for sample in found["samples"][task] if main is not None else ():
+        if main is not None and sample["filter"] == main[1]:
+            scores[str(sample["doc_id"])].append(float(sample[main[0]]))
+    return {document: fmean(values) for document, values in scores.items()}
+
+
+def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> list[EvaluatedTask]:
+    """Every task and group of tasks, in the order of lm-evaluation-harness; `found` without samples, by strategy."""
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    made = []
+    for name in first["results"]:
+        members = _members(first, name)
+        written = any(first["configs"][each]["output_type"] == WRITTEN for each in members)
+        main = first["main_metrics"].get(name)
+        own = [record for record in records if record.category == name]
+        samples = first.get("n-samples", {}).get(name)
+        told = found if written else {BASELINE: first}
+        made.append(
+            EvaluatedTask(
+                name=name,
+                written=written,
+                samples=None if samples is None else samples["effective"],
+                metric=None if main is None else main[0],
+                scores=[score for spec, each in told.items() for score in _scores(spec, each["results"][name])],
+                rows=rows(own),
+            )
+        )
+    return made
+
+
+def _members(found: Found, name: str) -> list[str]:
+    """The tasks of a group, however deep; a task itself."""
+    if name in found["configs"]:
+        return [name]
+    return [task for each in found.get("group_subtasks", {}).get(name, ()) for task in _members(found, each)]
+
+
+def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
+    """The numbers of one strategy, which are called `metric,filter` and `metric_stderr,filter`."""
+    scores = []
+    for key, value in results.items():
+        metric, comma, filter_ = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        stderr = results.get(f"{metric}_stderr,{filter_}")
+        scores.append(Score(strategy=spec, metric=metric, filter=filter_, value=_number(value), stderr=_number(stderr)))
+    return scores
+
+
+def _number(value: object) -> float | None:
+    """A number; lm-evaluation-harness says N/A where it has none."""
+    return float(value) if isinstance(value, int | float) else None

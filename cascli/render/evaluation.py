@@ -1,0 +1,72 @@
+"""An evaluation on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cascli.evaluation.table import EvaluatedTask, Evaluation, Score
+from cascli.render.console import Screen, plain_table, unicode_ok
+from cascli.render.marks import short_name
+from cascli.render.numbers import DASH, number
+from cascli.render.sweep import sweep_tables
+
+NO_SCORE = "score"
+"""Heading where no score of single answers is between 0 and 1."""
+
+
+def print_evaluation(evaluation: Evaluation, screen: Screen) -> None:
+    """The scores of lm-evaluation-harness, then of each task what its answers cost; below it what is to be known."""
+    screen.out.print(Group(*_parts(evaluation, screen.out)))
+    for note in notes(evaluation):
+        screen.note(note)
+
+
+def _parts(evaluation: Evaluation, console: Console) -> Iterator[RenderableType]:
+    yield _scores(evaluation, console)
+    for task in evaluation.tasks:
+        if task.rows:
+            yield ""
+            yield Text(f"{task.name}, {task.samples} documents", style="bold")
+            yield from sweep_tables(task.rows, task.metric or NO_SCORE, console, whole="eval.json")
+
+
+def _scores(evaluation: Evaluation, console: Console) -> Table:
+    """One line a task, score and strategy."""
+    fancy = unicode_ok(console)
+    table = plain_table(console)
+    table.add_column("task", overflow="fold")
+    table.add_column("score", overflow="fold")
+    table.add_column("strategy", style="bold", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("standard\nerror", justify="right", no_wrap=True, vertical="top")
+    for task in evaluation.tasks:
+        name = task.name
+        for (metric, filter_), scores in _by_metric(task).items():
+            heading = metric if filter_ == "none" else f"{metric}, {filter_}"
+            for score in scores:
+                who = short_name(score.strategy, fancy=fancy) + ("" if task.written else "*")
+                error = DASH if score.stderr is None else f"{'±' if fancy else '+-'}{number(score.stderr, 3)}"
+                table.add_row(name, heading, who, number(score.value, 3), error)
+                name, heading = "", ""
+    return table
+
+
+def _by_metric(task: EvaluatedTask) -> dict[tuple[str, str], list[Score]]:
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in task.scores:
+        groups.setdefault((score.metric, score.filter), []).append(score)
+    return groups
+
+
+def notes(evaluation: Evaluation) -> Iterator[str]:
+    """What the numbers do not say."""
+    if not all(task.written for task in evaluation.tasks):
+        yield "* likelihoods are the target's: a strategy has none of its own, and all share these scores"
+    if evaluation.not_honoured:
+        yield f"not honoured, since no strategy has it: {'; '.join(evaluation.not_honoured)}"
+    if evaluation.shortened:
+        yield f"{evaluation.shortened} prompts lost their beginning: the pair's context has no room for it"

@@ -1,0 +1,76 @@
+"""A sweep's drafts in the form that serving tools read; see `cascli.analysis.speculation_profile`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
+from cascli.analysis.speculation_profile import (
+    NOTHING_DRAFTS,
+    Checkpoint,
+    Drafting,
+    Kept,
+    SpeculationProfile,
+    described,
+    profile,
+)
+from cascli.errors import UsageError
+from cascli.strategies import parse
+from cascli.sweeps.records import Header, Record
+from cascli.trace import block_length, with_params
+
+
+def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) -> SpeculationProfile:
+    """The profile of the one among these strategies that `described` names, at the first temperature of the plan.
+
+    Raises:
+        UsageError: none of them drafts ahead, or answers are missing, or older than counts of accepted drafts.
+    """
+    plan = header.plan
+    alike = described(Drafting(strategy.name, strategy.params) for strategy in map(parse, specs))
+    if not alike:
+        raise UsageError(NOTHING_DRAFTS)
+    temperature = plan.temperatures[0]
+    groups: dict[str, list[Record]] = {with_params(*each): [] for each in alike}
+    for record in records:
+        if record.error is None and record.cell.temperature == temperature and record.cell.strategy in groups:
+            groups[record.cell.strategy].append(record)
+    chosen = groups[with_params(*alike[0])]
+    by_k = {block_length(each.params): _kept(groups[with_params(*each)]) for each in alike}
+    if not by_k[block_length(alike[0].params)]:
+        raise UsageError(f"{with_params(*alike[0])}: no answer tells how many drafts were accepted in each round")
+    distances = total(record.distances for record in chosen)
+    sizes = {record.batch_size for record in chosen}
+    models = {role: Checkpoint.of(*header.environment[role].rsplit(" ", 1)) for role in _MODELS if _told(header, role)}
+    return profile(
+        alike[0],
+        by_k[block_length(alike[0].params)],
+        {k: kept for k, kept in by_k.items() if kept},
+        draft=models.get("draft") if any(record.draft_calls for record in chosen) else None,
+        target=models.get("target", Checkpoint(id=header.pair or "", dtype="")),
+        date=header.date,
+        lossless=None if distances is None else distances.max_tv <= LOSSLESS_TOLERANCE,
+        dataset=plan.task.kind,
+        temperature=temperature,
+        top_k=plan.top_k,
+        top_p=plan.top_p,
+        max_new_tokens=plan.max_new_tokens,
+        concurrency=sizes.pop() if len(sizes) == 1 else None,
+        hardware=header.environment.get("device"),
+    )
+
+
+_MODELS = ("draft", "target")
+
+
+def _told(header: Header, role: str) -> bool:
+    return " " in header.environment.get(role, "")
+
+
+def _kept(records: Sequence[Record]) -> list[Kept]:
+    """Of the answers that tell it."""
+    return [
+        Kept(record.problem, record.category, record.acceptance_histogram)
+        for record in records
+        if record.acceptance_histogram is not None
+    ]

@@ -1,0 +1,195 @@
+"""The parts of `cascli eval` that need no lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from cascli import Pair, generate
+from cascli.cli.app import app
+from cascli.evaluation.generation import Generation
+from cascli.evaluation.run import folder_name
+from cascli.evaluation.scores import evaluated_tasks, with_quality, without_samples
+from cascli.settings import Settings
+from cascli.sweeps import likelihood
+from cascli.sweeps.likelihood import Likelihood, Reader
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record
+from cascli.version import __version__
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("task", "temperature", "tokens"),
+    [
+        ({}, 0.0, 256),
+        ({"do_sample": False, "temperature": 0.7, "max_gen_toks": 9}, 0.0, 9),
+        ({"temperature": 0.7, "max_new_tokens": 8}, 0.7, 8),
+        ({"do_sample": True, "temperature": 0.7, "max_tokens": 7, "max_gen_toks": 6}, 0.7, 6),
+        ({"do_sample": True, "max_completion_tokens": 5}, 1.0, 5),
+        ({"do_sample": True, "temperature": 0.0}, 0.0, 256),
+    ],
+)
+def test_tasks_say_how_answers_are_written(task: dict[str, Any], temperature: float, tokens: int) -> None:
+    found = Generation.of(task, Settings())
+    assert (found.sampling.temperature, found.max_new_tokens) == (temperature, tokens)
+    assert found.not_honoured == ()
+
+
+def test_stops_seeds_and_truncation_are_the_tasks() -> None:
+    found = Generation.of({"until": "\n", "seed": 3, "top_k": 5, "top_p": 0.9}, Settings())
+    assert (found.stop, found.seed, found.sampling.top_k, found.sampling.top_p) == (("\n",), 3, 5, 0.9)
+    assert Generation.of({"until": ["a", "", "b"], "top_k": -1}, Settings()).stop == ("a", "b")
+    assert Generation.of({"until": None, "top_k": -1}, Settings()).sampling.top_k == 0
+
+
+def test_flags_go_before_tasks() -> None:
+    task = {"until": ["a"], "do_sample": False, "max_gen_toks": 9, "seed": 3, "top_k": 5, "top_p": 0.9}
+    given = Settings(temperature=0.5, max_new_tokens=4, seed=0, top_k=0, top_p=1.0, stop=["b"])
+    found = Generation.of(task, given)
+    assert (found.sampling.temperature, found.sampling.top_k, found.sampling.top_p) == (0.5, 0, 1.0)
+    assert (found.max_new_tokens, found.seed, found.stop) == (4, 0, ("a", "b"))
+
+
+def test_what_no_strategy_has_is_named() -> None:
+    task = {"until": [], "repetition_penalty": 1.2, "num_beams": 1, "min_p": 0.0, "typical_p": None, "use_cache": False}
+    assert Generation.of(task, Settings()).not_honoured == ("repetition_penalty=1.2", "use_cache=False")
+
+
+def _by_hand(pair: Pair, prompt: list[int], answer: list[int]) -> Likelihood:
+    """In one forward of the transformers module, in float64 after it."""
+    with torch.inference_mode():
+        logits = pair.target.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1, : pair.vocab]
+    logs = torch.log_softmax(logits.double(), -1)
+    return Likelihood(
+        float(logs[range(len(answer)), answer].sum()), bool((logits.argmax(-1) == torch.tensor(answer)).all())
+    )
+
+
+def test_answers_to_the_same_prompt_are_read_after_what_is_known(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices, a longer prompt, a shorter one, another: as one forward of each, in fewer tokens."""
+    monkeypatch.setattr(likelihood, "CHUNK", 3)
+    prompt = [3, 1, 2, 9, 9]
+    own = generate(text_pair, prompt_ids=prompt, strategy="target", temperature=0.0, max_new_tokens=7).token_ids
+    asked = [
+        *((prompt, answer) for answer in (own, own[:4], [*own[:3], (own[3] + 1) % 300], [5], own)),
+        *([[*prompt, *own[:2]], own[2:]], [prompt[:3], [9, 9, *own]], [[8], [8]], [prompt[:2], [7]]),
+    ]
+    read, tokens = Reader(text_pair.target), 0
+    forward = text_pair.target.runner.forward
+
+    def counted(ids: torch.Tensor, rows: int) -> torch.Tensor:
+        nonlocal tokens
+        tokens += len(ids)
+        return forward(ids, rows)
+
+    monkeypatch.setattr(text_pair.target.runner, "forward", counted)
+    found = [read(each, answer) for each, answer in asked]
+    read.end()
+    wanted = [_by_hand(text_pair, list(each), list(answer)) for each, answer in asked]
+    assert [each.total for each in found] == pytest.approx([each.total for each in wanted], abs=1e-4)
+    assert [each.greedy for each in found] == [each.greedy for each in wanted]
+    assert [each.greedy for each in found[:6]] == [True, True, False, False, True, True]
+    assert tokens < sum(len(each) + len(answer) - 1 for each, answer in asked) - 5 * (len(prompt) - 1)
+    assert text_pair.target.runner.length == 0
+
+
+FOUND: dict[str, Any] = {
+    "results": {
+        "sums": {
+            "alias": "sums",
+            "exact_match,strict": 0.5,
+            "exact_match_stderr,strict": 0.25,
+            "exact_match,loose": 1.0,
+            "exact_match_stderr,loose": "N/A",
+        },
+        "all": {"alias": "all", "acc,none": 0.75, "acc_stderr,none": 0.1},
+        "choices": {"alias": " - choices", "acc,none": 0.75, "acc_stderr,none": 0.1},
+    },
+    "group_subtasks": {"all": ["choices"], "sums": []},
+    "configs": {"sums": {"output_type": "generate_until"}, "choices": {"output_type": "multiple_choice"}},
+    "n-samples": {"sums": {"original": 9, "effective": 2}, "choices": {"original": 4, "effective": 4}},
+    "samples": {
+        "sums": [
+            {
+                "doc_id": 0,
+                "filter": "strict",
+                "metrics": ["bleu", "exact_match"],
+                "bleu": ("a", "b"),
+                "exact_match": 1.0,
+            },
+            {
+                "doc_id": 1,
+                "filter": "strict",
+                "metrics": ["bleu", "exact_match"],
+                "bleu": ("a", "b"),
+                "exact_match": 0.0,
+            },
+            {"doc_id": 0, "filter": "loose", "metrics": ["exact_match"], "exact_match": 1.0},
+            {"doc_id": 1, "filter": "loose", "metrics": ["exact_match"], "exact_match": 1.0},
+        ],
+        "choices": [],
+    },
+}
+
+
+def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
+    cells = [Cell(strategy=spec, temperature=0.0, seed=0) for spec in ("target", "speculative:k=2")]
+    records = [
+        Record(
+            cell=cell, problem=str(n), category="sums", token_ids=[1, 2], target_calls=2, finish_reason="eos", turns=1
+        )
+        for cell in cells
+        for n in range(2)
+    ]
+    judged = with_quality(records, FOUND)
+    assert [record.quality for record in judged] == [1.0, 0.0, 1.0, 0.0]
+    sums, group, choices = evaluated_tasks({cell.strategy: without_samples(FOUND) for cell in cells}, judged)
+    assert (sums.name, sums.written, sums.samples, sums.metric) == ("sums", True, 2, "exact_match")
+    told = [(each.strategy, each.metric, each.filter, each.value, each.stderr) for each in sums.scores]
+    assert told[0] == ("target", "exact_match", "strict", 0.5, 0.25)
+    assert told[3] == ("speculative:k=2", "exact_match", "loose", 1.0, None)
+    assert [(row.strategy, row.quality, row.answers) for row in sums.rows] == [
+        ("target", 0.5, 2),
+        ("speculative:k=2", 0.5, 2),
+    ]
+    for task in (group, choices):  # likelihoods are nobody's but the target's, and told once
+        assert not task.written and [each.strategy for each in task.scores] == ["target"] and task.rows == []
+
+
+def test_names_of_folders_are_those_of_strategies() -> None:
+    assert folder_name("speculative-cascade:rule=opt,alpha=0.3,k=4") == "speculative-cascade_rule=opt_alpha=0.3_k=4"
+    assert folder_name("../x") == ".._x"
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    refused = CliRunner().invoke(app, ["eval", "--tasks", "gsm8k", "-c", "tiny-random"])
+    assert refused.exit_code == 2 and "pip install 'cascli[eval]'" in refused.stderr
+
+
+def test_a_folder_with_results_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text("{}")
+    refused = CliRunner().invoke(app, ["eval", "--tasks", "gsm8k", "-c", "tiny-random", "-o", str(tmp_path)])
+    assert refused.exit_code == 2 and "holds an evaluation" in refused.stderr
+    refused = CliRunner().invoke(app, ["eval", "--tasks", " , ", "-c", "tiny-random"])
+    assert refused.exit_code == 2 and "name one at least" in refused.stderr
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    page = (ROOT / "docs" / "citing.md").read_text()
+    assert cited["version"] == __version__ and f"version = {{{__version__}}}" in page
+    [paper] = cited["references"]
+    assert f"{{{cited['title']}}}" in page and f"{{{paper['title']}}}" in page
+    for author in paper["authors"]:
+        assert f"{author['given-names']} {author['family-names']}" in " ".join(page.split())
