@@ -7,6 +7,7 @@ COMPARISON = ("json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt")
 BENCH = ("json", "csv", "parquet", "txt")
 AUDIT = ("json", "csv", "parquet", "txt")
 RULE_CURVES = ("json", "csv", "parquet", "txt")
+ADVICE = ("json", "txt")
 SWEEP = ("json", "csv", "parquet", "txt", "html", "svg", "png", "pdf")
 ANY = (*COMPARISON, "png", "pdf")
 """What one or the other document can be written as."""
