@@ -1,4 +1,4 @@
-"""What to decode with on this machine, for these prompts and a stated tolerance: how it is chosen, and the document. No torch.
+"""What to decode with here, for these prompts and a stated tolerance: how it is chosen, and the document. No torch.
 
 Three words tell numbers apart, everywhere: *measured* was clocked or counted in this run, of the strategy itself;
 *predicted* follows from measured step times along answers that were recorded; *estimated* is what a rule would do at
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
+from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
 from cascli.analysis.statistics import FEWEST, LEVEL, Kind, difference_interval
@@ -159,6 +160,8 @@ class Confirmed(Data):
     """Measured: the target's time a token over its own, paired by prompt, whole answers."""
     answers: Ratio | None = None
     """Measured: the target's time for an answer over its own; None where too many answers were cut off."""
+    length: Ratio | None = None
+    """Tokens of its answers over those of the target's; None likewise."""
     tokens_per_second: float | None
     tokens_per_round: float | None
     draft_acceptance_rate: float | None
@@ -253,6 +256,8 @@ class Advice(Document):
     levels: list[Level]
     """What lenience would buy, the strictest first."""
     levers: list[Lever]
+    explanation: Explanation | None = None
+    """Why the fastest one that drafts is not faster, as measured."""
     looked: Looked
     machine: Machine
     profile: Profile
@@ -270,7 +275,7 @@ class Advice(Document):
 
 
 def best(candidates: Sequence[Candidate], max_tv: float = 0.0) -> Candidate | None:
-    """The fastest by prediction that is lossless, or estimated to keep a tolerance; of equals the lossless, shorter one."""
+    """The fastest by prediction that is lossless, or is estimated to keep a tolerance; of equals the simpler one."""
     allowed = [each for each in candidates if each.lossless or each.mean_tv <= SAFE * max_tv]
     return max(allowed, key=lambda each: (each.gain, each.lossless, each.plain, -_length(each)), default=None)
 
@@ -291,7 +296,7 @@ def levels(candidates: Sequence[Candidate], at: Sequence[float] = LEVELS) -> lis
 
 
 def shortlist(candidates: Sequence[Candidate], tolerance: Tolerance) -> list[Candidate]:
-    """What is worth measuring, the simplest first: plain speculation, the best without loss, and the best within tolerance.
+    """What is worth measuring, the simplest first: plain speculation, the best without loss, the best within tolerance.
 
     With scored answers several of those with loss, since what a distance does to a score is not known beforehand.
     """
@@ -306,7 +311,7 @@ def shortlist(candidates: Sequence[Candidate], tolerance: Tolerance) -> list[Can
         if tolerance.max_quality_loss is not None:
             at = [each for each in LEVELS if each < tolerance.max_tv] + at
         found = {each.candidate.strategy: each.candidate for each in levels(candidates, at)}
-        chosen += [*found.values()][-MOST_LENIENT:] if tolerance.max_quality_loss is not None else [*found.values()][-1:]
+        chosen += [*found.values()][-MOST_LENIENT if tolerance.max_quality_loss is not None else -1 :]
     return list({each.strategy: each for each in chosen}.values())
 
 
@@ -343,11 +348,12 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
         return f"too few prompts to show that it loses at most {tolerance.max_quality_loss:g}"
     if scored.most <= tolerance.max_quality_loss:
         return None
-    return f"it is not shown to lose at most {tolerance.max_quality_loss:g} (loses {scored.loss:.3f}, at most {scored.most:.3f})"
+    lost = f"loses {scored.loss:.3f}, at most {scored.most:.3f}"
+    return f"it is not shown to lose at most {tolerance.max_quality_loss:g} ({lost})"
 
 
 Faster = Callable[[str, str], Ratio]
-"""How much faster the first strategy is than the second, as measured."""
+"""How much faster the first strategy is than the second, as measured: see `cascli.jobs.advise.Measured.faster`."""
 
 
 def clearly(ratio: Ratio) -> bool:
@@ -408,7 +414,7 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
     others = [each for each in confirmed if each.strategy != TARGET]
     said = []
     if chosen.strategy == TARGET:
-        said.append(_nothing(others, faster))
+        said.append(_nothing(others))
     elif plain is not None and chosen.strategy != plain:
         over = faster(chosen.strategy, plain)
         said.append(f"It is {told(over)} as fast as plain speculation ({plain}), which is simpler.")
@@ -416,21 +422,23 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
     if fastest is not chosen and fastest.speed.of_means > chosen.speed.of_means and chosen.strategy != TARGET:
         said.append(_passed_over(fastest, chosen, faster))
     elif chosen.strategy == plain:
-        said.append("Nothing that ran is faster than plain speculation.")
+        ran, more = "Nothing that ran", "Nothing else within the tolerance is predicted to be"
+        said.append(f"{ran if len(others) > 1 else more} {'is ' * (len(others) > 1)}faster than plain speculation.")
     said += [
-        f"{each.strategy} was predicted {each.predicted:.2f}x, and measured {told(each.speed)}: go by what was measured."
+        f"{each.strategy} was predicted {each.predicted:.2f}x, and measured {told(each.speed)}: go by the measured."
         for each in others
         if each.surprise
     ]
+    compared = plain is not None and chosen.strategy not in (TARGET, plain)
     return Finding(
         strategy=chosen.strategy,
         speed=None if chosen.strategy == TARGET else chosen.speed,
-        over_plain=None if plain in (None, chosen.strategy) or chosen.strategy == TARGET else faster(chosen.strategy, plain or ""),
+        over_plain=faster(chosen.strategy, plain) if compared and plain is not None else None,
         sentences=said,
     )
 
 
-def _nothing(others: Sequence[Confirmed], faster: Faster) -> str:
+def _nothing(others: Sequence[Confirmed]) -> str:
     """Why the target stands."""
     allowed = [each for each in others if each.within]
     nearest = max(allowed, key=lambda each: each.speed.of_means, default=None)
@@ -445,7 +453,10 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
     """Why the fastest is not what is advised."""
     if fastest.refused is not None:
         return f"{fastest.strategy} is {told(fastest.speed)} as fast as target, but {fastest.refused}."
-    over = faster(fastest.strategy, chosen.strategy)
+    over, length = faster(fastest.strategy, chosen.strategy), fastest.length
+    if not fastest.lossless and length is not None and length.differs:
+        said = f"writes answers {length.of_means:.2f}x as long as target's: by the answer it is {told(over)} as fast"
+        return f"{fastest.strategy} {said} as the simpler one, which is advised."
     return f"{fastest.strategy} is {told(over)} as fast as it: not clearly more, so the simpler one is advised."
 
 

@@ -11,9 +11,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from cascli.trace import Data, PairInfo
+from cascli.trace import Data, PairInfo, block_length
 
-NO_RULE = "no lenient verification by this rule: verification there is exact, so drafts that the rule keeps are rejected"
+NO_RULE = "no verification by this rule: it is exact there, and rejects drafts that the rule would keep"
 NO_STOP = "no such stop: the best fixed k stands for it"
 
 
@@ -33,9 +33,7 @@ class Use(Data):
     transformers_note: str | None = None
 
 
-def use(
-    strategy: str, params: Mapping[str, Any], pair: PairInfo, models: str, temperature: float, fixed_k: int | None
-) -> Use:
+def use(strategy: str, params: Mapping[str, Any], pair: PairInfo, models: str, temperature: float, fixed_k: int) -> Use:
     """How a strategy is used, here and elsewhere.
 
     Args:
@@ -62,9 +60,7 @@ Found = tuple[str | None, str | None]
 """Arguments, and a note."""
 
 
-def _vllm(
-    params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int | None, *, plain: bool
-) -> Found:
+def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
     target = _model(pair.target.source, "TARGET")
     if plain:
         return f"vllm serve {target}", None
@@ -104,9 +100,7 @@ def _vllm(
     return f"vllm serve {target} --speculative-config {shlex.quote(json.dumps(config))}", "; ".join(notes) or None
 
 
-def _transformers(
-    params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int | None, *, plain: bool
-) -> Found:
+def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
     how = {"do_sample": False} if not temperature else {"do_sample": True, "temperature": temperature}
     if plain:
         return f"target.generate(**inputs, {_keywords(how)})", None
@@ -119,7 +113,8 @@ def _transformers(
     if params.get("verify") == "block":
         notes.append("no block verification: tokens are verified one by one")
     if drafter == "prompt-lookup":
-        how |= {"prompt_lookup_num_tokens": _length(params, fixed_k), "max_matching_ngram_size": params.get("max_ngram", 3)}
+        how["prompt_lookup_num_tokens"] = _length(params, fixed_k)
+        how["max_matching_ngram_size"] = params.get("max_ngram", 3)
         if "stop" in params:
             notes.append(NO_STOP)
         notes.append("copies from the first place where the n-gram stood, not the latest")
@@ -128,7 +123,7 @@ def _transformers(
         return None, f"nothing that drafts as '{drafter}' does"
     drafting, more = _assistant(params, fixed_k)
     if pair.draft_tokenizer_size is not None:
-        notes.append("models with different tokenizers: it drafts in another way there (tokenizer=, assistant_tokenizer=)")
+        notes.append("models with different tokenizers: it drafts otherwise there (tokenizer=, assistant_tokenizer=)")
     lines = [
         "# read from the assistant's own config, not from generate's arguments",
         f"assistant.generation_config.update({_keywords(drafting)})",
@@ -137,25 +132,24 @@ def _transformers(
     return "\n".join(lines), "; ".join([*notes, *more]) or None
 
 
-def _assistant(params: Mapping[str, Any], fixed_k: int | None) -> tuple[dict[str, Any], list[str]]:
+def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any], list[str]]:
     """How an assistant drafts, and what differs."""
     constant = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
     stop = params.get("stop")
     if stop == "heuristic":
         schedule = {"num_assistant_tokens_schedule": "heuristic_transient"}
         return {"num_assistant_tokens": params.get("start", 5)} | constant | schedule, []
-    k = _length(params, fixed_k)
     if stop == "confidence":
+        most = {"num_assistant_tokens": block_length(params)}
         threshold = {"assistant_confidence_threshold": params.get("least_q", 0.4)}
-        moves = "the threshold moves by itself where scikit-learn is installed"
-        return {"num_assistant_tokens": params["k"] if isinstance(params["k"], int) else 16} | constant | threshold, [moves]
-    return {"num_assistant_tokens": k} | constant, [NO_STOP] if stop else []
+        return most | constant | threshold, ["the threshold moves by itself where scikit-learn is installed"]
+    return {"num_assistant_tokens": _length(params, fixed_k)} | constant, [NO_STOP] if stop else []
 
 
-def _length(params: Mapping[str, Any], fixed_k: int | None) -> int:
+def _length(params: Mapping[str, Any], fixed_k: int) -> int:
     """A fixed k: the strategy's own unless a stop chooses."""
     k = params.get("k", 4)
-    return fixed_k or (k if isinstance(k, int) else 4) if "stop" in params else k
+    return fixed_k if "stop" in params else k
 
 
 def _model(source: str, missing: str) -> str:

@@ -1,8 +1,8 @@
 """How long recorded answers would have taken if other drafts had been made along them. No torch.
 
-An answer that follows the target's distribution would have come out alike whatever was drafted; what differs is how many
-rounds it takes. The chance with which a draft passes at each of its tokens, and what rounds cost on this machine, say
-how long.
+An answer that follows the target's distribution would have come out alike whatever was drafted; what differs is how
+many rounds it takes. The chance with which a draft passes at each of its tokens, and what rounds cost on this machine,
+say how long.
 """
 
 from __future__ import annotations

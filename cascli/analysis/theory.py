@@ -18,7 +18,7 @@ def expected_tokens(a: float, k: int) -> float:
 
 
 def expected_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float]) -> float:
-    """What an answer of n tokens is expected to cost in rounds, the chances of drafts being known at each of its tokens.
+    """What an answer of n tokens is expected to cost in rounds, where it is known with which chance drafts pass.
 
     A round at token t keeps j drafts if the first j pass and the next one does not, and goes on at t + j + 1.
 

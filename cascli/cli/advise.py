@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,7 +121,8 @@ def command(
     limit = plan.settings.limit
     prompts = spread(asked.prompts) if limit is None else asked.prompts[:limit]
     if len(prompts) < len(asked.prompts) and limit is None:
-        plan.screen.note(f"{len(prompts)} of {len(asked.prompts)} prompts, spread over all; --limit N takes the first N")
+        of = f"{len(prompts)} of {len(asked.prompts)} prompts"
+        plan.screen.note(f"{of}, spread over all; --limit N takes the first N")
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(
             pair, prompts, plan.settings, tolerance, asked.score, progress.step, models=_models(flags, pair.name)
@@ -138,7 +140,8 @@ def command(
 def _models(flags: Flags, name: str) -> str:
     """The flags that name the models, as they were given."""
     given = {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
-    return " ".join(f"{flag_name(key)} {value}" for key, value in given.items()) or f"--config {name}"
+    spelled = (f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(value)}" for key, value in given.items())
+    return " ".join(spelled) or f"-c {shlex.quote(name)}"
 
 
 def _check(advice: Advice, min_speedup: float | None) -> None:

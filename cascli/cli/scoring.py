@@ -28,7 +28,9 @@ class Scored(NamedTuple):
     settings: Resolved
 
 
-def scored(argument: str | None, plan: Plan, flags: Flags, command: str, task: str | None, metric: str | None) -> Scored:
+def scored(
+    argument: str | None, plan: Plan, flags: Flags, command: str, task: str | None, metric: str | None
+) -> Scored:
     """The prompts of a command, and if a task or metric is given what scores their answers.
 
     Raises:
@@ -38,7 +40,7 @@ def scored(argument: str | None, plan: Plan, flags: Flags, command: str, task: s
     if task is None and metric is None:
         return Scored(common.prompts(argument, replace(settings, limit=None), command), None, settings)
     if argument is not None or (task is not None and (settings.prompts is not None or metric is not None)):
-        raise UsageError("answers are scored of a task (--task), or of prompts in a file (--prompts, --metric); give one.")
+        raise UsageError("scores are of a task (--task), or of prompts in a file (--prompts, --metric); give one.")
     from cascli.sweeps.tasks import task_of
 
     asked, here = _plan_of(task, settings.prompts, metric)
@@ -63,7 +65,7 @@ def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple
     if metric not in known:
         raise UsageError(f"--metric: {unknown('metric', str(metric), known)}")
     if prompts is None or prompts == "-":
-        raise UsageError("--metric scores answers to prompts in a file: give --prompts FILE.jsonl with a 'reference' each.")
+        raise UsageError("--metric: give --prompts FILE.jsonl, each with a 'reference' that its answer is scored by.")
     kind = {"kind": "builtin"} if prompts == "builtin" else {"kind": "jsonl", "path": prompts}
     asked = TaskConfig.model_validate({**kind, "metric": metric})
     return SweepPlan(strategies=["target"], task=asked), Path()

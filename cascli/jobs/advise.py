@@ -1,4 +1,4 @@
-"""What to decode with: one recording of answers, predictions of everything along them, and a measurement of the best."""
+"""What to decode with: answers are recorded once, everything is predicted along them, and the best is measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cascli.analysis import advice as choosing
 from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, Levers, Quality, Tolerance
 from cascli.analysis.answer_costs import Ratio, paired
 from cascli.analysis.comparison import Comparison, Row
-from cascli.analysis.equivalents import use
+from cascli.analysis.equivalents import Use, use
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
 from cascli.analysis.statistics import median
@@ -115,27 +115,43 @@ def spread(prompts: Sequence[Prompt], most: int = MOST_PROMPTS) -> list[Prompt]:
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to record and others to measure, in turn; the same ones where they are few."""
+    """Prompts to record, 12 at most, and all others to measure; the same ones where they are few."""
     if len(prompts) < APART:
         return list(prompts), list(prompts)
-    return list(prompts[::2]), list(prompts[1::2])
+    looked = spread(prompts, min(len(prompts) // 2, MOST_PROMPTS))
+    return looked, [prompt for prompt in prompts if prompt not in looked]
 
 
 class Measured(NamedTuple):
-    """The runs that confirm, by strategy and prompt, every turn with its run."""
+    """The runs that confirm."""
 
     runs: dict[str, list[list[Run]]]
+    """By strategy and prompt, every turn."""
+    lossless: frozenset[str]
+    """The strategies that are: their answers are as long as the target's, but for chance."""
+    whole: bool
+    """Whether few enough answers were cut off for their lengths to be compared."""
 
     def faster(self, one: str, other: str) -> Ratio:
-        """How much faster the first strategy is: the second's time a token over its own."""
-        return paired([[(_per_token(b), _per_token(a))] for a, b in self._pairs(one, other)])
+        """How much faster the first strategy is: the second's time a token over its own, paired by prompt.
+
+        The time an answer where answers of one with loss are clearly of another length: a rule that writes more has not
+        gained what it gains by the token.
+        """
+        if self.whole and not {one, other} <= self.lossless and self._of(_tokens, one, other).differs:
+            return self.answers(one, other)
+        return self._of(_per_token, other, one)
 
     def answers(self, one: str, other: str) -> Ratio:
-        """Likewise of whole answers."""
-        return paired([[(_seconds(b), _seconds(a))] for a, b in self._pairs(one, other)])
+        """The second's time for an answer over that of the first."""
+        return self._of(_seconds, other, one)
 
-    def _pairs(self, one: str, other: str) -> list[tuple[list[Run], list[Run]]]:
-        return list(zip(self.runs[one], self.runs[other], strict=True))
+    def _of(self, value: Callable[[Sequence[Run]], float], one: str, other: str) -> Ratio:
+        return paired([[(value(a), value(b))] for a, b in zip(self.runs[one], self.runs[other], strict=True)])
+
+
+def _tokens(runs: Sequence[Run]) -> float:
+    return max(sum(len(run.token_ids) for run in runs), 1)
 
 
 def _seconds(runs: Sequence[Run]) -> float:
@@ -143,7 +159,7 @@ def _seconds(runs: Sequence[Run]) -> float:
 
 
 def _per_token(runs: Sequence[Run]) -> float:
-    return _seconds(runs) / max(sum(len(run.token_ids) for run in runs), 1)
+    return _seconds(runs) / _tokens(runs)
 
 
 class Advising:
@@ -172,49 +188,58 @@ class Advising:
         answers = Answers(self._pair, runs, seen, machine, sampling_of(self._settings))
         candidates = answers.lossless(self._on_progress)
         plain = choosing.best([each for each in candidates if each.plain])
-        first = plain.k if plain is not None and isinstance(plain.k, int) else RECORDED_K
-        lenient = list(answers.lenient(first, self._on_progress))
-        chosen = choosing.shortlist([*candidates, *lenient], self._tolerance)
+        k = plain.k if plain is not None and isinstance(plain.k, int) else RECORDED_K
+        every = [*candidates, *answers.lenient(k, self._on_progress)]
+        chosen = choosing.shortlist(every, self._tolerance)
         comparison = self._confirm([parse(each.strategy) for each in chosen], steps)
-        measured = Measured(_by_prompt(comparison.runs))
+        measured = Measured(
+            _by_prompt(comparison.runs),
+            frozenset([TARGET, *(each.strategy for each in chosen if each.lossless)]),
+            all(row.costs is not None and row.costs.withheld is None for row in comparison.summary),
+        )
         rows = [self._confirmed(row, chosen, measured) for row in comparison.summary]
         decided = choosing.decide(rows, measured.faster)
         how = Levers(answers.gain, answers.oracle()) if seen is not None else None
-        sampling = self._settings
-        return Advice(
-            date=self._date,
-            pair=self._pair.info,
-            sampling=SamplingInfo(
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-                max_new_tokens=sampling.max_new_tokens,
-                stop=list(sampling.stop),
-            ),
-            environment=environment(self._pair.device),
-            tolerance=self._tolerance,
-            finding=choosing.find(decided, rows, plain.strategy if plain is not None else None, measured.faster),
-            use=use(
-                decided.strategy,
-                parse(decided.strategy).params,
-                self._pair.info,
-                self._models,
-                sampling.temperature,
-                first if plain is not None else None,
-            ),
+        return self._document(
+            finding=choosing.find(decided, rows, None if plain is None else plain.strategy, measured.faster),
+            use=self._use(decided.strategy, k),
             confirmed=rows,
-            confirmed_on=[prompt.id for prompt in self._measured],
-            apart=self._looked != self._measured,
             candidates=candidates,
-            levels=choosing.levels([*candidates, *lenient]),
+            levels=choosing.levels(every),
             levers=[] if how is None else choosing.levers(how, machine),
+            explanation=comparison.explanation,
             looked=answers.looked(),
             machine=machine,
             profile=steps,
             spread=comparison.spread,
             notes=self._notes(rows),
         )
+
+    def _document(self, **found: Any) -> Advice:
+        """What was found, and of what it holds."""
+        settings = self._settings
+        return Advice(
+            date=self._date,
+            pair=self._pair.info,
+            sampling=SamplingInfo(
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                max_new_tokens=settings.max_new_tokens,
+                stop=list(settings.stop),
+            ),
+            environment=environment(self._pair.device),
+            tolerance=self._tolerance,
+            confirmed_on=[prompt.id for prompt in self._measured],
+            apart=self._looked != self._measured,
+            **found,
+        )
+
+    def _use(self, strategy: str, fixed_k: int) -> Use:
+        """How it is used; where there are no stops, the best fixed length stands for them."""
+        params = parse(strategy).params
+        return use(strategy, params, self._pair.info, self._models, self._settings.temperature, fixed_k)
 
     def _record(self) -> tuple[list[Run], Seen | None]:
         """The answers of the target's own distribution, and what both models thought along them if there are two."""
@@ -234,9 +259,7 @@ class Advising:
         if room is not None:
             context = max(1, min(context, room - max(BLOCKS)))
             room -= context
-        return profile(
-            self._pair, context, blocks=blocks_for((), room), repeats=REPEATS, on_progress=self._on_progress
-        )
+        return profile(self._pair, context, blocks=blocks_for((), room), repeats=REPEATS, on_progress=self._on_progress)
 
     def _machine(self, steps: Profile, *, with_draft: bool) -> Machine:
         """What steps cost, and by two short runs what goes by outside of them."""
@@ -271,14 +294,14 @@ class Advising:
 
     def _confirmed(self, row: Row, chosen: Sequence[Candidate], measured: Measured) -> Confirmed:
         candidate = next((each for each in chosen if each.strategy == row.strategy), None)
-        lossless = candidate is None or candidate.lossless
+        lossless = row.strategy in measured.lossless
         scored = self._quality(row.strategy, measured)
-        withheld = row.costs is None or row.costs.withheld is not None
         return Confirmed(
             strategy=row.strategy,
             predicted=None if candidate is None else candidate.gain,
             speed=measured.faster(row.strategy, TARGET),
-            answers=None if withheld else measured.answers(row.strategy, TARGET),
+            answers=measured.answers(row.strategy, TARGET) if measured.whole else None,
+            length=None if row.costs is None else row.costs.length,
             tokens_per_second=row.tokens_per_second,
             tokens_per_round=row.mean_acceptance_length,
             draft_acceptance_rate=row.tested_acceptance_rate,

@@ -1,10 +1,11 @@
-"""Every way to speculate, estimated on answers that were recorded once: drafters, lengths, stops, rules and settings."""
+"""Every way to speculate, predicted along answers that were recorded once: drafters, lengths, stops, rules."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,9 @@ class Settled(NamedTuple):
 class Answers:
     """Recorded answers, and what any way to speculate along them is predicted to come to."""
 
-    def __init__(self, pair: Pair, runs: Sequence[Run], seen: Seen | None, machine: Machine, sampling: Sampling) -> None:
+    def __init__(
+        self, pair: Pair, runs: Sequence[Run], seen: Seen | None, machine: Machine, sampling: Sampling
+    ) -> None:
         """Take answers that follow the target's distribution.
 
         Args:
@@ -95,7 +98,7 @@ class Answers:
         if self._seen is None:
             return Looked(acceptance=None, **common)
         mean = float(self._seen.expected.mean())
-        after = [(a, b) for each in self.chances for a, b in zip(each, each[1:], strict=False)]
+        after = [two for each in self.chances for two in pairwise(each)]
         first = sum(a for a, _ in after)
         thirds = [[value for each in self.chances for value in _third(each, i)] for i in range(3)]
         return Looked(
@@ -201,7 +204,7 @@ class Answers:
     # ---- rules
 
     def lenient(self, lossless_k: int, on_progress: OnProgress | None = None) -> Iterator[Candidate]:
-        """Every rule over its range, each setting at its best length; drafted by the model, in blocks of a fixed length.
+        """Every rule over its range, each setting at its best fixed length; drafted by the model.
 
         Args:
             lossless_k: the best length without loss, near which others are looked for.
@@ -216,8 +219,9 @@ class Answers:
             values = dict.fromkeys(dial.at(i / GRID) for i in range(GRID + 1))
             settled, seconds = list[Settled](), list[float]()
             for value in values:
+                setting = f"rule={name},{dial.parameter}={value}"
                 start = time.perf_counter()
-                settled.append(self._settled(f"rule={name},{dial.parameter}={value}", kind(**{dial.parameter: value})))
+                settled.append(self._settled(setting, kind(**{dial.parameter: value})))
                 seconds.append(time.perf_counter() - start)
             extra, k = self._own_time(median(seconds)), lossless_k
             for each in settled:
@@ -277,8 +281,7 @@ class Answers:
 
     def _spent(self, drafts: Sequence[Drafts], cost: Cost) -> list[float]:
         return [
-            theory.expected_cost(answer.tokens, each, cost)
-            for answer, each in zip(self._recorded, drafts, strict=True)
+            theory.expected_cost(answer.tokens, each, cost) for answer, each in zip(self._recorded, drafts, strict=True)
         ]
 
     def _best(self, spec: str, drafts: Callable[[int], list[Drafts]]) -> Candidate:

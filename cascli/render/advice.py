@@ -8,16 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, kind_of, told
+from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, told
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
 from cascli.render.console import Screen, plain_table, unicode_ok
-from cascli.render.explanation import noise_line, steps_line
+from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 
-SHOWN = 8
-"""Lossless strategies that are told of; `-v` tells of all."""
+NEAR = 0.9
+"""Share of the best prediction from which other lengths are told of without `-v`."""
+MOST_NEAR = 4
 
 
 def print_advice(advice: Advice, screen: Screen) -> None:
@@ -27,10 +28,25 @@ def print_advice(advice: Advice, screen: Screen) -> None:
     out.print(Text(verdict(advice)), style="bold")
     if screen.quiet:
         return
-    for sentence in advice.finding.sentences:
-        out.print(Text(sentence))
-    fancy = unicode_ok(out)
+    for said in advice.finding.sentences:
+        out.print(Text(said))
     _part(out, f"Measured, interleaved, whole answers to {len(advice.confirmed_on)} prompts", _measured(advice, out))
+    if advice.explanation is not None:
+        out.print(Text(f"\n{sentence(advice.explanation, fancy=unicode_ok(out))}"))
+    _print_predictions(advice, screen)
+    out.print(Text("\nOn what it rests", style="bold"))
+    for line in _basis(advice):
+        out.print(Text(line))
+    out.print(Text("\nTo use it", style="bold"))
+    for line in use_lines(advice.use):
+        out.print(Text(line), soft_wrap=True)
+    for note in filter(None, (*advice.notes, noise_line(advice.spread))):
+        screen.note(note)
+
+
+def _print_predictions(advice: Advice, screen: Screen) -> None:
+    """What did not run: without loss, with it, and on other machines."""
+    out, fancy = screen.out, unicode_ok(screen.out)
     shown = advice.candidates if screen.verbose else _shown(advice)
     _part(out, "Predicted without loss", _predicted(shown, out, fancy=fancy))
     if advice.levels:
@@ -39,17 +55,7 @@ def print_advice(advice: Advice, screen: Screen) -> None:
         out.print(Text("\nNo rule is predicted to be faster than no loss at any mean TV up to 0.2."))
     if advice.levers:
         _part(out, "What would change it: plain speculation, predicted", _levers(advice, out))
-    out.print(Text("\nOn what it rests", style="bold"))
-    for line in _basis(advice):
-        out.print(Text(line))
-    out.print(Text("\nTo use it", style="bold"))
-    for line in use_lines(advice.use):
-        out.print(Text(line), soft_wrap=True)
-    for note in advice.notes:
-        screen.note(note)
-    noisy = noise_line(advice.spread)
-    if noisy is not None:
-        screen.note(noisy)
+        out.print(Text(_most(advice)))
 
 
 def verdict(advice: Advice) -> str:
@@ -116,7 +122,7 @@ def _interval(ratio: Ratio) -> str:
 def _shown(advice: Advice) -> list[Candidate]:
     """The best of each drafter and stop, and plain speculation at every k that comes near its best."""
     plain = [each for each in advice.candidates if each.plain]
-    near = [each for each in plain if plain and each.gain >= 0.9 * plain[0].gain][:4]
+    near = [each for each in plain if plain and each.gain >= NEAR * plain[0].gain][:MOST_NEAR]
     return [each for each in advice.candidates if not each.plain or each in near]
 
 
@@ -145,16 +151,24 @@ def _levers(advice: Advice, console: Console) -> Table:
     return table
 
 
+def _most(advice: Advice) -> str:
+    """Which of the changes would help most."""
+    most = max(advice.levers, key=lambda each: each.gain)
+    return f"Most would be gained by: {most.change}, {most.gain:.2f}x in place of {advice.levers[0].gain:.2f}x."
+
+
 def _basis(advice: Advice) -> Iterator[str]:
     """What was recorded and timed."""
     looked, machine = advice.looked, advice.machine
     others = "others than were measured" if advice.apart else "the same as were measured"
-    yield f"Recorded: {len(looked.prompts)} prompts, {others}; {looked.tokens} tokens, {looked.share_cut:.0%} of answers cut."
+    cut = f"{looked.share_cut:.0%} of answers cut"
+    yield f"Recorded: {len(looked.prompts)} prompts, {others}; {looked.tokens} tokens, {cut}."
     if looked.acceptance is not None:
         thirds = ", ".join(number(each) for each in looked.acceptance_by_third)
-        rows = "" if looked.passing_rows is None else f"; after one that passed {looked.passing_rows:.2f} times as likely"
+        rows = "" if looked.passing_rows is None else f"; {looked.passing_rows:.2f} times that after one that passed"
         yield f"A draft passes with {looked.acceptance:.2f} (by third of the answer {thirds}){rows}."
-        yield f"c = {machine.c:.2f}: a draft step over a target step. Outside the models {machine.outside:.2f} steps a round."
+        outside = f"outside the models a round takes {machine.outside:.2f} steps"
+        yield f"c = {machine.c:.2f}: a draft step over a target step; {outside}."
     yield f"Measured {steps_line(advice.profile)}."
     yield "At one text at a time: in batches checks cost more (cascli bench --batch 1,4,16 says up to where it pays)."
 
@@ -179,6 +193,3 @@ def _elsewhere(name: str, code: str | None, note: str | None) -> Iterator[str]:
 def _indented(text: str) -> Iterator[str]:
     for line in text.splitlines():
         yield f"  {line}"
-
-
-__all__ = ["kind_of", "print_advice", "use_lines", "verdict"]
