@@ -275,8 +275,11 @@ class Advice(Document):
 
 
 def best(candidates: Sequence[Candidate], max_tv: float = 0.0) -> Candidate | None:
-    """The fastest by prediction that is lossless, or is estimated to keep a tolerance; of equals the simpler one."""
-    allowed = [each for each in candidates if each.lossless or each.mean_tv <= SAFE * max_tv]
+    """The fastest by prediction that is lossless, or is estimated to keep a tolerance; of equals the simpler one.
+
+    A rule that is estimated to give up nothing is not lossless for that: other texts may show it.
+    """
+    allowed = [each for each in candidates if each.lossless or (max_tv and each.mean_tv <= SAFE * max_tv)]
     return max(allowed, key=lambda each: (each.gain, each.lossless, each.plain, -_length(each)), default=None)
 
 
@@ -285,13 +288,13 @@ def _length(candidate: Candidate) -> int:
 
 
 def levels(candidates: Sequence[Candidate], at: Sequence[float] = LEVELS) -> list[Level]:
-    """What the best rule would bring at several tolerances; none where it brings no more than no loss does."""
-    lossless = best(candidates)
-    found = []
+    """What the best rule would bring at several tolerances; only those that bring more than the stricter ones."""
+    last, found = best(candidates), list[Level]()
     for max_tv in sorted(at):
         candidate = best(candidates, max_tv)
-        if candidate is not None and not candidate.lossless and (lossless is None or candidate.gain > lossless.gain):
+        if candidate is not None and (last is None or candidate.gain > last.gain):
             found.append(Level(max_tv=max_tv, candidate=candidate))
+            last = candidate
     return found
 
 
