@@ -157,7 +157,10 @@ class Confirmed(Data):
     predicted: float | None
     """Speed over the target; None of the target."""
     speed: Ratio
-    """Measured: the target's time a token over its own, paired by prompt, whole answers."""
+    """Measured: the target's time a token over its own, paired by prompt, whole answers.
+
+    Of one with loss whose answers are clearly of another length the time an answer.
+    """
     answers: Ratio | None = None
     """Measured: the target's time for an answer over its own; None where too many answers were cut off."""
     length: Ratio | None = None

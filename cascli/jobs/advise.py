@@ -269,7 +269,7 @@ class Advising:
         return Machine(
             step_seconds=step,
             c=steps.c,
-            v=[max(steps.v(n), 0.0) for n in range(1, steps.longest + 1)],
+            v=[steps.v(n) for n in range(1, steps.longest + 1)],
             outside=drafting.metrics.seconds.other / drafting.metrics.num_rounds / step,
             outside_alone=alone.metrics.seconds.other / alone.metrics.num_rounds / step,
             draft_reading=max(reading, 0.0) if with_draft else 0.0,

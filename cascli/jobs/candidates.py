@@ -78,6 +78,13 @@ class Answers:
         ]
 
     @property
+    def _both(self) -> Seen:
+        """What both models thought, where that is asked."""
+        if self._seen is None:
+            raise ValueError("the pair has no draft model")
+        return self._seen
+
+    @property
     def longest(self) -> int:
         """The longest block that is looked at."""
         return min(self._machine.longest, AUTO_DRAFTED)
@@ -154,15 +161,14 @@ class Answers:
 
     def _readings(self, reads: str | None) -> list[list[float]]:
         """What a stop goes by at every token of every answer; of a token that would be drawn the expected chance."""
-        assert self._seen is not None
-        d = self._seen.d
+        d = self._both.d
         if reads == "entropy":
             values = d.entropy("q1").squeeze(-1)
         elif reads == "chance":
             values = (d.q * d.q1).sum(dim=-1)
         else:
             values = d.q1.amax(dim=-1)
-        return [part.tolist() for part in values.split(self._seen.lengths) if len(part)]
+        return [part.tolist() for part in values.split(self._both.lengths) if len(part)]
 
     def _prompt_lookups(self) -> Iterator[Candidate]:
         """Copies from prompt and answer, exact: whether they pass is known from the text alone."""
@@ -230,8 +236,7 @@ class Answers:
                 yield candidate
 
     def _settled(self, params: str, rule: Rule) -> Settled:
-        assert self._seen is not None
-        d = self._seen.d
+        d = self._both.d
         pi = rule.apply(d)
         acceptance = torch.minimum(pi, d.q).sum(dim=-1).clamp_max(1)
         tv = float(distributions.total_variation(pi, d.p).mean())
@@ -239,15 +244,13 @@ class Answers:
 
     def _own_time(self, seconds: float) -> Cost:
         """What a rule takes in a round: on a CPU as long a number as here, on a GPU nothing that was timed."""
-        assert self._seen is not None
         if self._pair.device.type != "cpu":
             return lambda _: 0.0
-        of_a_row = seconds / self._seen.d.q.numel() * self._pair.vocab / self._machine.step_seconds
+        of_a_row = seconds / self._both.d.q.numel() * self._pair.vocab / self._machine.step_seconds
         return lambda j: of_a_row * (j + 1)
 
     def _lenient(self, rule: Settled, extra: Cost, k: int, name: str) -> Candidate:
-        assert self._seen is not None
-        chances = [each for each in self._seen.passing(rule.acceptance) if each]
+        chances = [each for each in self._both.passing(rule.acceptance) if each]
         cost = fixed_cost(self._machine, reads_last=rule.reads_draft, extra=extra)
 
         def of(k: int) -> Candidate:
