@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -37,7 +37,7 @@ from cascli.rules.base import Rule
 from cascli.sampling import distributions
 from cascli.sampling.parameters import AUTO_DRAFTED, Sampling
 from cascli.strategies import parse
-from cascli.trace import Run, StepCosts
+from cascli.trace import Run, StepCosts, with_params
 
 NGRAMS = (2, 3, 5)
 """`max_ngram` of prompt lookups that are tried."""
@@ -48,7 +48,8 @@ Chances = Sequence[Sequence[float]]
 class Settled(NamedTuple):
     """A rule at one setting, judged at every recorded position."""
 
-    spec: str
+    params: dict[str, Any]
+    """With its name first."""
     acceptance: torch.Tensor
     """`[N]`."""
     mean_tv: float
@@ -131,7 +132,11 @@ class Answers:
 
     def _fixed(self) -> Iterator[Candidate]:
         """The draft model, in blocks of each length; verified as blocks too where that may pass more."""
-        lengths = [self._of(f"speculative:k={k}", self._along_draft(k)) for k in range(1, self.longest + 1)]
+        cost, passing = fixed_cost(self._machine), float(self._both.expected.mean())
+        lengths = [
+            self._of(f"speculative:k={k}", k, self._along_draft(k), cost, acceptance=passing)
+            for k in range(1, self.longest + 1)
+        ]
         yield from lengths
         best = max(lengths, key=lambda each: each.gain)
         if self._sampling.temperature and best.k != 1:
@@ -157,7 +162,7 @@ class Answers:
             except CascliError:  # of another package, and broken
                 continue
             spent, rounds = zip(*parts, strict=True)
-            yield self._candidate(spec, spent, rounds, stop=name)
+            yield self._candidate(spec, "auto", spent, rounds, stop=name)
 
     def _readings(self, reads: str | None) -> list[list[float]]:
         """What a stop goes by at every token of every answer; of a token that would be drawn the expected chance."""
@@ -225,22 +230,21 @@ class Answers:
             values = dict.fromkeys(dial.at(i / GRID) for i in range(GRID + 1))
             settled, seconds = list[Settled](), list[float]()
             for value in values:
-                setting = f"rule={name},{dial.parameter}={value}"
                 start = time.perf_counter()
-                settled.append(self._settled(setting, kind(**{dial.parameter: value})))
+                settled.append(self._settled({"rule": name, dial.parameter: value}, kind(**{dial.parameter: value})))
                 seconds.append(time.perf_counter() - start)
             extra, k = self._own_time(median(seconds)), lossless_k
             for each in settled:
-                candidate = self._lenient(each, extra, k, name)
+                candidate = self._lenient(each, extra, k)
                 k = int(candidate.k)
                 yield candidate
 
-    def _settled(self, params: str, rule: Rule) -> Settled:
+    def _settled(self, params: dict[str, Any], rule: Rule) -> Settled:
         d = self._both.d
         pi = rule.apply(d)
         acceptance = torch.minimum(pi, d.q).sum(dim=-1).clamp_max(1)
         tv = float(distributions.total_variation(pi, d.p).mean())
-        return Settled(f"speculative-cascade:{params}", acceptance, tv, rule.reads_draft)
+        return Settled(params, acceptance, tv, rule.reads_draft)
 
     def _own_time(self, seconds: float) -> Cost:
         """What a rule takes in a round: on a CPU as long a number as here, on a GPU nothing that was timed."""
@@ -249,18 +253,16 @@ class Answers:
         of_a_row = seconds / self._both.d.q.numel() * self._pair.vocab / self._machine.step_seconds
         return lambda j: of_a_row * (j + 1)
 
-    def _lenient(self, rule: Settled, extra: Cost, k: int, name: str) -> Candidate:
+    def _lenient(self, rule: Settled, extra: Cost, near: int) -> Candidate:
         chances = [each for each in self._both.passing(rule.acceptance) if each]
         cost = fixed_cost(self._machine, reads_last=rule.reads_draft, extra=extra)
 
-        def of(k: int) -> Candidate:
-            spec = parse(f"{rule.spec},k={k}").spec
-            drafts = [along(each, k) for each in chances]
-            mean = float(rule.acceptance.mean())
-            return self._of(spec, drafts, cost, rule=name, mean_tv=rule.mean_tv, acceptance=mean)
+        def drafts(k: int) -> list[Drafts]:
+            return [along(each, k) for each in chances]
 
-        known = _Once(of)
-        return known(best_length(lambda k: known(k).gain, self.longest, k))
+        k = best_length(lambda k: self._speed(self._machine, drafts(k), cost, model=True), self.longest, near)
+        about = {"acceptance": float(rule.acceptance.mean()), "rule": rule.params["rule"], "mean_tv": rule.mean_tv}
+        return self._of(with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, **about)
 
     # ---- what it comes to
 
@@ -292,34 +294,19 @@ class Answers:
         cost = fixed_cost(self._machine, model=False)
         speeds = {k: self._speed(self._machine, drafts(k), cost, model=False) for k in range(1, self.longest + 1)}
         k = max(speeds, key=lambda each: (speeds[each], -each))
-        return self._of(parse(f"{spec},k={k}").spec, drafts(k), cost)
+        strategy = parse(f"{spec},k={k}")
+        return self._of(strategy.spec, k, drafts(k), cost, drafter=strategy.params["draft"])
 
-    def _of(self, spec: str, drafts: Sequence[Drafts], cost: Cost | None = None, **more: Any) -> Candidate:
-        by_model = "draft=" not in spec
-        if by_model and "acceptance" not in more and self._seen is not None:
-            more["acceptance"] = float(self._seen.expected.mean())
-        spent = self._spent(drafts, cost or fixed_cost(self._machine))
-        return self._candidate(spec, spent, self._spent(drafts, lambda _: 1.0), **more)
+    def _of(self, spec: str, k: int, drafts: Sequence[Drafts], cost: Cost, **more: Any) -> Candidate:
+        rounds = self._spent(drafts, lambda _: 1.0)
+        return self._candidate(spec, k, self._spent(drafts, cost), rounds, **more)
 
-    def _candidate(self, spec: str, spent: Sequence[float], rounds: Sequence[float], **more: Any) -> Candidate:
-        params = parse(spec).params
-        drafter, k = str(params.get("draft", "model")), params["k"]
-        found = replayed(self._recorded, self._machine, spent, rounds, reads_draft=drafter == "model")
-        return Candidate(
-            strategy=spec, drafter=drafter, k=k, tokens_per_round=found.tokens_per_round, speed=found.speed, **more
-        )
-
-
-class _Once:
-    """A function of a length that remembers."""
-
-    def __init__(self, of: Callable[[int], Candidate]) -> None:
-        self._of, self._known = of, dict[int, Candidate]()
-
-    def __call__(self, k: int) -> Candidate:
-        if k not in self._known:
-            self._known[k] = self._of(k)
-        return self._known[k]
+    def _candidate(
+        self, spec: str, k: int | Literal["auto"], spent: Sequence[float], rounds: Sequence[float], **more: Any
+    ) -> Candidate:
+        about = {"drafter": "model", **more}
+        found = replayed(self._recorded, self._machine, spent, rounds, reads_draft=about["drafter"] == "model")
+        return Candidate(strategy=spec, k=k, tokens_per_round=found.tokens_per_round, speed=found.speed, **about)
 
 
 def _third(values: Sequence[float], which: int) -> Sequence[float]:
