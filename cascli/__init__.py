@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cascli.version import __version__
 
 if TYPE_CHECKING:
+    from cascli.jobs.advise import advise
     from cascli.jobs.batch import generate_many
     from cascli.jobs.compare import compare
     from cascli.jobs.generate import generate
@@ -33,6 +34,7 @@ __all__ = [
     "Strategy",
     "ThresholdRule",
     "__version__",
+    "advise",
     "compare",
     "generate",
     "generate_many",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "advise": "cascli.jobs.advise",
     "compare": "cascli.jobs.compare",
     "generate": "cascli.jobs.generate",
     "generate_many": "cascli.jobs.batch",

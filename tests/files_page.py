@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from cascli.analysis.advice import Advice
 from cascli.analysis.bench import Bench
 from cascli.analysis.columns import COLUMNS
 from cascli.analysis.comparison import Comparison
@@ -34,6 +35,7 @@ DOCUMENTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`generate --json`, and a line of its jsonl", Run),
     ("`generate --json` of several prompts", Runs),
     ("`compare --json`", Comparison),
+    ("`advise --json`", Advice),
     ("`bench --json`", Bench),
     ("`verify --json`", Audit),
     ("a sweep's `sweep.json`", Header),

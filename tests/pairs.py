@@ -37,6 +37,17 @@ def pair(vocab: int = 300, draft_vocab: int | None = None, **more: Any) -> dict[
     return {"name": "test", "draft": draft, "target": model(2, vocab, **more)}
 
 
+def near(vocab: int = 300, **more: Any) -> Pair:
+    """Two models that often want the same token: the draft is the target with some noise in its weights."""
+    loaded = load_pair(pair(vocab, initializer_range=0.2, **more))
+    assert loaded.draft is not None
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for ours, theirs in zip(loaded.draft.model.parameters(), loaded.target.model.parameters(), strict=True):
+            ours.copy_(theirs + 0.12 * theirs.std() * torch.randn(theirs.shape, generator=noise))
+    return loaded
+
+
 def prompts(*texts: str) -> list[Prompt]:
     """Prompts of one turn, as those of a file."""
     return [Prompt((text,), str(place)) for place, text in enumerate(texts, 1)]

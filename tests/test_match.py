@@ -28,7 +28,7 @@ from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists, base, warp
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
-from tests.pairs import pair, prompts
+from tests.pairs import near, pair, prompts
 
 WHOLE = ("bild", "chow", "diff", "fuzzy", "opt", "opt-log")
 """Rules about whole distributions."""
@@ -37,13 +37,7 @@ WHOLE = ("bild", "chow", "diff", "fuzzy", "opt", "opt-log")
 @pytest.fixture(scope="module")
 def near_pair() -> Pair:
     """Two models that often want the same token: the draft is the target with some noise in its weights."""
-    loaded = load_pair(pair(300, initializer_range=0.2))
-    assert loaded.draft is not None
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for ours, theirs in zip(loaded.draft.model.parameters(), loaded.target.model.parameters(), strict=True):
-            ours.copy_(theirs + 0.12 * theirs.std() * torch.randn(theirs.shape, generator=noise))
-    return loaded
+    return near()
 
 
 # ---- calls along an answer

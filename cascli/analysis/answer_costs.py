@@ -75,6 +75,18 @@ class Ratio(Data):
         return self.interval_kind == "95%" and self.interval is not None and not _contains(self.interval, 1.0)
 
 
+def paired(groups: Sequence[Sequence[tuple[float, float]]]) -> Ratio:
+    """The ratio of what stands in pairs, each prompt a group of them by seed or repeat; one prompt at least."""
+    interval = ratio_interval(groups)
+    return Ratio(
+        of_means=ratio_of_totals(groups),
+        mean=fmean(ratio_of_totals([group]) for group in groups),
+        interval=None if interval is None else (interval.low, interval.high),
+        interval_kind=None if interval is None else interval.kind,
+        prompts=len(groups),
+    )
+
+
 def _contains(interval: tuple[float, float], value: float) -> bool:
     return interval[0] <= value <= interval[1]
 
@@ -204,17 +216,7 @@ def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], of: Callable[[A
         other = known.get((each.prompt, each.seed))
         if other:
             groups[each.prompt].append((of(each), other))
-    if not groups:
-        return None
-    pairs = list(groups.values())
-    interval = ratio_interval(pairs)
-    return Ratio(
-        of_means=ratio_of_totals(pairs),
-        mean=fmean(ratio_of_totals([group]) for group in pairs),
-        interval=None if interval is None else (interval.low, interval.high),
-        interval_kind=None if interval is None else interval.kind,
-        prompts=len(pairs),
-    )
+    return paired(list(groups.values())) if groups else None
 
 
 def _accepted(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float | None:

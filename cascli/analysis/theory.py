@@ -17,22 +17,49 @@ def expected_tokens(a: float, k: int) -> float:
     return float(k + 1) if a >= 1 else (1 - a ** (k + 1)) / (1 - a)
 
 
+def expected_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float]) -> float:
+    """What an answer of n tokens is expected to cost in rounds, where it is known with which chance drafts pass.
+
+    A round at token t keeps j drafts if the first j pass and the next one does not, and goes on at t + j + 1.
+
+    Args:
+        n: tokens.
+        drafts: of a round that begins at a token, for each drafted token the probability that it passes if those before
+            it have; of at most n - 1 - t tokens.
+        cost: of a round by the tokens that it drafts.
+    """
+    ahead = [0.0] * (n + 1)
+    """From token t to the end."""
+    for t in reversed(range(n)):
+        chances = drafts(t)
+        reached, total = 1.0, cost(len(chances))
+        for j, a in enumerate(chances):
+            total += reached * (1 - a) * ahead[t + j + 1]
+            reached *= a
+        ahead[t] = total + reached * ahead[t + len(chances) + 1]
+    return ahead[0]
+
+
+def least_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float]) -> float:
+    """As `expected_cost`, had every round known how many of its drafts pass, and drafted as many of them as pays."""
+    ahead = [0.0] * (n + 1)
+    for t in reversed(range(n)):
+        reached, total, least = 1.0, 0.0, cost(0) + ahead[t + 1]
+        for j, a in enumerate(drafts(t), 1):
+            total += reached * (1 - a) * least
+            reached *= a
+            least = min(least, cost(j) + ahead[t + j + 1])
+        ahead[t] = total + reached * least
+    return ahead[0]
+
+
 def expected_rounds(acceptance: Sequence[float], k: int) -> float:
     """Rounds of up to k drafts that an answer takes, the acceptance at each of its tokens being known.
 
-    A round at token t keeps j drafts if those at t .. t + j - 1 pass and the next one does not, and goes on at
-    t + j + 1. One mean acceptance for all tokens would come to more: drafts that pass come in rows.
+    One mean acceptance for all tokens would come to more: drafts that pass come in rows.
     """
     n = len(acceptance)
-    rounds = [0.0] * (n + 1)
-    """From token t to the end."""
-    for t in reversed(range(n)):
-        reached, total, drafted = 1.0, 1.0, min(k, n - 1 - t)
-        for j, a in enumerate(acceptance[t : t + drafted]):
-            total += reached * (1 - a) * rounds[t + j + 1]
-            reached *= a
-        rounds[t] = total + reached * rounds[t + drafted + 1]
-    return rounds[0]
+    return expected_cost(n, lambda t: acceptance[t : t + min(k, n - 1 - t)], lambda _: 1.0)
 
 
 def overshoot(a: float, k: int) -> float:

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from cascli import __version__
-from cascli.cli import bench, chat, compare, evaluate, generate, init, pairs, pull, show, strategies, sweep, verify
+from cascli.cli import (
+    advise,
+    bench,
+    chat,
+    compare,
+    evaluate,
+    generate,
+    init,
+    pairs,
+    pull,
+    show,
+    strategies,
+    sweep,
+    verify,
+)
 from cascli.cli.environment import OWN
 from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, os_message, reported, silence_stdout
 from cascli.cli.help import Command, Group
@@ -58,6 +72,7 @@ for module, panel in (
     (generate, DECODE),
     (chat, DECODE),
     (compare, DECODE),
+    (advise, DECODE),
     (sweep, DECODE),
     (evaluate, DECODE),
     (show, DECODE),

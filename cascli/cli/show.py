@@ -37,6 +37,7 @@ POSSIBLE = {
     "cascli.sweep-table/1": formats.SWEEP,
     "cascli.rule-curves/1": formats.RULE_CURVES,
     "cascli.eval/1": formats.EVAL,
+    "cascli.advice/1": formats.ADVICE,
 }
 """The documents, and what each can be written as."""
 TABLES = ("cascli.sweep/1", "cascli.sweep-table/1")
@@ -171,6 +172,10 @@ def _all_writers(text: str, kind: str, file: Path) -> Writers:
         from cascli.evaluation.table import Evaluation
 
         return export.of_evaluation(Evaluation.from_json(text))
+    if kind == "cascli.advice/1":
+        from cascli.analysis.advice import Advice
+
+        return export.of_advice(Advice.from_json(text))
     if kind in SWEEPS:
         return export.of_sweep(table_in(text, kind, file))
     return export.of_runs(runs_in(text, kind, file))
@@ -198,6 +203,11 @@ def _render(text: str, kind: str, file: Path, view: Screen, *, by_category: bool
         from cascli.render.bench import print_bench
 
         print_bench(Bench.from_json(text), view)
+    elif kind == "cascli.advice/1":
+        from cascli.analysis.advice import Advice
+        from cascli.render.advice import print_advice
+
+        print_advice(Advice.from_json(text), view)
     elif kind == "cascli.verify/1":
         _audit(text, view)
     elif kind == "cascli.eval/1":

@@ -141,6 +141,8 @@ class Seen(NamedTuple):
     """Tokens of each answer; they add up to N."""
     calls: int = 0
     """Target calls that the answers took."""
+    runs: tuple[Run, ...] = ()
+    """The answers."""
 
     def passing(self, acceptance: Tensor) -> list[list[float]]:
         """The probability that a draft passes, answer by answer, for a rule that accepts with these `[N]` on average.
@@ -191,6 +193,7 @@ def record(
         tail=_tail(d),
         lengths=tuple(len(run.token_ids) for run in runs),
         calls=sum(run.metrics.target_calls for run in runs),
+        runs=tuple(runs),
     )
 
 

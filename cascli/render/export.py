@@ -31,6 +31,7 @@ from cascli.settings import Resolved
 from cascli.trace import Run, Runs
 
 if TYPE_CHECKING:
+    from cascli.analysis.advice import Advice
     from cascli.analysis.rule_estimate import RuleCurves
     from cascli.audit.report import Audit
     from cascli.evaluation.table import Evaluation
@@ -227,6 +228,17 @@ def of_bench(bench: Bench) -> Writers:
         print_bench(bench, screen)
 
     return {"json": bench.to_json, "txt": lambda: as_text(printed), **of_table(lambda: tidy.of_bench(bench))}
+
+
+def of_advice(advice: Advice) -> Writers:
+    """What advice can be written as."""
+
+    def printed(screen: Screen) -> None:
+        from cascli.render.advice import print_advice
+
+        print_advice(advice, screen)
+
+    return {"json": advice.to_json, "txt": lambda: as_text(printed)}
 
 
 def of_audit(audit: Audit) -> Writers:

@@ -12,6 +12,7 @@ BENCH = ("json", "csv", "parquet", "txt")
 AUDIT = ("json", "csv", "parquet", "txt")
 EVAL = ("json", "txt")
 RULE_CURVES = ("json", "csv", "parquet", "txt")
+ADVICE = ("json", "txt")
 SWEEP = ("json", "csv", "parquet", "txt", "html", "svg", "png", "pdf", PROFILE)
 ANY = (*COMPARISON, "png", "pdf")
 """What one or the other document can be written as."""

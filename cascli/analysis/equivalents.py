@@ -1,0 +1,162 @@
+"""How a strategy is had: here, in vLLM and in transformers, where they have it. No torch.
+
+What is said of others is of vLLM 0.26 (`--speculative-config`) and transformers 5.23 (`generate`), as read in their
+documentation and code.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from cascli.trace import Data, PairInfo, block_length
+
+NO_RULE = "no verification by this rule: it is exact there, and rejects drafts that the rule would keep"
+NO_STOP = "no such stop: the best fixed k stands for it"
+
+
+class Use(Data):
+    """How a strategy is used."""
+
+    yaml: str
+    """For the pair's file."""
+    command: str
+    """A command line."""
+    vllm: str | None
+    """Arguments of `vllm serve`; None where there is no equivalent."""
+    vllm_note: str | None = None
+    """What differs, or why there is none."""
+    transformers: str | None
+    """Python code; None where there is no equivalent."""
+    transformers_note: str | None = None
+
+
+def use(strategy: str, params: Mapping[str, Any], pair: PairInfo, models: str, temperature: float, fixed_k: int) -> Use:
+    """How a strategy is used, here and elsewhere.
+
+    Args:
+        strategy: with its parameters.
+        params: these, by name.
+        pair: says which models.
+        models: the flags that name them, such as `-c PAIR`.
+        temperature: of the sampling.
+        fixed_k: what stands for a stop where there is none.
+    """
+    vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == "target")
+    hf, hf_note = _transformers(params, pair, temperature, fixed_k, plain=strategy == "target")
+    return Use(
+        yaml=f"defaults:\n  strategy: {json.dumps(strategy)}\n  temperature: {temperature:g}\n",
+        command=f"cascli generate {models} -s {shlex.quote(strategy)} --temperature {temperature:g} PROMPT",
+        vllm=vllm,
+        vllm_note=vllm_note,
+        transformers=hf,
+        transformers_note=hf_note,
+    )
+
+
+Found = tuple[str | None, str | None]
+"""Arguments, and a note."""
+
+
+def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
+    target = _model(pair.target.source, "TARGET")
+    if plain:
+        return f"vllm serve {target}", None
+    if "rule" in params:
+        return None, NO_RULE
+    drafter, k = params.get("draft", "model"), _length(params, fixed_k)
+    notes = [NO_STOP] if "stop" in params else []
+    if drafter == "model":
+        config: dict[str, Any] = {
+            "method": "draft_model",
+            "model": _model((pair.draft or pair.target).source, "DRAFT"),
+            "num_speculative_tokens": k,
+        }
+        if temperature:
+            config["draft_sample_method"] = "probabilistic"
+        if pair.draft_tokenizer_size is not None:
+            notes.append("models with different tokenizers: only with greedy drafts, where the version has it")
+    elif drafter == "prompt-lookup":
+        config = {
+            "method": "ngram",
+            "num_speculative_tokens": k,
+            "prompt_lookup_max": params.get("max_ngram", 3),
+            "prompt_lookup_min": params.get("min_ngram", 1),
+        }
+    elif drafter == "suffix":
+        config = {
+            "method": "suffix",
+            "num_speculative_tokens": k,
+            "suffix_decoding_max_tree_depth": params.get("max_suffix", 24),
+            "suffix_decoding_max_cached_requests": 0,
+        }
+        notes.append("needs arctic-inference, and drafts greedily; more cached requests also copy from other answers")
+    else:
+        return None, f"nothing that drafts as '{drafter}' does"
+    if params.get("verify") == "block":
+        config["rejection_sample_method"] = "block"
+    return f"vllm serve {target} --speculative-config {shlex.quote(json.dumps(config))}", "; ".join(notes) or None
+
+
+def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
+    how = {"do_sample": False} if not temperature else {"do_sample": True, "temperature": temperature}
+    if plain:
+        return f"target.generate(**inputs, {_keywords(how)})", None
+    drafter, notes = params.get("draft", "model"), list[str]()
+    if "rule" in params:
+        if params["rule"] != "mixture" or drafter != "model" or not 0 < params["target_weight"] < 1:
+            return None, NO_RULE
+        how["assistant_ensemble_weight"] = params["target_weight"]
+        notes.append("its bonus token follows the target, not the mixture")
+    if params.get("verify") == "block":
+        notes.append("no block verification: tokens are verified one by one")
+    if drafter == "prompt-lookup":
+        how["prompt_lookup_num_tokens"] = _length(params, fixed_k)
+        how["max_matching_ngram_size"] = params.get("max_ngram", 3)
+        if "stop" in params:
+            notes.append(NO_STOP)
+        notes.append("copies from the first place where the n-gram stood, not the latest")
+        return f"target.generate(**inputs, {_keywords(how)})", "; ".join(notes)
+    if drafter != "model":
+        return None, f"nothing that drafts as '{drafter}' does"
+    drafting, more = _assistant(params, fixed_k)
+    if pair.draft_tokenizer_size is not None:
+        notes.append("models with different tokenizers: it drafts otherwise there (tokenizer=, assistant_tokenizer=)")
+    lines = [
+        "# read from the assistant's own config, not from generate's arguments",
+        f"assistant.generation_config.update({_keywords(drafting)})",
+        f"target.generate(**inputs, assistant_model=assistant, {_keywords(how)})",
+    ]
+    return "\n".join(lines), "; ".join([*notes, *more]) or None
+
+
+def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any], list[str]]:
+    """How an assistant drafts, and what differs."""
+    constant = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
+    stop = params.get("stop")
+    if stop == "heuristic":
+        schedule = {"num_assistant_tokens_schedule": "heuristic_transient"}
+        return {"num_assistant_tokens": params.get("start", 5)} | constant | schedule, []
+    if stop == "confidence":
+        most = {"num_assistant_tokens": block_length(params)}
+        threshold = {"assistant_confidence_threshold": params.get("least_q", 0.4)}
+        return most | constant | threshold, ["the threshold moves by itself where scikit-learn is installed"]
+    return {"num_assistant_tokens": _length(params, fixed_k)} | constant, [NO_STOP] if stop else []
+
+
+def _length(params: Mapping[str, Any], fixed_k: int) -> int:
+    """A fixed k: the strategy's own unless a stop chooses."""
+    k = params.get("k", 4)
+    return fixed_k if "stop" in params else k
+
+
+def _model(source: str, missing: str) -> str:
+    """A model as other tools name it; in capitals where they cannot have it by name."""
+    kind, _, name = source.partition(":")
+    return name.partition("@")[0] if kind == "hub" else name if kind == "path" else missing
+
+
+def _keywords(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in values.items())

@@ -1,0 +1,152 @@
+"""cascli advise: what to decode these prompts with on this machine, for a stated tolerance."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascli.cli import common, complete
+from cascli.cli.options import LOADING, PAIR, Flags, flag_name, with_shared
+from cascli.errors import CheckFailed, UsageError
+from cascli.render import formats
+
+if TYPE_CHECKING:
+    from cascli.analysis.advice import Advice
+
+NAME = "advise"
+EXAMPLE = """\
+cascli advise --prompts builtin
+cascli advise -c my-pair.yaml --prompts questions.jsonl --limit 24
+cascli advise --prompts questions.jsonl --temperature 1 --max-tv 0.02
+cascli advise --task humaneval --max-quality-loss 0.05 --limit 100
+cascli advise --prompts builtin --min-speedup 1.2 -o advice.json
+"""
+TOLERANCE = "Tolerance"
+
+
+@with_shared(
+    *LOADING,
+    *("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "prompts", "limit"),
+    *("json", "output", "format", "quiet", "verbose", "color"),
+    output=formats.help_of(formats.ADVICE),
+    max_new_tokens="Longest answer. (default the pair's, else 64; for several prompts at least 256)",
+    limit="Take only the first N prompts. (default 12, spread over all)",
+    quiet="Print the advice alone.",
+    verbose="Tell of every strategy that was predicted.",
+)
+def command(
+    prompt: Annotated[
+        str | None, typer.Argument(help="One prompt; several (--prompts) say more.", show_default=False)
+    ] = None,
+    *,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Give up nothing (the default).", rich_help_panel=TOLERANCE)
+    ] = False,
+    max_tv: Annotated[
+        float | None,
+        typer.Option(
+            "--max-tv",
+            metavar="X",
+            help="Mean total variation to the target that may be given up, such as 0.02.",
+            rich_help_panel=TOLERANCE,
+        ),
+    ] = None,
+    max_quality_loss: Annotated[
+        float | None,
+        typer.Option(
+            "--max-quality-loss",
+            metavar="X",
+            help="How much lower than the target's the mean score may be; it must be shown (--task, --metric).",
+            rich_help_panel=TOLERANCE,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="SWEEP",
+            help="Ask and score the task of a sweep's file or name, in place of --prompts.",
+            rich_help_panel=TOLERANCE,
+            autocompletion=complete.sweeps,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Score answers to --prompts by their 'reference': number, exact-match, f1, rouge ...",
+            rich_help_panel=TOLERANCE,
+        ),
+    ] = None,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            "--min-speedup",
+            metavar="X",
+            help="Exit 1 unless what is advised was measured X times as fast as target.",
+            rich_help_panel="Checks",
+        ),
+    ] = None,
+    flags: Flags,
+) -> None:
+    """Find the fastest way to decode these prompts here, for what may be given up: measured, with how to use it."""
+    from cascli.analysis.advice import Tolerance
+    from cascli.cli.progress import Progress
+    from cascli.cli.scoring import scored
+    from cascli.render import export
+    from cascli.render.advice import print_advice
+
+    tolerance = Tolerance.of(
+        lossless=lossless,
+        max_tv=max_tv,
+        max_quality_loss=max_quality_loss,
+        scored=task is not None or metric is not None,
+        spell=flag_name,
+    )
+    if min_speedup is not None and not min_speedup > 0:
+        raise UsageError(f"--min-speedup: a positive number is wanted (got {min_speedup:g})")
+    plan = common.plan(flags)
+    outputs = export.outputs(plan.settings, formats.ADVICE)
+    asked = scored(prompt, plan, flags, NAME, task, metric)
+    plan = replace(plan, settings=asked.settings)
+    if len(asked.prompts) > 1 and task is None:
+        plan = common.for_several(plan, flags)
+    pair = plan.load()
+    from cascli.jobs.advise import Advising, spread
+
+    limit = plan.settings.limit
+    prompts = spread(asked.prompts) if limit is None else asked.prompts[:limit]
+    if len(prompts) < len(asked.prompts) and limit is None:
+        of = f"{len(prompts)} of {len(asked.prompts)} prompts"
+        plan.screen.note(f"{of}, spread over all; --limit N takes the first N")
+    with Progress(plan.screen, "recording", counted=True) as progress:
+        advising = Advising(
+            pair, prompts, plan.settings, tolerance, asked.score, progress.step, models=_models(flags, pair.name)
+        )
+        advice = advising.advice()
+    advice = common.with_command(advice)
+    if outputs.printed is None:
+        print_advice(advice, plan.screen)
+    outputs.deliver(export.of_advice(advice), plan.screen)
+    plan.note_captures(pair)
+    plan.keep_steps(advice.profile)
+    _check(advice, min_speedup)
+
+
+def _models(flags: Flags, name: str) -> str:
+    """The flags that name the models, as they were given."""
+    given = {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
+    spelled = (f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(value)}" for key, value in given.items())
+    return " ".join(spelled) or f"-c {shlex.quote(name)}"
+
+
+def _check(advice: Advice, min_speedup: float | None) -> None:
+    """Raise if what is advised is not fast enough."""
+    speed = advice.finding.speed
+    if min_speedup is not None and (1.0 if speed is None else speed.of_means) < min_speedup:
+        reached = "is target itself" if speed is None else f"is {speed.of_means:.2f}x as fast as target"
+        raise CheckFailed(f"{advice.finding.strategy} {reached}, less than {min_speedup:g}x (--min-speedup).")

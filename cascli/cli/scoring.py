@@ -1,0 +1,95 @@
+"""Prompts whose answers are scored, for commands that are no sweeps: a sweep's task, or a metric over a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cascli.cli import common
+from cascli.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from cascli.cli.common import Plan
+    from cascli.cli.options import Flags
+    from cascli.jobs.advise import Score
+    from cascli.prompts import Prompt
+    from cascli.settings import Resolved
+    from cascli.sweeps.plan import SweepPlan
+    from cascli.sweeps.tasks import Task
+    from cascli.trace import Run
+
+
+class Scored(NamedTuple):
+    """What is asked, and how answers are judged."""
+
+    prompts: list[Prompt]
+    score: Score | None
+    settings: Resolved
+
+
+def scored(
+    argument: str | None, plan: Plan, flags: Flags, command: str, task: str | None, metric: str | None
+) -> Scored:
+    """The prompts of a command, and if a task or metric is given what scores their answers.
+
+    Raises:
+        UsageError: several sources of prompts, a metric that does not exist or does not fit, or no prompts.
+    """
+    settings = plan.settings
+    if task is None and metric is None:
+        return Scored(common.prompts(argument, replace(settings, limit=None), command), None, settings)
+    if argument is not None or (task is not None and (settings.prompts is not None or metric is not None)):
+        raise UsageError("scores are of a task (--task), or of prompts in a file (--prompts, --metric); give one.")
+    from cascli.sweeps.tasks import task_of
+
+    asked, here = _plan_of(task, settings.prompts, metric)
+    found = task_of(asked.model_copy(update={"limit": None, "match": None}), here, offline=settings.offline)
+    if found.needs_target and settings.temperature:
+        raise UsageError("the metric agreement is of greedy answers: give --temperature 0, or another metric.")
+    if task is not None:
+        settings = _settings_of(asked, settings, flags)
+    return Scored(_prompts(found), _score(found), settings)
+
+
+def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple[SweepPlan, Path]:
+    """The sweep whose task is asked, and the folder that its paths are relative to."""
+    from typing import get_args
+
+    from cascli.sweeps.plan import SweepPlan, TaskConfig, load_plan, plan_file
+
+    if task is not None:
+        file = plan_file(task)
+        return load_plan(file), file.parent
+    known = [each for kind in get_args(TaskConfig.model_fields["metric"].annotation) for each in get_args(kind)]
+    if metric not in known:
+        raise UsageError(f"--metric: {unknown('metric', str(metric), known)}")
+    if prompts is None or prompts == "-":
+        raise UsageError("--metric: give --prompts FILE.jsonl, each with a 'reference' that its answer is scored by.")
+    kind = {"kind": "builtin"} if prompts == "builtin" else {"kind": "jsonl", "path": prompts}
+    asked = TaskConfig.model_validate({**kind, "metric": metric})
+    return SweepPlan(strategies=["target"], task=asked), Path()
+
+
+def _settings_of(asked: SweepPlan, settings: Resolved, flags: Flags) -> Resolved:
+    """With what the task's file says of answers, where neither a flag nor the environment does."""
+    from cascli.settings import from_environment
+
+    given = {**from_environment().given(), **flags.given.given()}
+    own = {"max_new_tokens": asked.max_new_tokens, "system": asked.system, "raw": asked.raw, "stop": asked.stop}
+    return replace(settings, **{key: value for key, value in own.items() if key not in given})
+
+
+def _prompts(task: Task) -> list[Prompt]:
+    from cascli.prompts import Prompt
+
+    return [Prompt(each.turns, each.id, each.category) for each in task.problems]
+
+
+def _score(task: Task) -> Score:
+    problems = {each.id: each for each in task.problems}
+
+    def score(prompt: Prompt, run: Run, target: Run) -> float:
+        return task.score(problems[prompt.id], run.text, run.token_ids, target.token_ids)
+
+    return score

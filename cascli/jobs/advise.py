@@ -1,0 +1,358 @@
+"""What to decode with: answers are recorded once, everything is predicted along them, and the best is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from cascli import notebook
+from cascli.analysis import advice as choosing
+from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, Levers, Quality, Tolerance
+from cascli.analysis.answer_costs import Ratio, paired
+from cascli.analysis.comparison import Comparison, Row
+from cascli.analysis.equivalents import Use, use
+from cascli.analysis.profile import Profile
+from cascli.analysis.replay import Machine
+from cascli.analysis.statistics import median
+from cascli.chat import Conversation
+from cascli.engine import environment
+from cascli.jobs.candidates import Answers
+from cascli.jobs.compare import Repeats, counting
+from cascli.jobs.generate import conversations, converse, decode, request_of_turn, sampling_of, settings_of
+from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile
+from cascli.jobs.recording import Seen, record
+from cascli.models.pair import Pair
+from cascli.prompts import Prompt
+from cascli.settings import Resolved, with_whole_answers
+from cascli.strategies import Strategy, parse
+from cascli.trace import Run, SamplingInfo, now
+
+MOST_PROMPTS = 12
+"""Where nobody says how many, spread over all."""
+APART = 4
+"""Prompts from which on those that are measured are others than those that predictions rest on."""
+RECORDED_K = 4
+"""Block length of the recorded answers; what is predicted of other lengths does not depend on it."""
+PILOT_TOKENS = 32
+"""Of two short runs that show what time goes by outside the models."""
+REPEATS = 3
+"""Of timed steps."""
+Score = Callable[[Prompt, Run, Run], float]
+"""How good an answer is, between 0 and 1, beside the target's to the same prompt."""
+
+
+def advise(
+    pair: Pair,
+    prompts: str | Prompt | Sequence[str | Prompt],
+    *,
+    lossless: bool = False,
+    max_tv: float | None = None,
+    max_quality_loss: float | None = None,
+    score: Score | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    system: str | None = None,
+    raw: bool | None = None,
+    on_progress: OnProgress | None = None,
+) -> Advice:
+    """The best strategy, drafter, block length, stop and rule for these prompts on this machine.
+
+    What is not given comes from the pair's file, then from the built-in defaults, as in `generate`.
+
+    Args:
+        pair: loaded once for everything.
+        prompts: texts or conversations, all of which are asked: every other one is recorded, the rest is measured.
+        lossless: nothing may be given up, as if nothing is said.
+        max_tv: mean total variation to the target that may be given up.
+        max_quality_loss: how much lower than the target's mean score is good enough.
+        score: of an answer, beside the target's.
+        max_new_tokens: the longest answer; for several prompts by default at least 256.
+        temperature: 0 is greedy.
+        top_k: keep the most likely tokens; 0 is off.
+        top_p: keep the smallest set of this mass; 1 is off.
+        seed: of the runs' own random numbers.
+        stop: strings that end an answer.
+        system: system text for the chat template.
+        raw: no chat template.
+        on_progress: told how it goes.
+
+    Raises:
+        UsageError: a value out of range, a contradictory tolerance, no prompt, or one that is too long.
+        RunError: out of memory.
+    """
+    tolerance = Tolerance.of(
+        lossless=lossless, max_tv=max_tv, max_quality_loss=max_quality_loss, scored=score is not None
+    )
+    settings = settings_of(
+        pair,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        system=system,
+        raw=raw,
+    )
+    asked = conversations(prompts)
+    if len(asked) > 1 and max_new_tokens is None:
+        settings = with_whole_answers(settings)
+    bars = notebook.bars()
+    with bars or nullcontext():
+        return Advising(pair, asked, settings, tolerance, score, on_progress or bars or None).advice()
+
+
+def spread(prompts: Sequence[Prompt], most: int = MOST_PROMPTS) -> list[Prompt]:
+    """So many prompts at most, evenly from all of them."""
+    n = min(len(prompts), most)
+    return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to record, 12 at most, and all others to measure; the same ones where they are few."""
+    if len(prompts) < APART:
+        return list(prompts), list(prompts)
+    looked = spread(prompts, min(len(prompts) // 2, MOST_PROMPTS))
+    return looked, [prompt for prompt in prompts if prompt not in looked]
+
+
+class Measured(NamedTuple):
+    """The runs that confirm."""
+
+    runs: dict[str, list[list[Run]]]
+    """By strategy and prompt, every turn."""
+    lossless: frozenset[str]
+    """The strategies that are: their answers are as long as the target's, but for chance."""
+    whole: bool
+    """Whether few enough answers were cut off for their lengths to be compared."""
+
+    def faster(self, one: str, other: str) -> Ratio:
+        """How much faster the first strategy is: the second's time a token over its own, paired by prompt.
+
+        The time an answer where answers of one with loss are clearly of another length: a rule that writes more has not
+        gained what it gains by the token.
+        """
+        if self.whole and not {one, other} <= self.lossless and self._of(_tokens, one, other).differs:
+            return self.answers(one, other)
+        return self._of(_per_token, other, one)
+
+    def answers(self, one: str, other: str) -> Ratio:
+        """The second's time for an answer over that of the first."""
+        return self._of(_seconds, other, one)
+
+    def _of(self, value: Callable[[Sequence[Run]], float], one: str, other: str) -> Ratio:
+        return paired([[(value(a), value(b))] for a, b in zip(self.runs[one], self.runs[other], strict=True)])
+
+
+def _tokens(runs: Sequence[Run]) -> float:
+    return max(sum(len(run.token_ids) for run in runs), 1)
+
+
+def _seconds(runs: Sequence[Run]) -> float:
+    return sum(run.metrics.seconds.total for run in runs)
+
+
+def _per_token(runs: Sequence[Run]) -> float:
+    return _seconds(runs) / _tokens(runs)
+
+
+class Advising:
+    """One advice, step by step."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        prompts: Sequence[Prompt],
+        settings: Resolved,
+        tolerance: Tolerance,
+        score: Score | None = None,
+        on_progress: OnProgress | None = None,
+        models: str | None = None,
+    ) -> None:
+        """Prepare it; see `advise`. `models` are the flags that name the pair's."""
+        self._pair, self._settings, self._tolerance, self._score = pair, settings, tolerance, score
+        self._looked, self._measured = halves(prompts)
+        self._on_progress, self._models, self._date = on_progress, models or f"-c {pair.name}", now()
+
+    def advice(self) -> Advice:
+        """Record, time, predict, measure, and decide."""
+        runs, seen = self._record()
+        steps = self._time(runs)
+        machine = self._machine(steps, with_draft=seen is not None)
+        answers = Answers(self._pair, runs, seen, machine, sampling_of(self._settings))
+        candidates = answers.lossless(self._on_progress)
+        plain = choosing.best([each for each in candidates if each.plain])
+        k = plain.k if plain is not None and isinstance(plain.k, int) else RECORDED_K
+        every = [*candidates, *answers.lenient(k, self._on_progress)]
+        chosen = choosing.shortlist(every, self._tolerance)
+        comparison = self._confirm([parse(each.strategy) for each in chosen], steps)
+        measured = Measured(
+            _by_prompt(comparison.runs),
+            frozenset([TARGET, *(each.strategy for each in chosen if each.lossless)]),
+            all(row.costs is not None and row.costs.withheld is None for row in comparison.summary),
+        )
+        rows = [self._confirmed(row, chosen, measured) for row in comparison.summary]
+        decided = choosing.decide(rows, measured.faster)
+        how = Levers(answers.gain, answers.oracle()) if seen is not None else None
+        return self._document(
+            finding=choosing.find(decided, rows, None if plain is None else plain.strategy, measured.faster),
+            use=self._use(decided.strategy, k),
+            confirmed=rows,
+            candidates=candidates,
+            levels=choosing.levels(every),
+            levers=[] if how is None else choosing.levers(how, machine),
+            explanation=comparison.explanation,
+            looked=answers.looked(),
+            machine=machine,
+            profile=steps,
+            spread=comparison.spread,
+            notes=self._notes(rows),
+        )
+
+    def _document(self, **found: Any) -> Advice:
+        """What was found, and of what it holds."""
+        settings = self._settings
+        return Advice(
+            date=self._date,
+            pair=self._pair.info,
+            sampling=SamplingInfo(
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                max_new_tokens=settings.max_new_tokens,
+                stop=list(settings.stop),
+            ),
+            environment=environment(self._pair.device),
+            tolerance=self._tolerance,
+            confirmed_on=[prompt.id for prompt in self._measured],
+            apart=self._looked != self._measured,
+            **found,
+        )
+
+    def _use(self, strategy: str, fixed_k: int) -> Use:
+        """How it is used; where there are no stops, the best fixed length stands for them."""
+        params = parse(strategy).params
+        return use(strategy, params, self._pair.info, self._models, self._settings.temperature, fixed_k)
+
+    def _record(self) -> tuple[list[Run], Seen | None]:
+        """The answers of the target's own distribution, and what both models thought along them if there are two."""
+        if self._pair.draft is not None:
+            seen = record(self._pair, self._looked, self._settings, RECORDED_K, on_progress=self._on_progress)
+            return list(seen.runs), seen
+        runs: list[Run] = []
+        for number, prompt in enumerate(self._looked):
+            self._tell(prompt.id, number, len(self._looked))
+            runs += converse(self._pair, parse(TARGET), prompt, self._settings)
+        return runs, None
+
+    def _time(self, runs: Sequence[Run]) -> Profile:
+        """The pair's steps where the recorded answers were half done."""
+        context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
+        room = self._pair.context
+        if room is not None:
+            context = max(1, min(context, room - max(BLOCKS)))
+            room -= context
+        return profile(self._pair, context, blocks=blocks_for((), room), repeats=REPEATS, on_progress=self._on_progress)
+
+    def _machine(self, steps: Profile, *, with_draft: bool) -> Machine:
+        """What steps cost, and by two short runs what goes by outside of them."""
+        step = steps.target[1].median
+        alone, drafting = (self._pilot(parse(each)) for each in (TARGET, _drafting(with_draft)))
+        reading = drafting.metrics.seconds.prefill / alone.metrics.seconds.prefill - 1
+        return Machine(
+            step_seconds=step,
+            c=steps.c,
+            v=[steps.v(n) for n in range(1, steps.longest + 1)],
+            outside=drafting.metrics.seconds.other / drafting.metrics.num_rounds / step,
+            outside_alone=alone.metrics.seconds.other / alone.metrics.num_rounds / step,
+            draft_reading=max(reading, 0.0) if with_draft else 0.0,
+        )
+
+    def _pilot(self, strategy: Strategy) -> Run:
+        """A short answer to the first prompt, after one that warms up."""
+        short = replace(self._settings, max_new_tokens=min(self._settings.max_new_tokens, PILOT_TOKENS))
+        prompt = self._looked[0]
+        request = request_of_turn(self._pair, prompt.turns[0], Conversation(short.system), short, prompt.id)
+        for tokens in (RECORDED_K + 2, short.max_new_tokens):
+            run = decode(self._pair, strategy, replace(request, max_new_tokens=tokens))
+        return run
+
+    def _confirm(self, strategies: Sequence[Strategy], steps: Profile) -> Comparison:
+        """Run the target and these, interleaved as `compare` does."""
+        pair = replace(self._pair, steps=steps)  # by which a stop such as `rate` goes
+        done = Repeats(pair, self._measured, [parse(TARGET), *strategies], self._settings)
+        done.warm_up()
+        done.run(counting(self._on_progress, done.answers) if self._on_progress is not None else None)
+        return done.comparison(steps)
+
+    def _confirmed(self, row: Row, chosen: Sequence[Candidate], measured: Measured) -> Confirmed:
+        candidate = next((each for each in chosen if each.strategy == row.strategy), None)
+        lossless = row.strategy in measured.lossless
+        scored = self._quality(row.strategy, measured)
+        return Confirmed(
+            strategy=row.strategy,
+            predicted=None if candidate is None else candidate.gain,
+            speed=measured.faster(row.strategy, TARGET),
+            answers=measured.answers(row.strategy, TARGET) if measured.whole else None,
+            length=None if row.costs is None else row.costs.length,
+            tokens_per_second=row.tokens_per_second,
+            tokens_per_round=row.mean_acceptance_length,
+            draft_acceptance_rate=row.tested_acceptance_rate,
+            mean_tv=row.mean_tv_to_target,
+            lossless=lossless,
+            same_answers=row.answers_same or 0,
+            num_answers=row.num_answers or 0,
+            quality=scored,
+            refused=None if lossless else choosing.refusal(self._tolerance, row.mean_tv_to_target, scored),
+        )
+
+    def _quality(self, strategy: str, measured: Measured) -> Quality | None:
+        """Its scores beside the target's, by the last turn of each prompt."""
+        if self._score is None:
+            return None
+        targets = measured.runs[TARGET]
+        ours, theirs = (
+            [
+                self._score(prompt, runs[-1], target[-1])
+                for prompt, runs, target in zip(self._measured, measured.runs[name], targets, strict=True)
+            ]
+            for name in (strategy, TARGET)
+        )
+        return choosing.quality(ours, theirs, self._tolerance.max_quality_loss or 0.0)
+
+    def _notes(self, rows: Sequence[Confirmed]) -> list[str]:
+        """What limits the advice."""
+        notes = []
+        if self._looked == self._measured:
+            notes.append("predictions and measurements are of the same prompts: 4 or more would be told apart")
+        if len(self._measured) < choosing.FEWEST:
+            notes.append(f"{len(self._measured)} measured prompts give a range, not a 95% interval: 12 or more would")
+        if self._pair.draft is None:
+            notes.append("the pair has no draft model: rules and stops were not looked at")
+        if any(row.answers is None for row in rows):
+            notes.append("more than a tenth of the answers were cut off: time an answer is not told")
+        return notes
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(what, done, total)
+
+
+def _drafting(with_draft: bool) -> str:
+    """The strategy of the run that shows what a round takes outside the models."""
+    return f"speculative:k={RECORDED_K}" if with_draft else f"speculative:draft=prompt-lookup,k={RECORDED_K}"
+
+
+def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:
+    """By strategy, then by prompt, every turn."""
+    found: dict[str, dict[Hashable, list[Run]]] = {}
+    for place, run in enumerate(runs):
+        found.setdefault(run.spec, {}).setdefault(run.prompt_id or place, []).append(run)
+    return {spec: [*prompts.values()] for spec, prompts in found.items()}

@@ -1,0 +1,329 @@
+"""Every way to speculate, predicted along answers that were recorded once: drafters, lengths, stops, rules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from cascli import stops
+from cascli.analysis import theory
+from cascli.analysis.advice import Candidate, Looked
+from cascli.analysis.replay import (
+    Cost,
+    Drafts,
+    Machine,
+    Recorded,
+    along,
+    best_length,
+    fixed_cost,
+    lookup_drafts,
+    oracle,
+    replayed,
+    with_stop,
+)
+from cascli.analysis.statistics import median
+from cascli.drafters.prompt_lookup import continuation
+from cascli.drafters.suffix import followers
+from cascli.errors import CascliError
+from cascli.jobs.recording import OnProgress, Seen
+from cascli.jobs.rule_curves import GRID, with_dial
+from cascli.models.pair import Pair
+from cascli.rules.base import Rule
+from cascli.sampling import distributions
+from cascli.sampling.parameters import AUTO_DRAFTED, Sampling
+from cascli.strategies import parse
+from cascli.trace import Run, StepCosts, with_params
+
+NGRAMS = (2, 3, 5)
+"""`max_ngram` of prompt lookups that are tried."""
+Chances = Sequence[Sequence[float]]
+"""With which a draft passes, at each token of each answer."""
+
+
+class Settled(NamedTuple):
+    """A rule at one setting, judged at every recorded position."""
+
+    params: dict[str, Any]
+    """With its name first."""
+    acceptance: torch.Tensor
+    """`[N]`."""
+    mean_tv: float
+    reads_draft: bool
+
+
+class Answers:
+    """Recorded answers, and what any way to speculate along them is predicted to come to."""
+
+    def __init__(
+        self, pair: Pair, runs: Sequence[Run], seen: Seen | None, machine: Machine, sampling: Sampling
+    ) -> None:
+        """Take answers that follow the target's distribution.
+
+        Args:
+            pair: has given them.
+            runs: the answers; those without a token say nothing.
+            seen: what both models thought at their positions; None of a pair without a draft model.
+            machine: what steps cost.
+            sampling: of the answers.
+        """
+        self._pair, self._seen, self._machine, self._sampling = pair, seen, machine, sampling
+        self._runs = [run for run in runs if run.token_ids]
+        of_target = 1 / (1 + (machine.draft_reading if seen is not None else 0.0)) / machine.step_seconds
+        self._recorded = [
+            Recorded(run.prompt_id, len(run.token_ids), run.metrics.seconds.prefill * of_target) for run in self._runs
+        ]
+
+    @property
+    def _both(self) -> Seen:
+        """What both models thought, where that is asked."""
+        if self._seen is None:
+            raise ValueError("the pair has no draft model")
+        return self._seen
+
+    @property
+    def longest(self) -> int:
+        """The longest block that is looked at."""
+        return min(self._machine.longest, AUTO_DRAFTED)
+
+    @cached_property
+    def chances(self) -> Chances:
+        """Of the draft model's tokens under exact verification."""
+        return [] if self._seen is None else [each for each in self._seen.passing(self._seen.expected) if each]
+
+    def looked(self) -> Looked:
+        """What was recorded, in a few numbers."""
+        cut = sum(run.finish_reason == "length" for run in self._runs)
+        common: dict[str, Any] = {
+            "prompts": list(dict.fromkeys(run.prompt_id for run in self._runs)),
+            "tokens": sum(each.tokens for each in self._recorded),
+            "share_cut": cut / len(self._runs),
+        }
+        if self._seen is None:
+            return Looked(acceptance=None, **common)
+        mean = float(self._seen.expected.mean())
+        after = [two for each in self.chances for two in pairwise(each)]
+        first = sum(a for a, _ in after)
+        thirds = [[value for each in self.chances for value in _third(each, i)] for i in range(3)]
+        return Looked(
+            acceptance=mean,
+            acceptance_by_third=[sum(each) / len(each) for each in thirds if each],
+            passing_rows=sum(a * b for a, b in after) / first / mean if first and mean else None,
+            mean_tail=float(self._seen.tail.mean()),
+            **common,
+        )
+
+    # ---- without loss
+
+    def lossless(self, on_progress: OnProgress | None = None) -> list[Candidate]:
+        """Every drafter at its best length, the draft model at every one, and with every stop."""
+        found, parts = list[Candidate](), [self._prompt_lookups, self._suffixes]
+        if self._seen is not None:
+            parts = [self._fixed, self._stopped, *parts]
+        for number, part in enumerate(parts):
+            if on_progress is not None:
+                on_progress("replaying drafters and stops", number, len(parts))
+            found += part()
+        return sorted(found, key=lambda each: -each.gain)
+
+    def _fixed(self) -> Iterator[Candidate]:
+        """The draft model, in blocks of each length; verified as blocks too where that may pass more."""
+        cost, passing = fixed_cost(self._machine), float(self._both.expected.mean())
+        lengths = [
+            self._of(f"speculative:k={k}", k, self._along_draft(k), cost, acceptance=passing)
+            for k in range(1, self.longest + 1)
+        ]
+        yield from lengths
+        best = max(lengths, key=lambda each: each.gain)
+        if self._sampling.temperature and best.k != 1:
+            yield best.model_copy(update={"strategy": f"speculative:k={best.k},verify=block"})
+
+    def _along_draft(self, k: int) -> list[Drafts]:
+        return [along(each, k) for each in self.chances]
+
+    def _stopped(self) -> Iterator[Candidate]:
+        """The draft model, up to a stop of default settings."""
+        costs = StepCosts(c=self._machine.c, v=self._machine.v, measured=True)
+        for name in stops.names():
+            if name == "never":
+                continue
+            spec = parse(f"speculative:stop={name},k=auto").spec
+            try:
+                stop = stops.load(name)()
+                readings = self._readings(stop.reads)
+                parts = [
+                    with_stop(each, read, partial(stop.begin, costs), self.longest, self._machine)
+                    for each, read in zip(self.chances, readings, strict=True)
+                ]
+            except CascliError:  # of another package, and broken
+                continue
+            spent, rounds = zip(*parts, strict=True)
+            yield self._candidate(spec, "auto", spent, rounds, stop=name)
+
+    def _readings(self, reads: str | None) -> list[list[float]]:
+        """What a stop goes by at every token of every answer; of a token that would be drawn the expected chance."""
+        d = self._both.d
+        if reads == "entropy":
+            values = d.entropy("q1").squeeze(-1)
+        elif reads == "chance":
+            values = (d.q * d.q1).sum(dim=-1)
+        else:
+            values = d.q1.amax(dim=-1)
+        return [part.tolist() for part in values.split(self._both.lengths) if len(part)]
+
+    def _prompt_lookups(self) -> Iterator[Candidate]:
+        """Copies from prompt and answer, exact: whether they pass is known from the text alone."""
+        for most in NGRAMS:
+            copies = [self._copies(run, most) for run in self._runs]
+            yield self._best(f"speculative:draft=prompt-lookup,max_ngram={most}", partial(self._copied, copies))
+
+    def _copied(self, copies: Sequence[list[list[int]]], k: int) -> list[Drafts]:
+        return [lookup_drafts(each, run.token_ids, k) for each, run in zip(copies, self._runs, strict=True)]
+
+    def _copies(self, run: Run, most: int) -> list[list[int]]:
+        text, start = [*(run.prompt_token_ids or []), *run.token_ids], len(run.prompt_token_ids or [])
+        ends = self._pair.eos_ids
+        return [continuation(text[:t], self.longest, ends, most) for t in range(start, len(text))]
+
+    def _suffixes(self) -> Iterator[Candidate]:
+        """Counts of what followed before."""
+        chances = [self._counted(run) for run in self._runs]
+        yield self._best("speculative:draft=suffix", lambda k: [_while_known(each, k) for each in chances])
+
+    def _counted(self, run: Run) -> list[float | None]:
+        """With which chance what is drawn from counts passes, given the token that was written: min(1, q / p) of it.
+
+        Its mean over the tokens that might have been written is sum min(q, p). None where nothing followed before.
+        """
+        text, start = [*(run.prompt_token_ids or []), *run.token_ids], len(run.prompt_token_ids or [])
+        found: list[float | None] = []
+        for place, token in enumerate(run.emitted):
+            counts = followers(text[: start + place], self._pair.eos_ids)
+            if not counts:
+                found.append(None)
+                continue
+            ids = sorted(counts)  # of equal counts greedy drafts take the smallest id
+            logits = torch.tensor([[counts[each] for each in ids]], dtype=torch.float32).log()
+            q = dict(zip(ids, distributions.warp(logits, self._sampling)[0].tolist(), strict=True))
+            found.append(min(1.0, q.get(token.id, 0.0) / (token.p or 1.0)))
+        return found
+
+    # ---- rules
+
+    def lenient(self, lossless_k: int, on_progress: OnProgress | None = None) -> Iterator[Candidate]:
+        """Every rule over its range, each setting at its best fixed length; drafted by the model.
+
+        Args:
+            lossless_k: the best length without loss, near which others are looked for.
+            on_progress: told which rule is judged.
+        """
+        if self._seen is None:
+            return
+        dials = [*with_dial()]
+        for number, (name, kind, dial) in enumerate(dials):
+            if on_progress is not None:
+                on_progress(f"judging {name}", number, len(dials))
+            values = dict.fromkeys(dial.at(i / GRID) for i in range(GRID + 1))
+            settled, seconds = list[Settled](), list[float]()
+            for value in values:
+                start = time.perf_counter()
+                settled.append(self._settled({"rule": name, dial.parameter: value}, kind(**{dial.parameter: value})))
+                seconds.append(time.perf_counter() - start)
+            extra, k = self._own_time(median(seconds)), lossless_k
+            for each in settled:
+                candidate = self._lenient(each, extra, k)
+                k = int(candidate.k)
+                yield candidate
+
+    def _settled(self, params: dict[str, Any], rule: Rule) -> Settled:
+        d = self._both.d
+        pi = rule.apply(d)
+        acceptance = torch.minimum(pi, d.q).sum(dim=-1).clamp_max(1)
+        tv = float(distributions.total_variation(pi, d.p).mean())
+        return Settled(params, acceptance, tv, rule.reads_draft)
+
+    def _own_time(self, seconds: float) -> Cost:
+        """What a rule takes in a round: on a CPU as long a number as here, on a GPU nothing that was timed."""
+        if self._pair.device.type != "cpu":
+            return lambda _: 0.0
+        of_a_row = seconds / self._both.d.q.numel() * self._pair.vocab / self._machine.step_seconds
+        return lambda j: of_a_row * (j + 1)
+
+    def _lenient(self, rule: Settled, extra: Cost, near: int) -> Candidate:
+        chances = [each for each in self._both.passing(rule.acceptance) if each]
+        cost = fixed_cost(self._machine, reads_last=rule.reads_draft, extra=extra)
+
+        def drafts(k: int) -> list[Drafts]:
+            return [along(each, k) for each in chances]
+
+        k = best_length(lambda k: self._speed(self._machine, drafts(k), cost, model=True), self.longest, near)
+        about = {"acceptance": float(rule.acceptance.mean()), "rule": rule.params["rule"], "mean_tv": rule.mean_tv}
+        return self._of(with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, **about)
+
+    # ---- what it comes to
+
+    def gain(self, machine: Machine, left: float) -> tuple[int, float]:
+        """The best k of the draft model and its gain, on another machine, with a share of all rejections left."""
+        chances = [[1 - left * (1 - a) for a in each] for each in self.chances]
+        speeds = {
+            k: self._speed(machine, [along(each, k) for each in chances], fixed_cost(machine), model=True)
+            for k in range(1, self.longest + 1)
+        }
+        k = max(speeds, key=lambda each: (speeds[each], -each))
+        return k, speeds[k]
+
+    def oracle(self) -> float:
+        """The gain of the draft model, were exactly what is kept drafted."""
+        return oracle(self._recorded, self._machine, self.chances)
+
+    def _speed(self, machine: Machine, drafts: Sequence[Drafts], cost: Cost, *, model: bool) -> float:
+        spent = self._spent(drafts, cost)
+        return replayed(self._recorded, machine, spent, [1.0] * len(spent), reads_draft=model).speed.of_means
+
+    def _spent(self, drafts: Sequence[Drafts], cost: Cost) -> list[float]:
+        return [
+            theory.expected_cost(answer.tokens, each, cost) for answer, each in zip(self._recorded, drafts, strict=True)
+        ]
+
+    def _best(self, spec: str, drafts: Callable[[int], list[Drafts]]) -> Candidate:
+        """The best length of a drafter without a model."""
+        cost = fixed_cost(self._machine, model=False)
+        speeds = {k: self._speed(self._machine, drafts(k), cost, model=False) for k in range(1, self.longest + 1)}
+        k = max(speeds, key=lambda each: (speeds[each], -each))
+        strategy = parse(f"{spec},k={k}")
+        return self._of(strategy.spec, k, drafts(k), cost, drafter=strategy.params["draft"])
+
+    def _of(self, spec: str, k: int, drafts: Sequence[Drafts], cost: Cost, **more: Any) -> Candidate:
+        rounds = self._spent(drafts, lambda _: 1.0)
+        return self._candidate(spec, k, self._spent(drafts, cost), rounds, **more)
+
+    def _candidate(
+        self, spec: str, k: int | Literal["auto"], spent: Sequence[float], rounds: Sequence[float], **more: Any
+    ) -> Candidate:
+        about = {"drafter": "model", **more}
+        found = replayed(self._recorded, self._machine, spent, rounds, reads_draft=about["drafter"] == "model")
+        return Candidate(strategy=spec, k=k, tokens_per_round=found.tokens_per_round, speed=found.speed, **about)
+
+
+def _third(values: Sequence[float], which: int) -> Sequence[float]:
+    n = len(values)
+    return values[which * n // 3 : (which + 1) * n // 3]
+
+
+def _while_known(chances: Sequence[float | None], k: int) -> Drafts:
+    """Rounds of up to k tokens, as long as anything is known."""
+    n = len(chances)
+
+    def drafts(t: int) -> list[float]:
+        found = list[float]()
+        for each in chances[t : t + min(k, n - 1 - t)]:
+            if each is None:
+                break
+            found.append(each)
+        return found
+
+    return drafts

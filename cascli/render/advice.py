@@ -1,0 +1,195 @@
+"""Advice on the terminal: what to use, what was measured and predicted, what would change it, and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, told
+from cascli.analysis.answer_costs import Ratio
+from cascli.analysis.equivalents import Use
+from cascli.render.console import Screen, plain_table, unicode_ok
+from cascli.render.explanation import noise_line, sentence, steps_line
+from cascli.render.marks import short_name
+from cascli.render.numbers import DASH, number, tv
+
+NEAR = 0.9
+"""Share of the best prediction from which other lengths are told of without `-v`."""
+MOST_NEAR = 4
+
+
+def print_advice(advice: Advice, screen: Screen) -> None:
+    """The finding, and unless quiet everything that it rests on."""
+    out = screen.out
+    out.print(Text(_title(advice)), style="bold")
+    out.print(Text(verdict(advice)), style="bold")
+    if screen.quiet:
+        return
+    for said in advice.finding.sentences:
+        out.print(Text(said))
+    _part(out, f"Measured, interleaved, whole answers to {len(advice.confirmed_on)} prompts", _measured(advice, out))
+    if advice.explanation is not None:
+        out.print(Text(f"\n{sentence(advice.explanation, fancy=unicode_ok(out))}"))
+    _print_predictions(advice, screen)
+    out.print(Text("\nOn what it rests", style="bold"))
+    for line in _basis(advice):
+        out.print(Text(line))
+    out.print(Text("\nTo use it", style="bold"))
+    for line in use_lines(advice.use):
+        out.print(Text(line), soft_wrap=True)
+    for note in filter(None, (*advice.notes, noise_line(advice.spread))):
+        screen.note(note)
+
+
+def _print_predictions(advice: Advice, screen: Screen) -> None:
+    """What did not run: without loss, with it, and on other machines."""
+    out, fancy = screen.out, unicode_ok(screen.out)
+    shown = advice.candidates if screen.verbose else _shown(advice)
+    _part(out, "Predicted without loss", _predicted(shown, out, fancy=fancy))
+    if advice.levels:
+        _part(out, "What lenience would buy: speed predicted, mean TV estimated", _levels(advice, out, fancy=fancy))
+    elif advice.looked.acceptance is not None:
+        out.print(Text("\nNo rule is predicted to be faster than no loss at any mean TV up to 0.2."))
+    if advice.levers:
+        _part(out, "What would change it: plain speculation, predicted", _levers(advice, out))
+        out.print(Text(_most(advice)))
+
+
+def verdict(advice: Advice) -> str:
+    """What to use and what it gains, in one sentence."""
+    finding = advice.finding
+    if finding.speed is None:
+        return f"Use {TARGET} alone."
+    return f"Use {finding.strategy}: {told(finding.speed)} as fast as {TARGET}, measured."
+
+
+def _title(advice: Advice) -> str:
+    pair, sampling = advice.pair, advice.sampling
+    drawn = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}"
+    return f"{pair.name}: {pair.dtypes} on {advice.environment['device']}; {drawn}; {advice.tolerance}"
+
+
+def _part(out: Console, title: str, table: Table) -> None:
+    out.print(Text(f"\n{title}", style="bold"))
+    out.print(table)
+
+
+def _table(console: Console, headings: tuple[str, ...]) -> Table:
+    table = plain_table(console)
+    table.add_column(headings[0], overflow="fold", vertical="bottom")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _measured(advice: Advice, console: Console) -> Table:
+    scored = any(row.quality is not None for row in advice.confirmed)
+    headings = ("strategy", "measured\nspeed", "interval", "pre-\ndicted", "tokens\na round", "mean\nTV", "same\ntext")
+    table = _table(console, (*headings, *(["score\nloss", "at\nmost"] if scored else [])))
+    fancy = unicode_ok(console)
+    for row in advice.confirmed:
+        mark = ("→ " if fancy else "> ") if row.strategy == advice.finding.strategy else "  "
+        table.add_row(mark + short_name(row.strategy, fancy=fancy), *_cells(row), *(_score(row) if scored else []))
+    return table
+
+
+def _cells(row: Confirmed) -> list[str]:
+    alone = row.strategy == TARGET
+    return [
+        f"{row.speed.of_means:.2f}x",
+        DASH if alone else _interval(row.speed),
+        number(row.predicted, 2, "x") + ("!" if row.surprise else ""),
+        number(row.tokens_per_round, 1),
+        tv(row.mean_tv),
+        DASH if alone else f"{row.same_answers}/{row.num_answers}",
+    ]
+
+
+def _score(row: Confirmed) -> list[str]:
+    return [DASH] * 2 if row.quality is None else [number(row.quality.loss, 3), number(row.quality.most, 3)]
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.interval is None:
+        return DASH
+    low, high = ratio.interval
+    return f"{low:.2f}-{high:.2f}" + ("" if ratio.interval_kind == "95%" else " range")
+
+
+def _shown(advice: Advice) -> list[Candidate]:
+    """The best of each drafter and stop, and plain speculation at every k that comes near its best."""
+    plain = [each for each in advice.candidates if each.plain]
+    near = [each for each in plain if plain and each.gain >= NEAR * plain[0].gain][:MOST_NEAR]
+    return [each for each in advice.candidates if not each.plain or each in near]
+
+
+def _predicted(candidates: list[Candidate], console: Console, *, fancy: bool) -> Table:
+    table = _table(console, ("strategy", "tokens\na round", "predicted\nspeed", "interval\nof prompts"))
+    for each in candidates:
+        name = short_name(each.strategy, fancy=fancy)
+        figures = number(each.tokens_per_round, 2), f"{each.gain:.2f}x", _interval(each.speed)
+        table.add_row(name, *figures)
+    return table
+
+
+def _levels(advice: Advice, console: Console, *, fancy: bool) -> Table:
+    table = _table(console, ("the best rule", "mean TV\nat most", "mean TV", "speed", "drafts\nthat pass"))
+    for level in advice.levels:
+        each = level.candidate
+        figures = (f"{level.max_tv:g}", tv(each.mean_tv), f"{each.gain:.2f}x", number(each.acceptance))
+        table.add_row(short_name(each.strategy, fancy=fancy), *figures)
+    return table
+
+
+def _levers(advice: Advice, console: Console) -> Table:
+    table = _table(console, ("change", "best k", "speed"))
+    for lever in advice.levers:
+        table.add_row(lever.change, str(lever.k), f"{lever.gain:.2f}x")
+    return table
+
+
+def _most(advice: Advice) -> str:
+    """Which of the changes would help most."""
+    most = max(advice.levers, key=lambda each: each.gain)
+    return f"Most would be gained by: {most.change}, {most.gain:.2f}x in place of {advice.levers[0].gain:.2f}x."
+
+
+def _basis(advice: Advice) -> Iterator[str]:
+    """What was recorded and timed."""
+    looked, machine = advice.looked, advice.machine
+    others = "others than were measured" if advice.apart else "the same as were measured"
+    cut = f"{looked.share_cut:.0%} of answers cut"
+    yield f"Recorded: {len(looked.prompts)} prompts, {others}; {looked.tokens} tokens, {cut}."
+    if looked.acceptance is not None:
+        thirds = ", ".join(number(each) for each in looked.acceptance_by_third)
+        rows = "" if looked.passing_rows is None else f"; {looked.passing_rows:.2f} times that after one that passed"
+        yield f"A draft passes with {looked.acceptance:.2f} (by third of the answer {thirds}){rows}."
+        outside = f"outside the models a round takes {machine.outside:.2f} steps"
+        yield f"c = {machine.c:.2f}: a draft step over a target step; {outside}."
+    yield f"Measured {steps_line(advice.profile)}."
+    yield "At one text at a time: in batches checks cost more (cascli bench --batch 1,4,16 says up to where it pays)."
+
+
+def use_lines(use: Use) -> Iterator[str]:
+    """Everything to copy."""
+    yield f"  {use.command}"
+    yield "in the pair's file:"
+    yield from _indented(use.yaml)
+    yield from _elsewhere("vLLM", use.vllm, use.vllm_note)
+    yield from _elsewhere("transformers", use.transformers, use.transformers_note)
+
+
+def _elsewhere(name: str, code: str | None, note: str | None) -> Iterator[str]:
+    if code is None:
+        yield f"{name}: no equivalent: {note}"
+        return
+    yield f"{name}:" if note is None else f"{name} ({note}):"
+    yield from _indented(code)
+
+
+def _indented(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield f"  {line}"

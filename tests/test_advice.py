@@ -1,0 +1,697 @@
+"""Advice: replays along recorded answers, what is chosen of them and why, how it is used, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from cascli import Pair, advise, load_pair
+from cascli.analysis import advice as choosing
+from cascli.analysis.advice import Advice, Candidate, Confirmed, Levers, Tolerance
+from cascli.analysis.answer_costs import Ratio
+from cascli.analysis.equivalents import use
+from cascli.analysis.replay import Machine, Recorded, along, best_length, fixed_cost, oracle, replayed, with_stop
+from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, speed_up
+from cascli.cli.app import app
+from cascli.errors import UsageError
+from cascli.jobs.advise import halves, spread
+from cascli.jobs.candidates import Answers, _while_known
+from cascli.jobs.generate import converse
+from cascli.jobs.recording import record
+from cascli.prompts import builtin
+from cascli.sampling import distributions
+from cascli.sampling.parameters import Sampling
+from cascli.settings import Resolved
+from cascli.stops import load as load_stop
+from cascli.stops.never import Never
+from cascli.strategies import parse
+from cascli.trace import ModelInfo, PairInfo
+from tests.pairs import near, pair, prompts
+
+# ---- rounds along an answer
+
+
+def rounds_of(passes: Sequence[bool], lengths: Sequence[int], costs: Sequence[float]) -> float:
+    """What rounds come to whose drafts pass or not, of so many tokens at each place."""
+    place, spent = 0, 0.0
+    while place < len(passes):
+        drafts = passes[place : place + lengths[place]]
+        kept = next((i for i, each in enumerate(drafts) if not each), len(drafts))
+        place, spent = place + kept + 1, spent + costs[len(drafts)]
+    return spent
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 6])
+def test_expected_cost_is_that_of_all_coins(n: int) -> None:
+    """With costs that are no straight line in the length, and blocks of any length at every token."""
+    rng, costs = random.Random(n), [1.0, 1.7, 1.9, 4.0]
+    chances = [rng.choice([0.0, 1.0, rng.random()]) for _ in range(n)]
+    lengths = [min(rng.randrange(4), n - 1 - t) for t in range(n)]
+    expected = 0.0
+    for passes in itertools.product((True, False), repeat=n):
+        weight = 1.0
+        for each, chance in zip(passes, chances, strict=True):
+            weight *= chance if each else 1 - chance
+        expected += weight * rounds_of(passes, lengths, costs)
+    found = expected_cost(n, lambda t: chances[t : t + lengths[t]], costs.__getitem__)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_least_cost_is_that_of_all_choices(seed: int) -> None:
+    """Where it is known what passes: the cheapest of all ways to cut an answer into rounds."""
+    rng = random.Random(seed)
+    n = rng.randrange(1, 9)
+    passes = [float(rng.random() < 0.6) for _ in range(n)]
+    costs = [1.0, *(1.0 + rng.random() * j for j in range(1, 5))]
+
+    def least(t: int) -> float:
+        if t >= n:
+            return 0.0
+        free = 0
+        while free < min(4, n - 1 - t) and passes[t + free]:
+            free += 1
+        return min(costs[j] + least(t + j + 1) for j in range(free + 1))
+
+    assert least_cost(n, along(passes, 4), costs.__getitem__) == pytest.approx(least(0), abs=1e-12)
+
+
+def test_knowing_what_passes_is_never_slower() -> None:
+    rng, costs = random.Random(3), [1.0 + 0.3 * j + 0.1 * j * j for j in range(7)]
+    for _ in range(20):
+        chances = [rng.random() for _ in range(30)]
+        least = least_cost(30, along(chances, 6), costs.__getitem__)
+        assert all(least <= expected_cost(30, along(chances, k), costs.__getitem__) + 1e-9 for k in range(7))
+    assert least_cost(9, along([0.0] * 9, 3), costs.__getitem__) == 9  # nothing passes: steps of the target
+
+
+def machine(c: float = 0.1, v: Sequence[float] = (1.0,) * 17, **more: float) -> Machine:
+    """Steps of a second, and nothing outside of them unless it is said."""
+    return Machine(
+        **{"step_seconds": 1.0, "outside": 0.0, "outside_alone": 0.0, "draft_reading": 0.0, **more}, c=c, v=list(v)
+    )
+
+
+def gain_of(chances: Sequence[float], k: int, of: Machine) -> float:
+    answers = [Recorded("1", len(chances), 0.0)]
+    spent = [expected_cost(len(chances), along(chances, k), fixed_cost(of))]
+    return replayed(answers, of, spent, [expected_rounds(chances, k)], reads_draft=True).speed.of_means
+
+
+def test_over_long_answers_a_replay_is_the_closed_form() -> None:
+    """Of even chances; a round at the answer's end is shorter, which 4,000 tokens hide."""
+    of = machine(c=0.2, v=[1 + 0.05 * j for j in range(17)])
+    for a, k in ((0.3, 1), (0.8, 4), (0.95, 8)):
+        assert gain_of([a] * 4000, k, of) == pytest.approx(speed_up(a, k, 0.2, 1 + 0.05 * k), rel=2e-3)
+
+
+def test_time_outside_the_models_and_prompts_count() -> None:
+    slow = machine(c=0.2, outside=0.5)
+    assert gain_of([0.8] * 4000, 4, slow) == pytest.approx(speed_up(0.8, 4, 0.2, 1.5), rel=2e-3)
+    assert gain_of([0.8] * 4000, 4, machine(c=0.2, outside_alone=0.5)) > gain_of([0.8] * 4000, 4, machine(c=0.2))
+    of = machine(draft_reading=0.5)
+    read = replayed([Recorded("1", 10, 20.0)], of, [5.0], [5.0], reads_draft=True).speed.of_means
+    assert read == pytest.approx((20 + 10) / (30 + 5))
+    unread = replayed([Recorded("1", 10, 20.0)], of, [5.0], [5.0], reads_draft=False).speed.of_means
+    assert unread == pytest.approx((20 + 10) / (20 + 5))
+
+
+def test_turns_of_a_conversation_are_one_prompt() -> None:
+    answers = [Recorded("1", 10, 0.0), Recorded("1", 10, 0.0), Recorded("2", 10, 0.0)]
+    speed = replayed(answers, machine(), [5.0, 5.0, 10.0], [5.0, 5.0, 10.0], reads_draft=True).speed
+    assert speed.prompts == 2 and speed.of_means == pytest.approx(1.5) and speed.interval == (1.0, 2.0)
+
+
+def best_k(chances: Sequence[float], of: Machine) -> int:
+    return max(range(1, 17), key=lambda k: (gain_of(chances, k, of), -k))
+
+
+def test_a_cheap_accurate_draft_wants_long_blocks_and_a_dear_one_short_ones() -> None:
+    accurate, poor = [0.95] * 300, [0.4] * 300
+    assert best_k(accurate, machine(c=0.02)) > 8 > best_k(accurate, machine(c=0.4)) >= 1
+    assert best_k(poor, machine(c=0.02)) < best_k(accurate, machine(c=0.02))
+    assert gain_of(accurate, best_k(accurate, machine(c=0.02)), machine(c=0.02)) > 5
+    assert all(gain_of([0.0] * 300, k, machine(c=0.1)) < 1 for k in (1, 4, 16))
+
+
+def test_the_best_length_is_found_by_climbing() -> None:
+    for top in (1, 5, 16):
+        for start in (1, 7, 16):
+            assert best_length(lambda k, top=top: -abs(k - top), 16, start) == top  # type: ignore[misc]
+    assert best_length(lambda _: 1.0, 16, 9) == 1  # of equals the shorter one
+
+
+def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
+    rng = random.Random(4)
+    passes = [float(rng.random() < 0.7) for _ in range(60)]
+    of = machine(c=0.3, v=[1 + 0.1 * j for j in range(17)])
+    spent, rounds = with_stop(passes, [0.0] * 60, lambda: Never(), 3, of)
+    assert spent == pytest.approx(expected_cost(60, along(passes, 3), fixed_cost(of)))
+    assert rounds == expected_rounds(passes, 3)
+
+
+def test_a_stop_pays_for_the_step_that_it_looked_at() -> None:
+    """`max-q` stands at the second token of every round: two steps, one draft."""
+    of, readings = machine(c=0.3), [0.9, 0.1] * 10
+    spent, rounds = with_stop([1.0] * 20, readings, lambda: load_stop("max-q")(), 4, of)
+    assert rounds == 10 and spent == pytest.approx(9 * (2 * 0.3 + 1) + (0.3 + 1))  # the last has room for one alone
+
+
+def test_tests_that_are_not_certain_are_tossed_several_times() -> None:
+    chances = [0.8] * 400
+    _, rounds = with_stop(chances, [1.0] * 400, lambda: Never(), 4, machine())
+    assert rounds == pytest.approx(expected_rounds(chances, 4), rel=0.03) and rounds != int(rounds)
+
+
+# ---- what is chosen
+
+
+def ratio(of_means: float, low: float | None = None, high: float | None = None) -> Ratio:
+    interval = None if low is None or high is None else (low, high)
+    kind: Any = None if interval is None else "95%"
+    return Ratio(of_means=of_means, mean=of_means, interval=interval, interval_kind=kind, prompts=8)
+
+
+def candidate(gain: float, mean_tv: float = 0.0, rule: str | None = None, k: int = 2, **more: Any) -> Candidate:
+    name = f"speculative:k={k}" if rule is None else f"speculative-cascade:rule={rule},alpha={mean_tv},k={k}"
+    given = {"strategy": name, "drafter": "model", "tokens_per_round": 2.0, **more}
+    return Candidate(**given, k=k, rule=rule, mean_tv=mean_tv, speed=ratio(gain))
+
+
+def test_tolerance_0_is_lossless_and_a_wider_one_never_gains_less() -> None:
+    rng = random.Random(5)
+    for _ in range(50):
+        every = [candidate(rng.uniform(0.5, 2), k=k) for k in range(1, 6)]
+        every += [candidate(rng.uniform(0.5, 3), rng.uniform(0, 0.3), "head") for _ in range(30)]
+        strict = choosing.best(every, 0.0)
+        assert strict is not None and strict.lossless
+        tolerances = sorted(rng.uniform(0, 0.4) for _ in range(6))
+        found = [choosing.best(every, each) for each in (0.0, *tolerances)]
+        gains = [each.gain for each in found if each is not None]
+        assert len(gains) == 7 and gains == sorted(gains)
+        assert all(
+            each is not None and each.mean_tv <= limit for each, limit in zip(found[1:], tolerances, strict=True)
+        )
+        shown = choosing.levels(every)
+        assert all(level.candidate.gain > strict.gain and level.candidate.mean_tv <= level.max_tv for level in shown)
+
+
+def test_a_rule_that_costs_nothing_here_is_not_called_lossless() -> None:
+    """At temperature 0 some rules never differ: with equal gains the strategy that is exact by construction stands."""
+    every = [candidate(1.5), candidate(1.5, 0.0, "mentored"), candidate(1.6, 0.0, "head")]
+    assert choosing.best(every[:2], 0.5) == every[0]
+    assert choosing.shortlist(every, Tolerance()) == [every[0]]
+    assert choosing.shortlist(every, Tolerance(max_tv=0.01)) == [every[0], every[2]]
+
+
+def test_what_is_measured_is_plain_speculation_the_best_and_what_comes_near() -> None:
+    plain, longer = candidate(1.3, k=2), candidate(1.2, k=3)
+    stop = candidate(1.35, strategy="speculative:stop=rate,k=auto", stop="rate")
+    lookup = candidate(0.9, strategy="speculative:draft=prompt-lookup,k=3", drafter="prompt-lookup")
+    head, loose = candidate(1.5, 0.01, "head"), candidate(2.0, 0.1, "opt")
+    every = [longer, plain, lookup, loose, head]
+    assert choosing.shortlist(every, Tolerance()) == [plain]  # the lookup is far behind
+    assert choosing.shortlist([*every, stop], Tolerance()) == [plain, stop]
+    near_by = stop.model_copy(update={"speed": ratio(1.25)})
+    assert choosing.shortlist([*every, near_by], Tolerance()) == [plain, near_by]
+    assert choosing.shortlist(every, Tolerance(max_tv=0.02)) == [plain, head]
+    assert choosing.shortlist(every, Tolerance(max_tv=0.2)) == [plain, loose]
+    assert choosing.shortlist(every, Tolerance(max_tv=1.0, max_quality_loss=0.1)) == [plain, head, loose]
+    assert choosing.shortlist([lookup], Tolerance()) == [lookup]
+
+
+def ran(name: str, speed: Ratio, *, lossless: bool = True, refused: str | None = None, **more: Any) -> Confirmed:
+    given: dict[str, Any] = {"predicted": speed.of_means, "mean_tv": 0.0, "same_answers": 8, **more}
+    return Confirmed(
+        strategy=name,
+        speed=speed,
+        tokens_per_second=None,
+        tokens_per_round=None,
+        draft_acceptance_rate=None,
+        lossless=lossless,
+        num_answers=8,
+        refused=refused,
+        **given,
+    )
+
+
+TARGET = ran("target", ratio(1.0, 1.0, 1.0), predicted=None)
+
+
+def decided(*rows: Confirmed, pairs: dict[tuple[str, str], Ratio] | None = None) -> tuple[str, list[str]]:
+    every = [TARGET, *rows]
+
+    def faster(one: str, other: str) -> Ratio:
+        known = {(row.strategy, "target"): row.speed for row in rows} | (pairs or {})
+        return known[one, other]
+
+    chosen = choosing.decide(every, faster)
+    plain = next((row.strategy for row in rows if row.strategy.startswith("speculative:k=")), None)
+    return chosen.strategy, choosing.find(chosen, every, plain, faster).sentences
+
+
+def test_the_target_stands_where_nothing_is_clearly_faster() -> None:
+    name, said = decided(ran("speculative:k=2", ratio(0.8, 0.7, 0.9)))
+    assert name == "target" and "Nothing is faster than target" in said[0] and "0.80x" in said[0]
+    name, said = decided(ran("speculative:k=2", ratio(1.04, 0.97, 1.1)))
+    assert name == "target" and "Nothing is clearly faster than target" in said[0]
+    name, said = decided(ran("speculative:k=2", ratio(1.04)))  # one prompt: a few percent say nothing
+    assert name == "target"
+    assert decided(ran("speculative:k=2", ratio(1.3)))[0] == "speculative:k=2"
+    assert decided()[0] == "target"
+
+
+def test_plain_speculation_stands_unless_something_is_clearly_faster_than_it() -> None:
+    plain = ran("speculative:k=2", ratio(1.3, 1.2, 1.4))
+    stop = ran("speculative:stop=rate,k=auto", ratio(1.34, 1.2, 1.5))
+    unclear = {(stop.strategy, plain.strategy): ratio(1.03, 0.98, 1.08)}
+    name, said = decided(plain, stop, pairs=unclear)
+    assert name == plain.strategy and any("not clearly more" in each for each in said)
+    clear = {(stop.strategy, plain.strategy): ratio(1.1, 1.05, 1.2)}
+    name, said = decided(plain, stop, pairs=clear)
+    assert name == stop.strategy and "as plain speculation" in said[0]
+    name, said = decided(
+        plain,
+        ran("speculative:draft=suffix,k=2", ratio(0.9, 0.8, 1.0)),
+        pairs={("speculative:draft=suffix,k=2", plain.strategy): ratio(0.7, 0.6, 0.8)},
+    )
+    assert name == plain.strategy and said == ["Nothing that ran is faster than plain speculation."]
+
+
+def test_what_is_not_within_the_tolerance_is_passed_over_and_says_why() -> None:
+    plain = ran("speculative:k=2", ratio(1.3, 1.2, 1.4))
+    rule = "speculative-cascade:rule=head,alpha=0.3,k=2"
+    lossy = ran(
+        rule, ratio(1.6, 1.5, 1.7), lossless=False, refused="its mean TV to the target is 0.050, more than 0.02"
+    )
+    pairs = {(rule, plain.strategy): ratio(1.25, 1.2, 1.3)}
+    name, said = decided(plain, lossy, pairs=pairs)
+    assert name == plain.strategy and "more than 0.02" in said[0]
+    name, said = decided(plain, lossy.model_copy(update={"refused": None}), pairs=pairs)
+    assert name == rule and "1.25x" in said[0]
+
+
+def test_a_prediction_that_fails_is_told() -> None:
+    row = ran("speculative:k=2", ratio(1.3, 1.2, 1.4), predicted=1.9)
+    assert row.surprise and any("predicted 1.90x" in each for each in decided(row)[1])
+    assert not ran("speculative:k=2", ratio(1.3, 1.2, 1.4), predicted=1.5).surprise  # within noise of the bound
+
+
+def test_tolerances_are_checked() -> None:
+    assert (
+        Tolerance.of().lossless and Tolerance.of(max_tv=0).lossless and Tolerance.of(lossless=True, max_tv=0).lossless
+    )
+    assert Tolerance.of(max_quality_loss=0).lossless and Tolerance.of(max_quality_loss=0, max_tv=0.5).lossless
+    assert not Tolerance.of(max_tv=0.02).lossless and str(Tolerance.of(max_tv=0.02)) == "mean TV at most 0.02"
+    with pytest.raises(UsageError, match="contradict"):
+        Tolerance.of(lossless=True, max_tv=0.1)
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        Tolerance.of(max_tv=1.5)
+    with pytest.raises(UsageError, match="no answer is scored"):
+        Tolerance.of(max_quality_loss=0.1)
+    scored = Tolerance.of(max_quality_loss=0.1, scored=True)
+    assert scored.max_tv == 1 and str(scored) == "score at most 0.1 below target's"
+
+
+def test_a_loss_must_be_shown_to_be_small() -> None:
+    """Of a few prompts none of which lost anything nothing follows; of a hundred that at most three in a hundred do."""
+    few, many = ([1.0] * n for n in (6, 100))
+    tolerance = Tolerance.of(max_quality_loss=0.05, scored=True)
+    scored = choosing.quality(few, few, 0.05)
+    assert scored.loss == 0 and scored.most == pytest.approx(0.393, abs=1e-3) and scored.prompts_needed == 61
+    assert "not shown" in (choosing.refusal(tolerance, 0.1, scored) or "")
+    assert choosing.quality(many, many, 0.05).most == pytest.approx(0.0295, abs=1e-3)
+    assert choosing.refusal(tolerance, 0.1, choosing.quality(many, many, 0.05)) is None
+    lost = choosing.quality([0.0] * 20 + [1.0] * 80, many, 0.05)
+    assert lost.loss == pytest.approx(0.2) and lost.most is not None and lost.most > 0.2 and lost.prompts_needed is None
+    assert choosing.refusal(tolerance, 0.1, lost) is not None
+    assert "too few prompts" in (choosing.refusal(tolerance, 0.1, choosing.quality([1.0], [1.0], 0.05)) or "")
+    better = choosing.quality(many, [0.0] * 50 + [1.0] * 50, 0.05)
+    assert better.loss == -0.5 and choosing.refusal(tolerance, 0.1, better) is None
+
+
+def test_a_distance_is_held_against_what_was_measured() -> None:
+    tolerance = Tolerance.of(max_tv=0.02)
+    assert choosing.refusal(tolerance, 0.02, None) is None
+    assert "0.021" in (choosing.refusal(tolerance, 0.021, None) or "")
+    assert choosing.refusal(tolerance, None, None) is not None and choosing.refusal(Tolerance(), 0.0, None) is not None
+
+
+def test_levers_say_what_each_change_would_bring() -> None:
+    chances = [0.7] * 400
+    of = machine(c=0.4, v=[1 + 0.2 * j for j in range(17)], outside=0.1)
+
+    def gain(changed: Machine, left: float) -> tuple[int, float]:
+        likelier = [1 - left * (1 - a) for a in chances]
+        k = best_k(likelier, changed)
+        return k, gain_of(likelier, k, changed)
+
+    bound = oracle([Recorded("1", 400, 0.0)], of, [chances])
+    found = {each.change.partition(" (")[0]: each for each in choosing.levers(Levers(gain, bound), of)}
+    now = found["as it is"].gain
+    assert all(each.gain >= now - 1e-9 for each in found.values()) and bound > now
+    assert found["drafts for nothing"].gain > found["a draft step at half the cost"].gain > now
+    assert found["half of the rejections gone"].k > found["as it is"].k
+    assert found["a check as cheap as a step"].gain == pytest.approx(gain(machine(c=0.4, outside=0.1), 1.0)[1])
+
+
+# ---- how it is used
+
+MODEL = ModelInfo(source="hub:org/small@main", dtype="float32", device="cpu")
+INFO = PairInfo(
+    name="p",
+    draft=MODEL,
+    target=MODEL.model_copy(update={"source": "path:/models/large"}),
+    tokenizer_size=9,
+    masked_rows=(0, 0),
+)
+
+
+def used(spec: str, temperature: float = 0.0, info: PairInfo = INFO, fixed_k: int = 3) -> Any:
+    strategy = parse(spec)
+    return use(strategy.spec, strategy.params, info, "-c p", temperature, fixed_k)
+
+
+def config_of(arguments: str | None) -> Any:
+    assert arguments is not None
+    return json.loads(arguments.partition("--speculative-config '")[2].removesuffix("'"))
+
+
+def test_plain_speculation_is_had_everywhere() -> None:
+    found = used("speculative:k=2")
+    assert found.vllm.startswith("vllm serve /models/large ")
+    assert config_of(found.vllm) == {"method": "draft_model", "model": "org/small", "num_speculative_tokens": 2}
+    assert "num_assistant_tokens=2" in found.transformers and "assistant_confidence_threshold=0.0" in found.transformers
+    assert "do_sample=False" in found.transformers and found.command.startswith(
+        "cascli generate -c p -s speculative:k=2"
+    )
+    assert config_of(used("speculative:k=2", 1.0).vllm)["draft_sample_method"] == "probabilistic"
+    block = used("speculative:k=2,verify=block", 1.0)
+    assert config_of(block.vllm)["rejection_sample_method"] == "block" and "one by one" in block.transformers_note
+
+
+def test_drafts_without_a_model_are_had_where_they_are() -> None:
+    lookup = used("speculative:draft=prompt-lookup,max_ngram=5,k=7")
+    assert config_of(lookup.vllm) == {
+        "method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_max": 5, "prompt_lookup_min": 1
+    }  # fmt: skip
+    assert "prompt_lookup_num_tokens=7, max_matching_ngram_size=5" in lookup.transformers
+    suffix = used("speculative:draft=suffix,k=3")
+    assert config_of(suffix.vllm)["method"] == "suffix" and suffix.transformers is None
+    assert "nothing that drafts as 'suffix'" in suffix.transformers_note
+
+
+def test_rules_are_had_nowhere_but_a_mixture_in_transformers() -> None:
+    found = used("speculative-cascade:rule=head,alpha=0.2,k=2", 1.0)
+    assert found.vllm is None and found.transformers is None and "by this rule" in found.vllm_note
+    mixture = used("speculative-cascade:rule=mixture,target_weight=0.7,k=2", 1.0)
+    assert mixture.vllm is None and "assistant_ensemble_weight=0.7" in mixture.transformers
+
+
+def test_stops_fall_back_on_a_fixed_length_where_there_are_none() -> None:
+    rate = used("speculative:stop=rate,k=auto")
+    assert config_of(rate.vllm)["num_speculative_tokens"] == 3 and "best fixed k" in rate.vllm_note
+    assert "num_assistant_tokens=3" in rate.transformers
+    assert "heuristic_transient" in used("speculative:stop=heuristic,k=auto").transformers
+    assert "assistant_confidence_threshold=0.4" in used("speculative:stop=confidence,k=auto").transformers
+
+
+def test_the_target_alone_needs_nothing_and_files_of_ours_have_no_name_elsewhere() -> None:
+    alone = used("target")
+    assert alone.vllm == "vllm serve /models/large" and "assistant" not in alone.transformers
+    packed = INFO.model_copy(update={"draft": MODEL.model_copy(update={"source": "pypi:parts{1..6}==1"})})
+    assert config_of(used("speculative:k=2", info=packed).vllm)["model"] == "DRAFT"
+
+
+# ---- along answers of a pair
+
+
+@pytest.fixture(scope="module")
+def near_pair() -> Pair:
+    return near()
+
+
+ASKED = prompts("hello, hello, hello", "what is it? what is it", "abcabcabcabc")
+GREEDY = Resolved(max_new_tokens=50, temperature=0.0)
+
+
+def answers_of(loaded: Pair, settings: Resolved = GREEDY, of: Machine | None = None) -> Answers:
+    seen = record(loaded, ASKED, settings, 4)
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
+    return Answers(loaded, seen.runs, seen, of or machine(), sampling)
+
+
+def rounds_taken(loaded: Pair, spec: str, settings: Resolved = GREEDY) -> tuple[int, int, int]:
+    """Tokens, rounds and drafted tokens of runs."""
+    runs = [run for prompt in ASKED for run in converse(loaded, parse(spec), prompt, settings)]
+    drafted = sum(len(step.drafted) for run in runs for step in run.rounds)
+    return sum(len(run.token_ids) for run in runs), sum(len(run.rounds) for run in runs), drafted
+
+
+def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
+    """Every drafter at its best length, and the stop that does not look: to the round."""
+    exact = [each for each in answers_of(near_pair).lossless() if each.stop in (None, "heuristic")]
+    assert {each.drafter for each in exact} == {"model", "prompt-lookup", "suffix"} and len(exact) >= 21
+    for each in exact:
+        tokens, rounds, _ = rounds_taken(near_pair, each.strategy)
+        assert each.tokens_per_round == pytest.approx(tokens / rounds, abs=1e-9), each.strategy
+
+
+def test_greedy_lookups_draft_as_much_as_runs_do(near_pair: Pair) -> None:
+    """A check that costs a thousandth for each token drafted tells how many there were."""
+    of = machine(v=[1 + 0.001 * j for j in range(17)], step_seconds=1e9)  # in which prompts take no time
+    for each in answers_of(near_pair, of=of).lossless():
+        if each.drafter != "model":
+            tokens, rounds, drafted = rounds_taken(near_pair, each.strategy)
+            near = 1e-6 if each.drafter == "prompt-lookup" else 2e-3  # behind a wrong draft counts are of another text
+            assert each.gain == pytest.approx(tokens / (rounds + 0.001 * drafted), rel=near), each.strategy
+
+
+def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
+    """Behind a wrong draft they would have read another text."""
+    for each in answers_of(near_pair).lossless():
+        if each.stop in ("max-q", "svip", "confidence", "adaedl"):
+            tokens, rounds, _ = rounds_taken(near_pair, each.strategy)
+            assert each.tokens_per_round == pytest.approx(tokens / rounds, rel=0.15), each.strategy
+
+
+def test_what_is_counted_passes_as_often_as_it_should() -> None:
+    """Over the tokens that might have been written, min(1, q / p) is the overlap of counts and target."""
+    rng = torch.Generator().manual_seed(0)
+    p = torch.rand(7, generator=rng).softmax(0)
+    counts = torch.tensor([0.0, 3.0, 1.0, 0.0, 2.0, 5.0, 0.0])
+    q = distributions.warp(counts.log().unsqueeze(0), Sampling(0.7))[0]
+    mean = sum(float(p[v]) * min(1.0, float(q[v]) / float(p[v])) for v in range(7))
+    assert mean == pytest.approx(float(torch.minimum(p, q).sum()), abs=1e-6)
+
+
+def test_at_temperature_1_replays_are_what_runs_come_to_on_average(near_pair: Pair) -> None:
+    predicted, taken = dict[str, list[float]](), dict[str, list[float]]()
+    specs = ("speculative:k=3", "speculative:draft=prompt-lookup,max_ngram=2,k=3", "speculative:draft=suffix,k=3")
+    for seed in range(12):
+        settings = Resolved(max_new_tokens=40, temperature=1.0, seed=seed)
+        answers = answers_of(near_pair, settings)
+        for spec in specs:
+            replay = {
+                specs[0]: answers._along_draft,
+                specs[1]: lambda k, of=answers: of._copied([of._copies(run, 2) for run in of._runs], k),
+                specs[2]: lambda k, of=answers: [_while_known(of._counted(run), k) for run in of._runs],
+            }[spec]
+            rounds = sum(answers._spent(replay(3), lambda _: 1.0))
+            predicted.setdefault(spec, []).append(rounds / sum(each.tokens for each in answers._recorded))
+            tokens, ran_rounds, _ = rounds_taken(near_pair, spec, settings)
+            taken.setdefault(spec, []).append(ran_rounds / tokens)
+    for spec in specs:
+        ours, theirs = torch.tensor(predicted[spec]), torch.tensor(taken[spec])
+        error = float((ours.var() + theirs.var()).sqrt()) / len(ours) ** 0.5
+        assert abs(float(ours.mean() - theirs.mean())) < 3 * error + 0.01, spec
+
+
+def test_lenient_rules_cost_distance_and_gain_by_it(near_pair: Pair) -> None:
+    answers = answers_of(near_pair, Resolved(max_new_tokens=30, temperature=1.0))
+    every = list(answers.lenient(3))
+    strict = answers.lossless()
+    assert len({each.rule for each in every}) > 10
+    by_rule = {name: [each for each in every if each.rule == name] for name in ("head", "mixture")}
+    for settings in by_rule.values():
+        tv = [each.mean_tv for each in settings]
+        passing = [each.acceptance or 0.0 for each in settings]
+        assert tv == pytest.approx(sorted(tv), abs=1e-6) and passing == pytest.approx(sorted(passing), abs=1e-6)
+        assert tv[0] == pytest.approx(0, abs=1e-6) and tv[-1] > 0.05
+    assert all(parse(each.strategy).spec == each.strategy for each in every[:: len(every) // 40])
+    found = choosing.levels([*strict, *every])
+    gains = [each.candidate.gain for each in found]
+    assert gains == sorted(gains)
+
+
+# ---- the whole advice
+
+
+def rests_on(found: Advice) -> tuple[Any, ...]:
+    """What does not depend on the clock."""
+    ran = [(row.strategy.partition(":")[0], row.same_answers) for row in found.confirmed[:1]]
+    return found.looked.tokens, found.looked.acceptance, found.confirmed_on, ran
+
+
+def test_advice_holds_what_it_promises(near_pair: Pair) -> None:
+    asked = [f"{i} hello" for i in range(4)]
+    found = advise(near_pair, asked, max_new_tokens=16, temperature=0)
+    assert Advice.from_json(found.to_json()) == found
+    assert found.tolerance.lossless and found.apart and found.looked.prompts == ["1", "3"]
+    assert found.confirmed_on == ["2", "4"]
+    assert found.confirmed[0].strategy == "target" and found.confirmed[0].speed.of_means == 1
+    assert all(row.lossless and row.same_answers == row.num_answers == 2 for row in found.confirmed)
+    assert found.finding.strategy in {row.strategy for row in found.confirmed}
+    assert [each.gain for each in found.candidates] == sorted((each.gain for each in found.candidates), reverse=True)
+    assert found.machine.c == found.profile.c and len(found.levers) == 7
+    again = advise(near_pair, asked, max_new_tokens=16, temperature=0)
+    assert rests_on(again) == rests_on(found)
+
+
+def test_a_tolerance_is_kept_or_said_to_be_missed(near_pair: Pair) -> None:
+    found = advise(near_pair, ["a", "b", "c", "d"], max_new_tokens=24, temperature=1, max_tv=0.3, seed=3)
+    lossy = [row for row in found.confirmed if not row.lossless]
+    assert all((row.mean_tv or 0.0) <= 0.3 for row in lossy if row.within)
+    assert all("verify=block" in each.strategy or each.k for each in found.candidates)
+    assert (
+        any("verify=block" in each.strategy for each in found.candidates)
+        or max((each for each in found.candidates if each.plain), key=lambda each: each.gain).k == 1
+    )
+
+
+def test_scores_decide_where_they_are_what_may_be_lost(near_pair: Pair) -> None:
+    asked = [f"{i}" for i in range(4)]
+    found = advise(near_pair, asked, max_new_tokens=8, temperature=1, max_quality_loss=0.5, score=lambda *_: 1.0)
+    assert all(row.quality is not None and row.quality.score == 1 for row in found.confirmed)
+    assert all(row.refused and "too few" in row.refused for row in found.confirmed if not row.lossless)
+    assert found.finding.strategy == "target" or found.finding.strategy.startswith("speculative:")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_one_prompt_and_answers_of_a_token(near_pair: Pair, temperature: float, tokens: int) -> None:
+    found = advise(near_pair, "x", max_new_tokens=tokens, temperature=temperature, max_tv=0.1)
+    assert not found.apart and found.looked.tokens == tokens and len(found.notes) >= 2
+    assert all(row.speed.interval is None for row in found.confirmed)
+
+
+def test_a_target_alone_is_advised_without_rules() -> None:
+    alone = load_pair({"target": pair()["target"]})
+    found = advise(alone, "abcabcabcabc", max_new_tokens=12, temperature=0, max_tv=0.1)
+    assert found.levers == found.levels == [] and found.looked.acceptance is None and found.machine.c == 0
+    assert {each.drafter for each in found.candidates} == {"prompt-lookup", "suffix"}
+    assert any("no draft model" in each for each in found.notes)
+
+
+def test_a_draft_that_is_the_target_brings_nothing() -> None:
+    """Everything passes, and every draft costs a step: no length is predicted to gain but by checks that are cheap."""
+    same = load_pair({"draft": pair()["target"], "target": pair()["target"]})
+    seen = record(same, ASKED, GREEDY, 4)
+    found = Answers(same, seen.runs, seen, machine(c=1.0), Sampling(0.0)).lossless()
+    plain = [each for each in found if each.plain]
+    assert all(each.acceptance == pytest.approx(1.0) for each in plain) and max(each.gain for each in plain) <= 1.0
+
+
+def test_prompts_are_spread_and_halved() -> None:
+    every = builtin()
+    few = spread(every)
+    assert len(few) == 12 and {each.category for each in few} == {each.category for each in every}
+    looked, measured = halves(few)
+    assert not {each.id for each in looked} & {each.id for each in measured} and len(looked) == len(measured) == 6
+    assert halves(few[:3]) == (few[:3], few[:3]) and spread(every[:2]) == every[:2]
+
+
+# ---- the command
+
+
+@pytest.fixture
+def cli(clean_env: pytest.MonkeyPatch) -> Callable[..., Result]:
+    clean_env.setenv("COLUMNS", "80")
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, ["advise", *arguments])
+
+
+TINY = ("-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    lines = [{"prompt": f"count to {i}", "reference": f"{i}"} for i in range(4)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(tmp_path / "questions.jsonl")
+
+
+def test_the_command_says_what_to_use_and_how(cli: Callable[..., Result], questions: str, tmp_path: Path) -> None:
+    saved = tmp_path / "advice.json"
+    found = cli(*TINY, "--prompts", questions, "-o", str(saved), "--max-tv", "0.05", "--temperature", "1")
+    assert found.exit_code == 0, found.output
+    for words in ("Use ", "Measured", "Predicted without loss", "What would change it", "vLLM", "transformers"):
+        assert words in found.stdout
+    own = found.stdout.partition("To use it")[0]  # what is to be copied is not wrapped
+    assert max(len(line) for line in own.splitlines()) <= 80
+    document = Advice.from_json(saved.read_text())
+    assert (
+        document.command is not None
+        and "--config" not in document.use.command
+        and "-c tiny-random" in document.use.command
+    )
+    shown = CliRunner().invoke(app, ["show", str(saved)])
+    assert shown.exit_code == 0 and shown.stdout == found.stdout
+    text = CliRunner().invoke(app, ["show", str(saved), "-o", str(tmp_path / "advice.txt")])
+    assert text.exit_code == 0 and "Use " in (tmp_path / "advice.txt").read_text()
+
+
+def test_json_is_one_document_and_quiet_one_line(cli: Callable[..., Result], questions: str) -> None:
+    found = cli(*TINY, "--prompts", questions, "--limit", "2", "--json", "-q")
+    document = json.loads(found.stdout)
+    assert document["schema"] == "cascli.advice/1" and len(document["confirmed_on"]) == 2 and not document["apart"]
+    quiet = cli(*TINY, "--prompts", questions, "--limit", "2", "-q")
+    assert quiet.stderr == "" and len(quiet.stdout.splitlines()) <= 4 and "Use " in quiet.stdout
+
+
+def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], questions: str, tmp_path: Path) -> None:
+    how = ("--max-quality-loss", "0.5", "--temperature", "1")
+    found = cli(*TINY, "--prompts", questions, "--metric", "number", *how)
+    assert found.exit_code == 0 and "score" in found.stdout, found.output
+    sweep = {
+        "pair": "tiny-random", "strategies": ["target"], "max_new_tokens": 5, "system": "Count.",
+        "task": {"kind": "jsonl", "path": "questions.jsonl", "metric": "number"},
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(sweep))
+    found = cli("-c", "tiny-random", "--task", str(tmp_path / "task.yaml"), *how, "--json")
+    document = json.loads(found.stdout)
+    assert document["sampling"]["max_new_tokens"] == 5 and document["confirmed"][0]["quality"]["loss"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no prompt"),
+        (("hi", "--max-tv", "2"), "--max-tv: a number from 0 to 1 is wanted (got 2)"),
+        (("hi", "--lossless", "--max-tv", "0.1"), "--lossless and --max-tv 0.1 contradict each other"),
+        (("hi", "--max-quality-loss", "0.1"), "give a task (--task) or a metric (--metric)"),
+        (("hi", "--min-speedup", "0"), "--min-speedup: a positive number is wanted"),
+        (("hi", "--metric", "number"), "give one."),
+        (("--prompts", "builtin", "--metric", "numbr"), "did you mean 'number'"),
+        (("--prompts", "builtin", "--metric", "agreement", "--temperature", "1"), "--temperature 0"),
+        (("--task", "nothing"), "unknown sweep 'nothing'"),
+        (("--task", "rules", "--metric", "f1"), "give one."),
+        (("hi", "-o", "x.csv"), "unknown suffix"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(cli: Callable[..., Result], arguments: Sequence[str], words: str) -> None:
+    found = cli("-c", "tiny-random", *arguments)
+    assert found.exit_code == 2 and words in found.stderr.replace("\n", " "), found.output
+
+
+def test_a_speed_that_is_not_reached_exits_with_1(cli: Callable[..., Result], questions: str) -> None:
+    found = cli(*TINY, "--prompts", questions, "--limit", "1", "--min-speedup", "1000")
+    assert found.exit_code == 1 and "--min-speedup" in found.stderr and "Use " in found.stdout
