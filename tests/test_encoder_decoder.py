@@ -23,7 +23,7 @@ from cascli.models.encoder_decoder import EncoderDecoderRunner
 from cascli.models.placement import choose_dtype
 from cascli.models.tokenizer import byte_tokenizer
 from cascli.sweeps.likelihood import log_likelihood
-from tests.pairs import ENCODER_DECODERS, T5, logits_along, model, pair
+from tests.pairs import ENCODER_DECODERS, T5, UNEVEN, logits_along, model, pair
 from tests.two_tokenizers import byte_level
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -48,7 +48,7 @@ def tiny() -> Pair:
 @pytest.fixture(scope="module")
 def ids() -> Pair:
     """A pair of two v1.1 models over 40 tokens whose texts never end."""
-    shape = ENCODER_DECODERS["t5_v1_1"]
+    shape = ENCODER_DECODERS["t5_v1_1"] | UNEVEN
     return load_pair({"draft": model(1, 40, **shape), "target": model(2, 40, **shape)})
 
 
