@@ -70,9 +70,8 @@ T5 = {
     "d_kv": 16,
     "d_ff": 64,
     "num_heads": 2,
-    "num_layers": 1,
+    "num_layers": 2,
     "num_decoder_layers": 2,
-    "num_hidden_layers": 1,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 20,
     "decoder_start_token_id": 0,
@@ -82,6 +81,8 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "t5": T5,  # v1.0: the head is the embeddings, and what goes in is scaled
     "t5_v1_1": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
+UNEVEN = {"num_layers": 1, "num_hidden_layers": 1}
+"""Of an encoder with fewer layers than the decoder, which transformers' own `generate` makes no cache for."""
 EVERY_ARCHITECTURE = ARCHITECTURES | ENCODER_DECODERS
 
 

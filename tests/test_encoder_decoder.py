@@ -22,8 +22,9 @@ from cascli.models.cpu.packed_linear import PackedLinear
 from cascli.models.encoder_decoder import EncoderDecoderRunner
 from cascli.models.placement import choose_dtype
 from cascli.models.tokenizer import byte_tokenizer
+from cascli.strategies import parse
 from cascli.sweeps.likelihood import log_likelihood
-from tests.pairs import ENCODER_DECODERS, T5, logits_along, model, pair
+from tests.pairs import ENCODER_DECODERS, T5, UNEVEN, logits_along, model, pair
 from tests.two_tokenizers import byte_level
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -48,7 +49,7 @@ def tiny() -> Pair:
 @pytest.fixture(scope="module")
 def ids() -> Pair:
     """A pair of two v1.1 models over 40 tokens whose texts never end."""
-    shape = ENCODER_DECODERS["t5_v1_1"]
+    shape = ENCODER_DECODERS["t5_v1_1"] | UNEVEN
     return load_pair({"draft": model(1, 40, **shape), "target": model(2, 40, **shape)})
 
 
@@ -290,7 +291,8 @@ def test_likelihood_of_an_answer(ids: Pair) -> None:
 
 @pytest.mark.slow
 def test_verify_passes(tiny: Pair) -> None:
-    found = audit(tiny, quick=True, config=load_config("tiny-t5"))
+    strategies = [parse(text) for text in ("speculative:k=2", "speculative-cascade:rule=opt,k=2")]
+    found = audit(tiny, strategies, quick=True, config=load_config("tiny-t5"))
     assert found.passed, [check for check in found.checks if check.status == "fail"]
     kinds = {check.kind for check in found.checks}
     assert {"cache", "block", "draw", "round", "joint law", "parity"} <= kinds
