@@ -87,6 +87,7 @@ def test_a_paper_sweep_runs_as_it_stands_on_a_local_dataset(
     prompts = 2 if name == "paper-wmt14" else 1
     assert len(records) == len(plan.specs()) * prompts and not [each.error for each in records if each.error]
     assert all(bool(each.counts) == (name == "paper-wmt14") for each in records)
+    assert {each.counts[1] for each in records if each.counts} <= {4}  # Ein warmer Tag .
     header = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert header["metric"] == SWEEPS[name][0]
     assert (tmp_path / "out" / "report.html").stat().st_size > 3000

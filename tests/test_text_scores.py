@@ -183,6 +183,11 @@ def test_a_row_has_the_bleu_of_all_its_answers() -> None:
     assert abs(draft.quality - np.mean([each.quality for each in records[4:7]])) > 0.001
 
 
+def test_an_empty_answer_counts_by_the_words_that_it_lacks() -> None:
+    (target,) = rows([scored("target", f"p{i}", REFERENCES[i] if i else "", REFERENCES[i]) for i in range(2)])
+    assert target.quality == pytest.approx(math.exp(1 - 10 / 5)) and target.num_prompts == 2
+
+
 def test_corpus_rows_do_not_depend_on_the_order_of_records_and_pool_seeds() -> None:
     rng = random.Random(3)
     texts = [[" ".join(rng.choices("abcde", k=rng.randint(4, 12))) for _ in range(2)] for _ in range(12)]
