@@ -81,6 +81,9 @@ def test_what_an_exit_could_gain_is_by_its_own_positions() -> None:
         assert each.speed_up == pytest.approx(each.tokens_per_round / (0.4 * each.best_k + 1))
     assert sure.acceptance == 1 and half.acceptance == 0.5 and sure.speed_up > half.speed_up
     assert exit_point(2, [[0.0] * 9], costs).speed_up == pytest.approx(1 / 1.4)
+    noisy = profile_of(10.0, {2: 4.0}, widening=-0.05).leaving(EXIT)
+    assert noisy is not None and noisy.v(5) < 1
+    assert exit_point(2, [[0.0] * 9], noisy).speed_up == pytest.approx(1 / 1.4)
 
 
 def test_a_stop_goes_by_timed_exits_or_by_their_bytes(alone: Pair) -> None:

@@ -62,6 +62,8 @@ Acceptances = Sequence[Sequence[float]]
 def exit_point(layers: int, acceptances: Acceptances, costs: Profile) -> ExitPoint:
     """What an exit could gain.
 
+    A block costs a step at least, whatever was timed: else noise would have exits pay of which nothing is accepted.
+
     Args:
         layers: after which it leaves.
         acceptances: of its drafts.
@@ -71,7 +73,7 @@ def exit_point(layers: int, acceptances: Acceptances, costs: Profile) -> ExitPoi
     found = []
     for k in range(1, min(costs.longest - 1, AUTO_DRAFTED) + 1):
         rounds = sum(theory.expected_rounds(answer, k) for answer in acceptances)
-        found.append((tokens / rounds / (costs.c * k + costs.v(k + 1)), tokens / rounds, k))
+        found.append((tokens / rounds / (costs.c * k + max(costs.v(k + 1), 1.0)), tokens / rounds, k))
     gain, per_round, k = max(found, key=lambda each: (each[0], -each[2]))
     mean = fmean(a for answer in acceptances for a in answer)
     return ExitPoint(layers=layers, acceptance=mean, c=costs.c, best_k=k, tokens_per_round=per_round, speed_up=gain)

@@ -60,13 +60,13 @@ def bench(
         on_progress: told how it goes.
 
     Raises:
-        UsageError: a context that is longer than the pair takes.
+        UsageError: a context that is longer than the pair takes, or exits of a target of one layer.
     """
     longest = max(blocks)
     chosen, date = _contexts(pair, contexts, longest), now()
+    exits = early_exits.timed_exits(pair) if early_exit else []
     _warm_up(pair, blocks, max(chosen))
     copies = [copy_rate(pair.device)]
-    exits = early_exits.timed_exits(pair) if early_exit else []
     measured = profiles(pair, chosen, blocks=blocks, exits=exits, repeats=repeats, on_progress=on_progress)
     copies.append(copy_rate(pair.device))
     runs = None

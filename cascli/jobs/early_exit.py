@@ -8,10 +8,10 @@ import torch
 
 from cascli.analysis.cost import part_of
 from cascli.analysis.early_exit import ExitCurve, exit_curve
-from cascli.analysis.profile import Profile
+from cascli.analysis.profile import Profile, Timing
 from cascli.chat import Conversation
 from cascli.engine import Request
-from cascli.errors import RunError
+from cascli.errors import UsageError
 from cascli.jobs.generate import decode, request_for, request_of_turn
 from cascli.jobs.profile import OnProgress
 from cascli.models.calls import Calls
@@ -40,11 +40,17 @@ def requests_of(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> li
 
 
 def timed_exits(pair: Pair) -> list[int]:
-    """After how many layers the target is left to time its exits: what lies between lies on the lines between."""
+    """After how many layers the target is left to time its exits: what lies between lies on the lines between.
+
+    None where its other steps are captured graphs, beside which those of exits would say nothing.
+
+    Raises:
+        UsageError: the target has one layer.
+    """
     info = exit_info(pair.target, 1)
-    if info.uncaptured or info.depth < 2:
-        return []
-    return sorted({1, info.depth // 2, info.depth - 1})
+    if info.depth < 2:
+        raise UsageError("--early-exit: the target has one layer, and no place to leave it early.")
+    return [] if info.uncaptured else sorted({1, info.depth // 2, info.depth - 1})
 
 
 def curve(
@@ -59,11 +65,9 @@ def curve(
         on_progress: told how it goes.
 
     Raises:
-        RunError: the target has one layer, or cannot be left early.
+        RunError: the target cannot be left early.
     """
     whole = exit_info(pair.target, 1)
-    if whole.depth < 2:
-        raise RunError("the target has one layer: there is no place to leave it early.")
     target, by_layers = parse("target"), dict[int, list[list[float]]]()
     for done, request in enumerate(requests):
         if on_progress is not None:
@@ -98,10 +102,10 @@ def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int
     return found
 
 
-def _by_bytes(pair: Pair, profile: Profile, whole: ExitInfo) -> dict[int, object]:
+def _by_bytes(pair: Pair, profile: Profile, whole: ExitInfo) -> dict[int, Timing]:
     """What steps of exits would take if reading weights were all, by the target's step."""
     target, step = pair.info.target, profile.target[1]
-    found: dict[int, object] = {}
+    found: dict[int, Timing] = {}
     for n in range(1, whole.depth):
         part = part_of(target, whole.model_copy(update={"layers": n})).weight_bytes or 0
         found[n] = step.times(part / (target.weight_bytes or 1))

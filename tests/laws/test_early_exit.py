@@ -82,11 +82,6 @@ def test_the_law_is_the_rules(rule: str, alpha: float, n: int, sampling: dict[st
     assert distance(law(rule, alpha, n, 2, 3, **sampling), wanted_law(rule, alpha, n, 3, **sampling)) < EXACT
 
 
-def test_the_law_of_longer_texts_is_the_rules() -> None:
-    """Rounds that begin after rounds of every kind."""
-    assert distance(law("head", 0.3, 1, 1, 4, **PLAIN), wanted_law("head", 0.3, 1, 4, **PLAIN)) < EXACT
-
-
 @pytest.mark.parametrize("more", [",verify=block", ",stop=max-q,least_q=0.45", ",stop=confidence,least_q=0.5"])
 @pytest.mark.parametrize(("rule", "alpha"), [("exact", 0.0), ("head", 0.3)])
 def test_blocks_and_stops_follow_it_too(rule: str, alpha: float, more: str) -> None:
