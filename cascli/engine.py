@@ -257,8 +257,9 @@ def check_models(pair: Pair, strategy: Strategy) -> None:
 
 def depends_on_rounds(pair: Pair, strategy: Strategy) -> bool:
     """Whether the output distribution depends on where rounds begin: a head's q does, whatever its drafter says."""
-    by_head = isinstance(strategy, Speculating) and strategy.needs_draft and pair.by_head
-    return strategy.depends_on_rounds or (by_head and strategy.verification_rule.reads_draft)
+    if strategy.depends_on_rounds or not (pair.by_head and isinstance(strategy, Speculating)):
+        return strategy.depends_on_rounds
+    return strategy.needs_draft and strategy.verification_rule.reads_draft
 
 
 def check_prompt(pair: Pair, request: Request) -> int:

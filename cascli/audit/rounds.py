@@ -95,8 +95,8 @@ def drawn_together(rows: Rows, dtype: torch.dtype) -> Rows:
 
 
 def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
-    drawn = draft + share * (target - draft)
-    return drawn.where(draft.isfinite(), target)  # a cut head is infinitely far from what it has no row for
+    """A share of the way to the target; on that to what a cut head has no row for, which is infinite, it falls off."""
+    return (draft + share * (target - draft)).where(draft.isfinite(), target + 1 - 1 / share)
 
 
 def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: bool, n: int, seed: int) -> bool:

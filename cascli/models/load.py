@@ -102,9 +102,9 @@ def load_pair(
         if where.type == "cpu"
     }
     works = [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in whole.items()]
-    draft, head = config.draft, found.head
-    if draft is not None and head is not None:
-        kinds["draft"] = precision_of(draft, head, dtype, defaults.dtype, where)
+    drafts, head = config.draft, found.head
+    if drafts is not None and head is not None:
+        kinds["draft"] = precision_of(drafts, head, dtype, defaults.dtype, where)
         works.append(work_of(head, kinds["draft"]))
     stages.plan(works)
     models = {}
@@ -124,10 +124,10 @@ def load_pair(
     eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
     if found.translation is None:
         _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
-    if draft is not None and head is not None:
+    if drafts is not None and head is not None:
         stages.begin()
-        name, where_it_is = HEAD + _name(draft, folders["draft"]), there(folders["draft"])
-        models["draft"] = load_head(draft, name, where_it_is, head, kinds["draft"], large, vocab, stages.reached)
+        name, where_it_is = HEAD + _name(drafts, folders["draft"]), there(folders["draft"])
+        models["draft"] = load_head(drafts, name, where_it_is, head, kinds["draft"], large, vocab, stages.reached)
         stages.end()
     if bars is not None:
         bars.close()
