@@ -108,7 +108,8 @@ def test_completion_goes_on_within_a_strategy(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name).touch()
     (tmp_path / "quiz").mkdir()
     (tmp_path / "quiz" / "one.jsonl").touch()
-    assert complete.prompts("") == ["builtin", "questions.jsonl", "quiz/"]
+    sets = ["builtin", "mt-bench", "spec-bench", "speed-bench"]
+    assert complete.prompts("") == [*sets, "questions.jsonl", "quiz/"]
     assert complete.prompts("q") == ["questions.jsonl", "quiz/"]
     assert complete.prompts("quiz/") == ["quiz/one.jsonl"]
     assert complete.prompts("nowhere/") == []

@@ -87,6 +87,22 @@ def test_examples_show_the_working_where_the_dataset_has_it() -> None:
     assert len(first) > 1 and first[-1].startswith("\\boxed{") and "####" not in shown
 
 
+def test_a_folder_knows_what_was_asked_and_others_do_not_care() -> None:
+    def fingerprint(**more: object) -> str:
+        return SweepPlan.model_validate({"strategies": ["draft"], "task": config(**more)}).fingerprint()
+
+    changes = [
+        {},
+        {"dataset": "products"},
+        {"seed": 1},
+        {"options": {"max_terms": 3}},
+        {"shots": 1},
+        {"answer": "boxed"},
+    ]
+    assert len({fingerprint(**change) for change in changes}) == len(changes)
+    assert fingerprint(kind="builtin", seed=1, shots=2) == fingerprint(kind="builtin")
+
+
 # ---- where the answer is
 
 

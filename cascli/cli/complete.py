@@ -95,11 +95,11 @@ def colors(incomplete: str) -> list[str]:
 
 def prompts(incomplete: str) -> list[str]:
     """Sets by name, and the JSONL files and folders of the folder that was begun."""
+    from cascli.weights.prompt_sets import SETS
+
     folder, name = Path(incomplete).parent, Path(incomplete).name
     if not incomplete or incomplete.endswith("/"):
         folder, name = Path(incomplete or "."), ""
-    from cascli.weights.prompt_sets import SETS
-
     words = [each for each in ("builtin", *SETS) if each.startswith(incomplete)]
     try:
         found = sorted(each for each in folder.iterdir() if each.name.startswith(name))

@@ -40,6 +40,10 @@ UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "
 """What may change while results stay what they are."""
 
 
+OF_REASONING_GYM = {"dataset", "seed", "options", "shots", "answer"}
+"""Keys of a task that mean nothing to the other kinds."""
+
+
 class TaskConfig(_Strict):
     """What is asked, and how an answer is judged.
 
@@ -180,6 +184,8 @@ class SweepPlan(_Strict):
     def fingerprint(self) -> str:
         """Changes with everything that could change a record, and with nothing else."""
         decides = self.model_dump(exclude=UNDECIDED)
+        if self.task.kind != "reasoning-gym":
+            decides["task"] = {key: value for key, value in decides["task"].items() if key not in OF_REASONING_GYM}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
