@@ -298,6 +298,18 @@ def test_a_pair_without_a_template_says_so(folder: Path) -> None:
     assert refused.exit_code == 2 and "has no chat template" in refused.stderr
 
 
+def test_what_lm_eval_refuses_is_told_in_a_line_or_two(folder: Path, tmp_path: Path) -> None:
+    _with(folder, tmp_path, "own_absent", dataset_path="nobody/nothing", dataset_kwargs={})
+    _with(folder, tmp_path, "own_code", unsafe_code=True)
+    for name, code, words in (
+        ("own_absent", 3, "documents of a task cannot be had"),
+        ("own_code", 2, "--unsafe-code-execution"),
+    ):
+        refused = cascli("--tasks", name, "--include-path", str(tmp_path), "-s", "target", "--offline")
+        assert refused.exit_code == code and words in refused.stderr, refused.stderr
+        assert len(refused.stderr.strip().splitlines()) <= 2 and refused.stdout == ""
+
+
 @pytest.mark.slow
 def test_unknown_tasks_are_told_with_the_nearest(folder: Path, tmp_path: Path) -> None:
     refused = cascli("--tasks", "own_answer", "--include-path", str(folder))

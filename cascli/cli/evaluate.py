@@ -83,6 +83,7 @@ def command(
         chat=apply_chat_template,
         system=plan.settings.system,
         unsafe=unsafe_code_execution,
+        offline=plan.settings.offline,
     )
     with Progress(plan.screen, "finding tasks"):
         manager = task_manager(asking)

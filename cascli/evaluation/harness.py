@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascli.errors import UsageError, first_line
+from cascli.errors import RunError, UsageError, first_line
 
 if TYPE_CHECKING:
     from cascli.evaluation.model import StrategyModel
@@ -38,6 +38,8 @@ class Asking:
     system: str | None = None
     unsafe: bool = False
     """Whether tasks may run code that models write."""
+    offline: bool = False
+    """Whether documents are those that were fetched before."""
 
 
 def version() -> str:
@@ -92,9 +94,13 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
 
     Raises:
         UsageError: a task cannot be set up or judged.
+        RunError: its documents cannot be fetched.
     """
+    import datasets
     from lm_eval import simple_evaluate
 
+    online = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = online or asking.offline  # read at each call; there is no argument for it
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its bars, beside ours
             found = simple_evaluate(
@@ -109,8 +115,12 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
                 confirm_run_unsafe_code=asking.unsafe,
                 log_samples=True,
             )
-    except (ImportError, ValueError, FileNotFoundError, ConnectionError) as error:
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise RunError(f"the documents of a task cannot be had: {first_line(error)}") from error
+    except (ImportError, ValueError) as error:
         raise UsageError(_said(error)) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = online
     return dict(found)
 
 
