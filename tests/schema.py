@@ -115,7 +115,7 @@ def said_of(kind: type[BaseModel]) -> dict[str, str]:
 def described(name: str, part: dict[str, Any]) -> None:
     """Give every key of a part of a schema its meaning."""
     kind = next((getattr(module, name) for module in (plan, config, settings) if hasattr(module, name)), None)
-    said = COMMON | WORDS.get(name, {}) | (said_of(kind) if kind is not None else {})
+    said = COMMON | WORDS.get(name, {}) | (said_of(kind) if inspect.isclass(kind) else {})
     for key, value in part.get("properties", {}).items():
         if key in said:
             value.setdefault("description", " ".join(said[key].split()))
