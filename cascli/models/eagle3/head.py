@@ -9,7 +9,7 @@ the step before. The first layer looks at both, `[norm(embedding), norm(state)]`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -182,5 +182,5 @@ class Eagle3Head(nn.Module):
         return Rotation(*((each * scaling).to(like.dtype) for each in (angles.cos(), angles.sin())))
 
 
-Network = PreTrainedModel | Eagle3Head
+Network: TypeAlias = PreTrainedModel | Eagle3Head
 """What a model of a pair computes with."""
