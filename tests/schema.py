@@ -40,7 +40,7 @@ COMMON = {
     "threads": "Threads of a CPU; all cores by default.",
     "format": "What -o writes where its suffix does not say.",
     "compile": "Let torch.compile make the steps on a GPU.",
-    "prompts": "A JSONL file with `prompt` or `turns` on each line, or: builtin.",
+    "prompts": "A JSONL file with `prompt` or `turns` on each line, or: builtin, mt-bench, spec-bench, speed-bench.",
     "json": "Print one JSON document instead of text.",
     "quiet": "Print the essential result only.",
     "verbose": "Show what was rejected, and more detail.",

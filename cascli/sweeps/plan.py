@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
@@ -24,6 +24,7 @@ MOST_STRATEGIES = 10_000
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
 Value = str | int | float
+Option = str | int | float | bool | None
 Values = Value | list[Value]
 
 
@@ -79,7 +80,7 @@ class TaskConfig(_Strict):
     """Of reasoning-gym, such as `gsm_symbolic`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of reasoning-gym's problems."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, Option | list[Option]] = {}
     """Of the dataset of reasoning-gym, such as `{min_terms: 3}`."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
     """Problems with their answers before each of reasoning-gym's, of another seed."""
