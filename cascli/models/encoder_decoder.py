@@ -161,6 +161,6 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
     model.set_input_embeddings(model.get_input_embeddings())
     for module in list(model.modules()):
         layer = getattr(module, "wo", None)
-        if hasattr(layer, "weight_count"):
+        if isinstance(layer, nn.Module) and hasattr(layer, "weight_count"):
             module.wo = _Unread(layer)
     return model
