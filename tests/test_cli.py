@@ -192,7 +192,7 @@ def test_bench_measures_and_can_be_shown_again(cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.exit_code == 0, found.stderr
     assert "v of" in found.stdout and "SYNTHETIC acceptance 0.7" in found.stdout
-    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1.3"
+    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1.4"
     assert plot.read_text().startswith("<?xml")
     assert cli("show", str(saved)).stdout == found.stdout
     as_json = cli("bench", "-c", "tiny-random", "--context", "16", "--longest-block", "2", "--repeats", "1", "--json")

@@ -7,8 +7,6 @@ answer is empty at first, whatever the prompt.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -162,7 +160,7 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
     """
     model.set_input_embeddings(model.get_input_embeddings())
     for module in list(model.modules()):
-        layer: Any = getattr(module, "wo", None)
-        if hasattr(layer, "weight_count"):
+        layer = getattr(module, "wo", None)
+        if isinstance(layer, nn.Module) and hasattr(layer, "weight_count"):
             module.wo = _Unread(layer)
     return model
