@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.files import YAML_BYTES, printed, text_of
@@ -170,16 +170,6 @@ class DraftConfig(ModelConfig):
         if not (value is None or count or (isinstance(value, str) and value)):
             raise ValueError("a count of token ids, 1 or more, or the path of a file of them is wanted")
         return value
-
-    @model_validator(mode="after")
-    def _a_head_is_whole_and_beside_its_target(self) -> Self:
-        if self.eagle3 is not None and self.vocab is not None:
-            raise ValueError("'vocab' cuts a draft model's head, and an EAGLE-3 head has a vocabulary of its own")
-        if self.eagle3 is not None and self.device_map is not None:
-            raise ValueError("an EAGLE-3 head lies where its target does: leave out 'device_map'")
-        if self.eagle3 is not None and self.eagle3.lower().endswith(".gguf"):
-            raise ValueError("an EAGLE-3 head is a folder with config.json and safetensors, and no .gguf file")
-        return self
 
 
 class About(_Strict):
@@ -430,7 +420,7 @@ def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
     """A model that a flag names; `eagle3:` in front of a draft's name says that it is a head."""
     head = kind is DraftConfig and text.startswith(HEAD)
     try:
-        source = source_of(text.removeprefix(HEAD) if head else text)
+        source = _source_of_head(text.removeprefix(HEAD)) if head else source_of(text)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     model = DraftConfig(source=source, eagle3=str(source)) if head else kind(source=source)
@@ -504,12 +494,23 @@ def _head(draft: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}.eagle3: a folder or the name of a repository is wanted (got {printed(name)})")
     try:
-        source = source_of(name, folder)
+        source = _source_of_head(name, folder)
     except UsageError as error:
         raise ConfigError(f"{where}.eagle3: {error}") from None
+    if draft.get("vocab") is not None:
+        raise ConfigError(f"{where}.vocab: it cuts a draft model's head, and an EAGLE-3 head knows its own tokens only")
+    if draft.get("device_map") is not None:
+        raise ConfigError(f"{where}.device_map: an EAGLE-3 head lies where its target does; leave it out")
     if "source" in draft and _source(draft["source"], f"{where}.source", folder) != source:
         raise ConfigError(f"{where}: give 'eagle3' or 'source', and not both")
     return dict(draft) | {"source": source, "eagle3": str(source)}
+
+
+def _source_of_head(text: str, folder: Path | None = None) -> HubSource | PathSource:
+    source = source_of(text, folder)
+    if isinstance(source, PathSource) and source.path.lower().endswith(".gguf"):
+        raise UsageError(f"a head is a folder with config.json and safetensors, and no .gguf file (got '{text}')")
+    return source
 
 
 def _source(value: object, where: str, folder: Path) -> _Strict:

@@ -261,8 +261,11 @@ def test_a_pair_file_names_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"eagle3": ""}, "draft.eagle3: a folder or the name of a repository is wanted"),
         ({"eagle3": "a b"}, "draft.eagle3: neither a model folder"),
         ({"eagle3": "./x", "source": {"path": "./y"}}, "draft: give 'eagle3' or 'source', and not both"),
-        ({"eagle3": "./x", "vocab": 3}, "'vocab' cuts a draft model's head"),
-        ({"eagle3": "./x", "device_map": "auto"}, "leave out 'device_map'"),
+        ({"eagle3": "./x", "vocab": 3}, "draft.vocab: it cuts a draft model's head"),
+        (
+            {"eagle3": "./x", "device_map": "auto"},
+            "draft.device_map: an EAGLE-3 head lies where its target does; leave it out",
+        ),
         ({"eagle3": "./x.gguf"}, "no .gguf file"),
         ({"eagle3": "./x", "layers": 3}, "unknown key 'layers'"),
         ({"eagle3": "./absent"}, "no such file or folder"),
@@ -274,6 +277,13 @@ def test_bad_pair_files(draft: dict[str, Any], words: str, tmp_path: Path) -> No
     with pytest.raises(UsageError) as error:
         load_pair(file)
     assert words in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_head_that_is_named_as_a_model_is_told_how(folder: Path) -> None:
+    with pytest.raises(RunError, match="no model by itself: name it by 'eagle3:'"):
+        load_pair({"draft": {"source": {"path": str(folder)}}, "target": target(VOCAB)})
+    with pytest.raises(UsageError, match=r"draft: a head is a folder .* no .gguf file"):
+        pair_of_models("eagle3:./x.gguf", None, {"target": target(VOCAB)})
 
 
 def test_a_target_has_no_head() -> None:

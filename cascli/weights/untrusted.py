@@ -48,7 +48,10 @@ def config_of(folder: Path) -> Any:
 
     with damaged(folder / "config.json"):
         _check_files(folder)
-        check_sizes(json_of(text_of(folder / "config.json", _CONFIG_BYTES), str(folder / "config.json")))
+        values = json_of(text_of(folder / "config.json", _CONFIG_BYTES), str(folder / "config.json"))
+        check_sizes(values)
+        if "speculators_model_type" in values:
+            raise RunError(f"{folder}: it drafts beside a target, and is no model by itself: name it by 'eagle3:'.")
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 

@@ -35,8 +35,7 @@ EXACT = 1e-12
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 WARPED: dict[str, Any] = {"temperature": 0.7, "top_k": 3, "top_p": 0.95}
 GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-BOTH = pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
-RULES_HERE = [("token-v3", 0.3), ("token-v2", 0.2), ("opt", 0.5), ("mentored", 0.3)]
+RULES_HERE = [("token-v3", 0.3), ("opt", 0.5), ("mentored", 0.3)]
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +134,25 @@ def test_the_pair_is_worth_testing(reference: Reference) -> None:
         assert apart > 0.02
 
 
-@pytest.mark.parametrize(("name", "alpha"), [each for each in RULES_HERE if each[0] in ("token-v3", "token-v2", "opt")])
+@pytest.mark.parametrize(("name", "alpha"), RULES_HERE[:2])
 def test_the_alphas_are_worth_testing(name: str, alpha: float, reference: Reference) -> None:
     seen = [np.ravel(RULES[name](*reference.tables(each, each, **PLAIN), alpha).defer) for each in PREFIXES]
     assert np.concatenate(seen).any() and not np.concatenate(seen).all()
 
 
-@BOTH
-@pytest.mark.parametrize("strategy", ["speculative:k=1", "speculative:k=3", "speculative:k=2,verify=block"])
+@pytest.mark.parametrize(
+    ("strategy", "sampling"),
+    [("speculative:k=3", PLAIN), ("speculative:k=3", WARPED), ("speculative:k=2,verify=block", PLAIN)],
+)
 def test_speculation_is_lossless(strategy: str, sampling: dict[str, Any], reference: Reference) -> None:
     wanted = sequential_law(lambda prefix: reference.tables((), prefix, **sampling), target("exact"), 3)
     assert distance(law(strategy, 3, **sampling), wanted) < EXACT
 
 
-@BOTH
-@pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize(("name", "alpha"), RULES_HERE)
+@pytest.mark.parametrize(
+    ("name", "alpha", "k", "sampling"),
+    [(*RULES_HERE[0], 1, PLAIN), (*RULES_HERE[0], 2, WARPED), *((*rule, 2, PLAIN) for rule in RULES_HERE)],
+)
 def test_rules_follow_the_q_of_their_round(
     name: str, alpha: float, k: int, sampling: dict[str, Any], reference: Reference
 ) -> None:
@@ -176,7 +178,7 @@ def test_the_law_depends_on_the_rounds(pair: Pair, reference: Reference) -> None
     assert not generate(pair, prompt_ids=PROMPT, strategy=lookup, max_new_tokens=3, **PLAIN).depends_on_rounds
 
 
-@pytest.mark.parametrize("stop", ["max-q,least_q=0.4", "svip", "heuristic"])
+@pytest.mark.parametrize("stop", ["max-q,least_q=0.4", "svip"])
 def test_a_stop_leaves_speculation_lossless(stop: str, reference: Reference) -> None:
     wanted = sequential_law(lambda prefix: reference.tables((), prefix, **PLAIN), target("exact"), 3)
     assert distance(law(f"speculative:stop={stop},k=2", 3, **PLAIN), wanted) < EXACT
@@ -226,9 +228,9 @@ def test_speculation_beyond_the_head_is_lossless(
     short: Pair, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.laws.models.tiny_pair", lambda *_: short)
-    wanted = sequential_law(lambda prefix: reference.tables((), prefix, **PLAIN), target("exact"), 4)
+    wanted = sequential_law(lambda prefix: reference.tables((), prefix, **PLAIN), target("exact"), 3)
     short.draft.model.layout.layer.max_position_embeddings = 3
-    assert distance(law("speculative:k=2", 4, **PLAIN), wanted) < EXACT
+    assert distance(law("speculative:k=2", 3, **PLAIN), wanted) < EXACT
     short.draft.model.layout.layer.max_position_embeddings = 6
 
 
@@ -307,7 +309,8 @@ def test_planted_bugs_are_seen(
     bug: Callable[..., Pair], folder: Path, weights: Any, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Speculation is lossless whatever q is: only a law that shows q sees what became of it."""
-    wanted = reference.law(target("token-v3", 0.3), 3, 2, **PLAIN)
+    length = 3 if bug in (stale_states, states_one_place_late) else 2  # these take a second round to show
+    wanted = reference.law(target("token-v3", 0.3), length, 2, **PLAIN)
     wrong = bug(monkeypatch, lambda: load(folder))
     monkeypatch.setattr("tests.laws.models.tiny_pair", lambda *_: wrong)
-    assert distance(law("speculative-cascade:rule=token-v3,alpha=0.3,k=2", 3, **PLAIN), wanted) > 1e-3
+    assert distance(law("speculative-cascade:rule=token-v3,alpha=0.3,k=2", length, **PLAIN), wanted) > 1e-3
