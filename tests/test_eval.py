@@ -239,7 +239,10 @@ def test_prompts_without_room_lose_their_beginning(own: Pair) -> None:
     answers = [
         model(pair, notes=notes).generate_until([asked(text, settings)]) for pair, text in [(short, long), (own, end)]
     ]
-    assert answers[0] == answers[1] and notes.shortened == 1
+    assert answers[0] == answers[1] and len(notes.shortened) == 1
+    model(short, SPECS[1], notes=notes).generate_until([asked(long, settings)])
+    assert len(notes.shortened) == 1, "the same prompt for another strategy"
+    assert model(own).generate_until([asked("", settings)]) != [""]
     with pytest.raises(UsageError, match="no room for a prompt"):
         model(short).generate_until([asked(long, {"max_gen_toks": 20})])
 

@@ -52,7 +52,8 @@ class Notes:
     """What is to be told of an evaluation besides its numbers."""
 
     not_honoured: set[str] = field(default_factory=set)
-    shortened: int = 0
+    shortened: set[int] = field(default_factory=set)
+    """Hashes of the prompts whose beginning was left out, which every strategy meets."""
 
 
 class StrategyModel(TemplateLM):
@@ -155,7 +156,7 @@ class StrategyModel(TemplateLM):
         how = Generation.of(settings, self._given)
         self._notes.not_honoured |= {f"{request.task_name}: {each}" for each in how.not_honoured}
         return Request(
-            prompt_ids=self._room_for(self.tok_encode(context), how.max_new_tokens),
+            prompt_ids=self._room_for(self.tok_encode(context) or [self.prefix_token_id], how.max_new_tokens),
             sampling=how.sampling,
             max_new_tokens=how.max_new_tokens,
             seed=how.seed,
@@ -179,7 +180,7 @@ class StrategyModel(TemplateLM):
                 f"answers of {answer} tokens leave no room for a prompt in the pair's context of {self._pair.context};"
                 " give fewer --max-new-tokens."
             )
-        self._notes.shortened += 1
+        self._notes.shortened.add(hash(tuple(prompt)))
         return prompt[-room:]
 
     def _tell(self, what: str, done: int, total: int) -> None:

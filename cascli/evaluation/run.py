@@ -140,7 +140,7 @@ class Evaluating:
             given=given,
             batch_size=self.batch_size,
             not_honoured=sorted(self._notes.not_honoured),
-            shortened=self._notes.shortened,
+            shortened=len(self._notes.shortened),
             tasks=evaluated_tasks(self.found, self.records),
         )
 
