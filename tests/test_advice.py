@@ -409,6 +409,16 @@ def test_drafts_without_a_model_are_had_where_they_are() -> None:
     assert "nothing that drafts as 'suffix'" in suffix.transformers_note
 
 
+def test_heads_and_early_exits_are_had_in_one_each() -> None:
+    head = INFO.model_copy(update={"draft": MODEL.model_copy(update={"source": "eagle3:hub:org/head@main"})})
+    found = used("speculative:k=3", 1.0, head)
+    assert config_of(found.vllm) == {"method": "eagle3", "model": "org/head", "num_speculative_tokens": 3}
+    assert found.transformers is None and "EAGLE-3" in found.transformers_note
+    early = used("speculative:draft=early-exit,layers=8,k=2")
+    assert early.vllm is None and "'early-exit'" in early.vllm_note
+    assert "assistant_early_exit=8" in early.transformers and "target.generation_config.update" in early.transformers
+
+
 def test_rules_are_had_nowhere_but_a_mixture_in_transformers() -> None:
     found = used("speculative-cascade:rule=head,alpha=0.2,k=2", 1.0)
     assert found.vllm is None and found.transformers is None and "by this rule" in found.vllm_note

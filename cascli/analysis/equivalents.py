@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from cascli.config import HEAD
 from cascli.trace import Data, PairInfo, block_length
 
 NO_RULE = "no verification by this rule: it is exact there, and rejects drafts that the rule would keep"
@@ -69,12 +70,13 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
     drafter, k = params.get("draft", "model"), _length(params, fixed_k)
     notes = [NO_STOP] if "stop" in params else []
     if drafter == "model":
+        source = (pair.draft or pair.target).source
         config: dict[str, Any] = {
-            "method": "draft_model",
-            "model": _model((pair.draft or pair.target).source, "DRAFT"),
+            "method": "eagle3" if source.startswith(HEAD) else "draft_model",
+            "model": _model(source.removeprefix(HEAD), "DRAFT"),
             "num_speculative_tokens": k,
         }
-        if temperature:
+        if temperature and not source.startswith(HEAD):
             config["draft_sample_method"] = "probabilistic"
         if pair.draft_tokenizer_size is not None:
             notes.append("models with different tokenizers: only with greedy drafts, where the version has it")
@@ -101,7 +103,7 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
 
 
 def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
-    how = {"do_sample": False} if not temperature else {"do_sample": True, "temperature": temperature}
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     if plain:
         return f"target.generate(**inputs, {_keywords(how)})", None
     drafter, notes = params.get("draft", "model"), list[str]()
@@ -119,15 +121,22 @@ def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float,
             notes.append(NO_STOP)
         notes.append("copies from the first place where the n-gram stood, not the latest")
         return f"target.generate(**inputs, {_keywords(how)})", "; ".join(notes)
-    if drafter != "model":
+    early = drafter == "early-exit"
+    if drafter != "model" and not early:
         return None, f"nothing that drafts as '{drafter}' does"
+    if not early and pair.draft is not None and pair.draft.source.startswith(HEAD):
+        return None, "nothing that drafts with an EAGLE-3 head"
     drafting, more = _assistant(params, fixed_k)
-    if pair.draft_tokenizer_size is not None:
+    if early:
+        notes.append("the layers before the exit have a cache of their own there, and read every token twice")
+    elif pair.draft_tokenizer_size is not None:
         notes.append("models with different tokenizers: it drafts otherwise there (tokenizer=, assistant_tokenizer=)")
+    assistant = "target" if early else "assistant"
+    asked = f"assistant_early_exit={params.get('layers', 1)}" if early else "assistant_model=assistant"
     lines = [
         "# read from the assistant's own config, not from generate's arguments",
-        f"assistant.generation_config.update({_keywords(drafting)})",
-        f"target.generate(**inputs, assistant_model=assistant, {_keywords(how)})",
+        f"{assistant}.generation_config.update({_keywords(drafting)})",
+        f"target.generate(**inputs, {asked}, {_keywords(how)})",
     ]
     return "\n".join(lines), "; ".join([*notes, *more]) or None
 
