@@ -121,24 +121,31 @@ def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float,
             notes.append(NO_STOP)
         notes.append("copies from the first place where the n-gram stood, not the latest")
         return f"target.generate(**inputs, {_keywords(how)})", "; ".join(notes)
-    early = drafter == "early-exit"
-    if drafter != "model" and not early:
-        return None, f"nothing that drafts as '{drafter}' does"
-    if not early and pair.draft is not None and pair.draft.source.startswith(HEAD):
-        return None, "nothing that drafts with an EAGLE-3 head"
+    why_not = _no_assistant(drafter, pair)
+    if why_not is not None:
+        return None, why_not
     drafting, more = _assistant(params, fixed_k)
-    if early:
+    assistant, asked = "assistant", "assistant_model=assistant"
+    if drafter == "early-exit":
+        assistant, asked = "target", f"assistant_early_exit={params.get('layers', 1)}"
         notes.append("the layers before the exit have a cache of their own there, and read every token twice")
     elif pair.draft_tokenizer_size is not None:
         notes.append("models with different tokenizers: it drafts otherwise there (tokenizer=, assistant_tokenizer=)")
-    assistant = "target" if early else "assistant"
-    asked = f"assistant_early_exit={params.get('layers', 1)}" if early else "assistant_model=assistant"
     lines = [
         "# read from the assistant's own config, not from generate's arguments",
         f"{assistant}.generation_config.update({_keywords(drafting)})",
         f"target.generate(**inputs, {asked}, {_keywords(how)})",
     ]
     return "\n".join(lines), "; ".join([*notes, *more]) or None
+
+
+def _no_assistant(drafter: str, pair: PairInfo) -> str | None:
+    """Why transformers has no assistant that drafts so; None if it has one."""
+    if drafter not in ("model", "early-exit"):
+        return f"nothing that drafts as '{drafter}' does"
+    if drafter == "model" and pair.draft is not None and pair.draft.source.startswith(HEAD):
+        return "nothing that drafts with an EAGLE-3 head"
+    return None
 
 
 def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any], list[str]]:
