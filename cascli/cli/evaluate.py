@@ -75,19 +75,20 @@ def command(
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
         check_folder(folder)
+    given = _given(flags)
     asking = Asking(
         tasks=_names(tasks),
         include_path=include_path,
-        limit=plan.settings.limit,
+        limit=given.limit,
         num_fewshot=num_fewshot,
         chat=apply_chat_template,
-        system=plan.settings.system,
+        system=given.system,
         unsafe=unsafe_code_execution,
         offline=plan.settings.offline,
     )
     with Progress(plan.screen, "finding tasks"):
         manager = task_manager(asking)
-    evaluating = Evaluating(plan.load(), asking, manager, _given(flags), batch_size, folder, common.command_line())
+    evaluating = Evaluating(plan.load(), asking, manager, given, batch_size, folder, common.command_line())
     _run(evaluating, strategies, plan.screen, as_json=plan.settings.json_output)
 
 

@@ -155,15 +155,17 @@ def folder_name(text: str) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a place where results would be mixed with others.
+    """Make the folder of the results, and refuse a place where they would be mixed with others.
 
     Raises:
         UsageError: it is a file, or holds an evaluation.
+        OSError: it cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: is a file, and results are a folder; choose another -o")
     if (folder / FILE).exists():
         raise UsageError(f"--output {folder}: holds an evaluation; choose another -o")
+    folder.mkdir(parents=True, exist_ok=True)  # now, and not after hours
 
 
 def evaluate(
