@@ -222,6 +222,11 @@ def test_strategies_that_write_with_the_draft_are_refused(pair: Pair) -> None:
         check_models(pair, parse(spec))
 
 
+def test_a_target_that_is_looked_into_is_not_left_early(pair: Pair) -> None:
+    with pytest.raises(RunError, match="without an EAGLE-3 head"):
+        generate(pair, prompt_ids=[1, 2], strategy="speculative:draft=early-exit,layers=1,k=2", **GREEDY)
+
+
 def test_defaults_are_what_such_a_pair_can_do(pair: Pair) -> None:
     assert generate(pair, "hello", max_new_tokens=4).strategy == "speculative"
     found = compare(pair, "hello", max_new_tokens=4)

@@ -44,7 +44,9 @@ class Runner(ABC):
         Raises:
             RunError: this runner cannot.
         """
-        raise RunError(f"{type(self).__name__} has no passes that a model could be split in")
+        raise RunError(
+            "draft=early-exit asks for a decoder-only target without an EAGLE-3 head;\nthis one cannot be left early."
+        )
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Forget everything, read a prompt `[n]` but for its last token, and return what the answer starts from.

@@ -46,6 +46,10 @@ class TappedRunner(EagerRunner):
         cache = RewindCache(self.model.config.get_text_config(), states, place)
         return TappedRunner(self.model, self.vocab, self.device, self._after, cache)
 
+    def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
+        """Refused: a pass of a part of the layers leaves the others' hidden states out."""
+        return Runner.read_at(self, start, ids, rows)
+
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
