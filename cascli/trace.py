@@ -434,9 +434,9 @@ class Run(Document):
 
     kind: ClassVar[str] = "run"
 
-    schema_name: Literal["cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3", "cascli.run/1.4"] = (
-        Field("cascli.run/1.4", alias="schema")
-    )
+    schema_name: Literal[
+        "cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3", "cascli.run/1.4", "cascli.run/1.5"
+    ] = Field("cascli.run/1.5", alias="schema")
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None

@@ -131,7 +131,7 @@ def test_a_sweep_writes_all_it_promises(plan_file: Path, tmp_path: Path) -> None
     ]
     assert lossless and all(record.quality == 1 for record in lossless)
     header = json.loads((out / "sweep.json").read_text())
-    assert header["schema"] == "cascli.sweep/1.4" and header["environment"]["torch"]
+    assert header["schema"] == "cascli.sweep/1.5" and header["environment"]["torch"]
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 2
     page = (out / "report.html").read_text()

@@ -154,8 +154,13 @@ class Comparison(Document):
     kind: ClassVar[str] = "comparison"
 
     schema_name: Literal[
-        "cascli.compare/1", "cascli.compare/1.1", "cascli.compare/1.2", "cascli.compare/1.3", "cascli.compare/1.4"
-    ] = Field("cascli.compare/1.4", alias="schema")
+        "cascli.compare/1",
+        "cascli.compare/1.1",
+        "cascli.compare/1.2",
+        "cascli.compare/1.3",
+        "cascli.compare/1.4",
+        "cascli.compare/1.5",
+    ] = Field("cascli.compare/1.5", alias="schema")
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None

@@ -81,8 +81,13 @@ class Header(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_name: Literal[
-        "cascli.sweep/1", "cascli.sweep/1.1", "cascli.sweep/1.2", "cascli.sweep/1.3", "cascli.sweep/1.4"
-    ] = Field("cascli.sweep/1.4", alias="schema")
+        "cascli.sweep/1",
+        "cascli.sweep/1.1",
+        "cascli.sweep/1.2",
+        "cascli.sweep/1.3",
+        "cascli.sweep/1.4",
+        "cascli.sweep/1.5",
+    ] = Field("cascli.sweep/1.5", alias="schema")
     fingerprint: str
     version: str = __version__
     plan: SweepPlan

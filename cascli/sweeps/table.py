@@ -154,8 +154,12 @@ class SweepTable(Document):
     kind: ClassVar[str] = "sweep table"
 
     schema_name: Literal[
-        "cascli.sweep-table/1", "cascli.sweep-table/1.1", "cascli.sweep-table/1.2", "cascli.sweep-table/1.3"
-    ] = Field("cascli.sweep-table/1.3", alias="schema")
+        "cascli.sweep-table/1",
+        "cascli.sweep-table/1.1",
+        "cascli.sweep-table/1.2",
+        "cascli.sweep-table/1.3",
+        "cascli.sweep-table/1.4",
+    ] = Field("cascli.sweep-table/1.4", alias="schema")
     metric: str
     """How answers are scored."""
     rows: list[SweepRow]
