@@ -151,7 +151,7 @@ def with_stop(
     certain = all(each in (0.0, 1.0) for each in chances)
     toss = random.Random(0).random
     trials = [_trial(chances, readings, begin(), most, machine, toss) for _ in range(1 if certain else TRIALS)]
-    return tuple(sum(each) / len(trials) for each in zip(*trials, strict=True))  # type: ignore[return-value]
+    return tuple(sum(each) / len(trials) for each in zip(*trials, strict=True))
 
 
 def _trial(
