@@ -9,20 +9,8 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = (
-    *(
-        "generate",
-        "chat",
-        "compare",
-        "advise",
-        "sweep",
-        "show",
-        "verify",
-        "bench",
-        "pairs",
-        "pairs path",
-        "pairs rm",
-        "pull",
-    ),
+    *("generate", "chat", "compare", "advise"),
+    *("sweep", "eval", "show", "verify", "bench", "pairs", "pairs path", "pairs rm", "pull"),
     *("init", "strategies"),
 )
 START = """# Command reference

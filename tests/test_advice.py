@@ -438,7 +438,9 @@ def test_the_target_alone_needs_nothing_and_files_of_ours_have_no_name_elsewhere
     alone = used("target")
     assert alone.vllm == "vllm serve /models/large" and "assistant" not in alone.transformers
     packed = INFO.model_copy(update={"draft": MODEL.model_copy(update={"source": "pypi:parts{1..6}==1"})})
-    assert config_of(used("speculative:k=2", info=packed).vllm)["model"] == "DRAFT"
+    found = used("speculative:k=2", info=packed)
+    assert config_of(found.vllm)["model"] == "DRAFT" and found.vllm_note == "put in a model of your own for DRAFT"
+    assert alone.vllm_note is None
 
 
 # ---- along answers of a pair
@@ -471,6 +473,8 @@ def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
     exact = [each for each in answers_of(near_pair).lossless() if each.stop in (None, "heuristic")]
     assert {each.drafter for each in exact} == {"model", "prompt-lookup", "suffix"} and len(exact) >= 21
     for each in exact:
+        if each.plain and each.k not in (1, 3, 8, 16):
+            continue
         tokens, rounds, _ = rounds_taken(near_pair, each.strategy)
         assert each.tokens_per_round == pytest.approx(tokens / rounds, abs=1e-9), each.strategy
 
@@ -506,8 +510,8 @@ def test_what_is_counted_passes_as_often_as_it_should() -> None:
 def test_at_temperature_1_replays_are_what_runs_come_to_on_average(near_pair: Pair) -> None:
     predicted, taken = dict[str, list[float]](), dict[str, list[float]]()
     specs = ("speculative:k=3", "speculative:draft=prompt-lookup,max_ngram=2,k=3", "speculative:draft=suffix,k=3")
-    for seed in range(12):
-        settings = Resolved(max_new_tokens=40, temperature=1.0, seed=seed)
+    for seed in range(8):
+        settings = Resolved(max_new_tokens=30, temperature=1.0, seed=seed)
         answers = answers_of(near_pair, settings)
         for spec in specs:
             replay = {

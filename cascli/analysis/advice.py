@@ -157,7 +157,7 @@ class Confirmed(Data):
     predicted: float | None
     """Speed over the target; None of the target."""
     speed: Ratio
-    """Measured: the target's time a token over its own, paired by prompt, whole answers.
+    """Measured: the target's time for as many tokens over its own, paired by prompt, whole answers.
 
     Of one with loss whose answers are clearly of another length the time an answer.
     """
@@ -197,8 +197,8 @@ class Lever(Data):
     """What would change the gain, and to what."""
 
     change: str
-    k: int
-    """The best then."""
+    k: int | None
+    """The best then; None where rounds are of any length."""
     gain: float
     """Predicted speed over the target."""
 
@@ -407,7 +407,7 @@ def levers(how: Levers, machine: Machine) -> list[Lever]:
         k, gain = how.gain(changed, left)
         found.append(Lever(change=change, k=k, gain=gain))
     if how.oracle is not None:
-        found.append(Lever(change="drafting exactly what is kept (no stop does)", k=machine.longest, gain=how.oracle))
+        found.append(Lever(change="drafting exactly what is kept (no stop does)", k=None, gain=how.oracle))
     return found
 
 

@@ -45,16 +45,24 @@ def use(strategy: str, params: Mapping[str, Any], pair: PairInfo, models: str, t
         temperature: of the sampling.
         fixed_k: what stands for a stop where there is none.
     """
+    nameless = [role.upper() for role, model in pair.models.items() if _model(model.source, "") == ""]
     vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == "target")
     hf, hf_note = _transformers(params, pair, temperature, fixed_k, plain=strategy == "target")
     return Use(
         yaml=f"defaults:\n  strategy: {json.dumps(strategy)}\n  temperature: {temperature:g}\n",
         command=f"cascli generate {models} -s {shlex.quote(strategy)} --temperature {temperature:g} PROMPT",
         vllm=vllm,
-        vllm_note=vllm_note,
+        vllm_note=_with_names(vllm, vllm_note, nameless),
         transformers=hf,
         transformers_note=hf_note,
     )
+
+
+def _with_names(code: str | None, note: str | None, nameless: list[str]) -> str | None:
+    """A note that says which words of the code stand for models that have no name elsewhere."""
+    there = [word for word in nameless if code is not None and word in code]
+    said = f"put in a model of your own for {' and '.join(there)}" if there else None
+    return "; ".join(each for each in (note, said) if each) or None
 
 
 Found = tuple[str | None, str | None]

@@ -76,8 +76,12 @@ def _settings_of(asked: SweepPlan, settings: Resolved, flags: Flags) -> Resolved
     from cascli.settings import from_environment
 
     given = {**from_environment().given(), **flags.given.given()}
-    own: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens}
-    own |= {"system": asked.system, "raw": asked.raw, "stop": asked.stop}
+    own: dict[str, Any] = {
+        "max_new_tokens": asked.max_new_tokens,
+        "system": asked.system,
+        "raw": asked.raw,
+        "stop": asked.stop,
+    }
     return replace(settings, **{key: value for key, value in own.items() if key not in given})
 
 

@@ -133,21 +133,25 @@ class Measured(NamedTuple):
     """Whether few enough answers were cut off for their lengths to be compared."""
 
     def faster(self, one: str, other: str) -> Ratio:
-        """How much faster the first strategy is: the second's time a token over its own, paired by prompt.
+        """How much faster the first strategy is: the second's time for as many tokens over its own, paired by prompt.
 
         The time an answer where answers of one with loss are clearly of another length: a rule that writes more has not
         gained what it gains by the token.
         """
-        if self.whole and not {one, other} <= self.lossless and self._of(_tokens, one, other).differs:
+        pairs = self._pairs(one, other)
+        length = paired([[(_tokens(ours), _tokens(theirs))] for ours, theirs in pairs])
+        if self.whole and not {one, other} <= self.lossless and length.differs:
             return self.answers(one, other)
-        return self._of(_per_token, other, one)
+        return paired(
+            [[(_seconds(theirs) * _tokens(ours) / _tokens(theirs), _seconds(ours))] for ours, theirs in pairs]
+        )
 
     def answers(self, one: str, other: str) -> Ratio:
         """The second's time for an answer over that of the first."""
-        return self._of(_seconds, other, one)
+        return paired([[(_seconds(theirs), _seconds(ours))] for ours, theirs in self._pairs(one, other)])
 
-    def _of(self, value: Callable[[Sequence[Run]], float], one: str, other: str) -> Ratio:
-        return paired([[(value(a), value(b))] for a, b in zip(self.runs[one], self.runs[other], strict=True)])
+    def _pairs(self, one: str, other: str) -> list[tuple[list[Run], list[Run]]]:
+        return list(zip(self.runs[one], self.runs[other], strict=True))
 
 
 def _tokens(runs: Sequence[Run]) -> float:
@@ -156,10 +160,6 @@ def _tokens(runs: Sequence[Run]) -> float:
 
 def _seconds(runs: Sequence[Run]) -> float:
     return sum(run.metrics.seconds.total for run in runs)
-
-
-def _per_token(runs: Sequence[Run]) -> float:
-    return _seconds(runs) / _tokens(runs)
 
 
 class Advising:

@@ -147,7 +147,7 @@ def _levels(advice: Advice, console: Console, *, fancy: bool) -> Table:
 def _levers(advice: Advice, console: Console) -> Table:
     table = _table(console, ("change", "best k", "speed"))
     for lever in advice.levers:
-        table.add_row(lever.change, str(lever.k), f"{lever.gain:.2f}x")
+        table.add_row(lever.change, DASH if lever.k is None else str(lever.k), f"{lever.gain:.2f}x")
     return table
 
 
