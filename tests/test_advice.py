@@ -269,6 +269,13 @@ def test_the_target_stands_where_nothing_is_clearly_faster() -> None:
     assert decided()[0] == "target"
 
 
+def test_a_range_of_a_few_prompts_must_be_well_above_1() -> None:
+    few = ratio(1.04, 1.01, 1.13).model_copy(update={"interval_kind": "range"})
+    assert not choosing.clearly(few) and choosing.clearly(few.model_copy(update={"interval_kind": "95%"}))
+    assert choosing.clearly(few.model_copy(update={"of_means": 1.08}))
+    assert not choosing.clearly(few.model_copy(update={"of_means": 1.08, "interval": (0.99, 1.13)}))
+
+
 def test_plain_speculation_stands_unless_something_is_clearly_faster_than_it() -> None:
     plain = ran("speculative:k=2", ratio(1.3, 1.2, 1.4))
     stop = ran("speculative:stop=rate,k=auto", ratio(1.34, 1.2, 1.5))

@@ -30,7 +30,7 @@ SAFE = 0.9
 RIVALS = 0.05
 """How far behind the best prediction another kind of drafting may be to be measured beside it."""
 UNCLEAR = 0.05
-"""A difference of speeds that is not called one where there is no interval."""
+"""A difference of speeds that is not called one where there is no 95% interval."""
 NOISE = 0.1
 """The same of a prediction and what was measured."""
 MOST_LENIENT = 3
@@ -363,10 +363,12 @@ Faster = Callable[[str, str], Ratio]
 
 
 def clearly(ratio: Ratio) -> bool:
-    """Whether something is faster beyond doubt: the whole interval, or range over prompts, is above 1."""
-    if ratio.interval is None:
-        return ratio.of_means > 1 + UNCLEAR
-    return ratio.interval[0] > 1
+    """Whether something is faster beyond doubt: its whole interval is above 1.
+
+    A range of a few prompts is no interval: it must be above 1, and the ratio well above.
+    """
+    above = ratio.interval is None or ratio.interval[0] > 1
+    return above and (ratio.interval_kind == "95%" or ratio.of_means > 1 + UNCLEAR)
 
 
 def decide(confirmed: Sequence[Confirmed], faster: Faster) -> Confirmed:
