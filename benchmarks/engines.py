@@ -101,7 +101,7 @@ def load_stock(pair: Pair, dtype: torch.dtype) -> tuple[Any, Any]:
         folder = model.model.config._name_or_path or None
         if not folder:
             raise SystemExit(f"{model.source}: only weights on disk can be loaded twice")
-        found.append(model_of(Path(folder), dtype=dtype).to(model.device).eval())
+        found.append(model_of(Path(folder), model.model.config, dtype=dtype).to(model.device).eval())
         found[-1].generation_config.repetition_penalty = 1.0
         gc.collect()
     return found[0], found[1]

@@ -311,6 +311,7 @@ class EncoderInfo(Data):
     parameters: int
     """Weights that every token of the prompt is multiplied by."""
     weight_bytes: int
+    """Bytes of these."""
     attention_width: int
     """Attention heads times head width, over the encoder's layers."""
 

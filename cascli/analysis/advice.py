@@ -101,6 +101,7 @@ class Candidate(Data):
 
     strategy: str
     drafter: str
+    """What drafts: the draft model, or what needs none."""
     k: int | Literal["auto"]
     stop: str | None = None
     rule: str | None = None
@@ -134,6 +135,7 @@ class Level(Data):
 
     max_tv: float
     candidate: Candidate
+    """The best rule that keeps it."""
 
 
 class Quality(Data):
@@ -197,6 +199,7 @@ class Lever(Data):
     """What would change the gain, and to what."""
 
     change: str
+    """What would be otherwise, in words."""
     k: int | None
     """The best then; None where rounds are of any length."""
     gain: float
@@ -212,6 +215,7 @@ class Finding(Data):
     over_plain: Ratio | None = None
     """Measured speed over plain speculation of the best k; None if it is that, or none ran."""
     sentences: list[str]
+    """What was found, in words."""
 
 
 class Looked(Data):
@@ -246,8 +250,11 @@ class Advice(Document):
     sampling: SamplingInfo
     environment: dict[str, str]
     tolerance: Tolerance
+    """What may be given up."""
     finding: Finding
+    """What is advised, and what it gains."""
     use: Use
+    """How it is used, here and elsewhere."""
     confirmed: list[Confirmed] = Field(min_length=1)
     """What ran, the target first."""
     confirmed_on: list[str]
@@ -259,11 +266,15 @@ class Advice(Document):
     levels: list[Level]
     """What lenience would buy, the strictest first."""
     levers: list[Lever]
+    """What one change would bring, each by itself."""
     explanation: Explanation | None = None
     """Why the fastest one that drafts is not faster, as measured."""
     looked: Looked
+    """What was recorded, on which predictions rest."""
     machine: Machine
+    """What steps take here, as predictions count them."""
     profile: Profile
+    """The step times that were measured."""
     spread: float | None = None
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     notes: list[str] = Field(default_factory=list)

@@ -40,6 +40,7 @@ _WHICH = (
     (RACES, "threshold", float, "from which score that answer stands; also the threshold of a rule that has one"),
     (COMPARE, "oracle", bool, "whether it used what it could not know if it saved what it claims to save"),
     (COMPARE, "depends_on_rounds", bool, "whether its output distribution depends on where rounds begin"),
+    (COMPARE, "exit", str, "where drafts leave the target, with draft=early-exit, and whether it was trained for that"),
     (BENCH, "kind", str, "`step`: one model's call; `synthetic`: decoding at a chosen acceptance"),
     (BENCH, "model", str, "whose call was timed: `draft` or `target`"),
     (BENCH, "context", int, "tokens before the timed call"),

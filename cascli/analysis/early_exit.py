@@ -19,6 +19,7 @@ class ExitPoint(Data):
     """The exit after so many layers."""
 
     layers: int
+    """Of the target's, before it is left."""
     acceptance: float
     """Mean over all positions of the sum of min(p, q): at temperature 0 how often both have the same best token."""
     c: float
@@ -41,6 +42,7 @@ class ExitCurve(Data):
     temperature: float
     """At which the texts were written and acceptance is told."""
     answers: int
+    """Texts that were looked at."""
     tokens: int
     """Positions in all of them."""
     context: int
@@ -48,6 +50,7 @@ class ExitCurve(Data):
     measured: bool
     """Whether steps of exits were timed; else they take the share of the target's bytes that they read."""
     exits: list[ExitPoint]
+    """After 1, 2, ... of its layers."""
 
     @property
     def best(self) -> ExitPoint:

@@ -32,9 +32,20 @@ class Use(Data):
     transformers: str | None
     """Python code; None where there is no equivalent."""
     transformers_note: str | None = None
+    """As `vllm_note`."""
 
 
-def use(strategy: str, params: Mapping[str, Any], pair: PairInfo, models: str, temperature: float, fixed_k: int) -> Use:
+def use(
+    strategy: str,
+    params: Mapping[str, Any],
+    pair: PairInfo,
+    models: str,
+    temperature: float,
+    fixed_k: int,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Use:
     """How a strategy is used, here and elsewhere.
 
     Args:
@@ -44,13 +55,27 @@ def use(strategy: str, params: Mapping[str, Any], pair: PairInfo, models: str, t
         models: the flags that name them, such as `-c PAIR`.
         temperature: of the sampling.
         fixed_k: what stands for a stop where there is none.
+        top_k: of the sampling; 0 is off.
+        top_p: of the sampling.
     """
+    drawn = {"temperature": temperature} | ({"top_k": top_k} if top_k else {}) | ({"top_p": top_p} if top_p < 1 else {})
     nameless = [role.upper() for role, model in pair.models.items() if _model(model.source, "") == ""]
     vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == "target")
-    hf, hf_note = _transformers(params, pair, temperature, fixed_k, plain=strategy == "target")
+    how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    how = how if temperature else {"do_sample": False}
+    hf, hf_note = _transformers(params, pair, how, fixed_k, plain=strategy == "target")
     return Use(
-        yaml=f"defaults:\n  strategy: {json.dumps(strategy)}\n  temperature: {temperature:g}\n",
-        command=f"cascli generate {models} -s {shlex.quote(strategy)} --temperature {temperature:g} PROMPT",
+        yaml="\n  ".join(
+            ["defaults:", f"strategy: {json.dumps(strategy)}", *(f"{key}: {value:g}" for key, value in drawn.items())]
+        )
+        + "\n",
+        command=" ".join(
+            [
+                f"cascli generate {models} -s {shlex.quote(strategy)}",
+                *(f"--{key.replace('_', '-')} {value:g}" for key, value in drawn.items()),
+                "PROMPT",
+            ]
+        ),
         vllm=vllm,
         vllm_note=_with_names(vllm, vllm_note, nameless),
         transformers=hf,
@@ -71,6 +96,8 @@ Found = tuple[str | None, str | None]
 
 def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
     target = _model(pair.target.source, "TARGET")
+    if pair.target.encoder is not None:
+        return None, "no encoder-decoder models of text"
     if plain:
         return f"vllm serve {target}", None
     if "rule" in params:
@@ -110,8 +137,10 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
     return f"vllm serve {target} --speculative-config {shlex.quote(json.dumps(config))}", "; ".join(notes) or None
 
 
-def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
-    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+def _transformers(
+    params: Mapping[str, Any], pair: PairInfo, sampled: Mapping[str, Any], fixed_k: int, *, plain: bool
+) -> Found:
+    how = dict(sampled)
     if plain:
         return f"target.generate(**inputs, {_keywords(how)})", None
     drafter, notes = params.get("draft", "model"), list[str]()
@@ -123,11 +152,9 @@ def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float,
     if params.get("verify") == "block":
         notes.append("no block verification: tokens are verified one by one")
     if drafter == "prompt-lookup":
-        how["prompt_lookup_num_tokens"] = _length(params, fixed_k)
-        how["max_matching_ngram_size"] = params.get("max_ngram", 3)
-        if "stop" in params:
-            notes.append(NO_STOP)
-        notes.append("copies from the first place where the n-gram stood, not the latest")
+        how |= {"prompt_lookup_num_tokens": _length(params, fixed_k)}
+        how |= {"max_matching_ngram_size": params.get("max_ngram", 3)}
+        notes += _lookup_differs(params, pair)
         return f"target.generate(**inputs, {_keywords(how)})", "; ".join(notes)
     why_not = _no_assistant(drafter, pair)
     if why_not is not None:
@@ -145,6 +172,13 @@ def _transformers(params: Mapping[str, Any], pair: PairInfo, temperature: float,
         f"target.generate(**inputs, {asked}, {_keywords(how)})",
     ]
     return "\n".join(lines), "; ".join([*notes, *more]) or None
+
+
+def _lookup_differs(params: Mapping[str, Any], pair: PairInfo) -> list[str]:
+    """How transformers' prompt lookup is another one."""
+    alone = ["looks in the decoder's text alone"] if pair.target.encoder is not None else []
+    first = "copies from the first place where the n-gram stood, not the latest"
+    return [*([NO_STOP] if "stop" in params else []), first, *alone]
 
 
 def _no_assistant(drafter: str, pair: PairInfo) -> str | None:

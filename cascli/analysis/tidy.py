@@ -163,7 +163,7 @@ def of_comparison(comparison: Comparison) -> Table:
 
 def row_columns(row: Row) -> Record:
     """What a comparison found of one strategy."""
-    values = row.model_dump(exclude={"costs", "distances"})
+    values = row.model_dump(exclude={"costs", "distances"}) | {"exit": row.exit and row.exit.label}
     values |= cost_columns(row.costs) | distance_columns(row.distances, row.num_answers)
     values |= interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
     values["speed_vs_target_over"] = values.pop("speed_interval_over")

@@ -21,7 +21,7 @@ EXAMPLE = """\
 cascli advise --prompts builtin
 cascli advise -c my-pair.yaml --prompts questions.jsonl --limit 24
 cascli advise --prompts questions.jsonl --temperature 1 --max-tv 0.02
-cascli advise --task humaneval --max-quality-loss 0.05 --limit 100
+cascli advise --task humaneval --max-quality-loss 0.05 --limit 100 --allow-code-execution
 cascli advise --prompts builtin --min-speedup 1.2 -o advice.json
 """
 TOLERANCE = "Tolerance"
@@ -82,6 +82,22 @@ def command(
             rich_help_panel=TOLERANCE,
         ),
     ] = None,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Run the code that models write (--task humaneval).",
+            rich_help_panel=TOLERANCE,
+        ),
+    ] = False,
+    unsafe_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--unsafe-code-execution",
+            help="Run it even where it cannot be sandboxed.",
+            rich_help_panel=TOLERANCE,
+        ),
+    ] = False,
     min_speedup: Annotated[
         float | None,
         typer.Option(
@@ -111,7 +127,8 @@ def command(
         raise UsageError(f"--min-speedup: a positive number is wanted (got {min_speedup:g})")
     plan = common.plan(flags)
     outputs = export.outputs(plan.settings, formats.ADVICE)
-    asked = scored(prompt, plan, flags, NAME, task, metric)
+    code = {"allow_code": allow_code_execution, "unsafe_code": unsafe_code_execution}
+    asked = scored(prompt, plan, flags, NAME, task, metric, **code)
     plan = replace(plan, settings=asked.settings)
     if len(asked.prompts) > 1 and task is None:
         plan = common.for_several(plan, flags)
@@ -140,7 +157,10 @@ def command(
 def _models(flags: Flags, name: str) -> str:
     """The flags that name the models, as they were given."""
     given = {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
-    spelled = (f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(value)}" for key, value in given.items())
+    given |= {key: value for key, value in flags.given.given().items() if key in ("device", "dtype")}
+    spelled = (
+        f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(str(value))}" for key, value in given.items()
+    )
     return " ".join(spelled) or f"-c {shlex.quote(name)}"
 
 

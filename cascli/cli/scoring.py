@@ -29,22 +29,41 @@ class Scored(NamedTuple):
 
 
 def scored(
-    argument: str | None, plan: Plan, flags: Flags, command: str, task: str | None, metric: str | None
+    argument: str | None,
+    plan: Plan,
+    flags: Flags,
+    command: str,
+    task: str | None,
+    metric: str | None,
+    *,
+    allow_code: bool = False,
+    unsafe_code: bool = False,
 ) -> Scored:
     """The prompts of a command, and if a task or metric is given what scores their answers.
 
     Raises:
-        UsageError: several sources of prompts, a metric that does not exist or does not fit, or no prompts.
+        UsageError: several sources of prompts, a metric that does not exist or does not fit, no prompts, or a task that
+            runs what models write without leave to do so.
     """
     settings = plan.settings
     if task is None and metric is None:
         return Scored(common.prompts(argument, replace(settings, limit=None), command), None, settings)
     if argument is not None or (task is not None and (settings.prompts is not None or metric is not None)):
         raise UsageError("scores are of a task (--task), or of prompts in a file (--prompts, --metric); give one.")
+    from cascli.sweeps.run import allowed
     from cascli.sweeps.tasks import task_of
 
     asked, here = _plan_of(task, settings.prompts, metric)
-    found = task_of(asked.model_copy(update={"limit": None, "match": None}), here, offline=settings.offline)
+    if asked.max_prompt_tokens is not None:
+        raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which is done by sweeps alone.")
+    limit = settings.limit if asked.task.kind == "reasoning-gym" else None  # it makes as many as are wanted
+    found = task_of(asked.model_copy(update={"limit": limit, "match": None}), here, offline=settings.offline)
+    if found.metric == "pass@1":
+        found, warning = allowed(found, allow=allow_code, unsafe=unsafe_code)
+        if warning is not None:
+            plan.screen.note(warning)
+    if found.metric == "corpus-bleu":
+        raise UsageError("the metric corpus-bleu is of all answers together and has no mean; take bleu or chrf.")
     if found.needs_target and settings.temperature:
         raise UsageError("the metric agreement is of greedy answers: give --temperature 0, or another metric.")
     if task is not None:
@@ -81,6 +100,8 @@ def _settings_of(asked: SweepPlan, settings: Resolved, flags: Flags) -> Resolved
         "system": asked.system,
         "raw": asked.raw,
         "stop": asked.stop,
+        "top_k": asked.top_k,
+        "top_p": asked.top_p,
     }
     return replace(settings, **{key: value for key, value in own.items() if key not in given})
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from cascli.evaluation.model import StrategyModel
 
 INSTALL = "cascli eval needs lm-evaluation-harness: pip install 'cascli[eval]'"
+LEAVE = "HF_ALLOW_CODE_EVAL"
+"""The variable by which `evaluate`'s metrics of code are allowed to run it."""
 SHOWN = 3
 """Names that are suggested in place of an unknown one."""
 
@@ -99,7 +102,9 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
     import datasets
     from lm_eval import simple_evaluate
 
-    online = datasets.config.HF_HUB_OFFLINE
+    online, leave = datasets.config.HF_HUB_OFFLINE, os.environ.get(LEAVE)
+    if asking.unsafe:
+        os.environ[LEAVE] = "1"  # a second one that metrics of code ask for
     datasets.config.HF_HUB_OFFLINE = online or asking.offline  # read at each call; there is no argument for it
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its bars, beside ours
@@ -121,12 +126,16 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
         raise UsageError(_said(error)) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = online
+        if leave is None:
+            os.environ.pop(LEAVE, None)
     return dict(found)
 
 
 def _said(error: Exception) -> str:
     text = first_line(error)
-    if "unsafe" in text:
+    if LEAVE in str(error):
+        text = "a task runs the code that models write."
+    if "unsafe" in text or LEAVE in str(error):
         return f"{text}\nSay --unsafe-code-execution if that is all right here: nothing walls it off."
     return f"lm-evaluation-harness: {text}"
 

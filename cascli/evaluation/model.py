@@ -86,6 +86,7 @@ class StrategyModel(TemplateLM):
             on_progress: told what was answered last, how many requests are, and of how many.
         """
         super().__init__()
+        self.backend = "causal" if pair.target.info.encoder is None else "seq2seq"  # how context and answer are encoded
         self.tokenizer: Any = pair.tokenizer
         self._pair, self._strategy, self._given, self._notes, self._chat = pair, strategy, given, notes, chat
         self._lanes = Lanes(pair, batch_size) if batch_size > 1 else None
@@ -166,8 +167,8 @@ class StrategyModel(TemplateLM):
             raw=True,
         )
 
-    def _room_for(self, prompt: Sequence[int], answer: int) -> Sequence[int]:
-        """The end of a prompt that leaves room for its answer.
+    def _room_for(self, prompt: Sequence[int], answer: int, *, written: bool = True) -> Sequence[int]:
+        """The end of a prompt that leaves room for its answer, which the model writes or a task gives.
 
         Raises:
             UsageError: the answer alone fills the context.
@@ -176,9 +177,10 @@ class StrategyModel(TemplateLM):
             return prompt
         room = self._pair.context - answer
         if room < 1:
+            hint = "give fewer --max-new-tokens" if written else "they are a task's own, which no flag shortens"
             raise UsageError(
                 f"answers of {answer} tokens leave no room for a prompt in the pair's context of {self._pair.context};"
-                " give fewer --max-new-tokens."
+                f" {hint}."
             )
         self._notes.shortened.add(hash(tuple(prompt)))
         return prompt[-room:]
@@ -209,7 +211,7 @@ class StrategyModel(TemplateLM):
         reader = Reader(self._pair.target)
         found = []
         for texts, context, continuation in requests:
-            prompt = self._room_for(context, len(continuation) - 1)
+            prompt = self._room_for(context, len(continuation) - 1, written=False)
             key = tuple(prompt), tuple(continuation)
             if key not in self._likelihoods:
                 self._likelihoods[key] = reader(prompt, continuation)
@@ -223,6 +225,8 @@ class StrategyModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The target's log-probability of whole texts, window by window where they are longer than its context."""
+        if self.backend == "seq2seq":
+            raise UsageError("a task asks how likely whole texts are, which an encoder-decoder does not say.")
         totals = []
         for request in requests:
             [text] = request.args

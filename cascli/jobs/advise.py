@@ -239,7 +239,8 @@ class Advising:
     def _use(self, strategy: str, fixed_k: int) -> Use:
         """How it is used; where there are no stops, the best fixed length stands for them."""
         params = parse(strategy).params
-        return use(strategy, params, self._pair.info, self._models, self._settings.temperature, fixed_k)
+        info, models, how = self._pair.info, self._models, self._settings
+        return use(strategy, params, info, models, how.temperature, fixed_k, top_k=how.top_k, top_p=how.top_p)
 
     def _record(self) -> tuple[list[Run], Seen | None]:
         """The answers of the target's own distribution, and what both models thought along them if there are two."""
@@ -336,6 +337,11 @@ class Advising:
             notes.append(f"{len(self._measured)} measured prompts give a range, not a 95% interval: 12 or more would")
         if self._pair.draft is None:
             notes.append("the pair has no draft model: rules and stops were not looked at")
+        if self._pair.by_head:
+            notes.append(
+                f"a head drafts by where its round began, and was recorded in rounds of {RECORDED_K}: predictions for"
+                " other k are rough, and too high for longer blocks"
+            )
         if any(row.answers is None for row in rows):
             notes.append("more than a tenth of the answers were cut off: time an answer is not told")
         return notes

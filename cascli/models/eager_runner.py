@@ -54,6 +54,11 @@ class EagerRunner(Runner):
         positions = torch.arange(self.length, self.length + ids.shape[0])
         return self._logits(ids, positions, rows, self.cache)[-rows:]
 
+    @property
+    def in_parts(self) -> bool:
+        """It is."""
+        return True
+
     @torch.inference_mode()
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
         """Logits `[rows, vocab]` after reading `ids` `[n]` as if `start` tokens had been read; no head for no rows."""

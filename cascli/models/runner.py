@@ -12,6 +12,10 @@ from cascli.models.calls import Calls
 from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
 from cascli.trace import ExitInfo
 
+NOT_IN_PARTS = (
+    "draft=early-exit asks for a decoder-only target without an EAGLE-3 head;\nthis one cannot be left early."
+)
+
 
 class Runner(ABC):
     """One model with its cache over a growing and shrinking text: the prompt, which is the runner's, and the answer."""
@@ -35,6 +39,11 @@ class Runner(ABC):
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens; costs nothing."""
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether `read_at` is there."""
+        return False
+
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
         """Read `ids` `[n]` as if `start` tokens had been read, by the model's own layers, without a captured step.
 
@@ -44,9 +53,7 @@ class Runner(ABC):
         Raises:
             RunError: this runner cannot.
         """
-        raise RunError(
-            "draft=early-exit asks for a decoder-only target without an EAGLE-3 head;\nthis one cannot be left early."
-        )
+        raise RunError(NOT_IN_PARTS)
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Forget everything, read a prompt `[n]` but for its last token, and return what the answer starts from.

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from cascli.errors import RunError, first_line
 from cascli.models.calls import Calls
-from cascli.models.runner import Runner
+from cascli.models.runner import NOT_IN_PARTS, Runner
 from cascli.models.taps import check_layer, decoder_layers
 from cascli.sampling.autoregressive import Sampler
 from cascli.trace import ExitInfo
@@ -74,8 +74,10 @@ class SplitRunner(Runner):
 
         Raises:
             UsageError: the model does not have more layers than that.
-            RunError: it is not built of layers that follow each other.
+            RunError: it is not built of layers that follow each other, or its runner reads it as a whole alone.
         """
+        if not own.in_parts:
+            raise RunError(NOT_IN_PARTS)
         layers = decoder_layers(model)
         check_layer(model, after, len(layers) - 1)
         self._model, self._own, self._after = model, own, after
@@ -171,16 +173,18 @@ class SplitRunner(Runner):
         hook = self._first[0].register_forward_hook(lambda _module, _args, output: kinds.append(type(output)))
         ids = torch.zeros(_FEW, dtype=torch.long)
         with torch.inference_mode():
-            whole = self._own.read_at(0, ids, _FEW).clone()
-            hook.remove()
+            try:
+                whole = self._own.read_at(0, ids, _FEW).clone()
+            finally:
+                hook.remove()
             self._tuples = kinds == [tuple]
             self.reset()
             try:
                 self.read_first(ids, 0)
                 parts, why = self.forward(ids, _FEW), "its later layers take in more than hidden states"
             except Exception as error:  # whatever a layer makes of what it was not given
-                parts, why = torch.full_like(whole, torch.nan), first_line(error)
-        if not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3):
+                parts, why = None, first_line(error)
+        if parts is None or not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3, equal_nan=True):
             kind = self._model.config.model_type
             raise RunError(f"model type '{kind}' cannot be left early after {self._after} layers: {why}.")
 

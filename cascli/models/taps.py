@@ -77,4 +77,5 @@ def check_layer(model: PreTrainedModel, n: int, deepest: int) -> None:
     """
     if not 1 <= n <= deepest:
         depth = model.config.get_text_config().num_hidden_layers
-        raise UsageError(f"layers={n}: the model has {depth} layers; take 1 to {deepest}.")
+        there = f"take 1 to {deepest}" if deepest else "there is no place between them"
+        raise UsageError(f"layers={n}: the model has {depth} layers; {there}.")

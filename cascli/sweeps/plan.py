@@ -41,6 +41,8 @@ UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "
 """What may change while results stay what they are."""
 
 
+LATER = {"revision", "shuffle", "max_prompt_tokens"}
+"""Keys that older sweeps did not have: left at None, they are no other sweep."""
 OF_REASONING_GYM = {"dataset", "seed", "options", "shots", "answer"}
 """Keys of a task that mean nothing to the other kinds."""
 
@@ -187,6 +189,10 @@ class SweepPlan(_Strict):
         decides = self.model_dump(exclude=UNDECIDED)
         if self.task.kind != "reasoning-gym":
             decides["task"] = {key: value for key, value in decides["task"].items() if key not in OF_REASONING_GYM}
+        for part in (decides, decides["task"]):
+            for key in LATER & part.keys():
+                if part[key] is None:
+                    del part[key]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -223,7 +223,7 @@ def record_of(
         accepted=sum(m.num_accepted_draft_tokens for m in metrics),
         tested=None if None in tested else sum(each for each in tested if each is not None),
         rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
-        acceptance_histogram=histogram(metrics) if any(m.num_draft_tokens for m in metrics) else None,
+        acceptance_histogram=histogram(metrics) if block_length(parse(cell.strategy).params) else None,
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),
         looped=sum(m.looped_tokens or 0 for m in metrics),

@@ -106,6 +106,11 @@ class LaneRunner(Runner):
         self._lanes.wait_for(self._role)
         return logits
 
+    @property
+    def in_parts(self) -> bool:
+        """As the model's own runner."""
+        return self._own.in_parts
+
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
         """Alone and at once."""
         logits = self._own.read_at(start, ids, rows)

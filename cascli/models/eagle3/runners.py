@@ -46,9 +46,10 @@ class TappedRunner(EagerRunner):
         cache = RewindCache(self.model.config.get_text_config(), states, place)
         return TappedRunner(self.model, self.vocab, self.device, self._after, cache)
 
-    def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
-        """Refused: a pass of a part of the layers leaves the others' hidden states out."""
-        return Runner.read_at(self, start, ids, rows)
+    @property
+    def in_parts(self) -> bool:
+        """A pass of a part of the layers would leave the others' hidden states out."""
+        return False
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:

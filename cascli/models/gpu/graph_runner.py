@@ -155,6 +155,11 @@ class GraphRunner(Runner):
             logits = self._eager(ids[start : start + PREFILL], rows)
         return logits
 
+    @property
+    def in_parts(self) -> bool:
+        """It is."""
+        return True
+
     @torch.inference_mode()
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
         """Logits `[rows, vocab]` after reading `ids` `[n]` as if `start` tokens had been read; no head for no rows."""
