@@ -104,7 +104,7 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
     marked = raced.summary[3].model_copy(
         update={name: place + 0.5 for place, name in enumerate(Row.model_fields) if name not in ("strategy",)}
         | {"ttft": None, "seconds_per_token": None, "round_seconds": None, "speed_interval": (1000.5, 2000.5)}
-        | {"costs": raced.summary[3].costs, "distances": raced.summary[3].distances}
+        | {"costs": raced.summary[3].costs, "distances": raced.summary[3].distances, "exit": None}
     )
     values = set(tidy.row_columns(marked).values())
     lost = {
