@@ -33,6 +33,7 @@ from cascli.render.export import Outputs, outputs
 from cascli.render.summary import cut_by_context, totals
 from cascli.render.tabular import csv_of, parquet_of
 from cascli.settings import Resolved
+from cascli.trace import ExitInfo
 from tests import files_page
 from tests.pairs import synthetic
 
@@ -107,14 +108,12 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
         | {"costs": raced.summary[3].costs, "distances": raced.summary[3].distances, "exit": None}
     )
     values = set(tidy.row_columns(marked).values())
-    lost = {
-        name
-        for place, name in enumerate(Row.model_fields)
-        if name
-        not in ("strategy", "speed_interval", "ttft", "seconds_per_token", "round_seconds", "costs", "distances")
-        and place + 0.5 not in values
-    }
+    apart = {"strategy", "speed_interval", "ttft", "seconds_per_token", "round_seconds", "costs", "distances", "exit"}
+    fields = enumerate(Row.model_fields)
+    lost = {name for place, name in fields if name not in apart and place + 0.5 not in values}
     assert not lost and {1000.5, 2000.5} <= values
+    left = marked.model_copy(update={"exit": ExitInfo(layers=2, depth=8, trained=None)})
+    assert left.exit is not None and tidy.row_columns(left)["exit"] == left.exit.label
     ratio = Ratio(of_means=0.0, mean=0.5, interval=(0.1, 0.2), interval_kind="range", prompts=7)
     ratios = ("length", "length_ended", "calls", "calls_to_lossless")
     costs = AnswerCosts.model_validate(
