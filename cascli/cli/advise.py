@@ -21,7 +21,7 @@ EXAMPLE = """\
 cascli advise --prompts builtin
 cascli advise -c my-pair.yaml --prompts questions.jsonl --limit 24
 cascli advise --prompts questions.jsonl --temperature 1 --max-tv 0.02
-cascli advise --task humaneval --max-quality-loss 0.05 --limit 100 --allow-code-execution
+cascli advise --task word-problems --max-quality-loss 0.05 --limit 100
 cascli advise --prompts builtin --min-speedup 1.2 -o advice.json
 """
 TOLERANCE = "Tolerance"
