@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,46 @@ def test_a_likelihood_knows_what_the_target_would_write(own: Pair) -> None:
 
 def _pairs(text: str) -> list[tuple[str, str]]:
     return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a")]
+
+
+def test_an_encoder_decoder_is_asked_for_the_whole_continuation_and_nothing_after_it() -> None:
+    """T5's tokenizer ends every text with its end: no part of a choice, and no token of it is lost for that."""
+    from tokenizers.processors import TemplateProcessing
+
+    pair = load_pair("tiny-t5")
+    tokenizer = pair.tokenizer
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    start = pair.target.model.config.decoder_start_token_id
+    found = model(pair).loglikelihood([asked("hello", "yes"), asked("hello", "n"), asked("hello", "m")])
+    for (total, _), choice in zip(found, ("yes", "n", "m"), strict=True):
+        answer = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = pair.target.model(
+                input_ids=torch.tensor([[*tokenizer("hello")["input_ids"]]]),
+                decoder_input_ids=torch.tensor([[start, *answer[:-1]]]),
+            ).logits[0, :, : pair.vocab]
+        logs = torch.log_softmax(logits.double(), -1)
+        assert total == pytest.approx(float(logs[range(len(answer)), answer].sum()), abs=1e-3)
+    assert found[1] != found[2]
+    with pytest.raises(UsageError, match="an encoder-decoder does not say"):
+        model(pair).loglikelihood_rolling([asked("ab")])
+
+
+def test_leave_to_run_code_is_told_to_the_harness_and_taken_back(
+    own: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    seen = []
+    real = lm_eval.simple_evaluate
+    monkeypatch.setattr(
+        lm_eval, "simple_evaluate", lambda **how: seen.append(os.environ.get("HF_ALLOW_CODE_EVAL")) or real(**how)
+    )
+    for unsafe in (False, True):
+        evaluate(own, ["own_answers"], [parse("target")], include_path=folder, limit=1, unsafe=unsafe)
+    assert seen == [None, "1"] and "HF_ALLOW_CODE_EVAL" not in os.environ
 
 
 def test_texts_begin_once(own: Pair) -> None:

@@ -15,7 +15,7 @@ from cascli import Pair, generate
 from cascli.cli.app import app
 from cascli.evaluation.generation import Generation
 from cascli.evaluation.run import folder_name
-from cascli.evaluation.scores import evaluated_tasks, with_quality, without_samples
+from cascli.evaluation.scores import evaluated_tasks, main_metric, with_quality, without_samples
 from cascli.settings import Settings
 from cascli.sweeps import likelihood
 from cascli.sweeps.likelihood import Likelihood, Reader
@@ -151,9 +151,10 @@ def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
         for cell in cells
         for n in range(2)
     ]
-    judged = with_quality(records, FOUND)
+    mains = {task: main_metric(FOUND, task) for task in FOUND["samples"]}
+    judged = with_quality(records, FOUND, mains)
     assert [record.quality for record in judged] == [1.0, 0.0, 1.0, 0.0]
-    sums, group, choices = evaluated_tasks({cell.strategy: without_samples(FOUND) for cell in cells}, judged)
+    sums, group, choices = evaluated_tasks({cell.strategy: without_samples(FOUND, mains) for cell in cells}, judged)
     assert (sums.name, sums.written, sums.samples, sums.metric) == ("sums", True, 2, "exact_match")
     told = [(each.strategy, each.metric, each.filter, each.value, each.stderr) for each in sums.scores]
     assert told[0] == ("target", "exact_match", "strict", 0.5, 0.25)
@@ -164,6 +165,22 @@ def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
     ]
     for task in (group, choices):  # likelihoods are nobody's but the target's, and told once
         assert not task.written and [each.strategy for each in task.scores] == ["target"] and task.rows == []
+
+
+def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:
+    """One whose first metric happens to lie between 0 and 1 is not told by that while the target is by another."""
+
+    def samples(bleu: float) -> dict[str, Any]:
+        sample = {"doc_id": 0, "filter": "none", "metrics": ["bleu", "acc"], "bleu": bleu, "acc": 1.0}
+        return {"samples": {"truth": [sample]}}
+
+    first, second = samples(37.0), samples(0.5)
+    mains = {"truth": main_metric(first, "truth")}
+    assert mains == {"truth": ("acc", "none")} and main_metric(second, "truth") == ("bleu", "none")
+    record = Record(cell=Cell(strategy="target", temperature=0.0, seed=0), problem="0", category="truth")
+    assert [with_quality([record], found, mains)[0].quality for found in (first, second)] == [1.0, 1.0]
+    by_bleu = {"truth": ("bleu", "none")}
+    assert with_quality([record], first, by_bleu)[0].quality is None  # no score between 0 and 1
 
 
 def test_names_of_folders_are_those_of_strategies() -> None:

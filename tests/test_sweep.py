@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import random
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cascli import generate, load_pair, sweep
 from cascli.cli.app import app
 from cascli.config import pairs_folder
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.models.batch.lanes import Lanes
 from cascli.sweeps import quality, sandbox
-from cascli.sweeps.plan import Cell, SweepPlan, load_plan
+from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan
 from cascli.sweeps.records import Header, Record, Records
 from cascli.sweeps.table import family, front, rows
 from cascli.sweeps.tasks import Example, programs, task_of
@@ -90,6 +93,30 @@ def test_bad_files_are_named(tmp_path: Path, change: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_plan(path)
     assert words in str(caught.value) and "bad.yaml" in str(caught.value)
+
+
+def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> None:
+    """Folders that were begun without them can be gone on with."""
+
+    def fingerprint(task: dict[str, object], **more: object) -> str:
+        asked = {"strategies": ["draft"], "task": {"kind": "dataset", "path": "d", "reference": "{a}"} | task} | more
+        return SweepPlan.model_validate(asked).fingerprint()
+
+    plan = SweepPlan.model_validate(
+        {"strategies": ["draft"], "task": {"kind": "dataset", "path": "d", "reference": "{a}"}}
+    )
+    decides = plan.model_dump(exclude=UNDECIDED)
+    for key in ("dataset", "seed", "options", "shots", "answer", "revision", "shuffle"):
+        del decides["task"][key]
+    del decides["max_prompt_tokens"]
+    assert plan.fingerprint() == hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    ways = [
+        fingerprint({}),
+        fingerprint({"revision": "a"}),
+        fingerprint({"shuffle": 0}),
+        fingerprint({}, max_prompt_tokens=9),
+    ]
+    assert len(set(ways)) == 4 and ways[0] == plan.fingerprint()
 
 
 def test_fingerprint_sees_what_changes_a_result(plan_file: Path) -> None:
@@ -336,6 +363,28 @@ def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: 
         for out in (broken, whole)
     )
     assert ours == theirs
+
+
+def test_rounds_in_which_nothing_was_drafted_are_counted() -> None:
+    """Of a prompt that repeats nothing, lookups draft nothing: its rounds kept 0 drafts."""
+    from cascli.sweeps.worker import record_of
+
+    run = generate(load_pair("tiny-random"), prompt_ids=[1, 2, 3], strategy="target", max_new_tokens=3)
+    cells = [Cell(strategy=spec, temperature=0, seed=0) for spec in ("speculative:draft=prompt-lookup,k=4", "target")]
+    looked, alone = (record_of(cell, Example("p", ""), [run], None, None) for cell in cells)
+    assert looked.acceptance_histogram == [3] and alone.acceptance_histogram is None
+
+
+def test_a_batch_has_no_more_places_than_there_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of every place are made at once, so that places that stay empty could fill the memory."""
+    sizes = []
+    made = Lanes.__init__
+    monkeypatch.setattr(
+        Lanes, "__init__", lambda self, pair, size, **more: sizes.append(size) or made(self, pair, size, **more)
+    )
+    plan = {"strategies": ["draft"], "task": {"kind": "builtin"}, "max_new_tokens": 2, "limit": 3, "batch_size": 4096}
+    rows = sweep(plan, load_pair("tiny-random"), output=tmp_path / "out")
+    assert sizes == [3] and {row.answers for row in rows} == {3}
 
 
 def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:

@@ -362,11 +362,17 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
     if tolerance.max_quality_loss is None:
         return None
     if scored is None or scored.most is None:
-        return f"too few prompts to show that it loses at most {tolerance.max_quality_loss:g}"
+        return f"too few prompts to show that it loses at most {tolerance.max_quality_loss:g}{_needed(scored)}"
     if scored.most <= tolerance.max_quality_loss:
         return None
     lost = f"loses {scored.loss:.3f}, at most {scored.most:.3f}"
-    return f"it is not shown to lose at most {tolerance.max_quality_loss:g} ({lost})"
+    return f"it is not shown to lose at most {tolerance.max_quality_loss:g} ({lost}){_needed(scored)}"
+
+
+def _needed(scored: Quality | None) -> str:
+    """How many prompts might show it, where that is known."""
+    needed = None if scored is None else scored.prompts_needed
+    return "" if needed is None else f"; about {needed:,} measured prompts might"
 
 
 Faster = Callable[[str, str], Ratio]

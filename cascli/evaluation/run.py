@@ -11,7 +11,7 @@ from cascli import files
 from cascli.engine import check_models, environment
 from cascli.errors import UsageError
 from cascli.evaluation.harness import Asking, as_json, evaluated, samples_as_jsonl, task_manager, version
-from cascli.evaluation.scores import Found, evaluated_tasks, with_quality, without_samples
+from cascli.evaluation.scores import Found, Main, evaluated_tasks, main_metric, with_quality, without_samples
 from cascli.evaluation.table import Evaluation
 from cascli.jobs.compare import check_columns
 from cascli.models.pair import Pair
@@ -46,6 +46,7 @@ class Evaluating:
     """The command line."""
     records: list[Record] = field(default_factory=list)
     found: dict[str, Found] = field(default_factory=dict)
+    _mains: dict[str, Main] = field(default_factory=dict)
     """What lm-evaluation-harness returned, by strategy, without the samples."""
 
     def __post_init__(self) -> None:
@@ -106,8 +107,11 @@ class Evaluating:
             on_progress=on_progress,
         )
         found = evaluated(model, self.asking, self.manager)
-        self.records += with_quality(records, found)
-        self.found[strategy.spec] = without_samples(found)
+        # The first strategy's metric is that of all: scores of two metrics cannot be compared.
+        for task in found["samples"]:
+            self._mains.setdefault(task, main_metric(found, task))
+        self.records += with_quality(records, found, self._mains)
+        self.found[strategy.spec] = without_samples(found, self._mains)
         if self.folder is not None:
             self._keep(self.folder, strategy.spec, found)
 

@@ -14,23 +14,25 @@ from cascli.sweeps.table import rows
 
 Found = Mapping[str, Any]
 """What `lm_eval.simple_evaluate` returned of one strategy."""
+Main = tuple[str, str] | None
+"""A metric and a filter, by which single answers are scored; None where no metric of a task can do that."""
 WRITTEN = "generate_until"
 """The kind of tasks to which answers are written."""
 
 
-def with_quality(records: Iterable[Record], found: Found) -> list[Record]:
-    """The records with the score of each answer, where the task has one of single answers between 0 and 1."""
-    qualities = {task: _qualities(found, task) for task in found["samples"]}
+def with_quality(records: Iterable[Record], found: Found, mains: Mapping[str, Main]) -> list[Record]:
+    """The records with the score of each answer by these metrics, of every task that has one."""
+    qualities = {task: _qualities(found, task, mains[task]) for task in found["samples"]}
     return [record.model_copy(update={"quality": qualities[record.category].get(record.problem)}) for record in records]
 
 
-def without_samples(found: Found) -> dict[str, Any]:
+def without_samples(found: Found, mains: Mapping[str, Main]) -> dict[str, Any]:
     """All but the samples, and which metric of each task scores them."""
     kept = {key: value for key, value in found.items() if key != "samples"}
-    return kept | {"main_metrics": {task: main_metric(found, task) for task in found["samples"]}}
+    return kept | {"main_metrics": dict(mains)}
 
 
-def main_metric(found: Found, task: str) -> tuple[str, str] | None:
+def main_metric(found: Found, task: str) -> Main:
     """The first metric of a task whose scores of single documents lie between 0 and 1, and its first filter."""
     for sample in found["samples"].get(task, ())[:1]:
         for metric in sample.get("metrics", ()):
@@ -40,14 +42,14 @@ def main_metric(found: Found, task: str) -> tuple[str, str] | None:
     return None
 
 
-def _qualities(found: Found, task: str) -> dict[str, float]:
-    """Of every document: of one that is asked several times the mean."""
-    main = main_metric(found, task)
+def _qualities(found: Found, task: str, main: Main) -> dict[str, float]:
+    """Of every document: of one that is asked several times the mean; of none if one lies outside of 0 to 1."""
     scores: dict[str, list[float]] = defaultdict(list)
     for sample in found["samples"][task] if main is not None else ():
         if main is not None and sample["filter"] == main[1]:
             scores[str(sample["doc_id"])].append(float(sample[main[0]]))
-    return {document: fmean(values) for document, values in scores.items()}
+    means = {document: fmean(values) for document, values in scores.items()}
+    return means if all(0 <= value <= 1 for value in means.values()) else {}
 
 
 def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> list[EvaluatedTask]:

@@ -97,7 +97,8 @@ class Worker:
             yield from map(self.do, units)
             return
         if self._lanes is None:
-            self._lanes = Lanes(self._pair, self._plan.batch_size, keep_prompts=True)
+            size = min(self._plan.batch_size, len(self._task.problems))  # each place has caches of its own
+            self._lanes = Lanes(self._pair, max(size, 1), keep_prompts=True)
         for cell in by_cell(units):
             with suppress(Exception):  # what fails here fails again below, and is recorded
                 self._warm_up(cell[0].cell, cell[0].problem, self._pair)
