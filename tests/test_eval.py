@@ -20,6 +20,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from cascli import Pair, generate, load_pair  # noqa: E402
 from cascli.cli.app import app  # noqa: E402
 from cascli.errors import UsageError  # noqa: E402
+from cascli.evaluation.harness import Asking  # noqa: E402
 from cascli.evaluation.model import Notes, StrategyModel  # noqa: E402
 from cascli.evaluation.run import Evaluating, evaluate  # noqa: E402
 from cascli.settings import Settings  # noqa: E402
@@ -222,6 +223,19 @@ def test_an_encoder_decoder_is_asked_for_the_whole_continuation_and_nothing_afte
     assert found[1] != found[2]
     with pytest.raises(UsageError, match="an encoder-decoder does not say"):
         model(pair).loglikelihood_rolling([asked("ab")])
+
+
+def test_the_first_strategys_metric_is_that_of_all(own: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(bleu: float) -> dict[str, Any]:
+        sample = {"doc_id": 0, "filter": "none", "metrics": ["bleu", "acc"], "bleu": bleu, "acc": 1.0}
+        return {"samples": {"truth": [sample]}}
+
+    found = iter([of(37.0), of(0.5)])
+    monkeypatch.setattr("cascli.evaluation.run.evaluated", lambda *_: next(found))
+    evaluating = Evaluating(own, Asking(["truth"]), None, Settings())
+    for spec in SPECS[:2]:
+        evaluating.run(parse(spec))
+    assert [each["main_metrics"] for each in evaluating.found.values()] == [{"truth": ("acc", "none")}] * 2
 
 
 def test_leave_to_run_code_is_told_to_the_harness_and_taken_back(

@@ -46,8 +46,8 @@ class Evaluating:
     """The command line."""
     records: list[Record] = field(default_factory=list)
     found: dict[str, Found] = field(default_factory=dict)
-    _mains: dict[str, Main] = field(default_factory=dict)
     """What lm-evaluation-harness returned, by strategy, without the samples."""
+    _mains: dict[str, Main] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Check that the pair can be asked.
