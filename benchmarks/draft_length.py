@@ -3,6 +3,7 @@
 `python -m benchmarks.draft_length -o FILE.json`. For each of the six kinds of built-in prompts all lengths and stops
 are under way at once, in slices of equal time; speeds are those of whole answers over the target's. The best fixed k is
 known afterwards only, for each kind its own: a stop that comes within 3% of it everywhere needs no such knowledge.
+Beside the clock's speeds stand those that the passes made come to with the steps' measured times, which scatter less.
 The bound is that of drafts which know what will be kept.
 """
 
@@ -19,6 +20,7 @@ import torch
 from benchmarks.machine import facts
 from cascli import compare, load_pair
 from cascli.analysis.comparison import Comparison, Row
+from cascli.analysis.draft_length import counted_speed
 from cascli.models.pair import Pair
 from cascli.prompts import Prompt, builtin
 
@@ -106,6 +108,12 @@ def of_kind(comparison: Comparison, prompts: int) -> dict[str, Any]:
     fixed = {spec: row for spec, row in rows.items() if "stop=" not in spec}
     best = max(fixed.values(), key=_speed)
     profile = comparison.profile
+    counted = (
+        {}
+        if profile is None
+        else {spec: counted_speed([run for run in comparison.runs if run.spec == spec], profile) for spec in rows}
+    )
+    most = max((value for spec, value in counted.items() if value and spec in fixed), default=None)
     return {
         "prompts": prompts,
         "c": None if profile is None else profile.c,
@@ -115,9 +123,13 @@ def of_kind(comparison: Comparison, prompts: int) -> dict[str, Any]:
         "best_fixed_speed": _speed(best),
         "oracle_speed": max((row.oracle_speed_vs_target or 0.0 for row in rows.values()), default=0.0) or None,
         "stops_over_best_fixed": {spec: _speed(row) / _speed(best) for spec, row in rows.items() if spec not in fixed},
+        "stops_over_best_fixed_counted": {
+            spec: value / most for spec, value in counted.items() if value and most and spec not in fixed
+        },
         "strategies": {
             spec: {
                 "speed": _speed(row),
+                "counted_speed": counted.get(spec),
                 "interval": row.speed_interval,
                 "interval_kind": row.speed_interval_kind,
                 "drafted_per_round": drafted[spec],
@@ -139,6 +151,8 @@ def told(kind: str, found: dict[str, Any]) -> str:
     for spec, share in found["stops_over_best_fixed"].items():
         verdict = "as good" if share >= NEAR else "not as good"
         lines.append(f"  {spec} {found['strategies'][spec]['speed']:.2f}x, {share:.3f} of the best fixed: {verdict}")
+        if counted := found["stops_over_best_fixed_counted"].get(spec):
+            lines.append(f"    {counted:.3f} by its passes and what one takes")
     return "\n".join(lines)
 
 

@@ -164,6 +164,7 @@ PLAIN = {
     "repeat": "Which repeat of the cell, from 0 on.",
     "SweepTable.rows": "One a strategy and temperature.",
     "quality_vs_target_interval": "Its interval.",
+    "quality_vs_random_interval": "Its interval.",
     "SweepRow.tokens": "Of all answers.",
     "estimates": "One a rule, alpha and temperature.",
     "max_tv": "The largest.",

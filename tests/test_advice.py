@@ -497,7 +497,7 @@ def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
     exact = [each for each in answers_of(near_pair).lossless() if each.stop in (None, "heuristic")]
     assert {each.drafter for each in exact} == {"model", "prompt-lookup", "suffix"} and len(exact) >= 21
     for each in exact:
-        if each.plain and each.k not in (1, 3, 8, 16):
+        if each.plain and each.k not in (1, 8):
             continue
         tokens, rounds, _ = rounds_taken(near_pair, each.strategy)
         assert each.tokens_per_round == pytest.approx(tokens / rounds, abs=1e-9), each.strategy

@@ -162,3 +162,27 @@ def test_of_a_round_that_the_answer_ends_in_no_more_is_wanted_than_was_written(t
     costs = steps(0.3, [1, 1.2, 1.4, 1.6])
     spent = 3 * 0.3 + 1.6
     assert oracle_speed([timed(cut, spent)], costs, 1 / spent) == pytest.approx(1.0)
+
+
+def test_no_length_is_predicted_to_beat_drafts_that_know_what_is_kept(text_pair: Pair) -> None:
+    """Half of the rounds keep all their drafts and half none: of one acceptance for all too much would be expected."""
+    target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=40), 40.0)
+    kept = generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20)
+    none = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.0, k=3), max_new_tokens=20)
+    costs = steps(0.001, [1.0, 1.05, 2.0, 3.0])
+    spent = sum(0.001 * len(step.drafted) + costs.v(len(step.drafted) + 1) for run in (kept, none) for step in run.rounds)
+    both = [timed(run.model_copy(update={"params": kept.params}), spent / 2) for run in (kept, none)]
+    speed = 40 / spent
+    why = account(both, [target, *both], costs, whole=speed)
+    [found] = draft_lengths([target, *both], costs, {target.spec: 1.0, both[0].spec: speed})
+    assert why.best_k == found.fixed.k == 1
+    assert speed * why.best_speed_up / why.predicted_speed_up > found.oracle + 0.02, "or nothing is seen here"
+    assert found.fixed.speed == found.oracle
+
+
+def test_the_bound_says_of_which_blocks_it_is() -> None:
+    """What lies behind blocks that ran is not known: a longer one may do better."""
+    longer = DraftLength(
+        strategy="speculative", fixed=FixedLength(k=11, speed=3.6, ran=8, ran_speed=3.2), stops={}, oracle=3.4
+    )
+    assert "drafting exactly what is kept of k = 8 at most 3.40x" in length_line(longer)

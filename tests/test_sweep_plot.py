@@ -20,6 +20,7 @@ SPECS = [
     "target",
     "draft",
     "speculative:k=4",
+    *(f"speculative-cascade:rule=min-p,alpha={alpha},k=4" for alpha in (0.1, 0.5)),
     *(f"token-cascade:rule=chow,alpha={alpha}" for alpha in (0.1, 0.5)),
     *(f"speculative-cascade:rule=opt,alpha={alpha},k={k}" for k in (2, 4) for alpha in (0.5, 0.1, 0.3)),
     *(f"speculative-cascade:rule=token-v3,alpha={alpha},k=4" for alpha in (0.1, 0.5)),
@@ -36,9 +37,11 @@ def row(spec: str, temperature: float, number: int) -> SweepRow:
             cell=Cell(strategy=spec, temperature=temperature, seed=0),
             problem=str(i),
             quality=(0.3 + 0.02 * number + 0.05 * i + 0.1 * temperature) % 1,
-            token_ids=[1] * 10,
+            token_ids=[1] * (10 + number),
             seconds=1 + number / 10,
             target_calls=3 + (7 * number) % 6,
+            rounds=3,
+            looped=0,
             **drafts,
         )
         for i in range(8)
@@ -49,17 +52,33 @@ def row(spec: str, temperature: float, number: int) -> SweepRow:
 ROWS = [row(spec, temperature, i) for temperature in (0.0, 1.0) for i, spec in enumerate(SPECS)]
 
 
-@pytest.fixture
-def figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+FAMILY = r"[\w-]+( opt| token-v3| chow| min-p)?"
+
+
+@pytest.fixture(params=[(0.0, 1.0), (1.0,)], ids=["a panel a temperature", "a panel a cost"])
+def figure(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The figure as it was saved."""
     plt = sweep_plot.pyplot()
     kept = []
     monkeypatch.setattr(plt, "close", kept.append)
-    plot_sweep(ROWS, "quality", tmp_path / "plot.png")
+    plot_sweep([row for row in ROWS if row.temperature in request.param], "quality", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     yield kept[0]
     monkeypatch.undo()
     plt.close("all")
+
+
+def rows_of(figure: Any) -> dict[Any, list[SweepRow]]:
+    """What each panel over target calls an answer shows."""
+    found = {axes: axes.get_xlabel() for axes in figure.axes}
+    if len(figure.axes) == 2:
+        names = ["target calls per answer, temperature 0 (greedy)", "target calls per answer, temperature 1"]
+        assert list(found.values()) == names
+        return {axes: [each for each in ROWS if each.temperature == i] for i, axes in enumerate(figure.axes)}
+    assert [name.partition(":")[0] for name in found.values()] == [
+        "target calls per answer", "rejection rate", "speed over target alone",
+    ]  # fmt: skip
+    return {figure.axes[0]: [each for each in ROWS if each.temperature == 1.0]}
 
 
 def drawn(axes: Any) -> dict[str, Any]:
@@ -72,14 +91,14 @@ def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
     """Also where a panel lacks one: token-cascade has no rejections."""
     panels = [drawn(axes) for axes in figure.axes]
     assert any("token-cascade" in label for label in panels[0])
-    assert not any("token-cascade" in label for label in panels[1])
+    assert any("token-cascade" in label for label in panels[1]) == (len(panels) == 2)
     colours: dict[str, set[str]] = {}
     for panel in panels:
         for label, line in panel.items():
-            colours.setdefault(re.match(r"[\w-]+( opt| token-v3| chow)?", label)[0], set()).add(line.get_color())
+            colours.setdefault(re.match(FAMILY, label)[0], set()).add(line.get_color())
     assert all(len(found) == 1 for found in colours.values()), colours
     ours = [next(iter(found)) for name, found in colours.items() if name not in BASELINES]
-    assert len(set(ours)) == len(ours) == 4
+    assert len(set(ours)) == len(ours) == 5
 
 
 def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
@@ -87,26 +106,38 @@ def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
     marks: dict[str, set[str]] = {}
     for axes in figure.axes:
         for label, line in drawn(axes).items():
-            marks.setdefault(re.match(r"[\w-]+( opt| token-v3| chow)?", label)[0], set()).add(line.get_marker())
+            marks.setdefault(re.match(FAMILY, label)[0], set()).add(line.get_marker())
     assert all(len(found) == 1 for found in marks.values()), marks
-    assert len({next(iter(found)) for found in marks.values()}) == len(marks) == 7
+    assert len({next(iter(found)) for found in marks.values()}) == len(marks) == 8
 
 
 def test_the_legend_says_what_every_curve_is(figure: Any) -> None:
-    """Its colour, mark and size beside its name, and the line of its temperature."""
+    """Its colour, mark, size and line beside its name."""
     [legend] = figure.legends
     entries = {text.get_text(): line for line, text in zip(legend.legend_handles, legend.get_texts(), strict=True)}
-    assert {"Pareto front", "random deferral", "temperature 0 (greedy)", "temperature 1"} <= entries.keys()
+    assert {"Pareto front", "random deferral"} <= entries.keys()
     for axes in figure.axes:
         for label, line in drawn(axes).items():
-            name, _, temperature = label.partition(", T = ")
-            entry = entries[name]
+            entry = entries[label]
             assert entry.get_color() == line.get_color() and entry.get_marker() == line.get_marker(), label
             assert entry.get_markersize() == line.get_markersize(), label
-            heat = entries["temperature 0 (greedy)" if temperature == "0" else f"temperature {temperature}"]
-            assert heat.get_fillstyle() == line.get_fillstyle(), label
+            assert entry.get_fillstyle() == line.get_fillstyle(), label
             if len(line.get_xdata()) > 1:
-                assert heat.get_linestyle() == line.get_linestyle(), label
+                assert entry.get_linestyle() == line.get_linestyle(), label
+
+
+def test_controls_alone_are_dashed(figure: Any) -> None:
+    for axes in figure.axes:
+        dashed = {label for label, line in drawn(axes).items() if line.get_linestyle() == "--"}
+        assert dashed == {label for label in drawn(axes) if "min-p" in label} != set()
+
+
+def test_a_panel_over_calls_shows_what_an_answer_took(figure: Any) -> None:
+    """Not what a token took: a rule that writes more has the larger number."""
+    for axes, table in rows_of(figure).items():
+        points = {(x, y) for line in drawn(axes).values() for x, y in line.get_xydata()}
+        assert points == {(each.costs.target_calls_per_answer, each.quality) for each in table}
+        assert points != {(each.target_calls_per_token, each.quality) for each in table}
 
 
 def test_a_curve_joins_nothing_but_one_parameter() -> None:
@@ -118,7 +149,7 @@ def test_a_curve_joins_nothing_but_one_parameter() -> None:
         assert len(rest) == 1, rest
         alphas = [float(m[1]) for each in curve.rows if (m := re.search(r"alpha=([\d.]+)", each.strategy))]
         assert alphas == sorted(alphas)
-    assert len({(curve.family, curve.others) for curve in found if "cascade" in curve.family}) == 6
+    assert len({(curve.family, curve.others) for curve in found if "cascade" in curve.family}) == 7
 
 
 def test_speculation_is_joined_by_its_block_length() -> None:
@@ -144,9 +175,9 @@ def labels(axes: Any) -> list[Any]:
 def test_both_ends_of_a_curve_say_their_alpha(figure: Any) -> None:
     from matplotlib.colors import to_rgb
 
-    for axes in figure.axes:
+    for axes, table in rows_of(figure).items():
         found = [(text.get_text(), to_rgb(text.get_color()), tuple(text.xy)) for text in labels(axes)]
-        for curve, line in zip(curves(ROWS), drawn(axes).values(), strict=False) if axes is figure.axes[0] else []:
+        for curve, line in zip(curves(table), drawn(axes).values(), strict=True):
             if len(curve.rows) < 2:
                 continue
             for place in (0, -1):
@@ -161,7 +192,7 @@ def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in labels(axes)]
         marks = [axes.transData.transform(point) for line in drawn(axes).values() for point in line.get_xydata()]
-        assert len(boxes) >= 8
+        assert len(boxes) >= 6
         crossed = sum(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
         hidden = sum(box.contains(*mark) for box in boxes for mark in marks)
         assert crossed + hidden <= len(boxes) // 10
@@ -175,21 +206,26 @@ def test_text_can_be_read_from_the_last_row(figure: Any) -> None:
 
 
 def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rules between 0.33 and 0.35 calls, the two models at 0 and 1."""
+    """All rules between 33 and 35 calls, the two models at 0 and 100."""
     specs = ["target", "draft", *(f"speculative-cascade:rule=opt,alpha={alpha},k=2" for alpha in (0.0, 0.1, 0.3))]
-    calls = [1.0, 0.0, 0.35, 0.34, 0.33]
+    calls = [100.0, 0.0, 35.0, 34.0, 33.0]
     table = [
-        row(spec, 0.0, i).model_copy(update={"target_calls_per_token": calls[i], "quality": 0.5 + 0.01 * i})
-        for i, spec in enumerate(specs)
+        each.model_copy(
+            update={
+                "costs": each.costs.model_copy(update={"target_calls_per_answer": calls[i]}),
+                "quality": 0.5 + 0.01 * i,
+            }
+        )
+        for i, each in enumerate(row(spec, 0.0, i) for i, spec in enumerate(specs))
     ]
     plt = sweep_plot.pyplot()
     kept: list[Any] = []
     monkeypatch.setattr(plt, "close", kept.append)
     plot_sweep(table, "quality", tmp_path / "plot.svg")
     low, high = kept[0].axes[0].get_xlim()
-    assert 0.3 < low < 0.33 and 0.35 < high < 0.4
-    assert kept[0].axes[0].get_title("left") == "← draft 0.51 at 0.00"
-    assert kept[0].axes[0].get_title("right") == "target 0.50 at 1.00 →"
+    assert 30 < low < 33 and 35 < high < 40
+    assert kept[0].axes[0].get_title("left") == "← draft 0.51 at 0"
+    assert kept[0].axes[0].get_title("right") == "target 0.50 at 100 →"
     monkeypatch.undo()
     plt.close("all")
 
@@ -206,10 +242,28 @@ def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: by
 
 
 def test_front_and_random_deferral_are_of_one_temperature(figure: Any) -> None:
-    axes = figure.axes[0]
-    lines = [line for line in axes.lines if line.get_label() in ("Pareto front", "random deferral")]
-    assert len(lines) == 4
-    points = {t: {(r.target_calls_per_token, r.quality) for r in ROWS if r.temperature == t} for t in (0.0, 1.0)}
-    for line in lines:
-        here = set(zip(line.get_xdata(), line.get_ydata(), strict=True))
-        assert here <= points[0.0] or here <= points[1.0], line.get_label()
+    for axes, table in rows_of(figure).items():
+        lines = {line.get_label(): line for line in axes.lines if line.get_label() in ("Pareto front", "random deferral")}
+        assert len(lines) == 2
+        points = {(each.costs.target_calls_per_answer, each.quality) for each in table}
+        for label, line in lines.items():
+            assert {(x, y) for x, y in line.get_xydata()} <= points, label
+
+
+def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figure: Any) -> None:
+    """A coin between the draft's answers and the target's own is dearer, since speculation writes those for less."""
+    for axes, table in rows_of(figure).items():
+        [line] = [line for line in axes.lines if line.get_label() == "random deferral"]
+        [draft] = [each for each in table if each.strategy == "draft"]
+        exact = [each for each in table if each.family in ("target", "speculative")]
+        cheapest = min(exact, key=lambda each: each.costs.target_calls_per_answer)
+        ends = [(each.costs.target_calls_per_answer, each.quality) for each in (draft, cheapest)]
+        assert [(x, y) for x, y in line.get_xydata()] == ends
+
+
+def test_records_without_costs_have_no_panel_over_calls_that_fails(tmp_path: Path) -> None:
+    """Tables of before answers were counted, with speeds alone."""
+    old = [each.model_copy(update={"costs": None}) for each in ROWS]
+    plot_sweep(old, "quality", tmp_path / "both.svg")
+    plot_sweep([each for each in old if each.temperature == 0], "quality", tmp_path / "one.svg")
+    assert all((tmp_path / f"{name}.svg").stat().st_size > 5_000 for name in ("both", "one"))

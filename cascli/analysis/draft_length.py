@@ -62,17 +62,36 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     if runs[0].by_block or timed is None:
         return None
     rounds = [step for run in runs for step in run.rounds]
-    steps = sum(run.metrics.draft_calls for run in runs)
-    c = timed.c if steps else 0.0
+    c = timed.c if sum(run.metrics.draft_calls for run in runs) else 0.0
     last = _reads_last(runs)
-    spent = c * steps + sum(timed.v(block + 1) for run in runs for block in _checked(run))
     # Of a round that the answer ends in, no more is wanted than was written of it.
     wanted = [len(step.emitted) - 1 for step in rounds]
     least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1)) for n in set(wanted)}
-    gain = spent / sum(least[n] for n in wanted)
+    gain = _steps(runs, timed) / sum(least[n] for n in wanted)
     total = sum(run.metrics.seconds.total for run in runs)
     prompt = sum(run.metrics.seconds.prefill for run in runs)
     return speed * total / (prompt + (total - prompt) / gain)
+
+
+def counted_speed(runs: Sequence[Run], profile: Profile) -> float | None:
+    """Tokens in a target step's time by the passes that these runs made and what one takes, all other time left out.
+
+    The target's own is 1. Unlike a clock it says the same of the same rounds on a busy machine, but for the step times.
+
+    Args:
+        runs: of one strategy.
+        profile: step times.
+    """
+    timed = profile_of(runs[0], profile)
+    if timed is None:
+        return None
+    return sum(len(step.emitted) for run in runs for step in run.rounds) / _steps(runs, timed)
+
+
+def _steps(runs: Sequence[Run], timed: Profile) -> float:
+    """What the runs' rounds took, in steps of the target."""
+    steps = sum(run.metrics.draft_calls for run in runs)
+    return (timed.c * steps if steps else 0.0) + sum(timed.v(block + 1) for run in runs for block in _checked(run))
 
 
 def _reads_last(runs: Sequence[Run]) -> bool:
@@ -114,16 +133,21 @@ def _of_one_way(
 ) -> DraftLength:
     fixed = {spec: group for spec, group in groups.items() if "stop" not in group[0].params}
     oracles = [oracle_speed(group, profile, speeds[spec]) for spec, group in groups.items()]
+    oracle = max((each for each in oracles if each is not None), default=None)
     return DraftLength(
         strategy=way,
-        fixed=_best_fixed(fixed, runs, profile, speeds) if fixed else None,
+        fixed=_best_fixed(fixed, runs, profile, speeds, oracle) if fixed else None,
         stops={spec: speeds[spec] for spec in groups if spec not in fixed},
-        oracle=max((each for each in oracles if each is not None), default=None),
+        oracle=oracle,
     )
 
 
 def _best_fixed(
-    fixed: Mapping[str, Sequence[Run]], runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]
+    fixed: Mapping[str, Sequence[Run]],
+    runs: Sequence[Run],
+    profile: Profile,
+    speeds: Mapping[str, float],
+    oracle: float | None,
 ) -> FixedLength:
     """What ran fastest; where one length alone ran, what its account predicts to be the best."""
     fastest = max(fixed, key=lambda spec: speeds[spec])
@@ -134,4 +158,8 @@ def _best_fixed(
     if why.best_k is None or why.best_speed_up is None:
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
     # What the prediction misses at the length that ran it is taken to miss at the other one.
-    return FixedLength(k=why.best_k, speed=ran * why.best_speed_up / why.predicted_speed_up, ran=k, ran_speed=ran)
+    speed = ran * why.best_speed_up / why.predicted_speed_up
+    if oracle is not None and why.best_k <= k:
+        # It takes acceptance to be the same in every round and a draft to be there: what the trace allows is less.
+        speed = min(speed, oracle)
+    return FixedLength(k=why.best_k, speed=speed, ran=k, ran_speed=ran)

@@ -121,12 +121,12 @@ def _from_csv(file: Path) -> SweepTable:
 
 
 def _row(cells: Mapping[str, str]) -> SweepRow:
-    from cascli.sweeps.table import SweepRow, family
+    from cascli.sweeps.table import QUALITIES, SweepRow, family
 
     values: dict[str, Any] = dict.fromkeys(SweepRow.model_fields) | {
         name: cell for name, cell in cells.items() if name in SweepRow.model_fields
     }
-    for name in ("quality", "quality_vs_target"):
+    for name in QUALITIES:
         bounds = [cells.get(f"{name}_{end}", cells.get(f"{name}_interval_{end}")) for end in ("low", "high")]
         values[f"{name}_interval"] = None if None in bounds else bounds
         values[f"{name}_interval_kind"] = cells.get(f"{name}_kind", cells.get(f"{name}_interval_kind"))

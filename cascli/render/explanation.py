@@ -79,7 +79,10 @@ def length_line(length: DraftLength, *, fancy: bool = True) -> str:
     if length.fixed is not None:
         parts.insert(0, _fixed(length.fixed))
     if length.oracle is not None:
-        parts.append(f"drafting exactly what is kept at most {length.oracle:.2f}x")
+        # What lies behind the blocks that ran is not known: the bound is of those, not of a longer one.
+        fixed = length.fixed
+        blocks = f" of k = {fixed.ran}" if fixed is not None and fixed.k > fixed.ran else ""
+        parts.append(f"drafting exactly what is kept{blocks} at most {length.oracle:.2f}x")
     return f"how long to draft, {short_name(length.strategy, fancy=fancy)}: {', '.join(parts)}"
 
 

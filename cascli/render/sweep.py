@@ -37,6 +37,7 @@ class Column(NamedTuple):
 QUALITY = [
     Column("{metric}", lambda row: _with_scatter(row)),
     Column("against\ntarget", lambda row: _difference(row)),
+    Column("against\nrandom", lambda row: _against_random(row), always=False),
     Column("log p of\na token", lambda row: number(row.log_likelihood, 3), always=False),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
@@ -199,6 +200,13 @@ def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console)
 
 def _with_scatter(row: SweepRow) -> str:
     return f"{number(row.quality, 3)} {bounds_text(row.quality_interval, row.quality_interval_kind)}".rstrip()
+
+
+def _against_random(row: SweepRow) -> str:
+    if row.quality_vs_random is None:
+        return DASH
+    bounds = bounds_text(row.quality_vs_random_interval, row.quality_vs_random_interval_kind, signed=True)
+    return f"{row.quality_vs_random:+.3f} {bounds}".rstrip()
 
 
 def _difference(row: SweepRow) -> str:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cascli import rules
 from cascli.render.marks import SHORT
 from cascli.strategies import parse
 from cascli.sweeps.table import SweepRow
@@ -15,11 +16,14 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e6
 """Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
 MARKERS = "os^PXp<h>"
 """Of the families: their colours are alike in grey."""
-STYLES = ("-", "--", ":", "-.")
-FILLS = ("full", "none", "left", "bottom")
-"""Lines and marks of the temperatures."""
+LINE, CONTROL = "-", "--"
+"""Of a rule, and of a control, which cuts the target's own distribution without a look at the draft."""
 SIZES = (7, 10, 5, 13)
 """Of the curves of one family, by block length or score."""
+
+
+CurveKey = tuple[str, tuple[tuple[str, Any], ...]]
+"""A family, and every parameter that its curve holds still: what looks the same at all temperatures."""
 
 
 class Curve(NamedTuple):
@@ -32,6 +36,11 @@ class Curve(NamedTuple):
     rows: list[SweepRow]
     places: list[str]
     """What each row's mark is labelled with: the value of that parameter."""
+
+    @property
+    def key(self) -> CurveKey:
+        """What it has in common with its curves at other temperatures."""
+        return self.family, self.others
 
     @property
     def label(self) -> str:
@@ -82,30 +91,33 @@ class Look(NamedTuple):
     label: str
 
 
-def looks_of(curves: Sequence[Curve]) -> dict[int, Look]:
-    """A colour and mark a family, a size a block length or score, a line and fill a temperature; by curve's place.
+def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
+    """A colour and mark a family, a size a block length or score; dashed with open marks are the controls.
 
     They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
     """
     families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
-    temperatures = sorted({curve.temperature for curve in curves})
     looks = {}
-    for place, curve in enumerate(curves):
+    for curve in curves:
         baseline = BASELINES.get(curve.family)
         kinds = list(dict.fromkeys(each.others for each in curves if each.family == curve.family))
         number = 0 if baseline else families.index(curve.family)
-        size = SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0)
-        level = temperatures.index(curve.temperature)
-        label = curve.label + (f", T = {curve.temperature:g}" if len(temperatures) > 1 else "")
-        looks[place] = Look(
+        control = is_control(curve)
+        looks[curve.key] = Look(
             color="black" if baseline else COLORS[number % len(COLORS)],
             marker=baseline or MARKERS[number % len(MARKERS)],
-            size=size,
-            line=STYLES[level % len(STYLES)],
-            fill=FILLS[level % len(FILLS)],
-            label=label,
+            size=SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0),
+            line=CONTROL if control else LINE,
+            fill="none" if control else "full",
+            label=curve.label,
         )
     return looks
+
+
+def is_control(curve: Curve) -> bool:
+    """Whether its rule is the target's own distribution, cut: nothing of the draft model's taste is in its answers."""
+    rule = parse(curve.rows[0].strategy).params.get("rule")
+    return rule is not None and not rules.load(str(rule)).reads_draft
 
 
 def drawn_as(look: Look) -> dict[str, Any]:

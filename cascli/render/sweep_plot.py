@@ -1,30 +1,47 @@
-"""Quality against cost: a curve for each rule, baselines as marks, the Pareto front."""
+"""Quality against cost: a curve for each rule, controls dashed, baselines as marks, the Pareto front.
+
+Of one temperature there is a panel for each cost; of several one for each temperature, over target calls an answer.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from cascli.errors import plain
 from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
-from cascli.render.sweep_curves import SIZES, Curve, Look, curves, drawn_as, looks_of
+from cascli.render.sweep_curves import BASELINES, Curve, CurveKey, Look, curves, drawn_as, looks_of
 from cascli.render.sweep_words import bars_of, temperature_of
-from cascli.sweeps.table import SweepRow, front
+from cascli.sweeps.table import SweepRow, calls_per_answer, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png", ".pdf")
-PANELS = (
-    ("target_calls_per_token", "target calls per token"),
-    ("rejection_rate", "rejection rate: rejected / tested drafts"),
-    ("speed_vs_target", "speed over target alone"),
+
+
+class Panel(NamedTuple):
+    """A cost, of the answers at one temperature."""
+
+    label: str
+    cost: Callable[[SweepRow], float | None]
+    temperature: float
+    by_calls: bool = False
+    """Whether the Pareto front and the random choice between models are drawn."""
+
+
+CALLS = "target calls per answer"
+COSTS: tuple[tuple[str, Callable[[SweepRow], float | None]], ...] = (
+    (CALLS, lambda row: calls_per_answer(row)),
+    ("rejection rate: rejected / tested drafts", lambda row: row.rejection_rate),
+    ("speed over target alone", lambda row: row.speed_vs_target),
 )
+FRONT, RANDOM = "Pareto front", "random deferral"
 TEXT = 14
 """Points of the text in a figure of 16 inches: readable where it fills a slide."""
 PANEL_WIDTH, PANEL_HEIGHT = 5.4, 4.3
@@ -37,7 +54,7 @@ CLOSE_UP = 0.3
 def plot_sweep(
     rows: Sequence[SweepRow], metric: str, target: Path | IO[Any], *, title: str = "", kind: str | None = None
 ) -> None:
-    """Draw a figure with one panel a cost; what no record knows has no panel.
+    """Draw a figure with one panel a cost, or of several temperatures one panel each.
 
     Args:
         rows: the sweep's table.
@@ -55,8 +72,21 @@ def plot_sweep(
     plt.close(figure)
 
 
+def panels_of(rows: Sequence[SweepRow]) -> list[Panel]:
+    """The panels of a figure; what no row knows has none, but for the first."""
+    temperatures = sorted({row.temperature for row in rows})
+    if len(temperatures) > 1:
+        return [Panel(CALLS, COSTS[0][1], temperature, by_calls=True) for temperature in temperatures]
+    return [
+        Panel(label, cost, temperature, by_calls=label == CALLS)
+        for temperature in temperatures
+        for label, cost in COSTS
+        if label == CALLS or any(cost(row) is not None for row in rows)
+    ]
+
+
 def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figure:
-    shown = [panel for panel in PANELS if any(getattr(row, panel[0]) is not None for row in rows)] or PANELS[:1]
+    shown = panels_of(rows)
     drawn = curves(rows)
     looks = looks_of(drawn)
     figure, grid = plt.subplots(
@@ -64,9 +94,11 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
         squeeze=False,
     )  # fmt: skip
     panels = grid[0]
-    for axes, (field, label) in zip(panels, shown, strict=True):
-        _panel(axes, drawn, field, looks)
-        axes.set_xlabel(label)
+    several = len({panel.temperature for panel in shown}) > 1
+    for axes, panel in zip(panels, shown, strict=True):
+        here = [curve for curve in drawn if curve.temperature == panel.temperature]
+        _panel(axes, here, panel, looks)
+        axes.set_xlabel(f"{panel.label}, {temperature_of(panel.temperature)}" if several else panel.label)
         axes.locator_params(axis="x", nbins=6)
     panels[0].set_ylabel(f"{metric}\n(bars: {bars_of(rows)})")
     if title:
@@ -77,97 +109,99 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
     columns = max(1, int(figure.get_figwidth() / widest))
     figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
-    _label_ends(figure, panels, [field for field, _ in shown], drawn, looks)
+    _label_ends(figure, panels, shown, drawn, looks)
     return figure
 
 
-def _legend(panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[int, Look]) -> tuple[list[Any], list[str]]:
-    """What each colour, mark and line means: curves once, temperatures beside them."""
+def _legend(
+    panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[CurveKey, Look]
+) -> tuple[list[Any], list[str]]:
+    """What each colour, mark and line means, every curve once."""
     from matplotlib.lines import Line2D
 
     entries: dict[str, Any] = {}
-    for place, curve in enumerate(curves):
-        look = looks[place]
-        one = drawn_as(look) | {"fillstyle": "full", "linestyle": "-" if len(curve.rows) > 1 else ""}
-        entries.setdefault(curve.label, Line2D([], [], **one))
-    temperatures = {curve.temperature: looks[place] for place, curve in enumerate(curves)}
-    if len(temperatures) > 1:
-        for temperature in sorted(temperatures):
-            grey = drawn_as(temperatures[temperature]) | {"color": "grey", "marker": "o", "markersize": SIZES[0]}
-            entries[temperature_of(temperature)] = Line2D([], [], **grey)
+    longest = {curve.label: max(len(each.rows) for each in curves if each.label == curve.label) for curve in curves}
+    for curve in curves:
+        look = drawn_as(looks[curve.key])
+        entries.setdefault(curve.label, Line2D([], [], **look | ({} if longest[curve.label] > 1 else {"linestyle": ""})))
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            if name in ("Pareto front", "random deferral"):
+            if name in (FRONT, RANDOM):
                 entries.setdefault(name, handle)
     if any(len(curve.rows) > 1 and "=" not in curve.places[0] for curve in curves):
         entries["numbers at the ends: alpha"] = Line2D([], [], linestyle="")
     return list(entries.values()), list(entries)
 
 
-def _panel(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
-    for place, curve in enumerate(curves):
-        known = [row for row in curve.rows if row.quality is not None and getattr(row, field) is not None]
+def _panel(axes: Axes, curves: Sequence[Curve], panel: Panel, looks: Mapping[CurveKey, Look]) -> None:
+    for curve in curves:
+        known = [row for row in curve.rows if row.quality is not None and panel.cost(row) is not None]
         if known:
-            _errors(axes, known, field, looks[place])
-    if field == "target_calls_per_token":
-        for temperature in sorted({curve.temperature for curve in curves}):
-            _at_one_temperature(axes, [curve for curve in curves if curve.temperature == temperature], field)
-    _close_up(axes, curves, field, looks)
+            _errors(axes, known, panel, looks[curve.key])
+    if panel.by_calls:
+        _random_deferral(axes, curves, panel)
+        _front(axes, curves, panel)
+    _close_up(axes, curves, panel)
 
 
-def _at_one_temperature(axes: Axes, curves: Sequence[Curve], field: str) -> None:
-    """The Pareto front, and what deferring at random would give: answers at another temperature are other answers."""
-    _random_deferral(axes, curves)
-    best = front([row for curve in curves for row in curve.rows])
+def _front(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
+    best = front([row for curve in curves for row in curve.rows], panel.cost)
     axes.step(
-        [getattr(row, field) for row in best],
+        [panel.cost(row) or 0.0 for row in best],
         [row.quality or 0.0 for row in best],
         where="post",
         color="grey",
         lw=5,
         alpha=0.25,
-        label="Pareto front",
+        label=FRONT,
     )
 
 
-def _errors(axes: Axes, group: Sequence[SweepRow], field: str, look: Look) -> None:
+def _errors(axes: Axes, group: Sequence[SweepRow], panel: Panel, look: Look) -> None:
     quality = [row.quality or 0.0 for row in group]
     bounds = [row.quality_interval or (value, value) for row, value in zip(group, quality, strict=True)]
     lengths = [
         [max(value - low, 0) for value, (low, _) in zip(quality, bounds, strict=True)],
         [max(high - value, 0) for value, (_, high) in zip(quality, bounds, strict=True)],
     ]
-    costs = [getattr(row, field) for row in group]
+    costs = [panel.cost(row) for row in group]
     bars = axes.errorbar(costs, quality, lengths, label=look.label, elinewidth=0.8, capsize=0, **drawn_as(look))
     for bar in bars.lines[2]:
         bar.set_alpha(0.3)
 
 
-def _random_deferral(axes: Axes, curves: Sequence[Curve]) -> None:
-    """The line between the two models: what deferring at random would give."""
-    alone = {curve.family: curve.rows[0] for curve in curves if curve.family in ("draft", "target")}
-    ends = [row for row in alone.values() if row.quality is not None and row.target_calls_per_token is not None]
-    if len(ends) == 2:
-        xs = [row.target_calls_per_token or 0.0 for row in ends]
-        axes.plot(xs, [row.quality or 0.0 for row in ends], ":", color="grey", label="random deferral")
+def _random_deferral(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
+    """What a coin would give that leaves an answer to the draft model, or to the cheapest speculation without loss.
+
+    It is derived, not run: of answers by chance from two strategies, quality and calls lie on the line between them.
+    """
+    rows = [row for curve in curves if curve.family in BASELINES for row in curve.rows]
+    known = [row for row in rows if row.quality is not None and panel.cost(row) is not None]
+    draft = [row for row in known if row.family == "draft"]
+    exact = sorted((row for row in known if row.family != "draft"), key=lambda row: panel.cost(row) or 0.0)
+    if draft and exact:
+        ends = [draft[0], exact[0]]
+        axes.plot(
+            [panel.cost(row) or 0.0 for row in ends], [row.quality or 0.0 for row in ends], ":", color="grey", label=RANDOM
+        )
 
 
-def _close_up(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[int, Look]) -> None:
+def _close_up(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
     """Where the two models alone are far from all else, show all else, and say at the edge where they are."""
     known = [
-        (float(value), curve, row, place)
-        for place, curve in enumerate(curves)
+        (float(value), curve, row)
+        for curve in curves
         for row in curve.rows
-        if (value := getattr(row, field)) is not None and row.quality is not None
+        if (value := panel.cost(row)) is not None and row.quality is not None
     ]
-    inner = [value for value, curve, *_ in known if curve.family not in ("draft", "target")]
+    inner = [value for value, curve, _ in known if curve.family not in ("draft", "target")]
     whole = [value for value, *_ in known]
     if len(set(inner)) < 2 or max(inner) - min(inner) >= CLOSE_UP * (max(whole) - min(whole)):
         return
     margin = 0.15 * (max(inner) - min(inner))
     low, high = min(inner) - margin, max(inner) + margin
     axes.set_xlim(low, high)
-    there = [(value, f"{looks[place].label} {row.quality:.2f} at {value:.2f}") for value, _, row, place in known]
+    there = [(value, f"{curve.label} {row.quality:.2f} at {value:.3g}") for value, curve, row in known]
     left = [f"\N{LEFTWARDS ARROW} {text}" for value, text in there if value < low]
     right = [f"{text} \N{RIGHTWARDS ARROW}" for value, text in there if value > high]
     axes.set_title("\n".join(left), loc="left", fontsize=TEXT - 3)
@@ -175,22 +209,26 @@ def _close_up(axes: Axes, curves: Sequence[Curve], field: str, looks: Mapping[in
 
 
 def _label_ends(
-    figure: Figure, panels: Sequence[Axes], fields: Sequence[str], curves: Sequence[Curve], looks: Mapping[int, Look]
+    figure: Figure,
+    panels: Sequence[Axes],
+    shown: Sequence[Panel],
+    curves: Sequence[Curve],
+    looks: Mapping[CurveKey, Look],
 ) -> None:
     """Write at both ends of each curve the alpha that it has there, where there is room."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the labels go where the panels are now
-    for axes, field in zip(panels, fields, strict=True):
+    for axes, panel in zip(panels, shown, strict=True):
         labels, taken = [], list[list[Point]]()
-        for place, curve in enumerate(curves):
+        for curve in (each for each in curves if each.temperature == panel.temperature):
             known = [
-                (_pixel(axes, getattr(row, field), row.quality), text)
+                (_pixel(axes, cost, row.quality), text)
                 for row, text in zip(curve.rows, curve.places, strict=True)
-                if row.quality is not None and getattr(row, field) is not None
+                if row.quality is not None and (cost := panel.cost(row)) is not None
             ]
             taken.append([point for point, _ in known])
             ends = [known[0], known[-1]] if len(known) > 1 else []
-            labels += [Label(text, point, _dark(looks[place].color)) for point, text in ends if text]
+            labels += [Label(text, point, _dark(looks[curve.key].color)) for point, text in ends if text]
         place_labels(axes, labels, taken, size=TEXT - 3)
 
 

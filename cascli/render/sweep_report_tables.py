@@ -11,7 +11,7 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import is_beyond_chance, passed, temperature_of
 from cascli.sweeps.plan import BASELINE
-from cascli.sweeps.table import SweepRow
+from cascli.sweeps.table import SweepRow, calls_per_answer
 
 
 class Column(NamedTuple):
@@ -27,7 +27,9 @@ def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
     columns = [
         Column(metric, _quality, both=True),
         Column("against target", _difference, both=True),
+        Column("against random deferral", _against_random, both=True),
         Column("speed", _speed, both=True),
+        Column("target calls per answer", lambda row: number(calls_per_answer(row), 1), both=True),
         Column("target calls per token", lambda row: number(row.target_calls_per_token, 3), both=True),
         Column("drafts passed", lambda row: number(passed(row))),
         Column("accept length", lambda row: number(row.mean_acceptance_length)),
@@ -82,9 +84,22 @@ def _difference(row: SweepRow) -> str:
     if row.quality_vs_target is None or row.strategy == BASELINE:
         return DASH
     bounds, kind = row.quality_vs_target_interval, row.quality_vs_target_interval_kind
-    value = f"{row.quality_vs_target:+.3f}"
-    if is_beyond_chance(row):
-        value = f'<span class="{"better" if row.quality_vs_target > 0 else "worse"}">{value}</span>'
+    return _signed(row.quality_vs_target, bounds, kind, beyond=is_beyond_chance(row))
+
+
+def _against_random(row: SweepRow) -> str:
+    """Likewise to random deferral."""
+    if row.quality_vs_random is None:
+        return DASH
+    bounds, kind = row.quality_vs_random_interval, row.quality_vs_random_interval_kind
+    beyond = kind == "95%" and bounds is not None and not bounds[0] <= 0 <= bounds[1]
+    return _signed(row.quality_vs_random, bounds, kind, beyond=beyond)
+
+
+def _signed(difference: float, bounds: tuple[float, float] | None, kind: Kind | None, *, beyond: bool) -> str:
+    value = f"{difference:+.3f}"
+    if beyond:
+        value = f'<span class="{"better" if difference > 0 else "worse"}">{value}</span>'
     return value + _bounds(bounds, kind, signed=True)
 
 

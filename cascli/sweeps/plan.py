@@ -19,7 +19,9 @@ from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Strings, first_probl
 from cascli.strategies import parse
 from cascli.trace import with_params
 
-BASELINE = "target"
+BASELINE, DRAFT = "target", "draft"
+LOSSLESS = ("target", "speculative")
+"""Strategies whose answers follow the target's distribution, whatever their parameters."""
 MOST_STRATEGIES = 10_000
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 

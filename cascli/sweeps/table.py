@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from math import fsum
 from statistics import fmean
@@ -16,15 +16,20 @@ from cascli.analysis import tidy
 from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_costs
 from cascli.analysis.corpus_bleu import bleu_difference_interval, bleu_interval, corpus_bleu
 from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
+from cascli.analysis.random_deferral import Scored, against_random
 from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
 from cascli.rules.base import OPTION
 from cascli.strategies import parse
-from cascli.sweeps.plan import BASELINE, SweepPlan
+from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan
 from cascli.sweeps.records import Header, Record
 from cascli.trace import Data, Distances, Document
 
 if TYPE_CHECKING:
     import pandas
+
+
+QUALITIES = ("quality", "quality_vs_target", "quality_vs_random")
+"""Fields of a row that have an interval."""
 
 
 class SweepRow(Data):
@@ -58,6 +63,15 @@ class SweepRow(Data):
     quality_vs_target_interval: tuple[float, float] | None
     quality_vs_target_interval_kind: Kind | None = None
     """Likewise, or that all prompts gave the same difference."""
+    quality_vs_random: float | None = None
+    """The difference to random deferral at as many target calls an answer: a share of the answers, drawn by lot, left to
+    `draft`, and the others written by the cheapest speculation without loss that ran, or by `target`.
+
+    None without these, with `corpus-bleu`, for the strategies that it is made of, and in older documents.
+    """
+    quality_vs_random_interval: tuple[float, float] | None = None
+    quality_vs_random_interval_kind: Kind | None = None
+    """As that of the difference to the target."""
     tokens: int
     mean_answer_tokens: float | None = None
     """Tokens over answers."""
@@ -159,7 +173,8 @@ class SweepTable(Document):
         "cascli.sweep-table/1.2",
         "cascli.sweep-table/1.3",
         "cascli.sweep-table/1.4",
-    ] = Field("cascli.sweep-table/1.4", alias="schema")
+        "cascli.sweep-table/1.5",
+    ] = Field("cascli.sweep-table/1.5", alias="schema")
     metric: str
     """How answers are scored."""
     rows: list[SweepRow]
@@ -200,7 +215,7 @@ def _shared(header: Header) -> tidy.Record:
 def _columns(row: SweepRow) -> tidy.Record:
     values = row.model_dump(exclude={"family", "answers", "mean_tv", "rejection_rate", "costs", "distances"})
     values |= tidy.cost_columns(row.costs) | tidy.distance_columns(row.distances, row.num_answers)
-    for name in ("quality", "quality_vs_target"):
+    for name in QUALITIES:
         low_high, kind = values.pop(f"{name}_interval"), values.pop(f"{name}_interval_kind")
         values |= tidy.interval_columns(name, low_high, kind)
     return values | tidy.strategy_columns(row.strategy)
@@ -216,7 +231,39 @@ def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[Sweep
     answers: dict[float, dict[str, list[Answered]]] = defaultdict(dict)
     for (spec, temperature), group in groups.items():
         answers[temperature][spec] = _answered(group)
-    return [_row(key, group, groups.get((BASELINE, key[1]), []), answers[key[1]]) for key, group in groups.items()]
+    found = [_row(key, group, groups.get((BASELINE, key[1]), []), answers[key[1]]) for key, group in groups.items()]
+    return [row.model_copy(update=_against_random(row, found, groups)) for row in found]
+
+
+def _against_random(
+    row: SweepRow, every: Sequence[SweepRow], groups: Mapping[tuple[str, float], Sequence[Record]]
+) -> dict[str, object]:
+    """The difference to random deferral, where it is known."""
+
+    def scored(spec: str) -> dict[str, Scored]:
+        good = [each for each in groups[spec, row.temperature] if each.error is None]
+        return _scored(good)
+
+    here = [each for each in every if each.temperature == row.temperature and each.costs is not None]
+    made_of = [each for each in here if parse(each.strategy).name in LOSSLESS]
+    if row.strategy == DRAFT or row not in here or row in made_of or not made_of:
+        return {}
+    if (DRAFT, row.temperature) not in groups or any(each.counts for each in groups[row.strategy, row.temperature]):
+        return {}
+    exact = min(made_of, key=lambda each: calls_per_answer(each) or 0.0)
+    found = against_random(scored(row.strategy), scored(exact.strategy), scored(DRAFT))
+    if found is None:
+        return {}
+    return {"quality_vs_random": found[0], **_interval("quality_vs_random_interval", found[1])}
+
+
+def _scored(records: Iterable[Record]) -> dict[str, Scored]:
+    """Mean quality and target calls of each prompt."""
+    found: dict[str, list[Scored]] = defaultdict(list)
+    for record in records:
+        if record.quality is not None:
+            found[record.problem].append(Scored(record.quality, record.target_calls))
+    return {problem: Scored(*map(fmean, zip(*scores, strict=True))) for problem, scores in found.items()}
 
 
 def _answered(records: Iterable[Record]) -> list[Answered]:
@@ -416,12 +463,19 @@ def _interval(name: str, interval: Interval | None) -> dict[str, object]:
     return {name: interval and (interval.low, interval.high), f"{name}_kind": interval and interval.kind}
 
 
-def front(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """The Pareto front: rows that no other row beats in quality at no more target calls a token; cheapest first."""
-    known = [row for row in rows if row.quality is not None and row.target_calls_per_token is not None]
-    ordered = sorted(known, key=lambda row: (row.target_calls_per_token, -(row.quality or 0.0)))
+def calls_per_answer(row: SweepRow) -> float | None:
+    """How often the target was asked for an answer; None where answers were not counted."""
+    return None if row.costs is None else row.costs.target_calls_per_answer
+
+
+def front(
+    rows: Sequence[SweepRow], cost: Callable[[SweepRow], float | None] = calls_per_answer
+) -> list[SweepRow]:
+    """The Pareto front: rows that no other row beats in quality at no more cost; cheapest first."""
+    known = [(value, row) for row in rows if row.quality is not None and (value := cost(row)) is not None]
+    ordered = sorted(known, key=lambda each: (each[0], -(each[1].quality or 0.0)))
     best, kept = -1.0, []
-    for row in ordered:
+    for _, row in ordered:
         if (row.quality or 0.0) > best:
             best = row.quality or 0.0
             kept.append(row)

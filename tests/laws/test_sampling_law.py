@@ -56,7 +56,7 @@ def test_texts_of_three_tokens(strategy: str, rule: Target, sampling: dict) -> N
 @pytest.mark.parametrize(("strategy", "rule", "sampling"), CASES[1:5:2], ids=[c[0] for c in CASES[1:5:2]])
 def test_texts_of_three_tokens_many_times(strategy: str, rule: Target, sampling: dict) -> None:
     law = reference_law(rule, 3, 5, 2, **sampling)
-    assert_counts(counts(strategy, 3000, 3, sampling, first=10_000), law)
+    assert_counts(counts(strategy, 1500, 3, sampling, first=10_000), law)
 
 
 def test_a_law_that_is_not_the_right_one_is_refused() -> None:
