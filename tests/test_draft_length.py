@@ -170,7 +170,9 @@ def test_no_length_is_predicted_to_beat_drafts_that_know_what_is_kept(text_pair:
     kept = generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20)
     none = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.0, k=3), max_new_tokens=20)
     costs = steps(0.001, [1.0, 1.05, 2.0, 3.0])
-    spent = sum(0.001 * len(step.drafted) + costs.v(len(step.drafted) + 1) for run in (kept, none) for step in run.rounds)
+    spent = sum(
+        0.001 * len(step.drafted) + costs.v(len(step.drafted) + 1) for run in (kept, none) for step in run.rounds
+    )
     both = [timed(run.model_copy(update={"params": kept.params}), spent / 2) for run in (kept, none)]
     speed = 40 / spent
     why = account(both, [target, *both], costs, whole=speed)

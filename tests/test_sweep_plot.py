@@ -243,7 +243,9 @@ def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: by
 
 def test_front_and_random_deferral_are_of_one_temperature(figure: Any) -> None:
     for axes, table in rows_of(figure).items():
-        lines = {line.get_label(): line for line in axes.lines if line.get_label() in ("Pareto front", "random deferral")}
+        lines = {
+            line.get_label(): line for line in axes.lines if line.get_label() in ("Pareto front", "random deferral")
+        }
         assert len(lines) == 2
         points = {(each.costs.target_calls_per_answer, each.quality) for each in table}
         for label, line in lines.items():

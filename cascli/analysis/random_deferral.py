@@ -27,8 +27,8 @@ def against_random(
 ) -> tuple[float, Interval | None] | None:
     """The mean difference to the mixture that makes as many target calls, over the prompts that all three answered.
 
-    With w = min(1, C / C_exact) it is Q - w Q_exact - (1 - w) Q_draft. The share w is estimated too: its error enters by
-    the derivative, so that the interval is that of a mean over prompts (the delta method).
+    With w = min(1, C / C_exact) it is Q - w Q_exact - (1 - w) Q_draft. The share w is estimated too: its error enters
+    by the derivative, so that the interval is that of a mean over prompts (the delta method).
 
     Args:
         rule: what is judged, by prompt.

@@ -123,7 +123,9 @@ def _legend(
     longest = {curve.label: max(len(each.rows) for each in curves if each.label == curve.label) for curve in curves}
     for curve in curves:
         look = drawn_as(looks[curve.key])
-        entries.setdefault(curve.label, Line2D([], [], **look | ({} if longest[curve.label] > 1 else {"linestyle": ""})))
+        entries.setdefault(
+            curve.label, Line2D([], [], **look | ({} if longest[curve.label] > 1 else {"linestyle": ""}))
+        )
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             if name in (FRONT, RANDOM):
@@ -164,7 +166,7 @@ def _errors(axes: Axes, group: Sequence[SweepRow], panel: Panel, look: Look) -> 
         [max(value - low, 0) for value, (low, _) in zip(quality, bounds, strict=True)],
         [max(high - value, 0) for value, (_, high) in zip(quality, bounds, strict=True)],
     ]
-    costs = [panel.cost(row) for row in group]
+    costs = [panel.cost(row) or 0.0 for row in group]
     bars = axes.errorbar(costs, quality, lengths, label=look.label, elinewidth=0.8, capsize=0, **drawn_as(look))
     for bar in bars.lines[2]:
         bar.set_alpha(0.3)
@@ -182,7 +184,11 @@ def _random_deferral(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
     if draft and exact:
         ends = [draft[0], exact[0]]
         axes.plot(
-            [panel.cost(row) or 0.0 for row in ends], [row.quality or 0.0 for row in ends], ":", color="grey", label=RANDOM
+            [panel.cost(row) or 0.0 for row in ends],
+            [row.quality or 0.0 for row in ends],
+            ":",
+            color="grey",
+            label=RANDOM,
         )
 
 

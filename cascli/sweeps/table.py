@@ -64,8 +64,8 @@ class SweepRow(Data):
     quality_vs_target_interval_kind: Kind | None = None
     """Likewise, or that all prompts gave the same difference."""
     quality_vs_random: float | None = None
-    """The difference to random deferral at as many target calls an answer: a share of the answers, drawn by lot, left to
-    `draft`, and the others written by the cheapest speculation without loss that ran, or by `target`.
+    """The difference to random deferral at as many target calls an answer: a share of the answers, drawn by lot, left
+    to `draft`, and the others written by the cheapest speculation without loss that ran, or by `target`.
 
     None without these, with `corpus-bleu`, for the strategies that it is made of, and in older documents.
     """
@@ -468,9 +468,7 @@ def calls_per_answer(row: SweepRow) -> float | None:
     return None if row.costs is None else row.costs.target_calls_per_answer
 
 
-def front(
-    rows: Sequence[SweepRow], cost: Callable[[SweepRow], float | None] = calls_per_answer
-) -> list[SweepRow]:
+def front(rows: Sequence[SweepRow], cost: Callable[[SweepRow], float | None] = calls_per_answer) -> list[SweepRow]:
     """The Pareto front: rows that no other row beats in quality at no more cost; cheapest first."""
     known = [(value, row) for row in rows if row.quality is not None and (value := cost(row)) is not None]
     ordered = sorted(known, key=lambda each: (each[0], -(each[1].quality or 0.0)))
