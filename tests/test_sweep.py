@@ -73,6 +73,53 @@ def test_lists_and_ranges_make_a_grid(plan_file: Path) -> None:
     assert ranged.specs() == ["target", *(f"speculative:k={k}" for k in (2, 3, 4, 5))]
 
 
+def test_an_entry_may_name_the_temperatures_at_which_it_runs() -> None:
+    """Controls change nothing at temperature 0: there they need not run."""
+    plan = SweepPlan(
+        strategies=[
+            {"speculative": {"k": [2, 4]}},
+            {"speculative-cascade": {"rule": ["min-p", "top-p"], "k": 4, "temperatures": 1}},
+            {"speculative-cascade": {"rule": "head", "k": 4, "temperatures": [0.0]}},
+            {"speculative-cascade": {"rule": "head", "k": 4, "temperatures": [1.0]}},
+            {"target": {"temperatures": 1}},
+        ],
+        temperatures=[0.0, 1.0],
+    )
+    cells = [(cell.strategy, cell.temperature) for cell in plan.cells()]
+    found = {spec: [at for each, at in cells if each == spec] for spec in plan.specs()}
+    names = ["speculative:k=2", "speculative:k=4"]
+    assert len(set(cells)) == len(cells) == 10 and [found[name] for name in names] == [[0.0, 1.0]] * 2
+    assert found["target"] == [0.0, 1.0], "what others are held against"
+    controls = [spec for spec in found if "min-p" in spec or "top-p" in spec]
+    assert len(controls) == 2 and all(found[spec] == [1.0] for spec in controls)
+    [head] = [spec for spec in found if "head" in spec]
+    assert found[head] == [0.0, 1.0], "one strategy, however often it is written"
+    assert all("temperatures" not in spec for spec in found)
+    same = SweepPlan(strategies=["draft"], temperatures=[0.0, 1.0])
+    assert plan.fingerprint() == same.fingerprint(), "results stay what they are"
+
+
+def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
+    from cascli.sweeps.plan import with_strategies
+
+    plan = SweepPlan(
+        strategies=[{"speculative": {"k": 4, "temperatures": 0}}, {"speculative": {"k": 2, "temperatures": 0}}],
+        temperatures=[0.0, 1.0],
+    )
+    both = with_strategies(plan, {"speculative:k=4": [1.0], "speculative:k=2": [0.0], "speculative:k=8": [1.0]})
+    cells = [(cell.strategy, cell.temperature) for cell in both.cells() if cell.strategy != "target"]
+    assert sorted(cells) == [
+        ("speculative:k=2", 0.0), ("speculative:k=4", 0.0), ("speculative:k=4", 1.0), ("speculative:k=8", 1.0),
+    ]  # fmt: skip
+
+
+def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: Path, tmp_path: Path) -> None:
+    plan_file.write_text(PLAN.replace("{k: [1, 3]}", "{k: [1, 3], temperatures: 0}"))
+    assert run(str(plan_file), "--temperature", "1", "--limit", "1", "-q", "-o", str(tmp_path / "out")).exit_code == 0
+    found = {record.cell.strategy for record in Records(tmp_path / "out").read()}
+    assert found == {"target", "draft", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -82,6 +129,8 @@ def test_lists_and_ranges_make_a_grid(plan_file: Path) -> None:
         ("strategies: [{speculative: {k: 0}}]\n", "speculative:k=0"),
         ("strategies: [{speculative: {k: 5..2}}]\n", "the range 5..2 is empty"),
         ("strategies: []\n", "strategies"),
+        ("strategies: [{speculative: {k: 2, temperatures: 1}}]\n", "temperatures: 1 is none of the sweep's (0)"),
+        ("strategies: [{speculative: {k: 2, temperatures: hot}}]\n", "temperatures: numbers are wanted"),
         ("temperatures: [-1]\n", "temperatures.0"),
         ("task: {kind: jsonl}\n", "task.path"),
         ("limit: 0\n", "limit"),
@@ -526,7 +575,7 @@ def test_families_and_front() -> None:
     assert family("token-cascade:rule=token-v2,alpha=0.1,tail=exact,top=3") == "token-cascade token-v2 tail=exact top=3"
     assert family("token-cascade:rule=token-v2,tail=cut") == family("token-cascade:rule=token-v2,alpha=1")
     cheap, dear, worse = (
-        rows([record(f"speculative:k={k}", "a", quality, target_calls=calls)])[0]
+        rows([record(f"speculative:k={k}", "a", quality, target_calls=calls, rounds=calls, looped=0)])[0]
         for k, quality, calls in ((1, 0.5, 2), (2, 0.9, 8), (3, 0.4, 6))
     )
     assert front([dear, worse, cheap]) == [cheap, dear]

@@ -23,6 +23,8 @@ BASELINE, DRAFT = "target", "draft"
 LOSSLESS = ("target", "speculative")
 """Strategies whose answers follow the target's distribution, whatever their parameters."""
 MOST_STRATEGIES = 10_000
+WHERE = "temperatures"
+"""Key of an entry of `strategies` that is no parameter: at which of the sweep's temperatures it runs."""
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
 Value = str | int | float
@@ -118,6 +120,7 @@ class SweepPlan(_Strict):
     dtype: Dtype = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     strategies: Annotated[list[str | dict[str, dict[str, Values]]], Field(min_length=1)]
+    """Beside its parameters an entry may have `temperatures`: those of the sweep's at which it runs, else all."""
     temperatures: Annotated[list[Temperature], BeforeValidator(_as_list), Field(min_length=1)] = [0.0]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -166,24 +169,38 @@ class SweepPlan(_Strict):
         Raises:
             UsageError: an unknown strategy or parameter, or a value out of range.
         """
-        texts = [spec for entry in self.strategies for spec in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
+        return list(self.where())
+
+    def where(self) -> dict[str, list[float]]:
+        """The same with the temperatures of each: those of its entry, or all; `target` is at all of them.
+
+        Raises:
+            UsageError: likewise, or a temperature that is no number.
+        """
+        texts = [each for entry in self.strategies for each in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
         if len(texts) > MOST_STRATEGIES:
             raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; take smaller ranges or lists")
-        specs = [parse(text).spec for text in texts]
-        return list(dict.fromkeys([*([] if BASELINE in specs else [BASELINE]), *specs]))
+        wanted: dict[str, set[float]] = {}
+        for text, chosen in texts:
+            spec = parse(text).spec
+            here = self.only.get(spec, self.temperatures) if chosen is None else chosen
+            wanted.setdefault(spec, set()).update(self.temperatures if spec == BASELINE else here)
+        first = {} if BASELINE in wanted else {BASELINE: self.temperatures}
+        return first | {spec: [each for each in self.temperatures if each in at] for spec, at in wanted.items()}
 
     def cells(self) -> list[Cell]:
         """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost.
 
         At temperature 0 no strategy draws, so that one seed answers for all of them.
         """
+        where = self.where()
         return [
             Cell(strategy=spec, temperature=temperature, seed=seed, repeat=repeat)
             for repeat in range(self.runs)
             for temperature in self.temperatures
             for seed in (self.seeds if temperature else self.seeds[:1])
-            for spec in self.specs()
-            if temperature in self.only.get(spec, self.temperatures)
+            for spec, at in where.items()
+            if temperature in at
         ]
 
     def fingerprint(self) -> str:
@@ -219,20 +236,28 @@ class Cell(_Strict):
 
 def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:
     """The plan with more strategies, each at some temperatures, in place of its `match`."""
-    known = set(plan.specs())
-    only = {spec: temperatures for spec, temperatures in specs.items() if spec not in known}
+    known = plan.where()
+    only = {spec: at for spec, at in specs.items() if not set(at) <= set(known.get(spec, []))}
     return plan.model_copy(update={"strategies": [*plan.strategies, *only], "match": None, "only": only})
 
 
-def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[str]:
-    """`speculative: {k: [2, 4]}` or `k: 2..8` as single strategies."""
+def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[tuple[str, list[float] | None]]:
+    """`speculative: {k: [2, 4]}` or `k: 2..8` as single strategies, with the temperatures that the entry names."""
     if isinstance(entry, str):
-        yield entry
+        yield entry, None
         return
     for name, params in entry.items():
-        lists = [[(key, value) for value in _values(values)] for key, values in params.items()]
+        at = _temperatures(params[WHERE]) if WHERE in params else None
+        lists = [[(key, value) for value in _values(values)] for key, values in params.items() if key != WHERE]
         for chosen in itertools.product(*lists):
-            yield with_params(name, dict(chosen))
+            yield with_params(name, dict(chosen)), at
+
+
+def _temperatures(values: Values) -> list[float]:
+    try:
+        return [float(value) for value in (values if isinstance(values, list) else [values])]
+    except ValueError as error:
+        raise UsageError(f"{WHERE}: numbers are wanted ({error})") from None
 
 
 def _values(values: Values) -> list[Value]:
@@ -247,6 +272,16 @@ def _values(values: Values) -> list[Value]:
     if last - first >= MOST_STRATEGIES:
         raise UsageError(f"the range {values} has more than {MOST_STRATEGIES:,} values")
     return list(range(first, last + 1))
+
+
+def _check_where(plan: SweepPlan) -> None:
+    """That entries name temperatures of the sweep: of another one nothing would run, and nobody would notice."""
+    for entry in plan.strategies:
+        for _, at in _expanded(entry):
+            for each in at or []:
+                if each not in plan.temperatures:
+                    here = ", ".join(f"{known:g}" for known in plan.temperatures)
+                    raise UsageError(f"{WHERE}: {each:g} is none of the sweep's ({here})")
 
 
 def plan_file(text: str) -> Path:
@@ -319,6 +354,7 @@ def load_plan(source: str | Path | Mapping[str, Any]) -> SweepPlan:
     try:
         plan = SweepPlan.model_validate(data)
         plan.specs()
+        _check_where(plan)
     except ValidationError as error:
         location = error.errors()[0]["loc"]
         known = TaskConfig.model_fields if location[:1] == ("task",) and len(location) > 1 else SweepPlan.model_fields
