@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_table import HEADINGS, line_of, notes
+from benchmarks.study_table import gaps_table, study_table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -112,6 +113,8 @@ BLOCKS = {
     "gpu": ("gpu.md", "gpu*.json", gpu_table),
     "engines": ("measuring.md", "engines-*.json", engines_table),
     "accuracy": ("cpu.md", "accuracy-*.json", accuracy_table),
+    "gaps": ("results.md", "gaps-*.json", gaps_table),
+    "study": ("results.md", "study-*", study_table),
 }
 
 

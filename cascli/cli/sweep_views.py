@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cascli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cascli.analysis.rule_estimate import RuleEstimate
@@ -40,7 +41,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
         "seeds": ", ".join(map(str, plan.seeds)) + (" (greedy answers once)" if once else ""),
         "runs": str(plan.runs),
-        "strategies": "\n".join([str(len(specs)), *specs]),
+        "strategies": "\n".join([str(len(specs)), *(_named(spec, at, plan) for spec, at in plan.where().items())]),
         "answers": f"{cells * turns:,} of at most {plan.max_new_tokens} tokens"
         f" ({cells * turns * plan.max_new_tokens:,} tokens)",
         "time": _how_long(plan, turns, settings),
@@ -54,6 +55,12 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         print(f"{name:14}{first}", *(f"{'':14}{line}" for line in more), sep="\n")
     if plan.match:
         settings.screen.note("the settings that meet the budgets of 'match' come on top")
+
+
+def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
+    """A strategy, with its temperatures where they are not all of the sweep's."""
+    some = ", ".join(f"{each:g}" for each in at)
+    return spec if len(at) == len(plan.temperatures) else f"{spec}  (at temperature {some})"
 
 
 def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:

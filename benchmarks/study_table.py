@@ -1,0 +1,94 @@
+"""The tables of docs/results.md: every strategy of a study, and how far the two models are apart by task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cascli.render.marks import short_name
+from cascli.render.numbers import DASH, number
+from cascli.render.sweep_words import temperature_of
+from cascli.sweeps.records import Records
+from cascli.sweeps.table import SweepRow, calls_per_answer, rows
+
+HEADINGS = (
+    "strategy", "solved", "against target", "against random deferral", "target calls an answer",
+    "draft steps an answer", "tokens", "cut", "drafts passed", "mean TV",
+)  # fmt: skip
+
+
+def study_table(folders: Sequence[Path]) -> str:
+    """One table for each temperature of each study, from its records."""
+    return "\n\n".join(_study(folder) for folder in folders) or "No study yet."
+
+
+def _study(folder: Path) -> str:
+    records = Records(folder)
+    header = records.header()
+    found = rows(records.read(), header.plan)
+    about = (
+        f"`benchmarks/results/{folder.name}/`: {header.plan.task.dataset or header.plan.task.kind},"
+        f" {max(row.num_prompts or 0 for row in found)} problems, pair {header.pair},"
+        f" {header.environment.get('dtype') or header.plan.dtype}, at most {header.plan.max_new_tokens} tokens,"
+        f" {(header.date or '')[:10]}."
+    )
+    parts = [about]
+    for temperature in sorted({row.temperature for row in found}):
+        lines = [_line(row) for row in found if row.temperature == temperature]
+        head = [f"| {' | '.join(HEADINGS)} |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
+        parts.append("\n".join([f"At {temperature_of(temperature)}:", "", *head, *lines]))
+    return "\n\n".join(parts)
+
+
+def _line(row: SweepRow) -> str:
+    answers = row.num_answers or 1
+    draft_steps = None if row.draft_calls_per_token is None else row.draft_calls_per_token * row.tokens / answers
+    cells = [
+        short_name(row.strategy),
+        _with(row.quality, row.quality_interval),
+        DASH if row.strategy == "target" else _with(row.quality_vs_target, row.quality_vs_target_interval, sign="+"),
+        _with(row.quality_vs_random, row.quality_vs_random_interval, sign="+"),
+        number(calls_per_answer(row), 1),
+        number(draft_steps, 1),
+        number(row.mean_answer_tokens, 1),
+        DASH if row.share_cut is None else f"{row.share_cut:.0%}",
+        number(row.tested_acceptance_rate, 2),
+        number(row.mean_tv, 3),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _with(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """A value and its interval in one cell; what is beyond chance is bold."""
+    if value is None:
+        return DASH
+    bounds = "" if interval is None else f" ({interval[0]:{sign}.2f} to {interval[1]:{sign}.2f})"
+    beyond = bool(sign) and interval is not None and not interval[0] <= 0 <= interval[1]
+    shown = f"{value:{sign}.3f}"
+    return (f"**{shown}**" if beyond else shown) + bounds
+
+
+def gaps_table(paths: Sequence[Path]) -> str:
+    """One line a task, the widest gap first."""
+    return "\n\n".join(_gaps(json.loads(path.read_text(encoding="utf-8")), path) for path in paths) or "Not measured."
+
+
+def _gaps(found: dict[str, Any], path: Path) -> str:
+    lines = [
+        f"`benchmarks/results/{path.name}`: pair {found['pair']}, greedy, at most {found['max_new_tokens']} tokens.",
+        "",
+        "| task | problems | draft | target | gap | tokens draft | tokens target | cut target |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for task in sorted(found["tasks"], key=lambda each: -(each["gap"] or 0.0)):
+        gap = number(task["gap"], 2)
+        if task["low"] is not None:
+            gap += f" ({task['low']:.2f} to {task['high']:.2f})"
+        cells = [
+            task["task"], str(task["problems"]), number(task["draft"], 2), number(task["target"], 2), gap,
+            number(task["tokens draft"], 0), number(task["tokens target"], 0), f"{task['cut target']:.0%}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
