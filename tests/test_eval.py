@@ -368,6 +368,28 @@ def test_what_lm_eval_refuses_is_told_in_a_line_or_two(folder: Path, tmp_path: P
         assert len(refused.stderr.strip().splitlines()) <= 2 and refused.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"doc_to_text": "{{ question.no.such }}"},
+        {"doc_to_text": "{% if %}"},
+        {"doc_to_target": "{{ 1 / 0 }}"},
+        {"metric_list": [{"metric": "no-such-metric"}]},
+        {"metric_list": ["exact_match"]},
+        {"generation_kwargs": ["until"]},
+        {"filter_list": [{"name": "x", "filter": [{"function": "no-such"}]}]},
+        {"test_split": "nowhere"},
+        {"output_type": "guess"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_malformed_task_is_told_in_a_line_or_two(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    _with(folder, tmp_path, "own_malformed", **change)
+    refused = cascli("--tasks", "own_malformed", "--include-path", str(tmp_path), "-s", "target", "--limit", "1")
+    assert refused.exit_code in (2, 3) and "unexpected" not in refused.stderr, refused.stderr
+    assert len(refused.stderr.strip().splitlines()) <= 2 and "Traceback" not in refused.output
+
+
 @pytest.mark.slow
 def test_unknown_tasks_are_told_with_the_nearest(folder: Path, tmp_path: Path) -> None:
     refused = cascli("--tasks", "own_answer", "--include-path", str(folder))

@@ -228,6 +228,8 @@ def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Call
             if key in helps:
                 option = copy.copy(option)
                 option.help = helps[key]
+                if key == "output" and "folder" in helps[key].lower():
+                    option.metavar = "FOLDER"
             parameters.append(
                 inspect.Parameter(
                     key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

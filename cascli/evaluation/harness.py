@@ -100,6 +100,7 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
         RunError: its documents cannot be fetched.
     """
     import datasets
+    import jinja2
     from lm_eval import simple_evaluate
 
     online, leave = datasets.config.HF_HUB_OFFLINE, os.environ.get(LEAVE)
@@ -124,6 +125,9 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
         raise RunError(f"the documents of a task cannot be had: {first_line(error)}") from error
     except (ImportError, ValueError) as error:
         raise UsageError(_said(error)) from error
+    except (LookupError, ArithmeticError, TypeError, AttributeError, SyntaxError, jinja2.TemplateError) as error:
+        # What the package lets through of a task's file: a column that is not there, a list where a text is meant.
+        raise UsageError(_said(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = online
         if leave is None:
