@@ -29,6 +29,8 @@ from cascli.strategies.base import Speculating
 from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
 from cascli.version import __version__
 
+WHO_REMEMBERS = "only compare, one answer at a time, and Python's generate(earlier=...) keep them"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -49,6 +51,9 @@ class Request:
     top: int = 0
     """How many of each model's likeliest tokens the trace keeps at a position; 0 keeps no detail at all."""
     uniforms: RandomNumbers | None = None
+    earlier: Sequence[Sequence[int]] | None = None
+    """Texts that the same strategy has read and written before, prompt and answer, for a drafter that looks there;
+    None if nobody keeps them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Decoding:
     def __init__(self, pair: Pair, strategy: Strategy, request: Request) -> None:
         self.pair, self.strategy, self.request = pair, strategy, request
         check_models(pair, strategy)
+        if strategy.remembers and request.earlier is None:
+            raise UsageError(f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS}.")
         self.limit = check_prompt(pair, request)
         self._runners = strategy.runners(pair)
         self.costs = strategy.costs(pair)
@@ -144,6 +151,7 @@ class Decoding:
             graphs=pair.graphs,
             thinking=pair.thinking,
             top=self.request.top,
+            earlier=self.request.earlier or (),
             costs=self.costs,
         )
 
@@ -193,6 +201,7 @@ class Decoding:
             params=self.strategy.params,
             oracle=self.strategy.oracle,
             depends_on_rounds=depends_on_rounds(self.pair, self.strategy),
+            earlier_texts=min(self.strategy.remembers, len(request.earlier or ())) if self.strategy.remembers else None,
             pair=self.pair.info,
             sampling=SamplingInfo(
                 temperature=request.sampling.temperature,

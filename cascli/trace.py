@@ -436,8 +436,14 @@ class Run(Document):
     kind: ClassVar[str] = "run"
 
     schema_name: Literal[
-        "cascli.run/1", "cascli.run/1.1", "cascli.run/1.2", "cascli.run/1.3", "cascli.run/1.4", "cascli.run/1.5"
-    ] = Field("cascli.run/1.5", alias="schema")
+        "cascli.run/1",
+        "cascli.run/1.1",
+        "cascli.run/1.2",
+        "cascli.run/1.3",
+        "cascli.run/1.4",
+        "cascli.run/1.5",
+        "cascli.run/1.6",
+    ] = Field("cascli.run/1.6", alias="schema")
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None
@@ -449,6 +455,9 @@ class Run(Document):
     depends_on_rounds: bool = False
     """Whether its drafts, and with them its output distribution, depend on where rounds begin: it is then no function
     of the text before a token, and another one with another k."""
+    earlier_texts: int | None = None
+    """In how many earlier texts its drafts were looked for, with `remember`: it then depends on the order of the
+    prompts. None where prompts do not matter to each other, and in older documents."""
     pair: PairInfo
     sampling: SamplingInfo
     prompt: str | None

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections import Counter
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from cascli import generate, load_pair
+from cascli import Pair, compare, generate, load_pair
 from cascli.decoding import speculation
 from cascli.drafters import suffix
 from cascli.drafters.suffix import Suffix, followers
-from cascli.errors import UsageError
+from cascli.errors import ConfigError, UsageError
+from cascli.prompts import Prompt
+from cascli.render.comparison import print_results
+from cascli.render.console import Screen
 from cascli.strategies import parse
+from cascli.sweeps.plan import load_plan
 from tests.laws.integration import exact_law
 from tests.laws.models import engine_law, reference_law, tiny_pair
 from tests.laws.tables import target
@@ -170,3 +177,108 @@ def test_its_lengths_are_checked() -> None:
     with pytest.raises(UsageError, match="min_suffix: 5 is more than max_suffix, 4"):
         parse("speculative:draft=suffix,min_suffix=5,max_suffix=4")
     assert torch.equal(torch.tensor([*followers([1], ())]), torch.tensor([]))
+
+
+# ---- earlier texts
+
+EARLIER = ((3, 1, 4, 1, 2), (1, 4), (2, 4, 1))
+"""In them 1 was followed by 4 and 2 and by nothing, and by 4 once more."""
+
+
+def counted_in(texts: list[list[int]], text: list[int], longest: int, shortest: int) -> Counter[int]:
+    """Every place of every text votes for how long it agrees with the end of the last one."""
+    agree = []
+    for each in [*texts, text]:
+        for place in range(1, len(each)):
+            n = 0
+            while n < min(longest, place, len(text)) and each[place - 1 - n] == text[-1 - n]:
+                n += 1
+            agree.append((n, each[place]))
+    best = max((n for n, _ in agree), default=0)
+    return Counter(token for n, token in agree if n == best >= shortest)
+
+
+def test_earlier_texts_are_searched_and_their_ends_are_no_text() -> None:
+    rng, several, theirs = random.Random(1), 0, 0
+    for _ in range(2000):
+        size = rng.choice([2, 3, 300])
+        text, *before = ([rng.randrange(size) for _ in range(rng.randrange(1, 20))] for _ in range(rng.randrange(1, 5)))
+        longest = rng.randrange(1, 6)
+        shortest = rng.randint(1, longest)
+        found = followers(text, (), longest, shortest, before)
+        assert found == counted_in(before, text, longest, shortest), (text, before)
+        several += len(found) > 1
+        theirs += found != followers(text, (), longest, shortest)
+    assert several > 200 and theirs > 500
+
+
+def run_of(text: tuple[int, ...], answer: int = 0) -> Any:
+    """A run of before whose prompt is all but the last tokens of its text."""
+    cut = len(text) - answer
+    return SimpleNamespace(prompt_id="", prompt_token_ids=list(text[:cut]), token_ids=list(text[cut:]))
+
+
+def counts_with(earlier: tuple[tuple[int, ...], ...], sampling: dict[str, Any]) -> process.Tables:
+    """As `counts_as_a_model`, with earlier texts."""
+    alone = counts_as_a_model(sampling)
+
+    @cache
+    def tables(prefix: process.Tokens) -> process.Pair:
+        counts = counted_in([list(each) for each in earlier], [*SEEN, *prefix], 24, 1)
+        if not counts:
+            return alone(prefix)._replace(q=np.zeros(5), q1=np.zeros(5))
+        with np.errstate(divide="ignore"):
+            x = np.log([float(counts[token]) for token in range(5)])
+        return alone(prefix)._replace(q=warp(x, **sampling), q1=softmax(x))
+
+    return tables
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
+@pytest.mark.parametrize(("name", "alpha"), [(None, 0.0), ("chow", 0.6), ("token-v3", 0.4)])
+def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[str, Any]) -> None:
+    """Lossless without loss whatever was read before; rules that read q follow the counts over all texts."""
+    rule = "speculative:" if name is None else f"speculative-cascade:rule={name},alpha={alpha},"
+
+    def run(uniforms: Any) -> process.Tokens:
+        told = {"strategy": f"{rule}draft=suffix,remember=2,k=2", "max_new_tokens": 3, "uniforms": uniforms, **sampling}
+        earlier = [run_of(each, answer=1) for each in EARLIER]
+        return tuple(generate(tiny_pair(5, 2), prompt_ids=[*SEEN], earlier=earlier, **told).token_ids)
+
+    law, tables = exact_law(run), counts_with(EARLIER[1:], sampling)
+    exact = process.sequential_law(tables, lambda pair: pair.p, 3)
+    wanted = exact if name is None else process.sequential_law(tables, of_counts(name, alpha), 3)
+    assert distance(law, wanted) < 1e-6
+    if name is not None and sampling is PLAIN:  # cut to two tokens, not every count makes a difference
+        others = (counts_as_a_model(sampling), counts_with(EARLIER, sampling))  # none of them, and one too many
+        assert all(distance(law, process.sequential_law(each, of_counts(name, alpha), 3)) > 1e-3 for each in others)
+
+
+def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(text_pair: Pair) -> None:
+    """Those of this repeat, and not of the prompt that is being answered."""
+    asked = ["speculative:draft=suffix,remember=9,k=3", "speculative:draft=suffix,k=3"]
+    prompts = [Prompt(("hello there",), "a"), Prompt(("hello there", "and you?"), "b"), Prompt(("hello there",), "c")]
+    found = compare(text_pair, prompts, asked, max_new_tokens=12, temperature=0.0, runs=2, measure=False)
+    with_memory = [run for run in found.runs if "remember" in run.params]
+    assert [(run.prompt_id, run.turn, run.earlier_texts) for run in with_memory] == [
+        ("a", 0, 0), ("b", 0, 1), ("b", 1, 1), ("c", 0, 2),
+    ]  # fmt: skip
+    assert {run.earlier_texts for run in found.runs if "remember" not in run.params} == {None}
+    first, last = with_memory[0], with_memory[-1]
+    assert first.token_ids == last.token_ids and last.metrics.target_calls < first.metrics.target_calls
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    print_results(found, Screen(console, console), "none")
+    assert "the order of the prompts counts: speculative by suffix" in said.getvalue()
+
+
+def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:
+    """In place of drafts that are fewer than was asked for."""
+    loaded, asked = text_pair, "speculative:draft=suffix,remember=3,k=2"
+    with pytest.raises(UsageError, match="drafts from earlier answers: only compare"):
+        generate(loaded, "hi", strategy=asked, max_new_tokens=4)
+    with pytest.raises(UsageError, match="drafts from earlier answers: only compare"):
+        compare(loaded, ["hi", "ho"], ["target", asked], max_new_tokens=4, batch_size=2)
+    with pytest.raises(ConfigError, match="may not depend on each other; leave out 'remember'"):
+        load_plan({"strategies": [asked]})
+    assert generate(loaded, "hi", strategy=asked, max_new_tokens=4, earlier=[]).earlier_texts == 0

@@ -46,6 +46,8 @@ class Session:
     """The tokens between which a text thinks, if the pair has such."""
     top: int = 0
     """How many of each model's likeliest tokens the trace keeps at a position: see `cascli.decoding.detail`."""
+    earlier: Sequence[Sequence[int]] = ()
+    """Texts that the same strategy has read and written before, for a drafter that looks there."""
     costs: StepCosts | None = None
     """What steps cost, for a stop that needs to know."""
     length: int = field(default=0, init=False)

@@ -38,6 +38,11 @@ class Drafter(ABC):
     Where it depends on where the round began too, so does the output distribution of a rule that is not lossless.
     """
 
+    @property
+    def remembers(self) -> int:
+        """In how many texts that the same strategy has read and written before it looks for drafts."""
+        return 0
+
     def calls(self, rule: Rule, k: int) -> Calls:
         """What it will ask of the draft model in rounds of at most k tokens; nothing unless it needs one."""
         del rule, k

@@ -4,6 +4,9 @@ Of the suffixes of the text, drafted tokens included, the longest one that occur
 of the run's own prompt and answer; what followed it, and how often, is q. Prompt lookup takes the latest occurrence
 for certain; this one knows of all, and so how sure it is. Counts are put through temperature, top-k and top-p as a
 model's probabilities are, and drafts are drawn from the very q that they are verified with.
+
+The text is the run's own, prompt and answer. With `remember=n` the last n texts that the same strategy has read and
+written before are searched too, as serving systems do: what is drafted then depends on the order of the prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pydantic import Field
 from cascli.drafters import _earlier
 from cascli.drafters.base import Drafter
 from cascli.errors import UsageError
+from cascli.rules.base import option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +40,17 @@ class Suffix(Drafter):
 
     max_suffix: Annotated[int, Field(ge=1, le=256)] = 24
     min_suffix: Annotated[int, Field(ge=1, le=256)] = 1
+    remember: Annotated[int, Field(ge=0, le=1000)] = option(0)
 
     def __post_init__(self) -> None:
         """Check the two against each other."""
         if self.min_suffix > self.max_suffix:
             raise UsageError(f"min_suffix: {self.min_suffix} is more than max_suffix, {self.max_suffix}")
+
+    @property
+    def remembers(self) -> int:
+        """`remember`."""
+        return self.remember
 
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
         """Draw up to n tokens, each from counts after the text with those before it; fewer where nothing is known."""
@@ -50,9 +60,10 @@ class Suffix(Drafter):
         from cascli.sampling import distributions
 
         text, u = [*s.prompt_ids, *s.answer_ids], s.uniforms.draw(s.length, n)
+        before = s.earlier[-self.remember :] if self.remember else ()
         q, q1, tokens = [], [], [s.text[:0]]
         for i in range(n + rule.reads_draft):
-            counts = followers(text, s.eos_ids, self.max_suffix, self.min_suffix)
+            counts = followers(text, s.eos_ids, self.max_suffix, self.min_suffix, before)
             if not counts:
                 break
             logits = _logits(s, counts)
@@ -74,16 +85,36 @@ def _logits(s: Session, counts: Counter[int]) -> Tensor:
     return logits
 
 
-def followers(text: Sequence[int], eos_ids: Collection[int], max_suffix: int = 24, min_suffix: int = 1) -> Counter[int]:
+_BETWEEN = -1
+"""Stands behind each earlier text: no token, so that no suffix goes over its end."""
+
+
+def followers(
+    text: Sequence[int],
+    eos_ids: Collection[int],
+    max_suffix: int = 24,
+    min_suffix: int = 1,
+    earlier: Sequence[Sequence[int]] = (),
+) -> Counter[int]:
     """How often each token followed the text's longest suffix that occurred before; tokens that end texts not counted.
 
     Whatever follows a suffix follows its own suffixes too, so that the length is found from short to long.
+
+    Args:
+        text: whose suffixes count.
+        eos_ids: tokens that are never counted.
+        max_suffix: the longest suffix, in tokens.
+        min_suffix: the shortest one.
+        earlier: other texts in which they may have occurred.
     """
-    data = _earlier.packed(text)
+    whole = [token for each in earlier for token in (*each, _BETWEEN)]
+    whole += text
+    data = _earlier.packed(whole)
     found: list[int] = []
-    for n in range(min_suffix, max_suffix + 1):
-        longer = list(_earlier.places(data, n))
+    for n in range(min_suffix, min(max_suffix, len(text)) + 1):
+        # An earlier text that ends so is followed by nothing.
+        longer = [place for place in _earlier.places(data, n) if whole[place] != _BETWEEN]
         if not longer:
             break
         found = longer
-    return Counter(text[place] for place in found if text[place] not in eos_ids)
+    return Counter(whole[place] for place in found if whole[place] not in eos_ids)

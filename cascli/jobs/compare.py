@@ -24,12 +24,12 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
-from cascli.engine import StreamEvent, check_models
+from cascli.engine import WHO_REMEMBERS, StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.jobs import match as matched
 from cascli.jobs.batch import converse_many
 from cascli.jobs.batch_profile import batch_profiles
-from cascli.jobs.generate import Answering, chosen, conversations, decode, request_for, settings_of
+from cascli.jobs.generate import Answering, chosen, conversations, decode, request_for, settings_of, texts_of
 from cascli.jobs.profile import OnProgress, blocks_for, profile
 from cascli.jobs.race import race
 from cascli.models.calls import ROLES, Calls
@@ -206,6 +206,8 @@ class Repeats:
             raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
         for strategy in strategies:
             check_models(pair, strategy)
+            if batch_size > 1 and strategy.remembers:
+                raise UsageError(f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS}.")
         self.batch_size = min(batch_size, len(prompts))
         self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
@@ -232,7 +234,7 @@ class Repeats:
         ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
         for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
             tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
-            decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids))
+            decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids, earlier=()))
 
     def time_steps(self, on_progress: OnProgress | None = None) -> None:
         """Time the pair's steps for stops that go by them, if there are any; the account then goes by them too.
@@ -261,8 +263,8 @@ class Repeats:
     def _answer(self, prompt: Prompt) -> None:
         """One prompt by all strategies, at once or one after the other."""
         self._under_way = [
-            Answering(pair, strategy, prompt, self._settings)
-            for pair, strategy in zip(self._pairs, self._strategies, strict=True)
+            Answering(pair, strategy, prompt, self._settings, texts_of(done) if strategy.remembers else None)
+            for pair, strategy, done in zip(self._pairs, self._strategies, self._done[-1], strict=True)
         ]
         if self.schedule == "fair":
             with self._pair.one_at_a_time():

@@ -47,12 +47,24 @@ def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> R
 
 
 def request_of_turn(
-    pair: Pair, turn: str, conversation: Conversation, settings: Resolved, prompt_id: str = "", category: str = ""
+    pair: Pair,
+    turn: str,
+    conversation: Conversation,
+    settings: Resolved,
+    prompt_id: str = "",
+    category: str = "",
+    **more: Any,
 ) -> Request:
-    """The next turn of a conversation, with what was said before in front of it."""
+    """The next turn of a conversation, with what was said before in front of it; `more` are fields of the request."""
     ids = encode(pair, turn, conversation, raw=settings.raw)
     about = {"prompt": turn, "prompt_id": prompt_id, "category": category, "turn": len(conversation.past)}
-    return request_for(settings, ids, **about)
+    return request_for(settings, ids, **about, **more)
+
+
+def texts_of(runs: Iterable[Run]) -> list[list[int]]:
+    """Prompts with their answers; of a conversation the last turn alone, since the ones before are in its prompt."""
+    last = {(run.prompt_id or place): run for place, run in enumerate(runs)}
+    return [[*(run.prompt_token_ids or ()), *run.token_ids] for run in last.values()]
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
@@ -68,8 +80,16 @@ def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound |
 class Answering:
     """The answers to the turns of a conversation, each with the answers so far before it; one round at a time."""
 
-    def __init__(self, pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        strategy: Strategy,
+        prompt: Prompt,
+        settings: Resolved,
+        earlier: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self._pair, self._strategy, self._prompt, self._settings = pair, strategy, prompt, settings
+        self._earlier = earlier
         self._decoding: Decoding | None = None
 
     def __iter__(self) -> Iterator[StreamEvent | Handover | Run]:
@@ -77,7 +97,7 @@ class Answering:
         conversation = Conversation(self._settings.system)
         for turn in self._prompt.turns:
             named = self._prompt.id, self._prompt.category
-            request = request_of_turn(self._pair, turn, conversation, self._settings, *named)
+            request = request_of_turn(self._pair, turn, conversation, self._settings, *named, earlier=self._earlier)
             self._decoding = Decoding(self._pair, self._strategy, request)
             yield from self._decoding.steps()
             run = self._decoding.run()
@@ -173,6 +193,7 @@ def generate(
     top: int | None = None,
     on_round: OnRound | None = None,
     uniforms: RandomNumbers | None = None,
+    earlier: Iterable[Run] | None = None,
 ) -> Run:
     """Answer one prompt with one strategy.
 
@@ -197,6 +218,7 @@ def generate(
             0 (the default) keeps neither.
         on_round: called with every step as it is decided.
         uniforms: random numbers in place of those of the seed; see `cascli.sampling.uniforms`.
+        earlier: runs of before in whose texts a drafter with `remember` looks too, the latest last.
 
     Raises:
         UsageError: a value out of range, an unknown strategy, a prompt that is empty or too long.
@@ -224,6 +246,12 @@ def generate(
     return decode(
         pair,
         chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings),
-        request_for(settings, _token_ids(prompt_ids), prompt=prompt, uniforms=uniforms),
+        request_for(
+            settings,
+            _token_ids(prompt_ids),
+            prompt=prompt,
+            uniforms=uniforms,
+            earlier=None if earlier is None else texts_of(earlier),
+        ),
         on_round,
     )

@@ -22,6 +22,7 @@ from cascli.render.summary import exit_line
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
+from cascli.strategies import parse
 from cascli.trace import PairInfo, Run
 
 TRACES_SHOWN = 3
@@ -69,6 +70,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
         limits_line(comparison.runs[0].pair, rows),
         scatter_line(rows),
         _by_rounds(rows),
+        _by_order(rows),
         *_exits(rows, comparison.runs[0].batch_size),
         notes_of_costs,
     ]
@@ -93,6 +95,13 @@ def _by_rounds(rows: Sequence[Row]) -> str | None:
     """Which output distributions are none over tokens after a text: the lossless ones are, whatever was drafted."""
     named = [short_name(row.strategy, fancy=False) for row in rows if row.depends_on_rounds and not row.lossless]
     return f"law depends on the rounds: {', '.join(named)}" if named else None
+
+
+def _by_order(rows: Sequence[Row]) -> str | None:
+    """Which strategies drafted from earlier answers."""
+    named = [short_name(row.strategy, fancy=False) for row in rows if parse(row.strategy).remembers]
+    said = "drafts from earlier answers too, so that the order of the prompts counts"
+    return f"{said}: {', '.join(named)}" if named else None
 
 
 def _exits(rows: Sequence[Row], batch_size: int) -> Iterator[str]:

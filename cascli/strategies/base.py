@@ -119,6 +119,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def remembers(self) -> int:
+        """In how many of its earlier texts it looks for drafts; with none, prompts do not matter to each other."""
+        return 0
+
+    @property
     def depends_on_rounds(self) -> bool:
         """Whether the output distribution is no function of the text alone, but of where rounds begin too."""
         return False
@@ -262,6 +267,11 @@ class Speculating(Strategy):
     def depends_on_rounds(self) -> bool:
         """Whether the drafter's q does, and the rule makes pi of it."""
         return not self.draft.by_prefix and self.verification_rule.reads_draft
+
+    @property
+    def remembers(self) -> int:
+        """As its drafter."""
+        return self.draft.remembers
 
     @property
     def longest(self) -> int:

@@ -182,7 +182,12 @@ class SweepPlan(_Strict):
             raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; take smaller ranges or lists")
         wanted: dict[str, set[float]] = {}
         for text, chosen in texts:
-            spec = parse(text).spec
+            strategy = parse(text)
+            if strategy.remembers:
+                raise UsageError(
+                    f"{strategy.spec}: a sweep's answers may not depend on each other; leave out 'remember'"
+                )
+            spec = strategy.spec
             here = self.only.get(spec, self.temperatures) if chosen is None else chosen
             wanted.setdefault(spec, set()).update(self.temperatures if spec == BASELINE else here)
         first = {} if BASELINE in wanted else {BASELINE: self.temperatures}
