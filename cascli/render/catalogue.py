@@ -26,6 +26,7 @@ SYMBOLS = {
     "tail": "what becomes of a draft that is not kept: cut draws anew from p; exact keeps it with min(1, p / q)",
     "top": "keep only so many of the target's likeliest tokens",
     "where": "hold only between two tokens of the pair's, <think> and </think>; elsewhere pi = p",
+    "remember": "look for drafts in so many earlier texts of the same strategy too, prompts and answers",
     "d": "tokens that a round has drafted so far",
     "c, v(n)": "a draft step, and a check of n drafted tokens, in steps of the target",
     "H": "entropy, in nats",
