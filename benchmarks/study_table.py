@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cascli.analysis.statistics import Kind
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number
 from cascli.render.sweep_words import temperature_of
+from cascli.sweeps.plan import with_strategies
 from cascli.sweeps.records import Records
 from cascli.sweeps.table import SweepRow, calls_per_answer, rows
 
@@ -27,7 +29,7 @@ def study_table(folders: Sequence[Path]) -> str:
 def _study(folder: Path) -> str:
     records = Records(folder)
     header = records.header()
-    found = rows(records.read(), header.plan)
+    found = rows(records.read(), with_strategies(header.plan, header.added()))
     about = (
         f"`benchmarks/results/{folder.name}/`: {header.plan.task.dataset or header.plan.task.kind},"
         f" {max(row.num_prompts or 0 for row in found)} problems, pair {header.pair},"
@@ -47,9 +49,11 @@ def _line(row: SweepRow) -> str:
     draft_steps = None if row.draft_calls_per_token is None else row.draft_calls_per_token * row.tokens / answers
     cells = [
         short_name(row.strategy),
-        _with(row.quality, row.quality_interval),
-        DASH if row.strategy == "target" else _with(row.quality_vs_target, row.quality_vs_target_interval, sign="+"),
-        _with(row.quality_vs_random, row.quality_vs_random_interval, sign="+"),
+        _with(row.quality, row.quality_interval, row.quality_interval_kind),
+        DASH
+        if row.strategy == "target"
+        else _with(row.quality_vs_target, row.quality_vs_target_interval, row.quality_vs_target_interval_kind, "+"),
+        _with(row.quality_vs_random, row.quality_vs_random_interval, row.quality_vs_random_interval_kind, "+"),
         number(calls_per_answer(row), 1),
         number(draft_steps, 1),
         number(row.mean_answer_tokens, 1),
@@ -60,12 +64,13 @@ def _line(row: SweepRow) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _with(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
-    """A value and its interval in one cell; what is beyond chance is bold."""
+def _with(value: float | None, interval: tuple[float, float] | None, kind: Kind | None, sign: str = "") -> str:
+    """A value and its 95% interval in one cell; what is beyond chance is bold."""
     if value is None:
         return DASH
-    bounds = "" if interval is None else f" ({interval[0]:{sign}.2f} to {interval[1]:{sign}.2f})"
-    beyond = bool(sign) and interval is not None and not interval[0] <= 0 <= interval[1]
+    known = interval is not None and kind == "95%"
+    bounds = f" ({interval[0]:{sign}.2f} to {interval[1]:{sign}.2f})" if interval is not None and known else ""
+    beyond = bool(sign) and interval is not None and known and not interval[0] <= 0 <= interval[1]
     shown = f"{value:{sign}.3f}"
     return (f"**{shown}**" if beyond else shown) + bounds
 
@@ -84,7 +89,7 @@ def _gaps(found: dict[str, Any], path: Path) -> str:
     ]
     for task in sorted(found["tasks"], key=lambda each: -(each["gap"] or 0.0)):
         gap = number(task["gap"], 2)
-        if task["low"] is not None:
+        if task["low"] is not None and task["kind"] == "95%":
             gap += f" ({task['low']:.2f} to {task['high']:.2f})"
         cells = [
             task["task"], str(task["problems"]), number(task["draft"], 2), number(task["target"], 2), gap,

@@ -69,9 +69,7 @@ class Decoding:
 
     def __init__(self, pair: Pair, strategy: Strategy, request: Request) -> None:
         self.pair, self.strategy, self.request = pair, strategy, request
-        check_models(pair, strategy)
-        if strategy.remembers and request.earlier is None:
-            raise UsageError(f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS}.")
+        check_models(pair, strategy, keeps_earlier=request.earlier is not None)
         self.limit = check_prompt(pair, request)
         self._runners = strategy.runners(pair)
         self.costs = strategy.costs(pair)
@@ -237,13 +235,17 @@ def _use(cursor: Cursor) -> Use:
     return Use(cursor.calls, cursor.passes, *read, cursor.rows, cursor.encoded)
 
 
-def check_models(pair: Pair, strategy: Strategy) -> None:
+def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False) -> None:
     """Whether the pair has the models that a strategy asks, the layers, and the tokens.
+
+    `keeps_earlier` says whether whoever asks gives a run what the same strategy has read and written before.
 
     Raises:
         UsageError: it has no draft model, too few layers, or no tokens between which a text thinks.
         RunError: a model cannot be left early.
     """
+    if strategy.remembers and not keeps_earlier:
+        raise UsageError(f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS}.")
     if strategy.needs_draft and pair.draft is None:
         raise UsageError(
             f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"

@@ -111,6 +111,15 @@ def test_rows_are_held_against_the_cheapest_without_loss() -> None:
     assert table("draft")[RULE] is None and table("target", NEAR, FAR)[RULE] is None
 
 
+def test_what_answered_three_prompts_is_not_the_cheapest() -> None:
+    """An interrupted or failing strategy: the others would be judged on its prompts alone."""
+    asked = {"target": (1.0, 40), FAR: (1.0, 20), "draft": (0.0, 0), RULE: (0.75, 6)}
+    records = [record(spec, i, *scores) for spec, scores in asked.items() for i in range(8)]
+    records += [record(NEAR, i, 1.0, 2) for i in range(3)]
+    found = {row.strategy: row.quality_vs_random for row in rows(records)}
+    assert found[RULE] == pytest.approx(0.75 - 6 / 20)
+
+
 def test_temperatures_do_not_mix() -> None:
     """Answers at another temperature are other answers."""
     specs = [("target", 1.0, 40), ("draft", 0.0, 0)]

@@ -17,8 +17,9 @@ from rich.console import Console
 from cascli import Pair, compare, generate, load_pair
 from cascli.decoding import speculation
 from cascli.drafters import suffix
-from cascli.drafters.suffix import Suffix, followers
+from cascli.drafters.suffix import Before, Suffix, followers
 from cascli.errors import ConfigError, UsageError
+from cascli.jobs.generate import texts_of
 from cascli.prompts import Prompt
 from cascli.render.comparison import print_results
 from cascli.render.console import Screen
@@ -205,7 +206,7 @@ def test_earlier_texts_are_searched_and_their_ends_are_no_text() -> None:
         text, *before = ([rng.randrange(size) for _ in range(rng.randrange(1, 20))] for _ in range(rng.randrange(1, 5)))
         longest = rng.randrange(1, 6)
         shortest = rng.randint(1, longest)
-        found = followers(text, (), longest, shortest, before)
+        found = followers(text, (), longest, shortest, Before.of(before))
         assert found == counted_in(before, text, longest, shortest), (text, before)
         several += len(found) > 1
         theirs += found != followers(text, (), longest, shortest)
@@ -215,7 +216,7 @@ def test_earlier_texts_are_searched_and_their_ends_are_no_text() -> None:
 def run_of(text: tuple[int, ...], answer: int = 0) -> Any:
     """A run of before whose prompt is all but the last tokens of its text."""
     cut = len(text) - answer
-    return SimpleNamespace(prompt_id="", prompt_token_ids=list(text[:cut]), token_ids=list(text[cut:]))
+    return SimpleNamespace(prompt_id="", turn=0, prompt_token_ids=list(text[:cut]), token_ids=list(text[cut:]))
 
 
 def counts_with(earlier: tuple[tuple[int, ...], ...], sampling: dict[str, Any]) -> process.Tables:
@@ -270,6 +271,15 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
     console = Console(file=said, width=200)
     print_results(found, Screen(console, console), "none")
     assert "the order of the prompts counts: speculative by suffix" in said.getvalue()
+
+
+def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not() -> None:
+    """Ids of two calls are the same: places in a file."""
+    runs = [
+        SimpleNamespace(prompt_id=each, turn=turn, prompt_token_ids=[place], token_ids=[7])
+        for place, (each, turn) in enumerate([("1", 0), ("2", 0), ("2", 1), ("1", 0), ("", 0), ("", 0)])
+    ]
+    assert texts_of(runs) == [[0, 7], [2, 7], [3, 7], [4, 7], [5, 7]]
 
 
 def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:

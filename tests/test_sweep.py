@@ -99,6 +99,21 @@ def test_an_entry_may_name_the_temperatures_at_which_it_runs() -> None:
     assert plan.fingerprint() == same.fingerprint(), "results stay what they are"
 
 
+def test_what_runs_nowhere_is_no_strategy_of_the_sweep() -> None:
+    plan = SweepPlan(strategies=["draft", {"speculative": {"k": 2, "temperatures": 1}}], temperatures=[0.0])
+    assert plan.specs() == ["target", "draft"] and len(plan.cells()) == 2
+
+
+def test_a_temperature_that_no_entry_names_is_refused(plan_file: Path, tmp_path: Path) -> None:
+    plan_file.write_text(PLAN.replace("{k: [1, 3]}", "{k: [1, 3], temperatures: 0}"))
+    found = run(str(plan_file), "--temperature", "0.7", "--limit", "1", "-q", "-o", str(tmp_path / "out"))
+    assert found.exit_code == 2 and "are for 0 alone; name some with -s" in found.stderr
+    named = run(
+        str(plan_file), "--temperature", "0.7", "-s", "draft", "--limit", "1", "-q", "-o", str(tmp_path / "out")
+    )
+    assert named.exit_code == 0, named.output
+
+
 def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
     from cascli.sweeps.plan import with_strategies
 
@@ -131,6 +146,7 @@ def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: P
         ("strategies: []\n", "strategies"),
         ("strategies: [{speculative: {k: 2, temperatures: 1}}]\n", "temperatures: 1 is none of the sweep's (0)"),
         ("strategies: [{speculative: {k: 2, temperatures: hot}}]\n", "temperatures: numbers are wanted"),
+        ("strategies: [{speculative: {k: 2, temperatures: []}}]\n", "temperatures: numbers are wanted"),
         ("temperatures: [-1]\n", "temperatures.0"),
         ("task: {kind: jsonl}\n", "task.path"),
         ("limit: 0\n", "limit"),

@@ -263,9 +263,35 @@ def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figu
         assert [(x, y) for x, y in line.get_xydata()] == ends
 
 
-def test_records_without_costs_have_no_panel_over_calls_that_fails(tmp_path: Path) -> None:
-    """Tables of before answers were counted, with speeds alone."""
-    old = [each.model_copy(update={"costs": None}) for each in ROWS]
-    plot_sweep(old, "quality", tmp_path / "both.svg")
-    plot_sweep([each for each in old if each.temperature == 0], "quality", tmp_path / "one.svg")
-    assert all((tmp_path / f"{name}.svg").stat().st_size > 5_000 for name in ("both", "one"))
+def test_tables_without_costs_show_the_same_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of before answers were counted, and of a results.csv."""
+    plt = sweep_plot.pyplot()
+    kept: list[Any] = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    plot_sweep(ROWS, "quality", tmp_path / "new.svg")
+    plot_sweep([each.model_copy(update={"costs": None}) for each in ROWS], "quality", tmp_path / "old.svg")
+    shown = [[line.get_xydata() for axes in figure.axes for line in drawn(axes).values()] for figure in kept]
+    assert len(shown[0]) > 10
+    for new, old in zip(*shown, strict=True):
+        assert old == pytest.approx(new)
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_settings_that_differ_between_temperatures_stand_at_their_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As budgets find them: one entry of the legend, which can have one value only."""
+    specs = {0.0: "speculative-cascade:rule=opt,alpha=0.12,k=4", 1.0: "speculative-cascade:rule=opt,alpha=0.31,k=4"}
+    same = "speculative-cascade:rule=chow,alpha=0.2,k=4"
+    table = [row(spec, at, i) for at, one in specs.items() for i, spec in enumerate(["target", "draft", one, same])]
+    plt = sweep_plot.pyplot()
+    kept: list[Any] = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    plot_sweep(table, "quality", tmp_path / "plot.svg")
+    names = [text.get_text() for text in kept[0].legends[0].get_texts()]
+    assert "speculative-cascade opt k=4" in " ".join(names) or "spec-cascade opt k=4" in names
+    assert not any("0.12" in name or "0.31" in name for name in names) and any("alpha=0.2" in name for name in names)
+    assert [text.get_text() for axes in kept[0].axes for text in labels(axes)] == ["0.12", "0.31"]
+    monkeypatch.undo()
+    plt.close("all")

@@ -94,6 +94,16 @@ def _steps(runs: Sequence[Run], timed: Profile) -> float:
     return (timed.c * steps if steps else 0.0) + sum(timed.v(block + 1) for run in runs for block in _checked(run))
 
 
+def _whole_blocks(runs: Sequence[Run]) -> bool:
+    """Whether more than one in twenty blocks was kept whole.
+
+    Behind such a block there stands a token that was never drafted: shorter blocks might have gone on through it, and
+    rounds that know what is kept of each block by itself are no bound for them.
+    """
+    blocks = [step.drafted for run in runs for step in run.rounds if step.drafted]
+    return 20 * sum(all(token.accepted for token in block) for block in blocks) > len(blocks)
+
+
 def _reads_last(runs: Sequence[Run]) -> bool:
     """Whether a draft step more is made in every round, for q after the block: whoever knows what is kept makes it."""
     costs = runs[0].costs
@@ -159,7 +169,7 @@ def _best_fixed(
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
     # What the prediction misses at the length that ran it is taken to miss at the other one.
     speed = ran * why.best_speed_up / why.predicted_speed_up
-    if oracle is not None and why.best_k <= k:
+    if oracle is not None and why.best_k <= k and not _whole_blocks(fixed[fastest]):
         # It takes acceptance to be the same in every round and a draft to be there: what the trace allows is less.
         speed = min(speed, oracle)
     return FixedLength(k=why.best_k, speed=speed, ran=k, ran_speed=ran)

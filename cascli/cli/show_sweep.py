@@ -131,9 +131,12 @@ def _row(cells: Mapping[str, str]) -> SweepRow:
         values[f"{name}_interval"] = None if None in bounds else bounds
         values[f"{name}_interval_kind"] = cells.get(f"{name}_kind", cells.get(f"{name}_interval_kind"))
     tested = cells.get("tested_acceptance_rate")
+    calls, each = (float(cells.get(name, "0")) for name in ("target_calls_per_token", "target_calls_per_answer"))
+    prompts = round(calls * float(cells.get("tokens", "0")) / each) if each else None
     values |= {
         "family": family(cells["strategy"]),
-        "answers": cells.get("answers", cells.get("num_answers", "0")),
+        # Of a prompt with several turns the file counts each turn; by the target's calls it is known how many prompts.
+        "answers": prompts or cells.get("answers", cells.get("num_answers", "0")),
         "errors": cells.get("errors", "0"),
         "tokens": cells.get("tokens", "0"),
         "mean_tv": cells.get("mean_tv", cells.get("mean_tv_to_target")),

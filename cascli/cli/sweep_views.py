@@ -48,7 +48,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         "output": f"{folder}{' (holds results: --resume goes on)' if (folder / 'records.jsonl').exists() else ''}",
     }
     if settings.settings.json_output:
-        print(json.dumps({"schema": "cascli.plan/1", **rows, "strategies": specs}))
+        print(json.dumps({"schema": "cascli.plan/1", **rows, "strategies": specs, "where": plan.where()}))
         return
     for name, text in rows.items():
         first, *more = text.split("\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class Session:
     """How many of each model's likeliest tokens the trace keeps at a position: see `cascli.decoding.detail`."""
     earlier: Sequence[Sequence[int]] = ()
     """Texts that the same strategy has read and written before, for a drafter that looks there."""
+    notes: dict[Any, Any] = field(default_factory=dict)
+    """What a drafter has made ready of these for the whole run, by the drafter."""
     costs: StepCosts | None = None
     """What steps cost, for a stop that needs to know."""
     length: int = field(default=0, init=False)

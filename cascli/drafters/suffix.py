@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -60,7 +60,9 @@ class Suffix(Drafter):
         from cascli.sampling import distributions
 
         text, u = [*s.prompt_ids, *s.answer_ids], s.uniforms.draw(s.length, n)
-        before = s.earlier[-self.remember :] if self.remember else ()
+        if self.remember and self not in s.notes:
+            s.notes[self] = Before.of(s.earlier[-self.remember :])
+        before = s.notes.get(self, NOTHING)
         q, q1, tokens = [], [], [s.text[:0]]
         for i in range(n + rule.reads_draft):
             counts = followers(text, s.eos_ids, self.max_suffix, self.min_suffix, before)
@@ -89,12 +91,28 @@ _BETWEEN = -1
 """Stands behind each earlier text: no token, so that no suffix goes over its end."""
 
 
+class Before(NamedTuple):
+    """Earlier texts one behind the other, made ready once a run."""
+
+    ids: list[int]
+    data: bytes
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> Before:
+        """Of texts as token ids."""
+        ids = [token for each in texts for token in (*each, _BETWEEN)]
+        return cls(ids, _earlier.packed(ids))
+
+
+NOTHING = Before([], b"")
+
+
 def followers(
     text: Sequence[int],
     eos_ids: Collection[int],
     max_suffix: int = 24,
     min_suffix: int = 1,
-    earlier: Sequence[Sequence[int]] = (),
+    before: Before = NOTHING,
 ) -> Counter[int]:
     """How often each token followed the text's longest suffix that occurred before; tokens that end texts not counted.
 
@@ -105,16 +123,15 @@ def followers(
         eos_ids: tokens that are never counted.
         max_suffix: the longest suffix, in tokens.
         min_suffix: the shortest one.
-        earlier: other texts in which they may have occurred.
+        before: other texts in which they may have occurred.
     """
-    whole = [token for each in earlier for token in (*each, _BETWEEN)]
-    whole += text
-    data = _earlier.packed(whole)
+    first = len(before.ids)
+    data = before.data + _earlier.packed(text)
     found: list[int] = []
     for n in range(min_suffix, min(max_suffix, len(text)) + 1):
-        # An earlier text that ends so is followed by nothing.
-        longer = [place for place in _earlier.places(data, n) if whole[place] != _BETWEEN]
+        followed = (text[at - first] if at >= first else before.ids[at] for at in _earlier.places(data, n))
+        longer = [token for token in followed if token != _BETWEEN]  # an earlier text that ends so has no follower
         if not longer:
             break
         found = longer
-    return Counter(whole[place] for place in found if whole[place] not in eos_ids)
+    return Counter(token for token in found if token not in eos_ids)

@@ -24,7 +24,7 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.chat import Conversation, encode
-from cascli.engine import WHO_REMEMBERS, StreamEvent, check_models
+from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.jobs import match as matched
 from cascli.jobs.batch import converse_many
@@ -205,9 +205,7 @@ class Repeats:
         if batch_size > 1 and schedule == "fair":
             raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
         for strategy in strategies:
-            check_models(pair, strategy)
-            if batch_size > 1 and strategy.remembers:
-                raise UsageError(f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS}.")
+            check_models(pair, strategy, keeps_earlier=batch_size == 1)
         self.batch_size = min(batch_size, len(prompts))
         self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings

@@ -63,8 +63,12 @@ def request_of_turn(
 
 def texts_of(runs: Iterable[Run]) -> list[list[int]]:
     """Prompts with their answers; of a conversation the last turn alone, since the ones before are in its prompt."""
-    last = {(run.prompt_id or place): run for place, run in enumerate(runs)}
-    return [[*(run.prompt_token_ids or ()), *run.token_ids] for run in last.values()]
+    kept = list[Run]()
+    for run in runs:
+        if kept and run.turn > 0 and kept[-1].prompt_id == run.prompt_id:
+            kept.pop()
+        kept.append(run)
+    return [[*(run.prompt_token_ids or ()), *run.token_ids] for run in kept]
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:

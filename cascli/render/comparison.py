@@ -22,7 +22,6 @@ from cascli.render.summary import exit_line
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
-from cascli.strategies import parse
 from cascli.trace import PairInfo, Run
 
 TRACES_SHOWN = 3
@@ -70,7 +69,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
         limits_line(comparison.runs[0].pair, rows),
         scatter_line(rows),
         _by_rounds(rows),
-        _by_order(rows),
+        _by_order(comparison.runs),
         *_exits(rows, comparison.runs[0].batch_size),
         notes_of_costs,
     ]
@@ -97,9 +96,10 @@ def _by_rounds(rows: Sequence[Row]) -> str | None:
     return f"law depends on the rounds: {', '.join(named)}" if named else None
 
 
-def _by_order(rows: Sequence[Row]) -> str | None:
+def _by_order(runs: Sequence[Run]) -> str | None:
     """Which strategies drafted from earlier answers."""
-    named = [short_name(row.strategy, fancy=False) for row in rows if parse(row.strategy).remembers]
+    remember = dict.fromkeys(run.spec for run in runs if run.earlier_texts is not None)
+    named = [short_name(spec, fancy=False) for spec in remember]
     said = "drafts from earlier answers too, so that the order of the prompts counts"
     return f"{said}: {', '.join(named)}" if named else None
 

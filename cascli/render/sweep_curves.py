@@ -44,12 +44,16 @@ class Curve(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What the curve is, without its temperature."""
+        """What the curve is, without its temperature; of a single point with its place."""
+        place = self.places[0] if len(self.rows) == 1 else ""
+        return " ".join(word for word in (self.name, place if "=" in place or not place else f"alpha={place}") if word)
+
+    @property
+    def name(self) -> str:
+        """The same without a place."""
         name, _, rule = self.family.partition(" ")
         shown = {key: value for key, value in self.others if key not in ("rule", "level")}
         words = [SHORT.get(name, name), rule, *(f"{key}={value}" for key, value in shown.items())]
-        if len(self.rows) == 1 and self.places[0]:
-            words.append(self.places[0] if "=" in self.places[0] else f"alpha={self.places[0]}")
         return " ".join(word for word in words if word)
 
 
@@ -97,6 +101,9 @@ def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
     They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
     """
     families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
+    labels: dict[CurveKey, set[str]] = {}
+    for curve in curves:
+        labels.setdefault(curve.key, set()).add(curve.label)
     looks = {}
     for curve in curves:
         baseline = BASELINES.get(curve.family)
@@ -109,7 +116,7 @@ def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
             size=SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0),
             line=CONTROL if control else LINE,
             fill="none" if control else "full",
-            label=curve.label,
+            label=curve.label if len(labels[curve.key]) == 1 else curve.name,
         )
     return looks
 

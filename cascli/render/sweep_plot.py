@@ -14,9 +14,10 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from cascli.errors import plain
 from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
-from cascli.render.sweep_curves import BASELINES, Curve, CurveKey, Look, curves, drawn_as, looks_of
+from cascli.render.sweep_curves import Curve, CurveKey, Look, curves, drawn_as, looks_of
 from cascli.render.sweep_words import bars_of, temperature_of
-from cascli.sweeps.table import SweepRow, calls_per_answer, front
+from cascli.sweeps.plan import DRAFT
+from cascli.sweeps.table import SweepRow, calls_per_answer, cheapest_lossless, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,17 +121,15 @@ def _legend(
     from matplotlib.lines import Line2D
 
     entries: dict[str, Any] = {}
-    longest = {curve.label: max(len(each.rows) for each in curves if each.label == curve.label) for curve in curves}
+    joined = {curve.key for curve in curves if len(curve.rows) > 1}
     for curve in curves:
-        look = drawn_as(looks[curve.key])
-        entries.setdefault(
-            curve.label, Line2D([], [], **look | ({} if longest[curve.label] > 1 else {"linestyle": ""}))
-        )
+        look = drawn_as(looks[curve.key]) | ({} if curve.key in joined else {"linestyle": ""})
+        entries.setdefault(looks[curve.key].label, Line2D([], [], **look))
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             if name in (FRONT, RANDOM):
                 entries.setdefault(name, handle)
-    if any(len(curve.rows) > 1 and "=" not in curve.places[0] for curve in curves):
+    if any(_ends(curve, looks) and "=" not in curve.places[0] for curve in curves):
         entries["numbers at the ends: alpha"] = Line2D([], [], linestyle="")
     return list(entries.values()), list(entries)
 
@@ -177,12 +176,11 @@ def _random_deferral(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
 
     It is derived, not run: of answers by chance from two strategies, quality and calls lie on the line between them.
     """
-    rows = [row for curve in curves if curve.family in BASELINES for row in curve.rows]
-    known = [row for row in rows if row.quality is not None and panel.cost(row) is not None]
-    draft = [row for row in known if row.family == "draft"]
-    exact = sorted((row for row in known if row.family != "draft"), key=lambda row: panel.cost(row) or 0.0)
-    if draft and exact:
-        ends = [draft[0], exact[0]]
+    known = [row for curve in curves for row in curve.rows if row.quality is not None and panel.cost(row) is not None]
+    draft = next((row for row in known if row.strategy == DRAFT), None)
+    exact = cheapest_lossless(known)
+    if draft is not None and exact is not None:
+        ends = [draft, exact]
         axes.plot(
             [panel.cost(row) or 0.0 for row in ends],
             [row.quality or 0.0 for row in ends],
@@ -233,9 +231,14 @@ def _label_ends(
                 if row.quality is not None and (cost := panel.cost(row)) is not None
             ]
             taken.append([point for point, _ in known])
-            ends = [known[0], known[-1]] if len(known) > 1 else []
+            ends = known[:: max(1, len(known) - 1)] if _ends(curve, looks) else []
             labels += [Label(text, point, _dark(looks[curve.key].color)) for point, text in ends if text]
         place_labels(axes, labels, taken, size=TEXT - 3)
+
+
+def _ends(curve: Curve, looks: Mapping[CurveKey, Look]) -> bool:
+    """Whether the values at its ends are written there: of a single point unless the legend says its value."""
+    return len(curve.rows) > 1 or looks[curve.key].label != curve.label
 
 
 def _pixel(axes: Axes, x: float, y: float) -> Point:

@@ -120,7 +120,9 @@ class SweepPlan(_Strict):
     dtype: Dtype = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     strategies: Annotated[list[str | dict[str, dict[str, Values]]], Field(min_length=1)]
-    """Beside its parameters an entry may have `temperatures`: those of the sweep's at which it runs, else all."""
+    """The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.
+
+    Beside these an entry may have `temperatures`: those of the sweep's at which it runs, else all."""
     temperatures: Annotated[list[Temperature], BeforeValidator(_as_list), Field(min_length=1)] = [0.0]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -191,7 +193,8 @@ class SweepPlan(_Strict):
             here = self.only.get(spec, self.temperatures) if chosen is None else chosen
             wanted.setdefault(spec, set()).update(self.temperatures if spec == BASELINE else here)
         first = {} if BASELINE in wanted else {BASELINE: self.temperatures}
-        return first | {spec: [each for each in self.temperatures if each in at] for spec, at in wanted.items()}
+        found = {spec: [each for each in self.temperatures if each in at] for spec, at in wanted.items()}
+        return first | {spec: at for spec, at in found.items() if at}
 
     def cells(self) -> list[Cell]:
         """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost.
@@ -260,7 +263,10 @@ def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[tuple
 
 def _temperatures(values: Values) -> list[float]:
     try:
-        return [float(value) for value in (values if isinstance(values, list) else [values])]
+        found = [float(value) for value in (values if isinstance(values, list) else [values])]
+        if not found:
+            raise ValueError("there is none")
+        return found
     except ValueError as error:
         raise UsageError(f"{WHERE}: numbers are wanted ({error})") from None
 
@@ -325,6 +331,11 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
     for key in ("temperatures", "seeds"):
         if key in changed:
             changed[key] = [changed[key]]
+    if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
+        told = sorted({each for entry in plan.strategies for _, at in _expanded(entry) for each in at or []})
+        if told:  # of another temperature nobody said which of them run there
+            here = ", ".join(f"{each:g}" for each in told)
+            raise UsageError(f"--temperature: strategies of this sweep are for {here} alone; name some with -s")
     plan = plan.model_copy(update=changed)
     if "strategies" in changed:
         plan.specs()

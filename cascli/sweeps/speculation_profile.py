@@ -27,10 +27,11 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         UsageError: none of them drafts ahead, or answers are missing, or older than counts of accepted drafts.
     """
     plan = header.plan
-    alike = described(Drafting(strategy.name, strategy.params) for strategy in map(parse, specs))
+    temperature, where = plan.temperatures[0], plan.where()
+    here = [spec for spec in specs if temperature in where.get(spec, plan.temperatures)]
+    alike = described(Drafting(strategy.name, strategy.params) for strategy in map(parse, here))
     if not alike:
         raise UsageError(NOTHING_DRAFTS)
-    temperature = plan.temperatures[0]
     groups: dict[str, list[Record]] = {with_params(*each): [] for each in alike}
     for record in records:
         if record.error is None and record.cell.temperature == temperature and record.cell.strategy in groups:

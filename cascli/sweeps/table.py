@@ -244,13 +244,11 @@ def _against_random(
         good = [each for each in groups[spec, row.temperature] if each.error is None]
         return _scored(good)
 
-    here = [each for each in every if each.temperature == row.temperature and each.costs is not None]
-    made_of = [each for each in here if parse(each.strategy).name in LOSSLESS]
-    if row.strategy == DRAFT or row not in here or row in made_of or not made_of:
+    exact = cheapest_lossless([each for each in every if each.temperature == row.temperature])
+    if exact is None or row.strategy == DRAFT or is_lossless(row) or calls_per_answer(row) is None:
         return {}
     if (DRAFT, row.temperature) not in groups or any(each.counts for each in groups[row.strategy, row.temperature]):
         return {}
-    exact = min(made_of, key=lambda each: calls_per_answer(each) or 0.0)
     found = against_random(scored(row.strategy), scored(exact.strategy), scored(DRAFT))
     if found is None:
         return {}
@@ -463,9 +461,25 @@ def _interval(name: str, interval: Interval | None) -> dict[str, object]:
     return {name: interval and (interval.low, interval.high), f"{name}_kind": interval and interval.kind}
 
 
+def is_lossless(row: SweepRow) -> bool:
+    """Whether its strategy follows the target's distribution by what it is, and not by how it came out."""
+    return row.strategy.partition(":")[0] in LOSSLESS
+
+
+def cheapest_lossless(rows: Iterable[SweepRow]) -> SweepRow | None:
+    """Of the strategies without loss that answered most prompts the one with the fewest target calls an answer."""
+    found = [(row, calls) for row in rows if is_lossless(row) and (calls := calls_per_answer(row)) is not None]
+    most = max((row.num_prompts or row.answers for row, _ in found), default=0)
+    able = [each for each in found if (each[0].num_prompts or each[0].answers) == most]
+    return min(able, key=lambda each: each[1])[0] if able else None
+
+
 def calls_per_answer(row: SweepRow) -> float | None:
-    """How often the target was asked for an answer; None where answers were not counted."""
-    return None if row.costs is None else row.costs.target_calls_per_answer
+    """How often the target was asked for an answer, all turns of a prompt together; None where it is not known."""
+    if row.costs is not None:
+        return row.costs.target_calls_per_answer
+    known = row.target_calls_per_token is not None and row.answers
+    return (row.target_calls_per_token or 0.0) * row.tokens / row.answers if known else None
 
 
 def front(rows: Sequence[SweepRow], cost: Callable[[SweepRow], float | None] = calls_per_answer) -> list[SweepRow]:
