@@ -152,7 +152,21 @@ def test_a_curve_joins_nothing_but_one_parameter() -> None:
     assert len({(curve.family, curve.others) for curve in found if "cascade" in curve.family}) == 7
 
 
-def test_speculation_is_joined_by_its_block_length() -> None:
+def test_block_lengths_are_points_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line between them, and each with its k."""
+    plt = sweep_plot.pyplot()
+    kept: list[Any] = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    table = [row(spec, 0.0, i) for i, spec in enumerate(["target", *(f"speculative:k={k}" for k in (1, 2, 4))])]
+    plot_sweep(table, "quality", tmp_path / "plot.svg")
+    [axes, *_] = kept[0].axes
+    assert drawn(axes)["speculative"].get_linestyle() == "None"
+    assert {text.get_text() for text in labels(axes)} == {"k=1", "k=2", "k=4"}
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_speculation_is_one_curve_whatever_its_block_length() -> None:
     specs = ["target", "speculative:k=4", "speculative:k=1", "speculative:k=2", "speculative:draft=prompt-lookup,k=2"]
     found = [curve for curve in curves([row(spec, 0.0, i) for i, spec in enumerate(specs)]) if curve.family != "target"]
     assert [curve.places for curve in found] == [["k=1", "k=2", "k=4"], ["k=2"]]

@@ -16,8 +16,9 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e6
 """Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
 MARKERS = "os^PXp<h>"
 """Of the families: their colours are alike in grey."""
-LINE, CONTROL = "-", "--"
-"""Of a rule, and of a control, which cuts the target's own distribution without a look at the draft."""
+LINE, CONTROL, APART = "-", "--", ""
+"""Of a rule; of a control, which cuts the target's own distribution without a look at the draft; and of points that
+differ in the block length alone, which is no setting that a curve could be turned along."""
 SIZES = (7, 10, 5, 13)
 """Of the curves of one family, by block length or score."""
 
@@ -114,7 +115,7 @@ def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
             color="black" if baseline else COLORS[number % len(COLORS)],
             marker=baseline or MARKERS[number % len(MARKERS)],
             size=SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0),
-            line=CONTROL if control else LINE,
+            line=APART if curve.places[0].startswith("k=") else CONTROL if control else LINE,
             fill="none" if control else "full",
             label=curve.label if len(labels[curve.key]) == 1 else curve.name,
         )

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from cascli.errors import plain
 from cascli.render.plot_labels import Label, Point, place_labels
 from cascli.render.plots import pyplot
-from cascli.render.sweep_curves import Curve, CurveKey, Look, curves, drawn_as, looks_of
+from cascli.render.sweep_curves import APART, Curve, CurveKey, Look, curves, drawn_as, looks_of
 from cascli.render.sweep_words import bars_of, temperature_of
 from cascli.sweeps.plan import DRAFT
 from cascli.sweeps.table import SweepRow, calls_per_answer, cheapest_lossless, front
@@ -231,7 +231,8 @@ def _label_ends(
                 if row.quality is not None and (cost := panel.cost(row)) is not None
             ]
             taken.append([point for point, _ in known])
-            ends = known[:: max(1, len(known) - 1)] if _ends(curve, looks) else []
+            apart = looks[curve.key].line == APART
+            ends = known[:: 1 if apart else max(1, len(known) - 1)] if _ends(curve, looks) else []
             labels += [Label(text, point, _dark(looks[curve.key].color)) for point, text in ends if text]
         place_labels(axes, labels, taken, size=TEXT - 3)
 
