@@ -170,3 +170,10 @@ def test_a_strategy_that_failed_on_some_prompts_is_not_the_fastest() -> None:
 def test_older_tables_with_intervals_are_not_told_that_they_have_none() -> None:
     older = [each.model_copy(update={"quality_interval_kind": None, "num_prompts": None}) for each in ROWS]
     assert caution(older) is None
+
+
+def test_random_deferral_gives_way_where_there_is_no_room() -> None:
+    """To the quality and its difference to the target; the file has it."""
+    narrow, wide = ("\n".join(table(ROWS, width)) for width in (80, 200))
+    assert "random" not in narrow and "has more columns" in narrow
+    assert "random" in wide

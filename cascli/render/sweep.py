@@ -34,10 +34,12 @@ class Column(NamedTuple):
     always: bool = True
 
 
+AGAINST_RANDOM = "against\nrandom"
+"""Likewise: the difference to random deferral."""
 QUALITY = [
     Column("{metric}", lambda row: _with_scatter(row)),
     Column("against\ntarget", lambda row: _difference(row)),
-    Column("against\nrandom", lambda row: _against_random(row), always=False),
+    Column(AGAINST_RANDOM, lambda row: _against_random(row), always=False),
     Column("log p of\na token", lambda row: number(row.log_likelihood, 3), always=False),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
@@ -118,15 +120,18 @@ def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[lis
     whole = _table(rows, quality + cost, metric, console)
     if fits(whole, console):
         return [whole], False
+    kept_quality = quality
+    if not fits(_narrow(rows, quality, metric, console), console):
+        kept_quality = [column for column in quality if column.heading != AGAINST_RANDOM]
     fitting = (some for some in _less(cost) if fits(_table(rows, some, metric, console), console))
     kept = next(fitting, cost)
     tables = [
         table
-        for columns in (quality, kept)
+        for columns in (kept_quality, kept)
         for table in fitted(columns, lambda some: _narrow(rows, some, metric, console), console)
     ]
     parted: list[RenderableType] = [part for table in tables for part in ("", table)]
-    return parted[1:], len(kept) < len(cost)
+    return parted[1:], len(kept) + len(kept_quality) < len(cost) + len(quality)
 
 
 def _less(columns: Sequence[Column]) -> Iterator[Sequence[Column]]:
