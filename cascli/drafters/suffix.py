@@ -52,6 +52,13 @@ class Suffix(Drafter):
         """`remember`."""
         return self.remember
 
+    def _before(self, s: Session) -> Before:
+        """The earlier texts, made ready once a run."""
+        if self not in s.notes:
+            s.notes[self] = Before.of(s.earlier[-self.remember :])
+        ready: Before = s.notes[self]
+        return ready
+
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
         """Draw up to n tokens, each from counts after the text with those before it; fewer where nothing is known."""
         import torch
@@ -60,9 +67,7 @@ class Suffix(Drafter):
         from cascli.sampling import distributions
 
         text, u = [*s.prompt_ids, *s.answer_ids], s.uniforms.draw(s.length, n)
-        if self.remember and self not in s.notes:
-            s.notes[self] = Before.of(s.earlier[-self.remember :])
-        before = s.notes.get(self, NOTHING)
+        before = self._before(s) if self.remember else NOTHING
         q, q1, tokens = [], [], [s.text[:0]]
         for i in range(n + rule.reads_draft):
             counts = followers(text, s.eos_ids, self.max_suffix, self.min_suffix, before)
