@@ -3,7 +3,7 @@
 `python -m benchmarks.draft_length -o FILE.json`. For each of the six kinds of built-in prompts all lengths and stops
 are under way at once, in slices of equal time; speeds are those of whole answers over the target's. The best fixed k is
 known afterwards only, for each kind its own: a stop that comes within 3% of it everywhere needs no such knowledge.
-Beside the clock's speeds stand those that the passes made come to with the steps' measured times, which scatter less.
+Beside the clock's speeds stand those that the passes made come to with the steps' measured times.
 The bound is that of drafts which know what will be kept.
 """
 

@@ -17,8 +17,10 @@ from cascli.sweeps.table import SweepRow, calls_per_answer, rows
 
 HEADINGS = (
     "strategy", "solved", "against target", "against random deferral", "target calls an answer",
-    "draft steps an answer", "tokens", "cut", "drafts passed", "mean TV",
+    "draft steps an answer", "cost at c = .1", "c = .2", "c = .5", "tokens", "cut", "drafts passed", "mean TV",
 )  # fmt: skip
+PRICES = (0.1, 0.2, 0.5)
+"""Of a draft step in steps of the target: a cost is derived from the counts, a check being taken to cost one step."""
 
 
 def study_table(folders: Sequence[Path]) -> str:
@@ -33,7 +35,7 @@ def _study(folder: Path) -> str:
     about = (
         f"`benchmarks/results/{folder.name}/`: {header.plan.task.dataset or header.plan.task.kind},"
         f" {max(row.num_prompts or 0 for row in found)} problems, pair {header.pair},"
-        f" {header.environment.get('dtype') or header.plan.dtype}, at most {header.plan.max_new_tokens} tokens,"
+        f" {header.plan.dtype}, at most {header.plan.max_new_tokens} tokens,"
         f" {(header.date or '')[:10]}."
     )
     parts = [about]
@@ -45,8 +47,9 @@ def _study(folder: Path) -> str:
 
 
 def _line(row: SweepRow) -> str:
-    answers = row.num_answers or 1
-    draft_steps = None if row.draft_calls_per_token is None else row.draft_calls_per_token * row.tokens / answers
+    calls, per_token = calls_per_answer(row), row.draft_calls_per_token
+    steps = None if per_token is None or not row.answers else per_token * row.tokens / row.answers
+    costs = [None if calls is None or steps is None else calls + c * steps for c in PRICES]
     cells = [
         short_name(row.strategy),
         _with(row.quality, row.quality_interval, row.quality_interval_kind),
@@ -54,8 +57,9 @@ def _line(row: SweepRow) -> str:
         if row.strategy == "target"
         else _with(row.quality_vs_target, row.quality_vs_target_interval, row.quality_vs_target_interval_kind, "+"),
         _with(row.quality_vs_random, row.quality_vs_random_interval, row.quality_vs_random_interval_kind, "+"),
-        number(calls_per_answer(row), 1),
-        number(draft_steps, 1),
+        number(calls, 1),
+        number(steps, 1),
+        *(number(cost, 1) for cost in costs),
         number(row.mean_answer_tokens, 1),
         DASH if row.share_cut is None else f"{row.share_cut:.0%}",
         number(row.tested_acceptance_rate, 2),

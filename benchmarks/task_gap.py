@@ -25,8 +25,13 @@ def _gym(dataset: str, answer: str, **options: Any) -> dict[str, Any]:
     return {"kind": "reasoning-gym", "dataset": dataset, "answer": answer, "options": options}
 
 
+SHORT = "{question} Give the calculation in short, one line a step and no other words, and then the answer."
+"""As the study asks word problems."""
+
+
 TASKS: dict[str, dict[str, Any]] = {
     "word-problems": _gym("gsm_symbolic", "last-number"),
+    "word-problems-short": _gym("gsm_symbolic", "last-number") | {"prompt": SHORT},
     "word-problems-boxed": _gym("gsm_symbolic", "boxed"),
     "legs": _gym("leg_counting", "last-number", max_animals=5, max_instances=9),
     "chain-sum": _gym("chain_sum", "last-number", max_terms=4, max_digits=3),

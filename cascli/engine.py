@@ -245,7 +245,9 @@ def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False)
         RunError: a model cannot be left early.
     """
     if strategy.remembers and not keeps_earlier:
-        raise UsageError(f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS}.")
+        raise UsageError(
+            f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS};\nleave out 'remember'."
+        )
     if strategy.needs_draft and pair.draft is None:
         raise UsageError(
             f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"

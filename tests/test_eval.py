@@ -377,17 +377,29 @@ def test_what_lm_eval_refuses_is_told_in_a_line_or_two(folder: Path, tmp_path: P
         {"metric_list": [{"metric": "no-such-metric"}]},
         {"metric_list": ["exact_match"]},
         {"generation_kwargs": ["until"]},
+        {"generation_kwargs": {"until": 5}},
+        {"generation_kwargs": {"until": ["x"], "temperature": "hot", "do_sample": True}},
+        {"generation_kwargs": {"until": ["x"], "max_gen_toks": "many"}},
         {"filter_list": [{"name": "x", "filter": [{"function": "no-such"}]}]},
         {"test_split": "nowhere"},
         {"output_type": "guess"},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_a_malformed_task_is_told_in_a_line_or_two(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     _with(folder, tmp_path, "own_malformed", **change)
     refused = cascli("--tasks", "own_malformed", "--include-path", str(tmp_path), "-s", "target", "--limit", "1")
     assert refused.exit_code in (2, 3) and "unexpected" not in refused.stderr, refused.stderr
     assert len(refused.stderr.strip().splitlines()) <= 2 and "Traceback" not in refused.output
+
+
+def test_a_bug_of_our_own_is_not_laid_on_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(*_: object) -> None:
+        raise TypeError("ours")
+
+    monkeypatch.setattr("cascli.evaluation.model.StrategyModel._answers", answers)
+    ended = cascli("--tasks", "own_answers", "--include-path", str(folder), "-s", "target", "--limit", "1")
+    assert ended.exit_code == 3 and "unexpected TypeError: ours" in ended.stderr, ended.stderr
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_what_runs_nowhere_is_no_strategy_of_the_sweep() -> None:
 def test_a_temperature_that_no_entry_names_is_refused(plan_file: Path, tmp_path: Path) -> None:
     plan_file.write_text(PLAN.replace("{k: [1, 3]}", "{k: [1, 3], temperatures: 0}"))
     found = run(str(plan_file), "--temperature", "0.7", "--limit", "1", "-q", "-o", str(tmp_path / "out"))
-    assert found.exit_code == 2 and "are for 0 alone; name some with -s" in found.stderr
+    assert found.exit_code == 2 and "are for temperature 0; say with -s which run at 0.7" in found.stderr
     named = run(
         str(plan_file), "--temperature", "0.7", "-s", "draft", "--limit", "1", "-q", "-o", str(tmp_path / "out")
     )

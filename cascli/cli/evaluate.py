@@ -38,6 +38,7 @@ cascli eval --tasks gsm8k,ifeval --apply-chat-template --batch-size 8
     stop="End answers before this text too; may be repeated.",
     system="System text of every prompt.",
     limit="Take only the first N documents of each task.",
+    folder=True,
     output="A folder for the results: eval.json, and for each strategy those of lm-evaluation-harness.",
 )
 def command(

@@ -213,10 +213,11 @@ class Flags:
     target: str | None = None
 
 
-def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Give a command the named common options (all of them if none is named), passed on as `flags`.
 
-    `helps` are what this command's help says of an option in place of the common text, such as what `output` may be.
+    `helps` are what this command's help says of an option in place of the common text, such as what `output` may be;
+    `folder` says that this is a folder.
     """
     wanted: Sequence[str] = keys or tuple(SHARED)
 
@@ -228,8 +229,7 @@ def with_shared(*keys: str, **helps: str) -> Callable[[Callable[..., Any]], Call
             if key in helps:
                 option = copy.copy(option)
                 option.help = helps[key]
-                if key == "output" and "folder" in helps[key].lower():
-                    option.metavar = "FOLDER"
+                option.metavar = "FOLDER" if folder and key == "output" else option.metavar
             parameters.append(
                 inspect.Parameter(
                     key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

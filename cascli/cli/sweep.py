@@ -47,6 +47,7 @@ cascli sweep my-sweep.yaml --rule-curves
     temperature="0 is greedy; in place of the file's.",
     seed="Seed of the runs' own random numbers, in place of the file's.",
     strategy="One of the strategies in place of the file's; may be repeated.",
+    folder=True,
     output="The folder of the results, in place of the file's own: records, table, picture and report.",
 )
 def command(

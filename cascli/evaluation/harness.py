@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import os
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -127,12 +129,20 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
         raise UsageError(_said(error)) from error
     except (LookupError, ArithmeticError, TypeError, AttributeError, SyntaxError, jinja2.TemplateError) as error:
         # What the package lets through of a task's file: a column that is not there, a list where a text is meant.
+        if _is_ours(error):
+            raise
         raise UsageError(_said(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = online
         if leave is None:
             os.environ.pop(LEAVE, None)
     return dict(found)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised while a strategy answered, which no task's file is to blame for."""
+    model = sys.modules["cascli.evaluation.model"].__file__
+    return any(frame.filename == model for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _said(error: Exception) -> str:

@@ -154,7 +154,10 @@ class StrategyModel(TemplateLM):
 
     def _request(self, request: Instance, id_: str) -> Request:
         context, settings = request.args
-        how = Generation.of(settings, self._given)
+        try:
+            how = Generation.of(settings, self._given)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"task {request.task_name}: generation_kwargs: {first_line(error)}") from error
         self._notes.not_honoured |= {f"{request.task_name}: {each}" for each in how.not_honoured}
         return Request(
             prompt_ids=self._room_for(self.tok_encode(context) or [self.prefix_token_id], how.max_new_tokens),

@@ -38,7 +38,7 @@ class Panel(NamedTuple):
 
 CALLS = "target calls per answer"
 COSTS: tuple[tuple[str, Callable[[SweepRow], float | None]], ...] = (
-    (CALLS, lambda row: calls_per_answer(row)),
+    (CALLS, calls_per_answer),
     ("rejection rate: rejected / tested drafts", lambda row: row.rejection_rate),
     ("speed over target alone", lambda row: row.speed_vs_target),
 )

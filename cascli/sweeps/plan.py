@@ -334,8 +334,8 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
     if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
         told = sorted({each for entry in plan.strategies for _, at in _expanded(entry) for each in at or []})
         if told:  # of another temperature nobody said which of them run there
-            here = ", ".join(f"{each:g}" for each in told)
-            raise UsageError(f"--temperature: strategies of this sweep are for {here} alone; name some with -s")
+            here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
+            raise UsageError(f"strategies of this sweep are for temperature {here}; say with -s which run at {there}")
     plan = plan.model_copy(update=changed)
     if "strategies" in changed:
         plan.specs()
