@@ -64,6 +64,21 @@ def test_19_of_20_intervals_hold_the_truth_and_none_is_wider_than_need_be() -> N
     assert width == pytest.approx(2 * 1.98 * np.std([value for value, _ in found]), rel=0.12)
 
 
+def test_an_interval_knows_that_the_share_is_estimated() -> None:
+    """Answers that are always right or wrong, and a rule's calls that scatter: all the error is in the share."""
+    rng = np.random.default_rng(5)
+
+    def scattered(prompts: int) -> tuple[dict[str, Scored], dict[str, Scored], dict[str, Scored]]:
+        half, calls = np.full(prompts, 0.5), rng.uniform(0, 40, prompts)
+        return scored(half, calls), scored(2 * half, np.full(prompts, 50.0)), scored(0 * half, 0 * calls)
+
+    truth = 0.5 - 20 / 50
+    found = [against_random(*scattered(60)) for _ in range(400)]
+    held = np.mean([interval.low <= truth <= interval.high for _, interval in found])
+    assert held >= 0.93
+    assert np.std([value for value, _ in found]) > 0.02, "or there is nothing to know"
+
+
 def test_prompts_that_one_of_them_lacks_do_not_count() -> None:
     rule, exact, draft = drawn(np.random.default_rng(4), 20)
     some = dict(list(rule.items())[:10])

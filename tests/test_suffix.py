@@ -19,10 +19,12 @@ from cascli.decoding import speculation
 from cascli.drafters import suffix
 from cascli.drafters.suffix import Before, Suffix, followers
 from cascli.errors import ConfigError, UsageError
+from cascli.jobs.compare import Repeats
 from cascli.jobs.generate import texts_of
 from cascli.prompts import Prompt
 from cascli.render.comparison import print_results
 from cascli.render.console import Screen
+from cascli.settings import Resolved
 from cascli.strategies import parse
 from cascli.sweeps.plan import load_plan
 from tests.laws.integration import exact_law
@@ -267,6 +269,10 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
     assert {run.earlier_texts for run in found.runs if "remember" not in run.params} == {None}
     first, last = with_memory[0], with_memory[-1]
     assert first.token_ids == last.token_ids and last.metrics.target_calls < first.metrics.target_calls
+    settings = Resolved(max_new_tokens=12, temperature=0.0)
+    repeats = Repeats(text_pair, prompts, [parse(asked[0])], settings, runs=2)
+    repeats.run()
+    assert [run.earlier_texts for run in repeats.every] == [0, 1, 1, 2] * 2
     said = io.StringIO()
     console = Console(file=said, width=200)
     print_results(found, Screen(console, console), "none")
