@@ -83,6 +83,20 @@ def test_a_laptop_shows_the_table_in_single_lines(view: Browser) -> None:
     assert len(heights) == 36 and max(heights) < 64
 
 
+@pytest.mark.parametrize("width", [1200, 1280, 1440])
+def test_a_study_of_long_names_fits_a_laptop(view: Browser, width: int) -> None:
+    """Every column that there is, with names as long as those of rules with their settings; no number is broken."""
+    study = Path(__file__).parents[1] / "benchmarks" / "results" / "study-word-problems" / "report.html"
+    view.size(width)
+    view.open(study)
+    right = view.js(
+        "Math.max(...[...document.querySelectorAll('.wide td')].map((e) => e.getBoundingClientRect().right))"
+    )
+    assert right <= width
+    heights = view.js("[...document.querySelectorAll('.wide tbody tr')].map((e) => e.getBoundingClientRect().height)")
+    assert len(heights) == 14 and max(heights) < 64
+
+
 def test_a_telephone_shows_every_value_with_its_name(view: Browser) -> None:
     view.size(390)
     names = view.js(
