@@ -15,6 +15,8 @@ class Unit(NamedTuple):
 
     cell: Cell
     problem: Example
+    place: int = 0
+    """Where the plan lists its strategy."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -29,8 +31,8 @@ def units(plan: SweepPlan, task: Task) -> Iterator[Unit]:
     for repeat, temperature, seed in blocks:
         here = [cell for cell in cells if (cell.repeat, cell.temperature, cell.seed) == (repeat, temperature, seed)]
         for problem in task.problems:
-            for cell in here:
-                yield Unit(cell, problem)
+            for place, cell in enumerate(here):
+                yield Unit(cell, problem, place)
 
 
 def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
@@ -39,11 +41,12 @@ def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
 
 
 def by_cell(work: Iterable[Unit]) -> list[list[Unit]]:
-    """The units of each cell, `target` first: what a batch has under way at once is of one strategy.
+    """The units of each cell, `target` first, then as the plan lists them: what is under way at once is of one strategy.
 
-    Its throughput is then its own, and the target's answers are there when others are held against them.
+    Its throughput is then its own, the target's answers are there when others are held against them, and a sweep that is
+    cut off has done what its plan lists first.
     """
-    work = sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.cell.strategy))
+    work = sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.place))
     return [list(group) for _, group in groupby(work, key=lambda unit: unit.cell.key)]
 
 

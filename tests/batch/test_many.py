@@ -175,6 +175,30 @@ def test_what_is_under_way_at_once_is_of_one_strategy(tmp_path: Path) -> None:
     assert max(map(len, batches(work, 3))) == 3
 
 
+def test_cells_come_as_the_plan_lists_them_also_where_one_is_half_done(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    loaded = load_plan(plan)
+    work = list(units(loaded, task_of(loaded, tmp_path)))
+    listed = [
+        cell
+        for temperature in loaded.temperatures
+        for cell in sorted(loaded.cells(), key=lambda cell: cell.strategy != "target")
+        if cell.temperature == temperature
+    ]
+    wanted = [cell.key for cell in listed]
+    assert [cell.strategy.split(":")[0] for cell in listed[:4]] == [
+        "target",
+        "speculative",
+        "cascade",
+        "speculative-cascade",
+    ]
+    assert [cell[0].cell.key for cell in by_cell(work)] == wanted
+    second, first_prompt = wanted[1], work[0].problem.id
+    left = [unit for unit in work if (unit.cell.key, unit.problem.id) != (second, first_prompt)]
+    assert [cell[0].cell.key for cell in by_cell(left)] == wanted
+
+
 def test_a_killed_sweep_loses_at_most_a_batch(tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text(PLAN + "batch_size: 4\n")
