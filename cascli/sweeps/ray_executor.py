@@ -196,7 +196,7 @@ class RayExecutor:
                 waiting.extendleft([mine.units] if mine.units else [])
                 continue
             except errors.RayError as error:
-                records = [Record(cell=cell, problem=each.id, error=_last_line(error)) for cell, each in batch]
+                records = [Record(cell=unit.cell, problem=unit.problem.id, error=_last_line(error)) for unit in batch]
             if mine.units:
                 self._next(mine, going)
             else:

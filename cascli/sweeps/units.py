@@ -41,10 +41,10 @@ def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
 
 
 def by_cell(work: Iterable[Unit]) -> list[list[Unit]]:
-    """The units of each cell, `target` first, then as the plan lists them: what is under way at once is of one strategy.
+    """The units of each cell, `target` first, then as the plan lists them, so that work at once is of one strategy.
 
-    Its throughput is then its own, the target's answers are there when others are held against them, and a sweep that is
-    cut off has done what its plan lists first.
+    Its throughput is then its own, the target's answers are there when others are held against them, and a sweep that
+    is cut off has done what its plan lists first.
     """
     work = sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.place))
     return [list(group) for _, group in groupby(work, key=lambda unit: unit.cell.key)]

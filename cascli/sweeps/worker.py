@@ -111,7 +111,7 @@ class Worker:
 
     def _do(self, unit: Unit, pair: Pair) -> Record:
         """With the models of a pair, of which each answer under way has its own."""
-        cell, problem = unit
+        cell, problem = unit.cell, unit.problem
         try:
             self._warm_up(cell, problem, pair)
             runs = answers(pair, self._plan, cell, problem)
