@@ -21,6 +21,7 @@ from cascli.analysis.equivalents import use
 from cascli.analysis.replay import Machine, Recorded, along, best_length, fixed_cost, oracle, replayed, with_stop
 from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, speed_up
 from cascli.cli.app import app
+from cascli.config import pair_files
 from cascli.errors import UsageError
 from cascli.jobs.advise import halves, spread
 from cascli.jobs.candidates import Answers, _while_known
@@ -721,6 +722,39 @@ def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], quest
     found = cli("-c", "tiny-random", "--task", str(tmp_path / "task.yaml"), *how, "--json")
     document = json.loads(found.stdout)
     assert document["sampling"]["max_new_tokens"] == 5 and document["confirmed"][0]["quality"]["loss"] == 0
+
+
+def test_a_tasks_models_are_taken_where_none_are_named(
+    cli: Callable[..., Result], questions: str, tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        pair_files()["tiny-random"].read_text().replace("name: tiny-random", "name: mine")
+    )
+    sweep = {
+        "pair": "mine.yaml", "dtype": "bfloat16", "strategies": ["target"], "max_new_tokens": 5,
+        "task": {"kind": "jsonl", "path": "questions.jsonl", "metric": "number"},
+    }  # fmt: skip
+    task = tmp_path / "task.yaml"
+    task.write_text(json.dumps(sweep))
+
+    def asked(*more: str) -> tuple[str, set[str], str]:
+        found = cli("--task", str(task), "--limit", "2", "--device", "cpu", "--json", *more)
+        assert found.exit_code == 0, found.output
+        document = json.loads(found.stdout)
+        return (
+            document["pair"]["name"],
+            {document["pair"][role]["dtype"] for role in ("draft", "target")},
+            document["use"]["command"],
+        )
+
+    name, dtypes, command = asked()
+    assert (name, dtypes) == ("mine", {"bfloat16"})
+    assert f"-c {tmp_path / 'mine.yaml'} --dtype bfloat16 --device cpu" in command
+    assert asked("--dtype", "float32")[1] == {"float32"}
+    name, dtypes, command = asked("-c", "tiny-random")  # of another pair the file says nothing
+    assert (name, dtypes) == ("tiny-random", {"float32"}) and "-c tiny-random --device cpu" in command
+    clean_env.setenv("CASCLI_CONFIG", "tiny-random")
+    assert asked()[:2] == ("tiny-random", {"float32"})
 
 
 @pytest.mark.parametrize(

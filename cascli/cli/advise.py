@@ -15,6 +15,7 @@ from cascli.render import formats
 
 if TYPE_CHECKING:
     from cascli.analysis.advice import Advice
+    from cascli.cli.scoring import Models
 
 NAME = "advise"
 EXAMPLE = """\
@@ -68,7 +69,7 @@ def command(
         typer.Option(
             "--task",
             metavar="SWEEP",
-            help="Ask and score the task of a sweep's file or name, in place of --prompts.",
+            help="Ask and score the task of a sweep's file or name, with its pair unless -c names one.",
             rich_help_panel=TOLERANCE,
             autocompletion=complete.sweeps,
         ),
@@ -112,7 +113,7 @@ def command(
     """Find the fastest way to decode these prompts here, for what may be given up: measured, with how to use it."""
     from cascli.analysis.advice import Tolerance
     from cascli.cli.progress import Progress
-    from cascli.cli.scoring import scored
+    from cascli.cli.scoring import models_of, scored
     from cascli.render import export
     from cascli.render.advice import print_advice
 
@@ -125,7 +126,10 @@ def command(
     )
     if min_speedup is not None and not min_speedup > 0:
         raise UsageError(f"--min-speedup: a positive number is wanted (got {min_speedup:g})")
-    plan = common.plan(flags)
+    models = models_of(task, flags) if task is not None else None
+    plan = common.plan(flags, models.pair if models is not None else None)
+    if models is not None:
+        plan = replace(plan, dtype=plan.dtype or models.dtype)
     outputs = export.outputs(plan.settings, formats.ADVICE)
     code = {"allow_code": allow_code_execution, "unsafe_code": unsafe_code_execution}
     asked = scored(prompt, plan, flags, NAME, task, metric, **code)
@@ -142,7 +146,13 @@ def command(
         plan.screen.note(f"{of}, spread over all; --limit N takes the first N")
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(
-            pair, prompts, plan.settings, tolerance, asked.score, progress.step, models=_models(flags, pair.name)
+            pair,
+            prompts,
+            plan.settings,
+            tolerance,
+            asked.score,
+            progress.step,
+            models=_spelled(flags, pair.name, models),
         )
         advice = advising.advice()
     advice = common.with_command(advice)
@@ -154,12 +164,15 @@ def command(
     _check(advice, min_speedup)
 
 
-def _models(flags: Flags, name: str) -> str:
-    """The flags that name the models, as they were given."""
-    given = {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
+def _spelled(flags: Flags, name: str, models: Models | None) -> str:
+    """The flags that name the models: as they were given, else as the task's file has them."""
+    given = {} if models is None else {"config": models.named, "dtype": models.dtype}
+    given |= {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
     given |= {key: value for key, value in flags.given.given().items() if key in ("device", "dtype")}
     spelled = (
-        f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(str(value))}" for key, value in given.items()
+        f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(str(value))}"
+        for key, value in given.items()
+        if value is not None
     )
     return " ".join(spelled) or f"-c {shlex.quote(name)}"
 

@@ -12,6 +12,7 @@ from cascli.errors import UsageError, unknown
 if TYPE_CHECKING:
     from cascli.cli.common import Plan
     from cascli.cli.options import Flags
+    from cascli.config import PairConfig
     from cascli.jobs.advise import Score
     from cascli.prompts import Prompt
     from cascli.settings import Resolved
@@ -26,6 +27,33 @@ class Scored(NamedTuple):
     prompts: list[Prompt]
     score: Score | None
     settings: Resolved
+
+
+class Models(NamedTuple):
+    """The pair and the precision that a task's file names."""
+
+    pair: PairConfig
+    named: str
+    """As `-c` takes it."""
+    dtype: str | None
+
+
+def models_of(task: str, flags: Flags) -> Models | None:
+    """The models of a task's file, where neither flags nor the environment name a pair; None where they do.
+
+    Raises:
+        ConfigError: a sweep or a pair that does not exist, or something wrong in one.
+    """
+    from cascli.config import pair_files
+    from cascli.sweeps.plan import load_plan, pair_of, plan_file
+
+    if common.pair_asked(flags) is not None:
+        return None
+    file = plan_file(task)
+    asked = load_plan(file)
+    pair = pair_of(asked, file.parent, str(file))
+    by_path = isinstance(asked.pair, str) and asked.pair not in pair_files()
+    return Models(pair, str(file.parent / str(asked.pair)) if by_path else pair.name, asked.chosen_dtype)
 
 
 def scored(
