@@ -70,7 +70,8 @@ def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
     if dtype == "float32" and not float32_by_rows():
         pytest.skip("not promised for this processor with this torch")
     loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]), dtype=dtype)
-    for spec, temperature in SPECS if name == "qwen2" else SPECS[:2]:
+    every = name == "qwen2" and dtype == "int8"  # what a strategy does has nothing to do with the precision
+    for spec, temperature in SPECS if every else SPECS[:4] if name == "qwen2" else SPECS[:2]:
         work = jobs(spec, temperature)
         alone = [job(loaded) for job in work]
         together, _ = in_lanes(loaded, 3, work)
