@@ -195,6 +195,11 @@ class PairConfig(_Strict):
     """The tokens, or their ids, between which the target thinks: where rules with where=thinking are lenient."""
     prefix: str = ""
     """What is put before every turn of the user's, such as "summarize: " for T5; nothing where prompts are raw."""
+    _where: str = PrivateAttr("")
+
+    def place(self, key: str) -> str:
+        """What an error calls a value under this key."""
+        return f"{self._where}: {key}" if self._where else key
 
     @property
     def models(self) -> dict[str, ModelConfig]:
@@ -466,6 +471,7 @@ def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
         known = _known_keys(tuple(error.errors()[0]["loc"]))
         key, message = first_problem(error, known)
         raise ConfigError(f"{where}: {key}: {message}") from None
+    config._where = where
     for role, model in config.models.items():
         model._where = f"{where}: {role}.{'eagle3' if role == 'draft' and config.by_head else 'source'}"
     return config

@@ -177,8 +177,14 @@ def variable(key: str) -> str:
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, str]:
-    """The dotted key and a one-line message of the first problem in a pydantic error."""
-    problem = error.errors()[0]
+    """The dotted key and a one-line message of the first problem in a pydantic error.
+
+    Beside a missing key an unknown one comes first: it may be the same, misspelt.
+    """
+    problems = error.errors()
+    beside = (each for each in problems if each["loc"][:-1] == problems[0]["loc"][:-1])
+    unknown_keys = [each for each in beside if each["type"] == "extra_forbidden"]
+    problem = unknown_keys[0] if problems[0]["type"] == "missing" and unknown_keys else problems[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return where, unknown("key", str(problem["loc"][-1]), known)

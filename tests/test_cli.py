@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import cascli
 from cascli.cli.app import app
 from cascli.cli.common import Plan
+from cascli.config import pair_files
 from cascli.errors import UsageError
 from cascli.trace import ModelInfo, Run
 
@@ -165,6 +166,21 @@ def test_bad_input_gets_one_or_two_lines(cli, arguments: list[str], code: int, w
     assert len(found.stderr.strip().splitlines()) <= 2
     assert "Traceback" not in found.output
     assert found.stdout == ""
+
+
+def test_a_wrong_strategy_says_who_named_it(cli, clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(pair_files()["tiny-random"].read_text() + "  strategy: ['target', 'speculativ:k=4']\n")
+    for command in ("generate", "compare", "chat", "eval"):
+        more = ("--tasks", "x") if command == "eval" else ("hi",) if command != "chat" else ()
+        found = cli(command, "-c", str(mine), *more)
+        words = f"{mine}: defaults.strategy: unknown strategy 'speculativ'; did you mean 'speculative'?"
+        assert found.exit_code == 2 and words in found.stderr, (command, found.output)
+    own = cli("generate", "-c", str(mine), "-s", "speculativ", "hi").stderr
+    assert own.startswith("cascli: unknown strategy 'speculativ'")
+    clean_env.setenv("CASCLI_STRATEGY", "target; speculative:k=0")
+    found = cli("compare", "-c", str(mine), "hi").stderr
+    assert "environment variable CASCLI_STRATEGY: strategy 'speculative:k=0': k: " in found and "defaults" not in found
 
 
 def test_environment_is_weaker_than_a_flag(cli, clean_env: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,15 @@ def test_missing_key_is_named() -> None:
         load_config({"draft": pair(8)["draft"]})
 
 
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"target\.sourc: unknown key 'sourc'; did you mean 'source'\?"):
+        load_config({"target": {"sourc": {"path": "x"}}})
+    with pytest.raises(ConfigError, match=r"targt: unknown key 'targt'; did you mean 'target'\?"):
+        load_config({"targt": pair(8)["target"]})
+    with pytest.raises(ConfigError, match=r"target\.source: this key is required"):  # one elsewhere is another matter
+        load_config({"target": {}, "defaults": {"temprature": 1}})
+
+
 @pytest.mark.parametrize(
     ("text", "words"), [("a: [", "not valid YAML"), ("- a", "top level"), ("", "top level"), ("a: b: c", ":1")]
 )

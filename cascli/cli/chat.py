@@ -35,7 +35,7 @@ def command(flags: Flags) -> None:
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
+    wanted = plan.chosen([default])
     if len(wanted) > 1:
         raise UsageError("chat begins with one strategy; change it by /strategy, or see several by /compare.")
     pair = plan.load()

@@ -38,6 +38,21 @@ class Plan:
     screen: Screen
     dtype: str | None
     """From a flag or the environment; without one each model's own entry in the pair's file decides."""
+    whose: str = ""
+    """Where strategies were named, if not on the command line."""
+
+    def chosen(self, default: Sequence[str]) -> list[Strategy]:
+        """The strategies that were asked for, else these.
+
+        Raises:
+            UsageError: one does not exist, or has a parameter that cannot be; whoever named it is in front.
+        """
+        if not self.settings.strategy:
+            return chosen(default, self.settings.num_speculative_tokens)
+        try:
+            return chosen(self.settings.strategy, self.settings.num_speculative_tokens)
+        except UsageError as error:
+            raise UsageError(f"{self.whose}: {error}" if self.whose else str(error)) from None
 
     def load(self) -> Pair:
         """Load the pair as the settings say, with progress on stderr.
@@ -188,13 +203,20 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     """
     from cascli.config import DEFAULT_PAIR, load_config
     from cascli.render.console import screen
-    from cascli.settings import from_environment, resolve
+    from cascli.settings import from_environment, resolve, variable
 
     environment = from_environment()
     config = config or pair_asked(flags) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, environment, config.defaults)
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
-    return Plan(config, settings, view, flags.given.dtype or environment.dtype)
+    whose = ""
+    if not flags.given.strategy:
+        whose = (
+            f"environment variable {variable('strategy')}"
+            if environment.strategy
+            else config.place("defaults.strategy")
+        )
+    return Plan(config, settings, view, flags.given.dtype or environment.dtype, whose)
 
 
 def for_several(plan: Plan, flags: Flags) -> Plan:

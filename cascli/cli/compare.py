@@ -143,7 +143,7 @@ def command(
         if of_rules is None
         else BESIDE
     )
-    strategies = common.chosen(plan.settings.strategy or beside, plan.settings.num_speculative_tokens)
+    strategies = plan.chosen(beside)
     _check_request(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair has one answer of each strategy under way: leave out --batch-size.")

@@ -72,7 +72,7 @@ def command(
 
     plan = common.plan(flags)
     default = ["target", default_strategy(draft=plan.config.draft is not None)]
-    strategies = common.chosen(plan.settings.strategy or default, plan.settings.num_speculative_tokens)
+    strategies = plan.chosen(default)
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
         check_folder(folder)

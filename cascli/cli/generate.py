@@ -48,7 +48,7 @@ def command(
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    wanted = common.chosen(plan.settings.strategy or [default], plan.settings.num_speculative_tokens)
+    wanted = plan.chosen([default])
     if len(wanted) > 1:
         raise UsageError("generate runs one strategy; use compare for several.")
     outputs = export.outputs(plan.settings, formats.RUNS)
