@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cascli.analysis.advice import Advice
+from cascli.analysis.replay import Machine
 from cascli.analysis.statistics import Kind
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number
 from cascli.render.sweep_words import temperature_of
+from cascli.strategies import parse
 from cascli.sweeps.plan import with_strategies
 from cascli.sweeps.records import Records
 from cascli.sweeps.table import SweepRow, calls_per_answer, rows
+from cascli.trace import block_length
 
 HEADINGS = (
     "strategy", "solved", "against target", "against random deferral", "target calls an answer",
-    "draft steps an answer", "cost at c = .1", "c = .2", "c = .5", "tokens", "cut", "drafts passed", "mean TV",
+    "draft steps an answer", "cost at c = .1", "c = .2", "here", "tokens", "cut", "loops", "drafts passed", "mean TV",
 )  # fmt: skip
-PRICES = (0.1, 0.2, 0.5)
+PRICES = (0.1, 0.2)
 """Of a draft step in steps of the target: a cost is derived from the counts, a check being taken to cost one step."""
 
 
@@ -38,18 +42,39 @@ def _study(folder: Path) -> str:
         f" {header.plan.dtype}, at most {header.plan.max_new_tokens} tokens,"
         f" {(header.date or '')[:10]}."
     )
+    machine = machine_of(folder.parent / f"advice-{header.plan.dtype}.json")
     parts = [about]
     for temperature in sorted({row.temperature for row in found}):
-        lines = [_line(row) for row in found if row.temperature == temperature]
+        lines = [_line(row, machine) for row in found if row.temperature == temperature]
         head = [f"| {' | '.join(HEADINGS)} |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
         parts.append("\n".join([f"At {temperature_of(temperature)}:", "", *head, *lines]))
     return "\n\n".join(parts)
 
 
-def _line(row: SweepRow) -> str:
-    calls, per_token = calls_per_answer(row), row.draft_calls_per_token
-    steps = None if per_token is None or not row.answers else per_token * row.tokens / row.answers
-    costs = [None if calls is None or steps is None else calls + c * steps for c in PRICES]
+def machine_of(path: Path) -> Machine | None:
+    """What steps and checks were measured to cost, from advice that was saved; None where there is none."""
+    return Advice.from_json(path.read_text(encoding="utf-8")).machine if path.exists() else None
+
+
+def costs_of(row: SweepRow, machine: Machine | None) -> list[float | None]:
+    """An answer's cost in steps of the target: at each price of a draft step, and with the measured ones."""
+    calls, steps = calls_per_answer(row), steps_per_answer(row)
+    if calls is None or steps is None:
+        return [None] * (len(PRICES) + 1)
+    priced: list[float | None] = [calls + c * steps for c in PRICES]
+    if machine is None:
+        return [*priced, None]
+    drafted = block_length(parse(row.strategy).params) if steps and calls else 0
+    return [*priced, calls * machine.v[drafted] + machine.c * steps]
+
+
+def steps_per_answer(row: SweepRow) -> float | None:
+    """Steps of the draft model."""
+    per_token = row.draft_calls_per_token
+    return None if per_token is None or not row.answers else per_token * row.tokens / row.answers
+
+
+def _line(row: SweepRow, machine: Machine | None) -> str:
     cells = [
         short_name(row.strategy),
         _with(row.quality, row.quality_interval, row.quality_interval_kind),
@@ -57,11 +82,12 @@ def _line(row: SweepRow) -> str:
         if row.strategy == "target"
         else _with(row.quality_vs_target, row.quality_vs_target_interval, row.quality_vs_target_interval_kind, "+"),
         _with(row.quality_vs_random, row.quality_vs_random_interval, row.quality_vs_random_interval_kind, "+"),
-        number(calls, 1),
-        number(steps, 1),
-        *(number(cost, 1) for cost in costs),
+        number(calls_per_answer(row), 1),
+        number(steps_per_answer(row), 1),
+        *(number(cost, 1) for cost in costs_of(row, machine)),
         number(row.mean_answer_tokens, 1),
         DASH if row.share_cut is None else f"{row.share_cut:.0%}",
+        DASH if row.costs is None else f"{row.costs.looped_share:.0%}",
         number(row.tested_acceptance_rate, 2),
         number(row.mean_tv, 3),
     ]

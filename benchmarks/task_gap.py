@@ -54,7 +54,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "sentences": _gym("sentence_reordering", "whole", max_words_in_sentence=8),
     "jumbled-letters": _gym("letter_jumble", "whole", max_words=4),
     "number-filtering-at-once": _gym("number_filtering", "whole", max_numbers=6),
-    "number-sorting-at-once": _gym("number_sorting", "whole", max_numbers=6),
+    "number-sorting-at-once": _gym("number_sorting", "whole", max_numbers=6) | {"shots": 2},
     "word-sorting-at-once": _gym("word_sorting", "whole", max_words=6),
     "products-at-once": _gym("products", "whole", max_digits=2),
     "times-at-once": _gym("time_intervals", "whole", task_types=["time", "date"]),
@@ -116,7 +116,7 @@ def answered(name: str, pair: Any, options: argparse.Namespace) -> SweepRows:
     shots = {"shots": options.shots} if task["kind"] == "reasoning-gym" else {}
     plan = {
         "strategies": ["draft", "target"],
-        "task": task | shots,
+        "task": shots | task,
         "limit": options.limit,
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cascli.cli.app import app
 from cascli.errors import ConfigError, UsageError
+from cascli.sweeps import gym as problems
 from cascli.sweeps.gym import WAYS, gym
 from cascli.sweeps.plan import SweepPlan, TaskConfig, load_plan
 from cascli.sweeps.records import Records
@@ -179,6 +180,24 @@ def test_others_calibrate_where_budgets_are_to_be_met() -> None:
 def test_no_scorer_runs_what_a_model_wrote(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} may run what models write"):
         gym(config(dataset=name), 1)
+
+
+def test_problems_that_are_others_each_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """reasoning-gym 0.1.25 draws some problems of `list_functions` without their seed."""
+    right = gym(config(), 3)
+
+    class Drawn:
+        made = 0
+
+        def __getitem__(self, place: int) -> dict:
+            self.made += place == 2
+            entry = dict(right.entries[f"chain_sum-0-{place}"])
+            return entry | ({"question": f"{entry['question']} {self.made}"} if place == 2 else {})
+
+    monkeypatch.setattr(problems, "_dataset_of", lambda *_: Drawn())
+    assert len(gym(config(), 2).entries) == 2
+    with pytest.raises(UsageError, match="problem 2 of chain_sum is another one each time it is made"):
+        gym(config(), 3)
 
 
 @pytest.mark.parametrize(

@@ -117,15 +117,22 @@ def gym(task: TaskConfig, count: int) -> Gym:
         count: how many.
 
     Raises:
-        UsageError: the package is not installed, has no such dataset or options, or fewer problems; or its scorer
-            would run what a model wrote.
+        UsageError: the package is not installed, has no such dataset or options, or fewer problems; its scorer would
+            run what a model wrote; or a problem is another one each time that it is made.
     """
     dataset = _dataset_of(task)
     if task.dataset not in _READ and _RUNS.search(_source(type(dataset))):
         raise UsageError(
             f"task.dataset: {task.dataset} may run what models write as Python, and no wall is around it; take another"
         )
-    entries = {f"{task.dataset}-{task.seed}-{place}": each for place, each in islice(_distinct(dataset), count)}
+    entries = {}
+    for place, entry in islice(_distinct(dataset), count):
+        if dataset[place]["question"] != entry["question"]:  # as 0.1.25 does for some problems of list_functions
+            raise UsageError(
+                f"task.dataset: problem {place} of {task.dataset} is another one each time it is made, whatever the"
+                " seed, so that answers could not be judged again; take another dataset"
+            )
+        entries[f"{task.dataset}-{task.seed}-{place}"] = entry
     if len(entries) < count:
         raise UsageError(
             f"limit: {task.dataset} has {len(entries)} different problems of seed {task.seed} (wanted {count})"
