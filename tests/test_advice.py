@@ -659,6 +659,7 @@ def cli(clean_env: pytest.MonkeyPatch) -> Callable[..., Result]:
 
 
 TINY = ("-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu")
+NAMES = {"speculative", "spec-cascade", "token-v1", "token-v2", "token-v3"}
 
 
 @pytest.fixture
@@ -714,6 +715,10 @@ def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], quest
     how = ("--max-quality-loss", "0.5", "--temperature", "1")
     found = cli(*TINY, "--prompts", questions, "--metric", "number", *how)
     assert found.exit_code == 0 and "score" in found.stdout, found.output
+    table = found.stdout.partition("Measured")[2].partition("\n\n")[0].splitlines()[3:]
+    words = {word for line in table for word in line[:22].split()} - {"→"}
+    assert "speculative" in words and max(map(len, table)) <= 80  # names are broken between words alone
+    assert {word for word in words if word[0].isalpha() and word.startswith(("spec", "token"))} <= NAMES, words
     sweep = {
         "pair": "tiny-random", "strategies": ["target"], "max_new_tokens": 5, "system": "Count.",
         "task": {"kind": "jsonl", "path": "questions.jsonl", "metric": "number"},

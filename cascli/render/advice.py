@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +13,7 @@ from rich.text import Text
 from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, told
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
-from cascli.render.console import Screen, plain_table, unicode_ok
+from cascli.render.console import Screen, fits, plain_table, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
@@ -85,31 +87,51 @@ def _table(console: Console, headings: tuple[str, ...]) -> Table:
     return table
 
 
+class Column(NamedTuple):
+    """A heading, what a row has below it, and when it goes where there is no room: the highest first, 0 never."""
+
+    heading: str
+    cell: Callable[[Confirmed], str]
+    expendable: int = 0
+
+
+MEASURED = [
+    Column("measured\nspeed", lambda row: f"{row.speed.of_means:.2f}x"),
+    Column("interval", lambda row: DASH if row.strategy == TARGET else _interval(row.speed)),
+    Column("pre-\ndicted", lambda row: number(row.predicted, 2, "x") + ("!" if row.surprise else "")),
+    Column("tokens\na round", lambda row: number(row.tokens_per_round, 1), expendable=2),
+    Column("mean\nTV", lambda row: tv(row.mean_tv)),
+    Column(
+        "same\ntext",
+        lambda row: DASH if row.strategy == TARGET else f"{row.same_answers}/{row.num_answers}",
+        expendable=3,
+    ),
+]
+SCORED = [
+    Column("score\nloss", lambda row: DASH if row.quality is None else number(row.quality.loss, 3)),
+    Column("at\nmost", lambda row: DASH if row.quality is None else number(row.quality.most, 3)),
+]
+NAME = 20
+"""Characters of a strategy's name on one line, where a table has to be narrow."""
+
+
 def _measured(advice: Advice, console: Console) -> Table:
+    """With as many columns as there is room for; names go over several lines before a column goes."""
     scored = any(row.quality is not None for row in advice.confirmed)
-    headings = ("strategy", "measured\nspeed", "interval", "pre-\ndicted", "tokens\na round", "mean\nTV", "same\ntext")
-    table = _table(console, (*headings, *(["score\nloss", "at\nmost"] if scored else [])))
+    columns = [*MEASURED, *(SCORED if scored else [])]
+    least = [[each for each in columns if each.expendable < limit] for limit in (4, 3, 2)]
+    tables = [_drawn(advice, few, console, width) for few in least for width in (console.width, NAME)]
+    return next((each for each in tables if fits(each, console)), tables[-1])
+
+
+def _drawn(advice: Advice, columns: Sequence[Column], console: Console, width: int) -> Table:
+    table = _table(console, ("strategy", *(each.heading for each in columns)))
     fancy = unicode_ok(console)
     for row in advice.confirmed:
         mark = ("→ " if fancy else "> ") if row.strategy == advice.finding.strategy else "  "
-        table.add_row(mark + short_name(row.strategy, fancy=fancy), *_cells(row), *(_score(row) if scored else []))
+        lines = textwrap.wrap(short_name(row.strategy, fancy=fancy), width, break_long_words=False)
+        table.add_row(mark + "\n  ".join(lines), *(each.cell(row) for each in columns))
     return table
-
-
-def _cells(row: Confirmed) -> list[str]:
-    alone = row.strategy == TARGET
-    return [
-        f"{row.speed.of_means:.2f}x",
-        DASH if alone else _interval(row.speed),
-        number(row.predicted, 2, "x") + ("!" if row.surprise else ""),
-        number(row.tokens_per_round, 1),
-        tv(row.mean_tv),
-        DASH if alone else f"{row.same_answers}/{row.num_answers}",
-    ]
-
-
-def _score(row: Confirmed) -> list[str]:
-    return [DASH] * 2 if row.quality is None else [number(row.quality.loss, 3), number(row.quality.most, 3)]
 
 
 def _interval(ratio: Ratio) -> str:
