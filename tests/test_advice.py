@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, s
 from cascli.cli.app import app
 from cascli.config import pair_files
 from cascli.errors import UsageError
-from cascli.jobs.advise import halves, spread
+from cascli.jobs.advise import Measured, halves, spread
 from cascli.jobs.candidates import Answers, _while_known
 from cascli.jobs.generate import converse
 from cascli.jobs.recording import record
@@ -292,6 +293,89 @@ def test_plain_speculation_stands_unless_something_is_clearly_faster_than_it() -
         pairs={("speculative:draft=suffix,k=2", plain.strategy): ratio(0.7, 0.6, 0.8)},
     )
     assert name == plain.strategy and said == ["Nothing that ran is faster than plain speculation."]
+
+
+def runs_of(tokens: Sequence[int], seconds_a_token: float) -> list[list[Any]]:
+    """One turn a prompt, as far as speeds look at it."""
+    return [
+        [
+            SimpleNamespace(
+                token_ids=[1] * n, metrics=SimpleNamespace(seconds=SimpleNamespace(total=n * seconds_a_token))
+            )
+        ]
+        for n in tokens
+    ]
+
+
+SHORT = [20, 40, 60, 30, 50, 25, 45, 35]
+
+
+def measured(lengths: Sequence[int], seconds_a_token: float) -> Measured:
+    runs = {
+        "target": runs_of(SHORT, 1.0),
+        "speculative:k=3": runs_of(SHORT, 0.6),
+        "loose": runs_of(lengths, seconds_a_token),
+    }
+    return Measured(runs, frozenset(["target", "speculative:k=3"]))
+
+
+def test_a_rule_that_writes_more_is_judged_by_the_answer() -> None:
+    """Most of them were cut off where they looped: that must not hide how long they are."""
+    looping = measured([300] * 8, 0.3)
+    assert looping.tokens("loose", "target").of_means == pytest.approx(1 / 0.3)
+    assert looping.by_answer("loose", "target") and looping.by_answer("loose", "speculative:k=3")
+    assert looping.faster("loose", "target").of_means == pytest.approx(sum(SHORT) / (2400 * 0.3))
+    assert looping.faster("target", "loose").of_means == pytest.approx(2400 * 0.3 / sum(SHORT))
+    assert looping.length("loose", "target").of_means == pytest.approx(2400 / sum(SHORT))
+
+
+def test_where_token_and_answer_disagree_the_answer_decides_although_lengths_scatter() -> None:
+    scattered = measured([20, 40, 300, 30, 20, 25, 45, 35], 0.4)
+    assert not scattered.length("loose", "target").differs
+    assert not scattered.by_answer("loose", "target")  # faster by both
+    assert scattered.by_answer("loose", "speculative:k=3")  # faster by the token alone
+    assert (
+        scattered.faster("loose", "speculative:k=3").of_means
+        < 1
+        < scattered.tokens("loose", "speculative:k=3").of_means
+    )
+
+
+def test_answers_of_one_distribution_are_compared_by_the_token() -> None:
+    """Their lengths differ by chance; and where every answer ends at the limit there is nothing to tell."""
+    found = measured(SHORT, 0.4)
+    runs = {"target": runs_of(SHORT, 1.0), "speculative:k=3": runs_of([300] * 8, 0.6), "loose": runs_of(SHORT, 0.4)}
+    by_chance = found._replace(runs=runs)
+    assert not by_chance.by_answer("speculative:k=3", "target")
+    assert by_chance.faster("speculative:k=3", "target").of_means == pytest.approx(1 / 0.6)
+    assert not found.by_answer("loose", "target")
+
+
+def test_what_is_by_the_answer_and_what_was_cut_is_told() -> None:
+    plain = ran("speculative:k=3", ratio(1.5, 1.4, 1.6))
+    longer = ratio(2.4, 1.8, 3.0)
+    loose = ran(
+        "loose", ratio(0.9, 0.8, 1.0), lossless=False, by_answer=True, length=longer, predicted=2.0, share_cut=0.25
+    )
+    _, said = decided(plain, loose, pairs={("loose", "speculative:k=3"): ratio(0.6, 0.5, 0.7)})
+    assert "loose writes answers 2.40x as long as target's: its speed is by the answer." in said
+    assert not any("was predicted" in each for each in said)  # by the token
+    (note,) = choosing.of_answers([TARGET, plain, loose], Tolerance())
+    assert note.startswith("25% of the answers of loose were cut off, and count as long as they are: ")
+    assert note.endswith("by the answer it may be slower than told")
+    assert choosing.of_answers([TARGET, plain], Tolerance()) == []
+    by_token = ran("loose", ratio(2.5, 2.2, 2.8), lossless=False, length=longer)
+    name, said = decided(plain, by_token, pairs={("loose", "speculative:k=3"): ratio(0.7, 0.4, 1.2)})
+    assert name == "speculative:k=3"
+    assert any("as fast as target by the token, but writes answers 2.40x as long" in each for each in said), said
+
+
+def test_a_tolerance_of_all_that_the_target_scores_is_told() -> None:
+    scored = choosing.quality([0.0, 1.0] * 6, [0.0, 1.0] * 6, 0.5)
+    target = TARGET.model_copy(update={"quality": scored})
+    (note,) = choosing.of_answers([target], Tolerance(max_tv=1.0, max_quality_loss=0.5))
+    assert note == "target's own mean score is 0.500 here: a loss of 0.5 would be all of it"
+    assert choosing.of_answers([target], Tolerance(max_tv=1.0, max_quality_loss=0.4)) == []
 
 
 def test_what_is_not_within_the_tolerance_is_passed_over_and_says_why() -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from cascli.analysis.answer_costs import Ratio
+from cascli.analysis.answer_costs import MOST_CUT, Ratio
 from cascli.analysis.equivalents import Use
 from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
@@ -161,12 +161,17 @@ class Confirmed(Data):
     speed: Ratio
     """Measured: the target's time for as many tokens over its own, paired by prompt, whole answers.
 
-    Of one with loss whose answers are clearly of another length the time an answer.
+    Of one with loss the time an answer, where that decides (`by_answer`).
     """
+    by_answer: bool = False
+    """Whether answers are clearly of another length, or token and answer disagree about whether it is faster."""
     answers: Ratio | None = None
-    """Measured: the target's time for an answer over its own; None where too many answers were cut off."""
+    """Measured: the target's time for an answer over its own, those that were cut off until then; older documents have
+    None where these were many."""
     length: Ratio | None = None
-    """Tokens of its answers over those of the target's; None likewise."""
+    """Tokens of its answers over those of the target's; likewise."""
+    share_cut: float | None = None
+    """Share of its answers that the limit ended; None in older documents."""
     tokens_per_second: float | None
     tokens_per_round: float | None
     draft_acceptance_rate: float | None
@@ -189,7 +194,7 @@ class Confirmed(Data):
     @property
     def surprise(self) -> bool:
         """Whether the prediction lies outside of what was measured, by more than noise."""
-        if self.predicted is None:
+        if self.predicted is None or self.by_answer:  # predictions are by the token
             return False
         low, high = self.speed.interval or (self.speed.of_means, self.speed.of_means)
         return not low * (1 - NOISE) <= self.predicted <= high * (1 + NOISE)
@@ -455,12 +460,30 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
         if each.surprise
     ]
     compared = plain is not None and chosen.strategy not in (TARGET, plain)
+    said += [
+        f"{each.strategy} writes answers {each.length.of_means:.2f}x as long as target's: its speed is by the answer."
+        for each in others
+        if each.by_answer and each.length is not None
+    ]
     return Finding(
         strategy=chosen.strategy,
         speed=None if chosen.strategy == TARGET else chosen.speed,
         over_plain=faster(chosen.strategy, plain) if compared and plain is not None else None,
         sentences=said,
     )
+
+
+def of_answers(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
+    """What limits advice by the answers that rest on it: cut ones, and scores that cannot show a loss."""
+    notes = []
+    worst = max(rows, key=lambda each: each.share_cut or 0.0)
+    if (worst.share_cut or 0.0) > MOST_CUT:
+        cut = f"{worst.share_cut:.0%} of the answers of {worst.strategy} were cut off, and count as long as they are"
+        notes.append(cut if worst.lossless else f"{cut}: by the answer it may be slower than told")
+    scored, most = rows[0].quality, tolerance.max_quality_loss
+    if scored is not None and most and scored.score <= most:
+        notes.append(f"target's own mean score is {scored.score:.3f} here: a loss of {most:g} would be all of it")
+    return notes
 
 
 def _nothing(others: Sequence[Confirmed]) -> str:
@@ -479,9 +502,10 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
     if fastest.refused is not None:
         return f"{fastest.strategy} is {told(fastest.speed)} as fast as target, but {fastest.refused}."
     over, length = faster(fastest.strategy, chosen.strategy), fastest.length
-    if not fastest.lossless and length is not None and length.differs:
-        said = f"writes answers {length.of_means:.2f}x as long as target's: by the answer it is {told(over)} as fast"
-        return f"{fastest.strategy} {said} as the simpler one, which is advised."
+    if not fastest.lossless and not fastest.by_answer and length is not None and over.of_means < 1:
+        by_token = f"{fastest.strategy} is {told(fastest.speed)} as fast as target by the token"
+        longer = f"but writes answers {length.of_means:.2f}x as long: by the answer it is {told(over)} as fast"
+        return f"{by_token}, {longer} as the simpler one, which is advised."
     return f"{fastest.strategy} is {told(over)} as fast as it: not clearly more, so the simpler one is advised."
 
 

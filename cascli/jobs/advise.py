@@ -129,26 +129,38 @@ class Measured(NamedTuple):
     """By strategy and prompt, every turn."""
     lossless: frozenset[str]
     """The strategies that are: their answers are as long as the target's, but for chance."""
-    whole: bool
-    """Whether few enough answers were cut off for their lengths to be compared."""
 
     def faster(self, one: str, other: str) -> Ratio:
-        """How much faster the first strategy is: the second's time for as many tokens over its own, paired by prompt.
+        """How much faster the first strategy is: by the token, or by the answer where that decides."""
+        return self.answers(one, other) if self.by_answer(one, other) else self.tokens(one, other)
 
-        The time an answer where answers of one with loss are clearly of another length: a rule that writes more has not
-        gained what it gains by the token.
+    def by_answer(self, one: str, other: str) -> bool:
+        """Whether the time an answer decides: a rule that writes more has not gained what it gains by the token.
+
+        It does where one has loss, and answers are clearly of another length, or token and answer disagree about which
+        is faster. Answers that were cut off count as long as they are, so that a rule which loops is seen to.
         """
-        pairs = self._pairs(one, other)
-        length = paired([[(_tokens(ours), _tokens(theirs))] for ours, theirs in pairs])
-        if self.whole and not {one, other} <= self.lossless and length.differs:
-            return self.answers(one, other)
+        if {one, other} <= self.lossless:
+            return False
+        faster = [ratio.of_means > 1 for ratio in (self.tokens(one, other), self.answers(one, other))]
+        return self.length(one, other).differs or faster[0] != faster[1]
+
+    def tokens(self, one: str, other: str) -> Ratio:
+        """The second's time for as many tokens over that of the first, paired by prompt."""
         return paired(
-            [[(_seconds(theirs) * _tokens(ours) / _tokens(theirs), _seconds(ours))] for ours, theirs in pairs]
+            [
+                [(_seconds(theirs) * _tokens(ours) / _tokens(theirs), _seconds(ours))]
+                for ours, theirs in self._pairs(one, other)
+            ]
         )
 
     def answers(self, one: str, other: str) -> Ratio:
         """The second's time for an answer over that of the first."""
         return paired([[(_seconds(theirs), _seconds(ours))] for ours, theirs in self._pairs(one, other)])
+
+    def length(self, one: str, other: str) -> Ratio:
+        """Tokens of an answer of the first over those of the second's."""
+        return paired([[(_tokens(ours), _tokens(theirs))] for ours, theirs in self._pairs(one, other)])
 
     def _pairs(self, one: str, other: str) -> list[tuple[list[Run], list[Run]]]:
         return list(zip(self.runs[one], self.runs[other], strict=True))
@@ -195,7 +207,6 @@ class Advising:
         measured = Measured(
             _by_prompt(comparison.runs),
             frozenset([TARGET, *(each.strategy for each in chosen if each.lossless)]),
-            all(row.costs is not None and row.costs.withheld is None for row in comparison.summary),
         )
         rows = [self._confirmed(row, chosen, measured) for row in comparison.summary]
         decided = choosing.decide(rows, measured.faster)
@@ -301,8 +312,10 @@ class Advising:
             strategy=row.strategy,
             predicted=None if candidate is None else candidate.gain,
             speed=measured.faster(row.strategy, TARGET),
-            answers=measured.answers(row.strategy, TARGET) if measured.whole else None,
-            length=None if row.costs is None else row.costs.length,
+            by_answer=measured.by_answer(row.strategy, TARGET),
+            answers=measured.answers(row.strategy, TARGET),
+            length=measured.length(row.strategy, TARGET),
+            share_cut=row.share_cut,
             tokens_per_second=row.tokens_per_second,
             tokens_per_round=row.mean_acceptance_length,
             draft_acceptance_rate=row.tested_acceptance_rate,
@@ -342,8 +355,7 @@ class Advising:
                 f"a head drafts by where its round began, and was recorded in rounds of {RECORDED_K}: predictions for"
                 " other k are rough, and too high for longer blocks"
             )
-        if any(row.answers is None for row in rows):
-            notes.append("more than a tenth of the answers were cut off: time an answer is not told")
+        notes += choosing.of_answers(rows, self._tolerance)
         return notes
 
     def _tell(self, what: str, done: int, total: int) -> None:
