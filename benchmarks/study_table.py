@@ -62,9 +62,10 @@ def costs_of(row: SweepRow, machine: Machine | None) -> list[float | None]:
     if calls is None or steps is None:
         return [None] * (len(PRICES) + 1)
     priced: list[float | None] = [calls + c * steps for c in PRICES]
-    if machine is None:
+    params = parse(row.strategy).params
+    drafted = block_length(params)
+    if machine is None or params.get("k") == "auto" or drafted > machine.longest:
         return [*priced, None]
-    drafted = block_length(parse(row.strategy).params) if steps and calls else 0
     return [*priced, calls * machine.v[drafted] + machine.c * steps]
 
 

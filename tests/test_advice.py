@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner, Result
 
 from cascli import Pair, advise, load_pair
 from cascli.analysis import advice as choosing
-from cascli.analysis.advice import Advice, Candidate, Confirmed, Levers, Tolerance
+from cascli.analysis.advice import Advice, Candidate, Compared, Confirmed, Levers, Tolerance
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import use
 from cascli.analysis.replay import Machine, Recorded, along, best_length, fixed_cost, oracle, replayed, with_stop
@@ -248,12 +249,14 @@ def ran(name: str, speed: Ratio, *, lossless: bool = True, refused: str | None =
 TARGET = ran("target", ratio(1.0, 1.0, 1.0), predicted=None)
 
 
-def decided(*rows: Confirmed, pairs: dict[tuple[str, str], Ratio] | None = None) -> tuple[str, list[str]]:
+def decided(*rows: Confirmed, pairs: dict[tuple[str, str], Ratio | Compared] | None = None) -> tuple[str, list[str]]:
     every = [TARGET, *rows]
 
-    def faster(one: str, other: str) -> Ratio:
-        known = {(row.strategy, "target"): row.speed for row in rows} | (pairs or {})
-        return known[one, other]
+    def faster(one: str, other: str) -> Compared:
+        known = {(row.strategy, "target"): Compared(row.speed, row.by_answer) for row in rows}
+        found = (pairs or {}).get((one, other), known.get((one, other)))
+        assert found is not None
+        return found if isinstance(found, Compared) else Compared(found)
 
     chosen = choosing.decide(every, faster)
     plain = next((row.strategy for row in rows if row.strategy.startswith("speculative:k=")), None)
@@ -323,51 +326,74 @@ def test_a_rule_that_writes_more_is_judged_by_the_answer() -> None:
     """Most of them were cut off where they looped: that must not hide how long they are."""
     looping = measured([300] * 8, 0.3)
     assert looping.tokens("loose", "target").of_means == pytest.approx(1 / 0.3)
-    assert looping.by_answer("loose", "target") and looping.by_answer("loose", "speculative:k=3")
-    assert looping.faster("loose", "target").of_means == pytest.approx(sum(SHORT) / (2400 * 0.3))
-    assert looping.faster("target", "loose").of_means == pytest.approx(2400 * 0.3 / sum(SHORT))
+    assert looping.faster("loose", "speculative:k=3").by_answer
+    assert looping.faster("loose", "target").by_answer
+    assert looping.faster("loose", "target").ratio.of_means == pytest.approx(sum(SHORT) / (2400 * 0.3))
+    assert looping.faster("target", "loose").ratio.of_means == pytest.approx(2400 * 0.3 / sum(SHORT))
     assert looping.length("loose", "target").of_means == pytest.approx(2400 / sum(SHORT))
+
+
+@pytest.mark.parametrize("prompts", [3, 8])
+def test_lengths_that_differ_by_the_same_factor_differ(prompts: int) -> None:
+    """They do not scatter, or are too few for an interval."""
+    runs = {"target": runs_of([2] * prompts, 1.0), "loose": runs_of([12] * prompts, 0.13)}
+    found = Measured(runs, frozenset(["target"])).faster("loose", "target")
+    assert found.by_answer and found.ratio.of_means == pytest.approx(2 / (12 * 0.13))
 
 
 def test_where_token_and_answer_disagree_the_answer_decides_although_lengths_scatter() -> None:
     scattered = measured([20, 40, 300, 30, 20, 25, 45, 35], 0.4)
     assert not scattered.length("loose", "target").differs
-    assert not scattered.by_answer("loose", "target")  # faster by both
-    assert scattered.by_answer("loose", "speculative:k=3")  # faster by the token alone
-    assert (
-        scattered.faster("loose", "speculative:k=3").of_means
-        < 1
-        < scattered.tokens("loose", "speculative:k=3").of_means
-    )
+    assert not scattered.faster("loose", "target").by_answer  # faster by both
+    over = scattered.faster("loose", "speculative:k=3")
+    assert over.by_answer and over.ratio.of_means < 1 < scattered.tokens("loose", "speculative:k=3").of_means
 
 
 def test_answers_of_one_distribution_are_compared_by_the_token() -> None:
     """Their lengths differ by chance; and where every answer ends at the limit there is nothing to tell."""
     found = measured(SHORT, 0.4)
     runs = {"target": runs_of(SHORT, 1.0), "speculative:k=3": runs_of([300] * 8, 0.6), "loose": runs_of(SHORT, 0.4)}
-    by_chance = found._replace(runs=runs)
-    assert not by_chance.by_answer("speculative:k=3", "target")
-    assert by_chance.faster("speculative:k=3", "target").of_means == pytest.approx(1 / 0.6)
-    assert not found.by_answer("loose", "target")
+    by_chance = found._replace(runs=runs).faster("speculative:k=3", "target")
+    assert not by_chance.by_answer and by_chance.ratio.of_means == pytest.approx(1 / 0.6)
+    assert not found.faster("loose", "target").by_answer
 
 
-def test_what_is_by_the_answer_and_what_was_cut_is_told() -> None:
+def test_what_is_by_the_answer_and_what_scatters_is_told() -> None:
     plain = ran("speculative:k=3", ratio(1.5, 1.4, 1.6))
-    longer = ratio(2.4, 1.8, 3.0)
-    loose = ran(
-        "loose", ratio(0.9, 0.8, 1.0), lossless=False, by_answer=True, length=longer, predicted=2.0, share_cut=0.25
-    )
-    _, said = decided(plain, loose, pairs={("loose", "speculative:k=3"): ratio(0.6, 0.5, 0.7)})
-    assert "loose writes answers 2.40x as long as target's: its speed is by the answer." in said
+    longer, wide = ratio(2.4, 1.8, 3.0), ratio(1.3, 0.7, 2.1)
+    lossy: dict[str, Any] = {"lossless": False, "length": longer, "answers": wide}
+    loose = ran("loose", ratio(0.9, 0.8, 1.0), by_answer=True, predicted=2.0, **lossy)
+    _, said = decided(plain, loose, pairs={("loose", plain.strategy): Compared(ratio(0.6, 0.5, 0.7), True)})
+    assert said[-1] == "loose: answers 2.40x as long as target's, so its speed is by the answer."
     assert not any("was predicted" in each for each in said)  # by the token
-    (note,) = choosing.of_answers([TARGET, plain, loose], Tolerance())
-    assert note.startswith("25% of the answers of loose were cut off, and count as long as they are: ")
-    assert note.endswith("by the answer it may be slower than told")
-    assert choosing.of_answers([TARGET, plain], Tolerance()) == []
-    by_token = ran("loose", ratio(2.5, 2.2, 2.8), lossless=False, length=longer)
-    name, said = decided(plain, by_token, pairs={("loose", "speculative:k=3"): ratio(0.7, 0.4, 1.2)})
-    assert name == "speculative:k=3"
-    assert any("as fast as target by the token, but writes answers 2.40x as long" in each for each in said), said
+    by_token = ran("loose", ratio(2.5, 2.2, 2.8), **lossy)
+    name, said = decided(plain, by_token, pairs={("loose", plain.strategy): Compared(ratio(0.7, 0.4, 1.2), True)})
+    assert name == plain.strategy and said == [
+        "loose is 2.50x (95% 2.20-2.80) as fast as target by the token, but its answers are 2.40x as long:"
+        " by the answer it is 0.70x (95% 0.40-1.20) as fast as speculative:k=3.",
+        "loose: its answers scatter in length, and by the answer it is 1.30x (95% 0.70-2.10) as fast.",
+    ]
+    _, said = decided(plain, by_token, pairs={("loose", plain.strategy): Compared(ratio(1.3, 1.2, 1.4), True)})
+    assert said[0].startswith("By the answer it is 1.30x (95% 1.20-1.40) as fast as plain speculation")
+
+
+def test_nothing_is_advised_that_is_told_as_slower_than_what_it_replaces() -> None:
+    """A rule may be judged by the answer beside the target, and by the token beside plain speculation."""
+    plain = ran("speculative:k=3", ratio(1.4, 1.2, 1.6))
+    loose = ran("loose", ratio(0.98, 0.5, 1.9), lossless=False, by_answer=True)
+    assert decided(plain, loose, pairs={("loose", plain.strategy): ratio(1.4, 1.3, 1.5)})[0] == plain.strategy
+
+
+def test_cut_answers_are_told_of_those_that_have_loss_first() -> None:
+    target = TARGET.model_copy(update={"share_cut": 0.6})
+    loose = ran("loose", ratio(1.5, 1.4, 1.6), lossless=False, share_cut=0.25)
+    assert choosing.of_answers([target, loose], Tolerance()) == [
+        "25% of the answers of loose were cut off: how long they would be, and what they cost then, is not known"
+    ]
+    assert choosing.of_answers([target], Tolerance()) == ["60% of the answers of target were cut off"]
+    few = loose.model_copy(update={"share_cut": 0.1})
+    assert choosing.of_answers([target, few], Tolerance()) == ["60% of the answers of target were cut off"]
+    assert choosing.of_answers([TARGET, few], Tolerance()) == []
 
 
 def test_a_tolerance_of_all_that_the_target_scores_is_told() -> None:
@@ -801,7 +827,7 @@ def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], quest
     assert found.exit_code == 0 and "score" in found.stdout, found.output
     table = found.stdout.partition("Measured")[2].partition("\n\n")[0].splitlines()[3:]
     words = {word for line in table for word in line[:22].split()} - {"→"}
-    assert "speculative" in words and max(map(len, table)) <= 80  # names are broken between words alone
+    assert "speculative" in words  # names are broken between words alone
     assert {word for word in words if word[0].isalpha() and word.startswith(("spec", "token"))} <= NAMES, words
     sweep = {
         "pair": "tiny-random", "strategies": ["target"], "max_new_tokens": 5, "system": "Count.",
@@ -844,6 +870,17 @@ def test_a_tasks_models_are_taken_where_none_are_named(
     assert (name, dtypes) == ("tiny-random", {"float32"}) and "-c tiny-random --device cpu" in command
     clean_env.setenv("CASCLI_CONFIG", "tiny-random")
     assert asked()[:2] == ("tiny-random", {"float32"})
+    clean_env.delenv("CASCLI_CONFIG")
+    clean_env.setenv("CASCLI_DTYPE", "float32")
+    name, dtypes, command = asked()
+    assert (name, dtypes) == ("mine", {"float32"}) and "--dtype float32" in command
+    clean_env.delenv("CASCLI_DTYPE")
+    task.write_text(json.dumps(sweep | {"pair": yaml.safe_load(pair_files()["tiny-random"].read_text())}))
+    name, _, command = asked()
+    assert name == "tiny-random" and "-c PAIR.yaml --dtype bfloat16" in command  # it has no file of its own
+    clean_env.setenv("HOME", str(tmp_path))
+    task.write_text(json.dumps(sweep | {"pair": "~/mine.yaml"}))
+    assert f"-c {tmp_path / 'mine.yaml'} " in asked()[2]
 
 
 @pytest.mark.parametrize(

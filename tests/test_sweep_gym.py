@@ -198,6 +198,8 @@ def test_problems_that_are_others_each_time_are_refused(monkeypatch: pytest.Monk
     assert len(gym(config(), 2).entries) == 2
     with pytest.raises(UsageError, match="problem 2 of chain_sum is another one each time it is made"):
         gym(config(), 3)
+    with pytest.raises(UsageError, match="problem 2 of chain_sum"):  # as an example of another problem
+        gym(config(shots=1), 2).prompts()
 
 
 @pytest.mark.parametrize(

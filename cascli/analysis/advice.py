@@ -380,7 +380,20 @@ def _needed(scored: Quality | None) -> str:
     return "" if needed is None else f"; about {needed:,} measured prompts might"
 
 
-Faster = Callable[[str, str], Ratio]
+class Compared(NamedTuple):
+    """How much faster one strategy is than another."""
+
+    ratio: Ratio
+    by_answer: bool = False
+    """Whether of the time an answer, not a token."""
+
+    def said(self, subject: str) -> str:
+        """`It is 1.21x (95% 1.12-1.31) as fast as`."""
+        basis = f"By the answer {subject[:1].lower()}{subject[1:]}" if self.by_answer else subject
+        return f"{basis} is {told(self.ratio)} as fast as"
+
+
+Faster = Callable[[str, str], Compared]
 """How much faster the first strategy is than the second, as measured: see `cascli.jobs.advise.Measured.faster`."""
 
 
@@ -402,7 +415,8 @@ def decide(confirmed: Sequence[Confirmed], faster: Faster) -> Confirmed:
     """
     chosen = confirmed[0]
     for each in confirmed[1:]:
-        if each.within and clearly(faster(each.strategy, chosen.strategy)):
+        faster_than_target = each.speed.of_means > chosen.speed.of_means  # may be by the answer where the other is not
+        if each.within and faster_than_target and clearly(faster(each.strategy, chosen.strategy).ratio):
             chosen = each
     return chosen
 
@@ -447,7 +461,7 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
         said.append(_nothing(others))
     elif plain is not None and chosen.strategy != plain:
         over = faster(chosen.strategy, plain)
-        said.append(f"It is {told(over)} as fast as plain speculation ({plain}), which is simpler.")
+        said.append(f"{over.said('It')} plain speculation ({plain}), which is simpler.")
     fastest = max(others, key=lambda each: each.speed.of_means, default=chosen)
     if fastest is not chosen and fastest.speed.of_means > chosen.speed.of_means and chosen.strategy != TARGET:
         said.append(_passed_over(fastest, chosen, faster))
@@ -460,15 +474,11 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
         if each.surprise
     ]
     compared = plain is not None and chosen.strategy not in (TARGET, plain)
-    said += [
-        f"{each.strategy} writes answers {each.length.of_means:.2f}x as long as target's: its speed is by the answer."
-        for each in others
-        if each.by_answer and each.length is not None
-    ]
+    said += filter(None, map(_of_length, others))
     return Finding(
         strategy=chosen.strategy,
         speed=None if chosen.strategy == TARGET else chosen.speed,
-        over_plain=faster(chosen.strategy, plain) if compared and plain is not None else None,
+        over_plain=faster(chosen.strategy, plain).ratio if compared and plain is not None else None,
         sentences=said,
     )
 
@@ -476,14 +486,18 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
 def of_answers(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
     """What limits advice by the answers that rest on it: cut ones, and scores that cannot show a loss."""
     notes = []
-    worst = max(rows, key=lambda each: each.share_cut or 0.0)
-    if (worst.share_cut or 0.0) > MOST_CUT:
-        cut = f"{worst.share_cut:.0%} of the answers of {worst.strategy} were cut off, and count as long as they are"
-        notes.append(cut if worst.lossless else f"{cut}: by the answer it may be slower than told")
+    worst = max(rows, key=lambda each: (_cut_often(each) and not each.lossless, each.share_cut or 0.0))
+    if _cut_often(worst):
+        cut = f"{worst.share_cut:.0%} of the answers of {worst.strategy} were cut off"
+        notes.append(cut if worst.lossless else f"{cut}: how long they would be, and what they cost then, is not known")
     scored, most = rows[0].quality, tolerance.max_quality_loss
     if scored is not None and most and scored.score <= most:
         notes.append(f"target's own mean score is {scored.score:.3f} here: a loss of {most:g} would be all of it")
     return notes
+
+
+def _cut_often(row: Confirmed) -> bool:
+    return (row.share_cut or 0.0) > MOST_CUT
 
 
 def _nothing(others: Sequence[Confirmed]) -> str:
@@ -502,11 +516,22 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
     if fastest.refused is not None:
         return f"{fastest.strategy} is {told(fastest.speed)} as fast as target, but {fastest.refused}."
     over, length = faster(fastest.strategy, chosen.strategy), fastest.length
-    if not fastest.lossless and not fastest.by_answer and length is not None and over.of_means < 1:
+    if over.by_answer and not fastest.by_answer and length is not None:
         by_token = f"{fastest.strategy} is {told(fastest.speed)} as fast as target by the token"
-        longer = f"but writes answers {length.of_means:.2f}x as long: by the answer it is {told(over)} as fast"
-        return f"{by_token}, {longer} as the simpler one, which is advised."
-    return f"{fastest.strategy} is {told(over)} as fast as it: not clearly more, so the simpler one is advised."
+        longer = f"but its answers are {length.of_means:.2f}x as long"
+        return f"{by_token}, {longer}: by the answer it is {told(over.ratio)} as fast as {chosen.strategy}."
+    return f"{over.said(fastest.strategy)} {chosen.strategy}: not clearly more, so that is advised."
+
+
+def _of_length(row: Confirmed) -> str | None:
+    """What the lengths of a strategy's answers do to its speed."""
+    if row.length is None or row.answers is None or row.lossless:
+        return None
+    if row.by_answer:
+        return f"{row.strategy}: answers {row.length.of_means:.2f}x as long as target's, so its speed is by the answer."
+    if clearly(row.speed) and not clearly(row.answers):
+        return f"{row.strategy}: its answers scatter in length, and by the answer it is {told(row.answers)} as fast."
+    return None
 
 
 def told(ratio: Ratio) -> str:

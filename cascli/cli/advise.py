@@ -15,6 +15,7 @@ from cascli.render import formats
 
 if TYPE_CHECKING:
     from cascli.analysis.advice import Advice
+    from cascli.cli.common import Plan
     from cascli.cli.scoring import Models
 
 NAME = "advise"
@@ -152,7 +153,7 @@ def command(
             tolerance,
             asked.score,
             progress.step,
-            models=_spelled(flags, pair.name, models),
+            models=_spelled(flags, plan, models),
         )
         advice = advising.advice()
     advice = common.with_command(advice)
@@ -164,9 +165,9 @@ def command(
     _check(advice, min_speedup)
 
 
-def _spelled(flags: Flags, name: str, models: Models | None) -> str:
+def _spelled(flags: Flags, plan: Plan, task: Models | None) -> str:
     """The flags that name the models: as they were given, else as the task's file has them."""
-    given = {} if models is None else {"config": models.named, "dtype": models.dtype}
+    given = {} if task is None else {"config": task.named, "dtype": plan.dtype}
     given |= {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
     given |= {key: value for key, value in flags.given.given().items() if key in ("device", "dtype")}
     spelled = (
@@ -174,7 +175,7 @@ def _spelled(flags: Flags, name: str, models: Models | None) -> str:
         for key, value in given.items()
         if value is not None
     )
-    return " ".join(spelled) or f"-c {shlex.quote(name)}"
+    return " ".join(spelled) or f"-c {shlex.quote(plan.config.name)}"
 
 
 def _check(advice: Advice, min_speedup: float | None) -> None:

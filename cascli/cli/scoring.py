@@ -34,7 +34,7 @@ class Models(NamedTuple):
 
     pair: PairConfig
     named: str
-    """As `-c` takes it."""
+    """As `-c` takes it; of a pair that stands in the task's own file a word for one of its own."""
     dtype: str | None
 
 
@@ -52,8 +52,11 @@ def models_of(task: str, flags: Flags) -> Models | None:
     file = plan_file(task)
     asked = load_plan(file)
     pair = pair_of(asked, file.parent, str(file))
-    by_path = isinstance(asked.pair, str) and asked.pair not in pair_files()
-    return Models(pair, str(file.parent / str(asked.pair)) if by_path else pair.name, asked.chosen_dtype)
+    if isinstance(asked.pair, str):
+        named = asked.pair if asked.pair in pair_files() else str(file.parent / Path(asked.pair).expanduser())
+    else:
+        named = "PAIR.yaml"
+    return Models(pair, named, asked.chosen_dtype)
 
 
 def scored(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cascli import notebook
 from cascli.analysis import advice as choosing
-from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, Levers, Quality, Tolerance
+from cascli.analysis.advice import TARGET, Advice, Candidate, Compared, Confirmed, Levers, Quality, Tolerance
 from cascli.analysis.answer_costs import Ratio, paired
 from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.equivalents import Use, use
@@ -130,20 +130,19 @@ class Measured(NamedTuple):
     lossless: frozenset[str]
     """The strategies that are: their answers are as long as the target's, but for chance."""
 
-    def faster(self, one: str, other: str) -> Ratio:
-        """How much faster the first strategy is: by the token, or by the answer where that decides."""
-        return self.answers(one, other) if self.by_answer(one, other) else self.tokens(one, other)
-
-    def by_answer(self, one: str, other: str) -> bool:
-        """Whether the time an answer decides: a rule that writes more has not gained what it gains by the token.
+    def faster(self, one: str, other: str) -> Compared:
+        """How much faster the first strategy is: by the token, or by the answer where that decides.
 
         It does where one has loss, and answers are clearly of another length, or token and answer disagree about which
-        is faster. Answers that were cut off count as long as they are, so that a rule which loops is seen to.
+        is faster: a rule that writes more has not gained what it gains by the token. Answers that were cut off count as
+        long as they are, so that a rule which loops is seen to.
         """
+        by_token, by_answer = self.tokens(one, other), self.answers(one, other)
         if {one, other} <= self.lossless:
-            return False
-        faster = [ratio.of_means > 1 for ratio in (self.tokens(one, other), self.answers(one, other))]
-        return self.length(one, other).differs or faster[0] != faster[1]
+            return Compared(by_token)
+        differ = choosing.clearly(self.length(one, other)) or choosing.clearly(self.length(other, one))
+        decides = differ or (by_token.of_means > 1) != (by_answer.of_means > 1)
+        return Compared(by_answer, True) if decides else Compared(by_token)
 
     def tokens(self, one: str, other: str) -> Ratio:
         """The second's time for as many tokens over that of the first, paired by prompt."""
@@ -307,12 +306,12 @@ class Advising:
     def _confirmed(self, row: Row, chosen: Sequence[Candidate], measured: Measured) -> Confirmed:
         candidate = next((each for each in chosen if each.strategy == row.strategy), None)
         lossless = row.strategy in measured.lossless
-        scored = self._quality(row.strategy, measured)
+        scored, over = self._quality(row.strategy, measured), measured.faster(row.strategy, TARGET)
         return Confirmed(
             strategy=row.strategy,
             predicted=None if candidate is None else candidate.gain,
-            speed=measured.faster(row.strategy, TARGET),
-            by_answer=measured.by_answer(row.strategy, TARGET),
+            speed=over.ratio,
+            by_answer=over.by_answer,
             answers=measured.answers(row.strategy, TARGET),
             length=measured.length(row.strategy, TARGET),
             share_cut=row.share_cut,

@@ -97,14 +97,14 @@ class Column(NamedTuple):
 
 MEASURED = [
     Column("measured\nspeed", lambda row: f"{row.speed.of_means:.2f}x"),
-    Column("interval", lambda row: DASH if row.strategy == TARGET else _interval(row.speed)),
-    Column("pre-\ndicted", lambda row: number(row.predicted, 2, "x") + ("!" if row.surprise else "")),
-    Column("tokens\na round", lambda row: number(row.tokens_per_round, 1), expendable=2),
-    Column("mean\nTV", lambda row: tv(row.mean_tv)),
+    Column("interval", lambda row: DASH if row.strategy == TARGET else _interval(row.speed), expendable=1),
+    Column("pre-\ndicted", lambda row: number(row.predicted, 2, "x") + ("!" if row.surprise else ""), expendable=3),
+    Column("tokens\na round", lambda row: number(row.tokens_per_round, 1), expendable=4),
+    Column("mean\nTV", lambda row: tv(row.mean_tv), expendable=2),
     Column(
         "same\ntext",
         lambda row: DASH if row.strategy == TARGET else f"{row.same_answers}/{row.num_answers}",
-        expendable=3,
+        expendable=5,
     ),
 ]
 SCORED = [
@@ -119,7 +119,7 @@ def _measured(advice: Advice, console: Console) -> Table:
     """With as many columns as there is room for; names go over several lines before a column goes."""
     scored = any(row.quality is not None for row in advice.confirmed)
     columns = [*MEASURED, *(SCORED if scored else [])]
-    least = [[each for each in columns if each.expendable < limit] for limit in (4, 3, 2)]
+    least = [[each for each in columns if each.expendable < limit] for limit in range(6, 0, -1)]
     tables = [_drawn(advice, few, console, width) for few in least for width in (console.width, NAME)]
     return next((each for each in tables if fits(each, console)), tables[-1])
 

@@ -125,14 +125,7 @@ def gym(task: TaskConfig, count: int) -> Gym:
         raise UsageError(
             f"task.dataset: {task.dataset} may run what models write as Python, and no wall is around it; take another"
         )
-    entries = {}
-    for place, entry in islice(_distinct(dataset), count):
-        if dataset[place]["question"] != entry["question"]:  # as 0.1.25 does for some problems of list_functions
-            raise UsageError(
-                f"task.dataset: problem {place} of {task.dataset} is another one each time it is made, whatever the"
-                " seed, so that answers could not be judged again; take another dataset"
-            )
-        entries[f"{task.dataset}-{task.seed}-{place}"] = entry
+    entries = {f"{task.dataset}-{task.seed}-{place}": each for place, each in islice(_distinct(task, dataset), count)}
     if len(entries) < count:
         raise UsageError(
             f"limit: {task.dataset} has {len(entries)} different problems of seed {task.seed} (wanted {count})"
@@ -148,13 +141,25 @@ def _source(kind: type) -> str:
     )
 
 
-def _distinct(dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _distinct(task: TaskConfig, dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each question once, with its place.
+
+    Raises:
+        UsageError: a problem is another one each time it is made, as some of `list_functions` are (0.1.25).
+    """
     asked = set()
     for place in range(_SIZE):
         entry = dataset[place]
-        if entry["question"] not in asked:
-            asked.add(entry["question"])
-            yield place, entry
+        if entry["question"] in asked:
+            continue
+        again = dataset[place]
+        if any(again[key] != entry[key] for key in ("question", "answer")):
+            raise UsageError(
+                f"task.dataset: problem {place} of {task.dataset} is another one each time it is made, whatever the"
+                " seed, so that its answers could not be judged again; take another dataset"
+            )
+        asked.add(entry["question"])
+        yield place, entry
 
 
 def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,7 +167,7 @@ def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[d
     if not task.shots:
         return []
     asked = {entry["question"] for entry in entries.values()}
-    others = (entry for _, entry in _distinct(_dataset_of(task, _APART)) if entry["question"] not in asked)
+    others = (entry for _, entry in _distinct(task, _dataset_of(task, _APART)) if entry["question"] not in asked)
     shown = list(islice(others, task.shots))
     if any(entry["answer"] is None for entry in shown):
         raise UsageError(

@@ -15,8 +15,8 @@ class Unit(NamedTuple):
 
     cell: Cell
     problem: Example
-    place: int = 0
-    """Where the plan lists its strategy."""
+    place: tuple[int, int] = (0, 0)
+    """Where the plan lists its repeat, temperature and seed, and its strategy."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -28,11 +28,11 @@ def units(plan: SweepPlan, task: Task) -> Iterator[Unit]:
     """All work, strategies side by side on each prompt, so that a noisy machine is noisy for all of them."""
     cells = plan.cells()
     blocks = list(dict.fromkeys((cell.repeat, cell.temperature, cell.seed) for cell in cells))
-    for repeat, temperature, seed in blocks:
+    for block, (repeat, temperature, seed) in enumerate(blocks):
         here = [cell for cell in cells if (cell.repeat, cell.temperature, cell.seed) == (repeat, temperature, seed)]
         for problem in task.problems:
             for place, cell in enumerate(here):
-                yield Unit(cell, problem, place)
+                yield Unit(cell, problem, (block, place))
 
 
 def by_prompt(work: Iterable[Unit]) -> list[list[Unit]]:
@@ -46,17 +46,13 @@ def by_cell(work: Iterable[Unit]) -> list[list[Unit]]:
     Its throughput is then its own, the target's answers are there when others are held against them, and a sweep that
     is cut off has done what its plan lists first.
     """
-    work = sorted(work, key=lambda unit: (_block(unit), unit.cell.strategy != BASELINE, unit.place))
+    work = sorted(work, key=lambda unit: (unit.place[0], unit.cell.strategy != BASELINE, unit.place[1]))
     return [list(group) for _, group in groupby(work, key=lambda unit: unit.cell.key)]
 
 
 def batches(work: Iterable[Unit], size: int) -> list[list[Unit]]:
     """Units of one cell, so many at a time: what one worker does at once."""
     return [cell[start : start + size] for cell in by_cell(work) for start in range(0, len(cell), size)]
-
-
-def _block(unit: Unit) -> tuple[int, float, int]:
-    return unit.cell.repeat, unit.cell.temperature, unit.cell.seed
 
 
 def _circumstances(unit: Unit) -> tuple[object, ...]:

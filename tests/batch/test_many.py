@@ -177,7 +177,7 @@ def test_what_is_under_way_at_once_is_of_one_strategy(tmp_path: Path) -> None:
 
 def test_cells_come_as_the_plan_lists_them_also_where_one_is_half_done(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN)
+    plan.write_text(PLAN.replace("[0.0, 1.0]", "[1.0, 0.0]"))
     loaded = load_plan(plan)
     work = list(units(loaded, task_of(loaded, tmp_path)))
     listed = [
@@ -187,12 +187,8 @@ def test_cells_come_as_the_plan_lists_them_also_where_one_is_half_done(tmp_path:
         if cell.temperature == temperature
     ]
     wanted = [cell.key for cell in listed]
-    assert [cell.strategy.split(":")[0] for cell in listed[:4]] == [
-        "target",
-        "speculative",
-        "cascade",
-        "speculative-cascade",
-    ]
+    names = [cell.strategy.split(":")[0] for cell in listed[:4]]
+    assert names == ["target", "speculative", "cascade", "speculative-cascade"] and listed[0].temperature == 1.0
     assert [cell[0].cell.key for cell in by_cell(work)] == wanted
     second, first_prompt = wanted[1], work[0].problem.id
     left = [unit for unit in work if (unit.cell.key, unit.problem.id) != (second, first_prompt)]
