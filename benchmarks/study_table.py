@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from cascli.analysis.advice import Advice
-from cascli.analysis.replay import Machine
+from cascli.analysis.answer_costs import Ratio, paired
 from cascli.analysis.statistics import Kind
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number
 from cascli.render.sweep_words import temperature_of
 from cascli.strategies import parse
 from cascli.sweeps.plan import with_strategies
-from cascli.sweeps.records import Records
-from cascli.sweeps.table import SweepRow, calls_per_answer, rows
+from cascli.sweeps.records import Record, Records
+from cascli.sweeps.table import SweepRow, calls_per_answer, is_lossless, rows
 from cascli.trace import block_length
 
 HEADINGS = (
@@ -27,6 +28,31 @@ PRICES = (0.1, 0.2)
 """Of a draft step in steps of the target: a cost is derived from the counts, a check being taken to cost one step."""
 
 
+class Price(NamedTuple):
+    """What a draft step and a check of 1, 2, .. tokens cost, in steps of the target."""
+
+    step: float
+    check: Sequence[float] | None = None
+    """None where every check costs one step."""
+
+    def of(self, record: Record) -> float | None:
+        """The cost of an answer; None where checks are longer than was timed, or of any length."""
+        params = parse(record.cell.strategy).params
+        drafted = block_length(params)
+        if self.check is not None and (params.get("k") == "auto" or drafted >= len(self.check)):
+            return None
+        check = 1.0 if self.check is None else self.check[drafted]
+        return record.target_calls * check + self.step * record.draft_calls
+
+
+class Cost(NamedTuple):
+    """An answer's cost, and over that of the lossless strategy that is cheapest at this price, paired by problem."""
+
+    mean: float
+    over_lossless: Ratio | None
+    """None of the lossless ones themselves."""
+
+
 def study_table(folders: Sequence[Path]) -> str:
     """One table for each temperature of each study, from its records."""
     return "\n\n".join(_study(folder) for folder in folders) or "No study yet."
@@ -35,38 +61,53 @@ def study_table(folders: Sequence[Path]) -> str:
 def _study(folder: Path) -> str:
     records = Records(folder)
     header = records.header()
-    found = rows(records.read(), with_strategies(header.plan, header.added()))
+    answers = [record for record in records.read() if record.error is None]
+    found = rows(answers, with_strategies(header.plan, header.added()))
     about = (
         f"`benchmarks/results/{folder.name}/`: {header.plan.task.dataset or header.plan.task.kind},"
         f" {max(row.num_prompts or 0 for row in found)} problems, pair {header.pair},"
         f" {header.plan.dtype}, at most {header.plan.max_new_tokens} tokens,"
         f" {(header.date or '')[:10]}."
     )
-    machine = machine_of(folder.parent / f"advice-{header.plan.dtype}.json")
+    measured = price_of(folder.parent / f"advice-{header.plan.dtype}.json")
+    prices = [*map(Price, PRICES), measured]
     parts = [about]
     for temperature in sorted({row.temperature for row in found}):
-        lines = [_line(row, machine) for row in found if row.temperature == temperature]
+        here = [row for row in found if row.temperature == temperature]
+        costs = [{} if price is None else costs_at(price, here, answers) for price in prices]
+        lines = [_line(row, [each.get(row.strategy) for each in costs]) for row in here]
         head = [f"| {' | '.join(HEADINGS)} |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
         parts.append("\n".join([f"At {temperature_of(temperature)}:", "", *head, *lines]))
     return "\n\n".join(parts)
 
 
-def machine_of(path: Path) -> Machine | None:
+def price_of(path: Path) -> Price | None:
     """What steps and checks were measured to cost, from advice that was saved; None where there is none."""
-    return Advice.from_json(path.read_text(encoding="utf-8")).machine if path.exists() else None
+    if not path.exists():
+        return None
+    machine = Advice.from_json(path.read_text(encoding="utf-8")).machine
+    return Price(machine.c, machine.v)
 
 
-def costs_of(row: SweepRow, machine: Machine | None) -> list[float | None]:
-    """An answer's cost in steps of the target: at each price of a draft step, and with the measured ones."""
-    calls, steps = calls_per_answer(row), steps_per_answer(row)
-    if calls is None or steps is None:
-        return [None] * (len(PRICES) + 1)
-    priced: list[float | None] = [calls + c * steps for c in PRICES]
-    params = parse(row.strategy).params
-    drafted = block_length(params)
-    if machine is None or params.get("k") == "auto" or drafted > machine.longest:
-        return [*priced, None]
-    return [*priced, calls * machine.v[drafted] + machine.c * steps]
+def costs_at(price: Price, here: Sequence[SweepRow], records: Sequence[Record]) -> dict[str, Cost]:
+    """What answers of each strategy of one temperature cost at a price, where that is known."""
+    each: dict[str, dict[str, float]] = {}
+    for row in here:
+        mine = [r for r in records if (r.cell.strategy, r.cell.temperature) == (row.strategy, row.temperature)]
+        costs = {record.problem: price.of(record) for record in mine}
+        known = {problem: cost for problem, cost in costs.items() if cost is not None}
+        if known and len(known) == len(costs):
+            each[row.strategy] = known
+    exact = [row.strategy for row in here if is_lossless(row) and row.strategy in each]
+    best = min(exact, key=lambda name: fmean(each[name].values()), default=None)
+    return {
+        name: Cost(fmean(costs.values()), None if best is None or name in exact else _over(costs, each[best]))
+        for name, costs in each.items()
+    }
+
+
+def _over(costs: dict[str, float], reference: dict[str, float]) -> Ratio:
+    return paired([[(cost, reference[problem])] for problem, cost in costs.items() if problem in reference])
 
 
 def steps_per_answer(row: SweepRow) -> float | None:
@@ -75,7 +116,7 @@ def steps_per_answer(row: SweepRow) -> float | None:
     return None if per_token is None or not row.answers else per_token * row.tokens / row.answers
 
 
-def _line(row: SweepRow, machine: Machine | None) -> str:
+def _line(row: SweepRow, costs: Sequence[Cost | None]) -> str:
     cells = [
         short_name(row.strategy),
         _with(row.quality, row.quality_interval, row.quality_interval_kind),
@@ -85,7 +126,7 @@ def _line(row: SweepRow, machine: Machine | None) -> str:
         _with(row.quality_vs_random, row.quality_vs_random_interval, row.quality_vs_random_interval_kind, "+"),
         number(calls_per_answer(row), 1),
         number(steps_per_answer(row), 1),
-        *(number(cost, 1) for cost in costs_of(row, machine)),
+        *map(_priced, costs),
         number(row.mean_answer_tokens, 1),
         DASH if row.share_cut is None else f"{row.share_cut:.0%}",
         DASH if row.costs is None else f"{row.costs.looped_share:.0%}",
@@ -93,6 +134,18 @@ def _line(row: SweepRow, machine: Machine | None) -> str:
         number(row.mean_tv, 3),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _priced(cost: Cost | None) -> str:
+    """A cost and, of one with loss, its ratio to the cheapest lossless one; what is beyond chance is bold."""
+    if cost is None:
+        return DASH
+    ratio = cost.over_lossless
+    if ratio is None or ratio.interval is None or ratio.interval_kind != "95%":
+        return f"{cost.mean:.1f}"
+    low, high = ratio.interval
+    shown = f"**{ratio.of_means:.2f}x**" if ratio.differs else f"{ratio.of_means:.2f}x"
+    return f"{cost.mean:.1f}, {shown} ({low:.2f} to {high:.2f})"
 
 
 def _with(value: float | None, interval: tuple[float, float] | None, kind: Kind | None, sign: str = "") -> str:

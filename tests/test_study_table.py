@@ -8,14 +8,12 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.study_table import HEADINGS, PRICES, costs_of, machine_of, study_table
-from cascli.analysis.replay import Machine
+from benchmarks.study_table import HEADINGS, Price, costs_at, price_of, study_table
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.run import sweep
 from cascli.sweeps.table import SweepRow
 
 V = [1.0, 1.1, 1.25, 1.5, 1.9]
-MACHINE = Machine(step_seconds=0.1, c=0.3, v=V, outside=0.0, outside_alone=0.0, draft_reading=0.3)
 STRATEGIES = [
     *("target", "draft", "speculative:k=3", "speculative-cascade:rule=opt,alpha=0.3,k=2"),
     *("speculative:draft=prompt-lookup,k=4", "speculative:k=5", "speculative:stop=max-q,k=auto"),
@@ -32,13 +30,30 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[Swee
 
 def test_costs_are_those_of_the_records(study: tuple[Path, Sequence[SweepRow], list[Record]]) -> None:
     _, rows, records = study
+    flat, here = costs_at(Price(0.2), rows, records), costs_at(Price(0.3, V), rows, records)
     for row, k in zip(rows, [0, 0, 3, 2, 4, None, None], strict=True):
         mine = [record for record in records if record.cell.strategy == row.strategy]
         calls, steps = (fmean(getattr(each, key) for each in mine) for key in ("target_calls", "draft_calls"))
-        wanted = [pytest.approx(calls + price * steps) for price in PRICES]
-        here = None if k is None else pytest.approx(calls * V[k] + MACHINE.c * steps)  # longer than was timed, or any
-        assert costs_of(row, MACHINE) == [*wanted, here]
-        assert costs_of(row, None) == [*wanted, None]
+        assert flat[row.strategy].mean == pytest.approx(calls + 0.2 * steps)
+        if k is None:  # longer than was timed, or of any length
+            assert row.strategy not in here
+        else:
+            assert here[row.strategy].mean == pytest.approx(calls * V[k] + 0.3 * steps)
+
+
+def test_costs_are_held_against_the_cheapest_lossless_one(
+    study: tuple[Path, Sequence[SweepRow], list[Record]],
+) -> None:
+    _, rows, records = study
+    lossy = "speculative-cascade:rule=opt,alpha=0.3,k=2"
+    for price in (Price(0.0), Price(5.0)):  # checks alone count, and drafts are dear
+        found = costs_at(price, rows, records)
+        exact = {name: cost.mean for name, cost in found.items() if cost.over_lossless is None}
+        assert set(found) - set(exact) == {lossy, "draft"}
+        ratio = found[lossy].over_lossless
+        assert ratio is not None and ratio.of_means == pytest.approx(found[lossy].mean / min(exact.values()))
+        assert ratio.prompts == 5
+    assert exact["target"] < exact["speculative:k=3"]  # at the last price the target alone is what others are held to
 
 
 def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
@@ -49,5 +64,5 @@ def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
     assert len(lines) == 2 + len(STRATEGIES)  # with the headings and the rule under them
     cells = [line.strip("| ").split(" | ") for line in lines]
     assert cells[0] == list(HEADINGS) and {len(row) for row in (cells[0], *cells[2:])} == {len(HEADINGS)}
-    assert machine_of(folder.parent / "advice-float32.json") is None
+    assert price_of(folder.parent / "advice-float32.json") is None
     assert cells[2][HEADINGS.index("here")] == "–"  # nobody has measured what steps cost
