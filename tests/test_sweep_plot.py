@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cascli.render import sweep_plot
-from cascli.render.sweep_curves import BASELINES, curves
+from cascli.render.sweep_curves import BASELINES, curves, looks_of
 from cascli.render.sweep_plot import plot_sweep
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Record
@@ -52,6 +52,7 @@ def row(spec: str, temperature: float, number: int) -> SweepRow:
 ROWS = [row(spec, temperature, i) for temperature in (0.0, 1.0) for i, spec in enumerate(SPECS)]
 
 
+LENGTHS = [("chow", 16), ("chow", 4), ("opt", 8), ("opt", 16), ("token-v3", 8), ("mixture", 4)]
 FAMILY = r"[\w-]+( opt| token-v3| chow| min-p)?"
 
 
@@ -164,6 +165,18 @@ def test_block_lengths_are_points_apart(tmp_path: Path, monkeypatch: pytest.Monk
     assert {text.get_text() for text in labels(axes)} == {"k=1", "k=2", "k=4"}
     monkeypatch.undo()
     plt.close("all")
+
+
+def test_a_longer_block_is_a_larger_mark_in_every_family() -> None:
+    specs = [f"speculative-cascade:rule={rule},k={k}" for rule, k in LENGTHS]
+    found = curves([row(spec, 0.0, i) for i, spec in enumerate(["target", "cascade", *specs])])
+    looks = looks_of(found)
+    sizes: dict[int, set[float]] = {}
+    for curve in found:
+        if "rule" in dict(curve.others):
+            sizes.setdefault(dict(curve.others)["k"], set()).add(looks[curve.key].size)
+    assert all(len(each) == 1 for each in sizes.values()), sizes  # whatever its family has beside it
+    assert [sizes[k] for k in (4, 8, 16)] == sorted(sizes.values(), key=min) and len(set(map(min, sizes.values()))) == 3
 
 
 def test_speculation_is_one_curve_whatever_its_block_length() -> None:

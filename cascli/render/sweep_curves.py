@@ -10,6 +10,7 @@ from cascli import rules
 from cascli.render.marks import SHORT
 from cascli.strategies import parse
 from cascli.sweeps.table import SweepRow
+from cascli.trace import block_length
 
 BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")
@@ -19,8 +20,8 @@ MARKERS = "os^PXp<h>"
 LINE, CONTROL, APART = "-", "--", ""
 """Of a rule; of a control, which cuts the target's own distribution without a look at the draft; and of points that
 differ in the block length alone, which is no setting that a curve could be turned along."""
-SIZES = (7, 10, 5, 13)
-"""Of the curves of one family, by block length or score."""
+SIZES = (6.5, 9.5, 12.5, 15.5)
+"""Larger for longer blocks, the same in every family; of curves that are alike in that, by score."""
 
 
 CurveKey = tuple[str, tuple[tuple[str, Any], ...]]
@@ -102,24 +103,34 @@ def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
     They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
     """
     families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
+    blocks = sorted({_block(curve) for curve in curves})
+    if len(blocks) > 1 and 0 in blocks:
+        blocks.remove(0)
     labels: dict[CurveKey, set[str]] = {}
     for curve in curves:
         labels.setdefault(curve.key, set()).add(curve.label)
     looks = {}
     for curve in curves:
         baseline = BASELINES.get(curve.family)
-        kinds = list(dict.fromkeys(each.others for each in curves if each.family == curve.family))
+        kinds = [each.others for each in curves if each.family == curve.family and _block(each) == _block(curve)]
+        rank = blocks.index(_block(curve)) if _block(curve) in blocks else 0  # one that drafts nothing has no length
+        size = rank + list(dict.fromkeys(kinds)).index(curve.others)
         number = 0 if baseline else families.index(curve.family)
         control = is_control(curve)
         looks[curve.key] = Look(
             color="black" if baseline else COLORS[number % len(COLORS)],
             marker=baseline or MARKERS[number % len(MARKERS)],
-            size=SIZES[kinds.index(curve.others) % len(SIZES)] + (4 if baseline == "*" else 0),
+            size=SIZES[0 if baseline else size % len(SIZES)] + (4 if baseline == "*" else 0),
             line=APART if curve.places[0].startswith("k=") else CONTROL if control else LINE,
             fill="none" if control else "full",
             label=curve.label if len(labels[curve.key]) == 1 else curve.name,
         )
     return looks
+
+
+def _block(curve: Curve) -> int:
+    """The block length of its rows; 0 of none, and of points that differ in it."""
+    return block_length(dict(curve.others))
 
 
 def is_control(curve: Curve) -> bool:

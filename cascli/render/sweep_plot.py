@@ -48,7 +48,7 @@ TEXT = 14
 PANEL_WIDTH, PANEL_HEIGHT = 5.4, 4.3
 LINE_HEIGHT = 1.45 * TEXT / 72
 """Of the legend, in inches."""
-CLOSE_UP = 0.3
+CLOSE_UP = 0.4
 """A panel shows the curves alone where they take up less of it than this."""
 
 
@@ -106,7 +106,7 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
         lines = textwrap.fill(plain(title), 34 * len(shown))
         figure.suptitle(lines, fontsize=TEXT + 2, parse_math=False)
     handles, names = _legend(panels, drawn, looks)
-    widest = max(len(name) for name in names) * 0.6 * (TEXT - 1) / 72 + 0.75  # inches, with the handle
+    widest = max(len(name) for name in names) * 0.56 * (TEXT - 1) / 72 + 0.75  # inches, with the handle
     columns = max(1, int(figure.get_figwidth() / widest))
     figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
