@@ -52,7 +52,7 @@ def row(spec: str, temperature: float, number: int) -> SweepRow:
 ROWS = [row(spec, temperature, i) for temperature in (0.0, 1.0) for i, spec in enumerate(SPECS)]
 
 
-LENGTHS = [("chow", 16), ("chow", 4), ("opt", 8), ("opt", 16), ("token-v3", 8), ("mixture", 4)]
+LENGTHS = [("chow", 16), ("chow", 4), ("opt", 8), ("opt", 16), ("token-v3", 8), ("mixture", 4), ("opt", 1), ("opt", 2)]
 FAMILY = r"[\w-]+( opt| token-v3| chow| min-p)?"
 
 
@@ -176,7 +176,17 @@ def test_a_longer_block_is_a_larger_mark_in_every_family() -> None:
         if "rule" in dict(curve.others):
             sizes.setdefault(dict(curve.others)["k"], set()).add(looks[curve.key].size)
     assert all(len(each) == 1 for each in sizes.values()), sizes  # whatever its family has beside it
-    assert [sizes[k] for k in (4, 8, 16)] == sorted(sizes.values(), key=min) and len(set(map(min, sizes.values()))) == 3
+    ordered = [min(sizes[k]) for k in (1, 2, 4, 8, 16)]
+    assert ordered == sorted(set(ordered))
+
+
+def test_variants_of_one_block_length_are_told_apart_from_another_length() -> None:
+    rule = "speculative-cascade:rule=opt,alpha=0.3"
+    found = curves(
+        [row(spec, 0.0, i) for i, spec in enumerate([f"{rule},k=4", f"{rule},k=4,verify=block", f"{rule},k=8"])]
+    )
+    looks = looks_of(found)
+    assert len({(look.size, look.fill) for look in looks.values()}) == 3
 
 
 def test_speculation_is_one_curve_whatever_its_block_length() -> None:

@@ -20,8 +20,12 @@ MARKERS = "os^PXp<h>"
 LINE, CONTROL, APART = "-", "--", ""
 """Of a rule; of a control, which cuts the target's own distribution without a look at the draft; and of points that
 differ in the block length alone, which is no setting that a curve could be turned along."""
-SIZES = (6.5, 9.5, 12.5, 15.5)
-"""Larger for longer blocks, the same in every family; of curves that are alike in that, by score."""
+SMALLEST, LARGEST = 6.5, 15.5
+"""Of the marks: larger for longer blocks, the same in every family."""
+STEPS = 3
+"""Steps at least between these two, so that of two block lengths the longer is not twice as large."""
+FILLS = ("full", "left", "bottom", "right", "top")
+"""Of curves of one family and block length, by score or other options."""
 
 
 CurveKey = tuple[str, tuple[tuple[str, Any], ...]]
@@ -103,26 +107,25 @@ def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
     They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
     """
     families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
-    blocks = sorted({_block(curve) for curve in curves})
-    if len(blocks) > 1 and 0 in blocks:
-        blocks.remove(0)
+    blocks = sorted({_block(curve) for curve in curves if curve.family not in BASELINES} - {0})
     labels: dict[CurveKey, set[str]] = {}
     for curve in curves:
         labels.setdefault(curve.key, set()).add(curve.label)
     looks = {}
     for curve in curves:
         baseline = BASELINES.get(curve.family)
-        kinds = [each.others for each in curves if each.family == curve.family and _block(each) == _block(curve)]
-        rank = blocks.index(_block(curve)) if _block(curve) in blocks else 0  # one that drafts nothing has no length
-        size = rank + list(dict.fromkeys(kinds)).index(curve.others)
+        alike = [each.others for each in curves if each.family == curve.family and _block(each) == _block(curve)]
+        variant = list(dict.fromkeys(alike)).index(curve.others)
+        rank = blocks.index(_block(curve)) if _block(curve) in blocks else 0
+        size = SMALLEST + (LARGEST - SMALLEST) * rank / max(STEPS, len(blocks) - 1)
         number = 0 if baseline else families.index(curve.family)
         control = is_control(curve)
         looks[curve.key] = Look(
             color="black" if baseline else COLORS[number % len(COLORS)],
             marker=baseline or MARKERS[number % len(MARKERS)],
-            size=SIZES[0 if baseline else size % len(SIZES)] + (4 if baseline == "*" else 0),
+            size=SMALLEST + (4 if baseline == "*" else 0) if baseline else size,
             line=APART if curve.places[0].startswith("k=") else CONTROL if control else LINE,
-            fill="none" if control else "full",
+            fill="none" if control and not variant else FILLS[variant % len(FILLS)],
             label=curve.label if len(labels[curve.key]) == 1 else curve.name,
         )
     return looks
