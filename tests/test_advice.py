@@ -802,7 +802,7 @@ def test_the_command_says_what_to_use_and_how(cli: Callable[..., Result], questi
 def test_json_is_one_document_and_quiet_one_line(cli: Callable[..., Result], questions: str) -> None:
     found = cli(*TINY, "--prompts", questions, "--limit", "2", "--json", "-q")
     document = json.loads(found.stdout)
-    assert document["schema"] == "cascli.advice/1" and len(document["confirmed_on"]) == 2 and not document["apart"]
+    assert document["schema"] == "cascli.advice/1.1" and len(document["confirmed_on"]) == 2 and not document["apart"]
     quiet = cli(*TINY, "--prompts", questions, "--limit", "2", "-q")
     assert quiet.stderr == "" and len(quiet.stdout.splitlines()) <= 4 and "Use " in quiet.stdout
 

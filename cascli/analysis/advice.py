@@ -246,7 +246,7 @@ class Advice(Document):
 
     kind: ClassVar[str] = "advice"
 
-    schema_name: Literal["cascli.advice/1"] = Field("cascli.advice/1", alias="schema")
+    schema_name: Literal["cascli.advice/1", "cascli.advice/1.1"] = Field("cascli.advice/1.1", alias="schema")
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it."""
     command: str | None = None
@@ -520,7 +520,7 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
         by_token = f"{fastest.strategy} is {told(fastest.speed)} as fast as target by the token"
         longer = f"but its answers are {length.of_means:.2f}x as long"
         return f"{by_token}, {longer}: by the answer it is {told(over.ratio)} as fast as {chosen.strategy}."
-    return f"{over.said(fastest.strategy)} {chosen.strategy}: not clearly more, so that is advised."
+    return f"{over.said(fastest.strategy)} {chosen.strategy}, which is advised: not clearly more."
 
 
 def _of_length(row: Confirmed) -> str | None:

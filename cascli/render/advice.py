@@ -13,7 +13,7 @@ from rich.text import Text
 from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, told
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
-from cascli.render.console import Screen, fits, plain_table, unicode_ok
+from cascli.render.console import Screen, ever_fewer, fits, plain_table, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
@@ -119,8 +119,7 @@ def _measured(advice: Advice, console: Console) -> Table:
     """With as many columns as there is room for; names go over several lines before a column goes."""
     scored = any(row.quality is not None for row in advice.confirmed)
     columns = [*MEASURED, *(SCORED if scored else [])]
-    least = [[each for each in columns if each.expendable < limit] for limit in range(6, 0, -1)]
-    tables = [_drawn(advice, few, console, width) for few in least for width in (console.width, NAME)]
+    tables = [_drawn(advice, few, console, width) for few in ever_fewer(columns) for width in (console.width, NAME)]
     return next((each for each in tables if fits(each, console)), tables[-1])
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
-from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
+from cascli.render.console import WIDEST, ever_fewer, fits, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, seconds, tv
 from cascli.trace import Distances
@@ -128,8 +128,7 @@ def cost_tables(rows: Sequence[Priced], console: Console, *, greedy: bool) -> li
 
 def _fitting(rows: Sequence[Priced], columns: Sequence[Column], console: Console) -> Table:
     """One line a strategy, with as many columns as fit a page; then names take two lines rather than a number a cut."""
-    levels = range(max(column.expendable for column in columns) + 1, 0, -1)
-    tables = [_table(rows, [each for each in columns if each.expendable < level], console) for level in levels]
+    tables = [_table(rows, few, console) for few in ever_fewer(columns)]
     table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     return table

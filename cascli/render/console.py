@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TextIO, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,6 +19,17 @@ from cascli.errors import plain
 from cascli.render.theme import theme
 
 Item = TypeVar("Item")
+
+
+class Expendable(Protocol):
+    """A column of a table that may have to be narrower."""
+
+    @property
+    def expendable(self) -> int:
+        """When it goes: the highest first, 0 never."""
+
+
+Shown = TypeVar("Shown", bound=Expendable)
 WIDEST = 100
 """Columns of a page, however wide the terminal is."""
 
@@ -104,6 +115,12 @@ def fits(table: Table, console: Console, widest: int = 10_000) -> bool:
     """Whether a table is shown whole, and is no wider than it may be."""
     wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     return wanted <= min(console.width, widest)
+
+
+def ever_fewer(columns: Sequence[Shown]) -> list[list[Shown]]:
+    """All columns, then without the most expendable ones, and so on to those that stay."""
+    levels = range(max(column.expendable for column in columns) + 1, 0, -1)
+    return [[column for column in columns if column.expendable < level] for level in levels]
 
 
 def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], console: Console) -> list[Table]:
