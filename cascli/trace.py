@@ -388,7 +388,10 @@ class StepCosts(Data):
     v: list[float] = Field(min_length=1)
     """A call of the target over 1, 2, .. tokens."""
     reads_last: bool = False
-    """Whether every round has one draft step more, for the draft's distribution after the last token."""
+    """Whether every round has one draft step more, for the draft's distribution after the last token.
+
+    On a CPU only a round whose tokens have all passed has.
+    """
     measured: bool
     """Whether the pair's steps were timed on this machine; else c is the ratio of the models' bytes, and every token
     beyond the first widens a call by a thirty-second step."""

@@ -35,3 +35,10 @@ def clean_env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
     return monkeypatch
+
+
+@pytest.fixture
+def asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager rounds ask for q behind every block too, as captured ones do."""
+    for module in ("cascli.decoding.session", "cascli.models.pair", "cascli.models.runner"):
+        monkeypatch.setattr(f"{module}.asked_late", lambda *_, **__: False)

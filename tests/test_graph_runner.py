@@ -96,6 +96,7 @@ def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tup
     assert taped.graphs == made
 
 
+@pytest.mark.usefixtures("asked_at_once")
 def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -> None:
     rules = ("chow,alpha=0.9", "token-v3,alpha=0.3")
     cascades = [f"{kind}:rule={rule}" for kind in ("token-cascade", "speculative-cascade") for rule in rules]
@@ -115,6 +116,7 @@ def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}], ids=str
 )
+@pytest.mark.usefixtures("asked_at_once")
 def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
     plain, taped = (load_pair(pair(), dtype="float32") for _ in range(2))
     taped.graphs = GraphCache(TapeCapture())

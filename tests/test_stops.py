@@ -203,6 +203,7 @@ def test_greedy_texts_are_the_targets_whatever_the_length(name: str) -> None:
 
 @pytest.mark.parametrize("stop", ["max-q,least_q=0.05", "confidence,least_q=0.02", "heuristic", "rate"])
 @pytest.mark.parametrize("rule", ["speculative:", "speculative-cascade:rule=token-v3,alpha=0.3,"])
+@pytest.mark.usefixtures("asked_at_once")
 def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
     """As on a GPU, with a tape in place of its graphs: what was prepared is all that is recorded while it decodes."""
     plain, taped = load_pair(pair()), recorded(load_pair(pair()))

@@ -201,7 +201,7 @@ class _Gains:
         self._per_round = sum(len(run.token_ids) for run in drafting) / len(rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self.extra = (calls - drafts) / len(rounds) if calls else 0.0
-        """Draft steps a round beyond those that drafted: one for rules that read q after the block, else none."""
+        """Draft steps a round beyond those that drafted, on average: for rules that read q behind the block."""
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
         self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain

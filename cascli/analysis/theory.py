@@ -17,7 +17,9 @@ def expected_tokens(a: float, k: int) -> float:
     return float(k + 1) if a >= 1 else (1 - a ** (k + 1)) / (1 - a)
 
 
-def expected_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float]) -> float:
+def expected_cost(
+    n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float], behind: float = 0.0
+) -> float:
     """What an answer of n tokens is expected to cost in rounds, where it is known with which chance drafts pass.
 
     A round at token t keeps j drafts if the first j pass and the next one does not, and goes on at t + j + 1.
@@ -27,6 +29,7 @@ def expected_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callab
         drafts: of a round that begins at a token, for each drafted token the probability that it passes if those before
             it have; of at most n - 1 - t tokens.
         cost: of a round by the tokens that it drafts.
+        behind: what a round costs besides if all of its drafts pass.
     """
     ahead = [0.0] * (n + 1)
     """From token t to the end."""
@@ -36,7 +39,7 @@ def expected_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callab
         for j, a in enumerate(chances):
             total += reached * (1 - a) * ahead[t + j + 1]
             reached *= a
-        ahead[t] = total + reached * ahead[t + len(chances) + 1]
+        ahead[t] = total + reached * (behind + ahead[t + len(chances) + 1])
     return ahead[0]
 
 

@@ -1,12 +1,15 @@
 """The round of speculation for any rule and drafter: draft up to k tokens, check them in one target call, keep some.
 
-Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer. What is
-decided of a block once the target has read it (pi, the tests, the next token) is computed in one go by kernels where
-they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, which say what it means.
+Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer. On a CPU,
+where nothing has to wait, a rule gets the draft's distribution behind the block only if all of the block has passed:
+no other round needs that draft step. What is decided of a block once the target has read it (pi, the tests, the next
+token) is computed in one go by kernels where they know the rule; else by `cascli.rules` and
+`cascli.sampling.rejection`, which say what it means.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -19,7 +22,7 @@ from torch import Tensor
 from cascli import kernels
 from cascli.decoding import detail, thinking
 from cascli.decoding.session import Session
-from cascli.decoding.step_by_step import Looking, by_steps
+from cascli.decoding.step_by_step import Looking, ReadLast, by_steps
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.rules._forced import Forced
@@ -92,23 +95,33 @@ def speculate(
     ahead, stopping = LookingAhead(s.uniforms), stopping or Stopping()
     if by_block:
         s.uniforms = ahead
+    # A drafter that reads on the host has no steps to save.
+    late = s.asks_late(rule) and not on_host
     while not s.finished:
         most = stopping.most(min(k, s.remaining - 1))
-        block, read = _drafts(s, most, rule, propose, stopping, on_host=on_host)
+        block, read = _drafts(s, most, rule, propose, stopping, late=late, on_host=on_host)
         start, n = s.length, block.tokens.shape[0]
         if n > most or block.q.shape[0] not in (n, n + 1) or block.q.shape != block.q1.shape:
             raise TypeError(f"a block of {n} tokens and q {[*block.q.shape]}, where at most {most} were asked for")
         s.text[start : start + n] = block.tokens
         logits = s.target.read(start + n, rows=n + 1)
+        u_accept = s.uniforms.accept(start, n)
         u_next = torch.cat([s.uniforms.residual(start, n), s.uniforms.draw(start + n, 1)])
-        given = (logits, *block, s.uniforms.accept(start, n), u_next, *thinking.where(s, rule, start + n, n + 1))
+        holds = thinking.where(s, rule, start + n, n + 1)
+        given = (logits, *block, u_accept, u_next, *holds)
         if s.graphs.captures and rule.capturable:
             decide = partial(decide_round, rule, s.sampling, by_block=by_block)
             numbers = s.graphs.run(_key(rule, s.sampling, by_block), decide, *given)
         else:
             # Only a CPU's clock can leave out a part of what is under way.
             observing = s.clock.paused if logits.device.type == "cpu" else nullcontext
-            numbers = decide_round(rule, s.sampling, *given, by_block=by_block, observing=observing)
+            decide = partial(decide_round, rule, s.sampling, by_block=by_block, observing=observing)
+            numbers = decide(*given)
+            if late and block.q.shape[0] == n and int(numbers[Field.NUM_ACCEPTED, 0]) == n:
+                behind = _behind(s, n, propose, rule)
+                after = decide(logits[n:], *behind, u_accept[n:], u_next[n:], *(each[n:] for each in holds))
+                numbers = _continued(numbers, after)
+                block = Block(block.tokens, torch.cat([block.q, behind.q]), torch.cat([block.q1, behind.q1]))
         ahead.looked_at(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
@@ -125,9 +138,12 @@ def speculate(
 
 
 def _drafts(
-    s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, on_host: bool
+    s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, late: bool, on_host: bool
 ) -> tuple[Block, list[float]]:
-    """A round's drafts, and what the stop has read along them; in one go unless it reads something."""
+    """A round's drafts, and what the stop has read along them; in one go unless it reads something.
+
+    Where a rule is to get q behind the block late, it comes now only if a stop has looked there.
+    """
     if stopping.reads is None:
         return propose(s, n, rule), []
 
@@ -135,9 +151,25 @@ def _drafts(
         there = propose(ahead, 0, Looking())
         return there.q, there.q1
 
-    drafted = by_steps(s, n, look, stopping, read_last=rule.reads_draft, on_host=on_host)
+    read_last: ReadLast = "if seen" if late and n else rule.reads_draft
+    drafted = by_steps(s, n, look, stopping, read_last=read_last, on_host=on_host)
     wanted = rule.reads_base or s.top > 0
     return Block(drafted.tokens, drafted.q, drafted.q1 if wanted else drafted.q), drafted.seen
+
+
+def _behind(s: Session, n: int, propose: Propose, rule: Rule) -> Block:
+    """The draft model's q behind the n tokens of a block that has passed: a block of no token, with one row."""
+    ahead = copy.copy(s)
+    ahead.length += n
+    return propose(ahead, 0, rule)
+
+
+def _continued(numbers: Tensor, after: Tensor) -> Tensor:
+    """The matrix of a round whose drafts all passed, with what was decided behind them as if it were a round."""
+    joined = torch.cat([numbers[:, :-1], after], dim=1)
+    for field in (Field.NEXT_ID, Field.NEXT_P, Field.NEXT_Q, Field.NEXT_REGRET):
+        joined[field, 0] = after[field, 0]
+    return joined
 
 
 def decide_round(

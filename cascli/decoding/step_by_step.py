@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from cascli.stops.base import Stopping
 
 Look = Callable[[Session], tuple[Tensor, Tensor]]
 """What would be proposed after the session's text: q and q1, `[1, V]`, or `[0, V]` for nothing."""
+
+
+ReadLast = bool | Literal["if seen"]
+"""Whether q is wanted after the last token too, or only if a stop has looked there."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,15 @@ class Steps(NamedTuple):
     """What the stop has read: at each token, and at the position after them if it refused a draw there."""
 
 
-def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: bool, on_host: bool = True) -> Steps:
+def by_steps(
+    s: Session,
+    n: int,
+    look: Look,
+    stopping: Stopping,
+    *,
+    read_last: ReadLast,
+    on_host: bool = True,
+) -> Steps:
     """Draft up to n tokens until the stop ends it, or nothing is proposed.
 
     Args:
@@ -59,7 +71,7 @@ def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: b
         n: 0 or more.
         look: asks the drafter.
         stopping: decides.
-        read_last: whether q is wanted after the last token too.
+        read_last: whether q is wanted after the last token.
         on_host: whether the drafter reads the text on the host, to which a token then goes as soon as it is drawn.
     """
     u, ahead, seen = s.uniforms.draw(s.length, n), copy.copy(s), list[float]()
@@ -80,9 +92,9 @@ def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: b
         ahead.length += 1
         if on_host:
             ahead.answer_ids = [*ahead.answer_ids, int(token)]
-    if read_last and len(rows) == len(tokens):  # nobody has looked there yet
+    if read_last is True and len(rows) == len(tokens):  # nobody has looked there yet
         rows.append(look(ahead))
-    last = len(tokens) - 1 + read_last
+    last = len(tokens) - 1 + bool(read_last)
     probs, base = (torch.cat(each)[:last] for each in zip(*rows, strict=True))
     return Steps(torch.cat(tokens), probs, base, seen)
 

@@ -257,14 +257,19 @@ class Answers:
 
     def _lenient(self, rule: Settled, extra: Cost, near: int) -> Candidate:
         chances = [each for each in self._both.passing(rule.acceptance) if each]
-        cost = fixed_cost(self._machine, reads_last=rule.reads_draft, extra=extra)
+        late = self._pair.asks_late
+        cost = fixed_cost(self._machine, reads_last=rule.reads_draft and not late, extra=extra)
+        behind = self._machine.c if rule.reads_draft and late else 0.0
 
         def drafts(k: int) -> list[Drafts]:
             return [along(each, k) for each in chances]
 
-        k = best_length(lambda k: self._speed(self._machine, drafts(k), cost, model=True), self.longest, near)
+        def speed(k: int) -> float:
+            return self._speed(self._machine, drafts(k), cost, behind, model=True)
+
+        k = best_length(speed, self.longest, near)
         about = {"acceptance": float(rule.acceptance.mean()), "rule": rule.params["rule"], "mean_tv": rule.mean_tv}
-        return self._of(with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, **about)
+        return self._of(with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, behind, **about)
 
     # ---- what it comes to
 
@@ -282,13 +287,16 @@ class Answers:
         """The gain of the draft model, were exactly what is kept drafted."""
         return oracle(self._recorded, self._machine, self.chances)
 
-    def _speed(self, machine: Machine, drafts: Sequence[Drafts], cost: Cost, *, model: bool) -> float:
-        spent = self._spent(drafts, cost)
+    def _speed(
+        self, machine: Machine, drafts: Sequence[Drafts], cost: Cost, behind: float = 0.0, *, model: bool
+    ) -> float:
+        spent = self._spent(drafts, cost, behind)
         return replayed(self._recorded, machine, spent, [1.0] * len(spent), reads_draft=model).speed.of_means
 
-    def _spent(self, drafts: Sequence[Drafts], cost: Cost) -> list[float]:
+    def _spent(self, drafts: Sequence[Drafts], cost: Cost, behind: float = 0.0) -> list[float]:
         return [
-            theory.expected_cost(answer.tokens, each, cost) for answer, each in zip(self._recorded, drafts, strict=True)
+            theory.expected_cost(answer.tokens, each, cost, behind)
+            for answer, each in zip(self._recorded, drafts, strict=True)
         ]
 
     def _best(self, spec: str, drafts: Callable[[int], list[Drafts]]) -> Candidate:
@@ -299,9 +307,11 @@ class Answers:
         strategy = parse(f"{spec},k={k}")
         return self._of(strategy.spec, k, drafts(k), cost, drafter=strategy.params["draft"])
 
-    def _of(self, spec: str, k: int, drafts: Sequence[Drafts], cost: Cost, **more: Any) -> Candidate:
+    def _of(
+        self, spec: str, k: int, drafts: Sequence[Drafts], cost: Cost, behind: float = 0.0, **more: Any
+    ) -> Candidate:
         rounds = self._spent(drafts, lambda _: 1.0)
-        return self._candidate(spec, k, self._spent(drafts, cost), rounds, **more)
+        return self._candidate(spec, k, self._spent(drafts, cost, behind), rounds, **more)
 
     def _candidate(
         self, spec: str, k: int | Literal["auto"], spent: Sequence[float], rounds: Sequence[float], **more: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from cascli.errors import RunError
@@ -103,6 +104,11 @@ class Runner(ABC):
         del target
 
     @property
+    def goes_by_target(self) -> bool:
+        """Whether what it gives depends on what the target has read by then, as that of a part of the target does."""
+        return False
+
+    @property
     def encoded(self) -> int:
         """How many tokens of the prompt an encoder has read, at `begin`; 0 for a model without one."""
         return 0
@@ -144,3 +150,17 @@ class Runner(ABC):
     def compile_seconds(self) -> float | None:
         """Time spent on compiling so far; None if steps are not compiled."""
         return None
+
+
+def asked_late(draft: Runner, device: torch.device, *, captures: bool) -> bool:
+    """Whether a rule gets the draft model's q behind a block only once all of the block has passed.
+
+    No other round needs that draft step. But a captured round cannot wait for the host to know, nor a draft model that
+    goes by the target, which has read the block by then.
+
+    Args:
+        draft: the draft model's.
+        device: of the models.
+        captures: whether rounds are captured.
+    """
+    return device.type == "cpu" and not (captures or draft.draws or draft.goes_by_target)

@@ -79,7 +79,7 @@ class Rule(ABC):
     reads_target: ClassVar[bool] = True
     """Whether the decision needs p: if so, a sequential token cascade can use it only as an oracle."""
     reads_draft: ClassVar[bool] = True
-    """Whether pi depends on q: if so, the bonus token costs a draft step at the position after the block."""
+    """Whether pi depends on q: if so, a bonus token costs a draft step at the position after the block."""
     reads_base: ClassVar[bool] = True
     """Whether the decision tests q1 or p1; where not, they are not computed, and q and p stand in their place."""
     reads_confidence: ClassVar[bool] = False

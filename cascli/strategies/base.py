@@ -313,13 +313,15 @@ class Speculating(Strategy):
 
     def costs(self, pair: Pair) -> StepCosts | None:
         """Those of its rounds, if its stop goes by them."""
+        from cascli.models.runner import asked_late
         from cascli.models.step_costs import step_costs
 
         if not self.needs_costs:
             return None
-        exit = self.runners(pair)["draft"].exit
-        reads_last = self.verification_rule.reads_draft
-        return step_costs(pair, self.longest, self.draft.cost, reads_last=reads_last, exit=exit)
+        drafting = self.runners(pair)["draft"]
+        late = asked_late(drafting, pair.device, captures=pair.graphs.captures)
+        reads_last = self.verification_rule.reads_draft and not late
+        return step_costs(pair, self.longest, self.draft.cost, reads_last=reads_last, exit=drafting.exit)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""

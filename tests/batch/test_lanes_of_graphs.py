@@ -39,6 +39,7 @@ def taped(config: dict[str, Any]) -> Pair:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.usefixtures("asked_at_once")
 def test_answers_are_those_of_each_alone(name: str) -> None:
     """Within rounding: of eager passes over one text, so that the tokens are the same."""
     config = pair(300, **ARCHITECTURES[name])

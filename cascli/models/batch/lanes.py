@@ -125,6 +125,11 @@ class LaneRunner(Runner):
         """As the model's own runner."""
         return self._own.steps_left(length)
 
+    @property
+    def goes_by_target(self) -> bool:
+        """As the model's own runner."""
+        return self._own.goes_by_target
+
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Read a prompt, or take what is left of its reading: that takes no time, but counts as it did then.
 

@@ -123,6 +123,11 @@ class Eagle3Runner(Runner):
         """None behind the positions that the head was made for, and none after a single token."""
         return max(self.head.layout.longest - length + 1, 0) if length > 1 else 0
 
+    @property
+    def goes_by_target(self) -> bool:
+        """Its first step reads the target's hidden states."""
+        return True
+
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Read a prompt that the target has begun; see `Runner.begin`."""
         self.truncate(0)

@@ -1,0 +1,169 @@
+"""The draft's distribution behind a block, asked for once the block has passed: the same rounds, in fewer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cascli import Run, generate, rules
+from cascli.decoding import speculation
+from cascli.decoding.session import Session
+from cascli.strategies import parse
+from cascli.strategies.base import Speculating
+from tests.laws.models import engine_law, reference_law, tiny_pair
+from tests.laws.tables import target
+from tests.laws.test_blocks_in_engine import pi_of
+from tests.laws.test_stops import MIDDLE
+from tests.reference.process import distance
+
+EXACT = 1e-12
+REAL = speculation._behind
+WARPED = {"temperature": 0.8, "top_k": 4, "top_p": 0.95}
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+def runs_of(spec: str, **options: Any) -> Iterator[Run]:
+    """Of texts long enough for rounds of every kind; the last round may have less room than the others."""
+    for seed in range(12):
+        ask = {"prompt_ids": [1, 2], "max_new_tokens": 23, "seed": seed, **WARPED, **options}
+        yield generate(tiny_pair(5, 2), strategy=spec, **ask)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Alike in everything but the last bits: rows are summed in other numbers of rows."""
+    return numbers_of(ours) == pytest.approx(numbers_of(theirs), rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+def numbers_of(run: Run) -> dict[str, Any]:
+    """Every number of every token, by where it stands."""
+    found: dict[str, Any] = {}
+
+    def put(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, each in value.items():
+                put(f"{name}.{key}", each)
+        elif isinstance(value, list):
+            for i, each in enumerate(value):
+                put(f"{name}.{i}", each)
+        elif isinstance(value, bool | int | float):
+            found[name] = value
+        else:
+            found[name + "=" + str(value)] = 0
+
+    put("", [step.model_dump(exclude={"seconds"}) for step in run.rounds])
+    return found
+
+
+def whole_blocks(run: Run) -> int:
+    """Rounds whose drafts all passed, those of no draft among them."""
+    return sum(step.emitted[-1].event == "bonus" for step in run.rounds)
+
+
+@pytest.mark.parametrize("verify", ["token", "block"])
+@pytest.mark.parametrize("rule", rules.names())
+def test_the_same_rounds(rule: str, verify: str, request: pytest.FixtureRequest) -> None:
+    spec = f"speculative-cascade:rule={rule},k=3,verify={verify}"
+    late = list(runs_of(spec, top=2))
+    request.getfixturevalue("asked_at_once")
+    first = list(runs_of(spec, top=2))
+    assert all(same(ours, theirs) for ours, theirs in zip(late, first, strict=True))
+    reads = rules.load(rule).reads_draft
+    assert reads == any(token.q is not None for run in late for token in run.emitted if token.event == "bonus")
+
+
+@pytest.mark.parametrize("stop", [stop for stop in MIDDLE if stop != "never"])
+def test_the_same_rounds_with_a_stop(stop: str, request: pytest.FixtureRequest) -> None:
+    spec = f"speculative-cascade:rule=token-v3,alpha=0.4,stop={stop}{MIDDLE[stop]},k=3"
+    if stop == "rate":  # which drafts by what it takes a step to cost
+        spec = spec.replace("rate", "max-q,least_q=0.3")
+    late = list(runs_of(spec))
+    request.getfixturevalue("asked_at_once")
+    assert all(same(ours, theirs) for ours, theirs in zip(late, runs_of(spec), strict=True))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("rule", ["token-v3,alpha=0.4", "mixture,target_weight=0.5", "min-p,alpha=0.3"])
+def test_steps_are_made_that_something_is_made_of(rule: str, k: int) -> None:
+    """One a drafted token, and one behind every block that has passed, if the rule reads it."""
+    whole = broken = 0
+    for run in runs_of(f"speculative-cascade:rule={rule},k={k}", max_new_tokens=40):
+        assert run.finish_reason == "length"  # a trace has all of every block then
+        behind = whole_blocks(run) if "min-p" not in rule else 0
+        assert run.metrics.draft_calls == run.metrics.num_draft_tokens + behind
+        whole += whole_blocks(run)
+        broken += len(run.rounds) - whole_blocks(run)
+    assert whole > 10 and broken > 10
+
+
+@pytest.mark.parametrize("stop", ["max-q", "svip", "heuristic"])
+def test_a_stop_that_has_looked_there_saves_the_step(stop: str, request: pytest.FixtureRequest) -> None:
+    spec = f"speculative-cascade:rule=token-v3,alpha=0.4,stop={stop}{MIDDLE[stop]},k=3"
+    late = sum(run.metrics.draft_calls for run in runs_of(spec))
+    request.getfixturevalue("asked_at_once")
+    first = sum(run.metrics.draft_calls for run in runs_of(spec))
+    assert late < first
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_law_of_four_tokens(k: int) -> None:
+    """Across rounds of every length: every bonus of such a rule comes from what was asked late."""
+    strategy = parse(f"speculative-cascade:rule=mixture,target_weight=0.5,k={k}")
+    assert isinstance(strategy, Speculating)
+    law = engine_law(strategy, 4, 2, 2, **PLAIN)
+    wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
+    assert distance(law, wanted) < EXACT
+
+
+def of_the_answer(s: Session, n: int, propose: Any, rule: Any) -> speculation.Block:
+    """A bug: q after the answer so far, in place of after the block."""
+    del n
+    s.draft.rewind(s.length - 1)
+    return propose(s, 0, rule)
+
+
+def of_the_target(s: Session, n: int, propose: Any, rule: Any) -> speculation.Block:
+    """A bug: what was asked is dropped, so that the bonus follows p."""
+    block = REAL(s, n, propose, rule)
+    return block._replace(q=block.q[:0], q1=block.q1[:0])
+
+
+@pytest.mark.parametrize("bug", [of_the_target, of_the_answer])
+def test_planted_bugs_change_the_law(bug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = parse("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
+    assert isinstance(strategy, Speculating)
+    wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
+    monkeypatch.setattr(speculation, "_behind", bug)
+    law = engine_law(strategy, 4, 2, 2, **PLAIN)
+    assert distance(law, wanted) > 1e-3
+
+
+def test_random_numbers_of_the_first_position_change_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: what is drawn behind the block goes by the uniform of a rejection at its first token."""
+    strategy = parse("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
+    decide: Any = speculation.decide_round
+    assert isinstance(strategy, Speculating)
+    wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
+    first: list[Any] = []
+
+    def planted(*given: Any, **more: Any) -> Any:
+        *before, u_next = given[:8]
+        if before[3].shape[0]:  # tokens
+            first[:] = [u_next[:1]]
+        elif first:
+            u_next = first[0]
+        return decide(*before, u_next, *given[8:], **more)
+
+    monkeypatch.setattr(speculation, "decide_round", planted)
+    law = engine_law(strategy, 4, 2, 2, **PLAIN)
+    assert distance(law, wanted) > 1e-3
+
+
+def test_the_target_is_no_control() -> None:
+    """The pair disagrees in the middle: its bonus tokens follow neither model."""
+    strategy = parse("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
+    assert isinstance(strategy, Speculating)
+    ours = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
+    exact = reference_law(target("exact"), 4, 2, 2, **PLAIN)
+    assert distance(ours, exact) > 1e-2
