@@ -96,13 +96,16 @@ def _study(folder: Path) -> str:
 def with_late_steps(record: Record) -> Record:
     """A record of then with at most the draft steps of now: behind blocks that have passed alone.
 
-    Nothing else differs. Of the last block of an answer it is not known whether all of it passed: it counts as if.
+    Nothing else differs. Of an answer's last block it is not known whether all of it passed: it counts as if. With a
+    stop, or without the draft model, there is nothing to take away.
     """
     strategy = parse(record.cell.strategy)
     if not isinstance(strategy, Speculating) or not strategy.verification_rule.reads_draft:
         return record
+    if not strategy.needs_draft or strategy.stop.reads is not None:
+        return record
     whole = (record.acceptance_histogram or [0])[-1]
-    steps = record.draft_calls - record.rounds + min(whole + 1, record.rounds)
+    steps = record.draft_calls - record.rounds + min(whole + (record.turns or 1), record.rounds)
     return record.model_copy(update={"draft_calls": steps})
 
 

@@ -388,17 +388,16 @@ class StepCosts(Data):
     v: list[float] = Field(min_length=1)
     """A call of the target over 1, 2, .. tokens."""
     reads_last: bool = False
-    """Whether every round has one draft step more, for the draft's distribution after the last token.
-
-    On a CPU only a round whose tokens have all passed has.
-    """
+    """Whether every round has one draft step more, for the draft's distribution after the last token."""
+    reads_if_kept: bool = False
+    """Whether a round whose tokens have all passed has."""
     measured: bool
     """Whether the pair's steps were timed on this machine; else c is the ratio of the models' bytes, and every token
     beyond the first widens a call by a thirty-second step."""
 
-    def round(self, drafted: int) -> float:
-        """What a round of so many drafted tokens costs."""
-        return self.c * (drafted + self.reads_last) + self.v[drafted]
+    def round(self, drafted: int, kept: float = 0.0) -> float:
+        """What a round of so many drafted tokens costs, which all pass with a chance of `kept`."""
+        return self.c * (drafted + self.reads_last + self.reads_if_kept * kept) + self.v[drafted]
 
 
 class ExitInfo(Data):
@@ -446,7 +445,8 @@ class Run(Document):
         "cascli.run/1.4",
         "cascli.run/1.5",
         "cascli.run/1.6",
-    ] = Field("cascli.run/1.6", alias="schema")
+        "cascli.run/1.7",
+    ] = Field("cascli.run/1.7", alias="schema")
     date: str | None = None
     """When the run began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None

@@ -40,5 +40,5 @@ def clean_env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager rounds ask for q behind every block too, as captured ones do."""
-    for module in ("cascli.decoding.session", "cascli.models.pair", "cascli.models.runner"):
-        monkeypatch.setattr(f"{module}.asked_late", lambda *_, **__: False)
+    for module in ("cascli.decoding.speculation", "cascli.jobs.candidates"):
+        monkeypatch.setattr(f"{module}.asks_late", lambda *_, **__: False)

@@ -113,7 +113,7 @@ def test_compare_files(cli, tmp_path: Path, suffix: str) -> None:
     assert cli("compare", "hello", *TINY, "-s", "target", "-s", "speculative:k=2", "-o", str(file)).exit_code == 0
     text = file.read_text()
     if suffix == "json":
-        assert json.loads(text)["schema"] == "cascli.compare/1.5"
+        assert json.loads(text)["schema"] == "cascli.compare/1.6"
         assert "speculative" in cli("show", str(file)).stdout
     else:
         assert len(text.splitlines()) == {"md": 4, "csv": 3}[suffix]

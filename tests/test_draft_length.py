@@ -116,7 +116,7 @@ def test_a_comparison_has_it_and_its_rows_have_the_bound(text_pair: Pair) -> Non
     assert Comparison.from_json(found.to_json()) == found
     unmeasured = compare(text_pair, "hello", asked[:3], max_new_tokens=16, measure=False)
     assert unmeasured.draft_lengths == [] and unmeasured.summary[1].oracle_speed_vs_target is None
-    assert json.loads(unmeasured.to_json())["schema"] == "cascli.compare/1.5"
+    assert json.loads(unmeasured.to_json())["schema"] == "cascli.compare/1.6"
 
 
 def test_nothing_is_predicted_of_fixed_lengths_from_drafts_that_a_stop_has_chosen(text_pair: Pair) -> None:

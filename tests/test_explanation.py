@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,26 @@ def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
     why = account([run], [target, run], flat(0.3, {5: 1.2}))
     assert why.break_even_acceptance is not None
     assert theory.tokens_per_round(why.break_even_acceptance, 4, 16) / (4 * 0.3 + 1.2) == pytest.approx(1.0)
+
+
+def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair) -> None:
+    """One draft step behind a block with the chance that it passes: at every k and acceptance that is spoken of."""
+    ask: dict[str, Any] = {"max_new_tokens": 120, "temperature": 1.0, "seed": 3}
+    target = generate(text_pair, "hello", strategy="target", **ask)
+    run = generate(text_pair, "hello", strategy="speculative-cascade:rule=mixture,target_weight=0.3,k=4", **ask)
+    n, profile = len(run.token_ids), flat(c := 0.2, {2: 1.05, 3: 1.1, 5: 1.2})
+    why = account([run], [target, run], profile)
+    a = why.acceptance
+    assert n > 60 and a is not None and 0.2 < a < 0.8
+    assert why.predicted_speed_up == pytest.approx(theory.tokens_per_round(a, 4, n) / (c * (4 + a**4) + 1.2))
+    b = why.break_even_acceptance
+    assert b is not None and theory.tokens_per_round(b, 4, n) / (c * (4 + b**4) + 1.2) == pytest.approx(1.0)
+    best = max(range(1, 5), key=lambda k: theory.tokens_per_round(a, k, n) / (c * (k + a**k) + profile.v(k + 1)))
+    gain = theory.tokens_per_round(a, best, n) / (c * (best + a**best) + profile.v(best + 1))
+    assert why.best_k == (best if gain > 1 else None)
+    exact = generate(text_pair, "hello", strategy="speculative:k=4", **ask)
+    assert exact.metrics.draft_calls == exact.metrics.num_draft_tokens
+    assert run.metrics.draft_calls > run.metrics.num_draft_tokens
 
 
 def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:

@@ -8,7 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.study_table import HEADINGS, Price, costs_at, price_of, study_table
+from benchmarks.study_table import HEADINGS, Price, costs_at, price_of, study_table, with_late_steps
+from cascli import Pair
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.run import sweep
 from cascli.sweeps.table import SweepRow
@@ -66,3 +67,26 @@ def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
     assert cells[0] == list(HEADINGS) and {len(row) for row in (cells[0], *cells[2:])} == {len(HEADINGS)}
     assert price_of(folder.parent / "advice-float32.json") is None
     assert cells[2][HEADINGS.index("here")] == "–"  # nobody has measured what steps cost
+
+
+def test_steps_of_older_records_are_at_most_what_is_made_now(
+    tmp_path: Path, request: pytest.FixtureRequest, text_pair: Pair
+) -> None:
+    """Of the same answers: one too many at most in each, where it ended within a block."""
+    rules = ["opt,alpha=0.3", "mixture,target_weight=0.6", "min-p,alpha=0.5"]
+    specs = [f"speculative-cascade:rule={rule},k={k}" for rule in rules for k in (1, 3)]
+    specs += ["speculative:k=3", "speculative-cascade:rule=opt,stop=max-q,k=3", "draft", "target"]
+    specs += ["speculative-cascade:rule=token-v3,draft=prompt-lookup,k=4"]
+    plan = {"pair": "tiny-random", "strategies": specs, "limit": 6, "max_new_tokens": 24, "temperatures": [0.0, 1.0]}
+    sweep(plan, output=tmp_path / "now", pair=text_pair)
+    request.getfixturevalue("asked_at_once")
+    sweep(plan, output=tmp_path / "then", pair=text_pair)
+    now, then = ({(r.cell, r.problem): r for r in Records(tmp_path / name).read()} for name in ("now", "then"))
+    fewer = 0
+    for key, record in then.items():
+        made, most = now[key].draft_calls, with_late_steps(record).draft_calls
+        assert record.token_ids == now[key].token_ids
+        assert made <= most <= record.draft_calls
+        assert most - made <= (record.turns or 0) or "stop" in key[0].strategy
+        fewer += record.draft_calls - most
+    assert fewer > 50

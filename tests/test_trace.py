@@ -30,7 +30,7 @@ def test_json_has_the_promised_names(text_pair: Pair) -> None:
     data = json.loads(run.to_json())
     assert data.keys() >= FIELDS
     assert data["metrics"].keys() >= METRICS
-    assert data["schema"] == "cascli.run/1.6"
+    assert data["schema"] == "cascli.run/1.7"
     assert data["params"] == {"rule": "opt", "alpha": 0.3, "k": 3}
     assert data["metrics"]["seconds"].keys() == {"total", "prefill", "draft", "verify", "other"}
     assert data["rounds"][0]["drafted"][0].keys() == {

@@ -160,7 +160,8 @@ class Comparison(Document):
         "cascli.compare/1.3",
         "cascli.compare/1.4",
         "cascli.compare/1.5",
-    ] = Field("cascli.compare/1.5", alias="schema")
+        "cascli.compare/1.6",
+    ] = Field("cascli.compare/1.6", alias="schema")
     date: str | None = None
     """When it began, in UTC as ISO 8601 has it; None in older documents."""
     command: str | None = None

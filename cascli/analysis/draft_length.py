@@ -105,8 +105,16 @@ def _whole_blocks(runs: Sequence[Run]) -> bool:
 
 
 def _reads_last(runs: Sequence[Run]) -> bool:
-    """Whether q is read behind a block that has passed, by a draft step: whoever knows what is kept makes it too."""
-    return any(token.event == "bonus" and token.q is not None for run in runs for token in run.emitted)
+    """Whether q is read behind a block that has passed, by a draft step: whoever knows what is kept makes it too.
+
+    In some runs no block has, and no such step was made unless one was in every round.
+    """
+    costs = runs[0].costs
+    if costs is not None:
+        return costs.reads_last or costs.reads_if_kept
+    more = sum(run.metrics.draft_calls - sum(_checked(run)) for run in runs)
+    read = any(token.event == "bonus" and token.q is not None for run in runs for token in run.emitted)
+    return read or 2 * more > sum(len(run.rounds) for run in runs)
 
 
 def _checked(run: Run) -> list[int]:

@@ -50,7 +50,7 @@ class Explanation(Data):
     v_extrapolated: bool = False
     """Whether `v` lies beyond the longest block that was timed."""
     predicted_speed_up: float
-    """From acceptance, c, v, the draft steps that a full round takes, and the mean length of the answers.
+    """From acceptance, c, v, the draft steps that rounds take, and the mean length of the answers.
 
     With `verify=block` or a stop from the tokens a round that there were, in place of acceptance.
     """
@@ -167,7 +167,9 @@ def account(
         measured_speed_up=measured,
         with_prompt=whole is not None,
         measured_over_predicted=measured / gains.predicted(k),
-        break_even_acceptance=theory.acceptance_for(gains.cost(k), lambda a: gains.tokens(k, a)) if known else None,
+        break_even_acceptance=theory.acceptance_for(1.0, lambda a: gains.tokens(k, a) / gains.cost(k, a))
+        if known
+        else None,
         best_k=best if pays else None,
         best_k_or_more=pays and best == gains.longest,
         best_speed_up=gains.predicted(best) if pays else None,
@@ -200,8 +202,14 @@ class _Gains:
         """Whether what the lengths of blocks make of a speed follows from the acceptance."""
         self._per_round = sum(len(run.token_ids) for run in drafting) / len(rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
-        self.extra = (calls - drafts) / len(rounds) if calls else 0.0
-        """Draft steps a round beyond those that drafted, on average: for rules that read q behind the block."""
+        self._extra = (calls - drafts) / len(rounds) if calls else 0.0
+        """Draft steps a round beyond those that drafted: for rules that read q behind the block."""
+        kept = sum(round_.emitted[-1].event == "bonus" for round_ in rounds) / len(rounds)
+        self._if_kept = (
+            any(token.q is not None for round_ in rounds for token in round_.emitted[-1:] if token.event == "bonus")
+            and self._extra < (1 + kept) / 2
+        )
+        """Whether such a step is made behind a block that has passed alone."""
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
         self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
@@ -222,12 +230,16 @@ class _Gains:
         """A target call over a round's block."""
         return self._mean(self.costs.v, k)
 
-    def _drafting(self, k: int) -> float:
-        return self._mean(lambda n: self.costs.c * (n + self.extra), k)
+    def _drafting(self, k: int, a: float | None = None) -> float:
+        """A round's draft steps, at an acceptance."""
+        known = self.acceptance if a is None and self.depends else a
+        if self._if_kept and known is not None:
+            return self._mean(lambda n: self.costs.c * (n + known**n), k)
+        return self._mean(lambda n: self.costs.c * (n + self._extra), k)
 
-    def cost(self, k: int) -> float:
-        """Of a round, in target steps."""
-        return self._drafting(k) + self.v(k)
+    def cost(self, k: int, a: float | None = None) -> float:
+        """Of a round, in target steps; at the acceptance that there was unless it is given."""
+        return self._drafting(k, a) + self.v(k)
 
     def tokens(self, k: int, a: float | None) -> float:
         """Of a round, at an acceptance; answers end inside a round, and short blocks are counted as they came.
@@ -258,10 +270,11 @@ class _Gains:
     def bottleneck(self, k: int) -> tuple[str, float]:
         """What would help most if it were free, and the speed-up without it, everything else being as it was."""
         everything, verification = self._all(k), self.v(k)
+        accepted = everything + self._drafting(k, 1.0) - self._drafting(k)
         ideal = {
             DRAFT: self._gain(k, everything - self._drafting(k)),
             VERIFICATION: self._gain(k, everything - max(verification - 1, 0.0)),
-            ACCEPTANCE: self._gain(k, everything, 1.0),
+            ACCEPTANCE: self._gain(k, accepted, 1.0),
             OVERHEAD: self.predicted(k),
         }
         name = max(ideal, key=lambda each: ideal[each])

@@ -18,8 +18,6 @@ from cascli.decoding.clock import Clock
 from cascli.decoding.cursor import Cursor
 from cascli.errors import RunError
 from cascli.models.gpu.graph_cache import GraphCache
-from cascli.models.runner import asked_late
-from cascli.rules.base import Rule
 from cascli.sampling import distributions
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers
@@ -71,17 +69,6 @@ class Session:
     def remaining(self) -> int:
         """How many tokens may still be added."""
         return self.max_new_tokens - self.length
-
-    def asks_late(self, rule: Rule) -> bool:
-        """Whether this rule gets q behind a block only once all of the block has passed.
-
-        One with effects of its own is shown whole rounds.
-        """
-        return (
-            rule.reads_draft
-            and rule.capturable
-            and asked_late(self.draft.runner, self.text.device, captures=self.graphs.captures)
-        )
 
     def warp(self, logits: Tensor) -> Tensor:
         """The distributions `[n, V]` that tokens are drawn from."""

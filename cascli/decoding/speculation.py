@@ -1,10 +1,10 @@
 """The round of speculation for any rule and drafter: draft up to k tokens, check them in one target call, keep some.
 
 Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer. On a CPU,
-where nothing has to wait, a rule gets the draft's distribution behind the block only if all of the block has passed:
-no other round needs that draft step. What is decided of a block once the target has read it (pi, the tests, the next
-token) is computed in one go by kernels where they know the rule; else by `cascli.rules` and
-`cascli.sampling.rejection`, which say what it means.
+where nothing has to wait, a rule gets the draft model's q behind the block only if all of the block has passed: no
+other round needs that step. What is decided of a block once the target has read it (pi, the tests, the next token) is
+computed in one go by kernels where they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, which
+say what it means.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from cascli import kernels
 from cascli.decoding import detail, thinking
 from cascli.decoding.session import Session
-from cascli.decoding.step_by_step import Looking, ReadLast, by_steps
+from cascli.decoding.step_by_step import Drafting, Looking, ReadLast, by_steps
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.rules._forced import Forced
@@ -38,6 +38,7 @@ from cascli.trace import Detail, Drafted, Emitted, Round
 
 if TYPE_CHECKING:
     from cascli.kernels.verification import FusedRule
+    from cascli.models.runner import Runner
 
 
 class Block(NamedTuple):
@@ -65,6 +66,12 @@ class Block(NamedTuple):
         q.scatter_(1, tokens.unsqueeze(1), 1.0)
         return cls(tokens[:n], q, q)
 
+    def followed_by(self, behind: Block) -> Block:
+        """With the proposal of a block of no token for the position after these."""
+        q = torch.cat([self.q, behind.q])
+        same = self.q1 is self.q and behind.q1 is behind.q
+        return Block(self.tokens, q, q if same else torch.cat([self.q1, behind.q1]))
+
 
 Observing = Callable[[], AbstractContextManager[None]]
 Propose = Callable[[Session, int, Rule], Block]
@@ -80,6 +87,7 @@ def speculate(
     by_block: bool = False,
     stopping: Stopping | None = None,
     on_host: bool = True,
+    late: bool = False,
 ) -> Iterator[Round]:
     """Yield rounds of at most `k` drafted tokens until the session is finished.
 
@@ -91,12 +99,11 @@ def speculate(
         by_block: as of `decide_round`.
         stopping: ends drafts earlier; never by default.
         on_host: as of `step_by_step.by_steps`.
+        late: see `asks_late`.
     """
     ahead, stopping = LookingAhead(s.uniforms), stopping or Stopping()
     if by_block:
         s.uniforms = ahead
-    # A drafter that reads on the host has no steps to save.
-    late = s.asks_late(rule) and not on_host
     while not s.finished:
         most = stopping.most(min(k, s.remaining - 1))
         block, read = _drafts(s, most, rule, propose, stopping, late=late, on_host=on_host)
@@ -118,10 +125,9 @@ def speculate(
             decide = partial(decide_round, rule, s.sampling, by_block=by_block, observing=observing)
             numbers = decide(*given)
             if late and block.q.shape[0] == n and int(numbers[Field.NUM_ACCEPTED, 0]) == n:
-                behind = _behind(s, n, propose, rule)
+                behind = _behind(s, block, propose, rule)
                 after = decide(logits[n:], *behind, u_accept[n:], u_next[n:], *(each[n:] for each in holds))
-                numbers = _continued(numbers, after)
-                block = Block(block.tokens, torch.cat([block.q, behind.q]), torch.cat([block.q1, behind.q1]))
+                numbers, block = _continued(numbers, after), block.followed_by(behind)
         ahead.looked_at(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
@@ -137,30 +143,50 @@ def speculate(
         yield Round(drafted=drafted, emitted=emitted, seconds=s.clock.lap())
 
 
+def asks_late(rule: Rule, draft: Runner, device: torch.device, *, captures: bool) -> bool:
+    """Whether the rule gets a draft model's q behind a block only once all of the block has passed.
+
+    No other round needs that step. But a captured round cannot wait for the host to know, nor a draft model that goes
+    by the target, which has read the block by then; and a rule with effects of its own is shown whole rounds.
+
+    Args:
+        rule: what pi is made by.
+        draft: the draft model's.
+        device: of the models.
+        captures: whether rounds are captured.
+    """
+    waits = device.type != "cpu" or captures or draft.draws
+    return rule.reads_draft and rule.capturable and not waits and not draft.goes_by_target
+
+
 def _drafts(
     s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, late: bool, on_host: bool
 ) -> tuple[Block, list[float]]:
     """A round's drafts, and what the stop has read along them; in one go unless it reads something.
 
-    Where a rule is to get q behind the block late, it comes now only if a stop has looked there.
+    Where a rule gets q behind them late, it is among them only if they are none, or if the stop has looked there.
     """
+    later = late and n > 0
     if stopping.reads is None:
-        return propose(s, n, rule), []
+        return propose(s, n, Drafting(rule.reads_base) if later else rule), []
 
     def look(ahead: Session) -> tuple[Tensor, Tensor]:
         there = propose(ahead, 0, Looking())
         return there.q, there.q1
 
-    read_last: ReadLast = "if seen" if late and n else rule.reads_draft
+    read_last: ReadLast = "if seen" if later else rule.reads_draft
     drafted = by_steps(s, n, look, stopping, read_last=read_last, on_host=on_host)
     wanted = rule.reads_base or s.top > 0
     return Block(drafted.tokens, drafted.q, drafted.q1 if wanted else drafted.q), drafted.seen
 
 
-def _behind(s: Session, n: int, propose: Propose, rule: Rule) -> Block:
-    """The draft model's q behind the n tokens of a block that has passed: a block of no token, with one row."""
-    ahead = copy.copy(s)
+def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
+    """What is proposed behind a block that has passed, as a block of no token."""
+    n, ahead = block.tokens.shape[0], copy.copy(s)
+    # A drafter may have written more than it gave, and then read more.
+    s.draft.rewind(s.length + n - 1)
     ahead.length += n
+    ahead.answer_ids = [*s.answer_ids, *block.tokens.tolist()]
     return propose(ahead, 0, rule)
 
 

@@ -30,6 +30,18 @@ ReadLast = bool | Literal["if seen"]
 
 
 @dataclass(frozen=True)
+class Drafting(Rule):
+    """Not a rule, but what a drafter is asked with for tokens, what they were drawn from, and nothing behind them."""
+
+    reads_draft: ClassVar[bool] = False
+    reads_base: bool = True  # type: ignore[misc]  # of one of its own, and not of all of its kind
+
+    def apply(self, d: Dists) -> Tensor:
+        """Follow the draft."""
+        return d.q
+
+
+@dataclass(frozen=True)
 class Looking(Rule):
     """Not a rule, but what a drafter is asked with for q alone: it reads q where no token is drafted."""
 
@@ -55,15 +67,7 @@ class Steps(NamedTuple):
     """What the stop has read: at each token, and at the position after them if it refused a draw there."""
 
 
-def by_steps(
-    s: Session,
-    n: int,
-    look: Look,
-    stopping: Stopping,
-    *,
-    read_last: ReadLast,
-    on_host: bool = True,
-) -> Steps:
+def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: ReadLast, on_host: bool = True) -> Steps:
     """Draft up to n tokens until the stop ends it, or nothing is proposed.
 
     Args:

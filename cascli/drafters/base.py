@@ -59,9 +59,7 @@ class Drafter(ABC):
         Args:
             s: the session, whose text must not be changed.
             n: 0 or more.
-            rule: looks at q after the last token if it `reads_draft`, and at q at temperature 1 if it `reads_base`. Where
-                the session `asks_late` a drafter that `needs_model` may leave that row out: it is asked for no token,
-                with the text longer, once all of them have passed.
+            rule: looks at q after the last token if it `reads_draft`, and at q at temperature 1 if it `reads_base`.
 
         Returns:
             The tokens, and the very distributions that they were drawn from; a row more for the position after them

@@ -33,14 +33,12 @@ class Model(Drafter):
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
         """Let the draft model write n tokens; a rule that reads q also gets it after the last of them.
 
-        Where the session asks late it gets that by another call, for no token. A head that looks into the target has to
-        have it begin, and may come to its end before n tokens.
+        A head that looks into the target has to have it begin, and may come to its end before n tokens.
         """
         from cascli.decoding.speculation import Block
         from cascli.sampling.autoregressive import Sampler
 
-        reads_last = rule.reads_draft and not (n and s.asks_late(rule))
-        steps = s.draft.steps_left(n + reads_last, s.length)
+        steps = s.draft.steps_left(n + rule.reads_draft, s.length)
         if steps == 0:
             return Block.empty(s)
         s.target.begin()

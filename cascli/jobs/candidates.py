@@ -27,6 +27,7 @@ from cascli.analysis.replay import (
     with_stop,
 )
 from cascli.analysis.statistics import median
+from cascli.decoding.speculation import asks_late
 from cascli.drafters.prompt_lookup import continuation
 from cascli.drafters.suffix import followers
 from cascli.errors import CascliError
@@ -54,6 +55,8 @@ class Settled(NamedTuple):
     """`[N]`."""
     mean_tv: float
     reads_draft: bool
+    late: bool
+    """Whether it gets q behind a block only once all of the block has passed."""
 
 
 class Answers:
@@ -246,7 +249,8 @@ class Answers:
         pi = rule.apply(d)
         acceptance = torch.minimum(pi, d.q).sum(dim=-1).clamp_max(1)
         tv = float(distributions.total_variation(pi, d.p).mean())
-        return Settled(params, acceptance, tv, rule.reads_draft)
+        late = asks_late(rule, self._pair.runner("draft"), self._pair.device, captures=self._pair.graphs.captures)
+        return Settled(params, acceptance, tv, rule.reads_draft, late)
 
     def _own_time(self, seconds: float) -> Cost:
         """What a rule takes in a round: on a CPU as long a number as here, on a GPU nothing that was timed."""
@@ -257,9 +261,8 @@ class Answers:
 
     def _lenient(self, rule: Settled, extra: Cost, near: int) -> Candidate:
         chances = [each for each in self._both.passing(rule.acceptance) if each]
-        late = self._pair.asks_late
-        cost = fixed_cost(self._machine, reads_last=rule.reads_draft and not late, extra=extra)
-        behind = self._machine.c if rule.reads_draft and late else 0.0
+        cost = fixed_cost(self._machine, reads_last=rule.reads_draft and not rule.late, extra=extra)
+        behind = self._machine.c if rule.late else 0.0
 
         def drafts(k: int) -> list[Drafts]:
             return [along(each, k) for each in chances]

@@ -21,7 +21,7 @@ from cascli.models.cut_head import CutHead
 from cascli.models.eagle3.head import Network
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
-from cascli.models.runner import Runner, asked_late
+from cascli.models.runner import Runner
 from cascli.models.size import Size, size_of
 from cascli.models.tokenizer import token_id
 from cascli.models.translation import Translation
@@ -185,11 +185,6 @@ class Pair:
         """A model's runner; one that cannot be asked for a draft model that is not there."""
         model = self.target if role == "target" else self.draft
         return NoRunner() if model is None else model.runner
-
-    @property
-    def asks_late(self) -> bool:
-        """Whether a rule gets the draft model's q behind a block only once all of the block has passed."""
-        return asked_late(self.runner("draft"), self.device, captures=self.graphs.captures)
 
     @property
     def models(self) -> dict[Role, LoadedModel]:

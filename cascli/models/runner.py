@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from cascli.errors import RunError
@@ -106,7 +105,7 @@ class Runner(ABC):
     @property
     def goes_by_target(self) -> bool:
         """Whether what it gives depends on what the target has read by then, as that of a part of the target does."""
-        return False
+        return self.exit is not None
 
     @property
     def encoded(self) -> int:
@@ -150,17 +149,3 @@ class Runner(ABC):
     def compile_seconds(self) -> float | None:
         """Time spent on compiling so far; None if steps are not compiled."""
         return None
-
-
-def asked_late(draft: Runner, device: torch.device, *, captures: bool) -> bool:
-    """Whether a rule gets the draft model's q behind a block only once all of the block has passed.
-
-    No other round needs that draft step. But a captured round cannot wait for the host to know, nor a draft model that
-    goes by the target, which has read the block by then.
-
-    Args:
-        draft: the draft model's.
-        device: of the models.
-        captures: whether rounds are captured.
-    """
-    return device.type == "cpu" and not (captures or draft.draws or draft.goes_by_target)

@@ -206,11 +206,6 @@ class ExitRunner(Runner):
         """How many tokens the first layers have read."""
         return self._whole.length_of_first
 
-    @property
-    def goes_by_target(self) -> bool:
-        """Both read with the same cache."""
-        return True
-
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Logits `[rows, vocab]` of the exit after reading `ids` `[n]`."""
         return self._whole.read_first(ids, rows)

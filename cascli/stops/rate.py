@@ -70,7 +70,9 @@ class Going(Stopping):
         self._most = n
         self._mean = self.mean_acceptance()
         longest = len(self._costs.v) - 1
-        self._rate = max(theory.expected_tokens(self._mean, k) / self._costs.round(k) for k in range(longest + 1))
+        self._rate = max(
+            theory.expected_tokens(self._mean, k) / self._costs.round(k, self._mean**k) for k in range(longest + 1)
+        )
         return n
 
     def before_step(self, drawn: Sequence[float]) -> bool:
@@ -78,17 +80,25 @@ class Going(Stopping):
 
         A step that is made anyway, for q after the last token, is not to be decided about.
         """
-        return self._costs.reads_last or self._gains(drawn, self._mean, paid=0.0)
+        stopping = self._costs.round(len(drawn), self._reach(drawn))
+        return self._costs.reads_last or self._gains(drawn, self._mean, stopping)
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        """With what is known of the next token, whose step is made."""
-        return self._gains(drawn, self.acceptance(here), paid=0.0 if self._costs.reads_last else self._costs.c)
+        """With what is known of the next token, whose step is made: a rule that reads q here needs no other."""
+        stopping = self._costs.round(len(drawn)) + (0.0 if self._costs.reads_last else self._costs.c)
+        return self._gains(drawn, self.acceptance(here), stopping)
 
-    def _gains(self, drawn: Sequence[float], first: float, paid: float) -> bool:
-        reach, d = math.prod(map(self.acceptance, drawn)), len(drawn)
-        before = self._costs.round(d) + paid
-        more = [self._costs.round(n) - before for n in range(d + 1, self._most + 1)]
-        return theory.gain_of_drafting_on(reach, first, self._mean, self._rate, more) > 0
+    def _reach(self, drawn: Sequence[float]) -> float:
+        """With which chance all of these pass."""
+        return math.prod(map(self.acceptance, drawn))
+
+    def _gains(self, drawn: Sequence[float], first: float, stopping: float) -> bool:
+        """Whether drafting on pays, the round costing `stopping` if it does not."""
+        kept, more = self._reach(drawn) * first, list[float]()
+        for n in range(len(drawn) + 1, self._most + 1):
+            more.append(self._costs.round(n, kept) - stopping)
+            kept *= self._mean
+        return theory.gain_of_drafting_on(self._reach(drawn), first, self._mean, self._rate, more) > 0
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
         """Count, after forgetting a little."""

@@ -23,6 +23,7 @@ from cascli.stops.never import Never
 from cascli.trace import with_params
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from cascli.decoding.session import Session
@@ -313,15 +314,24 @@ class Speculating(Strategy):
 
     def costs(self, pair: Pair) -> StepCosts | None:
         """Those of its rounds, if its stop goes by them."""
-        from cascli.models.runner import asked_late
         from cascli.models.step_costs import step_costs
 
         if not self.needs_costs:
             return None
-        drafting = self.runners(pair)["draft"]
-        late = asked_late(drafting, pair.device, captures=pair.graphs.captures)
-        reads_last = self.verification_rule.reads_draft and not late
-        return step_costs(pair, self.longest, self.draft.cost, reads_last=reads_last, exit=drafting.exit)
+        draft = self.runners(pair)["draft"]
+        reads, late = (
+            self.verification_rule.reads_draft,
+            self.asks_late(draft, pair.device, captures=pair.graphs.captures),
+        )
+        when = {"reads_last": reads and not late, "reads_if_kept": late}
+        return step_costs(pair, self.longest, self.draft.cost, **when, exit=draft.exit)
+
+    def asks_late(self, draft: Runner, device: torch.device, *, captures: bool) -> bool:
+        """Whether its rule gets q behind a block only once all of the block has passed: see `speculation.asks_late`."""
+        from cascli.decoding.speculation import asks_late
+
+        by_model = self.draft.needs_model and self.draft.by_prefix
+        return by_model and asks_late(self.verification_rule, draft, device, captures=captures)
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""
@@ -335,6 +345,7 @@ class Speculating(Strategy):
             by_block=self.by_block,
             stopping=self.stop.begin(s.costs),
             on_host=not self.draft.needs_model,
+            late=self.asks_late(s.draft.runner, s.text.device, captures=s.graphs.captures),
         )
 
 

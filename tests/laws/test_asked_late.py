@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from cascli import Run, generate, rules
 from cascli.decoding import speculation
 from cascli.decoding.session import Session
-from cascli.strategies import parse
+from cascli.drafters.model import Model
+from cascli.models.eagle3.runners import Eagle3Runner
+from cascli.models.runner import Runner
+from cascli.models.split import ExitRunner
+from cascli.rules.base import Rule
+from cascli.strategies import Strategy, parse
 from cascli.strategies.base import Speculating
 from tests.laws.models import engine_law, reference_law, tiny_pair
 from tests.laws.tables import target
@@ -20,11 +28,17 @@ from tests.reference.process import distance
 
 EXACT = 1e-12
 REAL = speculation._behind
-WARPED = {"temperature": 0.8, "top_k": 4, "top_p": 0.95}
-PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+WARPED: dict[str, Any] = {"temperature": 0.8, "top_k": 4, "top_p": 0.95}
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-def runs_of(spec: str, **options: Any) -> Iterator[Run]:
+def speculating(spec: str) -> Speculating:
+    strategy = parse(spec)
+    assert isinstance(strategy, Speculating)
+    return strategy
+
+
+def runs_of(spec: str | Strategy, **options: Any) -> Iterator[Run]:
     """Of texts long enough for rounds of every kind; the last round may have less room than the others."""
     for seed in range(12):
         ask = {"prompt_ids": [1, 2], "max_new_tokens": 23, "seed": seed, **WARPED, **options}
@@ -106,33 +120,109 @@ def test_a_stop_that_has_looked_there_saves_the_step(stop: str, request: pytest.
     assert late < first
 
 
+@pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
+@pytest.mark.parametrize("verify", ["token", "block"])
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_the_law_of_four_tokens(k: int) -> None:
-    """Across rounds of every length: every bonus of such a rule comes from what was asked late."""
-    strategy = parse(f"speculative-cascade:rule=mixture,target_weight=0.5,k={k}")
-    assert isinstance(strategy, Speculating)
-    law = engine_law(strategy, 4, 2, 2, **PLAIN)
-    wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
+def test_the_law_of_four_tokens(k: int, verify: str, sampling: dict[str, Any]) -> None:
+    """Across rounds of every length: of those that draft, every bonus comes from what was asked late."""
+    strategy = speculating(f"speculative-cascade:rule=mixture,target_weight=0.5,k={k},verify={verify}")
+    law = engine_law(strategy, 4, 2, 2, **sampling)
+    wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **sampling)
     assert distance(law, wanted) < EXACT
 
 
-def of_the_answer(s: Session, n: int, propose: Any, rule: Any) -> speculation.Block:
+@dataclass(frozen=True)
+class Trimming(Model):
+    """Drafts n tokens, and gives the first of them: the draft model has read beyond the block."""
+
+    def propose(self, s: Session, n: int, rule: Rule) -> speculation.Block:
+        block = super().propose(s, n, rule)
+        return block if n < 2 else speculation.Block(block.tokens[:1], block.q[:1], block.q1[:1])
+
+
+def test_a_drafter_may_have_read_beyond_its_block() -> None:
+    """As if it had drafted no more than it gave: the same random numbers decide."""
+    strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=3")
+    ours = runs_of(dataclasses.replace(strategy, draft=Trimming()))
+    theirs = runs_of(dataclasses.replace(strategy, k=1))
+    assert all(same(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+
+@dataclass(frozen=True)
+class Watching(Model):
+    """Looks at the answer on the host where nothing is to be drafted."""
+
+    seen: list[tuple[list[int], list[int]]] = dataclasses.field(default_factory=list, hash=False)
+
+    def propose(self, s: Session, n: int, rule: Rule) -> speculation.Block:
+        if n == 0:
+            self.seen.append((list(s.answer_ids), s.text[: s.length].tolist()))
+        return super().propose(s, n, rule)
+
+
+def test_a_drafter_that_is_asked_late_sees_the_block_in_the_answer() -> None:
+    strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=3")
+    drafter = Watching()
+    for run in runs_of(dataclasses.replace(strategy, draft=drafter)):
+        assert drafter.seen and all(host == text for host, text in drafter.seen)
+        assert all(run.token_ids[: len(host)] == host for host, _ in drafter.seen)
+        drafter.seen.clear()
+
+
+@dataclass(frozen=True)
+class Twice(Model):
+    """Knows nothing at temperature 1: gives q twice."""
+
+    def propose(self, s: Session, n: int, rule: Rule) -> speculation.Block:
+        block = super().propose(s, n, rule)
+        return speculation.Block(block.tokens, block.q, block.q)
+
+
+def test_what_is_not_known_is_not_made_up_in_rounds_that_pass() -> None:
+    strategy = dataclasses.replace(speculating("speculative-cascade:rule=mixture,k=3"), draft=Twice())
+    for run in runs_of(strategy, top=2):
+        assert all(token.detail is None or token.detail.q1 is None for token in run.emitted)
+
+
+@pytest.mark.parametrize("runner", [Eagle3Runner, ExitRunner])
+def test_who_goes_by_the_target_is_asked_at_once(runner: type[Runner]) -> None:
+    rule, device = speculating("speculative-cascade:k=3").verification_rule, torch.device("cpu")
+    made = runner.__new__(runner)
+    made.__dict__["_exit"] = made
+    assert not speculation.asks_late(rule, made, device, captures=False)
+    plain = tiny_pair(3).draft
+    assert plain is not None and speculation.asks_late(rule, plain.runner, device, captures=False)
+    assert not speculation.asks_late(rule, plain.runner, device, captures=True)
+    assert not speculation.asks_late(rule, plain.runner, torch.device("cuda"), captures=False)
+    assert not speculation.asks_late(rules.load("min-p")(), plain.runner, device, captures=False)
+
+
+def test_a_stop_is_told_of_the_step() -> None:
+    """Of an answer's rounds those of no token always pass: what `rate` saves by drafting nothing has that step too."""
+    costs = speculating("speculative-cascade:rule=token-v3,stop=rate,k=4").costs(tiny_pair(5, 2))
+    assert costs is not None and costs.reads_if_kept and not costs.reads_last
+    assert costs.round(0, 1.0) == pytest.approx(costs.c + costs.v[0])
+    assert costs.round(3, 0.25) == pytest.approx(3.25 * costs.c + costs.v[3])
+    exact = speculating("speculative:stop=rate,k=4").costs(tiny_pair(5, 2))
+    assert exact is not None and not exact.reads_if_kept and not exact.reads_last
+
+
+def of_the_answer(s: Session, block: speculation.Block, propose: Any, rule: Any) -> speculation.Block:
     """A bug: q after the answer so far, in place of after the block."""
-    del n
     s.draft.rewind(s.length - 1)
+    del block
     return propose(s, 0, rule)
 
 
-def of_the_target(s: Session, n: int, propose: Any, rule: Any) -> speculation.Block:
+def of_the_target(s: Session, block: speculation.Block, propose: Any, rule: Any) -> speculation.Block:
     """A bug: what was asked is dropped, so that the bonus follows p."""
-    block = REAL(s, n, propose, rule)
-    return block._replace(q=block.q[:0], q1=block.q1[:0])
+    behind = REAL(s, block, propose, rule)
+    return behind._replace(q=behind.q[:0], q1=behind.q1[:0])
 
 
 @pytest.mark.parametrize("bug", [of_the_target, of_the_answer])
 def test_planted_bugs_change_the_law(bug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    strategy = parse("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
-    assert isinstance(strategy, Speculating)
+    strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
     wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
     monkeypatch.setattr(speculation, "_behind", bug)
     law = engine_law(strategy, 4, 2, 2, **PLAIN)
@@ -162,8 +252,7 @@ def test_random_numbers_of_the_first_position_change_the_law(monkeypatch: pytest
 
 def test_the_target_is_no_control() -> None:
     """The pair disagrees in the middle: its bonus tokens follow neither model."""
-    strategy = parse("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
-    assert isinstance(strategy, Speculating)
+    strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
     ours = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
     exact = reference_law(target("exact"), 4, 2, 2, **PLAIN)
     assert distance(ours, exact) > 1e-2

@@ -56,7 +56,7 @@ def steps_that_make_rate_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = StepCosts(c=0.16, v=[1.0, 1.05, 1.2, 1.25, 1.4], measured=True)
 
     def of(self: Speculating, pair: Any) -> StepCosts | None:
-        return costs.model_copy(update={"reads_last": self.verification_rule.reads_draft})
+        return costs.model_copy(update={"reads_if_kept": self.verification_rule.reads_draft})
 
     monkeypatch.setattr(Speculating, "costs", of)
 
