@@ -48,6 +48,9 @@ TEXT = 14
 PANEL_WIDTH, PANEL_HEIGHT = 5.4, 4.3
 LINE_HEIGHT = 1.45 * TEXT / 72
 """Of the legend, in inches."""
+CHARACTER, HANDLE = 0.56 * (TEXT - 1) / 72, 0.75
+"""Of a line of the legend: a character's width, and what stands beside them, in inches."""
+LONG_LEGEND = 12
 CLOSE_UP = 0.4
 """A panel shows the curves alone where they take up less of it than this."""
 
@@ -106,9 +109,12 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
         lines = textwrap.fill(plain(title), 34 * len(shown))
         figure.suptitle(lines, fontsize=TEXT + 2, parse_math=False)
     handles, names = _legend(panels, drawn, looks)
-    widest = max(len(name) for name in names) * 0.56 * (TEXT - 1) / 72 + 0.75  # inches, with the handle
+    most = int((figure.get_figwidth() / 2 - HANDLE) / CHARACTER)
+    if len(names) > LONG_LEGEND:  # no long name is to cost all others their second column
+        names = [textwrap.fill(name, most) for name in names]
+    widest = max(len(line) for name in names for line in name.split("\n")) * CHARACTER + HANDLE
     columns = max(1, int(figure.get_figwidth() / widest))
-    figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(len(names) / columns))
+    figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(sum(name.count("\n") + 1 for name in names) / columns))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     _label_ends(figure, panels, shown, drawn, looks)
     return figure
