@@ -228,7 +228,7 @@ def reads_the_prompt_in_pieces_at_its_end(patch: pytest.MonkeyPatch, two: Pair) 
     ("bug", "strategy", "rule", "length"),
     [
         (masks_the_target, "speculative:k=2", target("exact"), 2),
-        (rewinds_by_the_targets_count, "speculative-cascade:rule=opt,alpha=0.3,k=2", target("opt", 0.3), 3),
+        (rewinds_by_the_targets_count, "speculative-cascade:rule=opt,alpha=0.3,k=3", target("opt", 0.3), 4),
         (reads_one_token_for_another, "speculative-cascade:rule=opt,alpha=0.3,k=2", target("opt", 0.3), 3),
         (the_later_of_two_wins, "draft", lambda pair: pair.q, 2),
         (reads_the_prompt_in_pieces_at_its_end, "draft", lambda pair: pair.q, 2),
