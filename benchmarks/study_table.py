@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -27,15 +28,16 @@ HEADINGS = (
 )  # fmt: skip
 PRICES = (0.1, 0.2)
 """Of a draft step in steps of the target: a cost is derived from the counts, a check being taken to cost one step."""
-
-
 EVERY_ROUND = frozenset(
     {
         "study-number-sorting", "study-reversed-words", "study-reversed-words-float32", "study-reversed-words-matched",
-        "study-word-problems", "study-word-problems-matched",
+        "study-word-problems",
     }
 )  # fmt: skip
 """Studies that ran when a rule got q behind every block, by a draft step in every round."""
+
+strategy_of = cache(parse)
+"""Parsing takes longer than all else of a table: once a strategy, and not once a record."""
 
 
 class Price(NamedTuple):
@@ -47,7 +49,7 @@ class Price(NamedTuple):
 
     def of(self, record: Record) -> float | None:
         """The cost of an answer; None where checks are longer than was timed, or of any length."""
-        params = parse(record.cell.strategy).params
+        params = strategy_of(record.cell.strategy).params
         drafted = block_length(params)
         if self.check is not None and (params.get("k") == "auto" or drafted >= len(self.check)):
             return None
@@ -99,7 +101,7 @@ def with_late_steps(record: Record) -> Record:
     Nothing else differs. Of an answer's last block it is not known whether all of it passed: it counts as if. With a
     stop, or without the draft model, there is nothing to take away.
     """
-    strategy = parse(record.cell.strategy)
+    strategy = strategy_of(record.cell.strategy)
     if not isinstance(strategy, Speculating) or not strategy.verification_rule.reads_draft:
         return record
     if not strategy.needs_draft or strategy.stop.reads is not None:

@@ -204,11 +204,10 @@ class _Gains:
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self._extra = (calls - drafts) / len(rounds) if calls else 0.0
         """Draft steps a round beyond those that drafted: for rules that read q behind the block."""
-        kept = sum(round_.emitted[-1].event == "bonus" for round_ in rounds) / len(rounds)
-        self._if_kept = (
-            any(token.q is not None for round_ in rounds for token in round_.emitted[-1:] if token.event == "bonus")
-            and self._extra < (1 + kept) / 2
-        )
+        bonus = [round_.emitted[-1] for round_ in rounds if round_.emitted[-1].event == "bonus"]
+        # One in every round, or as many as blocks have passed: whichever is nearer to what there were.
+        fewer = self._extra < (1 + len(bonus) / len(rounds)) / 2
+        self._if_kept = fewer and any(token.q is not None for token in bonus)
         """Whether such a step is made behind a block that has passed alone."""
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
         self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)

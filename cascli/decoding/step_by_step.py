@@ -30,18 +30,6 @@ ReadLast = bool | Literal["if seen"]
 
 
 @dataclass(frozen=True)
-class Drafting(Rule):
-    """Not a rule, but what a drafter is asked with for tokens, what they were drawn from, and nothing behind them."""
-
-    reads_draft: ClassVar[bool] = False
-    reads_base: bool = True  # type: ignore[misc]  # of one of its own, and not of all of its kind
-
-    def apply(self, d: Dists) -> Tensor:
-        """Follow the draft."""
-        return d.q
-
-
-@dataclass(frozen=True)
 class Looking(Rule):
     """Not a rule, but what a drafter is asked with for q alone: it reads q where no token is drafted."""
 
@@ -52,6 +40,15 @@ class Looking(Rule):
     def apply(self, d: Dists) -> Tensor:
         """Follow the draft."""
         return d.q
+
+
+@dataclass(frozen=True)
+class Drafting(Looking):
+    """Not a rule either, but what a drafter is asked with for tokens alone: it reads no q behind them."""
+
+    reads_draft: ClassVar[bool] = False
+    reads_base: bool = True  # type: ignore[misc]  # of one of its own, and not of all of its kind
+    capturable: ClassVar[bool] = True
 
 
 class Steps(NamedTuple):

@@ -51,6 +51,7 @@ LINE_HEIGHT = 1.45 * TEXT / 72
 CHARACTER, HANDLE = 0.56 * (TEXT - 1) / 72, 0.75
 """Of a line of the legend: a character's width, and what stands beside them, in inches."""
 LONG_LEGEND = 12
+"""Names, of which the longest go over two lines if there are more."""
 CLOSE_UP = 0.4
 """A panel shows the curves alone where they take up less of it than this."""
 

@@ -319,12 +319,9 @@ class Speculating(Strategy):
         if not self.needs_costs:
             return None
         draft = self.runners(pair)["draft"]
-        reads, late = (
-            self.verification_rule.reads_draft,
-            self.asks_late(draft, pair.device, captures=pair.graphs.captures),
-        )
-        when = {"reads_last": reads and not late, "reads_if_kept": late}
-        return step_costs(pair, self.longest, self.draft.cost, **when, exit=draft.exit)
+        late = self.asks_late(draft, pair.device, captures=pair.graphs.captures)
+        always = self.verification_rule.reads_draft and not late
+        return step_costs(pair, self.longest, self.draft.cost, reads_last=always, reads_if_kept=late, exit=draft.exit)
 
     def asks_late(self, draft: Runner, device: torch.device, *, captures: bool) -> bool:
         """Whether its rule gets q behind a block only once all of the block has passed: see `speculation.asks_late`."""
