@@ -624,6 +624,26 @@ def test_greedy_lookups_draft_as_much_as_runs_do(near_pair: Pair) -> None:
             assert each.gain == pytest.approx(tokens / (rounds + 0.001 * drafted), rel=near), each.strategy
 
 
+def test_rules_are_replayed_with_the_draft_steps_that_runs_make(
+    near_pair: Pair, request: pytest.FixtureRequest
+) -> None:
+    """Behind blocks that pass, or behind every one: greedily, by rules so strict that they write the target's text."""
+    of = machine(c=0.01, step_seconds=1e9)  # in which neither prompts nor rules take time
+    predicted = list[float]()
+    for late in (True, False):
+        if not late:
+            request.getfixturevalue("asked_at_once")
+        for each in answers_of(near_pair, of=of).lenient(3):
+            if each.mean_tv == 0 and each.rule in ("head", "mixture", "diff") and each.k != 1:
+                runs = [run for prompt in ASKED for run in converse(near_pair, parse(each.strategy), prompt, GREEDY)]
+                tokens, rounds = sum(len(run.token_ids) for run in runs), sum(len(run.rounds) for run in runs)
+                steps = sum(run.metrics.draft_calls for run in runs)
+                assert {run.finish_reason for run in runs} == {"length"}
+                assert each.gain == pytest.approx(tokens / (rounds + 0.01 * steps), rel=1e-6), each.strategy
+                predicted.append(each.gain)
+    assert len(predicted) >= 6 and predicted[0] > predicted[-1]
+
+
 def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
     """Behind a wrong draft they would have read another text."""
     for each in answers_of(near_pair).lossless():

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cascli import Pair, generate
+from cascli.analysis import theory
 from cascli.analysis.comparison import Comparison
 from cascli.analysis.draft_length import DraftLength, FixedLength, draft_lengths, oracle_speed, without_length
 from cascli.analysis.explanation import account
@@ -55,6 +56,17 @@ def test_it_is_not_known_by_blocks_and_counts_the_step_after_the_last_draft(text
     lossy = generate(text_pair, "hi", strategy="speculative-cascade:rule=token-v1,alpha=1,k=3", max_new_tokens=17)
     assert all(token.accepted for step in lossy.rounds for token in step.drafted)
     assert oracle_speed([timed(lossy, 9.0)], steps(0.3, [1, 1, 1, 1]), 2.0) == pytest.approx(2.0)
+
+
+def test_the_bound_has_the_step_behind_a_block_that_passed_even_if_few_did(text_pair: Pair) -> None:
+    """A round of the oracle's passes whole: whatever it drafts, q is read behind it."""
+    spec = "speculative-cascade:rule=mixture,target_weight=0.6,k=3"
+    run = generate(text_pair, "hi", strategy=spec, max_new_tokens=60, temperature=1.0, seed=1)
+    m, kept = run.metrics, [len(step.emitted) - 1 for step in run.rounds]
+    assert 0 < 2 * (m.draft_calls - m.num_draft_tokens) < len(run.rounds)
+    c, spent = 0.2, 0.2 * m.draft_calls + len(run.rounds)
+    least = sum(theory.oracle_cost(n, lambda j: c * (j + 1) + 1) for n in kept)
+    assert oracle_speed([timed(run, spent)], steps(c, [1, 1, 1, 1]), 1.0) == pytest.approx(spent / least)
 
 
 def test_ways_are_told_apart_by_all_but_the_length() -> None:

@@ -81,6 +81,11 @@ def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair) -> None:
     best = max(range(1, 5), key=lambda k: theory.tokens_per_round(a, k, n) / (c * (k + a**k) + profile.v(k + 1)))
     gain = theory.tokens_per_round(a, best, n) / (c * (best + a**best) + profile.v(best + 1))
     assert why.best_k == (best if gain > 1 else None)
+    seconds = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, "other": 0.0})
+    run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
+    held = account([run], [target, run], flat(0.01, {5: 1.0}), noise=math.inf)
+    assert held.bottleneck == ACCEPTANCE  # were it 1, every round would have the step
+    assert held.without_it == pytest.approx(theory.tokens_per_round(1.0, 4, n) / (0.01 * 5 + 1.0))
     exact = generate(text_pair, "hello", strategy="speculative:k=4", **ask)
     assert exact.metrics.draft_calls == exact.metrics.num_draft_tokens
     assert run.metrics.draft_calls > run.metrics.num_draft_tokens

@@ -150,6 +150,43 @@ def test_a_step_that_is_made_anyway_is_not_asked_about() -> None:
     assert not going.before_draw([], 0.2) and other.before_draw([], 0.2)
 
 
+def decisions_of(seed: int, when: dict[str, bool]) -> set[tuple[str, bool]]:
+    """Of one stop that has learnt something, held against gains and costs that are written out anew."""
+    rng = random.Random(seed)
+    c, v = rng.choice([0.05, 0.3, 0.6]), [1.0]
+    for _ in range(8):
+        v.append(v[-1] + rng.choice([0.0, 0.1, 0.3]))
+    going = Rate().begin(StepCosts(c=c, v=v, measured=True, **when))
+    for _ in range(rng.randrange(12)):
+        kept = rng.randrange(4)
+        going.learn([rng.random() for _ in range(4)], kept, rejected=kept < 3)
+    going.most(6)
+    drawn, here = [rng.random() for _ in range(rng.randrange(4))], rng.random()
+    mean, reach, d = going.mean_acceptance(), math.prod(going.acceptance(each) for each in drawn), len(drawn)
+
+    def cost(n: int, passing: float) -> float:
+        return c * (n + (1.0 if "reads_last" in when else passing if "reads_if_kept" in when else 0.0)) + v[n]
+
+    rate = max(sum(mean**i for i in range(k + 1)) / cost(k, mean**k) for k in range(9))
+
+    def pays(first: float, stopping: float) -> bool:
+        passing = [reach * first * mean**i for i in range(6 - d)]
+        return any(sum(passing[: m + 1]) > rate * (cost(d + m + 1, passing[m]) - stopping) for m in range(6 - d))
+
+    step = "reads_last" in when or pays(mean, cost(d, reach))
+    looked = cost(d, 1.0) if "reads_last" in when else cost(d, 0.0) + c
+    draw = pays(going.acceptance(here), looked)
+    assert going.before_step(drawn) == step and going.before_draw(drawn, here) == draw
+    return {("step", step), ("draw", draw)}
+
+
+@pytest.mark.parametrize("when", [{}, {"reads_last": True}, {"reads_if_kept": True}], ids=["no q", "every", "kept"])
+def test_rate_goes_on_where_the_gain_is_positive(when: dict[str, bool]) -> None:
+    """With a draft step behind no round, behind every one, or behind those whose tokens have passed."""
+    decided = set().union(*(decisions_of(seed, when) for seed in range(200)))
+    assert len(decided) == (3 if "reads_last" in when else 4)
+
+
 def test_what_steps_cost_is_in_the_trace() -> None:
     loaded = load_pair(pair())
     ask = {"prompt_ids": [5, 6, 7], "strategy": "speculative:stop=rate,k=auto", "max_new_tokens": 8}

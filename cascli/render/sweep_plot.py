@@ -115,7 +115,10 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
         names = [textwrap.fill(name, most) for name in names]
     widest = max(len(line) for name in names for line in name.split("\n")) * CHARACTER + HANDLE
     columns = max(1, int(figure.get_figwidth() / widest))
-    figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * ceil(sum(name.count("\n") + 1 for name in names) / columns))
+    long = ceil(len(names) / columns)
+    parts = [names[start : start + long] for start in range(0, len(names), long)]
+    tallest = max(sum(name.count("\n") + 1 for name in part) for part in parts)
+    figure.set_figheight(PANEL_HEIGHT + LINE_HEIGHT * tallest)
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     _label_ends(figure, panels, shown, drawn, looks)
     return figure

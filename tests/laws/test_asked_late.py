@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -201,6 +201,25 @@ def test_who_goes_by_the_target_is_asked_at_once(runner: type[Runner]) -> None:
     assert not speculation.asks_late(rule, plain.runner, device, captures=True)
     assert not speculation.asks_late(rule, plain.runner, torch.device("cuda"), captures=False)
     assert not speculation.asks_late(rules.load("min-p")(), plain.runner, device, captures=False)
+
+
+@dataclass(frozen=True)
+class ByRounds(Model):
+    """Its q depends on where the round began."""
+
+    by_prefix: ClassVar[bool] = False
+
+
+def test_who_reads_on_the_host_or_goes_by_rounds_is_asked_at_once() -> None:
+    """The former has no step to save; of the latter q behind a block is not q of a round that begins there."""
+    plain = tiny_pair(3).draft
+    assert plain is not None
+    where = plain.runner, torch.device("cpu")
+    strategy = speculating("speculative-cascade:rule=mixture,k=3")
+    assert strategy.asks_late(*where, captures=False)
+    assert not dataclasses.replace(strategy, draft=ByRounds()).asks_late(*where, captures=False)
+    for draft in ("suffix", "prompt-lookup"):
+        assert not speculating(f"speculative-cascade:draft={draft},k=3").asks_late(*where, captures=False)
 
 
 def test_a_stop_is_told_of_the_step() -> None:
