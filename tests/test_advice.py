@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cascli import Pair, advise, load_pair
@@ -24,19 +26,22 @@ from cascli.analysis.replay import Machine, Recorded, along, best_length, fixed_
 from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, speed_up
 from cascli.cli.app import app
 from cascli.config import pair_files
+from cascli.engine import Request
 from cascli.errors import UsageError
-from cascli.jobs.advise import Measured, halves, spread
+from cascli.jobs.advise import RECORDED_K, Measured, halves, spread
 from cascli.jobs.candidates import Answers, _while_known
-from cascli.jobs.generate import converse
+from cascli.jobs.generate import converse, decode
 from cascli.jobs.recording import record
 from cascli.prompts import builtin
+from cascli.render.advice import print_advice
+from cascli.render.console import Screen
 from cascli.sampling import distributions
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
 from cascli.stops import load as load_stop
 from cascli.stops.never import Never
-from cascli.strategies import parse
-from cascli.trace import EncoderInfo, ModelInfo, PairInfo
+from cascli.strategies import Strategy, parse
+from cascli.trace import EncoderInfo, ModelInfo, PairInfo, Run
 from tests.pairs import near, pair, prompts
 
 # ---- rounds along an answer
@@ -723,6 +728,43 @@ def test_advice_holds_what_it_promises(near_pair: Pair) -> None:
     assert found.machine.c == found.profile.c and len(found.levers) == 7
     again = advise(near_pair, asked, max_new_tokens=16, temperature=0)
     assert rests_on(again) == rests_on(found)
+
+
+def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs that show what goes by outside the models are short: a pause in one of them is longer than all of it."""
+    paused = list[str]()
+
+    def decode_with_a_pause(loaded: Pair, strategy: Strategy, request: Request) -> Run:
+        run = decode(loaded, strategy, request)
+        if request.max_new_tokens > RECORDED_K + 2 and strategy.name not in paused:
+            paused.append(strategy.name)
+            reading = 100.0 if strategy.name == "target" else 0.0
+            seconds = run.metrics.seconds
+            seconds = seconds.model_copy(update={"other": seconds.other + 100.0, "prefill": seconds.prefill + reading})
+            run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
+        return run
+
+    monkeypatch.setattr("cascli.jobs.advise.decode", decode_with_a_pause)
+    found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
+    assert len(paused) == 2
+    assert found.machine.outside * found.machine.step_seconds < 1
+    assert found.machine.outside_alone * found.machine.step_seconds < 1
+    assert found.machine.draft_reading > 0
+
+
+def test_the_account_of_a_rule_judged_by_the_answer_is_by_the_token(near_pair: Pair) -> None:
+    """Beside a row whose speed is by the answer another speed of the same strategy would be a contradiction."""
+    found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
+    why = found.explanation
+    assert why is not None
+    for by_answer in (False, True):
+        rows = [
+            row.model_copy(update={"by_answer": by_answer and row.strategy == why.strategy}) for row in found.confirmed
+        ]
+        printed = StringIO()
+        console = Console(file=printed, width=400)
+        print_advice(found.model_copy(update={"confirmed": rows}), Screen(console, console))
+        assert (f"{why.measured_speed_up:.2f}x target by the token" in printed.getvalue()) is by_answer
 
 
 def test_a_tolerance_is_kept_or_said_to_be_missed(near_pair: Pair) -> None:

@@ -27,7 +27,7 @@ from cascli.models.pair import Pair
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
-from cascli.trace import Run, SamplingInfo, now
+from cascli.trace import Metrics, Run, SamplingInfo, now
 
 MOST_PROMPTS = 12
 """Where nobody says how many, spread over all."""
@@ -36,9 +36,9 @@ APART = 4
 RECORDED_K = 4
 """Block length of the recorded answers; what is predicted of other lengths does not depend on it."""
 PILOT_TOKENS = 32
-"""Of two short runs that show what time goes by outside the models."""
+"""Of the short runs that show what time goes by outside the models."""
 REPEATS = 3
-"""Of timed steps."""
+"""Of timed steps, and of these short runs."""
 Score = Callable[[Prompt, Run, Run], float]
 """How good an answer is, between 0 and 1, beside the target's to the same prompt."""
 
@@ -273,16 +273,19 @@ class Advising:
         return profile(self._pair, context, blocks=blocks_for((), room), repeats=REPEATS, on_progress=self._on_progress)
 
     def _machine(self, steps: Profile, *, with_draft: bool) -> Machine:
-        """What steps cost, and by two short runs what goes by outside of them."""
-        step = steps.target[1].median
-        alone, drafting = (self._pilot(parse(each)) for each in (TARGET, _drafting(with_draft)))
-        reading = drafting.metrics.seconds.prefill / alone.metrics.seconds.prefill - 1
+        """What steps cost, and by short runs of two strategies, in turn, what goes by outside of them."""
+        step, both = steps.target[1].median, (parse(TARGET), parse(_drafting(with_draft)))
+        # Medians: a run is short enough for one pause of the machine to be most of what it spent outside.
+        turns = [[self._pilot(each) for each in both] for _ in range(REPEATS)]
+        alone, drafting = ([turn[i].metrics for turn in turns] for i in range(len(both)))
+        prompts = zip(alone, drafting, strict=True)
+        reading = median(there.seconds.prefill / here.seconds.prefill for here, there in prompts) - 1
         return Machine(
             step_seconds=step,
             c=steps.c,
             v=[steps.v(n) for n in range(1, steps.longest + 1)],
-            outside=drafting.metrics.seconds.other / drafting.metrics.num_rounds / step,
-            outside_alone=alone.metrics.seconds.other / alone.metrics.num_rounds / step,
+            outside=_outside(drafting) / step,
+            outside_alone=_outside(alone) / step,
             draft_reading=max(reading, 0.0) if with_draft else 0.0,
         )
 
@@ -365,6 +368,11 @@ class Advising:
 def _drafting(with_draft: bool) -> str:
     """The strategy of the run that shows what a round takes outside the models."""
     return f"speculative:k={RECORDED_K}" if with_draft else f"speculative:draft=prompt-lookup,k={RECORDED_K}"
+
+
+def _outside(runs: Sequence[Metrics]) -> float:
+    """Seconds outside the models of a round, the median of short runs."""
+    return median(each.seconds.other / each.num_rounds for each in runs)
 
 
 def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:

@@ -12,11 +12,17 @@ NOISY = 0.2
 """Interquartile range over median from which a figure is not worth two digits."""
 
 
-def sentence(why: Explanation, *, fancy: bool = True) -> str:
-    """What was measured, what it predicts, and what holds the strategy back."""
+def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) -> str:
+    """What was measured, what it predicts, and what holds the strategy back.
+
+    Args:
+        why: the explanation.
+        by_token: say that its speeds are tokens a second, beside others that are not.
+        fancy: whether the terminal has more than ASCII.
+    """
     slower = " Slower than target alone here." if why.measured_speed_up < 1 else ""
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
-    where = "" if why.with_prompt else " after the prompt"
+    where = (" by the token" if by_token else "") + ("" if why.with_prompt else " after the prompt")
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
         f" {why.predicted_speed_up:.2f}x.{slower} {_passed(why)}"
