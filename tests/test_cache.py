@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cascli import load_pair
+from cascli.models.cpu.batch_reader import PROMPT_BLOCK
 from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ENCODER_DECODERS, EVERY_ARCHITECTURE, model
 
@@ -50,6 +51,36 @@ def test_logits_after_random_truncations_equal_a_fresh_forward(name: str) -> Non
         assert run.length == before + keep
     run.reset()
     assert run.length == 0
+
+
+ALONE = ("gemma2", *ENCODER_DECODERS)
+"""Architectures whose texts share no passes on a CPU."""
+
+
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
+def test_a_prompt_read_in_blocks_is_the_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks longer than a sliding window, and a last one of any length."""
+    monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 17)
+    run = runner(name)
+    assert run.prompt_block == (None if name in ALONE else 17)
+    if name in ENCODER_DECODERS:
+        return
+    for length in (2, 17, 18, 19, 35, 60):
+        text = torch.arange(length) * 7 % 40
+        read = [block.shape[0] for block in run.prompt_blocks(text)]
+        assert sum(read) == length - 1 and (name in ALONE or max(read) <= 17)
+        got = run.forward(run.begin(text), 1)
+        assert run.length == length
+        assert torch.allclose(got, fresh(run, text)[-1:], atol=2e-4, rtol=1e-4)
+    assert run.prompt_blocks(torch.tensor([3])) == ()
+
+
+def test_prompts_are_read_in_blocks_where_positions_do_not_go_by_the_text() -> None:
+    """A position encoding that looks at the longest text would read a block as if nothing followed."""
+    dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+    for more, blocks in (({}, PROMPT_BLOCK), (dynamic, None)):
+        loaded = load_pair({"draft": model(1, 40, **more), "target": model(2, 40, **more)})
+        assert loaded.target.runner.prompt_block == blocks == loaded.target.runner.fresh().prompt_block
 
 
 def test_buffers_grow_and_keep_what_they_held() -> None:

@@ -133,11 +133,10 @@ class RewindLayer(CacheLayerMixin):
         """Forget everything but keep the buffers."""
         self.length = 0
 
-    @property
-    def kept(self) -> tuple[Tensor, Tensor]:
-        """A copy of keys and values, `[1, heads, length, head_dim]` each."""
-        here = slice(self.place, self.place + 1)
-        return self.states.keys[here, :, : self.length].clone(), self.states.values[here, :, : self.length].clone()
+    def kept(self, start: int) -> tuple[Tensor, Tensor]:
+        """A copy of keys and values from token `start` on, `[1, heads, length - start, head_dim]` each."""
+        here = slice(self.place, self.place + 1), slice(None), slice(start, self.length)
+        return self.states.keys[here].clone(), self.states.values[here].clone()
 
     def fill(self, length: int) -> None:
         """Hold `length` tokens of no meaning in place of what was stored; for measurements of speed."""
@@ -179,15 +178,13 @@ class RewindCache(Cache):
         for layer in self.layers:
             layer.fill(length)
 
-    @property
-    def kept(self) -> list[tuple[Tensor, Tensor]]:
-        """A copy of what is stored, for `put`."""
-        return [layer.kept for layer in self.layers]
+    def kept(self, start: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of what is stored from token `start` on, for `put`."""
+        return [layer.kept(start) for layer in self.layers]
 
     def put(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Hold what a cache of the same model held, in place of what was stored."""
+        """Hold what a cache of the same model held there, behind what is stored."""
         for layer, (keys, values) in zip(self.layers, kept, strict=True):
-            layer.length = 0
             layer.update(keys, values)
 
     def truncate(self, length: int) -> None:

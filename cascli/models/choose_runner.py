@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from cascli.models.batch.reader import OneByOne, Reader
 from cascli.models.calls import Role
-from cascli.models.cpu.batch_reader import batch_reader
+from cascli.models.cpu.batch_reader import PROMPT_BLOCK, batch_reader, why_alone
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.eagle3.runners import Eagle3Runner, TappedRunner
 from cascli.models.encoder_decoder import EncoderDecoderRunner, ready
@@ -49,7 +49,8 @@ def choose_runner(
     if model.config.is_encoder_decoder:
         return EncoderDecoderRunner(ready(model), vocab, device), ENCODES if device.type == "cuda" else None
     if capture is None and device.type != "cuda":
-        return EagerRunner(model, vocab, device), None
+        shares = device.type == "cpu" and why_alone(model) is None
+        return EagerRunner(model, vocab, device, prompt_block=PROMPT_BLOCK if shares else None), None
     why = why_eager(model)
     if why is not None or not (graphs or compiler):
         return EagerRunner(model, vocab, device), why or ASKED

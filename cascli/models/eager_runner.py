@@ -23,15 +23,22 @@ class EagerRunner(Runner):
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocab: int, device: torch.device, cache: RewindCache | None = None
+        self,
+        model: PreTrainedModel,
+        vocab: int,
+        device: torch.device,
+        cache: RewindCache | None = None,
+        *,
+        prompt_block: int | None = None,
     ) -> None:
-        """Take a model with its weights in place, and a cache if it is not to have one of its own."""
+        """Take a model with its weights in place, a cache if it is not to have one of its own, and `prompt_block`."""
         self.model = model
         self.vocab = vocab
         self.device = device
         self._input_device = model.get_input_embeddings().weight.device
         self.cache = cache or RewindCache(model.config.get_text_config())
         self._takes = self.takes(model)
+        self._prompt_block = prompt_block
 
     @staticmethod
     def takes(model: PreTrainedModel) -> Collection[str]:
@@ -41,7 +48,7 @@ class EagerRunner(Runner):
     def fresh(self, states: Sequence[States] | None = None, place: int = 0) -> EagerRunner:
         """Another cache on the same module: one of its own, or a place among states that several texts share."""
         cache = RewindCache(self.model.config.get_text_config(), states, place)
-        return EagerRunner(self.model, self.vocab, self.device, cache)
+        return EagerRunner(self.model, self.vocab, self.device, cache, prompt_block=self._prompt_block)
 
     @property
     def length(self) -> int:
@@ -53,6 +60,11 @@ class EagerRunner(Runner):
         """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
         positions = torch.arange(self.length, self.length + ids.shape[0])
         return self._logits(ids, positions, rows, self.cache)[-rows:]
+
+    @property
+    def prompt_block(self) -> int | None:
+        """As it was made."""
+        return self._prompt_block
 
     @property
     def in_parts(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -40,6 +41,11 @@ class Runner(ABC):
         """Forget everything after the first `length` tokens; costs nothing."""
 
     @property
+    def prompt_block(self) -> int | None:
+        """The most tokens of a prompt that are read at once, so that equal beginnings have equal bits; None: all."""
+        return None
+
+    @property
     def in_parts(self) -> bool:
         """Whether `read_at` is there."""
         return False
@@ -62,9 +68,14 @@ class Runner(ABC):
         An encoder reads all of the prompt, and an answer starts from the decoder's start token.
         """
         self.reset()
-        if prompt_ids.shape[0] > 1:
-            self.forward(prompt_ids[:-1], 1)
+        for ids in self.prompt_blocks(prompt_ids):
+            self.forward(ids, 1)
         return prompt_ids[-1:]
+
+    def prompt_blocks(self, prompt_ids: Tensor) -> Sequence[Tensor]:
+        """A prompt `[n]` but for its last token, in the blocks that it is read in."""
+        before = prompt_ids[:-1]
+        return before.split(self.prompt_block or before.shape[0]) if before.shape[0] else ()
 
     def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
         """Read `ids`, then write a token with each uniform of `u` `[n]`; the result is valid until the next call."""

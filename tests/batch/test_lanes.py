@@ -193,16 +193,72 @@ def test_the_reading_of_a_kept_prompt_counts_as_long_as_it_took(monkeypatch: pyt
     assert now[0] == pytest.approx(14.0)
 
 
-def test_states_of_another_prompt_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: what is kept is told apart by its length alone."""
-    begin = Lanes.keep
+EXAMPLES = [3 + (11 * j) % 250 for j in range(50)]
+"""What several prompts begin with: two blocks of 20 tokens, and a part of a third."""
+
+
+def asked_after_examples() -> list[Callable[[Pair], Run]]:
+    """Prompts that begin alike; the last one has the tokens of their second block behind another first one."""
+    asked = [EXAMPLES + ids for ids in LONG] + [EXAMPLES[:45], LONG[1][:20] + EXAMPLES[20:] + LONG[0]]
+    return [
+        partial(generate, prompt_ids=ids, strategy="speculative:k=3", temperature=1.0, seed=i, max_new_tokens=9)
+        for i, ids in enumerate(asked)
+    ]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral"])
+def test_what_prompts_begin_with_alike_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
+    loaded, work, blocks = load_pair(pair(300, **ARCHITECTURES[name])), asked_after_examples(), list[int]()
+    alone = [found(job(loaded)) for job in work]
+    forward = EagerRunner.forward
     monkeypatch.setattr(
-        Lanes,
-        "keep",
-        lambda self, prompt, *rest: [begin(self, (prompt[0], tuple(ids)), *rest) for ids in LONG],
+        EagerRunner, "forward", lambda self, ids, rows: blocks.append(len(ids)) or forward(self, ids, rows)
     )
-    loaded, work = load_pair(pair(300)), asked_twice()
-    together = {e.place: e.result.token_ids for e in Lanes(loaded, 3, keep_prompts=True).run(work)}
+    lanes = Lanes(loaded, 2, keep_prompts=True)
+    together = {ended.place: found(ended.result) for ended in lanes.run(work)}
+    assert [together[place] for place in range(len(work))] == alone
+    # Of blocks too long for a pass with others: two in common, one, two and two of the first three alone, none of
+    # the fourth, and three of the fifth, whose second one has the common tokens behind others.
+    assert sorted(n for n in blocks if n > batch_reader.MOST_ROWS) == [18] * 2 + [20] * 18
+
+
+def test_the_reading_of_what_is_shared_counts_in_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block takes a second for each of its tokens; every prompt has the time of all its blocks."""
+    monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
+    now = [0.0]
+    monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
+    forward = EagerRunner.forward
+
+    def slow(self: Any, ids: Any, rows: int) -> Any:
+        now[0] += len(ids)
+        return forward(self, ids, rows)
+
+    monkeypatch.setattr(EagerRunner, "forward", slow)
+    asked = [EXAMPLES[:40] + LONG[i][:16] + [1] for i in range(3)]
+    work = [partial(generate, prompt_ids=ids, strategy="target", max_new_tokens=3) for ids in asked]
+    lanes = Lanes(load_pair(pair(300)), 1, keep_prompts=True)
+    runs = [ended.result for ended in lanes.run(work)]
+    assert [run.metrics.seconds.prefill for run in runs] == pytest.approx([56.0] * 3)
+    assert now[0] == pytest.approx(40.0 + 3 * 16.0)
+
+
+@pytest.mark.parametrize("told_by", ["length", "own tokens"])
+def test_states_of_another_beginning_are_seen(told_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: what is kept is told apart by its length alone, or by the block's own tokens without those before it."""
+    monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
+
+    class Confused(dict[Any, Any]):
+        def get(self, prompt: Any, default: Any = None) -> Any:
+            def known_by(role: str, ids: Sequence[int]) -> tuple[Any, ...]:
+                return role, len(ids), told_by == "length" or tuple(ids[(len(ids) - 1) // 20 * 20 :])
+
+            return next((each for key, each in self.items() if known_by(*key) == known_by(*prompt)), default)
+
+    loaded, work = load_pair(pair(300)), asked_after_examples()
+    lanes = Lanes(loaded, 2, keep_prompts=True)
+    lanes.prompts = Confused()
+    together = {e.place: e.result.token_ids for e in lanes.run(work)}
     assert [together[place] for place in range(len(work))] != [job(loaded).token_ids for job in work]
 
 

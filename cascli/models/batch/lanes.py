@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
@@ -130,26 +131,36 @@ class LaneRunner(Runner):
         """As the model's own runner."""
         return self._own.goes_by_target
 
-    def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Read a prompt, or take what is left of its reading: that takes no time, but counts as it did then.
+    @property
+    def prompt_block(self) -> int | None:
+        """As the model's own runner."""
+        return self._own.prompt_block
 
-        Where texts share no passes, the model's own runner reads it.
+    def begin(self, prompt_ids: Tensor) -> Tensor:
+        """Read a prompt by blocks, or take what is left of a reading: that takes no time, but counts as it did then.
+
+        A block is one and the same to every prompt that begins with the same tokens up to its end. Where texts share no
+        passes, the model's own runner reads the prompt.
         """
         if self._reader.alone_because is not None:
-            start = self._own.begin(prompt_ids)
+            first = self._own.begin(prompt_ids)
             self._lanes.wait_for(self._role)
-            return start
-        timer = self._lanes.timers[self._place]
-        prompt, began = (self._role, tuple(prompt_ids.tolist())), timer()
-        known = self._lanes.prompts.get(prompt)
-        if known is not None:
-            self._reader.put(self._place, known.states)
-            timer.add(known.seconds - (timer() - began))
-            return prompt_ids[-1:]
-        first, seconds = super().begin(prompt_ids), timer() - began
-        self._lanes.keep(prompt, self._reader.kept, self._place, seconds)
-        timer.add(seconds - (timer() - began))
-        return first
+            return first
+        self.reset()
+        timer, whole = self._lanes.timers[self._place], tuple(prompt_ids.tolist())
+        for ids in self.prompt_blocks(prompt_ids):
+            start, began = self.length, timer()
+            prompt = self._role, whole[: start + ids.shape[0]]
+            known = self._lanes.prompts.get(prompt)
+            if known is None:
+                self.forward(ids, 1)
+                seconds = timer() - began
+                self._lanes.keep(prompt, partial(self._reader.kept, self._place, start), seconds)
+            else:
+                self._reader.put(self._place, known.states)
+                seconds = known.seconds
+            timer.add(seconds - (timer() - began))
+        return prompt_ids[-1:]
 
     @property
     def encoded(self) -> int:
@@ -191,11 +202,11 @@ class LaneWriter(LaneRunner):
 
 
 _Prompt = tuple[Role, tuple[int, ...]]
-"""A model, and what it reads."""
+"""A model, and what it has read of a prompt: up to the end of a block."""
 
 
 class _Read(NamedTuple):
-    """What is left of a prompt that was read, and how long that took."""
+    """What is left of a block of a prompt that was read, and how long that took."""
 
     states: Sequence[tuple[Tensor, Tensor]]
     seconds: float
@@ -210,8 +221,9 @@ class Lanes:
         Args:
             pair: loaded.
             size: of the batch.
-            keep_prompts: read a prompt once however often it is asked, while an eighth of the memory holds what is
-                left of them. Whoever asks it again has its reading in its time, as long as it took.
+            keep_prompts: read a prompt once however often it is asked, and what prompts begin with alike in whole
+                blocks once for all of them, while an eighth of the memory holds what is left of them. Whoever asks
+                again has the reading in its time, as long as it took.
         """
         self._pair, self.size = pair, size
         self.prompts: dict[_Prompt, _Read] = {}
@@ -235,11 +247,9 @@ class Lanes:
         """Bytes of caches that other models have been asked for and have not made yet."""
         return sum(each.unmade for role, each in self.readers.items() if role != apart_from)
 
-    def keep(
-        self, prompt: _Prompt, kept: Callable[[int], Sequence[tuple[Tensor, Tensor]] | None], place: int, seconds: float
-    ) -> None:
-        """Keep what is left of a prompt that has been read at a place, if there is room for it."""
-        states = kept(place) if self._room > 0 and len(prompt[1]) > 1 else None
+    def keep(self, prompt: _Prompt, kept: Callable[[], Sequence[tuple[Tensor, Tensor]] | None], seconds: float) -> None:
+        """Keep what is left of the last block of a prompt's beginning, if there is room for it."""
+        states = kept() if self._room > 0 else None
         if states is None:
             return
         self._room -= sum(each.nbytes for layer in states for each in layer)

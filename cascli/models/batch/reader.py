@@ -135,13 +135,13 @@ class Reader(ABC):
         """Let the model write for several texts, all with the same sampler."""
         raise NotImplementedError(f"{type(self).__name__} does not draw")
 
-    def kept(self, place: int) -> list[tuple[Tensor, Tensor]] | None:
-        """A copy of what a place's text has left in its cache, for `put`; None where that is not to be had."""
-        del place
+    def kept(self, place: int, start: int) -> list[tuple[Tensor, Tensor]] | None:
+        """A copy of what a place's text has left in its cache from token `start` on, for `put`; None: not to be had."""
+        del place, start
         return None
 
     def put(self, place: int, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Hold what was kept, as if it had been read."""
+        """Hold what was kept behind what is held, as if it had been read."""
         raise NotImplementedError(f"{type(self).__name__} keeps nothing")
 
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:

@@ -24,6 +24,12 @@ from cascli.models.memory import state_dtype, token_bytes
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.sampling.autoregressive import Sampler
 
+PROMPT_BLOCK = 256
+"""Tokens of a prompt that are read at once, in a batch and alone: what prompts have in common up to there can be kept.
+
+As fast by the token as longer blocks are; shorter ones would keep more of it, and read the rest more slowly.
+"""
+
 
 def batch_reader(runner: EagerRunner, places: int) -> Reader:
     """What reads for several texts with the weights of a runner on a CPU."""
@@ -64,12 +70,12 @@ class RowReader(Reader):
         """Bytes of caches that were asked for and are not made yet."""
         return self._states[0].unmade * self._per_token
 
-    def kept(self, place: int) -> list[tuple[Tensor, Tensor]]:
-        """A copy of what a place's text has left in its cache."""
-        return self._caches[place].kept
+    def kept(self, place: int, start: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of what a place's text has left in its cache from token `start` on."""
+        return self._caches[place].kept(start)
 
     def put(self, place: int, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Hold what was kept."""
+        """Hold what was kept, behind what is held."""
         self._caches[place].put(kept)
 
     def shares(self, n: int) -> bool:
