@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -529,3 +530,19 @@ def test_a_sweep_pairs_answers_by_prompt_seed_and_repeat() -> None:
     [row] = [each for each in sweep_rows(dropped, plan) if each.strategy == PLAIN]
     assert row.costs is not None and row.costs.length is not None
     assert (row.costs.length.of_means, row.costs.length.interval) == (2, (2, 2)) and row.costs.length.prompts == 3
+
+
+def test_seeds_of_a_prompt_are_part_of_how_prompts_differ() -> None:
+    """Drawing them again within prompts that are drawn again would count their scatter twice."""
+    rng = random.Random(4)
+    groups = [[(rng.lognormvariate(0.2, 0.3), rng.lognormvariate(0.0, 0.3)) for _ in range(3)] for _ in range(12)]
+    means = [[(fmean(a for a, _ in group), fmean(b for _, b in group))] for group in groups]
+    assert ratio_interval(groups) == ratio_interval(means)
+
+
+def test_six_prompts_of_one_speed_show_it() -> None:
+    """An answer's length may double with a prompt that was not met; the time for a token without loss does not."""
+    groups = [[(ratio, 1.0)] for ratio in (1.14, 1.15, 1.17, 1.17, 1.19, 1.23)]
+    known, wide = ratio_interval(groups, 1.25), ratio_interval(groups)
+    assert known is not None and wide is not None
+    assert 1.05 < known.low < known.high < 1.3 and wide.low < 1 < wide.high

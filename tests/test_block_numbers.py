@@ -74,7 +74,7 @@ def costs() -> Profile:
     return Profile(context=10, draft={1: timing([0.1])}, target=steps)
 
 
-def test_the_prediction_is_of_the_tokens_that_there_were(loaded: Pair, runs: list[Run]) -> None:
+def test_the_prediction_is_of_the_tokens_that_there_were(loaded: Pair, runs: list[Run], any_noise: None) -> None:
     target = generate(loaded, prompt_ids=[1, 2], strategy="target", max_new_tokens=24, temperature=1.0)
     drafting = runs[:8]
     why = account(drafting, [target, *drafting], costs(), noise=1e9)

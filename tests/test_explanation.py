@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cascli import Pair, generate
+from cascli import Pair, Run, generate
 from cascli.analysis import theory
 from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
 from cascli.analysis.profile import Profile, timing
@@ -25,14 +25,20 @@ def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
     return Profile(context=context, draft={1: timing([c])}, target=target)
 
 
-def test_bottlenecks_are_named(text_pair: Pair) -> None:
-    target = generate(text_pair, "hello", strategy="target", max_new_tokens=40)
+def with_seconds(run: Run, **seconds: float) -> Run:
+    """A second, of which none went by before the first token."""
+    told = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, **seconds})
+    return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": told})})
+
+
+def test_bottlenecks_are_named(text_pair: Pair, any_noise: None) -> None:
+    target = with_seconds(generate(text_pair, "hello", strategy="target", max_new_tokens=40), other=0.0)
 
     def named(acceptance: float, c: float, v: float, other: float = 0.0) -> str:
         run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=3), max_new_tokens=40)
-        seconds = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, "other": other})
-        run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
-        return account([run], [target, run], flat(c, {4: v}), noise=math.inf).bottleneck
+        return account(
+            [run := with_seconds(run, other=other)], [target, run], flat(c, {4: v}), noise=math.inf
+        ).bottleneck
 
     assert named(1.0, c=3.0, v=1.0) == DRAFT
     assert named(1.0, c=0.01, v=9.0) == VERIFICATION
@@ -51,6 +57,38 @@ def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
     assert why.without_it < 5
 
 
+def test_time_outside_the_models_is_in_the_targets_token_too(text_pair: Pair) -> None:
+    """0.15 steps outside of the models behind every call of the target, alone and in a round."""
+    target, run = synthetic(text_pair, 0.8, 4, 60, other=0.0, speed=1.0)
+    rounds, c = run.metrics.num_rounds, 0.1
+    spent = rounds * (4 * c + 1.0 + 0.15)
+    target = with_seconds(target, total=60 * 1.15, other=60 * 0.15)
+    run = with_seconds(run, total=spent, other=rounds * 0.15)
+    why = account([run], [target, run], flat(c, {5: 1.0}))
+    assert why.measured_speed_up == pytest.approx(60 * 1.15 / spent)
+    tokens = theory.tokens_per_round(why.acceptance or 0.0, 4, 60)
+    assert why.predicted_with_overhead == pytest.approx(tokens * 1.15 / (4 * c + 1.15))
+    assert why.predicted_speed_up == pytest.approx(tokens / (4 * c + 1.0))
+
+
+def test_timings_that_could_be_anything_name_no_cause(text_pair: Pair) -> None:
+    """Beside step times that differ by twice their median a twentieth of the predicted speed would pass for noise."""
+    predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
+    for factor, noise, said in ((0.05, 2.0, "Timings differ by 200% here"), (1.0, 0.4, "Timings differ by 40% here")):
+        target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
+        why = account([run], [target, run], flat(0.1, {5: 1.0}), noise=noise)
+        assert why.bottleneck is None and said in sentence(why) and "too noisy to name a cause" in sentence(why)
+
+
+def test_slower_by_a_factor_is_as_far_away_as_faster_by_it(text_pair: Pair) -> None:
+    target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
+    expected = account([run], [target, run], flat(0.1, {5: 1.0})).predicted_with_overhead
+    for factor, named in ((1.25, True), (1 / 1.25, True), (1.35, False), (1 / 1.35, False)):
+        target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=(expected or 0.0) * factor)
+        why = account([run], [target, run], flat(0.1, {5: 1.0}), noise=0.3)
+        assert (why.bottleneck is not None) is named, factor
+
+
 def test_full_acceptance_holds_nothing_back(text_pair: Pair) -> None:
     """Over a short answer the last round is cut: that is no lack of acceptance."""
     costs = flat(0.02, {5: 1.0})
@@ -66,7 +104,7 @@ def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
     assert theory.tokens_per_round(why.break_even_acceptance, 4, 16) / (4 * 0.3 + 1.2) == pytest.approx(1.0)
 
 
-def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair) -> None:
+def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair, any_noise: None) -> None:
     """One draft step behind a block with the chance that it passes: at every k and acceptance that is spoken of."""
     ask: dict[str, Any] = {"max_new_tokens": 120, "temperature": 1.0, "seed": 3}
     target = generate(text_pair, "hello", strategy="target", **ask)
@@ -81,8 +119,7 @@ def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair) -> None:
     best = max(range(1, 5), key=lambda k: theory.tokens_per_round(a, k, n) / (c * (k + a**k) + profile.v(k + 1)))
     gain = theory.tokens_per_round(a, best, n) / (c * (best + a**best) + profile.v(best + 1))
     assert why.best_k == (best if gain > 1 else None)
-    seconds = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, "other": 0.0})
-    run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
+    run, target = with_seconds(run, other=0.0), with_seconds(target, other=0.0)
     held = account([run], [target, run], flat(0.01, {5: 1.0}), noise=math.inf)
     assert held.bottleneck == ACCEPTANCE  # were it 1, every round would have the step
     assert held.without_it == pytest.approx(theory.tokens_per_round(1.0, 4, n) / (0.01 * 5 + 1.0))

@@ -86,14 +86,22 @@ def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
     rng = random.Random(1)
     for _ in range(200):
         kept = rng.randrange(7)
-        cost = [1 + rng.choice([0, 0.1, 0.9]) * j for j in range(kept + 1)]
+        cost = [1 + rng.choice([0, 0.1, 0.9, -0.1]) * j for j in range(kept + 1)]
         ways = [
-            sum(cost[j] for j in cut)
+            sum(min(cost[j:]) for j in cut)  # more may be drafted than is kept, and thrown away
             for rounds in range(1, kept + 2)
             for cut in product(range(kept + 1), repeat=rounds)
             if sum(j + 1 for j in cut) == kept + 1
         ]
         assert theory.oracle_cost(kept, cost.__getitem__) == pytest.approx(min(ways))
+
+
+def test_the_oracle_drafts_more_than_passes_where_a_longer_block_is_cheaper() -> None:
+    """Steps of the target over blocks as a CPU with other kernels for one row than for five has them."""
+    v = [1.0, 0.99, 0.68, 0.64, 0.59, 0.7]
+    for kept, least in ((0, v[4] + 0.03 * 4), (1, v[4] + 0.03 * 4), (4, v[4] + 0.03 * 4), (5, v[5] + 0.03 * 5)):
+        assert theory.oracle_cost(kept, lambda j: v[j] + 0.03 * j, 5) == pytest.approx(least)
+    assert theory.oracle_cost(0, v.__getitem__) == 1.0  # nothing longer is known
 
 
 # ---------------------------------------------------------------- rate

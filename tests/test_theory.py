@@ -49,7 +49,7 @@ def test_break_even_may_not_exist() -> None:
     assert theory.break_even(4, 1.0, 2.0) is None
 
 
-def test_explanation_adds_up(text_pair: Pair) -> None:
+def test_explanation_adds_up(text_pair: Pair, any_noise: None) -> None:
     strategies = [parse(text) for text in ("target", "draft", "speculative:k=3", "speculative-cascade:rule=diff,k=3")]
     found = compare(text_pair, prompts("hello"), strategies, max_new_tokens=40, temperature=1, seed=1)
     why = explain(found.runs, noise=math.inf)

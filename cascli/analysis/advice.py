@@ -438,7 +438,7 @@ def levers(how: Levers, machine: Machine) -> list[Lever]:
         (f"a draft step at half the cost (c {machine.c / 2:.2f})", _with(machine, c=machine.c / 2), 1.0),
         ("drafts for nothing (c 0)", _with(machine, c=0.0, draft_reading=0.0), 1.0),
         ("a check as cheap as a step (v 1)", _with(machine, v=[min(each, 1.0) for each in machine.v]), 1.0),
-        ("no time outside the models", _with(machine, outside=0.0), 1.0),
+        ("no time outside the models", _with(machine, outside=0.0, outside_alone=0.0), 1.0),
     ]
     found = []
     for change, changed, left in changes:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from cascli.analysis.percentiles import Percentiles, percentiles
-from cascli.analysis.statistics import Kind, ratio_interval, ratio_of_totals
+from cascli.analysis.statistics import UNSEEN, Kind, ratio_interval, ratio_of_totals
 from cascli.trace import Data, Run
 
 MOST_CUT = 0.1
@@ -63,7 +63,7 @@ class Ratio(Data):
     mean: float
     """The mean of the prompts' own ratios."""
     interval: tuple[float, float] | None
-    """Of the ratio of the means, over prompts and over seeds within them."""
+    """Of the ratio of the means, over prompts."""
     interval_kind: Kind | None
     """A 95% interval, or the range of fewer than six prompts."""
     prompts: int
@@ -75,9 +75,12 @@ class Ratio(Data):
         return self.interval_kind == "95%" and self.interval is not None and not _contains(self.interval, 1.0)
 
 
-def paired(groups: Sequence[Sequence[tuple[float, float]]]) -> Ratio:
-    """The ratio of what stands in pairs, each prompt a group of them by seed or repeat; one prompt at least."""
-    interval = ratio_interval(groups)
+def paired(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSEEN) -> Ratio:
+    """The ratio of what stands in pairs, each prompt a group of them by seed or repeat; one prompt at least.
+
+    `unseen` as in `ratio_interval`.
+    """
+    interval = ratio_interval(groups, unseen)
     return Ratio(
         of_means=ratio_of_totals(groups),
         mean=fmean(ratio_of_totals([group]) for group in groups),

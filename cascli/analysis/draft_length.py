@@ -66,7 +66,8 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     last = _reads_last(runs)
     # Of a round that the answer ends in, no more is wanted than was written of it.
     wanted = [len(step.emitted) - 1 for step in rounds]
-    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1)) for n in set(wanted)}
+    longest = max(block for run in runs for block in _checked(run))
+    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1), longest) for n in set(wanted)}
     gain = _steps(runs, timed) / sum(least[n] for n in wanted)
     total = sum(run.metrics.seconds.total for run in runs)
     prompt = sum(run.metrics.seconds.prefill for run in runs)
@@ -173,7 +174,7 @@ def _best_fixed(
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
     # What the prediction misses at the length that ran it is taken to miss at the other one.
     speed = ran * why.best_speed_up / why.predicted_speed_up
-    if oracle is not None and why.best_k <= k and not _whole_blocks(fixed[fastest]):
+    if oracle is not None and why.best_k < k and not _whole_blocks(fixed[fastest]):
         # It takes acceptance to be the same in every round and a draft to be there: what the trace allows is less.
         speed = min(speed, oracle)
     return FixedLength(k=why.best_k, speed=speed, ran=k, ran_speed=ran)

@@ -22,6 +22,8 @@ ACCEPTANCE = "too few drafts are accepted"
 OVERHEAD = "time outside the models"
 NOISE = 0.1
 """Difference of measured and predicted that is taken for noise on the quietest machine."""
+TOO_NOISY = 0.3
+"""Spread of timings from which no cause is named: almost anything would agree with the prediction."""
 
 
 class Explanation(Data):
@@ -151,7 +153,7 @@ def account(
     pays = known and gains.predicted(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
     expected = gains.with_overhead(k)
-    agrees = abs(measured / expected - 1) <= noise
+    agrees = noise <= TOO_NOISY and max(measured / expected, expected / measured) - 1 <= noise
     bottleneck, without_it = gains.bottleneck(k) if agrees else (None, None)
     return Explanation(
         strategy=drafting[0].spec,
@@ -210,7 +212,8 @@ class _Gains:
         self._if_kept = fewer and any(token.q is not None for token in bonus)
         """Whether such a step is made behind a block that has passed alone."""
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
-        self.overhead = sum(run.metrics.seconds.other for run in drafting) / _after_prefill(drafting)
+        self.overhead, self._alone = _overhead(drafting), 1 / (1 - _overhead(target))
+        """Share of the time outside the models, and what a token of the target alone takes for it, in its steps."""
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
         full = not stop and all(_full(run, k) for run in drafting)
         self._blocks = None if full else Counter(len(round_.drafted) for round_ in rounds)
@@ -251,13 +254,15 @@ class _Gains:
             return theory.tokens_per_round(a, k, self.answer)
         return self._mean(lambda n: theory.expected_tokens(a, n), k)
 
-    def _gain(self, k: int, cost: float, acceptance: float | None = None) -> float:
+    def _gain(self, k: int, cost: float, acceptance: float | None = None, alone: float | None = None) -> float:
+        """Over the target alone, whose token takes `alone` steps: with its time outside the models by default."""
         known = self.acceptance if self.depends else None
-        return self._whole(self.tokens(k, known if acceptance is None else acceptance) / cost)
+        tokens = self.tokens(k, known if acceptance is None else acceptance)
+        return self._whole(tokens * (self._alone if alone is None else alone) / cost)
 
     def predicted(self, k: int) -> float:
-        """Without any time outside the models."""
-        return self._gain(k, self.cost(k))
+        """Without any time outside the models, the target's neither."""
+        return self._gain(k, self.cost(k), alone=1.0)
 
     def with_overhead(self, k: int) -> float:
         """With as much time outside the models as the runs took."""
@@ -278,6 +283,11 @@ class _Gains:
         }
         name = max(ideal, key=lambda each: ideal[each])
         return name, ideal[name]
+
+
+def _overhead(runs: Sequence[Run]) -> float:
+    """Share of the time after the prompt that is outside the models."""
+    return sum(run.metrics.seconds.other for run in runs) / _after_prefill(runs)
 
 
 def _full(run: Run, k: int) -> bool:

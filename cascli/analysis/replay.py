@@ -220,7 +220,8 @@ def best_length(speed: Callable[[int], float], longest: int, start: int = 1) -> 
 def oracle(
     answers: Sequence[Recorded], machine: Machine, chances: Sequence[Sequence[float]], *, model: bool = True
 ) -> float:
-    """The speed of rounds that draft as many of the tokens that pass as pays: no way to choose lengths is faster."""
+    """The speed of rounds that know how many tokens pass, and draft what pays: no way to choose lengths is faster."""
     cost = fixed_cost(machine, model=model)
-    least = [theory.least_cost(len(each), along(each, machine.longest), cost) for each in chances]
+    longest = machine.longest
+    least = [theory.least_cost(len(each), along(each, longest), cost, longest) for each in chances]
     return replayed(answers, machine, least, [1.0] * len(least), reads_draft=model).speed.of_means

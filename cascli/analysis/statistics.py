@@ -75,13 +75,18 @@ def difference_interval(values: Sequence[float]) -> Interval | None:
     return _student(values, -1.0, 1.0, 0.25)
 
 
-def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]]) -> Interval | None:
+UNSEEN = 2.0
+"""How far the ratio of a prompt may be from the others' that has not been met: counts and lengths of answers double."""
+
+
+def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSEEN) -> Interval | None:
     """A 95% interval of a ratio of totals over prompts, each a group of pairs by seed; None for fewer than two prompts.
 
-    A paired bootstrap: prompts are drawn again, and within each its seeds. How the logarithm of the ratio scatters over
-    1,000 of such draws is taken for its standard error, with what so few prompts hide of it: n / (n - 1) of the
-    variance, half a made-up prompt whose ratio is twice or half as large, and Student's quantile. Fewer than six
-    prompts get their range. Of what no prompt has shown, such as a rare loop, no interval knows.
+    A paired bootstrap over prompts: a group counts as the mean of its pairs, whose scatter over seeds is part of how
+    groups differ. How the logarithm of the ratio scatters over 1,000 of such draws is taken for its standard error,
+    with what so few prompts hide of it: n / (n - 1) of the variance, half a made-up prompt whose ratio is `unseen`
+    times as large or small, and Student's quantile. Fewer than six prompts get their range. Of what no prompt has
+    shown, such as a rare loop, no interval knows.
     """
     ratios = [math.fsum(a for a, _ in group) / math.fsum(b for _, b in group) for group in groups]
     whole, n = span(ratios), len(groups)
@@ -89,19 +94,10 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]]) -> Interval 
         return whole
     import numpy as np
 
-    longest = max(len(group) for group in groups)
-    sizes = np.array([len(group) for group in groups])
-    pairs = np.zeros((n, longest, 2))
-    for place, group in enumerate(groups):
-        pairs[place, : len(group)] = group
-    draws = np.random.default_rng(0)
-    prompts = draws.integers(n, size=(RESAMPLES, n))
-    seeds = (draws.random((RESAMPLES, n, longest)) * sizes[prompts][..., None]).astype(int)
-    there = np.arange(longest) < sizes[prompts][..., None]
-    means = (pairs[prompts[..., None], seeds] * there[..., None]).sum(axis=2) / sizes[prompts][..., None]
-    totals = means.sum(axis=1)
+    means = np.array([[fmean(pair[i] for pair in group) for i in (0, 1)] for group in groups])
+    totals = means[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].sum(axis=1)
     scatter = float(np.log(totals[:, 0] / totals[:, 1]).std()) * math.sqrt(n / (n - 1))
-    error = math.hypot(scatter, math.log(2) * math.sqrt(0.5) / n)
+    error = math.hypot(scatter, math.log(unseen) * math.sqrt(0.5) / n)
     half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
     middle = math.log(ratio_of_totals(groups))
     return Interval(math.exp(middle - half), math.exp(middle + half), "95%")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 LONGEST_BLOCK = 32
 
@@ -43,15 +44,22 @@ def expected_cost(
     return ahead[0]
 
 
-def least_cost(n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float]) -> float:
-    """As `expected_cost`, had every round known how many of its drafts pass, and drafted as many of them as pays."""
+def least_cost(
+    n: int, drafts: Callable[[int], Sequence[float]], cost: Callable[[int], float], longest: int | None = None
+) -> float:
+    """As `expected_cost`, had every round known how many of its drafts pass, and drafted as many as pays.
+
+    That is more than pass where a call over a longer block is cheaper. `longest` is the most that a round may draft, by
+    default the most that any does.
+    """
     ahead = [0.0] * (n + 1)
+    least_of = _or_longer(cost, max(len(drafts(t)) for t in range(n)) if longest is None else longest)
     for t in reversed(range(n)):
-        reached, total, least = 1.0, 0.0, cost(0) + ahead[t + 1]
+        reached, total, least = 1.0, 0.0, least_of(0) + ahead[t + 1]
         for j, a in enumerate(drafts(t), 1):
             total += reached * (1 - a) * least
             reached *= a
-            least = min(least, cost(j) + ahead[t + j + 1])
+            least = min(least, least_of(j) + ahead[t + j + 1])
         ahead[t] = total + reached * least
     return ahead[0]
 
@@ -111,12 +119,20 @@ def gain_of_drafting_on(reach: float, first: float, later: float, rate: float, c
     return max(gains, default=-math.inf)
 
 
-def oracle_cost(kept: int, cost: Callable[[int], float]) -> float:
+def _or_longer(cost: Callable[[int], float], longest: int) -> Callable[[int], float]:
+    """The cost of the cheapest block of so many drafts or more: what is drafted beyond them is thrown away."""
+    cheapest = list(accumulate((cost(j) for j in range(longest, -1, -1)), min))[::-1]
+    return lambda j: cheapest[j] if j <= longest else cost(j)
+
+
+def oracle_cost(kept: int, cost: Callable[[int], float], longest: int = 0) -> float:
     """The least that kept + 1 tokens can cost, in rounds, where it is known that so many drafts pass and no more.
 
     A round that drafts j of them brings j + 1 tokens; what is left of them is drafted in further rounds, if a shorter
-    block is so much cheaper. `cost` is that of a round by the tokens that it drafts.
+    block is so much cheaper, and more are drafted than pass, up to `longest`, if a longer one is cheaper. `cost` is
+    that of a round by the tokens that it drafts.
     """
+    cost = _or_longer(cost, max(longest, kept))
     least = [0.0] * (kept + 2)
     """By how many tokens are still to be written."""
     for tokens in range(1, kept + 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cascli.analysis.draft_length import DraftLength, FixedLength
-from cascli.analysis.explanation import Explanation
+from cascli.analysis.explanation import TOO_NOISY, Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.marks import short_name
 from cascli.render.numbers import seconds
@@ -68,6 +68,8 @@ def _best(why: Explanation) -> str:
 def _cause(why: Explanation) -> str:
     """What holds it back; nothing where measured and predicted do not agree."""
     if why.bottleneck is None:
+        if why.noise is not None and why.noise > TOO_NOISY:
+            return f"Timings differ by {why.noise:.0%} here, which is too noisy to name a cause."
         noise = "" if why.noise is None else f" ({why.noise:.0%})"
         if why.predicted_with_overhead is None:
             return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."

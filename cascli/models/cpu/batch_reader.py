@@ -24,10 +24,10 @@ from cascli.models.memory import state_dtype, token_bytes
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.sampling.autoregressive import Sampler
 
-PROMPT_BLOCK = 256
+PROMPT_BLOCK = 128
 """Tokens of a prompt that are read at once, in a batch and alone: what prompts have in common up to there can be kept.
 
-As fast by the token as longer blocks are; shorter ones would keep more of it, and read the rest more slowly.
+As fast by the token as longer blocks are; shorter ones would have more in common, and are slower (benchmarks/LOG.md).
 """
 
 
