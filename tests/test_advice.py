@@ -750,21 +750,20 @@ def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, mon
     paused = list[str]()
 
     def decode_with_a_pause(loaded: Pair, strategy: Strategy, request: Request) -> Run:
-        run = decode(loaded, strategy, request)
+        run, pause, alone = decode(loaded, strategy, request), 0.0, strategy.name == "target"
         if request.max_new_tokens > RECORDED_K + 2 and strategy.name not in paused:
             paused.append(strategy.name)
-            reading = 100.0 if strategy.name == "target" else 0.0
-            seconds = run.metrics.seconds
-            seconds = seconds.model_copy(update={"other": seconds.other + 100.0, "prefill": seconds.prefill + reading})
-            run = run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
-        return run
+            pause = 100.0
+        told = {"other": run.metrics.seconds.other + pause, "prefill": 1.0 + pause if alone else 1.5}
+        seconds = run.metrics.seconds.model_copy(update=told)
+        return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
 
     monkeypatch.setattr("cascli.jobs.advise.decode", decode_with_a_pause)
     found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
     assert len(paused) == 2
     assert found.machine.outside * found.machine.step_seconds < 1
     assert found.machine.outside_alone * found.machine.step_seconds < 1
-    assert found.machine.draft_reading > 0
+    assert found.machine.draft_reading == pytest.approx(0.5)
 
 
 def test_the_account_of_a_rule_judged_by_the_answer_is_by_the_token(near_pair: Pair) -> None:

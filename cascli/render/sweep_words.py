@@ -10,7 +10,7 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import number
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
-from cascli.sweeps.table import SweepRow
+from cascli.sweeps.table import SweepRow, is_lossless
 from cascli.weights.prompt_sets import SETS
 
 
@@ -74,7 +74,7 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
 
 
 def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
-    """At each temperature: which strategy is fastest at the target's quality, and what the quality's scatter allows.
+    """At each temperature: which strategies are fastest, without loss and with it, and what quality's scatter allows.
 
     Nothing where the prompts are too few to tell.
     """
@@ -85,43 +85,56 @@ def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
     for temperature in temperatures:
         here = [row for row in rows if row.temperature == temperature]
         at = f"At {temperature_of(temperature)}, " if len(temperatures) > 1 else ""
-        for sentence in (_fastest(here, fancy), _beyond_chance(here, fancy)):
+        for sentence in (each(here, fancy) for each in (_fastest_lossless, _fastest_lossy, _beyond_chance)):
             if sentence is not None:
                 text = at + sentence
                 said.append(text[:1].upper() + text[1:])
     return said
 
 
-def _fastest(rows: Sequence[SweepRow], fancy: bool) -> str | None:
-    target = next((row for row in rows if row.strategy == BASELINE), None)
-    if target is None or target.quality is None:
-        return None
-    level = target.quality
-    able = [
-        row
-        for row in rows
-        if row is not target
-        and row.speed_vs_target
-        and not row.errors
-        # On the same prompts: a strategy that failed on the hard ones is none that kept up.
-        and row.quality_vs_target is not None
-        and row.quality_vs_target >= -1e-9
-    ]
+def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+    """Of what follows the target's distribution, however its samples came out."""
+    able = [row for row in rows if row.strategy != BASELINE and is_lossless(row) and _has_speed(row)]
     if not able:
-        return f"no strategy reaches the target's quality of {number(level, 3)}."
+        return None
     best = max(able, key=lambda row: row.speed_vs_target or 0.0)
     if (best.speed_vs_target or 0.0) <= 1:
-        return f"no strategy with at least the target's quality ({number(level, 3)}) is faster than target alone."
+        return "no lossless strategy is faster than target alone."
+    name, alone = short_name(best.strategy, fancy=fancy), len(able) == 1
+    which = f"{name}, which is lossless, is" if alone else f"of the lossless strategies {name} is the fastest:"
+    return f"{which} {number(best.speed_vs_target, 2, 'x')} target alone."
+
+
+def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+    """Of the others, among those whose quality is not shown to be lower: that it is as good nobody can say."""
+    judged = [row for row in rows if not is_lossless(row) and _is_judged(row) and _has_speed(row)]
+    target = next((row for row in rows if row.strategy == BASELINE), None)
+    if target is None or target.quality is None or not judged:
+        return None
+    level = f"the target's ({number(target.quality, 3)})"
+    able = [row for row in judged if row.quality_vs_target_interval and row.quality_vs_target_interval[1] >= 0]
+    if not able:
+        return f"the quality of every other strategy is lower than {level}, beyond chance."
+    best = max(able, key=lambda row: row.speed_vs_target or 0.0)
+    if (best.speed_vs_target or 0.0) <= 1:
+        return f"no other strategy whose quality is not shown to be lower than {level} is faster than target alone."
+    low, high = best.quality_vs_target_interval or (0.0, 0.0)
     name = short_name(best.strategy, fancy=fancy)
     return (
-        f"of the strategies with at least the target's quality ({number(level, 3)}), {name} is the fastest:"
-        f" {number(best.speed_vs_target, 2, 'x')} target alone, quality {number(best.quality, 3)}."
+        f"of the others whose quality is not shown to be lower than {level}, {name} is the fastest:"
+        f" {number(best.speed_vs_target, 2, 'x')} target alone,"
+        f" quality {best.quality_vs_target or 0.0:+.3f} beside the target's ({low:+.3f} to {high:+.3f})."
     )
 
 
+def _has_speed(row: SweepRow) -> bool:
+    """A strategy that failed on some prompts, the hard ones perhaps, is none that kept up."""
+    return bool(row.speed_vs_target) and not row.errors
+
+
 def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
-    """How many differences to the target's quality are more than their interval."""
-    judged = [row for row in rows if row.strategy != BASELINE and _is_judged(row)]
+    """How many differences to the target's quality are more than their interval; those without loss are chance."""
+    judged = [row for row in rows if row.strategy != BASELINE and not is_lossless(row) and _is_judged(row)]
     if not judged:
         return None
     beyond = [row for row in judged if is_beyond_chance(row)]
@@ -135,7 +148,7 @@ def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     verb = "differs" if len(beyond) == 1 else "differ"
     return (
         f"{', '.join(names)}{more} {verb} from the target's quality by more than the 95% interval"
-        f" ({len(beyond)} of {len(judged)}; one in twenty would by chance)."
+        f" ({len(beyond)} of {len(judged)} with loss; one in twenty would by chance)."
     )
 
 
