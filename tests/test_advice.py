@@ -99,7 +99,7 @@ def test_knowing_what_passes_is_never_slower() -> None:
         costs = [1.0 + 0.3 * j + 0.1 * j * j for j in range(7)]
         if case % 2:
             costs = [1.0, *(rng.uniform(0.6, 1.4) for _ in range(6))]
-        chances = [rng.random() for _ in range(30)]
+        chances = [rng.random() for _ in range(200)]
         least = least_cost(30, along(chances, 6), costs.__getitem__)
         assert all(least <= expected_cost(30, along(chances, k), costs.__getitem__) + 1e-9 for k in range(7))
     assert least_cost(9, along([0.0] * 9, 3), lambda j: 1.0 + 0.3 * j) == 9  # nothing passes: steps of the target
@@ -165,7 +165,7 @@ def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
     rng = random.Random(4)
     passes = [float(rng.random() < 0.7) for _ in range(60)]
     of = machine(c=0.3, v=[1 + 0.1 * j for j in range(17)])
-    spent, rounds = with_stop(passes, [0.0] * 60, lambda: Never(), 3, of)
+    spent, rounds = with_stop(passes, [0.0] * 60, lambda: Never(), 3, of, rng.random)
     assert spent == pytest.approx(expected_cost(60, along(passes, 3), fixed_cost(of)))
     assert rounds == expected_rounds(passes, 3)
 
@@ -173,14 +173,23 @@ def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
 def test_a_stop_pays_for_the_step_that_it_looked_at() -> None:
     """`max-q` stands at the second token of every round: two steps, one draft."""
     of, readings = machine(c=0.3), [0.9, 0.1] * 10
-    spent, rounds = with_stop([1.0] * 20, readings, lambda: load_stop("max-q")(), 4, of)
+    spent, rounds = with_stop([1.0] * 20, readings, lambda: load_stop("max-q")(), 4, of, random.Random(0).random)
     assert rounds == 10 and spent == pytest.approx(9 * (2 * 0.3 + 1) + (0.3 + 1))  # the last has room for one alone
 
 
 def test_tests_that_are_not_certain_are_tossed_several_times() -> None:
     chances = [0.8] * 400
-    _, rounds = with_stop(chances, [1.0] * 400, lambda: Never(), 4, machine())
+    _, rounds = with_stop(chances, [1.0] * 400, lambda: Never(), 4, machine(), random.Random(0).random)
     assert rounds == pytest.approx(expected_rounds(chances, 4), rel=0.03) and rounds != int(rounds)
+
+
+def test_what_stops_come_to_gains_by_more_answers() -> None:
+    """Two hundred answers of thirty tokens: with coins of their own their errors cancel, with the same ones they add up."""
+    chances, toss, of = [0.8] * 30, random.Random(0).random, machine(c=0.05)
+    parts = [with_stop(chances, [1.0] * 30, lambda: Never(), 16, of, toss) for _ in range(200)]
+    exact = expected_cost(30, along(chances, 16), fixed_cost(of))
+    assert sum(spent for spent, _ in parts) / 200 == pytest.approx(exact, rel=0.02)
+    assert len({spent for spent, _ in parts}) > 20
 
 
 # ---- what is chosen
@@ -202,7 +211,7 @@ def test_tolerance_0_is_lossless_and_a_wider_one_never_gains_less() -> None:
     rng = random.Random(5)
     for _ in range(50):
         every = [candidate(rng.uniform(0.5, 2), k=k) for k in range(1, 6)]
-        every += [candidate(rng.uniform(0.5, 3), rng.uniform(0, 0.3), "head") for _ in range(30)]
+        every += [candidate(rng.uniform(0.5, 3), rng.uniform(0, 0.3), "head") for _ in range(200)]
         strict = choosing.best(every, 0.0)
         assert strict is not None and strict.lossless
         tolerances = sorted(rng.uniform(0, 0.4) for _ in range(6))

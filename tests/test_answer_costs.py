@@ -327,6 +327,22 @@ def test_the_verdict_tells_saving_from_seeming_to() -> None:
     assert said is not None and f"3 of 10 answers of {RULE} were cut off" in said and "--max-new-tokens" in said
 
 
+def test_of_many_rules_it_is_told_how_many_would_differ_by_chance() -> None:
+    rng = random.Random(1)
+    jitter = [rng.randrange(4) for _ in range(10)]
+    rules = [f"speculative-cascade:rule=opt,alpha={i / 10},k=4" for i in range(3)]
+    answers = {
+        "target": ten([100 + j for j in jitter], [100 + j for j in jitter]),
+        PLAIN: ten([100 + j for j in jitter], [50 + j for j in reversed(jitter)], accepted=50),
+        **{spec: ten([100] * 10, [calls] * 10, accepted=100) for spec, calls in zip(rules, (40, 52, 51), strict=True)},
+    }
+    rows = [row(spec, answer_costs(spec, answers)) for spec in answers]
+    said = cost_verdict(rows, fancy=False)
+    assert said is not None and said.endswith(
+        "(1 of 3 rules differ beyond their interval; one in twenty would by chance)."
+    )
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_number_is_cut(small: Pair, width: int) -> None:
     found = compared(small)

@@ -122,6 +122,7 @@ def rows(**changes: dict[str, object]) -> list[Row]:
 
 
 FAST = {"speed_vs_target": 2.04, "lossless": True, "same_as_target": True}
+UNCLEAR = {"speed_vs_target": 1.14, "speed_interval": (0.58, 2.6), "speed_interval_kind": "95%"}
 LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "first_divergence": 9}
 
 
@@ -141,6 +142,18 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         (
             {"speculative": FAST | {"speed_vs_target": 1.02}},
             "speculative is about as fast as target, with the same text.",
+        ),
+        (
+            {"speculative": FAST | UNCLEAR},
+            "speculative is 1.1x as fast as target, within chance (95% 0.58-2.60), with the same text.",
+        ),
+        (
+            {"speculative_cascade": LOOSE | {"speed_interval": (0.9, 4.0), "speed_interval_kind": "range"}},
+            "spec-cascade is 2.6x as fast, within chance (range 0.90-4.00), but its text differs from token 10 on.",
+        ),
+        (
+            {"speculative": FAST | {"speed_interval": (1.2, 3.0), "speed_interval_kind": "95%"}},
+            "speculative is 2.0x as fast as target, with the same text.",
         ),
         (
             {"speculative": FAST | {"speed_vs_target": 0.4}},

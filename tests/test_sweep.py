@@ -496,6 +496,12 @@ def test_metrics() -> None:
     assert quality.number("5-7", "7") == 1 and quality.number("it is -7", "7") == 0
     assert quality.number("(-7)", "-7") == 1 and quality.number("(2)-7", "7") == 1
     assert quality.number("1e5", "100000") == 1 and quality.number("1.5e-3 m", "0.0015") == 1
+    assert quality.number("The answer is .5", "5") == 0 and quality.number("it is .5", "0.5") == 1
+    assert quality.number("x = -.25", "-0.25") == 1 and quality.number("\u22125", "-5") == 1
+    assert (
+        quality.number("1,2,3", "3") == 1 and quality.number("(3,4)", "4") == 1 and quality.number("a 1,23", "23") == 1
+    )
+    assert quality.number("1,234,567.5 m", "1234567.5") == 1 and quality.number("of 2,000,3", "3") == 1
     assert quality.number("3 eggs", "3") == 1 and quality.number("12e", "12") == 1
     assert quality.agreement([1, 2, 3, 4], [1, 2, 3, 4]) == 1
     assert quality.agreement([1, 9, 3], [1, 2, 3]) == pytest.approx(2 / 3)

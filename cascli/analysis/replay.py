@@ -7,7 +7,6 @@ say how long.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -132,7 +131,12 @@ def fixed_cost(machine: Machine, *, reads_last: bool = False, extra: Cost | None
 
 
 def with_stop(
-    chances: Sequence[float], readings: Sequence[float], begin: Callable[[], Deciding], most: int, machine: Machine
+    chances: Sequence[float],
+    readings: Sequence[float],
+    begin: Callable[[], Deciding],
+    most: int,
+    machine: Machine,
+    toss: Callable[[], float],
 ) -> tuple[float, float]:
     """Cost and number of the rounds of an answer whose drafts a stop ends.
 
@@ -144,12 +148,12 @@ def with_stop(
         begin: makes what decides of one answer.
         most: tokens of a round, at most.
         machine: what steps cost.
+        toss: uniforms, those of all answers one after the other: of the same ones for each the errors would add up.
 
     Returns:
         Means over trials, of which there is one where all chances are 0 or 1.
     """
     certain = all(each in (0.0, 1.0) for each in chances)
-    toss = random.Random(0).random
     trials = [_trial(chances, readings, begin(), most, machine, toss) for _ in range(1 if certain else TRIALS)]
     return tuple(sum(each) / len(trials) for each in zip(*trials, strict=True))
 

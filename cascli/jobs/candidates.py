@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -157,9 +158,9 @@ class Answers:
             spec = parse(f"speculative:stop={name},k=auto").spec
             try:
                 stop = stops.load(name)()
-                readings = self._readings(stop.reads)
+                readings, toss = self._readings(stop.reads), random.Random(0).random
                 parts = [
-                    with_stop(each, read, partial(stop.begin, costs), self.longest, self._machine)
+                    with_stop(each, read, partial(stop.begin, costs), self.longest, self._machine, toss)
                     for each, read in zip(self.chances, readings, strict=True)
                 ]
             except CascliError:  # of another package, and broken

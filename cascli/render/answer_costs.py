@@ -199,7 +199,8 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
         else:
             why = f"needs {_calls(ratio)}"
         said.append(f"{_name(row, fancy)} {why}")
-    return "; ".join(said) + "."
+    several = f" ({len(clear)} of {len(told)} rules differ beyond their interval; one in twenty would by chance)"
+    return "; ".join(said) + (several if len(told) > 1 else "") + "."
 
 
 def _name(row: Priced, fancy: bool) -> str:

@@ -25,13 +25,13 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
         name = short_name(best.strategy, fancy=fancy)
         kept = "the same text" if best.same_as_target else "the same distribution"
         said.append(
-            f"{name} is {_as_fast(best)} as target, with {kept}"
+            f"{name} is {_as_fast(best)} as target{_by_chance(best)}, with {kept}"
             if _speed(best) >= 1 - SAME
             else f"None that asks the target is as fast with {kept} (best: {name}, {_speed(best):.2f}x)"
         )
     if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
         name = short_name(loosest.strategy, fancy=fancy)
-        said.append(f"{name} is {_as_fast(loosest)}, but its text {_differs(loosest)}")
+        said.append(f"{name} is {_as_fast(loosest)}{_by_chance(loosest)}, but its text {_differs(loosest)}")
     return "; ".join(said) + "."
 
 
@@ -44,6 +44,15 @@ def _as_fast(row: Row) -> str:
     if abs(speed - 1) <= SAME:
         return "about as fast"
     return f"{speed:.1f}x as fast" if speed > 1 else f"only {speed:.2f}x as fast"
+
+
+def _by_chance(row: Row) -> str:
+    """What a speed is within, if that includes the target's own."""
+    bounds = row.speed_interval
+    if bounds is None or not bounds[0] <= 1 <= bounds[1] or abs(_speed(row) - 1) <= SAME:
+        return ""
+    kind = "95%" if row.speed_interval_kind == "95%" else "range"
+    return f", within chance ({kind} {bounds[0]:.2f}-{bounds[1]:.2f})"
 
 
 def _differs(row: Row) -> str:

@@ -12,8 +12,10 @@ from cascli.errors import UsageError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-# A minus right after a digit or a word is none: "5-7" ends with 7.
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+\b)?")
+# A minus right after a digit or a word is none: "5-7" ends with 7. A comma stands between thousands, or parts a list.
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])-)?(?:(?:(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][-+]?\d+\b)?"
+)
 
 
 def normalised(text: str) -> str:
@@ -43,7 +45,7 @@ def number(answer: str, reference: str) -> float:
 
 def last_number(text: str) -> str | None:
     """The last number of a text, without the commas between its thousands."""
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return numbers[-1].replace(",", "") if numbers else None
 
 
