@@ -1,14 +1,16 @@
-"""The tests that need a GPU, for `benchmarks.gpu`: every test function in a process of its own, all at once. No torch.
+"""The tests that need a GPU, for `benchmarks.gpu`: every test function in a process of its own, side by side. No torch.
 
-Side by side they take as long as the longest; and a kernel that breaks its process's CUDA context fails its own
-function's tests alone. What had passed when the time was up counts.
+As many at once as there are cores, those that take long first, so that all take little longer than the longest; and a
+kernel that breaks its process's CUDA context fails its own function's tests alone. What had passed when the time was up
+counts.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,31 +32,46 @@ _OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b"
 _DURATION = re.compile(r"^ *([\d.]+)s (call|setup|teardown) +(\S+::.+?) *$", re.MULTILINE)
 
 
+LONGEST = (
+    "test_greedy_answers_part_where_rounding_decides",
+    "test_the_laws_hold_on_the_device",
+    "test_five_tokens_of_captured_rounds_follow_their_law",
+    "test_five_tokens_without_graphs_follow_their_law",
+    "test_it_computes_what_the_plain_one_does",
+    "test_compiled_steps_write_what_others_write",
+    "test_a_round_is_the_plain_one",
+)
+"""Begun before the others: they load many models, compile many kernels, or write thousands of answers."""
+_LOOKING = 0.05
+"""Seconds from one look at the processes to the next."""
+
+
 def groups() -> list[str]:
-    """Every test function, as pytest names it."""
+    """Every test function, as pytest names it, those that take longest first."""
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("test_*.py"))]
-    return [
+    names = [
         f"{path}::{name}"
         for path in files
         if path.name not in _NEED_NO_GPU
         for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
+    order = {name: place for place, name in enumerate(LONGEST)}
+    return sorted(names, key=lambda each: order.get(each.partition("::")[2], len(order)))
 
 
-def run_tests(names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Run these within so many seconds: counts, the names of those that failed, the slowest, and what was said."""
+def run_tests(names: Sequence[str], seconds: float, at_once: int | None = None) -> dict[str, Any]:
+    """Run these within so many seconds: counts, the names of those that failed, the slowest, and what was said.
+
+    Args:
+        names: as pytest has them.
+        seconds: after which those under way are ended, and no other is begun.
+        at_once: processes; as many as there are cores by default.
+    """
     end = time.monotonic() + seconds
     with TemporaryDirectory(prefix="cascli-tests-") as folder:
         outputs = [Path(folder) / f"{number}.txt" for number in range(len(names))]
-        children: list[Subprocess] = []
-        try:
-            for name, output in zip(names, outputs, strict=True):
-                children.append(Subprocess(["-m", "pytest", *_FLAGS, name], output))
-            codes = [child.wait(end - time.monotonic()) for child in children]
-        finally:
-            for child in children:
-                child.kill()
-        texts = [output.read_text(encoding="utf-8", errors="replace") for output in outputs]
+        codes = _in_turn(names, outputs, end, at_once or os.cpu_count() or 1)
+        texts = [output.read_text(encoding="utf-8", errors="replace") if output.exists() else "" for output in outputs]
         ends = [tail(output, lines=80, characters=4000) for output in outputs]
     bad = [number for number, code in enumerate(codes) if code != 0]
     found = summary("\n".join(texts))
@@ -70,6 +87,26 @@ def run_tests(names: Sequence[str], seconds: float) -> dict[str, Any]:
         "exit_codes": {_short(names[number]): codes[number] for number in bad},
         "output": {_short(names[number]): ends[number] for number in bad},
     }
+
+
+def _in_turn(names: Sequence[str], outputs: Sequence[Path], end: float, at_once: int) -> list[int | None]:
+    """The exit code of each; None of those that had not ended, or not begun, when the time was up."""
+    codes: list[int | None] = [None] * len(names)
+    waiting, running = deque(range(len(names))), dict[int, Subprocess]()
+    try:
+        while (waiting or running) and time.monotonic() < end:
+            while waiting and len(running) < at_once:
+                number = waiting.popleft()
+                running[number] = Subprocess(["-m", "pytest", *_FLAGS, names[number]], outputs[number])
+            for number, child in [*running.items()]:
+                codes[number] = child.poll()
+                if codes[number] is not None:
+                    del running[number]
+            time.sleep(_LOOKING)
+    finally:
+        for child in running.values():
+            child.kill()
+    return codes
 
 
 def summary(text: str) -> dict[str, Any]:

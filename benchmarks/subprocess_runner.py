@@ -48,6 +48,10 @@ class Subprocess:
             self.kill()
             raise
 
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
+
     def kill(self) -> None:
         """End it, and those that it started."""
         if self._process.poll() is None:

@@ -184,7 +184,7 @@ def test_tests_that_are_not_certain_are_tossed_several_times() -> None:
 
 
 def test_what_stops_come_to_gains_by_more_answers() -> None:
-    """Two hundred answers of thirty tokens: with coins of their own their errors cancel, with the same ones they add up."""
+    """Over many answers the errors of coins of their own cancel; those of the same ones for each add up."""
     chances, toss, of = [0.8] * 30, random.Random(0).random, machine(c=0.05)
     parts = [with_stop(chances, [1.0] * 30, lambda: Never(), 16, of, toss) for _ in range(200)]
     exact = expected_cost(30, along(chances, 16), fixed_cost(of))

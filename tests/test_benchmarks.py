@@ -364,6 +364,20 @@ def test_gpu_tests_leave_out_what_needs_no_gpu() -> None:
     names = gpu_tests.groups()
     assert any("test_on_cuda.py::test_the_laws_hold_on_the_device" in name for name in names)
     assert not any("compile_for_gpu" in name or "in_decoding" in name for name in names)
+    assert [name.partition("::")[2] for name in names[: len(gpu_tests.LONGEST)]] == [*gpu_tests.LONGEST]
+
+
+@pytest.mark.slow
+def test_gpu_tests_take_turns(tmp_path: Path) -> None:
+    """Two at a time, in their order; what had no turn is out of time as what was cut is."""
+    file = tmp_path / "test_some.py"
+    each = "def test_{0}():\n    open(r'{1}/{0}', 'w').close(); time.sleep({2})\n"
+    text = "".join(each.format(name, tmp_path, nap) for name, nap in (("a", 0), ("b", 99), ("c", 99), ("d", 0)))
+    file.write_text("import time\n" + text)
+    found = gpu_tests.run_tests([f"{file}::test_{name}" for name in "abcd"], seconds=12, at_once=2)
+    assert found["passed"] == 1 and found["failed"] == 0 and not (tmp_path / "d").exists()
+    assert [name.rpartition("::")[2] for name in found["out_of_time"]] == ["test_b", "test_c", "test_d"]
+    assert (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])

@@ -16,6 +16,7 @@ from cascli.analysis.cost import part_of
 from cascli.analysis.early_exit import exit_point
 from cascli.analysis.profile import Profile, timing
 from cascli.cli.app import app
+from cascli.decoding.step_by_step import by_steps
 from cascli.engine import Request
 from cascli.jobs.bench import bench
 from cascli.jobs.early_exit import acceptances
@@ -27,7 +28,7 @@ from cascli.sampling import distributions
 from cascli.sampling.parameters import Sampling
 from cascli.trace import ExitInfo
 from tests.laws.test_early_exit import fresh, left_early
-from tests.pairs import ARCHITECTURES, model
+from tests.pairs import ARCHITECTURES, model, pair
 
 EXIT = ExitInfo(layers=2, depth=8, trained=None)
 
@@ -115,6 +116,23 @@ def test_work_is_counted_once(alone: Pair) -> None:
     rows = 1 + m.target_calls + 2 * m.num_draft_tokens
     assert m.total_flops - 2 * (products + info.output_parameters * rows) < 0.1 * m.total_flops
     assert m.total_flops > 2 * (products + info.output_parameters * rows)
+
+
+@pytest.mark.parametrize(("draft", "reads"), [("model", False), ("early-exit", False), ("suffix", True)])
+def test_tokens_go_to_the_host_only_for_drafters_that_read_there(
+    draft: str, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each is waited for, once a drafted token: an exit of the target takes them from where they were drawn."""
+    seen = list[bool]()
+
+    def watched(*args: Any, on_host: bool, **more: Any) -> Any:
+        seen.append(on_host)
+        return by_steps(*args, on_host=on_host, **more)
+
+    monkeypatch.setattr("cascli.decoding.speculation.by_steps", watched)
+    strategy = f"speculative:draft={draft},stop=max-q,k=3"
+    generate(load_pair(pair(300)), prompt_ids=[5, 6] * 4, strategy=strategy, max_new_tokens=6)
+    assert set(seen) == {reads}
 
 
 def test_exits_are_said_to_be_untrained_unless_the_checkpoint_says_otherwise(alone: Pair) -> None:

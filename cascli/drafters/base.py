@@ -30,6 +30,8 @@ class Drafter(ABC):
     """Whether it asks the pair's draft model; a pair without one can use the other drafters."""
     cost: ClassVar[float] = 0.0
     """Steps of the draft model that a drafted token takes."""
+    on_host: ClassVar[bool] = True
+    """Whether it reads the text on the host, to which a token then goes as soon as it is drawn."""
     one_hot: ClassVar[bool] = False
     """Whether q is certain of one token: then rules that read the draft's confidence are refused."""
     by_prefix: ClassVar[bool] = True

@@ -21,6 +21,7 @@ class Model(Drafter):
     summary: ClassVar[str] = "the pair's draft model, one step a token"
     source: ClassVar[str] = "Leviathan et al. 2023; Chen et al. 2023"
     needs_model: ClassVar[bool] = True
+    on_host: ClassVar[bool] = False
     cost: ClassVar[float] = 1.0
 
     def calls(self, rule: Rule, k: int) -> Calls:

@@ -75,7 +75,7 @@ def _distributions(
         tl.store(max_logit + row, best + (sum_base - sum_base))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["u"])  # which may begin anywhere in an answer's table
 def _token(probs, masses, u, out, width, parts, PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     probs += row.to(tl.int64) * width

@@ -110,8 +110,11 @@ def verify(
     return out
 
 
-_jit = triton.jit(do_not_specialize=["n", "known"])
-"""Not compiled anew for blocks of one token or of 16, which come at the end of an answer."""
+_jit = triton.jit(do_not_specialize=["n", "known"], do_not_specialize_on_alignment=["tokens", "u_accept", "u_next"])
+"""Not compiled anew for blocks of one token or of 16, nor for uniforms from the middle of an answer's table.
+
+Such blocks come at the end of an answer, where no graph is replayed, and compiling takes a second of the run.
+"""
 (
     _ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q,
     _TV_TO_DRAFT, _DISAGREEMENT, _KL, _OVERSHOOT, _REGRET, _EXACT, _NEXT_REGRET,

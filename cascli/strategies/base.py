@@ -341,7 +341,7 @@ class Speculating(Strategy):
             self.draft.propose,
             by_block=self.by_block,
             stopping=self.stop.begin(s.costs),
-            on_host=not self.draft.needs_model,
+            on_host=self.draft.on_host,
             late=self.asks_late(s.draft.runner, s.text.device, captures=s.graphs.captures),
         )
 
