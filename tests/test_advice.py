@@ -99,7 +99,7 @@ def test_knowing_what_passes_is_never_slower() -> None:
         costs = [1.0 + 0.3 * j + 0.1 * j * j for j in range(7)]
         if case % 2:
             costs = [1.0, *(rng.uniform(0.6, 1.4) for _ in range(6))]
-        chances = [rng.random() for _ in range(200)]
+        chances = [rng.random() for _ in range(30)]
         least = least_cost(30, along(chances, 6), costs.__getitem__)
         assert all(least <= expected_cost(30, along(chances, k), costs.__getitem__) + 1e-9 for k in range(7))
     assert least_cost(9, along([0.0] * 9, 3), lambda j: 1.0 + 0.3 * j) == 9  # nothing passes: steps of the target

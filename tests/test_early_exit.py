@@ -122,7 +122,7 @@ def test_work_is_counted_once(alone: Pair) -> None:
 def test_tokens_go_to_the_host_only_for_drafters_that_read_there(
     draft: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU each is waited for, once a drafted token: an exit of the target takes them from where they were drawn."""
+    """On a GPU each of them is waited for; an exit of the target takes them from where they were drawn."""
     seen = list[bool]()
 
     def watched(*args: Any, on_host: bool, **more: Any) -> Any:

@@ -162,6 +162,13 @@ class Measured(NamedTuple):
         """Tokens of an answer of the first over those of the second's."""
         return paired([[(_tokens(ours), _tokens(theirs))] for ours, theirs in self._pairs(one, other)])
 
+    def tokens_per_round(self, strategy: str) -> float | None:
+        """Tokens that were written a round, as predictions count them; None of what drafts nothing."""
+        runs = [run for turns in self.runs[strategy] for run in turns]
+        if not any(run.metrics.num_draft_tokens for run in runs):
+            return None
+        return sum(len(run.token_ids) for run in runs) / sum(run.metrics.num_rounds for run in runs)
+
     def _pairs(self, one: str, other: str) -> list[tuple[list[Run], list[Run]]]:
         return list(zip(self.runs[one], self.runs[other], strict=True))
 
@@ -320,7 +327,7 @@ class Advising:
             length=measured.length(row.strategy, TARGET),
             share_cut=row.share_cut,
             tokens_per_second=row.tokens_per_second,
-            tokens_per_round=row.mean_acceptance_length,
+            tokens_per_round=measured.tokens_per_round(row.strategy),
             draft_acceptance_rate=row.tested_acceptance_rate,
             mean_tv=row.mean_tv_to_target,
             lossless=lossless,
