@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -252,6 +253,29 @@ def test_results_are_not_overwritten_or_mixed(plan_file: Path, tmp_path: Path) -
     assert run(str(plan_file), "-o", out, "--resume", "--anyway", "--limit", "1").exit_code == 0
 
 
+def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_path: Path) -> None:
+    """Published folders hold `records.jsonl.gz`: they are as full as others, and can be gone on with."""
+    out = tmp_path / "out"
+    assert run(str(plan_file), "-o", str(out), "--limit", "1").exit_code == 0
+    lines = (out / "records.jsonl").read_bytes()
+    (out / "records.jsonl.gz").write_bytes(gzip.compress(lines))
+    (out / "records.jsonl").unlink()
+    held = {path.name: path.read_bytes() for path in out.iterdir()}
+    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 9"))
+    for flags, words in (([], "--resume goes on"), (["--resume"], "another sweep file")):
+        refused = run(str(plan_file), "-o", str(out), *flags)
+        assert refused.exit_code == 2 and words in refused.stderr
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == held
+    plan_file.write_text(PLAN)
+    assert run(str(plan_file), "-o", str(out), "--limit", "2", "--resume").exit_code == 0
+    now = (out / "records.jsonl").read_bytes()
+    assert now.startswith(lines) and len(now) > len(lines) and not (out / "records.jsonl.gz").exists()
+    (out / "sweep.json").unlink()
+    (out / "records.jsonl.gz").write_bytes(gzip.compress(now))
+    (out / "records.jsonl").unlink()
+    assert "no sweep.json" in run(str(plan_file), "-o", str(out)).stderr
+
+
 def test_another_version_is_refused(tmp_path: Path) -> None:
     plan = SweepPlan(strategies=["draft"])
     header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
@@ -278,6 +302,7 @@ def test_changed_prompts_are_refused(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     assert run(str(plan), "-o", out, "--limit", "1", "-q").exit_code == 0
     assert run(str(plan), "-o", out, "--resume", "-q").exit_code == 0  # one more is no other
+    assert run(str(plan), "-o", out, "--limit", "1", "--resume", "-q").exit_code == 0  # and what one is stays known
     prompts.write_text('{"prompt": "one"}\n{"prompt": "three"}\n')
     refused = run(str(plan), "-o", out, "--resume")
     assert refused.exit_code == 2 and "was made with another problem 2" in refused.stderr

@@ -157,18 +157,19 @@ class Records:
             UsageError: there are results and `resume` was not asked for, they are of another sweep or version, or
                 nothing says of which they are.
         """
-        if not self.head.exists() and self.file.exists() and self.file.stat().st_size and not anyway:
+        if not self.head.exists() and self.holds_answers and not anyway:
             raise UsageError(
                 f"{self.folder}: holds answers, but no sweep.json that says of what; choose another -o, or say --anyway"
             )
         if self.head.exists():
-            if not resume and self.file.exists() and self.file.stat().st_size:
+            if not resume and self.holds_answers:
                 raise UsageError(f"{self.folder}: holds the results of a sweep; --resume goes on, or choose another -o")
-            if self.file.exists() and self.file.stat().st_size:
+            if self.holds_answers:
                 self._check(header, anyway)
             else:
                 self.write_header(header)  # a start that failed before its first answer
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._unpack()
         self._cut_half_a_line()
         if not self.head.exists():
             self.write_header(header)
@@ -180,6 +181,23 @@ class Records:
                 raise UsageError(f"{self.file}: holds answers of a strategy that this cascli lacks: {error}") from None
         self._kept = len(records)
         return {record.key: record for record in records if record.error is None}
+
+    @property
+    def holds_answers(self) -> bool:
+        """Whether there are any, packed or not."""
+        return (self.file.exists() and self.file.stat().st_size > 0) or self._packed.exists()
+
+    @property
+    def _packed(self) -> Path:
+        """The answers as they are kept or published (`gzip`)."""
+        return self.file.with_suffix(".jsonl.gz")
+
+    def _unpack(self) -> None:
+        """Have packed answers as a file that others can be added to, and only as that."""
+        if self._packed.exists() and not self.file.exists():
+            lines = self._lines()
+            write(self.file, b"".join(line + b"\n" for line in lines), durable=True)
+            self._packed.unlink()
 
     def write_header(self, header: Header) -> None:
         """Say what the records are made from."""
@@ -258,7 +276,7 @@ class Records:
 
     def _lines(self) -> list[bytes]:
         """The whole lines of the answers, also where they were packed (`gzip`) to be kept or published."""
-        packed = self.file.with_suffix(".jsonl.gz")
+        packed = self._packed
         if self.file.exists() or not packed.exists():
             return self.file.read_bytes().split(b"\n")[:-1] if self.file.exists() else []
         try:

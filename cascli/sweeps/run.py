@@ -216,6 +216,7 @@ def settled(
     about = executor.about()
     if before:  # which may have asked more, and been given a title
         kept: dict[str, Any] = {"prompts": before.prompts | header.prompts, "title": header.title or before.title}
+        kept["asked"] = before.asked | header.asked  # of prompts that are not asked this time too
         kept["date"] = before.date or header.date
         header = header.model_copy(update=kept)
     if plan.match:
