@@ -308,6 +308,29 @@ def test_version_and_debug() -> None:
 
     found = shell("generate", "x", "-c", "nothing", env=os.environ | {"CASCLI_DEBUG": "1"})
     assert "Traceback" in found.stderr
+    assert found.returncode == 2  # as without: 1 says that a check failed
+
+
+def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    held = asked.read_bytes()
+    flags = ("-c", "tiny-random", "--prompts", str(asked), "--max-new-tokens", "2", "-o", str(asked))
+    for command in (("generate",), ("compare", "-s", "target", "--format", "jsonl")):
+        found = cli(*command, *flags)
+        assert found.exit_code == 2 and "is the file of --prompts" in found.stderr
+        assert asked.read_bytes() == held
+
+
+def test_a_prompt_without_room_is_named_before_others_are_answered(cli, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "one"}\n' + json.dumps({"prompt": "x" * 5000, "id": "long"}) + "\n")
+    found = cli("compare", "-c", "tiny-random", "--prompts", str(asked), "-s", "target", "-s", "draft", "-q")
+    assert found.exit_code == 2 and "prompt 'long': the prompt has" in found.stderr
+    turns = {"turns": ["one", "x" * 900, "x" * 900], "id": "three"}
+    asked.write_text('{"prompt": "one"}\n' + json.dumps(turns) + "\n")
+    found = cli("compare", "-c", "tiny-random", "--prompts", str(asked), "-s", "target", "-s", "draft", "-q")
+    assert found.exit_code == 2 and "prompt 'three': the prompt has" in found.stderr
 
 
 def test_help_is_quick_and_light() -> None:

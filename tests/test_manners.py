@@ -78,7 +78,8 @@ def test_strategies_by_name_and_as_strings(cli) -> None:
         assert rule.stdout.count(f"    {symbol} ") == 1, symbol
     written = cli("strategies", "opt", "prompt-lookup", "speculative", "-q").stdout.split()
     assert written and all(parse(each).spec for each in written)
-    assert {each.partition(":")[0] for each in written} == {"speculative", "speculative-cascade", "token-cascade"}
+    # At least: whoever has written a strategy of their own by docs/add-a-strategy.md has one more.
+    assert {each.partition(":")[0] for each in written} >= {"speculative", "speculative-cascade", "token-cascade"}
     assert cli("strategies", "speculative-cascade:rule=diff,alpha=0.1").stdout.count("source") == 2
     wrong = cli("strategies", "otp")
     assert wrong.exit_code == 2 and "did you mean 'opt'?" in wrong.stderr

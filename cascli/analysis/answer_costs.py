@@ -35,6 +35,7 @@ class Answered(NamedTuple):
     """Tokens in a repetition."""
     cut: bool
     """Whether the limit ended it, or one of its turns."""
+    turns: int = 1
     seconds: float | None = None
     """None in a batch, where it is a share of the time of all."""
 
@@ -51,6 +52,7 @@ class Answered(NamedTuple):
             accepted=sum(m.num_accepted_draft_tokens for m in metrics),
             looped=sum(m.looped_tokens or 0 for m in metrics),
             cut=any(run.finish_reason in ("length", "interrupted") for run in runs),
+            turns=len(runs),
             seconds=sum(m.seconds.total for m in metrics) if runs[0].batch_size == 1 else None,
         )
 
@@ -109,10 +111,11 @@ class AnswerCosts(Data):
     """What a strategy's answers cost, alone and beside those of `target` and of speculation without loss."""
 
     target_calls_per_answer: float
+    """For a prompt, all turns of a conversation together."""
     looped_share: float
     """Share of the tokens that lie in a repetition; see `cascli.analysis.loops`."""
     share_cut: float
-    """Share of the answers that the limit ended, or one of their turns."""
+    """Share of the prompts whose answer the limit ended, or one of whose turns."""
     length: Ratio | None = None
     """Tokens over the target's; None where it was not run, or where more than a tenth of the answers were cut."""
     length_ended: Ratio | None = None
@@ -208,7 +211,8 @@ def _withheld(compared: Answers) -> str | None:
     for spec, answers in compared.items():
         cut = sum(each.cut for each in answers)
         if cut > MOST_CUT * len(answers):
-            return f"{cut} of {len(answers)} answers of {spec} were cut off by the limit"
+            what = "answers" if all(each.turns == 1 for each in answers) else "conversations"
+            return f"{cut} of {len(answers)} {what} of {spec} were cut off by the limit"
     return None
 
 

@@ -138,7 +138,7 @@ _FOUND = (
     (COMPARE + CURVES, "max_tv_to_target", float, "the largest"),
     (CURVES, "mean_tail", float, "mean probability of tokens lumped together: how far off a token rule can be"),
     (CURVES, "max_tail", float, "the largest"),
-    (RACES, "target_calls_per_answer", float, "the mean of the target's calls for an answer"),
+    (RACES, "target_calls_per_answer", float, "the mean of the target's calls for a prompt, all its turns"),
     *_percentiles("prompt_target_calls", "the target's calls for a prompt, all its turns"),
     *_percentiles("prompt_tokens", "tokens of the answers to a prompt"),
     *_percentiles("prompt_tokens_per_round", "1 + accepted tokens / rounds of a prompt"),

@@ -169,9 +169,7 @@ def account(
         measured_speed_up=measured,
         with_prompt=whole is not None,
         measured_over_predicted=measured / gains.predicted(k),
-        break_even_acceptance=theory.acceptance_for(1.0, lambda a: gains.tokens(k, a) / gains.cost(k, a))
-        if known
-        else None,
+        break_even_acceptance=theory.acceptance_for(1.0, lambda a: gains.predicted(k, a)) if known else None,
         best_k=best if pays else None,
         best_k_or_more=pays and best == gains.longest,
         best_speed_up=gains.predicted(best) if pays else None,
@@ -260,9 +258,9 @@ class _Gains:
         tokens = self.tokens(k, known if acceptance is None else acceptance)
         return self._whole(tokens * (self._alone if alone is None else alone) / cost)
 
-    def predicted(self, k: int) -> float:
-        """Without any time outside the models, the target's neither."""
-        return self._gain(k, self.cost(k), alone=1.0)
+    def predicted(self, k: int, a: float | None = None) -> float:
+        """Without any time outside the models, the target's neither; at the acceptance that there was by default."""
+        return self._gain(k, self.cost(k, a), a, alone=1.0)
 
     def with_overhead(self, k: int) -> float:
         """With as much time outside the models as the runs took."""

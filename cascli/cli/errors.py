@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -40,7 +41,8 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            _debug()
+            if os.environ.get("CASCLI_DEBUG"):
+                traceback.print_exc()
             _end(*told(error))
 
     return wrapper
@@ -56,11 +58,6 @@ def told(error: Exception) -> tuple[str, int]:
         return _runtime_message(error), RUNTIME
     what = f"unexpected {type(error).__name__}: {first_line(error)}"
     return f"{what}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME
-
-
-def _debug() -> None:
-    if os.environ.get("CASCLI_DEBUG"):
-        raise
 
 
 def _end(message: str, code: int) -> NoReturn:

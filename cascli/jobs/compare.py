@@ -27,7 +27,7 @@ from cascli.chat import Conversation, encode
 from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.jobs import match as matched
-from cascli.jobs.batch import converse_many
+from cascli.jobs.batch import check_all, converse_many
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.generate import Answering, chosen, conversations, decode, request_for, settings_of, texts_of
 from cascli.jobs.profile import OnProgress, blocks_for, profile
@@ -198,7 +198,8 @@ class Repeats:
         """Prepare them; see `compare`. `run` makes them.
 
         Raises:
-            UsageError: a strategy asks for what the pair does not have, or a fair schedule of batches is wanted.
+            UsageError: a strategy asks for what the pair does not have, a fair schedule of batches is wanted, or one of
+                several prompts cannot be answered.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
@@ -206,6 +207,8 @@ class Repeats:
             raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
         for strategy in strategies:
             check_models(pair, strategy, keeps_earlier=batch_size == 1)
+        if strategies and len(prompts) > 1:  # before minutes are spent on those that come before it
+            check_all(pair, strategies[0], prompts, settings)
         self.batch_size = min(batch_size, len(prompts))
         self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
@@ -259,7 +262,17 @@ class Repeats:
                 self._answer(prompt)
 
     def _answer(self, prompt: Prompt) -> None:
-        """One prompt by all strategies, at once or one after the other."""
+        """One prompt by all strategies, at once or one after the other.
+
+        Raises:
+            UsageError: a later turn has no room; says of which of several prompts.
+        """
+        try:
+            self._turns(prompt)
+        except UsageError as error:
+            raise UsageError(f"prompt '{prompt.id}': {error}" if len(self._prompts) > 1 else str(error)) from None
+
+    def _turns(self, prompt: Prompt) -> None:
         self._under_way = [
             Answering(pair, strategy, prompt, self._settings, texts_of(done) if strategy.remembers else None)
             for pair, strategy, done in zip(self._pairs, self._strategies, self._done[-1], strict=True)

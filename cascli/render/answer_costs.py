@@ -99,9 +99,11 @@ def _distances(*, greedy: bool) -> list[Column]:
     """How far the output distribution is from the target's; nats are regret at temperature 0."""
 
     def of(fill: Callable[[Distances, int], str]) -> Callable[[Priced], str]:
-        return lambda row: (
-            DASH if row.distances is None or not row.num_answers else fill(row.distances, row.num_answers)
-        )
+        def cell(row: Priced) -> str:
+            answers = row.num_prompts or row.num_answers  # as calls are counted: all turns of a conversation are one
+            return DASH if row.distances is None or not answers else fill(row.distances, answers)
+
+        return cell
 
     return [
         Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),

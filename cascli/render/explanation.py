@@ -62,7 +62,7 @@ def _best(why: Explanation) -> str:
         return "no k gains"
     more = " or more" if why.best_k_or_more else ""
     # What the prediction misses at the length that ran it is taken to miss at another one: as `how long to draft` does.
-    gain = "" if why.best_speed_up is None else f" ({why.best_speed_up * why.measured_over_predicted:.2f}x)"
+    gain = "" if why.best_speed_up is None else f" ({why.best_speed_up * (why.measured_over_predicted or 1.0):.2f}x)"
     return f"best k {why.best_k}{more}{gain}"
 
 

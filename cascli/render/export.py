@@ -107,6 +107,7 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
         found = Outputs(printed=wanted or ("json" if settings.json_output else None))
     else:
         path = Path(settings.output or "")
+        _check_not_read(path, settings)
         found = Outputs("json" if settings.json_output else None, path, wanted or _told(path, settings, possible))
         check_place(path)
     _check_binary(found)
@@ -145,6 +146,17 @@ def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") 
         # '.htm' is meant to be '.html', but '.svg' is something else than '.csv'.
         raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed, cutoff=0.8))
     check_place(path, flag=flag)
+
+
+def _check_not_read(path: Path, settings: Resolved) -> None:
+    """Refuse to write over what the command reads.
+
+    Raises:
+        UsageError: the output is the file of prompts.
+    """
+    name = settings.prompts
+    if name and path.is_file() and Path(name).is_file() and path.samefile(name):
+        raise UsageError(f"--output {path}: is the file of --prompts; give the result another name.")
 
 
 def check_place(path: Path, *, flag: str = "--output") -> None:

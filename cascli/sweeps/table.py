@@ -279,6 +279,7 @@ def _answered(records: Iterable[Record]) -> list[Answered]:
             accepted=record.accepted,
             looped=record.looped or 0,
             cut=bool(_cut(record)),
+            turns=record.turns or 1,
             seconds=record.seconds if record.batch_size == 1 else None,
         )
         for record in good
