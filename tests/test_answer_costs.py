@@ -23,7 +23,7 @@ from cascli.analysis import distances as d
 from cascli.analysis.answer_costs import AnswerCosts, Answered, answer_costs
 from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.loops import looped_tokens
-from cascli.analysis.statistics import ratio_interval, ratio_of_totals
+from cascli.analysis.statistics import rate_ratio_interval, ratio_interval, ratio_of_totals
 from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.render.answer_costs import cost_tables, cost_verdict, outcome
@@ -562,3 +562,22 @@ def test_six_prompts_of_one_speed_show_it() -> None:
     known, wide = ratio_interval(groups, 1.25), ratio_interval(groups)
     assert known is not None and wide is not None
     assert 1.05 < known.low < known.high < 1.3 and wide.low < 1 < wide.high
+
+
+def test_a_ratio_of_rates_lies_within_its_interval_which_covers_it() -> None:
+    """Eleven long answers and a short one: the median over prompts may lie beside what all tokens come to."""
+    prompts = [(100.0, 50.0, 100.0, 100.0)] * 11 + [(5.0, 8.0, 5.0, 5.0)]
+    found = rate_ratio_interval(prompts)
+    assert found is not None and found.low < (1105 / 558) / (1105 / 1105) < found.high
+    rng, hits = random.Random(2), 0
+    for _ in range(300):
+        sample = []
+        for _ in range(12):
+            ours, theirs = rng.lognormvariate(4, 0.5), rng.lognormvariate(4, 0.5)
+            gain = rng.lognormvariate(0.3, 0.2)
+            sample.append((ours, ours / gain, theirs, theirs * rng.lognormvariate(0, 0.05)))
+        interval = rate_ratio_interval(sample)
+        assert interval is not None
+        # Seconds add up: what is aimed at is 1 over the mean time for a token of each.
+        hits += interval.low <= math.exp(0.3 - 0.02) * math.exp(0.00125) <= interval.high
+    assert hits / 300 > 0.9

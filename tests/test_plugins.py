@@ -13,16 +13,22 @@ from typing import Any
 import pytest
 import torch
 
-from cascli import Pair, drafters, generate, plugins, rules, stops, strategies
+from cascli import Pair, drafters, generate, load_pair, plugins, rules, stops, strategies
 from cascli.audit import audit
-from cascli.errors import UsageError
+from cascli.decoding.speculation import Block
+from cascli.drafters.base import Drafter
+from cascli.errors import RunError, UsageError
 from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import Speculating
+from cascli.strategies.speculative import Speculative
+from cascli.strategies.speculative_cascade import SpeculativeCascade
+from cascli.strategies.token_cascade import TokenCascade
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
 from tests.laws.test_drafters import CONTRACT
 from tests.laws.test_engine_enumeration import PLAIN
+from tests.pairs import pair
 from tests.reference.process import distance
 
 RULE = """
@@ -189,3 +195,90 @@ def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest
     scope["test_texts_follow_the_mean"](PLAIN)
     exec(test_turns, scope)
     scope["test_the_models_take_turns"]()
+
+
+# ---- what strange plug-ins return
+
+
+@dataclass(frozen=True)
+class Strange(Rule):
+    """A rule whose author has made a mistake."""
+
+    what: str = ""
+
+    def apply(self, d: Dists) -> torch.Tensor:
+        mistakes = {
+            "nan": lambda: d.p * float("nan"),
+            "logs": lambda: d.p.log().clamp_min(-20),
+            "less": lambda: torch.minimum(d.p, d.q),
+            "beyond": lambda: 2 * d.p - d.q,
+            "narrow": lambda: d.p.amax(dim=-1, keepdim=True),
+        }
+        return mistakes[self.what]()
+
+
+@dataclass(frozen=True)
+class Writes(Rule):
+    """It returns what it has written into the target's probabilities."""
+
+    def apply(self, d: Dists) -> torch.Tensor:
+        return d.p.mul_(0.5).add_(d.q, alpha=0.5)
+
+
+@dataclass(frozen=True)
+class StrangeDrafts(Drafter):
+    """Always token 3, with one q or another."""
+
+    what: str = ""
+
+    def propose(self, s: Any, n: int, rule: Rule) -> Block:
+        ids = torch.full((n,), 3)
+        q = torch.zeros(n, s.vocab).index_fill_(1, torch.tensor([3]), 1.0)
+        mistakes = {
+            "nan": lambda: (ids, q * float("nan")),
+            "logs": lambda: (ids, q.log().clamp_min(-20)),
+            "twice": lambda: (ids, 2 * q),
+            "elsewhere": lambda: (ids + 1, q),
+            "outside": lambda: (ids + s.vocab, q),
+            "more": lambda: (torch.full((n + 2,), 3), q[:1].expand(n + 2, -1)),
+            "narrow": lambda: (ids, q[:, :5]),
+        }
+        tokens, q = mistakes[self.what]()
+        return Block(tokens, q, q)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("nan", "not finite"), ("logs", "negative"), ("less", "no distribution"), ("beyond", "negative"),
+        ("narrow", r"pi must be \[3, 20\], and is \[3, 1\]"),
+    ],
+)  # fmt: skip
+def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str) -> None:
+    """It was the law of the texts, and told as lossless where nothing of it lies above p."""
+    loaded = load_pair(pair(20, initializer_range=0.5))
+    for strategy in (SpeculativeCascade(rule=Strange(what=what), k=3), TokenCascade(rule=Strange(what=what))):
+        with pytest.raises(RunError, match="the rule 'strange': pi") as told:
+            generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
+        assert isinstance(strategy, TokenCascade) or re.search(said, str(told.value))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("nan", "not finite"), ("logs", "negative"), ("twice", "no distribution"), ("narrow", "q must be"),
+        ("elsewhere", "probability 0 in its own q"), ("outside", "outside the vocabulary"), ("more", "tokens must be"),
+    ],
+)  # fmt: skip
+def test_a_strange_drafter_that_says_another_q_is_told(what: str, said: str) -> None:
+    strategy = Speculative(draft=StrangeDrafts(what=what), k=3)
+    with pytest.raises(RunError, match=f"the drafter 'strange-drafts': .*{said}"):
+        generate(load_pair(pair(20)), prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
+
+
+def test_a_strange_rule_writes_into_copies() -> None:
+    """Its pi is half of p and half of q, and that far from p it is told to be."""
+    strategy = SpeculativeCascade(rule=Writes(), k=3)
+    loaded = load_pair(pair(20, initializer_range=0.5))
+    run = generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
+    assert run.metrics.lossless is False and (run.metrics.mean_tv_to_target or 0.0) > 0.01

@@ -15,7 +15,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.matching import Matching
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
-from cascli.analysis.statistics import Kind, median, median_interval, percentile
+from cascli.analysis.statistics import Kind, median, median_interval, percentile, rate_ratio_interval
 from cascli.settings import WITHOUT_DRAFT
 from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds
 
@@ -93,7 +93,7 @@ class Row(Data):
     """What it would be at most, had every round drafted exactly what is kept; None where steps were not timed, for a
     strategy that does not draft ahead, and with `verify=block`."""
     speed_interval: tuple[float, float] | None
-    """Of that median over repeats; with several prompts of the median over prompts, which differ more than repeats."""
+    """Over repeats of that median; with several prompts over those, which differ more than repeats."""
     speed_interval_kind: Kind | None = None
     """A 95% interval, or the range of fewer than six values."""
     speed_interval_over: Literal["repeats", "prompts"] | None = None
@@ -341,13 +341,13 @@ def _scatter(
     The turns of a conversation are no prompts of their own: they share what is hard about it.
     """
     prompts = _by_prompt(repeats[0][column])
-    over = "prompts" if len(prompts) > 1 else "repeats"
+    over = "prompts" if base is not None and len(prompts) > 1 else "repeats"
     if base is not None and len(prompts) > 1:
-        ratios = [
-            median([_speed([r[column][i] for i in turns]) / _speed([r[base][i] for i in turns]) for r in repeats])
-            for turns in prompts
-        ]
-    interval = median_interval(ratios)
+        interval = rate_ratio_interval(
+            [(*_totals(repeats, column, turns), *_totals(repeats, base, turns)) for turns in prompts]
+        )
+    else:
+        interval = median_interval(ratios)
     if interval is None:
         return {"speed_interval": None}
     return {
@@ -355,6 +355,13 @@ def _scatter(
         "speed_interval_kind": interval.kind,
         "speed_interval_over": over,
     }
+
+
+def _totals(repeats: Sequence[Sequence[Sequence[Run]]], column: int, turns: Sequence[int]) -> tuple[float, float]:
+    """Tokens and seconds of a prompt's turns, medians over repeats."""
+    runs = [[repeat[column][i] for i in turns] for repeat in repeats]
+    tokens = median([float(sum(len(run.token_ids) for run in each)) for each in runs])
+    return tokens, median([sum(run.metrics.seconds.total for run in each) for each in runs])
 
 
 def _by_prompt(runs: Sequence[Run]) -> list[list[int]]:

@@ -77,6 +77,8 @@ def difference_interval(values: Sequence[float]) -> Interval | None:
 
 UNSEEN = 2.0
 """How far the ratio of a prompt may be from the others' that has not been met: counts and lengths of answers double."""
+UNSEEN_RATE = 1.25
+"""Likewise of the time for a token, which does not double with a loop."""
 
 
 def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSEEN) -> Interval | None:
@@ -88,18 +90,30 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: floa
     times as large or small, and Student's quantile. Fewer than six prompts get their range. Of what no prompt has
     shown, such as a rare loop, no interval knows.
     """
-    ratios = [math.fsum(a for a, _ in group) / math.fsum(b for _, b in group) for group in groups]
-    whole, n = span(ratios), len(groups)
+    return _of_totals([tuple(fmean(pair[i] for pair in group) for i in (0, 1)) for group in groups], (1, -1), unseen)
+
+
+def rate_ratio_interval(
+    prompts: Sequence[tuple[float, float, float, float]], unseen: float = UNSEEN_RATE
+) -> Interval | None:
+    """As `ratio_interval`, of (a / b) / (c / d) of totals, such as tokens over seconds of two strategies."""
+    return _of_totals(prompts, (1, -1, -1, 1), unseen)
+
+
+def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen: float) -> Interval | None:
+    """Of the product of the totals of each column, to these powers."""
+    ratios = [math.prod(value**power for value, power in zip(each, powers, strict=True)) for each in prompts]
+    whole, n = span(ratios), len(prompts)
     if whole is None or whole.kind == "no scatter" or n < FEWEST or min(ratios) <= 0:
         return whole
     import numpy as np
 
-    means = np.array([[fmean(pair[i] for pair in group) for i in (0, 1)] for group in groups])
-    totals = means[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].sum(axis=1)
-    scatter = float(np.log(totals[:, 0] / totals[:, 1]).std()) * math.sqrt(n / (n - 1))
+    columns = np.array(prompts)
+    totals = columns[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].sum(axis=1)
+    scatter = float((np.log(totals) @ np.array(powers)).std()) * math.sqrt(n / (n - 1))
     error = math.hypot(scatter, math.log(unseen) * math.sqrt(0.5) / n)
     half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
-    middle = math.log(ratio_of_totals(groups))
+    middle = float(np.log(columns.sum(axis=0)) @ np.array(powers))
     return Interval(math.exp(middle - half), math.exp(middle + half), "95%")
 
 
@@ -171,6 +185,7 @@ __all__ = [
     "median",
     "median_interval",
     "percentile",
+    "rate_ratio_interval",
     "ratio_interval",
     "ratio_of_totals",
     "span",

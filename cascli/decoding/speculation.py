@@ -105,7 +105,8 @@ def speculate(
     if by_block:
         s.uniforms = ahead
     while not s.finished:
-        most = stopping.most(min(k, s.remaining - 1))
+        room = min(k, s.remaining - 1)
+        most = max(0, min(stopping.most(room), room))
         block, read = _drafts(s, most, rule, propose, stopping, late=late, on_host=on_host)
         start, n = s.length, block.tokens.shape[0]
         if n > most or block.q.shape[0] not in (n, n + 1) or block.q.shape != block.q1.shape:

@@ -15,7 +15,7 @@ from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.equivalents import Use, use
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
-from cascli.analysis.statistics import UNSEEN, median
+from cascli.analysis.statistics import UNSEEN, UNSEEN_RATE, median
 from cascli.chat import Conversation
 from cascli.engine import environment
 from cascli.jobs.candidates import Answers
@@ -39,8 +39,6 @@ PILOT_TOKENS = 32
 """Of the short runs that show what time goes by outside the models."""
 REPEATS = 3
 """Of timed steps, and of these short runs."""
-UNSEEN_SPEED = 1.25
-"""As `UNSEEN`, of the time for a token: without loss it does not double with a loop, as counts and lengths do."""
 Score = Callable[[Prompt, Run, Run], float]
 """How good an answer is, between 0 and 1, beside the target's to the same prompt."""
 
@@ -152,7 +150,7 @@ class Measured(NamedTuple):
             [(_seconds(theirs) * _tokens(ours) / _tokens(theirs), _seconds(ours))]
             for ours, theirs in self._pairs(one, other)
         ]
-        return paired(times, UNSEEN_SPEED if {one, other} <= self.lossless else UNSEEN)
+        return paired(times, UNSEEN_RATE if {one, other} <= self.lossless else UNSEEN)
 
     def answers(self, one: str, other: str) -> Ratio:
         """The second's time for an answer over that of the first."""

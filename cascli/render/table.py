@@ -34,8 +34,8 @@ def _speed(row: Row) -> str:
     return text
 
 
-KINDS = {"95%": "95% interval of the median over", "range": "range over"}
-"""What brackets behind a speed are; the speed itself is of all tokens, so that it may lie beside the median."""
+KINDS = {"95%": "95% interval over", "range": "range over"}
+"""What brackets behind a speed are."""
 
 
 def scatter_line(rows: Sequence[Row]) -> str | None:

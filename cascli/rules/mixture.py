@@ -1,8 +1,9 @@
 """Write from a fixed mixture of both models.
 
 pi = w p + (1 - w) q with w the target's weight: TV(pi, p) = (1 - w) TV(p, q), and w TV(p, q) of the drafts are
-rejected. Other implementations give the draft's weight under the name of alpha. Nothing bounds pi / p. At temperature 0
-one-hot distributions are not mixed, which would toss a coin: of the two tokens that with more w p1 + (1 - w) q1 stands.
+rejected. Other implementations give the draft's weight under the name of alpha. Nothing bounds pi / p. Where both
+models are left with one token, at temperature 0, by top-k 1, or in a nucleus of one, these are not mixed, which would
+toss a coin: the one with more w p1 + (1 - w) q1 stands, and neither identity holds there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Mixture(Rule):
     """A fixed mixture of both models."""
 
     formula: ClassVar[str] = (
-        "pi = w p + (1 - w) q, w = target_weight; at temperature 0 the better token of the two by w p1 + (1 - w) q1"
+        "pi = w p + (1 - w) q, w = target_weight; where both are left with one token (temperature 0, or truncated to"
+        " it) the better of the two by w p1 + (1 - w) q1"
     )
     source: ClassVar[str] = "DIVERSED, AISTATS 2026 (static); transformers' assistant mixing"
     lossless_when: ClassVar[str] = "target_weight = 1"
@@ -37,7 +39,7 @@ class Mixture(Rule):
     target_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def apply(self, d: Dists) -> Tensor:
-        """Mixed probabilities; where temperature 0 alone has made both models certain, the better of two."""
+        """Mixed probabilities; where both models are left with one token without being certain, the better one."""
         w = self.target_weight
         mixed = d.p.lerp(d.q, 1 - w)
         base = d.p1.lerp(d.q1, 1 - w).where((d.p > 0) | (d.q > 0), -1.0)

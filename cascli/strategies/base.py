@@ -333,12 +333,13 @@ class Speculating(Strategy):
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""
         from cascli.decoding.speculation import speculate
+        from cascli.decoding.strangers import proposing
 
         return speculate(
             s,
             self.verification_rule,
             self.longest,
-            self.draft.propose,
+            proposing(self.draft),
             by_block=self.by_block,
             stopping=self.stop.begin(s.costs),
             on_host=self.draft.on_host,

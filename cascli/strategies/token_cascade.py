@@ -54,6 +54,7 @@ class TokenCascade(RuleStrategy):
     def _step(self, s: Session) -> Emitted:
         """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
         from cascli.decoding import detail
+        from cascli.decoding.strangers import applied
         from cascli.sampling import distributions
 
         logits = s.draft.read(s.length)
@@ -74,7 +75,7 @@ class TokenCascade(RuleStrategy):
         token = _from_target(s, p, defer)
         s.append(token)
         # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.
-        tv = distributions.total_variation(self.rule.apply(distributions.Dists(q, p, q1, q1)), p)
+        tv = distributions.total_variation(applied(self.rule, distributions.Dists(q, p, q1, q1)), p)
         more = _numbers_of_detail(s, token, ours, q, p, q1, logits)
         columns = s.fetch(token, distributions.at(q, token), distributions.at(p, token), tv, *more)
         ids, at_q, at_p, tv_here = (column[0] for column in columns[:4])

@@ -321,6 +321,17 @@ def test_mixture_at_temperature_0_tosses_no_coin() -> None:
     assert (found != theirs).any() and (found != ours).any()
 
 
+def test_mixture_by_top_k_1_is_that_at_temperature_0() -> None:
+    """Truncated to one token each they are as certain: the same law, and no coin either."""
+    logits = [torch.randn(200, 9, generator=torch.Generator().manual_seed(seed)).double() for seed in (1, 2)]
+    found = []
+    for sampling in (Sampling(0.0), Sampling(0.7, top_k=1), Sampling(0.7, top_p=1e-6)):
+        q, p = (distributions.warp(each, sampling) for each in logits)
+        d = Dists(q, p, *(distributions.base(each) for each in logits))
+        found.append(load("mixture")(target_weight=0.4).apply(d))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("name", ["fuzzy", "mixture", "opt-log"])
 def test_rules_that_read_confidence_are_refused_on_certain_drafts(name: str) -> None:
     from cascli.strategies import parse
