@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from dataclasses import fields
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+
+from pydantic import TypeAdapter
 
 from cascli.errors import UsageError, first_line, unknown
 
@@ -46,6 +49,22 @@ def name_of(kind: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
+def usable(package: ModuleType, kind: str, parent: type) -> list[str]:
+    """The plug-ins that can be used as they are; of other packages those that are broken are none."""
+    found = []
+    for name in names(package):
+        try:
+            made = load(package, kind, name, parent)
+            # By types and ranges, which the defaults of a dataclass are not held against when it is made.
+            TypeAdapter(made).validate_python({each.name: getattr(made(), each.name) for each in fields(made)})
+        except Exception:  # whatever a stranger's class does; asked for by its name it says why
+            if name in _own(package):
+                raise
+        else:
+            found.append(name)
+    return found
+
+
 def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     """The class of a plug-in: the one subclass of `parent` that its file defines, or what its entry point names.
 
@@ -72,6 +91,9 @@ def _checked(kind: type) -> type:
     """The class, if it is a dataclass of its own: a forgotten decorator would have the fields of its parent."""
     if "__dataclass_params__" not in vars(kind):
         raise UsageError(f"{kind.__module__}: {kind.__qualname__} must be decorated with @dataclass(frozen=True)")
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing:
+        raise UsageError(f"{kind.__module__}: {kind.__qualname__} lacks {', '.join(missing)}")
     return kind
 
 

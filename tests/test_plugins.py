@@ -41,6 +41,18 @@ class Keep(KeepRule):
     def keep(self, d):
         return d.q1.amax(dim=-1, keepdim=True) >= self.alpha
 """
+SLIPS = """
+@dataclass(frozen=True)
+class Half(KeepRule):
+    def kep(self, d):
+        return d.q1 > 0.5
+
+@dataclass(frozen=True)
+class Asks(KeepRule):
+    least: float = None
+    def keep(self, d):
+        return d.q1 > self.least
+"""
 DRAFTER = """
 from dataclasses import dataclass
 from cascli.drafters.base import Drafter
@@ -57,13 +69,15 @@ keep-some = strange:Keep
 broken = strange_broken:X
 no-rule = strange:dataclass
 opt = strange:Keep
+half = strange:Half
+asks = strange:Asks
 """
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
     """An environment in which another package has brought rules."""
-    (tmp_path / "strange.py").write_text(RULE)
+    (tmp_path / "strange.py").write_text(RULE + SLIPS)
     (tmp_path / "strange_broken.py").write_text("raise RuntimeError('boom')")
     info = tmp_path / "strange-1.0.dist-info"
     info.mkdir()
@@ -91,11 +105,26 @@ def test_a_rule_of_another_package_is_a_rule(installed: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "said"),
-    [("broken", "RuntimeError: boom"), ("no-rule", "is no Rule"), ("nobody", "unknown rule 'nobody'")],
+    [
+        ("broken", "RuntimeError: boom"),
+        ("no-rule", "is no Rule"),
+        ("nobody", "unknown rule 'nobody'"),
+        ("half", "strange: Half lacks keep"),
+    ],
 )
 def test_what_is_wrong_with_one_is_a_sentence(installed: dict[str, str], rule: str, said: str) -> None:
     ended = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}")
     assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) <= 2
+
+
+def test_broken_ones_are_none_of_all_rules(installed: dict[str, str]) -> None:
+    """`verify`, `--rules all` and `advise` go through all rules: a stranger's mistake is no reason to lose others."""
+    code = "from cascli import rules; print(*rules.usable())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
+    found = done.stdout.split()
+    assert {"keep-some", "opt", "token-v3"} <= {*found} and not {"broken", "no-rule", "half", "asks"} & {*found}
+    listed = cascli(installed, "strategies")
+    assert listed.returncode == 0 and "keep-some" in listed.stdout and "Half lacks keep" in listed.stderr
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def sampled() -> list[str]:
 
     Those that a kernel verifies, those of other packages, and of the rest, which go one path, one.
     """
-    kinds = {name: rules.load(name) for name in rules.names()}
+    kinds = {name: rules.load(name) for name in rules.usable()}
     ours = "cascli.rules."
     return [
         name
@@ -138,7 +138,7 @@ def planned(
 ) -> int:
     """How many checks an audit is going to make."""
     chosen = _chosen(pair, strategies)
-    laws = {"speculative", *rules.names()}
+    laws = {"speculative", *rules.usable()}
     if strategies:
         laws &= set(_rule_names(chosen))
     count = len(config.models) if config is not None else 0

@@ -99,7 +99,7 @@ def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
     """Every rule at every alpha in its range, with each option that it takes, and plain speculative decoding."""
     if names is None or "speculative" in names:
         yield "speculative", Exact()
-    for name in rules.names():
+    for name in rules.usable():
         if names is None or name in names:
             yield from ((name, rule) for rule in _settings(rules.load(name)))
 

@@ -79,7 +79,7 @@ def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Ru
     Raises:
         UsageError: one that is asked for does not exist, or says no range.
     """
-    for name in rules.names() if names is None else names:
+    for name in rules.usable() if names is None else names:
         kind = rules.load(name)
         if kind.dial is not None:
             yield name, kind, kind.dial

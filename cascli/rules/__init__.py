@@ -7,12 +7,17 @@ import sys
 from cascli import plugins
 from cascli.rules.base import Rule
 
-__all__ = ["Rule", "load", "names"]
+__all__ = ["Rule", "load", "names", "usable"]
 
 
 def names() -> list[str]:
     """The names of all rules."""
     return plugins.names(sys.modules[__name__])
+
+
+def usable() -> list[str]:
+    """The names of all rules but those of other packages that are broken: what "all rules" are."""
+    return plugins.usable(sys.modules[__name__], "rule", Rule)
 
 
 def load(name: str) -> type[Rule]:
