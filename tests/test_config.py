@@ -61,6 +61,12 @@ def test_schema_is_current_and_named_by_every_pair() -> None:
         ({"defaults": {"temperature": -1}}, ["defaults.temperature"]),
         ({"defaults": {"max_new_tokens": "many"}}, ["defaults.max_new_tokens", "many"]),
         ({"defaults": {"device": "tpu"}}, ["defaults.device"]),
+        ({"defaults": {"max_new_tokens": True}}, ["defaults.max_new_tokens", "valid integer (got True)"]),
+        ({"defaults": {"temperature": False}}, ["defaults.temperature", "valid number (got False)"]),
+        ({"defaults": {"stop": [True]}}, ["defaults.stop.0", "(got True)"]),
+        ({"draft": pair(8)["draft"] | {"vocab": True}}, ["draft.vocab", "(got True)"]),
+        ({"target": pair(8)["target"] | {"device_map": {"": True}}}, ["target.device_map", "True"]),
+        ({"draft": {"source": {"random": {"model_type": "llama"}, "seed": True}}}, ["draft.source.seed", "(got True)"]),
         ({"draft": []}, ["draft: keys and values are wanted here (got [])"]),
         ({"defaults": "fast"}, ["defaults: keys and values are wanted here (got 'fast')"]),
     ],
@@ -107,6 +113,14 @@ def test_numbers_in_yaml(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
     file.write_text("a: 1e-5\nb: 1E3\nc: 12\nd: '1e5'\ne: .5\nf: -2.5e+3\ng: 1.2.3\n")
     assert read_yaml(file) == {"a": 1e-5, "b": 1000.0, "c": 12, "d": "1e5", "e": 0.5, "f": -2500.0, "g": "1.2.3"}
+
+
+def test_truths_stay_where_a_key_takes_them() -> None:
+    source = {"random": {"model_type": "llama", "tie_word_embeddings": True}, "tokenizer": False}
+    config = load_config({"target": {"source": source}, "defaults": {"raw": True, "json": False}})
+    assert isinstance(config.target.source, RandomSource) and config.target.source.tokenizer is False
+    assert config.target.source.random["tie_word_embeddings"] is True
+    assert config.defaults.raw is True and config.defaults.json_output is False
 
 
 def test_parts_are_in_number_order() -> None:

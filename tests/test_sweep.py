@@ -151,6 +151,16 @@ def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: P
         ("temperatures: [-1]\n", "temperatures.0"),
         ("task: {kind: jsonl}\n", "task.path"),
         ("limit: 0\n", "limit"),
+        ("limit: yes\n", "limit: Input should be a valid integer (got True)"),
+        ("max_new_tokens: yes\n", "max_new_tokens: Input should be a valid integer (got True)"),
+        ("seeds: [0, yes]\n", "seeds.1: Input should be a valid integer (got True)"),
+        ("temperatures: no\n", "temperatures.0: Input should be a valid number (got False)"),
+        ("task: {kind: builtin, seed: on}\n", "task.seed: Input should be a valid integer (got True)"),
+        ("match: {target_calls_per_token: yes}\n", "match.target_calls_per_token.0: Input should be a valid number"),
+        ("strategies: [draft, {speculative: {k: yes}}]\n", "strategies.1: speculative: k: a number, a text or a list"),
+        ("strategies: [{speculative: {k: [2, yes]}}]\n", "strategies.0: speculative: k: a number, a text or a list"),
+        ("strategies: [{speculative: {k: 2, temperatures: no}}]\n", "speculative: temperatures: a number, a text or"),
+        ("strategies: [{speculative: 4}]\n", "strategies.0: speculative: parameters and their values are wanted"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, change: str, words: str) -> None:
@@ -159,6 +169,13 @@ def test_bad_files_are_named(tmp_path: Path, change: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_plan(path)
     assert words in str(caught.value) and "bad.yaml" in str(caught.value)
+
+
+def test_truths_stay_where_a_key_takes_them() -> None:
+    options = {"task": {"kind": "reasoning-gym", "dataset": "d", "options": {"fancy": True, "signs": [True, False]}}}
+    plan = SweepPlan.model_validate({"strategies": ["draft"], "raw": True, "likelihood": True, **options})
+    assert plan.raw is True and plan.likelihood is True
+    assert plan.task.options == {"fancy": True, "signs": [True, False]}
 
 
 def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Strings, first_problem
+from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Strict, Strings, first_problem
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -32,15 +32,27 @@ Option = str | int | float | bool | None
 Values = Value | list[Value]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Strict(Strict, BaseModel):
+    """Strict, and a model by its own words: of a class from elsewhere ruff does not know that defaults are copied."""
 
 
 def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _entry(value: object) -> object:
+    """An entry of `strategies` as it is, if its parameters are such values; a union's own error names them badly."""
+    for name, params in value.items() if isinstance(value, Mapping) else ():
+        if not isinstance(params, Mapping):
+            raise ValueError(f"{name}: parameters and their values are wanted, or the strategy as one string")
+        for key, values in params.items():
+            if not all(isinstance(each, Value) for each in (values if isinstance(values, list) else [values])):
+                raise ValueError(f"{name}: {key}: a number, a text or a list of them is wanted")
+    return value
+
+
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Entry = Annotated[str | dict[str, dict[str, Values]], BeforeValidator(_entry)]
 UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size", "by"}
 """What may change while results stay what they are."""
 
@@ -119,7 +131,7 @@ class SweepPlan(_Strict):
     """A pair's name, the path of its file (relative to this one), or what would stand in it."""
     dtype: Dtype = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    strategies: Annotated[list[str | dict[str, dict[str, Values]]], Field(min_length=1)]
+    strategies: Annotated[list[Entry], Field(min_length=1)]
     """The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.
 
     Beside these an entry may have `temperatures`: those of the sweep's at which it runs, else all."""
