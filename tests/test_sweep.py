@@ -178,6 +178,15 @@ def test_truths_stay_where_a_key_takes_them() -> None:
     assert plan.task.options == {"fancy": True, "signs": [True, False]}
 
 
+def test_what_is_asked_twice_runs_once() -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[1, 0, 0.0, 1.0], seeds=[3, 3, 1])
+    assert plan.temperatures == [1.0, 0.0] and plan.seeds == [3, 1]
+    assert len({cell.key for cell in plan.cells()}) == len(plan.cells()) == 2 * (2 + 1)
+    once = SweepPlan(strategies=["draft"], temperatures=[1, 0], seeds=[3, 1])
+    assert plan.fingerprint() == once.fingerprint()
+    assert SweepPlan(strategies=["draft"], seeds=7).seeds == [7]
+
+
 def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> None:
     """Folders that were begun without them can be gone on with."""
 

@@ -7,10 +7,11 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
@@ -40,18 +41,24 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _once(values: list[Any]) -> list[Any]:
+    """Each value where it comes first: what is asked twice is not run twice."""
+    return list(dict.fromkeys(values))
+
+
 def _entry(value: object) -> object:
     """An entry of `strategies` as it is, if its parameters are such values; a union's own error names them badly."""
     for name, params in value.items() if isinstance(value, Mapping) else ():
         if not isinstance(params, Mapping):
             raise ValueError(f"{name}: parameters and their values are wanted, or the strategy as one string")
         for key, values in params.items():
-            if not all(isinstance(each, Value) for each in (values if isinstance(values, list) else [values])):
+            if not all(isinstance(each, str | Real) for each in (values if isinstance(values, list) else [values])):
                 raise ValueError(f"{name}: {key}: a number, a text or a list of them is wanted")
     return value
 
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Entry = Annotated[str | dict[str, dict[str, Values]], BeforeValidator(_entry)]
 UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size", "by"}
 """What may change while results stay what they are."""
@@ -135,8 +142,10 @@ class SweepPlan(_Strict):
     """The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.
 
     Beside these an entry may have `temperatures`: those of the sweep's at which it runs, else all."""
-    temperatures: Annotated[list[Temperature], BeforeValidator(_as_list), Field(min_length=1)] = [0.0]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_as_list), Field(min_length=1)] = [0]
+    temperatures: Annotated[
+        list[Temperature], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)
+    ] = [0.0]
+    seeds: Annotated[list[Seed], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)] = [0]
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Repeats of every cell, for timing."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 1
