@@ -183,6 +183,54 @@ def test_a_wrong_strategy_says_who_named_it(cli, clean_env: pytest.MonkeyPatch, 
     assert "environment variable CASCLI_STRATEGY: strategy 'speculative:k=0': k: " in found and "defaults" not in found
 
 
+def test_a_prompt_is_stronger_than_prompts_named_elsewhere(cli, clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(pair_files()["tiny-random"].read_text() + "  prompts: builtin\n  limit: 2\n")
+    short = ["-c", str(mine), "--max-new-tokens", "2", "--device", "cpu", "--json"]
+    assert Run.from_json(cli("generate", "hi", *short).stdout).prompt == "hi"
+    assert len(json.loads(cli("generate", *short).stdout)["runs"]) == 4, "two prompts of two turns"
+    clean_env.setenv("CASCLI_PROMPTS", "none.jsonl")
+    clean_env.setenv("CASCLI_LIMIT", "1")
+    assert Run.from_json(cli("generate", "hi", *short).stdout).prompt == "hi"
+    assert Run.from_json(cli("generate", "-", *short, stdin="ho\n").stdout).prompt == "ho"
+    compared = json.loads(cli("compare", "hi", *short, "--no-measure", "-s", "draft").stdout)
+    assert [run["prompt"] for run in compared["runs"]] == ["hi"]
+    found = cli("generate", "hi", *short, "--prompts", "builtin")
+    assert found.exit_code == 2 and "give a PROMPT or --prompts, not both" in found.stderr
+    task = cli("advise", "--task", "word-problems", "--metric", "f1")
+    assert task.exit_code == 2 and "give one" in task.stderr
+    clean_env.setenv("CASCLI_PROMPTS", "builtin")
+    asked = tmp_path / "task.yaml"
+    asked.write_text("pair: tiny-random\nstrategies: [draft]\ntask: {kind: jsonl, path: none.jsonl}\n")
+    assert "no such file" in cli("advise", "--task", str(asked)).stderr, "not: give one"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_several_strategies_where_one_is_wanted_say_who_named_them(
+    command: str, cli, clean_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(pair_files()["tiny-random"].read_text() + "  strategy: [target, draft]\n")
+    words = [] if command == "chat" else ["hi"]
+    found = cli(command, "-c", str(mine), *words)
+    assert found.exit_code == 2 and f"cascli: {mine}: defaults.strategy: {command} " in found.stderr
+    clean_env.setenv("CASCLI_STRATEGY", "target;draft")
+    found = cli(command, "-c", str(mine), *words)
+    assert found.exit_code == 2 and f"environment variable CASCLI_STRATEGY: {command} " in found.stderr
+    found = cli(command, "-c", str(mine), *words, "-s", "target", "-s", "draft")
+    assert found.exit_code == 2 and found.stderr.startswith(f"cascli: {command} ")
+
+
+def test_flags_for_several_prompts_need_several(cli) -> None:
+    for words in (["--limit", "3"], ["--batch-size", "2"]):
+        for stdin in (None, "hello\n"):
+            found = cli("generate", *(["hi"] if stdin is None else []), *TINY, *words, stdin=stdin)
+            assert found.exit_code == 2 and f"{words[0]} " in found.stderr and "give --prompts" in found.stderr
+    for command in ("compare", "advise"):
+        found = cli(command, "hi", *TINY, "--limit", "3")
+        assert found.exit_code == 2 and "--limit takes the first prompts of a file" in found.stderr
+
+
 def test_environment_is_weaker_than_a_flag(cli, clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("CASCLI_MAX_NEW_TOKENS", "3")
     clean_env.setenv("CASCLI_CONFIG", "tiny-random")

@@ -146,7 +146,7 @@ def _asked(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]
     if flags.given.prompts and not early_exit:
         raise UsageError("--prompts: bench takes prompts with --early-exit alone.")
     if plan.settings.prompts is not None:
-        return common.prompts(None, plan.settings, NAME)
+        return common.prompts(None, plan, NAME)
     first = {prompt.category: prompt for prompt in reversed(builtin())}
     return [*first.values()][: plan.settings.limit]
 

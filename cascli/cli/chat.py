@@ -35,15 +35,14 @@ def command(flags: Flags) -> None:
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    wanted = plan.chosen([default])
-    if len(wanted) > 1:
-        raise UsageError("chat begins with one strategy; change it by /strategy, or see several by /compare.")
+    several = "chat begins with one strategy: say which with -s; /strategy changes it, /compare shows several."
+    strategy = plan.single(default, several)
     pair = plan.load()
-    common.note_cautions(plan, wanted)
+    common.note_cautions(plan, [strategy])
     from cascli.jobs.chat import Chat
 
     with history(cache_home() / "chat_history"):
-        Session(plan, Chat(pair, wanted[0], plan.settings)).run()
+        Session(plan, Chat(pair, strategy, plan.settings)).run()
     plan.note_captures(pair)
 
 

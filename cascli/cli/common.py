@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # and below inside the functions: a help page must not wait f
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
     from cascli.render.console import Screen
-    from cascli.settings import Resolved
+    from cascli.settings import Resolved, Settings
     from cascli.strategies import Strategy
     from cascli.trace import Document
 
@@ -38,6 +38,8 @@ class Plan:
     screen: Screen
     dtype: str | None
     """From a flag or the environment; without one each model's own entry in the pair's file decides."""
+    given: Settings
+    """What the command line itself says."""
     whose: str = ""
     """Where strategies were named, if not on the command line."""
 
@@ -52,7 +54,26 @@ class Plan:
         try:
             return chosen(self.settings.strategy, self.settings.num_speculative_tokens)
         except UsageError as error:
-            raise UsageError(f"{self.whose}: {error}" if self.whose else str(error)) from None
+            raise UsageError(self._of_strategies(str(error))) from None
+
+    def single(self, default: str, several: str) -> Strategy:
+        """The one strategy that was asked for, else the default.
+
+        Raises:
+            UsageError: likewise, or there are several: `several` says why they cannot be; whoever named them is in
+                front.
+        """
+        first, *more = self.chosen([default])
+        if more:
+            raise UsageError(self._of_strategies(several))
+        return first
+
+    def _of_strategies(self, message: str) -> str:
+        return f"{self.whose}: {message}" if self.whose else message
+
+    def of_file(self, argument: str | None) -> bool:
+        """Whether prompts are those of a file: one on the command line is stronger than a file named elsewhere."""
+        return argument is None and bool(self.settings.prompts)
 
     def load(self) -> Pair:
         """Load the pair as the settings say, with progress on stderr.
@@ -216,7 +237,7 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
             if environment.strategy
             else config.place("defaults.strategy")
         )
-    return Plan(config, settings, view, flags.given.dtype or environment.dtype, whose)
+    return Plan(config, settings, view, flags.given.dtype or environment.dtype, flags.given, whose)
 
 
 def for_several(plan: Plan, flags: Flags) -> Plan:
@@ -263,25 +284,34 @@ def note_cautions(plan: Plan, strategies: Sequence[Strategy]) -> None:
         )
 
 
-def prompts(argument: str | None, settings: Resolved, command: str) -> list[Prompt]:
-    """The prompt from the argument, a file or a pipe; `command` is who asks, for an example of its own.
+def prompts(argument: str | None, plan: Plan, command: str, *, whole: bool = False) -> list[Prompt]:
+    """The prompt from the argument, a file or a pipe.
+
+    Args:
+        argument: the prompt on the command line, or `-`.
+        plan: says which file, and how many of its prompts.
+        command: who asks, for an example of its own.
+        whole: take all of the file.
 
     Raises:
-        UsageError: no prompt, or two of them.
+        UsageError: no prompt, two of them, or a number of prompts where there is no file.
     """
     from cascli.prompts import Prompt, builtin, prompts_in, read_prompts
     from cascli.weights.prompt_sets import SETS, prompt_set
 
-    if settings.prompts:
-        if argument is not None:
-            raise UsageError("give a PROMPT or --prompts, not both.")
-        if settings.prompts == "builtin":
-            return builtin()[: settings.limit]
-        if settings.prompts in SETS:
-            return prompt_set(settings.prompts, settings.limit)
-        if settings.prompts == "-":
-            return prompts_in(_from_stdin(), "stdin", settings.limit)
-        return read_prompts(Path(settings.prompts), settings.limit)
+    if argument is not None and plan.given.prompts:
+        raise UsageError("give a PROMPT or --prompts, not both.")
+    if plan.of_file(argument):
+        name, limit = str(plan.settings.prompts), None if whole else plan.settings.limit
+        if name == "builtin":
+            return builtin()[:limit]
+        if name in SETS:
+            return prompt_set(name, limit)
+        if name == "-":
+            return prompts_in(_from_stdin(), "stdin", limit)
+        return read_prompts(Path(name), limit)
+    if plan.given.limit is not None:
+        raise UsageError("--limit takes the first prompts of a file: give --prompts, or leave it out.")
     if argument is None and sys.stdin is not None and not sys.stdin.isatty():
         argument = "-"
     if argument == "-":

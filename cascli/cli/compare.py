@@ -150,7 +150,7 @@ def command(
     outputs = export.outputs(plan.settings, formats.COMPARISON)
     if formats.PROFILE in outputs.formats and not any(block_length(each.params) for each in strategies):
         raise UsageError(NOTHING_DRAFTS)
-    prompts, others = matching.prompts(prompt, plan.settings, NAME, of_rules)
+    prompts, others = matching.prompts(prompt, plan, NAME, of_rules)
     if by is not None and len({prompt.category for prompt in prompts}) < 2:
         raise UsageError("--by category: needs prompts of two categories or more (the 'category' of their file).")
     if len(prompts) > 1:

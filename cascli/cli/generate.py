@@ -48,17 +48,17 @@ def command(
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    wanted = plan.chosen([default])
-    if len(wanted) > 1:
-        raise UsageError("generate runs one strategy; use compare for several.")
+    strategy = plan.single(default, "generate runs one strategy: say which with -s, or use compare for several.")
+    if batch_size > 1 and not plan.of_file(prompt):
+        raise UsageError("--batch-size is for several prompts: give --prompts, or leave it out.")
     outputs = export.outputs(plan.settings, formats.RUNS)
-    prompts = common.prompts(prompt, plan.settings, NAME)
+    prompts = common.prompts(prompt, plan, NAME)
     pair = plan.load()
-    common.note_cautions(plan, wanted)
+    common.note_cautions(plan, [strategy])
     if batch_size > 1 and len(prompts) > 1:
-        runs = _answers_in_batches(plan, pair, wanted[0], prompts, outputs, batch_size)
+        runs = _answers_in_batches(plan, pair, strategy, prompts, outputs, batch_size)
     else:
-        runs = _answers(plan, pair, wanted[0], prompts, outputs)
+        runs = _answers(plan, pair, strategy, prompts, outputs)
     outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)
     plan.note_captures(pair)
     if require_lossless and not all(run.metrics.lossless for run in runs):

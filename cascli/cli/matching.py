@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cascli.cli import common
@@ -34,15 +33,13 @@ def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted
     return asked
 
 
-def prompts(
-    argument: str | None, settings: Resolved, command: str, asked: Wanted | None
-) -> tuple[list[Prompt], list[Prompt]]:
+def prompts(argument: str | None, plan: Plan, command: str, asked: Wanted | None) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to measure, and others that calibrate where there is a budget."""
     from cascli.prompts import apart
 
     if asked is None or not asked.budgets:
-        return common.prompts(argument, settings, command), []
-    return apart(common.prompts(argument, replace(settings, limit=None), command), settings.limit)
+        return common.prompts(argument, plan, command), []
+    return apart(common.prompts(argument, plan, command, whole=True), plan.settings.limit)
 
 
 def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:

@@ -78,8 +78,8 @@ def scored(
     """
     settings = plan.settings
     if task is None and metric is None:
-        return Scored(common.prompts(argument, replace(settings, limit=None), command), None, settings)
-    if argument is not None or (task is not None and (settings.prompts is not None or metric is not None)):
+        return Scored(common.prompts(argument, plan, command, whole=True), None, settings)
+    if argument is not None or (task is not None and (plan.given.prompts is not None or metric is not None)):
         raise UsageError("scores are of a task (--task), or of prompts in a file (--prompts, --metric); give one.")
     from cascli.sweeps.run import allowed
     from cascli.sweeps.tasks import task_of
