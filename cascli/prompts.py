@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli.errors import UsageError
-from cascli.files import PROMPTS_BYTES, json_of, text_of
+from cascli.files import PROMPTS_BYTES, json_of, printed, text_of
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,31 @@ def _parse(line: str, where: str, place: int) -> Prompt:
     data = json_of(line, where)
     if not isinstance(data, dict) or not ({"prompt", "turns"} & data.keys()):
         raise UsageError(f"{where}: expected an object with 'prompt' or 'turns'")
-    turns = data.pop("turns", None) or [data.pop("prompt", None)]
-    if not isinstance(turns, list) or not all(isinstance(turn, str) and turn for turn in turns):
-        raise UsageError(f"{where}: 'prompt' must be text, 'turns' a list of texts")
+    turns = _turns(data.pop("prompt", None), data.pop("turns", None), where)
     name = data.pop("question_id", data.pop("id", place))
-    return Prompt(tuple(turns), str(name), str(data.pop("category", "")), data)
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise UsageError(f"{where}: an id must be text or a whole number (got {printed(name)})")
+    category = str(data.pop("category", ""))
+    try:
+        "".join((*turns, str(name), category)).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise UsageError(f"{where}: {half} is half of a character, and stands for none by itself") from None
+    return Prompt(tuple(turns), str(name), category, data)
+
+
+def _turns(prompt: object, turns: object, where: str) -> list[str]:
+    """The turns of a line, which has either key.
+
+    Raises:
+        UsageError: it has both, or something in them is no text or empty; `where` is in front.
+    """
+    if prompt is not None and turns is not None:
+        raise UsageError(f"{where}: give 'prompt' or 'turns', not both")
+    found = [prompt] if turns is None else turns
+    if not isinstance(found, list) or not all(isinstance(turn, str) for turn in found):
+        raise UsageError(f"{where}: 'prompt' must be text, 'turns' a list of texts")
+    if not found or not all(found):
+        what = "'prompt'" if turns is None else "a turn" if found else "'turns'"
+        raise UsageError(f"{where}: {what} is empty")
+    return found

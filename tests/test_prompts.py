@@ -11,3 +11,17 @@ def test_prompt_files_may_hold_any_character(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('\ufeff{"prompt": "a\u2028b\u0085c"}\r\n', encoding="utf-8")
     assert read_prompts(file)[0].turns == ("a\u2028b\u0085c",)
+
+
+def test_a_key_without_a_value_says_nothing(tmp_path: Path) -> None:
+    """Tables written as lines have all keys on each."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "turns": null}\n{"prompt": null, "turns": ["b", "c"], "id": 7}\n')
+    found = read_prompts(file)
+    assert [(prompt.turns, prompt.id, prompt.extra) for prompt in found] == [(("a",), "1", {}), (("b", "c"), "7", {})]
+
+
+def test_whole_characters_of_two_halves_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(r'{"prompt": "\ud83d\ude00"}')
+    assert read_prompts(file)[0].turns == ("\U0001f600",)
