@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -42,7 +43,14 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _none_is_empty(texts: list[str]) -> list[str]:
+    if not all(texts):
+        raise ValueError("an empty text ends no answer; leave it out")
+    return texts
+
+
 Strings = Annotated[list[str], BeforeValidator(_as_list)]
+Stops = Annotated[Strings, AfterValidator(_none_is_empty)]
 
 
 class _Truth:
@@ -106,7 +114,7 @@ class Settings(Strict):
     compile: bool | None = None
     system: str | None = None
     raw: bool | None = None
-    stop: Strings | None = None
+    stop: Stops | None = None
     prompts: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     json_output: Annotated[bool | None, Field(alias="json")] = None

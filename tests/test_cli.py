@@ -145,6 +145,7 @@ def test_checks_set_the_exit_code(cli) -> None:
         (["generate", "x", "-c", "nothing.yaml"], 2, "no such file"),
         (["generate", "x", "--temperature", "-1"], 2, "--temperature"),
         (["generate", "x", "--top-p", "0"], 2, "--top-p"),
+        (["generate", "x", "--stop", "y", "--stop", ""], 2, "--stop: an empty text ends no answer"),
         (["generate", "x", "--dtype", "int4"], 2, "--dtype"),
         (["generate", "x", "--device", "cuda:99"], 3, "CUDA"),
         (["generate", "x" * 3000], 2, "context is 1024"),

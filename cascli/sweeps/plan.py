@@ -16,7 +16,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Strict, Strings, first_problem
+from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Stops, Strict, first_problem
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -160,7 +160,7 @@ class SweepPlan(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     system: str | None = None
     raw: bool = False
-    stop: Strings = []
+    stop: Stops = []
     likelihood: bool = False
     """Also read every answer with the target and keep its mean log-probability: one more call a few tokens long."""
     by: Literal["category"] | None = None
