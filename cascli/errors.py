@@ -52,8 +52,13 @@ class PairWarning(UserWarning):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what a library says, or the error's name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    r"""The first line of what a library says, with the next where it only leads to it, or the error's name.
+
+    >>> first_line(ValueError("bad value:\n    3 is no name"))
+    'bad value: 3 is no name'
+    """
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

@@ -7,6 +7,8 @@ import os
 import reprlib
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,6 +81,17 @@ def printed(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say in what the system says of a failing write which file it was: a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
 def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write a result file so that a crash leaves the old file or the new one, never half of it.
 
@@ -89,7 +102,11 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
         content: what.
         durable: see it onto the disk, so that a power cut leaves no empty file either.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with named(path):  # nobody knows the partial one
+        _write(path, content.encode() if isinstance(content, str) else content, durable)
+
+
+def _write(path: Path, data: bytes, durable: bool) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -103,10 +120,6 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
                 os.fsync(file.fileno())
         partial.chmod(0o666 & ~_umask())
         partial.replace(path)
-    except OSError as error:
-        if error.errno is not None:  # a full disk names no file, and nobody knows the partial one
-            error.filename, error.filename2 = str(path), None
-        raise
     finally:
         partial.unlink(missing_ok=True)
 

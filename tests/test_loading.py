@@ -67,6 +67,15 @@ def test_random_models_of_impossible_shape_are_config_errors(change: dict) -> No
         load_pair({"draft": model(1, 300, **change), "target": model(2, 300)})
 
 
+def test_what_is_wrong_with_a_shape_is_said_whole() -> None:
+    """The library says it in its second line, behind a colon."""
+    with pytest.raises(
+        ConfigError, match=r"random: .*: .*33.* not a multiple of the number of attention heads"
+    ) as told:
+        load_pair({"draft": model(1, 300, hidden_size=33, num_attention_heads=4), "target": model(2, 300)})
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_sources_of_the_wrong_kind_say_so() -> None:
     for source in ("random", {}, 3):
         with pytest.raises(ConfigError, match=r"pair: draft\.source: needs exactly one of"):

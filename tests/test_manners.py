@@ -152,6 +152,15 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_a_full_disk_names_what_was_asked_for(cli, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"run.{suffix}"
+    out.symlink_to("/dev/full")
+    found = cli("compare" if suffix == "csv" else "generate", "hi", *TINY, "-s", "draft", "-o", str(out))
+    assert found.exit_code == 3 and f"no space left on the disk while writing {out};" in found.stderr
+
+
 def test_the_empty_sweep_file_is_told_of_a_sweeps_keys(cli, tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").touch()
     found = cli("sweep", str(tmp_path / "empty.yaml"))

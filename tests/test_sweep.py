@@ -151,6 +151,7 @@ def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: P
         ("temperatures: [-1]\n", "temperatures.0"),
         ("task: {kind: jsonl}\n", "task.path"),
         ("limit: 0\n", "limit"),
+        ("stop: ['x', '']\n", "stop: an empty text ends no answer; leave it out"),
         ("limit: yes\n", "limit: Input should be a valid integer (got True)"),
         ("max_new_tokens: yes\n", "max_new_tokens: Input should be a valid integer (got True)"),
         ("seeds: [0, yes]\n", "seeds.1: Input should be a valid integer (got True)"),
@@ -426,6 +427,30 @@ def test_rows_are_in_the_plans_order_whoever_was_first(plan_file: Path, tmp_path
     wanted = list(dict.fromkeys((cell.strategy, cell.temperature) for cell in plan.cells()))
     assert [(row.strategy, row.temperature) for row in rows(reversed(records), plan)] == wanted
     assert rows(reversed(records), plan) == rows(records, plan)
+
+
+def test_what_is_wrong_with_a_task_names_the_file(plan_file: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for task, words in (
+        ("jsonl, path: no.jsonl", f"task.path: {tmp_path / 'no.jsonl'}"),
+        ("builtin, metric: solved", "task.metric"),
+    ):
+        plan_file.write_text(PLAN.replace("kind: builtin", f"kind: {task}"))
+        for named in (run(str(plan_file), "-o", out), CliRunner().invoke(app, ["advise", "--task", str(plan_file)])):
+            assert named.exit_code == 2 and f"cascli: {plan_file}: {words}: " in named.stderr
+        with pytest.raises(ConfigError, match=r"plan\.yaml: task\."):
+            sweep(plan_file, output=out)
+    assert not Path(out).exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_a_full_disk_names_the_records(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.file.symlink_to("/dev/full")
+    record = Record.model_construct(cell=Cell(strategy="draft", temperature=0, seed=0), prompt_id="a")
+    with pytest.raises(OSError, match=r"records\.jsonl") as full:
+        records.add(record)
+    assert full.value.errno == errno.ENOSPC
 
 
 def test_a_picture_that_cannot_be_written_hides_no_table(

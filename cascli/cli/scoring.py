@@ -84,11 +84,12 @@ def scored(
     from cascli.sweeps.run import allowed
     from cascli.sweeps.tasks import task_of
 
-    asked, here = _plan_of(task, settings.prompts, metric)
+    asked, here, where = _plan_of(task, settings.prompts, metric)
     if asked.max_prompt_tokens is not None:
         raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which is done by sweeps alone.")
     limit = settings.limit if asked.task.kind == "reasoning-gym" else None  # it makes as many as are wanted
-    found = task_of(asked.model_copy(update={"limit": limit, "match": None}), here, offline=settings.offline)
+    asked_here = asked.model_copy(update={"limit": limit, "match": None})
+    found = task_of(asked_here, here, offline=settings.offline, where=where)
     if found.metric == "pass@1":
         found, warning = allowed(found, allow=allow_code, unsafe=unsafe_code)
         if warning is not None:
@@ -102,15 +103,15 @@ def scored(
     return Scored(_prompts(found), _score(found), settings)
 
 
-def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple[SweepPlan, Path]:
-    """The sweep whose task is asked, and the folder that its paths are relative to."""
+def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple[SweepPlan, Path, str]:
+    """The sweep whose task is asked, the folder that its paths are relative to, and its file, if it has one."""
     from typing import get_args
 
     from cascli.sweeps.plan import SweepPlan, TaskConfig, load_plan, plan_file
 
     if task is not None:
         file = plan_file(task)
-        return load_plan(file), file.parent
+        return load_plan(file), file.parent, str(file)
     known = [each for kind in get_args(TaskConfig.model_fields["metric"].annotation) for each in get_args(kind)]
     if metric not in known:
         raise UsageError(f"--metric: {unknown('metric', str(metric), known)}")
@@ -118,7 +119,7 @@ def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple
         raise UsageError("--metric: give --prompts FILE.jsonl, each with a 'reference' that its answer is scored by.")
     kind = {"kind": "builtin"} if prompts == "builtin" else {"kind": "jsonl", "path": prompts}
     asked = TaskConfig.model_validate({**kind, "metric": metric})
-    return SweepPlan(strategies=["target"], task=asked), Path()
+    return SweepPlan(strategies=["target"], task=asked), Path(), ""
 
 
 def _settings_of(asked: SweepPlan, settings: Resolved, flags: Flags) -> Resolved:

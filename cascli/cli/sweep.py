@@ -120,7 +120,7 @@ def command(
     asked = common.pair_asked(flags)
     plan = _overridden(plan, flags, asked, batch_size)
     settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
-    task = task_of(plan, path.parent, offline=settings.settings.offline)
+    task = task_of(plan, path.parent, offline=settings.settings.offline, where=str(path))
     folder = _folder(flags.given.output or plan.output)
     if executor is Kind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers go with --executor ray.")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cascli.errors import ConfigError
+from cascli.errors import ConfigError, UsageError
 from cascli.files import MEGABYTE, text_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ def _ids_in(file: Path, rows: int, where: str) -> list[int]:
     Raises:
         ConfigError: there is no such file, or something else is in it.
     """
-    words = re.split(r"[\s,\[\]]+", text_of(file, _FILE_BYTES).strip(" \t\r\n,[]"))
+    try:
+        text = text_of(file, _FILE_BYTES)
+    except UsageError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    words = re.split(r"[\s,\[\]]+", text.strip(" \t\r\n,[]"))
     known = [word.isascii() and word.isdecimal() and len(word) < 19 and int(word) < rows for word in words]
     wrong = next((word for word, fine in zip(words, known, strict=True) if not fine), None)
     if wrong is not None:

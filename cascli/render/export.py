@@ -71,21 +71,27 @@ class Outputs:
     @contextmanager
     def lines(self) -> Iterator[Callable[[Run], None]]:
         """Something that takes every run as it ends, and writes its line where one is wanted."""
-        places: list[TextIO] = [sys.stdout] if self.printed == "jsonl" else []
         opened: list[TextIO] = []
 
+        def put(place: TextIO, run: Run) -> None:
+            place.write(run.to_json() + "\n")
+            place.flush()
+
         def add(run: Run) -> None:
-            if self.file is not None and self.written == "jsonl" and not opened:
-                opened.append(self.file.open("w", encoding="utf-8"))  # not before: a run that fails leaves the old file
-            for place in (*places, *opened):
-                place.write(run.to_json() + "\n")
-                place.flush()
+            if self.printed == "jsonl":
+                put(sys.stdout, run)
+            if self.file is not None and self.written == "jsonl":
+                with files.named(self.file):
+                    if not opened:  # not before: a run that fails leaves the old file
+                        opened.append(self.file.open("w", encoding="utf-8"))
+                    put(opened[0], run)
 
         try:
             yield add
         finally:
             for file in opened:
-                file.close()
+                with files.named(Path(file.name)):  # what a full disk did not take is tried once more
+                    file.close()
 
 
 def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:

@@ -9,6 +9,7 @@ from cascli.analysis import theory
 from cascli.analysis.bench import Bench
 from cascli.analysis.prospects import ACCEPTANCES, prospects
 from cascli.errors import UsageError
+from cascli.files import named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,8 @@ def plot_bench(bench: Bench, path: Path) -> None:
         f"{pair.name}: {pair.dtypes}, {bench.environment['device']}{marked}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=150)
+    with named(path):
+        figure.savefig(path, dpi=150)
     plt.close(figure)
 
 

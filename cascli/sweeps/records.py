@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cascli.analysis.matching import Matched, strategies_of
 from cascli.errors import RunError, UsageError
-from cascli.files import JSON_BYTES, bounded, write
+from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan
@@ -253,7 +253,7 @@ class Records:
         if self._kept and not self.file.exists():
             raise RunError(f"{self.file}: was removed while the sweep went on; the answers in it are gone")
         self._kept += 1
-        with self.file.open("ab") as file:
+        with named(self.file), self.file.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

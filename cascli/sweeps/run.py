@@ -149,7 +149,7 @@ def sweep(
     plan = overridden(load_plan(source if path is None else path), settings, batch_size)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.config.recorded})
-    task = task_of(plan, folder, offline=offline)
+    task = task_of(plan, folder, offline=offline, where=where)
     if task.metric == "pass@1":
         task, _ = allowed(task, allow=allow_code_execution, unsafe=False)
     config = pair_of(plan, folder, where) if pair is None else pair.config

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascli.errors import UsageError
+from cascli.errors import ConfigError, UsageError
 from cascli.prompts import CALIBRATING, Prompt, apart, builtin, read_prompts
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.dataset import dataset_prompts
@@ -102,13 +102,28 @@ def _identity(problem: Example) -> str:
     return said + (repr(problem.later) if problem.later else "")
 
 
-def task_of(plan: SweepPlan, here: Path, *, offline: bool = False) -> Task:
-    """Read the problems of a plan; relative paths are relative to the plan's own folder.
+def task_of(plan: SweepPlan, here: Path, *, offline: bool = False, where: str = "") -> Task:
+    """Read the problems of a plan.
+
+    Args:
+        plan: with the task.
+        here: its own folder, which paths are relative to.
+        offline: use what was downloaded before, or fail.
+        where: the plan's file, for errors about its keys.
 
     Raises:
         UsageError: a missing file, reference or library, or a metric that does not fit the task.
         RunError: a dataset that cannot be had.
     """
+    try:
+        return _task_of(plan, here, offline)
+    except UsageError as error:
+        if where and str(error).startswith("task"):
+            raise ConfigError(f"{where}: {error}") from None
+        raise
+
+
+def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
     task = plan.task
     if task.kind == "humaneval":
         if task.metric not in (None, "pass@1"):
