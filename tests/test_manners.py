@@ -161,6 +161,15 @@ def test_a_full_disk_names_what_was_asked_for(cli, tmp_path: Path, suffix: str) 
     assert found.exit_code == 3 and f"no space left on the disk while writing {out};" in found.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_a_full_disk_names_the_picture(cli, tmp_path: Path) -> None:
+    out = tmp_path / "speed.svg"
+    out.symlink_to("/dev/full")
+    few = ("--context", "16", "--longest-block", "2", "--repeats", "1")
+    found = cli("bench", "-c", "tiny-random", "--device", "cpu", *few, "--plot", str(out))
+    assert found.exit_code == 3 and f"no space left on the disk while writing {out};" in found.stderr
+
+
 def test_the_empty_sweep_file_is_told_of_a_sweeps_keys(cli, tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").touch()
     found = cli("sweep", str(tmp_path / "empty.yaml"))
