@@ -22,7 +22,7 @@ from cascli.render.play import play, timeline
 from cascli.render.race import RaceView
 from cascli.render.theme import PALETTES, theme
 from cascli.render.verdict import verdict
-from cascli.trace import Emitted, Handover, Round, RoundSeconds
+from cascli.trace import Drafted, Emitted, Handover, Round, RoundSeconds
 
 SAVED = Path(__file__).parents[1] / "benchmarks" / "results" / "compare-default.json"
 
@@ -94,6 +94,59 @@ def test_answers_are_text_with_what_was_thrown_away(saved: Comparison) -> None:
     for round_ in saved.runs[4].rounds:
         for token in round_.emitted:
             assert token.text.strip() in words
+
+
+def answer(*texts: str, event: str = "accepted") -> AnswerCell:
+    """A cell of one token a round."""
+    rounds = [Round(emitted=[Emitted(id=i, text=text, event=event)]) for i, text in enumerate(texts)]
+    return AnswerCell("x", mixed=True, rounds=rounds)
+
+
+def replaced(draft: str, token: str) -> AnswerCell:
+    """An answer in which a draft was rejected behind a word, and something was drawn in its place."""
+    drafted = [
+        Drafted(id=1, text="one", q=0.5, p=0.5, accept_prob=1, pi=0.5, deferred=False, accepted=True),
+        Drafted(id=2, text=draft, q=0.5, p=0.1, accept_prob=0, pi=0, deferred=False, accepted=False),
+    ]
+    emitted = [Emitted(id=1, text="one", event="accepted"), Emitted(id=3, text=token, event="residual")]
+    return AnswerCell("x", mixed=True, rounds=[Round(emitted=emitted, drafted=drafted)])
+
+
+@pytest.mark.parametrize(
+    ("draft", "token", "told", "in_color"),
+    [
+        ("    \n", " two", "one    ~⏎~ [two]", "one    ⏎ two"),
+        ("   ", "two", "one~␣␣␣~[two]", "one␣␣␣two"),
+        ("two.\n", "\n\n", "one~two.⏎~[⏎⏎]\n\n", "onetwo.⏎⏎⏎\n\n"),
+        ("\r", "  ", "one~␍~[␣␣]", "one␍␣␣"),
+        ("", "two\n", "one~∅~[two]\n", "one∅two\n"),
+    ],
+)
+def test_whitespace_keeps_the_mark_of_its_state(draft: str, token: str, told: str, in_color: str) -> None:
+    """Rejected drafts break no lines of an answer that they are no part of."""
+    cell = replaced(draft, token)
+    assert cell.text(console(60)).plain == told
+    shown = cell.text(console(60, color=True))
+    assert shown.plain == in_color
+    struck = "".join(shown.plain[span.start : span.end] for span in shown.spans if "strike" in str(span.style))
+    assert struck == told.split("~")[1]
+
+
+def test_whitespace_that_is_part_of_the_answer_is_marked_by_its_state_alone() -> None:
+    assert answer("a", "\n", "  b").text(console(60)).plain == "a\n  b"
+    assert answer("a", "\n", " b", event="bonus").text(console(60)).plain == "+a+⏎\n +b"
+    assert answer("a", "\n", event="target").text(console(60, encoding="ascii")).plain == "^a^\\n\n"
+    alone = AnswerCell("target", mixed=False, rounds=answer("a", "\n", event="target").rounds)
+    assert alone.text(console(60)).plain == "a\n"
+
+
+@pytest.mark.parametrize("char", ["\x00", "\x17", "\r", "\x7f", "\x85", "\u202e"])
+def test_control_characters_take_the_room_that_they_are_drawn_in(char: str) -> None:
+    view = console(24)
+    view.print(side_by_side([answer(*[char] * 30, "end", event="residual")], view))
+    text = printed(view)
+    assert text.count("[") == text.count("]") == 31 and "[end]" in text.replace("\n", "").replace(" ", "")
+    assert all(cell_len(line) <= 24 for line in text.splitlines())
 
 
 def test_the_first_difference_is_marked_once_and_before_its_word(saved: Comparison) -> None:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cascli.errors import plain
 from cascli.render.console import WIDEST, unicode_ok
-from cascli.render.marks import LOOKS, is_deferred, legend
+from cascli.render.marks import LOOKS, is_deferred, legend, simple, visible
 from cascli.render.theme import COLORS
 from cascli.trace import Round, Run
 
@@ -75,18 +76,43 @@ class _Painter:
             self._place += 1
 
     def _put(self, text: str, event: str, more: str) -> None:
-        """Spaces apart from the word: what is struck through or underlined is the word."""
-        look, word = LOOKS[event], text.lstrip(" ")
-        self.result.append(" " * (len(text) - len(word)))
+        """Spaces apart from the word: what is struck through or underlined is the word.
+
+        Control characters are pictures before lines are wrapped, or lines would be wider than they were counted.
+        """
+        look, text = LOOKS[event], plain(text)
+        before, word, after = self._parts(text, event, marked=bool(more or look.before or look.after))
+        self.result.append(before)
         if self._place == self._cell.diverges and not self._told:
             self._told = True
             self.result.append("≠" if self._fancy else "!=", style=f"bold {COLORS['rejected']}")
         if not self._colored:
-            marked = (event == "rejected" or self._cell.mixed) and bool(word.strip())
-            self.result.append((look.marked(word) if marked else word) + ("°" if more and word.strip() else ""))
-            return
-        loud = self._cell.diverges is not None and self._place >= self._cell.diverges and event != "rejected"
-        self.result.append(word, style=f"{'bold ' if loud else ''}{look.style}{more}")
+            marked = (event == "rejected" or self._cell.mixed) and bool(word)
+            self.result.append((look.marked(word) if marked else word) + ("°" if more and word else ""))
+        else:
+            loud = self._cell.diverges is not None and self._place >= self._cell.diverges and event != "rejected"
+            self.result.append(word, style=f"{'bold ' if loud else ''}{look.style}{more}")
+        self.result.append(after)
+
+    def _parts(self, text: str, event: str, *, marked: bool) -> tuple[str, str, str]:
+        """What stands before, in and after the marks of a token.
+
+        Whitespace that needs a mark gets signs to put it around. What was rejected breaks no lines: it is no part of
+        the answer.
+        """
+        spaces = text[: len(text) - len(text.lstrip(" "))]
+        before = "" if spaces == text else spaces
+        if event == "rejected":
+            return before, self._signs(text[len(before) :]), ""
+        if word := text.strip():
+            start = text.index(word)
+            return text[:start], word, text[start + len(word) :]
+        if not (text and marked and self._cell.mixed):
+            return text, "", ""
+        return before, self._signs(text[len(before) :]), "\n" * text.count("\n")
+
+    def _signs(self, text: str) -> str:
+        return visible(text) if self._fancy else simple(visible(text))
 
 
 def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | None = None) -> Table:

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from cascli.analysis.comparison import Comparison, Row, first_divergence
+from cascli.errors import plain
 from cascli.render import answers
 from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
 from cascli.render.answers import AnswerCell
@@ -223,5 +224,5 @@ def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
 
 
 def _short(text: str | None, width: int = 70) -> str:
-    line = " ".join((text or "(token ids)").split())
+    line = plain(" ".join((text or "(token ids)").split()))
     return line if len(line) <= width else line[: width - 3] + "..."

@@ -51,6 +51,7 @@ _LETTERS = {
 """Parameters that formulas have a letter for, with and without Greek."""
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+_SIMPLE = (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)"), ("␣", "_"))
 
 
 def heading(spec: str, oracle: bool) -> str:
@@ -124,6 +125,13 @@ def _sign(char: str) -> str:
     if code < 0x20:
         return chr(0x2400 + code)  # the Unicode picture of a control character
     return char if char.isprintable() else "·"
+
+
+def simple(text: str) -> str:
+    """Marks and signs for a terminal that has nothing but ASCII."""
+    for fancy, ascii_ in _SIMPLE:
+        text = text.replace(fancy, ascii_)
+    return text.encode("ascii", "replace").decode()
 
 
 def is_deferred(step: Round, place: int) -> bool:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cascli.analysis.comparison import first_divergence
 from cascli.render.console import unicode_ok
-from cascli.render.marks import LOOKS, heading, legend, visible
+from cascli.render.marks import LOOKS, heading, legend, simple, visible
 from cascli.trace import Emitted, Run
 
 MIN_COLUMN = 20
@@ -50,14 +50,8 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
     if any(cell.rejected for run in runs for cell in cells(run)):
         events = events | {"rejected"}
     marks = "┌ a round begins (one target call) · ≠ first token that differs from target"
-    notes = [legend(events, colored=colored), Text(marks if fancy else _ascii(marks), style="dim")]
+    notes = [legend(events, colored=colored), Text(marks if fancy else simple(marks), style="dim")]
     return Group(*(part for block in blocks for part in (Text(""), block)), Text(""), *notes)
-
-
-def _ascii(text: str) -> str:
-    for fancy, simple in (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)"), ("␣", "_")):
-        text = text.replace(fancy, simple)
-    return text.encode("ascii", "replace").decode()
 
 
 def _groups(runs: Sequence[Run], target: Run | None, width: int) -> Iterator[list[Run]]:
@@ -140,7 +134,7 @@ class _Painter:
 
     def _token(self, raw: str, event: str, room: int) -> Text:
         look = LOOKS[event]
-        shown = visible(raw) if self._fancy else _ascii(visible(raw))
+        shown = visible(raw) if self._fancy else simple(visible(raw))
         extra = 0 if self._colored else len(look.before) + len(look.after)
         if len(shown) + extra > room:
             shown = shown[: max(room - extra - 1, 1)] + ("…" if self._fancy else ".")
