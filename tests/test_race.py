@@ -6,16 +6,22 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from cascli import Pair, compare, generate, load_pair
-from cascli.analysis.comparison import Comparison, first_divergence
+from cascli.analysis.comparison import Comparison, first_divergence, summarise
+from cascli.cli.app import app
 from cascli.jobs.compare import Repeats, settled
 from cascli.jobs.generate import settings_of
 from cascli.jobs.race import ROUNDS, SECONDS, race
 from cascli.prompts import Prompt
+from cascli.render import html_trace
+from cascli.render.comparison import interrupted_line
+from cascli.render.verdict import verdict
 from cascli.strategies import parse
 from cascli.trace import Run
 from tests.pairs import pair
@@ -208,6 +214,59 @@ def test_answers_that_agree_as_far_as_they_came_do_not_differ() -> None:
     cut = short.model_copy(update={"finish_reason": "interrupted"})
     assert first_divergence(short, long) == 9
     assert first_divergence(cut, long) is first_divergence(long, cut) is None
+
+
+def interrupted_beside(target: str, other: str) -> Comparison:
+    """Two answers of one strategy to one prompt, of 20 tokens where they were not interrupted before."""
+    loaded, ask = load_pair(pair()), {"prompt_ids": [5, 6, 7], "temperature": 0.0}
+    runs = []
+    for name, end in (("target", target), ("speculative:k=3", other)):
+        run = generate(loaded, strategy=name, max_new_tokens=9 if end == "interrupted" else 20, **ask)
+        runs.append(run.model_copy(update={"finish_reason": end}))
+    return Comparison(runs=runs, summary=summarise([[[run] for run in runs]]))
+
+
+@pytest.mark.parametrize(
+    ("target", "other", "same"),
+    [("length", "length", True), ("length", "interrupted", None), ("interrupted", "length", None)],
+)
+def test_an_interrupted_answer_is_neither_the_targets_nor_cut_by_the_limit(
+    target: str, other: str, same: bool | None
+) -> None:
+    found = interrupted_beside(target, other)
+    row = found.summary[1]
+    assert row.same_as_target is same and row.first_divergence is None
+    assert row.answers == row.answers_same == int(same or 0)
+    assert [each.answers_cut for each in found.summary] == [int(end == "length") for end in (target, other)]
+    assert found.summary[0].same_as_target
+    costs = row.costs
+    assert costs is not None and costs.length is None and costs.share_cut == int(other == "length")
+    lossy = row.model_copy(update={"lossless": False, "speed_vs_target": 3.0})
+    assert ("interrupted" in (verdict([found.summary[0], lossy]) or "")) == (same is None)
+
+
+def test_an_answer_that_left_the_targets_differs_also_if_it_was_interrupted() -> None:
+    found = interrupted_beside("length", "interrupted")
+    target, other = found.runs
+    changed = other.emitted[4].model_copy(update={"id": (other.emitted[4].id + 1) % 7})
+    ids = [*other.token_ids[:4], changed.id, *other.token_ids[5:]]
+    row = summarise([[[target], [other.model_copy(update={"token_ids": ids})]]])[1]
+    assert row.same_as_target is False and row.first_divergence == 4 and (row.answers, row.answers_same) == (1, 0)
+
+
+def test_what_was_interrupted_says_so_wherever_it_is_shown(tmp_path: Path) -> None:
+    found = interrupted_beside("length", "interrupted")
+    said = "interrupted: 1 of 2 answers are shown as far as they had come: speculative k=3"
+    file = tmp_path / "int.json"
+    file.write_text(found.to_json())
+    shown = CliRunner().invoke(app, ["show", str(file), "--trace", "none"], env={"COLUMNS": "100"})
+    assert shown.exit_code == 0 and said in shown.stdout
+    assert said in html_trace.of_comparison(found, None) and said in (found._repr_html_() or "")
+    withheld = found.summary[1].costs.withheld
+    assert withheld == "1 of 1 answers of speculative:k=3 were interrupted"
+    assert interrupted_line(interrupted_beside("length", "length").runs) is None
+    every = "interrupted: 2 of 2 answers are shown as far as they had come"
+    assert interrupted_line(interrupted_beside("interrupted", "interrupted").runs) == every
 
 
 def test_an_undecided_cascade_has_no_answer_yet() -> None:

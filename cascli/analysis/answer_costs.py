@@ -17,6 +17,8 @@ from cascli.trace import Data, Run
 
 MOST_CUT = 0.1
 """Share of cut answers, of either strategy, from which lengths are withheld."""
+BY_THE_LIMIT = "cut off by the limit"
+"""How answers ended that a higher limit would have let go on."""
 
 
 class Answered(NamedTuple):
@@ -38,6 +40,13 @@ class Answered(NamedTuple):
     turns: int = 1
     seconds: float | None = None
     """None in a batch, where it is a share of the time of all."""
+    interrupted: bool = False
+    """Whether the user ended it, or one of its turns."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to an end of its own."""
+        return not (self.cut or self.interrupted)
 
     @classmethod
     def of(cls, runs: Sequence[Run], prompt: Hashable) -> Answered:
@@ -51,9 +60,10 @@ class Answered(NamedTuple):
             rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
             accepted=sum(m.num_accepted_draft_tokens for m in metrics),
             looped=sum(m.looped_tokens or 0 for m in metrics),
-            cut=any(run.finish_reason in ("length", "interrupted") for run in runs),
+            cut=any(run.finish_reason == "length" for run in runs),
             turns=len(runs),
             seconds=sum(m.seconds.total for m in metrics) if runs[0].batch_size == 1 else None,
+            interrupted=any(run.finish_reason == "interrupted" for run in runs),
         )
 
 
@@ -148,13 +158,13 @@ def answer_costs(spec: str, answers: Answers) -> AnswerCosts | None:
     reference = _lossless(spec, answers)
     lossless = answers[reference] if reference else ()
     withheld = _withheld({spec: ours, "target": target, **({reference: lossless} if reference else {})})
-    whole = [each for each in ours if not each.cut]
+    whole = [each for each in ours if each.whole]
     return AnswerCosts(
         target_calls_per_answer=fmean(each.target_calls for each in ours),
         looped_share=sum(each.looped for each in ours) / tokens if tokens else 0.0,
         share_cut=sum(each.cut for each in ours) / len(ours),
         length=None if withheld else _ratio(ours, target, _tokens),
-        length_ended=_ratio(whole, [each for each in target if not each.cut], _tokens),
+        length_ended=_ratio(whole, [each for each in target if each.whole], _tokens),
         calls=None if withheld else _ratio(ours, target, _calls),
         lossless=reference,
         calls_to_lossless=None if withheld else _ratio(ours, lossless, _calls),
@@ -209,10 +219,11 @@ def _lossless(spec: str, answers: Answers) -> str | None:
 def _withheld(compared: Answers) -> str | None:
     """Why lengths are not told, by the first strategy of which too many answers were cut."""
     for spec, answers in compared.items():
-        cut = sum(each.cut for each in answers)
+        cut = sum(not each.whole for each in answers)
         if cut > MOST_CUT * len(answers):
             what = "answers" if all(each.turns == 1 for each in answers) else "conversations"
-            return f"{cut} of {len(answers)} {what} of {spec} were cut off by the limit"
+            how = "interrupted" if any(each.interrupted for each in answers) else BY_THE_LIMIT
+            return f"{cut} of {len(answers)} {what} of {spec} were {how}"
     return None
 
 

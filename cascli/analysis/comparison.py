@@ -112,11 +112,13 @@ class Row(Data):
     first_divergence: int | None
     """Index of the first token that differs from `target` on the first prompt; None if none does."""
     answers: int | None = None
-    """How many answers can be compared with the target's: those to the same text; None in older documents."""
+    """How many answers can be compared with the target's: those to the same text that were not interrupted before they
+    differed; None in older documents."""
     answers_same: int | None = None
     """How many of them are the target's."""
     same_as_target: bool | None
-    """Whether all answers to the same text were the target's, token by token; None without `target`.
+    """Whether all answers to the same text were the target's, token by token; None without `target`, and where an
+    interruption left that open.
 
     In a conversation each strategy goes on from its own answers: once they differ, later turns are not compared.
     """
@@ -268,7 +270,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     runs = repeats[0][column]
     metrics = [run.metrics for run in runs]
     tokens = sum(len(run.token_ids) for run in runs)
-    cut = sum(run.finish_reason in ("length", "interrupted") for run in runs)
+    cut = sum(run.finish_reason == "length" for run in runs)
     seconds = median([sum(run.metrics.seconds.total for run in repeat[column]) for repeat in repeats])
     ratios = [] if base is None else [_speed(repeat[column]) / _speed(repeat[base]) for repeat in repeats]
     drafted = sum(m.num_draft_tokens for m in metrics)
@@ -280,15 +282,16 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     lossless = [m.lossless for m in metrics]
     every = [run for repeat in repeats for run in repeat[column]]
     totals = [run.metrics.seconds for run in every]
-    divergences = (
+    pairs = (
         []
         if base is None
         else [
-            first_divergence(run, target)
+            (run, target)
             for run, target in zip(runs, repeats[0][base], strict=True)
             if run.prompt_token_ids == target.prompt_token_ids  # later turns follow each strategy's own answers
         ]
     )
+    alike = [_alike(run, target) for run, target in pairs]
     return Row(
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
@@ -314,10 +317,10 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
         max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
         lossless=None if None in lossless else all(lossless),
-        first_divergence=divergences[0] if divergences else None,
-        answers=len(divergences) if base is not None else None,
-        answers_same=sum(place is None for place in divergences) if base is not None else None,
-        same_as_target=all(place is None for place in divergences) if base is not None else None,
+        first_divergence=first_divergence(*pairs[0]) if pairs else None,
+        answers=sum(same is not None for same in alike) if base is not None else None,
+        answers_same=alike.count(True) if base is not None else None,
+        same_as_target=None if base is None else False if False in alike else None if None in alike else True,
         ttft=percentiles([run.metrics.ttft_seconds for run in every]),
         # Of a batch there are shares of the time alone, and nobody waits for a share.
         seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every if run.batch_size == 1]),
@@ -391,6 +394,14 @@ def _weighted_deferral(runs: Sequence[Run]) -> float | None:
     rates = [(run.metrics.deferral_rate, 1 if run.handover else len(run.token_ids)) for run in runs]
     known = [(rate, weight) for rate, weight in rates if rate is not None]
     return sum(rate * weight for rate, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+def _alike(run: Run, target: Run) -> bool | None:
+    """Whether two answers are the same; None if they are as far as they came, and one of them was interrupted."""
+    if first_divergence(run, target) is not None:
+        return False
+    whole = "interrupted" not in (run.finish_reason, target.finish_reason)
+    return True if whole or run is target else None
 
 
 def first_divergence(run: Run, target: Run) -> int | None:

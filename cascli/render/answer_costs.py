@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.analysis.answer_costs import AnswerCosts, Ratio
+from cascli.analysis.answer_costs import BY_THE_LIMIT, AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
 from cascli.render.console import WIDEST, ever_fewer, fits, plain_table, unicode_ok
@@ -182,7 +182,8 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
     told = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
     if not told:
         if withheld is not None:
-            return f"What an answer costs is not told, since {withheld}; give --max-new-tokens more."
+            hint = "; give --max-new-tokens more" if withheld.endswith(BY_THE_LIMIT) else ""
+            return f"What an answer costs is not told, since {withheld}{hint}."
         return None
     clear = [(row, costs, ratio) for row, costs, ratio in told if ratio.differs]
     if not clear:

@@ -65,6 +65,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
         return
     notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
     lines = [
+        interrupted_line(comparison.runs),
         matching_line(comparison),
         pair_line(comparison.runs[0]),
         limits_line(comparison.runs[0].pair, rows),
@@ -200,6 +201,16 @@ def pair_line(run: Run) -> str:
     pair = run.pair
     batch = f"; throughput of {run.batch_size} answers at once" if run.batch_size > 1 else ""
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}{batch}"
+
+
+def interrupted_line(runs: Sequence[Run]) -> str | None:
+    """How many answers the user ended before they were whole, and of which strategies if not of all; None if none."""
+    ended = [run for run in runs if run.finish_reason == "interrupted"]
+    if not ended:
+        return None
+    every, here = (dict.fromkeys(run.spec for run in some) for some in (runs, ended))
+    whose = "" if len(here) == len(every) else f": {', '.join(short_name(spec, fancy=False) for spec in here)}"
+    return f"interrupted: {len(ended)} of {len(runs)} answers are shown as far as they had come{whose}"
 
 
 def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:

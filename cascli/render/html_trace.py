@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from cascli.analysis.comparison import Comparison, Row, first_divergence, summarise
-from cascli.render.comparison import by_prompt, notes, pair_line
+from cascli.render.comparison import by_prompt, interrupted_line, notes, pair_line
 from cascli.render.marks import short_name, visible
 from cascli.render.numbers import DASH, number, tv, yes_no
 from cascli.render.stream import describe_handover
@@ -30,7 +30,8 @@ Json = dict[str, Any]
 
 def of_comparison(comparison: Comparison, command: str | None) -> str:
     """The page of a comparison, made by a command line if it is known."""
-    said = list(notes(comparison, verbose=False))
+    ended = interrupted_line(comparison.runs)
+    said = [*([] if ended is None else [ended]), *notes(comparison, verbose=False)]
     return _page(comparison.runs, comparison.summary, said, command)
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from cascli.analysis.comparison import Comparison, Row
 from cascli.errors import plain
 from cascli.render.answers import AnswerCell, legend_of
-from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, notes, pair_line, prompt_line
+from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, interrupted_line, notes, pair_line, prompt_line
 from cascli.render.marks import short_name
 from cascli.render.numbers import number, seconds, share, tv, yes_no
 from cascli.render.stream import describe_handover
@@ -82,7 +82,11 @@ def of_comparison(comparison: Comparison) -> str:
     said = verdict(rows)
     parts += [_block(_text(said), "font-weight:bold")] if said else []
     parts.append(of_rows(rows))
-    lines = [pair_line(comparison.runs[0]) if comparison.runs else None, scatter_line(rows)]
+    lines = [
+        interrupted_line(comparison.runs),
+        pair_line(comparison.runs[0]) if comparison.runs else None,
+        scatter_line(rows),
+    ]
     parts += [_block(_text(line), QUIET) for line in lines if line]
     every: list[AnswerCell] = []
     for group in groups[: TRACES_SHOWN if len(groups) <= TRACES_SHOWN else 1]:

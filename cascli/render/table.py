@@ -65,7 +65,7 @@ def _tokens(row: Row) -> str:
 
 
 def _text(row: Row) -> str:
-    if row.same_as_target is None or row.strategy == "target":
+    if row.strategy == "target" or (row.same_as_target is None and (row.answers or 0) < 2):
         return number(None)
     if row.same_as_target:
         return "same"
