@@ -327,6 +327,19 @@ def test_the_verdict_tells_saving_from_seeming_to() -> None:
     assert said is not None and f"3 of 10 answers of {RULE} were cut off" in said and "--max-new-tokens" in said
 
 
+@pytest.mark.parametrize(("prompts", "flags", "told"), [(1, [], False), (1, ["-v"], True), (2, [], True)])
+def test_what_an_answer_costs_is_told_where_its_table_stands(
+    prompts: int, flags: list[str], told: bool, tmp_path: Path
+) -> None:
+    """Of one prompt neither, unless it is asked for."""
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(prompts)))
+    given = ["compare", "--prompts", str(asked), "-c", "tiny-random", "--no-measure", "--max-new-tokens", "4"]
+    found = CliRunner().invoke(app, [*given, "--trace", "none", *flags, "-s", "target", "-s", PLAIN, "-s", RULE])
+    assert found.exit_code == 0, found.output
+    assert ("What an answer costs is not told" in found.stdout) is told
+
+
 def test_of_many_rules_it_is_told_how_many_would_differ_by_chance() -> None:
     rng = random.Random(1)
     jitter = [rng.randrange(4) for _ in range(10)]

@@ -46,15 +46,15 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
     """
     out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
     said = verdict(rows, fancy=unicode_ok(out))
+    told = (rows[0].num_prompts or 1) > 1 or screen.verbose  # what answers cost: of one prompt only where asked for
     if not screen.quiet:
         _print(out, Text(prompt_line(groups)))
-        for sentence_ in (said, cost_verdict(rows, fancy=unicode_ok(out))):
+        for sentence_ in (said, cost_verdict(rows, fancy=unicode_ok(out)) if told else None):
             if sentence_ is not None:
                 _print(out, Text(sentence_, style="bold"))
     _print(out, page_table(rows, out))
-    several = (rows[0].num_prompts or 1) > 1
     greedy = comparison.runs[0].sampling.temperature == 0
-    costs = cost_tables(rows, out, greedy=greedy) if several or screen.verbose else []
+    costs = cost_tables(rows, out, greedy=greedy) if told else []
     for table in costs:
         _print(out, Group("", table))
     if by_category and comparison.categories:
