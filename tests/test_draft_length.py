@@ -113,6 +113,19 @@ def test_where_one_length_ran_the_best_is_predicted(text_pair: Pair) -> None:
     assert length_line(unknown) == "how long to draft, speculative: rate k=auto 2.00x"
 
 
+@pytest.mark.parametrize(("verify", "known"), [("tokens", True), ("block", False)])
+def test_where_no_length_gains_none_is_called_the_best(text_pair: Pair, verify: str, known: bool) -> None:
+    specs = ("target", "speculative:k=4" if known else f"speculative:verify={verify},k=4")
+    runs = [timed(generate(text_pair, "hi", strategy=each, max_new_tokens=20), 20.0) for each in specs]
+    speeds = {runs[0].spec: 1.0, runs[1].spec: 0.35}
+    [found] = draft_lengths(runs, steps(1.1, [1.0] * 9), speeds)
+    assert found.fixed == FixedLength(k=4, speed=0.35, ran=4, ran_speed=0.35, none_gains=known)
+    said = "no fixed k gains (k = 4 0.35x)" if known else "best fixed k = 4 0.35x"
+    assert length_line(found).startswith(f"how long to draft, {found.strategy.replace(':', ' ')}: {said}")
+    [lucky] = draft_lengths(runs, steps(1.1, [1.0] * 9), speeds | {runs[1].spec: 1.2})
+    assert "best fixed k = 4 1.20x" in length_line(lucky)
+
+
 def test_a_comparison_has_it_and_its_rows_have_the_bound(text_pair: Pair) -> None:
     asked = ["target", "speculative:k=2", "speculative:stop=rate,k=auto", "speculative:k=2,verify=block"]
     found = compare(text_pair, "hello", asked, max_new_tokens=16)

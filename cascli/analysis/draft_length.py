@@ -21,6 +21,8 @@ class FixedLength(Data):
     """The fastest that ran."""
     ran_speed: float
     """As measured, over the target."""
+    none_gains: bool = False
+    """Whether `k` alone ran, was slower than the target, and no other is predicted to be faster than the target."""
 
 
 class DraftLength(Data):
@@ -171,7 +173,9 @@ def _best_fixed(
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
     why = account(fixed[fastest], runs, profile, whole=ran)
     if why.best_k is None or why.best_speed_up is None:
-        return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
+        # Of blocks that are checked as a whole nothing is predicted.
+        none_gains = why.acceptance is not None and ran < 1
+        return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran, none_gains=none_gains)
     # What the prediction misses at the length that ran it is taken to miss at the other one.
     speed = ran * why.best_speed_up / why.predicted_speed_up
     if oracle is not None and why.best_k < k and not _whole_blocks(fixed[fastest]):

@@ -62,7 +62,8 @@ def _best(why: Explanation) -> str:
         return "no k gains"
     more = " or more" if why.best_k_or_more else ""
     # What the prediction misses at the length that ran it is taken to miss at another one: as `how long to draft` does.
-    gain = "" if why.best_speed_up is None else f" ({why.best_speed_up * (why.measured_over_predicted or 1.0):.2f}x)"
+    missed = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
+    gain = "" if why.best_speed_up is None else f" ({why.best_speed_up * missed:.2f}x)"
     return f"best k {why.best_k}{more}{gain}"
 
 
@@ -96,6 +97,8 @@ def length_line(length: DraftLength, *, fancy: bool = True) -> str:
 
 
 def _fixed(fixed: FixedLength) -> str:
+    if fixed.none_gains:
+        return f"no fixed k gains (k = {fixed.k} {fixed.speed:.2f}x)"
     if fixed.k == fixed.ran:
         return f"best fixed k = {fixed.k} {fixed.speed:.2f}x"
     return f"best fixed k = {fixed.k} {fixed.speed:.2f}x (predicted; k = {fixed.ran} was {fixed.ran_speed:.2f}x)"
