@@ -39,24 +39,24 @@ def prospects(profile: Profile, acceptances: Sequence[float] = ACCEPTANCES) -> l
 
 
 class BreakEven(Data):
-    """Up to which batch speculation pays at an acceptance rate, at the best k of each batch."""
+    """The largest batch for which speculation pays at an acceptance rate, at the best k of each batch."""
 
     acceptance: float
     largest: int | None
-    """Of the sizes that were timed; None if it does not even pay for the smallest."""
+    """Of the sizes that were timed; None if it pays for none."""
     or_more: bool
     """Whether that is the largest that was timed."""
 
 
 def break_even(profiles: Sequence[Profile], acceptances: Sequence[float] = ACCEPTANCES) -> list[BreakEven]:
-    """The largest batch up to which speculation gains at every size, for several acceptance rates."""
+    """The largest batch for which speculation gains, for several acceptance rates.
+
+    A smaller one may not: times differ by chance, and a check may cost a single answer more than two.
+    """
     found = []
-    ordered = sorted(profiles, key=lambda each: each.batch_size)
+    most = max(profile.batch_size for profile in profiles)
+    told = [(profile.batch_size, prospects(profile, acceptances)) for profile in profiles]
     for place, acceptance in enumerate(acceptances):
-        paying: int | None = None
-        for profile in ordered:
-            if prospects(profile, acceptances)[place].best_k is None:
-                break
-            paying = profile.batch_size
-        found.append(BreakEven(acceptance=acceptance, largest=paying, or_more=paying == ordered[-1].batch_size))
+        paying = max((size for size, each in told if each[place].best_k is not None), default=None)
+        found.append(BreakEven(acceptance=acceptance, largest=paying, or_more=paying == most))
     return found

@@ -239,6 +239,14 @@ def test_speculation_pays_up_to_some_batch() -> None:
     assert (found[0.99].largest, found[0.99].or_more) == (16, True)
 
 
+def test_a_larger_batch_may_pay_where_a_smaller_one_does_not() -> None:
+    """What is printed is the largest that pays, beside a table in which it does."""
+    [found] = break_even([flat(1, 0.1, 9.0), flat(2, 0.1, 1.0), flat(4, 0.1, 9.0)], (0.7,))
+    assert (found.largest, found.or_more) == (2, False)
+    [none] = break_even([flat(1, 0.1, 9.0), flat(4, 0.1, 9.0)], (0.7,))
+    assert (none.largest, none.or_more) == (None, False)
+
+
 def test_passes_are_timed_and_texts_forgotten(tiny: Pair) -> None:
     found = batch_profiles(tiny, 20, [1, 3], blocks=(1, 3, 17), repeats=1)
     assert [each.batch_size for each in found] == [1, 3]
