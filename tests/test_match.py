@@ -233,11 +233,17 @@ def test_a_budget_is_searched_over_each_rules_own_range() -> None:
 def test_out_of_reach_is_said_with_the_nearest() -> None:
     seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
     cheap, dear = match(seen, [0.01, 1.0], 4, 1.0, ["diff"])
-    assert not cheap.met and cheap.predicted == pytest.approx(0.2) and "takes at least 0.200 target calls" in str(cheap)
+    assert (
+        not cheap.met
+        and cheap.predicted == pytest.approx(0.2)
+        and "takes at least 0.200 target calls, not 0.01;" in str(cheap)
+    )
     assert not dear.met and "takes at most" in str(dear) and "nearest is" in str(dear)
     greedy = seen_of(compact(laws("zipf 1.5, greedy", 500, positions=100)), [50, 50])
     [same] = match(greedy, [0.3], 4, 0.0, ["typical"])
-    assert not same.met and same.why == f"{same.predicted:.3f} target calls at every epsilon"
+    assert not same.met and same.why == f"{same.predicted:.3f} target calls at every epsilon, not 0.3"
+    budgets = [each.why for each in match(greedy, [0.3, 0.4], 4, 0.0, ["typical"])]
+    assert [why.rpartition(" ")[2] for why in budgets] == ["0.3", "0.4"]  # one line of each, and which is which
     [head], [token] = (match(greedy, [0.5], 4, 0.0, [name]) for name in ("head", "token-v3"))
     assert (head.value, head.predicted) == (token.value, token.predicted)  # one rule at temperature 0
 

@@ -64,10 +64,10 @@ class Matched(Data):
         if self.least is None or self.most is None:
             return f"no {self.parameter} for {self.budget:g} target calls; {near}"
         if self.most - self.least < EVEN:
-            return f"{self.most:.3f} target calls at every {self.parameter}"
+            return f"{self.most:.3f} target calls at every {self.parameter}, not {self.budget:g}"
         if not self.least <= self.budget <= self.most:
             end = f"at most {self.most:.3f}" if self.budget > self.most else f"at least {self.least:.3f}"
-            return f"takes {end} target calls; {near}"
+            return f"takes {end} target calls, not {self.budget:g}; {near}"
         return f"steps over {self.budget:g} target calls; {near}"
 
 
