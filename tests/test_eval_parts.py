@@ -16,12 +16,16 @@ from cascli.cli.app import app
 from cascli.evaluation.generation import Generation
 from cascli.evaluation.run import folder_name
 from cascli.evaluation.scores import evaluated_tasks, main_metric, with_quality, without_samples
+from cascli.evaluation.table import EvaluatedTask, Evaluation, Score
+from cascli.render.console import Screen
+from cascli.render.evaluation import print_evaluation
 from cascli.settings import Settings
 from cascli.sweeps import likelihood
 from cascli.sweeps.likelihood import Likelihood, Reader
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Record
 from cascli.version import __version__
+from tests.test_screen import console
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +45,27 @@ def test_tasks_say_how_answers_are_written(task: dict[str, Any], temperature: fl
     found = Generation.of(task, Settings())
     assert (found.sampling.temperature, found.max_new_tokens) == (temperature, tokens)
     assert found.not_honoured == ()
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_scores_are_whole_also_where_there_is_little_room(width: int) -> None:
+    names = ("target", "speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=4")
+    scores = [
+        Score(strategy=name, metric="exact_match", filter="flexible-extract", value=0.512 + i / 10, stderr=0.044)
+        for i, name in enumerate(names)
+    ]
+    task = EvaluatedTask(name="gsm8k_cot_zeroshot", written=True, samples=9, scores=scores)
+    values = dict.fromkeys(Evaluation.model_fields) | {"tasks": [task], "strategies": list(names)}
+    view = console(width, color=False)
+    print_evaluation(Evaluation.model_construct(**values), Screen(view, view, quiet=True))
+    lines = view.file.getvalue().splitlines()
+    for i in range(3):
+        assert any(f"{0.512 + i / 10:.3f}" in line and "±0.044" in line for line in lines)
+    if width == 40:
+        assert all(
+            any(line.startswith(word) for line in lines) for word in ("speculative k=4", "spec-cascade token-v3")
+        )
+    assert "gsm8k_cot_zeroshot" in "".join(lines)
 
 
 def test_stops_seeds_and_truncation_are_the_tasks() -> None:

@@ -49,6 +49,19 @@ def test_temperatures_stand_apart(width: int) -> None:
     assert len(lines) <= 2 * (1 + tables * one_table) + 2
 
 
+@pytest.mark.parametrize("width", [30, 40, 60])
+def test_on_a_narrow_terminal_names_wrap_and_numbers_do_not(width: int) -> None:
+    """What tells strategies apart is there, and the columns that are left out are in the file."""
+    text = "\n".join(table(ROWS, width))
+    assert "…" not in text and "tok/s" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    for each in ROWS:
+        assert f"{each.quality:.3f}" in text and f"{each.target_calls_per_token:.3f}" in text
+        alpha = re.search("alpha=0([.][0-9]+)", each.strategy)
+        assert alpha is None or f"α={alpha[1]}" in text
+    assert "results.csv has more columns" in " ".join(text.split())
+
+
 def test_few_prompts_get_no_interval() -> None:
     """A range has other brackets, values that are all alike have none, and below stands what that means."""
     few = rows(records_of(PLAN, prompts=3), PLAN)

@@ -12,7 +12,7 @@ from cascli.analysis import theory
 from cascli.analysis.bench import Bench
 from cascli.analysis.profile import Profile
 from cascli.analysis.prospects import ACCEPTANCES, Prospect, break_even, prospects
-from cascli.render.console import Screen, plain_table
+from cascli.render.console import Screen, beside, stacked
 from cascli.render.numbers import number, seconds, size
 
 SHOWN_KS = (1, 2, 4, 8)
@@ -23,19 +23,19 @@ def print_batches(bench: Bench, screen: Screen) -> None:
     """The passes of each batch size, what they predict, and what was measured."""
     out, batches = screen.out, bench.batches
     out.print(Text(f"\nBatches, after {batches[0].context} tokens: throughput, not the latency of an answer", "bold"))
-    out.print(_passes(batches, out))
+    out.print(stacked(_passes(batches, out)))
     out.print(Text("c, v: as above, of passes that read so many tokens of every answer."))
     if bench.pair.draft is not None:
         acceptance = bench.synthetic.acceptance if bench.synthetic else SHOWN_ACCEPTANCE
         out.print()
-        out.print(_by_k(batches, acceptance, out))
+        out.print(stacked(_by_k(batches, acceptance, out)))
         out.print()
-        out.print(_best(batches, out))
+        out.print(stacked(_best(batches, out)))
         for line in _lines(batches):
             out.print(Text(line))
     if bench.batch_runs:
         out.print()
-        out.print(_measured(bench, out))
+        out.print(stacked(_measured(bench, out)))
     if bench.batch_memory is not None:
         memory = bench.batch_memory
         measured = "" if memory.measured_bytes is None else f", {size(memory.measured_bytes)} measured"
@@ -48,40 +48,39 @@ def shown_ks(batches: list[Profile]) -> list[int]:
     return [k for k in SHOWN_KS if k < batches[0].longest]
 
 
-def _passes(batches: list[Profile], console: Console) -> Table:
-    table = plain_table(console)
+def _passes(batches: list[Profile], console: Console) -> list[Table]:
+    columns = [
+        ("target\npass", [seconds(each.target[1].median) for each in batches]),
+        ("tokens/s\n(target)", [number(each.batch_size / each.target[1].median, 1) for each in batches]),
+    ]
+    if batches[0].draft:
+        columns.append(("draft\npass", [seconds(each.draft[1].median) for each in batches]))
+        columns.append(("c", [number(each.c) for each in batches]))
+    columns += [(f"v of\n{k + 1}", [number(each.v(k + 1)) for each in batches]) for k in shown_ks(batches)]
+    return beside("batch", [str(each.batch_size) for each in batches], columns, console)
+
+
+def _by_k(batches: list[Profile], acceptance: float, console: Console) -> list[Table]:
     ks = shown_ks(batches)
-    drafts = bool(batches[0].draft)
-    headings = ("batch", "target\npass", "tokens/s\n(target)", *(("draft\npass", "c") if drafts else ()))
-    for heading in (*headings, *(f"v of\n{k + 1}" for k in ks)):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
-    for each in batches:
-        step = each.target[1].median
-        draft = (seconds(each.draft[1].median), number(each.c)) if drafts else ()
-        rate = number(each.batch_size / step, 1)
-        table.add_row(str(each.batch_size), seconds(step), rate, *draft, *(number(each.v(k + 1)) for k in ks))
-    return table
+    columns = [
+        (
+            f"batch\n{each.batch_size}",
+            [number(theory.speed_up(acceptance, k, each.c, each.v(k + 1)), 2, "x") for k in ks],
+        )
+        for each in batches
+    ]
+    heading = f"predicted at acceptance {number(acceptance)}"
+    return beside(heading, [f"speed-up with k={k}" for k in ks], columns, console, justify="left")
 
 
-def _by_k(batches: list[Profile], acceptance: float, console: Console) -> Table:
-    table = plain_table(console)
-    table.add_column(f"predicted at acceptance {number(acceptance)}", no_wrap=True)
-    for each in batches:
-        table.add_column(f"batch\n{each.batch_size}", justify="right", no_wrap=True, vertical="top")
-    for k in shown_ks(batches):
-        gains = (theory.speed_up(acceptance, k, each.c, each.v(k + 1)) for each in batches)
-        table.add_row(f"speed-up with k={k}", *(number(gain, 2, "x") for gain in gains))
-    return table
-
-
-def _best(batches: list[Profile], console: Console) -> Table:
-    table = plain_table(console)
-    table.add_column("best k: speed-up (theory)\nat an acceptance of", no_wrap=True)
-    for acceptance in ACCEPTANCES:
-        table.add_column(f"\n{number(acceptance, 1)}", justify="right", no_wrap=True, vertical="top")
-    for each in batches:
-        table.add_row(f"batch {each.batch_size}", *(_cell(prospect) for prospect in prospects(each)))
-    return table
+def _best(batches: list[Profile], console: Console) -> list[Table]:
+    found = [prospects(each) for each in batches]
+    columns = [
+        (f"\n{number(acceptance, 1)}", [_cell(each[place]) for each in found])
+        for place, acceptance in enumerate(ACCEPTANCES)
+    ]
+    heading, names = "best k: speed-up (theory)\nat an acceptance of", [f"batch {each.batch_size}" for each in batches]
+    return beside(heading, names, columns, console, justify="left")
 
 
 def _cell(prospect: Prospect) -> str:
@@ -99,25 +98,14 @@ def _lines(batches: list[Profile]) -> Iterator[str]:
     yield f"largest batch at which speculation pays, by acceptance: {'; '.join(pays)}."
 
 
-def _measured(bench: Bench, console: Console) -> Table:
-    table = plain_table(console)
-    table.add_column("SYNTHETIC acceptance", no_wrap=True, vertical="top")
-    for heading in (
-        "batch",
-        "tokens/s\nmeasured",
-        "tokens/s\npredicted",
-        "measured /\npredicted",
-        "over target\nmeasured",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
-    alone = {run.batch_size: run.tokens_per_second for run in bench.batch_runs if run.k == 0}
-    for run in bench.batch_runs:
-        table.add_row(
-            f"k={run.k}" if run.k else "target",
-            str(run.batch_size),
-            number(run.tokens_per_second, 1),
-            number(run.predicted_tokens_per_second, 1),
-            number(run.measured_over_predicted),
-            number(run.tokens_per_second / alone[run.batch_size], 2, "x"),
-        )
-    return table
+def _measured(bench: Bench, console: Console) -> list[Table]:
+    runs = bench.batch_runs
+    alone = {run.batch_size: run.tokens_per_second for run in runs if run.k == 0}
+    columns = [
+        ("tokens/s\nmeasured", [number(run.tokens_per_second, 1) for run in runs]),
+        ("tokens/s\npredicted", [number(run.predicted_tokens_per_second, 1) for run in runs]),
+        ("measured /\npredicted", [number(run.measured_over_predicted) for run in runs]),
+        ("over target\nmeasured", [number(run.tokens_per_second / alone[run.batch_size], 2, "x") for run in runs]),
+    ]
+    names = [f"{f'k={run.k}' if run.k else 'target'}, batch {run.batch_size}" for run in runs]
+    return beside("SYNTHETIC acceptance", names, columns, console, justify="left")

@@ -13,7 +13,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.prospects import Prospect, prospects
 from cascli.render.batches import print_batches
-from cascli.render.console import Screen, plain_table
+from cascli.render.console import Screen, beside, stacked
 from cascli.render.early_exit import print_exits
 from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size
@@ -28,16 +28,16 @@ def print_bench(bench: Bench, screen: Screen) -> None:
     """The tables, and what they say."""
     out = screen.out
     out.print(Text(_title(bench), style="bold"))
-    out.print(_steps(bench, out))
+    out.print(stacked(_steps(bench, out)))
     if screen.quiet:
         return
     for line in _lines(bench):
         out.print(Text(line))
     out.print()
-    out.print(_prospects(bench.profiles[0], out))
+    out.print(stacked(_prospects(bench.profiles[0], out)))
     if bench.synthetic is not None:
         out.print(Text(f"\n{synthetic_title(bench.synthetic)}", style="bold"))
-        out.print(_synthetic(bench.synthetic, out))
+        out.print(stacked(_synthetic(bench.synthetic, out)))
     if bench.early_exit is not None:
         print_exits(bench.early_exit, out)
     if bench.batches:
@@ -57,24 +57,15 @@ def synthetic_title(runs: SyntheticRuns) -> str:
     return f"SYNTHETIC acceptance {runs.acceptance}: speed only, over {runs.tokens} tokens whose text means nothing"
 
 
-def _steps(bench: Bench, console: Console) -> Table:
+def _steps(bench: Bench, console: Console) -> list[Table]:
     blocks = sorted(bench.profiles[0].target)
     if console.width < ROOMY:
         blocks = [n for n in blocks if n in NARROW] or blocks
-    table = plain_table(console)
-    models = list(bench.pair.models)
-    for heading in ("context", *(f"{role}\nstep" for role in models), *(["c"] if "draft" in models else [])):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
-    for n in blocks[1:]:
-        table.add_column(f"v of\n{n}", justify="right", no_wrap=True, vertical="top")
-    for profile in bench.profiles:
-        table.add_row(
-            str(profile.context),
-            *(seconds(getattr(profile, role)[1].median) for role in models),
-            *([number(profile.c)] if "draft" in models else []),
-            *(number(profile.v(n)) for n in blocks[1:]),
-        )
-    return table
+    models, profiles = list(bench.pair.models), bench.profiles
+    steps = [(f"{role}\nstep", [seconds(getattr(each, role)[1].median) for each in profiles]) for role in models]
+    costs = [("c", [number(each.c) for each in profiles])] if "draft" in models else []
+    checks = [(f"v of\n{n}", [number(each.v(n)) for each in profiles]) for n in blocks[1:]]
+    return beside("context", [str(each.context) for each in profiles], [*steps, *costs, *checks], console)
 
 
 def _lines(bench: Bench) -> Iterator[str]:
@@ -90,15 +81,10 @@ def _lines(bench: Bench) -> Iterator[str]:
     yield f"{copy}; {read}; the ratio of their bytes is {number(bench.ratio_of_bytes)}."
 
 
-def _prospects(profile: Profile, console: Console) -> Table:
-    table = plain_table(console)
-    rows = prospects(profile)
-    table.add_column(f"acceptance (theory, after {profile.context} tokens)", no_wrap=True)
-    for prospect in rows:
-        table.add_column(number(prospect.acceptance, 1), justify="right")
-    table.add_row("best k", *(_best(prospect) for prospect in rows))
-    table.add_row("speed-up over target", *(number(prospect.speed_up, 2, "x") for prospect in rows))
-    return table
+def _prospects(profile: Profile, console: Console) -> list[Table]:
+    told = [(number(each.acceptance, 1), [_best(each), number(each.speed_up, 2, "x")]) for each in prospects(profile)]
+    heading = f"acceptance (theory, after {profile.context} tokens)"
+    return beside(heading, ["best k", "speed-up over target"], told, console, justify="left")
 
 
 def _best(prospect: Prospect) -> str:
@@ -107,19 +93,18 @@ def _best(prospect: Prospect) -> str:
     return f"{prospect.best_k}{' or more' if prospect.or_more else ''}"
 
 
-def _synthetic(runs: SyntheticRuns, console: Console) -> Table:
-    table = plain_table(console)
-    headings = ("k", "tokens\na round", "draft step\nc", "check\nv", "predicted\nspeed-up", "measured\n(synthetic)")
-    for heading in (*headings, "measured /\npredicted", "outside\nmodels"):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
-    for each in runs.accounts:
-        table.add_row(*_account(each))
-    return table
+def _synthetic(runs: SyntheticRuns, console: Console) -> list[Table]:
+    headings = ("tokens\na round", "draft step\nc", "check\nv", "predicted\nspeed-up", "measured\n(synthetic)")
+    rows = [_account(each) for each in runs.accounts]
+    columns = [
+        (heading, [row[place] for row in rows])
+        for place, heading in enumerate((*headings, "measured /\npredicted", "outside\nmodels"))
+    ]
+    return beside("k", [str(each.k) for each in runs.accounts], columns, console)
 
 
 def _account(each: Explanation) -> tuple[str, ...]:
     return (
-        str(each.k),
         number(each.tokens_per_round),
         number(each.c),
         number(each.v),

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TextIO, TypeVar
+from typing import Literal, Protocol, TextIO, TypeVar
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
@@ -113,8 +113,27 @@ def plain_table(console: Console) -> Table:
 
 def fits(table: Table, console: Console, widest: int = 10_000) -> bool:
     """Whether a table is shown whole, and is no wider than it may be."""
-    wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    return wanted <= min(console.width, widest)
+    return _wanted(table, console) <= min(console.width, widest)
+
+
+def _wanted(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def in_lines(table: Table, console: Console, narrowest: int) -> Table:
+    """A table whose first column takes further lines where that makes it fit; rather that than a number cut.
+
+    Args:
+        table: changed in place.
+        console: says how wide it is.
+        narrowest: columns that the first one is left, at least, if the table can be made to fit by other means.
+    """
+    if not fits(table, console):
+        names = table.columns[0]
+        names.no_wrap, names.overflow, names.width = False, "fold", narrowest
+        room = console.width - _wanted(table, console)
+        names.width = narrowest + room if room >= 0 else None
+    return table
 
 
 def ever_fewer(columns: Sequence[Shown]) -> list[list[Shown]]:
@@ -130,6 +149,42 @@ def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], con
         return [table]
     middle = (len(columns) + 1) // 2
     return [*fitted(columns[:middle], draw, console), *fitted(columns[middle:], draw, console)]
+
+
+def beside(
+    heading: str,
+    names: Sequence[str],
+    columns: Sequence[tuple[str, Sequence[str]]],
+    console: Console,
+    *,
+    justify: Literal["left", "right"] = "right",
+) -> list[Table]:
+    """As few tables of numbers as are shown whole, each beginning with what its rows are of.
+
+    Args:
+        heading: of that.
+        names: one a row, which take further lines where there is little room.
+        columns: each its heading and its cells.
+        console: says how wide it is.
+        justify: to which side the names are.
+    """
+
+    def draw(some: Sequence[tuple[str, Sequence[str]]]) -> Table:
+        table = plain_table(console)
+        table.add_column(heading, justify=justify, no_wrap=True, vertical="top")
+        for title, _ in some:
+            table.add_column(title, justify="right", no_wrap=True, vertical="top")
+        for place, name in enumerate(names):
+            table.add_row(name, *(cells[place] for _, cells in some))
+        return in_lines(table, console, max(len(word) for text in (heading, *names) for word in text.split()))
+
+    return fitted(columns, draw, console)
+
+
+def stacked(tables: Sequence[Table]) -> Group:
+    """Tables below each other, with a line between two."""
+    parts: list[RenderableType] = [part for table in tables for part in ("", table)]
+    return Group(*parts[1:])
 
 
 def unicode_ok(console: Console) -> bool:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.analysis.early_exit import ExitCurve, ExitPoint
-from cascli.render.console import plain_table
+from cascli.render.console import beside, stacked
 from cascli.render.numbers import number
 
 MOST_ROWS = 32
@@ -19,7 +19,7 @@ MOST_ROWS = 32
 def print_exits(curve: ExitCurve, out: Console) -> None:
     """The table, and what it says."""
     out.print(Text(f"\n{title(curve)}", style="bold"))
-    out.print(_table(curve, out))
+    out.print(stacked(_tables(curve, out)))
     for line in lines(curve):
         out.print(Text(line))
 
@@ -32,20 +32,16 @@ def title(curve: ExitCurve) -> str:
     return f"early exit after n of {curve.depth} layers ({kind}): along {text}"
 
 
-def _table(curve: ExitCurve, out: Console) -> Table:
-    table = plain_table(out)
-    for heading in ("layers", "acceptance", "draft step\nc", "best\nk", "tokens\na round", "predicted\nspeed-up"):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="top")
-    for each in shown(curve):
-        table.add_row(
-            str(each.layers),
-            number(each.acceptance),
-            number(each.c),
-            str(each.best_k),
-            number(each.tokens_per_round),
-            number(each.speed_up, 2, "x"),
-        )
-    return table
+def _tables(curve: ExitCurve, out: Console) -> list[Table]:
+    exits = shown(curve)
+    columns = [
+        ("acceptance", [number(each.acceptance) for each in exits]),
+        ("draft step\nc", [number(each.c) for each in exits]),
+        ("best\nk", [str(each.best_k) for each in exits]),
+        ("tokens\na round", [number(each.tokens_per_round) for each in exits]),
+        ("predicted\nspeed-up", [number(each.speed_up, 2, "x") for each in exits]),
+    ]
+    return beside("layers", [str(each.layers) for each in exits], columns, out)
 
 
 def shown(curve: ExitCurve) -> Sequence[ExitPoint]:

@@ -14,6 +14,8 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number
 from cascli.render.sweep import sweep_tables
 
+ROOMY = 60
+"""Columns from which task, score and strategy stand beside each other."""
 NO_SCORE = "score"
 """Heading where no score of single answers is between 0 and 1."""
 
@@ -35,11 +37,12 @@ def _parts(evaluation: Evaluation, console: Console) -> Iterator[RenderableType]
 
 
 def _scores(evaluation: Evaluation, console: Console) -> Table:
-    """One line a task, score and strategy."""
-    fancy = unicode_ok(console)
+    """One line a task, score and strategy; where there is little room, task and score stand above the strategies."""
+    fancy, roomy = unicode_ok(console), console.width >= ROOMY
     table = plain_table(console)
-    table.add_column("task", overflow="fold")
-    table.add_column("score", overflow="fold")
+    if roomy:
+        table.add_column("task", overflow="fold")
+        table.add_column("score", overflow="fold")
     table.add_column("strategy", style="bold", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("standard\nerror", justify="right", no_wrap=True, vertical="top")
@@ -47,10 +50,13 @@ def _scores(evaluation: Evaluation, console: Console) -> Table:
         name = task.name
         for (metric, filter_), scores in _by_metric(task).items():
             heading = metric if filter_ == "none" else f"{metric}, {filter_}"
+            if not roomy:
+                table.add_row(Text(f"{task.name}, {heading}", style="not bold"))
             for score in scores:
                 who = short_name(score.strategy, fancy=fancy) + ("" if task.written else "*")
                 error = DASH if score.stderr is None else f"{'±' if fancy else '+-'}{number(score.stderr, 3)}"
-                table.add_row(name, heading, who, number(score.value, 3), error)
+                of = (name, heading) if roomy else ()
+                table.add_row(*of, Text(who), number(score.value, 3), error)
                 name, heading = "", ""
     return table
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, RenderableType
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
 from cascli.render.categories import category_table
-from cascli.render.console import fits, fitted, plain_table, unicode_ok
+from cascli.render.console import fits, fitted, in_lines, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
@@ -22,8 +21,8 @@ from cascli.sweeps.table import SweepRow
 
 EXPENDABLE = ("tok/s", "deferral\nrate")
 """Columns that a narrow terminal does without, where that saves a third table."""
-NARROWEST_NAME = 24
-"""Columns that a strategy's name is left, where a table would be cut otherwise."""
+NARROWEST_NAME = 23
+"""Columns that a strategy's name is left, where a table would be cut otherwise; less on a very narrow terminal."""
 
 
 class Column(NamedTuple):
@@ -123,8 +122,9 @@ def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[lis
     kept_quality = quality
     if not fits(_narrow(rows, quality, metric, console), console):
         kept_quality = [column for column in quality if column.heading != AGAINST_RANDOM]
-    fitting = (some for some in _less(cost) if fits(_table(rows, some, metric, console), console))
-    kept = next(fitting, cost)
+    fewer = list(_less(cost))
+    fitting = [some for draw in (_table, _narrow) for some in fewer if fits(draw(rows, some, metric, console), console)]
+    kept = next(iter(fitting), fewer[-1])
     tables = [
         table
         for columns in (kept_quality, kept)
@@ -147,32 +147,18 @@ def known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
 
 def _narrow(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
     """A table whose names take a second line where that makes it fit."""
-    table = _table(rows, columns, metric, console)
-    if not fits(table, console):
-        others = _table(rows, columns, metric, console, names=False)
-        room = console.width - Measurement.get(console, console.options.update(max_width=10_000), others).maximum
-        if room >= NARROWEST_NAME:
-            return _table(rows, columns, metric, console, name_width=room - 1)
-    return table
+    narrowest = min(NARROWEST_NAME, console.width // 3)
+    return in_lines(_table(rows, columns, metric, console), console, narrowest)
 
 
-def _table(
-    rows: Sequence[SweepRow],
-    columns: Sequence[Column],
-    metric: str,
-    console: Console,
-    *,
-    names: bool = True,
-    name_width: int | None = None,
-) -> Table:
+def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
     table = plain_table(console)
-    if names:
-        table.add_column("strategy", no_wrap=name_width is None, overflow="fold", width=name_width, style="bold")
+    table.add_column("strategy", no_wrap=True, style="bold")
     for column in columns:
         table.add_column(column.heading.format(metric=metric), justify="right", no_wrap=True, vertical="top")
     for row in rows:
-        name = [Text(short_name(row.strategy, fancy=unicode_ok(console)))] if names else []
-        table.add_row(*name, *(column.cell(row) for column in columns))
+        name = Text(short_name(row.strategy, fancy=unicode_ok(console)))
+        table.add_row(name, *(column.cell(row) for column in columns))
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -266,6 +267,11 @@ def test_a_measurement_of_batches_is_kept_and_shown(tiny: Pair, tmp_path: Path) 
     assert "largest batch at which speculation pays" in shown.stdout
     again = CliRunner().invoke(app, ["show", str(out)])
     assert "tokens/s" in again.stdout
+    narrow = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "40"}).stdout
+    assert "…" not in narrow and max(map(len, narrow.splitlines())) <= 40
+    assert all(f"{run['tokens_per_second']:.1f}" in narrow for run in data["batch_runs"])
+    speeds = re.findall("speed-up over .*", narrow)  # of the theory, in as many tables as it takes
+    assert len(speeds) > 1 and sum(len(re.findall(r"\d[.]\d\dx", line)) for line in speeds) == 5
     assert CliRunner().invoke(app, ["bench", "-c", "tiny-random", "--batch", "0"]).exit_code == 2
 
 
