@@ -144,7 +144,7 @@ def planned(
     count = len(config.models) if config is not None else 0
     count += tokens.how_many(pair) + 3 * len(pair.models) + len(laws)
     count += sum(by_block(strategy.params) for strategy in chosen)
-    count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (2 if deep else 1)
+    count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (4 if deep else 2)
     return count + 1  # parity
 
 

@@ -1,7 +1,7 @@
 """Do whole runs of the real engine follow the joint law of the token cascade? By sampling.
 
 The joint law of the first tokens is the product of pi along every text. It is enumerated, and the engine's
-counts over many seeds are held against it, cell by cell.
+counts over many seeds are held against it: text by text, and all together.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from cascli.audit import fit
 from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.tables import THINKING, Text, Tree, tabulated
 from cascli.decoding import thinking
@@ -25,6 +26,7 @@ from cascli.strategies import Strategy
 from cascli.strategies.base import Speculating
 
 SIGMAS, SLACK = 6.0, 5.0
+TEXT_BY_TEXT, TOGETHER = "joint law", "joint fit"
 PROMPT = 0
 """Stands for the prompt; where rules hold only in between, it opens."""
 
@@ -111,19 +113,21 @@ def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
 
 
 def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int) -> Iterator[Check]:
-    """One check a strategy on the texts of the tree."""
+    """Two checks a strategy on the same counts of the texts of the tree: `joint law` of each, `joint fit` of all."""
     length = tree.depth + 1
     small = tabulated(pair, tree)
     for strategy in strategies:
         rule = rule_of(strategy)
-        if rule is None:
-            yield skipped("joint law", strategy.spec, "it follows no rule's law")
-            continue
-        why = _not_tabulated(strategy, rule)
-        if why is not None:
-            yield skipped("joint law", strategy.spec, why)
+        why = "it follows no rule's law" if rule is None else _not_tabulated(strategy, rule)
+        if rule is None or why is not None:
+            yield from (skipped(kind, strategy.spec, why or "") for kind in (TEXT_BY_TEXT, TOGETHER))
             continue
         law = joint_law(tree, rule, length)
-        statistic = deviation(sampled(small, strategy, length, runs), law, runs)
-        detail = f"{runs} runs of {length} tokens, {len(law)} texts"
-        yield check_of("joint law", strategy.spec, statistic, SIGMAS, false_alarm(law, runs), detail)
+        counts = sampled(small, strategy, length, runs)
+        done = f"{runs} runs of {length} tokens"
+        far, alarm = deviation(counts, law, runs), false_alarm(law, runs)
+        yield check_of(TEXT_BY_TEXT, strategy.spec, far, SIGMAS, alarm, f"{done}, {len(law)} texts")
+        found, cells = fit.surprise(counts, law, runs)
+        sizes = ", ".join(map(str, cells)) or "no"
+        detail = f"{done}, {sizes} cells of prefixes, in powers of ten"
+        yield check_of(TOGETHER, strategy.spec, found, fit.ALARM, fit.false_alarm(length), detail)

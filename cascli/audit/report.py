@@ -16,7 +16,7 @@ class Check(Data):
     """One question and its answer."""
 
     kind: str
-    """weights, law, joint law, round, draw, parity, cache, block or tokenizer."""
+    """weights, law, joint law, joint fit, round, draw, parity, cache, block or tokenizer."""
     subject: str
     status: Status
     statistic: float | None = None

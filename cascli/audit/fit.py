@@ -1,0 +1,104 @@
+"""How surprising are counts as a whole? A likelihood ratio whose false alarms are bounded, not approximated.
+
+A fault that moves a little mass at many texts leaves every single count within its 6 sigma. G, twice the logarithm of
+the likelihood ratio of counts against their law, adds such differences up. Of prefixes of one token up to all of them,
+since a fault that shows in the first token is diluted by every token after it.
+
+Alarms at 1e-7 are no matter for a chi-square's asymptotics at counts of ten. Independent Poisson counts, given their
+total, are the multinomial counts, so that the moment generating function of G is computed exactly: a coefficient of a
+product of one power series a cell. Chernoff's bound makes a bound of the tail of it, for every number of runs and law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+
+from cascli.audit.tables import Text
+
+ALARM = 7
+"""Powers of ten: counts of one prefix length fail that correct code writes with a probability of at most 1e-7."""
+LEAST = 10.0
+"""Expected count of a cell at least. The bound holds for any; cells of rarer texts cost more power than they add."""
+TILTS = tuple(tenth / 10 for tenth in range(1, 10))
+"""Exponents of Chernoff's bound, of which the best counts; the function is infinite from 1 on."""
+WRAP = 4096
+"""Length of the transforms. A total that is off by as much counts as the right one: the bound is no smaller for it."""
+
+
+def surprise(counts: Counter[Text], law: Mapping[Text, float], runs: int) -> tuple[float, list[int]]:
+    """How surprising counts of texts are, in powers of ten, and of how many cells of each prefix length.
+
+    With a probability of at most 10^-x per length correct counts surprise by x or more, at every x above 0. Infinite if
+    an impossible text was written.
+    """
+    if any(law.get(text, 0.0) <= 0 for text in counts):
+        return math.inf, []
+    worst, sizes = 0.0, []
+    for length in range(1, len(next(iter(law))) + 1):
+        seen, expected = pooled(*_prefixes(counts, law, length), runs)
+        worst = max(worst, -log_tail(likelihood_ratio(seen, expected), tuple(expected), runs) / math.log(10))
+        sizes.append(len(expected))
+    return worst, sizes
+
+
+def false_alarm(lengths: int) -> float:
+    """An upper bound on the probability that correct counts of texts of so many tokens surprise by ALARM or more."""
+    return lengths * 10.0**-ALARM
+
+
+def _prefixes(counts: Counter[Text], law: Mapping[Text, float], length: int) -> tuple[Counter[Text], dict[Text, float]]:
+    seen: Counter[Text] = Counter()
+    for text, count in counts.items():
+        seen[text[:length]] += count
+    masses: dict[Text, float] = {}
+    for text, mass in law.items():
+        masses[text[:length]] = masses.get(text[:length], 0.0) + mass
+    return seen, masses
+
+
+def pooled(counts: Counter[Text], law: Mapping[Text, float], runs: int) -> tuple[list[int], list[float]]:
+    """Counts, and what is expected of them, of cells of at least LEAST: rare texts share one, by the law alone."""
+    seen, expected = [0], [0.0]
+    for text in sorted((text for text in law if law[text] > 0), key=lambda text: (law[text], text)):
+        if expected[-1] >= LEAST:  # the texts that follow are no rarer, so that only a law of few runs has a cell less
+            seen.append(0)
+            expected.append(0.0)
+        seen[-1] += counts[text]
+        expected[-1] += runs * law[text]
+    if len(seen) > 1 and expected[-1] < LEAST:
+        seen[-2:], expected[-2:] = [sum(seen[-2:])], [sum(expected[-2:])]
+    return seen, expected
+
+
+def likelihood_ratio(seen: list[int], expected: list[float]) -> float:
+    """G / 2 of counts: the sum of x log(x / m) - x + m, in nats."""
+    return math.fsum((x * math.log(x / m) if x else 0.0) - x + m for x, m in zip(seen, expected, strict=True))
+
+
+def log_tail(value: float, expected: tuple[float, ...], runs: int) -> float:
+    """An upper bound, in nats, on the log of the probability that G / 2 of correct counts is so large."""
+    moments = zip(TILTS, log_moments(expected, runs), strict=True)
+    return min(0.0, *(moment - tilt * value for tilt, moment in moments))
+
+
+@lru_cache(maxsize=64)  # strategies of one rule share their law
+def log_moments(expected: tuple[float, ...], runs: int) -> tuple[float, ...]:
+    """The log of the mean of exp(tilt G / 2) over `runs` correct draws, for every tilt, or a little above it."""
+    mean, count = torch.tensor(expected, dtype=torch.float64).unsqueeze(1), torch.arange(runs + 1, dtype=torch.float64)
+    poisson = torch.special.xlogy(count, mean) - mean - torch.lgamma(count + 1)
+    ratio = torch.special.xlogy(count, count) - torch.special.xlogy(count, mean) - count + mean
+    of_total = runs * math.log(runs) - runs - math.lgamma(runs + 1)
+    beyond = -(runs + 1) % WRAP
+    found = []
+    for tilt in TILTS:
+        weights = torch.nn.functional.pad((poisson + tilt * ratio).exp(), (0, beyond))
+        series = weights.view(len(expected), -1, WRAP).sum(dim=1)
+        scale = series.sum(dim=1, keepdim=True)
+        product = torch.fft.irfft(torch.fft.rfft(series / scale).prod(dim=0), n=WRAP)
+        found.append(float(product[runs % WRAP].log() + scale.log().sum()) - of_total)
+    return tuple(found)
