@@ -26,7 +26,7 @@ from cascli.models.runner import Runner
 from cascli.prompts import builtin
 from cascli.render.audit import row
 from cascli.rules.base import Exact
-from cascli.sampling import rejection
+from cascli.sampling import distributions, rejection
 from cascli.sampling.autoregressive import Written
 from cascli.strategies import parse
 from tests.pairs import EVERY_ARCHITECTURE, model, pair
@@ -94,6 +94,59 @@ def test_rounds_of_every_length_are_those_of_the_plain_path(text_pair: Pair, tre
     found = list(rounds.rounds(text_pair, tree, strategies))
     assert [check.subject.partition(":")[0] for check in found] == ["speculative", "speculative-cascade"]
     assert all(check.status == "pass" and "cpu, float32, torch" in check.detail for check in found)
+
+
+def residual_from_pi(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rejection, "residual", lambda pi, q: pi)
+
+
+def lenient_tests(patch: pytest.MonkeyPatch) -> None:
+    right = rejection.acceptance
+    patch.setattr(rejection, "acceptance", lambda *given: (right(*given) / 0.8).clamp(max=1))
+
+
+def draws_of_less(patch: pytest.MonkeyPatch) -> None:
+    right = distributions.sample
+    patch.setattr(distributions, "sample", lambda probs, u: right(probs, u**0.9))
+
+
+def top_p_of_less(patch: pytest.MonkeyPatch) -> None:
+    right = distributions._nucleus
+    patch.setattr(distributions, "_nucleus", lambda logits, top_p: right(logits, top_p - 0.1))
+
+
+def one_number_for_all(patch: pytest.MonkeyPatch) -> None:
+    right = speculation.verify_block
+    patch.setattr(speculation, "verify_block", lambda pi, q, x, u, v: right(pi, q, x, u[:1].expand_as(u), v))
+
+
+PLANTED = [residual_from_pi, lenient_tests, draws_of_less, top_p_of_less, one_number_for_all]
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_what_decides_on_a_cpu_is_not_compared_with_itself(
+    plant: Callable[[pytest.MonkeyPatch], None],
+    text_pair: Pair,
+    tree: tables.Tree,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Faults of the one path that there is, none of whose lines the other side of the comparison shares."""
+    plant(monkeypatch)
+    [check] = rounds.rounds(text_pair, tree, [parse("speculative:k=2")])
+    assert check.status == "fail", check
+
+
+@pytest.mark.parametrize("name", ["scaled prefixes", "prefixes as tokens"])
+def test_rounds_by_blocks_are_not_compared_with_themselves(
+    name: str, text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "scaled prefixes":
+        right = rejection.prefix_weights
+        monkeypatch.setattr(rejection, "prefix_weights", lambda *given: right(*given) ** 2)
+    else:
+        monkeypatch.setattr(speculation, "verify_prefixes", speculation.verify_block)
+    [check] = rounds.rounds(text_pair, tree, [parse("speculative:k=2,verify=block")])
+    assert check.status == "fail", check
 
 
 def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:

@@ -1,4 +1,4 @@
-"""Does what decides a round on this device decide as the plain mathematics does? By comparison, number by number.
+"""Does what decides a round on this device decide as its definition does? By comparison, number by number.
 
 Joint laws are sampled over two or three tokens, so that rounds of three drafts and more are met there by none of them.
 Here are rounds of every length up to eight, with the run's own random numbers as they lie on the device, over the few
@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cascli.audit import by_definition
 from cascli.audit.joint import rule_of
 from cascli.audit.report import Check, check_of
 from cascli.audit.tables import Tree, path_of
-from cascli.decoding.speculation import decide_round, plain_round
+from cascli.decoding.speculation import decide_round
 from cascli.kernels.layout import RoundFacts
 from cascli.models.pair import Pair
 from cascli.rules.base import Rule
@@ -100,31 +101,27 @@ def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
 
 
 def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: bool, n: int, seed: int) -> bool:
-    """Whether the device keeps other drafts of a round, or writes another token after them, than the plain path."""
+    """Whether the device keeps other drafts of a round, or writes another token after them, than its definition."""
     sampling = SAMPLINGS[seed % len(SAMPLINGS)]
     places = (torch.arange(n + 1) + seed) % len(rows.target)
     draft, target = (each[places].to(dtype) for each in rows)
     known, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
     u = uniforms.draw(0, n), uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
-    sampler = Sampler(sampling, rule.reads_base)
     holds = [(torch.arange(n + 1) + seed) % 3 > 0] if rule.thinking_only else []
-
-    def given(draft: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        q, q1 = (each[:known] for each in sampler(draft))
-        return (
-            target,
-            distributions.sample(q[:n], u[0].to(q.device)),
-            q,
-            q1,
-            *(each.to(q.device) for each in (*u[1:], *holds)),
-        )
-
-    here = given(draft.to(pair.device), target.to(pair.device))
+    q, q1 = (each[:known] for each in Sampler(sampling, rule.reads_base)(draft.to(pair.device)))
+    drafted = distributions.sample(q[:n], u[0].to(q.device))
+    here = (target.to(pair.device), drafted, q, q1, *(each.to(q.device) for each in (*u[1:], *holds)))
     decide, key = partial(decide_round, rule, sampling, by_block=blocks), ("round", rule, sampling, blocks)
     if rule.capturable and n % 2 == 0:  # the others go as the shorter rounds at an answer's end do
         pair.graphs.capture(key, decide, *here)
-    numbers = pair.graphs.run(key, decide, *here)
-    ours = RoundFacts.of(numbers.flatten().tolist())
-    plain = plain_round(rule, sampling, *given(draft.double(), target.double()), by_block=blocks)
-    theirs = RoundFacts.of(plain.flatten().tolist())
-    return (ours.num_accepted, ours.next_id) != (theirs.num_accepted, theirs.next_id)
+    ours = RoundFacts.of(pair.graphs.run(key, decide, *here).flatten().tolist())
+    theirs = by_definition.decided(
+        rule,
+        sampling,
+        draft.double().numpy(),
+        target.double().numpy(),
+        by_definition.Numbers(*(each.double().cpu().numpy() for each in u)),
+        holds=holds[0].numpy() if holds else None,
+        by_block=blocks,
+    )
+    return (ours.num_accepted, ours.next_id) != theirs

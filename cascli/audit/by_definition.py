@@ -1,0 +1,125 @@
+"""A round of speculation by its definition, in float64 NumPy: no line of it is shared with what decodes.
+
+On a CPU rounds are decided by `cascli.sampling` itself, so that a comparison with it would find nothing. Of the package
+only the rule is asked, which makes pi of the distributions; the others are here, position by position: softmax,
+truncation, draws, tests of tokens (Leviathan et al. 2023, algorithm 1) and of prefixes (Sun et al. 2024, algorithm 2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from cascli.rules.base import Rule
+from cascli.sampling.distributions import Dists
+from cascli.sampling.parameters import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+class Numbers(NamedTuple):
+    """The random numbers of a round of n drafts."""
+
+    draft: Array
+    """`[n]`: draw the drafts."""
+    accept: Array
+    """`[n]`: test them, or the prefixes that end with them."""
+    following: Array
+    """`[n + 1]`: that of a position draws the token there if the drafts before it are kept, and no more."""
+
+
+class Outcome(NamedTuple):
+    """How many drafts were kept, and the token after them."""
+
+    kept: int
+    following: int
+
+
+def decided(
+    rule: Rule,
+    sampling: Sampling,
+    draft: Array,
+    target: Array,
+    numbers: Numbers,
+    *,
+    holds: Array | None = None,
+    by_block: bool = False,
+) -> Outcome:
+    """Draft n tokens, and decide which of them stand.
+
+    Args:
+        rule: makes pi of the distributions.
+        sampling: makes distributions of logits, at a temperature above 0.
+        draft: logits `[n + 1, V]`, the last of which count for a rule that reads q there alone.
+        target: likewise.
+        numbers: the random numbers.
+        holds: `[n + 1]`, where a rule that is for some positions alone holds; None is everywhere.
+        by_block: test prefixes, and keep the longest that passes.
+    """
+    import numpy as np
+
+    n = len(numbers.accept)
+    q, p = (np.stack([truncated(row, sampling) for row in logits]) for logits in (draft, target))
+    if rule.reads_base:
+        q1, p1 = (np.stack([truncated(row, Sampling(1.0)) for row in logits]) for logits in (draft, target))
+    else:
+        q1, p1 = q, p
+    pi = rule.apply(Dists(*map(torch.from_numpy, (q, p, q1, p1)))).numpy()
+    if holds is not None:
+        pi = np.stack([row if here else without for row, without, here in zip(pi, p, holds, strict=True)])
+    tokens = [drawn(q[i], numbers.draft[i]) for i in range(n)]
+    kept, law = (of_prefixes if by_block else of_tokens)(pi, q, tokens, numbers.accept)
+    return Outcome(kept, drawn(law, numbers.following[kept]))
+
+
+def truncated(logits: Array, sampling: Sampling) -> Array:
+    """Probabilities `[V]`: the most likely tokens up to a number, then up to a mass, at a temperature."""
+    import numpy as np
+
+    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    if 0 < sampling.top_k < len(weights):
+        weights[logits < np.partition(logits, -sampling.top_k)[-sampling.top_k]] = 0
+    probs: Array = weights / weights.sum()
+    if sampling.top_p < 1:
+        order = np.argsort(-probs, kind="stable")
+        probs[order[1 + np.searchsorted(probs[order].cumsum(), sampling.top_p) :]] = 0
+        probs = probs / probs.sum()
+    return probs
+
+
+def drawn(law: Array, u: float) -> int:
+    """The first token up to which the law has more than a share u of its mass."""
+    return int((law.cumsum() > u * law.sum()).argmax())
+
+
+def of_tokens(pi: Array, q: Array, tokens: list[int], u: Array) -> tuple[int, Array]:
+    """How many drafts stand before the first that fails its test, and the law of the token after them."""
+    for i, token in enumerate(tokens):
+        if u[i] * q[i, token] >= pi[i, token]:
+            return i, above(pi[i], q[i])
+    return len(tokens), pi[len(tokens)]
+
+
+def of_prefixes(pi: Array, q: Array, tokens: list[int], u: Array) -> tuple[int, Array]:
+    """How many drafts the longest prefix has that passes its test, and the law of the token after it."""
+    n, weight = len(tokens), 1.0
+    kept, law = 0, above(pi[0], q[0]) if tokens else pi[0]
+    for i, token in enumerate(tokens):
+        weight = min(1.0, weight * pi[i, token] / q[i, token])
+        if i + 1 == n:
+            return (n, pi[n]) if u[i] < weight else (kept, law)
+        scaled = weight * pi[i + 1]
+        mass = float((scaled - q[i + 1]).clip(0).sum())
+        if u[i] * (mass + 1 - weight) < mass or weight == 1:
+            kept, law = i + 1, above(scaled, q[i + 1])
+    return kept, law
+
+
+def above(pi: Array, q: Array) -> Array:
+    """What the first has above the other; the first itself if that is nothing."""
+    excess: Array = (pi - q).clip(0)
+    return excess if excess.sum() > 0 else pi
