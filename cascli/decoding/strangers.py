@@ -5,7 +5,6 @@ This package's own are not asked: their laws are tested. On a GPU numbers are no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +17,7 @@ from cascli.sampling.distributions import Dists
 
 if TYPE_CHECKING:
     from cascli.decoding.session import Session
-    from cascli.decoding.speculation import Block
-    from cascli.drafters.base import Drafter
+    from cascli.decoding.speculation import Block, Propose
 
 SLACK = 1e-3
 """By how much the probabilities of a position may miss 1: rounding of 260,000 of them in float32 stays far below."""
@@ -43,17 +41,17 @@ def applied(rule: Rule, d: Dists) -> Tensor:
     return pi
 
 
-def proposing(drafter: Drafter) -> Callable[[Session, int, Rule], Block]:
+def proposing(drafter: object, propose: Propose) -> Propose:
     """What a drafter drafts with; of a strange one each block is checked.
 
     Raises:
         RunError: on being asked: tokens or q are of another shape, no distribution, or of no probability there.
     """
     if is_own(drafter):
-        return drafter.propose
+        return propose
 
-    def propose(s: Session, n: int, rule: Rule) -> Block:
-        block, name = drafter.propose(s, n, rule), f"the drafter '{plugins.name_of(type(drafter))}'"
+    def checked(s: Session, n: int, rule: Rule) -> Block:
+        block, name = propose(s, n, rule), f"the drafter '{plugins.name_of(type(drafter))}'"
         drafted = block.tokens.shape[0]
         if block.tokens.dim() != 1 or drafted > n:
             raise RunError(f"{name}: tokens must be [{n}] at most, and are {list(block.tokens.shape)}.")
@@ -65,7 +63,7 @@ def proposing(drafter: Drafter) -> Callable[[Session, int, Rule], Block]:
                 raise RunError(f"{name}: a drafted token has the probability 0 in its own q.")
         return block
 
-    return propose
+    return checked
 
 
 def _check(what: str, found: Tensor, wanted: torch.Size) -> None:

@@ -339,7 +339,7 @@ class Speculating(Strategy):
             s,
             self.verification_rule,
             self.longest,
-            proposing(self.draft),
+            proposing(self.draft, self.draft.propose),
             by_block=self.by_block,
             stopping=self.stop.begin(s.costs),
             on_host=self.draft.on_host,
