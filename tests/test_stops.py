@@ -265,3 +265,10 @@ def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
     assert len({len(step.drafted) for step in found.rounds}) > 2
     assert found.metrics.draft_calls == wanted.metrics.draft_calls
     assert taped.draft.runner.graphs == prepared
+
+
+@pytest.mark.parametrize("reads", ["max", None])
+def test_a_stop_that_would_never_be_asked_is_refused(reads: str | None) -> None:
+    body = {"__qualname__": "Typo", "reads": reads, "before_step": lambda self, drawn: False}
+    with pytest.raises(TypeError, match=r"Typo: reads must be one of 'best', 'entropy', 'chance' \(it is "):
+        type("Typo", (Stopping,), body)

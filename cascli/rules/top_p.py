@@ -35,7 +35,7 @@ class TopP(Rule):
 
         if self.mass >= 1:
             return d.p
-        probs, order = d.p1.sort(dim=-1, descending=True)
+        probs, order = d.p1.sort(dim=-1, descending=True, stable=True)  # of equals the first, as `warp` keeps them
         before = probs.double().cumsum(dim=-1) - probs
         keep = (before < self.mass).scatter(-1, order, before < self.mass)
         return truncated(d, keep)

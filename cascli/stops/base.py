@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from cascli.trace import StepCosts
 
@@ -28,6 +28,19 @@ class Stopping:
     Without one a round's length is known where it begins, and its tokens are drafted in one go; with one they are
     drafted one by one, and a GPU is waited for once a token.
     """
+
+    def __init_subclass__(cls, **more: object) -> None:
+        """Refuse one that would never be asked, which looks like one that never stops.
+
+        Raises:
+            TypeError: it goes by something that is not read, or says nothing of what it goes by.
+        """
+        super().__init_subclass__(**more)
+        asked = cls.before_step is not Stopping.before_step or cls.before_draw is not Stopping.before_draw
+        known = (None, *get_args(Reading))
+        if cls.reads not in known or (asked and cls.reads is None):
+            readings = ", ".join(map(repr, get_args(Reading)))
+            raise TypeError(f"{cls.__qualname__}: reads must be one of {readings} (it is {cls.reads!r})")
 
     def most(self, n: int) -> int:
         """How many tokens of at most `n` the next round may draft."""

@@ -321,6 +321,15 @@ def test_mixture_at_temperature_0_tosses_no_coin() -> None:
     assert (found != theirs).any() and (found != ours).any()
 
 
+def test_top_p_keeps_the_first_of_equals_as_truncation_does() -> None:
+    """Logits of bfloat16 are often equal: a rule and its control are one law there too."""
+    logits = torch.tensor([[2.0, *([1.0] * 40), 0.5]]).double()
+    p = distributions.base(logits)
+    for mass in (0.3, 0.5, 0.77):
+        pi = load("top-p")(mass=mass).apply(Dists(p, p, p, p))
+        assert torch.equal(pi > 0, distributions.warp(logits, Sampling(1.0, top_p=mass)) > 0)
+
+
 def test_mixture_by_top_k_1_is_that_at_temperature_0() -> None:
     """Truncated to one token each they are as certain: the same law, and no coin either."""
     logits = [torch.randn(200, 9, generator=torch.Generator().manual_seed(seed)).double() for seed in (1, 2)]
