@@ -76,6 +76,15 @@ def check_all(pair: Pair, strategy: Strategy, prompts: Sequence[Prompt], setting
         UsageError: there is such a prompt, or the strategy asks for what the pair does not have.
     """
     check_models(pair, strategy)
+    check_prompts(pair, prompts, settings)
+
+
+def check_prompts(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> None:
+    """Refuse a prompt whose first turn cannot be answered, by its id.
+
+    Raises:
+        UsageError: it is empty, or there is no room for it.
+    """
     for prompt in prompts:
         try:
             check_prompt(pair, request_of_turn(pair, prompt.turns[0], Conversation(settings.system), settings))

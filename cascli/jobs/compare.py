@@ -27,7 +27,7 @@ from cascli.chat import Conversation, encode
 from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.jobs import match as matched
-from cascli.jobs.batch import check_all, converse_many
+from cascli.jobs.batch import check_prompts, converse_many
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.generate import Answering, chosen, conversations, decode, request_for, settings_of, texts_of
 from cascli.jobs.profile import OnProgress, blocks_for, profile
@@ -207,8 +207,8 @@ class Repeats:
             raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
         for strategy in strategies:
             check_models(pair, strategy, keeps_earlier=batch_size == 1)
-        if strategies and len(prompts) > 1:  # before minutes are spent on those that come before it
-            check_all(pair, strategies[0], prompts, settings)
+        if len(prompts) > 1:  # before minutes are spent on those that come before it
+            check_prompts(pair, prompts, settings)
         self.batch_size = min(batch_size, len(prompts))
         self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
