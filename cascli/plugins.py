@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from contextlib import suppress
 from dataclasses import fields
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -50,19 +51,15 @@ def name_of(kind: type) -> str:
 
 
 def usable(package: ModuleType, kind: str, parent: type) -> list[str]:
-    """The plug-ins that can be used as they are; of other packages those that are broken are none."""
-    found = []
-    for name in names(package):
-        try:
+    """The plug-ins that can be used as they are: those of other packages are tried, and left out if they are broken."""
+    found = [*_own(package)]
+    for name in _foreign(package.__name__).keys() - _own(package):
+        with suppress(Exception):  # whatever another package's class does; asked for by its name it says why
             made = load(package, kind, name, parent)
             # By types and ranges, which the defaults of a dataclass are not held against when it is made.
             TypeAdapter(made).validate_python({each.name: getattr(made(), each.name) for each in fields(made)})
-        except Exception:  # whatever a stranger's class does; asked for by its name it says why
-            if name in _own(package):
-                raise
-        else:
             found.append(name)
-    return found
+    return sorted(found)
 
 
 def load(package: ModuleType, kind: str, name: str, parent: type) -> type:

@@ -18,7 +18,7 @@ from cascli.audit import audit
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
 from cascli.errors import RunError, UsageError
-from cascli.rules.base import Rule
+from cascli.rules.base import KeepRule, Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import Speculating
 from cascli.strategies.speculative import Speculative
@@ -305,9 +305,19 @@ def test_a_strange_drafter_that_says_another_q_is_told(what: str, said: str) -> 
         generate(load_pair(pair(20)), prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
 
 
-def test_a_strange_rule_writes_into_copies() -> None:
-    """Its pi is half of p and half of q, and that far from p it is told to be."""
-    strategy = SpeculativeCascade(rule=Writes(), k=3)
+@dataclass(frozen=True)
+class WritesAsItDecides(KeepRule):
+    """Keeps q everywhere, and has made p of it by then."""
+
+    def keep(self, d: Dists) -> torch.Tensor:
+        d.p.copy_(d.q)
+        return torch.ones(d.p.shape[0], 1, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("rule", [Writes(), WritesAsItDecides()], ids=["pi", "decision"])
+def test_a_strange_rule_writes_into_copies(rule: Rule) -> None:
+    """Its pi is half or all of q, and that far from p it is told to be."""
+    strategy = SpeculativeCascade(rule=rule, k=3)
     loaded = load_pair(pair(20, initializer_range=0.5))
     run = generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
     assert run.metrics.lossless is False and (run.metrics.mean_tv_to_target or 0.0) > 0.01

@@ -332,8 +332,8 @@ class Speculating(Strategy):
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""
+        from cascli.decoding.plugin_checks import proposing
         from cascli.decoding.speculation import speculate
-        from cascli.decoding.strangers import proposing
 
         return speculate(
             s,

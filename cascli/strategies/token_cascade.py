@@ -54,7 +54,7 @@ class TokenCascade(RuleStrategy):
     def _step(self, s: Session) -> Emitted:
         """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
         from cascli.decoding import detail
-        from cascli.decoding.strangers import applied
+        from cascli.decoding.plugin_checks import applied
         from cascli.sampling import distributions
 
         logits = s.draft.read(s.length)

@@ -28,21 +28,26 @@ def is_own(plugin: object) -> bool:
     return type(plugin).__module__.partition(".")[0] == "cascli"
 
 
+def given(rule: Rule, d: Dists) -> Dists:
+    """What a rule is asked with: one of another package gets copies, which it may write into."""
+    return d if is_own(rule) else Dists(*(each.clone() for each in d))
+
+
 def applied(rule: Rule, d: Dists) -> Tensor:
-    """pi `[n, V]` of a rule; a strange one gets copies, so that nothing else is computed from what it writes into.
+    """pi `[n, V]` of a rule, checked if it is of another package.
 
     Raises:
         RunError: it is of another shape, or no distribution.
     """
+    pi = rule.apply(given(rule, d))
     if is_own(rule):
-        return rule.apply(d)
-    pi = rule.apply(Dists(*(each.clone() for each in d)))
+        return pi
     _check(f"the rule '{plugins.name_of(type(rule))}': pi", pi, d.p.shape)
     return pi
 
 
 def proposing(drafter: object, propose: Propose) -> Propose:
-    """What a drafter drafts with; of a strange one each block is checked.
+    """What a drafter drafts with; each block of one of another package is checked.
 
     Raises:
         RunError: on being asked: tokens or q are of another shape, no distribution, or of no probability there.
