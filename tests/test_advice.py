@@ -992,3 +992,24 @@ def test_what_cannot_be_is_refused_in_a_line(cli: Callable[..., Result], argumen
 def test_a_speed_that_is_not_reached_exits_with_1(cli: Callable[..., Result], questions: str) -> None:
     found = cli(*TINY, "--prompts", questions, "--limit", "1", "--min-speedup", "1000")
     assert found.exit_code == 1 and "--min-speedup" in found.stderr and "Use " in found.stdout
+
+
+def test_without_time_outside_the_models_the_target_has_none_either() -> None:
+    seen = list[Machine]()
+
+    def gain(of: Machine, left: float) -> tuple[int, float]:
+        seen.append(of)
+        return 1, left
+
+    changes = [each.change for each in choosing.levers(Levers(gain, None), machine(outside=0.3, outside_alone=0.2))]
+    free = seen[changes.index("no time outside the models")]
+    assert (free.outside, free.outside_alone) == (0, 0) and (seen[0].outside, seen[0].outside_alone) == (0.3, 0.2)
+
+
+def test_tokens_a_round_are_those_that_were_written(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a bonus that an answer ended before: predictions count no such tokens."""
+    run = SimpleNamespace(token_ids=[1] * 5, metrics=SimpleNamespace(num_draft_tokens=8, num_rounds=2))
+    assert Measured({"a": [[run], [run]]}, frozenset()).tokens_per_round("a") == 2.5  # type: ignore[dict-item]
+    monkeypatch.setattr(Measured, "tokens_per_round", lambda *_: 7.5)
+    found = advise(near_pair, ["hello", "you"], max_new_tokens=8, temperature=0)
+    assert {row.tokens_per_round for row in found.confirmed} == {7.5}

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,15 @@ from typer.testing import CliRunner, Result
 from cascli import Pair, compare, generate, load_pair
 from cascli.analysis import distances as d
 from cascli.analysis.answer_costs import AnswerCosts, Answered, answer_costs
-from cascli.analysis.comparison import Comparison, Row
+from cascli.analysis.comparison import Comparison, Row, summarise
 from cascli.analysis.loops import looped_tokens
 from cascli.analysis.statistics import rate_ratio_interval, ratio_interval, ratio_of_totals
 from cascli.cli.app import app
 from cascli.errors import UsageError
-from cascli.render.answer_costs import cost_tables, cost_verdict, outcome
-from cascli.sweeps.records import Records
+from cascli.render.answer_costs import _distances, cost_tables, cost_verdict, outcome
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record, Records
+from cascli.sweeps.table import _answered
 from cascli.sweeps.table import rows as sweep_rows
 from cascli.trace import Distances, Run
 from tests.pairs import pair
@@ -594,3 +597,29 @@ def test_a_ratio_of_rates_lies_within_its_interval_which_covers_it() -> None:
         # Seconds add up: what is aimed at is 1 over the mean time for a token of each.
         hits += interval.low <= math.exp(0.3 - 0.02) * math.exp(0.00125) <= interval.high
     assert hits / 300 > 0.9
+
+
+def test_a_speed_lies_within_its_own_interval() -> None:
+    """Eleven answers at twice the speed, and one that takes most of the time: the median is not what is told."""
+    loaded = load_pair(pair(20))
+    runs: list[list[Run]] = [[], []]
+    for place in range(12):
+        for column, (strategy, seconds) in enumerate((("target", (1.0, 100.0)), ("draft", (0.5, 160.0)))):
+            run = generate(loaded, prompt_ids=[1 + place], strategy=strategy, max_new_tokens=4)
+            took = run.metrics.seconds.model_copy(update={"total": seconds[place == 11]})
+            runs[column].append(run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": took})}))
+    found = summarise([runs])[1]
+    assert found.speed_interval is not None and found.speed_vs_target is not None
+    assert found.speed_interval[0] < found.speed_vs_target < found.speed_interval[1] and found.speed_vs_target < 1
+
+
+def test_turns_are_one_conversation() -> None:
+    cut = Record(cell=Cell(strategy="target", temperature=0.0, seed=0), problem="1", turns=3, cut=2, rounds=0, looped=0)
+    assert _answered([cut])[0].turns == 3
+    answers = {"target": [each._replace(tokens=9) for each in _answered([cut])]}
+    costs = answer_costs("target", answers)
+    assert costs is not None and costs.withheld == "1 of 1 conversations of target were cut off by the limit"
+    [nats] = [column for column in _distances(greedy=True) if column.heading.startswith("nats")]
+
+    two = SimpleNamespace(num_prompts=2, num_answers=6, distances=SimpleNamespace(regret=12.0))
+    assert nats.cell(two) == "6.0"  # type: ignore[arg-type]

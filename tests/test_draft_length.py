@@ -221,3 +221,12 @@ def test_the_bound_says_of_which_blocks_it_is() -> None:
         strategy="speculative", fixed=FixedLength(k=11, speed=3.6, ran=8, ran_speed=3.2), stops={}, oracle=3.4
     )
     assert "drafting exactly what is kept of k = 8 at most 3.40x" in length_line(longer)
+
+
+def test_the_bound_is_one_where_a_longer_block_is_cheaper(text_pair: Pair) -> None:
+    """As on a CPU whose kernel for five rows is faster than that for one or two: no run is above its bound."""
+    costs = steps(0.03, [1.0, 0.99, 0.68, 0.64, 0.59])
+    run = timed(generate(text_pair, "hi", strategy="speculative:k=4", max_new_tokens=40, temperature=1.0, seed=1), 9.0)
+    assert any(len(step.emitted) < 4 for step in run.rounds)
+    bound = oracle_speed([run], costs, 2.3)
+    assert bound is not None and bound >= 2.3

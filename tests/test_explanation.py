@@ -240,3 +240,22 @@ def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
     from cascli.analysis.comparison import Comparison
 
     assert Comparison.from_json(json.dumps(document)).runs[0].metrics.total_flops is None
+
+
+def test_breaking_even_is_of_whole_answers_where_the_prediction_is(text_pair: Pair) -> None:
+    """Both models read the prompt: an acceptance that pays after it need not pay with it."""
+    target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.3)
+    slow = with_seconds(run, total=3.0, prefill=2.0, other=0.0)
+    once = with_seconds(target, total=2.0, prefill=1.0, other=0.0)
+    whole = account([slow], [once, slow], flat(0.1, {5: 1.0}), whole=0.67)
+    after = account([slow], [once, slow], flat(0.1, {5: 1.0}))
+    assert whole.break_even_acceptance is None or whole.break_even_acceptance > (after.break_even_acceptance or 1.0)
+    assert whole.predicted_speed_up < 1 < after.predicted_speed_up
+
+
+def test_the_best_k_is_told_with_what_the_prediction_misses(text_pair: Pair) -> None:
+    target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
+    why = account([run], [target, run], flat(0.1, {2: 1.0, 3: 1.0, 5: 1.0}))
+    assert why.best_speed_up is not None and why.measured_over_predicted is not None
+    assert abs(why.measured_over_predicted - 1) > 0.1
+    assert f"best k {why.best_k} ({why.best_speed_up * why.measured_over_predicted:.2f}x)" in sentence(why)
