@@ -21,7 +21,9 @@ from cascli.cli.app import app
 from cascli.config import pairs_folder
 from cascli.errors import ConfigError, RunError, UsageError
 from cascli.models.batch.lanes import Lanes
+from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
+from cascli.sweeps.overriding import overridden
 from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan
 from cascli.sweeps.records import Header, Record, Records
 from cascli.sweeps.table import family, front, rows
@@ -134,6 +136,71 @@ def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: P
     assert run(str(plan_file), "--temperature", "1", "--limit", "1", "-q", "-o", str(tmp_path / "out")).exit_code == 0
     found = {record.cell.strategy for record in Records(tmp_path / "out").read()}
     assert found == {"target", "draft", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"}
+
+
+def test_k_is_for_strategies_that_say_none(plan_file: Path, tmp_path: Path) -> None:
+    plan_file.write_text(
+        PLAN.replace("  - draft\n", "  - speculative\n  - speculative-cascade: {rule: chow}\n  - cascade\n")
+    )
+    said = run(str(plan_file), "--dry-run", "-q", "-k", "7").stdout.splitlines()
+    assert said == [
+        "target", "speculative:k=7", "speculative-cascade:rule=chow,alpha=0.3,k=7", load_plan(plan_file).specs()[3],
+        "speculative:k=1", "speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=2",
+    ]  # fmt: skip
+    mine = run(str(plan_file), "--dry-run", "-q", "-k", "7", "-s", "speculative", "-s", "speculative:k=2")
+    assert mine.stdout.splitlines() == ["target", "speculative:k=7", "speculative:k=2"]
+    told = run(str(plan_file), "--dry-run", "-k", "7", "-s", "speculative:k=2")
+    assert "-k 7 changes nothing" in told.stderr and "-k 7" not in mine.stderr
+    found = sweep(plan_file, strategies=["speculative"], num_speculative_tokens=2, limit=1, output=tmp_path / "out")
+    assert {row.strategy for row in found} == {"target", "speculative:k=2"}
+
+
+def test_k_is_that_of_budgets_too_unless_they_say_one() -> None:
+    plan = SweepPlan.model_validate({"strategies": ["draft"], "match": {"target_calls_per_token": 0.3}})
+    mine = SweepPlan.model_validate({"strategies": ["draft"], "match": {"target_calls_per_token": 0.3, "k": 4}})
+    given = Settings(num_speculative_tokens=6)
+    assert [getattr(overridden(each, given).match, "k", None) for each in (plan, mine)] == [6, 4]
+
+
+def test_prompts_take_the_place_of_the_task(plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"id": "mine", "prompt": "hi", "reference": "hi"}\n{"id": "yours", "prompt": "ho"}\n')
+    out, folder = tmp_path / "out", tmp_path / "plans"
+    folder.mkdir()
+    moved = plan_file.rename(folder / plan_file.name)  # a flag's path is that of the current folder, not of the plan's
+    monkeypatch.chdir(tmp_path)
+    flags = ("--prompts", "asked.jsonl", "-s", "draft", "--temperature", "0", "-q", "-o", str(out))
+    first = run(str(moved), *flags)
+    assert first.exit_code == 0, first.output
+    assert {record.problem for record in Records(out).read()} == {"mine", "yours"}
+    again = run(str(moved), *flags, "--resume")
+    assert again.exit_code == 0, again.output
+    moved.write_text(moved.read_text().replace("{kind: builtin}", "{kind: builtin, metric: f1}"))
+    with pytest.raises(UsageError, match=r"f1 needs a 'reference' with every prompt \(prompt 2 has none"):
+        sweep(moved, prompts=asked, output=tmp_path / "other")
+    assert [row.quality for row in sweep(moved, prompts=asked, limit=1, temperature=0, output=tmp_path / "third")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"), [("-", "name a file"), ("nowhere.jsonl", "cascli: nowhere.jsonl: no such file")]
+)
+def test_prompts_that_cannot_be_read_again_are_refused(plan_file: Path, prompts: str, said: str) -> None:
+    found = run(str(plan_file), "--prompts", prompts)
+    assert found.exit_code == 2 and said in " ".join(found.stderr.split()), found.output
+
+
+def test_own_prompts_are_not_judged_by_what_judges_other_tasks() -> None:
+    for task in ({"kind": "humaneval"}, {"kind": "reasoning-gym", "dataset": "chain_sum", "metric": "score"}):
+        plan = SweepPlan.model_validate({"strategies": ["draft"], "task": task})
+        found = overridden(plan, Settings(prompts="builtin"))
+        assert (found.task.kind, found.task.metric, task_of(found, Path()).metric) == ("builtin", None, "agreement")
+
+
+def test_verbose_shows_how_prompts_differ(plan_file: Path, tmp_path: Path) -> None:
+    flags = (str(plan_file), "--temperature", "0", "-s", "speculative:k=2")
+    short, long = (run(*flags, *more, "-o", str(tmp_path / f"{len(more)}")) for more in ([], ["-v"]))
+    assert short.exit_code == long.exit_code == 0
+    assert "p50 / p90" in long.stdout and "p50 / p90" not in short.stdout, long.stdout
 
 
 @pytest.mark.parametrize(

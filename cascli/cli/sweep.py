@@ -38,8 +38,8 @@ cascli sweep my-sweep.yaml --rule-curves
 
 @with_shared(
     *LOADING,
-    *("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "limit"),
-    *("output", "json", "quiet", "color"),
+    *("strategy", "num_speculative_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"),
+    *("system", "raw", "prompts", "limit", "output", "json", "quiet", "verbose", "color"),
     config="Pair name or YAML file, in place of the file's own.",
     dtype="auto, float32, bfloat16, float16 or int8, in place of the file's.",
     device="auto, cpu, cuda or cuda:1, in place of the file's.",
@@ -47,6 +47,9 @@ cascli sweep my-sweep.yaml --rule-curves
     temperature="0 is greedy; in place of the file's.",
     seed="Seed of the runs' own random numbers, in place of the file's.",
     strategy="One of the strategies in place of the file's; may be repeated.",
+    prompts="Prompts in place of the file's task: JSONL with 'prompt' or 'turns' on each line; or builtin, mt-bench,"
+    " spec-bench, speed-bench.",
+    verbose="Also show how prompts differ.",
     folder=True,
     output="The folder of the results, in place of the file's own: records, table, picture and report.",
 )
@@ -107,10 +110,12 @@ def command(
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
     from cascli.analysis.requirements import Requirement
+    from cascli.strategies import parse
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
     from cascli.sweeps.records import Records
     from cascli.sweeps.run import header_of
     from cascli.sweeps.tasks import task_of
+    from cascli.trace import block_length
 
     required = [Requirement.of(text, scored=True) for text in require or ()]
     if required and (dry_run or rule_curves):
@@ -120,6 +125,9 @@ def command(
     asked = common.pair_asked(flags)
     plan = _overridden(plan, flags, asked, batch_size)
     settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
+    k = flags.given.num_speculative_tokens
+    if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
+        settings.screen.note(f"-k {k} changes nothing: each strategy of this sweep that drafts says its own k.")
     task = task_of(plan, path.parent, offline=settings.settings.offline, where=str(path))
     folder = _folder(flags.given.output or plan.output)
     if executor is Kind.LOCAL and (ray_address or workers):
@@ -162,7 +170,7 @@ def _folder(output: str) -> Path:
 def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None, batch_size: int | None) -> SweepPlan:
     """The plan with what flags say in place of its file's, and after them the environment."""
     from cascli.settings import from_environment
-    from cascli.sweeps.plan import overridden
+    from cascli.sweeps.overriding import overridden
 
     plan = overridden(plan, from_environment().model_copy(update=flags.given.given()), batch_size)
     if asked is not None:

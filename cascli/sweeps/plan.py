@@ -16,7 +16,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.settings import WHOLE_ANSWERS, Dtype, Settings, Stops, Strict, first_problem
+from cascli.settings import WHOLE_ANSWERS, Dtype, Stops, Strict, first_problem
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -217,6 +217,10 @@ class SweepPlan(_Strict):
         found = {spec: [each for each in self.temperatures if each in at] for spec, at in wanted.items()}
         return first | {spec: at for spec, at in found.items() if at}
 
+    def named_temperatures(self) -> list[float]:
+        """Those that entries of `strategies` name, in rising order."""
+        return sorted({each for entry in self.strategies for _, at in _expanded(entry) for each in at or []})
+
     def cells(self) -> list[Cell]:
         """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost.
 
@@ -308,12 +312,10 @@ def _values(values: Values) -> list[Value]:
 
 def _check_where(plan: SweepPlan) -> None:
     """That entries name temperatures of the sweep: of another one nothing would run, and nobody would notice."""
-    for entry in plan.strategies:
-        for _, at in _expanded(entry):
-            for each in at or []:
-                if each not in plan.temperatures:
-                    here = ", ".join(f"{known:g}" for known in plan.temperatures)
-                    raise UsageError(f"{WHERE}: {each:g} is none of the sweep's ({here})")
+    for each in plan.named_temperatures():
+        if each not in plan.temperatures:
+            here = ", ".join(f"{known:g}" for known in plan.temperatures)
+            raise UsageError(f"{WHERE}: {each:g} is none of the sweep's ({here})")
 
 
 def plan_file(text: str) -> Path:
@@ -329,38 +331,6 @@ def plan_file(text: str) -> Path:
     if path.suffix in {".yaml", ".yml"} or path.exists():
         return path
     raise ConfigError(unknown("sweep", text, ready) + ". Or give the path of a .yaml file.")
-
-
-OVERRIDDEN = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"} | {
-    key: key for key in ("max_new_tokens", "top_k", "top_p", "dtype", "device", "limit", "system", "raw", "stop")
-}
-"""Common options that take the place of a key of the sweep file, and that key."""
-
-
-def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) -> SweepPlan:
-    """The plan with what flags or the environment say in place of its file's.
-
-    Raises:
-        UsageError: a strategy that does not exist, or a batch of no answer.
-    """
-    if batch_size is not None:
-        if batch_size < 1:
-            raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
-        plan = plan.model_copy(update={"batch_size": batch_size})
-    values = given.given()
-    changed = {OVERRIDDEN[key]: value for key, value in values.items() if key in OVERRIDDEN}
-    for key in ("temperatures", "seeds"):
-        if key in changed:
-            changed[key] = [changed[key]]
-    if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
-        told = sorted({each for entry in plan.strategies for _, at in _expanded(entry) for each in at or []})
-        if told:  # of another temperature nobody said which of them run there
-            here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
-            raise UsageError(f"strategies of this sweep are for temperature {here}; say with -s which run at {there}")
-    plan = plan.model_copy(update=changed)
-    if "strategies" in changed:
-        plan.specs()
-    return plan
 
 
 def pair_of(plan: SweepPlan, folder: Path, where: str = "sweep") -> PairConfig:

@@ -19,7 +19,8 @@ from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.settings import checked
 from cascli.sweeps import sandbox
-from cascli.sweeps.plan import Match, SweepPlan, load_plan, overridden, pair_of, plan_file, with_strategies
+from cascli.sweeps.overriding import overridden
+from cascli.sweeps.plan import Match, SweepPlan, load_plan, pair_of, plan_file, with_strategies
 from cascli.sweeps.records import Header, Record, Records
 from cascli.sweeps.table import SweepRows, rows
 from cascli.sweeps.tasks import Task, task_of
@@ -83,6 +84,7 @@ def sweep(
     pair: Pair | None = None,
     *,
     strategies: Sequence[str] | None = None,
+    num_speculative_tokens: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -94,6 +96,7 @@ def sweep(
     dtype: str | None = None,
     device: str | None = None,
     output: str | Path | None = None,
+    prompts: str | Path | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
     resume: bool = False,
@@ -110,6 +113,7 @@ def sweep(
         source: the sweep file (YAML), the name of one that ships with cascli, or a mapping with the same keys.
         pair: loaded already, in place of the file's own.
         strategies: these and the following take the place of what the file says.
+        num_speculative_tokens: k, where a strategy does not say.
         max_new_tokens: the longest answer, in tokens.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
@@ -121,6 +125,7 @@ def sweep(
         dtype: precision of both models; with `pair` it is what that was loaded in.
         device: likewise.
         output: the folder of the results.
+        prompts: a file of prompts, or the name of a set such as `builtin`, in place of the file's task.
         limit: how many prompts.
         batch_size: how many answers are under way at once; from 2 on times are throughput.
         resume: go on with the results that are there.
@@ -144,7 +149,8 @@ def sweep(
     folder, where = (Path(), "sweep") if path is None else (path.parent, str(path))
     given = {"strategy": strategies, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
     given |= {"top_p": top_p, "seed": seed, "stop": stop, "system": system, "raw": raw, "limit": limit}
-    given |= {"dtype": dtype, "device": device}
+    given |= {"dtype": dtype, "device": device, "num_speculative_tokens": num_speculative_tokens}
+    given |= {"prompts": None if prompts is None else str(prompts)}
     settings = checked({key: value for key, value in given.items() if value is not None})
     plan = overridden(load_plan(source if path is None else path), settings, batch_size)
     if pair is not None:

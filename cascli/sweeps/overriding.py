@@ -1,0 +1,81 @@
+"""What flags, the environment or Python's keywords say in place of keys of the sweep file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cascli.errors import UsageError
+from cascli.prompts import read_prompts
+from cascli.settings import Settings
+from cascli.strategies import load, parse
+from cascli.sweeps.plan import Entry, SweepPlan, TaskConfig
+from cascli.sweeps.tasks import ELSEWHERE
+from cascli.weights.prompt_sets import SETS
+
+KEYS = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"} | {
+    key: key for key in ("max_new_tokens", "top_k", "top_p", "dtype", "device", "limit", "system", "raw", "stop")
+}
+"""Common options that take the place of a key of the sweep file, and that key."""
+
+
+def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) -> SweepPlan:
+    """The plan with what is given in place of what its file says.
+
+    Raises:
+        UsageError: a strategy that does not exist, a batch of no answer, or prompts that cannot be read, or not twice.
+    """
+    if batch_size is not None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+        plan = plan.model_copy(update={"batch_size": batch_size})
+    values = given.given()
+    changed = {KEYS[key]: value for key, value in values.items() if key in KEYS}
+    for key in ("temperatures", "seeds"):
+        if key in changed:
+            changed[key] = [changed[key]]
+    if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
+        told = plan.named_temperatures()
+        if told:  # of another temperature nobody said which of them run there
+            here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
+            raise UsageError(f"strategies of this sweep are for temperature {here}; say with -s which run at {there}")
+    if given.prompts is not None:
+        changed["task"] = _asking(given.prompts, plan.task)
+    plan = plan.model_copy(update=changed)
+    if given.num_speculative_tokens is not None:
+        plan = _with_length(plan, given.num_speculative_tokens)
+    if "strategies" in changed:
+        plan.specs()
+    return plan
+
+
+def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
+    """A task of other prompts: judged as before, if that is by something that any prompt can have."""
+    if prompts == "-":
+        raise UsageError(
+            "--prompts -: a sweep reads its prompts again to go on, which a pipe cannot give; name a file."
+        )
+    metric = None if task.metric in ELSEWHERE else task.metric
+    if prompts == "builtin" or prompts in SETS:
+        return TaskConfig.model_validate({"kind": prompts, "metric": metric})
+    path = Path(prompts).expanduser()
+    read_prompts(path)  # what is wrong with it is no fault of the sweep's file, which errors name later
+    return TaskConfig(kind="jsonl", path=str(path.absolute()), metric=metric)
+
+
+def _with_length(plan: SweepPlan, k: int) -> SweepPlan:
+    """The plan with k drafted tokens a round wherever its file says none."""
+    changed: dict[str, Any] = {"strategies": [_long(entry, k) for entry in plan.strategies]}
+    if plan.match is not None and "k" not in plan.match.model_fields_set:
+        changed["match"] = plan.match.model_copy(update={"k": k})
+    return plan.model_copy(update=changed)
+
+
+def _long(entry: Entry, k: int) -> Entry:
+    if not isinstance(entry, Mapping):
+        return parse(entry, k).spec
+    return {
+        name: {**params, "k": k} if "k" not in params and "k" in load(name).keys({}) else params
+        for name, params in entry.items()
+    }
