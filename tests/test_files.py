@@ -314,8 +314,8 @@ def test_errors_of_output_say_what_is_possible(
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UsageError, match=words):
         outputs(Resolved(**given), formats.COMPARISON)
-    with pytest.raises(UsageError, match=r"--format svg: not possible here. Known: html, json"):
-        outputs(Resolved(format="svg"), formats.RUNS)
+    with pytest.raises(UsageError, match=r"--format svg: not possible here. Known: csv, json, parquet, txt"):
+        outputs(Resolved(format="svg"), formats.BENCH)
 
 
 def test_nothing_binary_reaches_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +355,32 @@ def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair
     lines = export.of_comparison(raced)["jsonl"]().splitlines()
     assert [Run.from_json(line) for line in lines] == raced.runs
     assert {each for names in POSSIBLE.values() for each in names} == set(formats.ANY)
+
+
+def test_a_table_of_answers_has_a_row_an_answer(raced: Comparison) -> None:
+    runs = [run.model_copy(update={"text": f"={place}", "turn": place}) for place, run in enumerate(raced.runs)]
+    found = list(csv.DictReader(io.StringIO(export.of_runs(runs)["csv"]())))
+    assert [(each["strategy"], each["turn"], each["text"]) for each in found] == [
+        (run.spec, str(place), f"'={place}") for place, run in enumerate(runs)
+    ]
+    for row, run in zip(found, runs, strict=True):
+        m = run.metrics
+        assert int(row["tokens"]) == len(run.token_ids) and int(row["target_calls"]) == m.target_calls
+        assert float(row["seconds"]) == m.seconds.total and float(row["tokens_per_second"]) == m.tokens_per_second
+        assert row["prompt"] == run.prompt and row["finish_reason"] == run.finish_reason
+        assert row["mean_tv_to_target"] == ("" if m.mean_tv_to_target is None else str(m.mean_tv_to_target))
+        tested = m.num_tested_draft_tokens
+        assert row["tested_acceptance_rate"] == (str(m.num_accepted_draft_tokens / tested) if tested else "")
+    assert {row["pair"] for row in found} == {raced.runs[0].pair.name} and all(row["date"] for row in found)
+
+
+def test_answers_as_markdown_and_picture_are_what_was_asked_and_said(raced: Comparison) -> None:
+    [first, second] = raced.runs[:2]
+    one = export.of_runs([first])
+    assert one["md"]().startswith(f"> {first.prompt}\n\n{first.text}") and f"| `{first.spec}` |" in one["md"]()
+    two = export.of_runs([first, second.model_copy(update={"prompt_id": "b", "turn": 1})])["md"]()
+    assert "## 1\n\n> " in two and "\n## b, turn 2\n\n> " in two and f"| `{second.spec}` |" in two
+    assert "<svg" in one["svg"]() and "cascli&#160;generate" in one["svg"]().replace(" ", "&#160;")
 
 
 def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:

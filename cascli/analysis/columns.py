@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Kind = Literal["compare", "sweep", "curves", "bench", "verify"]
+Kind = Literal["generate", "compare", "sweep", "curves", "bench", "verify"]
 """Whose tables there are; `curves` are those of `sweep --rule-curves`."""
 
 
@@ -18,14 +18,17 @@ class Column(NamedTuple):
     kinds: tuple[Kind, ...]
 
 
+GENERATE: tuple[Kind, ...] = ("generate",)
 COMPARE: tuple[Kind, ...] = ("compare",)
 SWEEP: tuple[Kind, ...] = ("sweep",)
 CURVES: tuple[Kind, ...] = ("curves",)
 BENCH: tuple[Kind, ...] = ("bench",)
 VERIFY: tuple[Kind, ...] = ("verify",)
 RACES = COMPARE + SWEEP
-RULES = RACES + CURVES
-SPEEDS = RACES + BENCH
+ANSWERS = GENERATE + RACES
+RUNS = GENERATE + COMPARE
+RULES = ANSWERS + CURVES
+SPEEDS = ANSWERS + BENCH
 STRATEGIES = RULES + BENCH
 ALL = STRATEGIES + VERIFY
 
@@ -36,15 +39,21 @@ _WHICH = (
     (STRATEGIES, "alpha", float, "the rule's alpha"),
     (STRATEGIES, "k", int, "drafted tokens a round"),
     (STRATEGIES, "draft", str, "where drafted tokens come from: `model`, or a drafter such as `prompt-lookup`"),
-    (RACES, "score", str, "a cascade's score of the draft model's answer"),
-    (RACES, "threshold", float, "from which score that answer stands; also the threshold of a rule that has one"),
-    (COMPARE, "oracle", bool, "whether it used what it could not know if it saved what it claims to save"),
-    (COMPARE, "depends_on_rounds", bool, "whether its output distribution depends on where rounds begin"),
-    (COMPARE, "exit", str, "where drafts leave the target, with draft=early-exit, and whether it was trained for that"),
+    (ANSWERS, "score", str, "a cascade's score of the draft model's answer"),
+    (ANSWERS, "threshold", float, "from which score that answer stands; also the threshold of a rule that has one"),
+    (RUNS, "oracle", bool, "whether it used what it could not know if it saved what it claims to save"),
+    (RUNS, "depends_on_rounds", bool, "whether its output distribution depends on where rounds begin"),
+    (RUNS, "exit", str, "where drafts leave the target, with draft=early-exit, and whether it was trained for that"),
     (BENCH, "kind", str, "`step`: one model's call; `synthetic`: decoding at a chosen acceptance"),
     (BENCH, "model", str, "whose call was timed: `draft` or `target`"),
     (BENCH, "context", int, "tokens before the timed call"),
     (BENCH, "block", int, "tokens that the timed call reads"),
+    (GENERATE, "prompt_id", str, "the prompt's id, of several prompts"),
+    (GENERATE, "category", str, "its category, where its file has one"),
+    (GENERATE, "turn", int, "which turn of the conversation, from 0"),
+    (GENERATE, "prompt", str, "what was asked"),
+    (GENERATE, "text", str, "the answer"),
+    (GENERATE, "finish_reason", str, "by what it ended: `eos`, `stop`, `length` or `interrupted`"),
     (VERIFY, "kind", str, "which question, such as `law` or `parity`"),
     (VERIFY, "subject", str, "what was checked"),
 )
@@ -58,9 +67,10 @@ _WHERE = (
     (SWEEP, "task", str, "a sweep's kind of task, such as `jsonl` or `humaneval`"),
     (SWEEP, "metric", str, "how a sweep's answers are scored"),
     (RULES, "temperature", float, "0 is greedy"),
-    (RACES, "top_k", int, "0 is off"),
-    (RACES, "top_p", float, "1 is off"),
-    (RACES, "max_new_tokens", int, "the longest answer allowed"),
+    (GENERATE, "seed", int, "of the run's random numbers"),
+    (ANSWERS, "top_k", int, "0 is off"),
+    (ANSWERS, "top_p", float, "1 is off"),
+    (ANSWERS, "max_new_tokens", int, "the longest answer allowed"),
     (SPEEDS, "batch_size", int, "answers under way at once: from 2 on times are throughput; empty where sizes differ"),
 )
 
@@ -102,11 +112,12 @@ _FOUND = (
     (SWEEP, "quality_vs_random_low", float, "its interval over prompts"),
     (SWEEP, "quality_vs_random_high", float, "its interval over prompts"),
     (SWEEP, "quality_vs_random_kind", str, "as `quality_kind`"),
-    (SPEEDS, "tokens", int, "tokens of all these answers; in a bench of one"),
+    (GENERATE, "prompt_tokens", int, "tokens of the prompt, its template included"),
+    (SPEEDS, "tokens", int, "tokens of all these answers; where a row is one answer, or in a bench, of one"),
     (RACES, "mean_answer_tokens", float, "the mean length of an answer"),
     (RACES, "answers_cut", int, "answers that ended at the length limit"),
     (RACES, "share_cut", float, "their share"),
-    (RACES, "seconds", float, "time of all these answers; in a comparison the median over repeats"),
+    (ANSWERS, "seconds", float, "time of all these answers; in a comparison the median over repeats"),
     (BENCH, "seconds_per_call", float, "the median of the timed calls"),
     (BENCH, "seconds_per_call_low", float, "their 25th percentile"),
     (BENCH, "seconds_per_call_high", float, "their 75th percentile"),
@@ -114,15 +125,19 @@ _FOUND = (
     (BENCH, "relative_to_step", float, "the call over the target's call of one token: c of a draft step, v of a block"),
     (SPEEDS, "tokens_per_second", float, "tokens over seconds; in a bench after the prompt"),
     (BENCH, "predicted_tokens_per_second", float, "of a batch, from the times of its passes"),
-    (SPEEDS, "speed_vs_target", float, "the same over that of `target` in the same runs"),
+    (RACES + BENCH, "speed_vs_target", float, "the same over that of `target` in the same runs"),
     (COMPARE, "oracle_speed_vs_target", float, "what that would be at most, had every round drafted what is kept"),
     (COMPARE, "speed_vs_target_low", float, "its interval"),
     (COMPARE, "speed_vs_target_high", float, "its interval"),
     (COMPARE, "speed_vs_target_kind", str, "as `quality_kind`"),
     (COMPARE, "speed_vs_target_over", str, "what the interval is over: `repeats` or `prompts`"),
+    (GENERATE, "ttft_seconds", float, "seconds to the first token; empty in a batch"),
+    (GENERATE, "num_rounds", int, "rounds of the answer"),
+    (GENERATE, "target_calls", int, "calls of the target"),
+    (GENERATE, "draft_calls", int, "calls of the draft model"),
     (RULES, "target_calls_per_token", float, "calls of the target over tokens"),
-    (RACES, "draft_calls_per_token", float, "calls of the draft model over tokens"),
-    (RACES, "draft_acceptance_rate", float, "accepted over drafted tokens"),
+    (ANSWERS, "draft_calls_per_token", float, "calls of the draft model over tokens"),
+    (ANSWERS, "draft_acceptance_rate", float, "accepted over drafted tokens"),
     (
         RULES + BENCH,
         "tested_acceptance_rate",
@@ -130,12 +145,12 @@ _FOUND = (
         "accepted over tested drafts; what follows a rejection is not tested; in a bench the rate that was asked for;"
         " none with `verify=block`",
     ),
-    (RACES, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
-    (COMPARE, "shared_mass", float, "q(I): mean share of the draft model's mass on tokens that both models can say;"
+    (ANSWERS, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
+    (RUNS, "shared_mass", float, "q(I): mean share of the draft model's mass on tokens that both models can say;"
      " empty where they have one tokenizer"),
     (RULES, "deferral_rate", float, "how much the rule gave to the target; of a cascade the share of answers"),
     (RULES, "mean_tv_to_target", float, "mean TV(pi, p): how far the output distribution is from the target's"),
-    (COMPARE + CURVES, "max_tv_to_target", float, "the largest"),
+    (RUNS + CURVES, "max_tv_to_target", float, "the largest"),
     (CURVES, "mean_tail", float, "mean probability of tokens lumped together: how far off a token rule can be"),
     (CURVES, "max_tail", float, "the largest"),
     (RACES, "target_calls_per_answer", float, "the mean of the target's calls for a prompt, all its turns"),
@@ -143,7 +158,7 @@ _FOUND = (
     *_percentiles("prompt_tokens", "tokens of the answers to a prompt"),
     *_percentiles("prompt_tokens_per_round", "1 + accepted tokens / rounds of a prompt"),
     *_percentiles("prompt_seconds", "seconds of the answers to a prompt; none in a batch"),
-    (RACES, "looped_share", float, "share of the tokens that lie in a phrase that comes three times or more in a row"),
+    (ANSWERS, "looped_share", float, "share of the tokens in a phrase that comes three times or more in a row"),
     *_ratio("length_to_target", "tokens of an answer over those of the target's"),
     *_ratio("length_to_target_ended", "likewise over the prompts whose answers both ended by themselves"),
     *_ratio("calls_to_target", "the target's calls for an answer over those of `target`"),
@@ -151,15 +166,15 @@ _FOUND = (
     (RACES, "accepted_to_lossless", float, "tokens a round over those of that speculation"),
     (RACES, "lossless_strategy", str, "which speculation that is"),
     (RACES, "length_withheld", str, "why the ratios above are empty: more than a tenth of the answers were cut"),
-    (RACES, "kl_per_answer", float, "sum of KL(pi || p) over an answer where it is finite, in nats: of whole answers"),
-    (RACES, "kl_infinite_share", float, "share of the tokens at which it is infinite"),
-    (RACES, "regret_per_answer", float, "sum of log max p1 - log p1(x) over an answer, in nats"),
-    (RACES, "max_overshoot", float, "the largest pi / p of any token"),
-    (RACES, "waste", float, "mean TV(pi, q) + TV(pi, p) - TV(p, q): 0 where pi lies between p and q"),
-    (RACES, "efficiency", float, "rejections saved over TV(pi, p) spent, at most 1"),
-    (RACES, "out_of_head_per_1000", float, "kept drafts, of 1,000 tokens, that the exact test would have rejected and"
+    (ANSWERS, "kl_per_answer", float, "sum of KL(pi || p) over a whole answer where it is finite, in nats"),
+    (ANSWERS, "kl_infinite_share", float, "share of the tokens at which it is infinite"),
+    (ANSWERS, "regret_per_answer", float, "sum of log max p1 - log p1(x) over an answer, in nats"),
+    (ANSWERS, "max_overshoot", float, "the largest pi / p of any token"),
+    (ANSWERS, "waste", float, "mean TV(pi, q) + TV(pi, p) - TV(p, q): 0 where pi lies between p and q"),
+    (ANSWERS, "efficiency", float, "rejections saved over TV(pi, p) spent, at most 1"),
+    (ANSWERS, "out_of_head_per_1000", float, "kept drafts, of 1,000 tokens, that the exact test would have rejected and"
      " that the target finds less than a fifth as likely as its best token"),
-    (COMPARE, "lossless", bool, "whether that is 0 up to rounding"),
+    (RUNS, "lossless", bool, "whether that is 0 up to rounding"),
     (COMPARE, "first_divergence", int, "the first token of the first prompt's answer that differs from the target's,"
      " counted from 0 (the table on the screen counts from 1); empty if none does"),
     (SWEEP, "prompts_compared", int, "prompts that `target` answered too, by seed and repeat"),
@@ -178,9 +193,9 @@ _FOUND = (
     (COMPARE, "round_seconds_p99", float, "likewise"),
     (COMPARE, "other_share", float, "share of the time outside the two models"),
     (BENCH, "models_share", float, "share of the time after the prompt that the models' timed calls account for"),
-    (RACES, "flops_per_token", float, "an estimate that does not depend on hardware"),
-    (COMPARE, "weight_bytes_per_token", float, "weights read, an estimate"),
-    (COMPARE, "peak_memory_bytes", int, "of a GPU"),
+    (ANSWERS, "flops_per_token", float, "an estimate that does not depend on hardware"),
+    (RUNS, "weight_bytes_per_token", float, "weights read, an estimate"),
+    (RUNS, "peak_memory_bytes", int, "of a GPU"),
     (SWEEP, "log_likelihood", float, "mean log-probability of a token of the answers under the target, in nats"),
     (BENCH, "copy_bytes_per_second", float, "bytes read and written by a plain copy: the ceiling"),
     (VERIFY, "status", str, "`pass`, `fail` or `skipped`"),

@@ -208,6 +208,15 @@ class Comparison(Document):
     __str__ = __repr__
 
 
+def uncompared(runs: Sequence[Run]) -> Comparison:
+    """Runs that nothing was compared with, for what shows comparisons: a row a strategy."""
+    by_spec: dict[str, list[Run]] = {}
+    for run in runs:
+        by_spec.setdefault(run.spec, []).append(run)
+    summary = [row for each in by_spec.values() for row in summarise([[each]])]
+    return Comparison(command=runs[0].command, runs=list(runs), summary=summary, batch_size=runs[0].batch_size)
+
+
 def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:
     """The totals of each strategy in each repeat, from `repeats[repeat][strategy][prompt]`."""
     return [[_repeat(runs) for runs in columns] for columns in repeats]

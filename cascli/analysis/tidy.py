@@ -6,7 +6,7 @@ that are made here; `cascli.analysis.columns` says what each column is called an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ from cascli.analysis.distances import efficiency, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.profile import Timing
 from cascli.errors import UsageError
-from cascli.trace import Distances, PairInfo
+from cascli.trace import Distances, PairInfo, Run
 
 if TYPE_CHECKING:
     import pandas
@@ -159,6 +159,43 @@ def of_comparison(comparison: Comparison) -> Table:
         "batch_size": comparison.batch_size,
     }
     return table("compare", [shared | row_columns(row) for row in comparison.summary])
+
+
+def of_runs(runs: Sequence[Run]) -> Table:
+    """One row an answer."""
+    return table("generate", map(_answer, runs))
+
+
+def _answer(run: Run) -> Record:
+    m, sampling = run.metrics, run.sampling
+    tokens = len(run.token_ids)
+    found: Record = Circumstances.of(run.pair, run.environment, run.date).columns() | strategy_columns(run.spec)
+    found |= {name: getattr(run, name) for name in ("oracle", "depends_on_rounds", "prompt_id", "category", "turn")}
+    found |= {name: getattr(run, name) for name in ("prompt", "text", "finish_reason", "prompt_tokens", "batch_size")}
+    found |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
+    found |= {name: getattr(m, name) for name in _OF_A_RUN}
+    tested = m.num_tested_draft_tokens
+    return found | {
+        "exit": None if run.exit is None else run.exit.label,
+        "tokens": tokens,
+        "seconds": m.seconds.total,
+        "tested_acceptance_rate": m.num_accepted_draft_tokens / tested if tested else None,
+        "looped_share": _over(m.looped_tokens, tokens),
+        "flops_per_token": _over(m.total_flops, tokens),
+        "weight_bytes_per_token": _over(m.weight_bytes_read, tokens),
+        **distance_columns(m.distances, 1),
+    }
+
+
+_OF_A_RUN = (
+    "num_rounds", "target_calls", "draft_calls", "target_calls_per_token", "draft_calls_per_token",
+    "draft_acceptance_rate", "mean_acceptance_length", "shared_mass", "deferral_rate", "mean_tv_to_target",
+    "max_tv_to_target", "lossless", "tokens_per_second", "ttft_seconds", "peak_memory_bytes",
+)  # fmt: skip
+
+
+def _over(total: float | None, tokens: int) -> float | None:
+    return None if total is None or not tokens else total / tokens
 
 
 def row_columns(row: Row) -> Record:

@@ -20,8 +20,8 @@ from rich.console import Group
 from cascli import files
 from cascli.analysis import speculation_profile, tidy
 from cascli.analysis.bench import Bench
-from cascli.analysis.comparison import Comparison, Row
-from cascli.errors import UsageError, unknown
+from cascli.analysis.comparison import Comparison, Row, uncompared
+from cascli.errors import UsageError, plain, unknown
 from cascli.render import formats
 from cascli.render.console import WIDEST, Screen, _Console
 from cascli.render.summary import title
@@ -199,11 +199,19 @@ def of_runs(runs: Sequence[Run]) -> Writers:
 
         return html_trace.of_runs(runs, runs[0].command)
 
+    def picture() -> str:
+        from cascli.render.picture import svg
+
+        return svg(uncompared(runs), "cascli generate")
+
     return {
         "json": lambda: runs[0].to_json() if len(runs) == 1 else Runs(runs=list(runs)).to_json(),
         "jsonl": lambda: _lines(runs),
-        "txt": lambda: answers(runs),
+        "md": lambda: f"{_asked_and_answered(runs)}\n{markdown(uncompared(runs).summary)}",
         "html": page,
+        "svg": picture,
+        "txt": lambda: answers(runs),
+        **of_table(lambda: tidy.of_runs(runs)),
     }
 
 
@@ -329,6 +337,17 @@ def answers(runs: Sequence[Run]) -> str:
         return texts[0]
     named = (title(run.prompt_id or str(place), run.turn) for place, run in enumerate(runs, 1))
     return "\n".join(f"{name}\n{text}" for name, text in zip(named, texts, strict=True))
+
+
+def _asked_and_answered(runs: Sequence[Run]) -> str:
+    """Prompts as quotations, each with its answer, which is the model's own Markdown, if it is any."""
+    said = []
+    for place, run in enumerate(runs, 1):
+        turn = f", turn {run.turn + 1}" if run.turn else ""
+        heading = f"## {plain(run.prompt_id or str(place))}{turn}\n\n" if len(runs) > 1 else ""
+        asked = "".join(f"> {line}".rstrip() + "\n" for line in (run.prompt or "").splitlines())
+        said.append(f"{heading}{asked}\n{ended(run.text)}")
+    return "\n".join(said)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 PROFILE = "speculation-profile"
 """A file of a name of its own: `speculation_profile.json`."""
-RUNS = ("json", "jsonl", "txt", "html")
+RUNS = ("json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt")
 COMPARISON = ("json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt", PROFILE)
 BENCH = ("json", "csv", "parquet", "txt")
 AUDIT = ("json", "csv", "parquet", "txt")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from cascli.analysis.comparison import Comparison, Row, first_divergence, summarise
+from cascli.analysis.comparison import Comparison, Row, first_divergence, uncompared
 from cascli.render.comparison import by_prompt, interrupted_line, notes, pair_line
 from cascli.render.marks import short_name, visible
 from cascli.render.numbers import DASH, number, tv, yes_no
@@ -37,10 +37,7 @@ def of_comparison(comparison: Comparison, command: str | None) -> str:
 
 def of_runs(runs: Sequence[Run], command: str | None) -> str:
     """The page of runs that nothing was compared with."""
-    by_spec: dict[str, list[Run]] = {}
-    for run in runs:
-        by_spec.setdefault(run.spec, []).append(run)
-    return _page(runs, [row for each in by_spec.values() for row in summarise([[each]])], [], command)
+    return _page(runs, uncompared(runs).summary, [], command)
 
 
 def _page(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str | None) -> str:
