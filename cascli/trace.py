@@ -227,12 +227,12 @@ class Distances(Data):
     """
 
     positions: int
-    """Positions at which pi, q and p are all known: the next three sums are over these."""
-    tv_to_target: float
+    """Positions at which pi, q and p are all known: the next three sums are over these, None where there are none."""
+    tv_to_target: float | None
     """Of TV(pi, p)."""
-    tv_to_draft: float
+    tv_to_draft: float | None
     """Of TV(pi, q)."""
-    disagreement: float
+    disagreement: float | None
     """Of TV(p, q)."""
     tokens: int
     """Tokens of the answer at which pi and p are known: the rest is over these."""
@@ -244,8 +244,10 @@ class Distances(Data):
     """The largest TV(pi, p)."""
     overshoot: float
     """The largest pi / p."""
-    regret: float
-    """Sum of log max p1 - log p1(x) of the tokens, in nats: what stands for the KL at temperature 0."""
+    regret: float | None
+    """Sum of log max p1 - log p1(x) of the tokens, in nats: what stands for the KL at temperature 0.
+
+    None where it is not known of all of them: the target alone tells no probabilities at temperature 1."""
     kept_drafts: int
     """Drafted tokens that stand, of those that were tested against both rules."""
     out_of_head: int | None

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from cascli import Pair, compare, generate, load_pair
 from cascli.analysis import distances as d
+from cascli.analysis import tidy
 from cascli.analysis.answer_costs import AnswerCosts, Answered, answer_costs
 from cascli.analysis.comparison import Comparison, Row, summarise
 from cascli.analysis.loops import looped_tokens
@@ -251,6 +252,21 @@ def test_at_temperature_0_regret_stands_for_the_divergence(small: Pair) -> None:
     assert lossy.regret > 0 and math.isfinite(d.nats_per_answer(lossy, 3, greedy=True))
     # The rule keeps nothing that is less than a tenth as likely as the best.
     assert lossy.regret <= lossy.tokens * math.log(10)
+
+
+def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
+    """The target alone knows no q, and at temperature 1 no regret: a sum over no position is no 0."""
+    for temperature, regret in ((0.0, 0.0), (1.0, None)):
+        found = answer(small, "target", temperature=temperature).metrics.distances
+        assert found is not None and found.positions == 0 and found.kl == found.max_tv == 0
+        assert found.tv_to_target is found.tv_to_draft is found.disagreement is None and found.regret == regret
+        assert d.waste(found) is d.efficiency(found) is None
+        told = tidy.distance_columns(found, 1)["regret_per_answer"]
+        assert told == regret and d.nats_per_answer(found, 1, greedy=True) == regret
+    lossy = answer(small, "speculative-cascade:rule=head,alpha=0.9").metrics.distances
+    both = d.total([found, lossy])
+    assert lossy is not None and both is not None and lossy.positions
+    assert (both.positions, both.tv_to_draft) == (lossy.positions, lossy.tv_to_draft) and both.regret is None
 
 
 def test_the_exact_test_is_the_one_that_speculation_makes(small: Pair) -> None:

@@ -14,6 +14,8 @@ from cascli.trace import Distances, Drafted, Round
 
 LOSSLESS_TOLERANCE = 1e-6
 """TV(pi, p) up to which rounding in float32 is the likely cause; pi = p gives exactly 0."""
+SUMS_BESIDE = ("tv_to_target", "tv_to_draft", "disagreement")
+"""Sums over positions at which all three distributions are known."""
 HEAD = 0.2
 """Share of the target's best probability below which a token is outside the head of its distribution."""
 
@@ -31,18 +33,24 @@ def distances(rounds: Sequence[Round]) -> Distances | None:
     regrets = [token.regret for step in rounds for token in step.emitted if token.event == "accepted"]
     return Distances(
         positions=len(beside),
-        tv_to_target=math.fsum(token.tv or 0.0 for token in beside),
-        tv_to_draft=math.fsum(token.tv_to_draft or 0.0 for token in beside),
-        disagreement=math.fsum(token.disagreement or 0.0 for token in beside),
+        tv_to_target=_sum(token.tv for token in beside),
+        tv_to_draft=_sum(token.tv_to_draft for token in beside),
+        disagreement=_sum(token.disagreement for token in beside),
         tokens=len(known),
         kl=math.fsum(kl for kl in kls if math.isfinite(kl)),
         infinite=sum(math.isinf(kl) for kl in kls),
         max_tv=max(token.tv or 0.0 for token in known),
         overshoot=max(token.overshoot or 0.0 for token in known),
-        regret=math.fsum(token.regret or 0.0 for token in known),
+        regret=_sum(token.regret for token in known),
         kept_drafts=len(kept) if tested else 0,
         out_of_head=sum(map(_out_of_head, kept, regrets)) if tested else None,
     )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Their sum; None of no value, or where one is not known."""
+    known = list(values)
+    return math.fsum(value for value in known if value is not None) if known and None not in known else None
 
 
 def _out_of_head(token: Drafted, regret: float | None) -> bool:
@@ -55,27 +63,32 @@ def total(parts: Iterable[Distances | None]) -> Distances | None:
     known = [each for each in several if each is not None]
     if not known or len(known) < len(several):
         return None
-    values = {name: [getattr(each, name) for each in known] for name in Distances.model_fields}
-    sums = {name: None if None in each else math.fsum(each) for name, each in values.items()}
+    beside = [each for each in known if each.positions]  # what has no such position adds nothing to sums over them
+    of = dict.fromkeys(Distances.model_fields, known) | dict.fromkeys(SUMS_BESIDE, beside)
+    sums = {name: _sum(getattr(each, name) for each in some) for name, some in of.items()}
     most = {name: max(getattr(each, name) for each in known) for name in ("max_tv", "overshoot")}
     return Distances.model_validate(sums | most)
 
 
 def waste(d: Distances) -> float | None:
     """The mean of TV(pi, q) + TV(pi, p) - TV(p, q): what is rejected and changed beyond what one costs the other."""
+    if d.tv_to_target is None or d.tv_to_draft is None or d.disagreement is None:
+        return None
     return (d.tv_to_draft + d.tv_to_target - d.disagreement) / d.positions if d.positions else None
 
 
 def efficiency(d: Distances) -> float | None:
     """Rejections saved over TV(pi, p) spent, at most 1; None for what spends nothing but rounding."""
+    if d.tv_to_target is None or d.tv_to_draft is None or d.disagreement is None:
+        return None
     spends = d.tv_to_target > LOSSLESS_TOLERANCE * d.positions
     return (d.disagreement - d.tv_to_draft) / d.tv_to_target if spends else None
 
 
-def nats_per_answer(d: Distances, answers: int, *, greedy: bool) -> float:
+def nats_per_answer(d: Distances, answers: int, *, greedy: bool) -> float | None:
     """Nats an answer: the KL of what was sampled, or at temperature 0, where that is 0 or infinite, the regret."""
     if greedy:
-        return d.regret / answers
+        return None if d.regret is None else d.regret / answers
     return math.inf if d.infinite else d.kl / answers
 
 

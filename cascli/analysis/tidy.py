@@ -251,7 +251,7 @@ def distance_columns(d: Distances | None, answers: int | None) -> Record:
     return {
         "kl_per_answer": d.kl / answers,
         "kl_infinite_share": d.infinite / d.tokens,
-        "regret_per_answer": d.regret / answers,
+        "regret_per_answer": None if d.regret is None else d.regret / answers,
         "max_overshoot": d.overshoot,
         "waste": waste(d),
         "efficiency": efficiency(d),
