@@ -12,11 +12,13 @@ import torch
 
 from cascli.analysis.cost import Use, cost_of
 from cascli.analysis.metrics import summarise
+from cascli.blame import blamed
 from cascli.decoding import memory
 from cascli.decoding.answer import Answer
 from cascli.decoding.clock import Clock
 from cascli.decoding.cursor import Cursor
 from cascli.decoding.detokenizer import Speller
+from cascli.decoding.plugin_checks import rounds
 from cascli.decoding.session import Session
 from cascli.errors import UsageError
 from cascli.models.calls import ROLES
@@ -26,7 +28,7 @@ from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers, Uniforms, seed_of
 from cascli.strategies import Strategy
 from cascli.strategies.base import Speculating
-from cascli.trace import Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
+from cascli.trace import FinishReason, Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
 from cascli.version import __version__
 
 WHO_REMEMBERS = "only compare, one answer at a time, and Python's generate(earlier=...) keep them"
@@ -69,10 +71,11 @@ class Decoding:
 
     def __init__(self, pair: Pair, strategy: Strategy, request: Request) -> None:
         self.pair, self.strategy, self.request = pair, strategy, request
-        check_models(pair, strategy, keeps_earlier=request.earlier is not None)
-        self.limit = check_prompt(pair, request)
-        self._runners = strategy.runners(pair)
-        self.costs = strategy.costs(pair)
+        with blamed(strategy):
+            check_models(pair, strategy, keeps_earlier=request.earlier is not None)
+            self.limit = check_prompt(pair, request)
+            self._runners = strategy.runners(pair)
+            self.costs = strategy.costs(pair)
         self.speller = Speller(pair.tokenizer)
         self.handover: Handover | None = None
         self._answer = self._new_answer()
@@ -91,11 +94,11 @@ class Decoding:
         Raises:
             RunError: out of memory, or another run of the pair is in progress.
         """
-        with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device):
+        with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device), blamed(self.strategy):
             if self.pair.batch_size == 1:  # others are under way in the same memory
                 memory.reset_peak(self.pair.device)
             session = self._under_way = self._session()
-            for item in self.strategy.decode(session):
+            for item in self._rounds(session):
                 if isinstance(item, Handover):
                     # A tentative answer may be shown once it stands; one that is withdrawn never was.
                     self._first_token = None if item.deferred else session.clock.elapsed()
@@ -103,11 +106,16 @@ class Decoding:
                 else:
                     event = StreamEvent(*self._answer.add(item))
                     session.finish_reason = self._answer.finish_reason
-                    session.answer_ids = self._answer.token_ids
+                    session.answer_ids = tuple(self._answer.token_ids)  # what drafters read, and none may change
                     self._first_token = self._first_token or session.clock.elapsed()
                 with session.clock.paused():
                     yield event
             self._close(session, self._first_token)
+
+    def _rounds(self, session: Session) -> Iterator[Round | Handover]:
+        strategy = self.strategy
+        most = block_length(strategy.params)
+        return rounds(strategy, session, strategy.decode(session), most=most, tentative=strategy.tentative)
 
     def interrupt(self) -> Run | None:
         """The run as far as it has come, if it has written anything that stands: it will not go on."""
@@ -192,6 +200,10 @@ class Decoding:
         """The finished run as data."""
         if self._metrics is None or self._answer.finish_reason is None:
             raise ValueError("the run is not finished: iterate steps() to the end first")
+        with blamed(self.strategy):
+            return self._run(self._metrics, self._answer.finish_reason)
+
+    def _run(self, metrics: Metrics, finish_reason: FinishReason) -> Run:
         request = self.request
         return Run(
             date=self._date,
@@ -220,8 +232,8 @@ class Decoding:
             prompt_tokens=len(request.prompt_ids),
             text=self._answer.text,
             token_ids=self._answer.token_ids,
-            finish_reason=self._answer.finish_reason,
-            metrics=self._metrics,
+            finish_reason=finish_reason,
+            metrics=metrics,
             handover=self.handover,
             costs=self.costs,
             exit=self._runners["draft"].exit,

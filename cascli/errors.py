@@ -51,7 +51,7 @@ class PairWarning(UserWarning):
     """Something about a loaded pair that its user would want to know; the command line prints it as a notice."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     r"""The first line of what a library says, with the next where it only leads to it, or the error's name.
 
     >>> first_line(ValueError("bad value:\n    3 is no name"))
@@ -59,6 +59,18 @@ def first_line(error: Exception) -> str:
     """
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {more[0].strip()}" if more and first.endswith(":") else first
+
+
+def raised(error: BaseException) -> str:
+    """What somebody else's code raised, in one line with its kind."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit: {error.code}"
+    found = getattr(error, "errors", None)
+    if callable(found) and hasattr(error, "title"):  # pydantic's, of which the first line says next to nothing
+        first = found()[0]
+        return f"{error.title}.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    said = first_line(error)
+    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

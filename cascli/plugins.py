@@ -8,18 +8,22 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from cascli.errors import UsageError, first_line, unknown
+from cascli.errors import UsageError, raised, unknown
 
 GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies")
 """The packages that hold plug-ins, and the entry points of those of others."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+"""What can be written as a strategy's parameter."""
 
 
 def names(package: ModuleType) -> list[str]:
@@ -33,9 +37,29 @@ def _own(package: ModuleType) -> frozenset[str]:
 
 
 @lru_cache
-def _foreign(group: str) -> dict[str, EntryPoint]:
-    """Entry points by name; a package's own plug-ins cannot be replaced."""
-    return {point.name: point for point in entry_points(group=group)}
+def _offered(group: str) -> dict[str, list[EntryPoint]]:
+    """Entry points by name; the same one found twice is one."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, {})[point.value] = point
+    return {name: list(points.values()) for name, points in found.items()}
+
+
+def _foreign(group: str) -> dict[str, list[EntryPoint]]:
+    """Entry points by names that can be written."""
+    return {name: points for name, points in _offered(group).items() if _NAME.fullmatch(name)}
+
+
+def unreachable(package: ModuleType) -> list[str]:
+    """What other packages offer and nobody can ask for, a sentence each: cascli's own cannot be replaced."""
+    own, told = _own(package), []
+    for name, points in _offered(package.__name__).items():
+        for point in points:
+            if not _NAME.fullmatch(name):
+                told.append(f"'{name}' of {point.value} is left out: a name is small letters, digits and dashes.")
+            elif name in own:
+                told.append(f"'{name}' of {point.value} is left out: cascli has one of that name.")
+    return told
 
 
 def name_of(kind: type) -> str:
@@ -44,20 +68,34 @@ def name_of(kind: type) -> str:
     if home in GROUPS:
         return file.replace("_", "-")
     for group in GROUPS:
-        for name, point in _foreign(group).items():
-            if point.value == f"{kind.__module__}:{kind.__qualname__}":
+        for name, points in _foreign(group).items():
+            if any(point.value == f"{kind.__module__}:{kind.__qualname__}" for point in points):
                 return name
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
-def usable(package: ModuleType, kind: str, parent: type) -> list[str]:
-    """The plug-ins that can be used as they are: those of other packages are tried, and left out if they are broken."""
+def is_own(plugin: object) -> bool:
+    """Whether a plug-in, or its class, is one of this package."""
+    return class_of(plugin).__module__.partition(".")[0] == "cascli"
+
+
+def class_of(plugin: object) -> type:
+    """A plug-in's class, or what is given if it is one."""
+    return plugin if isinstance(plugin, type) else type(plugin)
+
+
+def usable(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> list[str]:
+    """The plug-ins that can be used as they are: those of other packages are tried, and left out if they are broken.
+
+    `works` raises something if a plug-in, made of its defaults, does not work.
+    """
     found = [*_own(package)]
     for name in _foreign(package.__name__).keys() - _own(package):
-        with suppress(Exception):  # whatever another package's class does; asked for by its name it says why
+        with suppress(Exception, SystemExit):  # whatever a stranger's class does; asked for by its name it says why
             made = load(package, kind, name, parent)
             # By types and ranges, which the defaults of a dataclass are not held against when it is made.
             TypeAdapter(made).validate_python({each.name: getattr(made(), each.name) for each in fields(made)})
+            works(made())
             found.append(name)
     return sorted(found)
 
@@ -72,7 +110,11 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     if name not in known:
         raise UsageError(unknown(kind, name, known))
     if name not in _own(package):
-        return _imported(_foreign(package.__name__)[name], kind, parent)
+        points = _foreign(package.__name__)[name]
+        if len(points) > 1:
+            values = " and ".join(point.value for point in points)
+            raise UsageError(f"{kind} '{name}': {values} both have this name; uninstall one of their packages")
+        return _imported(points[0], kind, parent)
     module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
     own = [
         value
@@ -86,21 +128,42 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
 
 def _checked(kind: type) -> type:
     """The class, if it is a dataclass of its own: a forgotten decorator would have the fields of its parent."""
+    where = f"{kind.__module__}: {kind.__qualname__}"
     if "__dataclass_params__" not in vars(kind):
-        raise UsageError(f"{kind.__module__}: {kind.__qualname__} must be decorated with @dataclass(frozen=True)")
+        raise UsageError(f"{where} must be decorated with @dataclass(frozen=True)")
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if missing:
-        raise UsageError(f"{kind.__module__}: {kind.__qualname__} lacks {', '.join(missing)}")
+        raise UsageError(f"{where} lacks {', '.join(missing)}")
+    _check_parameters(kind, where)
     return kind
+
+
+def _check_parameters(kind: type, where: str) -> None:
+    """That a class's own parameters are none of what all of its kind have, and can be written in a strategy's text.
+
+    Raises:
+        UsageError: one hides an attribute, such as `name`, or is by default something that has no such text.
+    """
+    bases = [base for base in kind.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
+    inherited = {each.name for base in bases if is_dataclass(base) for each in fields(base)}
+    for each in fields(kind):
+        if each.name in inherited:
+            continue
+        if any(hasattr(base, each.name) for base in bases):
+            said = (
+                f"'{each.name}' is something that cascli asks of it: call it ClassVar, or the parameter something else"
+            )
+            raise UsageError(f"{where}: {said}")
+        value = None if each.default is MISSING else each.default
+        if not isinstance(value, str | int | float | None) or (isinstance(value, str) and {*value} & {*",="}):
+            raise UsageError(f"{where}: {each.name}: a parameter is a number, a truth or a text without ',' and '='")
 
 
 def _imported(point: EntryPoint, kind: str, parent: type) -> type:
     try:
         value = point.load()
-    except Exception as error:  # whatever a stranger's module does when it is imported
-        raise UsageError(
-            f"{kind} '{point.name}' of {point.value}: {type(error).__name__}: {first_line(error)}"
-        ) from None
+    except (Exception, SystemExit) as error:  # whatever a stranger's module does when it is imported
+        raise UsageError(f"{kind} '{point.name}' of {point.value}: {raised(error)}") from None
     if not (isinstance(value, type) and issubclass(value, parent)):
         raise UsageError(f"{kind} '{point.name}': {point.value} is no {parent.__name__}")
     return _checked(value)

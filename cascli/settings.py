@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -213,11 +214,15 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
 
     `CASCLI_STRATEGY` may hold several, with `;` or line ends between them: commas are part of a strategy.
 
+    `NO_COLOR` has no colour without a terminal's flag for it, whatever a file says.
+
     Raises:
         UsageError: a variable holds a value that its flag would not take.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {key: environ[name] for name, key in variables().items() if environ.get(name)}
+    if environ.get("NO_COLOR"):
+        values.setdefault("color", "auto")  # which heeds it: stronger than a pair's file, weaker than a flag
     if "strategy" in values:
         parts = (part.strip() for part in re.split(r"[;\n]", values["strategy"]))
         values["strategy"] = [part for part in parts if part]
@@ -250,4 +255,9 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
     if problem["type"] == "model_type":
         return where, f"keys and values are wanted here (got {printed(problem['input'])})"
     message = problem["msg"].removeprefix("Value error, ")
-    return where, f"{message} (got {printed(problem['input'])})"
+    near = []
+    if problem["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(str(problem["input"]), choices, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return where, f"{message} (got {printed(problem['input'])}){hint}"

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_one_is_a_sentence(installed: dict[str, str], rule: s
 
 def test_broken_ones_are_none_of_all_rules(installed: dict[str, str]) -> None:
     """`verify`, `--rules all` and `advise` go through all rules: a stranger's mistake is no reason to lose others."""
-    code = "from cascli import rules; print(*rules.usable())"
+    code = "from cascli.decoding.plugin_checks import usable_rules; print(*usable_rules())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     found = done.stdout.split()
     assert {"keep-some", "opt", "token-v3"} <= {*found} and not {"broken", "no-rule", "half", "asks"} & {*found}
@@ -287,7 +287,7 @@ def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str)
     """It was the law of the texts, and told as lossless where nothing of it lies above p."""
     loaded = load_pair(pair(20, initializer_range=0.5))
     for strategy in (SpeculativeCascade(rule=Strange(what=what), k=3), TokenCascade(rule=Strange(what=what))):
-        with pytest.raises(RunError, match="the rule 'strange': pi") as told:
+        with pytest.raises(RunError, match=r"the rule 'strange' of tests\.test_plugins: pi") as told:
             generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
         assert isinstance(strategy, TokenCascade) or re.search(said, str(told.value))
 
@@ -301,7 +301,7 @@ def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str)
 )  # fmt: skip
 def test_a_strange_drafter_that_says_another_q_is_told(what: str, said: str) -> None:
     strategy = Speculative(draft=StrangeDrafts(what=what), k=3)
-    with pytest.raises(RunError, match=f"the drafter 'strange-drafts': .*{said}"):
+    with pytest.raises(RunError, match=f"the drafter 'strange-drafts' of tests.test_plugins: .*{said}"):
         generate(load_pair(pair(20)), prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
 
 

@@ -12,6 +12,7 @@ from cascli.audit import draws, files, joint, law, numerics, parity, rounds, tab
 from cascli.audit.report import Audit, Check, skipped
 from cascli.chat import encode
 from cascli.config import PairConfig
+from cascli.decoding.plugin_checks import usable_rules
 from cascli.engine import environment
 from cascli.models.pair import Pair
 from cascli.prompts import builtin
@@ -68,7 +69,7 @@ def sampled() -> list[str]:
 
     Those that a kernel verifies, those of other packages, and of the rest, which go one path, one.
     """
-    kinds = {name: rules.load(name) for name in rules.usable()}
+    kinds = {name: rules.load(name) for name in usable_rules()}
     ours = "cascli.rules."
     return [
         name
@@ -138,7 +139,7 @@ def planned(
 ) -> int:
     """How many checks an audit is going to make."""
     chosen = _chosen(pair, strategies)
-    laws = {"speculative", *rules.usable()}
+    laws = {"speculative", *usable_rules()}
     if strategies:
         laws &= set(_rule_names(chosen))
     count = len(config.models) if config is not None else 0

@@ -21,6 +21,7 @@ from torch import Tensor
 from cascli import rules
 from cascli.audit.report import Check, check_of
 from cascli.audit.tables import Text, Tree
+from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions, rejection
@@ -99,7 +100,7 @@ def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
     """Every rule at every alpha in its range, with each option that it takes, and plain speculative decoding."""
     if names is None or "speculative" in names:
         yield "speculative", Exact()
-    for name in rules.usable():
+    for name in usable_rules():
         if names is None or name in names:
             yield from ((name, rule) for rule in _settings(rules.load(name)))
 

@@ -41,7 +41,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            if os.environ.get("CASCLI_DEBUG"):
+            if os.environ.get("CASCLI_DEBUG", "0") not in ("", "0"):
                 traceback.print_exc()
             _end(*told(error))
 

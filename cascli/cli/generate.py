@@ -55,22 +55,33 @@ def command(
     prompts = common.prompts(prompt, plan, NAME)
     pair = plan.load()
     common.note_cautions(plan, [strategy])
-    if batch_size > 1 and len(prompts) > 1:
-        runs = _answers_in_batches(plan, pair, strategy, prompts, outputs, batch_size)
-    else:
-        runs = _answers(plan, pair, strategy, prompts, outputs)
-    outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)
+    runs: list[Run] = []
+    try:
+        if batch_size > 1 and len(prompts) > 1:
+            _answers_in_batches(plan, pair, strategy, prompts, outputs, batch_size, runs)
+        else:
+            _answers(plan, pair, strategy, prompts, outputs, runs)
+    finally:  # of a command that was interrupted, or failed, what has ended is there
+        if runs:
+            outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)
     plan.note_captures(pair)
-    if require_lossless and not all(run.metrics.lossless for run in runs):
-        raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
+    if require_lossless:
+        known = [run.metrics.lossless for run in runs]
+        if False in known:
+            raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
+        if None in known:
+            raise CheckFailed(
+                "whether the run was lossless is not known (--require-lossless): the target was not asked."
+            )
 
 
-def _answers(plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs) -> list[Run]:
-    """Answer all prompts, and keep each answer as soon as it is there where a line a run is wanted."""
+def _answers(
+    plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, done: list[Run]
+) -> None:
+    """Answer all prompts into `done`, and write each answer as soon as it is there where a line a run is wanted."""
     from cascli.jobs.generate import converse
     from cascli.render.stream import AnswerStream
 
-    done: list[Run] = []
     stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
     view = None if outputs.printed else stream  # stdout has another use
     told = _Told(plan.screen, view, prompts)
@@ -85,13 +96,18 @@ def _answers(plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Pr
                 if run.turn + 1 < len(prompt.turns):
                     told.begin(prompt, run.turn + 1)
     told.end_of_all(done)
-    return done
 
 
 def _answers_in_batches(
-    plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, size: int
-) -> list[Run]:
-    """Answer all prompts, several at once: each answer is kept when it has ended, and all are shown in their order."""
+    plan: common.Plan,
+    pair: Pair,
+    strategy: Strategy,
+    prompts: list[Prompt],
+    outputs: Outputs,
+    size: int,
+    runs: list[Run],
+) -> None:
+    """Answer all prompts into `runs`, several at once: each is written when it has ended, and shown in their order."""
     from cascli.cli.progress import Progress
     from cascli.jobs.batch import check_all, converse_many
 
@@ -112,9 +128,8 @@ def _answers_in_batches(
                 if outputs.printed is None:
                     told.answer(run)
                 told.end(run)
-    runs = [run for place in sorted(done) for run in done[place]]
+                runs.append(run)
     told.end_of_all(runs)
-    return runs
 
 
 class _Told:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
+from cascli.blame import label
 from cascli.cli import complete
 from cascli.cli.options import Flags, with_shared
-from cascli.errors import UsageError, unknown
+from cascli.errors import CascliError, UsageError, raised, unknown
+from cascli.plugins import is_own, unreachable
 
 if TYPE_CHECKING:
     from cascli.render.console import Screen
@@ -74,12 +76,28 @@ def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
 
 def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Iterator[dict[str, Any]]:
     """Every plug-in that is wanted; one of another package that cannot be imported is told of, and hides no other."""
+    for said in unreachable(package):
+        view.note(said)
     for name in package.names():
         try:
             if name in wanted:
-                yield describe(name, package.load(name)) | {"written": written(kind, name)}
+                yield described(name, package.load(name)) | {"written": written(kind, name)}
         except UsageError as error:
             view.note(str(error))
+
+
+def described(name: str, kind: Any) -> dict[str, Any]:
+    """As `describe`.
+
+    Raises:
+        UsageError: one of another package says of itself what cannot be read.
+    """
+    try:
+        return describe(name, kind)
+    except Exception as error:
+        if is_own(kind):
+            raise
+        raise UsageError(f"{label(kind)}: {raised(error)}") from None
 
 
 def written(kind: str, name: str) -> list[str]:
@@ -91,11 +109,13 @@ def written(kind: str, name: str) -> list[str]:
     key = {"rules": "rule", "drafters": "draft", "stops": "stop"}[kind]
     found = []
     for strategy in strategies.names():
-        if key in strategies.load(strategy).parts():
-            try:
-                spec = strategies.parse(f"{strategy}:{key}={name}").spec
-            except UsageError:  # the two go together only with something else, or not at all
+        try:
+            if key not in strategies.load(strategy).parts():
                 continue
+            spec = strategies.parse(f"{strategy}:{key}={name}").spec
+        except CascliError:  # the two go together only with something else, or not at all, or one is broken
+            continue
+        else:
             # Of others the parameters are the lesser part, and in a terminal the string would not be one line.
             length = "k=auto" if kind == "stops" and name != "never" else "k=4"
             found.append(spec if kind == "rules" else f"{strategy}:{key}={name},{length}")

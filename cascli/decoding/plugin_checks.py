@@ -1,19 +1,26 @@
-"""What plug-ins of other packages return, checked before anything is drawn from it: a mistake is no silent other law.
+"""What plug-ins of other packages return, checked before anything comes of it: a mistake is no silent other law.
 
 This package's own are not asked: their laws are tested. On a GPU numbers are not looked at, which would wait for them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from cascli import plugins
+from cascli import rules, stops
+from cascli.blame import label
 from cascli.errors import RunError
-from cascli.rules.base import Rule
-from cascli.sampling.distributions import Dists
+from cascli.plugins import is_own
+from cascli.rules.base import Dial, Rule
+from cascli.sampling.distributions import Dists, total_variation
+from cascli.stops.base import Reading, Stop, Stopping
+from cascli.trace import Handover, Round, StepCosts
 
 if TYPE_CHECKING:
     from cascli.decoding.session import Session
@@ -23,14 +30,20 @@ SLACK = 1e-3
 """By how much the probabilities of a position may miss 1: rounding of 260,000 of them in float32 stays far below."""
 
 
-def is_own(plugin: object) -> bool:
-    """Whether a plug-in is one of this package."""
-    return type(plugin).__module__.partition(".")[0] == "cascli"
+# ---- rules
 
 
 def given(rule: Rule, d: Dists) -> Dists:
-    """What a rule is asked with: one of another package gets copies, which it may write into."""
-    return d if is_own(rule) else Dists(*(each.clone() for each in d))
+    """What a rule is asked with: one of another package gets copies, which it may write into.
+
+    One that says that it does not read the draft is shown nothing of it, on a CPU.
+    """
+    if is_own(rule):
+        return d
+    if rule.reads_draft or d.q.is_cuda:
+        return Dists(*(each.clone() for each in d))
+    nothing = torch.full_like(d.p, torch.nan)
+    return Dists(nothing, d.p.clone(), nothing.clone(), d.p1.clone())
 
 
 def applied(rule: Rule, d: Dists) -> Tensor:
@@ -42,44 +55,294 @@ def applied(rule: Rule, d: Dists) -> Tensor:
     pi = rule.apply(given(rule, d))
     if is_own(rule):
         return pi
-    _check(f"the rule '{plugins.name_of(type(rule))}': pi", pi, d.p.shape)
+    _check(f"{label(rule)}: pi", pi, d.p.shape)
     return pi
+
+
+def decided(rule: Rule, d: Dists) -> tuple[Tensor, Tensor | None]:
+    """pi `[n, V]`, and what a choice defers: bool `[n, 1]` or `[n, V]`, None of other rules.
+
+    Raises:
+        RunError: pi is no distribution, or not what the choice makes of both models.
+    """
+    pi, defer = applied(rule, d), rule.deferred(given(rule, d))
+    if is_own(rule):
+        return pi, defer
+    return pi, _checked_choice(rule, d, pi, defer)
+
+
+def deferred(rule: Rule, d: Dists) -> Tensor | None:
+    """What a choice defers, as of `decided`; pi is not asked for.
+
+    Raises:
+        RunError: it is of another shape or type.
+    """
+    defer = rule.deferred(given(rule, d))
+    if defer is not None and not is_own(rule):
+        _check_mask(rule, defer, d.q.shape)
+    return defer
+
+
+def _check_mask(rule: Rule, defer: Tensor, shape: torch.Size) -> None:
+    if not isinstance(defer, Tensor) or defer.dtype != torch.bool or defer.shape not in ((*shape[:-1], 1), shape):
+        found = f"{[*defer.shape]} of {defer.dtype}" if isinstance(defer, Tensor) else type(defer).__name__
+        raise RunError(f"{label(rule)}: deferred must be bool [n, 1] or [n, V], and is {found}.")
+
+
+def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> Tensor | None:
+    """What a choice defers, if it goes with pi: both come of questions of their own."""
+    if not rule.chooses:
+        return None
+    if defer is None:
+        raise RunError(f"{label(rule)}: it chooses between the models, and deferred says nothing.")
+    _check_mask(rule, defer, d.q.shape)
+    if pi.is_cuda:
+        return defer
+    if defer.shape[-1] == 1:
+        chosen = d.p.where(defer, d.q)
+    else:
+        chosen = d.q * ~defer + d.p * (d.q * defer).sum(dim=-1, keepdim=True)
+    if pi.numel() and float(total_variation(chosen, pi).max()) > SLACK:
+        raise RunError(
+            f"{label(rule)}: pi is not what deferred makes of both models. Asked with the same both must answer alike;"
+            " a pi of its own wants chooses = False."
+        )
+    return defer
+
+
+def check_reads_target(rule: Rule, d: Dists, before: Tensor) -> None:
+    """That a rule of another package which says that it does not read the target answers with it as without.
+
+    Raises:
+        RunError: it does not; `before` is what it deferred when the draft's distribution stood for the target's.
+    """
+    if is_own(rule):
+        return
+    now = deferred(rule, d)
+    if now is None or (not before.is_cuda and not torch.equal(now, before)):
+        raise RunError(f"{label(rule)}: reads_target is False, and what it defers changes with p.")
+
+
+# ---- drafters
 
 
 def proposing(drafter: object, propose: Propose) -> Propose:
     """What a drafter drafts with; each block of one of another package is checked.
 
     Raises:
-        RunError: on being asked: tokens or q are of another shape, no distribution, or of no probability there.
+        RunError: on being asked: tokens or q are of another shape, no distribution, or of no probability there; or the
+            drafter has changed the text.
     """
     if is_own(drafter):
         return propose
 
     def checked(s: Session, n: int, rule: Rule) -> Block:
-        block, name = propose(s, n, rule), f"the drafter '{plugins.name_of(type(drafter))}'"
-        drafted = block.tokens.shape[0]
-        if block.tokens.dim() != 1 or drafted > n:
-            raise RunError(f"{name}: tokens must be [{n}] at most, and are {list(block.tokens.shape)}.")
-        _check(f"{name}: q", block.q, torch.Size((min(max(block.q.shape[0], drafted), drafted + 1), s.vocab)))
-        if drafted and not block.q.is_cuda:
-            if not 0 <= int(block.tokens.min()) <= int(block.tokens.max()) < s.vocab:
-                raise RunError(f"{name}: a drafted id is outside the vocabulary of {s.vocab} tokens.")
-            if not bool((block.q[:drafted].gather(1, block.tokens.unsqueeze(1)) > 0).all()):
-                raise RunError(f"{name}: a drafted token has the probability 0 in its own q.")
+        start, ids = s.length, [*s.answer_ids]
+        text = None if s.text.is_cuda else s.text[:start].clone()
+        block = propose(s, n, rule)
+        if s.length != start or [*s.answer_ids] != ids or (text is not None and not torch.equal(s.text[:start], text)):
+            raise RunError(f"{label(drafter)}: has changed the answer so far, which is the engine's.")
+        _check_block(label(drafter), block, n, s.vocab)
         return block
 
     return checked
 
 
+def _check_block(name: str, block: Block, n: int, vocab: int) -> None:
+    tokens, q, q1 = (getattr(block, part, None) for part in ("tokens", "q", "q1"))
+    if not (isinstance(tokens, Tensor) and isinstance(q, Tensor) and isinstance(q1, Tensor)):
+        raise RunError(f"{name}: a Block of three tensors is wanted (tokens, q, q1), and it is {type(block).__name__}.")
+    drafted = tokens.shape[0] if tokens.dim() == 1 else n + 1
+    if drafted > n or tokens.dtype != torch.long:
+        raise RunError(f"{name}: tokens must be [{n}] at most and int64, and are {[*tokens.shape]} of {tokens.dtype}.")
+    wanted = torch.Size((min(max(q.shape[0] if q.dim() else 0, drafted), drafted + 1), vocab))
+    for what, values in {"q": q, "q1": q1}.items() if q1 is not q else [("q", q)]:
+        _check(f"{name}: {what}", values, wanted)
+    if drafted and not q.is_cuda:
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
+            raise RunError(f"{name}: a drafted id is outside the vocabulary of {vocab} tokens.")
+        if not bool((q[:drafted].gather(1, tokens.unsqueeze(1)) > 0).all()):
+            raise RunError(f"{name}: a drafted token has the probability 0 in its own q.")
+
+
 def _check(what: str, found: Tensor, wanted: torch.Size) -> None:
+    if not isinstance(found, Tensor):
+        raise RunError(f"{what} must be a tensor, and is {type(found).__name__}.")
     if found.shape != wanted:
         raise RunError(f"{what} must be {list(wanted)}, and is {list(found.shape)}.")
+    if found.dtype == torch.bool or found.is_complex():
+        raise RunError(f"{what} must be probabilities, and is of {found.dtype}.")
     if found.is_cuda or not found.numel():
         return
     if not bool(torch.isfinite(found).all()):
-        raise RunError(f"{what} has values that are not finite.")
+        raise RunError(f"{what} has values that are not finite (a rule that reads no draft is shown none).")
     low, error = float(found.min()), float((found.sum(dim=-1) - 1).abs().max())
     if low < -SLACK:
         raise RunError(f"{what} has negative values (down to {low:.3g}): probabilities are wanted.")
     if error > SLACK:
         raise RunError(f"{what} is no distribution: its probabilities sum up to something {error:.3g} away from 1.")
+
+
+# ---- stops
+
+
+def beginning(stop: Stop, costs: StepCosts | None) -> Stopping:
+    """What decides of one answer; that of another package is checked, and kept from what it may not remember.
+
+    Raises:
+        RunError: it is no Stopping.
+    """
+    begun = stop.begin(costs)
+    if is_own(stop):
+        return begun
+    if not isinstance(begun, Stopping):
+        raise RunError(f"{label(stop)}: begin must return a Stopping, and returns {type(begun).__name__}.")
+    return _Checked(label(stop), begun)
+
+
+class _Checked(Stopping):
+    """A stop of another package; what it is asked along a draft is asked of a copy, which the round's end forgets.
+
+    What it read behind a draft that did not stand would otherwise have a say in where the next round ends, and the
+    answer would no longer follow pi.
+    """
+
+    reads: ClassVar[Reading | None] = "best"
+
+    def __init__(self, name: str, whole: Stopping) -> None:
+        self._name, self._whole, self._asked = name, whole, whole
+        self.reads = whole.reads  # type: ignore[misc]  # of what it stands for
+
+    def most(self, n: int) -> int:
+        most = self._whole.most(n)
+        if not isinstance(most, int) or isinstance(most, bool):
+            raise RunError(f"{self._name}: most must return a whole number, and returns {most!r}.")
+        if self.reads is not None:
+            self._asked = copy.deepcopy(self._whole)
+        return most
+
+    def before_step(self, drawn: Sequence[float]) -> bool:
+        return self._truth("before_step", self._asked.before_step(tuple(drawn)))
+
+    def before_draw(self, drawn: Sequence[float], here: float) -> bool:
+        return self._truth("before_draw", self._asked.before_draw(tuple(drawn), here))
+
+    def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
+        self._whole.learn(tuple(seen), kept, rejected=rejected)
+
+    def _truth(self, what: str, answer: object) -> bool:
+        answer = answer.item() if hasattr(answer, "item") else answer  # of numpy or torch
+        if not isinstance(answer, bool):
+            raise RunError(f"{self._name}: {what} must return True or False, and returns {answer!r}.")
+        return answer
+
+
+# ---- strategies
+
+
+def rounds(strategy: object, s: Session, found: object, *, most: int, tentative: bool) -> Iterator[Round | Handover]:
+    """The rounds of a strategy; each of one of another package is checked against the session's text.
+
+    Args:
+        strategy: whose they are.
+        s: what it works on.
+        found: what its `decode` returned.
+        most: how many tokens it may draft a round, by its parameter `k`.
+        tentative: whether its first answer may be withdrawn.
+
+    Raises:
+        RunError: something else than a round, one that adds nothing or too much, tokens other than those that were
+            appended, a number that is none of its kind, or no round where the answer has not ended.
+    """
+    if is_own(strategy):
+        yield from found  # type: ignore[misc]
+        return
+    name = label(strategy)
+    if not hasattr(found, "__iter__"):
+        raise RunError(f"{name}: decode must yield rounds, and returns {type(found).__name__}.")
+    decided = not tentative
+    for item in found:
+        if isinstance(item, Handover):
+            if decided:
+                raise RunError(f"{name}: a Handover comes once, from a strategy that is tentative.")
+            decided = True
+            yield item
+            continue
+        _check_round(name, s, item, most)
+        yield item
+        if s.finished and decided:
+            return
+    if not s.finished:
+        raise RunError(f"{name}: decode has ended before the answer did; it must go on until s.finished.")
+
+
+def _check_round(name: str, s: Session, item: object, most: int) -> None:
+    if not isinstance(item, Round):
+        raise RunError(f"{name}: decode must yield rounds, and yields {type(item).__name__}.")
+    start, ids = len(s.answer_ids), [token.id for token in item.emitted]
+    if not ids:
+        raise RunError(f"{name}: a round must add a token.")
+    if len(ids) > s.max_new_tokens - start:
+        left = s.max_new_tokens - start
+        raise RunError(f"{name}: a round of {len(ids)} tokens, where s.remaining was {left}.")
+    if not all(0 <= each < s.vocab for each in ids):
+        raise RunError(f"{name}: an emitted id is outside the vocabulary of {s.vocab} tokens.")
+    appended = s.text[start : s.length]
+    if s.length != start + len(ids) or (not appended.is_cuda and appended.tolist() != ids):
+        raise RunError(f"{name}: the tokens of a round must be those that were appended to the session's text.")
+    if len(item.drafted) > most:
+        raise RunError(f"{name}: a round of {len(item.drafted)} drafted tokens, where its parameter k allows {most}.")
+    passed = [token.id for token in item.drafted if token.accepted]
+    if passed != [token.id for token in item.emitted if token.event == "accepted"]:
+        raise RunError(f"{name}: the accepted drafts of a round and its tokens of event 'accepted' are not the same.")
+    for each in (*item.drafted, *item.emitted):
+        _check_numbers(name, s, each.model_dump(include={*_SHARES, *_AMOUNTS}))
+
+
+_SHARES = ("q", "p", "pi", "accept_prob", "tv", "tv_to_draft", "disagreement", "deferral")
+_AMOUNTS = ("kl", "overshoot", "regret")
+
+
+def _check_numbers(name: str, s: Session, told: dict[str, float | None]) -> None:
+    for key, value in told.items():
+        if value is None:
+            continue
+        if not (value >= -SLACK and (key in _AMOUNTS or value <= 1 + SLACK)):
+            of = "0 or more" if key in _AMOUNTS else "between 0 and 1"
+            raise RunError(f"{name}: {key} = {value:g} of a token, where a number {of} or None is wanted.")
+        if key in ("tv", "kl", "regret") and not s.target.passes:
+            raise RunError(f"{name}: tells {key} to the target, which it has not asked; None is what is not known.")
+
+
+# ---- those that work
+
+
+def usable_rules() -> list[str]:
+    """The names of all rules but those of other packages that are broken: what "all rules" are."""
+    return rules.usable(_try_rule)
+
+
+def usable_stops() -> list[str]:
+    """Likewise of stops."""
+    return stops.usable(_try_stop)
+
+
+def _try_rule(rule: Rule) -> None:
+    """Ask a rule once: two positions of three tokens."""
+    p, q = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]), torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    decided(rule, Dists(q, p, q.clone(), p.clone()))
+    if rule.dial is not None and not (
+        isinstance(rule.dial, Dial) and rule.dial.parameter in {each.name for each in fields(rule)}
+    ):
+        raise RunError(f"{label(rule)}: its dial turns a parameter that it does not have.")
+
+
+def _try_stop(stop: Stop) -> None:
+    """Ask a stop along one round."""
+    stopping = beginning(stop, StepCosts(c=0.2, v=[1.0, 1.0, 1.0], measured=False))
+    stopping.most(2)
+    if stopping.reads == "chance":
+        stopping.before_step((0.5,))
+    elif stopping.reads is not None:
+        stopping.before_draw((), 0.5)
+    stopping.learn((0.5, 0.5), 1, rejected=True)

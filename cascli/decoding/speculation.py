@@ -101,7 +101,8 @@ def speculate(
         on_host: as of `step_by_step.by_steps`.
         late: see `asks_late`.
     """
-    ahead, stopping = LookingAhead(s.uniforms), stopping or Stopping()
+    ahead = LookingAhead(s.uniforms)
+    stopping = Stopping() if stopping is None else stopping
     if by_block:
         s.uniforms = ahead
     while not s.finished:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cascli.decoding.plugin_checks import applied, given
+from cascli.decoding.plugin_checks import decided
 from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists
 
@@ -58,7 +58,7 @@ def opened(ids: Sequence[int], tokens: tuple[int, int]) -> bool:
 
 def judged(rule: Rule, d: Dists, holds: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """pi `[n, V]` of a rule, and what it defers; where it does not hold (`[n]` or more) pi is p, all is deferred."""
-    pi, deferred = applied(rule, d), rule.deferred(given(rule, d))
+    pi, deferred = decided(rule, d)
     if holds is None:
         return pi, deferred
     outside = ~holds[: pi.shape[0]].unsqueeze(1)

@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 from cascli import notebook
 from cascli.chat import Conversation
 from cascli.engine import check_models, check_prompt
-from cascli.errors import UsageError
+from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import OnRound, chosen, conversations, converse, request_of_turn, settings_of
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
@@ -125,6 +125,9 @@ def generate_many(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+    for key in given:
+        if key not in Given.__annotations__:
+            raise UsageError(unknown("keyword", key, Given.__annotations__))
     asked, settings = conversations(prompts), settings_of(pair, **given)
     wanted = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
     check_all(pair, wanted, asked, settings)

@@ -28,6 +28,7 @@ from cascli.analysis.replay import (
     with_stop,
 )
 from cascli.analysis.statistics import median
+from cascli.decoding.plugin_checks import beginning, usable_stops
 from cascli.decoding.speculation import asks_late
 from cascli.drafters.prompt_lookup import continuation
 from cascli.drafters.suffix import followers
@@ -152,15 +153,15 @@ class Answers:
     def _stopped(self) -> Iterator[Candidate]:
         """The draft model, up to a stop of default settings."""
         costs = StepCosts(c=self._machine.c, v=self._machine.v, measured=True)
-        for name in stops.names():
+        for name in usable_stops():
             if name == "never":
                 continue
-            spec = parse(f"speculative:stop={name},k=auto").spec
+            stop = stops.load(name)()
             try:
-                stop = stops.load(name)()
+                spec = parse(f"speculative:stop={name},k=auto").spec
                 readings, toss = self._readings(stop.reads), random.Random(0).random
                 parts = [
-                    with_stop(each, read, partial(stop.begin, costs), self.longest, self._machine, toss)
+                    with_stop(each, read, partial(beginning, stop, costs), self.longest, self._machine, toss)
                     for each, read in zip(self.chances, readings, strict=True)
                 ]
             except CascliError:  # of another package, and broken

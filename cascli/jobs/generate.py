@@ -154,10 +154,14 @@ def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
 def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
     """Prompts as they are, and texts as prompts whose place is their id, as in a file without ids.
 
+    A text that is no list of texts has no id: its random numbers are those that it has by itself in `generate`.
+
     Raises:
         UsageError: there is none, or one that is empty.
     """
-    several = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
+    if isinstance(prompts, str):
+        prompts = Prompt((prompts,))
+    several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
     asked = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
     wrong = next((each for each in asked if not isinstance(each, Prompt)), None)
     if wrong is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from cascli import rules
 from cascli.analysis.matching import Matched, Matching, strategies_of
 from cascli.chat import Conversation, encode
+from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError, unknown
 from cascli.jobs.recording import OnProgress, record
 from cascli.jobs.rule_curves import lossless_calls, match
@@ -71,7 +72,7 @@ def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] |
     if names is not None and not names:
         raise UsageError("rules: names of rules are wanted, or all.")
     every = names is None or list(names) == ["all"]
-    chosen = [(name, rules.load(name)) for name in dict.fromkeys(rules.usable() if every else names or ())]
+    chosen = [(name, rules.load(name)) for name in dict.fromkeys(usable_rules() if every else names or ())]
     undialled = [name for name, kind in chosen if values and kind.dial is None]
     if undialled and not every:
         raise UsageError(f"rule '{undialled[0]}': says no range in which it could be matched (its `dial`)")

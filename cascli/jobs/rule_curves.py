@@ -14,6 +14,7 @@ from cascli import rules
 from cascli.analysis.matching import Matched, met
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.theory import expected_rounds
+from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError
 from cascli.jobs.recording import Seen
 from cascli.rules.base import Dial, Exact, Rule, ThresholdRule
@@ -79,7 +80,7 @@ def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Ru
     Raises:
         UsageError: one that is asked for does not exist, or says no range.
     """
-    for name in rules.usable() if names is None else names:
+    for name in usable_rules() if names is None else names:
         kind = rules.load(name)
         if kind.dial is not None:
             yield name, kind, kind.dial

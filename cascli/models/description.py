@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,7 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"random: transformers has no model_type '{kind}'{hint}")
         with _bad_config_is_an_error():
+            _check_keys(values, CONFIG_MAPPING[kind])
             untrusted.check_sizes(values, "random")
             config = AutoConfig.for_model(kind, **values)
     else:
@@ -160,6 +162,25 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
     with explained(model):
         check_supported(config)
     return config
+
+
+_OF_ANY_FAMILY = {"dtype", "head_dim", "rope_scaling", "rope_theta", "torch_dtype", "use_cache"}
+"""Keys that transformers' models know, or knew, which need not be attributes of a family's own config."""
+
+
+def _check_keys(values: Mapping[str, Any], kind: type[PreTrainedConfig]) -> None:
+    """Refuse what a family's config does not have: transformers keeps it, and builds the default in its place.
+
+    Raises:
+        ConfigError: there is such a key.
+    """
+    known = {*vars(kind()), *kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_OF_ANY_FAMILY}
+    known = {key for key in known if not key.startswith("_")} - {"self", "kwargs"}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"random: a config of '{kind.model_type}' has no key '{key}'{hint}")
 
 
 @contextmanager

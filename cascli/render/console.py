@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TextIO, TypeVar
+from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -75,6 +75,9 @@ class Screen:
 
 
 class _Console(Console):
+    def __init__(self, **how: Any) -> None:
+        super().__init__(emoji=False, **how)  # `:x:` in a name or an answer stands for itself
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Whatever is printed comes by here, so that no text of a stranger can control the terminal."""
         for segment in super().render(renderable, options):

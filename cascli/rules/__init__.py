@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from cascli import plugins
 from cascli.rules.base import Rule
@@ -15,9 +16,9 @@ def names() -> list[str]:
     return plugins.names(sys.modules[__name__])
 
 
-def usable() -> list[str]:
-    """The names of all rules but those of other packages that are broken: what "all rules" are."""
-    return plugins.usable(sys.modules[__name__], "rule", Rule)
+def usable(works: Callable[[Rule], object]) -> list[str]:
+    """The names of all rules but those of other packages that cannot be made, or for which `works` raises something."""
+    return plugins.usable(sys.modules[__name__], "rule", Rule, works)
 
 
 def load(name: str) -> type[Rule]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from cascli import plugins
 from cascli.stops.base import Stop
 
-__all__ = ["Stop", "load", "names"]
+__all__ = ["Stop", "load", "names", "usable"]
 
 
 def names() -> list[str]:
     """The names of all stops."""
     return plugins.names(sys.modules[__name__])
+
+
+def usable(works: Callable[[Stop], object]) -> list[str]:
+    """The names of all stops but those of other packages that cannot be made, or for which `works` raises something."""
+    return plugins.usable(sys.modules[__name__], "stop", Stop, works)
 
 
 def load(name: str) -> type[Stop]:

@@ -19,7 +19,11 @@ Reading = Literal["best", "entropy", "chance"]
 
 
 class Stopping:
-    """Decides of the rounds of one answer; this one drafts as much as it may."""
+    """Decides of the rounds of one answer; this one drafts as much as it may.
+
+    One that remembers does so in `most` and `learn` alone: what it was asked behind a draft that did not stand must
+    leave nothing behind. (What one of another package remembers of that is taken from it after each round.)
+    """
 
     reads: ClassVar[Reading | None] = None
     """The number that it goes by at each position, of the draft's distribution at temperature 1: its best probability
@@ -41,6 +45,8 @@ class Stopping:
         if cls.reads not in known or (asked and cls.reads is None):
             readings = ", ".join(map(repr, get_args(Reading)))
             raise TypeError(f"{cls.__qualname__}: reads must be one of {readings} (it is {cls.reads!r})")
+        if cls.reads == "chance" and asked and cls.before_step is Stopping.before_step:
+            raise TypeError(f"{cls.__qualname__}: with reads = 'chance' it is before_step that is asked")
 
     def most(self, n: int) -> int:
         """How many tokens of at most `n` the next round may draft."""

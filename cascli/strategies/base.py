@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from cascli import drafters, plugins, rules, stops
+from cascli.blame import blamed, label
 from cascli.drafters import Drafter
 from cascli.drafters.model import Model
 from cascli.errors import UsageError, unknown
@@ -50,11 +51,16 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         UsageError: a missing or unknown key, a wrong type or a value out of range.
     """
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        key, message = first_problem(error, [])
-        raise UsageError(f"{key.partition('.')[0]}: {message}") from None  # behind it which of several types was tried
+    own = plugins.is_own(kind)
+    every = () if own else fields(kind)  # type: ignore[arg-type]  # T is a dataclass
+    defaults = {each.name: each.default for each in every if each.default is not MISSING}
+    with blamed(kind):
+        try:
+            return TypeAdapter(kind).validate_python(defaults | dict(values))
+        except ValidationError as error:
+            key, message = first_problem(error, [])
+            key = key.partition(".")[0]  # behind it which of several types was tried
+            raise UsageError(f"{key}: {message}" if key else f"{label(kind)}: {message}") from None
 
 
 class Part(NamedTuple):
@@ -332,7 +338,7 @@ class Speculating(Strategy):
 
     def decode(self, s: Session) -> Iterator[Round]:
         """Rounds of speculation towards the rule's distribution."""
-        from cascli.decoding.plugin_checks import proposing
+        from cascli.decoding.plugin_checks import beginning, proposing
         from cascli.decoding.speculation import speculate
 
         return speculate(
@@ -341,7 +347,7 @@ class Speculating(Strategy):
             self.longest,
             proposing(self.draft, self.draft.propose),
             by_block=self.by_block,
-            stopping=self.stop.begin(s.costs),
+            stopping=beginning(self.stop, s.costs),
             on_host=self.draft.on_host,
             late=self.asks_late(s.draft.runner, s.text.device, captures=s.graphs.captures),
         )

@@ -54,13 +54,13 @@ class TokenCascade(RuleStrategy):
     def _step(self, s: Session) -> Emitted:
         """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
         from cascli.decoding import detail
-        from cascli.decoding.plugin_checks import applied
+        from cascli.decoding.plugin_checks import applied, check_reads_target, deferred
         from cascli.sampling import distributions
 
         logits = s.draft.read(s.length)
         q, q1 = s.warp(logits), distributions.base(logits)
         ours = s.draw(q)
-        defer = self.rule.deferred(distributions.Dists(q, q, q1, q1))
+        defer = deferred(self.rule, distributions.Dists(q, q, q1, q1))
         if defer is None:
             raise TypeError(f"{self.rule}: a rule that is no choice between the models needs both")
         more = detail.of_one(s, ours, detail.Views(q1=q1))
@@ -72,6 +72,7 @@ class TokenCascade(RuleStrategy):
             return Emitted(id=int(ids), text=s.spell(int(ids)), event="draft", q=at_q, deferral=mass, detail=seen)
         logits = s.target.read(s.length)
         p = s.warp(logits)
+        check_reads_target(self.rule, distributions.Dists(q, p, q1, p), defer)
         token = _from_target(s, p, defer)
         s.append(token)
         # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.

@@ -1,0 +1,88 @@
+"""Whose an error is that comes out of a plug-in of another package: nobody else's traceback has to be read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+from cascli.errors import CascliError, RunError, raised
+from cascli.plugins import GROUPS, class_of, is_own, name_of
+
+
+def label(plugin: object) -> str:
+    """What an error calls a plug-in, or its class: what it is, its name, and where that comes from."""
+    kind = class_of(plugin)
+    homes = (base.__module__.removesuffix(".base") for base in kind.__mro__)
+    group = next((home for home in homes if home in GROUPS), "")
+    what = {"cascli.strategies": "strategy"}.get(group, group.rpartition(".")[2].removesuffix("s") or "plug-in")
+    return f"the {what} '{name_of(kind)}' of {kind.__module__}"
+
+
+@contextmanager
+def blamed(*plugins: object) -> Iterator[None]:
+    """Say whose an error is that comes out of the code of another package.
+
+    Args:
+        plugins: those at work here, or their classes, and strategies with what is in them.
+
+    Raises:
+        RunError: something that was raised in one of them, or by what it returned; an error of cascli's own kinds that
+            one of them raises stays of its kind.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        strange = [each for each in _with_parts(plugins) if not is_own(each)]
+        if not strange or getattr(error, "told", False):
+            raise
+        at_fault = _raised_in(error, strange)
+        if isinstance(error, CascliError):
+            if at_fault is None or _innermost(error) != at_fault[1]:
+                raise
+            new: CascliError = type(error)(f"{label(at_fault[0])}: {error}")
+        elif type(error).__name__ == "OutOfMemoryError":
+            raise
+        elif at_fault is None:
+            whose = " or ".join(map(label, strange))
+            new = RunError(f"with {whose} at work: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened.")
+        else:
+            new = RunError(f"{label(at_fault[0])}: {raised(error)}")
+        new.told = True  # type: ignore[attr-defined]  # by whoever is nearest
+        raise new from error
+
+
+def _with_parts(plugins: Iterable[object]) -> Iterator[object]:
+    for plugin in plugins:
+        yield plugin
+        with suppress(Exception):  # a stranger's own names of its parts
+            for name in type(plugin).parts():  # type: ignore[attr-defined]
+                yield getattr(plugin, name)
+
+
+def _raised_in(error: BaseException, strange: Iterable[object]) -> tuple[object, str] | None:
+    """Of the plug-ins the one in whose code an error was raised, or went through last, and that module."""
+    modules = {base.__module__: plugin for plugin in strange for base in class_of(plugin).__mro__ if not is_own(base)}
+    for known in ("builtins", "abc", "typing"):
+        modules.pop(known, None)
+    each: BaseException | None = error
+    while each is not None:
+        for module in reversed(_modules(each.__traceback__)):
+            if module in modules:
+                return modules[module], module
+        each = each.__cause__ or each.__context__
+    return None
+
+
+def _modules(trace: TracebackType | None) -> list[str]:
+    found = []
+    while trace is not None:
+        found.append(str(trace.tb_frame.f_globals.get("__name__")))
+        trace = trace.tb_next
+    return found
+
+
+def _innermost(error: BaseException) -> str:
+    return _modules(error.__traceback__)[-1]

@@ -1,0 +1,611 @@
+"""Mistakes in plug-ins of other packages: each is a sentence that names the plug-in, and none is a silent other law."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from cascli import Pair, generate, load_pair, plugins, strategies
+from cascli.blame import blamed, label
+from cascli.decoding.plugin_checks import usable_rules, usable_stops
+from cascli.decoding.speculation import Block
+from cascli.drafters.base import Drafter
+from cascli.errors import RunError, UsageError
+from cascli.render.console import screen
+from cascli.rules.base import KeepRule, Rule
+from cascli.sampling.distributions import Dists, base
+from cascli.stops.base import Reading, Stop, Stopping
+from cascli.strategies.base import Strategy, validated
+from cascli.strategies.speculative import Speculative
+from cascli.strategies.speculative_cascade import SpeculativeCascade
+from cascli.strategies.token_cascade import TokenCascade
+from cascli.trace import Drafted, Emitted, Handover, Round, StepCosts
+from tests.laws.models import engine_law, reference_law
+from tests.laws.tables import target
+from tests.pairs import pair
+from tests.reference.process import distance
+
+HERE = "tests.test_strange_plugins"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Pair:
+    return load_pair(pair(20, initializer_range=0.5))
+
+
+def answer(loaded: Pair, strategy: Strategy, tokens: int = 9, temperature: float = 1.0) -> Any:
+    return generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=tokens, temperature=temperature)
+
+
+def refused(loaded: Pair, strategy: Strategy, *said: str, kind: type[Exception] = RunError) -> None:
+    with pytest.raises(kind) as told:
+        answer(loaded, strategy)
+    message = str(told.value)
+    assert all(each in message for each in (HERE, *said)), message
+    assert len(message.splitlines()) <= 2
+    answer(loaded, Speculative(k=2))  # the pair is as it was
+
+
+# ---- drafters
+
+
+@dataclass(frozen=True)
+class Drafts(Drafter):
+    """Drafts token 3 for certain, and does something that it should not."""
+
+    what: str = ""
+
+    def propose(self, s: Any, n: int, rule: Rule) -> Any:
+        q = torch.zeros(n, s.vocab).index_fill_(1, torch.tensor([3]), 1.0)
+        ids = torch.full((n,), 3)
+        if self.what == "ids" and isinstance(s.answer_ids, list):
+            s.answer_ids.append(7)
+        if self.what == "text" and s.length:
+            s.text[0] = 5
+        if self.what == "append":
+            s.append(ids)
+        made = {
+            "none": lambda: None,
+            "tuple": lambda: (ids, q, q),
+            "list": lambda: Block([3] * n, q, q),  # type: ignore[arg-type]
+            "float": lambda: Block(ids.double(), q, q),
+            "bool": lambda: Block(ids, q.bool(), q),
+            "no q1": lambda: Block(ids, q, None),  # type: ignore[arg-type]
+            "nan q1": lambda: Block(ids, q, q * torch.nan),
+            "long q1": lambda: Block(ids, q, torch.cat([q, q[:1]])),
+            "raises": lambda: {}["key"],
+            "pipe": lambda: _raise(BrokenPipeError(32, "Broken pipe")),
+            "exit": lambda: sys.exit(0),
+            "usage": lambda: _raise(UsageError("no licence")),
+            "ended": lambda: next(iter(())),
+        }
+        return made.get(self.what, lambda: Block(ids, q, q))()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("text", "changed the answer"), ("append", "changed the answer"), ("none", "NoneType"), ("tuple", "tuple"),
+        ("list", "three tensors"), ("float", "int64"), ("bool", "q must be probabilities"), ("no q1", "three tensors"),
+        ("nan q1", "q1 has values that are not finite"), ("long q1", "q1 must be"), ("raises", "KeyError: 'key'"),
+        ("pipe", "BrokenPipeError"), ("exit", "SystemExit: 0"), ("ended", "StopIteration"),
+    ],
+)  # fmt: skip
+def test_a_drafters_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
+    refused(loaded, Speculative(draft=Drafts(what=what), k=3), "the drafter 'drafts'", said)
+
+
+def test_what_a_plugin_says_itself_stays_of_its_kind(loaded: Pair) -> None:
+    strategy = Speculative(draft=Drafts(what="usage"), k=3)
+    refused(loaded, strategy, "the drafter 'drafts'", "no licence", kind=UsageError)
+
+
+def test_a_drafter_cannot_write_into_the_answer(loaded: Pair) -> None:
+    """The engine's own list was in its hands: what it appended there stood as decoded, and the rest was lossless."""
+    changed, plain = (
+        answer(loaded, Speculative(draft=Drafts(what=what), k=3), temperature=0.0) for what in ("ids", "")
+    )
+    assert changed.token_ids == plain.token_ids == answer(loaded, strategies.parse("target"), temperature=0).token_ids
+
+
+# ---- rules
+
+
+ASKED = [0]
+
+
+@dataclass(frozen=True)
+class Keeps(KeepRule):
+    """Keeps by q1, or makes a mistake."""
+
+    what: str = ""
+    capturable: ClassVar[bool] = False
+
+    def keep(self, d: Dists) -> Any:
+        ASKED[0] += 1
+        shape = (*d.q.shape[:-1], 1)
+        made: dict[str, Callable[[], Any]] = {
+            "by turns": lambda: torch.full(shape, ASKED[0] % 2 == 0),
+            "none": lambda: None,
+            "float": lambda: torch.ones(shape),
+            "halves": lambda: (d.q.mul_(0.5), d.q1 > 0.05)[1],
+        }
+        return made.get(self.what, lambda: d.q1 > 0.05)()
+
+
+@dataclass(frozen=True)
+class OwnPi(Keeps):
+    """Chooses, it says, and has a pi that its choice does not make."""
+
+    @property
+    def chooses(self) -> bool:
+        return True
+
+    def apply(self, d: Dists) -> torch.Tensor:
+        return d.p
+
+    def deferred(self, d: Dists) -> Any:
+        masks = {
+            "silent": None,
+            "nan": torch.full((d.q.shape[0], 1), torch.nan),
+            "wide": torch.ones(7, 5, dtype=torch.bool),
+        }
+        return masks.get(self.what, torch.zeros(d.q.shape[0], 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("strategy", [SpeculativeCascade, TokenCascade])
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (Keeps(what="by turns"), "pi is not what deferred makes"), (Keeps(what="none"), "NoneType"),
+        (Keeps(what="float"), "Error: "), (OwnPi(), "pi is not what deferred makes"),
+        (OwnPi(what="silent"), "deferred says nothing"), (OwnPi(what="nan"), "deferred must be bool"),
+        (OwnPi(what="wide"), "deferred must be bool"),
+    ],
+    ids=lambda value: getattr(value, "what", ""),
+)  # fmt: skip
+def test_a_rules_mistake_is_told(loaded: Pair, strategy: Any, rule: Rule, said: str) -> None:
+    refused(loaded, strategy(rule=rule), f"the rule '{plugins.name_of(type(rule))}'", said)
+
+
+@dataclass(frozen=True)
+class SaysItReadsNoTarget(KeepRule):
+    reads_target: ClassVar[bool] = False
+
+    def keep(self, d: Dists) -> torch.Tensor:
+        if self.alpha > 0.5:  # a mistake of another kind, with the right answer
+            d.q.mul_(0.5)
+            return torch.zeros(d.q.shape[0], 1, dtype=torch.bool)
+        return (d.q - d.p).abs().amax(dim=-1, keepdim=True) > 1e-6
+
+
+def test_a_rule_that_reads_the_target_in_secret_is_told(loaded: Pair) -> None:
+    """In a cascade q stands for p until the target is asked: its answers were those to another question."""
+    refused(loaded, TokenCascade(rule=SaysItReadsNoTarget(alpha=0.2)), "reads_target is False")
+
+
+def test_a_cascade_gives_copies_too(loaded: Pair) -> None:
+    run = answer(loaded, TokenCascade(rule=SaysItReadsNoTarget(alpha=0.9)))
+    assert run.metrics.deferral_rate == pytest.approx(1.0)  # it was 0.5: the mass was that of the halved q
+
+
+@dataclass(frozen=True)
+class SaysItReadsNoDraft(Rule):
+    reads_draft: ClassVar[bool] = False
+
+    def apply(self, d: Dists) -> torch.Tensor:
+        return (d.p + d.q) / 2
+
+
+def test_a_rule_that_reads_the_draft_in_secret_is_told(loaded: Pair) -> None:
+    """At k = 1 the one row of q was added to both of p, that of the bonus too."""
+    refused(loaded, SpeculativeCascade(rule=SaysItReadsNoDraft(), k=1), "reads no draft")
+
+
+# ---- stops
+
+
+@dataclass(frozen=True)
+class Remembers(Stop):
+    """Drafts nothing in the round after one whose last asked token was unlikely, whether it stood or not."""
+
+    reads: ClassVar[Reading | None] = "chance"
+
+    def begin(self, costs: StepCosts | None) -> Stopping:
+        return _Remembering()
+
+
+class _Remembering(Stopping):
+    reads: ClassVar[Reading | None] = "chance"
+
+    def __init__(self) -> None:
+        self.last, self.kept = 1.0, list[Any]()
+
+    def most(self, n: int) -> int:
+        return n if self.last >= 0.5 else 0
+
+    def before_step(self, drawn: Sequence[float]) -> bool:
+        self.kept.append(drawn)  # which must not grow behind its back
+        if drawn:
+            self.last = drawn[-1]
+        return True
+
+
+@pytest.mark.parametrize(("vocab", "layers", "length"), [(2, 1, 5), (3, 1, 4)])
+def test_what_a_stop_remembers_of_what_did_not_stand_changes_no_law(vocab: int, layers: int, length: int) -> None:
+    """Its answers were off by 0.017 and 0.005: a rejected token decided where the next round ends."""
+    found = engine_law(Speculative(stop=Remembers(), k=3), length, vocab, layers)
+    assert distance(found, reference_law(target("exact"), length, vocab, layers)) < 1e-12
+
+
+@dataclass(frozen=True)
+class Stops(Stop):
+    reads: ClassVar[Reading | None] = "best"
+    what: str = ""
+
+    def begin(self, costs: StepCosts | None) -> Any:
+        made = {"nothing": None, "class": Stopping, "object": object()}
+        if self.what == "raises":
+            raise TypeError("boom")
+        return made.get(self.what, _Wrong(self.what))
+
+
+class _Wrong(Stopping):
+    reads: ClassVar[Reading | None] = "best"
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __len__(self) -> int:
+        return 0  # which makes it false, and no Stopping was taken for it
+
+    def most(self, n: int) -> Any:
+        return {"half": 2.5, "nan": float("nan"), "true": True, "zero": 0}.get(self.what, n)
+
+    def before_step(self, drawn: Sequence[float]) -> Any:
+        return {"forgotten": None, "word": "no", "torch": torch.tensor(True)}.get(self.what, True)
+
+    def before_draw(self, drawn: Sequence[float], here: float) -> Any:
+        return None if self.what == "no draw" else True
+
+    def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
+        if self.what == "learns":
+            raise ValueError("boom")
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("nothing", "begin must return a Stopping"), ("class", "begin must return"), ("object", "begin must return"),
+        ("raises", "TypeError: boom"), ("half", "most must return"), ("nan", "most must return"),
+        ("true", "most must return"), ("forgotten", "before_step must return True or False"),
+        ("word", "before_step must return"), ("no draw", "before_draw must return"), ("learns", "ValueError: boom"),
+    ],
+)  # fmt: skip
+def test_a_stops_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
+    refused(loaded, Speculative(stop=Stops(what=what), k=3), "the stop 'stops'", said)
+
+
+def test_a_stop_that_looks_false_is_asked(loaded: Pair) -> None:
+    assert answer(loaded, Speculative(stop=Stops(what="zero"), k=3)).metrics.num_draft_tokens == 0
+    assert answer(loaded, Speculative(stop=Stops(what="torch"), k=3)).metrics.num_draft_tokens > 0
+
+
+def test_one_that_would_never_be_asked_is_refused() -> None:
+    with pytest.raises(TypeError, match="it is before_step that is asked"):
+
+        class Deaf(Stopping):
+            reads: ClassVar[Reading | None] = "chance"
+
+            def before_draw(self, drawn: Sequence[float], here: float) -> bool:
+                return False
+
+
+# ---- strategies
+
+
+@dataclass(frozen=True)
+class Writes(Strategy):
+    """Writes with the draft model, and tells a round that is wrong."""
+
+    what: str = ""
+    k: int = 4
+
+    @property
+    def tentative(self) -> bool:
+        return False
+
+    def decode(self, s: Any) -> Any:
+        if self.what == "returns none":
+            return None
+        return self._rounds(s)
+
+    def _rounds(self, s: Any) -> Iterator[Any]:
+        if self.what == "nothing":
+            return
+        while not s.finished:
+            model = s.target if self.what in ("target", "raises late") else s.draft
+            if self.what == "raises late" and s.length == 3:
+                raise KeyError("late")
+            ids = [int(s.draw(s.warp(model.read(s.length))))]
+            if self.what != "not appended":
+                s.append(torch.tensor(ids))
+            if self.what == "empty":
+                s.length -= 1
+                ids = []
+            given: dict[str, Any] = {"event": "draft"}
+            given |= {
+                "claims": {"tv": 0.0}, "nan": {"q": float("nan")}, "beyond": {"deferral": 5.0}, "below": {"p": -0.5},
+                "endless": {"kl": float("inf")}, "event": {"event": "wrong"},
+            }.get(self.what, {})  # fmt: skip
+            told = {"other": [19 - ids[0]] if ids else [], "outside": [99]}.get(self.what, ids)
+            emitted = [Emitted(id=each, text="x", **given) for each in told]
+            drafts = [
+                Drafted(id=told[0], text="x", q=1, p=1, pi=1, accept_prob=1, accepted=True, deferred=False)
+                for _ in range({"drafts": 1, "many": 9}.get(self.what, 0))
+            ]
+            made: dict[str, Any] = {
+                "emitted": emitted, "int": 3, "handover":
+                Handover(score="s", value=0, threshold=1, deferred=True, draft_token_ids=[], draft_text="",
+                         draft_finish_reason="eos"),
+            }  # fmt: skip
+            yield made.get(self.what, Round(emitted=emitted, drafted=drafts))
+            if self.what == "ends":
+                return
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("returns none", "decode must yield rounds"), ("nothing", "ended before the answer"), ("ends", "ended before"),
+        ("not appended", "appended to the session's text"), ("other", "appended to the session's text"),
+        ("outside", "outside the vocabulary"), ("empty", "must add a token"), ("claims", "it has not asked"),
+        ("nan", "q = nan"), ("beyond", "deferral = 5"), ("below", "p = -0.5"), ("endless", "it has not asked"),
+        ("event", "Emitted.event"), ("emitted", "yields list"), ("int", "yields int"), ("handover", "Handover"),
+        ("drafts", "accepted drafts"), ("many", "its parameter k allows 4"), ("raises late", "KeyError: 'late'"),
+    ],
+)  # fmt: skip
+def test_a_strategys_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
+    refused(loaded, Writes(what=what), "the strategy 'writes'", said)
+
+
+def test_a_strategy_without_a_mistake_is_none(loaded: Pair) -> None:
+    plain, mine = answer(loaded, strategies.parse("draft")), answer(loaded, Writes())
+    assert mine.token_ids == plain.token_ids and mine.metrics.lossless is None
+
+
+@dataclass(frozen=True)
+class InThrees(Strategy):
+    """Three of the target's tokens a round, which is too many where two are left."""
+
+    heeds: bool = True
+
+    def decode(self, s: Any) -> Iterator[Round]:
+        while not s.finished:
+            ids = []
+            for _ in range(min(3, s.remaining) if self.heeds else 3):
+                logits = s.target.read(s.length)
+                token = s.draw(base(logits))
+                s.append(token)
+                ids.append(int(token))
+            yield Round(emitted=[Emitted(id=each, text="x", event="target", tv=0.0) for each in ids])
+
+
+def test_a_round_that_is_too_long_says_what_was_left(loaded: Pair) -> None:
+    assert answer(loaded, InThrees(), 8).token_ids == answer(loaded, strategies.parse("target"), 8).token_ids
+    with pytest.raises(RunError, match="the strategy 'in-threes'"):
+        answer(loaded, InThrees(heeds=False), 8)
+
+
+# ---- parameters, names, and what is installed
+
+
+CLASSES = """
+from dataclasses import dataclass
+from typing import ClassVar
+import os
+import torch
+from cascli.rules.base import Dial, KeepRule, Rule
+from cascli.stops.base import Stop, Stopping
+from cascli.strategies.base import Strategy
+
+class Base:
+    def keep(self, d):
+        return d.q1 > 0.5
+
+@dataclass(frozen=True)
+class Good(Base, KeepRule):
+    pass
+
+@dataclass(frozen=True)
+class Raises(KeepRule):
+    def keep(self, d):
+        raise ValueError("boom")
+
+@dataclass(frozen=True)
+class Twice(Base, KeepRule):
+    pass
+
+@dataclass(frozen=True)
+class Dialled(Base, KeepRule):
+    dial: ClassVar[Dial] = Dial("beta", 0, 1)
+
+@dataclass(frozen=True)
+class Tupled(Base, KeepRule):
+    dial: ClassVar[tuple] = ("alpha", 0, 1)
+
+@dataclass(frozen=True)
+class Hinted(Base, KeepRule):
+    least: "NoSuch" = 1
+
+@dataclass(frozen=True)
+class Licensed(Base, KeepRule):
+    def __post_init__(self):
+        os.environ["NO_SUCH_LICENCE"]
+
+@dataclass(frozen=True)
+class Valued(Base, KeepRule):
+    def __post_init__(self):
+        raise ValueError("no licence")
+
+@dataclass(frozen=True)
+class BadBegin(Stop):
+    def begin(self, costs):
+        raise TypeError("boom")
+
+@dataclass(frozen=True)
+class Wanting(Stop):
+    a: int
+
+@dataclass(frozen=True)
+class Target(Strategy):
+    name: str = "target"
+    def decode(self, s):
+        yield
+
+@dataclass(frozen=True)
+class Comma(Strategy):
+    a: str = "x,y=z"
+    def decode(self, s):
+        yield
+
+@dataclass(frozen=True)
+class Reads(Stop):
+    reads: str = "best"
+"""
+POINTS = """
+[cascli.rules]
+good = odd:Good
+raises = odd:Raises
+dialled = odd:Dialled
+tupled = odd:Tupled
+hinted = odd:Hinted
+licensed = odd:Licensed
+valued = odd:Valued
+leaves = odd_leaves:X
+chow = odd:Good
+UP er = odd:Good
+[cascli.stops]
+bad-begin = odd:BadBegin
+wanting = odd:Wanting
+reading = odd:Reads
+gone = odd:Nothing:x
+[cascli.strategies]
+hides = odd:Target
+comma = odd:Comma
+lost = odd_missing:X
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """An environment with a package full of mistakes, and another one that has a name in common with it."""
+    for name, points in (("odd", POINTS), ("even", "[cascli.rules]\ngood-too = odd:Good\ntwice = odd:Other\n")):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(points)
+    third = tmp_path / "third-1.0.dist-info"
+    third.mkdir()
+    (third / "METADATA").write_text("Metadata-Version: 2.1\nName: third\nVersion: 1.0\n")
+    (third / "entry_points.txt").write_text("[cascli.rules]\ntwice = odd:Twice\n")
+    (tmp_path / "odd.py").write_text(CLASSES)
+    (tmp_path / "odd_leaves.py").write_text("import sys\nsys.exit(0)\n")
+    return os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+def cascli(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cascli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_whatever_is_installed_all_others_are_listed(installed: dict[str, str]) -> None:
+    done = cascli(installed, "strategies")
+    assert done.returncode == 0 and "token-v3" in done.stdout and "good" in done.stdout and "adaedl" in done.stdout
+    said = " ".join(done.stderr.split())
+    for each in (
+        "'chow' of odd:Good is left out: cascli has one of that name", "'UP er' of odd:Good is left out",
+        "rule 'leaves' of odd_leaves:X: SystemExit: 0", "the rule 'hinted' of odd: NameError",
+        "both have this name; uninstall one of their packages", "'name' is something that cascli asks of it",
+        "a: a parameter is a number", "'reads' is something that cascli asks of it",
+        "strategy 'lost' of odd_missing:X: ModuleNotFoundError",
+    ):  # fmt: skip
+        assert each in said, (each, said)
+    one = cascli(installed, "strategies", "chow")
+    assert one.returncode == 0 and "speculative-cascade:rule=chow" in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("strategy", "code", "said"),
+    [
+        ("speculative-cascade:rule=raises", 3, "the rule 'raises' of odd: ValueError: boom"),
+        ("speculative-cascade:rule=licensed", 3, "the rule 'licensed' of odd: KeyError: 'NO_SUCH_LICENCE'"),
+        ("speculative-cascade:rule=valued", 2, "the rule 'valued' of odd: no licence"),
+        ("speculative-cascade:rule=twice", 2, "both have this name; uninstall one"),
+        ("speculative:stop=bad-begin,k=auto", 3, "the stop 'bad-begin' of odd: TypeError: boom"),
+        ("hides", 2, "'name' is something"),
+    ],
+)
+def test_what_is_asked_for_by_name_says_what_is_wrong(
+    installed: dict[str, str], strategy: str, code: int, said: str
+) -> None:
+    done = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", strategy, "--max-new-tokens", "3")
+    assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
+
+
+def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
+    code = "from cascli.decoding.plugin_checks import *; print(*usable_rules()); print(*usable_stops())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
+    known, stops = (line.split() for line in done.stdout.splitlines())
+    assert {*known} == {*usable_rules(), "good", "good-too"}
+    assert {*stops} == {*usable_stops()}
+
+
+# ---- whose an error is
+
+
+def test_only_what_comes_out_of_a_plugin_is_its_fault(loaded: Pair) -> None:
+    own = strategies.parse("speculative:k=2")
+    with pytest.raises(KeyError), blamed(own):  # cascli's own stay as they are
+        raise KeyError("mine")
+    elsewhere = type("Writes", (Strategy,), {"__module__": "strange.home", "decode": lambda self, s: []})
+    # Raised by cascli's code, of what a plug-in returned: no frame of the plug-in is there to be seen.
+    said = r"with the strategy 'writes' of strange\.home at work: KeyError: 'theirs'"
+    with pytest.raises(RunError, match=said), blamed(elsewhere()):
+        raise KeyError("theirs")
+    with pytest.raises(MemoryError), blamed(Writes()):
+        raise MemoryError
+    assert label(Speculative(draft=Drafts())) == "the strategy 'speculative' of cascli.strategies.speculative"
+
+
+def test_defaults_are_held_against_their_ranges() -> None:
+    @dataclass(frozen=True)
+    class Loose(KeepRule):
+        alpha: Any = 9.0
+        least: int = "many"  # type: ignore[assignment]
+
+        def keep(self, d: Dists) -> torch.Tensor:
+            return d.q1 > self.alpha
+
+    with pytest.raises(UsageError, match="least"):
+        validated(Loose, {})
+
+
+def test_names_are_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    view = screen("never")
+    view.note("of g4:x: KeyError")
+    view.out.print("a :x: b")
+    shown = capsys.readouterr()
+    assert ":x:" in shown.err and ":x:" in shown.out
