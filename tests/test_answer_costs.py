@@ -22,9 +22,10 @@ from typer.testing import CliRunner, Result
 from cascli import Pair, compare, generate, load_pair
 from cascli.analysis import distances as d
 from cascli.analysis import tidy
-from cascli.analysis.answer_costs import AnswerCosts, Answered, answer_costs
+from cascli.analysis.answer_costs import AnswerCosts, Answered, Ratio, answer_costs
 from cascli.analysis.comparison import Comparison, Row, summarise
 from cascli.analysis.loops import looped_tokens
+from cascli.analysis.requirements import Requirement, first_violation
 from cascli.analysis.statistics import rate_ratio_interval, ratio_interval, ratio_of_totals
 from cascli.cli.app import app
 from cascli.errors import UsageError
@@ -257,7 +258,7 @@ def test_at_temperature_0_regret_stands_for_the_divergence(small: Pair) -> None:
 def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
     """The target alone knows no q, and at temperature 1 no regret: a sum over no position is no 0."""
     for temperature, regret in ((0.0, 0.0), (1.0, None)):
-        found = answer(small, "target", temperature=temperature).metrics.distances
+        found = generate(small, "one", strategy="target", temperature=temperature).metrics.distances
         assert found is not None and found.positions == 0 and found.kl == found.max_tv == 0
         assert found.tv_to_target is found.tv_to_draft is found.disagreement is None and found.regret == regret
         assert d.waste(found) is d.efficiency(found) is None
@@ -639,3 +640,10 @@ def test_turns_are_one_conversation() -> None:
 
     two = SimpleNamespace(num_prompts=2, num_answers=6, distances=SimpleNamespace(regret=12.0))
     assert nats.cell(two) == "6.0"  # type: ignore[arg-type]
+
+
+def test_a_gate_on_length_is_a_ratio_of_means_and_loops_need_no_target() -> None:
+    length = Ratio(of_means=1.0, mean=1.5, interval=None, interval_kind=None, prompts=2)
+    row: Any = SimpleNamespace(strategy="draft", costs=SimpleNamespace(length=length, looped_share=0.2, withheld=None))
+    assert first_violation([Requirement.of("length<=1.05", scored=False)], [row]) is None
+    assert "20.0%" in (first_violation([Requirement.of("no-loops", scored=False)], [row]) or "")

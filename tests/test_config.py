@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from cascli import load_pair
 from cascli.config import PypiSource, RandomSource, load_config, pair_files, read_yaml
 from cascli.errors import ConfigError, UsageError
 from cascli.settings import Settings, checked, from_environment, resolve
@@ -149,3 +151,29 @@ def test_bad_environment_and_flags_name_the_culprit() -> None:
         from_environment({"CASCLI_TOP_P": "2"})
     with pytest.raises(UsageError, match="--top-k"):
         checked({"top_k": -1}, spell=lambda key: "--" + key.replace("_", "-"))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("num_hidden_layer", "no key 'num_hidden_layer'; did you mean 'num_hidden_layers'?"), ("foo", "no key 'foo'"),
+        ("num_atention_heads", "did you mean 'num_attention_heads'?"),
+    ],
+)  # fmt: skip
+def test_random_configs_have_no_keys_that_their_family_has_not(key: str, said: str) -> None:
+    """transformers keeps such a key, and the default number of layers stood in place of what was meant."""
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_pair(pair(**{key: 1}))
+
+
+def test_no_color_is_stronger_than_a_file_and_weaker_than_its_own_variable() -> None:
+    pair_file = Settings(color="always")
+    assert resolve(from_environment({"NO_COLOR": "1"}), pair_file).color == "auto"  # which heeds it
+    assert resolve(from_environment({"NO_COLOR": ""}), pair_file).color == "always"
+    both = from_environment({"NO_COLOR": "1", "CASCLI_COLOR": "always"})
+    assert resolve(both, pair_file).color == resolve(Settings(color="always"), both).color == "always"
+
+
+def test_a_choice_that_is_nearly_right_is_suggested() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'bfloat16'\?"):
+        checked({"dtype": "bfloat6"})

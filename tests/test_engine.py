@@ -407,3 +407,8 @@ def test_ids_may_be_a_tensor(text_pair: Pair) -> None:
     ids = torch.tensor([104, 105])
     run = generate(text_pair, prompt_ids=ids, max_new_tokens=2, temperature=0)
     assert run.prompt_token_ids == [104, 105]
+
+
+def test_the_first_token_is_the_first(text_pair: Pair) -> None:
+    run = generate(text_pair, "hello", strategy="target", max_new_tokens=30)
+    assert run.metrics.ttft_seconds <= run.metrics.seconds.total - sum(step.seconds.total for step in run.rounds[2:])

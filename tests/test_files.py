@@ -566,3 +566,13 @@ def test_totals_are_of_all_answers(text_pair: Pair) -> None:
     m = runs[0].metrics
     assert "2 answers: 16 tokens in" in said and "8.0 each, 2 at the limit" in said
     assert f"{m.num_accepted_draft_tokens / m.num_tested_draft_tokens:.2f} of the tested drafts accepted" in said
+
+
+def test_precisions_are_of_their_model_and_regret_is_an_answers() -> None:
+    from cascli.analysis.tidy import Circumstances, distance_columns
+    from cascli.trace import Distances
+
+    found = Circumstances.of_loaded("p", {"draft": "a int8", "target": "b float32"}, None)
+    assert (found.draft_dtype, found.target_dtype) == ("int8", "float32")
+    d = Distances(**dict.fromkeys(Distances.model_fields, 0) | {"tokens": 20, "regret": 8.0})
+    assert distance_columns(d, 4)["regret_per_answer"] == 2

@@ -199,3 +199,47 @@ def test_a_result_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="no"):
         files.write(place, "newer")
     assert sorted(each.name for each in place.parent.iterdir()) == ["a.csv", "a.csv.part"]
+
+
+def test_numbers_have_their_unit_and_stand_under_their_name(text_pair: Pair) -> None:
+    from cascli.analysis.comparison import Row
+    from cascli.analysis.percentiles import Percentiles
+    from cascli.render.numbers import duration, seconds, size
+    from cascli.render.summary import lines
+    from cascli.render.table import COST, LAW, TIMES
+
+    assert (duration(7200), size(5e8), size(2e9), seconds(0.5)) == ("2.0 h", "500 MB", "2.0 GB", "500 ms")
+    run = generate(text_pair, "hello", strategy="speculative:k=3", max_new_tokens=12, temperature=1.0)
+    parts = run.metrics.seconds.model_copy(update={"draft": 2.0, "verify": 3.0})
+    told = {
+        "seconds": parts,
+        "mean_tv_to_target": 0.25,
+        "max_tv_to_target": 0.75,
+        "target_calls_per_token": 0.4,
+        "draft_calls_per_token": 0.8,
+        "num_draft_tokens": 9,
+        "num_tested_draft_tokens": 8,
+        "num_accepted_draft_tokens": 5,
+    }
+    text = "\n".join(lines(run.model_copy(update={"metrics": run.metrics.model_copy(update=told)})))
+    for words in ("draft 2.0 s, verify 3.0 s", "mean 0.250, max 0.750", "target 0.40, draft 0.80", "5 of 9 drafted"):
+        assert words in text, words
+    values = dict.fromkeys(Row.model_fields) | {
+        "strategy": "draft",
+        "oracle": False,
+        "depends_on_rounds": False,
+        "tokens": 1,
+        "seconds": 1.0,
+        "same_as_target": False,
+        "first_divergence": 4,
+        "target_calls_per_token": 0.4,
+        "draft_calls_per_token": 0.8,
+        "mean_acceptance_length": 2.5,
+        "draft_acceptance_rate": 0.6,
+        "flops_per_token": 3e9,
+        "ttft": Percentiles(p50=1.0, p90=2.0, p99=3.0),
+    }
+    row = Row.model_validate(values)
+    cells = {column.heading.replace("\n", " "): column.cell(row) for column in (*COST, *LAW, *TIMES)}
+    assert cells["draft calls per token"] == "0.80" and cells["accept length"] == "2.50" and cells["first diff"] == "#5"
+    assert cells["GFLOP per token"] == "3.00" and cells["first token p50 / p90 / p99"] == "1.0 s / 2.0 s / 3.0 s"

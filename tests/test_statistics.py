@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 
-from cascli.analysis.statistics import Interval, _t_quantile, difference_interval, mean_interval, median_interval
+from cascli.analysis.statistics import (
+    Interval,
+    _t_quantile,
+    difference_interval,
+    from_scatter,
+    mean_interval,
+    median_interval,
+    ratio_interval,
+)
 
 Draw = Callable[[random.Random], float]
 LEAST = 0.90
@@ -130,3 +140,23 @@ def test_medians_of_a_few_values_have_a_range() -> None:
     assert median_interval([1.3, 1.0, 1.1, 0.9, 1.2, 1.4]) == Interval(0.9, 1.4, "95%")
     assert median_interval([float(i) for i in range(20)]) == Interval(5.0, 14.0, "95%")
     assert median_interval([1.0] * 9) == Interval(1.0, 1.0, "no scatter")
+
+
+def test_few_prompts_widen_an_interval_by_what_they_hide() -> None:
+    ratios = [2.0**i for i in range(6)]
+    found = ratio_interval([[(each, 1.0)] for each in ratios])
+    drawn = np.array(ratios)[np.random.default_rng(0).integers(6, size=(1000, 6))].sum(axis=1)
+    error = math.hypot(float(np.log(drawn).std()) * math.sqrt(6 / 5), math.log(2) * math.sqrt(0.5) / 6)
+    assert found is not None
+    assert math.log(found.high / found.low) / 2 == pytest.approx(_t_quantile(0.975, 5) * error)
+    scattered = from_scatter(0.5, 0.1, 6)
+    assert scattered.high - 0.5 == pytest.approx(
+        2.5706 * math.hypot(0.1 * math.sqrt(6 / 5), math.sqrt(0.5) / 6), rel=1e-3
+    )
+
+
+def test_students_interval_by_hand() -> None:
+    values = [0.1, 0.2, 0.3, 0.5, 0.6, 0.7]  # and half a 0 and half a 1: mean 2.9 / 7
+    found, middle = mean_interval(values), 2.9 / 7
+    squares = sum((each - middle) ** 2 for each in values) + 0.5 * (middle**2 + (1 - middle) ** 2)
+    assert found is not None and found.high - found.low == pytest.approx(2 * 2.5706 * math.sqrt(squares) / 7, rel=1e-3)

@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from cascli.analysis import theory
 from cascli.analysis.profile import Profile, Timing
 from cascli.engine import Decoding, Request
 from cascli.errors import UsageError
+from cascli.models.step_costs import step_costs
 from cascli.render.summary import lines
 from cascli.sampling.parameters import Sampling
 from cascli.stops.base import Stopping
@@ -272,3 +275,30 @@ def test_a_stop_that_would_never_be_asked_is_refused(reads: str | None) -> None:
     body = {"__qualname__": "Typo", "reads": reads, "before_step": lambda self, drawn: False}
     with pytest.raises(TypeError, match=r"Typo: reads must be one of 'best', 'entropy', 'chance' \(it is "):
         type("Typo", (Stopping,), body)
+
+
+def test_a_length_grows_from_what_was_asked_for() -> None:
+    growing = stops.load("heuristic")(start=9).begin(None)
+    growing.most(4)
+    growing.learn([], 4, rejected=False)
+    assert growing.most(64) == 6
+
+
+def test_what_was_not_tested_teaches_nothing() -> None:
+    going: Any = Rate().begin(StepCosts(c=0.2, v=[1.0] * 9, measured=True))
+    before = going.acceptance(0.2)
+    going.learn([0.999, 0.2], 1, rejected=False)
+    assert going.acceptance(0.2) == before
+
+
+def test_a_rule_that_reads_the_draft_late_pays_for_it_where_all_is_kept() -> None:
+    costs = parse("speculative-cascade:rule=opt,stop=rate,k=4").costs(load_pair(pair()))
+    assert costs is not None and costs.reads_if_kept and not costs.reads_last
+
+
+def test_what_was_extrapolated_was_not_measured() -> None:
+    one = Timing(median=1.0, low=1.0, high=1.0)
+    profile = Profile(context=9, draft={1: one}, target={1: one, 3: one})
+    timed: Any = SimpleNamespace(steps=profile)
+    near, far = (step_costs(timed, k, 1.0) for k in (2, 8))
+    assert near.measured and not far.measured

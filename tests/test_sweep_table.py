@@ -11,7 +11,9 @@ from cascli.render.sweep_report_tables import strategies_table
 from cascli.render.sweep_words import caution, findings, is_beyond_chance, pair_of, summary, title_of
 from cascli.render.table import COST as COMPARE_COST
 from cascli.render.table import LAW, PAGE
-from cascli.sweeps.table import SweepRow, by_category, rows
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record
+from cascli.sweeps.table import SweepRow, _answered, by_category, front, rows
 from tests.sweeps import header_of, plan_of, records_of
 from tests.test_screen import console
 
@@ -212,3 +214,34 @@ def test_random_deferral_gives_way_where_there_is_no_room() -> None:
     narrow, wide = ("\n".join(table(ROWS, width)) for width in (80, 200))
     assert "random" not in narrow and "has more columns" in narrow
     assert "random" in wide
+
+
+def test_what_failed_is_no_category_and_no_answer_to_compare_with() -> None:
+    plan = plan_of()
+    records = records_of(plan)
+    failed = Record(cell=records[0].cell, problem=records[0].problem, error="RunError: no")
+    assert set(by_category([failed, *records[1:]], plan)) == {"writing", "maths"}
+    target = next(each for each in records if each.cell.strategy == "target")
+    gone = [Record(cell=each.cell, problem=each.problem, error="no") if each is target else each for each in records]
+    [before], [after] = (
+        [row for row in rows(some, plan) if row.strategy == "draft" and row.temperature == target.cell.temperature]
+        for some in (records, gone)
+    )
+    assert after.prompts_compared == before.prompts_compared - 1
+
+
+def test_shares_of_a_batch_are_no_seconds_of_a_prompt() -> None:
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    one, many = (
+        _answered([Record(cell=cell, problem="1", rounds=0, looped=0, seconds=2.0, batch_size=n)])[0].seconds
+        for n in (1, 4)
+    )
+    assert (one, many) == (2.0, None)
+
+
+def test_of_equal_cost_the_better_is_on_the_front_and_zero_is_a_quality() -> None:
+    row = rows(records_of(plan_of()), plan_of())[0]
+    low, high, zero = (
+        row.model_copy(update={"strategy": name, "quality": q}) for name, q in (("a", 0.2), ("b", 0.4), ("c", 0.0))
+    )
+    assert front([low, high], lambda _: 1.0) == [high] and front([zero], lambda _: 1.0) == [zero]

@@ -7,6 +7,8 @@ import pytest
 from cascli import Pair
 from cascli.analysis import theory
 from cascli.analysis.explanation import explain
+from cascli.analysis.replay import along
+from cascli.analysis.theory import least_cost
 from cascli.jobs.compare import compare
 from cascli.render.explanation import sentence
 from cascli.strategies import parse
@@ -65,3 +67,8 @@ def test_explanation_adds_up(text_pair: Pair, any_noise: None) -> None:
     assert "predicted" in sentence(why)
     assert explain(found.runs[1:]) is None
     assert explain(found.runs[:2]) is None
+
+
+def test_who_knows_what_passes_may_draft_more_than_the_answer_has_left() -> None:
+    v = [1.0, 0.9, 0.8, 0.7, 0.6]
+    assert least_cost(1, along([1.0], 4), v.__getitem__, 4) == 0.6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -386,3 +387,9 @@ def test_a_target_alone_is_audited() -> None:
     assert by_kind["joint law", "speculative"] == by_kind["round", "speculative-cascade"] == "pass"
     assert by_kind["parity", "speculative"] == "pass" and by_kind["cache", "target (float32)"] == "pass"
     assert by_kind["joint law", "speculative-cascade"] == "skipped"  # it depends on where rounds begin
+
+
+def test_texts_that_come_too_seldom_deviate_too() -> None:
+    law = {(i,): 0.8999 / 89 for i in range(89)} | {(99,): 0.1001}
+    seen = Counter({(i,): 112 for i in range(89)}) + Counter({(99,): 1})
+    assert joint.deviation(seen, law, seen.total()) > 20

@@ -164,8 +164,13 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
     return config
 
 
-_OF_ANY_FAMILY = {"dtype", "head_dim", "rope_scaling", "rope_theta", "torch_dtype", "use_cache"}
-"""Keys that transformers' models know, or knew, which need not be attributes of a family's own config."""
+_COMMON = {
+    *("attention_bias", "attention_dropout", "dtype", "head_dim", "hidden_act", "hidden_size", "initializer_range"),
+    *("intermediate_size", "layer_types", "max_position_embeddings", "mlp_bias", "num_attention_heads"),
+    *("num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_scaling", "rope_theta", "sliding_window"),
+    *("torch_dtype", "use_cache", *vars(GenerationConfig())),
+}
+"""Names that many families share: shapes that are written for one are tried with others, which have no use for some."""
 
 
 def _check_keys(values: Mapping[str, Any], kind: type[PreTrainedConfig]) -> None:
@@ -174,7 +179,7 @@ def _check_keys(values: Mapping[str, Any], kind: type[PreTrainedConfig]) -> None
     Raises:
         ConfigError: there is such a key.
     """
-    known = {*vars(kind()), *kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_OF_ANY_FAMILY}
+    known = {*vars(kind()), *kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_COMMON}
     known = {key for key in known if not key.startswith("_")} - {"self", "kwargs"}
     for key in values:
         if key not in known:

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cascli import Pair, compare, generate_many, load_pair
+from cascli import Pair, compare, generate, generate_many, load_pair
 from cascli.analysis.batches import predicted_rate
 from cascli.analysis.profile import Profile, timing
 from cascli.analysis.prospects import break_even
@@ -379,3 +379,20 @@ def test_models_that_are_read_one_by_one_say_so() -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
     with pytest.warns(PairWarning, match="read one by one by the (draft|target)"):
         generate_many(loaded, ["a", "b"], strategy="target", batch_size=2, max_new_tokens=3)
+
+
+def test_one_text_is_what_it_is_alone_and_has_no_place(tiny: Pair) -> None:
+    """`generate`, `compare` and `generate_many` of one text draw the same numbers; the first of several has a place."""
+    how: Any = {"max_new_tokens": 8, "temperature": 1.0}
+    alone = generate(tiny, "hello", strategy="target", **how)
+    [many] = generate_many(tiny, "hello", strategy="target", **how)
+    [raced] = compare(tiny, "hello", strategies=["target"], measure=False, **how).runs
+    [listed] = generate_many(tiny, ["hello"], strategy="target", **how)
+    assert alone.token_ids == many.token_ids == raced.token_ids != listed.token_ids
+    assert (alone.prompt_id, many.prompt_id, raced.prompt_id, listed.prompt_id) == ("", "", "", "1")
+
+
+@pytest.mark.parametrize("key", ["device", "dtype", "limit", "output", "verbose", "bogus"])
+def test_keywords_that_mean_nothing_here_are_refused(tiny: Pair, key: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown keyword '{key}'"):
+        generate_many(tiny, ["a"], max_new_tokens=2, **{key: "1"})  # type: ignore[misc]

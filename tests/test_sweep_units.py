@@ -1,0 +1,68 @@
+"""What becomes of one prompt of a sweep: its answers, their score, and the record that is kept of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cascli import Pair
+from cascli.sweeps.likelihood import log_likelihood
+from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.tasks import Example, Task
+from cascli.sweeps.units import Unit
+from cascli.sweeps.worker import Worker, answers, record_of
+
+
+def test_what_changes_an_answer_changes_what_it_is_known_by() -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[1.0], runs=2)
+    assert plan.fingerprint() != plan.model_copy(update={"top_p": 0.9}).fingerprint()
+    assert len({cell.key for cell in plan.cells()}) == len(plan.cells()) == 4
+    one, other = (Task("f1", [Example("a", "ask", later=(turn,))]).asked() for turn in ("more", "less"))
+    assert one != other
+
+
+def test_the_reference_is_greedy_whatever_ran_before(text_pair: Pair) -> None:
+    plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[1.0, 0.0], max_new_tokens=12)
+    problem = Example("p", "hello")
+    worker = Worker(text_pair, plan, Task("agreement", [problem]))
+    for spec, temperature in (("target", 1.0), ("speculative:k=2", 0.0)):
+        found = worker.do(Unit(Cell(strategy=spec, temperature=temperature, seed=0), problem))
+    assert found.error is None and found.quality == 1
+
+
+def test_a_record_is_of_all_turns(text_pair: Pair) -> None:
+    plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[1.0], max_new_tokens=9)
+    problem, cell = Example("p", "one", later=("two",)), Cell(strategy="speculative:k=2", temperature=1.0, seed=0)
+    first, last = answers(text_pair, plan, cell, problem)
+    record = record_of(cell, problem, [first, last], None, None)
+    assert record.cut == record.turns == 2
+    assert record.target_calls == first.metrics.target_calls + last.metrics.target_calls
+    silent = first.model_copy(update={"metrics": first.metrics.model_copy(update={"num_draft_tokens": 0})})
+    assert record_of(cell, problem, [silent, last], None, None).rounds == last.metrics.num_rounds
+    parts = [
+        (log_likelihood(text_pair.target, run.prompt_token_ids, run.token_ids), len(run.token_ids))
+        for run in (first, last)
+    ]
+    worker = Worker(text_pair, plan, Task("agreement", [problem]))
+    assert worker._likelihood([first, last], text_pair) == pytest.approx(
+        sum(a * n for a, n in parts) / sum(n for _, n in parts)
+    )
+
+
+def test_the_last_turn_is_scored(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[str] = []
+    monkeypatch.setattr(Task, "score", lambda self, problem, text, *_: scored.append(text) or 0.0)
+    plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=6)
+    problem, cell = Example("p", "one", "ref", later=("two",)), Cell(strategy="draft", temperature=1.0, seed=0)
+    Worker(text_pair, plan, Task("f1", [problem])).do(Unit(cell, problem))
+    assert scored == [answers(text_pair, plan, cell, problem)[-1].text]
+
+
+def test_an_answer_once_counts_once_in_a_cascades_deferral(text_pair: Pair) -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=9)
+    cell = Cell(strategy="cascade", temperature=1.0, seed=0)
+    first, last = answers(text_pair, plan, cell, Example("p", "one", later=("two",)))
+    rates = [
+        run.model_copy(update={"metrics": run.metrics.model_copy(update={"deferral_rate": rate}), "token_ids": [1] * n})
+        for run, rate, n in ((first, 0.0, 2), (last, 1.0, 8))
+    ]
+    assert record_of(cell, Example("p", "one"), rates, None, None).deferral_rate == 0.5
