@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair, plugins, strategies
+from cascli.analysis.comparison import Comparison
 from cascli.blame import blamed, label
 from cascli.decoding.plugin_checks import usable_rules, usable_stops
 from cascli.decoding.speculation import Block
@@ -434,6 +435,16 @@ class Raises(KeepRule):
     def keep(self, d):
         raise ValueError("boom")
 
+ASKED = [0]
+
+@dataclass(frozen=True)
+class Late(KeepRule):
+    def keep(self, d):
+        ASKED[0] += 1
+        if ASKED[0] > 30:
+            raise ValueError("boom")
+        return d.q1 > 2
+
 @dataclass(frozen=True)
 class Twice(Base, KeepRule):
     pass
@@ -489,6 +500,7 @@ POINTS = """
 [cascli.rules]
 good = odd:Good
 raises = odd:Raises
+late = odd:Late
 dialled = odd:Dialled
 tupled = odd:Tupled
 hinted = odd:Hinted
@@ -569,8 +581,24 @@ def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
     code = "from cascli.decoding.plugin_checks import *; print(*usable_rules()); print(*usable_stops())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     known, stops = (line.split() for line in done.stdout.splitlines())
-    assert {*known} == {*usable_rules(), "good", "good-too"}
+    assert {*known} == {*usable_rules(), "good", "good-too", "late"}
     assert {*stops} == {*usable_stops()}
+
+
+@pytest.mark.parametrize("more", [(), ("--batch-size", "2")])
+def test_what_others_have_written_is_kept(installed: dict[str, str], tmp_path: Path, more: tuple[str, ...]) -> None:
+    """A rule that fails at its thirty-first position takes no other strategy's answers with it."""
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
+    done = cascli(
+        installed, "compare", "--prompts", str(asked), "-c", "tiny-random", "-s", "target", "-s", "speculative:k=2",
+        "-s", "speculative-cascade:rule=late,k=2", "--max-new-tokens", "24", "-o", str(tmp_path / "kept.json"), *more,
+    )  # fmt: skip
+    assert done.returncode == 3 and "the rule 'late' of odd: ValueError: boom" in done.stderr, done.stderr
+    assert "failed: the answers as far as they had come" in done.stderr and "Traceback" not in done.stderr
+    kept = Comparison.from_json((tmp_path / "kept.json").read_text())
+    assert {"target", "speculative:k=2"} <= {row.strategy for row in kept.summary}
+    assert "target" in done.stdout and "speculative" in done.stdout
 
 
 # ---- whose an error is

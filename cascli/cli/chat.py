@@ -10,7 +10,7 @@ from cascli.cli import common
 from cascli.cli.errors import Terminated, told
 from cascli.cli.lines import history, next_line
 from cascli.cli.options import LOADING, Flags, with_shared
-from cascli.errors import CascliError, UsageError, plain
+from cascli.errors import CascliError, RunError, UsageError, plain
 
 if TYPE_CHECKING:
     from cascli.jobs.chat import Chat
@@ -229,5 +229,8 @@ def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
 
     specs = default_strategies(draft=chat.pair.draft is not None, head=chat.pair.by_head)
     strategies = common.chosen(specs, chat.settings.num_speculative_tokens)
-    comparison, _ = run_and_show(plan.screen, Repeats(chat.pair, conversations(prompt), strategies, chat.settings))
+    repeats = Repeats(chat.pair, conversations(prompt), strategies, chat.settings)
+    comparison, ended_by = run_and_show(plan.screen, repeats)
     print_explanation(comparison, plan.screen)
+    if isinstance(ended_by, RunError):
+        raise ended_by

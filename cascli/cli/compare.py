@@ -11,7 +11,7 @@ import typer
 from cascli.cli import common, complete
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, batch_size_option, with_shared
-from cascli.errors import CheckFailed, UsageError
+from cascli.errors import CheckFailed, RunError, UsageError
 from cascli.render import formats
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def command(
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
     done = Repeats(pair, prompts, strategies, plan.settings, matching=found, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
-    comparison, whole = run_and_show(plan.screen, done, **how, as_json=outputs.printed is not None)
+    comparison, ended_by = run_and_show(plan.screen, done, **how, as_json=outputs.printed is not None)
     comparison = common.with_command(comparison)
     if outputs.printed is None:
         print_explanation(comparison, plan.screen)
@@ -171,8 +171,8 @@ def command(
     plan.note_captures(pair)
     if comparison.profile is not None and comparison.profile.batch_size == 1:
         plan.keep_steps(comparison.profile)
-    if not whole:
-        raise KeyboardInterrupt
+    if ended_by is not None:
+        raise ended_by
     _check(comparison, require_lossless, min_speedup, required)
 
 
@@ -184,34 +184,35 @@ def run_and_show(
     by_category: bool = False,
     measure: bool = True,
     as_json: bool = False,
-) -> tuple[Comparison, bool]:
-    """Make all runs and show the results, then time steps, which the user may end. Returns whether all is whole."""
+) -> tuple[Comparison, BaseException | None]:
+    """Make all runs and show the results, then time steps, which the user may end. Returns what ended it early."""
     from cascli.cli.progress import Progress
     from cascli.render.comparison import print_results
 
     if measure:
         with Progress(screen, "measuring steps", counted=True) as progress:
             done.time_steps(progress.step)
-    whole = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
+    ended_by = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
         print_results(done.comparison(), screen, trace, by_category=by_category)
-    if not (measure and whole):
-        return done.comparison(), whole
+    if not measure or ended_by is not None:
+        return done.comparison(), ended_by
     try:
         with Progress(screen, "measuring steps", counted=True) as progress:
-            return done.comparison(done.steps(progress.step)), True
+            return done.comparison(done.steps(progress.step)), None
     except Terminated:
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
-        return done.comparison(), False
+        return done.comparison(), error
 
 
-def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
-    """Make all runs, watched where a person watches. Returns whether they came to their ends.
+def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | None:
+    """Make all runs, watched where a person watches. Returns what ended them before they had come to their ends.
 
     Raises:
-        KeyboardInterrupt: by the user, before every strategy had written something.
+        KeyboardInterrupt: by the user, before any strategy had written something.
+        RunError: likewise, a model or a plug-in that failed.
     """
     from cascli.cli.progress import Progress
     from cascli.render.race import RaceView
@@ -227,16 +228,17 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> bool:
                 done.run(progress.counting("answers", done.answers))
     except Terminated:
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunError) as error:
         if not done.interrupted():
             raise
         from cascli.render.marks import short_name
 
         written = {run.spec for run in done.every}
         left = ", ".join(short_name(spec, fancy=False) for spec in done.specs if spec not in written)
-        screen.note("interrupted: the answers as far as they had come" + (f"; nothing of {left}" if left else ""))
-        return False
-    return True
+        why = "failed" if isinstance(error, RunError) else "interrupted"
+        screen.note(f"{why}: the answers as far as they had come" + (f"; nothing of {left}" if left else ""))
+        return error
+    return None
 
 
 def _note_cuts(comparison: Comparison, screen: Screen) -> None:

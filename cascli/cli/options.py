@@ -113,7 +113,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "-k",
             panel=STRATEGY,
             metavar="K",
-            help="Drafted tokens a round, 1 to 64, where the strategy does not say. (default 4)",
+            help="Drafted tokens a round, 1 to 64, where the strategy does not say. (default the pair's, else 4)",
         ),
     ),
     "max_new_tokens": (

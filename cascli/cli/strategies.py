@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
-from cascli.blame import label
 from cascli.cli import complete
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CascliError, UsageError, raised, unknown
-from cascli.plugins import is_own, unreachable
 
 if TYPE_CHECKING:
     from cascli.render.console import Screen
@@ -76,6 +74,8 @@ def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
 
 def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Iterator[dict[str, Any]]:
     """Every plug-in that is wanted; one of another package that cannot be imported is told of, and hides no other."""
+    from cascli.plugins import unreachable
+
     for said in unreachable(package):
         view.note(said)
     for name in package.names():
@@ -92,6 +92,9 @@ def described(name: str, kind: Any) -> dict[str, Any]:
     Raises:
         UsageError: one of another package says of itself what cannot be read.
     """
+    from cascli.blame import label
+    from cascli.plugins import is_own
+
     try:
         return describe(name, kind)
     except Exception as error:

@@ -89,7 +89,7 @@ def check_prompts(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> 
         try:
             check_prompt(pair, request_of_turn(pair, prompt.turns[0], Conversation(settings.system), settings))
         except UsageError as error:
-            raise UsageError(f"prompt '{prompt.id}': {error}") from None
+            raise UsageError(f"prompt '{prompt.id}': {error}" if prompt.id else str(error)) from None
 
 
 def generate_many(
