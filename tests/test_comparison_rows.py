@@ -1,0 +1,84 @@
+"""A row of a comparison by hand: which runs, rounds and seconds each of its numbers is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cascli import Pair, Run, generate
+from cascli.analysis.comparison import spread_of, summarise
+from cascli.trace import Seconds
+
+
+@pytest.fixture(scope="module")
+def drawn(text_pair: Pair) -> dict[str, Run]:
+    how: Any = {"max_new_tokens": 4, "temperature": 1.0}
+    specs = ("target", "speculative:k=2", "cascade")
+    return {spec: generate(text_pair, "hello", strategy=spec, **how) for spec in specs}
+
+
+def told(run: Run, prompt: str, tokens: int, total: float, **metrics: Any) -> Run:
+    """The run with numbers of one's own."""
+    parts = Seconds(total=total, prefill=total / 2, draft=0.0, verify=total / 4, other=total / 4)
+    m = run.metrics.model_copy(update={"seconds": parts} | metrics)
+    more = {"prompt_id": prompt, "token_ids": [1] * tokens, "metrics": m, "finish_reason": "eos"}
+    return run.model_copy(update=more)
+
+
+def test_the_numbers_of_a_row_are_of_the_runs_that_they_are_of(drawn: dict[str, Run]) -> None:
+    drafts = {"num_draft_tokens": 4, "num_accepted_draft_tokens": 3, "num_tested_draft_tokens": 4}
+    none = dict.fromkeys(drafts, 0)
+    target, ours = drawn["target"], drawn["speculative:k=2"]
+    timed = [
+        step.model_copy(update={"seconds": step.seconds.model_copy(update={"total": seconds})})
+        for step, seconds in zip([ours.rounds[0]] * 3, (100.0, 1.0, 3.0), strict=True)
+    ]
+    ours = ours.model_copy(update={"rounds": timed})
+    first = [
+        [told(target, "a", 10, 10.0), told(target, "b", 10, 10.0)],
+        [
+            told(ours, "a", 10, 4.0, **drafts, num_rounds=2, draft_calls=30, shared_mass=0.2, peak_memory_bytes=5),
+            told(ours, "b", 10, 4.0, **none, num_rounds=7, draft_calls=10, shared_mass=0.6, peak_memory_bytes=6),
+        ],
+    ]
+    # Of the second repeat times and memory count, and nothing else.
+    later = [
+        first[0],
+        [told(run, run.prompt_id or "", 10, 8.0, peak_memory_bytes=9, draft_calls=99) for run in first[1]],
+    ]
+    _, row = summarise([first, later])
+    assert row.seconds == (8.0 + 16.0) / 2 and row.tokens == row.num_answers * 10 == 20
+    assert row.speed_vs_target == pytest.approx((20 / 8 + 20 / 16) / 2) and row.speed_interval_over == "prompts"
+    assert row.mean_acceptance_length == 1 + 3 / 2  # rounds of an answer for which nothing was drafted have none
+    assert row.draft_calls_per_token == (30 + 10) / 20 and row.shared_mass == pytest.approx((0.2 * 30 + 0.6 * 10) / 40)
+    assert row.other_share == pytest.approx(0.25) and row.peak_memory_bytes == 9
+    assert row.round_seconds is not None and row.round_seconds.p50 == 2.0  # without an answer's first
+    alone = summarise([[first[1]], [later[1]]])[0]
+    assert alone.speed_vs_target is None and alone.speed_interval is None and alone.speed_interval_over is None
+
+
+def test_turns_behind_other_answers_are_not_compared(drawn: dict[str, Run]) -> None:
+    target, ours = drawn["target"], drawn["speculative:k=2"]
+    other = ours.model_copy(update={"prompt_token_ids": [7, 7], "token_ids": [9], "turn": 1})
+    _, row = summarise([[[target, target], [target.model_copy(update={"strategy": "speculative"}), other]]])
+    assert (row.answers, row.answers_same, row.same_as_target) == (1, 1, True)
+
+
+def test_a_cascades_answers_count_once_each(drawn: dict[str, Run]) -> None:
+    kept, given = (
+        told(drawn["cascade"], name, tokens, 1.0, deferral_rate=rate)
+        for name, tokens, rate in (("a", 2, 0.0), ("b", 8, 1.0))
+    )
+    assert kept.handover is not None
+    [row] = summarise([[[kept, given]]])
+    assert row.deferral_rate == 0.5
+
+
+def test_scatter_of_steps_is_the_range_of_quartiles_over_the_median(drawn: dict[str, Run]) -> None:
+    step = drawn["target"].rounds[0]
+    rounds = [
+        step.model_copy(update={"seconds": step.seconds.model_copy(update={"verify": float(n)})}) for n in range(1, 10)
+    ]
+    run = drawn["target"].model_copy(update={"rounds": rounds})
+    assert spread_of([[[run]]]) == pytest.approx((7 - 3) / 5)
