@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cascli import Pair, Run, generate
-from cascli.analysis.comparison import spread_of, summarise
+from cascli.analysis.comparison import _totals, spread_of, summarise
 from cascli.trace import Seconds
 
 
@@ -82,3 +82,8 @@ def test_scatter_of_steps_is_the_range_of_quartiles_over_the_median(drawn: dict[
     ]
     run = drawn["target"].model_copy(update={"rounds": rounds})
     assert spread_of([[[run]]]) == pytest.approx((7 - 3) / 5)
+
+
+def test_a_prompts_time_is_the_median_over_repeats(drawn: dict[str, Run]) -> None:
+    repeats = [[[told(drawn["target"], "a", 5, seconds)]] for seconds in (1.0, 2.0, 9.0)]
+    assert _totals(repeats, 0, [0]) == (5.0, 2.0)
