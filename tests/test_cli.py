@@ -17,7 +17,9 @@ from cascli.cli.app import app
 from cascli.cli.common import Plan
 from cascli.config import pair_files
 from cascli.errors import UsageError
-from cascli.trace import ModelInfo, Run
+from cascli.jobs import batch as batch_jobs
+from cascli.jobs import generate as generate_jobs
+from cascli.trace import ModelInfo, Run, Runs
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
 
@@ -349,6 +351,38 @@ def test_interrupt_exits_130(cli, clean_env: pytest.MonkeyPatch) -> None:
     found = cli("generate", "x", "-c", "tiny-random")
     assert found.exit_code == 130
     assert "interrupted" in found.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--batch-size", "2")])
+def test_an_interruption_leaves_the_answers_that_had_ended(
+    cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """Of several prompts: on stdout, where one document is promised, and in the file."""
+    asked, places = tmp_path / "asked.jsonl", []
+    asked.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in ("one", "two", "three")))
+    real = {"generate": generate_jobs.converse, "batch": batch_jobs.converse_many}
+
+    def converse(*what, **how):
+        places.append(1)
+        if len(places) == 3:
+            raise KeyboardInterrupt
+        return real["generate"](*what, **how)
+
+    def converse_many(*what, **how):
+        for place, ended in enumerate(real["batch"](*what, **how)):
+            if place == 2:
+                raise KeyboardInterrupt
+            yield ended
+
+    clean_env.setattr(generate_jobs, "converse", converse)
+    if more:
+        clean_env.setattr(generate_jobs, "converse", real["generate"])
+        clean_env.setattr(batch_jobs, "converse_many", converse_many)
+    flags = ("-c", "tiny-random", "--prompts", str(asked), "--max-new-tokens", "2", "--json")
+    found = cli("generate", *flags, "-o", str(tmp_path / "kept.csv"), *more)
+    assert found.exit_code == 130, found.stderr
+    assert len(Runs.from_json(found.stdout).runs) == 2
+    assert len((tmp_path / "kept.csv").read_text().splitlines()) == 3
 
 
 def test_version_and_debug() -> None:
