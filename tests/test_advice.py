@@ -682,7 +682,8 @@ def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
 
 def test_what_is_counted_passes_as_often_as_it_should(near_pair: Pair) -> None:
     """min(1, q / p) of the token that was written, q by what followed the text's longest suffix: 7 twice, 8 once."""
-    run = generate(near_pair, prompt_ids=[1, 2, 7, 3, 1, 2, 8, 4, 1, 2, 7, 5, 1, 2], strategy="target", max_new_tokens=1)
+    asked = [1, 2, 7, 3, 1, 2, 8, 4, 1, 2, 7, 5, 1, 2]
+    run = generate(near_pair, prompt_ids=asked, strategy="target", max_new_tokens=1)
     [step] = run.rounds
     answers: Any = SimpleNamespace(_pair=SimpleNamespace(eos_ids=()), _sampling=Sampling(1.0))
     for written, p, wanted in ((7, 0.8, 2 / 3 / 0.8), (8, 0.5, 1 / 3 / 0.5), (8, 0.1, 1.0), (9, 0.5, 0.0)):
