@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -38,6 +38,7 @@ from cascli.render.console import Screen
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
 from cascli.stops import load as load_stop
+from cascli.stops.base import Reading, Stopping
 from cascli.stops.never import Never
 from cascli.strategies import Strategy, parse
 from cascli.trace import EncoderInfo, ModelInfo, PairInfo, Run
@@ -174,6 +175,22 @@ def test_a_stop_pays_for_the_step_that_it_looked_at() -> None:
     of, readings = machine(c=0.3), [0.9, 0.1] * 10
     spent, rounds = with_stop([1.0] * 20, readings, lambda: load_stop("max-q")(), 4, of, random.Random(0).random)
     assert rounds == 10 and spent == pytest.approx(9 * (2 * 0.3 + 1) + (0.3 + 1))  # the last has room for one alone
+
+
+def test_a_replayed_stop_is_told_nothing_of_what_lies_behind_a_rejection() -> None:
+    told: list[tuple[list[float], int, bool]] = []
+
+    class Listening(Stopping):
+        reads: ClassVar[Reading | None] = "best"
+
+        def before_draw(self, drawn: Sequence[float], here: float) -> bool:
+            return True
+
+        def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
+            told.append(([*seen], kept, rejected))
+
+    with_stop([1.0, 0.0, 1.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.4, 0.5], Listening, 4, machine(), random.Random(0).random)
+    assert told[0] == ([0.1, 0.2], 1, True) and told[1][1] == 2
 
 
 def test_tests_that_are_not_certain_are_tossed_several_times() -> None:
