@@ -245,6 +245,8 @@ def test_a_rule_that_costs_nothing_here_is_not_called_lossless() -> None:
     """At temperature 0 some rules never differ: with equal gains the strategy that is exact by construction stands."""
     every = [candidate(1.5), candidate(1.5, 0.0, "mentored"), candidate(1.6, 0.0, "head")]
     assert choosing.best(every[:2], 0.5) == every[0]
+    near = [candidate(1.0), candidate(2.0, 0.19, "head"), candidate(1.5, 0.17, "head")]
+    assert choosing.best(near, 0.2) == near[2]  # what is estimated at 0.19 may be measured at more than 0.2
     assert choosing.shortlist(every, Tolerance()) == [every[0]]
     assert choosing.shortlist(every, Tolerance(max_tv=0.01)) == [every[0], every[2]]
 
@@ -497,6 +499,11 @@ def test_a_loss_must_be_shown_to_be_small() -> None:
     assert lost.loss == pytest.approx(0.2) and lost.most is not None and lost.most > 0.2 and lost.prompts_needed is None
     assert choosing.refusal(tolerance, 0.1, lost) is not None
     assert "too few prompts" in (choosing.refusal(tolerance, 0.1, choosing.quality([1.0], [1.0], 0.05)) or "")
+    # Losses of 0.1 on average, which scatter: two standard errors of so many prompts fit between that and 0.2.
+    scattered = choosing.quality([0.4, 1.4, 0.4, 1.4], [1.0] * 4, 0.2)
+    assert (
+        scattered.loss == pytest.approx(0.1) and scattered.prompts_needed == int((2 * 1 / 3**0.5 / 0.1) ** 2) + 1 == 134
+    )
     better = choosing.quality(many, [0.0] * 50 + [1.0] * 50, 0.05)
     assert better.loss == -0.5 and choosing.refusal(tolerance, 0.1, better) is None
 
