@@ -32,7 +32,7 @@ from cascli.jobs.advise import RECORDED_K, Measured, halves, spread
 from cascli.jobs.candidates import Answers, _while_known
 from cascli.jobs.generate import converse, decode
 from cascli.jobs.recording import record
-from cascli.prompts import builtin
+from cascli.prompts import Prompt, builtin
 from cascli.render.advice import print_advice
 from cascli.render.console import Screen
 from cascli.sampling.parameters import Sampling
@@ -834,6 +834,29 @@ def test_scores_decide_where_they_are_what_may_be_lost(near_pair: Pair) -> None:
     assert all(row.quality is not None and row.quality.score == 1 for row in found.confirmed)
     assert all(row.refused and "too few" in row.refused for row in found.confirmed if not row.lossless)
     assert found.finding.strategy == "target" or found.finding.strategy.startswith("speculative:")
+
+
+def test_a_conversation_is_scored_by_its_last_turn(near_pair: Pair) -> None:
+    turns: list[tuple[int, int]] = []
+
+    def score(_: Prompt, run: Run, target: Run) -> float:
+        turns.append((run.turn, target.turn))
+        return 1.0
+
+    asked = [Prompt((f"{i}", "more"), f"{i}") for i in range(4)]
+    advise(near_pair, asked, max_new_tokens=4, temperature=1, max_quality_loss=0.5, score=score)
+    assert turns and set(turns) == {(1, 1)}
+
+
+def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
+    """Reading a prompt is the target's share of what both took; passing after a passed draft is over the mean passing."""
+    answers = answers_of(near_pair, of=machine(draft_reading=0.5))
+    for run, kept in zip(answers._runs, answers._recorded, strict=True):
+        assert kept.reading == pytest.approx(run.metrics.seconds.prefill / 1.5)
+    pairs = [(a, b) for each in answers.chances for a, b in itertools.pairwise(each)]
+    after = sum(a * b for a, b in pairs) / sum(a for a, _ in pairs)
+    looked = answers.looked()
+    assert looked.acceptance is not None and looked.passing_rows == pytest.approx(after / looked.acceptance)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
