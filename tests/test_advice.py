@@ -849,7 +849,7 @@ def test_a_conversation_is_scored_by_its_last_turn(near_pair: Pair) -> None:
 
 
 def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
-    """Reading a prompt is the target's share of what both took; passing after a passed draft is over the mean passing."""
+    """Reading a prompt is the target's share of what both took; passing after a passed draft is over its mean."""
     answers = answers_of(near_pair, of=machine(draft_reading=0.5))
     for run, kept in zip(answers._runs, answers._recorded, strict=True):
         assert kept.reading == pytest.approx(run.metrics.seconds.prefill / 1.5)
