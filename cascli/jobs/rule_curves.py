@@ -32,7 +32,7 @@ NEAR = 0.001
 
 def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
     """Every rule that chooses by a threshold, at every alpha."""
-    kinds = ((name, rules.load(name)) for name in rules.names())
+    kinds = ((name, rules.load(name)) for name in usable_rules())
     return [
         rule_estimate(name, kind(alpha=alpha), seen, k, temperature)
         for name, kind in kinds
