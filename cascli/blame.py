@@ -42,7 +42,8 @@ def blamed(*plugins: object) -> Iterator[None]:
         if isinstance(error, CascliError):
             if at_fault is None or _innermost(error) != at_fault[1]:
                 raise
-            new: CascliError = type(error)(f"{label(at_fault[0])}: {error}")
+            ours = next(each for each in type(error).__mro__ if each.__module__ == CascliError.__module__)
+            new: CascliError = ours(f"{label(at_fault[0])}: {error}")
         elif type(error).__name__ == "OutOfMemoryError":
             raise
         elif at_fault is None:

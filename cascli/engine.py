@@ -148,7 +148,7 @@ class Decoding:
             sampling=self.request.sampling,
             uniforms=self.request.uniforms or self._uniforms(),
             text=text,
-            prompt_ids=prompt,
+            prompt_ids=tuple(prompt),
             max_new_tokens=self.limit,
             vocab=pair.vocab,
             eos_ids=pair.eos_ids,

@@ -22,7 +22,7 @@ from cascli.errors import UsageError, raised, unknown
 
 GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies")
 """The packages that hold plug-ins, and the entry points of those of others."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What can be written as a strategy's parameter."""
 
 
@@ -56,7 +56,7 @@ def unreachable(package: ModuleType) -> list[str]:
     for name, points in _offered(package.__name__).items():
         for point in points:
             if not _NAME.fullmatch(name):
-                told.append(f"'{name}' of {point.value} is left out: a name is small letters, digits and dashes.")
+                told.append(f"'{name}' of {point.value} is left out: a name is letters, digits and the signs - _ .")
             elif name in own:
                 told.append(f"'{name}' of {point.value} is left out: cascli has one of that name.")
     return told
@@ -146,6 +146,7 @@ def _check_parameters(kind: type, where: str) -> None:
     """
     bases = [base for base in kind.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
     inherited = {each.name for base in bases if is_dataclass(base) for each in fields(base)}
+    inherited |= set(kind.parts() if hasattr(kind, "parts") else ())  # which are plug-ins, told by their names
     for each in fields(kind):
         if each.name in inherited:
             continue
@@ -155,7 +156,9 @@ def _check_parameters(kind: type, where: str) -> None:
             )
             raise UsageError(f"{where}: {said}")
         value = None if each.default is MISSING else each.default
-        if not isinstance(value, str | int | float | None) or (isinstance(value, str) and {*value} & {*",="}):
+        if not isinstance(value, str | int | float | tuple | list | None) or (
+            isinstance(value, str) and {*value} & {*",="}
+        ):
             raise UsageError(f"{where}: {each.name}: a parameter is a number, a truth or a text without ',' and '='")
 
 

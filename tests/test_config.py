@@ -166,6 +166,18 @@ def test_random_configs_have_no_keys_that_their_family_has_not(key: str, said: s
         load_pair(pair(**{key: 1}))
 
 
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("gpt_neox", {"rotary_pct": 0.5}), ("gpt2", {"n_ctx": 99}), ("llama", {"auto_map": {}, "_name_or_path": "x"}),
+        ("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2}),
+    ],
+)  # fmt: skip
+def test_keys_that_a_family_takes_or_that_are_published_pass(family: str, more: dict[str, object]) -> None:
+    """Some are no attributes of the config that they change."""
+    assert load_pair(pair(model_type=family, **more)).target.model is not None
+
+
 def test_no_color_is_stronger_than_a_file_and_weaker_than_its_own_variable() -> None:
     pair_file = Settings(color="always")
     assert resolve(from_environment({"NO_COLOR": "1"}), pair_file).color == "auto"  # which heeds it

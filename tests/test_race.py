@@ -174,7 +174,7 @@ def test_what_an_interruption_leaves_is_whole(schedule: Any) -> None:
     """Each strategy's answer as far as it had come, with the metrics of what it is."""
     loaded = load_pair(pair())
     done = stopped(loaded, ["target", "speculative:k=3"], after(5, 2), schedule=schedule)
-    assert done.interrupted()
+    assert done.cut_short()
     found = done.comparison()
     assert [run.strategy for run in found.runs[:2]] == ["target", "speculative"]
     last = found.runs[1] if schedule == "fair" else found.runs[-1]
@@ -188,7 +188,7 @@ def test_nobody_is_charged_what_the_others_took_after_an_interruption() -> None:
     specs = ["target", "token-cascade", "speculative:k=2", "draft"]
     done = stopped(load_pair(pair()), specs, after(20, 4))
     time.sleep(0.3)
-    assert done.interrupted()
+    assert done.cut_short()
     for run in done.comparison().runs:
         assert run.metrics.seconds.total - sum(round_.seconds.total for round_ in run.rounds) < 0.02, run.spec
 
@@ -202,7 +202,7 @@ def test_an_interrupted_repeat_is_not_compared_with_whole_ones() -> None:
             raise KeyboardInterrupt  # in the first round of the second repeat
 
     done = stopped(load_pair(pair()), ["target", "draft"], stop, runs=2)
-    assert done.interrupted()
+    assert done.cut_short()
     found = done.comparison()
     assert len(found.repeats) == 1 and all(run.finish_reason != "interrupted" for run in found.runs)
 
@@ -272,14 +272,14 @@ def test_what_was_interrupted_says_so_wherever_it_is_shown(tmp_path: Path) -> No
 def test_an_undecided_cascade_has_no_answer_yet() -> None:
     """The draft model's text is not the cascade's before it is judged good enough."""
     done = stopped(load_pair(pair()), ["target", "cascade:threshold=0"], after(8, 2))
-    assert done.interrupted()
+    assert done.cut_short()
     assert [run.strategy for run in done.comparison().runs] == ["target"]
 
 
 def test_an_interruption_before_anything_was_written_is_one() -> None:
     loaded = load_pair(pair())
     done = Repeats(loaded, [Prompt(("one",), "1")], [parse("target"), parse("draft")], settings_of(loaded))
-    assert not done.interrupted()
+    assert not done.cut_short()
 
 
 def test_turns_of_a_conversation_are_no_prompts_of_their_own() -> None:

@@ -5,33 +5,39 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from cascli import Pair, generate, load_pair, plugins, strategies
+from cascli import Pair, generate, load_pair, plugins, rules, strategies
 from cascli.analysis.comparison import Comparison
 from cascli.blame import blamed, label
-from cascli.decoding.plugin_checks import usable_rules, usable_stops
+from cascli.decoding.plugin_checks import _try_rule, usable_rules, usable_stops
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
 from cascli.errors import RunError, UsageError
+from cascli.jobs.recording import record
+from cascli.jobs.rule_curves import predicted_calls, rule_estimate
 from cascli.render.console import screen
 from cascli.rules.base import KeepRule, Rule
+from cascli.rules.chow import Chow
 from cascli.sampling.distributions import Dists, base
+from cascli.settings import Resolved
 from cascli.stops.base import Reading, Stop, Stopping
-from cascli.strategies.base import Strategy, validated
+from cascli.strategies.base import Part, Strategy, validated
 from cascli.strategies.speculative import Speculative
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
 from cascli.trace import Drafted, Emitted, Handover, Round, StepCosts
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
-from tests.pairs import pair
+from tests.pairs import near, pair, prompts
 from tests.reference.process import distance
 
 HERE = "tests.test_strange_plugins"
@@ -86,6 +92,7 @@ class Drafts(Drafter):
             "pipe": lambda: _raise(BrokenPipeError(32, "Broken pipe")),
             "exit": lambda: sys.exit(0),
             "usage": lambda: _raise(UsageError("no licence")),
+            "own": lambda: _raise(LicenceError("KEY", "/etc")),
             "ended": lambda: next(iter(())),
         }
         return made.get(self.what, lambda: Block(ids, q, q))()
@@ -111,6 +118,8 @@ def test_a_drafters_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
 def test_what_a_plugin_says_itself_stays_of_its_kind(loaded: Pair) -> None:
     strategy = Speculative(draft=Drafts(what="usage"), k=3)
     refused(loaded, strategy, "the drafter 'drafts'", "no licence", kind=UsageError)
+    strategy = Speculative(draft=Drafts(what="own"), k=3)
+    refused(loaded, strategy, "the drafter 'drafts'", "KEY missing in /etc", kind=UsageError)
 
 
 def test_a_drafter_cannot_write_into_the_answer(loaded: Pair) -> None:
@@ -263,23 +272,29 @@ class Stops(Stop):
         return made.get(self.what, _Wrong(self.what))
 
 
+class LicenceError(UsageError):
+    def __init__(self, key: str, where: str) -> None:
+        super().__init__(f"{key} missing in {where}")
+
+
 class _Wrong(Stopping):
     reads: ClassVar[Reading | None] = "best"
 
     def __init__(self, what: str) -> None:
         self.what = what
+        self.lock = threading.Lock() if what == "locks" else None
 
     def __len__(self) -> int:
         return 0  # which makes it false, and no Stopping was taken for it
 
     def most(self, n: int) -> Any:
-        return {"half": 2.5, "nan": float("nan"), "true": True, "zero": 0}.get(self.what, n)
+        return {"half": 2.5, "nan": float("nan"), "true": True, "zero": 0, "numpy": np.int64(2)}.get(self.what, n)
 
     def before_step(self, drawn: Sequence[float]) -> Any:
         return {"forgotten": None, "word": "no", "torch": torch.tensor(True)}.get(self.what, True)
 
     def before_draw(self, drawn: Sequence[float], here: float) -> Any:
-        return None if self.what == "no draw" else True
+        return None if self.what == "no draw" else isinstance(drawn, list)
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
         if self.what == "learns":
@@ -293,6 +308,7 @@ class _Wrong(Stopping):
         ("raises", "TypeError: boom"), ("half", "most must return"), ("nan", "most must return"),
         ("true", "most must return"), ("forgotten", "before_step must return True or False"),
         ("word", "before_step must return"), ("no draw", "before_draw must return"), ("learns", "ValueError: boom"),
+        ("locks", "cannot be copied"),
     ],
 )  # fmt: skip
 def test_a_stops_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
@@ -302,6 +318,7 @@ def test_a_stops_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
 def test_a_stop_that_looks_false_is_asked(loaded: Pair) -> None:
     assert answer(loaded, Speculative(stop=Stops(what="zero"), k=3)).metrics.num_draft_tokens == 0
     assert answer(loaded, Speculative(stop=Stops(what="torch"), k=3)).metrics.num_draft_tokens > 0
+    assert max(len(step.drafted) for step in answer(loaded, Speculative(stop=Stops(what="numpy"), k=3)).rounds) == 2
 
 
 def test_one_that_would_never_be_asked_is_refused() -> None:
@@ -326,7 +343,7 @@ class Writes(Strategy):
 
     @property
     def tentative(self) -> bool:
-        return False
+        return self.what == "undecided"
 
     def decode(self, s: Any) -> Any:
         if self.what == "returns none":
@@ -365,6 +382,12 @@ class Writes(Strategy):
             yield made.get(self.what, Round(emitted=emitted, drafted=drafts))
             if self.what == "ends":
                 return
+            if self.what == "reason":
+                s.finish_reason = "eos"
+            if self.what == "rewrites" and s.length > 1:
+                s.text[0] = 5
+        if self.what == "goes on":
+            yield Round(emitted=[Emitted(id=1, text="x", event="draft")])
 
 
 @pytest.mark.parametrize(
@@ -376,6 +399,8 @@ class Writes(Strategy):
         ("nan", "q = nan"), ("beyond", "deferral = 5"), ("below", "p = -0.5"), ("endless", "it has not asked"),
         ("event", "Emitted.event"), ("emitted", "yields list"), ("int", "yields int"), ("handover", "Handover"),
         ("drafts", "accepted drafts"), ("many", "its parameter k allows 4"), ("raises late", "KeyError: 'late'"),
+        ("reason", "set s.finish_reason"), ("rewrites", "appended to the session's text"),
+        ("goes on", "s.finished is true"), ("undecided", "yielded no Handover"),
     ],
 )  # fmt: skip
 def test_a_strategys_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
@@ -410,8 +435,61 @@ def test_a_round_that_is_too_long_says_what_was_left(loaded: Pair) -> None:
         answer(loaded, InThrees(heeds=False), 8)
 
 
-# ---- parameters, names, and what is installed
+CHOW = Chow()
 
+
+@dataclass(frozen=True)
+class OfTwoParts(Strategy):
+    """A strategy with a plug-in of its own as a parameter, sizes that nobody writes as text, and a last word."""
+
+    first: Rule = CHOW
+    sizes: tuple[int, ...] = (1, 2)
+    limit: int = None  # type: ignore[assignment]
+
+    @classmethod
+    def parts(cls) -> dict[str, Part]:
+        return {"first": Part("rule", rules.load, "chow")}
+
+    def decode(self, s: Any) -> Iterator[Round]:
+        while not s.finished:
+            token = s.draw(base(s.target.read(s.length)))
+            s.append(token)
+            yield Round(emitted=[Emitted(id=int(token), text="x", event="target", tv=0.0)])
+        LAST_WORDS.append(self.first)
+
+
+LAST_WORDS: list[Rule] = []
+
+
+def test_what_other_packages_do_rightly_is_left_alone(loaded: Pair) -> None:
+    assert plugins._checked(OfTwoParts) is OfTwoParts
+    assert answer(loaded, OfTwoParts(), 5).token_ids == answer(loaded, strategies.parse("target"), 5).token_ids
+    assert [CHOW] == LAST_WORDS
+    assert validated(OfTwoParts, {}).limit is None
+
+
+@dataclass(frozen=True)
+class WantsMany(KeepRule):
+    """Of a vocabulary that has hundreds of tokens at least, and writes into what it is shown."""
+
+    def keep(self, d: Dists) -> torch.Tensor:
+        best = d.p1.topk(40).values
+        d.q1.mul_(0.5)
+        return best[:, :1] > 0.5
+
+
+def test_estimates_of_rules_are_of_what_the_models_said() -> None:
+    """A rule that writes into its arguments changed the numbers of those that came after it."""
+    seen = record(near(400), prompts("one", "two"), Resolved(max_new_tokens=12, temperature=1.0), 4)
+    kept = [each.clone() for each in seen.d]
+    _try_rule(WantsMany())
+    estimate = rule_estimate("wants-many", WantsMany(), seen, 4, 1.0)  # type: ignore[arg-type]
+    predicted_calls(WantsMany(), seen, 4)
+    assert all(torch.equal(one, other) for one, other in zip(seen.d, kept, strict=True))
+    assert 0 < estimate.acceptance <= 1
+
+
+# ---- parameters, names, and what is installed
 
 CLASSES = """
 from dataclasses import dataclass

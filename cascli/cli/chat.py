@@ -10,7 +10,7 @@ from cascli.cli import common
 from cascli.cli.errors import Terminated, told
 from cascli.cli.lines import history, next_line
 from cascli.cli.options import LOADING, Flags, with_shared
-from cascli.errors import CascliError, RunError, UsageError, plain
+from cascli.errors import CascliError, UsageError, plain
 
 if TYPE_CHECKING:
     from cascli.jobs.chat import Chat
@@ -232,5 +232,5 @@ def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
     repeats = Repeats(chat.pair, conversations(prompt), strategies, chat.settings)
     comparison, ended_by = run_and_show(plan.screen, repeats)
     print_explanation(comparison, plan.screen)
-    if isinstance(ended_by, RunError):
+    if isinstance(ended_by, CascliError):
         raise ended_by

@@ -11,7 +11,7 @@ import typer
 from cascli.cli import common, complete
 from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, batch_size_option, with_shared
-from cascli.errors import CheckFailed, RunError, UsageError
+from cascli.errors import CascliError, CheckFailed, UsageError
 from cascli.render import formats
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
 
     Raises:
         KeyboardInterrupt: by the user, before any strategy had written something.
-        RunError: likewise, a model or a plug-in that failed.
+        CascliError: likewise, a model or a plug-in that failed.
     """
     from cascli.cli.progress import Progress
     from cascli.render.race import RaceView
@@ -228,14 +228,14 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
                 done.run(progress.counting("answers", done.answers))
     except Terminated:
         raise
-    except (KeyboardInterrupt, RunError) as error:
-        if not done.interrupted():
+    except (KeyboardInterrupt, CascliError) as error:
+        if not done.cut_short():
             raise
         from cascli.render.marks import short_name
 
         written = {run.spec for run in done.every}
         left = ", ".join(short_name(spec, fancy=False) for spec in done.specs if spec not in written)
-        why = "failed" if isinstance(error, RunError) else "interrupted"
+        why = "failed" if isinstance(error, CascliError) else "interrupted"
         screen.note(f"{why}: the answers as far as they had come" + (f"; nothing of {left}" if left else ""))
         return error
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,14 +57,18 @@ def command(
     pair = plan.load()
     common.note_cautions(plan, [strategy])
     runs: list[Run] = []
+    several = sum(len(prompt.turns) for prompt in prompts) > 1
     try:
         if batch_size > 1 and len(prompts) > 1:
             _answers_in_batches(plan, pair, strategy, prompts, outputs, batch_size, runs)
         else:
             _answers(plan, pair, strategy, prompts, outputs, runs)
-    finally:  # of a command that was interrupted, or failed, what has ended is there
-        if runs:
-            outputs.deliver(export.of_runs(runs), plan.screen, streamed=True)
+    except BaseException:  # of a command that was interrupted, or failed, what has ended is there
+        with suppress(Exception):
+            if runs:
+                outputs.deliver(export.of_runs(runs, several=several), plan.screen, streamed=True)
+        raise
+    outputs.deliver(export.of_runs(runs, several=several), plan.screen, streamed=True)
     plan.note_captures(pair)
     if require_lossless:
         known = [run.metrics.lossless for run in runs]

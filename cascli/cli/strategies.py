@@ -74,38 +74,28 @@ def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
 
 def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Iterator[dict[str, Any]]:
     """Every plug-in that is wanted; one of another package that cannot be imported is told of, and hides no other."""
-    from cascli.plugins import unreachable
+    from cascli.blame import label
+    from cascli.plugins import is_own, unreachable
 
     for said in unreachable(package):
         view.note(said)
     for name in package.names():
         try:
             if name in wanted:
-                yield described(name, package.load(name)) | {"written": written(kind, name)}
-        except UsageError as error:
+                found = package.load(name)
+                yield describe(name, found) | {"written": written(kind, name)}
+        except CascliError as error:
             view.note(str(error))
-
-
-def described(name: str, kind: Any) -> dict[str, Any]:
-    """As `describe`.
-
-    Raises:
-        UsageError: one of another package says of itself what cannot be read.
-    """
-    from cascli.blame import label
-    from cascli.plugins import is_own
-
-    try:
-        return describe(name, kind)
-    except Exception as error:
-        if is_own(kind):
-            raise
-        raise UsageError(f"{label(kind)}: {raised(error)}") from None
+        except Exception as error:  # whatever a stranger's class says of itself
+            if is_own(found):
+                raise
+            view.note(f"{label(found)}: {raised(error)}")
 
 
 def written(kind: str, name: str) -> list[str]:
     """The strategies that are, or have, a plug-in of this name: strings for `-s`, with what one may change."""
     from cascli import strategies
+    from cascli.plugins import is_own
 
     if kind == "strategies":
         return [strategies.parse(name).spec]
@@ -116,7 +106,11 @@ def written(kind: str, name: str) -> list[str]:
             if key not in strategies.load(strategy).parts():
                 continue
             spec = strategies.parse(f"{strategy}:{key}={name}").spec
-        except CascliError:  # the two go together only with something else, or not at all, or one is broken
+        except CascliError:  # the two go together only with something else, or not at all
+            continue
+        except Exception:
+            if is_own(strategies.load(strategy)):
+                raise
             continue
         else:
             # Of others the parameters are the lesser part, and in a terminal the string would not be one line.

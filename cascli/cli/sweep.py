@@ -47,6 +47,7 @@ cascli sweep my-sweep.yaml --rule-curves
     temperature="0 is greedy; in place of the file's.",
     seed="Seed of the runs' own random numbers, in place of the file's.",
     strategy="One of the strategies in place of the file's; may be repeated.",
+    num_speculative_tokens="Drafted tokens a round, 1 to 64, where the sweep's file says none. (default 4)",
     prompts="Prompts in place of the file's task: JSONL with 'prompt' or 'turns' on each line; or builtin, mt-bench,"
     " spec-bench, speed-bench.",
     verbose="Also show how prompts differ.",

@@ -6,6 +6,7 @@ This package's own are not asked: their laws are tested. On a GPU numbers are no
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from cascli import rules, stops
 from cascli.blame import label
-from cascli.errors import RunError
+from cascli.errors import RunError, raised
 from cascli.plugins import is_own
 from cascli.rules.base import Dial, Rule
 from cascli.sampling.distributions import Dists, total_variation
+from cascli.sampling.parameters import MOST_DRAFTED
 from cascli.stops.base import Reading, Stop, Stopping
-from cascli.trace import Handover, Round, StepCosts
+from cascli.trace import FinishReason, Handover, Round, StepCosts
 
 if TYPE_CHECKING:
     from cascli.decoding.session import Session
@@ -40,10 +42,13 @@ def given(rule: Rule, d: Dists) -> Dists:
     """
     if is_own(rule):
         return d
-    if rule.reads_draft or d.q.is_cuda:
-        return Dists(*(each.clone() for each in d))
-    nothing = torch.full_like(d.p, torch.nan)
-    return Dists(nothing, d.p.clone(), nothing.clone(), d.p1.clone())
+    parts = [each.clone() for each in d]
+    if not (rule.reads_draft or d.q.is_cuda):
+        parts[0], parts[2] = (torch.full_like(d.p, torch.nan) for _ in range(2))
+    shown = type(d)(*parts)
+    if vars_of := getattr(d, "__dict__", None):  # of a kind that knows more, such as whole entropies
+        shown.__dict__.update(vars_of)
+    return shown
 
 
 def applied(rule: Rule, d: Dists) -> Tensor:
@@ -116,10 +121,10 @@ def check_reads_target(rule: Rule, d: Dists, before: Tensor) -> None:
     Raises:
         RunError: it does not; `before` is what it deferred when the draft's distribution stood for the target's.
     """
-    if is_own(rule):
+    if is_own(rule) or before.is_cuda:
         return
     now = deferred(rule, d)
-    if now is None or (not before.is_cuda and not torch.equal(now, before)):
+    if now is None or not torch.equal(now, before):
         raise RunError(f"{label(rule)}: reads_target is False, and what it defers changes with p.")
 
 
@@ -215,20 +220,29 @@ class _Checked(Stopping):
 
     def most(self, n: int) -> int:
         most = self._whole.most(n)
-        if not isinstance(most, int) or isinstance(most, bool):
+        if isinstance(most, bool) or not hasattr(most, "__index__"):
             raise RunError(f"{self._name}: most must return a whole number, and returns {most!r}.")
         if self.reads is not None:
-            self._asked = copy.deepcopy(self._whole)
-        return most
+            self._asked = self._copy()
+        return operator.index(most)
+
+    def _copy(self) -> Stopping:
+        try:
+            return copy.deepcopy(self._whole)
+        except Exception as error:
+            raise RunError(
+                f"{self._name}: is asked along a draft of a copy, which a rejection forgets, and cannot be copied"
+                f" ({raised(error)})."
+            ) from None
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        return self._truth("before_step", self._asked.before_step(tuple(drawn)))
+        return self._truth("before_step", self._asked.before_step([*drawn]))
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        return self._truth("before_draw", self._asked.before_draw(tuple(drawn), here))
+        return self._truth("before_draw", self._asked.before_draw([*drawn], here))
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
-        self._whole.learn(tuple(seen), kept, rejected=rejected)
+        self._whole.learn([*seen], kept, rejected=rejected)
 
     def _truth(self, what: str, answer: object) -> bool:
         answer = answer.item() if hasattr(answer, "item") else answer  # of numpy or torch
@@ -260,26 +274,36 @@ def rounds(strategy: object, s: Session, found: object, *, most: int, tentative:
     name = label(strategy)
     if not hasattr(found, "__iter__"):
         raise RunError(f"{name}: decode must yield rounds, and returns {type(found).__name__}.")
-    decided = not tentative
+    decided, reason = not tentative, s.finish_reason
     for item in found:
+        _check_reason(name, s, reason)
         if isinstance(item, Handover):
             if decided:
                 raise RunError(f"{name}: a Handover comes once, from a strategy that is tentative.")
             decided = True
-            yield item
-            continue
-        _check_round(name, s, item, most)
+        else:
+            _check_round(name, s, item, most)
         yield item
-        if s.finished and decided:
-            return
+        reason = s.finish_reason
+    _check_reason(name, s, reason)
+    if not decided:
+        raise RunError(f"{name}: is tentative, and has yielded no Handover.")
     if not s.finished:
         raise RunError(f"{name}: decode has ended before the answer did; it must go on until s.finished.")
+
+
+def _check_reason(name: str, s: Session, reason: FinishReason | None) -> None:
+    """That nobody but the engine has ended the answer; one that is written anew has not ended."""
+    if s.finish_reason not in (reason, None):
+        raise RunError(f"{name}: has set s.finish_reason, which is the engine's.")
 
 
 def _check_round(name: str, s: Session, item: object, most: int) -> None:
     if not isinstance(item, Round):
         raise RunError(f"{name}: decode must yield rounds, and yields {type(item).__name__}.")
     start, ids = len(s.answer_ids), [token.id for token in item.emitted]
+    if s.finished:
+        raise RunError(f"{name}: another round, where s.finished is true.")
     if not ids:
         raise RunError(f"{name}: a round must add a token.")
     if len(ids) > s.max_new_tokens - start:
@@ -287,8 +311,8 @@ def _check_round(name: str, s: Session, item: object, most: int) -> None:
         raise RunError(f"{name}: a round of {len(ids)} tokens, where s.remaining was {left}.")
     if not all(0 <= each < s.vocab for each in ids):
         raise RunError(f"{name}: an emitted id is outside the vocabulary of {s.vocab} tokens.")
-    appended = s.text[start : s.length]
-    if s.length != start + len(ids) or (not appended.is_cuda and appended.tolist() != ids):
+    text = s.text[: s.length]
+    if s.length != start + len(ids) or (not text.is_cuda and text.tolist() != [*s.answer_ids, *ids]):
         raise RunError(f"{name}: the tokens of a round must be those that were appended to the session's text.")
     if len(item.drafted) > most:
         raise RunError(f"{name}: a round of {len(item.drafted)} drafted tokens, where its parameter k allows {most}.")
@@ -328,8 +352,9 @@ def usable_stops() -> list[str]:
 
 
 def _try_rule(rule: Rule) -> None:
-    """Ask a rule once: two positions of three tokens."""
-    p, q = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]), torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    """Ask a rule once: two positions of a vocabulary that is as large as a rule may want one."""
+    ramp = torch.arange(4096, dtype=torch.float32).reshape(1, -1) / 1000
+    p, q = (torch.cat([one, 2 * one]).softmax(dim=-1) for one in (ramp, ramp.flip(1)))
     decided(rule, Dists(q, p, q.clone(), p.clone()))
     if rule.dial is not None and not (
         isinstance(rule.dial, Dial) and rule.dial.parameter in {each.name for each in fields(rule)}
@@ -339,7 +364,7 @@ def _try_rule(rule: Rule) -> None:
 
 def _try_stop(stop: Stop) -> None:
     """Ask a stop along one round."""
-    stopping = beginning(stop, StepCosts(c=0.2, v=[1.0, 1.0, 1.0], measured=False))
+    stopping = beginning(stop, StepCosts(c=0.2, v=[1.0] * (MOST_DRAFTED + 1), measured=False))
     stopping.most(2)
     if stopping.reads == "chance":
         stopping.before_step((0.5,))

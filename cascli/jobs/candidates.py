@@ -28,7 +28,7 @@ from cascli.analysis.replay import (
     with_stop,
 )
 from cascli.analysis.statistics import median
-from cascli.decoding.plugin_checks import beginning, usable_stops
+from cascli.decoding.plugin_checks import applied, beginning, usable_stops
 from cascli.decoding.speculation import asks_late
 from cascli.drafters.prompt_lookup import continuation
 from cascli.drafters.suffix import followers
@@ -248,7 +248,7 @@ class Answers:
 
     def _settled(self, params: dict[str, Any], rule: Rule) -> Settled:
         d = self._both.d
-        pi = rule.apply(d)
+        pi = applied(rule, d)
         acceptance = torch.minimum(pi, d.q).sum(dim=-1).clamp_max(1)
         tv = float(distributions.total_variation(pi, d.p).mean())
         late = asks_late(rule, self._pair.runner("draft"), self._pair.device, captures=self._pair.graphs.captures)

@@ -305,7 +305,7 @@ class Repeats:
         if self._on_event is not None:
             self._on_event(column, event)
 
-    def interrupted(self) -> bool:
+    def cut_short(self) -> bool:
         """End the runs that are under way, and keep what can be compared; returns whether that is anything.
 
         Of the first repeat the answers as far as they have come, by the strategies that have written any; later

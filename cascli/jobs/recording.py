@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cascli.decoding.plugin_checks import applied
 from cascli.engine import StreamEvent
 from cascli.jobs.generate import converse
 from cascli.models.pair import Pair
@@ -45,7 +46,7 @@ class Watching(Rule):
 
     def apply(self, d: Dists) -> Tensor:
         """That of the rule."""
-        pi = self.rule.apply(d)
+        pi = applied(self.rule, d)
         self.seen.append((d, pi))
         return pi
 

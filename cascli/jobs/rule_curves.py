@@ -14,7 +14,7 @@ from cascli import rules
 from cascli.analysis.matching import Matched, met
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.theory import expected_rounds
-from cascli.decoding.plugin_checks import usable_rules
+from cascli.decoding.plugin_checks import applied, decided, usable_rules
 from cascli.errors import UsageError
 from cascli.jobs.recording import Seen
 from cascli.rules.base import Dial, Exact, Rule, ThresholdRule
@@ -43,7 +43,7 @@ def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[floa
 
 def rule_estimate(name: str, rule: ThresholdRule, seen: Seen, k: int, temperature: float) -> RuleEstimate:
     """One threshold rule at one alpha."""
-    pi, defer = rule.apply(seen.d), rule.deferred(seen.d)
+    pi, defer = decided(rule, seen.d)
     accepted = _acceptance(pi, seen)
     tv = distributions.total_variation(pi, seen.d.p)
     return RuleEstimate(
@@ -62,7 +62,7 @@ def rule_estimate(name: str, rule: ThresholdRule, seen: Seen, k: int, temperatur
 
 def predicted_calls(rule: Rule, seen: Seen, k: int) -> float:
     """Target calls per token that the rule would take at these positions, in blocks of k."""
-    return _calls(_acceptance(rule.apply(seen.d), seen), seen, k)
+    return _calls(_acceptance(applied(rule, seen.d), seen), seen, k)
 
 
 def _acceptance(pi: torch.Tensor, seen: Seen) -> torch.Tensor:

@@ -154,9 +154,9 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"random: transformers has no model_type '{kind}'{hint}")
         with _bad_config_is_an_error():
-            _check_keys(values, CONFIG_MAPPING[kind])
             untrusted.check_sizes(values, "random")
             config = AutoConfig.for_model(kind, **values)
+            _check_keys(values, config)
     else:
         config = untrusted.config_of(there(folder))
     with explained(model):
@@ -171,21 +171,30 @@ _COMMON = {
     *("torch_dtype", "use_cache", *vars(GenerationConfig())),
 }
 """Names that many families share: shapes that are written for one are tried with others, which have no use for some."""
+_PUBLISHED = {"auto_map", "n_ctx", "n_positions", "quantization_config", "task_specific_params", "tokenizer_class"}
+"""What published config.json files have beside these, and nothing reads."""
 
 
-def _check_keys(values: Mapping[str, Any], kind: type[PreTrainedConfig]) -> None:
+def _check_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> None:
     """Refuse what a family's config does not have: transformers keeps it, and builds the default in its place.
 
+    A key is known if the config has it without being told, or is another one with it.
+
     Raises:
-        ConfigError: there is such a key.
+        ConfigError: there is a key that is neither.
     """
-    known = {*vars(kind()), *kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_COMMON}
-    known = {key for key in known if not key.startswith("_")} - {"self", "kwargs"}
+    kind = type(config)
+    known = {*kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_COMMON, *_PUBLISHED}
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"random: a config of '{kind.model_type}' has no key '{key}'{hint}")
+        if key in known or key.startswith("_"):
+            continue
+        rest = AutoConfig.for_model(kind.model_type, **{each: value for each, value in values.items() if each != key})
+        without, told = vars(rest), vars(config)
+        if key in without or any(told.get(each) != without.get(each) for each in {*told, *without} - {key}):
+            continue
+        near = difflib.get_close_matches(key, {*without, *known}, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"random: a config of '{kind.model_type}' has no key '{key}'{hint}")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from cascli.analysis.comparison import Comparison, Row, uncompared
 from cascli.errors import UsageError, plain, unknown
 from cascli.render import formats
 from cascli.render.console import WIDEST, Screen, _Console
+from cascli.render.numbers import DASH
 from cascli.render.summary import title
 from cascli.render.table import COST, LAW, Column
 from cascli.render.tabular import check_parquet, csv_of, parquet_of
@@ -191,8 +192,8 @@ def _print(text: str | bytes) -> None:
     sys.stdout.flush()
 
 
-def of_runs(runs: Sequence[Run]) -> Writers:
-    """What runs can be written as: one run is a document of its own."""
+def of_runs(runs: Sequence[Run], *, several: bool = False) -> Writers:
+    """What runs can be written as: one run is a document of its own, unless several were asked for."""
 
     def page() -> str:
         from cascli.render import html_trace
@@ -205,9 +206,9 @@ def of_runs(runs: Sequence[Run]) -> Writers:
         return svg(uncompared(runs), "cascli generate")
 
     return {
-        "json": lambda: runs[0].to_json() if len(runs) == 1 else Runs(runs=list(runs)).to_json(),
+        "json": lambda: Runs(runs=list(runs)).to_json() if several or len(runs) > 1 else runs[0].to_json(),
         "jsonl": lambda: _lines(runs),
-        "md": lambda: f"{_asked_and_answered(runs)}\n{markdown(uncompared(runs).summary)}",
+        "md": lambda: f"{_asked_and_answered(runs)}\n{markdown(uncompared(runs).summary, compared=False)}",
         "html": page,
         "svg": picture,
         "txt": lambda: answers(runs),
@@ -350,9 +351,11 @@ def _asked_and_answered(runs: Sequence[Run]) -> str:
     return "\n".join(said)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
+def markdown(rows: Sequence[Row], *, compared: bool = True) -> str:
+    """The table in Markdown; without columns of which nothing is known, where nothing was compared."""
     columns = [_NAME, *COST, *LAW]
+    if not compared:
+        columns = [column for column in columns if any(column.cell(row) != DASH for row in rows)]
     lines = [
         "| " + " | ".join(column.heading.replace("\n", " ") for column in columns) + " |",
         "| --- |" + " ---: |" * (len(columns) - 1),

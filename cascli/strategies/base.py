@@ -53,7 +53,7 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
     """
     own = plugins.is_own(kind)
     every = () if own else fields(kind)  # type: ignore[arg-type]  # T is a dataclass
-    defaults = {each.name: each.default for each in every if each.default is not MISSING}
+    defaults = {each.name: each.default for each in every if each.default not in (MISSING, None)}
     with blamed(kind):
         try:
             return TypeAdapter(kind).validate_python(defaults | dict(values))

@@ -347,7 +347,7 @@ def test_an_interruption_keeps_the_first_answers(tiny: Pair) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         done.run(stop)
-    assert done.interrupted()
+    assert done.cut_short()
     kept = done.comparison().runs
     assert {run.spec for run in kept} == {"target", "speculative:k=2"}
     assert kept[0].prompt_id == "a"
