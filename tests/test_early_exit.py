@@ -42,7 +42,7 @@ def alone() -> Pair:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_acceptance_by_exit_is_that_of_models_of_so_many_layers(name: str, temperature: float) -> None:
     """Position by position, by whole forwards without a cache; the answer is longer than what is held at once."""
-    kind = {"num_hidden_layers": 4, "n_layer": 4} | ARCHITECTURES[name] | {"initializer_range": 0.2}
+    kind = {"num_hidden_layers": 4} | ARCHITECTURES[name] | {"initializer_range": 0.2}
     kind |= {"n_layer": 4} if name == "gpt2" else {}
     target = load_pair({"target": model(2, 20, **kind)})
     sampling = Sampling(temperature=temperature)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from cascli import generate, rules
+from cascli.decoding import plugin_checks
+from cascli.errors import RunError
 from cascli.rules.base import KeepRule
 from cascli.sampling import distributions
 from cascli.strategies import Strategy, token_cascade
@@ -309,4 +311,7 @@ def test_a_token_cascade_that_follows_the_mask_alone_is_seen(monkeypatch: pytest
     assert rule.deferred(distributions.Dists(*torch.full((4, 1, 3), 1 / 3))) is None
     right = engine_law(TokenCascade(rule), 2, **PLAIN)
     monkeypatch.setattr(type(rule), "chooses", True)
+    with pytest.raises(RunError, match="pi is not what deferred makes"):  # of another package's rule it is told
+        engine_law(TokenCascade(rule), 2, **PLAIN)
+    monkeypatch.setattr(plugin_checks, "is_own", lambda each: True)
     assert distance(engine_law(TokenCascade(rule), 2, **PLAIN), right) > 0.01

@@ -15,6 +15,7 @@ import pytest
 
 from cascli import generate, stops
 from cascli.decoding import speculation
+from cascli.errors import RunError
 from cascli.stops.base import Reading, Stop, Stopping
 from cascli.strategies import parse
 from cascli.strategies.base import Speculating, validated
@@ -222,6 +223,6 @@ def test_a_stop_that_knows_of_drafts_behind_a_rejected_one_biases_the_text(
     try:
         law = engine_law(strategy, 3, 3, 2, **PLAIN)
         off = distance(law, reference_law(target("exact"), 3, 3, 2, **PLAIN))
-    except AssertionError:  # a text is no function of the numbers that decide it
+    except (AssertionError, RunError):  # a text is no function of the numbers that decide it
         off = 1.0
     assert off > 1e-3 if planted else off < EXACT
