@@ -108,7 +108,7 @@ def written(kind: str, name: str) -> list[str]:
             spec = strategies.parse(f"{strategy}:{key}={name}").spec
         except CascliError:  # the two go together only with something else, or not at all
             continue
-        except Exception:
+        except Exception:  # whatever another package's strategy says of itself; it is told where it is described
             if is_own(strategies.load(strategy)):
                 raise
             continue
