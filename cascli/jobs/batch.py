@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TypedDict, Unpack
 
@@ -134,10 +135,9 @@ def generate_many(
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()
     on_progress = on_progress or bars
-    for ended in converse_many(pair, wanted, asked, settings, batch_size):
-        done[ended.place] = ended.result
-        if on_progress is not None:
-            on_progress("answers", len(done), len(asked))
-    if bars is not None:
-        bars.close()
+    with bars or nullcontext():
+        for ended in converse_many(pair, wanted, asked, settings, batch_size):
+            done[ended.place] = ended.result
+            if on_progress is not None:
+                on_progress("answers", len(done), len(asked))
     return [run for place in sorted(done) for run in done[place]]

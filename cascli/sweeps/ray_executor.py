@@ -28,9 +28,9 @@ from cascli.sweeps.worker import OnProgress, Worker
 MOST_TRIES = 3
 """How often a unit is begun before its loss is recorded as its error."""
 START_SECONDS = 1800
+"""How long a worker may take to fetch and load the pair."""
 LOOK_SECONDS = 60
 """Between two looks at whether there is still a machine."""
-"""How long a worker may take to fetch and load the pair."""
 
 
 @dataclass
