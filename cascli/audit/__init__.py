@@ -15,6 +15,7 @@ from cascli.config import PairConfig
 from cascli.decoding.plugin_checks import usable_rules, works_over
 from cascli.engine import environment
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.plugins import is_own
 from cascli.prompts import builtin
 from cascli.rules.base import ThresholdRule
@@ -24,7 +25,6 @@ from cascli.trace import by_block, now
 LIKELIEST = 16
 DEEPER = 3
 """By which fewer tokens are tabulated where the law is one of three tokens."""
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

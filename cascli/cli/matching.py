@@ -62,7 +62,7 @@ def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan
     with Progress(plan.screen, "calibrating", counted=True) as progress:
         matching = calibrate(pair, others, plan.settings, asked, progress.step)
     for name in matching.without_dial:
-        plan.screen.note(f"not matched: {name} says no range in which it could be")
+        plan.screen.note(f"not matched: {name} declares no dial")
     for each in matching.matched:
         if not each.met:
             plan.screen.note(f"not matched: {each.rule}: {each.why}")

@@ -236,15 +236,15 @@ class _Checked(Stopping):
             ) from None
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        return self._truth("before_step", self._asked.before_step([*drawn]))
+        return self._bool("before_step", self._asked.before_step([*drawn]))
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        return self._truth("before_draw", self._asked.before_draw([*drawn], here))
+        return self._bool("before_draw", self._asked.before_draw([*drawn], here))
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
         self._whole.learn([*seen], kept, rejected=rejected)
 
-    def _truth(self, what: str, answer: object) -> bool:
+    def _bool(self, what: str, answer: object) -> bool:
         answer = answer.item() if hasattr(answer, "item") else answer  # of numpy or torch
         if not isinstance(answer, bool):
             raise RunError(f"{self._name}: {what} must return True or False, and returns {answer!r}.")

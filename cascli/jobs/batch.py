@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TypedDict, Unpack
@@ -14,13 +14,13 @@ from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import OnRound, chosen, conversations, converse, request_of_turn, settings_of
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, default_strategy
 from cascli.strategies import Strategy
 from cascli.trace import Run
 
 DEFAULT_SIZE = 8
-OnProgress = Callable[[str, int, int], None]
 
 
 class Given(TypedDict, total=False):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from cascli.analysis.matching import Matched, strategies_of
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
+from cascli.notebook import OnProgress
 from cascli.settings import checked
 from cascli.sweeps import sandbox
 from cascli.sweeps.overriding import overridden
@@ -30,8 +31,6 @@ from cascli.trace import now
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
-
-OnProgress = Callable[[str, int, int], None]
 
 
 class Executor(Protocol):
