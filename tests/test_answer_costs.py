@@ -638,7 +638,7 @@ def test_turns_are_one_conversation() -> None:
     assert costs is not None and costs.withheld == "1 of 1 conversations of target were cut off by the limit"
     [nats] = [column for column in _distances(greedy=True) if column.heading.startswith("nats")]
 
-    two = SimpleNamespace(num_prompts=2, num_answers=6, distances=SimpleNamespace(regret=12.0))
+    two = SimpleNamespace(conversations=2, distances=SimpleNamespace(regret=12.0))
     assert nats.cell(two) == "6.0"  # type: ignore[arg-type]
 
 

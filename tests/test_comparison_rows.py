@@ -50,7 +50,7 @@ def test_the_numbers_of_a_row_are_of_the_runs_that_they_are_of(drawn: dict[str, 
     _, row = summarise([first, later])
     assert row.seconds == (8.0 + 16.0) / 2 and row.tokens == row.num_answers * 10 == 20
     assert row.speed_vs_target == pytest.approx((20 / 8 + 20 / 16) / 2) and row.speed_interval_over == "prompts"
-    assert row.mean_acceptance_length == 1 + 3 / 2  # rounds of an answer for which nothing was drafted have none
+    assert row.mean_acceptance_length == 1 + 3 / 9  # also of an answer for which there was nothing to draft
     assert row.draft_calls_per_token == (30 + 10) / 20 and row.shared_mass == pytest.approx((0.2 * 30 + 0.6 * 10) / 40)
     assert row.other_share == pytest.approx(0.25) and row.peak_memory_bytes == 9
     assert row.round_seconds is not None and row.round_seconds.p50 == 2.0  # without an answer's first

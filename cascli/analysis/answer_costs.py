@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.statistics import UNSEEN, Kind, ratio_interval, ratio_of_totals
-from cascli.trace import Data, Run
+from cascli.trace import Data, Run, block_length
 
 MOST_CUT = 0.1
 """Share of cut answers, of either strategy, from which lengths are withheld."""
@@ -30,7 +30,7 @@ class Answered(NamedTuple):
     tokens: int
     target_calls: int
     rounds: int
-    """Those that drafted something."""
+    """0 of a strategy that does not draft ahead."""
     accepted: int
     """Drafted tokens that were kept."""
     looped: int
@@ -57,7 +57,7 @@ class Answered(NamedTuple):
             seed=runs[0].sampling.seed,
             tokens=sum(len(run.token_ids) for run in runs),
             target_calls=sum(m.target_calls for m in metrics),
-            rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
+            rounds=sum(m.num_rounds for m in metrics) if block_length(runs[0].params) else 0,
             accepted=sum(m.num_accepted_draft_tokens for m in metrics),
             looped=sum(m.looped_tokens or 0 for m in metrics),
             cut=any(run.finish_reason == "length" for run in runs),
@@ -112,7 +112,7 @@ class PerPrompt(Data):
     target_calls: Percentiles | None
     tokens: Percentiles | None
     tokens_per_round: Percentiles | None
-    """1 + accepted / rounds of the prompts for which something was drafted."""
+    """1 + accepted / rounds; None of a strategy that does not draft ahead."""
     seconds: Percentiles | None
     """None where answers were made in batches."""
 
@@ -194,7 +194,7 @@ def _mean_seconds(answers: Sequence[Answered]) -> float | None:
 
 
 def _tokens_per_round(answers: Sequence[Answered]) -> float | None:
-    """None without a round that drafted something."""
+    """None of a strategy that does not draft ahead."""
     rounds = sum(each.rounds for each in answers)
     return 1 + sum(each.accepted for each in answers) / rounds if rounds else None
 

@@ -93,7 +93,8 @@ class Row(Data):
     """What it would be at most, had every round drafted exactly what is kept; None where steps were not timed, for a
     strategy that does not draft ahead, and with `verify=block`."""
     speed_interval: tuple[float, float] | None
-    """Over repeats of that median; with several prompts over those, which differ more than repeats."""
+    """Over repeats of that median; with several prompts over those, which differ more than repeats, unless their times
+    depend on each other: in batches, and with `remember`."""
     speed_interval_kind: Kind | None = None
     """A 95% interval, or the range of fewer than six values."""
     speed_interval_over: Literal["repeats", "prompts"] | None = None
@@ -137,6 +138,11 @@ class Row(Data):
     """What its answers cost beside those of others; None in older documents."""
     distances: Distances | None = None
     """Over all answers; None where one of them has none."""
+
+    @property
+    def conversations(self) -> int:
+        """What `costs` and nats are counted over: prompts, the turns of each together."""
+        return self.num_prompts or self.num_answers or 0
 
     def __repr__(self) -> str:
         """One line."""
@@ -285,7 +291,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
     drafted = sum(m.num_draft_tokens for m in metrics)
     tested = sum(m.num_tested_draft_tokens or 0 for m in metrics)
     accepted = sum(m.num_accepted_draft_tokens for m in metrics)
-    verified = sum(m.num_rounds for m in metrics if m.num_draft_tokens)
+    rounds = sum(m.num_rounds for m in metrics)
     tvs = [token.tv for run in runs for token in run.emitted]
     known = [tv for tv in tvs if tv is not None]
     lossless = [m.lossless for m in metrics]
@@ -320,7 +326,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         draft_calls_per_token=sum(m.draft_calls for m in metrics) / tokens,
         draft_acceptance_rate=accepted / drafted if drafted else None,
         tested_acceptance_rate=accepted / tested if tested else None,
-        mean_acceptance_length=1 + accepted / verified if drafted else None,
+        mean_acceptance_length=1 + accepted / rounds if drafted else None,
         shared_mass=_shared_mass(runs),
         deferral_rate=_weighted_deferral(runs),
         mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
@@ -350,11 +356,14 @@ def _scatter(
 ) -> dict[str, object]:
     """The fields of a row that say how its speed scatters: over prompts if there are several, else over repeats.
 
-    The turns of a conversation are no prompts of their own: they share what is hard about it.
+    The turns of a conversation are no prompts of their own: they share what is hard about it. Where the times of
+    prompts depend on each other repeats are all that varies.
     """
-    prompts = _by_prompt(repeats[0][column])
-    over = "prompts" if base is not None and len(prompts) > 1 else "repeats"
-    if base is not None and len(prompts) > 1:
+    prompts, first = _by_prompt(repeats[0][column]), repeats[0][column][0]
+    # In a batch prompts share their passes; with `remember` a prompt's drafts come from the answers to others.
+    apart = first.batch_size == 1 and not first.params.get("remember")
+    over = "prompts" if base is not None and len(prompts) > 1 and apart else "repeats"
+    if base is not None and over == "prompts":
         interval = rate_ratio_interval(
             [(*_totals(repeats, column, turns), *_totals(repeats, base, turns)) for turns in prompts]
         )

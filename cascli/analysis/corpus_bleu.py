@@ -41,7 +41,7 @@ def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
     standard error (`statistics.from_scatter`). Fewer than six prompts have the range of the BLEU of each alone.
     """
     counts = _array(answers)
-    found = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts))
+    found = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts), same=False)
     return found and found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
@@ -52,6 +52,7 @@ def bleu_difference_interval(ours: Sequence[Counts], theirs: Sequence[Counts]) -
         _bleu(a) - _bleu(b),
         _bleu(a.sum(axis=0)) - _bleu(b.sum(axis=0)),
         lambda drawn: _bleu(drawn @ a) - _bleu(drawn @ b),
+        same=bool((a == b).all()),
     )
 
 
@@ -62,11 +63,17 @@ def _array(answers: Sequence[Counts]) -> Numbers:
     return np.array(answers, dtype=float).reshape(-1, COUNTS)
 
 
-def _interval(alone: Numbers, middle: Numbers, of_corpora: Callable[[Numbers], Numbers]) -> Interval | None:
-    """Of a statistic of each prompt alone `[n]`, of all of them, and of corpora of drawn prompts."""
-    whole, n = span(alone.tolist()), len(alone)
-    if whole is None or whole.kind == "no scatter" or n < FEWEST:
-        return whole
+def _interval(
+    alone: Numbers, middle: Numbers, of_corpora: Callable[[Numbers], Numbers], *, same: bool
+) -> Interval | None:
+    """Of a statistic of each prompt alone `[n]`, of all of them, and of corpora of drawn prompts.
+
+    That prompts alone are alike says nothing: most have no 4-gram in common with their reference, and BLEU 0 each,
+    where the corpus has some. `same`: all counts of the two that are compared are.
+    """
+    n = len(alone)
+    if n < 2 or same or n < FEWEST:
+        return None if n < 2 else span([*alone.tolist(), float(middle)])
     return from_scatter(float(middle), float(of_corpora(_draws(n)).std()), n)
 
 

@@ -67,7 +67,7 @@ class Explanation(Data):
     best_k_or_more: bool = False
     """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
     best_speed_up: float | None = None
-    """The predicted speed-up at `best_k`."""
+    """The predicted speed-up at `best_k`; shown times `measured_over_predicted`, as what is to be expected."""
     overhead: float | None = None
     """Share of the strategy's time that was spent outside the two models."""
     measured_alone: bool = False

@@ -11,6 +11,8 @@ Kind = Literal["95%", "range", "no scatter"]
 LEVEL = 0.95
 RESAMPLES = 1000
 """Draws of a bootstrap."""
+ROUNDING = 1e-12
+"""By which values differ that are the same but for the order of operations."""
 FEWEST = 6
 """Values from which an interval can be spoken of; what fewer ones span is a range."""
 
@@ -87,7 +89,8 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: floa
     A paired bootstrap over prompts: a group counts as the mean of its pairs, whose scatter over seeds is part of how
     groups differ. How the logarithm of the ratio scatters over 1,000 of such draws is taken for its standard error,
     with what so few prompts hide of it: n / (n - 1) of the variance, half a made-up prompt whose ratio is `unseen`
-    times as large or small, and Student's quantile. Fewer than six prompts get their range. Of what no prompt has
+    times as large or small, and Student's quantile. Fewer than six prompts get their range, and so do
+    prompts of which nearly all have nothing above the line. Of what no prompt has
     shown, such as a rare loop, no interval knows.
     """
     return _of_totals([tuple(fmean(pair[i] for pair in group) for i in (0, 1)) for group in groups], (1, -1), unseen)
@@ -97,19 +100,21 @@ def rate_ratio_interval(
     prompts: Sequence[tuple[float, float, float, float]], unseen: float = UNSEEN_RATE
 ) -> Interval | None:
     """As `ratio_interval`, of (a / b) / (c / d) of totals, such as tokens over seconds of two strategies."""
-    return _of_totals(prompts, (1, -1, -1, 1), unseen)
+    return _of_totals(sorted(prompts), (1, -1, -1, 1), unseen)  # the same in whatever order they ended
 
 
 def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen: float) -> Interval | None:
     """Of the product of the totals of each column, to these powers."""
     ratios = [math.prod(value**power for value, power in zip(each, powers, strict=True)) for each in prompts]
     whole, n = span(ratios), len(prompts)
-    if whole is None or whole.kind == "no scatter" or n < FEWEST or min(ratios) <= 0:
+    if whole is None or whole.kind == "no scatter" or n < FEWEST:
         return whole
     import numpy as np
 
     columns = np.array(prompts)
     totals = columns[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].sum(axis=1)
+    if totals.min() <= 0:  # nearly all prompts have nothing: there is no logarithm whose scatter could be told
+        return whole
     scatter = float((np.log(totals) @ np.array(powers)).std()) * math.sqrt(n / (n - 1))
     error = math.hypot(scatter, math.log(unseen) * math.sqrt(0.5) / n)
     half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
@@ -139,7 +144,8 @@ def span(values: Sequence[float]) -> Interval | None:
     if len(values) < 2:
         return None
     low, high = min(values), max(values)
-    return Interval(low, high, "no scatter" if low == high else "range")
+    alike = math.isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    return Interval(low, high, "no scatter" if alike else "range")
 
 
 def _wilson(successes: float, n: int) -> Interval:

@@ -201,7 +201,7 @@ def _over(total: float | None, tokens: int) -> float | None:
 def row_columns(row: Row) -> Record:
     """What a comparison found of one strategy."""
     values = row.model_dump(exclude={"costs", "distances"}) | {"exit": row.exit and row.exit.label}
-    values |= cost_columns(row.costs) | distance_columns(row.distances, row.num_answers)
+    values |= cost_columns(row.costs) | distance_columns(row.distances, row.conversations)
     values |= interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
     values["speed_vs_target_over"] = values.pop("speed_interval_over")
     values["answers_compared"] = values.pop("answers")
@@ -314,7 +314,7 @@ def _synthetic(bench: Bench) -> list[Record]:
                 "kind": "synthetic",
                 "tokens": found.tokens,
                 "tokens_per_second": speed,
-                "speed_vs_target": speed / target if speed and target else None,
+                "speed_vs_target": account.measured_speed_up,
                 "tested_acceptance_rate": found.acceptance,
                 "models_share": share,
             }

@@ -126,10 +126,10 @@ def _row(cells: Mapping[str, str]) -> SweepRow:
     values: dict[str, Any] = dict.fromkeys(SweepRow.model_fields) | {
         name: cell for name, cell in cells.items() if name in SweepRow.model_fields
     }
-    for name in QUALITIES:
-        bounds = [cells.get(f"{name}_{end}", cells.get(f"{name}_interval_{end}")) for end in ("low", "high")]
+    for column, name in (*((each, each) for each in QUALITIES), ("speed_vs_target", "speed")):
+        bounds = [cells.get(f"{column}_{end}", cells.get(f"{column}_interval_{end}")) for end in ("low", "high")]
         values[f"{name}_interval"] = None if None in bounds else bounds
-        values[f"{name}_interval_kind"] = cells.get(f"{name}_kind", cells.get(f"{name}_interval_kind"))
+        values[f"{name}_interval_kind"] = cells.get(f"{column}_kind", cells.get(f"{column}_interval_kind"))
     tested = cells.get("tested_acceptance_rate")
     calls, each = (float(cells.get(name, "0")) for name in ("target_calls_per_token", "target_calls_per_answer"))
     prompts = round(calls * float(cells.get("tokens", "0")) / each) if each else None

@@ -34,8 +34,8 @@ def print_advice(advice: Advice, screen: Screen) -> None:
         out.print(Text(said))
     _part(out, f"Measured, interleaved, whole answers to {len(advice.confirmed_on)} prompts", _measured(advice, out))
     if advice.explanation is not None:
-        by_answer = any(row.by_answer for row in advice.confirmed if row.strategy == advice.explanation.strategy)
-        out.print(Text(f"\n{sentence(advice.explanation, by_token=by_answer, fancy=unicode_ok(out))}"))
+        # The table's speeds are of prompts, each with its own ratio, or of answers.
+        out.print(Text(f"\n{sentence(advice.explanation, by_token=True, fancy=unicode_ok(out))}"))
     _print_predictions(advice, screen)
     out.print(Text("\nOn what it rests", style="bold"))
     for line in _basis(advice):

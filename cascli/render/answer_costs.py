@@ -12,9 +12,10 @@ from rich.text import Text
 from cascli.analysis.answer_costs import BY_THE_LIMIT, AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
+from cascli.analysis.statistics import FEWEST
 from cascli.render.console import WIDEST, ever_fewer, fits, plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number, seconds, tv
+from cascli.render.numbers import DASH, bounds_text, count, nats, number, percent, seconds, tv
 from cascli.trace import Distances
 
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ def _ratio(ratio: Ratio | None, *, bounds: bool = True) -> str:
     if ratio is None:
         return DASH
     text = f"{ratio.of_means:.2f}x"
-    if bounds and ratio.interval is not None and ratio.interval_kind != "no scatter":
-        low, high = ratio.interval
-        text += f" ({low:.2f}-{high:.2f})"
-    return text
+    return f"{text} {bounds_text(ratio.interval, ratio.interval_kind)}".rstrip() if bounds else text
 
 
 def outcome(costs: AnswerCosts | None) -> str:
@@ -56,9 +54,9 @@ def outcome(costs: AnswerCosts | None) -> str:
         return "lengths cut" if costs.withheld else DASH
     if ratio.interval_kind == "no scatter" and ratio.of_means == 1:
         return "the same"
-    if ratio.interval_kind != "95%":
+    if ratio.prompts < FEWEST:
         return "few prompts"
-    if not ratio.differs:
+    if not (ratio.differs or ratio.interval_kind == "no scatter"):
         return "not clear"
     return "fewer calls" if ratio.of_means < 1 else "more calls"
 
@@ -74,25 +72,21 @@ def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced],
 
 
 PROMPTS = [
-    Column("calls a prompt\np50 / p90 / p99", _over_prompts("target_calls", "{:.0f}".format)),
-    Column("tokens a prompt\np50 / p90 / p99", _over_prompts("tokens", "{:.0f}".format), expendable=2),
+    Column("calls a prompt\np50 / p90 / p99", _over_prompts("target_calls", count)),
+    Column("tokens a prompt\np50 / p90 / p99", _over_prompts("tokens", count), expendable=2),
     Column("tokens a round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
     Column("seconds a prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
 ]
 """How prompts differ, each with all its turns."""
 ANSWERS = [
     Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
-    Column("length", _of_costs(lambda costs: _ratio(costs.length, bounds=False))),
+    Column("length", _of_costs(lambda costs: _ratio(costs.length))),
     Column("calls an\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
     Column("calls against\nspeculative", _of_costs(lambda costs: _ratio(costs.calls_to_lossless))),
-    Column("cut", _of_costs(lambda costs: _percent(costs.share_cut)), expendable=2),
+    Column("cut", _of_costs(lambda costs: percent(costs.share_cut)), expendable=2),
     Column("verdict", lambda row: DASH if row.strategy in ("target", "draft") else outcome(row.costs)),
 ]
 """Tokens a round and calls over those of plain speculation, the length over the target's."""
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
 
 
 def _distances(*, greedy: bool) -> list[Column]:
@@ -100,19 +94,19 @@ def _distances(*, greedy: bool) -> list[Column]:
 
     def of(fill: Callable[[Distances, int], str]) -> Callable[[Priced], str]:
         def cell(row: Priced) -> str:
-            answers = row.num_prompts or row.num_answers  # as calls are counted: all turns of a conversation are one
+            answers = row.conversations
             return DASH if row.distances is None or not answers else fill(row.distances, answers)
 
         return cell
 
     return [
         Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-        Column("nats an\nanswer", of(lambda d, answers: number(nats_per_answer(d, answers, greedy=greedy), 1))),
+        Column("nats an\nanswer", of(lambda d, answers: nats(nats_per_answer(d, answers, greedy=greedy)))),
         Column("largest\npi/p", of(lambda d, _: f"{d.overshoot:.3g}"), expendable=2),
         Column("waste", of(lambda d, _: _waste(d))),
         Column("effi-\nciency", of(lambda d, _: number(efficiency(d)))),
         Column("out of\nhead", of(lambda d, _: number(out_of_head_rate(d), 1))),
-        Column("loops", _of_costs(lambda costs: _percent(costs.looped_share)), expendable=1),
+        Column("loops", _of_costs(lambda costs: percent(costs.looped_share)), expendable=1),
     ]
 
 
@@ -154,21 +148,26 @@ def prompts_table(rows: Sequence[Priced], console: Console) -> Table | None:
     return _fitting(rows, PROMPTS, console)
 
 
-def table_notes(rows: Sequence[Priced], *, greedy: bool) -> str:
-    """What the columns of the tables are over."""
-    nats = "regret log max p1 - log p1(x)" if greedy else "KL(pi || p)"
-    over = sorted({row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless})
-    against = f"tokens a round and calls against {' or '.join(over)}, " if over else ""
-    brackets = ", in brackets the 95% interval over prompts" if _judged(rows) else ""
+def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
+    """What the columns of the tables are over; `greedy`: temperature 0 alone, None: that and others."""
+    regret, kl = "regret log max p1 - log p1(x)", "KL(pi || p)"
+    what = {True: regret, False: kl, None: f"{kl}, at temperature 0 {regret}"}[greedy]
+    over = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
+    others = f", for others {over[0]}" if len(over) > 1 else ""
+    those = f"the one of the same parameters of {' and '.join(over)}{others}" if len(over) > 1 else "".join(over)
+    against = f"tokens a round and calls against {those}, " if over else ""
     return (
-        f"{against}length against target{brackets}; nats: {nats}; out of head: kept drafts of 1,000 tokens that the"
-        " exact test would have rejected and the target finds less than a fifth as likely as its best"
+        f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts of 1,000 tokens that"
+        " the exact test would have rejected and the target finds less than a fifth as likely as its best"
     )
 
 
-def _judged(rows: Sequence[Priced]) -> bool:
-    ratios = [row.costs.calls_to_lossless for row in rows if row.costs is not None]
-    return any(ratio is not None and ratio.interval_kind == "95%" for ratio in ratios)
+def _brackets(rows: Sequence[Priced]) -> str:
+    """What stands in them behind ratios."""
+    costs = [row.costs for row in rows if row.costs is not None]
+    kinds = {ratio.interval_kind for each in costs for ratio in (each.calls_to_lossless, each.length) if ratio}
+    said = {"95%": "( ) 95% interval over prompts", "range": "[ ] range over prompts"}
+    return "".join(f", {text}" for kind, text in said.items() if kind in kinds)
 
 
 def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
@@ -178,6 +177,8 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
     if not lossy:
         return None
     withheld = next((costs.withheld for _, costs in lossy if costs.withheld), None)
+    if any(costs.calls_to_lossless is not None for _, costs in lossy):
+        withheld = None  # of some it is told, if of too few prompts to be judged
     known = [(row, costs, costs.calls_to_lossless) for row, costs in lossy]
     told = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
     if not told:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number, tv
+from cascli.render.numbers import DASH, count, number, tv
 
 if TYPE_CHECKING:
     from cascli.analysis.comparison import Row
@@ -41,7 +41,7 @@ COLUMNS = [
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("calls a\nprompt", _calls),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-    Column("tokens\na turn", lambda row: number(row.mean_answer_tokens, 0)),
+    Column("tokens\na turn", lambda row: DASH if row.mean_answer_tokens is None else count(row.mean_answer_tokens)),
     Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
 ]
 """The last ones go first where there is no room. Calls are of all turns of a prompt."""
@@ -70,5 +70,5 @@ def _table(groups: Groups, columns: Sequence[Column], console: Console) -> Table
 
 
 def _heading(name: str, rows: Sequence[Priced]) -> str:
-    count = max((row.num_prompts or 0 for row in rows), default=0)
-    return f"{name or '(no category)'}, {count} {'prompt' if count == 1 else 'prompts'}"
+    prompts = max((row.num_prompts or 0 for row in rows), default=0)
+    return f"{name or '(no category)'}, {prompts} {'prompt' if prompts == 1 else 'prompts'}"

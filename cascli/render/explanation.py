@@ -7,6 +7,7 @@ from cascli.analysis.explanation import TOO_NOISY, Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.marks import short_name
 from cascli.render.numbers import seconds
+from cascli.render.verdict import SAME
 
 NOISY = 0.2
 """Interquartile range over median from which a figure is not worth two digits."""
@@ -17,12 +18,12 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
 
     Args:
         why: the explanation.
-        by_token: say that its speeds are tokens a second, beside others that are not.
+        by_token: say that its speeds are tokens a second of all answers, beside others that are not.
         fancy: whether the terminal has more than ASCII.
     """
-    slower = " Slower than target alone here." if why.measured_speed_up < 1 else ""
+    slower = " Slower than target alone here." if why.measured_speed_up < 1 - SAME else ""
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
-    where = (" by the token" if by_token else "") + ("" if why.with_prompt else " after the prompt")
+    where = (" in tokens a second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
         f" {why.predicted_speed_up:.2f}x.{slower} {_passed(why)}"
@@ -63,8 +64,12 @@ def _best(why: Explanation) -> str:
     more = " or more" if why.best_k_or_more else ""
     # What the prediction misses at the length that ran it is taken to miss at another one: as `how long to draft` does.
     missed = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
-    gain = "" if why.best_speed_up is None else f" ({why.best_speed_up * missed:.2f}x)"
-    return f"best k {why.best_k}{more}{gain}"
+    if why.best_speed_up is None:
+        return f"best k {why.best_k}{more}"
+    expected = why.best_speed_up * missed
+    if expected < 1:
+        return f"no k is expected to gain (best k {why.best_k}{more}: {expected:.2f}x)"
+    return f"best k {why.best_k}{more} ({expected:.2f}x)"
 
 
 def _cause(why: Explanation) -> str:

@@ -26,7 +26,7 @@ from cascli.render import formats
 from cascli.render.console import WIDEST, Screen, _Console
 from cascli.render.numbers import DASH
 from cascli.render.summary import title
-from cascli.render.table import COST, LAW, Column
+from cascli.render.table import COST, Column, law_columns, scatter_line
 from cascli.render.tabular import check_parquet, csv_of, parquet_of
 from cascli.settings import Resolved
 from cascli.trace import Run, Runs
@@ -353,7 +353,7 @@ def _asked_and_answered(runs: Sequence[Run]) -> str:
 
 def markdown(rows: Sequence[Row], *, compared: bool = True) -> str:
     """The table in Markdown; without columns of which nothing is known, where nothing was compared."""
-    columns = [_NAME, *COST, *LAW]
+    columns = [_NAME, *COST, *law_columns(rows)]
     if not compared:
         columns = [column for column in columns if any(column.cell(row) != DASH for row in rows)]
     lines = [
@@ -361,4 +361,5 @@ def markdown(rows: Sequence[Row], *, compared: bool = True) -> str:
         "| --- |" + " ---: |" * (len(columns) - 1),
         *("| " + " | ".join(column.cell(row) for column in columns) + " |" for row in rows),
     ]
-    return "\n".join(lines) + "\n"
+    brackets = scatter_line(rows)
+    return "\n".join(lines) + "\n" + (f"\n{brackets}\n" if brackets else "")

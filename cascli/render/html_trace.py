@@ -17,6 +17,7 @@ from cascli.render.comparison import by_prompt, interrupted_line, notes, pair_li
 from cascli.render.marks import short_name, visible
 from cascli.render.numbers import DASH, number, tv, yes_no
 from cascli.render.stream import describe_handover
+from cascli.render.table import scatter_line, speed_text
 from cascli.render.verdict import verdict
 from cascli.rules._alphas import Alphas, RuleInAlpha, rules_in_alpha
 from cascli.trace import Detail, Drafted, Emitted, Likely, Round, Run
@@ -31,8 +32,8 @@ Json = dict[str, Any]
 def of_comparison(comparison: Comparison, command: str | None) -> str:
     """The page of a comparison, made by a command line if it is known."""
     ended = interrupted_line(comparison.runs)
-    said = [*([] if ended is None else [ended]), *notes(comparison, verbose=False)]
-    return _page(comparison.runs, comparison.summary, said, command)
+    lines = [ended, *notes(comparison, verbose=False), scatter_line(comparison.summary)]
+    return _page(comparison.runs, comparison.summary, [line for line in lines if line is not None], command)
 
 
 def of_runs(runs: Sequence[Run], command: str | None) -> str:
@@ -108,7 +109,7 @@ def _row(row: Row, runs: Sequence[Run]) -> list[str]:
     return [
         short_name(row.strategy, oracle=row.oracle),
         number(row.tokens_per_second),
-        number(row.speed_vs_target, 2, "x"),
+        speed_text(row),
         str(row.tokens),
         _endings(runs),
         number(row.target_calls_per_token),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cascli.analysis.statistics import Kind
+
 DASH = "–"
 
 
@@ -18,6 +20,15 @@ def share(value: float | None) -> str:
 def yes_no(value: bool | None) -> str:
     """A bool as yes or no."""
     return DASH if value is None else ("yes" if value else "no")
+
+
+def bounds_text(bounds: tuple[float, float] | None, kind: Kind | None, *, signed: bool = False) -> str:
+    """Two bounds in the brackets of their kind: ( ) an interval, [ ] a range; nothing where all values are the same."""
+    if bounds is None or kind == "no scatter":
+        return ""
+    low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
+    text = f"{low} to {high}" if signed else f"{low}-{high}"
+    return f"[{text}]" if kind == "range" else f"({text})"
 
 
 def seconds(value: float | None) -> str:
@@ -43,6 +54,26 @@ def tv(value: float | None) -> str:
     if value == 0:
         return "0"
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def nats(value: float | None) -> str:
+    """A sum of nats, with a digit that says more than zero of a small one."""
+    if value is None:
+        return DASH
+    return "0" if value == 0 else f"{value:.1f}" if value >= 0.05 else f"{value:.1g}"
+
+
+def percent(share: float) -> str:
+    """A share in whole percent; 0% and 100% are none and all."""
+    text = f"{100 * share:.0f}%"
+    if text == "0%" and share > 0:
+        return "<1%"
+    return ">99%" if text == "100%" and share < 1 else text
+
+
+def count(value: float) -> str:
+    """A median of counts, which may lie between two."""
+    return f"{value:.1f}".removesuffix(".0")
 
 
 def size(count: float | None) -> str:

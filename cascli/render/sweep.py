@@ -14,8 +14,8 @@ from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table,
 from cascli.render.categories import category_table
 from cascli.render.console import fits, fitted, in_lines, plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number, tv
-from cascli.render.sweep_words import bounds_text, caution, passed, scatter_kinds, temperature_of
+from cascli.render.numbers import DASH, bounds_text, number, tv
+from cascli.render.sweep_words import caution, passed, scatter_kinds, temperature_of
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.table import SweepRow
 
@@ -44,7 +44,7 @@ QUALITY = [
 ]
 """The last one only where strategies differ in it."""
 COST = [
-    Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
+    Column("speed", lambda row: _speed(row)),
     Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token, 3)),
     Column("drafts\npassed", lambda row: number(passed(row)), always=False),
@@ -80,7 +80,11 @@ def sweep_tables(
         said = cost_verdict(here, fancy=unicode_ok(console))
         shown += ["", Text(said, style="bold")] if said is not None else []
     more = [f"{whole} has more columns"] if short else []
-    costs = table_notes(rows, greedy=temperatures == [0]) if any(row.costs for row in rows) else ""
+    costs = (
+        table_notes(rows, greedy=None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0])
+        if any(row.costs for row in rows)
+        else ""
+    )
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
@@ -187,6 +191,11 @@ def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console)
             number(each.target_calls_per_token, 3),
         )
     return table
+
+
+def _speed(row: SweepRow) -> str:
+    text = number(row.speed_vs_target, 2, "x")
+    return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind)}".rstrip()
 
 
 def _with_scatter(row: SweepRow) -> str:

@@ -112,6 +112,8 @@ def _bounds(bounds: tuple[float, float] | None, kind: Kind | None, *, signed: bo
 
 def _speed(row: SweepRow) -> str:
     value = number(row.speed_vs_target, 2, "x")
+    if row.speed_interval_kind != "no scatter":
+        value += _bounds(row.speed_interval, row.speed_interval_kind)
     return value if row.tokens_per_second is None else f"{value} <small>{row.tokens_per_second:.1f} tokens/s</small>"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cascli.analysis.statistics import FEWEST, Kind
+from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
 from cascli.render.numbers import number
 from cascli.sweeps.plan import BASELINE, TaskConfig
@@ -205,15 +205,6 @@ def bars_of(rows: Sequence[SweepRow]) -> str:
     if "range" in kinds and "95%" in kinds:
         return "95% interval, of few prompts the range"
     return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
-
-
-def bounds_text(bounds: tuple[float, float] | None, kind: Kind | None, *, signed: bool = False) -> str:
-    """Two bounds in the brackets of their kind; nothing where all prompts are the same, or there are none."""
-    if bounds is None or kind == "no scatter":
-        return ""
-    low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
-    text = f"{low} to {high}" if signed else f"{low}-{high}"
-    return f"[{text}]" if kind == "range" else f"({text})"
 
 
 def _count(number: int, one: str, several: str) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli.analysis.comparison import Percentiles, Row
 from cascli.render.console import WIDEST, fits, fitted, plain_table, unicode_ok
 from cascli.render.marks import heading, short_name
-from cascli.render.numbers import number, seconds, size, tv, yes_no
+from cascli.render.numbers import bounds_text, number, seconds, size, tv, yes_no
 
 
 class Column(NamedTuple):
@@ -26,15 +26,13 @@ def _name(row: Row) -> str:
     return heading(row.strategy, row.oracle)
 
 
-def _speed(row: Row) -> str:
+def speed_text(row: Row) -> str:
+    """The speed over the target's, with its bounds where it scatters."""
     text = number(row.speed_vs_target, 2, "x")
-    if row.speed_interval is not None and row.speed_interval_kind != "no scatter":
-        low, high = row.speed_interval
-        text += f" ({low:.2f}-{high:.2f})"
-    return text
+    return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind)}".rstrip()
 
 
-KINDS = {"95%": "95% interval over", "range": "range over"}
+KINDS = {"95%": "( ) 95% interval over", "range": "[ ] range over"}
 """What brackets behind a speed are."""
 
 
@@ -42,7 +40,7 @@ def scatter_line(rows: Sequence[Row]) -> str | None:
     """What stands in brackets behind the speeds."""
     kinds = {(row.speed_interval_kind, row.speed_interval_over) for row in rows if row.speed_interval is not None}
     said = [f"{KINDS[kind]} {over}" for kind, over in kinds if kind is not None and kind != "no scatter"]
-    return f"speeds in brackets: {', '.join(sorted(said))}" if said else None
+    return f"speeds: {', '.join(sorted(said))}" if said else None
 
 
 def _passed(row: Row) -> float | None:
@@ -75,7 +73,7 @@ def _text(row: Row) -> str:
 
 
 PAGE = [
-    Column("speed", _speed),
+    Column("speed", speed_text),
     Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
     Column("tokens", _tokens),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token)),
@@ -88,7 +86,7 @@ PAGE = [
 """What fits one page: speed over the target, tokens written (cut: by the limit), target calls a token, and the text."""
 COST = [
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
-    Column("speed vs\ntarget", _speed),
+    Column("speed vs\ntarget", speed_text),
     Column("target calls\nper token", lambda row: number(row.target_calls_per_token)),
     Column("draft calls\nper token", lambda row: number(row.draft_calls_per_token)),
 ]
@@ -140,11 +138,17 @@ def page_table(rows: Sequence[Row], console: Console) -> Table:
 
 def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> list[Table]:
     """The tables to print, one below the other; `verbose` adds one of times and costs. No number is ever cut."""
-    law = _known(LAW, rows)
+    law = _known(law_columns(rows), rows)
     parts = [COST + law] if fits(_table(rows, COST + law, console), console) else [COST, law]
     if verbose:
         parts.append(TIMES)
     return [table for columns in parts for table in fitted(columns, lambda some: _table(rows, some, console), console)]
+
+
+def law_columns(rows: Sequence[Row]) -> list[Column]:
+    """`LAW`; of several answers how many are the same in place of where the first of them differs."""
+    one = all((row.answers or 0) < 2 for row in rows)
+    return LAW if one else [*LAW[:-1], Column("same\ntext", _text)]
 
 
 def _known(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:

@@ -24,10 +24,11 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
     if best is not None:
         name = short_name(best.strategy, fancy=fancy)
         kept = "the same text" if best.same_as_target else "the same distribution"
+        speed = f"{_speed(best):.2f}x{_by_chance(best)}"
         said.append(
             f"{name} is {_as_fast(best)} as target{_by_chance(best)}, with {kept}"
             if _speed(best) >= 1 - SAME
-            else f"None that asks the target is as fast with {kept} (best: {name}, {_speed(best):.2f}x)"
+            else f"None that asks the target is as fast with {kept} (best: {name}, {speed})"
         )
     if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
         name = short_name(loosest.strategy, fancy=fancy)

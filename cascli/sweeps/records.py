@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -20,8 +21,14 @@ from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan
-from cascli.trace import Distances
+from cascli.trace import Distances, block_length
 from cascli.version import __version__
+
+
+@lru_cache
+def drafts_ahead(spec: str) -> bool:
+    """Whether a strategy drafts several tokens a round."""
+    return block_length(parse(spec).params) > 0
 
 
 class Record(BaseModel):
@@ -51,7 +58,8 @@ class Record(BaseModel):
     tested: int | None = None
     """Drafted tokens that were tested: those kept, and the first rejected one of each round; None by blocks."""
     rounds: int | None = None
-    """Rounds of the turns in which something was drafted; None in older folders."""
+    """Rounds of a strategy that drafts ahead, 0 of others; in older folders those of turns in which something was
+    drafted, or None."""
     acceptance_histogram: list[int] | None = None
     """Entry j: in how many rounds exactly j drafted tokens were accepted; None where nothing was drafted, and in older
     folders."""
@@ -73,6 +81,13 @@ class Record(BaseModel):
     def key(self) -> tuple[str, str]:
         """What no other record of a sweep has."""
         return self.cell.key, self.problem
+
+    @property
+    def rounds_known(self) -> int | None:
+        """Its rounds, also of an older folder: where nothing was drafted each was a call of the target."""
+        if self.rounds is None:
+            return None
+        return self.target_calls if not self.drafted and drafts_ahead(self.cell.strategy) else self.rounds
 
 
 class Header(BaseModel):

@@ -17,7 +17,7 @@ from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_
 from cascli.analysis.corpus_bleu import bleu_difference_interval, bleu_interval, corpus_bleu
 from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
 from cascli.analysis.random_deferral import Scored, against_random
-from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval
+from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval, rate_ratio_interval
 from cascli.rules.base import OPTION
 from cascli.strategies import parse
 from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan
@@ -53,13 +53,13 @@ class SweepRow(Data):
     From 2 on times are shares of a batch's, and `tokens_per_second` is throughput.
     """
     quality: float | None
-    """The mean score of the answers, or BLEU of all of them together with the metric `corpus-bleu`."""
+    """The mean over prompts of their answers' mean score, or BLEU of all answers with the metric `corpus-bleu`."""
     quality_interval: tuple[float, float] | None
     """Over prompts, which are what varies independently; see `cascli.analysis.statistics` and `corpus_bleu`."""
     quality_interval_kind: Kind | None = None
     """A 95% interval, or the range of fewer than six prompts."""
     quality_vs_target: float | None
-    """The difference to that of the target's answers to the same prompts."""
+    """The difference to the target's answers to the same prompts with the same seeds."""
     quality_vs_target_interval: tuple[float, float] | None
     quality_vs_target_interval_kind: Kind | None = None
     """Likewise, or that all prompts gave the same difference."""
@@ -83,6 +83,12 @@ class SweepRow(Data):
     """Of all answers."""
     tokens_per_second: float | None
     speed_vs_target: float | None
+    """Tokens a second over the target's, of the answers that both wrote to the same prompts with the same seeds."""
+    speed_interval: tuple[float, float] | None = None
+    """Of that over prompts; None in older documents, and in batches and with `remember`, where the times of prompts
+    depend on each other."""
+    speed_interval_kind: Kind | None = None
+    """As that of the quality."""
     target_calls_per_token: float | None
     draft_calls_per_token: float | None
     flops_per_token: float | None
@@ -108,6 +114,11 @@ class SweepRow(Data):
     """Prompts that `target` answered too, by seed and repeat; None in older documents."""
     prompts_same: int | None = None
     """How many of them have the target's answers, token by token."""
+
+    @property
+    def conversations(self) -> int:
+        """What `costs` and nats are counted over: prompts by seed and repeat, the turns of each together."""
+        return self.answers
 
     @property
     def same_as_target(self) -> bool | None:
@@ -214,7 +225,8 @@ def _shared(header: Header) -> tidy.Record:
 
 def _columns(row: SweepRow) -> tidy.Record:
     values = row.model_dump(exclude={"family", "answers", "mean_tv", "rejection_rate", "costs", "distances"})
-    values |= tidy.cost_columns(row.costs) | tidy.distance_columns(row.distances, row.num_answers)
+    values |= tidy.cost_columns(row.costs) | tidy.distance_columns(row.distances, row.conversations)
+    values |= tidy.interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
     for name in QUALITIES:
         low_high, kind = values.pop(f"{name}_interval"), values.pop(f"{name}_interval_kind")
         values |= tidy.interval_columns(name, low_high, kind)
@@ -275,7 +287,7 @@ def _answered(records: Iterable[Record]) -> list[Answered]:
             seed=(record.cell.seed, record.cell.repeat),
             tokens=len(record.token_ids),
             target_calls=record.target_calls,
-            rounds=record.rounds or 0,
+            rounds=record.rounds_known or 0,
             accepted=record.accepted,
             looped=record.looped or 0,
             cut=bool(_cut(record)),
@@ -312,8 +324,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
     cut = sum(_cut(record) for record in good)
     drafted, accepted = (sum(getattr(record, name) for record in good) for name in ("drafted", "accepted"))
     rejection = _rejection(good)
-    speed, their_speed = _speed(good), _speed(theirs)
-    alike = len({record.batch_size for record in (*good, *theirs)}) == 1
+    both = _pairs(good, theirs)
     return SweepRow(
         strategy=key[0],
         temperature=key[1],
@@ -323,14 +334,14 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         num_prompts=len({record.problem for record in good}),
         num_answers=answers,
         batch_size=good[0].batch_size if len({record.batch_size for record in good}) == 1 else None,
-        **_quality(good, theirs),
+        **_quality(good, theirs, both),
         tokens=tokens,
         mean_answer_tokens=tokens / answers if answers else None,
         answers_cut=cut,
         share_cut=cut / answers if answers else None,
         seconds=fsum(record.seconds or 0.0 for record in good) or None,
-        tokens_per_second=speed,
-        speed_vs_target=speed / their_speed if alike and speed and their_speed else None,
+        tokens_per_second=_speed(good),
+        **_speed_beside(key[0], both),
         target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
         draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
         flops_per_token=_flops(good, tokens),
@@ -343,28 +354,54 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         log_likelihood=_weighted([record for record in good if record.token_ids], "log_likelihood"),
         costs=answer_costs(key[0], every),
         distances=total(record.distances for record in good),
-        **_same(good, target),
+        prompts_compared=len(both),
+        prompts_same=sum(ours.token_ids == target.token_ids for ours, target in both),
     )
 
 
-def _same(records: Sequence[Record], target: Sequence[Record]) -> dict[str, int]:
-    """How many answers can be compared with the target's, and how many of them are the same."""
-    theirs = {_asked(record): record.token_ids for record in target if record.error is None}
-    both = [record for record in records if _asked(record) in theirs]
-    same = sum(record.token_ids == theirs[_asked(record)] for record in both)
-    return {"prompts_compared": len(both), "prompts_same": same}
+Pairs = list[tuple[Record, Record]]
+"""Answers beside the target's."""
+
+
+def _pairs(records: Sequence[Record], target: Sequence[Record]) -> Pairs:
+    """Those to the same prompt with the same seed in the same repeat."""
+    theirs = {_asked(record): record for record in target}
+    return [(record, theirs[_asked(record)]) for record in records if _asked(record) in theirs]
 
 
 def _asked(record: Record) -> tuple[str, int, int]:
     return record.problem, record.cell.seed, record.cell.repeat
 
 
-def _quality(records: Sequence[Record], target: Sequence[Record]) -> dict[str, object]:
+def _speed_beside(spec: str, both: Pairs) -> dict[str, object]:
+    """The speed over the target's, where both were timed alike, and how it scatters over prompts."""
+    speeds = [_speed(records) for records in zip(*both, strict=True)]
+    sizes = {record.batch_size for pair in both for record in pair}
+    if len(sizes) != 1 or not all(speeds):
+        return {"speed_vs_target": None}
+    ours, theirs = speeds
+    found: dict[str, object] = {"speed_vs_target": (ours or 0.0) / (theirs or 1.0)}
+    if sizes != {1} or parse(spec).remembers:
+        return found
+    groups: dict[str, Pairs] = defaultdict(list)
+    for pair in both:
+        groups[pair[0].problem].append(pair)
+    totals = [
+        (_tokens(ours), _seconds(ours), _tokens(theirs), _seconds(theirs))
+        for _, pairs in sorted(groups.items())
+        for ours, theirs in [[*zip(*pairs, strict=True)]]
+    ]
+    if not all(value for each in totals for value in each):
+        return found
+    return found | _interval("speed_interval", rate_ratio_interval(totals))
+
+
+def _quality(records: Sequence[Record], target: Sequence[Record], both: Pairs) -> dict[str, object]:
     """How good answers are, beside the target's to the same prompts: the mean score, or BLEU of them all together."""
     if any(record.counts for record in (*records, *target)):
         return _corpus_quality(_counts(records), _counts(target))
-    scored, base = _by_problem(records), _by_problem(target)
-    gains = [scored[problem] - base[problem] for problem in scored if problem in base]
+    scored = _by_problem((record.problem, record.quality) for record in records)
+    gains = list(_by_problem((ours.problem, _gain(ours, theirs)) for ours, theirs in both).values())
     return {
         "quality": _mean(list(scored.values())),
         "quality_vs_target": _mean(gains),
@@ -394,21 +431,33 @@ def _counts(records: Iterable[Record]) -> dict[str, list[int]]:
     return counts
 
 
-def _by_problem(records: Iterable[Record]) -> dict[str, float]:
-    """The mean quality of each prompt over seeds and repeats: prompts are what is resampled."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        if record.quality is not None:
-            scores[record.problem].append(record.quality)
-    return {problem: fmean(values) for problem, values in scores.items()}
+def _gain(ours: Record, theirs: Record) -> float | None:
+    return None if ours.quality is None or theirs.quality is None else ours.quality - theirs.quality
+
+
+def _by_problem(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """The mean of what is known of each prompt over seeds and repeats: prompts are what is resampled."""
+    known: dict[str, list[float]] = defaultdict(list)
+    for problem, value in values:
+        if value is not None:
+            known[problem].append(value)
+    return {problem: fmean(each) for problem, each in known.items()}
 
 
 def _speed(records: Sequence[Record]) -> float | None:
     """Tokens a second; None where some are of answers alone and others of a batch's throughput."""
     if len({record.batch_size for record in records}) > 1:
         return None
-    seconds = fsum(record.seconds or 0.0 for record in records)  # the same sum in any order
-    return sum(len(record.token_ids) for record in records) / seconds if seconds else None
+    seconds = _seconds(records)
+    return _tokens(records) / seconds if seconds else None
+
+
+def _seconds(records: Iterable[Record]) -> float:
+    return fsum(record.seconds or 0.0 for record in records)  # the same sum in any order
+
+
+def _tokens(records: Iterable[Record]) -> int:
+    return sum(len(record.token_ids) for record in records)
 
 
 def _flops(records: Sequence[Record], tokens: int) -> float | None:
@@ -430,10 +479,9 @@ def _cut(record: Record) -> int:
 
 
 def _acceptance_length(records: Sequence[Record]) -> float | None:
-    drafting = [record for record in records if record.drafted]
-    if not drafting or any(record.rounds is None for record in drafting):
+    if not any(record.drafted for record in records) or any(record.rounds is None for record in records):
         return None
-    return 1 + sum(record.accepted for record in drafting) / sum(record.rounds or 0 for record in drafting)
+    return 1 + sum(record.accepted for record in records) / sum(record.rounds_known or 0 for record in records)
 
 
 def _deferral(spec: str, records: Sequence[Record]) -> float | None:

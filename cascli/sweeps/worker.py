@@ -30,10 +30,10 @@ from cascli.settings import Resolved
 from cascli.strategies import parse
 from cascli.sweeps.likelihood import log_likelihood
 from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
-from cascli.sweeps.records import Record
+from cascli.sweeps.records import Record, drafts_ahead
 from cascli.sweeps.tasks import Example, Task
 from cascli.sweeps.units import Unit, by_cell
-from cascli.trace import Run, block_length
+from cascli.trace import Run
 
 
 class Worker:
@@ -206,6 +206,7 @@ def record_of(
     metrics = [run.metrics for run in runs]
     tested = [m.num_tested_draft_tokens for m in metrics]
     flops = [m.total_flops for m in metrics]
+    ahead = drafts_ahead(cell.strategy)
     return Record(
         cell=cell,
         problem=problem.id,
@@ -221,8 +222,8 @@ def record_of(
         drafted=sum(m.num_draft_tokens for m in metrics),
         accepted=sum(m.num_accepted_draft_tokens for m in metrics),
         tested=None if None in tested else sum(each for each in tested if each is not None),
-        rounds=sum(m.num_rounds for m in metrics if m.num_draft_tokens),
-        acceptance_histogram=histogram(metrics) if block_length(parse(cell.strategy).params) else None,
+        rounds=sum(m.num_rounds for m in metrics) if ahead else 0,
+        acceptance_histogram=histogram(metrics) if ahead else None,
         turns=len(runs),
         cut=sum(run.finish_reason == "length" for run in runs),
         looped=sum(m.looped_tokens or 0 for m in metrics),

@@ -1,0 +1,300 @@
+"""Numbers on the screen, in a table file and in JSON are one number, of what they say that they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cascli import Pair, compare, load_pair
+from cascli.analysis import tidy
+from cascli.analysis.answer_costs import AnswerCosts, Ratio
+from cascli.analysis.comparison import Row, summarise
+from cascli.analysis.corpus_bleu import COUNTS, bleu_interval, corpus_bleu
+from cascli.analysis.distances import nats_per_answer
+from cascli.analysis.statistics import rate_ratio_interval, ratio_interval
+from cascli.prompts import Prompt
+from cascli.render.answer_costs import _distances, cost_verdict, outcome, table_notes
+from cascli.render.explanation import sentence
+from cascli.render.export import markdown
+from cascli.render.numbers import count, nats, percent
+from cascli.render.sweep import sweep_tables
+from cascli.render.table import scatter_line, speed_text
+from cascli.render.verdict import verdict
+from cascli.sweeps.plan import SweepPlan
+from cascli.sweeps.records import Record
+from cascli.sweeps.table import SweepRow, rows, tidy_rows
+from tests.sweeps import header_of, plan_of, records_of
+from tests.test_screen import console
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair("tiny-random", device="cpu")
+
+
+ASKED = [Prompt(("one",), "a"), Prompt(("two", "and three?"), "b"), Prompt(("four four four",), "c")]
+
+
+def nats_cell(row: Row | SweepRow) -> str:
+    [column] = [column for column in _distances(greedy=False) if column.heading.startswith("nats")]
+    return column.cell(row)
+
+
+# ---- what an answer is
+
+
+def test_nats_an_answer_are_the_same_on_the_screen_and_in_a_file(pair: Pair) -> None:
+    """Of conversations, whose turns are one answer: the file counted turns."""
+    raced = compare(pair, ASKED, ["target", "speculative-cascade:rule=min-p,alpha=0.3,k=2"], max_new_tokens=6,
+                    temperature=1, measure=False)  # fmt: skip
+    row = raced.summary[1]
+    assert row.distances is not None and row.distances.kl > 0 and (row.num_prompts, row.num_answers) == (3, 4)
+    record = tidy.of_comparison(raced).records[1]
+    assert record["kl_per_answer"] == row.distances.kl / 3 and nats_cell(row) == nats(row.distances.kl / 3)
+
+
+def test_nats_an_answer_of_a_sweep_do_not_grow_with_its_seeds(pair: Pair) -> None:
+    """Two seeds and three repeats are six answers to a prompt."""
+    plan = plan_of(strategies=["target", "speculative:k=2"], temperatures=[1.0], seeds=[0, 1], runs=3)
+    run = compare(pair, "hi", ["speculative-cascade:rule=min-p,alpha=0.3,k=2"], max_new_tokens=6, measure=False).runs[0]
+    known = run.metrics.distances
+    assert known is not None
+    known = known.model_copy(update={"kl": 2.5})
+    records = [each.model_copy(update={"distances": known, "looped": 0}) for each in records_of(plan, 4)]
+    [row] = [row for row in rows(records, plan) if row.strategy == "speculative:k=2"]
+    assert (row.num_prompts, row.answers) == (4, 24) and nats_cell(row) == "2.5"
+    assert nats_per_answer(row.distances or known, row.conversations, greedy=False) == 2.5
+    [record] = [each for each in tidy_rows([row], header_of(plan)).records if each["strategy"] == "speculative:k=2"]
+    assert record["kl_per_answer"] == 2.5
+
+
+# ---- intervals
+
+
+def test_what_is_held_against_itself_does_not_scatter() -> None:
+    """a / b * c / d need not be 1 where both are the same: rounding is no scatter."""
+    times = [(10.0 + i, 0.1 * (i + 1), 10.0 + i, 0.1 * (i + 1)) for i in range(9)]
+    products = {a / b / c * d for a, b, c, d in times}
+    assert len(products) > 1, "nothing is rounded here: other numbers are wanted"
+    for prompts in (times, times[:3]):
+        found = rate_ratio_interval(prompts)
+        assert found is not None and found.kind == "no scatter"
+
+
+def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
+    """One ratio of eight is 0; of many zeros no scatter of a logarithm can be told: that is a range, and called one."""
+    some = ratio_interval([[(float(calls), 10.0)] for calls in (0, 4, 5, 6, 5, 4, 6, 5)])
+    assert some is not None and some.kind == "95%" and 0 < some.low < 35 / 80 < some.high < 1
+    few = ratio_interval([[(float(calls), 10.0)] for calls in (0, 0, 0, 0, 0, 0, 0, 5)])
+    assert few is not None and few == (0.0, 0.5, "range")
+
+
+def costs_of(ratio: Ratio | None, withheld: str | None = None) -> AnswerCosts:
+    return AnswerCosts(
+        target_calls_per_answer=1.0, looped_share=0.0, share_cut=0.0, lossless="speculative:k=2",
+        calls_to_lossless=ratio, withheld=withheld,
+    )  # fmt: skip
+
+
+def ratio_of(mean: float, low: float, high: float, kind: Any, prompts: int = 8) -> Ratio:
+    return Ratio(of_means=mean, mean=mean, interval=(low, high), interval_kind=kind, prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (ratio_of(0.0, 0.0, 0.0, "no scatter"), "fewer calls"),
+        (ratio_of(1.0, 1.0, 1.0, "no scatter"), "the same"),
+        (ratio_of(0.0, 0.0, 0.0, "no scatter", prompts=3), "few prompts"),
+        (ratio_of(0.1, 0.0, 0.5, "range"), "not clear"),
+        (ratio_of(0.1, 0.0, 0.5, "range", prompts=5), "few prompts"),
+        (ratio_of(0.5, 0.4, 0.6, "95%"), "fewer calls"),
+        (ratio_of(1.5, 1.4, 1.6, "95%"), "more calls"),
+    ],
+)
+def test_an_outcome_is_by_the_prompts_that_there_are(ratio: Ratio, said: str) -> None:
+    assert outcome(costs_of(ratio)) == said
+
+
+def test_corpus_bleu_lies_in_its_interval_though_every_answer_alone_has_none() -> None:
+    """Each answer has but some orders of n-grams: alone BLEU 0 each, together more."""
+
+    def answer(matches: list[int]) -> list[int]:
+        return [12, 12, *matches, 12, 11, 10, 9]
+
+    spread = [answer([3, 0, 0, 0]), answer([0, 2, 0, 0]), answer([0, 0, 1, 0]), answer([0, 0, 0, 1])] * 3
+    none = [[3, 12, 0, 0, 0, 0, 3, 2, 1, 0]] * 12
+    for answers in (spread, none):
+        assert all(len(each) == COUNTS for each in answers)
+        found, value = bleu_interval(answers), corpus_bleu(answers)
+        assert found is not None and found.kind == "95%" and found.low <= value < found.high
+    few = bleu_interval(spread[:4])
+    assert few is not None and few.low <= corpus_bleu(spread[:4]) <= few.high
+
+
+def test_times_that_depend_on_each_other_have_no_interval_over_prompts(pair: Pair) -> None:
+    specs = ["target", "speculative:draft=suffix,k=2", "speculative:draft=suffix,remember=2,k=2"]
+    raced = compare(pair, ASKED, specs, max_new_tokens=4, measure=False)
+    target, plain, remembering = raced.summary
+    assert target.speed_interval_kind == "no scatter" and speed_text(target) == "1.00x"
+    assert (plain.speed_interval_over, plain.speed_interval_kind) == ("prompts", "range") and "[" in speed_text(plain)
+    assert remembering.speed_interval is None and remembering.speed_vs_target is not None
+    twice = summarise([[raced.runs[i::3] for i in range(3)]] * 2)[2]
+    assert twice.speed_interval_over == "repeats"
+    together = [run.model_copy(update={"batch_size": 3}) for run in raced.runs]
+    assert summarise([[together[i::3] for i in range(3)]])[1].speed_interval is None
+    assert scatter_line(raced.summary) == "speeds: [ ] range over prompts"
+    assert "\nspeeds: [ ] range over prompts\n" in markdown(raced.summary)
+
+
+# ---- sweeps
+
+
+def sped(plan: SweepPlan, prompts: int = 8) -> list[Record]:
+    """Answers whose times differ by prompt."""
+    found = records_of(plan, prompts)
+    return [
+        each.model_copy(update={"seconds": (each.seconds or 0) * (1 + int(each.problem[1:]) / 9)}) for each in found
+    ]
+
+
+def test_speeds_of_a_sweep_have_an_interval_over_prompts() -> None:
+    plan = plan_of(strategies=["target", "speculative:k=2"], temperatures=[0.0])
+    records = [
+        each.model_copy(update={"seconds": each.seconds * (1 + int(each.problem[1:]) / 5)})
+        if each.cell.strategy != "target" and each.seconds else each for each in records_of(plan)
+    ]  # fmt: skip
+    target, row = rows(records, plan)
+    assert target.speed_interval_kind == "no scatter"
+    assert row.speed_interval is not None and row.speed_interval_kind == "95%" and row.speed_vs_target is not None
+    assert row.speed_interval[0] < row.speed_vs_target < row.speed_interval[1]
+    wanted = rate_ratio_interval([(10.0, 1.03 * (1 + i / 5), 10.0, 1.0) for i in range(8)])
+    assert wanted is not None and row.speed_interval == pytest.approx(wanted[:2])
+    shown = console(200)
+    with shown.capture() as caught:
+        for part in sweep_tables([target, row], "f1", shown):
+            shown.print(part)
+    assert f"({row.speed_interval[0]:.2f}-{row.speed_interval[1]:.2f})" in caught.get()
+    [_, record] = tidy_rows([target, row], header_of(plan)).records
+    assert (record["speed_vs_target_low"], record["speed_vs_target_kind"]) == (row.speed_interval[0], "95%")
+    batches = [each.model_copy(update={"batch_size": 4}) for each in records]
+    assert rows(batches, plan)[1].speed_interval is None and rows(batches, plan)[1].speed_vs_target is not None
+
+
+def test_what_failed_is_not_held_against_what_did_not() -> None:
+    """An answer that is missing with one seed: speed and difference are of the answers that both have."""
+    plan = plan_of(strategies=["target", "speculative:k=4"], temperatures=[1.0], seeds=[0, 1])
+    known = {"target": (0.2, 0.8), "speculative:k=4": (0.1, 0.7)}
+
+    def made(each: Record) -> Record:
+        if (each.cell.strategy, each.problem, each.cell.seed) == ("speculative:k=4", "p0", 1):
+            return Record(cell=each.cell, problem=each.problem, error="RunError: no")
+        slow = 50.0 if each.problem == "p0" and each.cell.seed == 1 else 1.0
+        return each.model_copy(update={"quality": known[each.cell.strategy][each.cell.seed], "seconds": slow})
+
+    target, row = rows(map(made, records_of(plan)), plan)
+    assert row.errors == 1 and row.quality_vs_target == pytest.approx(-0.1), "by prompts it would be -0.1375"
+    assert row.speed_vs_target == pytest.approx(1.0), "the target alone was slow there"
+    assert (row.prompts_compared, target.prompts_compared) == (15, 16)
+
+
+def test_the_length_of_acceptance_counts_all_rounds() -> None:
+    """Also of answers for which prompt lookup had nothing to offer, and of folders that did not count these."""
+    plan = plan_of(strategies=["target", "speculative:draft=prompt-lookup,k=2"], temperatures=[0.0])
+    records = records_of(plan, 2)
+    for rounds in (0, 10):
+        some = [
+            each.model_copy(update={"drafted": 0, "accepted": 0, "tested": 0, "rounds": rounds, "target_calls": 10})
+            if each.problem == "p1" and each.cell.strategy != "target"
+            else each
+            for each in records
+        ]
+        assert rows(some, plan)[1].mean_acceptance_length == 1 + 20 / 20
+
+
+def test_what_prompt_lookup_writes_a_round_is_tokens_over_calls(pair: Pair) -> None:
+    asked = [Prompt(("nothing twice",), "a"), Prompt(("again again again again again",), "b")]
+    raced = compare(pair, asked, ["target", "speculative:draft=prompt-lookup,k=3"], max_new_tokens=20, measure=False)
+    row = raced.summary[1]
+    drafted = [run.metrics.num_draft_tokens for run in raced.runs if run.strategy != "target"]
+    rounds = sum(run.metrics.num_rounds for run in raced.runs if run.strategy != "target")
+    accepted = sum(run.metrics.num_accepted_draft_tokens for run in raced.runs if run.strategy != "target")
+    assert any(drafted) and row.mean_acceptance_length == 1 + accepted / rounds
+
+
+# ---- words
+
+
+def test_small_numbers_are_not_zero_and_shares_not_whole() -> None:
+    assert [nats(value) for value in (None, 0, 0.004, 0.04, 0.06, 35.81)] == ["–", "0", "0.004", "0.04", "0.1", "35.8"]
+    assert [percent(share) for share in (0, 0.004, 0.005, 0.5, 0.995, 0.999, 1)] == [
+        "0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%",
+    ]  # fmt: skip
+    assert [count(value) for value in (2.0, 2.5, 3.5, 24.0)] == ["2", "2.5", "3.5", "24"]
+
+
+def priced(spec: str, costs: AnswerCosts | None) -> Any:
+    return SimpleNamespace(strategy=spec, costs=costs)
+
+
+def test_notes_say_what_brackets_and_nats_are() -> None:
+    some, few = costs_of(ratio_of(0.5, 0.4, 0.6, "95%")), costs_of(ratio_of(0.5, 0.4, 0.6, "range", 3))
+    other = some.model_copy(update={"lossless": "speculative:k=4"})
+    said = table_notes([priced("a", some), priced("b", few)], greedy=None)
+    assert "against speculative:k=2, length" in said and "( ) 95% interval over prompts, [ ] range over prompts" in said
+    assert "nats: KL(pi || p), at temperature 0 regret log max p1" in said
+    assert "95%" not in table_notes([priced("b", few)], greedy=True)
+    several = table_notes([priced("a", some), priced("b", other)], greedy=False)
+    assert (
+        "the one of the same parameters of speculative:k=2 and speculative:k=4, for others speculative:k=2" in several
+    )
+
+
+def test_one_rule_that_was_cut_does_not_speak_for_all() -> None:
+    told = priced("speculative-cascade:rule=opt", costs_of(ratio_of(0.5, 0.4, 0.6, "range", 3)))
+    cut = priced("speculative-cascade:rule=chow", costs_of(None, "1 of 3 answers of it were cut off by the limit"))
+    assert cost_verdict([told, cut]) is None
+    assert "is not told, since 1 of 3" in (cost_verdict([cut]) or "")
+
+
+def fast(spec: str, speed: float, low: float, high: float, **more: Any) -> Row:
+    values = dict.fromkeys(Row.model_fields, None) | {"strategy": spec, "oracle": False, "tokens": 100, "seconds": 1.0}
+    values |= {"depends_on_rounds": False, "lossless": True, "speed_vs_target": speed, "speed_interval": (low, high)}
+    return Row.model_validate(values | {"speed_interval_kind": "95%"} | more)
+
+
+def test_a_slower_strategy_is_within_chance_too() -> None:
+    target = fast("target", 1.0, 1.0, 1.0, speed_interval_kind="no scatter")
+    assert verdict([target, fast("speculative:k=2", 0.86, 0.67, 1.1)], fancy=False) == (
+        "None that asks the target is as fast with the same distribution (best: speculative k=2, 0.86x,"
+        " within chance (95% 0.67-1.10))."
+    )
+    assert "chance" not in (verdict([target, fast("speculative:k=2", 0.5, 0.4, 0.6)]) or "")
+
+
+def explained(measured: float, best: float | None, missed: float) -> Any:
+    return SimpleNamespace(
+        strategy="speculative:k=2", measured_speed_up=measured, predicted_speed_up=1.2, v_extrapolated=False,
+        with_prompt=True, acceptance=0.5, tokens_per_round=2.0, c=0.2, v=1.1, k=2, stop=None, drafted_per_round=None,
+        break_even_acceptance=0.4, best_k=4, best_k_or_more=False, best_speed_up=best, measured_over_predicted=missed,
+        bottleneck=None, noise=0.1, predicted_with_overhead=None, without_it=None,
+    )  # fmt: skip
+
+
+def test_an_explanation_does_not_contradict_its_verdict() -> None:
+    about, slower = sentence(explained(0.9955, 1.3, 0.9)), sentence(explained(0.9, 1.3, 0.7))
+    assert "Slower" not in about and "best k 4 (1.17x)" in about
+    assert "Slower than target alone here." in slower and "no k is expected to gain (best k 4: 0.91x)" in slower
+
+
+def test_a_bench_has_one_speed(tmp_path: Path, pair: Pair) -> None:
+    """The file's was of medians, the screen's of totals."""
+    from cascli.jobs.bench import bench
+
+    found = bench(pair, contexts=[16], blocks=[1, 3], repeats=2, synthetic_acceptance=0.8, ks=[2], tokens=12)
+    record = next(each for each in tidy.of_bench(found).records if each.get("k") == 2 and each["kind"] == "synthetic")
+    assert found.synthetic is not None
+    assert record["speed_vs_target"] == found.synthetic.accounts[0].measured_speed_up
