@@ -87,3 +87,19 @@ def test_scatter_of_steps_is_the_range_of_quartiles_over_the_median(drawn: dict[
 def test_a_prompts_time_is_the_median_over_repeats(drawn: dict[str, Run]) -> None:
     repeats = [[[told(drawn["target"], "a", 5, seconds)]] for seconds in (1.0, 2.0, 9.0)]
     assert _totals(repeats, 0, [0]) == (5.0, 2.0)
+
+
+def test_shares_of_a_batchs_time_are_nobodys_seconds(drawn: dict[str, Run]) -> None:
+    run = told(drawn["speculative:k=2"], "a", 5, 1.0)
+    [alone], [many] = (summarise([[[run.model_copy(update={"batch_size": n})]]]) for n in (1, 4))
+    assert alone.seconds_per_token is not None and alone.round_seconds is not None
+    assert many.seconds_per_token is None and many.round_seconds is None
+
+
+def test_what_the_user_ended_was_not_cut_by_the_limit(drawn: dict[str, Run]) -> None:
+    runs = [
+        told(drawn["target"], name, 5, 1.0).model_copy(update={"finish_reason": reason})
+        for name, reason in (("a", "length"), ("b", "interrupted"), ("c", "eos"), ("d", "eos"))
+    ]
+    [row] = summarise([[runs]])
+    assert row.costs is not None and row.costs.share_cut == row.share_cut == 0.25

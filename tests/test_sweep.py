@@ -616,6 +616,8 @@ def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
     assert bytes(raw.prompt_token_ids) == b"01234567890123456789"
     (short,), (whole,) = asked(20, "012345678901234"), asked(None, "0123456789" * 3)
     assert short.prompt_token_ids == run.prompt_token_ids and len(whole.prompt_token_ids) == 35
+    (nearly,) = asked(34, "0123456789" * 3)  # one character is too much, and no other one is lost for it
+    assert len(nearly.prompt_token_ids) == 34
     (umlauts,) = asked(20, "ä" * 30)  # two bytes each, never half of one
     assert umlauts.prompt == "ä" * 7
     first, second = asked(60, "0123456789" * 3, "9876543210" * 3)  # the conversation so far is in the second
