@@ -848,6 +848,20 @@ def test_a_conversation_is_scored_by_its_last_turn(near_pair: Pair) -> None:
     assert turns and set(turns) == {(1, 1)}
 
 
+def test_prompts_without_ids_are_told_apart_and_their_turns_are_not(near_pair: Pair) -> None:
+    """As Python may make them: a score is of a prompt, and so are what it took and how many there were."""
+    scored: list[tuple[str, int]] = []
+
+    def score(prompt: Prompt, run: Run, _: Run) -> float:
+        scored.append((prompt.turns[0], run.turn))
+        return 1.0
+
+    asked = [Prompt(("a", "more")), Prompt(("b",))]
+    found = advise(near_pair, asked, max_new_tokens=4, temperature=1, max_quality_loss=0.5, score=score)
+    assert set(scored) == {("a", 1), ("b", 0)} and len(found.looked.prompts) == 2
+    assert {row.speed.prompts for row in found.confirmed} == {2}
+
+
 def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
     """Reading a prompt is the target's share of what both took; passing after a passed draft is over its mean."""
     answers = answers_of(near_pair, of=machine(draft_reading=0.5))

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
-from cascli import Pair, Run, generate
+from cascli import Pair, Run, compare, generate
 from cascli.analysis.comparison import _totals, spread_of, summarise
-from cascli.trace import Seconds
+from cascli.analysis.speculation_profile import of_comparison
+from cascli.cli.picks import _of_prompt
+from cascli.prompts import Prompt
+from cascli.render.comparison import by_prompt, prompt_line
+from cascli.trace import Seconds, prompts_of
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,19 @@ def test_what_the_user_ended_was_not_cut_by_the_limit(drawn: dict[str, Run]) -> 
     ]
     [row] = summarise([[runs]])
     assert row.costs is not None and row.costs.share_cut == row.share_cut == 0.25
+
+
+def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -> None:
+    """Python may ask one; what an answer costs would else be half of what it is, and its turns prompts of their own."""
+    how: Any = {"max_new_tokens": 4, "measure": False, "warm_up": False}
+    asked = [Prompt(("one", "two")), Prompt(("three",)), Prompt(("four",), "named"), Prompt(("five", "six"))]
+    found = compare(text_pair, asked, ["target", "speculative:k=2"], **how)
+    assert [(row.num_prompts, row.num_answers) for row in found.summary] == [(4, 6)] * 2
+    target = [run for run in found.runs if run.spec == "target"]
+    assert prompts_of(target) == [0, 0, 2, "named", 4, 4]
+    costs = found.summary[0].costs
+    assert costs is not None and costs.target_calls_per_answer == sum(run.metrics.target_calls for run in target) / 4
+    assert of_comparison(found).measurement_conditions.num_prompts == 4
+    assert prompt_line([*by_prompt(found.runs)]) == "one and 3 more"
+    assert [run.prompt for run in _of_prompt(target, "1")] == ["one", "two"]
+    assert [run.prompt for run in _of_prompt(target, "named")] == ["four"]
