@@ -361,6 +361,7 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
         assert refused.exit_code == 2 and words in refused.stderr
         assert {path.name: path.read_bytes() for path in out.iterdir()} == held
     plan_file.write_text(PLAN)
+    assert "holds results: --resume goes on" in run(str(plan_file), "-o", str(out), "--dry-run").stdout
     assert run(str(plan_file), "-o", str(out), "--limit", "2", "--resume").exit_code == 0
     now = (out / "records.jsonl").read_bytes()
     assert now.startswith(lines) and len(now) > len(lines) and not (out / "records.jsonl.gz").exists()
@@ -368,6 +369,18 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
     (out / "records.jsonl.gz").write_bytes(gzip.compress(now))
     (out / "records.jsonl").unlink()
     assert "no sweep.json" in run(str(plan_file), "-o", str(out)).stderr
+
+
+def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
+    """Of a folder that holds answers to more prompts, too."""
+    told: list[tuple[int, int]] = []
+    plan, pair = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, load_pair("tiny-random")
+    how = {"output": tmp_path / "out", "resume": True, "on_progress": lambda _, done, total: told.append((done, total))}
+    sweep(plan, pair, limit=3, **how)
+    assert told == [(n, 6) for n in range(1, 7)]
+    told.clear()
+    sweep(plan, pair, limit=2, strategies=["draft", "cascade"], **how)
+    assert told == [(5, 6), (6, 6)]
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
