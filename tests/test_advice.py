@@ -33,7 +33,7 @@ from cascli.jobs.candidates import Answers, _while_known
 from cascli.jobs.generate import converse, decode
 from cascli.jobs.recording import record
 from cascli.prompts import Prompt, builtin
-from cascli.render.advice import print_advice
+from cascli.render.advice import _basis, _most, print_advice
 from cascli.render.console import Screen
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
@@ -860,6 +860,17 @@ def test_prompts_without_ids_are_told_apart_and_their_turns_are_not(near_pair: P
     found = advise(near_pair, asked, max_new_tokens=4, temperature=1, max_quality_loss=0.5, score=score)
     assert set(scored) == {("a", 1), ("b", 0)} and len(found.looked.prompts) == 2
     assert {row.speed.prompts for row in found.confirmed} == {2}
+
+
+def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair) -> None:
+    found = advise(near_pair, "x", max_new_tokens=2, temperature=0)
+    looked = found.looked.model_copy(update={"prompts": ["a", "b"], "tokens": 70, "share_cut": 0.5})
+    told = found.model_copy(update={"looked": looked, "confirmed_on": ["c", "d", "e"], "apart": True})
+    assert next(_basis(told)) == "Recorded: 2 prompts, others than were measured; 70 tokens, 50% of answers cut."
+    gains = (1.2, 1.1, 1.9, 1.4)
+    levers = [found.levers[0].model_copy(update={"change": f"change {x}", "gain": x}) for x in gains]
+    said = _most(found.model_copy(update={"levers": levers}))
+    assert said == "Most would be gained by: change 1.9, 1.90x in place of 1.20x."
 
 
 def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:

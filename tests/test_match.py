@@ -21,8 +21,9 @@ from cascli.errors import UsageError
 from cascli.jobs import match as job
 from cascli.jobs.compare import compare
 from cascli.jobs.recording import HEAD, LUMPS, Seen, compact, record, seen_of
-from cascli.jobs.rule_curves import match, predicted_calls, rule_estimates, with_dial
+from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
 from cascli.prompts import Prompt, apart, builtin
+from cascli.render.matching import budget_lines
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists, base, warp
@@ -256,6 +257,35 @@ def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
         assert dial is not None
         if dial.lossless:
             assert each.met and each.value == dial.strict
+
+
+def test_of_settings_that_are_near_enough_the_strictest_is_taken() -> None:
+    """And not one that happens to be a hair nearer, and gives something up for it."""
+    seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
+    budget = predicted_calls(Exact(), seen, 4) * (1 - NEAR / 2)
+    for each in match(seen, [budget], 4, 1.0, ["opt", "diff", "mixture"]):
+        dial = rules.load(each.rule).dial
+        assert dial is not None and dial.lossless and each.met and each.value == dial.strict, each
+
+
+def test_answers_that_calibrate_are_no_longer_than_those_that_are_measured(near_pair: Pair) -> None:
+    wanted = job.asked({"target_calls_per_token": 0.4}, "mixture")
+    assert wanted is not None
+    for most, tokens in ((7, 7), (200, job.TOKENS)):
+        settings = Resolved(max_new_tokens=most, temperature=1.0)
+        found = job.calibrate(near_pair, prompts("hello", "x"), settings, wanted)
+        assert found.tokens == 2 * tokens and found.prompts == ["1", "2"]
+
+
+def test_how_many_rules_came_near_a_budget_when_measured_is_counted() -> None:
+    common: dict[str, Any] = {"temperature": 1.0, "k": 4, "budget": 0.4, "predicted": 0.4}
+    found = [
+        Matched(rule=rule, alpha=0.5, value=0.5, met=met_, **common)
+        for rule, met_ in (("opt", True), ("diff", True), ("chow", False))
+    ]
+    calls = {(each.spec, 1.0): value for each, value in zip(found, (0.39, 0.5, 0.4), strict=True)}
+    [line] = budget_lines(found, calls)
+    assert line.endswith("2 of 3 rules, measured 0.390 to 0.500, 1 within 3%")
 
 
 def test_older_documents_know_alphas() -> None:

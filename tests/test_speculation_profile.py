@@ -109,6 +109,13 @@ def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
     assert found["draft_checkpoint"]["id"].startswith("random:llama") and found["producer"].startswith("cascli ")
 
 
+def test_it_says_how_many_answers_were_under_way(comparison: Comparison) -> None:
+    """Rates of a batch's answers are those of its drafts too, and its speed is not."""
+    many = comparison.model_copy(update={"batch_size": 4})
+    told = [of_comparison(each).measurement_conditions.concurrency for each in (comparison, many)]
+    assert told == [1, 4]
+
+
 MUTATIONS: dict[str, Callable[[Document], object]] = {
     "rates moved by one": lambda d: d["marginal_accept_rates"].insert(0, 1.0) or d["marginal_accept_rates"].pop(),
     "one convention for the other": lambda d: d.update(marginal_accept_rates=d["conditional_accept_rates"]),
