@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
+from cascli.decoding.clock import Clock
 from cascli.errors import RunError
+from cascli.trace import RoundSeconds
 from tests.pairs import pair
 
 
@@ -26,6 +28,33 @@ def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> No
     m = generate(text_pair, "hello", strategy="cascade:threshold=99", max_new_tokens=20).metrics
     assert m.ttft_seconds is not None
     assert m.ttft_seconds > m.seconds.draft
+
+
+@pytest.mark.parametrize(
+    ("strategy", "behind"),
+    [
+        ("target", 1),
+        ("speculative:k=2", 1),
+        ("cascade:threshold=-99", 6),  # what might have been withdrawn can be read once it stands: all of it
+        ("cascade:threshold=99", 7),  # and if it was, the target's own first token counts
+    ],
+)
+def test_the_first_token_is_the_first_that_can_be_read(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch, strategy: str, behind: int
+) -> None:
+    """Behind so many rounds of the run, and before the next one ends."""
+    ends: list[float] = []
+    lap = Clock.lap
+
+    def noted(clock: Clock) -> RoundSeconds:
+        seconds = lap(clock)
+        ends.append(clock.elapsed())
+        return seconds
+
+    monkeypatch.setattr(Clock, "lap", noted)
+    run = generate(text_pair, "hello", strategy=strategy, max_new_tokens=6)
+    before, after = ends[behind - 1], [*ends, run.metrics.seconds.total][behind]
+    assert run.metrics.ttft_seconds is not None and before <= run.metrics.ttft_seconds <= after
 
 
 def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
