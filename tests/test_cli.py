@@ -13,10 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cascli
+from cascli import Pair, compare
 from cascli.cli.app import app
 from cascli.cli.common import Plan
+from cascli.cli.compare import _check
 from cascli.config import pair_files
-from cascli.errors import UsageError
+from cascli.errors import CheckFailed, UsageError
 from cascli.jobs import batch as batch_jobs
 from cascli.jobs import generate as generate_jobs
 from cascli.trace import ModelInfo, Run, Runs
@@ -533,3 +535,13 @@ def test_python_opens_the_same_doors(tmp_path: Path) -> None:
         cascli.sweep(plan, output=tmp_path / "out")
     assert cascli.sweep(plan, output=tmp_path / "out", resume=True) == rows
     assert {"compare", "sweep", "Rule", "Strategy"} <= set(dir(cascli))
+
+
+def test_what_is_not_known_to_be_lossless_does_not_pass_for_it(text_pair: Pair) -> None:
+    found = compare(text_pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, measure=False, warm_up=False)
+    _check(found, True, None, [])
+    unknown = found.model_copy(
+        update={"summary": [each.model_copy(update={"lossless": None}) for each in found.summary]}
+    )
+    with pytest.raises(CheckFailed, match=r"not lossless .*: target, speculative:k=2"):
+        _check(unknown, True, None, [])

@@ -295,3 +295,20 @@ def test_of_drafts_that_were_not_always_whole_no_longer_ones_are_spoken_of(text_
     )
     why = account([short], [target, short], flat(0.01, {5: 1.0, 17: 1.0}))
     assert why.drafted_per_round is not None and (why.best_k, why.best_k_or_more) == (4, True)
+
+
+def test_steps_that_a_stop_goes_by_are_timed_where_answers_are_half_written(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a long context both models are slower, and not by the same factor."""
+    contexts: list[int] = []
+
+    def timed(_: Pair, context: int, **__: Any) -> Profile:
+        contexts.append(context)
+        return flat(0.1, {5: 1.0})
+
+    monkeypatch.setattr("cascli.jobs.compare.profile", timed)
+    asked = [parse("target"), parse("speculative:stop=rate,k=4")]
+    settings = resolve(Settings(max_new_tokens=40))
+    Repeats(text_pair, prompts("hello"), asked, settings).time_steps()
+    assert contexts == [5 + 20]  # a byte is a token here

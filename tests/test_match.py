@@ -345,6 +345,8 @@ def test_prompts_that_calibrate_are_others() -> None:
     assert {int(each.id) // 10 for each in rest} == {1, 2, 3, 4, 5}  # spread over the file
     twin = [Prompt(("a",), "1"), Prompt(("a",), "2"), Prompt(("b",), "3")]
     assert apart(twin, 1) == (twin[:1], twin[2:])
+    talk = [Prompt(("a", "b"), "1"), Prompt(("b",), "2"), Prompt(("c",), "3")]
+    assert apart(talk, 1) == (talk[:1], talk[2:])  # what is asked in a later turn is measured too
 
 
 # ---- compare

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -26,8 +28,9 @@ from cascli.sweeps import quality, sandbox
 from cascli.sweeps.overriding import overridden
 from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan
 from cascli.sweeps.records import Header, Record, Records
+from cascli.sweeps.run import carry_out
 from cascli.sweeps.table import family, front, rows
-from cascli.sweeps.tasks import Example, programs, task_of
+from cascli.sweeps.tasks import Example, Task, programs, task_of
 from cascli.trace import Run
 
 EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
@@ -383,6 +386,36 @@ def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
     assert told == [(5, 6), (6, 6)]
 
 
+def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[0.0])
+    problems = [Example("a", "one"), Example("b", "two")]
+    cells = [Cell(strategy=spec, temperature=0.0, seed=0) for spec in ("target", "draft")]
+    made = [
+        Record(cell=cell, problem=each.id, token_ids=[1] * n)
+        for each in problems
+        for cell, n in zip(cells, (30, 10), strict=True)
+    ]
+    seconds = iter(range(9))
+    monkeypatch.setattr("cascli.sweeps.run.time.perf_counter", lambda: float(next(seconds)))
+    said: list[str] = []
+    executor: Any = SimpleNamespace(run=lambda _: iter(made))
+    carry_out(executor, plan, Task("agreement", problems), Records(tmp_path), {}, lambda text, *_: said.append(text))
+    assert said == [
+        "a target, 30.0 tokens/s",
+        "a draft, 20.0 tokens/s",
+        "b target, 23.3 tokens/s",
+        "b draft, 20.0 tokens/s",
+    ]
+
+
+@pytest.mark.parametrize("loading", [{"dtype": "float32"}, {"device": "cpu"}])
+def test_how_a_pair_is_loaded_is_not_said_of_one_that_is(loading: dict[str, str], tmp_path: Path) -> None:
+    """It would be told of the results, and not be so."""
+    with pytest.raises(UsageError, match="the pair is loaded already"):
+        sweep({"strategies": ["draft"]}, load_pair("tiny-random"), output=tmp_path / "out", **loading)
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_version_is_refused(tmp_path: Path) -> None:
     plan = SweepPlan(strategies=["draft"])
     header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
@@ -663,6 +696,7 @@ def test_metrics() -> None:
     assert quality.number("3 eggs", "3") == 1 and quality.number("12e", "12") == 1
     assert quality.agreement([1, 2, 3, 4], [1, 2, 3, 4]) == 1
     assert quality.agreement([1, 9, 3], [1, 2, 3]) == pytest.approx(2 / 3)
+    assert quality.agreement([1, 2], [1, 2, 3, 4]) == quality.agreement([1, 2, 3, 4], [1, 2]) == pytest.approx(2 / 3)
     assert quality.agreement([], []) == 1 and quality.agreement([], [1]) == 0
 
 

@@ -11,7 +11,7 @@ from cascli.analysis.profile import Profile, timing
 from cascli.sweeps.likelihood import log_likelihood
 from cascli.sweeps.plan import Cell, SweepPlan
 from cascli.sweeps.tasks import Example, Task
-from cascli.sweeps.units import Unit
+from cascli.sweeps.units import Unit, batches, units
 from cascli.sweeps.worker import Worker, answers, record_of
 
 
@@ -100,3 +100,12 @@ def test_answers_do_not_depend_on_what_steps_took_on_this_machine(text_pair: Pai
     unit = Unit(Cell(strategy=spec, temperature=1.0, seed=0), Example("p", "hello"))
     here, there = (Worker(each, plan, Task("agreement", [unit.problem])).do(unit) for each in (text_pair, timed))
     assert here.error is None and (here.drafted, here.token_ids) == (there.drafted, there.token_ids)
+
+
+def test_batches_hold_all_work_and_one_cell_each() -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[0.0, 1.0])
+    work = [*units(plan, Task("agreement", [Example(str(n), "ask") for n in range(5)]))]
+    made = batches(work, 2)
+    assert sorted(unit.key for each in made for unit in each) == sorted(unit.key for unit in work)
+    assert [len(each) for each in made] == [2, 2, 1] * 4
+    assert all(len({unit.cell.key for unit in each}) == 1 for each in made)
