@@ -297,6 +297,8 @@ def test_prompts_without_room_lose_their_beginning(own: Pair) -> None:
     assert answers[0] == answers[1] and len(notes.shortened) == 1
     model(short, SPECS[1], notes=notes).generate_until([asked(long, settings)])
     assert len(notes.shortened) == 1, "the same prompt for another strategy"
+    model(short, notes=notes).generate_until([asked(long[::-1], settings)])
+    assert len(notes.shortened) == 2, "another prompt of the same length"
     assert model(own).generate_until([asked("", settings)]) != [""]
     with pytest.raises(UsageError, match="no room for a prompt"):
         model(short).generate_until([asked(long, {"max_gen_toks": 20})])

@@ -26,7 +26,7 @@ from cascli.models.batch.lanes import Lanes
 from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.overriding import overridden
-from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan
+from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan, with_strategies
 from cascli.sweeps.records import Header, Record, Records
 from cascli.sweeps.run import carry_out
 from cascli.sweeps.table import family, front, rows
@@ -121,8 +121,6 @@ def test_a_temperature_that_no_entry_names_is_refused(plan_file: Path, tmp_path:
 
 
 def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
-    from cascli.sweeps.plan import with_strategies
-
     plan = SweepPlan(
         strategies=[{"speculative": {"k": 4, "temperatures": 0}}, {"speculative": {"k": 2, "temperatures": 0}}],
         temperatures=[0.0, 1.0],
@@ -132,6 +130,12 @@ def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
     assert sorted(cells) == [
         ("speculative:k=2", 0.0), ("speculative:k=4", 0.0), ("speculative:k=4", 1.0), ("speculative:k=8", 1.0),
     ]  # fmt: skip
+
+
+def test_a_budget_takes_no_temperature_from_what_is_listed() -> None:
+    spec = "speculative-cascade:rule=opt,alpha=0.5,k=4"
+    plan = SweepPlan(strategies=[spec], temperatures=[0.0, 1.0])
+    assert with_strategies(plan, {spec: [1.0]}).where() == plan.where() == {"target": [0.0, 1.0], spec: [0.0, 1.0]}
 
 
 def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: Path, tmp_path: Path) -> None:

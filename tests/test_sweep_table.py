@@ -275,3 +275,18 @@ def test_estimates_stand_under_their_names() -> None:
     text = view.file.getvalue()
     assert re.search("rule +alpha +acceptance +rate +mean TV +max TV", text)
     assert text.splitlines()[-1].split() == ["0.250", "0.910", "0.120", "0.230", "0.840", "0.350"]
+
+
+def test_prompts_are_counted_once_whatever_the_seeds() -> None:
+    """What intervals are over, and what a target call an answer is held against."""
+    plan = plan_of(seeds=[0, 1])
+    found = rows(records_of(plan, prompts=3), plan)
+    assert {row.num_prompts for row in found} == {3}
+    assert {(row.temperature, row.answers) for row in found} == {(0.0, 3), (1.0, 6)}
+
+
+def test_work_that_is_known_of_some_answers_alone_is_not_told_of_all() -> None:
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    one, other = (Record(cell=cell, problem=name, token_ids=[1, 2], flops=n) for name, n in (("1", 6.0), ("2", 10.0)))
+    [whole], [part] = rows([one, other]), rows([one, other.model_copy(update={"flops": None})])
+    assert (whole.flops_per_token, part.flops_per_token) == (4.0, None)
