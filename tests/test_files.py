@@ -602,3 +602,11 @@ def test_bounds_and_ratios_are_in_columns_of_their_own() -> None:
     found = tidy.cost_columns(AnswerCosts(target_calls_per_answer=9.0, looped_share=0.0, share_cut=0.0, **ratios))
     names = ("length_to_target", "length_to_target_ended", "calls_to_target", "calls_to_lossless")
     assert [found[name] for name in names] == [1.1, 1.2, 1.3, 1.4]
+
+
+def test_a_table_without_comparison_has_what_is_known_of_any_strategy(text_pair: Pair) -> None:
+    runs = [generate(text_pair, "hello", strategy=spec, max_new_tokens=4) for spec in ("target", "speculative:k=2")]
+    heading, _, alone, drafted = export.of_runs(runs, several=True)["md"]().strip().splitlines()[-4:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, alone, drafted)]
+    place = cells[0].index("drafts passed")
+    assert cells[1][place] == "–" != cells[2][place] and "q(I)" not in cells[0]
