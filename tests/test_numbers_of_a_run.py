@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -60,3 +61,13 @@ def test_the_first_token_is_the_first_that_can_be_read(
 def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
     m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, on_round=lambda _: time.sleep(0.2)).metrics
     assert m.seconds.total < 0.4
+
+
+def test_an_answer_that_is_just_as_sure_as_it_has_to_be_is_kept(text_pair: Pair) -> None:
+    """`score >= threshold`, as the strategy's formula has it: a certain answer passes a threshold of certainty."""
+    first = generate(text_pair, "hello", strategy="cascade:threshold=-99", max_new_tokens=4).handover
+    assert first is not None
+    above = math.nextafter(first.value, 0.0)
+    for threshold, deferred in ((first.value, False), (above, True)):
+        run = generate(text_pair, "hello", strategy=f"cascade:threshold={threshold!r}", max_new_tokens=4)
+        assert run.handover is not None and run.handover.deferred is deferred
