@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cascli import Pair, Run, compare, generate
-from cascli.analysis.comparison import _totals, spread_of, summarise
+from cascli.analysis.comparison import Comparison, _totals, spread_of, summarise
 from cascli.analysis.speculation_profile import of_comparison
-from cascli.cli.picks import _of_prompt
+from cascli.cli.picks import _of_prompt, picked
 from cascli.prompts import Prompt
 from cascli.render.comparison import by_prompt, prompt_line
 from cascli.trace import Seconds, prompts_of
@@ -123,3 +124,17 @@ def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -
     assert prompt_line([*by_prompt(found.runs)]) == "one and 3 more"
     assert [run.prompt for run in _of_prompt(target, "1")] == ["one", "two"]
     assert [run.prompt for run in _of_prompt(target, "named")] == ["four"]
+
+
+def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -> None:
+    """The account is of the fastest of all strategies, over all prompts, and so are the tables of categories."""
+    asked = [Prompt(("one",), "a", "x"), Prompt(("two",), "b", "y")]
+    found = compare(text_pair, asked, ["target", "draft", "speculative:k=2"], max_new_tokens=4)
+    assert found.explanation is not None and set(found.categories) == {"x", "y"}
+    file, kind = Path("c.json"), "cascli.compare/1"
+    alone = Comparison.from_json(picked(found.to_json(), kind, file, ["target", "draft"], None))
+    assert alone.explanation is None and [row.strategy for row in alone.summary] == ["target", "draft"]
+    assert [row.strategy for rows in alone.categories.values() for row in rows] == ["target", "draft"] * 2
+    first = Comparison.from_json(picked(found.to_json(), kind, file, [], "a"))
+    assert first.explanation is None and first.categories == {} and {run.prompt_id for run in first.runs} == {"a"}
+    assert [row.num_prompts for row in first.summary] == [1] * 3
