@@ -566,6 +566,10 @@ def test_totals_are_of_all_answers(text_pair: Pair) -> None:
     said = totals(runs)
     m = runs[0].metrics
     assert "2 answers: 16 tokens in" in said and "8.0 each, 2 at the limit" in said
+    turns = [run.model_copy(update={"prompt_id": "a", "turn": turn}) for turn, run in enumerate(runs)]
+    assert totals(turns).startswith("2 answers to 1 prompt: 16 tokens in")
+    other = [run.model_copy(update={"prompt_id": "b"}) for run in turns]
+    assert totals([*turns, *other]).startswith("4 answers to 2 prompts: 32 tokens in")
     assert f"{m.num_accepted_draft_tokens / m.num_tested_draft_tokens:.2f} of the tested drafts accepted" in said
 
 
