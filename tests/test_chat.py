@@ -328,3 +328,8 @@ def test_a_template_brings_the_beginning_of_a_text_itself() -> None:
     assert encode(loaded, "ab") == [256, 97, 98]
     tokenizer.chat_template = "{{ eos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
     assert encode(loaded, "ab") == [256, 97, 98]
+
+
+def test_without_a_template_all_that_was_said_stands_before_the_turn() -> None:
+    talk = Conversation("be brief", (("a", "b"), ("c", "d")))
+    assert bytes(encode(load_pair("tiny-random"), "e", talk)) == b"be brief\na\nb\nc\nd\ne"

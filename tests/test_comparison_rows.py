@@ -118,6 +118,7 @@ def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -
     assert [(row.num_prompts, row.num_answers) for row in found.summary] == [(4, 6)] * 2
     target = [run for run in found.runs if run.spec == "target"]
     assert prompts_of(target) == [0, 0, 2, "named", 4, 4]
+    assert prompts_of([target[1], target[3], target[5], target[4]]) == [0, "named", 2, 3]  # turns without a first one
     costs = found.summary[0].costs
     assert costs is not None and costs.target_calls_per_answer == sum(run.metrics.target_calls for run in target) / 4
     assert of_comparison(found).measurement_conditions.num_prompts == 4
