@@ -21,13 +21,14 @@ from rich.table import Table
 from benchmarks import llama_cpp
 from benchmarks.engines import Engine, load_stock, of_cascli, of_transformers
 from benchmarks.machine import facts
+from benchmarks.memory import process_peak
 from benchmarks.report import scatter_of
 from cascli import Pair, Run, load_pair
 from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median, median_interval
 from cascli.chat import Conversation, encode
-from cascli.decoding.memory import peak, process_peak
+from cascli.decoding.memory import device_peak
 from cascli.jobs.profile import profile
 from cascli.prompts import builtin
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "predictions": predictions(engines, steps),
         "profile": steps.model_dump(),
         "llama_cpp": of_llama_cpp(options, chosen),
-        "peak_memory_bytes": peak(pair.device) or process_peak(),
+        "peak_memory_bytes": device_peak(pair.device) or process_peak(),
     }
     show(document)
     if options.output:

@@ -19,13 +19,14 @@ import torch
 from benchmarks import compare_engines
 from benchmarks.gpu_job import Ask
 from benchmarks.gpu_work import work_of
+from benchmarks.memory import process_peak
 from benchmarks.transformers_baseline import static_cache_baseline, transformers_baseline
 from cascli import Pair, load_pair
 from cascli.analysis import theory
 from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.profile import Profile
 from cascli.chat import Conversation, encode
-from cascli.decoding.memory import peak, process_peak, reset_peak
+from cascli.decoding.memory import device_peak, reset_device_peak
 from cascli.jobs.bench import bench, synthetic_context, synthetic_runs
 from cascli.jobs.profile import blocks_for
 from cascli.models.gpu.graph_runner import GraphRunner
@@ -130,7 +131,7 @@ class Measurement:
         self.found |= {
             "seconds": self.seconds,
             "graphs": _graphs(self.pair),
-            "peak_memory_bytes": peak(self.pair.device) or process_peak(),
+            "peak_memory_bytes": device_peak(self.pair.device) or process_peak(),
         }
         self._save(self.found)
 
@@ -138,7 +139,7 @@ class Measurement:
         """Once: the profile whose context is nearest serves the replays too."""
         blocks = blocks_for([self._ask.k], self.pair.context)
         found = bench(self.pair, contexts=self._ask.contexts, blocks=blocks, repeats=self.repeats)
-        reset_peak(self.pair.device)  # what is told is what decoding takes, without the buffers of the copy
+        reset_device_peak(self.pair.device)  # what is told is what decoding takes, without the buffers of the copy
         self.found |= {
             "copy_bytes_per_second": found.copy_bytes_per_second,
             "ratio_of_bytes": found.ratio_of_bytes,

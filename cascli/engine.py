@@ -96,7 +96,7 @@ class Decoding:
         """
         with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device), blamed(self.strategy):
             if self.pair.batch_size == 1:  # others are under way in the same memory
-                memory.reset_peak(self.pair.device)
+                memory.reset_device_peak(self.pair.device)
             session = self._under_way = self._session()
             for item in self._rounds(session):
                 if isinstance(item, Handover):
@@ -184,7 +184,7 @@ class Decoding:
             cost=cost_of(self.pair.info, _use(session.draft), _use(session.target), session.draft.runner.exit),
             seconds=session.clock.finish(),
             ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # nobody waits for a share of the time
-            peak_memory_bytes=memory.peak(self.pair.device) if self.pair.batch_size == 1 else None,
+            peak_memory_bytes=memory.device_peak(self.pair.device) if self.pair.batch_size == 1 else None,
             k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
             shared_mass=session.draft.runner.shared_mass,

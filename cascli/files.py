@@ -107,9 +107,10 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
 
 
 def _write(path: Path, data: bytes, durable: bool) -> None:
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
+    if path.exists() and (not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc")):
+        path.write_bytes(data)  # /dev/stdout is what the shell has opened, also where that is a file
         return
+    path = path.resolve()  # a link stays one
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     partial = Path(name)
     try:
@@ -118,7 +119,7 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())
+        partial.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -126,6 +127,10 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
 
 def _umask() -> int:
     """What this process keeps from files that it makes; it can only be read by setting it."""
-    mask = os.umask(0)
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+_UMASK = _umask()
+"""Read once, before there are threads whose files would be made with another."""

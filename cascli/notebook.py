@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -16,6 +17,8 @@ DRAWING = "cascli.render.notebook"
 """Where results are drawn: above all that they are made of, and so named here and not imported, as a plug-in is."""
 WIDTH = 40
 """Characters of what is being done."""
+OnProgress = Callable[[str, int, int], None]
+"""Told what was done last, how much is done, and of how much."""
 PAUSE = 0.1
 """Seconds between two drawings: each is a message to whoever shows the notebook."""
 

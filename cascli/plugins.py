@@ -9,7 +9,6 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -18,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cascli.errors import UsageError, raised, unknown
+from cascli.errors import CascliError, UsageError, raised, unknown
 
 GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies")
 """The packages that hold plug-ins, and the entry points of those of others."""
@@ -89,15 +88,26 @@ def usable(package: ModuleType, kind: str, parent: type, works: Callable[[Any], 
 
     `works` raises something if a plug-in, made of its defaults, does not work.
     """
-    found = [*_own(package)]
-    for name in _foreign(package.__name__).keys() - _own(package):
-        with suppress(Exception, SystemExit):  # whatever a stranger's class does; asked for by its name it says why
+    return sorted({*names(package)} - {*broken(package, kind, parent, works)})
+
+
+def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> dict[str, str]:
+    """The plug-ins of other packages that `usable` leaves out, each with a sentence that says why."""
+    found = {}
+    own = _own(package)
+    for name, points in sorted(_foreign(package.__name__).items()):
+        if name in own:
+            continue
+        try:
             made = load(package, kind, name, parent)
             # By types and ranges, which the defaults of a dataclass are not held against when it is made.
             TypeAdapter(made).validate_python({each.name: getattr(made(), each.name) for each in fields(made)})
             works(made())
-            found.append(name)
-    return sorted(found)
+        except CascliError as error:
+            found[name] = str(error)
+        except (Exception, SystemExit) as error:  # whatever a stranger's class does
+            found[name] = f"{kind} '{name}' of {points[0].value}: {raised(error)}"
+    return found
 
 
 def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
@@ -151,15 +161,15 @@ def _check_parameters(kind: type, where: str) -> None:
         if each.name in inherited:
             continue
         if any(hasattr(base, each.name) for base in bases):
-            said = (
-                f"'{each.name}' is something that cascli asks of it: call it ClassVar, or the parameter something else"
-            )
+            said = f"'{each.name}' is an attribute that cascli reads: declare it as a ClassVar, or rename the parameter"
             raise UsageError(f"{where}: {said}")
         value = None if each.default is MISSING else each.default
         if not isinstance(value, str | int | float | tuple | list | None) or (
             isinstance(value, str) and {*value} & {*",="}
         ):
-            raise UsageError(f"{where}: {each.name}: a parameter is a number, a truth or a text without ',' and '='")
+            raise UsageError(
+                f"{where}: {each.name}: a parameter's default must be a number, a bool, or a string without ',' and '='"
+            )
 
 
 def _imported(point: EntryPoint, kind: str, parent: type) -> type:

@@ -96,7 +96,8 @@ def _parse(line: str, where: str, place: int) -> Prompt:
     name = data.pop("question_id", data.pop("id", place))
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise UsageError(f"{where}: an id must be text or a whole number (got {printed(name)})")
-    category = str(data.pop("category", ""))
+    given = data.pop("category", None)
+    category = "" if given is None else str(given)
     try:
         "".join((*turns, str(name), category)).encode()
     except UnicodeEncodeError as error:

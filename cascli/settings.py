@@ -22,6 +22,7 @@ from pydantic import (
 
 from cascli.errors import UsageError, unknown
 from cascli.files import printed
+from cascli.sampling.parameters import MOST_DRAFTED
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Format = Literal["json", "jsonl", "md", "csv", "parquet", "html", "svg", "png", "pdf", "txt", "speculation-profile"]
@@ -54,7 +55,7 @@ Strings = Annotated[list[str], BeforeValidator(_as_list)]
 Stops = Annotated[Strings, AfterValidator(_none_is_empty)]
 
 
-class _Truth:
+class _Bool:
     """A `yes` or `no` where neither can stand: no type takes it, and errors show it as what it was."""
 
     def __init__(self, value: bool) -> None:
@@ -71,30 +72,33 @@ class Strict(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truths_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
-        """Keep truths from a field that has no use for them; a model inside looks after its own."""
-        apart = _without_truths(value)
-        return value if apart is value or _takes_truths(cls.model_fields[str(info.field_name)].annotation) else apart
+    def _bools_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """Keep bools from a field that has no use for them; a model inside looks after its own."""
+        apart = _without_bools(value)
+        return value if apart is value or _takes_bools(cls.model_fields[str(info.field_name)].annotation) else apart
 
 
-def _without_truths(value: object) -> object:
-    """`value` itself, or a copy in which something else stands for truths."""
+def _without_bools(value: object) -> object:
+    """`value` itself, or a copy in which something else stands for bools."""
     if isinstance(value, bool):
-        return _Truth(value)
+        return _Bool(value)
     if isinstance(value, list):
-        items = [_without_truths(each) for each in value]
+        items = [_without_bools(each) for each in value]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     if isinstance(value, dict):
-        pairs = {key: _without_truths(each) for key, each in value.items()}
+        pairs = {key: _without_bools(each) for key, each in value.items()}
         return value if all(pairs[key] is each for key, each in value.items()) else pairs
     return value
 
 
-def _takes_truths(kind: Any) -> bool:
-    """Whether a value of this type may be a truth, or hold one."""
+def _takes_bools(kind: Any) -> bool:
+    """Whether a value of this type may be a bool, or hold one."""
     if kind in (bool, Any) or isinstance(kind, bool) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return True
-    return any(map(_takes_truths, get_args(kind)))
+    return any(map(_takes_bools, get_args(kind)))
+
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class Settings(Strict):
@@ -106,9 +110,9 @@ class Settings(Strict):
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] | None = None
     top: Annotated[int, Field(ge=0, le=20)] | None = None
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
+    device: Device | None = None
     dtype: Dtype | None = None
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     cuda_graphs: bool | None = None

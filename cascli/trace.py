@@ -66,7 +66,7 @@ class Document(Data):
         return notebook.html_of(self)
 
     def to_json(self, indent: int | None = None) -> str:
-        """It as one JSON document."""
+        """Serialise to one JSON document; `indent` as in `json.dumps`."""
         return self.model_dump_json(by_alias=True, indent=indent)
 
     @classmethod

@@ -74,6 +74,8 @@ def test_ranges_are_bounded() -> None:
     source = PypiSource(pypi="a{1..999999999}==1.0", file="x", sha256="0" * 64)
     at_once(source.requirements, ConfigError, "more than 999 parts")
     assert len(PypiSource(pypi="a{1..3}==1.0", file="x", sha256="0" * 64).requirements()) == 3
+    with pytest.raises(ConfigError, match=r"pypi:a\{6\.\.1\}==1\.0: the range \{6\.\.1\} is empty"):
+        PypiSource(pypi="a{6..1}==1.0", file="x", sha256="0" * 64).requirements()
 
 
 @pytest.mark.parametrize(

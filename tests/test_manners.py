@@ -53,6 +53,8 @@ def test_a_misspelt_variable_is_told_and_no_error(cli, clean_env: pytest.MonkeyP
     assert "CASCLI_TEMPERATUR" not in cli("--help").stderr
     clean_env.setenv("CASCLI_QUIET", "1")
     assert cli("strategies").stderr == ""
+    clean_env.setenv("CASCLI_QUIET", "0")
+    assert "CASCLI_XYZZY" in cli("pairs").stderr
 
 
 def test_several_strategies_by_variable(cli, clean_env: pytest.MonkeyPatch) -> None:

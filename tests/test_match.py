@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.jobs import match as job
 from cascli.jobs.compare import compare
-from cascli.jobs.recording import HEAD, LUMPS, Seen, compact, record, seen_of
+from cascli.jobs.recording import HEAD, LUMPS, Seen, compact, mass_in_lumps, record
 from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
 from cascli.prompts import Prompt, apart, builtin
 from cascli.render.matching import budget_lines
@@ -138,6 +139,12 @@ def laws(kind: str, width: int, positions: int = 12) -> Dists:
     }[kind]
     q, p = (warp(rows, sampling) for rows in logits)
     return Dists(q, p, base(logits[0]), base(logits[1]))
+
+
+def seen_of(d: Dists, lengths: Sequence[int] = ()) -> Seen:
+    """Compacted distributions of which no answer is known; one answer unless lengths say otherwise."""
+    exact = distributions.overlap(d.q, d.p)
+    return Seen(d, exact, exact, mass_in_lumps(d), tuple(lengths or (d.q.shape[0],)))
 
 
 KINDS = ("zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss", "zipf 1.5, greedy", "zipf 1.5, cut")
@@ -321,7 +328,7 @@ def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert wanted is not None and "chow" not in wanted.rules and wanted.without_dial == ("chow",)
     plain = job.asked(None, "all")
     assert plain is not None and "chow" in plain.rules
-    with pytest.raises(UsageError, match="'chow': says no range"):
+    with pytest.raises(UsageError, match=r"'chow' declares no `dial`"):
         job.asked({"target_calls_per_token": 0.3}, "opt,chow")
 
 

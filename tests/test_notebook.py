@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import cascli
 from cascli import Pair, Run, compare, generate, load_pair, notebook
+from cascli.errors import RunError
 from cascli.render.marks import visible
 from cascli.render.theme import COLORS
 from cascli.sweeps.table import SweepRow, SweepRows
@@ -290,3 +292,36 @@ def test_nothing_is_shown_in_a_script(capfd: pytest.CaptureFixture[str]) -> None
 
 def test_names_are_completed() -> None:
     assert {"generate", "load_pair", "compare", "sweep", "Run"} <= set(dir(cascli))
+
+
+def test_work_that_fails_takes_its_bar_away(kernel: type[Bar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RunError("broken")
+
+    pair = load_pair("tiny-random", device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("cascli.models.load._made", broken)
+        with pytest.raises(RunError, match="broken"):
+            load_pair("tiny-random", device="cpu")
+    plan = {"pair": "tiny-random", "strategies": ["draft"], "limit": 2, "max_new_tokens": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr("cascli.sweeps.worker.Worker.do", broken)
+        with pytest.raises(RunError, match="broken"):
+            cascli.sweep(plan, output=tmp_path / "out", pair=pair)
+
+    def half(*_: object) -> Iterator[object]:
+        yield SimpleNamespace(place=0, result=[])
+        broken()
+
+    monkeypatch.setattr("cascli.jobs.batch.converse_many", half)
+    with pytest.raises(RunError, match="broken"):
+        cascli.generate_many(pair, ["hi", "ho"], max_new_tokens=2)
+    assert kernel.made and all(bar.closed for bar in kernel.made)
+
+
+def test_a_callers_bars_are_the_callers(kernel: type[Bar], tmp_path: Path) -> None:
+    bars = notebook.Bars()
+    plan = {"pair": "tiny-random", "strategies": ["draft"], "limit": 1, "max_new_tokens": 2}
+    cascli.sweep(plan, output=tmp_path / "out", on_progress=bars)
+    assert kernel.made and not kernel.made[-1].closed
+    bars.close()

@@ -59,6 +59,13 @@ def test_a_reader_that_leaves_is_no_failure(line: str) -> None:
     assert (found.returncode, found.stderr) == (0, "")
 
 
+def test_a_closed_input_is_no_prompt() -> None:
+    found = shell("cascli generate - -c tiny-random <&-")
+    assert (found.returncode, found.stderr.splitlines()) == (
+        2, ["cascli: stdin is closed: give the prompt as an argument, or --prompts FILE.jsonl."],
+    )  # fmt: skip
+
+
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 STRUCK = re.compile(r"\x1b\[9[;m]")
 

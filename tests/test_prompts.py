@@ -25,3 +25,9 @@ def test_whole_characters_of_two_halves_are_text(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(r'{"prompt": "\ud83d\ude00"}')
     assert read_prompts(file)[0].turns == ("\U0001f600",)
+
+
+def test_a_category_without_a_value_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "category": null}\n{"prompt": "b", "category": 3}\n{"prompt": "c"}\n')
+    assert [prompt.category for prompt in read_prompts(file)] == ["", "3", ""]

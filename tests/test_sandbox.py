@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cascli.errors import UsageError
+from cascli.errors import RunError, UsageError
 from cascli.sweeps import guard, sandbox
 from cascli.sweeps.tasks import humaneval, programs
 
@@ -313,3 +314,60 @@ def test_a_wall_that_was_only_asked_for_is_none(monkeypatch: pytest.MonkeyPatch)
 def test_a_sandbox_that_breaks_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_start", lambda *_: (_ for _ in ()).throw(OSError("Argument list too long")))
     assert not passes(RIGHT)
+
+
+def started(code: str) -> str:
+    """What a program prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+NO_SUCH_LIMIT = """
+import json, resource, sys
+set_limit = resource.setrlimit
+def refuse(kind, most):
+    if kind == resource.RLIMIT_AS:
+        raise ValueError("current limit exceeds maximum limit")
+    set_limit(kind, most)
+resource.setrlimit = refuse
+sys.platform = "darwin"
+"""
+
+
+def test_where_nothing_can_be_walled_off_it_is_said_what() -> None:
+    """As on macOS, which has no limit of memory and none of the walls; what limits there are hold all the same."""
+    code = (
+        "from cascli.sweeps import guard; print(json.dumps([guard.build(), resource.getrlimit(resource.RLIMIT_CPU)]))"
+    )
+    missing, seconds = json.loads(started(NO_SUCH_LIMIT + code))
+    assert missing == {
+        "limit of AS": "current limit exceeds maximum limit",
+        "files": "only Linux has it", "system calls": "only Linux has it",
+    }  # fmt: skip
+    assert seconds == [guard.SECONDS, guard.SECONDS]
+
+
+@walled
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_a_lower_limit_than_ours_is_no_failure_of_the_answer(unsafe: bool) -> None:
+    code = (
+        "import resource; from cascli.sweeps import sandbox; resource.setrlimit(resource.RLIMIT_AS, (900 << 20,) * 2);"
+        f"print(sandbox.passes({RIGHT!r}, {TESTS!r}, 'f', unsafe={unsafe}))"
+    )
+    assert started(code) == "True"
+
+
+def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walls that stood when they were tried, and do not stand now: "no" would be a wrong answer's."""
+    guarded = Path(guard.__file__)
+    code = f"import runpy, sys; sys.platform = 'other'; runpy.run_path({str(guarded)!r}, run_name='__main__')"
+    monkeypatch.setattr(sandbox, "_python", lambda: [sys.executable, "-I", "-S", "-c", code])
+    with pytest.raises(RunError, match="it was not run"):
+        passes(RIGHT)
+    assert sandbox.passes(RIGHT, TESTS, "f", unsafe=True)
+
+
+def test_the_module_is_imported_where_there_is_no_such_library() -> None:
+    """As on Windows: ctypes.CDLL(None) is a TypeError there."""
+    code = "import ctypes; ctypes.CDLL = None; from cascli.sweeps import sandbox; print(sandbox.SECONDS)"
+    assert started(code) == str(guard.SECONDS + 2)

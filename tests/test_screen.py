@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +202,30 @@ def test_a_result_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="no"):
         files.write(place, "newer")
     assert sorted(each.name for each in place.parent.iterdir()) == ["a.csv", "a.csv.part"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are for administrators")
+def test_a_link_stays_one_and_a_private_file_private(tmp_path: Path) -> None:
+    place, link, later = tmp_path / "a.csv", tmp_path / "link.csv", tmp_path / "later.csv"
+    place.write_text("old")
+    place.chmod(0o600)
+    link.symlink_to(place.name)
+    files.write(link, "new")
+    assert link.is_symlink() and place.read_text() == "new" and place.stat().st_mode & 0o777 == 0o600
+    link.unlink()
+    link.symlink_to(later.name)
+    files.write(link, "where it points to")
+    assert link.is_symlink() and later.read_text() == "where it points to"
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
+def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> None:
+    """Also where that is a file: one put in its place would lose what is written to it before and later."""
+    code = "from cascli import files; from pathlib import Path; files.write(Path('/dev/stdout'), 'result')"
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+        assert os.fstat(out.fileno()).st_ino == (tmp_path / "out").stat().st_ino
+    assert (tmp_path / "out").read_text() == "result" and Path("/dev/stdout").is_symlink()
 
 
 def test_numbers_have_their_unit_and_stand_under_their_name(text_pair: Pair) -> None:

@@ -242,12 +242,19 @@ def timing(seconds: float) -> Timing:
     return Timing(median=seconds, low=seconds, high=seconds)
 
 
-def test_auto_needs_a_stop_and_is_sixteen() -> None:
+def test_auto_is_sixteen_and_rate_unless_another_stop_is_named() -> None:
     strategy = parse("speculative:stop=rate,k=auto")
     assert strategy.spec == "speculative:stop=rate,k=auto" and block_length(strategy.params) == 16
+    assert parse("speculative:k=auto") == strategy
+    cut = parse("speculative-cascade:k=auto,rule=token-v3,draft=suffix")
+    assert (
+        cut.spec
+        == "speculative-cascade:rule=token-v3,alpha=0.3,draft=suffix,max_suffix=24,min_suffix=1,stop=rate,k=auto"
+    )
+    assert parse("speculative:k=auto,stop=svip").params["stop"] == "svip"
     assert parse("speculative:stop=svip", 6).params["k"] == 6
     for text, said in {
-        "speculative:k=auto": "stop=rate,k=auto",
+        "speculative:k=auto,stop=never": "stop=rate,k=auto",
         "speculative:k=x": "k: Input should be a valid integer",
         "speculative:stop=svip,draft=prompt-lookup": "certain of every token; take stop=rate or stop=heuristic",
         "speculative:stop=rat": "did you mean 'rate'",

@@ -524,6 +524,13 @@ class Late(KeepRule):
         return d.q1 > 2
 
 @dataclass(frozen=True)
+class Wide(KeepRule):
+    def keep(self, d):
+        if d.q.shape[-1] < 100:
+            raise ValueError("a vocabulary of 100 tokens is wanted")
+        return d.q1 > 0.1
+
+@dataclass(frozen=True)
 class Twice(Base, KeepRule):
     pass
 
@@ -579,6 +586,7 @@ POINTS = """
 good = odd:Good
 raises = odd:Raises
 late = odd:Late
+wide = odd:Wide
 dialled = odd:Dialled
 tupled = odd:Tupled
 hinted = odd:Hinted
@@ -628,8 +636,8 @@ def test_whatever_is_installed_all_others_are_listed(installed: dict[str, str]) 
     for each in (
         "'chow' of odd:Good is left out: cascli has one of that name", "'UP er' of odd:Good is left out",
         "rule 'leaves' of odd_leaves:X: SystemExit: 0", "the rule 'hinted' of odd: NameError",
-        "both have this name; uninstall one of their packages", "'name' is something that cascli asks of it",
-        "a: a parameter is a number", "'reads' is something that cascli asks of it",
+        "both have this name; uninstall one of their packages", "'name' is an attribute that cascli reads",
+        "a: a parameter's default must be a number", "'reads' is an attribute that cascli reads",
         "strategy 'lost' of odd_missing:X: ModuleNotFoundError",
     ):  # fmt: skip
         assert each in said, (each, said)
@@ -645,7 +653,7 @@ def test_whatever_is_installed_all_others_are_listed(installed: dict[str, str]) 
         ("speculative-cascade:rule=valued", 2, "the rule 'valued' of odd: no licence"),
         ("speculative-cascade:rule=twice", 2, "both have this name; uninstall one"),
         ("speculative:stop=bad-begin,k=auto", 3, "the stop 'bad-begin' of odd: TypeError: boom"),
-        ("hides", 2, "'name' is something"),
+        ("hides", 2, "'name' is an attribute"),
     ],
 )
 def test_what_is_asked_for_by_name_says_what_is_wrong(
@@ -659,8 +667,45 @@ def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
     code = "from cascli.decoding.plugin_checks import *; print(*usable_rules()); print(*usable_stops())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     known, stops = (line.split() for line in done.stdout.splitlines())
-    assert {*known} == {*usable_rules(), "good", "good-too", "late"}
+    assert {*known} == {*usable_rules(), "good", "good-too", "late", "wide"}
     assert {*stops} == {*usable_stops()}
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [
+        (("compare", "hi", "--rules", "all", "--trace", "none"), "rules"),
+        (("advise", "--prompts", "builtin", "--limit", "1"), "rules and stops"),
+        (("compare", "hi", "--rules", "token-v3", "--trace", "none"), ""),
+    ],
+)
+def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
+    """By whoever goes through all of them; who asks for one by its name hears nothing of others."""
+    done = cascli(installed, *command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    of_rules = (
+        "left out: rule 'raises' of odd:Raises: ValueError: boom",
+        "left out: rule 'leaves' of odd_leaves:X: SystemExit: 0",
+    )
+    of_stops = ("left out: stop 'gone' of odd:Nothing:x", "left out: stop 'bad-begin' of odd:BadBegin: TypeError: boom")
+    for sentences, kind in ((of_rules, "rules"), (of_stops, "stops")):
+        assert all((each in said) == (kind in kinds) for each in sentences), said
+    assert "'good'" not in said and "'late'" not in said
+
+
+def test_a_rule_that_wants_more_tokens_than_are_tabulated_is_skipped(installed: dict[str, str]) -> None:
+    """Its law is told to be unknown, and no text of 16 tokens is asked of it; of what does not work it says why."""
+    code = (
+        "from cascli.audit import default_strategies, law, tables; from cascli import load_pair;"
+        "print(*default_strategies(), sep='\\n');"
+        "tree = tables.tabulate(load_pair('tiny-random'), [5, 6], 16, 1);"
+        "print(*(f'{each.subject}: {each.status}: {each.detail}' for each in law.worst_of([tree])), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
+    assert "rule=good," in done.stdout and "rule=wide" not in done.stdout
+    assert "wide: skipped: of 16 tokens: ValueError: a vocabulary of 100 tokens" in done.stdout, done.stdout
+    assert "raises: skipped: rule 'raises' of odd:Raises: ValueError: boom" in done.stdout
 
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2")])

@@ -7,7 +7,7 @@ import pytest
 
 from cascli import rules, strategies
 from cascli.errors import UsageError
-from cascli.strategies.cascade import Confidence, quantile, score
+from cascli.strategies.cascade import Confidence, score
 
 NAMES = ["cascade", "draft", "speculative", "speculative-cascade", "target", "token-cascade"]
 
@@ -101,5 +101,4 @@ def test_confidence_scores() -> None:
     assert score("sum-logprob", confidence, 0) == -6
     assert score("quantile-logprob", confidence, 0) == -3
     assert score("min-margin", confidence, 0) == 0.1
-    assert quantile([3.0, 1.0, 2.0], 0.75) == 2.5
-    assert quantile([5.0], 0.3) == 5.0
+    assert score("quantile-logprob", Confidence([-3.0, -1.0, -2.0], [0.1]), 0.75) == -1.5

@@ -29,7 +29,7 @@ def test_expected_tokens() -> None:
 
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.7])
 def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
-    assert theory.break_even(1, c) == pytest.approx(c)
+    assert theory.acceptance_for(c + 1, lambda a: theory.expected_tokens(a, 1)) == pytest.approx(c)
     assert theory.speed_up(c + 0.01, theory.best_k(c + 0.01, c), c) > 1
     assert theory.speed_up(c - 0.01, theory.best_k(c - 0.01, c), c) < 1
 
@@ -48,7 +48,7 @@ def test_rounds_of_an_answer_are_those_of_a_simulation(a: float, k: int) -> None
 
 
 def test_break_even_may_not_exist() -> None:
-    assert theory.break_even(4, 1.0, 2.0) is None
+    assert theory.acceptance_for(4 * 1.0 + 2.0, lambda a: theory.expected_tokens(a, 4)) is None
 
 
 def test_explanation_adds_up(text_pair: Pair, any_noise: None) -> None:

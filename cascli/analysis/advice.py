@@ -15,7 +15,7 @@ from pydantic import Field
 
 from cascli.analysis.answer_costs import MOST_CUT, Ratio
 from cascli.analysis.equivalents import Use
-from cascli.analysis.explanation import Explanation
+from cascli.analysis.explanation import NOISE, Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
 from cascli.analysis.statistics import FEWEST, LEVEL, Kind, difference_interval
@@ -31,7 +31,6 @@ RIVALS = 0.05
 """How far behind the best prediction another kind of drafting may be to be measured beside it."""
 UNCLEAR = 0.05
 """A difference of speeds that is not called one where there is no 95% interval."""
-NOISE = 0.1
 """The same of a prediction and what was measured."""
 MOST_LENIENT = 3
 """Strategies with loss that are measured, where answers are scored."""

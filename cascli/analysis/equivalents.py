@@ -119,14 +119,14 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
         config = {
             "method": "ngram",
             "num_speculative_tokens": k,
-            "prompt_lookup_max": params.get("max_ngram", 3),
-            "prompt_lookup_min": params.get("min_ngram", 1),
+            "prompt_lookup_max": params["max_ngram"],
+            "prompt_lookup_min": params["min_ngram"],
         }
     elif drafter == "suffix":
         config = {
             "method": "suffix",
             "num_speculative_tokens": k,
-            "suffix_decoding_max_tree_depth": params.get("max_suffix", 24),
+            "suffix_decoding_max_tree_depth": params["max_suffix"],
             "suffix_decoding_max_cached_requests": 0,
         }
         notes.append("needs arctic-inference, and drafts greedily; more cached requests also copy from other answers")
@@ -153,7 +153,7 @@ def _transformers(
         notes.append("no block verification: tokens are verified one by one")
     if drafter == "prompt-lookup":
         how |= {"prompt_lookup_num_tokens": _length(params, fixed_k)}
-        how |= {"max_matching_ngram_size": params.get("max_ngram", 3)}
+        how |= {"max_matching_ngram_size": params["max_ngram"]}
         notes += _lookup_differs(params, pair)
         return f"target.generate(**inputs, {_keywords(how)})", "; ".join(notes)
     why_not = _no_assistant(drafter, pair)
@@ -162,7 +162,7 @@ def _transformers(
     drafting, more = _assistant(params, fixed_k)
     assistant, asked = "assistant", "assistant_model=assistant"
     if drafter == "early-exit":
-        assistant, asked = "target", f"assistant_early_exit={params.get('layers', 1)}"
+        assistant, asked = "target", f"assistant_early_exit={params['layers']}"
         notes.append("the layers before the exit have a cache of their own there, and read every token twice")
     elif pair.draft_tokenizer_size is not None:
         notes.append("models with different tokenizers: it drafts otherwise there (tokenizer=, assistant_tokenizer=)")
@@ -196,18 +196,17 @@ def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any],
     stop = params.get("stop")
     if stop == "heuristic":
         schedule = {"num_assistant_tokens_schedule": "heuristic_transient"}
-        return {"num_assistant_tokens": params.get("start", 5)} | constant | schedule, []
+        return {"num_assistant_tokens": params["start"]} | constant | schedule, []
     if stop == "confidence":
         most = {"num_assistant_tokens": block_length(params)}
-        threshold = {"assistant_confidence_threshold": params.get("least_q", 0.4)}
+        threshold = {"assistant_confidence_threshold": params["least_q"]}
         return most | constant | threshold, ["the threshold moves by itself where scikit-learn is installed"]
     return {"num_assistant_tokens": _length(params, fixed_k)} | constant, [NO_STOP] if stop else []
 
 
 def _length(params: Mapping[str, Any], fixed_k: int) -> int:
     """A fixed k: the strategy's own unless a stop chooses."""
-    k = params.get("k", 4)
-    return fixed_k if "stop" in params else k
+    return fixed_k if "stop" in params else int(params["k"])
 
 
 def _model(source: str, missing: str) -> str:

@@ -167,7 +167,7 @@ class SpeculationProfile(Document):
     """None with `verify=block`."""
 
     def to_json(self, indent: int | None = 2) -> str:
-        """It as one JSON document, for people too."""
+        """Serialise to one JSON document, indented by default."""
         return super().to_json(indent)
 
 

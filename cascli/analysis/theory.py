@@ -140,11 +140,6 @@ def oracle_cost(kept: int, cost: Callable[[int], float], longest: int = 0) -> fl
     return least[-1]
 
 
-def break_even(k: int, c: float, v: float = 1.0, answer: float = math.inf) -> float | None:
-    """The acceptance from which blocks of k pay off, over answers of so many tokens; None if not even all do."""
-    return acceptance_for(c * k + v, lambda a: tokens_per_round(a, k, answer))
-
-
 def acceptance_for(tokens: float, of: Callable[[float], float]) -> float | None:
     """The acceptance from which rounds bring so many tokens, by a function that rises with it; None if not even 1."""
     if of(1.0) < tokens:

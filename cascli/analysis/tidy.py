@@ -339,7 +339,7 @@ def _of_batches(bench: Bench) -> list[Record]:
 
 
 _DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "object"}
-"""Of pandas: whole numbers and truth values that may be missing stay what they are."""
+"""Of pandas: integers and bools that may be missing stay what they are."""
 
 
 def frame(found: Table) -> pandas.DataFrame:

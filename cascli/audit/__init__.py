@@ -12,16 +12,19 @@ from cascli.audit import draws, files, joint, law, numerics, parity, rounds, tab
 from cascli.audit.report import Audit, Check, skipped
 from cascli.chat import encode
 from cascli.config import PairConfig
-from cascli.decoding.plugin_checks import usable_rules
+from cascli.decoding.plugin_checks import usable_rules, works_over
 from cascli.engine import environment
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
+from cascli.plugins import is_own
 from cascli.prompts import builtin
 from cascli.rules.base import ThresholdRule
 from cascli.strategies import Strategy, parse
 from cascli.trace import by_block, now
 
 LIKELIEST = 16
-OnProgress = Callable[[str, int, int], None]
+DEEPER = 3
+"""By which fewer tokens are tabulated where the law is one of three tokens."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,16 @@ def default_strategies(*, draft: bool = True, head: bool = False) -> list[str]:
 def sampled() -> list[str]:
     """The rules whose texts are sampled by default; the law of every rule is computed exactly.
 
-    Those that a kernel verifies, those of other packages, and of the rest, which go one path, one.
+    Those that a kernel verifies, those of other packages that work over as few tokens as an audit tabulates, and of the
+    rest, which go one path, one.
     """
     kinds = {name: rules.load(name) for name in usable_rules()}
-    ours = "cascli.rules."
     return [
         name
         for name, kind in kinds.items()
-        if name == OF_THE_REST or issubclass(kind, ThresholdRule) or not kind.__module__.startswith(ours)
+        if name == OF_THE_REST
+        or issubclass(kind, ThresholdRule)
+        or (not is_own(kind) and all(works_over(kind(), n) for n in (LIKELIEST, LIKELIEST // DEEPER)))
     ]
 
 
@@ -197,7 +202,7 @@ def _laws(
     yield from joint.joint_laws(pair, trees[0], chosen, effort.runs)
     if effort.deep:
         on_progress("joint law of three tokens")
-        deep = tables.tabulate(pair, _prompts(pair, 1)[0], LIKELIEST // 3, 2)
+        deep = tables.tabulate(pair, _prompts(pair, 1)[0], LIKELIEST // DEEPER, 2)
         yield from joint.joint_laws(pair, deep, chosen, effort.runs)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from cascli import rules
 from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.tables import Text, Tree
-from cascli.decoding.plugin_checks import usable_rules
+from cascli.decoding.plugin_checks import broken_rules, usable_rules
 from cascli.errors import UsageError, raised
 from cascli.plugins import is_own
 from cascli.rules.base import Exact, Rule
@@ -122,7 +122,7 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
     """
     worst: dict[str, float] = {}
     tried: dict[str, int] = {}
-    broken = dict.fromkeys({*rules.names()} - {*usable_rules()}, "does not work with its defaults")
+    broken = broken_rules()
     draft, target = (torch.cat([torch.stack(list(table.values())) for table in tables]) for tables in _tables(trees))
     for name, rule in all_rules(names):
         tried[name] = tried.get(name, 0) + 1

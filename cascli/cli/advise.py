@@ -138,6 +138,8 @@ def command(
     if len(asked.prompts) > 1 and task is None:
         plan = common.for_several(plan, flags)
     pair = plan.load()
+    from cascli.cli.matching import tell_left_out
+    from cascli.decoding.plugin_checks import broken_rules, broken_stops
     from cascli.jobs.advise import Advising, spread
 
     limit = plan.settings.limit
@@ -145,6 +147,7 @@ def command(
     if len(prompts) < len(asked.prompts) and limit is None:
         of = f"{len(prompts)} of {len(asked.prompts)} prompts"
         plan.screen.note(f"{of}, spread over all; --limit N takes the first N")
+    tell_left_out(plan.screen, broken_rules() | broken_stops())
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(
             pair,

@@ -11,6 +11,7 @@ from cascli.cli import common
 from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import UsageError
 from cascli.render import formats
+from cascli.sampling.parameters import MOST_DRAFTED
 
 if TYPE_CHECKING:
     from cascli.prompts import Prompt
@@ -53,7 +54,7 @@ def command(
         typer.Option(
             "--longest-block",
             min=2,
-            max=65,
+            max=MOST_DRAFTED + 1,
             metavar="N",
             help="Time target calls over 1 to this many. (default 1-9, 12, 17, 33)",
         ),

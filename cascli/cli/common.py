@@ -327,6 +327,8 @@ def prompts(argument: str | None, plan: Plan, command: str, *, whole: bool = Fal
 def _from_stdin() -> str:
     from cascli.files import PROMPTS_BYTES, bounded
 
+    if sys.stdin is None:
+        raise UsageError("stdin is closed: give the prompt as an argument, or --prompts FILE.jsonl.")
     try:
         return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8").rstrip("\n")
     except UnicodeDecodeError:

@@ -252,10 +252,10 @@ def _note_cuts(comparison: Comparison, screen: Screen) -> None:
 
 def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
     """Refuse what could not be shown or checked, before anything is loaded."""
+    from cascli.jobs.compare import check_columns
+
+    check_columns(strategies)
     specs = [strategy.spec for strategy in strategies]
-    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
-    if twice:
-        raise UsageError(f"strategy '{twice}' is given twice.")
     if min_speedup is not None and not (min_speedup > 0 and "target" in specs and len(specs) > 1):
         raise UsageError("--min-speedup needs a positive number, the strategy target, and another one.")
 

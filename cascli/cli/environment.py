@@ -42,8 +42,13 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
         yield f"environment variable {name} is unknown and changes nothing; {hint}"
 
 
+def is_on(name: str) -> bool:
+    """Whether a variable that is a switch is set, and not to a word for no."""
+    return os.environ.get(name, "").lower() not in ("", "0", "false", "no", "off")
+
+
 def tell_unknown(*, quiet: bool = False) -> None:
     """Print a line for each of them on stderr, unless nothing but the result is wanted."""
-    if not (quiet or os.environ.get("CASCLI_QUIET")):
+    if not (quiet or is_on("CASCLI_QUIET")):
         for line in unknown(os.environ):
             print(f"cascli: {plain(line)}", file=sys.stderr)

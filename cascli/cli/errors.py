@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from cascli.cli.environment import tell_unknown
+from cascli.cli.environment import is_on, tell_unknown
 from cascli.errors import CascliError, first_line, plain
 
 INTERRUPTED = 130
@@ -41,7 +41,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            if os.environ.get("CASCLI_DEBUG", "0") not in ("", "0"):
+            if is_on("CASCLI_DEBUG"):
                 traceback.print_exc()
             _end(*told(error))
 

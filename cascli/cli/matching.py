@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cascli.cli import common
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cascli.jobs.match import Wanted
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
+    from cascli.render.console import Screen
     from cascli.settings import Resolved
     from cascli.strategies import Strategy
 
@@ -23,14 +24,23 @@ def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted
     Raises:
         UsageError: an unknown name, a value out of range, or a pair without the draft model that matching needs.
     """
-    from cascli.jobs.match import budget_of, check_pair, wanted_of
-
     if not match and rules is None:
         return None
+    from cascli.decoding.plugin_checks import broken_rules
+    from cascli.jobs.match import budget_of, check_pair, wanted_of
+
     asked = wanted_of([budget_of(text) for text in match or []], rules)
+    if rules is None or rules.strip() == "all":
+        tell_left_out(plan.screen, broken_rules())
     if asked.budgets:
         check_pair(draft=plan.config.draft is not None)
     return asked
+
+
+def tell_left_out(screen: Screen, broken: Mapping[str, str]) -> None:
+    """Say of plug-ins of other packages why they are none of all."""
+    for why in broken.values():
+        screen.note(f"left out: {why}")
 
 
 def prompts(argument: str | None, plan: Plan, command: str, asked: Wanted | None) -> tuple[list[Prompt], list[Prompt]]:
@@ -52,7 +62,7 @@ def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan
     with Progress(plan.screen, "calibrating", counted=True) as progress:
         matching = calibrate(pair, others, plan.settings, asked, progress.step)
     for name in matching.without_dial:
-        plan.screen.note(f"not matched: {name} says no range in which it could be")
+        plan.screen.note(f"not matched: {name} declares no dial")
     for each in matching.matched:
         if not each.met:
             plan.screen.note(f"not matched: {each.rule}: {each.why}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -146,7 +144,7 @@ def command(
         records = Records(folder)
         with records.alone():
             compiled = settings.settings.compile
-            header = header_of(plan, task, settings.config, command=_command(), compiled=compiled)
+            header = header_of(plan, task, settings.config, command=common.command_line(), compiled=compiled)
             header = header.model_copy(update={"title": title})
             done = records.open(header, resume=resume, anyway=anyway)
             with executor_of(executor, plan, task, settings, ray_address, workers) as chosen:
@@ -238,7 +236,3 @@ def _check(required: Sequence[Requirement], records: Records, plan: SweepPlan) -
         violation = first_violation(required, [row for row in every if row.temperature == temperature])
         if violation is not None:
             raise CheckFailed(f"{violation} at temperature {temperature:g} (--require).")
-
-
-def _command() -> str:
-    return shlex.join(["cascli", *sys.argv[1:]])

@@ -236,15 +236,15 @@ class _Checked(Stopping):
             ) from None
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        return self._truth("before_step", self._asked.before_step([*drawn]))
+        return self._bool("before_step", self._asked.before_step([*drawn]))
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        return self._truth("before_draw", self._asked.before_draw([*drawn], here))
+        return self._bool("before_draw", self._asked.before_draw([*drawn], here))
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
         self._whole.learn([*seen], kept, rejected=rejected)
 
-    def _truth(self, what: str, answer: object) -> bool:
+    def _bool(self, what: str, answer: object) -> bool:
         answer = answer.item() if hasattr(answer, "item") else answer  # of numpy or torch
         if not isinstance(answer, bool):
             raise RunError(f"{self._name}: {what} must return True or False, and returns {answer!r}.")
@@ -351,9 +351,30 @@ def usable_stops() -> list[str]:
     return stops.usable(_try_stop)
 
 
-def _try_rule(rule: Rule) -> None:
-    """Ask a rule once: two positions of a vocabulary that is as large as a rule may want one."""
-    ramp = torch.arange(4096, dtype=torch.float32).reshape(1, -1) / 1000
+def broken_rules() -> dict[str, str]:
+    """The rules that `usable_rules` leaves out, each with what is wrong in a sentence."""
+    return rules.broken(_try_rule)
+
+
+def broken_stops() -> dict[str, str]:
+    """Likewise of stops."""
+    return stops.broken(_try_stop)
+
+
+def works_over(rule: Rule, vocab: int) -> bool:
+    """Whether a rule of another package can decide over a vocabulary of so few tokens; cascli's own can."""
+    if is_own(rule):
+        return True
+    try:
+        _try_rule(rule, vocab)
+    except (Exception, SystemExit):  # whatever a stranger's class does
+        return False
+    return True
+
+
+def _try_rule(rule: Rule, vocab: int = 4096) -> None:
+    """Ask a rule once: two positions of a vocabulary, by default one as large as a rule may want it."""
+    ramp = torch.linspace(0, 4, vocab).reshape(1, -1)
     p, q = (torch.cat([one, 2 * one]).softmax(dim=-1) for one in (ramp, ramp.flip(1)))
     decided(rule, Dists(q, p, q.clone(), p.clone()))
     if rule.dial is not None and not (

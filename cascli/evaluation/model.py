@@ -12,18 +12,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cascli.chat import TEMPLATE_SECONDS, ended_after
+from cascli.chat import with_template
 from cascli.engine import Request
 from cascli.errors import UsageError, first_line
 from cascli.evaluation.generation import Generation
-from cascli.jobs.compare import WARM_UP_TOKENS
-from cascli.jobs.generate import decode
+from cascli.jobs.generate import decode, warm_up_tokens
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.settings import Settings
 from cascli.strategies import Strategy
 from cascli.sweeps.likelihood import Likelihood, Reader
-from cascli.trace import Run, block_length
+from cascli.trace import Run
 
 Likelihoods = dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood]
 """By prompt and continuation."""
@@ -44,7 +44,6 @@ class Asked:
 
 
 OnAnswer = Callable[[Asked, Run], None]
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -120,19 +119,8 @@ class StrategyModel(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turns as the pair's chat template writes them; without a generation prompt the last one is gone on with."""
-        try:
-            with ended_after(TEMPLATE_SECONDS):
-                text: str = self.tokenizer.apply_chat_template(
-                    chat_history,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-        except TimeoutError:
-            raise UsageError(f"the pair's chat template does not end within {TEMPLATE_SECONDS:g} s.") from None
-        except Exception as error:
-            raise UsageError(f"the pair's chat template refuses a prompt: {first_line(error)}") from None
-        return text
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return with_template(self.tokenizer, chat_history, **how)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The strategy's answers, in the order of the requests."""
@@ -196,7 +184,7 @@ class StrategyModel(TemplateLM):
         """A few uncounted tokens before the first answer, which would be slower."""
         if not self._warm:
             for job in jobs:
-                tokens = max(WARM_UP_TOKENS, block_length(self._strategy.params) + 2)
+                tokens = warm_up_tokens(self._strategy)
                 decode(self._pair, self._strategy, replace(job, max_new_tokens=min(tokens, job.max_new_tokens)))
                 self._warm = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from cascli.evaluation.scores import Found, Main, evaluated_tasks, main_metric, 
 from cascli.evaluation.table import Evaluation
 from cascli.jobs.compare import check_columns
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.settings import Settings
 from cascli.strategies import Strategy
 from cascli.sweeps.plan import Cell
@@ -25,8 +26,6 @@ from cascli.trace import Run, now
 
 FILE = "eval.json"
 """Our document, in the folder of the results."""
-OnProgress = Callable[[str, int, int], None]
-"""Told what was answered last, how many answers there are, and of how many."""
 
 
 @dataclass

@@ -21,9 +21,10 @@ from cascli.engine import environment
 from cascli.jobs.candidates import Answers
 from cascli.jobs.compare import Repeats, counting
 from cascli.jobs.generate import conversations, converse, decode, request_of_turn, sampling_of, settings_of
-from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile
+from cascli.jobs.profile import BLOCKS, blocks_for, profile
 from cascli.jobs.recording import Seen, record
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TypedDict, Unpack
 
@@ -13,13 +14,13 @@ from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import OnRound, chosen, conversations, converse, request_of_turn, settings_of
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, default_strategy
 from cascli.strategies import Strategy
 from cascli.trace import Run
 
 DEFAULT_SIZE = 8
-OnProgress = Callable[[str, int, int], None]
 
 
 class Given(TypedDict, total=False):
@@ -134,10 +135,9 @@ def generate_many(
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()
     on_progress = on_progress or bars
-    for ended in converse_many(pair, wanted, asked, settings, batch_size):
-        done[ended.place] = ended.result
-        if on_progress is not None:
-            on_progress("answers", len(done), len(asked))
-    if bars is not None:
-        bars.close()
+    with bars or nullcontext():
+        for ended in converse_many(pair, wanted, asked, settings, batch_size):
+            done[ended.place] = ended.result
+            if on_progress is not None:
+                on_progress("answers", len(done), len(asked))
     return [run for place in sorted(done) for run in done[place]]

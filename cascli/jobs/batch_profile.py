@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from cascli.analysis.profile import Profile
-from cascli.jobs.profile import BLOCKS, OnProgress, Timed, in_a_round, of_role, set_context, synchronise
+from cascli.jobs.profile import BLOCKS, Timed, in_a_round, of_role, set_context, synchronise
 from cascli.models.batch.reader import Reader, Wanted
 from cascli.models.calls import ALONE, Role
 from cascli.models.choose_runner import choose_readers
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 
 
 def batch_profiles(

@@ -14,12 +14,12 @@ from cascli.analysis.batches import BatchMemory, BatchRun, predicted_rate, worki
 from cascli.analysis.profile import Profile
 from cascli.engine import Decoding, Request, StreamEvent
 from cascli.jobs.batch_profile import BatchTimer
-from cascli.jobs.profile import OnProgress
 from cascli.jobs.synthetic import Synthetic
 from cascli.models import memory
 from cascli.models.batch.lanes import Lanes
 from cascli.models.cache import rounded_up
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover
@@ -136,7 +136,7 @@ def _rounds(strategy: Strategy, k: int, seed: int, pair: Pair) -> _Rounds:
     )
     with closing(cast("Generator[StreamEvent | Handover]", Decoding(pair, strategy, request).steps())) as steps:
         rounds = [event.round for event in islice(steps, ROUNDS) if isinstance(event, StreamEvent)][1:]
-    seconds = [round_.seconds for round_ in rounds if round_.seconds is not None]
+    seconds = [round_.seconds for round_ in rounds]
     inside = sum(each.draft + each.verify for each in seconds)
     total = sum(each.total for each in seconds)
     return _Rounds(sum(len(round_.emitted) for round_ in rounds), total, total - inside)

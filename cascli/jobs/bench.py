@@ -19,9 +19,10 @@ from cascli.jobs import early_exit as early_exits
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.batch_runs import batch_runs, longest
 from cascli.jobs.generate import decode
-from cascli.jobs.profile import BLOCKS, OnProgress, blocks_for, profile, profiles
+from cascli.jobs.profile import BLOCKS, blocks_for, profile, profiles, synchronise
 from cascli.jobs.synthetic import Synthetic
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
 from cascli.trace import Run, block_length, now
@@ -139,18 +140,13 @@ def copy_rate(device: torch.device, repeats: int = 7) -> float:
     target = torch.empty_like(source)
     rates = []
     for repeat in range(repeats + 1):
-        _wait(device)
+        synchronise(device)
         start = time.perf_counter()
         target.copy_(source)
-        _wait(device)
+        synchronise(device)
         if repeat:
             rates.append(2 * size / (time.perf_counter() - start))
     return median(rates)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def synthetic_runs(

@@ -33,9 +33,10 @@ from cascli.decoding.speculation import asks_late
 from cascli.drafters.prompt_lookup import continuation
 from cascli.drafters.suffix import followers
 from cascli.errors import CascliError
-from cascli.jobs.recording import OnProgress, Seen
+from cascli.jobs.recording import Seen
 from cascli.jobs.rule_curves import GRID, with_dial
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.rules.base import Rule
 from cascli.sampling import distributions
 from cascli.sampling.parameters import AUTO_DRAFTED, Sampling
@@ -250,7 +251,7 @@ class Answers:
     def _settled(self, params: dict[str, Any], rule: Rule) -> Settled:
         d = self._both.d
         pi = applied(rule, d)
-        acceptance = torch.minimum(pi, d.q).sum(dim=-1).clamp_max(1)
+        acceptance = distributions.overlap(pi, d.q)
         tv = float(distributions.total_variation(pi, d.p).mean())
         late = asks_late(rule, self._pair.runner("draft"), self._pair.device, captures=self._pair.graphs.captures)
         return Settled(params, acceptance, tv, rule.reads_draft, late)

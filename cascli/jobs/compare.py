@@ -29,17 +29,26 @@ from cascli.errors import UsageError
 from cascli.jobs import match as matched
 from cascli.jobs.batch import check_prompts, converse_many
 from cascli.jobs.batch_profile import batch_profiles
-from cascli.jobs.generate import Answering, chosen, conversations, decode, request_for, settings_of, texts_of
-from cascli.jobs.profile import OnProgress, blocks_for, profile
+from cascli.jobs.generate import (
+    Answering,
+    chosen,
+    conversations,
+    decode,
+    request_for,
+    settings_of,
+    texts_of,
+    warm_up_tokens,
+)
+from cascli.jobs.profile import blocks_for, profile
 from cascli.jobs.race import race
 from cascli.models.calls import ROLES, Calls
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt, apart
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
 from cascli.trace import Handover, Run, block_length, now
 
-WARM_UP_TOKENS = 4
 """At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
 PROFILE_REPEATS = 3
 Schedule = Literal["auto", "fair", "sequential"]
@@ -234,7 +243,7 @@ class Repeats:
         """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
         ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
         for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
-            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
+            tokens = warm_up_tokens(strategy)
             decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids, earlier=()))
 
     def time_steps(self, on_progress: OnProgress | None = None) -> None:

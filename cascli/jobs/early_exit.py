@@ -13,11 +13,11 @@ from cascli.chat import Conversation
 from cascli.engine import Request
 from cascli.errors import UsageError
 from cascli.jobs.generate import decode, request_for, request_of_turn
-from cascli.jobs.profile import OnProgress
 from cascli.models.calls import Calls
 from cascli.models.pair import Pair
 from cascli.models.split import SplitRunner, exit_info
 from cascli.models.taps import tapped
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.sampling import distributions
 from cascli.settings import Resolved
@@ -98,7 +98,7 @@ def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int
             p = distributions.warp(own.forward(piece, len(piece)), request.sampling)
         for n, values in found.items():
             q = distributions.warp(split.through_head(hidden[n], before, piece), request.sampling)
-            values += torch.minimum(p, q).sum(dim=-1).tolist()
+            values += distributions.overlap(p, q).tolist()
     return found
 
 

@@ -17,7 +17,15 @@ from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers
 from cascli.settings import Resolved, checked, default_strategy, resolve
 from cascli.strategies import Strategy, parse
-from cascli.trace import Handover, Run
+from cascli.trace import Handover, Run, block_length
+
+WARM_UP_TOKENS = 4
+
+
+def warm_up_tokens(strategy: Strategy) -> int:
+    """How long an answer is that nobody times: beyond one whole round, so that all that is compiled has been."""
+    return max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
+
 
 OnRound = Callable[[StreamEvent | Handover], None]
 

@@ -12,9 +12,10 @@ from cascli.analysis.matching import Matched, Matching, strategies_of
 from cascli.chat import Conversation, encode
 from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError, unknown
-from cascli.jobs.recording import OnProgress, record
+from cascli.jobs.recording import record
 from cascli.jobs.rule_curves import lossless_calls, match
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved
 from cascli.strategies import Strategy, parse
@@ -75,7 +76,9 @@ def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] |
     chosen = [(name, rules.load(name)) for name in dict.fromkeys(usable_rules() if every else names or ())]
     undialled = [name for name, kind in chosen if values and kind.dial is None]
     if undialled and not every:
-        raise UsageError(f"rule '{undialled[0]}': says no range in which it could be matched (its `dial`)")
+        raise UsageError(
+            f"rule '{undialled[0]}' declares no `dial`, so it cannot be matched; leave it out of the rules"
+        )
     return Wanted(tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled))
 
 

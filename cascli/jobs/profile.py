@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from cascli.models.calls import Calls, Write
 from cascli.models.gpu.graph_runner import LONGEST
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.split import SplitRunner
+from cascli.notebook import OnProgress
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 
@@ -28,7 +29,6 @@ GPU_CALLS = 8
 """Calls that a GPU is timed over."""
 SAMPLER = Sampler(Sampling(), reads_base=False)
 """What a drafting step draws from."""
-OnProgress = Callable[[str, int, int], None]
 Timed = dict[tuple[str, int], list[float]]
 """Seconds of calls, by the model and the tokens that one reads."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from cascli.decoding.plugin_checks import applied
 from cascli.engine import StreamEvent
 from cascli.jobs.generate import converse
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
@@ -31,7 +32,6 @@ OCTAVES, STEPS = 8, 4
 """Ratios of the models' probabilities are told apart up to a factor of 2 ** 8 either way, in quarters of an octave."""
 LUMPS = 2 * 2 * OCTAVES * STEPS * SPLITS
 """Columns for all other tokens: by the ratio p1 / q1, and by which of p and q is larger."""
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def record(
         d=(d := joined(parts)),
         passed=torch.cat(passed),
         expected=torch.cat(expected),
-        tail=_tail(d),
+        tail=mass_in_lumps(d),
         lengths=tuple(len(run.token_ids) for run in runs),
         calls=sum(run.metrics.target_calls for run in runs),
         runs=tuple(runs),
@@ -203,7 +203,7 @@ def _visited(d: Dists, pi: Tensor, ids: Sequence[int]) -> tuple[Compact, Tensor,
     n = len(ids)
     d, pi, tokens = Dists(*(rows[:n] for rows in d)), pi[:n], torch.tensor(ids, device=pi.device)
     passed = (distributions.at(d.q, tokens) / distributions.at(pi, tokens)).clamp(max=1)
-    return compact(d), passed, torch.minimum(d.q, pi).sum(dim=-1)
+    return compact(d), passed, distributions.overlap(d.q, pi)
 
 
 def joined(parts: Sequence[Compact]) -> Compact:
@@ -212,14 +212,8 @@ def joined(parts: Sequence[Compact]) -> Compact:
     return Compact.of([torch.cat(each) for each in zip(*parts, strict=True)], entropies)
 
 
-def _tail(d: Dists) -> Tensor:
+def mass_in_lumps(d: Dists) -> Tensor:
     """The larger one of both models' masses in the lumps of compacted distributions."""
     if d.q.shape[-1] != HEAD + LUMPS:
         return d.q.new_zeros(d.q.shape[0])
     return torch.maximum(d.q[:, HEAD:].sum(dim=-1), d.p[:, HEAD:].sum(dim=-1))
-
-
-def seen_of(d: Dists, lengths: Sequence[int] | None = None) -> Seen:
-    """Compacted distributions of which no answer is known; one answer unless lengths say otherwise."""
-    exact = torch.minimum(d.q, d.p).sum(dim=-1)
-    return Seen(d, exact, exact, _tail(d), tuple(lengths or (d.q.shape[0],)))

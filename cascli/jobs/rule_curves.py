@@ -67,7 +67,7 @@ def predicted_calls(rule: Rule, seen: Seen, k: int) -> float:
 
 def _acceptance(pi: torch.Tensor, seen: Seen) -> torch.Tensor:
     """The probability `[N]` that a drafted token passes: sum over tokens of min(q, pi)."""
-    return torch.minimum(pi, seen.d.q).sum(dim=-1).clamp_max(1)
+    return distributions.overlap(pi, seen.d.q)
 
 
 def _calls(acceptance: torch.Tensor, seen: Seen, k: int) -> float:
@@ -78,14 +78,14 @@ def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Ru
     """Rules that can be turned from the target towards the draft model, by name; all that can by default.
 
     Raises:
-        UsageError: one that is asked for does not exist, or says no range.
+        UsageError: one that is asked for does not exist, or declares no dial.
     """
     for name in usable_rules() if names is None else names:
         kind = rules.load(name)
         if kind.dial is not None:
             yield name, kind, kind.dial
         elif names is not None:
-            raise UsageError(f"rule '{name}': says no range in which it could be matched (its `dial`)")
+            raise UsageError(f"rule '{name}' declares no `dial`, so it cannot be matched; leave it out of the rules")
 
 
 def match(

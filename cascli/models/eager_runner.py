@@ -63,12 +63,12 @@ class EagerRunner(Runner):
 
     @property
     def prompt_block(self) -> int | None:
-        """As it was made."""
+        """Tokens of one piece of a prompt; None to read it whole."""
         return self._prompt_block
 
     @property
     def in_parts(self) -> bool:
-        """It is."""
+        """True: `read_at` is there."""
         return True
 
     @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,22 @@ def load_pair(
     bars = notebook.bars() if report is None and on_stage is unseen else None
     if bars is not None:
         report, on_stage = bars.report, bars.stage
+    with bars or nullcontext():
+        return _load(source, draft, target, device, dtype, offline, cuda_graphs, compile, report, on_stage)
+
+
+def _load(
+    source: str | Path | Mapping[str, Any] | PairConfig | None,
+    draft: str | Path | None,
+    target: str | Path | None,
+    device: str | None,
+    dtype: str | None,
+    offline: bool | None,
+    cuda_graphs: bool | None,
+    compile: bool | None,
+    report: Report | None,
+    on_stage: OnStage,
+) -> Pair:
     checked({key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
     config = _config(source, draft, target)
     defaults = config.defaults
@@ -129,8 +146,6 @@ def load_pair(
         name, where_it_is = HEAD + _name(drafts, folders["draft"]), there(folders["draft"])
         models["draft"] = load_head(drafts, name, where_it_is, head, kinds["draft"], large, vocab, stages.reached)
         stages.end()
-    if bars is not None:
-        bars.close()
     return Pair(
         config=config,
         draft=models.get("draft"),

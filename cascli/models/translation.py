@@ -38,6 +38,7 @@ from torch import Tensor
 
 from cascli.errors import ConfigError
 from cascli.models.contents import Contents
+from cascli.sampling.distributions import wide
 from cascli.weights.home import cache_home
 
 LEAST = 0.1
@@ -100,7 +101,7 @@ class Translation:
 
     def logits(self, own: Tensor) -> Tensor:
         """The draft's logits `[n, V_draft]` as logits `[n, V]` of the target's tokens (float32 or wider)."""
-        own = _wide(own)
+        own = wide(own)
         out = own.new_full((own.shape[0], self.target.size), -torch.inf)
         for i, (ours, theirs) in enumerate(self._on(own.device)):
             said = own.index_select(1, ours)
@@ -110,7 +111,7 @@ class Translation:
     def share(self, own: Tensor) -> Tensor:
         """q(I): how much mass `[n]` of the draft's logits `[n, V_draft]` is on tokens that both can say."""
         said = torch.cat([ours for ours, _ in self._on(own.device)])
-        return _wide(own).softmax(dim=-1).index_select(1, said).sum(dim=-1).clamp_max(1.0)
+        return wide(own).softmax(dim=-1).index_select(1, said).sum(dim=-1).clamp_max(1.0)
 
     def _on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         if self._parts[0][0].device != device:
@@ -155,10 +156,6 @@ class Translation:
         own += self.draft.contents.encode(data)
         begin = self.draft.begin if self.draft.begins else None
         return ([] if begin is None or own[:1] == [begin] else [begin]) + own or [self.draft.filler]
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _pairs(draft: Vocabulary, target: Vocabulary) -> list[tuple[int, int]]:

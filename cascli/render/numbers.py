@@ -16,7 +16,7 @@ def share(value: float | None) -> str:
 
 
 def yes_no(value: bool | None) -> str:
-    """A truth value."""
+    """A bool as yes or no."""
     return DASH if value is None else ("yes" if value else "no")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cascli import plugins
 from cascli.rules.base import Rule
 
-__all__ = ["Rule", "load", "names", "usable"]
+__all__ = ["Rule", "broken", "load", "names", "usable"]
 
 
 def names() -> list[str]:
@@ -19,6 +19,11 @@ def names() -> list[str]:
 def usable(works: Callable[[Rule], object]) -> list[str]:
     """The names of all rules but those of other packages that cannot be made, or for which `works` raises something."""
     return plugins.usable(sys.modules[__name__], "rule", Rule, works)
+
+
+def broken(works: Callable[[Rule], object]) -> dict[str, str]:
+    """The names that `usable` leaves out, and why."""
+    return plugins.broken(sys.modules[__name__], "rule", Rule, works)
 
 
 def load(name: str) -> type[Rule]:

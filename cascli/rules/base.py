@@ -206,7 +206,7 @@ class ThresholdRule(KeepRule):
         tested = d.q1.amax(dim=-1, keepdim=True) if t.tests == "best q1" else getattr(d, t.tests)
         least = t.of_best_p1 * d.p1.amax(dim=-1, keepdim=True) + t.constant
         if t.of_disagreement:
-            least = least + t.of_disagreement * (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
+            least = least + t.of_disagreement * d.disagreement()
         if not t.likeliest:
             return tested >= least
         from cascli.rules._tail import nth_largest

@@ -34,5 +34,4 @@ class OptLog(KeepRule):
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]`."""
-        disagreement = (d.p - d.q).clamp_min(0).sum(dim=-1, keepdim=True)
-        return d.entropy("q1") <= d.entropy("p1") + self.alpha * disagreement
+        return d.entropy("q1") <= d.entropy("p1") + self.alpha * d.disagreement()

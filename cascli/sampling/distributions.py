@@ -27,19 +27,24 @@ class Dists(NamedTuple):
     q1: Tensor
     p1: Tensor
 
+    def disagreement(self) -> Tensor:
+        """TV(q, p), `[n, 1]`."""
+        return total_variation(self.p, self.q).unsqueeze(-1)
+
     def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
         """Of one of them, in nats, `[n, 1]`; a probability of 0 counts as nothing, without a number added to it."""
         probs: Tensor = getattr(self, of)
         return torch.special.entr(probs).sum(dim=-1, keepdim=True)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: sums over a vocabulary of fewer bits are not worth their name."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def base(logits: Tensor) -> Tensor:
     """Probabilities `[n, V]` at temperature 1 without truncation."""
-    return torch.softmax(_wide(logits), dim=-1)
+    return torch.softmax(wide(logits), dim=-1)
 
 
 def warp(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -48,7 +53,7 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     Top-k keeps ties with the k-th largest logit; top-p keeps the smallest set of most likely tokens
     whose mass reaches `top_p`, at least one.
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     if sampling.temperature == 0:
         top = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, top, 1.0)
@@ -94,6 +99,14 @@ def at(rows: Tensor, tokens: Tensor) -> Tensor:
 def total_variation(a: Tensor, b: Tensor) -> Tensor:
     """Total variation `[...]` between distributions `[..., V]`: the mass that `a` has above `b`."""
     return (a - b).clamp_min(0).sum(dim=-1)
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """What distributions `[..., V]` have in common, `[...]`: the chance that a draft from one passes the other's check.
+
+    Beyond 1 only by rounding, and then cut there.
+    """
+    return torch.minimum(a, b).sum(dim=-1).clamp_max(1)
 
 
 def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cascli import plugins
 from cascli.stops.base import Stop
 
-__all__ = ["Stop", "load", "names", "usable"]
+__all__ = ["Stop", "broken", "load", "names", "usable"]
 
 
 def names() -> list[str]:
@@ -19,6 +19,11 @@ def names() -> list[str]:
 def usable(works: Callable[[Stop], object]) -> list[str]:
     """The names of all stops but those of other packages that cannot be made, or for which `works` raises something."""
     return plugins.usable(sys.modules[__name__], "stop", Stop, works)
+
+
+def broken(works: Callable[[Stop], object]) -> dict[str, str]:
+    """The names that `usable` leaves out, and why."""
+    return plugins.broken(sys.modules[__name__], "stop", Stop, works)
 
 
 def load(name: str) -> type[Stop]:

@@ -228,7 +228,7 @@ class RuleStrategy(Strategy):
 class Speculating(Strategy):
     """Rounds of at most k drafted tokens, which the target checks in one call, token by token or as blocks.
 
-    `k=auto` leaves the length to the stop, up to `AUTO_DRAFTED`.
+    `k=auto` leaves the length to the stop, up to `AUTO_DRAFTED`; to `rate` where none is named.
     """
 
     draft: Drafter = MODEL
@@ -241,7 +241,7 @@ class Speculating(Strategy):
 
         Raises:
             UsageError: a rule or a stop that reads the confidence of a draft that is certain of every token; `k=auto`
-                without a stop.
+                with a stop that ends no draft.
         """
         rule = self.verification_rule
         if self.draft.one_hot:
@@ -258,6 +258,11 @@ class Speculating(Strategy):
                 )
         if self.k == "auto" and isinstance(self.stop, Never):
             raise UsageError("k=auto: say by what a round's length is chosen, such as stop=rate,k=auto")
+
+    @classmethod
+    def build(cls, values: Mapping[str, str]) -> Self:
+        """As any strategy; of `k=auto` alone the stop is `rate`, which needs no parameter and any drafter can have."""
+        return super().build({"stop": "rate", **values} if values.get("k") == "auto" else values)
 
     @classmethod
     def parts(cls) -> dict[str, Part]:

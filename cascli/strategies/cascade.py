@@ -6,13 +6,13 @@ log-probabilities and margins (Gupta et al. 2024, arXiv 2404.10136: Chow-Average
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from cascli.analysis.statistics import percentile
 from cascli.decoding.alone import write
 from cascli.models.calls import ALONE, Calls, Role
 from cascli.strategies.base import Strategy
@@ -36,14 +36,6 @@ class Confidence(NamedTuple):
     """How far the most likely token stood above the second, as probabilities."""
 
 
-def quantile(values: Sequence[float], level: float) -> float:
-    """The `level`-quantile with linear interpolation; level 0 is the minimum."""
-    ordered = sorted(values)
-    place = level * (len(ordered) - 1)
-    low, high = math.floor(place), math.ceil(place)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
 def score(name: str, confidence: Confidence, level: float) -> float:
     """One number for a whole answer of at least one token; higher is more confident."""
     return SCORES[name](confidence, level)
@@ -52,7 +44,7 @@ def score(name: str, confidence: Confidence, level: float) -> float:
 SCORES: dict[str, Callable[[Confidence, float], float]] = {
     "mean-logprob": lambda c, _: sum(c.logprobs) / len(c.logprobs),
     "sum-logprob": lambda c, _: sum(c.logprobs),
-    "quantile-logprob": lambda c, level: quantile(c.logprobs, level),
+    "quantile-logprob": lambda c, level: percentile(c.logprobs, level),
     "min-margin": lambda c, _: min(c.margins),
 }
 

@@ -24,7 +24,7 @@ class Target(Strategy):
 
     @property
     def needs_draft(self) -> bool:
-        """It does not."""
+        """False: the target answers alone."""
         return False
 
     def decode(self, s: Session) -> Iterator[Round]:

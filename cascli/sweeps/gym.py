@@ -123,7 +123,7 @@ def gym(task: TaskConfig, count: int) -> Gym:
     dataset = _dataset_of(task)
     if task.dataset not in _READ and _RUNS.search(_source(type(dataset))):
         raise UsageError(
-            f"task.dataset: {task.dataset} may run what models write as Python, and no wall is around it; take another"
+            f"task.dataset: {task.dataset} may run what models write as Python, which is not sandboxed; take another"
         )
     entries = {f"{task.dataset}-{task.seed}-{place}": each for place, each in islice(_distinct(task, dataset), count)}
     if len(entries) < count:

@@ -16,7 +16,8 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.settings import WHOLE_ANSWERS, Dtype, Stops, Strict, first_problem
+from cascli.sampling.parameters import MOST_DRAFTED
+from cascli.settings import WHOLE_ANSWERS, Device, Dtype, Stops, Strict, first_problem
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -126,7 +127,7 @@ class Match(_Strict):
     target_calls_per_token: Annotated[
         list[Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)
     ]
-    k: Annotated[int, Field(ge=1, le=64)] = 4
+    k: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] = 4
     rules: Annotated[list[str] | None, BeforeValidator(lambda value: None if value == "all" else value)] = None
     """All that can be turned from the target to the draft model by default."""
 
@@ -137,7 +138,7 @@ class SweepPlan(_Strict):
     pair: str | dict[str, Any] = DEFAULT_PAIR
     """A pair's name, the path of its file (relative to this one), or what would stand in it."""
     dtype: Dtype = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     strategies: Annotated[list[Entry], Field(min_length=1)]
     """The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.
 
@@ -261,10 +262,6 @@ class Cell(_Strict):
         """The cell as a string that no other cell has; greedy answers are the same whatever the seed."""
         seed = f" seed={self.seed}" if self.temperature else ""
         return f"{self.strategy} T={self.temperature}{seed} #{self.repeat}"
-
-    def same_law_as(self, spec: str) -> Cell:
-        """The cell of another strategy under the same circumstances."""
-        return self.model_copy(update={"strategy": spec})
 
 
 def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:

@@ -19,18 +19,19 @@ from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
+from cascli.notebook import OnProgress
 from cascli.sweeps.plan import Match, SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Task
 from cascli.sweeps.units import Unit, batches, by_prompt
-from cascli.sweeps.worker import OnProgress, Worker
+from cascli.sweeps.worker import Worker
 
 MOST_TRIES = 3
 """How often a unit is begun before its loss is recorded as its error."""
 START_SECONDS = 1800
+"""How long a worker may take to fetch and load the pair."""
 LOOK_SECONDS = 60
 """Between two looks at whether there is still a machine."""
-"""How long a worker may take to fetch and load the pair."""
 
 
 @dataclass
@@ -150,11 +151,11 @@ class RayExecutor:
         return {**told[0], "executor": f"ray, {len(calls)} workers"}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
-        """By one worker: what is judged are its own runs."""
+        """Every threshold rule at every alpha, by one worker, whose own runs they are judged by."""
         return self._of_one(self._workers[0].rule_estimates.remote(k))
 
     def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """Likewise."""
+        """The settings that meet the budgets, by one worker, whose own runs they are judged by."""
         return self._of_one(self._workers[0].matched.remote(wanted))
 
     def _of_one(self, call: Any) -> list[Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ from cascli.analysis.matching import Matched, strategies_of
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
+from cascli.notebook import OnProgress
 from cascli.settings import checked
 from cascli.sweeps import sandbox
 from cascli.sweeps.overriding import overridden
@@ -29,8 +31,6 @@ from cascli.trace import now
 
 if TYPE_CHECKING:
     from cascli.models.pair import Pair
-
-OnProgress = Callable[[str, int, int], None]
 
 
 class Executor(Protocol):
@@ -143,7 +143,7 @@ def sweep(
     from cascli.models.load import load_pair
     from cascli.sweeps.worker import Worker
 
-    on_progress = on_progress or notebook.bars()
+    bars = notebook.bars() if on_progress is None else None
     if pair is not None and (dtype is not None or device is not None):
         raise UsageError("dtype, device: the pair is loaded already; say so when it is loaded.")
     path = None if isinstance(source, Mapping) else plan_file(str(source))
@@ -161,7 +161,7 @@ def sweep(
         task, _ = allowed(task, allow=allow_code_execution, unsafe=False)
     config = pair_of(plan, folder, where) if pair is None else pair.config
     records = Records(Path(output or plan.output))
-    with records.alone():
+    with bars or nullcontext(), records.alone():
         header = header_of(plan, task, config, command=f"sweep({where!r})")
         if pair is not None:
             header = header.model_copy(update={"asked": header.asked | {"precision": pair.info.dtypes}})
@@ -169,12 +169,10 @@ def sweep(
         if pair is None:
             pair = load_pair(config, device=plan.chosen_device, dtype=plan.chosen_dtype, offline=offline)
         worker = Worker(pair, plan, task)
-        header = settled(worker, plan, header, records.header() if done else None, on_progress)
+        header = settled(worker, plan, header, records.header() if done else None, on_progress or bars)
         records.write_header(header)
         whole = with_strategies(plan, header.added())
-        carry_out(worker, whole, task, records, done, on_progress)
-    if isinstance(on_progress, notebook.Bars):
-        on_progress.close()
+        carry_out(worker, whole, task, records, done, on_progress or bars)
     all_failed(done)
     return SweepRows(rows(records.read(), whole), header)
 

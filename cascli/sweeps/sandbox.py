@@ -1,7 +1,7 @@
 """Whether a model's code passes tests: both run behind walls, in two processes that know nothing of each other.
 
 The answer computes in one; the tests ask it over a pipe from another, and rebuild its results from plain values, so
-that no object, frame or exit code of the answer's can speak for it. What such code still can do is in the README.
+that no object, frame or exit code of the answer's can speak for it. SECURITY.md says what such code can still do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cascli.errors import UsageError
+from cascli.errors import RunError, UsageError
 from cascli.sweeps import guard
 
 SECONDS = guard.SECONDS + 2
@@ -55,6 +55,9 @@ def passes(answer: str, tests: str, name: str, *, unsafe: bool = False) -> bool:
     """Whether the function `name` that `answer` defines passes the `check` that `tests` define, in time.
 
     Whatever goes wrong, here or there, is "no".
+
+    Raises:
+        RunError: a wall is missing, and `unsafe` was not said.
     """
     try:
         return _passes(answer, tests, name, "!" if unsafe else "")
@@ -92,7 +95,10 @@ def _verdict(judge: subprocess.Popen[bytes], verdict: int) -> bool:
         code = judge.wait(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return False
-    return code == 0 and os.read(verdict, 16) == b"passed"
+    said = os.read(verdict, 16)
+    if said == guard.UNWALLED:
+        raise RunError("the walls around generated code, which stood before, cannot be built any more: it was not run.")
+    return code == 0 and said == b"passed"
 
 
 def _pipe(ends: list[int]) -> tuple[int, int]:

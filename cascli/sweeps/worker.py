@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,13 +17,13 @@ from cascli.analysis.speculation_profile import histogram
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, environment
 from cascli.errors import RunError, UsageError
-from cascli.jobs.compare import WARM_UP_TOKENS
-from cascli.jobs.generate import decode
+from cascli.jobs.generate import decode, warm_up_tokens
 from cascli.jobs.match import fitting
 from cascli.jobs.recording import record
 from cascli.jobs.rule_curves import match, rule_estimates, with_dial
 from cascli.models.batch.lanes import Lanes
 from cascli.models.pair import Pair
+from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
@@ -34,8 +34,6 @@ from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Example, Task
 from cascli.sweeps.units import Unit, by_cell
 from cascli.trace import Run, block_length
-
-OnProgress = Callable[[str, int, int], None]
 
 
 class Worker:
@@ -133,7 +131,7 @@ class Worker:
         if cell.strategy not in self._warm:
             self._warm.add(cell.strategy)
             strategy = parse(cell.strategy)
-            tokens = max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
+            tokens = warm_up_tokens(strategy)
             first = Example(problem.id, problem.prompt)
             answers(pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from cascli.errors import RunError
 
 GB = 1e9
+HOME = "CASCLI_HOME"
 FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
-def full_message(folder: Path, needed: int) -> str:
-    """Say how much `folder` needs (bytes, 0 if not known) and has, and what to do."""
+def full_message(folder: Path, needed: int, variable: str = HOME) -> str:
+    """Say how much `folder` needs (bytes, 0 if not known) and has, and what to do: what it is moved by."""
     need = f"about {needed / GB:.1f} GB are needed and " if needed else ""
     return (
         f"{folder}: not enough disk space: {need}{_free(folder) / GB:.1f} GB are free.\n"
-        "Free some space, or set CASCLI_HOME to a folder on a larger disk."
+        f"Free some space, or set {variable} to a folder on a larger disk."
     )
 
 
@@ -36,8 +37,13 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def writing(folder: Path, needed: int = 0) -> Iterator[None]:
+def writing(folder: Path, needed: int = 0, variable: str = HOME) -> Iterator[None]:
     """Turn what the system says when a write in `folder` fails into an error that a user can act on.
+
+    Args:
+        folder: where is written.
+        needed: bytes, 0 if not known.
+        variable: of the environment, which says where this folder lies.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
@@ -47,11 +53,11 @@ def writing(folder: Path, needed: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise RunError(full_message(folder, needed)) from error
+            raise RunError(full_message(folder, needed, variable)) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
             raise RunError(
                 f"{error.filename or folder}: cannot be written: {error.strerror}.\n"
-                "Set CASCLI_HOME to a folder that you can write to."
+                f"Set {variable} to a folder that you can write to."
             ) from error
         raise
 

@@ -47,7 +47,7 @@ def download_snapshot(source: HubSource, report: Report) -> Path:
     """
     from huggingface_hub import constants, snapshot_download
 
-    with _explained(source), writing(Path(constants.HF_HUB_CACHE)), checked(source):
+    with _explained(source), writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"), checked(source):
         folder = snapshot_download(**_files(source), tqdm_class=_reporting(report))
     if not has_model(Path(folder)):
         raise RunError(f"{source}: the repository has no config.json with safetensors weights.\nChoose one that has.")

@@ -220,6 +220,23 @@ def test_a_child_writes_where_it_is_told_and_ends_when_told(tmp_path):
     assert children.run([sys.executable, "-c", ""], tmp_path) == (1, "cancelled")
 
 
+def test_a_child_that_is_begun_while_all_are_ended_ends_too(tmp_path, monkeypatch):
+    """Between the question whether any may be begun and the list of those that are."""
+    children, plain, ending = Children(), pip_download.subprocess.Popen, []
+
+    def slowly(*given, **named):
+        ending.append(threading.Thread(target=children.end))
+        ending[0].start()
+        time.sleep(0.2)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(pip_download.subprocess, "Popen", slowly)
+    start = time.monotonic()
+    code, _ = children.run([sys.executable, "-c", "import time; time.sleep(30)"], tmp_path)
+    ending[0].join()
+    assert code != 0 and time.monotonic() - start < 20
+
+
 @pytest.mark.parametrize("name", ["pip.py", "pip/__main__.py", "sitecustomize.py", "zipfile.py"])
 def test_nothing_of_the_current_folder_runs(name, tmp_path, monkeypatch):
     """The real pip is started, from a folder that would like to be it; there is nothing to fetch."""

@@ -109,7 +109,8 @@ _Broken.__module__ = "httpx._exceptions"
         (errors.LocalEntryNotFoundError("x"), r"cannot be reached .*\nRun 'hf download some/model --revision v1'"),
         (errors.HFValidationError("Repo id must be\nmore"), "Repo id must be$"),
         (_Broken("reset by peer"), "the connection to the hub broke: reset by peer"),
-        (OSError(28, "No space left on device"), "not enough disk space"),
+        (OSError(28, "No space left on device"), "(?s)not enough disk space.*set HF_HOME to a folder"),
+        (PermissionError(13, "Permission denied"), "(?s)cannot be written.*Set HF_HOME to a folder"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

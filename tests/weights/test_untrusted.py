@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 import cascli
@@ -266,3 +270,17 @@ def test_a_gguf_of_odd_alignment_is_refused(tmp_path: Path) -> None:
     file.write_bytes(data[:16] + pairs.to_bytes(8, "little") + entry + data[24:])
     with pytest.raises(RunError, match=r"general.alignment is 0"):
         GgufFile(file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_tokenizer_is_tried_where_memory_is_limited_already(tmp_path: Path) -> None:
+    """macOS lets no such limit be set at all: a process that says so must not count as a damaged file."""
+    Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30));"
+        "from pathlib import Path; from cascli.weights.untrusted import try_tokenizer;"
+        f"try_tokenizer(Path({str(tmp_path / 'tokenizer.json')!r}))"
+    )
+    environment = os.environ | {"CASCLI_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr

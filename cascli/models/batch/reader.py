@@ -159,7 +159,7 @@ class OneByOne(Reader):
         self.draws = all(each.draws for each in runners)
 
     def shares(self, n: int) -> bool:
-        """None."""
+        """False: every text has a runner of its own."""
         del n
         return False
 

@@ -18,9 +18,10 @@ from cascli import kernels
 from cascli.models.cpu.row_attention import NAME as ROWS
 from cascli.models.gpu.grouped_attention import masked_attention
 from cascli.models.gpu.texts_attention import OfTexts, attend_texts
+from cascli.sampling.parameters import MOST_DRAFTED
 
 NAME = "cascli_decode"
-MOST_ROWS = 65
+MOST_ROWS = MOST_DRAFTED + 1
 """The longest block of a round; longer ones are prompts."""
 
 

@@ -27,10 +27,11 @@ from cascli.models.gpu.merged import Merged
 from cascli.models.gpu.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
 from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
+from cascli.sampling.parameters import MOST_DRAFTED
 
 Result = TypeVar("Result")
 
-LONGEST = 65
+LONGEST = MOST_DRAFTED + 1
 """The longest block of a round: 64 drafted tokens and one."""
 MOST_SAMPLERS = 16
 """Samplers whose drafts are kept captured; a sweep may have many."""
@@ -157,7 +158,7 @@ class GraphRunner(Runner):
 
     @property
     def in_parts(self) -> bool:
-        """It is."""
+        """True: `read_at` is there."""
         return True
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 from fnmatch import fnmatchcase
@@ -42,17 +43,19 @@ class Children:
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._closed = False
+        self._lock = threading.Lock()
 
     def run(self, command: list[str], temporary: Path) -> tuple[int, str]:
         """Run `command` with its temporary files in `temporary`; returns its exit status and output."""
         places = {name: str(temporary) for name in ("TMPDIR", "TMP", "TEMP")}
-        if self._closed:
-            return 1, "cancelled"
-        process = subprocess.Popen(
-            command, env=os.environ | places, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self._running.add(process)
+        with self._lock:  # one that is begun while all are ended is among them
+            if self._closed:
+                return 1, "cancelled"
+            process = subprocess.Popen(
+                command, env=os.environ | places, text=True, errors="replace",
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            self._running.add(process)
         try:
             output, _ = process.communicate()
         finally:
@@ -61,9 +64,10 @@ class Children:
 
     def end(self) -> None:
         """End every process that is still running and start no other."""
-        self._closed = True
-        for process in list(self._running):
-            process.terminate()
+        with self._lock:
+            self._closed = True
+            for process in list(self._running):
+                process.terminate()
 
 
 def download_wheel(requirement: str, folder: Path, children: Children) -> Path:
