@@ -6,7 +6,7 @@ A number that was not computed is None, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 
@@ -526,3 +526,16 @@ class Runs(Document):
 
     schema_name: Literal["cascli.runs/1"] = Field("cascli.runs/1", alias="schema")
     runs: list[Run] = Field(min_length=1)
+
+
+def prompts_of(runs: Sequence[Run]) -> list[Hashable]:
+    """What tells the prompts of runs apart, for each run: its prompt's id, or the place of its first turn.
+
+    Args:
+        runs: of one strategy, the turns of a prompt behind each other.
+    """
+    found: list[Hashable] = []
+    for place, run in enumerate(runs):
+        goes_on = run.turn > 0 and place > 0 and not runs[place - 1].prompt_id
+        found.append(run.prompt_id or (found[-1] if goes_on else place))
+    return found

@@ -22,6 +22,7 @@ from cascli.analysis import advice as choosing
 from cascli.analysis.advice import Advice, Candidate, Compared, Confirmed, Levers, Tolerance
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import use
+from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine, Recorded, along, best_length, fixed_cost, oracle, replayed, with_stop
 from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, speed_up
 from cascli.cli.app import app
@@ -30,10 +31,11 @@ from cascli.engine import Request
 from cascli.errors import UsageError
 from cascli.jobs.advise import RECORDED_K, Measured, halves, spread
 from cascli.jobs.candidates import Answers, _while_known
+from cascli.jobs.compare import Repeats
 from cascli.jobs.generate import converse, decode
 from cascli.jobs.recording import record
 from cascli.prompts import Prompt, builtin
-from cascli.render.advice import print_advice
+from cascli.render.advice import _basis, _most, print_advice
 from cascli.render.console import Screen
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
@@ -790,15 +792,16 @@ def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, mon
         if request.max_new_tokens > RECORDED_K + 2 and strategy.name not in paused:
             paused.append(strategy.name)
             pause = 100.0
-        told = {"other": run.metrics.seconds.other + pause, "prefill": 1.0 + pause if alone else 1.5}
+        other = run.metrics.num_rounds * (0.01 if alone else 0.03)
+        told = {"other": other + pause, "prefill": 1.0 + pause if alone else 1.5}
         seconds = run.metrics.seconds.model_copy(update=told)
         return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": seconds})})
 
     monkeypatch.setattr("cascli.jobs.advise.decode", decode_with_a_pause)
     found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
     assert len(paused) == 2
-    assert found.machine.outside * found.machine.step_seconds < 1
-    assert found.machine.outside_alone * found.machine.step_seconds < 1
+    assert found.machine.outside * found.machine.step_seconds == pytest.approx(0.03)
+    assert found.machine.outside_alone * found.machine.step_seconds == pytest.approx(0.01)
     assert found.machine.draft_reading == pytest.approx(0.5)
 
 
@@ -846,6 +849,40 @@ def test_a_conversation_is_scored_by_its_last_turn(near_pair: Pair) -> None:
     asked = [Prompt((f"{i}", "more"), f"{i}") for i in range(4)]
     advise(near_pair, asked, max_new_tokens=4, temperature=1, max_quality_loss=0.5, score=score)
     assert turns and set(turns) == {(1, 1)}
+
+
+def test_prompts_without_ids_are_told_apart_and_their_turns_are_not(near_pair: Pair) -> None:
+    """As Python may make them: a score is of a prompt, and so are what it took and how many there were."""
+    scored: list[tuple[str, int]] = []
+
+    def score(prompt: Prompt, run: Run, _: Run) -> float:
+        scored.append((prompt.turns[0], run.turn))
+        return 1.0
+
+    asked = [Prompt(("a", "more")), Prompt(("b",))]
+    found = advise(near_pair, asked, max_new_tokens=4, temperature=1, max_quality_loss=0.5, score=score)
+    assert set(scored) == {("a", 1), ("b", 0)} and len(found.looked.prompts) == 2
+    assert {row.speed.prompts for row in found.confirmed} == {2}
+
+
+def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    confirmed_by: list[Profile | None] = []
+
+    class Watched(Repeats):
+        def __init__(self, pair: Pair, *arguments: Any, **more: Any) -> None:
+            confirmed_by.append(pair.steps)
+            super().__init__(pair, *arguments, **more)
+
+    monkeypatch.setattr("cascli.jobs.advise.Repeats", Watched)
+    found = advise(near_pair, "x", max_new_tokens=2, temperature=0)
+    assert confirmed_by == [found.profile]  # by these steps stops go in what is measured, as in what is predicted
+    looked = found.looked.model_copy(update={"prompts": ["a", "b"], "tokens": 70, "share_cut": 0.5})
+    told = found.model_copy(update={"looked": looked, "confirmed_on": ["c", "d", "e"], "apart": True})
+    assert next(_basis(told)) == "Recorded: 2 prompts, others than were measured; 70 tokens, 50% of answers cut."
+    gains = (1.2, 1.1, 1.9, 1.4)
+    levers = [found.levers[0].model_copy(update={"change": f"change {x}", "gain": x}) for x in gains]
+    said = _most(found.model_copy(update={"levers": levers}))
+    assert said == "Most would be gained by: change 1.9, 1.90x in place of 1.20x."
 
 
 def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:

@@ -647,3 +647,11 @@ def test_a_gate_on_length_is_a_ratio_of_means_and_loops_need_no_target() -> None
     row: Any = SimpleNamespace(strategy="draft", costs=SimpleNamespace(length=length, looped_share=0.2, withheld=None))
     assert first_violation([Requirement.of("length<=1.05", scored=False)], [row]) is None
     assert "20.0%" in (first_violation([Requirement.of("no-loops", scored=False)], [row]) or "")
+
+
+@pytest.mark.parametrize(("text", "name"), [("speedup>=1.2", "speed_vs_target"), ("quality>=1.2", "quality")])
+def test_what_is_just_as_much_as_is_required_is_enough(text: str, name: str) -> None:
+    wanted = [Requirement.of(text, scored=True)]
+    for value, enough in ((1.2, True), (1.3, True), (1.19, False), (None, False)):
+        row: Any = SimpleNamespace(strategy="draft", **{name: value})
+        assert (first_violation(wanted, [row]) is None) is enough

@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 
 from cascli import Pair, generate, load_pair
+from cascli.analysis.batches import BatchRun
 from cascli.analysis.bench import Bench
+from cascli.analysis.profile import Profile, timing
 from cascli.analysis.prospects import prospects
+from cascli.analysis.tidy import of_bench
 from cascli.errors import UsageError
 from cascli.jobs.bench import bench, synthetic_context, synthetic_runs
 from cascli.jobs.profile import profile
 from cascli.jobs.synthetic import Synthetic
 from cascli.models.choose_runner import choose_runner
 from cascli.models.gpu.capture import Uncaptured
+from cascli.render.bench import print_bench
 from cascli.render.plots import plot_bench
 from tests.pairs import pair
+from tests.test_screen import screen
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
@@ -108,3 +113,27 @@ def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
     tenth = len(outside) // 10
     early, late = sorted(outside[tenth : 2 * tenth]), sorted(outside[-tenth:])
     assert late[tenth // 2] < 2 * early[tenth // 2]
+
+
+def test_numbers_stand_under_their_headings(text_pair: Pair) -> None:
+    """What a block costs, what was predicted and what was measured are read off these columns."""
+    made = bench(text_pair, contexts=[16], blocks=(1, 2, 3), repeats=1, synthetic_acceptance=0.7, ks=(2,), tokens=8)
+    steps = Profile(context=16, draft={1: timing([0.5])}, target={1: timing([2.0]), 2: timing([2.5]), 3: timing([3.5])})
+    assert made.synthetic is not None
+    told = {"tokens_per_round": 2.1, "c": 0.25, "v": 1.75, "predicted_speed_up": 1.3, "measured_speed_up": 1.2}
+    told |= {"measured_over_predicted": 0.92, "overhead": 0.05}
+    account = made.synthetic.accounts[0].model_copy(update=told)
+    rates = [
+        BatchRun(batch_size=size, k=k, tokens_per_second=is_, predicted_tokens_per_second=was)
+        for size, k, is_, was in ((1, 0, 6.0, 6.0), (3, 0, 15.0, 16.0), (3, 2, 30.0, 20.0))
+    ]
+    shown = {"profiles": [steps], "batches": [steps.model_copy(update={"batch_size": 3})], "batch_runs": rates}
+    shown |= {"synthetic": made.synthetic.model_copy(update={"accounts": [account]}), "batch_memory": None}
+    view = screen(200, color=False)
+    print_bench(made.model_copy(update=shown), view)
+    lines = [" ".join(line.split()) for line in view.out.file.getvalue().splitlines()]
+    assert "16 500 ms 2.0 s 0.25 1.25 1.75" in lines  # the context, both steps, c, and v of 2 and of 3 tokens
+    assert "2 2.10 0.25 1.75 1.30x 1.20x 0.92 0.05" in lines
+    assert "k=2, batch 3 30.0 20.0 1.50 2.00x" in lines
+    batches = [row for row in of_bench(made.model_copy(update=shown)).records if row["predicted_tokens_per_second"]]
+    assert [row["speed_vs_target"] for row in batches] == [1.0, 1.0, 2.0]  # of the target in batches of that size

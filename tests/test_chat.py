@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner, Result
 
-from cascli import Pair, Run
-from cascli.chat import Conversation
+from cascli import Pair, Run, load_pair
+from cascli.chat import Conversation, encode
 from cascli.cli.app import _interrupt, app
 from cascli.cli.chat import COMMANDS
 from cascli.cli.errors import Terminated
@@ -314,3 +315,21 @@ def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
         with pytest.raises(UsageError):
             change()
     assert (chat.strategy, chat.settings, chat.conversation) == before
+
+
+def test_a_template_brings_the_beginning_of_a_text_itself() -> None:
+    """A tokenizer that would put another one in front of it: two change what models say, and nobody is told."""
+    loaded = load_pair("tiny-random")
+    tokenizer = loaded.tokenizer
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    assert encode(loaded, "ab") == [256, 97, 98]
+    tokenizer.chat_template = "{{ eos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert encode(loaded, "ab") == [256, 97, 98]
+
+
+def test_without_a_template_all_that_was_said_stands_before_the_turn() -> None:
+    talk = Conversation("be brief", (("a", "b"), ("c", "d")))
+    assert bytes(encode(load_pair("tiny-random"), "e", talk)) == b"be brief\na\nb\nc\nd\ne"

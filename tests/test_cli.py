@@ -8,18 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 import cascli
+from cascli import Pair, compare
 from cascli.cli.app import app
 from cascli.cli.common import Plan
+from cascli.cli.compare import _check, _note_cuts, _run
 from cascli.config import pair_files
-from cascli.errors import UsageError
+from cascli.errors import CheckFailed, UsageError
 from cascli.jobs import batch as batch_jobs
 from cascli.jobs import generate as generate_jobs
 from cascli.trace import ModelInfo, Run, Runs
+from tests.test_screen import printed, screen
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
 
@@ -403,6 +407,12 @@ def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
         found = cli(*command, *flags)
         assert found.exit_code == 2 and "is the file of --prompts" in found.stderr
         assert asked.read_bytes() == held
+    (tmp_path / "other.jsonl").symlink_to(asked)
+    (tmp_path / "sub").mkdir()
+    for same in (tmp_path / "other.jsonl", tmp_path / "sub" / ".." / "asked.jsonl"):  # by whatever name
+        found = cli("generate", *flags[:-1], str(same))
+        assert found.exit_code == 2 and "is the file of --prompts" in found.stderr
+        assert asked.read_bytes() == held
 
 
 def test_a_prompt_without_room_is_named_before_others_are_answered(cli, tmp_path: Path) -> None:
@@ -533,3 +543,36 @@ def test_python_opens_the_same_doors(tmp_path: Path) -> None:
         cascli.sweep(plan, output=tmp_path / "out")
     assert cascli.sweep(plan, output=tmp_path / "out", resume=True) == rows
     assert {"compare", "sweep", "Rule", "Strategy"} <= set(dir(cascli))
+
+
+def test_what_is_not_known_to_be_lossless_does_not_pass_for_it(text_pair: Pair) -> None:
+    found = compare(text_pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, measure=False, warm_up=False)
+    _check(found, True, None, [])
+    unknown = found.model_copy(
+        update={"summary": [each.model_copy(update={"lossless": None}) for each in found.summary]}
+    )
+    with pytest.raises(CheckFailed, match=r"not lossless .*: target, speculative:k=2"):
+        _check(unknown, True, None, [])
+
+
+def test_of_several_answers_without_room_the_first_is_told_and_the_others_counted(text_pair: Pair) -> None:
+    found = compare(text_pair, "hi", ["target", "draft", "cascade"], max_new_tokens=4, measure=False, warm_up=False)
+    room = found.runs[0].sampling.model_copy(update={"max_new_tokens": 9})
+    runs = [run.model_copy(update={"sampling": room, "finish_reason": "length"}) for run in found.runs]
+    for cut, said in ((runs[:1], "it holds 6"), (runs, "it holds 6; 2 more were cut likewise")):
+        view = screen(200, color=False)
+        _note_cuts(found.model_copy(update={"runs": cut}), view)
+        assert printed(view).strip().endswith(said)
+
+
+def test_an_interrupted_comparison_names_the_strategies_of_which_there_is_nothing(text_pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = generate_jobs.generate(text_pair, "hi", strategy="target", max_new_tokens=2)
+    specs = ["target", "speculative:k=2", "draft"]
+    more: Any = {"warm_up": lambda: None, "run": interrupt, "cut_short": lambda: True, "batch_size": 1, "answers": 3}
+    done: Any = SimpleNamespace(specs=specs, every=[run], **more)
+    view = screen(200, terminal=False)
+    assert isinstance(_run(view, done, watched=False), KeyboardInterrupt)
+    assert "interrupted: the answers as far as they had come; nothing of speculative k=2, draft" in printed(view)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cascli import Pair, Run, generate
-from cascli.analysis.comparison import _totals, spread_of, summarise
-from cascli.trace import Seconds
+from cascli import Pair, Run, compare, generate
+from cascli.analysis.comparison import Comparison, _totals, spread_of, summarise
+from cascli.analysis.speculation_profile import of_comparison
+from cascli.cli.picks import _of_prompt, picked
+from cascli.prompts import Prompt
+from cascli.render.comparison import by_prompt, prompt_line
+from cascli.trace import Seconds, prompts_of
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +92,50 @@ def test_scatter_of_steps_is_the_range_of_quartiles_over_the_median(drawn: dict[
 def test_a_prompts_time_is_the_median_over_repeats(drawn: dict[str, Run]) -> None:
     repeats = [[[told(drawn["target"], "a", 5, seconds)]] for seconds in (1.0, 2.0, 9.0)]
     assert _totals(repeats, 0, [0]) == (5.0, 2.0)
+
+
+def test_shares_of_a_batchs_time_are_nobodys_seconds(drawn: dict[str, Run]) -> None:
+    run = told(drawn["speculative:k=2"], "a", 5, 1.0)
+    [alone], [many] = (summarise([[[run.model_copy(update={"batch_size": n})]]]) for n in (1, 4))
+    assert alone.seconds_per_token is not None and alone.round_seconds is not None
+    assert many.seconds_per_token is None and many.round_seconds is None
+
+
+def test_what_the_user_ended_was_not_cut_by_the_limit(drawn: dict[str, Run]) -> None:
+    runs = [
+        told(drawn["target"], name, 5, 1.0).model_copy(update={"finish_reason": reason})
+        for name, reason in (("a", "length"), ("b", "interrupted"), ("c", "eos"), ("d", "eos"))
+    ]
+    [row] = summarise([[runs]])
+    assert row.costs is not None and row.costs.share_cut == row.share_cut == 0.25
+
+
+def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -> None:
+    """Python may ask one; what an answer costs would else be half of what it is, and its turns prompts of their own."""
+    how: Any = {"max_new_tokens": 4, "measure": False, "warm_up": False}
+    asked = [Prompt(("one", "two")), Prompt(("three",)), Prompt(("four",), "named"), Prompt(("five", "six"))]
+    found = compare(text_pair, asked, ["target", "speculative:k=2"], **how)
+    assert [(row.num_prompts, row.num_answers) for row in found.summary] == [(4, 6)] * 2
+    target = [run for run in found.runs if run.spec == "target"]
+    assert prompts_of(target) == [0, 0, 2, "named", 4, 4]
+    assert prompts_of([target[1], target[3], target[5], target[4]]) == [0, "named", 2, 3]  # turns without a first one
+    costs = found.summary[0].costs
+    assert costs is not None and costs.target_calls_per_answer == sum(run.metrics.target_calls for run in target) / 4
+    assert of_comparison(found).measurement_conditions.num_prompts == 4
+    assert prompt_line([*by_prompt(found.runs)]) == "one and 3 more"
+    assert [run.prompt for run in _of_prompt(target, "1")] == ["one", "two"]
+    assert [run.prompt for run in _of_prompt(target, "named")] == ["four"]
+
+
+def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -> None:
+    """The account is of the fastest of all strategies, over all prompts, and so are the tables of categories."""
+    asked = [Prompt(("one",), "a", "x"), Prompt(("two",), "b", "y")]
+    found = compare(text_pair, asked, ["target", "draft", "speculative:k=2"], max_new_tokens=4)
+    assert found.explanation is not None and set(found.categories) == {"x", "y"}
+    file, kind = Path("c.json"), "cascli.compare/1"
+    alone = Comparison.from_json(picked(found.to_json(), kind, file, ["target", "draft"], None))
+    assert alone.explanation is None and [row.strategy for row in alone.summary] == ["target", "draft"]
+    assert [row.strategy for rows in alone.categories.values() for row in rows] == ["target", "draft"] * 2
+    first = Comparison.from_json(picked(found.to_json(), kind, file, [], "a"))
+    assert first.explanation is None and first.categories == {} and {run.prompt_id for run in first.runs} == {"a"}
+    assert [row.num_prompts for row in first.summary] == [1] * 3

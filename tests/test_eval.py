@@ -297,6 +297,8 @@ def test_prompts_without_room_lose_their_beginning(own: Pair) -> None:
     assert answers[0] == answers[1] and len(notes.shortened) == 1
     model(short, SPECS[1], notes=notes).generate_until([asked(long, settings)])
     assert len(notes.shortened) == 1, "the same prompt for another strategy"
+    model(short, notes=notes).generate_until([asked(long[::-1], settings)])
+    assert len(notes.shortened) == 2, "another prompt of the same length"
     assert model(own).generate_until([asked("", settings)]) != [""]
     with pytest.raises(UsageError, match="no room for a prompt"):
         model(short).generate_until([asked(long, {"max_gen_toks": 20})])
@@ -440,3 +442,14 @@ def test_settings_that_no_strategy_has_are_told(folder: Path, tmp_path: Path) ->
     told = cascli("--tasks", "own_penalised", "--include-path", str(tmp_path), "--limit", "1", "-s", "target", "--json")
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["not_honoured"] == ["own_penalised: repetition_penalty=1.5"]
+
+
+def test_repeats_are_answers_of_their_own(own: Pair, folder: Path, tmp_path: Path) -> None:
+    """Drawn anew, and held against the same repeat of the target."""
+    task = yaml.safe_load((folder / "own_answers.yaml").read_text())
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(task | {"task": "twice", "repeats": 2}))
+    found = evaluate(
+        own, ["twice"], [parse("target")], Settings(temperature=1.0, max_new_tokens=6), include_path=tmp_path, limit=2
+    )
+    [row] = found.tasks[0].rows
+    assert (row.answers, row.num_prompts, row.prompts_compared, row.prompts_same) == (4, 2, 4, 4)

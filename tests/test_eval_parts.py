@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from cascli import Pair, generate
 from cascli.cli.app import app
+from cascli.cli.evaluate import _given
 from cascli.evaluation.generation import Generation
 from cascli.evaluation.run import folder_name
 from cascli.evaluation.scores import evaluated_tasks, main_metric, with_quality, without_samples
@@ -190,6 +192,30 @@ def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
     ]
     for task in (group, choices):  # likelihoods are nobody's but the target's, and told once
         assert not task.written and [each.strategy for each in task.scores] == ["target"] and task.rows == []
+
+
+def test_a_group_with_written_answers_is_told_of_every_strategy() -> None:
+    """What the target's likelihoods add to it is the same for all of them, and the answers are not."""
+    mixed = {"alias": "mixed", "acc,none": 0.5}
+    found = FOUND | {
+        "results": {"mixed": mixed, **FOUND["results"]},
+        "group_subtasks": {"mixed": ["choices", "all", "sums"], **FOUND["group_subtasks"]},
+    }
+    told = {spec: without_samples(found, {}) for spec in ("target", "draft")}
+    told["draft"]["results"] = found["results"] | {"mixed": mixed | {"acc,none": 0.25}}
+    group = evaluated_tasks(told, [])[0]
+    assert group.written and [(each.strategy, each.value) for each in group.scores] == [
+        ("target", 0.5),
+        ("draft", 0.25),
+    ]
+
+
+def test_a_flag_is_stronger_than_the_environment_and_a_pairs_file_has_no_say(clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setenv("CASCLI_TEMPERATURE", "0.75")
+    clean_env.setenv("CASCLI_SEED", "4")
+    flags: Any = SimpleNamespace(given=Settings(temperature=0.25, limit=3))
+    given = _given(flags)
+    assert (given.temperature, given.seed, given.limit, given.max_new_tokens) == (0.25, 4, 3, None)
 
 
 def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:

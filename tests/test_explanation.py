@@ -259,3 +259,56 @@ def test_the_best_k_is_told_with_what_the_prediction_misses(text_pair: Pair) -> 
     assert why.best_speed_up is not None and why.measured_over_predicted is not None
     assert abs(why.measured_over_predicted - 1) > 0.1
     assert f"best k {why.best_k} ({why.best_speed_up * why.measured_over_predicted:.2f}x)" in sentence(why)
+
+
+def test_step_times_that_scatter_are_noise(text_pair: Pair) -> None:
+    """However steady the runs themselves were: c and v are known no better than the steps."""
+    target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
+    steps = Profile(
+        context=10, draft={1: timing([0.05, 0.1, 0.15])}, target={1: timing([1.0]), 5: timing([0.5, 1, 1.5])}
+    )
+    assert steps.spread == pytest.approx(0.5)
+    why = account([run], [target, run], steps)
+    assert why.noise == steps.spread and why.bottleneck is None
+    assert account([run], [target, run], steps, noise=0.7).noise == 0.7
+
+
+def test_costs_are_extrapolated_beyond_the_longest_block_that_was_timed(text_pair: Pair) -> None:
+    """A block of k drafts is checked with one token more."""
+    target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
+    assert [account([run], [target, run], flat(0.1, {n: 1.0})).v_extrapolated for n in (4, 5, 6)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_of_drafts_that_were_not_always_whole_no_longer_ones_are_spoken_of(text_pair: Pair) -> None:
+    """What a drafter would have offered beyond its k nobody knows: the best k is that one, or a larger one."""
+    target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=1.0)
+    first, *others = run.rounds
+    assert len(others) > 2 and len(first.drafted) == 4
+    short = run.model_copy(
+        update={
+            "rounds": [first.model_copy(update={"drafted": first.drafted[:1], "emitted": first.emitted[:2]}), *others]
+        }
+    )
+    why = account([short], [target, short], flat(0.01, {5: 1.0, 17: 1.0}))
+    assert why.drafted_per_round is not None and (why.best_k, why.best_k_or_more) == (4, True)
+
+
+def test_steps_that_a_stop_goes_by_are_timed_where_answers_are_half_written(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a long context both models are slower, and not by the same factor."""
+    contexts: list[int] = []
+
+    def timed(_: Pair, context: int, **__: Any) -> Profile:
+        contexts.append(context)
+        return flat(0.1, {5: 1.0})
+
+    monkeypatch.setattr("cascli.jobs.compare.profile", timed)
+    asked = [parse("target"), parse("speculative:stop=rate,k=4")]
+    settings = resolve(Settings(max_new_tokens=40))
+    Repeats(text_pair, prompts("hello"), asked, settings).time_steps()
+    assert contexts == [5 + 20]  # a byte is a token here

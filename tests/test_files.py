@@ -22,6 +22,7 @@ from cascli.analysis import tidy
 from cascli.analysis.answer_costs import AnswerCosts, PerPrompt, Ratio
 from cascli.analysis.columns import COLUMNS, PARAMETERS, columns_of
 from cascli.analysis.comparison import Comparison, Row
+from cascli.analysis.profile import Timing
 from cascli.cli.app import app
 from cascli.cli.show import POSSIBLE
 from cascli.errors import RunError, UsageError
@@ -565,6 +566,10 @@ def test_totals_are_of_all_answers(text_pair: Pair) -> None:
     said = totals(runs)
     m = runs[0].metrics
     assert "2 answers: 16 tokens in" in said and "8.0 each, 2 at the limit" in said
+    turns = [run.model_copy(update={"prompt_id": "a", "turn": turn}) for turn, run in enumerate(runs)]
+    assert totals(turns).startswith("2 answers to 1 prompt: 16 tokens in")
+    other = [run.model_copy(update={"prompt_id": "b"}) for run in turns]
+    assert totals([*turns, *other]).startswith("4 answers to 2 prompts: 32 tokens in")
     assert f"{m.num_accepted_draft_tokens / m.num_tested_draft_tokens:.2f} of the tested drafts accepted" in said
 
 
@@ -576,3 +581,36 @@ def test_precisions_are_of_their_model_and_regret_is_an_answers() -> None:
     assert (found.draft_dtype, found.target_dtype) == ("int8", "float32")
     d = Distances(**dict.fromkeys(Distances.model_fields, 0) | {"tokens": 20, "regret": 8.0})
     assert distance_columns(d, 4)["regret_per_answer"] == 2
+
+
+def test_an_answers_row_by_hand(text_pair: Pair) -> None:
+    ask: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0}
+    drafted, alone = (generate(text_pair, "hello", strategy=spec, **ask) for spec in ("speculative:k=3", "target"))
+    told = {"num_draft_tokens": 10, "num_tested_draft_tokens": 8, "num_accepted_draft_tokens": 5, "looped_tokens": 3}
+    told |= {"total_flops": 24.0, "weight_bytes_read": 36.0}
+    run = drafted.model_copy(update={"metrics": drafted.metrics.model_copy(update=told)})
+    row, other = tidy.of_runs([run, alone]).records
+    assert row["tokens"] == 12 and row["tested_acceptance_rate"] == 5 / 8 and row["looped_share"] == 3 / 12
+    assert (row["flops_per_token"], row["weight_bytes_per_token"]) == (2.0, 3.0)
+    assert (row["draft"], row["k"], other["draft"], other["k"]) == ("model", 3, None, None)
+
+
+def test_bounds_and_ratios_are_in_columns_of_their_own() -> None:
+    told = tidy._call(Timing(median=2.0, low=1.0, high=4.0), 0.5)
+    assert [told[f"seconds_per_call{end}"] for end in ("", "_low", "_high", "_kind")] == [2.0, 1.0, 4.0, "quartiles"]
+    assert told["relative_to_step"] == 4.0
+    ratios = {
+        name: Ratio(of_means=value, mean=value, interval=None, interval_kind=None, prompts=1)
+        for name, value in (("length", 1.1), ("length_ended", 1.2), ("calls", 1.3), ("calls_to_lossless", 1.4))
+    }
+    found = tidy.cost_columns(AnswerCosts(target_calls_per_answer=9.0, looped_share=0.0, share_cut=0.0, **ratios))
+    names = ("length_to_target", "length_to_target_ended", "calls_to_target", "calls_to_lossless")
+    assert [found[name] for name in names] == [1.1, 1.2, 1.3, 1.4]
+
+
+def test_a_table_without_comparison_has_what_is_known_of_any_strategy(text_pair: Pair) -> None:
+    runs = [generate(text_pair, "hello", strategy=spec, max_new_tokens=4) for spec in ("target", "speculative:k=2")]
+    heading, _, alone, drafted = export.of_runs(runs, several=True)["md"]().strip().splitlines()[-4:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, alone, drafted)]
+    place = cells[0].index("drafts passed")
+    assert cells[1][place] == "–" != cells[2][place] and "q(I)" not in cells[0]

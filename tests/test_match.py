@@ -22,8 +22,9 @@ from cascli.errors import UsageError
 from cascli.jobs import match as job
 from cascli.jobs.compare import compare
 from cascli.jobs.recording import HEAD, LUMPS, Seen, compact, mass_in_lumps, record
-from cascli.jobs.rule_curves import match, predicted_calls, rule_estimates, with_dial
+from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
 from cascli.prompts import Prompt, apart, builtin
+from cascli.render.matching import budget_lines
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists, base, warp
@@ -265,6 +266,35 @@ def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
             assert each.met and each.value == dial.strict
 
 
+def test_of_settings_that_are_near_enough_the_strictest_is_taken() -> None:
+    """And not one that happens to be a hair nearer, and gives something up for it."""
+    seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
+    budget = predicted_calls(Exact(), seen, 4) * (1 - NEAR / 2)
+    for each in match(seen, [budget], 4, 1.0, ["opt", "diff", "mixture"]):
+        dial = rules.load(each.rule).dial
+        assert dial is not None and dial.lossless and each.met and each.value == dial.strict, each
+
+
+def test_answers_that_calibrate_are_no_longer_than_those_that_are_measured(near_pair: Pair) -> None:
+    wanted = job.asked({"target_calls_per_token": 0.4}, "mixture")
+    assert wanted is not None
+    for most, tokens in ((7, 7), (200, job.TOKENS)):
+        settings = Resolved(max_new_tokens=most, temperature=1.0)
+        found = job.calibrate(near_pair, prompts("hello", "x"), settings, wanted)
+        assert found.tokens == 2 * tokens and found.prompts == ["1", "2"]
+
+
+def test_how_many_rules_came_near_a_budget_when_measured_is_counted() -> None:
+    common: dict[str, Any] = {"temperature": 1.0, "k": 4, "budget": 0.4, "predicted": 0.4}
+    found = [
+        Matched(rule=rule, alpha=0.5, value=0.5, met=met_, **common)
+        for rule, met_ in (("opt", True), ("diff", True), ("chow", False))
+    ]
+    calls = {(each.spec, 1.0): value for each, value in zip(found, (0.39, 0.5, 0.4), strict=True)}
+    [line] = budget_lines(found, calls)
+    assert line.endswith("2 of 3 rules, measured 0.390 to 0.500, 1 within 3%")
+
+
 def test_older_documents_know_alphas() -> None:
     old = {"rule": "opt", "alpha": 0.25, "temperature": 1.0, "k": 4, "budget": 0.4, "predicted": 0.41, "met": True}
     loaded = Matched.model_validate(old)
@@ -322,6 +352,8 @@ def test_prompts_that_calibrate_are_others() -> None:
     assert {int(each.id) // 10 for each in rest} == {1, 2, 3, 4, 5}  # spread over the file
     twin = [Prompt(("a",), "1"), Prompt(("a",), "2"), Prompt(("b",), "3")]
     assert apart(twin, 1) == (twin[:1], twin[2:])
+    talk = [Prompt(("a", "b"), "1"), Prompt(("b",), "2"), Prompt(("c",), "3")]
+    assert apart(talk, 1) == (talk[:1], talk[2:])  # what is asked in a later turn is measured too
 
 
 # ---- compare

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
+from cascli.decoding.clock import Clock
 from cascli.errors import RunError
+from cascli.trace import RoundSeconds
 from tests.pairs import pair
 
 
@@ -28,6 +31,43 @@ def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> No
     assert m.ttft_seconds > m.seconds.draft
 
 
+@pytest.mark.parametrize(
+    ("strategy", "behind"),
+    [
+        ("target", 1),
+        ("speculative:k=2", 1),
+        ("cascade:threshold=-99", 6),  # what might have been withdrawn can be read once it stands: all of it
+        ("cascade:threshold=99", 7),  # and if it was, the target's own first token counts
+    ],
+)
+def test_the_first_token_is_the_first_that_can_be_read(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch, strategy: str, behind: int
+) -> None:
+    """Behind so many rounds of the run, and before the next one ends."""
+    ends: list[float] = []
+    lap = Clock.lap
+
+    def noted(clock: Clock) -> RoundSeconds:
+        seconds = lap(clock)
+        ends.append(clock.elapsed())
+        return seconds
+
+    monkeypatch.setattr(Clock, "lap", noted)
+    run = generate(text_pair, "hello", strategy=strategy, max_new_tokens=6)
+    before, after = ends[behind - 1], [*ends, run.metrics.seconds.total][behind]
+    assert run.metrics.ttft_seconds is not None and before <= run.metrics.ttft_seconds <= after
+
+
 def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
     m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, on_round=lambda _: time.sleep(0.2)).metrics
     assert m.seconds.total < 0.4
+
+
+def test_an_answer_that_is_just_as_sure_as_it_has_to_be_is_kept(text_pair: Pair) -> None:
+    """`score >= threshold`, as the strategy's formula has it: a certain answer passes a threshold of certainty."""
+    first = generate(text_pair, "hello", strategy="cascade:threshold=-99", max_new_tokens=4).handover
+    assert first is not None
+    above = math.nextafter(first.value, 0.0)
+    for threshold, deferred in ((first.value, False), (above, True)):
+        run = generate(text_pair, "hello", strategy=f"cascade:threshold={threshold!r}", max_new_tokens=4)
+        assert run.handover is not None and run.handover.deferred is deferred

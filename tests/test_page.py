@@ -220,6 +220,10 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
             {"speculative": FAST, "speculative_cascade": LOOSE | {"speed_vs_target": 1.5}},
             "speculative is 2.0x as fast as target, with the same text.",
         ),
+        (  # whatever it might have written
+            {"speculative_cascade": LOOSE | {"same_as_target": True, "first_divergence": None}},
+            "spec-cascade is 2.6x as fast as target, with the same text.",
+        ),
     ],
 )  # fmt: skip
 def test_the_verdict_says_what_is_gained_and_what_it_costs(changes: dict, said: str) -> None:

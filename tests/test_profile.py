@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
 from cascli.analysis.profile import Profile, interpolated, timing
 from cascli.analysis.prospects import prospects
+from cascli.config import load_config
 from cascli.jobs.profile import blocks_for, profile
+from cascli.jobs.step_times import How, keep, kept
 from tests.pairs import EVERY_ARCHITECTURE, pair
 
 
@@ -79,3 +83,19 @@ def test_profile_leaves_global_random_state_alone(text_pair: Pair) -> None:
     before = torch.random.get_rng_state()
     profile(text_pair, 5, repeats=1)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_steps_are_kept_for_a_pair_as_it_was_run(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    """Those of another precision, device or number of threads are others, and so are those of a head cut otherwise."""
+    clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
+    ids = tmp_path / "ids.txt"
+    ids.write_text("1\n2\n")
+    made = pair()
+    config = load_config(made | {"draft": made["draft"] | {"vocab": str(ids)}})
+    keep(config, How(dtype="int8", threads=2), flat(0.2, {2: 1.0}))
+    found = kept(config, How(dtype="int8", threads=2))
+    assert found is not None and found.profile == flat(0.2, {2: 1.0})
+    others = [How(), How(dtype="int8"), How(threads=2), How("cpu", "int8", 2), How(None, "int8", 2, cuda_graphs=False)]
+    assert [kept(config, how) for how in others] == [None] * 5
+    ids.write_text("1\n3\n")
+    assert kept(config, How(dtype="int8", threads=2)) is None

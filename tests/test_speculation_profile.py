@@ -20,7 +20,11 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.prompts import Prompt
 from cascli.strategies import parse
+from cascli.sweeps.plan import Cell
+from cascli.sweeps.records import Record
+from cascli.sweeps.speculation_profile import of_sweep
 from cascli.trace import with_params
+from tests.sweeps import header_of, plan_of
 
 Document = dict[str, Any]
 PROMPTS = [
@@ -107,6 +111,13 @@ def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
     assert list(found["accept_length_by_k"]) == ["3", "5"]
     assert (found["method"], found["accept_length_model"]) == ("draft_model", "chain_analytic")
     assert found["draft_checkpoint"]["id"].startswith("random:llama") and found["producer"].startswith("cascli ")
+
+
+def test_it_says_how_many_answers_were_under_way(comparison: Comparison) -> None:
+    """Rates of a batch's answers are those of its drafts too, and its speed is not."""
+    many = comparison.model_copy(update={"batch_size": 4})
+    told = [of_comparison(each).measurement_conditions.concurrency for each in (comparison, many)]
+    assert told == [1, 4]
 
 
 MUTATIONS: dict[str, Callable[[Document], object]] = {
@@ -259,3 +270,20 @@ def test_without_drafts_there_is_no_profile(text_pair: Pair) -> None:
     alone = compare(text_pair, "hi", ["target", "draft"], max_new_tokens=4, measure=False)
     with pytest.raises(UsageError, match="no strategy drafts ahead"):
         of_comparison(alone)
+
+
+def test_a_sweeps_profile_is_of_its_first_temperature_and_of_one_batch_size_or_none() -> None:
+    spec = "speculative:k=2"
+    plan = plan_of(strategies=[spec], temperatures=[1.0, 0.0])
+
+    def record(temperature: float, problem: str, kept: list[int], size: int) -> Record:
+        cell = Cell(strategy=spec, temperature=temperature, seed=0)
+        return Record(cell=cell, problem=problem, acceptance_histogram=kept, batch_size=size, draft_calls=1)
+
+    records = [record(1.0, "a", [1, 2, 3], 4), record(1.0, "b", [0, 0, 5], 4), record(0.0, "a", [9, 0, 0], 1)]
+    found = of_sweep(records, header_of(plan), [spec])
+    assert found.acceptance_length_histogram == {"1": 1, "2": 2, "3": 8}
+    how = found.measurement_conditions
+    assert (how.temperature, how.concurrency, how.num_prompts) == (1.0, 4, 2)
+    mixed = of_sweep([*records, record(1.0, "c", [1, 0, 0], 2)], header_of(plan), [spec])
+    assert mixed.measurement_conditions.concurrency is None

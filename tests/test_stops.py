@@ -51,6 +51,15 @@ def test_adaedl_grows_stricter_while_drafts_fail_and_laxer_while_they_pass() -> 
     assert not failing.before_draw([], 1.5) and passing.before_draw([], 3.0)
 
 
+def test_adaedl_forgets_half_a_round_at_a_time() -> None:
+    """One good round does not make up for the bad one before it: of alternating ones far fewer pass than `aim`."""
+    alternating = stop("adaedl", limit=0.5)
+    assert alternating.before_draw([], 1.1)  # a bound of 0.53
+    for kept in (0, 4) * 3:
+        alternating.learn([], kept, rejected=kept < 4)
+    assert not alternating.before_draw([], 1.1)  # now below 0.56
+
+
 def test_the_heuristic_grows_by_two_and_shrinks_by_one() -> None:
     growing = stop("heuristic", start=3)
     lengths = []
@@ -149,6 +158,17 @@ def test_rate_drafts_nothing_where_no_draft_pays_but_tries_again() -> None:
     assert sum(drafted_lengths(dear, lambda _: 0.9, lambda _: 0.9)) == 0
     hopeless = drafted_lengths(COSTS, lambda _: 0.02, lambda _: 0.1)
     assert 0 < sum(hopeless) < len(hopeless) / 3
+
+
+def test_rate_forgets_a_text_that_was_hard() -> None:
+    """How often positions were of which kind too: a text that turns easy is drafted for again."""
+    going: Any = Rate().begin(COSTS)
+    for _ in range(200):
+        going.learn([0.2] * 4, 0, rejected=True)
+    assert going.mean_acceptance() < 0.2
+    for _ in range(60):
+        going.learn([0.995] * 4, 4, rejected=False)
+    assert going.mean_acceptance() > 0.75
 
 
 def test_a_step_that_is_made_anyway_is_not_asked_about() -> None:

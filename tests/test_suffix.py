@@ -286,6 +286,14 @@ def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not()
         for place, (each, turn) in enumerate([("1", 0), ("2", 0), ("2", 1), ("1", 0), ("", 0), ("", 0)])
     ]
     assert texts_of(runs) == [[0, 7], [2, 7], [3, 7], [4, 7], [5, 7]]
+    assert texts_of([runs[0], runs[2]]) == [[0, 7], [2, 7]]  # of one conversation the last turn alone was given
+
+
+def test_no_more_texts_are_told_than_were_searched(text_pair: Pair) -> None:
+    ask: dict[str, Any] = {"strategy": "speculative:draft=suffix,remember=2,k=2", "max_new_tokens": 3}
+    before = [generate(text_pair, text, strategy="target", max_new_tokens=3) for text in ("a", "b", "c")]
+    told = [generate(text_pair, "hi", earlier=before[:n], **ask).earlier_texts for n in range(4)]
+    assert told == [0, 1, 2, 2]
 
 
 def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -24,10 +26,11 @@ from cascli.models.batch.lanes import Lanes
 from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.overriding import overridden
-from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan
+from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan, with_strategies
 from cascli.sweeps.records import Header, Record, Records
+from cascli.sweeps.run import carry_out
 from cascli.sweeps.table import family, front, rows
-from cascli.sweeps.tasks import Example, programs, task_of
+from cascli.sweeps.tasks import Example, Task, programs, task_of
 from cascli.trace import Run
 
 EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
@@ -118,8 +121,6 @@ def test_a_temperature_that_no_entry_names_is_refused(plan_file: Path, tmp_path:
 
 
 def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
-    from cascli.sweeps.plan import with_strategies
-
     plan = SweepPlan(
         strategies=[{"speculative": {"k": 4, "temperatures": 0}}, {"speculative": {"k": 2, "temperatures": 0}}],
         temperatures=[0.0, 1.0],
@@ -129,6 +130,12 @@ def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
     assert sorted(cells) == [
         ("speculative:k=2", 0.0), ("speculative:k=4", 0.0), ("speculative:k=4", 1.0), ("speculative:k=8", 1.0),
     ]  # fmt: skip
+
+
+def test_a_budget_takes_no_temperature_from_what_is_listed() -> None:
+    spec = "speculative-cascade:rule=opt,alpha=0.5,k=4"
+    plan = SweepPlan(strategies=[spec], temperatures=[0.0, 1.0])
+    assert with_strategies(plan, {spec: [1.0]}).where() == plan.where() == {"target": [0.0, 1.0], spec: [0.0, 1.0]}
 
 
 def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: Path, tmp_path: Path) -> None:
@@ -361,6 +368,7 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
         assert refused.exit_code == 2 and words in refused.stderr
         assert {path.name: path.read_bytes() for path in out.iterdir()} == held
     plan_file.write_text(PLAN)
+    assert "holds results: --resume goes on" in run(str(plan_file), "-o", str(out), "--dry-run").stdout
     assert run(str(plan_file), "-o", str(out), "--limit", "2", "--resume").exit_code == 0
     now = (out / "records.jsonl").read_bytes()
     assert now.startswith(lines) and len(now) > len(lines) and not (out / "records.jsonl.gz").exists()
@@ -368,6 +376,48 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
     (out / "records.jsonl.gz").write_bytes(gzip.compress(now))
     (out / "records.jsonl").unlink()
     assert "no sweep.json" in run(str(plan_file), "-o", str(out)).stderr
+
+
+def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
+    """Of a folder that holds answers to more prompts, too."""
+    told: list[tuple[int, int]] = []
+    plan, pair = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, load_pair("tiny-random")
+    how = {"output": tmp_path / "out", "resume": True, "on_progress": lambda _, done, total: told.append((done, total))}
+    sweep(plan, pair, limit=3, **how)
+    assert told == [(n, 6) for n in range(1, 7)]
+    told.clear()
+    sweep(plan, pair, limit=2, strategies=["draft", "cascade"], **how)
+    assert told == [(5, 6), (6, 6)]
+
+
+def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[0.0])
+    problems = [Example("a", "one"), Example("b", "two")]
+    cells = [Cell(strategy=spec, temperature=0.0, seed=0) for spec in ("target", "draft")]
+    made = [
+        Record(cell=cell, problem=each.id, token_ids=[1] * n)
+        for each in problems
+        for cell, n in zip(cells, (30, 10), strict=True)
+    ]
+    seconds = iter(range(9))
+    monkeypatch.setattr("cascli.sweeps.run.time.perf_counter", lambda: float(next(seconds)))
+    said: list[str] = []
+    executor: Any = SimpleNamespace(run=lambda _: iter(made))
+    carry_out(executor, plan, Task("agreement", problems), Records(tmp_path), {}, lambda text, *_: said.append(text))
+    assert said == [
+        "a target, 30.0 tokens/s",
+        "a draft, 20.0 tokens/s",
+        "b target, 23.3 tokens/s",
+        "b draft, 20.0 tokens/s",
+    ]
+
+
+@pytest.mark.parametrize("loading", [{"dtype": "float32"}, {"device": "cpu"}])
+def test_how_a_pair_is_loaded_is_not_said_of_one_that_is(loading: dict[str, str], tmp_path: Path) -> None:
+    """It would be told of the results, and not be so."""
+    with pytest.raises(UsageError, match="the pair is loaded already"):
+        sweep({"strategies": ["draft"]}, load_pair("tiny-random"), output=tmp_path / "out", **loading)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
@@ -616,6 +666,8 @@ def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
     assert bytes(raw.prompt_token_ids) == b"01234567890123456789"
     (short,), (whole,) = asked(20, "012345678901234"), asked(None, "0123456789" * 3)
     assert short.prompt_token_ids == run.prompt_token_ids and len(whole.prompt_token_ids) == 35
+    (nearly,) = asked(34, "0123456789" * 3)  # one character is too much, and no other one is lost for it
+    assert len(nearly.prompt_token_ids) == 34
     (umlauts,) = asked(20, "ä" * 30)  # two bytes each, never half of one
     assert umlauts.prompt == "ä" * 7
     first, second = asked(60, "0123456789" * 3, "9876543210" * 3)  # the conversation so far is in the second
@@ -648,6 +700,7 @@ def test_metrics() -> None:
     assert quality.number("3 eggs", "3") == 1 and quality.number("12e", "12") == 1
     assert quality.agreement([1, 2, 3, 4], [1, 2, 3, 4]) == 1
     assert quality.agreement([1, 9, 3], [1, 2, 3]) == pytest.approx(2 / 3)
+    assert quality.agreement([1, 2], [1, 2, 3, 4]) == quality.agreement([1, 2, 3, 4], [1, 2]) == pytest.approx(2 / 3)
     assert quality.agreement([], []) == 1 and quality.agreement([], [1]) == 0
 
 

@@ -44,6 +44,8 @@ def test_questions_are_asked_with_the_words_that_go_with_the_extraction() -> Non
 
 
 def test_the_first_problems_are_the_same_for_any_limit_and_in_any_process() -> None:
+    shown, more = (task(n, dataset="gsm_symbolic", shots=2).problems[0] for n in (1, 4))
+    assert shown == more  # its examples too, or a sweep that goes on with more problems would ask others
     few, many = task(3, dataset="gsm_symbolic"), task(30, dataset="gsm_symbolic")
     assert few.problems == many.problems[:3] and few.problems[2].id == "gsm_symbolic-0-2"
     assert few.asked().items() <= many.asked().items()

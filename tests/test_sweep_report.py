@@ -161,6 +161,11 @@ def test_the_texts_that_are_shown_are_those_furthest_from_the_targets() -> None:
     assert [each.quality for each in found.answers] == [0.9, 0.1, 0.2, 0.3] and found.left_out == 6
 
 
+def test_what_goes_on_behind_the_targets_end_is_not_shared_with_it() -> None:
+    [found] = samples([answer("target", "p", "a b", 1.0), answer("draft", "p", "a b c", 0.5)])
+    assert [each.text[: each.shared] for each in found.answers] == ["a b", "a b"]
+
+
 def test_samples_are_few() -> None:
     found = samples(records_of(PLAN, prompts=20))
     assert len(found) == MOST_SAMPLES and len({each.problem for each in found}) == MOST_SAMPLES

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from cascli.render.sweep import COST, sweep_tables
+from cascli.analysis.rule_estimate import RuleEstimate
+from cascli.render.sweep import COST, estimates_table, sweep_tables
 from cascli.render.sweep_report_tables import strategies_table
 from cascli.render.sweep_words import caution, findings, is_beyond_chance, pair_of, summary, title_of
 from cascli.render.table import COST as COMPARE_COST
@@ -245,3 +246,47 @@ def test_of_equal_cost_the_better_is_on_the_front_and_zero_is_a_quality() -> Non
         row.model_copy(update={"strategy": name, "quality": q}) for name, q in (("a", 0.2), ("b", 0.4), ("c", 0.0))
     )
     assert front([low, high], lambda _: 1.0) == [high] and front([zero], lambda _: 1.0) == [zero]
+
+
+def test_repeats_are_held_against_the_same_repeat_of_the_target() -> None:
+    """Those of an evaluation draw numbers of their own, so that the answers of two repeats differ."""
+
+    def answered(strategy: str, repeat: int, token: int) -> Record:
+        cell = Cell(strategy=strategy, temperature=1.0, seed=0, repeat=repeat)
+        return Record(cell=cell, problem="p", token_ids=[token], finish_reason="eos")
+
+    records = [answered("target", 0, 1), answered("target", 1, 2), answered("draft", 0, 1), answered("draft", 1, 3)]
+    _, draft = rows(records)
+    assert (draft.prompts_compared, draft.prompts_same) == (2, 1)
+
+
+def test_an_empty_answer_has_no_likelihood_and_takes_none_from_the_others() -> None:
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    said = Record(cell=cell, problem="1", token_ids=[1, 2], log_likelihood=-0.5, finish_reason="eos")
+    [row] = rows([said, Record(cell=cell, problem="2", finish_reason="eos")])
+    assert row.log_likelihood == -0.5
+
+
+def test_estimates_stand_under_their_names() -> None:
+    values = {"acceptance": 0.91, "deferral_rate": 0.12, "mean_tv": 0.23, "max_tv": 0.84}
+    made = RuleEstimate(rule="opt", alpha=0.25, temperature=1.0, target_calls_per_token=0.35, **values)
+    view = console(120, color=False)
+    view.print(estimates_table([made], 4, view))
+    text = view.file.getvalue()
+    assert re.search("rule +alpha +acceptance +rate +mean TV +max TV", text)
+    assert text.splitlines()[-1].split() == ["0.250", "0.910", "0.120", "0.230", "0.840", "0.350"]
+
+
+def test_prompts_are_counted_once_whatever_the_seeds() -> None:
+    """What intervals are over, and what a target call an answer is held against."""
+    plan = plan_of(seeds=[0, 1])
+    found = rows(records_of(plan, prompts=3), plan)
+    assert {row.num_prompts for row in found} == {3}
+    assert {(row.temperature, row.answers) for row in found} == {(0.0, 3), (1.0, 6)}
+
+
+def test_work_that_is_known_of_some_answers_alone_is_not_told_of_all() -> None:
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    one, other = (Record(cell=cell, problem=name, token_ids=[1, 2], flops=n) for name, n in (("1", 6.0), ("2", 10.0)))
+    [whole], [part] = rows([one, other]), rows([one, other.model_copy(update={"flops": None})])
+    assert (whole.flops_per_token, part.flops_per_token) == (4.0, None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from cascli import Pair
+from cascli import Pair, generate
+from cascli.analysis.profile import Profile, timing
 from cascli.sweeps.likelihood import log_likelihood
 from cascli.sweeps.plan import Cell, SweepPlan
 from cascli.sweeps.tasks import Example, Task
-from cascli.sweeps.units import Unit
+from cascli.sweeps.units import Unit, batches, units
 from cascli.sweeps.worker import Worker, answers, record_of
 
 
@@ -66,3 +69,43 @@ def test_an_answer_once_counts_once_in_a_cascades_deferral(text_pair: Pair) -> N
         for run, rate, n in ((first, 0.0, 2), (last, 1.0, 8))
     ]
     assert record_of(cell, Example("p", "one"), rates, None, None).deferral_rate == 0.5
+
+
+def test_a_mean_of_which_a_part_is_not_known_is_not_known(text_pair: Pair) -> None:
+    """It would stand in the table as that of all tokens."""
+    plan, problem = (
+        SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=4),
+        Example("p", "a", later=("b",)),
+    )
+    cell = Cell(strategy="speculative-cascade:rule=opt,k=2", temperature=1.0, seed=0)
+    runs = answers(text_pair, plan, cell, problem)
+    known = record_of(cell, problem, runs, None, None)
+    assert known.deferral_rate is not None and known.mean_tv is not None
+    missing = dict.fromkeys(("deferral_rate", "mean_tv_to_target"))
+    runs[0] = runs[0].model_copy(update={"metrics": runs[0].metrics.model_copy(update=missing)})
+    part = record_of(cell, problem, runs, None, None)
+    assert part.deferral_rate is None and part.mean_tv is None
+
+
+def test_answers_do_not_depend_on_what_steps_took_on_this_machine(text_pair: Pair) -> None:
+    """Else a sweep that goes on elsewhere, or after `cascli bench`, would be made of two strategies."""
+    spec, cheap = "speculative:stop=rate,k=8", timing([0.001])
+    timed = dataclasses.replace(
+        text_pair, steps=Profile(context=9, draft={1: cheap}, target=dict.fromkeys((1, 9), timing([1.0])))
+    )
+    ask = {"strategy": spec, "max_new_tokens": 16, "temperature": 1.0}
+    drafted = [generate(each, "hello", **ask).metrics.num_draft_tokens for each in (text_pair, timed)]
+    assert drafted[0] < drafted[1]  # the steps' times do matter
+    plan = SweepPlan(strategies=[spec], temperatures=[1.0], max_new_tokens=16)
+    unit = Unit(Cell(strategy=spec, temperature=1.0, seed=0), Example("p", "hello"))
+    here, there = (Worker(each, plan, Task("agreement", [unit.problem])).do(unit) for each in (text_pair, timed))
+    assert here.error is None and (here.drafted, here.token_ids) == (there.drafted, there.token_ids)
+
+
+def test_batches_hold_all_work_and_one_cell_each() -> None:
+    plan = SweepPlan(strategies=["draft"], temperatures=[0.0, 1.0])
+    work = [*units(plan, Task("agreement", [Example(str(n), "ask") for n in range(5)]))]
+    made = batches(work, 2)
+    assert sorted(unit.key for each in made for unit in each) == sorted(unit.key for unit in work)
+    assert [len(each) for each in made] == [2, 2, 1] * 4
+    assert all(len({unit.cell.key for unit in each}) == 1 for each in made)

@@ -393,3 +393,35 @@ def test_texts_that_come_too_seldom_deviate_too() -> None:
     law = {(i,): 0.8999 / 89 for i in range(89)} | {(99,): 0.1001}
     seen = Counter({(i,): 112 for i in range(89)}) + Counter({(99,): 1})
     assert joint.deviation(seen, law, seen.total()) > 20
+
+
+def test_parity_is_judged_by_the_widest_margin(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever prompt it was at: a tie at the last one excuses no difference at the first."""
+    margins = iter([0.5, 0.0])
+    monkeypatch.setattr(parity, "margin", lambda *_: next(margins))
+    monkeypatch.setattr(parity, "first_divergence", lambda *_: 0)
+    [found] = parity.parity(text_pair, builtin()[:2], 2, 1e-3)
+    assert found.status == "fail" and found.statistic == 0.5
+
+
+def test_what_rounding_does_to_logits_is_no_failure_of_parity(text_pair: Pair) -> None:
+    """Twice what the target's blocks were off, as a share of its largest logits."""
+    target = replace(text_pair.target, dtype="bfloat16")
+    seen = [check_of("block", f"{role} (bfloat16)", off, 0.1, 0.0) for role, off in (("draft", 0.09), ("target", 0.02))]
+    assert audit._tolerance(replace(text_pair, target=target), seen) == pytest.approx(2 * 0.02 * 30)
+    assert audit._tolerance(text_pair, seen) == parity.REAL_IN_FLOAT32
+
+
+def test_logits_are_as_far_apart_as_their_worst_row() -> None:
+    """A fault of one position in a hundred is a fault."""
+    rows = torch.ones(100, 4)
+    off = rows.clone()
+    off[7] = 1.5
+    assert numerics.difference(off, rows) == pytest.approx(0.5)
+
+
+def test_a_cache_is_as_good_as_its_worst_rewind(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([0.0, 0.5, 0.0, 0.0])
+    monkeypatch.setattr(numerics, "difference", lambda *_: next(seen))
+    found = numerics.cache("target", text_pair.target, text_pair.vocab, 4)
+    assert (found.statistic, found.status) == (0.5, "fail")

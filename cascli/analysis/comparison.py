@@ -17,7 +17,7 @@ from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import Kind, median, median_interval, percentile, rate_ratio_interval
 from cascli.settings import WITHOUT_DRAFT
-from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds
+from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, prompts_of
 
 if TYPE_CHECKING:
     import pandas
@@ -386,10 +386,10 @@ def _totals(repeats: Sequence[Sequence[Sequence[Run]]], column: int, turns: Sequ
 
 
 def _by_prompt(runs: Sequence[Run]) -> list[list[int]]:
-    """The places of each prompt's turns; runs without a prompt's id are prompts of their own."""
+    """The places of each prompt's turns."""
     groups: dict[object, list[int]] = {}
-    for place, run in enumerate(runs):
-        groups.setdefault(run.prompt_id or place, []).append(place)
+    for place, prompt in enumerate(prompts_of(runs)):
+        groups.setdefault(prompt, []).append(place)
     return list(groups.values())
 
 

@@ -7,7 +7,7 @@ say how long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from cascli.analysis import theory
@@ -56,7 +56,7 @@ class Machine(Data):
 class Recorded(NamedTuple):
     """An answer as it was recorded."""
 
-    prompt: str
+    prompt: Hashable
     """To which prompt it is; turns of a conversation share it."""
     tokens: int
     reading: float
@@ -108,7 +108,7 @@ def replayed(
         rounds: how many each takes.
         reads_draft: whether the draft model reads the prompt too.
     """
-    spent: dict[str, tuple[float, float]] = {}
+    spent: dict[Hashable, tuple[float, float]] = {}
     for answer, cost in zip(answers, costs, strict=True):
         alone, ours = spent.get(answer.prompt, (0.0, 0.0))
         reading = answer.reading * (1 + machine.draft_reading * reads_draft)

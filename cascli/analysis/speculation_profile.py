@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from cascli.errors import UsageError
-from cascli.trace import Data, Document, ModelInfo, block_length, by_block, with_params
+from cascli.trace import Data, Document, ModelInfo, block_length, by_block, prompts_of, with_params
 from cascli.version import __version__
 
 if TYPE_CHECKING:
@@ -350,4 +350,5 @@ def _checkpoint(model: ModelInfo) -> Checkpoint:
 
 
 def _kept(runs: Sequence[Run]) -> list[Kept]:
-    return [Kept(run.prompt_id or str(place), run.category, histogram([run.metrics])) for place, run in enumerate(runs)]
+    prompts = map(str, prompts_of(runs))
+    return [Kept(name, run.category, histogram([run.metrics])) for name, run in zip(prompts, runs, strict=True)]

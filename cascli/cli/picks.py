@@ -115,10 +115,12 @@ def _of_runs(text: str, kind: str, file: Path, names: Sequence[str], prompt: str
 def _of_prompt(runs: Sequence[Run], prompt: str) -> list[Run]:
     """All turns of one prompt, by its id or its place."""
     from cascli.render.comparison import by_prompt
+    from cascli.trace import prompts_of
 
+    turns = list(by_prompt(list(runs)))
     groups: dict[str, list[Run]] = {}
-    for place, group in enumerate(by_prompt(list(runs)), 1):
-        groups.setdefault(group[0].prompt_id or str(place), []).extend(group)
+    for name, group in zip(prompts_of([group[0] for group in turns]), turns, strict=True):
+        groups.setdefault(str(name + 1) if isinstance(name, int) else str(name), []).extend(group)
     if prompt in groups:
         return groups[prompt]
     if prompt.isdecimal() and 0 < int(prompt) <= len(groups):

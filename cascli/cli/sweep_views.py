@@ -26,6 +26,8 @@ RULE_CURVES_K = 4
 
 def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) -> None:
     """Everything that a sweep will do, how much that is, and how long it will take as far as that is known."""
+    from cascli.sweeps.records import Records
+
     specs = plan.specs()
     if settings.screen.quiet:
         print("\n".join(specs))
@@ -35,6 +37,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
     once = len(plan.seeds) > 1 and not all(plan.temperatures)
     conversations = f" with {turns} turns" if turns > len(task.problems) else ""
     names = [plan.task.kind, *([plan.task.dataset] if plan.task.dataset else [])]
+    held = " (holds results: --resume goes on)" if Records(folder).holds_answers else ""
     rows = {
         "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
         "prompts": f"{len(task.problems)} of {' '.join(names)}{conversations}, scored by {task.metric}",
@@ -45,7 +48,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         "answers": f"{cells * turns:,} of at most {plan.max_new_tokens} tokens"
         f" ({cells * turns * plan.max_new_tokens:,} tokens)",
         "time": _how_long(plan, turns, settings),
-        "output": f"{folder}{' (holds results: --resume goes on)' if (folder / 'records.jsonl').exists() else ''}",
+        "output": f"{folder}{held}",
     }
     if settings.settings.json_output:
         print(json.dumps({"schema": "cascli.plan/1", **rows, "strategies": specs, "where": plan.where()}))

@@ -28,7 +28,7 @@ from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
-from cascli.trace import Metrics, Run, SamplingInfo, now
+from cascli.trace import Metrics, Run, SamplingInfo, now, prompts_of
 
 MOST_PROMPTS = 12
 """Where nobody says how many, spread over all."""
@@ -384,7 +384,11 @@ def _outside(runs: Sequence[Metrics]) -> float:
 
 def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:
     """By strategy, then by prompt, every turn."""
-    found: dict[str, dict[Hashable, list[Run]]] = {}
-    for place, run in enumerate(runs):
-        found.setdefault(run.spec, {}).setdefault(run.prompt_id or place, []).append(run)
+    strategies: dict[str, list[Run]] = {}
+    for run in runs:
+        strategies.setdefault(run.spec, []).append(run)
+    found: dict[str, dict[Hashable, list[Run]]] = {spec: {} for spec in strategies}
+    for spec, ours in strategies.items():
+        for prompt, run in zip(prompts_of(ours), ours, strict=True):
+            found[spec].setdefault(prompt, []).append(run)
     return {spec: [*prompts.values()] for spec, prompts in found.items()}

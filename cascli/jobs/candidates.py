@@ -41,7 +41,7 @@ from cascli.rules.base import Rule
 from cascli.sampling import distributions
 from cascli.sampling.parameters import AUTO_DRAFTED, Sampling
 from cascli.strategies import parse
-from cascli.trace import Run, StepCosts, with_params
+from cascli.trace import Run, StepCosts, prompts_of, with_params
 
 NGRAMS = (2, 3, 5)
 """`max_ngram` of prompt lookups that are tried."""
@@ -78,10 +78,11 @@ class Answers:
             sampling: of the answers.
         """
         self._pair, self._seen, self._machine, self._sampling = pair, seen, machine, sampling
-        self._runs = [run for run in runs if run.token_ids]
+        told = [(prompt, run) for prompt, run in zip(prompts_of(runs), runs, strict=True) if run.token_ids]
+        self._prompts, self._runs = [prompt for prompt, _ in told], [run for _, run in told]
         of_target = 1 / (1 + (machine.draft_reading if seen is not None else 0.0)) / machine.step_seconds
         self._recorded = [
-            Recorded(run.prompt_id, len(run.token_ids), run.metrics.seconds.prefill * of_target) for run in self._runs
+            Recorded(prompt, len(run.token_ids), run.metrics.seconds.prefill * of_target) for prompt, run in told
         ]
 
     @property
@@ -105,7 +106,7 @@ class Answers:
         """What was recorded, in a few numbers."""
         cut = sum(run.finish_reason == "length" for run in self._runs)
         common: dict[str, Any] = {
-            "prompts": list(dict.fromkeys(run.prompt_id for run in self._runs)),
+            "prompts": [each if isinstance(each, str) else "" for each in dict.fromkeys(self._prompts)],
             "tokens": sum(each.tokens for each in self._recorded),
             "share_cut": cut / len(self._runs),
         }

@@ -23,7 +23,7 @@ from cascli.render.summary import exit_line
 from cascli.render.table import page_table, scatter_line, tables
 from cascli.render.trace import side_by_side
 from cascli.render.verdict import verdict
-from cascli.trace import PairInfo, Run
+from cascli.trace import PairInfo, Run, prompts_of
 
 TRACES_SHOWN = 3
 Trace = Literal["text", "tokens", "none"]
@@ -156,7 +156,7 @@ def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[
 def prompt_line(groups: Sequence[Sequence[Run]]) -> str:
     """What was asked."""
     first = _short(groups[0][0].prompt)
-    prompts = len({group[0].prompt_id or place for place, group in enumerate(groups)})
+    prompts = len({*prompts_of([group[0] for group in groups])})
     return first if prompts == 1 else f"{first} and {prompts - 1} more"
 
 

@@ -95,7 +95,8 @@ def cut_by_context(run: Run) -> str | None:
 def totals(runs: Sequence[Run]) -> str:
     """What all answers of one strategy came to, in a line or two."""
     row = summarise([[runs]])[0]
-    answers = f"{len(runs)} answers" + (f" to {row.num_prompts} prompts" if row.num_prompts != len(runs) else "")
+    prompts = f"{row.num_prompts} prompt{'s' if row.num_prompts != 1 else ''}"
+    answers = f"{len(runs)} answers" + (f" to {prompts}" if row.num_prompts != len(runs) else "")
     cut = f", {row.answers_cut} at the limit" if row.answers_cut else ""
     together = f", {runs[0].batch_size} at once" if runs[0].batch_size > 1 else ""
     parts = [f"target calls per token {number(row.target_calls_per_token)}", f"mean TV {tv(row.mean_tv_to_target)}"]

@@ -70,13 +70,14 @@ def carry_out(
     work = list(units(plan, task))
     todo = [unit for unit in work if unit.key not in done]
     start, tokens = time.perf_counter(), 0
-    for record in executor.run(todo):
+    # Those of prompts or strategies that are not asked this time are done as well, and not counted.
+    for count, record in enumerate(executor.run(todo), len(work) - len(todo) + 1):
         records.add(record)
         done[record.key] = record
         tokens += len(record.token_ids)
         if on_progress is not None:
             speed = tokens / (time.perf_counter() - start)
-            on_progress(f"{record.problem} {record.cell.strategy}, {speed:.1f} tokens/s", len(done), len(work))
+            on_progress(f"{record.problem} {record.cell.strategy}, {speed:.1f} tokens/s", count, len(work))
 
 
 def sweep(

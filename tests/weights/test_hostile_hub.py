@@ -12,9 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from cascli.errors import RunError
+from cascli.weights.hub_answers import SECONDS, _check, _patient
 
 COMMIT = "a" * 40
 FILES = {"config.json": b"{}", "model.safetensors": b"12345678"}
@@ -141,3 +145,25 @@ def test_a_silent_hub_is_given_up(hub: tuple[Hub, str], tmp_path: Path) -> None:
     hub[0].silent = True
     ended = pull(hub[1], tmp_path, more="hub_answers.SECONDS = 1")
     assert "refused" in ended.stdout and "Try again" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({"etag": '"0123abc"'}, False),
+        ({"etag": 'W/"0123abc"'}, False),  # as proxies that compress make of it
+        ({"x-linked-etag": '"0123abc"', "etag": '"a-2"'}, False),
+        ({"x-linked-etag": f'"{UP}/out"', "etag": '"a-2"'}, True),  # of large files it is this one that names the file
+        ({"etag": f'W/"{UP}/out"'}, True),
+    ],
+)
+def test_tags_of_either_kind_are_looked_at(headers: dict[str, str], refused: bool) -> None:
+    said = SimpleNamespace(headers={"x-repo-commit": COMMIT, **headers}, url=SimpleNamespace(path="/some/model"))
+    with pytest.raises(RunError, match="etag") if refused else contextlib.nullcontext():
+        _check(said, "hub:some/model")
+
+
+def test_limits_of_the_library_stand_where_it_has_some() -> None:
+    request = SimpleNamespace(extensions={"timeout": {"connect": 2.0, "read": None, "write": 90.0}})
+    _patient(request)
+    assert request.extensions["timeout"] == {"connect": 2.0, "read": SECONDS, "write": 90.0, "pool": SECONDS}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from cascli.audit.files import files
 from cascli.cli.app import app
 from cascli.config import HubSource, PathSource, PypiSource, RandomSource, load_config
 from cascli.errors import ConfigError, RunError
+from cascli.weights import manifest
+from cascli.weights.disk import tree_bytes
 from cascli.weights.gguf import tensors
 from cascli.weights.store import changed, disk_bytes, locate, pull
 from tests.weights.tiny import Tiny
@@ -234,3 +237,25 @@ def test_looking_imports_no_torch(home):
         "assert not {'torch', 'transformers', 'gguf', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"HF_HOME": str(home / "hf")})
+
+
+def test_what_goes_while_it_is_counted_hides_nothing_else(tmp_path: Path) -> None:
+    """Downloads rename and remove files between a look at the folder and one at them."""
+    for n in range(12):
+        (tmp_path / f"{n}").write_bytes(b"xx")
+        (tmp_path / f"{n}.gone").symlink_to(tmp_path / "nowhere")
+    assert tree_bytes(tmp_path) == 24
+
+
+def test_a_folder_that_lacks_a_file_or_a_part_of_one_is_not_whole(tmp_path: Path) -> None:
+    """However many others are as they should be."""
+    folder = tmp_path / "model"
+    with manifest.replacing(folder, {}) as made:
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (made / name).write_text("{}")
+    assert manifest.is_whole(folder)
+    (folder / "tokenizer.json").write_text("{")
+    assert not manifest.is_whole(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").unlink()
+    assert not manifest.is_whole(folder)
