@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from cascli import Pair, generate, load_pair
 from cascli.models.cpu.packed_linear import can_pack
@@ -62,3 +63,15 @@ def test_models_that_do_more_than_attend_keep_their_own_attention() -> None:
     assert load_pair(pair(300)).target.model.config._attn_implementation == NAME
     gemma = load_pair(pair(300, **EVERY_ARCHITECTURE["gemma2"]))
     assert gemma.target.model.config._attn_implementation != NAME
+
+
+def test_the_decoder_of_two_stacks_attends_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.17 switches the model's own config over, and not the copies that its encoder and decoder have."""
+
+    def its_own(model: PreTrainedModel, name: str) -> None:
+        model.config._attn_implementation = name
+
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", its_own)
+    model = load_pair(pair(300, **EVERY_ARCHITECTURE["t5"])).target.model
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    assert len(configs) > 1 and {config._attn_implementation for config in configs.values()} == {NAME}

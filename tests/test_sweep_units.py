@@ -40,7 +40,8 @@ def test_a_record_is_of_all_turns(text_pair: Pair) -> None:
     assert record.cut == record.turns == 2
     assert record.target_calls == first.metrics.target_calls + last.metrics.target_calls
     silent = first.model_copy(update={"metrics": first.metrics.model_copy(update={"num_draft_tokens": 0})})
-    assert record_of(cell, problem, [silent, last], None, None).rounds == last.metrics.num_rounds
+    every = first.metrics.num_rounds + last.metrics.num_rounds  # also of a turn for which nothing was drafted
+    assert record_of(cell, problem, [silent, last], None, None).rounds == every
     parts = [
         (log_likelihood(text_pair.target, run.prompt_token_ids, run.token_ids), len(run.token_ids))
         for run in (first, last)

@@ -15,7 +15,7 @@ from cascli.models.batch.lanes import Lanes
 from cascli.models.cpu import batch_reader
 from cascli.models.cpu.packed_linear import can_pack
 from cascli.models.eager_runner import EagerRunner
-from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair
+from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
 
 # Ragged: other lengths of prompt and answer, so that lanes begin, accept and end at different times.
 PROMPTS = [[5, 6, 7][: 1 + i % 3] * (1 + i) for i in range(7)]
@@ -74,7 +74,8 @@ def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
     for spec, temperature in SPECS if every else SPECS[:4] if name == "qwen2" else SPECS[:2]:
         work = jobs(spec, temperature)
         alone = [job(loaded) for job in work]
-        together, _ = in_lanes(loaded, 3, work)
+        # Unpacked float32 has another kernel from 11 rows on in oneDNN of torch before 2.13: two texts of 4 are fewer.
+        together, _ = in_lanes(loaded, 2 if dtype == "float32" and torch_version() < (2, 13) else 3, work)
         assert [found(run) for run in together] == [found(run) for run in alone], spec
 
 

@@ -44,7 +44,7 @@ from cascli.sweeps.table import SweepRow
 from cascli.sweeps.tasks import task_of
 from cascli.sweeps.units import batches, by_cell, units
 from cascli.trace import Run
-from tests.pairs import ARCHITECTURES, pair
+from tests.pairs import ARCHITECTURES, pair, torch_version
 
 PROMPTS = [Prompt(("Hello",), "a"), Prompt(("One", "Two", "Three"), "b"), Prompt(("What?",), "c"), Prompt(("x",), "d")]
 PLAN = """
@@ -154,6 +154,7 @@ def plain(folder: Path) -> list[Record]:
     return sorted(found, key=lambda each: each.key)
 
 
+@pytest.mark.skipif(torch_version() < (2, 13), reason="float32 is exact in blocks of up to ten tokens with this torch")
 def test_a_sweep_has_the_records_that_it_has_without_batches(tiny: Pair, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN)
