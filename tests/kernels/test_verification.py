@@ -220,6 +220,46 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
     )
 
 
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("ids", [(700, 1500, 2900), (2900, 2901), (1100, 4000)])
+def test_equal_logits_go_to_the_first_of_them_in_any_block(ids: tuple[int, ...], where: torch.device) -> None:
+    """Of parts of several blocks too: each block's best is compared with those before it."""
+    from cascli.kernels.draws import draw
+
+    logits = torch.zeros(1, 5000, device=where)
+    logits[0, list(ids)] = 2.0
+    u = torch.full((1,), 0.9, dtype=torch.float64, device=where)
+    assert draw(logits, 0.0, u, with_base=False)[0].item() == ids[0]
+
+
+@pytest.mark.parametrize("by_block", [False, True])
+def test_what_has_no_chance_is_not_kept_by_the_number_nought(by_block: bool, where: torch.device) -> None:
+    """A uniform may be 0, and a probability too: `<` and `<=` differ there, in the exact rule's test as well."""
+    from cascli.kernels.verification import verify
+
+    given = block(Exact(), Sampling(), 2, 40, where)
+    given[0][torch.arange(2), given[1]] = -torch.inf
+    given[4][:] = 0.0
+    wanted = decide_round(Exact(), Sampling(), *(each.cpu() for each in given), by_block=by_block)
+    found = verify(*given, temperature=1.0, rule=fused_rule(Exact()), by_block=by_block)
+    ours, plain = (RoundFacts.of(each.flatten().tolist()) for each in (found, wanted))
+    assert ours.num_accepted == plain.num_accepted == 0 and ours.next_id == plain.next_id
+    assert ours.accept_prob == [0.0, 0.0] and ours.exact == plain.exact == [False, False]
+
+
+def test_a_forced_rejection_that_leaves_no_residual_draws_from_pi(where: torch.device) -> None:
+    """Where both models are certain of the same token there is nothing but it, in whatever part it lies."""
+    from cascli.kernels.verification import verify
+
+    target, tokens, _, _, u_accept, u_next = block(Exact(), Sampling(0.0), 2, 2500, where)
+    target[:, 2000] = 50.0
+    tokens, u_accept = target[:2].argmax(-1), 0 * u_accept + 0.99
+    q = torch.nn.functional.one_hot(tokens, 2500).float()
+    out = verify(target, tokens, q, q, u_accept, u_next, temperature=0.0, rule=fused_rule(Forced(0.6)))
+    facts = RoundFacts.of(out.flatten().tolist())
+    assert (facts.num_accepted, facts.next_id, facts.next_p) == (0, 2000, 1.0)
+
+
 def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
     from cascli.kernels.verification import verify
 
