@@ -171,6 +171,30 @@ def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
     assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 3  # nobody had asked for it
 
 
+def test_recordings_serve_none_but_what_they_were_made_for() -> None:
+    """Strategies, rules' parameters and samplings in turn, each twice, on one pair that keeps what it has recorded."""
+    config = pair(12, **MIDDLE)
+    plain, taped = load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
+    taped.graphs = GraphCache(TapeCapture())
+    specs = ["speculative:k=3", "speculative:k=3,verify=block", "target"]
+    specs += [f"speculative-cascade:rule=token-v3,k=3,alpha={alpha}" for alpha in (0.0, 0.4, 0.9)]
+    asked = [(spec, {}) for spec in specs]
+    asked += [
+        (specs[0], how) for how in ({"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.5}, {"top_k": 2, "top_p": 0.5})
+    ]
+    asked.append(("speculative-cascade:rule=token-v1,k=3,alpha=0.2", {"temperature": 0.5}))  # reads q at temperature 1
+    for seed in range(2):
+        found, wanted = (
+            [
+                generate(each, prompt_ids=[1, 2], strategy=spec, max_new_tokens=16, seed=seed, **how).token_ids
+                for spec, how in asked
+            ]
+            for each in (taped, plain)
+        )
+        assert found == wanted
+        assert len(set(map(tuple, wanted))) > len(wanted) - 3
+
+
 def test_only_so_many_recordings_are_kept() -> None:
     capture = TapeCapture()
     recorded = GraphCache(capture, most=2)
