@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -152,6 +153,16 @@ def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
     loaded.graphs = GraphCache(TapeCapture())
     strategy, rule, sampling = DEEP[0]
     assert alarms(loaded, strategy, rule, sampling, 400, length=5) == []
+
+
+def test_a_recordings_result_stands_until_another_one_is_repeated() -> None:
+    """As in the memory that CUDA's graphs share."""
+    capture, x = TapeCapture(), torch.tensor([1.0])
+    one, two = (capture(partial(torch.mul, x, factor)) for factor in (1, 2))
+    first = one()
+    assert first.item() == 1 and one().item() == 1
+    assert two().item() == 2 and first.isnan()
+    assert one().item() == 1 and first.item() == 1
 
 
 def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
