@@ -263,6 +263,31 @@ def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
     assert runner.length == 0
 
 
+def test_a_recording_is_tried_out_where_there_is_room(taped: Pair) -> None:
+    """For a text whose predecessor ended at the end of the buffers."""
+    runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
+    runner.prepare(250, 6, Calls())
+    for ids in torch.arange(255).split(250):
+        runner.forward(ids, 1)
+    runner.prepare(100, 100, Calls(writes=[Write(1, 64)]), law)
+    assert runner.graphs == 1 and runner._cache.capacity == 256
+
+
+@pytest.mark.usefixtures("by_buckets")
+def test_a_recorded_draft_looks_as_far_as_it_writes(taped: Pair) -> None:
+    """Drafts across the end of a bucket need the next one from their first token on."""
+    plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
+    runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
+    text, u = torch.arange(300) % taped.vocab, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    runner.prepare(250, 20, Calls(writes=[Write(1, 3)]), law)
+    plain.forward(text[:252], 1), runner.forward(text[:252], 1)
+    for start in range(252, 258):
+        wanted, found = (each.write(text[start : start + 1], law, u, read_last=False) for each in (plain, runner))
+        assert found.tokens.tolist() == wanted.tokens.tolist()
+        torch.testing.assert_close(found.probs, wanted.probs, rtol=1e-4, atol=1e-5)
+        plain.truncate(start + 1), runner.truncate(start + 1)
+
+
 def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
     for i in range(MOST_SAMPLERS + 3):
         law = Sampler(Sampling(1 + i / 8), reads_base=False)
