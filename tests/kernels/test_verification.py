@@ -88,6 +88,29 @@ def test_it_computes_what_the_plain_one_does(
             same(found, wanted, name)
 
 
+@pytest.mark.parametrize("tail", ["cut", "exact"])
+def test_rules_test_the_draft_at_temperature_1(tail: str, where: torch.device) -> None:
+    """At another temperature, with thresholds that tell q from q1 by tokens of every row: everywhere it is q1."""
+    from cascli.kernels.verification import verify
+
+    sampling, apart = Sampling(0.5), torch.zeros(4, dtype=torch.bool)
+    for alpha in (0.0, 0.2):
+        rule = rules.load("token-v1")(alpha=alpha, tail=tail)
+        given = block(rule, sampling, 3, 45, where)
+        for seed in range(6):
+            u = torch.rand(2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            given[4], given[5] = (u[0, :3] * (seed % 2)).to(where), u[1].to(where)
+            plain = decide_round(rule, sampling, *(each.cpu() for each in given))
+            fused = verify(*given, temperature=0.5, rule=fused_rule(rule))
+            wanted, found = (RoundFacts.of(each.flatten().tolist()) for each in (plain, fused))
+            assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+            for name in ("pi", "accept_prob", "tv", "tv_to_draft"):
+                same(found, wanted, name)
+        least = given[0].softmax(-1).amax(-1, keepdim=True) - alpha
+        apart |= ((given[2] >= least) & (given[3] < least)).any(-1).cpu()
+    assert apart.all()
+
+
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize(("rule", "least"), [(Exact(), 5), (rules.load("token-v3")(alpha=0.0), 2)])
 def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, least: int, where: torch.device) -> None:
