@@ -59,8 +59,9 @@ def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:
     from cascli.kernels.draws import draw
 
     logits = torch.full((1, 3000), -torch.inf, device=where)
-    logits[0, [7, 2999]] = 0.0
-    for u, wanted in ((0.0, 7), (0.5 - 1e-12, 7), (0.5, 2999), (1 - 2**-53, 2999)):
+    logits[0, [7, 9, 2998, 2999]] = 0.0  # two in each of two parts
+    ends = ((0.0, 7), (0.25 - 1e-12, 7), (0.25, 9), (0.5 - 1e-12, 9), (0.5, 2998), (0.75, 2999), (1 - 2**-53, 2999))
+    for u, wanted in ends:
         at = torch.tensor([u], dtype=torch.float64, device=where)
         assert draw(logits, 1.0, at, with_base=False)[0].item() == wanted
 

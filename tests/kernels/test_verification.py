@@ -161,6 +161,23 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
                 )
 
 
+@pytest.mark.parametrize(("name", "more"), [("chow", {}), ("token-v1", {}), ("token-v1", {"tail": "exact"})], ids=str)
+def test_who_reaches_a_threshold_is_kept(name: str, more: dict[str, str], where: torch.device) -> None:
+    """A drafter that is certain, beside a threshold of 1: `>=` and `>` differ there."""
+    from cascli.kernels.verification import verify
+
+    rule = rules.load(name)(alpha=0.0, **more)
+    target, tokens, _, _, u_accept, u_next = block(rule, Sampling(), 3, 40, where)
+    q = torch.nn.functional.one_hot(tokens, 40).float()
+    if name == "token-v1":  # whose threshold is the target's best
+        target = target.masked_fill(torch.arange(40, device=where) != 7, -torch.inf)
+    given = (target, tokens, q, q, u_accept, u_next)
+    wanted = RoundFacts.of(decide_round(rule, Sampling(), *(each.cpu() for each in given)).flatten().tolist())
+    found = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(rule)).flatten().tolist())
+    assert found.pi == wanted.pi == [1.0, 1.0, 1.0]
+    assert found.deferred == wanted.deferred and found.num_accepted == wanted.num_accepted == 3
+
+
 @pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)(alpha=0.3) for name in ("token-v3", "head"))], ids=repr)
 def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
     """Columns of a table, as those of random numbers were: the third test must not use the second draw's number."""
