@@ -2,6 +2,7 @@
 
 Numbers that Python computed are baked in, results land where they were when recorded, and reading a value back while
 recording is an error: a runner that relies on anything but data at fixed addresses gives wrong logits here as there.
+Recordings of one capture share their memory, too: none has a result before it is repeated, nor after another one was.
 """
 
 from __future__ import annotations
@@ -26,19 +27,32 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self._made: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
             raise RuntimeError("operation not permitted when stream is capturing")
         result = func(*args, **(kwargs or {}))
         self.operations.append((func, args, kwargs or {}, result))
+        given = {_memory(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        self._made += [each for each in tree_leaves(result) if isinstance(each, Tensor) and _memory(each) not in given]
         return result
+
+    @torch.inference_mode()
+    def overwrite(self) -> None:
+        """What was made while recording lies in memory that other recordings use, too."""
+        for each in self._made:
+            each.fill_(torch.nan if each.is_floating_point() else -1)
 
     def repeat(self) -> None:
         for func, args, kwargs, result in self.operations:
             for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _with_launches(tape: Tape) -> AbstractContextManager[Any]:
@@ -63,6 +77,8 @@ class TapeCapture:
     def __init__(self) -> None:
         self.recordings = 0
         self.renewals = 0
+        self._last: Tape | None = None
+        """Whose results stand."""
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         compute()
@@ -70,14 +86,22 @@ class TapeCapture:
         with Tape() as tape, _with_launches(tape), settled:
             result = compute()
         self.recordings += 1
+        self._stands(None)
+        tape.overwrite()
         renewals = self.renewals
 
         def replay() -> Tensor:
             assert renewals == self.renewals, "this recording was to be dropped"
+            self._stands(tape)
             tape.repeat()
             return result
 
         return replay
+
+    def _stands(self, tape: Tape | None) -> None:
+        if self._last is not None and self._last is not tape:
+            self._last.overwrite()
+        self._last = tape
 
     def renew(self) -> None:
         """Nothing recorded so far may be repeated: a GPU may have given its memory away."""

@@ -22,7 +22,8 @@ def scattered(norm: nn.Module) -> None:
 def stock(name: str, dtype: str) -> Any:
     """A model with torch's own layers and weights that do not hang on the precision."""
     torch.manual_seed(0)
-    model = load_pair(pair(**ARCHITECTURES[name]), dtype="float32").target.model
+    epsilon = {"rms_norm_eps": 0.5}  # large enough to be seen beside what half precision rounds
+    model = load_pair(pair(**ARCHITECTURES[name] | epsilon), dtype="float32").target.model
     for each in model.modules():
         if type(each).__name__.endswith("RMSNorm"):
             scattered(each)
@@ -64,3 +65,18 @@ class OddRMSNorm(nn.Module):
 def test_a_norm_of_another_kind_is_left_alone(epsilon: float | None) -> None:
     model = nn.Sequential(OddRMSNorm(epsilon))
     assert use_fused_norms(model) == 0 and not isinstance(model[0], FusedNorm)
+
+
+class WideRMSNorm(nn.Module):
+    """What it is given in half precision goes on in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(16, dtype=torch.bfloat16)), 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(x.float(), (16,), self.weight.float(), self.eps)
+
+
+def test_a_norm_of_another_precision_is_left_alone() -> None:
+    assert use_fused_norms(nn.Sequential(WideRMSNorm())) == 0

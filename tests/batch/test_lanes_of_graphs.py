@@ -165,6 +165,35 @@ def test_drafts_of_any_lengths(with_base: bool, reader: GraphReader) -> None:
         assert [each.length for each in reader.runners] == [each.length for each in plain]
 
 
+def test_a_text_that_fills_its_place_waits_elsewhere_for_longer_drafts(reader: GraphReader) -> None:
+    """What it goes on with, while others write more, has no room behind it."""
+    law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
+    for place in range(2):
+        reader.prepare(place, 200, 56, Calls(), None)
+    for ids in torch.arange(255).split(100):
+        reader.runners[0].forward(ids, 1)
+    wanted = [WantedDraft(place, torch.tensor([7]), law, u[:n], False) for place, n in ((0, 1), (1, 3))]
+    short, long = reader.write(wanted)
+    assert (short.tokens.shape[0], long.tokens.shape[0]) == (1, 3)
+    assert reader.runners[0].length == reader._states[0].capacity == 256
+
+
+def test_a_draft_is_drawn_by_its_own_sampler(reader: GraphReader) -> None:
+    """One shape of drafts by samplings in turn, each of which finds what others have captured."""
+    plain = load_pair(LONG, dtype="float32").target.runner
+    ids, u = torch.tensor([7]), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
+    samplings = (Sampling(0.7), Sampling(1.5), Sampling(0.7, 3), Sampling(0.7, 0, 0.5))
+    laws = [Sampler(sampling, reads_base) for sampling in samplings for reads_base in (False, True)]
+    reader.prepare(1, 1, 60, Calls(writes=[Write(1, 3, True)]), laws[0])
+    for law in laws * 2:
+        for runner in (plain, reader.runners[1]):
+            runner.reset()
+        [found], exact = reader.write([WantedDraft(1, ids, law, u, True)]), plain.write(ids, law, u, read_last=True)
+        assert found.tokens.tolist() == exact.tokens.tolist()
+        for mine, theirs in zip(found[1:], exact[1:], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -> None:
     law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3], dtype=torch.float64)
     ids = torch.tensor([7])

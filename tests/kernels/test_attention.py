@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,15 +57,21 @@ def test_attention_is_attention(
         assert error < bound, (at, n)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter's products are NumPy's")
-def test_a_row_has_the_same_bits_alone_and_in_a_block(dtype: torch.dtype, where: torch.device) -> None:
-    from cascli.kernels.attention import attend
+@pytest.mark.usefixtures("sound_products")
+@pytest.mark.parametrize("window", [0, 268])
+def test_a_row_has_the_same_bits_alone_and_in_a_block(
+    window: int, dtype: torch.dtype, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several blocks of keys a part; the window of the first row begins in another block than those of the others."""
+    from cascli.kernels import attention
 
-    at, n = 300, 4
+    monkeypatch.setattr(attention, "_MOST_PARTS", 4)
+    at, n = 394, 4
     q, k, v = states(16, 2, n, 64, at, dtype, where)  # 8 rows a program alone, filled up to 16, and 32 in the block
-    block = attend(q, k, v, torch.tensor(at, device=where), scale=0.125)
+    block = attention.attend(q, k, v, torch.tensor(at, device=where), scale=0.125, window=window)
     for i in range(n):
-        alone = attend(q[:, :, i : i + 1], k, v, torch.tensor(at + i, device=where), scale=0.125)
+        one, before = q[:, :, i : i + 1], torch.tensor(at + i, device=where)
+        alone = attention.attend(one, k, v, before, scale=0.125, window=window)
         assert torch.equal(alone[:, 0], block[:, i])
 
 
@@ -76,6 +84,26 @@ def test_strides_do_not_matter(where: torch.device) -> None:
     longer = torch.cat([k, k], dim=2)[:, :, :CAPACITY]
     at = torch.tensor(40, device=where)
     assert torch.equal(attend(strided, longer, v, at, scale=0.25), attend(q, k, v, at, scale=0.25))
+
+
+@pytest.mark.parametrize("window", [0, 9])
+def test_what_a_gpu_is_asked_for_is_the_same(window: int, where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators of torch that models call, as they are registered for GPUs: nothing is lost on the way."""
+    from cascli.kernels import attention
+    from cascli.models.gpu import decode_attention, texts_attention
+
+    monkeypatch.setattr(attention, "_MOST_PARTS", 2)
+    q, k, v = states(4, 2, 3, 16, 40, torch.float32, where)
+    k, v = k.nan_to_num(0.0), v.nan_to_num(0.0)
+    at, places = torch.tensor(40, device=where), torch.zeros(3, dtype=torch.long, device=where)
+    for operator, given in (
+        (decode_attention.attend, (at if not window else at.expand(window),)),
+        (texts_attention.attend_texts, (places, at + torch.arange(3, device=where))),
+    ):
+        more = (0.7, window, 2.0)
+        found = operator._backend_fns["cuda"](q, k, v, *given, *more)
+        plain = operator._backend_fns["cpu"](*(each.cpu() for each in (q, k, v, *given)), *more)
+        torch.testing.assert_close(found.cpu(), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_values_of_another_width_are_refused(where: torch.device) -> None:
@@ -97,3 +125,24 @@ def test_what_was_counted_is_forgotten(where: torch.device) -> None:
             found = attention.attend(q, k, v, at, scale=0.25)
             assert (found.double().cpu() - wanted(q, k, v, 200, 0, 0.0)).abs().max() < BOUND[torch.float32]
             assert not attention._counters(q.device, 2).any()
+
+
+def test_every_group_of_programs_counts_for_itself(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first part of each group alone, after which each has counted one and none has added up.
+
+    Groups with a count in common add up too early; in the interpreter, where they come one after the other, no result
+    shows it.
+    """
+    from cascli.kernels import attention
+
+    class FirstPart:
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            return kernel[grid[0], 1, grid[2]]
+
+    kernel = attention._attend
+    monkeypatch.setattr(attention, "_attend", FirstPart())
+    q, k, v = states(8, 2, 9, 16, 40, torch.float32, where)  # two tiles of rows of either head
+    attention.attend(q, k, v, torch.tensor(40, device=where), scale=0.25)
+    counted = attention._counters(q.device, 4)
+    assert counted.tolist() == [1, 1, 1, 1]
+    counted.zero_()

@@ -99,15 +99,16 @@ def test_a_wrong_place_or_length_is_seen(bug: str, where: torch.device) -> None:
     assert max(errors(found, given, texts, 0, 0.0)) > 1e-2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter's products are NumPy's")
-def test_a_token_has_the_same_bits_in_any_block(dtype: torch.dtype, where: torch.device) -> None:
+@pytest.mark.usefixtures("few_parts", "sound_products")
+@pytest.mark.parametrize("window", [0, 70])
+def test_a_token_has_the_same_bits_in_any_block(window: int, dtype: torch.dtype, where: torch.device) -> None:
     from cascli.kernels.attention import attend
 
     texts = RAGGED[0]
     query, *cache = (each.to(where) for each in states(texts, 16, 2, 64, dtype))
     places, positions = rows(texts, where)
-    block = attend(query, *cache, positions, places=places, scale=0.125)
+    block = attend(query, *cache, positions, places=places, scale=0.125, window=window)
     for i in range(len(places)):
         one = slice(i, i + 1)
-        alone = attend(query[:, :, one], *cache, positions[one], places=places[one], scale=0.125)
+        alone = attend(query[:, :, one], *cache, positions[one], places=places[one], scale=0.125, window=window)
         assert torch.equal(alone[:, 0], block[:, i])

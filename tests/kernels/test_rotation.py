@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cascli.kernels import Norm
-from cascli.models.gpu.fused_rotation import plain
+from cascli.models.gpu.fused_rotation import fused, plain
 
 HEADS, SHARED, CAPACITY = 4, 2, 64
 EPSILON = 1e-5
@@ -45,6 +45,30 @@ def test_numbers_apart_are_put_together(where: torch.device) -> None:
     cos, sin = torch.randn(2, 1, 3, 16, device=where)
     for found, wanted in zip(rotate(q, k, cos, sin), plain(q, k, cos, sin), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_what_the_kernel_does_not_turn_is_left_to_the_model(
+    where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several texts in one tensor, angles of another precision, and what only the model's own function knows."""
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    own: list[int] = []
+
+    def stock(
+        q: torch.Tensor, k: torch.Tensor, *given: torch.Tensor, **named: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        own.append(len(given) + len(named))
+        return q, k
+
+    q, k, cos = (torch.randn(*shape, device=where) for shape in ((1, 4, 3, 16), (1, 2, 3, 16), (1, 3, 16)))
+    turn = fused(stock)
+    for found, wanted in zip(turn(q, k, cos, cos), plain(q, k, cos, cos), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert own == []
+    turn(q.expand(2, -1, -1, -1), k.expand(2, -1, -1, -1), cos, cos)
+    turn(q.half(), k.half(), cos, cos)
+    turn(q, k, cos, cos, unsqueeze_dim=2)
+    assert own == [2, 2, 3]
 
 
 @pytest.mark.parametrize("norm", [None, False, True])

@@ -88,6 +88,29 @@ def test_it_computes_what_the_plain_one_does(
             same(found, wanted, name)
 
 
+@pytest.mark.parametrize("tail", ["cut", "exact"])
+def test_rules_test_the_draft_at_temperature_1(tail: str, where: torch.device) -> None:
+    """At another temperature, with thresholds that tell q from q1 by tokens of every row: everywhere it is q1."""
+    from cascli.kernels.verification import verify
+
+    sampling, apart = Sampling(0.5), torch.zeros(4, dtype=torch.bool)
+    for alpha in (0.0, 0.2):
+        rule = rules.load("token-v1")(alpha=alpha, tail=tail)
+        given = block(rule, sampling, 3, 45, where)
+        for seed in range(6):
+            u = torch.rand(2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            given[4], given[5] = (u[0, :3] * (seed % 2)).to(where), u[1].to(where)
+            plain = decide_round(rule, sampling, *(each.cpu() for each in given))
+            fused = verify(*given, temperature=0.5, rule=fused_rule(rule))
+            wanted, found = (RoundFacts.of(each.flatten().tolist()) for each in (plain, fused))
+            assert (found.num_accepted, found.next_id) == (wanted.num_accepted, wanted.next_id)
+            for name in ("pi", "accept_prob", "tv", "tv_to_draft"):
+                same(found, wanted, name)
+        least = given[0].softmax(-1).amax(-1, keepdim=True) - alpha
+        apart |= ((given[2] >= least) & (given[3] < least)).any(-1).cpu()
+    assert apart.all()
+
+
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize(("rule", "least"), [(Exact(), 5), (rules.load("token-v3")(alpha=0.0), 2)])
 def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, least: int, where: torch.device) -> None:
@@ -136,6 +159,23 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
                     name,
                     n,
                 )
+
+
+@pytest.mark.parametrize(("name", "more"), [("chow", {}), ("token-v1", {}), ("token-v1", {"tail": "exact"})], ids=str)
+def test_who_reaches_a_threshold_is_kept(name: str, more: dict[str, str], where: torch.device) -> None:
+    """A drafter that is certain, beside a threshold of 1: `>=` and `>` differ there."""
+    from cascli.kernels.verification import verify
+
+    rule = rules.load(name)(alpha=0.0, **more)
+    target, tokens, _, _, u_accept, u_next = block(rule, Sampling(), 3, 40, where)
+    q = torch.nn.functional.one_hot(tokens, 40).float()
+    if name == "token-v1":  # whose threshold is the target's best
+        target = target.masked_fill(torch.arange(40, device=where) != 7, -torch.inf)
+    given = (target, tokens, q, q, u_accept, u_next)
+    wanted = RoundFacts.of(decide_round(rule, Sampling(), *(each.cpu() for each in given)).flatten().tolist())
+    found = RoundFacts.of(verify(*given, temperature=1.0, rule=fused_rule(rule)).flatten().tolist())
+    assert found.pi == wanted.pi == [1.0, 1.0, 1.0]
+    assert found.deferred == wanted.deferred and found.num_accepted == wanted.num_accepted == 3
 
 
 @pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)(alpha=0.3) for name in ("token-v3", "head"))], ids=repr)
@@ -218,6 +258,46 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
         exact=[],
         next_regret=0.0,
     )
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("ids", [(700, 1500, 2900), (2900, 2901), (1100, 4000)])
+def test_equal_logits_go_to_the_first_of_them_in_any_block(ids: tuple[int, ...], where: torch.device) -> None:
+    """Of parts of several blocks too: each block's best is compared with those before it."""
+    from cascli.kernels.draws import draw
+
+    logits = torch.zeros(1, 5000, device=where)
+    logits[0, list(ids)] = 2.0
+    u = torch.full((1,), 0.9, dtype=torch.float64, device=where)
+    assert draw(logits, 0.0, u, with_base=False)[0].item() == ids[0]
+
+
+@pytest.mark.parametrize("by_block", [False, True])
+def test_what_has_no_chance_is_not_kept_by_the_number_nought(by_block: bool, where: torch.device) -> None:
+    """A uniform may be 0, and a probability too: `<` and `<=` differ there, in the exact rule's test as well."""
+    from cascli.kernels.verification import verify
+
+    given = block(Exact(), Sampling(), 2, 40, where)
+    given[0][torch.arange(2), given[1]] = -torch.inf
+    given[4][:] = 0.0
+    wanted = decide_round(Exact(), Sampling(), *(each.cpu() for each in given), by_block=by_block)
+    found = verify(*given, temperature=1.0, rule=fused_rule(Exact()), by_block=by_block)
+    ours, plain = (RoundFacts.of(each.flatten().tolist()) for each in (found, wanted))
+    assert ours.num_accepted == plain.num_accepted == 0 and ours.next_id == plain.next_id
+    assert ours.accept_prob == [0.0, 0.0] and ours.exact == plain.exact == [False, False]
+
+
+def test_a_forced_rejection_that_leaves_no_residual_draws_from_pi(where: torch.device) -> None:
+    """Where both models are certain of the same token there is nothing but it, in whatever part it lies."""
+    from cascli.kernels.verification import verify
+
+    target, tokens, _, _, u_accept, u_next = block(Exact(), Sampling(0.0), 2, 2500, where)
+    target[:, 2000] = 50.0
+    tokens, u_accept = target[:2].argmax(-1), 0 * u_accept + 0.99
+    q = torch.nn.functional.one_hot(tokens, 2500).float()
+    out = verify(target, tokens, q, q, u_accept, u_next, temperature=0.0, rule=fused_rule(Forced(0.6)))
+    facts = RoundFacts.of(out.flatten().tolist())
+    assert (facts.num_accepted, facts.next_id, facts.next_p) == (0, 2000, 1.0)
 
 
 def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
