@@ -105,7 +105,7 @@ def rate_ratio_interval(
 
 def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen: float) -> Interval | None:
     """Of the product of the totals of each column, to these powers."""
-    ratios = [math.prod(value**power for value, power in zip(each, powers, strict=True)) for each in prompts]
+    ratios = [_product(each, powers, 1) / _product(each, powers, -1) for each in prompts]  # exactly 1 of equals
     whole, n = span(ratios), len(prompts)
     if whole is None or whole.kind == "no scatter" or n < FEWEST:
         return whole
@@ -120,6 +120,11 @@ def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen
     half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
     middle = float(np.log(columns.sum(axis=0)) @ np.array(powers))
     return Interval(math.exp(middle - half), math.exp(middle + half), "95%")
+
+
+def _product(values: Sequence[float], powers: Sequence[int], power: int) -> float:
+    """Of those that are to this power."""
+    return math.prod(value for value, each in zip(values, powers, strict=True) if each == power)
 
 
 def ratio_of_totals(groups: Sequence[Sequence[tuple[float, float]]]) -> float:
