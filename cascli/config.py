@@ -130,7 +130,11 @@ class ModelConfig(Strict):
 
     @contextmanager
     def located(self) -> Iterator[None]:
-        """Say in an error about the source who named it."""
+        """Say in an error about the source who named it.
+
+        Raises:
+            ConfigError: what the enclosed code raises, with the file and key, or the flag, in front.
+        """
         try:
             yield
         except ConfigError as error:
@@ -421,9 +425,9 @@ def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
 
 def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
     """A model that a flag names; `eagle3:` in front of a draft's name says that it is a head."""
-    head = kind is DraftConfig and text.startswith(HEAD)
+    head = kind is DraftConfig and text.startswith(EAGLE3_PREFIX)
     try:
-        source = _source_of_head(text.removeprefix(HEAD)) if head else source_of(text)
+        source = _source_of_head(text.removeprefix(EAGLE3_PREFIX)) if head else source_of(text)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     model = DraftConfig(source=source, eagle3=str(source)) if head else kind(source=source)
@@ -431,7 +435,7 @@ def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
     return model
 
 
-HEAD = "eagle3:"
+EAGLE3_PREFIX = "eagle3:"
 """In front of the name of an EAGLE-3 head where a draft model could stand."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -197,7 +197,12 @@ class Decoding:
         return self._answer.token_ids
 
     def run(self) -> Run:
-        """The finished run as data."""
+        """The finished run as data.
+
+        Raises:
+            ValueError: it is not finished.
+            RunError: a plug-in of another package fails where it is asked for what it did.
+        """
         if self._metrics is None or self._answer.finish_reason is None:
             raise ValueError("the run is not finished: iterate steps() to the end first")
         with blamed(self.strategy):

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from cascli.analysis.advice import Advice
 from cascli.analysis.bench import Bench
-from cascli.analysis.columns import COLUMNS, Kind
+from cascli.analysis.columns import COLUMNS, TableKind
 from cascli.analysis.comparison import Comparison
 from cascli.analysis.rule_estimate import RuleCurves
 from cascli.analysis.speculation_profile import SpeculationProfile
@@ -278,7 +278,7 @@ def documents() -> str:
 
 def columns() -> str:
     """All columns, and in whose tables they are."""
-    kinds = get_args(Kind)
+    kinds = get_args(TableKind)
     head = " | ".join(kinds)
     lines = [f"| column | holds | {head} | |", f"| --- | --- |{' :-: |' * len(kinds)} --- |"]
     for column in COLUMNS:

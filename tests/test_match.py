@@ -21,7 +21,7 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.jobs import match as job
 from cascli.jobs.compare import compare
-from cascli.jobs.recording import HEAD, LUMPS, Seen, compact, mass_in_lumps, record
+from cascli.jobs.recording import LIKELIEST, LUMPS, Seen, compact, mass_in_lumps, record
 from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
 from cascli.prompts import Prompt, apart, builtin
 from cascli.render.matching import budget_lines
@@ -155,7 +155,7 @@ def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
     """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
     full = laws(kind, 20_000)
     small = seen_of(compact(full))
-    assert small.d.q.shape == (12, HEAD + LUMPS)
+    assert small.d.q.shape == (12, LIKELIEST + LUMPS)
     for whole, cut in zip(full, small.d, strict=True):
         assert cut.sum(-1) == pytest.approx(whole.sum(-1), abs=1e-5)
     tv = distributions.total_variation

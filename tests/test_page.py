@@ -15,7 +15,7 @@ from cascli.analysis.comparison import Comparison, Row, first_divergence
 from cascli.errors import UsageError
 from cascli.render.answers import AnswerCell, side_by_side
 from cascli.render.comparison import print_comparison, prompt_line
-from cascli.render.console import WIDEST, Screen, _Console, screen
+from cascli.render.console import WIDEST, SafeConsole, Screen, screen
 from cascli.render.marks import short_name
 from cascli.render.picture import svg
 from cascli.render.play import play, timeline
@@ -32,14 +32,14 @@ def saved() -> Comparison:
     return Comparison.from_json(SAVED.read_bytes())
 
 
-def console(width: int, *, color: bool = False, height: int = 24, encoding: str = "utf-8") -> _Console:
+def console(width: int, *, color: bool = False, height: int = 24, encoding: str = "utf-8") -> SafeConsole:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace", write_through=True)
-    return _Console(
+    return SafeConsole(
         file=file, width=width, height=height, force_terminal=color, color_system="truecolor" if color else None
     )
 
 
-def printed(view: _Console) -> str:
+def printed(view: SafeConsole) -> str:
     return view.file.buffer.getvalue().decode(view.file.encoding)
 
 

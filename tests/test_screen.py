@@ -17,7 +17,7 @@ from cascli.analysis.comparison import Comparison, Row, repeats_of, summarise
 from cascli.cli.errors import reported
 from cascli.errors import UsageError, plain
 from cascli.render.comparison import print_comparison
-from cascli.render.console import Screen, _Console
+from cascli.render.console import SafeConsole, Screen
 from cascli.render.marks import is_deferred
 from cascli.render.run import print_run
 from cascli.render.stream import AnswerStream
@@ -39,7 +39,7 @@ def console(width: int = 100, *, terminal: bool = True, color: bool = True) -> C
             return terminal
 
     system = "truecolor" if color and terminal else None
-    return _Console(
+    return SafeConsole(
         file=Tty(), width=width, force_terminal=terminal, color_system=system, highlight=False, legacy_windows=False
     )
 

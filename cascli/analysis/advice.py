@@ -18,7 +18,7 @@ from cascli.analysis.equivalents import Use
 from cascli.analysis.explanation import NOISE, Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
-from cascli.analysis.statistics import FEWEST, LEVEL, Kind, difference_interval
+from cascli.analysis.statistics import FEWEST, LEVEL, IntervalKind, difference_interval
 from cascli.errors import UsageError
 from cascli.trace import Data, Document, PairInfo, SamplingInfo
 
@@ -541,6 +541,6 @@ def told(ratio: Ratio) -> str:
     return f"{ratio.of_means:.2f}x ({kind_of(ratio.interval_kind)}{low:.2f}-{high:.2f})"
 
 
-def kind_of(kind: Kind | None) -> str:
+def kind_of(kind: IntervalKind | None) -> str:
     """What stands before the bounds of an interval."""
     return {"95%": "95% ", "range": "range over prompts ", "no scatter": "", None: ""}[kind]

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from cascli.analysis.percentiles import Percentiles, percentiles
-from cascli.analysis.statistics import UNSEEN, Kind, ratio_interval, ratio_of_totals
+from cascli.analysis.statistics import UNSEEN, IntervalKind, ratio_interval, ratio_of_totals
 from cascli.trace import Data, Run, block_length
 
 MOST_CUT = 0.1
@@ -76,7 +76,7 @@ class Ratio(Data):
     """The mean of the prompts' own ratios."""
     interval: tuple[float, float] | None
     """Of the ratio of the means, over prompts."""
-    interval_kind: Kind | None
+    interval_kind: IntervalKind | None
     """A 95% interval, or the range of fewer than six prompts."""
     prompts: int
     """How many there are to compare."""

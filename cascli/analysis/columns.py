@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Kind = Literal["generate", "compare", "sweep", "curves", "bench", "verify"]
+TableKind = Literal["generate", "compare", "sweep", "curves", "bench", "verify"]
 """Whose tables there are; `curves` are those of `sweep --rule-curves`."""
 
 
@@ -15,15 +15,15 @@ class Column(NamedTuple):
     name: str
     type: type
     meaning: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[TableKind, ...]
 
 
-GENERATE: tuple[Kind, ...] = ("generate",)
-COMPARE: tuple[Kind, ...] = ("compare",)
-SWEEP: tuple[Kind, ...] = ("sweep",)
-CURVES: tuple[Kind, ...] = ("curves",)
-BENCH: tuple[Kind, ...] = ("bench",)
-VERIFY: tuple[Kind, ...] = ("verify",)
+GENERATE: tuple[TableKind, ...] = ("generate",)
+COMPARE: tuple[TableKind, ...] = ("compare",)
+SWEEP: tuple[TableKind, ...] = ("sweep",)
+CURVES: tuple[TableKind, ...] = ("curves",)
+BENCH: tuple[TableKind, ...] = ("bench",)
+VERIFY: tuple[TableKind, ...] = ("verify",)
 RACES = COMPARE + SWEEP
 ANSWERS = GENERATE + RACES
 RUNS = GENERATE + COMPARE
@@ -75,7 +75,7 @@ _WHERE = (
 )
 
 
-def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[Kind, ...], str, type, str], ...]:
+def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], str, type, str], ...]:
     """Something over the same of a reference, paired by prompt and seed."""
     return (
         (RACES, name, float, f"{meaning}: the ratio of the means"),
@@ -87,7 +87,7 @@ def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[Kind, ...], str, type, 
     )
 
 
-def _percentiles(name: str, meaning: str) -> tuple[tuple[tuple[Kind, ...], str, type, str], ...]:
+def _percentiles(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], str, type, str], ...]:
     """How prompts differ in something."""
     return (
         (RACES, f"{name}_p50", float, f"{meaning}: the median over prompts"),
@@ -215,6 +215,6 @@ PREFIX = "param_"
 """In front of a parameter that is called as another column is."""
 
 
-def columns_of(kind: Kind) -> Sequence[Column]:
+def columns_of(kind: TableKind) -> Sequence[Column]:
     """The columns that tables of a kind always have."""
     return [column for column in COLUMNS if kind in column.kinds]

@@ -15,7 +15,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.matching import Matching
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
-from cascli.analysis.statistics import Kind, median, median_interval, percentile, rate_ratio_interval
+from cascli.analysis.statistics import IntervalKind, median, median_interval, percentile, rate_ratio_interval
 from cascli.settings import WITHOUT_DRAFT
 from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, prompts_of
 
@@ -95,7 +95,7 @@ class Row(Data):
     speed_interval: tuple[float, float] | None
     """Over repeats of that median; with several prompts over those, which differ more than repeats, unless their times
     depend on each other: in batches, and with `remember`."""
-    speed_interval_kind: Kind | None = None
+    speed_interval_kind: IntervalKind | None = None
     """A 95% interval, or the range of fewer than six values."""
     speed_interval_over: Literal["repeats", "prompts"] | None = None
     target_calls_per_token: float | None

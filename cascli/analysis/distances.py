@@ -16,7 +16,7 @@ LOSSLESS_TOLERANCE = 1e-6
 """TV(pi, p) up to which rounding in float32 is the likely cause; pi = p gives exactly 0."""
 SUMS_BESIDE = ("tv_to_target", "tv_to_draft", "disagreement")
 """Sums over positions at which all three distributions are known."""
-HEAD = 0.2
+HEAD_SHARE = 0.2
 """Share of the target's best probability below which a token is outside the head of its distribution."""
 
 
@@ -54,7 +54,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 
 def _out_of_head(token: Drafted, regret: float | None) -> bool:
-    return not token.exact and regret is not None and math.exp(-regret) < HEAD
+    return not token.exact and regret is not None and math.exp(-regret) < HEAD_SHARE
 
 
 def total(parts: Iterable[Distances | None]) -> Distances | None:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from cascli.config import HEAD
+from cascli.config import EAGLE3_PREFIX
 from cascli.trace import Data, PairInfo, block_length
 
 NO_RULE = "no verification by this rule: it is exact there, and rejects drafts that the rule would keep"
@@ -107,11 +107,11 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
     if drafter == "model":
         source = (pair.draft or pair.target).source
         config: dict[str, Any] = {
-            "method": "eagle3" if source.startswith(HEAD) else "draft_model",
-            "model": _model(source.removeprefix(HEAD), "DRAFT"),
+            "method": "eagle3" if source.startswith(EAGLE3_PREFIX) else "draft_model",
+            "model": _model(source.removeprefix(EAGLE3_PREFIX), "DRAFT"),
             "num_speculative_tokens": k,
         }
-        if temperature and not source.startswith(HEAD):
+        if temperature and not source.startswith(EAGLE3_PREFIX):
             config["draft_sample_method"] = "probabilistic"
         if pair.draft_tokenizer_size is not None:
             notes.append("models with different tokenizers: only with greedy drafts, where the version has it")
@@ -185,7 +185,7 @@ def _no_assistant(drafter: str, pair: PairInfo) -> str | None:
     """Why transformers has no assistant that drafts so; None if it has one."""
     if drafter not in ("model", "early-exit"):
         return f"nothing that drafts as '{drafter}' does"
-    if drafter == "model" and pair.draft is not None and pair.draft.source.startswith(HEAD):
+    if drafter == "model" and pair.draft is not None and pair.draft.source.startswith(EAGLE3_PREFIX):
         return "nothing that drafts with an EAGLE-3 head"
     return None
 

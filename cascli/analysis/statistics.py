@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, median
 from typing import Literal, NamedTuple
 
-Kind = Literal["95%", "range", "no scatter"]
+IntervalKind = Literal["95%", "range", "no scatter"]
 LEVEL = 0.95
 RESAMPLES = 1000
 """Draws of a bootstrap."""
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-    kind: Kind
+    kind: IntervalKind
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -189,7 +189,7 @@ def _t_quantile(share: float, freedom: int) -> float:
 
 __all__ = [
     "Interval",
-    "Kind",
+    "IntervalKind",
     "difference_interval",
     "from_scatter",
     "mean_interval",

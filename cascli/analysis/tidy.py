@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.bench import Bench
-from cascli.analysis.columns import COLUMNS, PARAMETERS, PREFIX, Kind, columns_of
+from cascli.analysis.columns import COLUMNS, PARAMETERS, PREFIX, TableKind, columns_of
 from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.distances import efficiency, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
@@ -82,7 +82,7 @@ class Table(NamedTuple):
     records: list[Record]
 
 
-def table(kind: Kind, rows: Iterable[Mapping[str, Value]]) -> Table:
+def table(kind: TableKind, rows: Iterable[Mapping[str, Value]]) -> Table:
     """Rows as a table of a kind: its columns in their order, parameters that only some strategies have among them."""
     rows = list(rows)
     known = {column.name: column.type for column in columns_of(kind)}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cascli.sweeps.tasks import Task
 
 
-class Kind(StrEnum):
+class ExecutorKind(StrEnum):
     """What does the work of a sweep."""
 
     LOCAL = "local"
@@ -25,10 +25,10 @@ class Kind(StrEnum):
 
 @contextmanager
 def executor_of(
-    kind: Kind, plan: SweepPlan, task: Task, settings: common.Plan, address: str | None, workers: int | None
+    kind: ExecutorKind, plan: SweepPlan, task: Task, settings: common.Plan, address: str | None, workers: int | None
 ) -> Iterator[Executor]:
     """A worker in this process, or a cluster of them."""
-    if kind is Kind.LOCAL:
+    if kind is ExecutorKind.LOCAL:
         from cascli.sweeps.worker import Worker
 
         yield Worker(settings.load_as(plan.chosen_device, plan.chosen_dtype), plan, task)

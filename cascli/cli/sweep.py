@@ -10,7 +10,7 @@ import typer
 
 from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
-from cascli.cli.executors import Kind, executor_of
+from cascli.cli.executors import ExecutorKind, executor_of
 from cascli.cli.options import LOADING, Flags, batch_size_option, with_shared
 from cascli.errors import CheckFailed, UsageError
 
@@ -86,8 +86,8 @@ def command(
         str, typer.Option("--title", metavar="TEXT", show_default=False, help="Title of the report and its picture.")
     ] = "",
     executor: Annotated[
-        Kind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
-    ] = Kind.LOCAL,
+        ExecutorKind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
+    ] = ExecutorKind.LOCAL,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster (auto: that of this machine)."),
@@ -129,14 +129,14 @@ def command(
         settings.screen.note(f"-k {k} changes nothing: each strategy of this sweep that drafts says its own k.")
     task = task_of(plan, path.parent, offline=settings.settings.offline, where=str(path))
     folder = _folder(flags.given.output or plan.output)
-    if executor is Kind.LOCAL and (ray_address or workers):
+    if executor is ExecutorKind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers go with --executor ray.")
     if dry_run:
         views.show_grid(plan, task, settings, folder)
     elif rule_curves:
-        if executor is Kind.RAY:
+        if executor is ExecutorKind.RAY:
             raise UsageError("--rule-curves runs in this process: leave out --executor ray.")
-        with executor_of(Kind.LOCAL, plan, task, settings, None, None) as worker:
+        with executor_of(ExecutorKind.LOCAL, plan, task, settings, None, None) as worker:
             views.show_rule_curves(worker, plan, settings, folder)
     else:
         if task.metric == "pass@1":

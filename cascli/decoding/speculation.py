@@ -100,6 +100,9 @@ def speculate(
         stopping: ends drafts earlier; never by default.
         on_host: as of `step_by_step.by_steps`.
         late: see `asks_late`.
+
+    Raises:
+        RunError: a rule, drafter or stop of another package returns what it must not.
     """
     ahead = LookingAhead(s.uniforms)
     stopping = Stopping() if stopping is None else stopping

@@ -24,7 +24,7 @@ from cascli.trace import Handover, Run
 
 CERTAIN = 1 - 1e-6
 """Acceptance from which on no rejection is to be expected."""
-HEAD = 1024
+LIKELIEST = 1024
 """Tokens that are kept at a position: the likeliest of either model."""
 SPLITS = 4
 """Columns that tokens of the same ratio are dealt to, so that no column looks like a likely token."""
@@ -93,7 +93,7 @@ class Compact(Dists):
 
 
 def compact(d: Dists) -> Compact:
-    """Distributions `[n, V]` cut to the likeliest tokens and lumps of all others, `[n, HEAD + LUMPS]`.
+    """Distributions `[n, V]` cut to the likeliest tokens and lumps of all others, `[n, LIKELIEST + LUMPS]`.
 
     A lump holds tokens that both models see alike: their ratios p1 / q1 differ by less than a quarter of an octave, and
     none has p > q where another has not. So TV(p, q) and the overlap stay what they are, divergences nearly so, and
@@ -101,12 +101,12 @@ def compact(d: Dists) -> Compact:
     mass is the error bound.
     """
     entropies = {name: d.entropy(name) for name in ("q", "p", "q1", "p1")}
-    if d.q.shape[-1] <= HEAD + LUMPS:
+    if d.q.shape[-1] <= LIKELIEST + LUMPS:
         return Compact.of(d, entropies)
     best = torch.maximum(d.q1, d.p1)
     for rows in (d.q1, d.p1):  # which of them is in the head however flat the other model is
         best = best.scatter(-1, rows.argmax(dim=-1, keepdim=True), 2.0)
-    head = best.topk(HEAD, dim=-1).indices
+    head = best.topk(LIKELIEST, dim=-1).indices
     lump = _lumps(d).scatter_(-1, head, LUMPS)  # what is kept goes to a column that is not
 
     def cut(rows: Tensor) -> Tensor:
@@ -214,6 +214,6 @@ def joined(parts: Sequence[Compact]) -> Compact:
 
 def mass_in_lumps(d: Dists) -> Tensor:
     """The larger one of both models' masses in the lumps of compacted distributions."""
-    if d.q.shape[-1] != HEAD + LUMPS:
+    if d.q.shape[-1] != LIKELIEST + LUMPS:
         return d.q.new_zeros(d.q.shape[0])
-    return torch.maximum(d.q[:, HEAD:].sum(dim=-1), d.p[:, HEAD:].sum(dim=-1))
+    return torch.maximum(d.q[:, LIKELIEST:].sum(dim=-1), d.p[:, LIKELIEST:].sum(dim=-1))

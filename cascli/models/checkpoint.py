@@ -52,7 +52,11 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
 
 
 def files_of(folder: Path) -> dict[str, Path] | None:
-    """Where each tensor lies; None if the folder holds no safetensors."""
+    """Where each tensor lies; None if the folder holds no safetensors.
+
+    Raises:
+        RunError: the index names a file outside of the folder.
+    """
     if (folder / _ONE_FILE).is_file():
         with safe_open(folder / _ONE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), folder / _ONE_FILE)

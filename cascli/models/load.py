@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cascli import notebook
 from cascli.config import (
     DEFAULT_PAIR,
-    HEAD,
+    EAGLE3_PREFIX,
     DraftConfig,
     HubSource,
     ModelConfig,
@@ -143,7 +143,7 @@ def _load(
         _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
     if drafts is not None and head is not None:
         stages.begin()
-        name, where_it_is = HEAD + _name(drafts, folders["draft"]), there(folders["draft"])
+        name, where_it_is = EAGLE3_PREFIX + _name(drafts, folders["draft"]), there(folders["draft"])
         models["draft"] = load_head(drafts, name, where_it_is, head, kinds["draft"], large, vocab, stages.reached)
         stages.end()
     return Pair(

@@ -74,8 +74,11 @@ class Screen:
             self.err.print(text, style=style, markup=False, highlight=False)
 
 
-class _Console(Console):
+class SafeConsole(Console):
+    """A console that no text of a model or a file can control."""
+
     def __init__(self, **how: Any) -> None:
+        """As Rich's."""
         super().__init__(emoji=False, **how)  # `:x:` in a name or an answer stands for itself
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -91,11 +94,11 @@ class _Console(Console):
 def _console(file: TextIO, color: str) -> Console:
     wanted = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
     if wanted:
-        made = _Console(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
+        made = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
         if color == "always" and made.color_system is None:  # TERM says nothing, or `dumb`
-            made = _Console(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
+            made = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
         return made
-    return _Console(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
+    return SafeConsole(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
 
 
 def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -> Screen:

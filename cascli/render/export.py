@@ -23,7 +23,7 @@ from cascli.analysis.bench import Bench
 from cascli.analysis.comparison import Comparison, Row, uncompared
 from cascli.errors import UsageError, plain, unknown
 from cascli.render import formats
-from cascli.render.console import WIDEST, Screen, _Console
+from cascli.render.console import WIDEST, SafeConsole, Screen
 from cascli.render.numbers import DASH
 from cascli.render.summary import title
 from cascli.render.table import COST, Column, law_columns, scatter_line
@@ -323,7 +323,7 @@ def of_table(table: Callable[[], tidy.Table]) -> Writers:
 def as_text(show: Callable[[Screen], None]) -> str:
     """What is printed, as a pipe of a page's width gets it."""
     text = io.StringIO()
-    show(Screen(_Console(file=text, width=WIDEST, color_system=None), _Console(file=io.StringIO())))
+    show(Screen(SafeConsole(file=text, width=WIDEST, color_system=None), SafeConsole(file=io.StringIO())))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascli.analysis.statistics import Kind
+from cascli.analysis.statistics import IntervalKind
 
 DASH = "–"
 
@@ -22,7 +22,7 @@ def yes_no(value: bool | None) -> str:
     return DASH if value is None else ("yes" if value else "no")
 
 
-def bounds_text(bounds: tuple[float, float] | None, kind: Kind | None, *, signed: bool = False) -> str:
+def bounds_text(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, signed: bool = False) -> str:
     """Two bounds in the brackets of their kind: ( ) an interval, [ ] a range; nothing where all values are the same."""
     if bounds is None or kind == "no scatter":
         return ""

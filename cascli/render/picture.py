@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cascli.analysis.comparison import Comparison
 from cascli.render.comparison import print_results
-from cascli.render.console import WIDEST, Screen, _Console
+from cascli.render.console import WIDEST, SafeConsole, Screen
 from cascli.render.theme import COLORS, PALETTES
 
 NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -17,7 +17,7 @@ NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
 
 def svg(comparison: Comparison, title: str = "cascli compare") -> str:
     """Verdict, table and answers as they look on a terminal of a page's width."""
-    console = _Console(record=True, width=WIDEST, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = SafeConsole(record=True, width=WIDEST, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     nowhere = Console(file=io.StringIO())
     print_results(comparison, Screen(console, nowhere))
     picture = console.export_svg(title=title, unique_id="cascli")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cascli.analysis.statistics import Kind
+from cascli.analysis.statistics import IntervalKind
 from cascli.render.html_text import text
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
@@ -94,14 +94,14 @@ def _against_random(row: SweepRow) -> str:
     return _signed(row.quality_vs_random, bounds, kind, beyond=beyond)
 
 
-def _signed(difference: float, bounds: tuple[float, float] | None, kind: Kind | None, *, beyond: bool) -> str:
+def _signed(difference: float, bounds: tuple[float, float] | None, kind: IntervalKind | None, *, beyond: bool) -> str:
     value = f"{difference:+.3f}"
     if beyond:
         value = f'<span class="{"better" if difference > 0 else "worse"}">{value}</span>'
     return value + _bounds(bounds, kind, signed=True)
 
 
-def _bounds(bounds: tuple[float, float] | None, kind: Kind | None, *, signed: bool = False) -> str:
+def _bounds(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, signed: bool = False) -> str:
     if bounds is None:
         return ""
     if kind == "no scatter":

@@ -147,7 +147,11 @@ class Strategy(ABC):
 
     @classmethod
     def keys(cls, values: Mapping[str, str]) -> list[str]:
-        """The parameters that this strategy takes, given the values of some of them."""
+        """The parameters that this strategy takes, given the values of some of them.
+
+        Raises:
+            UsageError: a rule, drafter or stop that does not exist, or whose parameter is one of the strategy's own.
+        """
         known = [field.name for field in fields(cls)]
         for name, part in cls.parts().items():
             plugin = values.get(name, part.default)

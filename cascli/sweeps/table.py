@@ -17,7 +17,7 @@ from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_
 from cascli.analysis.corpus_bleu import bleu_difference_interval, bleu_interval, corpus_bleu
 from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
 from cascli.analysis.random_deferral import Scored, against_random
-from cascli.analysis.statistics import Interval, Kind, difference_interval, mean_interval, rate_ratio_interval
+from cascli.analysis.statistics import Interval, IntervalKind, difference_interval, mean_interval, rate_ratio_interval
 from cascli.rules.base import OPTION
 from cascli.strategies import parse
 from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan
@@ -56,12 +56,12 @@ class SweepRow(Data):
     """The mean over prompts of their answers' mean score, or BLEU of all answers with the metric `corpus-bleu`."""
     quality_interval: tuple[float, float] | None
     """Over prompts, which are what varies independently; see `cascli.analysis.statistics` and `corpus_bleu`."""
-    quality_interval_kind: Kind | None = None
+    quality_interval_kind: IntervalKind | None = None
     """A 95% interval, or the range of fewer than six prompts."""
     quality_vs_target: float | None
     """The difference to the target's answers to the same prompts with the same seeds."""
     quality_vs_target_interval: tuple[float, float] | None
-    quality_vs_target_interval_kind: Kind | None = None
+    quality_vs_target_interval_kind: IntervalKind | None = None
     """Likewise, or that all prompts gave the same difference."""
     quality_vs_random: float | None = None
     """The difference to random deferral at as many target calls an answer: a share of the answers, drawn by lot, left
@@ -70,7 +70,7 @@ class SweepRow(Data):
     None without these, with `corpus-bleu`, for the strategies that it is made of, and in older documents.
     """
     quality_vs_random_interval: tuple[float, float] | None = None
-    quality_vs_random_interval_kind: Kind | None = None
+    quality_vs_random_interval_kind: IntervalKind | None = None
     """As that of the difference to the target."""
     tokens: int
     mean_answer_tokens: float | None = None
@@ -87,7 +87,7 @@ class SweepRow(Data):
     speed_interval: tuple[float, float] | None = None
     """Of that over prompts; None in older documents, and in batches and with `remember`, where the times of prompts
     depend on each other."""
-    speed_interval_kind: Kind | None = None
+    speed_interval_kind: IntervalKind | None = None
     """As that of the quality."""
     target_calls_per_token: float | None
     draft_calls_per_token: float | None

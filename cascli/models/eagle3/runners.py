@@ -105,7 +105,11 @@ class Eagle3Runner(Runner):
         """The head's states `[1, hidden]` at the last of the sure tokens, and at each one behind it."""
 
     def follow(self, target: Runner) -> None:
-        """Go by another runner of the target: that of the same text."""
+        """Go by another runner of the target: that of the same text.
+
+        Raises:
+            TypeError: one whose hidden states cannot be looked into.
+        """
         if not isinstance(target, TappedRunner):
             raise TypeError(f"a head cannot look into a {type(target).__name__}")
         self._target = target
