@@ -19,6 +19,8 @@ class Prompt:
     id: str = ""
     category: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
+    """Token ids in place of a text: then there is one turn, which is empty."""
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:

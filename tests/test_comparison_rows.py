@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cascli import Pair, Run, compare, generate
+from cascli import Pair, Run, compare, generate, generate_many, load_pair
 from cascli.analysis.comparison import Comparison, _totals, spread_of, summarise
 from cascli.analysis.speculation_profile import of_comparison
 from cascli.cli.picks import _of_prompt, picked
+from cascli.errors import UsageError
 from cascli.prompts import Prompt
 from cascli.render.comparison import by_prompt, prompt_line
 from cascli.trace import Seconds, prompts_of
@@ -139,3 +141,55 @@ def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -
     first = Comparison.from_json(picked(found.to_json(), kind, file, [], "a"))
     assert first.explanation is None and first.categories == {} and {run.prompt_id for run in first.runs} == {"a"}
     assert [row.num_prompts for row in first.summary] == [1] * 3
+
+
+@pytest.fixture(scope="module")
+def of_eight() -> Pair:
+    """Two models whose vocabulary is too small for text."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {"model_type": "llama", "vocab_size": 8, "num_key_value_heads": 1} | sizes
+    return load_pair({role: {"source": {"random": shape, "seed": i}} for i, role in enumerate(("draft", "target"))})
+
+
+def test_token_ids_are_prompts_for_all_who_compare(of_eight: Pair) -> None:
+    asked = [[1, 2, 3], [4, 5]]
+    found = compare(
+        of_eight, prompt_ids=asked, strategies=["target", "speculative:k=2"], max_new_tokens=6, temperature=1
+    )
+    assert [(run.prompt_id, run.prompt, run.prompt_token_ids) for run in found.runs[::2]] == [
+        ("1", None, asked[0]), ("2", None, asked[1]),
+    ]  # fmt: skip
+    assert found.summary[1].num_prompts == 2
+    together = generate_many(
+        of_eight, prompt_ids=torch.tensor([[1, 2, 3], [6, 7, 0]]), max_new_tokens=6, strategy="target"
+    )
+    assert together[0].token_ids == found.runs[0].token_ids and together[1].prompt_token_ids == [6, 7, 0]
+    # One that is in no list draws the numbers of `generate`.
+    for ids in ([1, 2, 3], torch.tensor([1, 2, 3]), range(1, 4)):
+        [alone] = compare(of_eight, prompt_ids=ids, strategies=["target"], max_new_tokens=6, measure=False).runs
+        assert alone.prompt_id == ""
+        assert (
+            alone.token_ids == generate(of_eight, prompt_ids=[1, 2, 3], strategy="target", max_new_tokens=6).token_ids
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "give either prompts or prompt_ids"),
+        ({"prompts": "hi", "prompt_ids": [1]}, "give either prompts or prompt_ids"),
+        ({"prompt_ids": []}, "give at least one prompt"),
+        ({"prompt_ids": [[1], []]}, "give at least one prompt, and none that is empty"),
+        ({"prompt_ids": [["a"]]}, "token ids are whole numbers"),
+        ({"prompt_ids": "ab"}, "token ids are whole numbers"),
+        ({"prompt_ids": [[1], 2]}, "token ids are whole numbers"),
+        ({"prompt_ids": 1.5}, "token ids are whole numbers"),
+        ({"prompt_ids": [[1], [99]]}, "prompt '2': prompt id 99 is outside the vocabulary of 8 tokens"),
+        ({"prompts": "hi"}, "too small for text; give prompt_ids instead"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(of_eight: Pair, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        compare(of_eight, strategies=["target"], max_new_tokens=2, **given)
+    with pytest.raises(UsageError, match=said):
+        generate_many(of_eight, strategy="target", max_new_tokens=2, **given)

@@ -8,10 +8,19 @@ from functools import partial
 from typing import TypedDict, Unpack
 
 from cascli import notebook
-from cascli.chat import Conversation
 from cascli.engine import check_models, check_prompt
 from cascli.errors import UsageError, unknown
-from cascli.jobs.generate import OnRound, chosen, conversations, converse, request_of_turn, settings_of
+from cascli.jobs.generate import (
+    IdPrompts,
+    OnRound,
+    Prompts,
+    chosen,
+    conversations,
+    converse,
+    first_ids,
+    request_for,
+    settings_of,
+)
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
@@ -88,15 +97,16 @@ def check_prompts(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> 
     """
     for prompt in prompts:
         try:
-            check_prompt(pair, request_of_turn(pair, prompt.turns[0], Conversation(settings.system), settings))
+            check_prompt(pair, request_for(settings, first_ids(pair, prompt, settings)))
         except UsageError as error:
             raise UsageError(f"prompt '{prompt.id}': {error}" if prompt.id else str(error)) from None
 
 
 def generate_many(
     pair: Pair,
-    prompts: str | Prompt | Sequence[str | Prompt],
+    prompts: Prompts | None = None,
     *,
+    prompt_ids: IdPrompts | None = None,
     strategy: str | Strategy | None = None,
     batch_size: int = DEFAULT_SIZE,
     on_progress: OnProgress | None = None,
@@ -111,6 +121,7 @@ def generate_many(
     Args:
         pair: from `load_pair`.
         prompts: texts, or conversations whose turns are answered one after the other.
+        prompt_ids: token ids of one prompt or of several, instead of texts; they skip the chat template.
         strategy: as in `generate`.
         batch_size: how many answers are under way at once; others take their places as they end.
         on_progress: told how many answers have ended, and of how many.
@@ -129,7 +140,7 @@ def generate_many(
     for key in given:
         if key not in Given.__annotations__:
             raise UsageError(unknown("keyword", key, Given.__annotations__))
-    asked, settings = conversations(prompts), settings_of(pair, **given)
+    asked, settings = conversations(prompts, prompt_ids), settings_of(pair, **given)
     wanted = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
     check_all(pair, wanted, asked, settings)
     done: dict[int, list[Run]] = {}

@@ -23,7 +23,6 @@ from cascli.analysis.explanation import explain, explained
 from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
-from cascli.chat import Conversation, encode
 from cascli.engine import StreamEvent, check_models
 from cascli.errors import UsageError
 from cascli.jobs import match as matched
@@ -31,9 +30,12 @@ from cascli.jobs.batch import check_prompts, converse_many
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.generate import (
     Answering,
+    IdPrompts,
+    Prompts,
     chosen,
     conversations,
     decode,
+    first_ids,
     request_for,
     settings_of,
     texts_of,
@@ -59,9 +61,10 @@ OnEvent = Callable[[int, Event], None]
 
 def compare(
     pair: Pair,
-    prompts: str | Prompt | Sequence[str | Prompt],
+    prompts: Prompts | None = None,
     strategies: Sequence[str | Strategy] | None = None,
     *,
+    prompt_ids: IdPrompts | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -89,6 +92,7 @@ def compare(
     Args:
         pair: loaded once for all strategies.
         prompts: texts, or conversations whose turns are answered one after the other.
+        prompt_ids: token ids of one prompt or of several, instead of texts; they skip the chat template.
         strategies: in the order of the columns, such as `["target", "speculative:k=4"]`; they share their random
             numbers within a prompt. By default one of each kind.
         max_new_tokens: the longest answer, in tokens; for several prompts by default at least 256, so that most end by
@@ -134,7 +138,7 @@ def compare(
         raw=raw,
         top=top,
     )
-    wanted, asked, matching = matched.asked(match, rules), conversations(prompts), None
+    wanted, asked, matching = matched.asked(match, rules), conversations(prompts, prompt_ids), None
     if len(asked) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     if strategies is None:
@@ -241,7 +245,7 @@ class Repeats:
 
     def warm_up(self) -> None:
         """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
-        ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
+        ids = first_ids(self._pair, self._prompts[0], self._settings)
         for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
             tokens = warm_up_tokens(strategy)
             decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids, earlier=()))
@@ -253,7 +257,7 @@ class Repeats:
         """
         if not any(strategy.needs_costs for strategy in self._strategies):
             return
-        ids = encode(self._pair, self._prompts[0].turns[0], Conversation(self._settings.system), raw=self._settings.raw)
+        ids = first_ids(self._pair, self._prompts[0], self._settings)
         ks = {block_length(strategy.params) for strategy in self._strategies}
         self._timed = self._profile(len(ids) + self._settings.max_new_tokens // 2, ks, on_progress)
         self._pair, *self._pairs = (replace(pair, steps=self._timed) for pair in (self._pair, *self._pairs))

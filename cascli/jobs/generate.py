@@ -61,12 +61,21 @@ def request_of_turn(
     settings: Resolved,
     prompt_id: str = "",
     category: str = "",
+    ids: Sequence[int] = (),
     **more: Any,
 ) -> Request:
-    """The next turn of a conversation, with what was said before in front of it; `more` are fields of the request."""
-    ids = encode(pair, turn, conversation, raw=settings.raw)
-    about = {"prompt": turn, "prompt_id": prompt_id, "category": category, "turn": len(conversation.past)}
-    return request_for(settings, ids, **about, **more)
+    """The next turn of a conversation, with what was said before in front of it; `more` are fields of the request.
+
+    `ids` are a prompt's own, in place of the text.
+    """
+    about = {"prompt": None if ids else turn, "prompt_id": prompt_id, "category": category}
+    ids = list(ids) or encode(pair, turn, conversation, raw=settings.raw)
+    return request_for(settings, ids, **about, turn=len(conversation.past), **more)
+
+
+def first_ids(pair: Pair, prompt: Prompt, settings: Resolved) -> list[int]:
+    """The token ids of a prompt's first turn."""
+    return list(prompt.ids) or encode(pair, prompt.turns[0], Conversation(settings.system), raw=settings.raw)
 
 
 def texts_of(runs: Iterable[Run]) -> list[list[int]]:
@@ -108,7 +117,7 @@ class Answering:
         """Every round and decision as it is made, and each turn's run when it has ended."""
         conversation = Conversation(self._settings.system)
         for turn in self._prompt.turns:
-            named = self._prompt.id, self._prompt.category
+            named = self._prompt.id, self._prompt.category, self._prompt.ids
             request = request_of_turn(self._pair, turn, conversation, self._settings, *named, earlier=self._earlier)
             self._decoding = Decoding(self._pair, self._strategy, request)
             yield from self._decoding.steps()
@@ -159,14 +168,22 @@ def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
     return parse(strategy, settings.num_speculative_tokens)
 
 
-def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
-    """Prompts as they are, and texts as prompts whose place is their id, as in a file without ids.
+Prompts = str | Prompt | Sequence[str | Prompt]
+IdPrompts = Sequence[int] | Sequence[Sequence[int]]
 
-    A text that is no list of texts has no id: its random numbers are those that it has by itself in `generate`.
+
+def conversations(prompts: Prompts | None, prompt_ids: IdPrompts | None = None) -> list[Prompt]:
+    """Prompts as they are, and texts or lists of token ids as prompts whose place is their id, as in a file without.
+
+    One that is in no list has no id: its random numbers are those that it has by itself in `generate`.
 
     Raises:
-        UsageError: there is none, or one that is empty.
+        UsageError: there is none, or one that is empty; or both are given.
     """
+    if (prompts is None) == (prompt_ids is None):
+        raise UsageError("give either prompts or prompt_ids.")
+    if prompts is None:
+        return _of_ids(prompt_ids)
     if isinstance(prompts, str):
         prompts = Prompt((prompts,))
     several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
@@ -174,9 +191,19 @@ def conversations(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt
     wrong = next((each for each in asked if not isinstance(each, Prompt)), None)
     if wrong is not None:
         raise UsageError(f"prompts: texts are wanted (got {printed(wrong)})")
-    if not asked or not all(turn for prompt in asked for turn in prompt.turns):
+    if not asked or not all(prompt.ids or all(prompt.turns) for prompt in asked):
         raise UsageError("give at least one prompt, and none that is empty.")
     return asked
+
+
+def _of_ids(prompt_ids: Any) -> list[Prompt]:
+    """One list of token ids, or several."""
+    given: list[Any] = list(prompt_ids) if isinstance(prompt_ids, Iterable) else [prompt_ids]
+    one = not any(isinstance(each, Iterable) and getattr(each, "ndim", 1) for each in given)
+    several = [_token_ids(each) for each in ([given] if one else given)]
+    if not several or not all(several):
+        raise UsageError("give at least one prompt, and none that is empty.")
+    return [Prompt(("",), "" if one else str(place), ids=tuple(each)) for place, each in enumerate(several, 1)]
 
 
 def _token_ids(given: Iterable[int]) -> list[int]:

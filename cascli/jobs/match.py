@@ -12,6 +12,7 @@ from cascli.analysis.matching import Matched, Matching, strategies_of
 from cascli.chat import Conversation, encode
 from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError, unknown
+from cascli.jobs.generate import first_ids
 from cascli.jobs.recording import record
 from cascli.jobs.rule_curves import lossless_calls, match
 from cascli.models.pair import Pair
@@ -144,7 +145,8 @@ def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[P
     """
     found = []
     for prompt in prompts:
-        ids = (encode(pair, turn, Conversation(settings.system), raw=settings.raw) for turn in prompt.turns)
+        ids = [first_ids(pair, prompt, settings)]
+        ids += [encode(pair, turn, Conversation(settings.system), raw=settings.raw) for turn in prompt.turns[1:]]
         if sum(len(each) + settings.max_new_tokens for each in ids) <= (pair.context or math.inf):
             found.append(prompt)
     if not found:
