@@ -12,6 +12,7 @@ from rich.text import Text
 from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, count, number, tv
+from cascli.render.table import speed_text
 
 if TYPE_CHECKING:
     from cascli.analysis.comparison import Row
@@ -42,7 +43,7 @@ COLUMNS = [
     Column("calls a\nprompt", _calls),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
     Column("tokens\na turn", lambda row: DASH if row.mean_answer_tokens is None else count(row.mean_answer_tokens)),
-    Column("speed", lambda row: number(row.speed_vs_target, 2, "x")),
+    Column("speed", speed_text),
 ]
 """The last ones go first where there is no room. Calls are of all turns of a prompt."""
 

@@ -57,7 +57,8 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
     costs = cost_tables(rows, out, greedy=greedy) if told else []
     for table in costs:
         _print(out, Group("", table))
-    if by_category and comparison.categories:
+    in_categories = [row for each in comparison.categories.values() for row in each] if by_category else []
+    if in_categories:
         _print(out, Group("", category_table(comparison.categories, out)))
     if screen.verbose:
         _print_all_figures(comparison, out)
@@ -69,7 +70,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
         matching_line(comparison),
         pair_line(comparison.runs[0]),
         limits_line(comparison.runs[0].pair, rows),
-        scatter_line(rows),
+        scatter_line([*rows, *in_categories]),
         _by_rounds(rows),
         _by_order(comparison.runs),
         *_exits(rows, comparison.runs[0].batch_size),

@@ -16,6 +16,7 @@ from cascli.render.console import fits, fitted, in_lines, plain_table, unicode_o
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, number, tv
 from cascli.render.sweep_words import caution, passed, scatter_kinds, temperature_of
+from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.table import SweepRow
 
@@ -44,7 +45,7 @@ QUALITY = [
 ]
 """The last one only where strategies differ in it."""
 COST = [
-    Column("speed", lambda row: _speed(row)),
+    Column("speed", speed_text),
     Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token, 3)),
     Column("drafts\npassed", lambda row: number(passed(row)), always=False),
@@ -191,11 +192,6 @@ def estimates_table(estimates: Sequence[RuleEstimate], k: int, console: Console)
             number(each.target_calls_per_token, 3),
         )
     return table
-
-
-def _speed(row: SweepRow) -> str:
-    text = number(row.speed_vs_target, 2, "x")
-    return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind)}".rstrip()
 
 
 def _with_scatter(row: SweepRow) -> str:

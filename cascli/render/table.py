@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,9 @@ from cascli.analysis.comparison import Percentiles, Row
 from cascli.render.console import WIDEST, fits, fitted, plain_table, unicode_ok
 from cascli.render.marks import heading, short_name
 from cascli.render.numbers import bounds_text, number, seconds, size, tv, yes_no
+
+if TYPE_CHECKING:
+    from cascli.render.answer_costs import Priced
 
 
 class Column(NamedTuple):
@@ -26,7 +29,7 @@ def _name(row: Row) -> str:
     return heading(row.strategy, row.oracle)
 
 
-def speed_text(row: Row) -> str:
+def speed_text(row: Priced) -> str:
     """The speed over the target's, with its bounds where it scatters."""
     text = number(row.speed_vs_target, 2, "x")
     return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind)}".rstrip()
