@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cascli.analysis.advice import Advice
 from cascli.analysis.answer_costs import Ratio, paired
-from cascli.analysis.statistics import Kind
+from cascli.analysis.statistics import IntervalKind
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number
 from cascli.render.sweep_words import temperature_of
@@ -178,7 +178,7 @@ def _priced(cost: Cost | None) -> str:
     return f"{cost.mean:.1f}, {shown} ({low:.2f} to {high:.2f})"
 
 
-def _with(value: float | None, interval: tuple[float, float] | None, kind: Kind | None, sign: str = "") -> str:
+def _with(value: float | None, interval: tuple[float, float] | None, kind: IntervalKind | None, sign: str = "") -> str:
     """A value and its 95% interval in one cell; what is beyond chance is bold."""
     if value is None:
         return DASH

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import secrets
 import stat
-import tempfile
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,30 +108,50 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
 
 
 def _write(path: Path, data: bytes, durable: bool) -> None:
-    if path.exists() and (not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc")):
-        path.write_bytes(data)  # /dev/stdout is what the shell has opened, also where that is a file
+    opened = _descriptor(path)
+    if opened is not None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        with os.fdopen(os.dup(opened), "wb") as file:  # where the shell is in it, and not its beginning
+            file.write(data)
         return
-    path = path.resolve()  # a link stays one
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    partial = Path(name)
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = _behind_links(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    kept = stat.S_IMODE(path.stat().st_mode) if path.exists() else None  # what is private stays so, all the while
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(partial, flags, 0o666 if kept is None else 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        partial.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK)
+        if kept is not None:
+            partial.chmod(kept)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    """What this process keeps from files that it makes; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def _descriptor(path: Path) -> int | None:
+    """The open file that a path such as /dev/stdout names."""
+    if os.name == "nt":
+        return None
+    named = {"/dev/stdout": 1, "/dev/stderr": 2}.get(str(path))
+    of_a_number = str(path.parent) in ("/dev/fd", "/proc/self/fd") and path.name.isdecimal()
+    return int(path.name) if of_a_number else named
 
 
-_UMASK = _umask()
-"""Read once, before there are threads whose files would be made with another."""
+def _behind_links(path: Path) -> Path:
+    """The file itself: a link to it stays one.
+
+    Raises:
+        UsageError: links that lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise UsageError(f"{path}: a link that leads to itself") from None

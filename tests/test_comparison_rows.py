@@ -127,6 +127,8 @@ def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -
     assert prompt_line([*by_prompt(found.runs)]) == "one and 3 more"
     assert [run.prompt for run in _of_prompt(target, "1")] == ["one", "two"]
     assert [run.prompt for run in _of_prompt(target, "named")] == ["four"]
+    for place, turns in (("2", ["three"]), ("3", ["four"]), ("4", ["five", "six"])):  # not by that of a first turn
+        assert [run.prompt for run in _of_prompt(target, place)] == turns
 
 
 def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -> None:

@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from cascli import Pair, compare, generate, generate_many, load_pair
-from cascli import audit as audits
 from cascli.audit import draws, numerics
+from cascli.audit import run as audits
 from cascli.config import load_config, pair_of_models
 from cascli.engine import check_models
 from cascli.errors import ConfigError, RunError, UsageError

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from cascli import Pair, audit
+from cascli import Pair
 from cascli.audit import fit, joint, tables
+from cascli.audit import run as audit
 from cascli.rules.base import Exact
 from cascli.sampling import rejection
 from cascli.strategies import parse

@@ -221,11 +221,27 @@ def test_a_link_stays_one_and_a_private_file_private(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
 def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> None:
     """Also where that is a file: one put in its place would lose what is written to it before and later."""
-    code = "from cascli import files; from pathlib import Path; files.write(Path('/dev/stdout'), 'result')"
-    with (tmp_path / "out").open("w") as out:
-        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
-        assert os.fstat(out.fileno()).st_ino == (tmp_path / "out").stat().st_ino
-    assert (tmp_path / "out").read_text() == "result" and Path("/dev/stdout").is_symlink()
+    code = "from cascli import files; from pathlib import Path;"
+    code += "print('before'); files.write(Path('/dev/stdout'), 'result;'); print('after')"
+    for mode, wanted in (("w", ""), ("a", "earlier\n")):
+        (tmp_path / "out").write_text("earlier\n")
+        with (tmp_path / "out").open(mode) as out:
+            subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+            assert os.fstat(out.fileno()).st_ino == (tmp_path / "out").stat().st_ino
+        assert (tmp_path / "out").read_text() == f"{wanted}before\nresult;after\n" and Path("/dev/stdout").is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such masks")
+def test_new_files_are_as_the_mask_of_now_has_them(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        files.write(tmp_path / "private.json", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "round.json").symlink_to("round.json")
+    with pytest.raises((UsageError, OSError)):
+        files.write(tmp_path / "round.json", "x")
 
 
 def test_numbers_have_their_unit_and_stand_under_their_name(text_pair: Pair) -> None:

@@ -14,6 +14,7 @@ from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.comparison import Row, summarise
 from cascli.analysis.corpus_bleu import COUNTS, bleu_interval, corpus_bleu
 from cascli.analysis.distances import nats_per_answer
+from cascli.analysis.explanation import explain
 from cascli.analysis.statistics import rate_ratio_interval, ratio_interval
 from cascli.prompts import Prompt
 from cascli.render.answer_costs import _distances, cost_verdict, outcome, table_notes
@@ -21,6 +22,7 @@ from cascli.render.explanation import sentence
 from cascli.render.export import markdown
 from cascli.render.numbers import count, nats, percent
 from cascli.render.sweep import sweep_tables
+from cascli.render.sweep_words import scatter_kinds
 from cascli.render.table import scatter_line, speed_text
 from cascli.render.verdict import verdict
 from cascli.sweeps.plan import SweepPlan
@@ -142,6 +144,8 @@ def test_times_that_depend_on_each_other_have_no_interval_over_prompts(pair: Pai
     assert target.speed_interval_kind == "no scatter" and speed_text(target) == "1.00x"
     assert (plain.speed_interval_over, plain.speed_interval_kind) == ("prompts", "range") and "[" in speed_text(plain)
     assert remembering.speed_interval is None and remembering.speed_vs_target is not None
+    foreign = [run.model_copy(update={"params": run.params | {"remember": 0}}) for run in raced.runs]  # by another name
+    assert summarise([[foreign[i::3] for i in range(3)]])[2].speed_interval is None
     twice = summarise([[raced.runs[i::3] for i in range(3)]] * 2)[2]
     assert twice.speed_interval_over == "repeats"
     together = [run.model_copy(update={"batch_size": 3}) for run in raced.runs]
@@ -298,3 +302,40 @@ def test_a_bench_has_one_speed(tmp_path: Path, pair: Pair) -> None:
     record = next(each for each in tidy.of_bench(found).records if each.get("k") == 2 and each["kind"] == "synthetic")
     assert found.synthetic is not None
     assert record["speed_vs_target"] == found.synthetic.accounts[0].measured_speed_up
+
+
+def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
+    """The same answers with both seeds, and one of the target's that failed: there is no difference."""
+    plan = plan_of(strategies=["target", "speculative:k=4"], temperatures=[1.0], seeds=[0, 1])
+    shares = [[12, 12, 9 - i, 6 - i % 3, 4, 2, 12, 11, 10, 9] for i in range(8)]
+
+    def made(each: Record) -> Record:
+        if (each.cell.strategy, each.problem, each.cell.seed) == ("target", "p0", 1):
+            return Record(cell=each.cell, problem=each.problem, error="RunError: no")
+        return each.model_copy(update={"counts": shares[(int(each.problem[1:]) + 3 * each.cell.seed) % 8]})
+
+    _, row = rows(map(made, records_of(plan)), plan)
+    assert row.prompts_compared == row.answers - 1
+    assert (row.quality_vs_target, row.quality_vs_target_interval_kind) == (0.0, "no scatter")
+    assert row.quality is not None and row.quality > 0
+
+
+def test_the_account_is_of_the_answers_that_the_table_is_of(pair: Pair) -> None:
+    """Also of those for which prompt lookup had nothing to draft."""
+    how = {"max_new_tokens": 24, "temperature": 1.0, "measure": False}
+    raced = compare(pair, ["one", "two"], ["target", "speculative:k=2"], **how)
+    other, silent = raced.runs[1], raced.runs[3]
+    nothing = {"num_draft_tokens": 0, "num_accepted_draft_tokens": 0}
+    runs = [*raced.runs[:3], silent.model_copy(update={"metrics": silent.metrics.model_copy(update=nothing)})]
+    why = explain(runs)
+    tokens, rounds = len(other.token_ids), other.metrics.num_rounds
+    both = (tokens + len(silent.token_ids)) / (rounds + silent.metrics.num_rounds)
+    assert why is not None and why.tokens_per_round == both != tokens / rounds
+
+
+def test_brackets_of_a_sweeps_speeds_are_explained() -> None:
+    plan = plan_of(strategies=["target", "speculative:k=2"], temperatures=[0.0])
+    table = [row.model_copy(update={"quality_interval_kind": "no scatter"}) for row in rows(records_of(plan), plan)]
+    assert not scatter_kinds(table)
+    table[1] = table[1].model_copy(update={"speed_interval": (0.5, 0.7), "speed_interval_kind": "range"})
+    assert "[ ]: lowest to highest prompt" in scatter_kinds(table)

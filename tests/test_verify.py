@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cascli import Pair, audit, load_pair, rules
+from cascli import Pair, load_pair, rules
 from cascli.audit import WITH_OPTIONS, draws, joint, law, numerics, parity, rounds, tables
+from cascli.audit import run as audit
 from cascli.audit.report import Audit, Check, check_of
 from cascli.cli.app import app
 from cascli.decoding import speculation, thinking

@@ -31,7 +31,6 @@ RIVALS = 0.05
 """How far behind the best prediction another kind of drafting may be to be measured beside it."""
 UNCLEAR = 0.05
 """A difference of speeds that is not called one where there is no 95% interval."""
-"""The same of a prediction and what was measured."""
 MOST_LENIENT = 3
 """Strategies with loss that are measured, where answers are scored."""
 

@@ -77,7 +77,7 @@ class Ratio(Data):
     interval: tuple[float, float] | None
     """Of the ratio of the means, over prompts."""
     interval_kind: IntervalKind | None
-    """A 95% interval, or the range of fewer than six prompts."""
+    """A 95% interval, or the range: of fewer than six prompts, or of more of which nearly all have none of it."""
     prompts: int
     """How many there are to compare."""
 

@@ -361,7 +361,7 @@ def _scatter(
     """
     prompts, first = _by_prompt(repeats[0][column]), repeats[0][column][0]
     # In a batch prompts share their passes; with `remember` a prompt's drafts come from the answers to others.
-    apart = first.batch_size == 1 and not first.params.get("remember")
+    apart = first.batch_size == 1 and first.earlier_texts is None
     over = "prompts" if base is not None and len(prompts) > 1 and apart else "repeats"
     if base is not None and over == "prompts":
         interval = rate_ratio_interval(

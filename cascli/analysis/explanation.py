@@ -114,8 +114,9 @@ def explain(
     if not explained(runs):
         return None
     groups: dict[str, list[Run]] = {}
+    ahead = {run.spec for run in runs if run.metrics.num_draft_tokens}
     for run in runs:
-        if run.metrics.num_draft_tokens:
+        if run.spec in ahead:  # also answers for which there was nothing to draft
             groups.setdefault(run.spec, []).append(run)
     if speeds is None:
         return account(max(groups.values(), key=_speed), runs, profile, noise=noise)

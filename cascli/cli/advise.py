@@ -147,7 +147,7 @@ def command(
     if len(prompts) < len(asked.prompts) and limit is None:
         of = f"{len(prompts)} of {len(asked.prompts)} prompts"
         plan.screen.note(f"{of}, spread over all; --limit N takes the first N")
-    tell_left_out(plan.screen, broken_rules() | broken_stops())
+    tell_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(
             pair,

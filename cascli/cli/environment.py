@@ -44,7 +44,7 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
 
 def is_on(name: str) -> bool:
     """Whether a variable that is a switch is set, and not to a word for no."""
-    return os.environ.get(name, "").lower() not in ("", "0", "false", "no", "off")
+    return os.environ.get(name, "").lower() not in ("", "0", "false", "f", "no", "n", "off")
 
 
 def tell_unknown(*, quiet: bool = False) -> None:

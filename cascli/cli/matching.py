@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cascli.cli import common
@@ -31,15 +31,15 @@ def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted
 
     asked = wanted_of([budget_of(text) for text in match or []], rules)
     if rules is None or rules.strip() == "all":
-        tell_left_out(plan.screen, broken_rules())
+        tell_left_out(plan.screen, *broken_rules().values())
     if asked.budgets:
         check_pair(draft=plan.config.draft is not None)
     return asked
 
 
-def tell_left_out(screen: Screen, broken: Mapping[str, str]) -> None:
+def tell_left_out(screen: Screen, *broken: str) -> None:
     """Say of plug-ins of other packages why they are none of all."""
-    for why in broken.values():
+    for why in broken:
         screen.note(f"left out: {why}")
 
 

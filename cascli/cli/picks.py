@@ -118,9 +118,12 @@ def _of_prompt(runs: Sequence[Run], prompt: str) -> list[Run]:
     from cascli.trace import prompts_of
 
     turns = list(by_prompt(list(runs)))
-    groups: dict[str, list[Run]] = {}
+    found: dict[object, list[Run]] = {}
     for name, group in zip(prompts_of([group[0] for group in turns]), turns, strict=True):
-        groups.setdefault(str(name + 1) if isinstance(name, int) else str(name), []).extend(group)
+        found.setdefault(name, []).extend(group)
+    # One without an id goes by its place among the prompts.
+    places = enumerate(found.items(), 1)
+    groups = {str(place) if isinstance(name, int) else str(name): group for place, (name, group) in places}
     if prompt in groups:
         return groups[prompt]
     if prompt.isdecimal() and 0 < int(prompt) <= len(groups):

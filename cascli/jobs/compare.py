@@ -51,7 +51,6 @@ from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
 from cascli.trace import Handover, Run, block_length, now
 
-"""At least; a strategy that drafts k tokens warms up k + 2, so that it meets its own block."""
 PROFILE_REPEATS = 3
 Schedule = Literal["auto", "fair", "sequential"]
 Event = StreamEvent | Handover | Run

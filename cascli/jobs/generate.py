@@ -20,6 +20,7 @@ from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run, block_length
 
 WARM_UP_TOKENS = 4
+"""At least."""
 
 
 def warm_up_tokens(strategy: Strategy) -> int:

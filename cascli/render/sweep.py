@@ -98,6 +98,9 @@ def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, conso
         shown += ["", *([Text(temperature_of(temperature), style="bold")] if len(temperatures) > 1 else [])]
         here = {name: [row for row in rows if row.temperature == temperature] for name, rows in groups.items()}
         shown.append(category_table(here, console, metric))
+    if shown:
+        every = [row for rows in groups.values() for row in rows]
+        shown += ["", Text("; ".join(scatter_kinds(every)), style="dim")]
     return shown
 
 

@@ -185,11 +185,13 @@ def _is_few(row: SweepRow) -> bool:
 
 
 def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
-    """What stands beside qualities and differences, for the foot of a table."""
+    """What stands beside qualities, differences and speeds, for the foot of a table."""
     kinds = {row.quality_interval_kind for row in rows} | {row.quality_vs_target_interval_kind for row in rows}
+    alike = "no scatter" in kinds
+    kinds |= {row.speed_interval_kind for row in rows}
     words = {"95%": "( ): 95% interval over prompts", "range": "[ ]: lowest to highest prompt"}
     said = [text for kind, text in words.items() if kind in kinds]
-    return [*said, "no brackets: the same on every prompt"] if said and "no scatter" in kinds else said
+    return [*said, "a quality without brackets: the same on every prompt"] if said and alike else said
 
 
 def passed(row: SweepRow) -> float | None:

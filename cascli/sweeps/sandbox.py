@@ -95,7 +95,11 @@ def _verdict(judge: subprocess.Popen[bytes], verdict: int) -> bool:
         code = judge.wait(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return False
-    said = os.read(verdict, 16)
+    os.set_blocking(verdict, False)  # without walls a child that the tests have left behind may hold the other end
+    try:
+        said = os.read(verdict, 16)
+    except BlockingIOError:
+        said = b""
     if said == guard.UNWALLED:
         raise RunError("the walls around generated code, which stood before, cannot be built any more: it was not run.")
     return code == 0 and said == b"passed"

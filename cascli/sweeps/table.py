@@ -85,8 +85,7 @@ class SweepRow(Data):
     speed_vs_target: float | None
     """Tokens a second over the target's, of the answers that both wrote to the same prompts with the same seeds."""
     speed_interval: tuple[float, float] | None = None
-    """Of that over prompts; None in older documents, and in batches and with `remember`, where the times of prompts
-    depend on each other."""
+    """Of that over prompts; None in older documents, and in batches, where prompts share the time of their passes."""
     speed_interval_kind: IntervalKind | None = None
     """As that of the quality."""
     target_calls_per_token: float | None
@@ -341,7 +340,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         share_cut=cut / answers if answers else None,
         seconds=fsum(record.seconds or 0.0 for record in good) or None,
         tokens_per_second=_speed(good),
-        **_speed_beside(key[0], both),
+        **_speed_beside(both),
         target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
         draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
         flops_per_token=_flops(good, tokens),
@@ -373,7 +372,7 @@ def _asked(record: Record) -> tuple[str, int, int]:
     return record.problem, record.cell.seed, record.cell.repeat
 
 
-def _speed_beside(spec: str, both: Pairs) -> dict[str, object]:
+def _speed_beside(both: Pairs) -> dict[str, object]:
     """The speed over the target's, where both were timed alike, and how it scatters over prompts."""
     speeds = [_speed(records) for records in zip(*both, strict=True)]
     sizes = {record.batch_size for pair in both for record in pair}
@@ -381,7 +380,7 @@ def _speed_beside(spec: str, both: Pairs) -> dict[str, object]:
         return {"speed_vs_target": None}
     ours, theirs = speeds
     found: dict[str, object] = {"speed_vs_target": (ours or 0.0) / (theirs or 1.0)}
-    if sizes != {1} or parse(spec).remembers:
+    if sizes != {1}:
         return found
     groups: dict[str, Pairs] = defaultdict(list)
     for pair in both:
@@ -399,7 +398,8 @@ def _speed_beside(spec: str, both: Pairs) -> dict[str, object]:
 def _quality(records: Sequence[Record], target: Sequence[Record], both: Pairs) -> dict[str, object]:
     """How good answers are, beside the target's to the same prompts: the mean score, or BLEU of them all together."""
     if any(record.counts for record in (*records, *target)):
-        return _corpus_quality(_counts(records), _counts(target))
+        ours, theirs = (_counts([pair[side] for pair in both]) for side in (0, 1))
+        return _corpus_quality(_counts(records), ours, theirs)
     scored = _by_problem((record.problem, record.quality) for record in records)
     gains = list(_by_problem((ours.problem, _gain(ours, theirs)) for ours, theirs in both).values())
     return {
@@ -410,13 +410,15 @@ def _quality(records: Sequence[Record], target: Sequence[Record], both: Pairs) -
     }
 
 
-def _corpus_quality(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> dict[str, object]:
-    both = [(ours[problem], theirs[problem]) for problem in ours if problem in theirs]
-    mine, base = [each for each, _ in both], [each for _, each in both]
+def _corpus_quality(
+    every: dict[str, list[int]], ours: dict[str, list[int]], theirs: dict[str, list[int]]
+) -> dict[str, object]:
+    """Of all answers, and the difference of those that the target answered too."""
+    mine, base = list(ours.values()), [theirs[problem] for problem in ours]
     return {
-        "quality": corpus_bleu(list(ours.values())) if ours else None,
-        "quality_vs_target": corpus_bleu(mine) - corpus_bleu(base) if both else None,
-        **_interval("quality_interval", bleu_interval(list(ours.values()))),
+        "quality": corpus_bleu(list(every.values())) if every else None,
+        "quality_vs_target": corpus_bleu(mine) - corpus_bleu(base) if mine else None,
+        **_interval("quality_interval", bleu_interval(list(every.values()))),
         **_interval("quality_vs_target_interval", bleu_difference_interval(mine, base)),
     }
 
@@ -481,7 +483,8 @@ def _cut(record: Record) -> int:
 def _acceptance_length(records: Sequence[Record]) -> float | None:
     if not any(record.drafted for record in records) or any(record.rounds is None for record in records):
         return None
-    return 1 + sum(record.accepted for record in records) / sum(record.rounds_known or 0 for record in records)
+    rounds = sum(record.rounds_known or 0 for record in records)
+    return 1 + sum(record.accepted for record in records) / rounds if rounds else None
 
 
 def _deferral(spec: str, records: Sequence[Record]) -> float | None:
