@@ -71,7 +71,7 @@ def test_few_prompts_get_no_interval() -> None:
     assert {row.quality_interval_kind for row in few} == {"range"}
     text = "\n".join(table(few, 200))
     assert re.search(r"\d \[0\.\d\d-0\.\d\d\]", text) and not re.search(r"\d \(\d", text)
-    assert "[ ]: lowest to highest prompt" in text and "no brackets: the same on every prompt" in text
+    assert "[ ]: lowest to highest prompt" in text and "a score without brackets: the same on every prompt" in text
     assert "Only 3 prompts: no interval can be given, and no difference between strategies" in text
     many = "\n".join(table(ROWS, 200))
     assert (

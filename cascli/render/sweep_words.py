@@ -191,7 +191,7 @@ def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
     kinds |= {row.speed_interval_kind for row in rows}
     words = {"95%": "( ): 95% interval over prompts", "range": "[ ]: lowest to highest prompt"}
     said = [text for kind, text in words.items() if kind in kinds]
-    return [*said, "a quality without brackets: the same on every prompt"] if said and alike else said
+    return [*said, "a score without brackets: the same on every prompt"] if said and alike else said
 
 
 def passed(row: SweepRow) -> float | None:
