@@ -13,7 +13,7 @@ import pytest
 from tests.fuzz import mutate
 from tests.fuzz.run import verdict
 
-SECONDS = 30
+SECONDS = 20
 
 
 @pytest.mark.slow

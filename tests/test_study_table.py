@@ -77,7 +77,7 @@ def test_steps_of_older_records_are_at_most_what_is_made_now(
     specs = [f"speculative-cascade:rule={rule},k={k}" for rule in rules for k in (1, 3)]
     specs += ["speculative:k=3", "speculative-cascade:rule=opt,stop=max-q,k=3", "draft", "target"]
     specs += ["speculative-cascade:rule=token-v3,draft=prompt-lookup,k=4"]
-    plan = {"pair": "tiny-random", "strategies": specs, "limit": 6, "max_new_tokens": 24, "temperatures": [0.0, 1.0]}
+    plan = {"pair": "tiny-random", "strategies": specs, "limit": 3, "max_new_tokens": 24, "temperatures": [0.0, 1.0]}
     sweep(plan, output=tmp_path / "now", pair=text_pair)
     request.getfixturevalue("asked_at_once")
     sweep(plan, output=tmp_path / "then", pair=text_pair)
@@ -89,4 +89,4 @@ def test_steps_of_older_records_are_at_most_what_is_made_now(
         assert made <= most <= record.draft_calls
         assert most - made <= (record.turns or 0) or "stop" in key[0].strategy
         fewer += record.draft_calls - most
-    assert fewer > 50
+    assert fewer > 25
