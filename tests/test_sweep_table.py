@@ -146,6 +146,25 @@ def test_findings_are_those_of_the_table() -> None:
     assert "is faster than target alone" in slow[1] and slow[1].startswith("No other strategy whose quality is not")
 
 
+def test_a_fastest_one_is_said_to_be_so_by_chance() -> None:
+    def scattered(spec: str, speed: float, low: float, high: float) -> SweepRow:
+        kinds = {"speed_interval": (low, high), "speed_interval_kind": "95%"}
+        return row(spec, 0.0, -0.1, 0.1, speed).model_copy(update=kinds)
+
+    target = row("target", 0.0, 0.0, 0.0, 1.0)
+    sure = [scattered("speculative:k=4", 1.5, 1.2, 1.9), scattered("draft", 3.0, 2.5, 3.6)]
+    assert findings([target, *sure])[0].endswith("is 1.50x (1.20-1.90) target alone.")
+    assert "the fastest: 3.00x (2.50-3.60) target alone, quality" in findings([target, *sure])[1]
+    perhaps = [scattered("speculative:k=4", 1.06, 0.9, 1.2), scattered("draft", 1.1, 0.8, 1.5)]
+    lossless, lossy, _ = findings([target, *perhaps])
+    assert lossless.endswith("k=4, which is lossless, is 1.06x (0.90-1.20) target alone, which is within chance.")
+    assert "1.10x (0.80-1.50) target alone, which is within chance, quality" in lossy
+    several = findings([target, perhaps[0], scattered("speculative:k=2", 0.9, 0.8, 1.0)])[0]
+    assert several.endswith(
+        "k=4 is the fastest of the lossless strategies, 1.06x (0.90-1.20) target alone, which is within chance."
+    )
+
+
 def test_what_is_lossless_is_not_ranked_by_how_its_samples_came_out() -> None:
     """At temperature 1 its mean lies below the target's half of the time, and now and then beyond its interval."""
     target = row("target", 0.0, 0.0, 0.0, 1.0)

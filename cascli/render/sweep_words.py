@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
-from cascli.render.numbers import number
+from cascli.render.numbers import bounds_text, number
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow, is_lossless
@@ -101,8 +101,11 @@ def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     if (best.speed_vs_target or 0.0) <= 1:
         return "no lossless strategy is faster than target alone."
     name, alone = short_name(best.strategy, fancy=fancy), len(able) == 1
+    if _by_chance(best):
+        which = f"{name}, which is lossless, is" if alone else f"{name} is the fastest of the lossless strategies,"
+        return f"{which} {_speed(best)} target alone, which is within chance."
     which = f"{name}, which is lossless, is" if alone else f"of the lossless strategies {name} is the fastest:"
-    return f"{which} {number(best.speed_vs_target, 2, 'x')} target alone."
+    return f"{which} {_speed(best)} target alone."
 
 
 def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
@@ -122,9 +125,20 @@ def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     name = short_name(best.strategy, fancy=fancy)
     return (
         f"of the others whose quality is not shown to be lower than {level}, {name} is the fastest:"
-        f" {number(best.speed_vs_target, 2, 'x')} target alone,"
+        f" {_speed(best)} target alone{', which is within chance' if _by_chance(best) else ''},"
         f" quality {best.quality_vs_target or 0.0:+.3f} beside the target's ({low:+.3f} to {high:+.3f})."
     )
+
+
+def _speed(row: SweepRow) -> str:
+    bounds = bounds_text(row.speed_interval, row.speed_interval_kind)
+    return f"{number(row.speed_vs_target, 2, 'x')} {bounds}".rstrip()
+
+
+def _by_chance(row: SweepRow) -> bool:
+    """Whether a speed may be the target's own, as far as its interval, or its range, says."""
+    bounds = row.speed_interval
+    return bounds is not None and row.speed_interval_kind != "no scatter" and bounds[0] <= 1 <= bounds[1]
 
 
 def _has_speed(row: SweepRow) -> bool:
