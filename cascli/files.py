@@ -110,7 +110,7 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
 def _write(path: Path, data: bytes, durable: bool) -> None:
     opened = _descriptor(path)
     if opened is not None:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         with os.fdopen(os.dup(opened), "wb") as file:  # where the shell is in it, and not its beginning
             file.write(data)

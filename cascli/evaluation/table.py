@@ -46,7 +46,7 @@ class Evaluation(Document):
 
     kind: ClassVar[str] = "evaluation"
 
-    schema_name: Literal["cascli.eval/1"] = Field("cascli.eval/1", alias="schema")
+    schema_name: Literal["cascli.eval/1", "cascli.eval/1.1"] = Field("cascli.eval/1.1", alias="schema")
     date: str
     """When it began, in UTC as ISO 8601 has it."""
     command: str | None = None
