@@ -148,7 +148,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "chmod", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match=r"result\.json"):
         files.write(tmp_path / "result.json", "x")
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.render.sweep_plot import plot_sweep
 from cascli.render.sweep_report import report
+from cascli.render.sweep_report_tables import _in_category
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.samples import MOST_ANSWERS, MOST_SAMPLES, samples
@@ -250,3 +251,10 @@ def test_other_categories_are_no_other_sweep() -> None:
     """Answers do not depend on them."""
     one, other = (Task("f1", [Example("a", "ask", category=name)]) for name in ("x", "y"))
     assert one.asked() == other.asked()
+
+
+def test_speeds_of_categories_have_the_interval_that_there_is() -> None:
+    known = rows(records_of(PLAN), PLAN)[1]
+    for kind, bounds in (("95%", "95%: 0.50 to 0.75"), ("range", ""), ("no scatter", "")):
+        cell = _in_category(known.model_copy(update={"speed_interval": (0.5, 0.75), "speed_interval_kind": kind}))
+        assert (bounds in Elements(cell).text) and ("0.50 to" in cell) is bool(bounds)

@@ -138,7 +138,7 @@ def categories_table(groups: Mapping[str, Sequence[SweepRow]], metric: str) -> s
     body = "\n".join(lines)
     return (
         f'<p class="muted">Quality ({text(metric)}) of each category of the prompts, with a 95% interval from six'
-        " prompts on, and speed over target alone.</p>\n"
+        " prompts on, and speed over target alone, likewise.</p>\n"
         '<div class="scroll" tabindex="0" role="region" aria-label="Categories of prompts">\n'
         f'<table>\n<thead><tr><th scope="col">strategy</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n'
         "</div>"
@@ -155,4 +155,7 @@ def _in_category(row: SweepRow | None) -> str:
         return DASH
     known = row.quality_interval_kind == "95%"
     bounds = _bounds(row.quality_interval, row.quality_interval_kind) if known else ""
-    return f"{number(row.quality)}{bounds}<br><small>{number(row.speed_vs_target, 2, 'x')}</small>"
+    speed = number(row.speed_vs_target, 2, "x")
+    if row.speed_interval_kind == "95%":
+        speed += _bounds(row.speed_interval, row.speed_interval_kind)
+    return f"{number(row.quality)}{bounds}<br><small>{speed}</small>"
