@@ -218,6 +218,21 @@ def test_a_link_stays_one_and_a_private_file_private(tmp_path: Path) -> None:
     assert link.is_symlink() and later.read_text() == "where it points to"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no such rights")
+def test_a_private_file_is_private_also_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, modes, opened = tmp_path / "a.csv", [], os.fdopen
+    place.write_text("old")
+    place.chmod(0o600)
+
+    def looked_at(handle: int, how: str) -> object:
+        modes.append(os.fstat(handle).st_mode & 0o777)
+        return opened(handle, how)
+
+    monkeypatch.setattr(files.os, "fdopen", looked_at)
+    files.write(place, "new")
+    assert modes == [0o600] and place.read_text() == "new"
+
+
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
 def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> None:
     """Also where that is a file: one put in its place would lose what is written to it before and later."""

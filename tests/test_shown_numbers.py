@@ -15,7 +15,7 @@ from cascli.analysis.comparison import Row, summarise
 from cascli.analysis.corpus_bleu import COUNTS, bleu_interval, corpus_bleu
 from cascli.analysis.distances import nats_per_answer
 from cascli.analysis.explanation import explain
-from cascli.analysis.statistics import rate_ratio_interval, ratio_interval
+from cascli.analysis.statistics import difference_interval, rate_ratio_interval, ratio_interval
 from cascli.prompts import Prompt
 from cascli.render.answer_costs import _distances, cost_verdict, outcome, table_notes
 from cascli.render.explanation import sentence
@@ -84,6 +84,25 @@ def test_what_is_held_against_itself_does_not_scatter() -> None:
     for prompts in (times, times[:3]):
         found = rate_ratio_interval(prompts)
         assert found is not None and found.kind == "no scatter"
+
+
+def test_differences_that_rounding_alone_tells_apart_do_not_scatter() -> None:
+    gains = [0.7 - 0.8, 0.2 - 0.3, 0.1 - 0.2]
+    assert len({*gains}) > 1
+    for several in (gains, gains * 4):
+        found = difference_interval(several)
+        assert found is not None and found.kind == "no scatter"
+    assert difference_interval([-0.1, -0.1 + 1e-6] * 4) != difference_interval([-0.1] * 8)
+
+
+def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
+    """A killed and resumed sweep, or Ray's workers, leave them in another one."""
+    prompts = [(10.0 + i, 1.0 + i % 3, 10.0, 1.0 + i % 4) for i in range(9)]
+    assert (
+        rate_ratio_interval(prompts)
+        == rate_ratio_interval(prompts[::-1])
+        == rate_ratio_interval(prompts[4:] + prompts[:4])
+    )
 
 
 def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
@@ -248,13 +267,13 @@ def test_notes_say_what_brackets_and_nats_are() -> None:
     some, few = costs_of(ratio_of(0.5, 0.4, 0.6, "95%")), costs_of(ratio_of(0.5, 0.4, 0.6, "range", 3))
     other = some.model_copy(update={"lossless": "speculative:k=4"})
     said = table_notes([priced("a", some), priced("b", few)], greedy=None)
-    assert "against speculative:k=2, length" in said and "( ) 95% interval over prompts, [ ] range over prompts" in said
+    assert "against speculative:k=2; length" in said and "( ) 95% interval over prompts, [ ] range over prompts" in said
     assert "nats: KL(pi || p), at temperature 0 regret log max p1" in said
     assert "95%" not in table_notes([priced("b", few)], greedy=True)
-    several = table_notes([priced("a", some), priced("b", other)], greedy=False)
-    assert (
-        "the one of the same parameters of speculative:k=2 and speculative:k=4, for others speculative:k=2" in several
-    )
+    ran = [priced("speculative:k=2", None), priced("speculative:k=4", None)]
+    several = table_notes([*ran, priced("b", other), priced("a", some)], greedy=False)
+    assert "against speculative:k=4 or speculative:k=2, whichever has a strategy's own parameters" in several
+    assert "parameters, else speculative:k=2; length" in several, "the first that ran, not the first that is named"
 
 
 def test_one_rule_that_was_cut_does_not_speak_for_all() -> None:
@@ -318,6 +337,10 @@ def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
     assert row.prompts_compared == row.answers - 1
     assert (row.quality_vs_target, row.quality_vs_target_interval_kind) == (0.0, "no scatter")
     assert row.quality is not None and row.quality > 0
+    # An answer without counts, as a damaged folder may have: it is compared with nothing.
+    known = [*map(made, records_of(plan))]
+    bare = [each.model_copy(update={"counts": []}) if each.cell.strategy == "target" else each for each in known]
+    assert rows(bare, plan)[1].quality_vs_target is None and rows(bare, plan)[1].quality == row.quality
 
 
 def test_the_account_is_of_the_answers_that_the_table_is_of(pair: Pair) -> None:

@@ -153,9 +153,9 @@ def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
     regret, kl = "regret log max p1 - log p1(x)", "KL(pi || p)"
     what = {True: regret, False: kl, None: f"{kl}, at temperature 0 {regret}"}[greedy]
     over = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
-    others = f", for others {over[0]}" if len(over) > 1 else ""
-    those = f"the one of the same parameters of {' and '.join(over)}{others}" if len(over) > 1 else "".join(over)
-    against = f"tokens a round and calls against {those}, " if over else ""
+    first = next((row.strategy for row in rows if row.strategy.partition(":")[0] == "speculative"), "the first of them")
+    which = f", whichever has a strategy's own parameters, else {first}" if len(over) > 1 else ""
+    against = f"tokens a round and calls against {' or '.join(over)}{which}; " if over else ""
     return (
         f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts of 1,000 tokens that"
         " the exact test would have rejected and the target finds less than a fifth as likely as its best"

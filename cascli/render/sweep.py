@@ -81,11 +81,8 @@ def sweep_tables(
         said = cost_verdict(here, fancy=unicode_ok(console))
         shown += ["", Text(said, style="bold")] if said is not None else []
     more = [f"{whole} has more columns"] if short else []
-    costs = (
-        table_notes(rows, greedy=None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0])
-        if any(row.costs for row in rows)
-        else ""
-    )
+    greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
+    costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
-from cascli.render.numbers import bounds_text, number
+from cascli.render.numbers import number
+from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow, is_lossless
@@ -103,9 +104,9 @@ def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     name, alone = short_name(best.strategy, fancy=fancy), len(able) == 1
     if _by_chance(best):
         which = f"{name}, which is lossless, is" if alone else f"{name} is the fastest of the lossless strategies,"
-        return f"{which} {_speed(best)} target alone, which is within chance."
+        return f"{which} {speed_text(best)} target alone, which is within chance."
     which = f"{name}, which is lossless, is" if alone else f"of the lossless strategies {name} is the fastest:"
-    return f"{which} {_speed(best)} target alone."
+    return f"{which} {speed_text(best)} target alone."
 
 
 def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
@@ -125,14 +126,9 @@ def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     name = short_name(best.strategy, fancy=fancy)
     return (
         f"of the others whose quality is not shown to be lower than {level}, {name} is the fastest:"
-        f" {_speed(best)} target alone{', which is within chance' if _by_chance(best) else ''},"
+        f" {speed_text(best)} target alone{', which is within chance' if _by_chance(best) else ''},"
         f" quality {best.quality_vs_target or 0.0:+.3f} beside the target's ({low:+.3f} to {high:+.3f})."
     )
-
-
-def _speed(row: SweepRow) -> str:
-    bounds = bounds_text(row.speed_interval, row.speed_interval_kind)
-    return f"{number(row.speed_vs_target, 2, 'x')} {bounds}".rstrip()
 
 
 def _by_chance(row: SweepRow) -> bool:

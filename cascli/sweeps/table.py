@@ -386,11 +386,8 @@ def _speed_beside(both: Pairs) -> dict[str, object]:
     groups: dict[str, Pairs] = defaultdict(list)
     for pair in both:
         groups[pair[0].problem].append(pair)
-    totals = [
-        (_tokens(ours), _seconds(ours), _tokens(theirs), _seconds(theirs))
-        for _, pairs in sorted(groups.items())
-        for ours, theirs in [[*zip(*pairs, strict=True)]]
-    ]
+    halves = [[*zip(*pairs, strict=True)] for pairs in groups.values()]
+    totals = [(_tokens(ours), _seconds(ours), _tokens(theirs), _seconds(theirs)) for ours, theirs in halves]
     if not all(value for each in totals for value in each):
         return found
     return found | _interval("speed_interval", rate_ratio_interval(totals))
@@ -415,7 +412,7 @@ def _corpus_quality(
     every: dict[str, list[int]], ours: dict[str, list[int]], theirs: dict[str, list[int]]
 ) -> dict[str, object]:
     """Of all answers, and the difference of those that the target answered too."""
-    mine, base = list(ours.values()), [theirs[problem] for problem in ours]
+    mine, base = ([half[problem] for problem in ours if problem in theirs] for half in (ours, theirs))
     return {
         "quality": corpus_bleu(list(every.values())) if every else None,
         "quality_vs_target": corpus_bleu(mine) - corpus_bleu(base) if mine else None,
