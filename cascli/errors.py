@@ -80,6 +80,21 @@ def unknown(kind: str, name: str, known: Iterable[str], *, cutoff: float = 0.5) 
     "unknown rule 'op'; did you mean 'opt'? Known: chow, opt"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} '{name}'{suggestion(name, names, cutoff=cutoff) or '.'} Known: {', '.join(names)}"
+
+
+def suggestion(name: str, known: Iterable[str], *, prefix: str = "", most: int = 1, cutoff: float = 0.6) -> str:
+    """The known names nearest to a mistyped one as the end of an error message; empty if none is near.
+
+    Args:
+        name: what was typed.
+        known: names without `prefix`.
+        prefix: shown in front of each name, such as the slash of a command.
+        most: how many names to suggest.
+        cutoff: similarity in [0, 1] from which a name is near, as for `difflib.get_close_matches`.
+
+    >>> suggestion("compre", ["compare", "system"], prefix="/")
+    "; did you mean '/compare'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(prefix + each) for each in near)}?" if near else ""

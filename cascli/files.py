@@ -118,7 +118,7 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    path = _behind_links(path)
+    path = behind_links(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     kept = stat.S_IMODE(path.stat().st_mode) if path.exists() else None  # what is private stays so, all the while
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -145,13 +145,16 @@ def _descriptor(path: Path) -> int | None:
     return int(path.name) if of_a_number else named
 
 
-def _behind_links(path: Path) -> Path:
+def behind_links(path: Path) -> Path:
     """The file itself: a link to it stays one.
 
     Raises:
         UsageError: links that lead in a circle.
     """
     try:
-        return path.resolve()
+        real = path.resolve()
     except RuntimeError:
-        raise UsageError(f"{path}: a link that leads to itself") from None
+        real = path
+    if real.is_symlink():  # Python 3.13 and later return the link itself instead of raising an error
+        raise UsageError(f"{path}: a symbolic link that points to itself")
+    return real

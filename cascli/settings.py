@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from cascli.errors import UsageError, unknown
+from cascli.errors import UsageError, suggestion, unknown
 from cascli.files import printed
 from cascli.sampling.parameters import MOST_DRAFTED
 
@@ -259,9 +258,7 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
     if problem["type"] == "model_type":
         return where, f"keys and values are wanted here (got {printed(problem['input'])})"
     message = problem["msg"].removeprefix("Value error, ")
-    near = []
+    hint = ""
     if problem["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        near = difflib.get_close_matches(str(problem["input"]), choices, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = suggestion(str(problem["input"]), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     return where, f"{message} (got {printed(problem['input'])}){hint}"

@@ -259,6 +259,7 @@ def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
     """The target alone knows no q, and at temperature 1 no regret: a sum over no position is no 0."""
     for temperature, regret in ((0.0, 0.0), (1.0, None)):
         found = generate(small, "one", strategy="target", temperature=temperature).metrics.distances
+        assert d.out_of_head_rate(found) is None
         assert found is not None and found.positions == 0 and found.kl == found.max_tv == 0
         assert found.tv_to_target is found.tv_to_draft is found.disagreement is None and found.regret == regret
         assert d.waste(found) is d.efficiency(found) is None
@@ -298,6 +299,7 @@ def test_tokens_out_of_the_head_are_kept_drafts_that_the_target_finds_unlikely(s
     assert d.out_of_head_rate(found) == 1000 * counted / sum(len(run.token_ids) for run in runs)
     inside = d.total(run.metrics.distances for run in runs_of(small, "speculative-cascade:rule=token-v3,alpha=0.8"))
     assert inside is not None and inside.out_of_head == 0  # it keeps nothing below a fifth
+    assert d.out_of_head_rate(inside) == 0  # and that is a number: drafts were kept
 
 
 def test_what_does_not_know_its_distances_has_none(small: Pair) -> None:

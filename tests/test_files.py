@@ -306,6 +306,8 @@ def test_one_rule_for_output(
         ({"json_output": True, "format": "csv", "output": "-"}, "both ask for stdout"),
         ({"output": "none/a.csv"}, "no such folder"),
         ({"output": "folder.csv"}, "is a folder"),
+        ({"output": "round.csv"}, r"--output round\.csv: a symbolic link that points to itself"),
+        ({"output": "astray.csv"}, r"--output astray\.csv: no such folder: .*none"),
     ],
 )
 def test_errors_of_output_say_what_is_possible(
@@ -313,6 +315,8 @@ def test_errors_of_output_say_what_is_possible(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "round.csv").symlink_to("round.csv")
+    (tmp_path / "astray.csv").symlink_to(Path("none", "a.csv"))
     with pytest.raises(UsageError, match=words):
         outputs(Resolved(**given), formats.COMPARISON)
     with pytest.raises(UsageError, match=r"--format svg: not possible here. Known: csv, json, parquet, txt"):

@@ -47,7 +47,7 @@ def test_a_misspelt_variable_is_told_and_no_error(cli, clean_env: pytest.MonkeyP
     found = cli("pairs", "--json")
     assert found.exit_code == 0 and json.loads(found.stdout)["default"] == DEFAULT_PAIR
     near, far = found.stderr.splitlines()
-    assert "CASCLI_TEMPERATUR is unknown" in near and near.endswith("did you mean CASCLI_TEMPERATURE?")
+    assert "CASCLI_TEMPERATUR is unknown" in near and near.endswith("did you mean 'CASCLI_TEMPERATURE'?")
     assert "CASCLI_XYZZY" in far and "cascli --help" in far
     assert cli("pairs", "-q").stderr == ""
     assert "CASCLI_TEMPERATUR" not in cli("--help").stderr

@@ -93,5 +93,8 @@ def nats_per_answer(d: Distances, answers: int, *, greedy: bool) -> float | None
 
 
 def out_of_head_rate(d: Distances) -> float | None:
-    """Drafts out of the head of the target's distribution, of 1,000 tokens of the answer; None by blocks."""
-    return None if d.out_of_head is None else 1000 * d.out_of_head / d.tokens
+    """Drafts out of the head of the target's distribution, of 1,000 tokens of the answer.
+
+    None with `verify=block`, and where no draft was kept, as by a strategy that does not draft.
+    """
+    return 1000 * d.out_of_head / d.tokens if d.kept_drafts and d.out_of_head is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from cascli.cli import common
 from cascli.cli.errors import Terminated, told
 from cascli.cli.lines import history, next_line
 from cascli.cli.options import LOADING, Flags, with_shared
-from cascli.errors import CascliError, UsageError, plain
+from cascli.errors import CascliError, UsageError, plain, suggestion
 
 if TYPE_CHECKING:
     from cascli.jobs.chat import Chat
@@ -97,8 +96,7 @@ class Session:
             return
         name, _, rest = line[1:].strip().partition(" ")
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"; did you mean '/{near[0]}'?" if near else "."
+            hint = suggestion(name, COMMANDS, prefix="/") or "."
             raise UsageError(f"unknown command '/{name}'{hint} /help lists all.")
         COMMANDS[name](self, rest.strip())
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterator, Mapping
 
-from cascli.errors import plain
+from cascli.errors import plain, suggestion
 
 PREFIX = "CASCLI_"
 OWN = {
@@ -37,9 +36,10 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(found):
         if name.removeprefix(PREFIX) in names:
             continue
-        near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else "cascli --help says which are read."
-        yield f"environment variable {name} is unknown and changes nothing; {hint}"
+        hint = (
+            suggestion(name.removeprefix(PREFIX), names, prefix=PREFIX) or "; cascli --help lists those that are read."
+        )
+        yield f"environment variable {name} is unknown and ignored{hint}"
 
 
 def is_on(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import io
 import json
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascli.errors import RunError, UsageError, first_line
+from cascli.errors import RunError, UsageError, first_line, suggestion
+from cascli.sweeps.dataset import downloads_forbidden
 
 if TYPE_CHECKING:
     from cascli.evaluation.model import StrategyModel
@@ -88,8 +88,7 @@ def task_manager(asking: Asking) -> Any:
 
 
 def _unknown(name: str, known: Sequence[str], asking: Asking) -> str:
-    near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else "."
+    hint = suggestion(name, known, most=SHOWN, cutoff=0.5) or "."
     where = "" if asking.include_path is None else f" and those in {asking.include_path}"
     return f"unknown task '{name}'{hint}\nKnown are the {len(known):,} of 'lm-eval ls tasks'{where}."
 
@@ -105,12 +104,12 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
     import jinja2
     from lm_eval import simple_evaluate
 
-    online, leave = datasets.config.HF_HUB_OFFLINE, os.environ.get(LEAVE)
+    leave = os.environ.get(LEAVE)
     if asking.unsafe:
         os.environ[LEAVE] = "1"  # a second one that metrics of code ask for
-    datasets.config.HF_HUB_OFFLINE = online or asking.offline  # read at each call; there is no argument for it
+    quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # its progress bars would break up ours
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its bars, beside ours
+        with downloads_forbidden(asking.offline), quiet[0], quiet[1]:
             found = simple_evaluate(
                 model=model,
                 tasks=manager.match_tasks(list(asking.tasks)),
@@ -133,7 +132,6 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
             raise
         raise UsageError(_said(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = online
         if leave is None:
             os.environ.pop(LEAVE, None)
     return dict(found)

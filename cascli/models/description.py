@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 
 from cascli.config import DraftConfig, ModelConfig, PairConfig, RandomSource
-from cascli.errors import CascliError, ConfigError, first_line
+from cascli.errors import CascliError, ConfigError, first_line, suggestion
 from cascli.models.cache import check_supported
 from cascli.models.contents import Contents
 from cascli.models.eagle3.layout import Layout, layout_of
@@ -150,8 +149,7 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
         values = dict(model.source.random)
         kind = values.pop("model_type")
         if kind not in CONFIG_MAPPING:
-            near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = suggestion(str(kind), CONFIG_MAPPING.keys())
             raise ConfigError(f"random: transformers has no model_type '{kind}'{hint}")
         with _bad_config_is_an_error():
             untrusted.check_sizes(values, "random")
@@ -192,8 +190,7 @@ def _check_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> None:
         without, told = vars(rest), vars(config)
         if key in without or any(told.get(each) != without.get(each) for each in {*told, *without} - {key}):
             continue
-        near = difflib.get_close_matches(key, {*without, *known}, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = suggestion(key, {*without, *known})
         raise ConfigError(f"random: a config of '{kind.model_type}' has no key '{key}'{hint}")
 
 

@@ -172,10 +172,16 @@ def check_place(path: Path, *, flag: str = "--output") -> None:
     Raises:
         UsageError: the folder does not exist, or it or the file cannot be written.
     """
-    if not path.parent.is_dir():
-        raise UsageError(f"{flag} {path}: no such folder: {path.parent}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{flag} {path}: is a folder, or cannot be written")
+    try:
+        real = files.behind_links(path)
+    except UsageError as error:
+        raise UsageError(f"{flag} {error}") from None
+    if not real.parent.is_dir():
+        raise UsageError(f"{flag} {path}: no such folder: {path.parent if real == path.absolute() else real.parent}")
+    if real.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder")
+    if not os.access(real if real.exists() else real.parent, os.W_OK):
+        raise UsageError(f"{flag} {path}: cannot be written")
 
 
 def ended(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,33 @@ def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline:
     return [_prompt(task, place, row) for place, row in zip(places, rows.select(places), strict=True)]
 
 
+@contextmanager
+def downloads_forbidden(offline: bool) -> Iterator[None]:
+    """Let Hugging Face datasets use only what was downloaded before, if `offline`.
+
+    The library reads its own switch at every call and has no argument for it.
+    """
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
 def _rows(task: TaskConfig, here: Path, offline: bool) -> Any:
     try:
         import datasets
     except ImportError:
         raise UsageError("a task of kind dataset needs Hugging Face datasets: pip install 'cascli[datasets]'") from None
     datasets.disable_progress_bars()
-    online = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = online or offline  # read at each call; there is no argument for it
     try:
-        return _loaded(datasets, task, here / Path(str(task.path)).expanduser())
+        with downloads_forbidden(offline):
+            return _loaded(datasets, task, here / Path(str(task.path)).expanduser())
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"dataset '{task.path}': {first_line(error)}") from None
-    finally:
-        datasets.config.HF_HUB_OFFLINE = online
 
 
 def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
