@@ -98,18 +98,24 @@ def _takes_bools(kind: Any) -> bool:
 
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Count = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+DraftLength = Annotated[int, Field(ge=1, le=MOST_DRAFTED)]
 
 
 class Settings(Strict):
     """A layer of common options by their long names with underscores; None means "not given here"."""
 
     strategy: Strings | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    num_speculative_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] | None = None
+    max_new_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    num_speculative_tokens: DraftLength | None = None
     top: Annotated[int, Field(ge=0, le=20)] | None = None
     device: Device | None = None
     dtype: Dtype | None = None
@@ -120,7 +126,7 @@ class Settings(Strict):
     raw: bool | None = None
     stop: Stops | None = None
     prompts: str | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Count | None = None
     json_output: Annotated[bool | None, Field(alias="json")] = None
     output: str | None = None
     format: Format | None = None

@@ -16,8 +16,20 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.sampling.parameters import MOST_DRAFTED
-from cascli.settings import WHOLE_ANSWERS, Device, Dtype, Stops, Strict, first_problem
+from cascli.settings import (
+    WHOLE_ANSWERS,
+    Count,
+    Device,
+    DraftLength,
+    Dtype,
+    Seed,
+    Stops,
+    Strict,
+    Temperature,
+    TopK,
+    TopP,
+    first_problem,
+)
 from cascli.strategies import parse
 from cascli.trace import with_params
 
@@ -58,8 +70,6 @@ def _entry(value: object) -> object:
     return value
 
 
-Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Entry = Annotated[str | dict[str, dict[str, Values]], BeforeValidator(_entry)]
 UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size", "by"}
 """What may change while results stay what they are."""
@@ -127,7 +137,7 @@ class Match(_Strict):
     target_calls_per_token: Annotated[
         list[Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)
     ]
-    k: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] = 4
+    k: DraftLength = 4
     rules: Annotated[list[str] | None, BeforeValidator(lambda value: None if value == "all" else value)] = None
     """All that can be turned from the target to the draft model by default."""
 
@@ -153,12 +163,12 @@ class SweepPlan(_Strict):
     """How many answers are under way at once, with Ray in each worker; from 2 on times are throughput."""
     match: Match | None = None
     task: TaskConfig = TaskConfig()
-    limit: Annotated[int, Field(ge=1)] | None = None
-    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    limit: Count | None = None
+    max_prompt_tokens: Count | None = None
     """Cut the end of a turn that makes the prompt longer than this, template and prefix included."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = WHOLE_ANSWERS
-    top_k: Annotated[int, Field(ge=0)] = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Count = WHOLE_ANSWERS
+    top_k: TopK = 0
+    top_p: TopP = 1.0
     system: str | None = None
     raw: bool = False
     stop: Stops = []
