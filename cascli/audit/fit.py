@@ -48,8 +48,7 @@ def surprise(counts: Counter[Text], law: Mapping[Text, float], runs: int) -> tup
 
 
 def false_alarm(lengths: int) -> float:
-    """An upper bound on the probability that correct counts, over this many prefix lengths, surprise by ALARM or more.
-    """
+    """Upper bound on the probability that correct counts, over this many prefix lengths, surprise by ALARM or more."""
     return lengths * 10.0**-ALARM
 
 
