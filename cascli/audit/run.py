@@ -1,4 +1,4 @@
-"""All checks of an audit, one after the other."""
+"""Runs all checks of an audit, one after the other."""
 
 from __future__ import annotations
 

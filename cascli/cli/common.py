@@ -139,7 +139,7 @@ class Plan:
         return pair
 
     def keep_steps(self, profile: Profile) -> None:
-        """Store step times, from which later commands tell how long something will take."""
+        """Store step times, from which later commands predict how long something will take."""
         from cascli.jobs import step_times
 
         step_times.keep(self.config, self.how(self.settings.device, self.dtype), profile)

@@ -1,4 +1,4 @@
-"""Where the work of a sweep is done: in this process, or by the workers of a Ray cluster."""
+"""Where a sweep runs: in this process, or on the workers of a Ray cluster."""
 
 from __future__ import annotations
 

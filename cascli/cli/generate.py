@@ -1,4 +1,4 @@
-"""cascli generate: one answer, streamed, with its tokens marked by where they came from."""
+"""cascli generate: one answer, streamed, with its tokens marked by origin."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def written(kind: str, name: str) -> list[str]:
             if key not in strategies.load(strategy).parts():
                 continue
             spec = strategies.parse(f"{strategy}:{key}={name}").spec
-        except CascliError:  # the two go together only with something else, or not at all
+        except CascliError:  # valid only together with something else, or not at all
             continue
         except Exception:  # whatever a third-party strategy raises; it is reported where it is described
             if is_own(strategies.load(strategy)):

@@ -52,7 +52,7 @@ class Screen:
 
     @property
     def live(self) -> bool:
-        """Whether a person watches the answer grow."""
+        """Whether a person watches the answer grow, on a terminal."""
         return self.out.file.isatty()
 
     @property
@@ -82,8 +82,7 @@ class SafeConsole(Console):
         super().__init__(emoji=False, **how)  # `:x:` in a name or an answer is taken literally
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Make text printable: everything printed passes through here, so untrusted text cannot control the terminal.
-        """
+        """Make everything printed safe here, so that untrusted text cannot control the terminal."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=plain(segment.text))
 

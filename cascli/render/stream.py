@@ -104,7 +104,7 @@ class AnswerStream:
             self._write("\n")
 
     def end(self) -> None:
-        """Finish the line, ready for the next answer."""
+        """Finish the line, ready for the next answer, and print a legend of new origins."""
         self._end_line()
         self._hold = self._holds
         self._shown = set(self.seen)

@@ -65,5 +65,5 @@ def _authors(strategies: Sequence[str]) -> str:
 
 
 def _shown(value: str) -> str:
-    """A text, cut where it is very long."""
+    """A text, cut if it is very long."""
     return text(value) if len(value) <= LONGEST else text(value[:LONGEST]) + " … (cut here)"
