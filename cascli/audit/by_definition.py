@@ -1,8 +1,9 @@
-"""A round of speculation by its definition, in float64 NumPy: no line of it is shared with what decodes.
+"""A round of speculation straight from its definition, in float64 NumPy, sharing no code with the decoder.
 
-On a CPU rounds are decided by `cascli.sampling` itself, so that a comparison with it would find nothing. Of the package
-only the rule is asked, which makes pi of the distributions; the others are here, position by position: softmax,
-truncation, draws, tests of tokens (Leviathan et al. 2023, algorithm 1) and of prefixes (Sun et al. 2024, algorithm 2).
+On a CPU, `cascli.sampling` itself decides rounds, so comparing with it would find nothing. Only the rule, which
+computes pi from the distributions, is the package's own. Everything else is reimplemented here, position by position:
+softmax, truncation, draws, tests of tokens (Leviathan et al. 2023, algorithm 1) and of prefixes (Sun et al. 2024,
+algorithm 2).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Numbers(NamedTuple):
     accept: Array
     """`[n]`: test them, or the prefixes that end with them."""
     following: Array
-    """`[n + 1]`: that of a position draws the token there if the drafts before it are kept, and no more."""
+    """`[n + 1]`: the number of a position draws the token there if exactly the drafts before it are kept."""
 
 
 class Outcome(NamedTuple):
-    """How many drafts were kept, and the token after them."""
+    """The number of drafts kept, and the token after them."""
 
     kept: int
     following: int
@@ -49,15 +50,15 @@ def decided(
     holds: Array | None = None,
     by_block: bool = False,
 ) -> Outcome:
-    """Draft n tokens, and decide which of them stand.
+    """Draft n tokens and decide which of them are kept.
 
     Args:
-        rule: makes pi of the distributions.
-        sampling: makes distributions of logits, at a temperature above 0.
-        draft: logits `[n + 1, V]`, the last of which count for a rule that reads q there alone.
-        target: likewise.
+        rule: computes pi from the distributions.
+        sampling: turns logits into distributions, at a temperature above 0.
+        draft: logits `[n + 1, V]`; the last row matters only to a rule that reads q there.
+        target: logits `[n + 1, V]`.
         numbers: the random numbers.
-        holds: `[n + 1]`, where a rule that is for some positions alone holds; None is everywhere.
+        holds: `[n + 1]`, where a rule limited to some positions applies; None means everywhere.
         by_block: test prefixes, and keep the longest that passes.
     """
     import numpy as np
@@ -77,7 +78,7 @@ def decided(
 
 
 def truncated(logits: Array, sampling: Sampling) -> Array:
-    """Probabilities `[V]`: the most likely tokens up to a number, then up to a mass, at a temperature."""
+    """Probabilities `[V]` at a temperature, truncated by top-k and then by top-p."""
     import numpy as np
 
     weights = np.exp((logits - logits.max()) / sampling.temperature)
@@ -92,12 +93,12 @@ def truncated(logits: Array, sampling: Sampling) -> Array:
 
 
 def drawn(law: Array, u: float) -> int:
-    """The first token up to which the law has more than a share u of its mass."""
+    """The first token at which the law's cumulative mass exceeds a share u of its total."""
     return int((law.cumsum() > u * law.sum()).argmax())
 
 
 def of_tokens(pi: Array, q: Array, tokens: list[int], u: Array) -> tuple[int, Array]:
-    """How many drafts stand before the first that fails its test, and the law of the token after them."""
+    """The number of drafts kept before the first that fails its test, and the law of the token after them."""
     for i, token in enumerate(tokens):
         if u[i] * q[i, token] >= pi[i, token]:
             return i, above(pi[i], q[i])
@@ -105,7 +106,7 @@ def of_tokens(pi: Array, q: Array, tokens: list[int], u: Array) -> tuple[int, Ar
 
 
 def of_prefixes(pi: Array, q: Array, tokens: list[int], u: Array) -> tuple[int, Array]:
-    """How many drafts the longest prefix has that passes its test, and the law of the token after it."""
+    """The length of the longest prefix of drafts that passes its test, and the law of the token after it."""
     n, weight = len(tokens), 1.0
     kept, law = 0, above(pi[0], q[0]) if tokens else pi[0]
     for i, token in enumerate(tokens):
@@ -120,6 +121,6 @@ def of_prefixes(pi: Array, q: Array, tokens: list[int], u: Array) -> tuple[int, 
 
 
 def above(pi: Array, q: Array) -> Array:
-    """What the first has above the other; the first itself if that is nothing."""
+    """The positive part of pi - q; pi itself if that is zero everywhere."""
     excess: Array = (pi - q).clip(0)
     return excess if excess.sum() > 0 else pi

@@ -1,8 +1,8 @@
-"""Is a draft drawn from the distributions that are told of it, and are these the model's own?
+"""Are drafts drawn from the distributions reported for them, and are those the model's own?
 
-What writes several tokens at once, as one captured graph where there are graphs, is held against the same steps one by
-one, the distributions of their logits in float64, and the draws by torch's own operations, over the whole vocabulary.
-Greedy parity sees nothing of this: the target corrects whatever a draft is drawn from.
+Drafting several tokens in one call (a single captured graph, where graphs are used) is compared with the same steps run
+one at a time: with the distributions of their logits in float64, and with draws by torch's own operations, over the
+whole vocabulary. Greedy parity cannot see an error here, because the target corrects whatever is drafted.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import Uniforms
 
 BOUND = 1e-3
-"""Largest TV between what is told of a draw and its logits' distribution; float32 errs by 1e-5 over 150,000 tokens."""
+"""Largest TV between a draw's reported distribution and its logits'; float32 errs by 1e-5 over 150,000 tokens."""
 ROUNDS = [
     (Write(unread=1, drawn=3), Sampling(1.0)),
     (Write(unread=2, drawn=3, read_last=True), Sampling(0.8, top_k=200, top_p=0.9)),
 ]
-"""As after a round that rejected a draft, and as after one that kept all, for a rule that reads the draft beyond it."""
+"""After a round that rejected a draft, and after one that kept all, for a rule that reads q one position further."""
 
 
 def draws(pair: Pair) -> Iterator[Check]:
-    """One check a model."""
+    """One check per model."""
     for role, model in pair.models.items():
         worst = max(_worst(model, pair.vocab, write, sampling) for write, sampling in ROUNDS)
         graphs = ", captured" if model.runner.draws else ""
@@ -40,7 +40,7 @@ def draws(pair: Pair) -> Iterator[Check]:
 
 @torch.inference_mode()
 def _worst(model: LoadedModel, vocab: int, write: Write, sampling: Sampling) -> float:
-    """The largest TV of a step; 1 if a token is not the one that its number draws."""
+    """The largest TV over the steps of a draft; 1 if a token is not the one that its random number draws."""
     rng, runner, sampler = random.Random(2), model.runner, Sampler(sampling, reads_base=True)
     text = torch.tensor([rng.randrange(vocab) for _ in range(12 + write.unread)], device=model.device)
     prompt, unread = text[:12], text[12:]

@@ -1,4 +1,4 @@
-"""Whether the weights on the disk are still those that were fetched."""
+"""Are the weights on disk still those that were fetched?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cascli.weights import store
 
 
 def files(config: PairConfig) -> Iterator[Check]:
-    """Read every file of both models, and compare it with its sha256 where one was kept."""
+    """Read every file of both models and compare it with its recorded sha256, if any."""
     for role, model in config.models.items():
         if isinstance(model.source, RandomSource):
             yield skipped("weights", role, "random weights lie on no disk")

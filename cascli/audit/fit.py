@@ -1,12 +1,13 @@
-"""How surprising are counts as a whole? A likelihood ratio whose false alarms are bounded, not approximated.
+"""How surprising are counts as a whole? A likelihood-ratio test whose false-alarm rate is bounded, not approximated.
 
-A fault that moves a little mass at many texts leaves every single count within its 6 sigma. G, twice the logarithm of
-the likelihood ratio of counts against their law, adds such differences up. Of prefixes of one token up to all of them,
-since a fault that shows in the first token is diluted by every token after it.
+A fault that moves a little mass at each of many texts leaves every single count within its 6 sigma. G, twice the
+logarithm of the likelihood ratio of the counts against their law, adds such differences up. It is computed for prefixes
+of every length, because a fault in the first token is diluted by every token after it.
 
-Alarms at 1e-7 are no matter for a chi-square's asymptotics at counts of ten. Independent Poisson counts, given their
-total, are the multinomial counts, so that the moment generating function of G is computed exactly: a coefficient of a
-product of one power series a cell. Chernoff's bound makes a bound of the tail of it, for every number of runs and law.
+With counts of ten, chi-square asymptotics say nothing about alarms at 1e-7. Multinomial counts are independent Poisson
+counts conditioned on their total, so the moment generating function of G is computed exactly: it is a coefficient of a
+product of power series, one per cell. Chernoff's bound turns it into a bound on the tail that holds for every law and
+number of runs.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ import torch
 from cascli.audit.tables import Text
 
 ALARM = 7
-"""Powers of ten: counts of one prefix length fail that correct code writes with a probability of at most 1e-7."""
+"""Powers of ten: counts of a prefix length fail if correct code produces them with a probability of at most 1e-7."""
 LEAST = 10.0
-"""Expected count of a cell at least. The bound holds for any; cells of rarer texts cost more power than they add."""
+"""Minimum expected count of a cell. The bound holds for any; cells for rarer texts cost more power than they add."""
 TILTS = tuple(tenth / 10 for tenth in range(1, 10))
-"""Exponents of Chernoff's bound, of which the best counts; the function is infinite from 1 on."""
+"""Exponents tried in Chernoff's bound, which uses the best; the function is infinite at 1 and above."""
 WRAP = 4096
-"""Length of the transforms. A total that is off by as much counts as the right one: the bound is no smaller for it."""
+"""Length of the transforms. Totals off by a multiple of it count as the right one, which only raises the bound."""
 
 
 def surprise(counts: Counter[Text], law: Mapping[Text, float], runs: int) -> tuple[float, list[int]]:
-    """How surprising counts of texts are, in powers of ten, and of how many cells of each prefix length.
+    """How surprising counts of texts are, in powers of ten, and the number of cells of each prefix length.
 
-    With a probability of at most 10^-x per length correct counts surprise by x or more, at every x above 0. Infinite if
-    an impossible text was written.
+    For every x above 0 and each prefix length, correct counts have a surprise of x or more with a probability of at
+    most 10^-x. Infinite if an impossible text was written.
     """
     if any(law.get(text, 0.0) <= 0 for text in counts):
         return math.inf, []
@@ -47,7 +48,7 @@ def surprise(counts: Counter[Text], law: Mapping[Text, float], runs: int) -> tup
 
 
 def false_alarm(lengths: int) -> float:
-    """An upper bound on the probability that correct counts of texts of so many tokens surprise by ALARM or more."""
+    """Upper bound on the probability that correct counts, over this many prefix lengths, surprise by ALARM or more."""
     return lengths * 10.0**-ALARM
 
 
@@ -62,10 +63,10 @@ def _prefixes(counts: Counter[Text], law: Mapping[Text, float], length: int) -> 
 
 
 def pooled(counts: Counter[Text], law: Mapping[Text, float], runs: int) -> tuple[list[int], list[float]]:
-    """Counts, and what is expected of them, of cells of at least LEAST: rare texts share one, by the law alone."""
+    """Observed and expected counts of cells of at least LEAST expected: rare texts share one, by the law alone."""
     seen, expected = [0], [0.0]
     for text in sorted((text for text in law if law[text] > 0), key=lambda text: (law[text], text)):
-        if expected[-1] >= LEAST:  # the texts that follow are no rarer, so that only a law of few runs has a cell less
+        if expected[-1] >= LEAST:  # later texts are no rarer, so only a law of few runs has a cell below LEAST
             seen.append(0)
             expected.append(0.0)
         seen[-1] += counts[text]
@@ -81,14 +82,14 @@ def likelihood_ratio(seen: list[int], expected: list[float]) -> float:
 
 
 def log_tail(value: float, expected: tuple[float, ...], runs: int) -> float:
-    """An upper bound, in nats, on the log of the probability that G / 2 of correct counts is so large."""
+    """An upper bound, in nats, on the log of the probability that G / 2 of correct counts is `value` or more."""
     moments = zip(TILTS, log_moments(expected, runs), strict=True)
     return min(0.0, *(moment - tilt * value for tilt, moment in moments))
 
 
 @lru_cache(maxsize=64)  # strategies of one rule share their law
 def log_moments(expected: tuple[float, ...], runs: int) -> tuple[float, ...]:
-    """The log of the mean of exp(tilt G / 2) over `runs` correct draws, for every tilt, or a little above it."""
+    """The log of the mean of exp(tilt G / 2) over `runs` correct draws, or slightly more (see WRAP), for every tilt."""
     mean, count = torch.tensor(expected, dtype=torch.float64).unsqueeze(1), torch.arange(runs + 1, dtype=torch.float64)
     poisson = torch.special.xlogy(count, mean) - mean - torch.lgamma(count + 1)
     ratio = torch.special.xlogy(count, count) - torch.special.xlogy(count, mean) - count + mean

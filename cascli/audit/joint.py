@@ -1,7 +1,7 @@
-"""Do whole runs of the real engine follow the joint law of the token cascade? By sampling.
+"""Do whole runs of the real engine follow the joint law of the token cascade? Tested by sampling.
 
-The joint law of the first tokens is the product of pi along every text. It is enumerated, and the engine's
-counts over many seeds are held against it: text by text, and all together.
+The joint law of the first tokens is the product of pi along every text. It is enumerated, and the engine's counts over
+many seeds are compared with it, text by text and all together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cascli.strategies.base import Speculating
 SIGMAS, SLACK = 6.0, 5.0
 TEXT_BY_TEXT, TOGETHER = "joint law", "joint fit"
 PROMPT = 0
-"""Stands for the prompt; where rules hold only in between, it opens."""
+"""The token id that stands for the prompt; for rules limited to thinking, it is the token that opens it."""
 
 
 def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
@@ -50,7 +50,8 @@ def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
 def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[Text]:
     """How often the engine wrote each text, over `runs` seeds.
 
-    By blocks texts go on for whole ones, since what is kept depends on all drafts of a round; so much is counted.
+    With block verification, runs continue to a whole block, because what is kept depends on all drafts of a round; only
+    the first `length` tokens are counted.
     """
     counts: Counter[Text] = Counter()
     whole = length + (strategy.longest - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
@@ -64,7 +65,7 @@ def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[T
 
 
 def deviation(counts: Counter[Text], law: dict[Text, float], runs: int) -> float:
-    """The largest (|count - expected| - SLACK) / sigma over all texts; infinite if an impossible one was written."""
+    """The largest (|count - expected| - SLACK) / sigma over all texts; infinite if an impossible text was written."""
     if any(law.get(text, 0.0) <= 0 for text in counts):
         return math.inf
     worst = 0.0
@@ -77,7 +78,7 @@ def deviation(counts: Counter[Text], law: dict[Text, float], runs: int) -> float
 
 
 def false_alarm(law: dict[Text, float], runs: int) -> float:
-    """A Chernoff bound on the chance that correct counts leave SIGMAS sigma + SLACK at any text."""
+    """A Chernoff bound on the probability that correct counts are off by SIGMAS sigma + SLACK or more at any text."""
     return min(1.0, sum(_tails(mass, runs) for mass in law.values() if 0 < mass < 1))
 
 
@@ -87,13 +88,13 @@ def _tails(mass: float, runs: int) -> float:
 
 
 def _divergence(a: float, b: float) -> float:
-    """Kullback-Leibler divergence between two coins, in nats."""
+    """Kullback-Leibler divergence between two Bernoulli distributions, in nats."""
     first = a * math.log(a / b) if a > 0 else 0.0
     return first + ((1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0)
 
 
 def rule_of(strategy: Strategy) -> Rule | None:
-    """The rule whose law a strategy follows; None for those that have no law of their own to test here."""
+    """The rule whose law a strategy follows; None if it has no law of its own to test here."""
     if strategy.name == "target":
         return Exact()
     if isinstance(strategy, Speculating):
@@ -102,7 +103,7 @@ def rule_of(strategy: Strategy) -> Rule | None:
 
 
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
-    """Why the law of a rule cannot be enumerated here: q is known of the draft model alone; None if it can."""
+    """Why a rule's law cannot be enumerated here (q is tabulated for the draft model only); None if it can."""
     if isinstance(strategy, Speculating) and isinstance(strategy.draft, EarlyExit):
         return "it drafts with layers of the target, of which there are no tables"
     if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
@@ -113,7 +114,7 @@ def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
 
 
 def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int) -> Iterator[Check]:
-    """Two checks a strategy on the same counts of the texts of the tree: `joint law` of each, `joint fit` of all."""
+    """Two checks per strategy on the same counts: `joint law` of each text of the tree, `joint fit` of all together."""
     length = tree.depth + 1
     small = tabulated(pair, tree)
     for strategy in strategies:

@@ -1,9 +1,9 @@
 """Is the output law of one verification step the pi that the rule promises? Exact, no sampling.
 
-For every drafted token the probability of keeping it, and the distribution drawn from where it is not,
-are taken from the code that decodes; together they are the law of the emitted token. Drafts that are all
-kept lead to a bonus token, whose law is pi itself at the next position. By blocks the law of two tokens is computed
-from all blocks of two drafts.
+For every drafted token, the probability of keeping it and the distribution drawn from otherwise are taken from the code
+that decodes; together they give the law of the emitted token. If all drafts are kept, a bonus token follows, whose law
+is pi itself at the next position. With block verification, the law of two tokens is computed from all blocks of two
+drafts.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ def one_step(pi: Tensor, q: Tensor) -> Tensor:
 
 
 def two_tokens(pi: Tensor, q: Tensor) -> Tensor:
-    """The exact law `[V, V]` of the first two tokens, by block verification of two drafts.
+    """The exact law `[V, V]` of the first two tokens under block verification of two drafts.
 
     Args:
-        pi: `[1 + V, V]`: after nothing, and after each token.
-        q: the same of the draft.
+        pi: `[1 + V, V]`: for the first token, then after each possible first token.
+        q: the draft's distributions, `[1 + V, V]` in the same layout.
     """
     width = q.shape[1]
     law = torch.zeros(width, width, dtype=q.dtype)
     for first, second in product(range(width), repeat=2):
-        drafted, rows = torch.tensor([first, second]), torch.tensor([0, 1 + first, 0])  # the last is of a third token
+        drafted, rows = torch.tensor([first, second]), torch.tensor([0, 1 + first, 0])  # the last is for a third token
         chance = q[0, first] * q[1 + first, second]
         if chance == 0:
             continue
@@ -78,7 +78,7 @@ def two_tokens(pi: Tensor, q: Tensor) -> Tensor:
 
 
 def of_blocks(trees: Sequence[Tree], strategies: Sequence[Strategy]) -> Iterator[Check]:
-    """One check for each strategy that verifies by blocks: the largest |law - pi| of two tokens."""
+    """One check for each strategy with block verification: the largest |law - pi| of two tokens."""
     for strategy in strategies:
         if not (isinstance(strategy, Speculating) and strategy.by_block):
             continue
@@ -98,7 +98,7 @@ def _of_block(tree: Tree, rule: Rule, sampling: Sampling) -> float:
 
 
 def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
-    """Every rule at every alpha in its range, with each option that it takes, and plain speculative decoding."""
+    """Every rule at every alpha in its range, with each option that it accepts, and plain speculative decoding."""
     if names is None or "speculative" in names:
         yield "speculative", Exact()
     for name in usable_rules():
@@ -107,7 +107,7 @@ def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
 
 
 def _settings(kind: Any) -> Iterator[Rule]:
-    """The rule at the alphas, and with the options, that it takes."""
+    """The rule with every alpha and option that it accepts."""
     takes = {field.name for field in fields(kind)}
     alphas = [{"alpha": alpha} for alpha in ALPHAS] if "alpha" in takes else [{}]
     for values in (alpha | option for option in OPTIONS if option.keys() <= takes for alpha in alphas):
@@ -116,9 +116,9 @@ def _settings(kind: Any) -> Iterator[Rule]:
 
 
 def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Iterator[Check]:
-    """One check a rule: the largest |law - pi| over positions, settings and samplings.
+    """One check per rule: the largest |law - pi| over positions, settings and samplings.
 
-    Rules of other packages that do not work, or not over so few tokens, are told to be skipped.
+    Third-party rules that fail, or that do not work over so few tokens, are reported as skipped.
     """
     worst: dict[str, float] = {}
     tried: dict[str, int] = {}
@@ -137,7 +137,7 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
                 break
             error = float((one_step(pi, q) - pi).abs().max())
             before = worst.get(name, 0.0)
-            worst[name] = before if error <= before or math.isnan(before) else error  # no number is worst of all
+            worst[name] = before if error <= before or math.isnan(before) else error  # NaN counts as the worst
     for name in sorted(broken):
         if names is None or name in names:
             yield skipped("law", name, broken[name])

@@ -18,23 +18,23 @@ from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.pair import LoadedModel, Pair
 
 BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}
-"""What rounding may do to logits, by precision.
+"""Largest relative difference that rounding may cause in logits, by precision.
 
-On the embedded pair rounding did at most 1.2e-5, 0.03 (bfloat16) and 5e-4 (int8, which is independent of its block but
-for prompts of more than 15 tokens); a cache that is off by one token did 0.41 or more in every precision.
+On the embedded pair, rounding caused at most 1.2e-5, 0.03 (bfloat16) and 5e-4 (int8, which does not depend on the block
+except for prompts of more than 15 tokens). A cache off by one token caused 0.41 or more in every precision.
 """
 LOGIT_SCALE = 30.0
-"""About the largest magnitude of a language model's logits: turns a relative difference into a margin."""
+"""Approximate largest magnitude of a language model's logits; converts a relative difference into a margin."""
 LONGEST_WINDOW = 512
 BLOCK, PROMPT = 8, 8
 READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
-"""What is read here, for runners that capture their steps."""
+"""The reads made here, for runners that capture their steps."""
 
 
 def difference(a: Tensor, b: Tensor) -> float:
     """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`.
 
-    What a cut head has no row for is minus infinity in both, and of no weight.
+    Tokens for which a cut head has no row are minus infinity in both and carry no weight.
     """
     a, b = a.double(), b.double()
     off = (a - b).where(a != b, 0.0).pow(2).sum(dim=-1)
@@ -42,7 +42,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:
-    """Cache and block checks of both models; of a head those that make sense beside its target."""
+    """Cache and block checks of both models; for an EAGLE-3 head, only those that make sense next to its target."""
     for role, model in pair.models.items():
         if isinstance(model.runner, Eagle3Runner):
             yield beside_its_target(pair, model, model.runner, steps)
@@ -70,7 +70,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
     runner.prepare(len(text), (steps + 1) * BLOCK, READS)
     prompt, rest = _ids(text[:PROMPT], model), text[PROMPT:]
-    # What is written, with what it starts from; the prompt before it is not rewound into.
+    # The text written, from what the answer starts from; rewinds never reach into the prompt before it.
     text = [*runner.begin(prompt).tolist(), *rest]
     before = runner.length
     runner.forward(_ids(text, model), 1)
@@ -92,7 +92,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
 
 @torch.inference_mode()
 def beside_its_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps: int) -> Check:
-    """Let a head draft, have the target read it and keep a part, and compare the head with one that reads it anew."""
+    """Let a head draft, its target read that and keep a part, and compare the head with a fresh one that rereads it."""
     rng, target = random.Random(0), pair.target.runner
 
     def some(n: int) -> list[int]:
@@ -119,7 +119,7 @@ def beside_its_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps:
 
 @torch.inference_mode()
 def block(role: str, model: LoadedModel, vocab: int) -> Check:
-    """The same tokens read one by one, and in one block of each size."""
+    """Compare the same tokens read one by one, and in one block of each size."""
     rng, runner = random.Random(1), model.runner.own
     prompt = _ids([rng.randrange(vocab) for _ in range(16)], model)
     tokens = _ids([rng.randrange(vocab) for _ in range(BLOCK)], model)
@@ -138,9 +138,9 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
 
 
 def without_cache(model: PreTrainedModel, prompt: Tensor, text: Tensor) -> Tensor:
-    """Logits `[m, rows]` after each token of a text `[m]` that begins with what `Runner.begin` says of a prompt `[n]`.
+    """Logits `[m, rows]` after each token of a text `[m]` that begins with what `Runner.begin` returns for a prompt.
 
-    By the model alone, in one pass.
+    Computed by the model alone, in one pass. The prompt is `[n]`.
     """
     if model.config.is_encoder_decoder:
         given = {"input_ids": prompt.unsqueeze(0), "decoder_input_ids": text.unsqueeze(0)}

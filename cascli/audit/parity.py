@@ -1,4 +1,4 @@
-"""Is greedy speculation the target's own answer? And if not, is it a tie, rounding, or a bug?"""
+"""Does greedy speculation give the target's own answer? If not, is the cause a tie, rounding or a bug?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def greedy(pair: Pair, strategy: Strategy, ids: Sequence[int], tokens: int) -> R
 
 @torch.inference_mode()
 def margin(pair: Pair, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """How far the target's best logit stands above its second after an answer, read in one piece."""
+    """Margin of the target's best logit over its second after an answer, read in one piece."""
     runner, ids = pair.target.runner, torch.tensor([*prompt, *answer], device=pair.device)
     start = runner.begin(ids[: len(prompt)])
     logits = runner.forward(torch.cat([start, ids[len(prompt) :]]), 1)
@@ -40,17 +40,17 @@ def margin(pair: Pair, prompt: Sequence[int], answer: Sequence[int]) -> float:
 
 
 def verdict(gap: float, tolerance: float) -> str:
-    """A difference at a top-2 margin: tie, numerical, or real."""
+    """Classify a difference by its top-2 margin: tie, numerical or real."""
     return "tie" if gap <= TIE else "numerical" if gap <= tolerance else "real"
 
 
 def speculation(pair: Pair) -> str:
-    """What is held against the target: with the pair's draft model, if it has one."""
+    """The strategy compared with the target; it uses the pair's draft model, if there is one."""
     return "speculative:k=4" if pair.draft is not None else "speculative:draft=prompt-lookup,k=4"
 
 
 def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float) -> Iterator[Check]:
-    """One check over all prompts; each difference that is not exact is named.
+    """One check over all prompts, which names every difference.
 
     `tolerance` is the logit margin up to which rounding may swap the two best tokens.
     """

@@ -1,4 +1,4 @@
-"""What an audit found, as plain data. No torch."""
+"""The findings of an audit, as plain data. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["pass", "fail", "skipped"]
 
 
 class Check(Data):
-    """One question and its answer."""
+    """One question and its result."""
 
     kind: str
     """weights, law, joint law, joint fit, round, draw, parity, cache, block or tokenizer."""
@@ -33,9 +33,9 @@ class Audit(Document):
 
     schema_name: Literal["cascli.verify/1", "cascli.verify/1.1"] = Field("cascli.verify/1.1", alias="schema")
     date: str | None = None
-    """When it began, in UTC as ISO 8601 has it; None in older documents."""
+    """When the audit started, in UTC as ISO 8601; None in older documents."""
     command: str | None = None
-    """The command line, quoted for a shell; None from Python."""
+    """The command line, quoted for a shell; None if run from Python."""
     pair: PairInfo
     passed: bool
     seconds: float
@@ -44,7 +44,7 @@ class Audit(Document):
 
 
 def tidy_checks(audit: Audit) -> Table:
-    """One row a check, with the columns of every table."""
+    """One row per check, with the columns shared by all tables."""
     shared = Circumstances.of(audit.pair, audit.environment, audit.date).columns()
     return table("verify", [shared | check.model_dump() for check in audit.checks])
 

@@ -1,9 +1,9 @@
-"""Does what decides a round on this device decide as its definition does? By comparison, number by number.
+"""Does the code that decides a round on this device agree with the definition? Compared given the same random numbers.
 
-Joint laws are sampled over two or three tokens, so that rounds of three drafts and more are met there by none of them.
-Here are rounds of every length up to eight, with the run's own random numbers as they lie on the device, over the few
-tokens of a tree and over the whole vocabulary; every other one is truncated. The target is drawn towards the draft
-until the two agree half-way: a pair that rejects every first draft tests no other.
+Joint laws are sampled over two or three tokens, so they never cover rounds of three or more drafts. This check covers
+rounds of every length up to eight, with the run's own random numbers as stored on the device, over the few tokens of a
+tree and over the whole vocabulary; every other round is truncated. The target is moved towards the draft until the two
+agree half-way: a pair that rejects every first draft tests no other.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SEEDS = 10
 OF_WHOLE_ROWS = [(n, seed) for n in (0, 4) for seed in range(2)]
 """Lengths and seeds of rounds over the whole vocabulary."""
 BOUND = 0.02
-"""Share of the rounds that may differ: a number at the very edge of a token or a test falls to either side."""
+"""Share of the rounds that may differ: a number at the very edge of a token or a test can fall on either side."""
 SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=12, top_p=0.9))
 HALF_WAY = 0.35
-"""Largest mean TV(p, q) of the rounds, about the share of drafts that are rejected."""
+"""Largest mean TV(p, q) over the rounds, which is about the share of drafts rejected."""
 
 
 class Rows(NamedTuple):
@@ -65,12 +65,12 @@ def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[C
 
 
 def of_tree(tree: Tree) -> Rows:
-    """After every text of a tree."""
+    """Logits after every text of a tree."""
     return Rows(*(torch.stack([table[text] for text in tree.target]) for table in (tree.draft, tree.target)))
 
 
 def of_vocabulary(pair: Pair) -> Rows:
-    """After each token of some text, over all tokens; where there is no draft model, as in a tree."""
+    """Logits after each token of some text, over all tokens; without a draft model, shifted ones as in a tree."""
     text = torch.arange(LONGEST, device=pair.device) * 7 % pair.vocab
     found = {}
     for role, model in pair.models.items():
@@ -87,7 +87,7 @@ def has_rounds(strategy: Strategy) -> bool:
 
 
 def drawn_together(rows: Rows, dtype: torch.dtype) -> Rows:
-    """The target's logits as far on the way from the draft's as leaves most drafts accepted, in a precision."""
+    """Move the target's logits towards the draft's until most drafts are accepted, and round them to a precision."""
     draft, target = rows
     share, q = 1.0, distributions.base(draft)
     while float(distributions.total_variation(distributions.base(_between(*rows, share)), q).mean()) > HALF_WAY:
@@ -96,12 +96,12 @@ def drawn_together(rows: Rows, dtype: torch.dtype) -> Rows:
 
 
 def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
-    """A share of the way to the target; on that to what a cut head has no row for, which is infinite, it falls off."""
+    """Logits a share of the way to the target; where a cut head has no row, the target's minus (1 / share - 1)."""
     return (draft + share * (target - draft)).where(draft.isfinite(), target + 1 - 1 / share)
 
 
 def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: bool, n: int, seed: int) -> bool:
-    """Whether the device keeps other drafts of a round, or writes another token after them, than its definition."""
+    """Whether the device keeps other drafts of a round than the definition, or writes another token after them."""
     sampling = SAMPLINGS[seed % len(SAMPLINGS)]
     places = (torch.arange(n + 1) + seed) % len(rows.target)
     draft, target = (each[places].to(dtype) for each in rows)
@@ -112,7 +112,7 @@ def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: boo
     drafted = distributions.sample(q[:n], u[0].to(q.device))
     here = (target.to(pair.device), drafted, q, q1, *(each.to(q.device) for each in (*u[1:], *holds)))
     decide, key = partial(decide_round, rule, sampling, by_block=blocks), ("round", rule, sampling, blocks)
-    if rule.capturable and n % 2 == 0:  # the others go as the shorter rounds at an answer's end do
+    if rule.capturable and n % 2 == 0:  # the others run uncaptured, like the shorter rounds at the end of an answer
         pair.graphs.capture(key, decide, *here)
     ours = RoundFacts.of(pair.graphs.run(key, decide, *here).flatten().tolist())
     theirs = by_definition.decided(

@@ -1,4 +1,4 @@
-"""All checks of an audit, one after the other."""
+"""Runs all checks of an audit, one after the other."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from cascli.trace import by_block, now
 
 LIKELIEST = 16
 DEEPER = 3
-"""By which fewer tokens are tabulated where the law is one of three tokens."""
+"""Factor by which fewer tokens are tabulated for the law of three tokens."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to do."""
+    """How much work an audit does."""
 
     trees: int
     runs: int
@@ -44,7 +44,7 @@ FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
 
 
 OF_THE_REST = "lenience"
-"""Stands for the rules that no kernel knows."""
+"""Represents the rules that no kernel implements."""
 LOOKUP = "speculative:draft=prompt-lookup,k=3"
 WITH_OPTIONS = [
     "speculative-cascade:rule=token-v3,tail=exact,k=2",
@@ -56,8 +56,8 @@ BY_BLOCK = "speculative:k=3,verify=block"
 def default_strategies(*, draft: bool = True, head: bool = False) -> list[str]:
     """Speculation with small and large blocks, and rules with and without speculation.
 
-    Without a draft model: by prompt lookup, with the rules that do not ask how sure a draft is. A head is not asked to
-    write without speculation.
+    Without a draft model, drafts come from prompt lookup, with the rules that do not read the draft's confidence. A
+    head is not run without speculation.
     """
     if not draft:
         kinds = [name for name in sampled() if not rules.load(name).reads_confidence]
@@ -70,8 +70,8 @@ def default_strategies(*, draft: bool = True, head: bool = False) -> list[str]:
 def sampled() -> list[str]:
     """The rules whose texts are sampled by default; the law of every rule is computed exactly.
 
-    Those that a kernel verifies, those of other packages that work over as few tokens as an audit tabulates, and of the
-    rest, which go one path, one.
+    These are the rules that a kernel verifies, third-party rules that work over as few tokens as an audit tabulates,
+    and one of the remaining rules, which share one code path.
     """
     kinds = {name: rules.load(name) for name in usable_rules()}
     return [
@@ -96,15 +96,15 @@ def audit(
 
     Args:
         pair: from `load_pair`.
-        strategies: whose laws to check; by default all kinds.
-        quick: a smaller sample of everything.
-        on_progress: told what is being checked, how many checks are made, and of how many.
-        on_check: told of each check as it is made.
-        config: where the pair came from, to check its files too.
+        strategies: whose laws to check; all kinds by default.
+        quick: use a smaller sample of everything.
+        on_progress: called with what is being checked, the number of checks made, and the total.
+        on_check: called with each check as it is made.
+        config: where the pair came from; if given, its files are checked too.
     """
     start, date = time.perf_counter(), now()
     effort = QUICK if quick else FULL
-    if pair.device.type == "cuda":  # where a run of two tokens waits for the host more than it computes
+    if pair.device.type == "cuda":  # where a run of two tokens waits for the host longer than it computes
         effort = replace(effort, runs=effort.runs // 3)
     counted = _Counted(on_progress, planned(pair, strategies, deep=effort.deep, config=config))
     checks: list[Check] = []
@@ -123,7 +123,7 @@ def audit(
 
 
 class _Counted:
-    """Knows how far the audit is, whoever says what it does."""
+    """Counts the checks made, and reports them with the current description."""
 
     def __init__(self, on_progress: OnProgress, total: int) -> None:
         self._on_progress, self._total = on_progress, total
@@ -134,7 +134,7 @@ class _Counted:
         self._on_progress(text, self._done, self._total)
 
     def one_more(self) -> None:
-        """A check was made."""
+        """Count a check that was made."""
         self._done += 1
         self(self._text)
 
@@ -142,7 +142,7 @@ class _Counted:
 def planned(
     pair: Pair, strategies: Sequence[Strategy] | None, *, deep: bool = False, config: PairConfig | None = None
 ) -> int:
-    """How many checks an audit is going to make."""
+    """The number of checks that an audit will make."""
     chosen = _chosen(pair, strategies)
     laws = {"speculative", *usable_rules()}
     if strategies:
@@ -160,7 +160,7 @@ def _chosen(pair: Pair, strategies: Sequence[Strategy] | None) -> list[Strategy]
 
 
 def _weights(config: PairConfig | None, on_progress: Callable[[str], None]) -> Iterator[Check]:
-    """Files are read whole: gigabytes, which take as long as the disk does."""
+    """Check the files, which are read whole: gigabytes, at the speed of the disk."""
     if config is not None:
         on_progress("weights on disk")
         yield from files.files(config)
@@ -207,19 +207,19 @@ def _laws(
 
 
 def _rule_names(strategies: Sequence[Strategy]) -> list[str]:
-    """The rules that chosen strategies use, `speculative` standing for the exact check."""
+    """The rules that the strategies use; `speculative` stands for the exact test."""
     return [str(strategy.params.get("rule", strategy.name)) for strategy in strategies]
 
 
 def _prompts(pair: Pair, count: int) -> list[list[int]]:
-    """Texts to take real distributions from."""
+    """Prompts to take real distributions from."""
     if pair.tokenizer is None:
         return [[(7 * i + j) % pair.vocab for j in range(4)] for i in range(count)]
     return [encode(pair, prompt.turns[0]) for prompt in builtin()[::7][:count]]
 
 
 def _tolerance(pair: Pair, numerical: Sequence[Check]) -> float:
-    """The logit margin that rounding may close: fixed in float32, else what the block check saw, twice over."""
+    """The logit margin that rounding may close: fixed in float32, otherwise twice what the block check measured."""
     if pair.target.dtype == "float32":
         return parity.REAL_IN_FLOAT32
     seen = [

@@ -1,7 +1,7 @@
 """A pair's real distributions on a small tree of texts, and runners that answer from it.
 
-The vocabulary is cut to the tokens that the two models together find most likely after a prompt. With
-the logits of every text over them tabulated once, the real engine can be run thousands of times.
+The vocabulary is cut to the tokens that the two models together find most likely after a prompt. Once the logits of
+every text over these tokens are tabulated, the real engine can be run thousands of times.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from cascli.models.runner import Runner
 
 Text = tuple[int, ...]
 THINKING = (0, 1)
-"""Of a tree's tokens those between which its texts think, for rules that ask."""
+"""The tokens of a tree that open and close thinking, for rules limited to it."""
 
 
 @dataclass(frozen=True)
 class Tree:
     """Logits `[width]` in float64 of both models after a prompt and every text of up to `depth` tokens.
 
-    A target alone is given a draft that says the same of each token's neighbour: no draft at all would test nothing.
+    A target without a draft model gets one with its own logits, shifted by one token: with no draft, nothing would be
+    tested.
     """
 
     width: int
@@ -34,10 +35,10 @@ class Tree:
     draft: dict[Text, Tensor]
     target: dict[Text, Tensor]
     dtype: torch.dtype = torch.float64
-    """What the models' logits come in, and so what decodes."""
+    """Precision of the models' logits, and so of decoding."""
 
     def texts(self, length: int) -> Iterator[Text]:
-        """All texts of a length."""
+        """All texts of this length."""
         return product(range(self.width), repeat=length)
 
 
@@ -78,7 +79,7 @@ def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> di
 class TableRunner(Runner):
     """Reads a text and answers from a table; the text's first token stands for the prompt.
 
-    Beyond the table's depth, where no answer that is counted depends on it, the logits are flat.
+    Beyond the table's depth, where no counted result depends on them, the logits are flat.
     """
 
     def __init__(self, table: dict[Text, Tensor], width: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -88,24 +89,24 @@ class TableRunner(Runner):
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """Number of tokens read."""
         return len(self._read)
 
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, width]` after each of the last rows of the text."""
+        """Logits `[rows, width]` after each of the last `rows` tokens of the text."""
         self._read += ids.tolist()
         ends = range(len(self._read) - rows + 1, len(self._read) + 1)
         return torch.stack([self._table.get(tuple(self._read[1:end]), self._flat) for end in ends])
 
     def truncate(self, length: int) -> None:
-        """Forget what comes after `length` tokens."""
+        """Drop everything after the first `length` tokens."""
         del self._read[length:]
 
 
 def tabulated(pair: Pair, tree: Tree) -> Pair:
     """The pair with its models replaced by their tables; its prompt is the single token 0.
 
-    Everything else is the pair's own: its device, the precision of its logits, and what computes its rounds.
+    Everything else stays the pair's own: its device, the precision of its logits, and the code that decides its rounds.
     """
 
     def model(loaded: LoadedModel, table: dict[Text, Tensor]) -> LoadedModel:
@@ -125,7 +126,7 @@ def tabulated(pair: Pair, tree: Tree) -> Pair:
 
 
 def path_of(pair: Pair, tree: Tree) -> str:
-    """What decides the rounds that are audited, in words."""
+    """The device, precision and code that decide the audited rounds, in words."""
     precision = str(tree.dtype).removeprefix("torch.")
     by = "kernels" if kernels.serve(pair.device) else "torch"
     return f"{pair.device}, {precision}, {by}{', captured rounds' if pair.graphs.captures else ''}"

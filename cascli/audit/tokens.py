@@ -1,4 +1,4 @@
-"""Does the tokenizer give back what it was given, and do its ids fit the models?"""
+"""Does text survive a round trip through the tokenizer, and do its ids fit the models?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLES = (
 
 
 def tokens(pair: Pair) -> Iterator[Check]:
-    """Round trips, end-of-text ids, padded rows, and what a draft with a tokenizer of its own reads."""
+    """Check round trips, end-of-text ids, padded rows, and what a draft with its own tokenizer reads."""
     masked = f"{pair.info.masked_rows[0]} and {pair.info.masked_rows[1]} padded rows masked, {pair.vocab} tokens"
     smallest = min(pair.info.masked_rows)
     if pair.translation is None:
@@ -43,7 +43,7 @@ def tokens(pair: Pair) -> Iterator[Check]:
 
 
 def _two_tokenizers(pair: Pair, translation: Translation) -> Check:
-    """Whether the draft reads the very texts that the target does, token by token and as a whole."""
+    """Check that the draft reads exactly the texts that the target does, token by token and as a whole."""
     draft, broken = translation.draft.contents, []
     for text in SAMPLES:
         ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[misc]
@@ -55,7 +55,7 @@ def _two_tokenizers(pair: Pair, translation: Translation) -> Check:
 
 
 def how_many(pair: Pair) -> int:
-    """How many checks that makes."""
+    """The number of checks that `tokens` makes."""
     return 2 if pair.tokenizer is None else 3 + (pair.translation is not None)
 
 

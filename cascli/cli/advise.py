@@ -1,4 +1,4 @@
-"""cascli advise: what to decode these prompts with on this machine, for a stated tolerance."""
+"""cascli advise: the fastest way to decode these prompts on this machine, within a stated tolerance."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def command(
     ] = None,
     flags: Flags,
 ) -> None:
-    """Find the fastest way to decode these prompts here, for what may be given up: measured, with how to use it."""
+    """Find the fastest way to decode these prompts here within a tolerance: measured, with settings to copy."""
     from cascli.analysis.advice import Tolerance
     from cascli.cli.progress import Progress
     from cascli.cli.scoring import models_of, scored
@@ -169,7 +169,7 @@ def command(
 
 
 def _spelled(flags: Flags, plan: Plan, task: Models | None) -> str:
-    """The flags that name the models: as they were given, else as the task's file has them."""
+    """The flags that select the models: as given, else as in the task's file."""
     given = {} if task is None else {"config": task.named, "dtype": plan.dtype}
     given |= {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
     given |= {key: value for key, value in flags.given.given().items() if key in ("device", "dtype")}
@@ -182,7 +182,7 @@ def _spelled(flags: Flags, plan: Plan, task: Models | None) -> str:
 
 
 def _check(advice: Advice, min_speedup: float | None) -> None:
-    """Raise if what is advised is not fast enough."""
+    """Raise if the advised strategy is not fast enough."""
     speed = advice.finding.speed
     if min_speedup is not None and (1.0 if speed is None else speed.of_means) < min_speedup:
         reached = "is target itself" if speed is None else f"is {speed.of_means:.2f}x as fast as target"

@@ -55,7 +55,7 @@ Exit codes:
   3  weights, memory, disk or device failed
   130  interrupted
 """
-"""What is the same for all commands."""
+"""Help text common to all commands."""
 
 app = typer.Typer(
     name="cascli",
@@ -133,17 +133,17 @@ def root(
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The options before a command's name; without one the help, which nobody asked for by mistake."""
-    del version  # its callback has ended the program
+    """Handle the options before a command's name; without a command, print the help and succeed."""
+    del version  # its callback has already exited
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 
 
 def main() -> None:
-    """Entry point: every error is one or two lines, whoever found it."""
+    """Entry point: every error is printed as one or two lines, wherever it was raised."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this
+        if stream is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="cascli")
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """End as after Ctrl-C, so that what was started ends too and what was found is kept."""
+    """End as after Ctrl-C, so that everything started ends too and the results so far are kept."""
     raise Terminated
 
 
@@ -167,7 +167,7 @@ def run() -> int:
     except BrokenPipeError:
         silence_stdout()
         return 0
-    except SystemExit as error:  # how typer ends when the reader of a help page has left
+    except SystemExit as error:  # raised by typer when the reader of a help page is gone
         if not isinstance(error.__context__, BrokenPipeError):
             raise
         silence_stdout()
@@ -180,7 +180,7 @@ def run() -> int:
         print("cascli: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        # typer brings its own copy of click in some releases, so usage errors are known by what they can do.
+        # Some releases of typer bundle their own copy of click, so usage errors are recognized by their methods.
         message = getattr(error, "format_message", None)
         if message is None or not message():
             show = getattr(error, "show", None)

@@ -92,7 +92,7 @@ def command(
     ] = None,
     flags: Flags,
 ) -> None:
-    """Measure the speed of a pair: steps by block and context, c, v(k), bandwidth, and what speculation can gain."""
+    """Measure a pair's speed: step times by block and context, c, v(k), bandwidth, and what speculation can gain."""
     from cascli.render import export
     from cascli.render.bench import print_bench
 
@@ -137,10 +137,10 @@ def command(
 
 
 def _asked(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]:
-    """What the target answers: the prompts of a file, else one of each built-in kind.
+    """The prompts that the target answers: those of a file, else one of each built-in category.
 
     Raises:
-        UsageError: a file without use for it, or none that can be read.
+        UsageError: a file that is not used here, or one that cannot be read.
     """
     from cascli.prompts import builtin
 
@@ -153,10 +153,10 @@ def _asked(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]
 
 
 def lengths(text: str, flag: str, example: str) -> list[int]:
-    """The numbers of a list such as `128,2048`.
+    """Parse a comma-separated list such as `128,2048`.
 
     Raises:
-        UsageError: something in it is not a positive number.
+        UsageError: an item is not a positive number.
     """
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -168,7 +168,7 @@ def lengths(text: str, flag: str, example: str) -> list[int]:
 
 
 def check_plot(plot: Path) -> None:
-    """Refuse before anything is measured a picture that could not be drawn afterwards."""
+    """Reject a plot that could not be drawn later, before anything is measured."""
     from cascli.render import export, plots
 
     export.check_suffix(plot, plots.SUFFIXES, flag="--plot")

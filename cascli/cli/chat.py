@@ -1,4 +1,4 @@
-"""cascli chat: load once, then a prompt a line; every answer is streamed as `generate` streams it."""
+"""cascli chat: load once, then read one prompt per line; every answer is streamed as by `generate`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPT = "> "
     "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "quiet", "verbose", "color",
 )  # fmt: skip
 def command(flags: Flags) -> None:
-    """Talk with a pair: it is loaded once, and strategy and settings can be changed between answers (/help)."""
+    """Chat with a pair: it is loaded once, and its strategy and settings can be changed between answers (/help)."""
     from cascli.settings import default_strategy
     from cascli.weights.home import cache_home
 
@@ -46,7 +46,7 @@ def command(flags: Flags) -> None:
 
 
 class Session:
-    """Reads lines and does what they say, until there are no more."""
+    """Reads lines and executes them until there are no more."""
 
     def __init__(self, plan: common.Plan, chat: Chat) -> None:
         self._plan, self._screen, self._chat = plan, plan.screen, chat
@@ -54,7 +54,7 @@ class Session:
         self._over = False
 
     def run(self) -> None:
-        """Go on until /quit, the end of the input, or Ctrl-C at the prompt."""
+        """Run until /quit, the end of the input, or Ctrl-C at the prompt."""
         self._screen.note(f"{self._chat.pair.name}: {self._chat.strategy.spec}\n/help lists what can be changed")
         while not self._over:
             try:
@@ -72,13 +72,13 @@ class Session:
             self._guarded(line)
 
     def _guarded(self, line: str) -> None:
-        """Do what a line says; what goes wrong is told, and nothing is lost."""
+        """Execute a line; an error is printed and the session continues."""
         try:
             self._do(line)
         except Terminated:
             raise
         except KeyboardInterrupt:
-            self._screen.note("… interrupted")  # behind the ^C that a terminal shows
+            self._screen.note("… interrupted")  # follows the ^C that a terminal shows
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -129,7 +129,7 @@ class Session:
         self._say(self._chat.strategy.spec)
 
     def k(self, text: str) -> None:
-        """Show or set how many tokens are drafted a round."""
+        """Show or set the number of tokens drafted per round."""
         if text:
             self._chat.take_k(text)
         self._say(self._chat.strategy.spec)
@@ -141,32 +141,32 @@ class Session:
         self._say(f"temperature {self._chat.settings.temperature:g}")
 
     def tokens(self, text: str) -> None:
-        """Show or set the longest answer, in tokens."""
+        """Show or set the maximum length of answers, in tokens."""
         if text:
             self._chat.take_setting("max_new_tokens", text)
         self._say(f"answers of at most {self._chat.settings.max_new_tokens} tokens")
 
     def compare(self, text: str) -> None:
-        """Compare strategies on the last prompt, or on this text."""
+        """Compare strategies on the last prompt, or on TEXT."""
         prompt = text or self._chat.asked
         if prompt is None:
             raise UsageError("nothing was asked yet: /compare TEXT, or ask first.")
         compare(self._plan, self._chat, prompt)
 
     def system(self, text: str) -> None:
-        """Show or set the system text; - takes it away."""
+        """Show or set the system text; - removes it."""
         if text:
             self._chat.take_system(None if text == "-" else text)
         now = self._chat.settings.system
         self._say("no system text of your own" if now is None else f"system: {now}")
 
     def new(self, text: str) -> None:
-        """Forget the conversation."""
+        """Start a new conversation."""
         self._chat.forget()
         self._say("a new conversation")
 
     def show(self, text: str) -> None:
-        """Show the numbers of the last answer."""
+        """Show all numbers of the last answer."""
         from cascli.render.summary import lines
 
         if self._chat.last is None:
@@ -184,11 +184,11 @@ class Session:
         self._say("Ctrl-C ends an answer, and what was written stays. At the prompt it quits.")
 
     def quit(self, text: str) -> None:
-        """Leave."""
+        """End the chat."""
         self._over = True
 
     def _say(self, text: str) -> None:
-        """Print what was asked for, also where notes are not wanted."""
+        """Print requested output, even with --quiet."""
         self._screen.err.print(text, style="dim", markup=False, highlight=False)
 
 
@@ -215,11 +215,11 @@ SHOWN = {
     "compare": "[TEXT]",
     "system": "[TEXT]",
 }
-"""What a command takes."""
+"""The arguments of commands, as /help shows them."""
 
 
 def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
-    """Show what `cascli compare` shows of a prompt, with the chat's settings."""
+    """Show what `cascli compare` shows for a prompt, with the chat's settings."""
     from cascli.analysis.comparison import default_strategies
     from cascli.cli.compare import run_and_show
     from cascli.jobs.compare import Repeats, conversations

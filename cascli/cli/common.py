@@ -1,4 +1,4 @@
-"""What every decoding command does first: settle the settings, find the prompts, load the pair."""
+"""What every decoding command does first: resolve the settings, find the prompts, load the pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cascli.cli.options import PAIR, flag_name
 from cascli.errors import PairWarning, UsageError
 
-if TYPE_CHECKING:  # and below inside the functions: a help page must not wait for them
+if TYPE_CHECKING:  # and inside the functions below: a help page must not wait for them
     from cascli.analysis.profile import Profile
     from cascli.cli.options import Flags
     from cascli.config import PairConfig
@@ -31,23 +31,24 @@ D = TypeVar("D", bound="Document")
 
 @dataclass(frozen=True)
 class Plan:
-    """A command's settled inputs."""
+    """A command's resolved inputs."""
 
     config: PairConfig
     settings: Resolved
     screen: Screen
     dtype: str | None
-    """From a flag or the environment; without one each model's own entry in the pair's file decides."""
+    """From a flag or the environment; if None, each model's own entry in the pair's file decides."""
     given: Settings
-    """What the command line itself says."""
+    """The settings given on the command line itself."""
     whose: str = ""
-    """Where strategies were named, if not on the command line."""
+    """Where the strategies were named, if not on the command line."""
 
     def chosen(self, default: Sequence[str]) -> list[Strategy]:
-        """The strategies that were asked for, else these.
+        """The requested strategies, else these defaults.
 
         Raises:
-            UsageError: one does not exist, or has a parameter that cannot be; whoever named it is in front.
+            UsageError: a strategy does not exist or has an invalid parameter; the message starts with where it was
+                named.
         """
         if not self.settings.strategy:
             return chosen(default, self.settings.num_speculative_tokens)
@@ -57,11 +58,11 @@ class Plan:
             raise UsageError(self._of_strategies(str(error))) from None
 
     def single(self, default: str, several: str) -> Strategy:
-        """The one strategy that was asked for, else the default.
+        """The one requested strategy, else the default.
 
         Raises:
-            UsageError: likewise, or there are several: `several` says why they cannot be; whoever named them is in
-                front.
+            UsageError: a strategy does not exist or has an invalid parameter, or there are several: `several` is the
+                message then. The message starts with where they were named.
         """
         first, *more = self.chosen([default])
         if more:
@@ -72,22 +73,22 @@ class Plan:
         return f"{self.whose}: {message}" if self.whose else message
 
     def of_file(self, argument: str | None) -> bool:
-        """Whether prompts are those of a file: one on the command line is stronger than a file named elsewhere."""
+        """Whether the prompts come from a file; a prompt on the command line overrides a file named elsewhere."""
         return argument is None and bool(self.settings.prompts)
 
     def load(self) -> Pair:
-        """Load the pair as the settings say, with progress on stderr.
+        """Load the pair according to the settings, with progress on stderr.
 
         Raises:
-            RunError: weights, memory or device are not to be had.
+            RunError: weights, memory or the device are not available.
         """
         return self.load_as(self.settings.device, self.dtype)
 
     def load_as(self, device: str | None, dtype: str | None) -> Pair:
-        """Load the pair on a device, and print what its user would want to know; no dtype is the pair's own.
+        """Load the pair on a device and print what its user should know; without a dtype, the pair's own is used.
 
         Raises:
-            RunError: weights, memory or device are not to be had.
+            RunError: weights, memory or the device are not available.
         """
         from cascli.cli.progress import Progress
         from cascli.jobs import step_times
@@ -100,7 +101,7 @@ class Plan:
         ):
             warnings.simplefilter("always", PairWarning)
             progress.say("importing torch")
-            import torch  # seconds of their own, so each import is named
+            import torch  # takes seconds, so each import is named
 
             if self.settings.threads is not None:
                 torch.set_num_threads(self.settings.threads)
@@ -138,26 +139,26 @@ class Plan:
         return pair
 
     def keep_steps(self, profile: Profile) -> None:
-        """Remember step times for whoever wants to know how long something will take."""
+        """Store step times, from which later commands predict how long something will take."""
         from cascli.jobs import step_times
 
         step_times.keep(self.config, self.how(self.settings.device, self.dtype), profile)
 
     def how(self, device: str | None, dtype: str | None) -> How:
-        """How the pair is run on this device in this precision, with the other flags as they are."""
+        """How the pair runs on this device and in this precision, with the other flags as given."""
         from cascli.jobs.step_times import How
 
         settings = self.settings
         return How(device, dtype, settings.threads, settings.cuda_graphs, settings.compile)
 
     def check_sources(self) -> Iterator[str]:
-        """Find out whether all weights can be had before the seconds that torch takes to import.
+        """Check that all weights are available, before the seconds that torch takes to import.
 
-        Yields what is to be said of names that might be meant as folders.
+        Yields a note for each hub name that may have been meant as a folder.
 
         Raises:
             ConfigError: a path that holds no model.
-            RunError: weights that are not here, and must not be fetched.
+            RunError: weights that are not on this machine and must not be fetched.
         """
         from cascli.config import HubSource, PathSource, RandomSource
         from cascli.weights import store
@@ -175,7 +176,7 @@ class Plan:
                     store.locate(source)
 
     def note_captures(self, pair: Pair) -> None:
-        """Say what capturing the models' steps has cost, where it cost much or more is asked for."""
+        """Report how long capturing the models' steps took, if they were compiled or with -v."""
         for role, info in pair.info.models.items():
             if info.capture_seconds and (info.compiled or self.screen.verbose):
                 done = [word for word, was in (("compiling", info.compiled), ("capturing", info.cuda_graphs)) if was]
@@ -184,9 +185,10 @@ class Plan:
 
 
 def _one_thread_for_tiny_models(pair: Pair) -> None:
-    """A second thread makes 2 million weights a sixth faster, and ten times slower where it is kept waiting.
+    """Use one CPU thread for tiny models, unless OMP_NUM_THREADS is set.
 
-    The times are in benchmarks/LOG.md; from about 10 million weights on, threads pay.
+    A second thread makes 2 million weights a sixth faster, but ten times slower when it is kept waiting. Threads pay
+    off from about 10 million weights; the times are in benchmarks/LOG.md.
     """
     from cascli.models.size import TINY
 
@@ -198,9 +200,9 @@ def _one_thread_for_tiny_models(pair: Pair) -> None:
 
 
 def pair_asked(flags: Flags) -> PairConfig | None:
-    """The pair that flags name, else the one of `CASCLI_CONFIG`, `CASCLI_DRAFT` and `CASCLI_TARGET`; None for none.
+    """The pair named by flags, else by `CASCLI_CONFIG`, `CASCLI_DRAFT` and `CASCLI_TARGET`; None if there is none.
 
-    Never half from each: a draft model in the environment is not for a pair on the command line.
+    The two are never mixed: a draft model from the environment does not apply to a pair from the command line.
 
     Raises:
         UsageError: a pair or a model that does not exist, or a draft model alone.
@@ -209,7 +211,7 @@ def pair_asked(flags: Flags) -> PairConfig | None:
     from cascli.settings import variable
 
     named, spell = {key: getattr(flags, key) for key in PAIR}, flag_name
-    if all(value is None for value in named.values()):  # an empty one is given, and wrong
+    if all(value is None for value in named.values()):  # an empty string counts as given, and is an error
         named, spell = {key: os.environ.get(variable(key)) or None for key in PAIR}, variable
     if named["draft"] is not None or named["target"] is not None:
         return pair_of_models(named["draft"], named["target"], named["config"], spell=spell)
@@ -217,10 +219,10 @@ def pair_asked(flags: Flags) -> PairConfig | None:
 
 
 def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
-    """Settle flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
+    """Resolve flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
 
     Raises:
-        UsageError: a bad value anywhere.
+        UsageError: an invalid value in any of them.
     """
     from cascli.config import DEFAULT_PAIR, load_config
     from cascli.render.console import screen
@@ -241,7 +243,7 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
 
 
 def for_several(plan: Plan, flags: Flags) -> Plan:
-    """The plan with room for whole answers, where neither flag nor environment says how many tokens."""
+    """The plan with room for whole answers, unless a flag or the environment sets the number of tokens."""
     from cascli.settings import from_environment, with_whole_answers
 
     if flags.given.max_new_tokens is not None or from_environment().max_new_tokens is not None:
@@ -250,24 +252,24 @@ def for_several(plan: Plan, flags: Flags) -> Plan:
 
 
 def command_line() -> str:
-    """What the user has typed."""
+    """The command line, quoted for a shell."""
     return shlex.join(["cascli", *sys.argv[1:]])
 
 
 def with_command(document: D) -> D:
-    """A document that says which command line it is of."""
+    """The document with the command line that made it."""
     return document.model_copy(update={"command": command_line()})
 
 
 def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
-    """The strategies of these strings; k fills in where a string itself does not say."""
+    """Parse strategies; k applies where a string does not set its own."""
     from cascli.strategies import parse
 
     return [parse(text, k) for text in texts]
 
 
 def note_cautions(plan: Plan, strategies: Sequence[Strategy]) -> None:
-    """Say which rules go by how sure the draft is, where an EAGLE-3 head drafts: it was not made to be."""
+    """Warn about rules that rely on the draft's confidence if an EAGLE-3 head drafts, which is not made for that."""
     from cascli import plugins
     from cascli.strategies.base import Speculating
 
@@ -285,16 +287,16 @@ def note_cautions(plan: Plan, strategies: Sequence[Strategy]) -> None:
 
 
 def prompts(argument: str | None, plan: Plan, command: str, *, whole: bool = False) -> list[Prompt]:
-    """The prompt from the argument, a file or a pipe.
+    """The prompts from the argument, a file or a pipe.
 
     Args:
         argument: the prompt on the command line, or `-`.
-        plan: says which file, and how many of its prompts.
-        command: who asks, for an example of its own.
-        whole: take all of the file.
+        plan: gives the file, and the number of its prompts to take.
+        command: the command's name, for an example in an error message.
+        whole: take all prompts of the file.
 
     Raises:
-        UsageError: no prompt, two of them, or a number of prompts where there is no file.
+        UsageError: no prompt, both a prompt and a file, or a limit without a file.
     """
     from cascli.prompts import Prompt, builtin, prompts_in, read_prompts
     from cascli.weights.prompt_sets import SETS, prompt_set
@@ -336,7 +338,7 @@ def _from_stdin() -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and advice off the terminal."""
+    """Keep transformers' own progress bars and warnings off the terminal."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

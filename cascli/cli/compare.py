@@ -32,7 +32,7 @@ class Schedule(StrEnum):
 
 
 class By(StrEnum):
-    """What else results are told by."""
+    """How results are broken down in addition."""
 
     CATEGORY = "category"
 
@@ -124,7 +124,7 @@ def command(
     ] = None,
     flags: Flags,
 ) -> None:
-    """Race strategies on the same prompts: a verdict, a table, and who wrote which token, side by side."""
+    """Race strategies on the same prompts: a verdict, a table, and side-by-side answers with each token's origin."""
     from cascli.analysis.comparison import default_strategies
     from cascli.analysis.requirements import Requirement
     from cascli.analysis.speculation_profile import NOTHING_DRAFTS
@@ -185,7 +185,7 @@ def run_and_show(
     measure: bool = True,
     as_json: bool = False,
 ) -> tuple[Comparison, BaseException | None]:
-    """Make all runs and show the results, then time steps, which the user may end. Returns what ended it early."""
+    """Make all runs and show the results, then time steps, which can be interrupted. Return what ended it early."""
     from cascli.cli.progress import Progress
     from cascli.render.comparison import print_results
 
@@ -208,11 +208,11 @@ def run_and_show(
 
 
 def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | None:
-    """Make all runs, watched where a person watches. Returns what ended them before they had come to their ends.
+    """Make all runs, shown live if `watched`. Return what ended them early, if anything.
 
     Raises:
-        KeyboardInterrupt: by the user, before any strategy had written something.
-        CascliError: likewise, a model or a plug-in that failed.
+        KeyboardInterrupt: the user interrupted before any strategy had written anything.
+        CascliError: a model or a plug-in failed before any strategy had written anything.
     """
     from cascli.cli.progress import Progress
     from cascli.render.race import RaceView
@@ -220,7 +220,7 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
     try:
         with Progress(screen, "warming up"):
             done.warm_up()
-        if watched and done.batch_size == 1:  # of many answers at once there is no picture
+        if watched and done.batch_size == 1:  # batches have no live view
             with RaceView(screen, done.specs) as view:
                 done.run(view.event)
         else:
@@ -242,7 +242,7 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
 
 
 def _note_cuts(comparison: Comparison, screen: Screen) -> None:
-    """Say of the first answer for which the context had no room that it is so."""
+    """Report the first answer that the context cut short, and the number of others."""
     from cascli.render.summary import cut_by_context
 
     cuts = [cut for cut in map(cut_by_context, comparison.runs) if cut is not None]
@@ -251,7 +251,7 @@ def _note_cuts(comparison: Comparison, screen: Screen) -> None:
 
 
 def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
-    """Refuse what could not be shown or checked, before anything is loaded."""
+    """Reject what could not be shown or checked, before anything is loaded."""
     from cascli.jobs.compare import check_columns
 
     check_columns(strategies)

@@ -21,7 +21,7 @@ def sweeps(incomplete: str) -> list[str]:
 
 
 def strategies(incomplete: str) -> list[str]:
-    """Strategy names, after `name:` its parameters, after `rule=`, `draft=` and `stop=` what there is."""
+    """Strategy names; after `name:` its parameters; after `rule=`, `draft=` and `stop=` the available plug-ins."""
     from cascli import drafters, rules, stops
     from cascli import strategies as all_strategies
 
@@ -36,7 +36,7 @@ def strategies(incomplete: str) -> list[str]:
 
 
 def rules(incomplete: str) -> list[str]:
-    """Rule names with commas between them, or all."""
+    """Comma-separated rule names, or `all`."""
     from cascli import rules as package
 
     before, comma, begun = incomplete.rpartition(",")
@@ -45,14 +45,14 @@ def rules(incomplete: str) -> list[str]:
 
 
 def formats(incomplete: str) -> list[str]:
-    """What a result can be written as."""
+    """Output formats."""
     from cascli.settings import Format
 
     return [name for name in get_args(Format) if name.startswith(incomplete)]
 
 
 def _parameters(name: str, rest: str) -> list[str]:
-    """The parameters that may come next, each with its `=`; none of a strategy that is not known."""
+    """The parameters that may come next, each with its `=`; none for an unknown strategy."""
     from cascli import strategies as all_strategies
     from cascli.errors import UsageError
 
@@ -89,12 +89,12 @@ def dtypes(incomplete: str) -> list[str]:
 
 
 def colors(incomplete: str) -> list[str]:
-    """When to colour."""
+    """When to use colour."""
     return [name for name in ("auto", "always", "never") if name.startswith(incomplete)]
 
 
 def prompts(incomplete: str) -> list[str]:
-    """Sets by name, and the JSONL files and folders of the folder that was begun."""
+    """Names of prompt sets, and the JSONL files and folders that match the path typed so far."""
     from cascli.weights.prompt_sets import SETS
 
     folder, name = Path(incomplete).parent, Path(incomplete).name
@@ -110,5 +110,5 @@ def prompts(incomplete: str) -> list[str]:
 
 
 def _asked(path: Path, begun: str) -> bool:
-    """Whether a folder or JSONL file is offered: hidden ones only where their dot was typed."""
+    """Whether a folder or JSONL file is offered; hidden ones only if their dot was typed."""
     return (path.is_dir() or path.suffix == ".jsonl") and path.name.startswith(".") <= begun.startswith(".")

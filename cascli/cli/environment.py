@@ -1,4 +1,4 @@
-"""The environment variables that cascli reads; a notice of those that look like its own and are not."""
+"""The environment variables that cascli reads, and a notice about unknown ones with its prefix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OWN = {
     "CASCLI_THEME": "dark or light: colours made for one ground",
     "CASCLI_DEBUG": "1: errors come with their traceback",
 }
-"""Those that are no common option, and what they do."""
+"""Variables that do not correspond to a common option, and what they do."""
 
 
 def known() -> list[str]:
@@ -28,9 +28,9 @@ def known() -> list[str]:
 
 
 def unknown(environ: Mapping[str, str]) -> Iterator[str]:
-    """What is said of each variable that begins like cascli's and is not read: a typing error changes nothing."""
+    """A message for each variable with cascli's prefix that is not read, such as a misspelled one."""
     found = [name for name in environ if name.startswith(PREFIX)]
-    if not found:  # and nothing is imported
+    if not found:  # before anything is imported
         return
     names = [name.removeprefix(PREFIX) for name in known()]
     for name in sorted(found):
@@ -43,12 +43,12 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def is_on(name: str) -> bool:
-    """Whether a variable that is a switch is set, and not to a word for no."""
+    """Whether a switch variable is set, and not to a word for no."""
     return os.environ.get(name, "").lower() not in ("", "0", "false", "f", "no", "n", "off")
 
 
 def tell_unknown(*, quiet: bool = False) -> None:
-    """Print a line for each of them on stderr, unless nothing but the result is wanted."""
+    """Print a line on stderr for each unknown variable, unless only the result is wanted."""
     if not (quiet or is_on("CASCLI_QUIET")):
         for line in unknown(os.environ):
             print(f"cascli: {plain(line)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From an exception to a message and an exit code: 1 check failed, 2 usage, 3 runtime, 130 interrupted."""
+"""Turns exceptions into messages and exit codes: 1 check failed, 2 usage, 3 runtime, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USAGE = 2
 
 
 class Terminated(KeyboardInterrupt):
-    """Told to end by the system or another program: like Ctrl-C, but of the whole command."""
+    """Terminated by the system or another program: like Ctrl-C, but always ends the whole command."""
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def told(error: Exception) -> tuple[str, int]:
-    """What is said of an error, in one or two lines, and the exit code that it has."""
+    """The message for an error, in one or two lines, and its exit code."""
     if isinstance(error, CascliError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
@@ -61,13 +61,13 @@ def told(error: Exception) -> tuple[str, int]:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    behind = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the ^C that a terminal shows, and an answer
+    behind = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the ^C that a terminal shows, or an answer
     print(f"{behind}cascli: {plain(message)}", file=sys.stderr)
     raise typer.Exit(code) from None
 
 
 def os_message(error: OSError) -> str:
-    """What a failing file, folder or disk says, in one line."""
+    """One line about a failing file, folder or disk."""
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk while writing {error.filename or 'a file'}; free some and try again."
     return f"{error.filename or 'file'}: {error.strerror or error}"
@@ -84,7 +84,7 @@ _ASCII = {"–": "-", "—": "-", "…": ".", "·": "-", "≥": ">", "≤": "<",
 
 
 def in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What a terminal or pipe without Unicode is given for cascli's own signs; a question mark for any other."""
+    """ASCII for cascli's own symbols, on a terminal or pipe without Unicode; a question mark for any other."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_ASCII.get(char, "?") for char in error.object[error.start : error.end]), error.end
@@ -94,5 +94,5 @@ codecs.register_error("cascli", in_ascii)
 
 
 def silence_stdout() -> None:
-    """A reader went away (`cascli ... | head`): say nothing, also not when Python flushes at exit."""
+    """The reader went away (`cascli ... | head`): print nothing more, not even when Python flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

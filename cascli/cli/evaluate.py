@@ -1,4 +1,4 @@
-"""cascli eval: tasks of lm-evaluation-harness, with strategies as its model."""
+"""cascli eval: lm-evaluation-harness tasks, with strategies as the model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def command(
     ] = False,
     flags: Flags,
 ) -> None:
-    """Run tasks of lm-evaluation-harness: each strategy's scores, and what its answers cost."""
+    """Run lm-evaluation-harness tasks: each strategy's scores, and what its answers cost."""
     from cascli.cli.progress import Progress
     from cascli.evaluation.harness import Asking, task_manager
     from cascli.evaluation.run import Evaluating, check_folder
@@ -97,7 +97,7 @@ def _names(given: list[str]) -> list[str]:
     """The tasks, each once.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no task was named.
     """
     names = list(dict.fromkeys(name.strip() for each in given for name in each.split(",") if name.strip()))
     if not names:
@@ -106,14 +106,14 @@ def _names(given: list[str]) -> list[str]:
 
 
 def _given(flags: Flags) -> Settings:
-    """What flags and environment say; the pair's file was not written for these tasks."""
+    """Settings from flags and the environment only; the pair's file was not written for these tasks."""
     from cascli.settings import from_environment
 
     return from_environment().model_copy(update=flags.given.given())
 
 
 def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, as_json: bool) -> None:
-    """Evaluate, and show what is done, also when it was interrupted."""
+    """Evaluate and show the results, even those of an interrupted evaluation."""
     from cascli.cli.progress import Progress
     from cascli.render.evaluation import print_evaluation
     from cascli.render.marks import short_name

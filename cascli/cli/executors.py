@@ -1,4 +1,4 @@
-"""Where the work of a sweep is done: in this process, or by the workers of a Ray cluster."""
+"""Where a sweep runs: in this process, or on the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ExecutorKind(StrEnum):
-    """What does the work of a sweep."""
+    """What runs a sweep."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -27,7 +27,7 @@ class ExecutorKind(StrEnum):
 def executor_of(
     kind: ExecutorKind, plan: SweepPlan, task: Task, settings: common.Plan, address: str | None, workers: int | None
 ) -> Iterator[Executor]:
-    """A worker in this process, or a cluster of them."""
+    """A worker in this process, or a Ray cluster of them."""
     if kind is ExecutorKind.LOCAL:
         from cascli.sweeps.worker import Worker
 
@@ -41,7 +41,7 @@ def executor_of(
 
 
 def _config(settings: common.Plan) -> PairConfig:
-    """The pair's file with what flags and environment say of a GPU's steps; it travels to other machines."""
+    """The pair's file with the flags' and the environment's settings for GPU steps; it is sent to other machines."""
     steps = {key: getattr(settings.settings, key) for key in ("cuda_graphs", "compile")}
     defaults = settings.config.defaults.model_copy(update=steps)
     return settings.config.model_copy(update={"defaults": defaults})

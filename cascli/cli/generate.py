@@ -1,4 +1,4 @@
-"""cascli generate: one answer, streamed, with its tokens marked by where they came from."""
+"""cascli generate: one answer, streamed, with its tokens marked by origin."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def command(
             _answers_in_batches(plan, pair, strategy, prompts, outputs, batch_size, runs)
         else:
             _answers(plan, pair, strategy, prompts, outputs, runs)
-    except BaseException:  # of a command that was interrupted, or failed, what has ended is there
+    except BaseException:  # if the command is interrupted or fails, finished answers are written
         with suppress(Exception):
             if runs:
                 outputs.deliver(export.of_runs(runs, several=several), plan.screen, streamed=True)
@@ -83,12 +83,12 @@ def command(
 def _answers(
     plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, done: list[Run]
 ) -> None:
-    """Answer all prompts into `done`, and write each answer as soon as it is there where a line a run is wanted."""
+    """Answer all prompts into `done`; if JSON Lines are written, write each answer as soon as it is available."""
     from cascli.jobs.generate import converse
     from cascli.render.stream import AnswerStream
 
     stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
-    view = None if outputs.printed else stream  # stdout has another use
+    view = None if outputs.printed else stream  # stdout is used for the result
     told = _Told(plan.screen, view, prompts)
     with outputs.lines() as add:
         for prompt in prompts:
@@ -112,7 +112,7 @@ def _answers_in_batches(
     size: int,
     runs: list[Run],
 ) -> None:
-    """Answer all prompts into `runs`, several at once: each is written when it has ended, and shown in their order."""
+    """Answer all prompts into `runs`, several concurrently: each is written when finished, and shown in their order."""
     from cascli.cli.progress import Progress
     from cascli.jobs.batch import check_all, converse_many
 
@@ -125,7 +125,7 @@ def _answers_in_batches(
                 for run in done[ended.place]:
                     add(run)
                 progress.step("answers", len(done), len(prompts))
-    finally:  # what has ended is shown of an interrupted command too
+    finally:  # finished answers are shown even if the command was interrupted
         told = _Told(plan.screen, None, prompts)
         for place in sorted(done):
             for run in done[place]:
@@ -138,7 +138,7 @@ def _answers_in_batches(
 
 
 class _Told:
-    """What is said beside the answers: of several which one it is, of each its numbers, and what all came to."""
+    """Prints the notes around answers: which of several it is, the numbers of each, and the totals."""
 
     def __init__(self, screen: Screen, view: AnswerStream | None, prompts: list[Prompt]) -> None:
         self._screen, self._view, self._places = screen, view, [prompt.id for prompt in prompts]
@@ -157,7 +157,7 @@ class _Told:
             self._view.heading(title(prompt.id, turn))
 
     def answer(self, run: Run) -> None:
-        """An answer that was not watched while it grew."""
+        """Print an answer that was not streamed."""
         from cascli.render.run import print_rounds
         from cascli.render.summary import title
 

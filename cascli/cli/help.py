@@ -1,6 +1,6 @@
 """The `--help` of every command: lines that wrap at the terminal's width, and examples that can be copied whole.
 
-Written here and not by typer, whose pages need more time to import than to print, say `<bool>`, and cut what is long.
+The pages are built here because typer's take longer to import than to print, show `<bool>`, and cut long text.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from typer.core import TyperCommand, TyperGroup
 from cascli.cli.options import ON_BY_DEFAULT
 
 WIDEST = 100
-"""Columns of a page, however wide the terminal is."""
+"""Maximum width of a page in columns, however wide the terminal is."""
 FIRST_COLUMN = 26
-"""Columns of an option's names, at most: longer ones have a line of their own."""
+"""Maximum width of an option's names in columns; longer ones get a line of their own."""
 Row = tuple[str, str]
 
 
 class Command(TyperCommand):
-    """A command with such a page."""
+    """A command with this kind of help page."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the page in one piece: whoever reads a part of it and leaves has not been written to again."""
+        """Write the page in one piece, so that a reader who leaves early (`| head`) causes no further write."""
         formatter.write(page(self, ctx))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Words for a shell, described."""
+        """Completions for a shell, with descriptions."""
         return _described(super().shell_complete(ctx, incomplete))
 
 
 class Group(TyperGroup):
-    """The program, or a command that has commands of its own, with such a page."""
+    """The program, or a command with subcommands, with this kind of help page."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Its options; a switch that was not given is off, not None: None typer reads by pydantic, and imports it."""
+        """The options, with absent switches off instead of None: for None, typer would import pydantic."""
         params = super().get_params(ctx)
         for param in params:
             if getattr(param, "is_flag", False) and param.default is None and not param.secondary_opts:
@@ -53,12 +53,12 @@ class Group(TyperGroup):
         formatter.write(page(self, ctx))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Words for a shell, described."""
+        """Completions for a shell, with descriptions."""
         return _described(super().shell_complete(ctx, incomplete))
 
 
 def _described(items: list[Any]) -> list[Any]:
-    """With another apostrophe: typer's script for zsh loses the one that quotes."""
+    """Use a typographic apostrophe in descriptions: typer's zsh script drops the straight one, which quotes."""
     for item in items:
         if item.help:
             item.help = item.help.replace("'", "’")
@@ -66,7 +66,7 @@ def _described(items: list[Any]) -> list[Any]:
 
 
 def page(command: Any, ctx: Any) -> str:
-    """The whole help of a command."""
+    """The whole help page of a command."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
     bold = _bold if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else str
     parts = [_usage(command, ctx, width), _paragraphs(command.help or "", width)]
@@ -75,7 +75,7 @@ def page(command: Any, ctx: Any) -> str:
     for param in params:
         sections.setdefault(_panel(param), []).append(row_of(param))
     own = {name: sections.pop(name) for name in ("Arguments", "Options") if name in sections}
-    # What is a command's own comes before what many take.
+    # A command's own options come before those that many commands share.
     sections = _commands(command, ctx) | sections | own if isinstance(command, TyperGroup) else own | sections
     column = min(max((len(names) for rows in sections.values() for names, _ in rows), default=0), FIRST_COLUMN)
     parts += [f"{bold(title + ':')}\n{_table(rows, column, width)}" for title, rows in sections.items()]
@@ -96,7 +96,7 @@ def _usage(command: Any, ctx: Any, width: int) -> str:
 
 
 def _paragraphs(text: str, width: int) -> str:
-    """Paragraphs filled anew: where a line of the source ends means nothing."""
+    """Rewrap paragraphs: line breaks in the source mean nothing."""
     parts = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False) for part in parts)
 
@@ -114,7 +114,7 @@ def _argument(param: Any) -> str:
 
 
 def row_of(param: Any) -> Row:
-    """An argument's or option's names with its value, and what is said of it."""
+    """The names and value of an argument or option, and its help text."""
     said = " ".join((getattr(param, "help", None) or "").split())
     if param.param_type_name == "argument":
         return _argument(param), said
@@ -139,7 +139,7 @@ def _value(param: Any) -> str:
 
 
 def _default(param: Any) -> str:
-    """The default, where the help does not say it itself."""
+    """The default, unless the help text states it itself."""
     if param.default in (None, (), []) or callable(param.default) or not getattr(param, "show_default", True):
         return ""
     value = _plain(param.default)
@@ -151,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 
 def _commands(group: Any, ctx: Any) -> dict[str, list[Row]]:
-    """A group's commands with their first sentence, by panel."""
+    """A group's commands with their first paragraph, by panel."""
     found: dict[str, list[Row]] = {}
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
@@ -167,7 +167,7 @@ def _table(rows: Iterable[Row], column: int, width: int) -> str:
 
 
 def _row(row: Row, column: int, width: int) -> Iterator[str]:
-    """Names and what is said of them side by side; below each other where the names are long."""
+    """Names and help text side by side, or below each other if the names are long."""
     names, said = row
     lines = textwrap.wrap(said, max(width - column - 4, 24), break_on_hyphens=False) or [""]
     if len(names) > column:
@@ -178,7 +178,7 @@ def _row(row: Row, column: int, width: int) -> Iterator[str]:
 
 
 def _epilog(text: str, bold: Any, width: int) -> str:
-    """Examples, a line each and never wrapped: each can be copied whole. Paragraphs with a heading are wrapped."""
+    """Examples, one per line and never wrapped, so that each can be copied; wrapped paragraphs with a heading."""
     parts = []
     for part in text.strip().split("\n\n"):
         head, *lines = part.splitlines()
@@ -190,7 +190,7 @@ def _epilog(text: str, bold: Any, width: int) -> str:
 
 
 def _listed(lines: Sequence[str], width: int) -> Iterator[str]:
-    """Lines of `name  what it is`, aligned, and lines of text, wrapped."""
+    """Lines of `name  description`, aligned, and lines of text, wrapped."""
     rows = [tuple(part.strip() for part in line.strip().partition("  ")[::2]) for line in lines]
     column = max((len(name) for name, said in rows if said), default=0)
     for name, said in rows:

@@ -1,4 +1,4 @@
-"""cascli init: a pair file for two models of one's own, after checking that they go together."""
+"""cascli init: a pair file for two models of your own, after checking that they go together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     flags: Flags,
 ) -> None:
-    """Write a commented pair file for two models, after checking tokenizers, sizes and the memory they need."""
+    """Write a commented pair file for two models, after checking their tokenizers, sizes and memory needs."""
     from cascli import files
     from cascli.config import load_config
 
@@ -53,7 +53,7 @@ def command(
 
 
 def _check(file: Path, force: bool) -> None:
-    """Refuse a place that cannot work before anything is fetched."""
+    """Reject a path that cannot work, before anything is fetched."""
     from cascli.render.export import check_suffix
 
     check_suffix(file, (".yaml", ".yml"), flag="FILE")
@@ -72,7 +72,7 @@ def _survey(plan: common.Plan) -> PairSurvey:
 
 
 def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
-    """The text of a pair file that lies at `file`."""
+    """The content of a pair file that is stored at `file`."""
     from cascli.config import yaml_text
 
     roles = "\n".join(_role(role, config, found, file) for role in config.models)
@@ -114,9 +114,9 @@ def _role(role: str, config: PairConfig, found: PairSurvey, file: Path) -> str:
 
 
 def _as_seen_from(file: Path, path: str) -> str:
-    """A path relative to the folder of the file where that is shorter than climbing out of it."""
+    """A path relative to the file's folder, unless that would climb more than one level up."""
     relative = os.path.relpath(path, file.absolute().parent)
-    return path if relative.startswith(os.path.join("..", "..")) else relative  # noqa: PTH118 - texts, not places
+    return path if relative.startswith(os.path.join("..", "..")) else relative  # noqa: PTH118 - strings, not paths
 
 
 def _weights(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Lines that a person types, with the keys and the history of a shell, or that a pipe brings."""
+"""Input lines: typed, with a shell's keys and history, or from a pipe."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from cascli.errors import UsageError
 
 MOST_KEPT = 1000
-"""Lines of history."""
+"""Maximum number of lines of history."""
 
 
 def next_line(prompt: str) -> str | None:
-    """The next line without its end; None when there are no more. Only a person is shown the prompt.
+    """The next line without its line end; None when there are no more. The prompt is shown only on a terminal.
 
     Raises:
         UsageError: a line that is not UTF-8 text, or longer than any prompt may be.
@@ -38,7 +38,7 @@ def next_line(prompt: str) -> str | None:
 
 
 class _OneLine:
-    """A file that ends with its line, for `bounded`."""
+    """A file that ends after one line, for `bounded`."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -61,9 +61,9 @@ def _piped() -> str | None:
 
 @contextmanager
 def history(path: Path) -> Iterator[None]:
-    """Remember what is typed, in this file; a place that cannot be written is done without.
+    """Save typed lines to this file; if it cannot be written, do without.
 
-    Nothing that a pipe brings is kept, and only the user may read the file.
+    Piped input is not saved, and only the user may read the file.
     """
     readline = _readline() if sys.stdin is not None and sys.stdin.isatty() else None
     if readline is None:
@@ -83,7 +83,7 @@ def history(path: Path) -> Iterator[None]:
 
 
 def _readline() -> Any:
-    """Python's readline; None on systems without it, where lines are typed all the same."""
+    """Python's readline; None on systems without it, where lines can still be typed."""
     try:
         import readline
     except ImportError:

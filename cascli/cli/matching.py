@@ -1,4 +1,4 @@
-"""What `--rules` and `--match` of `cascli compare` ask for: rules beside the strategies, at equal numbers of calls."""
+"""`--rules` and `--match` of `cascli compare`: rules in addition to the strategies, at equal numbers of calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted | None:
-    """The rules and their budgets; None where neither is asked for.
+    """The requested rules and their budgets; None if neither is requested.
 
     Raises:
         UsageError: an unknown name, a value out of range, or a pair without the draft model that matching needs.
@@ -38,13 +38,13 @@ def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted
 
 
 def tell_left_out(screen: Screen, *broken: str) -> None:
-    """Say of plug-ins of other packages why they are none of all."""
+    """Report why broken third-party plug-ins were left out."""
     for why in broken:
         screen.note(f"left out: {why}")
 
 
 def prompts(argument: str | None, plan: Plan, command: str, asked: Wanted | None) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to measure, and others that calibrate where there is a budget."""
+    """The prompts to measure, and others for calibration if there is a budget."""
     from cascli.prompts import apart
 
     if asked is None or not asked.budgets:
@@ -53,7 +53,7 @@ def prompts(argument: str | None, plan: Plan, command: str, asked: Wanted | None
 
 
 def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:
-    """The settings that meet the budgets, and what is to be said of rules that meet none."""
+    """Find the settings that meet the budgets, and report the rules that meet none."""
     if asked is None or not asked.budgets:
         return None
     from cascli.cli.progress import Progress
@@ -72,7 +72,7 @@ def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan
 def columns(
     asked: Wanted | None, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy]
 ) -> list[Strategy]:
-    """The strategies that rules add to those beside them."""
+    """The strategies that rules add to the ones given."""
     from cascli.jobs import match
 
     return [] if asked is None else match.columns(asked, matching, settings, beside)

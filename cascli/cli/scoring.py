@@ -1,4 +1,4 @@
-"""Prompts whose answers are scored, for commands that are no sweeps: a sweep's task, or a metric over a file."""
+"""Prompts whose answers are scored, for commands other than sweeps: a sweep's task, or a metric over a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Scored(NamedTuple):
-    """What is asked, and how answers are judged."""
+    """The prompts, and how their answers are scored."""
 
     prompts: list[Prompt]
     score: Score | None
@@ -30,19 +30,19 @@ class Scored(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The pair and the precision that a task's file names."""
+    """The pair and the precision named in a task's file."""
 
     pair: PairConfig
     named: str
-    """As `-c` takes it; of a pair that stands in the task's own file a word for one of its own."""
+    """As `-c` takes it; a placeholder if the pair is defined in the task's own file."""
     dtype: str | None
 
 
 def models_of(task: str, flags: Flags) -> Models | None:
-    """The models of a task's file, where neither flags nor the environment name a pair; None where they do.
+    """The models of a task's file; None if flags or the environment name a pair.
 
     Raises:
-        ConfigError: a sweep or a pair that does not exist, or something wrong in one.
+        ConfigError: a sweep or a pair that does not exist, or an error in one.
     """
     from cascli.config import pair_files
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
@@ -70,11 +70,11 @@ def scored(
     allow_code: bool = False,
     unsafe_code: bool = False,
 ) -> Scored:
-    """The prompts of a command, and if a task or metric is given what scores their answers.
+    """The prompts of a command and, if a task or metric is given, what scores their answers.
 
     Raises:
         UsageError: several sources of prompts, a metric that does not exist or does not fit, no prompts, or a task that
-            runs what models write without leave to do so.
+            runs model-written code without permission.
     """
     settings = plan.settings
     if task is None and metric is None:
@@ -87,7 +87,7 @@ def scored(
     asked, here, where = _plan_of(task, settings.prompts, metric)
     if asked.max_prompt_tokens is not None:
         raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which is done by sweeps alone.")
-    limit = settings.limit if asked.task.kind == "reasoning-gym" else None  # it makes as many as are wanted
+    limit = settings.limit if asked.task.kind == "reasoning-gym" else None  # it makes as many as requested
     asked_here = asked.model_copy(update={"limit": limit, "match": None})
     found = task_of(asked_here, here, offline=settings.offline, where=where)
     if found.metric == "pass@1":
@@ -104,7 +104,7 @@ def scored(
 
 
 def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple[SweepPlan, Path, str]:
-    """The sweep whose task is asked, the folder that its paths are relative to, and its file, if it has one."""
+    """The sweep whose task is used, the folder that its paths are relative to, and its file, if it has one."""
     from typing import get_args
 
     from cascli.sweeps.plan import SweepPlan, TaskConfig, load_plan, plan_file
@@ -123,7 +123,7 @@ def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple
 
 
 def _settings_of(asked: SweepPlan, settings: Resolved, flags: Flags) -> Resolved:
-    """With what the task's file says of answers, where neither a flag nor the environment does."""
+    """The settings, with those of the task's file where neither a flag nor the environment sets them."""
     from cascli.settings import from_environment
 
     given = {**from_environment().given(), **flags.given.given()}

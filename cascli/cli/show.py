@@ -39,7 +39,7 @@ POSSIBLE = {
     "cascli.eval/1": formats.EVAL,
     "cascli.advice/1": formats.ADVICE,
 }
-"""The documents, and what each can be written as."""
+"""The documents, and the formats each can be written in."""
 TABLES = ("cascli.sweep/1", "cascli.sweep-table/1")
 TRACES = ("html", "svg", "jsonl")
 EXAMPLE = """\
@@ -93,7 +93,7 @@ def command(
     from cascli.settings import from_environment, resolve
 
     given = flags.given
-    settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # nothing is made
+    settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # from flags only
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
     outputs = export.outputs(settings, formats.ANY)
     file, text = show_sweep.document(file) or (file, files.text_of(file, files.JSON_BYTES))
@@ -114,15 +114,15 @@ def command(
         else:
             _render(text, kind, file, view, by_category=by is not None)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        # Every part is of its type, but they do not go together: no model was timed, a strategy is missing.
+        # Each part has the right type, but they do not fit together: no model was timed, a strategy is missing.
         raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _check_categories(text: str, kind: str, file: Path) -> None:
-    """Refuse a document that knows of no categories.
+    """Reject a document without categories.
 
     Raises:
-        UsageError: so it is.
+        UsageError: the document has no categories.
     """
     from cascli.analysis.comparison import Comparison
 
@@ -135,10 +135,10 @@ def _check_categories(text: str, kind: str, file: Path) -> None:
 
 
 def _writers(text: str, kind: str, file: Path, outputs: Outputs, title: str) -> Writers:
-    """What the document can be written as; as JSON it is what it was.
+    """The formats that the document can be written in; as JSON it is unchanged.
 
     Raises:
-        UsageError: not as what is asked for.
+        UsageError: a requested format is not possible.
     """
     possible = POSSIBLE[kind]
     for wanted in outputs.formats:
@@ -192,7 +192,7 @@ def _comparison(text: str, view: Screen, trace: Trace, speed: float | None, *, b
             play(comparison, view, speed)
         except Terminated:
             raise
-        except KeyboardInterrupt:  # enough seen: the page is next
+        except KeyboardInterrupt:  # enough seen: the page comes next
             pass
     print_comparison(comparison, view, trace, by_category=by_category)
 
@@ -229,10 +229,10 @@ def _render(text: str, kind: str, file: Path, view: Screen, *, by_category: bool
 
 
 def _as_one(text: str, file: Path) -> str:
-    """Runs that stand a line each, as `-o FILE.jsonl` writes them, as one document.
+    """Combine runs, one per line as `-o FILE.jsonl` writes them, into one document.
 
     Raises:
-        UsageError: a line is no run.
+        UsageError: a line is not a run.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     for number, line in enumerate(lines, 1):
@@ -256,7 +256,7 @@ def _audit(text: str, view: Screen) -> None:
 
 
 def _sweep(text: str, kind: str, file: Path, view: Screen, *, by_category: bool) -> None:
-    """A sweep's table, estimated rules, or of a sweep.json the table of the answers beside it."""
+    """Print a sweep's table, rule estimates or, for a sweep.json, the table of the answers next to it."""
     from rich.console import Group
 
     from cascli.analysis.rule_estimate import RuleCurves
@@ -273,7 +273,7 @@ def _sweep(text: str, kind: str, file: Path, view: Screen, *, by_category: bool)
 
 
 def table_in(text: str, kind: str, file: Path) -> SweepTable:
-    """The table in a document, or of the answers beside a sweep.json.
+    """The table in a document, or of the answers next to a sweep.json.
 
     Raises:
         UsageError: there are no answers.
@@ -290,7 +290,7 @@ def runs_in(text: str, kind: str, file: Path) -> list[Run]:
     """The runs of a saved document.
 
     Raises:
-        UsageError: it does not hold what its schema promises.
+        UsageError: the document does not match its schema.
     """
     from cascli.trace import Run
 
@@ -305,16 +305,16 @@ def runs_in(text: str, kind: str, file: Path) -> list[Run]:
 
 
 def schema_of(text: str, file: Path) -> str:
-    """Which of cascli's documents this is.
+    """The schema of a cascli document, without its minor version.
 
     Raises:
-        UsageError: none of them.
+        UsageError: it is not a cascli document.
     """
     from cascli.files import json_of
 
     document = json_of(text, str(file))
     schema = document.get("schema") if isinstance(document, dict) else None
-    # A minor number says that there are more fields; readers of the major one can do without them.
+    # A minor version adds fields, which readers of the major version can do without.
     major = re.sub(r"(/\d+)\.\d+$", r"\1", schema) if isinstance(schema, str) else None
     if major is None or major not in POSSIBLE:
         raise UsageError(f"{file}: 'schema' is {schema!r}; expected one of {', '.join(POSSIBLE)}")

@@ -1,4 +1,4 @@
-"""`cascli show` of a sweep's folder or results.csv: what document it stands for, and its report and figure."""
+"""`cascli show` for a sweep's folder or results.csv: the document it represents, and its report and figure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NEEDED = ("strategy", "temperature", "quality")
 
 
 def document(file: Path) -> tuple[Path, str] | None:
-    """The document that a folder or a csv stands for, and where it is; None for any other file.
+    """The document that a folder or a csv represents, with its path; None for any other file.
 
     Raises:
-        UsageError: the folder holds no sweep, or the csv is none of a sweep.
+        UsageError: the folder holds no sweep, or the csv is not a sweep's.
     """
     if file.is_dir():
         return file / "sweep.json", table_of(file).to_json()
@@ -58,9 +58,9 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
     """The report, the figure and the profile of drafts, as `show -o` writes them.
 
     Args:
-        table: what is shown.
-        file: where it is from; beside a sweep.json are the answers, for report and profile.
-        title: in place of the sweep's own.
+        table: the table to show.
+        file: where it is from; next to a sweep.json are the answers, for report and profile.
+        title: used in place of the sweep's own.
     """
     header = table.made_from
     title = title or (header.title if header is not None else "")
@@ -79,7 +79,7 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
         if header is None:
             raise UsageError(f"{file}: does not say what it was made from, as a report must; show the sweep's folder")
-        shown = {BASELINE, *(row.strategy for row in table.rows)}  # whose answers the others are held against
+        shown = {BASELINE, *(row.strategy for row in table.rows)}  # the baseline is compared with the others
         kept = Records(file.parent).read() if file.name == "sweep.json" else ()
         records = [record for record in kept if record.cell.strategy in shown]
         try:
@@ -108,7 +108,7 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
 
 def _from_csv(file: Path) -> SweepTable:
-    """The table in a results.csv, also in one that has the older columns."""
+    """The table in a results.csv, including one with the older columns."""
     from cascli.sweeps.table import SweepTable
 
     lines = csv.DictReader(io.StringIO(files.text_of(file, files.JSON_BYTES, encoding="utf-8-sig"), newline=""))
@@ -135,7 +135,7 @@ def _row(cells: Mapping[str, str]) -> SweepRow:
     prompts = round(calls * float(cells.get("tokens", "0")) / each) if each else None
     values |= {
         "family": family(cells["strategy"]),
-        # Of a prompt with several turns the file counts each turn; by the target's calls it is known how many prompts.
+        # The file counts each turn of a prompt with several turns; the target's calls give the number of prompts.
         "answers": prompts or cells.get("answers", cells.get("num_answers", "0")),
         "errors": cells.get("errors", "0"),
         "tokens": cells.get("tokens", "0"),

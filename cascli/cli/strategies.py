@@ -34,7 +34,7 @@ def command(
     *,
     flags: Flags,
 ) -> None:
-    """List strategies, rules, drafters and stops: formula, parameters, when it is lossless, and how it is written."""
+    """List strategies, rules, drafters and stops: formula, parameters, when each is lossless, and how to write it."""
     from cascli import drafters, rules, stops, strategies
     from cascli.render.catalogue import catalogue
     from cascli.render.console import screen
@@ -56,10 +56,10 @@ def command(
 
 
 def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
-    """The names that are shown; a strategy as it is written stands for itself and what is named in it.
+    """The names to show; a full strategy string selects the strategy and the parts it names.
 
     Raises:
-        UsageError: nothing has such a name.
+        UsageError: an unknown name.
     """
     found: set[str] = set()
     for name in names:
@@ -73,7 +73,7 @@ def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
 
 
 def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Iterator[dict[str, Any]]:
-    """Every plug-in that is wanted; one of another package that cannot be imported is told of, and hides no other."""
+    """Describe every wanted plug-in; a third-party one that cannot be imported is reported and hides no other."""
     from cascli.blame import label
     from cascli.plugins import is_own, unreachable
 
@@ -86,14 +86,14 @@ def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Itera
                 yield describe(name, found) | {"written": written(kind, name)}
         except CascliError as error:
             view.note(str(error))
-        except Exception as error:  # whatever a stranger's class says of itself
+        except Exception as error:  # whatever a third-party class raises
             if is_own(found):
                 raise
             view.note(f"{label(found)}: {raised(error)}")
 
 
 def written(kind: str, name: str) -> list[str]:
-    """The strategies that are, or have, a plug-in of this name: strings for `-s`, with what one may change."""
+    """The strategies that are, or use, a plug-in of this name: strings for `-s`, with what can be changed."""
     from cascli import strategies
     from cascli.plugins import is_own
 
@@ -106,21 +106,21 @@ def written(kind: str, name: str) -> list[str]:
             if key not in strategies.load(strategy).parts():
                 continue
             spec = strategies.parse(f"{strategy}:{key}={name}").spec
-        except CascliError:  # the two go together only with something else, or not at all
+        except CascliError:  # valid only together with something else, or not at all
             continue
-        except Exception:  # whatever another package's strategy says of itself; it is told where it is described
+        except Exception:  # whatever a third-party strategy raises; it is reported where it is described
             if is_own(strategies.load(strategy)):
                 raise
             continue
         else:
-            # Of others the parameters are the lesser part, and in a terminal the string would not be one line.
+            # For the others, the parameters matter less, and the whole string would not fit on a terminal's line.
             length = "k=auto" if kind == "stops" and name != "never" else "k=4"
             found.append(spec if kind == "rules" else f"{strategy}:{key}={name},{length}")
     return found
 
 
 def describe(name: str, kind: Any) -> dict[str, Any]:
-    """What a strategy, a rule, a drafter or a stop says of itself."""
+    """How a strategy, a rule, a drafter or a stop describes itself."""
     summary = getattr(kind, "summary", "") or (kind.__doc__ or "").splitlines()[0]
     told = {"name": name, "summary": summary, "source": kind.source, "parameters": parameters(kind)}
     for attribute in (
@@ -152,7 +152,7 @@ _BOUNDS = ("ge", "gt", "le", "lt")
 
 
 def _range(hint: Any) -> str:
-    """The allowed values of an annotated type, in words; of one that may be left out those of what may be given."""
+    """The allowed values of an annotated type, in words; for an optional one, those of its value."""
     given = [each for each in get_args(hint) if each is not type(None)]
     if type(None) in get_args(hint) and len(given) == 1:
         return f"{_range(given[0])}; may be left out"

@@ -1,4 +1,4 @@
-"""cascli sweep: a grid of strategies x parameters x prompts, resumable, with quality beside cost."""
+"""cascli sweep: a grid of strategies x parameters x prompts, resumable, with quality and cost."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def command(
     ] = None,
     flags: Flags,
 ) -> None:
-    """Sweep strategies, parameters and prompts: quality against cost, as table, plots and a report."""
+    """Sweep strategies, parameters and prompts: quality against cost, as a table, plots and a report."""
     from cascli.analysis.requirements import Requirement
     from cascli.strategies import parse
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
@@ -153,10 +153,10 @@ def command(
 
 
 def _folder(output: str) -> Path:
-    """Where the results go.
+    """The folder for the results.
 
     Raises:
-        UsageError: it is called like a file that is written there.
+        UsageError: it has the name of a file that is written there.
     """
     from cascli.analysis.speculation_profile import FILE
 
@@ -167,7 +167,7 @@ def _folder(output: str) -> Path:
 
 
 def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None, batch_size: int | None) -> SweepPlan:
-    """The plan with what flags say in place of its file's, and after them the environment."""
+    """The plan with the values of its file overridden by flags, else by the environment."""
     from cascli.settings import from_environment
     from cascli.sweeps.overriding import overridden
 
@@ -181,7 +181,7 @@ def _allowed(task: Task, settings: common.Plan, *, allow: bool, unsafe: bool) ->
     """The task, if the code that it runs may be run here.
 
     Raises:
-        UsageError: nobody has allowed it, or it cannot be walled off here.
+        UsageError: running it was not allowed, or it cannot be sandboxed here.
     """
     from cascli.sweeps.run import allowed
 
@@ -200,7 +200,7 @@ def _run(
     header: Header,
     done: Done,
 ) -> SweepPlan:
-    """Carry the sweep out, show what it gave, and return the plan with the strategies that its budgets added."""
+    """Run the sweep, show its results, and return the plan with the strategies that its budgets added."""
     from cascli.cli.progress import Progress
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.run import all_failed, carry_out, settled
@@ -220,14 +220,14 @@ def _run(
         with Progress(settings.screen, "sweeping", counted=True) as progress:
             carry_out(executor, plan, task, records, done, on_progress=progress.step)
     finally:
-        # Also what an interrupted sweep has got is shown and written.
+        # The results of an interrupted sweep are shown and written too.
         views.show_results(records, header, settings.screen, as_json=settings.settings.json_output)
     all_failed(done)
     return plan
 
 
 def _check(required: Sequence[Requirement], records: Records, plan: SweepPlan) -> None:
-    """Raise if something that was required is not so, at any temperature."""
+    """Raise if a requirement is violated at some temperature."""
     from cascli.analysis.requirements import first_violation
     from cascli.sweeps.table import rows
 

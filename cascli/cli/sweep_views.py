@@ -25,7 +25,7 @@ RULE_CURVES_K = 4
 
 
 def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) -> None:
-    """Everything that a sweep will do, how much that is, and how long it will take as far as that is known."""
+    """Print everything that a sweep will do, how much that is, and how long it will take, if known."""
     from cascli.sweeps.records import Records
 
     specs = plan.specs()
@@ -61,7 +61,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
 
 
 def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
-    """A strategy, with its temperatures where they are not all of the sweep's."""
+    """A strategy, with its temperatures if they are not all of the sweep's."""
     some = ", ".join(f"{each:g}" for each in at)
     return spec if len(at) == len(plan.temperatures) else f"{spec}  (at temperature {some})"
 
@@ -83,7 +83,7 @@ def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
 
 
 def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan, folder: Path) -> None:
-    """Estimate all rules and alphas, print a part of it, and write all."""
+    """Estimate all rules and alphas, print some of them, and write all."""
     from cascli.analysis.rule_estimate import RuleCurves
     from cascli.cli.common import command_line
     from cascli.files import write
@@ -155,7 +155,7 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
         header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in table}
     ):
         screen.note(line)
-    # After the table: a disk that is full now hides no result.
+    # Files come after the table, so that a full disk hides no result.
     svg = _picture(table, header, records.folder / "quality-cost.svg")
     write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))
     if header.plan.by is not None:
@@ -166,21 +166,21 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
 
 
 def _profile(table: list[SweepRow], records: Records, header: Header) -> list[str]:
-    """Write what serving tools read of drafts, if a strategy makes any, and return the file's name."""
+    """Write what serving tools read about drafts, if a strategy makes any, and return the file's name."""
     from cascli.analysis.speculation_profile import FILE
     from cascli.files import write
     from cascli.sweeps.speculation_profile import of_sweep
 
     try:
         found = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in table)))
-    except UsageError:  # nothing drafts ahead, or answers are of before it was counted
+    except UsageError:  # nothing drafts ahead, or the answers predate these counts
         return []
     write(records.folder / FILE, found.to_json() + "\n")
     return [FILE]
 
 
 def _picture(table: list[SweepRow], header: Header, path: Path) -> str | None:
-    """Draw the plot, if matplotlib is there, and return its text."""
+    """Draw and write the plot, if matplotlib is installed, and return its SVG text."""
     from cascli.files import write
 
     svg = drawn(table, header)

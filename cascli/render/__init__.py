@@ -1,1 +1,1 @@
-"""Terminal, Markdown, CSV, plots and HTML of what was found. Reads traces, metrics and tables; imports no torch."""
+"""Results as terminal output, Markdown, CSV, plots and HTML. Reads traces, metrics and tables; imports no torch."""

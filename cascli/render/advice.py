@@ -19,12 +19,12 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
 
 NEAR = 0.9
-"""Share of the best prediction from which other lengths are told of without `-v`."""
+"""Share of the best prediction from which other block lengths are listed without `-v`."""
 MOST_NEAR = 4
 
 
 def print_advice(advice: Advice, screen: Screen) -> None:
-    """The finding, and unless quiet everything that it rests on."""
+    """Print the finding and, unless quiet, everything that it rests on."""
     out = screen.out
     out.print(Text(_title(advice)), style="bold")
     out.print(Text(verdict(advice)), style="bold")
@@ -34,7 +34,7 @@ def print_advice(advice: Advice, screen: Screen) -> None:
         out.print(Text(said))
     _part(out, f"Measured, interleaved, whole answers to {len(advice.confirmed_on)} prompts", _measured(advice, out))
     if advice.explanation is not None:
-        # The table's speeds are of prompts, each with its own ratio, or of answers.
+        # The table's speeds are over prompts, each with its own ratio, or over answers.
         out.print(Text(f"\n{sentence(advice.explanation, by_token=True, fancy=unicode_ok(out))}"))
     _print_predictions(advice, screen)
     out.print(Text("\nOn what it rests", style="bold"))
@@ -48,7 +48,7 @@ def print_advice(advice: Advice, screen: Screen) -> None:
 
 
 def _print_predictions(advice: Advice, screen: Screen) -> None:
-    """What did not run: without loss, with it, and on other machines."""
+    """Print the predictions for what did not run: lossless, lossy, and under changed conditions."""
     out, fancy = screen.out, unicode_ok(screen.out)
     shown = advice.candidates if screen.verbose else _shown(advice)
     _part(out, "Predicted without loss", _predicted(shown, out, fancy=fancy))
@@ -89,7 +89,7 @@ def _table(console: Console, headings: tuple[str, ...]) -> Table:
 
 
 class Column(NamedTuple):
-    """A heading, what a row has below it, and when it goes where there is no room: the highest first, 0 never."""
+    """A heading, how a row fills it, and when it is dropped for lack of room: the highest first, 0 never."""
 
     heading: str
     cell: Callable[[Confirmed], str]
@@ -113,11 +113,11 @@ SCORED = [
     Column("at\nmost", lambda row: DASH if row.quality is None else number(row.quality.most, 3)),
 ]
 NAME = 20
-"""Characters of a strategy's name on one line, where a table has to be narrow."""
+"""Characters per line of a strategy's name, in a table that has to be narrow."""
 
 
 def _measured(advice: Advice, console: Console) -> Table:
-    """With as many columns as there is room for; names go over several lines before a column goes."""
+    """A table with as many columns as fit; names wrap before a column is dropped."""
     scored = any(row.quality is not None for row in advice.confirmed)
     columns = [*MEASURED, *(SCORED if scored else [])]
     tables = [_drawn(advice, few, console, width) for few in ever_fewer(columns) for width in (console.width, NAME)]
@@ -142,7 +142,7 @@ def _interval(ratio: Ratio) -> str:
 
 
 def _shown(advice: Advice) -> list[Candidate]:
-    """The best of each drafter and stop, and plain speculation at every k that comes near its best."""
+    """The best of each drafter and stop, and plain speculation at every k that comes close to its best."""
     plain = [each for each in advice.candidates if each.plain]
     near = [each for each in plain if plain and each.gain >= NEAR * plain[0].gain][:MOST_NEAR]
     return [each for each in advice.candidates if not each.plain or each in near]
@@ -174,13 +174,13 @@ def _levers(advice: Advice, console: Console) -> Table:
 
 
 def _most(advice: Advice) -> str:
-    """Which of the changes would help most."""
+    """The change that would help most, in a sentence."""
     most = max(advice.levers, key=lambda each: each.gain)
     return f"Most would be gained by: {most.change}, {most.gain:.2f}x in place of {advice.levers[0].gain:.2f}x."
 
 
 def _basis(advice: Advice) -> Iterator[str]:
-    """What was recorded and timed."""
+    """What was recorded and timed, in sentences."""
     looked, machine = advice.looked, advice.machine
     others = "others than were measured" if advice.apart else "the same as were measured"
     cut = f"{looked.share_cut:.0%} of answers cut"

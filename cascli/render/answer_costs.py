@@ -1,4 +1,4 @@
-"""What answers cost, in tables and a sentence: rules that write longer answers are told from those that save."""
+"""Costs of answers, in tables and a sentence: rules that only write longer answers are told from those that save."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """A heading, how a row fills it, and what kind of number it is for the narrow terminal that lacks room."""
+    """A heading, how a row fills it, and when it is dropped on a narrow terminal."""
 
     heading: str
     cell: Callable[[Priced], str]
     expendable: int = 0
-    """The highest goes first; 0 stays."""
+    """The highest is dropped first; 0 stays."""
 
 
 def _of_costs(fill: Callable[[AnswerCosts], str]) -> Callable[[Priced], str]:
@@ -46,7 +46,7 @@ def _ratio(ratio: Ratio | None, *, bounds: bool = True) -> str:
 
 
 def outcome(costs: AnswerCosts | None) -> str:
-    """Whether answers take fewer calls than those of speculation without loss, as far as that is known."""
+    """Whether answers take fewer calls than those of lossless speculation, as far as that is known."""
     if costs is None or costs.lossless is None:
         return DASH
     ratio = costs.calls_to_lossless
@@ -77,7 +77,7 @@ PROMPTS = [
     Column("tokens a round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
     Column("seconds a prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
 ]
-"""How prompts differ, each with all its turns."""
+"""How prompts vary, each with all its turns."""
 ANSWERS = [
     Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
     Column("length", _of_costs(lambda costs: _ratio(costs.length))),
@@ -86,7 +86,7 @@ ANSWERS = [
     Column("cut", _of_costs(lambda costs: percent(costs.share_cut)), expendable=2),
     Column("verdict", lambda row: DASH if row.strategy in ("target", "draft") else outcome(row.costs)),
 ]
-"""Tokens a round and calls over those of plain speculation, the length over the target's."""
+"""Tokens per round and calls are relative to plain speculation, the length to the target's answers."""
 
 
 def _distances(*, greedy: bool) -> list[Column]:
@@ -116,14 +116,14 @@ def _waste(d: Distances) -> str:
 
 
 def cost_tables(rows: Sequence[Priced], console: Console, *, greedy: bool) -> list[Table]:
-    """What answers cost, and what of the target's distribution is given up for it; nothing of older documents."""
+    """The costs of answers, and how much of the target's distribution is traded for them; empty for older documents."""
     if all(row.costs is None for row in rows):
         return []
     return [_fitting(rows, columns, console) for columns in (ANSWERS, _distances(greedy=greedy))]
 
 
 def _fitting(rows: Sequence[Priced], columns: Sequence[Column], console: Console) -> Table:
-    """One line a strategy, with as many columns as fit a page; then names take two lines rather than a number a cut."""
+    """One line per strategy, with as many columns as fit a page; if still too wide, names wrap and no number is cut."""
     tables = [_table(rows, few, console) for few in ever_fewer(columns)]
     table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
@@ -142,14 +142,14 @@ def _table(rows: Sequence[Priced], columns: Sequence[Column], console: Console) 
 
 
 def prompts_table(rows: Sequence[Priced], console: Console) -> Table | None:
-    """How prompts differ in what they cost; None of older documents."""
+    """How costs vary over prompts; None for older documents."""
     if all(row.costs is None or row.costs.per_prompt is None for row in rows):
         return None
     return _fitting(rows, PROMPTS, console)
 
 
 def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
-    """What the columns of the tables are over; `greedy`: temperature 0 alone, None: that and others."""
+    """What the columns are relative to; `greedy` is True for temperature 0 alone, None for that and others."""
     regret, kl = "regret log max p1 - log p1(x)", "KL(pi || p)"
     what = {True: regret, False: kl, None: f"{kl}, at temperature 0 {regret}"}[greedy]
     over = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
@@ -163,7 +163,7 @@ def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
 
 
 def _brackets(rows: Sequence[Priced]) -> str:
-    """What stands in them behind ratios."""
+    """What the brackets after ratios mean."""
     costs = [row.costs for row in rows if row.costs is not None]
     kinds = {ratio.interval_kind for each in costs for ratio in (each.calls_to_lossless, each.length) if ratio}
     said = {"95%": "( ) 95% interval over prompts", "range": "[ ] range over prompts"}
@@ -171,14 +171,14 @@ def _brackets(rows: Sequence[Priced]) -> str:
 
 
 def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
-    """Which rule saves calls of an answer, and which one only seems to; None without speculation to hold it against."""
+    """Which rule saves calls per answer, and which only seems to; None without lossless speculation to compare with."""
     held = [(row, row.costs) for row in rows if row.costs is not None and row.costs.lossless is not None]
     lossy = [(row, costs) for row, costs in held if row.strategy.partition(":")[0] == "speculative-cascade"]
     if not lossy:
         return None
     withheld = next((costs.withheld for _, costs in lossy if costs.withheld), None)
     if any(costs.calls_to_lossless is not None for _, costs in lossy):
-        withheld = None  # of some it is told, if of too few prompts to be judged
+        withheld = None  # it is known for some, even if from too few prompts to be judged
     known = [(row, costs, costs.calls_to_lossless) for row, costs in lossy]
     told = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
     if not told:

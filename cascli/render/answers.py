@@ -1,6 +1,6 @@
-"""Answers side by side as flowing text, each token in the colour of its origin, what was rejected struck through.
+"""Answers side by side as running text: each token in the colour of its origin, rejected ones struck through.
 
-While they are written and when they are done: the same cells, cut to the last lines that fit, or whole.
+The same cells are shown while answers are written, cut to the last lines that fit, and whole when they are done.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from cascli.render.theme import COLORS
 from cascli.trace import Round, Run
 
 BLOCK = 64
-"""Rounds that are left out of a long answer at once."""
+"""Rounds of a long answer that are left out at a time."""
 CELL = 24
-"""Characters of a line of an answer, at least."""
+"""Minimum number of characters in a line of an answer."""
 
 
 @dataclass
 class AnswerCell:
-    """One strategy's answer as far as it has come."""
+    """One strategy's answer so far."""
 
     name: str
     mixed: bool
-    """Whether its tokens come from more than one model: only then they are marked where there is no colour."""
+    """Whether its tokens come from more than one model; only then are they marked if there is no colour."""
     rounds: list[Round] = field(default_factory=list)
     note: str = ""
-    """What stands beside the name."""
+    """Text next to the name."""
     end: str = ""
-    """What stands after the answer."""
+    """Text after the answer."""
     diverges: int | None = None
-    """Index of the first token that differs from the target's; None if none does, or that is not known."""
+    """Index of the first token that differs from the target's; None if none does or it is unknown."""
 
     @classmethod
     def of(cls, run: Run, name: str, note: str = "", diverges: int | None = None) -> AnswerCell:
@@ -46,12 +46,12 @@ class AnswerCell:
         return cls(name, run.strategy not in ("draft", "target"), list(run.rounds), note, ends, diverges)
 
     def text(self, console: Console, most: int | None = None) -> Text:
-        """The answer, equal tokens calm and what comes after the first difference bold.
+        """The answer: plain up to the first token that differs from the target's, and bold from there.
 
         Args:
-            console: says whether there are colours and signs.
-            most: about so many rounds, the last ones; all by default. What is left out goes a block at a time, so that
-                lines do not break anew with every round.
+            console: determines whether there are colours and Unicode symbols.
+            most: the approximate number of rounds shown, the last ones; all by default. Rounds are left out a block at
+                a time, so that lines do not wrap differently after every round.
         """
         skipped = 0 if most is None else max(len(self.rounds) - most, 0) // BLOCK * BLOCK
         painter = _Painter(console, self)
@@ -76,9 +76,9 @@ class _Painter:
             self._place += 1
 
     def _put(self, text: str, event: str, more: str) -> None:
-        """Spaces apart from the word: what is struck through or underlined is the word.
+        """Append a token with its spaces outside the style: only the word is struck through or underlined.
 
-        Control characters are pictures before lines are wrapped, or lines would be wider than they were counted.
+        Control characters are made visible before lines are wrapped, or lines would be wider than they were counted.
         """
         look, text = LOOKS[event], plain(text)
         before, word, after = self._parts(text, event, marked=bool(more or look.before or look.after))
@@ -95,10 +95,10 @@ class _Painter:
         self.result.append(after)
 
     def _parts(self, text: str, event: str, *, marked: bool) -> tuple[str, str, str]:
-        """What stands before, in and after the marks of a token.
+        """Split a token into what comes before, inside and after its marks.
 
-        Whitespace that needs a mark gets signs to put it around. What was rejected breaks no lines: it is no part of
-        the answer.
+        Whitespace that needs a mark is shown as symbols to put it around. Rejected tokens break no lines: they are not
+        part of the answer.
         """
         spaces = text[: len(text) - len(text.lstrip(" "))]
         before = "" if spaces == text else spaces
@@ -116,16 +116,16 @@ class _Painter:
 
 
 def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | None = None) -> Table:
-    """As many columns as fit in a row, rows below each other.
+    """As many columns as fit in a row, in rows below each other.
 
     Args:
-        cells: in order.
-        console: says how wide it is.
-        lines: of each answer, the last ones; all by default.
+        cells: the answers, in order.
+        console: gives the width.
+        lines: the number of lines shown of each answer, the last ones; all by default.
     """
     columns = columns_of(len(cells), console)
     each = (min(console.width, WIDEST) + 2) // columns - 2
-    most = None if lines is None else lines * each // 2  # of two characters: no more lines are shown
+    most = None if lines is None else lines * each // 2  # at two characters a round, this fills all lines shown
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for _ in range(columns):
         table.add_column(width=each, overflow="fold")
@@ -139,19 +139,19 @@ def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | Non
 
 
 def columns_of(count: int, console: Console) -> int:
-    """How many of so many answers stand in a row: as many as fit, and rows of about the same length."""
+    """The number of answers per row: as many as fit, with rows of about the same length."""
     fit = min(max((min(console.width, WIDEST) + 2) // (CELL + 2), 1), count)
     return -(-count // -(-count // fit))
 
 
 def _heading(cell: AnswerCell, width: int, *, live: bool) -> Text:
-    """Name and note: in two lines while the note changes, so that nothing moves; else in one if there is room."""
+    """Name and note: on two lines while the note changes, so that nothing moves; else on one if there is room."""
     apart = "\n" if live or len(cell.name) + len(cell.note) + 2 > width else "  "
     return Text.assemble((cell.name, "bold"), apart if cell.note or live else "", (cell.note, "dim"))
 
 
 def _last(text: Text, width: int, lines: int | None, console: Console) -> Text:
-    """The last lines of a text as they are wrapped."""
+    """The last lines of a text after wrapping."""
     if lines is None:
         return text
     wrapped = text.wrap(console, width)
@@ -163,7 +163,7 @@ def _written(cell: AnswerCell) -> int:
 
 
 def legend_of(cells: Sequence[AnswerCell], console: Console) -> Text:
-    """What the looks of these answers mean."""
+    """The legend for the styles in these answers."""
     events: set[str] = set()
     for cell in cells:
         for round_ in cell.rounds:

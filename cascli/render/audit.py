@@ -1,4 +1,4 @@
-"""An audit as lines, one a check, that can be printed as the checks are made."""
+"""An audit as lines, one per check, which can be printed as the checks are made."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cascli.render.numbers import DASH
 
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 RESULT, KIND, SUBJECT, NUMBER = 7, 9, 32, 7
-"""Widths of the columns: the same in every line, whatever the lines to come will hold; 80 in all."""
+"""Widths of the columns: the same in every line, whatever later lines hold; 80 in all."""
 WITH_DETAIL = 110
-"""Columns from which on what was done stands behind the numbers of every check."""
+"""Terminal width from which what was done follows the numbers of every check."""
 
 
 def heading(console: Console) -> Table:
@@ -28,7 +28,7 @@ def heading(console: Console) -> Table:
 
 
 def row(check: Check, console: Console) -> RenderableType:
-    """One check: its numbers, and what was done where there is room, or where it did not pass."""
+    """One check: its numbers, and what was done if there is room or it did not pass."""
     cells = [
         Text(check.status, style=STYLES[check.status]),
         Text(check.kind),
@@ -56,7 +56,7 @@ def _line(cells: Sequence[Text], *, detail: bool) -> Table:
 
 
 def _subject(text: str, *, fancy: bool) -> str:
-    """A strategy under its short name, so that it breaks between words; anything else as it is."""
+    """A strategy under its short name, which can wrap between words; anything else unchanged."""
     name, against, other = text.partition(" against ")
     return (short_name(name, fancy=fancy) if ":" in name else name) + against + other
 

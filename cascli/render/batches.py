@@ -20,7 +20,7 @@ SHOWN_ACCEPTANCE = 0.8
 
 
 def print_batches(bench: Bench, screen: Screen) -> None:
-    """The passes of each batch size, what they predict, and what was measured."""
+    """Print the passes of each batch size, what they predict, and what was measured."""
     out, batches = screen.out, bench.batches
     out.print(Text(f"\nBatches, after {batches[0].context} tokens: throughput, not the latency of an answer", "bold"))
     out.print(stacked(_passes(batches, out)))
@@ -44,7 +44,7 @@ def print_batches(bench: Bench, screen: Screen) -> None:
 
 
 def shown_ks(batches: list[Profile]) -> list[int]:
-    """Block lengths that were timed, of those in a table."""
+    """The block lengths of a table that were timed."""
     return [k for k in SHOWN_KS if k < batches[0].longest]
 
 

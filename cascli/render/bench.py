@@ -19,13 +19,13 @@ from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size
 
 ROOMY = 110
-"""Columns that a table of all usual blocks takes."""
+"""Width in columns of a table with all usual blocks."""
 NARROW = (1, 2, 3, 5, 9, 17, 33)
-"""Blocks that are shown where there are fewer."""
+"""Blocks shown on a narrower terminal."""
 
 
 def print_bench(bench: Bench, screen: Screen) -> None:
-    """The tables, and what they say."""
+    """Print the tables and what follows from them."""
     out = screen.out
     out.print(Text(_title(bench), style="bold"))
     out.print(stacked(_steps(bench, out)))
@@ -53,7 +53,7 @@ def _title(bench: Bench) -> str:
 
 
 def synthetic_title(runs: SyntheticRuns) -> str:
-    """What these numbers are, said before them."""
+    """The heading that marks these numbers as synthetic."""
     return f"SYNTHETIC acceptance {runs.acceptance}: speed only, over {runs.tokens} tokens whose text means nothing"
 
 

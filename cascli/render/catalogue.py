@@ -33,11 +33,11 @@ SYMBOLS = {
     "KL, js": "relative entropy and Jensen-Shannon divergence, in nats",
     "T": "the temperature",
 }
-"""What stands in formulas."""
+"""The symbols in formulas."""
 
 
 def catalogue(plugins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
-    """Strategies, rules, drafters, then stops, a short paragraph each; then what the formulas' letters mean."""
+    """Strategies, rules, drafters, then stops, a short paragraph each; then the meaning of the symbols in formulas."""
     titles = {"strategies": "Strategies", "rules": "Deferral rules", "drafters": "Drafters", "stops": "Stops"}
     parts = [part for kind, title in titles.items() if plugins[kind] for part in _section(title, plugins[kind])]
     symbols = [_labelled(symbol, meaning) for symbol, meaning in SYMBOLS.items()]
@@ -45,7 +45,7 @@ def catalogue(plugins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
 
 
 def _labelled(label: str, value: str) -> Padding:
-    """A label and its text, whose later lines stand below the first."""
+    """A label and its text, with later lines aligned below the first."""
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_column(width=8, style="dim")
     row.add_column(overflow="fold")
@@ -83,7 +83,7 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _q(row: Mapping[str, Any]) -> str:
-    """What a drafter's distributions are like; where they depend on the rounds, so do the outputs of lossy rules."""
+    """A drafter's distributions, in words; if they depend on the rounds, so does the output of lossy rules."""
     sure = "one-hot" if row["one_hot"] else "a distribution"
     if row["by_prefix"]:
         return f"{sure}, of the text before a position alone"

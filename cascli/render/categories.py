@@ -1,4 +1,4 @@
-"""Acceptance, cost and distance by category of the prompts, for `compare` and sweeps."""
+"""Acceptance, cost and distance by prompt category, for `compare` and sweeps."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ COLUMNS = [
     Column("tokens\na turn", lambda row: DASH if row.mean_answer_tokens is None else count(row.mean_answer_tokens)),
     Column("speed", speed_text),
 ]
-"""The last ones go first where there is no room. Calls are of all turns of a prompt."""
+"""The last ones are dropped first if there is no room. Calls cover all turns of a prompt."""
 
 
 def category_table(groups: Groups, console: Console, metric: str | None = None) -> Table:
-    """Every category with a line a strategy; `metric` is what a sweep's answers are scored by."""
+    """Every category, with one line per strategy; `metric` is what a sweep's answers are scored by."""
     columns = [*([] if metric is None else [Column(metric, _quality)]), *COLUMNS]
     tables = [_table(groups, columns[:count], console) for count in range(len(columns), 3, -1)]
     table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])

@@ -1,4 +1,4 @@
-"""A whole comparison on the terminal: one page with verdict, table and answers, and what to make of their times."""
+"""A whole comparison on the terminal: one page with verdict, table and answers, and what explains their times."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from cascli.trace import PairInfo, Run, prompts_of
 
 TRACES_SHOWN = 3
 Trace = Literal["text", "tokens", "none"]
-"""The answers as flowing text, or one line a token."""
+"""Whether answers are shown as running text, with one line per token, or not at all."""
 
 
 def print_comparison(
     comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False
 ) -> None:
-    """Verdict, table and answers, and what to make of their times."""
+    """Print verdict, table and answers, and what explains their times."""
     print_results(comparison, screen, trace, by_category=by_category)
     print_explanation(comparison, screen)
 
 
 def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False) -> None:
-    """What was there when the last answer was: the verdict, the table, and the answers of the first prompts.
+    """Print what is known when the last answer is done: the verdict, the table, and the answers to the first prompts.
 
-    `trace` is the answers as text, token by token, or none; `by_category` adds a table of each category of the prompts,
-    and -v every figure.
+    `trace` shows the answers as text, token by token, or not at all. `by_category` adds a table of every prompt
+    category, and -v every figure.
     """
     out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
     said = verdict(rows, fancy=unicode_ok(out))
-    told = (rows[0].num_prompts or 1) > 1 or screen.verbose  # what answers cost: of one prompt only where asked for
+    told = (rows[0].num_prompts or 1) > 1 or screen.verbose  # costs of answers to a single prompt only with -v
     if not screen.quiet:
         _print(out, Text(prompt_line(groups)))
         for sentence_ in (said, cost_verdict(rows, fancy=unicode_ok(out)) if told else None):
@@ -82,7 +82,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
 
 
 def _print_all_figures(comparison: Comparison, out: Console) -> None:
-    """How prompts differ, how settings were found, and a table of everything else."""
+    """Print how prompts vary, how settings were found, and a table of everything else."""
     rows = comparison.summary
     over_prompts = prompts_table(rows, out) if (rows[0].num_prompts or 1) > 1 else None
     if over_prompts is not None:
@@ -94,13 +94,13 @@ def _print_all_figures(comparison: Comparison, out: Console) -> None:
 
 
 def _by_rounds(rows: Sequence[Row]) -> str | None:
-    """Which output distributions are none over tokens after a text: the lossless ones are, whatever was drafted."""
+    """Strategies whose output distribution depends on the rounds, not on the text alone; lossless ones never do."""
     named = [short_name(row.strategy, fancy=False) for row in rows if row.depends_on_rounds and not row.lossless]
     return f"law depends on the rounds: {', '.join(named)}" if named else None
 
 
 def _by_order(runs: Sequence[Run]) -> str | None:
-    """Which strategies drafted from earlier answers."""
+    """The strategies that drafted from earlier answers."""
     remember = dict.fromkeys(run.spec for run in runs if run.earlier_texts is not None)
     named = [short_name(spec, fancy=False) for spec in remember]
     said = "drafts from earlier answers too, so that the order of the prompts counts"
@@ -108,13 +108,13 @@ def _by_order(runs: Sequence[Run]) -> str | None:
 
 
 def _exits(rows: Sequence[Row], batch_size: int) -> Iterator[str]:
-    """What is to be known of drafts that are the target's own first layers', once for each exit."""
+    """What to know about drafts from the target's own first layers, once for each exit."""
     exits = {row.exit.layers: row.exit for row in rows if row.exit is not None}
     yield from (exit_line(exit, batch_size) for exit in exits.values())
 
 
 def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, trace: Trace) -> None:
-    """The answers to the first prompts, or with -v to all."""
+    """Print the answers to the first prompts, or with -v to all."""
     out = screen.out
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
     for group in shown:
@@ -141,7 +141,7 @@ def _print_answers(group: list[Run], rows: Sequence[Row], out: Console, trace: T
 
 
 def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[AnswerCell]:
-    """The answers to one prompt, each with its speed and where it leaves the target's."""
+    """The answers to one prompt, each with its speed and where it departs from the target's."""
     target = next((run for run in group if run.strategy == "target"), None)
     speeds = {row.strategy: row.speed_vs_target for row in rows}
     cells = []
@@ -155,26 +155,26 @@ def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[
 
 
 def prompt_line(groups: Sequence[Sequence[Run]]) -> str:
-    """What was asked."""
+    """The prompt, or the first one and the number of others."""
     first = _short(groups[0][0].prompt)
     prompts = len({*prompts_of([group[0] for group in groups])})
     return first if prompts == 1 else f"{first} and {prompts - 1} more"
 
 
 def _print(out: Console, what: RenderableType) -> None:
-    """No wider than a page, however wide the terminal is."""
+    """Print no wider than a page, however wide the terminal is."""
     out.print(what, width=min(out.width, WIDEST))
 
 
 def print_explanation(comparison: Comparison, screen: Screen) -> None:
-    """What to make of the table's times."""
+    """Print what explains the table's times."""
     if not screen.quiet:
         for line in notes(comparison, verbose=screen.verbose, fancy=unicode_ok(screen.out)):
             _print(screen.out, Text(f"\n{line}"))
 
 
 def notes(comparison: Comparison, *, verbose: bool = False, fancy: bool = True) -> Iterator[str]:
-    """Why it is not faster, and whether the machine was quiet enough to say."""
+    """Why it is not faster, and whether the machine was quiet enough to tell."""
     lengths = [length_line(each, fancy=fancy) for each in comparison.draft_lengths if each.stops or verbose]
     lengths = lengths or [length_line(each, fancy=fancy) for each in comparison.draft_lengths[:1]]
     if lengths:
@@ -189,7 +189,7 @@ def notes(comparison: Comparison, *, verbose: bool = False, fancy: bool = True) 
 
 
 def _cpu_threads(comparison: Comparison) -> int | None:
-    """Threads of the CPU that it ran on; None on a GPU, and of older documents."""
+    """The number of CPU threads used; None on a GPU, and for older documents."""
     first = comparison.runs[0] if comparison.runs else None
     if first is None or first.pair.target.device != "cpu":
         return None
@@ -198,14 +198,14 @@ def _cpu_threads(comparison: Comparison) -> int | None:
 
 
 def pair_line(run: Run) -> str:
-    """The pair and its precisions: the rows are about these models, as they ran."""
+    """The pair and its precisions, as the models ran."""
     pair = run.pair
     batch = f"; throughput of {run.batch_size} answers at once" if run.batch_size > 1 else ""
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}{batch}"
 
 
 def interrupted_line(runs: Sequence[Run]) -> str | None:
-    """How many answers the user ended before they were whole, and of which strategies if not of all; None if none."""
+    """The number of answers that the user interrupted, and their strategies unless all are; None if there are none."""
     ended = [run for run in runs if run.finish_reason == "interrupted"]
     if not ended:
         return None
@@ -215,7 +215,7 @@ def interrupted_line(runs: Sequence[Run]) -> str | None:
 
 
 def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:
-    """Why some tokens are never drafted, if so, and how much of what the draft would say is left."""
+    """Why some tokens are never drafted, if so, and how much of the draft's mass is on the others."""
     said = "; ".join(pair.limits)
     masses = {number(row.shared_mass) for row in rows if row.shared_mass is not None}
     if not masses:
@@ -224,7 +224,7 @@ def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
-    """Runs of one prompt together: a group ends where its first strategy comes again."""
+    """Group runs by prompt: a group ends where its first strategy recurs."""
     group: list[Run] = []
     for run in runs:
         if group and run.spec == group[0].spec:

@@ -22,28 +22,28 @@ Item = TypeVar("Item")
 
 
 class Expendable(Protocol):
-    """A column of a table that may have to be narrower."""
+    """A column that may be dropped from a table for lack of room."""
 
     @property
     def expendable(self) -> int:
-        """When it goes: the highest first, 0 never."""
+        """When it is dropped: the highest first, 0 never."""
 
 
 Shown = TypeVar("Shown", bound=Expendable)
 WIDEST = 100
-"""Columns of a page, however wide the terminal is."""
+"""Maximum width of a page in columns, however wide the terminal is."""
 
 
 @dataclass(frozen=True)
 class Screen:
-    """The two consoles of a command, and how much to say."""
+    """The two consoles of a command, and how much to print."""
 
     out: Console
     err: Console
     quiet: bool = False
     verbose: bool = False
     forced: bool = False
-    """Whether colour was asked for by name, so that a pipe gets it too."""
+    """Whether colour was requested explicitly, so that a pipe gets it too."""
 
     @property
     def colored(self) -> bool:
@@ -52,12 +52,12 @@ class Screen:
 
     @property
     def live(self) -> bool:
-        """Whether a person watches the answer grow."""
+        """Whether a person watches the answer grow, on a terminal."""
         return self.out.file.isatty()
 
     @property
     def styled(self) -> bool:
-        """Whether answers show where their tokens came from: to a person, or where colour was asked for by name."""
+        """Whether answers show where their tokens came from: on a terminal, or if colour was requested explicitly."""
         return self.live or self.forced
 
     def write(self, text: str) -> None:
@@ -69,20 +69,20 @@ class Screen:
         self.out.file.flush()
 
     def note(self, text: str, *, style: str = "dim") -> None:
-        """Say something beside the result, unless quiet."""
+        """Print something other than the result, unless quiet."""
         if not self.quiet:
             self.err.print(text, style=style, markup=False, highlight=False)
 
 
 class SafeConsole(Console):
-    """A console that no text of a model or a file can control."""
+    """A console that text from a model or a file cannot control."""
 
     def __init__(self, **how: Any) -> None:
-        """As Rich's."""
-        super().__init__(emoji=False, **how)  # `:x:` in a name or an answer stands for itself
+        """Takes the arguments of Rich's console."""
+        super().__init__(emoji=False, **how)  # `:x:` in a name or an answer is taken literally
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Whatever is printed comes by here, so that no text of a stranger can control the terminal."""
+        """Make everything printed safe here, so that untrusted text cannot control the terminal."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=plain(segment.text))
 
@@ -95,7 +95,7 @@ def _console(file: TextIO, color: str) -> Console:
     wanted = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
     if wanted:
         made = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
-        if color == "always" and made.color_system is None:  # TERM says nothing, or `dumb`
+        if color == "always" and made.color_system is None:  # TERM is not set, or is `dumb`
             made = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
         return made
     return SafeConsole(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
@@ -105,20 +105,20 @@ def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -
     """The screen for a command's flags; `NO_COLOR` and pipes switch colour off.
 
     Raises:
-        UsageError: `CASCLI_THEME` names no palette.
+        UsageError: `CASCLI_THEME` names an unknown palette.
     """
     theme()
     return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose, color == "always")
 
 
 def plain_table(console: Console) -> Table:
-    """An empty table in the style of all of cascli's tables."""
+    """An empty table in the style of all cascli tables."""
     lines = box.SIMPLE_HEAD if unicode_ok(console) else box.ASCII2
     return Table(box=lines, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def fits(table: Table, console: Console, widest: int = 10_000) -> bool:
-    """Whether a table is shown whole, and is no wider than it may be."""
+    """Whether a table fits the console and the given width without being cut."""
     return _wanted(table, console) <= min(console.width, widest)
 
 
@@ -127,12 +127,12 @@ def _wanted(table: Table, console: Console) -> int:
 
 
 def in_lines(table: Table, console: Console, narrowest: int) -> Table:
-    """A table whose first column takes further lines where that makes it fit; rather that than a number cut.
+    """Wrap the first column of a table if that makes it fit, rather than cut a number.
 
     Args:
         table: changed in place.
-        console: says how wide it is.
-        narrowest: columns that the first one is left, at least, if the table can be made to fit by other means.
+        console: gives the width.
+        narrowest: minimum width of the first column; if the table does not fit even then, the width is left open.
     """
     if not fits(table, console):
         names = table.columns[0]
@@ -143,13 +143,13 @@ def in_lines(table: Table, console: Console, narrowest: int) -> Table:
 
 
 def ever_fewer(columns: Sequence[Shown]) -> list[list[Shown]]:
-    """All columns, then without the most expendable ones, and so on to those that stay."""
+    """All columns, then without the most expendable ones, and so on down to those that always stay."""
     levels = range(max(column.expendable for column in columns) + 1, 0, -1)
     return [[column for column in columns if column.expendable < level] for level in levels]
 
 
 def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], console: Console) -> list[Table]:
-    """As few tables as show all columns without cutting any: halves, and halves of these, where one is too wide."""
+    """As few tables as show all columns uncut: a table that is too wide is halved, and its halves again."""
     table = draw(columns)
     if len(columns) == 1 or fits(table, console):
         return [table]
@@ -165,14 +165,14 @@ def beside(
     *,
     justify: Literal["left", "right"] = "right",
 ) -> list[Table]:
-    """As few tables of numbers as are shown whole, each beginning with what its rows are of.
+    """As few tables of numbers as fit uncut, each starting with the row names.
 
     Args:
-        heading: of that.
-        names: one a row, which take further lines where there is little room.
-        columns: each its heading and its cells.
-        console: says how wide it is.
-        justify: to which side the names are.
+        heading: of the row names.
+        names: one per row; they wrap if there is little room.
+        columns: the heading and the cells of each.
+        console: gives the width.
+        justify: the alignment of the row names.
     """
 
     def draw(some: Sequence[tuple[str, Sequence[str]]]) -> Table:
@@ -188,11 +188,11 @@ def beside(
 
 
 def stacked(tables: Sequence[Table]) -> Group:
-    """Tables below each other, with a line between two."""
+    """Tables below each other, separated by an empty line."""
     parts: list[RenderableType] = [part for table in tables for part in ("", table)]
     return Group(*parts[1:])
 
 
 def unicode_ok(console: Console) -> bool:
-    """Whether signs beyond ASCII can be printed."""
+    """Whether symbols beyond ASCII can be printed."""
     return (console.encoding or "").lower().replace("-", "") in {"utf8", "utf16", "utf32"}

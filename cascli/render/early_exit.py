@@ -1,4 +1,4 @@
-"""What every exit of a target foresees of its text, as a table on the terminal."""
+"""How well every early exit of a target predicts its text, as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cascli.render.console import beside, stacked
 from cascli.render.numbers import number
 
 MOST_ROWS = 32
-"""Of a deeper model every second exit is shown, or fewer."""
+"""For a deeper model, only every second exit is shown, or fewer."""
 
 
 def print_exits(curve: ExitCurve, out: Console) -> None:
-    """The table, and what it says."""
+    """Print the table and what follows from it."""
     out.print(Text(f"\n{title(curve)}", style="bold"))
     out.print(stacked(_tables(curve, out)))
     for line in lines(curve):
@@ -25,7 +25,7 @@ def print_exits(curve: ExitCurve, out: Console) -> None:
 
 
 def title(curve: ExitCurve) -> str:
-    """What these numbers are."""
+    """The heading: what these numbers are."""
     kind = "untrained exits" if curve.trained is None else f"exits that were trained ({curve.trained})"
     texts = f"{curve.answers} answers" if curve.answers > 1 else "one answer"
     text = f"{curve.tokens} tokens of {texts} by the target, temperature {curve.temperature:g}"
@@ -45,13 +45,13 @@ def _tables(curve: ExitCurve, out: Console) -> list[Table]:
 
 
 def shown(curve: ExitCurve) -> Sequence[ExitPoint]:
-    """The rows: of many the best one and those at equal distances."""
+    """The exits to show: of many, the best one and those at equal distances."""
     step = -(-len(curve.exits) // MOST_ROWS)
     return [each for i, each in enumerate(curve.exits) if (i + 1) % step == 0 or each is curve.best]
 
 
 def lines(curve: ExitCurve) -> Iterator[str]:
-    """What to do with it."""
+    """What follows from the table."""
     best = curve.best
     spec = f"speculative:draft=early-exit,layers={best.layers},k={best.best_k}"
     if best.speed_up > 1:

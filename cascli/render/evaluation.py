@@ -15,13 +15,13 @@ from cascli.render.numbers import DASH, number
 from cascli.render.sweep import sweep_tables
 
 ROOMY = 60
-"""Columns from which task, score and strategy stand beside each other."""
+"""Terminal width from which task, score and strategy are side by side."""
 NO_SCORE = "score"
-"""Heading where no score of single answers is between 0 and 1."""
+"""Heading if no score of single answers is between 0 and 1."""
 
 
 def print_evaluation(evaluation: Evaluation, screen: Screen) -> None:
-    """The scores of lm-evaluation-harness, then of each task what its answers cost; below it what is to be known."""
+    """Print the scores of lm-evaluation-harness, then the answer costs of each task, then notes."""
     screen.out.print(Group(*_parts(evaluation, screen.out)))
     for note in notes(evaluation):
         screen.note(note)
@@ -37,7 +37,7 @@ def _parts(evaluation: Evaluation, console: Console) -> Iterator[RenderableType]
 
 
 def _scores(evaluation: Evaluation, console: Console) -> Table:
-    """One line a task, score and strategy; where there is little room, task and score stand above the strategies."""
+    """One line per task, score and strategy; on a narrow terminal, task and score are above the strategies."""
     fancy, roomy = unicode_ok(console), console.width >= ROOMY
     table = plain_table(console)
     if roomy:
@@ -69,7 +69,7 @@ def _by_metric(task: EvaluatedTask) -> dict[tuple[str, str], list[Score]]:
 
 
 def notes(evaluation: Evaluation) -> Iterator[str]:
-    """What the numbers do not say."""
+    """Notes on what the numbers do not show."""
     if not all(task.written for task in evaluation.tasks):
         yield "* likelihoods are the target's: a strategy has none of its own, and all share these scores"
     if evaluation.not_honoured:

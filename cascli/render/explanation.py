@@ -10,16 +10,16 @@ from cascli.render.numbers import seconds
 from cascli.render.verdict import SAME
 
 NOISY = 0.2
-"""Interquartile range over median from which a figure is not worth two digits."""
+"""Interquartile range over median from which a figure does not deserve two digits."""
 
 
 def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) -> str:
-    """What was measured, what it predicts, and what holds the strategy back.
+    """What was measured, what was predicted, and what holds the strategy back.
 
     Args:
         why: the explanation.
-        by_token: say that its speeds are tokens a second of all answers, beside others that are not.
-        fancy: whether the terminal has more than ASCII.
+        by_token: state that its speeds are tokens per second over all answers, for use next to others that are not.
+        fancy: whether the terminal can show more than ASCII.
     """
     slower = " Slower than target alone here." if why.measured_speed_up < 1 - SAME else ""
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
@@ -39,7 +39,7 @@ def _passed(why: Explanation) -> str:
 
 
 def _block(why: Explanation) -> str:
-    """What is known of this block length and of others."""
+    """What is known about this block length and others."""
     if why.stop is not None:
         return f"{why.stop} drafts {why.drafted_per_round or 0:.1f} of at most {why.k} tokens a round."
     if why.acceptance is None:
@@ -62,7 +62,7 @@ def _best(why: Explanation) -> str:
     if why.best_k is None:
         return "no k gains"
     more = " or more" if why.best_k_or_more else ""
-    # What the prediction misses at the length that ran it is taken to miss at another one: as `how long to draft` does.
+    # The error of the prediction at the length that ran is assumed at other lengths too, as in `how long to draft`.
     missed = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
     if why.best_speed_up is None:
         return f"best k {why.best_k}{more}"
@@ -73,7 +73,7 @@ def _best(why: Explanation) -> str:
 
 
 def _cause(why: Explanation) -> str:
-    """What holds it back; nothing where measured and predicted do not agree."""
+    """What holds it back, named only if measured and predicted agree."""
     if why.bottleneck is None:
         if why.noise is not None and why.noise > TOO_NOISY:
             return f"Timings differ by {why.noise:.0%} here, which is too noisy to name a cause."
@@ -89,12 +89,12 @@ def _cause(why: Explanation) -> str:
 
 
 def length_line(length: DraftLength, *, fancy: bool = True) -> str:
-    """The best fixed block length, what stops came to, and the bound of those who know what will be kept."""
+    """The best fixed block length, the speeds with stops, and the bound of drafting exactly what is kept."""
     parts = [f"{_stop(spec, fancy)} {speed:.2f}x" for spec, speed in length.stops.items()]
     if length.fixed is not None:
         parts.insert(0, _fixed(length.fixed))
     if length.oracle is not None:
-        # What lies behind the blocks that ran is not known: the bound is of those, not of a longer one.
+        # What would have followed the blocks that ran is unknown, so the bound is for their length, not a longer one.
         fixed = length.fixed
         blocks = f" of k = {fixed.ran}" if fixed is not None and fixed.k > fixed.ran else ""
         parts.append(f"drafting exactly what is kept{blocks} at most {length.oracle:.2f}x")
@@ -110,12 +110,12 @@ def _fixed(fixed: FixedLength) -> str:
 
 
 def _stop(spec: str, fancy: bool) -> str:
-    """A stop with its parameters and k: what a strategy's name says from there on."""
+    """A stop with its parameters and k: the rest of a strategy's name from there."""
     return short_name(spec, fancy=fancy).partition("stop=")[2]
 
 
 def steps_line(profile: Profile) -> str:
-    """The steps that the prediction is made of."""
+    """The step times that the prediction is based on."""
     blocks = ", ".join(f"{n}: {profile.v(n):.2f}" for n in sorted(profile.target) if n > 1)
     draft = f"draft {seconds(profile.draft[1].median)}, " if profile.draft else ""
     return (
@@ -125,7 +125,7 @@ def steps_line(profile: Profile) -> str:
 
 
 def noise_line(spread: float | None, threads: int | None = None) -> str | None:
-    """A warning if the machine was too noisy for the figures to be trusted; `threads` of a CPU, if it was one."""
+    """A warning if the machine was too noisy to trust the figures; `threads` is the number of CPU threads, if any."""
     if spread is None or spread < NOISY:
         return None
     alone = ", or with --threads 1 beside other work" if (threads or 1) > 1 else ""

@@ -1,7 +1,7 @@
 """Results as files: the one place that decides what `-o`, `--format` and `--json` mean, for every command.
 
-The suffix says what a file is, or `--format` where it is given, or `--json` where there is no suffix. `-` is stdout,
-and so is `--format` without `-o`; what is written there takes the place of what a person reads.
+A file's format is given by `--format`, else by its suffix, else by `--json`. `-` is stdout, as is `--format` without
+`-o`; what is written there replaces the output for people.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ if TYPE_CHECKING:
     from cascli.sweeps.table import SweepTable
 
 Writers = Mapping[str, Callable[[], str | bytes]]
-"""What a document can be written as, and how."""
+"""The formats a document can be written in, and how."""
 _NAME = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a command's result goes besides, or instead of, what a person reads."""
+    """Where a command's result goes in addition to, or instead of, the output for people."""
 
     printed: str | None = None
-    """What stdout gets instead; None for what a person reads."""
+    """The format of stdout; None for the output for people."""
     file: Path | None = None
     written: str = ""
-    """What the file is to be."""
+    """The format of the file."""
 
     @property
     def formats(self) -> list[str]:
-        """What is asked for."""
+        """The requested formats."""
         return [each for each in (self.printed, self.written) if each]
 
     def deliver(self, writers: Writers, screen: Screen, *, streamed: bool = False) -> None:
-        """Print and write; `streamed` means that lines were written by `lines` as they came."""
+        """Print and write; `streamed` means that `lines` has already written the lines, one by one."""
         done = "jsonl" if streamed else None
         if self.printed not in (None, done):
             _print(writers[self.printed]())
@@ -71,7 +71,7 @@ class Outputs:
 
     @contextmanager
     def lines(self) -> Iterator[Callable[[Run], None]]:
-        """Something that takes every run as it ends, and writes its line where one is wanted."""
+        """A callback that takes every run as it ends, and writes its line if JSON Lines are requested."""
         opened: list[TextIO] = []
 
         def put(place: TextIO, run: Run) -> None:
@@ -83,7 +83,7 @@ class Outputs:
                 put(sys.stdout, run)
             if self.file is not None and self.written == "jsonl":
                 with files.named(self.file):
-                    if not opened:  # not before: a run that fails leaves the old file
+                    if not opened:  # opened late: a run that fails leaves the old file
                         opened.append(self.file.open("w", encoding="utf-8"))
                     put(opened[0], run)
 
@@ -91,19 +91,19 @@ class Outputs:
             yield add
         finally:
             for file in opened:
-                with files.named(Path(file.name)):  # what a full disk did not take is tried once more
+                with files.named(Path(file.name)):  # closing tries once more to write what a full disk refused
                     file.close()
 
 
 def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
-    """What the flags ask for, checked before anything is computed.
+    """The outputs that the flags request, checked before anything is computed.
 
     Args:
         settings: with `output`, `format` and `json_output`.
-        possible: what the command's result can be written as; see `cascli.render.formats`.
+        possible: the formats that the command's result can be written in; see `cascli.render.formats`.
 
     Raises:
-        UsageError: a format that is none of these or cannot be told, or a place that cannot be written.
+        UsageError: a format that is not possible or cannot be determined, or a path that cannot be written.
     """
     wanted = settings.format
     if wanted is not None and wanted not in possible:
@@ -122,7 +122,7 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
 
 
 def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
-    """What a file's name, or --json, says that it is."""
+    """The format given by a file's name, or by --json."""
     suffix = path.suffix.lower()
     if path.name.endswith(speculation_profile.FILE) and formats.PROFILE in possible:
         return formats.PROFILE
@@ -144,19 +144,19 @@ def _check_binary(found: Outputs) -> None:
 
 
 def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") -> None:
-    """Refuse an output file of unknown kind before anything is computed.
+    """Reject an output file of unknown kind before anything is computed.
 
     Raises:
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
     if path.suffix not in allowed:
-        # '.htm' is meant to be '.html', but '.svg' is something else than '.csv'.
+        # '.htm' is probably meant as '.html', but '.svg' is no misspelled '.csv'.
         raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed, cutoff=0.8))
     check_place(path, flag=flag)
 
 
 def _check_not_read(path: Path, settings: Resolved) -> None:
-    """Refuse to write over what the command reads.
+    """Refuse to overwrite what the command reads.
 
     Raises:
         UsageError: the output is the file of prompts.
@@ -167,7 +167,7 @@ def _check_not_read(path: Path, settings: Resolved) -> None:
 
 
 def check_place(path: Path, *, flag: str = "--output") -> None:
-    """Refuse a place that cannot be written.
+    """Reject a path that cannot be written.
 
     Raises:
         UsageError: the folder does not exist, or it or the file cannot be written.
@@ -185,7 +185,7 @@ def check_place(path: Path, *, flag: str = "--output") -> None:
 
 
 def ended(text: str) -> str:
-    """A text that ends with its line."""
+    """The text with a final newline."""
     return text if text.endswith("\n") else text + "\n"
 
 
@@ -199,7 +199,7 @@ def _print(text: str | bytes) -> None:
 
 
 def of_runs(runs: Sequence[Run], *, several: bool = False) -> Writers:
-    """What runs can be written as: one run is a document of its own, unless several were asked for."""
+    """The formats of runs; a single run is a document of its own, unless several were requested."""
 
     def page() -> str:
         from cascli.render import html_trace
@@ -223,7 +223,7 @@ def of_runs(runs: Sequence[Run], *, several: bool = False) -> Writers:
 
 
 def of_comparison(comparison: Comparison) -> Writers:
-    """What a comparison can be written as; jsonl has its runs."""
+    """The formats of a comparison; jsonl contains its runs."""
 
     def page() -> str:
         from cascli.render import html_trace
@@ -253,7 +253,7 @@ def of_comparison(comparison: Comparison) -> Writers:
 
 
 def of_bench(bench: Bench) -> Writers:
-    """What a bench can be written as."""
+    """The formats of a bench."""
 
     def printed(screen: Screen) -> None:
         from cascli.render.bench import print_bench
@@ -264,7 +264,7 @@ def of_bench(bench: Bench) -> Writers:
 
 
 def of_advice(advice: Advice) -> Writers:
-    """What advice can be written as."""
+    """The formats of advice."""
 
     def printed(screen: Screen) -> None:
         from cascli.render.advice import print_advice
@@ -275,8 +275,8 @@ def of_advice(advice: Advice) -> Writers:
 
 
 def of_audit(audit: Audit) -> Writers:
-    """What an audit can be written as."""
-    from cascli.audit.report import tidy_checks  # and with it torch
+    """The formats of an audit."""
+    from cascli.audit.report import tidy_checks  # which imports torch
 
     def printed(screen: Screen) -> None:
         from cascli.render.audit import heading, row, verdict
@@ -288,7 +288,7 @@ def of_audit(audit: Audit) -> Writers:
 
 
 def of_sweep(table: SweepTable) -> Writers:
-    """What a sweep's table can be written as."""
+    """The formats of a sweep's table."""
     from cascli.sweeps.table import tidy_rows
 
     def printed(screen: Screen) -> None:
@@ -304,14 +304,14 @@ def of_sweep(table: SweepTable) -> Writers:
 
 
 def of_evaluation(evaluation: Evaluation) -> Writers:
-    """What an evaluation can be written as."""
+    """The formats of an evaluation."""
     from cascli.render.evaluation import print_evaluation
 
     return {"json": evaluation.to_json, "txt": lambda: as_text(lambda screen: print_evaluation(evaluation, screen))}
 
 
 def of_rule_curves(curves: RuleCurves) -> Writers:
-    """What estimates of rules can be written as."""
+    """The formats of rule estimates."""
 
     def printed(screen: Screen) -> None:
         from cascli.render.sweep import estimates_table
@@ -322,12 +322,12 @@ def of_rule_curves(curves: RuleCurves) -> Writers:
 
 
 def of_table(table: Callable[[], tidy.Table]) -> Writers:
-    """What every table can be written as."""
+    """The formats of every table."""
     return {"csv": lambda: csv_of(table()), "parquet": lambda: parquet_of(table())}
 
 
 def as_text(show: Callable[[Screen], None]) -> str:
-    """What is printed, as a pipe of a page's width gets it."""
+    """What is printed, as plain text of a page's width."""
     text = io.StringIO()
     show(Screen(SafeConsole(file=text, width=WIDEST, color_system=None), SafeConsole(file=io.StringIO())))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
@@ -338,7 +338,7 @@ def _lines(runs: Sequence[Run]) -> str:
 
 
 def answers(runs: Sequence[Run]) -> str:
-    """The texts as a pipe gets them: one alone, several each under a line that says which it is."""
+    """The answers as printed to a pipe: a single one alone, several each below a title line."""
     texts = [ended(run.text) if run.text else "" for run in runs]
     if len(runs) == 1:
         return texts[0]
@@ -347,7 +347,7 @@ def answers(runs: Sequence[Run]) -> str:
 
 
 def _asked_and_answered(runs: Sequence[Run]) -> str:
-    """Prompts as quotations, each with its answer, which is the model's own Markdown, if it is any."""
+    """Prompts as quotations, each with its answer verbatim, which may itself be Markdown."""
     said = []
     for place, run in enumerate(runs, 1):
         turn = f", turn {run.turn + 1}" if run.turn else ""
@@ -358,7 +358,7 @@ def _asked_and_answered(runs: Sequence[Run]) -> str:
 
 
 def markdown(rows: Sequence[Row], *, compared: bool = True) -> str:
-    """The table in Markdown; without columns of which nothing is known, where nothing was compared."""
+    """The table in Markdown; if nothing was compared, without columns that have no values."""
     columns = [_NAME, *COST, *law_columns(rows)]
     if not compared:
         columns = [column for column in columns if any(column.cell(row) != DASH for row in rows)]

@@ -1,11 +1,11 @@
-"""What each kind of document can be written as. Names alone, so that `--help` can tell them at once."""
+"""The formats each kind of document can be written in. Names only, so that `--help` can list them quickly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 PROFILE = "speculation-profile"
-"""A file of a name of its own: `speculation_profile.json`."""
+"""A format with its own file name: `speculation_profile.json`."""
 RUNS = ("json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt")
 COMPARISON = ("json", "jsonl", "md", "csv", "parquet", "html", "svg", "txt", PROFILE)
 BENCH = ("json", "csv", "parquet", "txt")
@@ -15,16 +15,16 @@ RULE_CURVES = ("json", "csv", "parquet", "txt")
 ADVICE = ("json", "txt")
 SWEEP = ("json", "csv", "parquet", "txt", "html", "svg", "png", "pdf", PROFILE)
 ANY = (*COMPARISON, "png", "pdf")
-"""What one or the other document can be written as."""
+"""The formats that some document can be written in."""
 BINARY = ("parquet", "png", "pdf")
-"""Nothing for a terminal."""
+"""Formats that are not printed on a terminal."""
 
 
 def named(formats: Sequence[str]) -> list[str]:
-    """How the files of these formats are called, as far as a name says what they are."""
+    """The suffixes or file names that identify these formats."""
     return [f".{each}" if each != PROFILE else "speculation_profile.json" for each in formats]
 
 
 def help_of(formats: Sequence[str]) -> str:
-    """What `-o` says of itself."""
+    """The help text of `-o`."""
     return f"Also write to FILE: {', '.join(named(formats))}; - is stdout."

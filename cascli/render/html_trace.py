@@ -1,7 +1,7 @@
-"""Traces as one HTML file to explore: all data embedded, no network, nothing that a text in it could start.
+"""Traces as one HTML file to explore: all data embedded, no network, and nothing in a text can run code.
 
-`trace_page.html` beside this module is the page. Here runs become its data: one list of tokens a round, with what the
-page says of each, and the alphas at which each rule would have kept a draft.
+The page is `trace_page.html`, next to this module. Here runs become its data: one list of tokens per round, what the
+page shows for each, and the alphas at which each rule would have kept a draft.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from cascli.rules._alphas import Alphas, RuleInAlpha, rules_in_alpha
 from cascli.trace import Detail, Drafted, Emitted, Likely, Round, Run
 
 DATA = "<!-- data -->"
-"""Where the page takes its data."""
+"""Placeholder for the page's data."""
 DIGITS = 5
-"""Significant ones of the page's probabilities."""
+"""Significant digits of the page's probabilities."""
 Json = dict[str, Any]
 
 
 def of_comparison(comparison: Comparison, command: str | None) -> str:
-    """The page of a comparison, made by a command line if it is known."""
+    """The page of a comparison, with the command line that made it, if known."""
     ended = interrupted_line(comparison.runs)
     lines = [ended, *notes(comparison, verbose=False), scatter_line(comparison.summary)]
     return _page(comparison.runs, comparison.summary, [line for line in lines if line is not None], command)
 
 
 def of_runs(runs: Sequence[Run], command: str | None) -> str:
-    """The page of runs that nothing was compared with."""
+    """The page of runs that were not compared."""
     return _page(runs, uncompared(runs).summary, [], command)
 
 
@@ -47,7 +47,7 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command
 
 
 def embedded(values: Json) -> str:
-    """JSON that can stand in a script element: ASCII alone, and no sign that could end it."""
+    """JSON that is safe inside a script element: ASCII alone, and no character that could end the element."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -71,7 +71,7 @@ def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command:
 
 
 def _facts(run: Run, command: str | None) -> Iterator[tuple[str, str]]:
-    """What the page rests on: command line and date where they are known, sampling, environment."""
+    """How the page's data was made: command line and date if known, sampling, environment."""
     if command is not None:
         yield "command", line(command)
     if run.date is not None:
@@ -128,7 +128,7 @@ def _endings(runs: Sequence[Run]) -> str:
 
 
 class _Builder:
-    """Collects the page's prompts, and what they have in common."""
+    """Collects the page's prompts, and the data they share."""
 
     def __init__(self) -> None:
         self.rules = rules_in_alpha()
@@ -163,7 +163,7 @@ class _Builder:
             "count": len(run.token_ids),
             "ended": run.finish_reason,
             "seconds": _short(seconds),
-            # The rounds of an answer that was withdrawn are not in the trace; their time is.
+            # The trace omits the rounds of a withdrawn answer but includes their time.
             "before": _short(max(seconds - sum(shown), 0.0)) if withdrawn else 0.0,
             "diverges": diverges,
             "speculates": run.metrics.num_draft_tokens > 0,
@@ -173,7 +173,7 @@ class _Builder:
         }
 
     def round(self, step: Round) -> Json:
-        """One round: its tokens in the order in which they are read, what was struck out before what replaced it."""
+        """One round: its tokens in reading order, each struck-out one before its replacement."""
         kept = [token for token in step.emitted if token.event == "accepted"]
         tokens = [self._emitted(token, draft) for token, draft in zip(kept, step.drafted, strict=False)]
         fates = ["rejected", *["untested"] * len(step.drafted)]
@@ -184,7 +184,7 @@ class _Builder:
         return {"seconds": _short(step.seconds.total), "tokens": tokens}
 
     def _emitted(self, token: Emitted, draft: Drafted | None = None) -> Json:
-        """A token of the answer; of an accepted one also how its test went."""
+        """A token of the answer; for an accepted draft, also the result of its test."""
         values = {
             **self._named(token.id, token.text, token.event),
             "q": _short(token.q),
@@ -201,10 +201,10 @@ class _Builder:
         return {**self._named(draft.id, draft.text, fate), **_test(draft), **self._seen(draft.detail, judged=True)}
 
     def _written(self, token: Emitted) -> Iterator[Json]:
-        """A token that no draft stands for, and before it the draft model's that was turned down for it."""
+        """A token that was not drafted, after the draft model's token that was turned down for it, if any."""
         instead, written = token.turned_down, self._emitted(token)
         if instead is not None:
-            # A rule that is no choice between the models has deferred nothing.
+            # A rule that does not choose between the models has deferred nothing.
             judged = {"deferred": token.deferral is not None, **self._seen(instead.detail, judged=True)}
             if instead.id == token.id:
                 written |= {"same": True, **judged}
@@ -217,7 +217,7 @@ class _Builder:
         return {"id": token, "how": how}
 
     def _seen(self, detail: Detail | None, *, judged: bool) -> Json:
-        """What the models thought of a token, and at which alphas rules keep it if it is a draft."""
+        """What the models predicted for a token and, if it is a draft, the alphas at which rules keep it."""
         if detail is None:
             return {}
         self.has_detail = True
@@ -241,13 +241,13 @@ class _Builder:
 
 
 def _test(draft: Drafted) -> Json:
-    """How the test of a drafted token went."""
+    """The result of a drafted token's test."""
     numbers: Mapping[str, float] = {"q": draft.q, "p": draft.p, "pi": draft.pi, "accept_prob": draft.accept_prob}
     return {name: _short(value) for name, value in numbers.items()} | {"deferred": draft.deferred}
 
 
 def _interval(alphas: Alphas | None) -> list[float | None] | None:
-    """Two ends, None where there is none; an empty list where no alpha keeps the draft; None where that is unknown."""
+    """Both ends, None where unbounded; an empty list if no alpha keeps the draft; None if that is unknown."""
     if alphas is None:
         return None
     return [] if alphas.empty else [_finite(alphas.low), _finite(alphas.high)]
@@ -262,11 +262,11 @@ def _short(value: float | None) -> float | None:
 
 
 def block(text: str) -> str:
-    """Text in lines, with everything that does not print made visible, the ends of its lines too."""
+    """Text in lines, with everything unprintable made visible, line ends included."""
     parts = text.split("\n")
     return "⏎\n".join(visible(part) if part else "" for part in parts) or "∅"
 
 
 def line(text: str) -> str:
-    """Text in one line, with everything that does not print made visible."""
+    """Text in one line, with everything unprintable made visible."""
     return visible(text)

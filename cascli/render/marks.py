@@ -17,7 +17,7 @@ from cascli.trace import Drafted, Emitted, Round
 
 @dataclass(frozen=True)
 class Look:
-    """Style of a state, what is put around its token without colour, and its name in a legend."""
+    """Style of a token's state, the marks around it without colour, and its name in a legend."""
 
     style: str
     before: str
@@ -25,7 +25,7 @@ class Look:
     name: str
 
     def marked(self, text: str) -> str:
-        """The token with its mark."""
+        """The text with its marks."""
         return f"{self.before}{text}{self.after}"
 
 
@@ -48,7 +48,7 @@ _LETTERS = {
     "lenience": ("l", "l"),
     "threshold": ("t", "t"),
 }
-"""Parameters that formulas have a letter for, with and without Greek."""
+"""Parameters that have a letter in formulas, with and without Greek."""
 HEADING_WIDTH = 24
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
 _SIMPLE = (("┌", ">"), ("≠", "!="), ("·", "-"), ("⏎", "\\n"), ("⇥", "\\t"), ("∅", "(none)"), ("␣", "_"))
@@ -64,7 +64,7 @@ def heading(spec: str, oracle: bool) -> str:
 def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
     """A strategy in one line, such as `spec-cascade token-v3 α=.3 k=4`.
 
-    Left out is what a drafter or a stop has by default, and a rule beside the parameter that it is turned by.
+    Default parameters of a drafter or a stop are left out, as are those of a rule other than its dial.
     """
     name, _, rest = spec.partition(":")
     params = dict(part.partition("=")[::2] for part in rest.split(",") if part)
@@ -93,7 +93,7 @@ def _drop(params: dict[str, str], defaults: dict[str, str]) -> None:
 
 
 def _beside_dial(rule: str) -> dict[str, str]:
-    """The default parameters of a rule but for the one that it is turned by; none of one that is not known here."""
+    """The default parameters of a rule other than its dial; none for an unknown rule."""
     try:
         kind = rules.load(rule)
     except UsageError:
@@ -103,7 +103,7 @@ def _beside_dial(rule: str) -> dict[str, str]:
 
 
 def _defaults(load: Callable[[str], type], name: str) -> dict[str, str]:
-    """The default parameters of a drafter or a stop; none of one that is not known here."""
+    """The default parameters of a drafter or a stop; none for an unknown one."""
     try:
         kind = load(name)
     except UsageError:
@@ -128,16 +128,16 @@ def _sign(char: str) -> str:
 
 
 def simple(text: str) -> str:
-    """Marks and signs for a terminal that has nothing but ASCII."""
+    """Replace marks and symbols for a terminal that has only ASCII."""
     for fancy, ascii_ in _SIMPLE:
         text = text.replace(fancy, ascii_)
     return text.encode("ascii", "replace").decode()
 
 
 def is_deferred(step: Round, place: int) -> bool:
-    """Whether an accepted token stands although the rule had turned this very token over to the target.
+    """Whether a token was accepted although the rule had deferred it to the target.
 
-    Of a bonus token nobody has asked the rule.
+    Never so for a bonus token, for which the rule is not consulted.
     """
     return step.emitted[place].event == "accepted" and place < len(step.drafted) and step.drafted[place].deferred
 
@@ -150,7 +150,7 @@ def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: st
 
 
 def legend(events: set[str], *, colored: bool) -> Text:
-    """What the looks of these events mean, in one line; without colour two can have the same, and share its entry."""
+    """The legend for these events, in one line; without colour, two with the same mark share an entry."""
     looks = [look for event, look in LOOKS.items() if event in events]
     if colored:
         parts = [Text(look.name, style=look.style) for look in looks]

@@ -1,4 +1,4 @@
-"""How near rules came to a budget: what was predicted, and what was measured beside it."""
+"""How close rules came to a budget: what was predicted, and what was measured."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cascli.analysis.comparison import Comparison
 from cascli.analysis.matching import MISS, Matched, Matching, met
 
 Calls = Mapping[tuple[str, float], float | None]
-"""Measured target calls a token, by strategy and temperature."""
+"""Measured target calls per token, by strategy and temperature."""
 LUMPED = 0.01
-"""Mean mass of lumped tokens from which it is told."""
+"""Mean mass of lumped tokens from which it is reported."""
 
 
 def matching_line(comparison: Comparison) -> str | None:
-    """Which rules were compared at which budget, how it was met, and on what that rests; None without a budget."""
+    """Which rules were compared at which budget, how it was met, and on what that is based; None without a budget."""
     matching = comparison.matching
     if matching is None:
         return None
@@ -29,13 +29,13 @@ def matching_line(comparison: Comparison) -> str | None:
 
 
 def calls_of(comparison: Comparison) -> Calls:
-    """What its strategies took."""
+    """The measured calls of a comparison's strategies."""
     temperature = comparison.runs[0].sampling.temperature
     return {(row.strategy, temperature): row.target_calls_per_token for row in comparison.summary}
 
 
 def budget_lines(matched: Sequence[Matched], calls: Calls) -> Iterator[str]:
-    """A line for each temperature and budget: how many rules met it by prediction, and what they took when measured."""
+    """A line for each temperature and budget: the number of rules predicted to meet it, and their measured calls."""
     for temperature, budget in dict.fromkeys((each.temperature, each.budget) for each in matched):
         every = [each for each in matched if (each.temperature, each.budget) == (temperature, budget)]
         inside = [each for each in every if each.met]
@@ -48,7 +48,7 @@ def budget_lines(matched: Sequence[Matched], calls: Calls) -> Iterator[str]:
 
 
 def matching_table(matching: Matching, calls: Calls) -> Table:
-    """One line a rule and budget; no measured calls of a rule that is out of reach."""
+    """One line per rule and budget; no measured calls for a rule that is out of reach."""
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     for name in ("rule", "setting"):
         table.add_column(name, overflow="fold")

@@ -1,4 +1,4 @@
-"""Results in a notebook: HTML with its styles inside, for light and dark grounds, in which every text is only text."""
+"""Results in a notebook: HTML with inline styles, for light and dark backgrounds, with all text escaped."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from cascli.sweeps.table import SweepRow, SweepRows
 from cascli.trace import Run
 
 MOST_ROWS = 60
-"""Of a table; a sweep has hundreds."""
+"""Rows shown of a table; a sweep has hundreds."""
 QUIET = "opacity:.7"
-# Every ground is the notebook's: it is light or dark, and its own styles would paint every second row.
+# Every background is the notebook's: it may be light or dark, and its own styles would shade every second row.
 CELL = "padding:.15em .7em;background:transparent;border:0;white-space:nowrap"
 RULE = "border-bottom:1px solid rgba(128,128,128,.5)"
 ANSWER = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;max-width:60em"
 
 
 def html_of(result: object) -> str | None:
-    """The HTML of a run, a comparison, a sweep, or a row of one; None for what is better read as text."""
+    """The HTML of a run, a comparison, a sweep, or a row of one; None for what reads better as text."""
     for kind, draw in DRAWN.items():
         if isinstance(result, kind):
             return f'<div style="color:inherit">{draw(result)}</div>'
@@ -43,7 +43,7 @@ def html_of(result: object) -> str | None:
 
 
 def _console() -> Console:
-    """A terminal that can show everything: the answer of a notebook is that of a terminal, in HTML."""
+    """A terminal that can show everything: a notebook shows what a terminal would, in HTML."""
     return Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False, width=100)
 
 
@@ -109,7 +109,7 @@ def of_rows(rows: Sequence[Row]) -> str:
 
 
 def of_sweep(rows: Sequence[SweepRow]) -> str:
-    """A sweep's rows as a table: quality beside cost."""
+    """A sweep's rows as a table: quality and cost."""
     columns = known([*QUALITY, *COST], rows)
     headings = [column.heading.format(metric="quality") for column in columns]
     shown = [
@@ -138,7 +138,7 @@ def _answer(cell: AnswerCell, console: Console) -> str:
 
 
 def table_html(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table: the first column to the left, numbers to the right."""
+    """A table: the first column left-aligned, numbers right-aligned."""
     head = "".join(
         f'<th style="{CELL};{RULE};text-align:{_side(place)};vertical-align:bottom">{_lines(heading)}</th>'
         for place, heading in enumerate(headings)
@@ -166,7 +166,7 @@ def _block(html: str, style: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that is nothing but text: no markup of its own, and no character that would turn its surroundings about."""
+    """Escape text: no markup of its own, and no control characters that would affect its surroundings."""
     return escape(plain(text))
 
 
@@ -175,7 +175,7 @@ def _lines(text: str) -> str:
 
 
 def text_html(text: Text, console: Console) -> str:
-    """Styled text as spans, one a stretch of one look."""
+    """Styled text as HTML, with one span for each stretch of equal style."""
     parts = []
     for segment in text.render(console):
         css = _css(segment.style)

@@ -1,4 +1,4 @@
-"""Numbers as people read them; what was not computed is a dash, never a zero."""
+"""Numbers for people to read; what was not computed is a dash, never a zero."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def yes_no(value: bool | None) -> str:
 
 
 def bounds_text(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, signed: bool = False) -> str:
-    """Two bounds in the brackets of their kind: ( ) an interval, [ ] a range; nothing where all values are the same."""
+    """Two bounds in the brackets of their kind: ( ) an interval, [ ] a range; empty if all values are the same."""
     if bounds is None or kind == "no scatter":
         return ""
     low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
@@ -41,14 +41,14 @@ def seconds(value: float | None) -> str:
 
 
 def duration(value: float) -> str:
-    """A long time, as coarsely as one plans with it."""
+    """A long time, as coarse as planning allows."""
     if value < 90:
         return f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 90 * 60 else f"{value / 3600:.1f} h"
 
 
 def tv(value: float | None) -> str:
-    """A total variation: exact zero is told from a small value."""
+    """A total variation; exact zero is distinguished from a small value."""
     if value is None:
         return DASH
     if value == 0:
@@ -57,14 +57,14 @@ def tv(value: float | None) -> str:
 
 
 def nats(value: float | None) -> str:
-    """A sum of nats, with a digit that says more than zero of a small one."""
+    """A sum of nats; a small one keeps a significant digit instead of showing as zero."""
     if value is None:
         return DASH
     return "0" if value == 0 else f"{value:.1f}" if value >= 0.05 else f"{value:.1g}"
 
 
 def percent(share: float) -> str:
-    """A share in whole percent; 0% and 100% are none and all."""
+    """A share in whole percent; 0% and 100% mean none and all."""
     text = f"{100 * share:.0f}%"
     if text == "0%" and share > 0:
         return "<1%"
@@ -72,7 +72,7 @@ def percent(share: float) -> str:
 
 
 def count(value: float) -> str:
-    """A median of counts, which may lie between two."""
+    """A median of counts, which may fall between two."""
     return f"{value:.1f}".removesuffix(".0")
 
 

@@ -14,11 +14,11 @@ from cascli.render.numbers import DASH, size
 
 HEADINGS = ("pair", "download", "memory", "on disk", "licence", "gated")
 RIGHT = (1, 2)
-"""Columns of numbers."""
+"""Right-aligned columns, which hold numbers."""
 
 
 def pairs_list(rows: Sequence[Mapping[str, Any]], default: str, console: Console, *, verbose: bool = False) -> Text:
-    """A line of figures a pair, what it is below it, and with `verbose` where its models come from."""
+    """One line of figures per pair, a description below it and, with `verbose`, where its models come from."""
     cells = [HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(each[column]) for each in cells) for column in range(len(HEADINGS))]
     width = min(console.width, WIDEST)
@@ -57,7 +57,7 @@ def _gigabytes(value: float | None) -> str:
 
 
 def _on_disk(sizes: Mapping[str, int | None]) -> str:
-    """Bytes there, `part` if one of the two models is missing, `no` if both are."""
+    """Size on disk, with `part` if one of the two models is missing; `no` if both are."""
     needed = [count for count in sizes.values() if count is not None]
     if not needed:
         return "not needed"

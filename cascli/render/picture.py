@@ -1,4 +1,4 @@
-"""A comparison as a picture: the page of the terminal as SVG."""
+"""A comparison as a picture: its terminal page as SVG."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def svg(comparison: Comparison, title: str = "cascli compare") -> str:
     nowhere = Console(file=io.StringIO())
     print_results(comparison, Screen(console, nowhere))
     picture = console.export_svg(title=title, unique_id="cascli")
-    for event, color in COLORS.items():  # the picture brings its own dark ground
+    for event, color in COLORS.items():  # the picture has its own dark background
         picture = picture.replace(color, PALETTES["dark"][event])
     return NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", picture)

@@ -1,4 +1,4 @@
-"""A saved comparison played again at its measured times."""
+"""Replays a saved comparison at its measured times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cascli.trace import Round, Run
 def play(
     comparison: Comparison, screen: Screen, speed: float = 1.0, *, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Show all strategies at work at once, as if each had had the machine for itself; `speed` 2 is twice as fast."""
+    """Show all strategies at work concurrently, as if each had the machine to itself; `speed` 2 is twice as fast."""
     for group in by_prompt(comparison.runs):
         with RaceView(screen, [run.spec for run in group]) as view:
             at = 0.0
@@ -31,7 +31,7 @@ def play(
 def timeline(runs: Sequence[Run]) -> Iterator[tuple[float, int, Round]]:
     """When each round of each run was decided, in seconds from the start, in order of time.
 
-    What no round accounts for, such as the answer of a draft model that did not stand, came before the first.
+    Time that no round accounts for, such as that of a draft model's withdrawn answer, comes before the first.
     """
     events = []
     for place, run in enumerate(runs):

@@ -1,4 +1,4 @@
-"""Short labels beside the marks of a plot, where they cover neither each other nor a mark if that can be had."""
+"""Short labels next to the marks of a plot, which cover neither each other nor a mark if possible."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 DISTANCES = (11.0, 18.0, 27.0, 38.0)
-"""From a mark to the middle of its label, in points, over half of the label's own size."""
+"""From a mark to the middle of its label, in points; sideways, up to a quarter of the label's width is added."""
 DIRECTIONS = 12
 MARK = 5.0
 """Half of a mark's width, in points."""
 LINE_FROM = 27.0
-"""Distance from which a thin line leads from the label to its mark."""
+"""Distance from which a thin line connects a label to its mark."""
 
 
 class Label(NamedTuple):
-    """A text that belongs to a point of the figure, in pixels."""
+    """A text for a point of the figure, in pixels."""
 
     text: str
     at: Point
@@ -44,12 +44,12 @@ class Box(NamedTuple):
 
 
 def place_labels(axes: Axes, labels: Sequence[Label], curves: Sequence[Sequence[Point]], *, size: float) -> None:
-    """Write each label as near its mark as it finds room; where there is none, where it covers least.
+    """Write each label as close to its mark as there is room; if there is none, where it covers least.
 
     Args:
         axes: of a figure whose layout is settled.
-        labels: in the order in which they choose. Of labels that say the same of one place, one is written.
-        curves: the marks that must not be covered, in pixels, and rather not the lines between those of one curve.
+        labels: in order of priority. Labels with the same text at the same place are written once.
+        curves: the marks that must not be covered, in pixels; the lines between those of one curve are avoided too.
         size: of the text, in points.
     """
     pixels = axes.figure.dpi / 72
@@ -76,7 +76,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], curves: Sequence[Sequence[
 
 
 def _distinct(labels: Sequence[Label]) -> Iterator[Label]:
-    """Without those whose text stands at the same pixel already: curves often begin in one point."""
+    """Drop labels whose text is already at the same pixel: curves often start at a common point."""
     seen = set()
     for label in labels:
         key = label.text, round(label.at[0]), round(label.at[1])
@@ -99,10 +99,10 @@ def _around(point: Point, width: float, height: float) -> Box:
 
 
 def _places(at: Point, half: Point, pixels: float) -> Iterator[tuple[float, Point]]:
-    """Middles of a label around its mark, and how far away they are: above first, then round, then further out."""
+    """Candidate middles of a label around its mark, and their distances: above first, then around, then further out."""
     for distance in DISTANCES:
         for step in range(DIRECTIONS):
-            # To both sides of the top in turn.
+            # Alternate between the two sides of the top.
             turn = (step + 1) // 2 * (1 if step % 2 else -1)
             angle = math.pi / 2 + turn * 2 * math.pi / DIRECTIONS
             reach = distance * pixels
@@ -111,7 +111,7 @@ def _places(at: Point, half: Point, pixels: float) -> Iterator[tuple[float, Poin
 
 
 def _covered(middle: Point, half: Point, taken: Sequence[Box], frame: Box) -> float:
-    """How much of something else a label would cover, and how much of it would be cut off."""
+    """The area of other things that a label would cover, plus the area of the label that would be cut off."""
     box = _around(middle, *half)
     outside = (box.right - box.left) * (box.top - box.bottom) - box.overlap(frame)
     return sum(box.overlap(each) for each in taken) + outside

@@ -1,4 +1,4 @@
-"""Pictures of measurements, with matplotlib: an extra, imported when a picture is asked for."""
+"""Pictures of measurements, with matplotlib: an extra, imported only when a picture is requested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_K = 12
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot without a window.
+    """Matplotlib's pyplot, with a backend that opens no window.
 
     Raises:
         UsageError: matplotlib is not installed.

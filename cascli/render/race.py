@@ -15,11 +15,11 @@ from cascli.render.marks import short_name
 from cascli.trace import Handover, Round, Run
 
 REFRESH = 0.1
-"""Seconds between two pictures; drawing happens between two rounds, in nobody's time."""
+"""Seconds between two redraws; drawing happens between two rounds and is charged to no strategy."""
 
 
 class RaceView:
-    """Shows answers while they are written, where a person watches; the last picture is taken away at the end."""
+    """Shows answers while they are written, to a person who watches; the last picture is removed at the end."""
 
     def __init__(self, screen: Screen, specs: Sequence[str]) -> None:
         self._screen = screen
@@ -33,7 +33,7 @@ class RaceView:
         self._live = Live(console=screen.out, auto_refresh=False, transient=True, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
-        """Begin with empty columns."""
+        """Start with empty columns."""
         self._live.start()
         self._draw()
         return self
@@ -41,11 +41,11 @@ class RaceView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the picture away."""
+        """Remove the picture."""
         self._live.stop()
 
     def event(self, place: int, event: Any) -> None:
-        """Show what a strategy has done: a round, a cascade's decision, or the end of an answer."""
+        """Show what a strategy did: a round, a cascade's decision, or the end of an answer."""
         if isinstance(event, Run):
             self.ended(place, event)
         elif isinstance(event, Handover):
@@ -65,7 +65,7 @@ class RaceView:
         self._maybe_draw()
 
     def handover(self, place: int, decision: Handover) -> None:
-        """Take away an answer that does not stand."""
+        """Remove an answer that was deferred to the target."""
         if decision.deferred:
             self._cells[place].rounds = []
             self._cells[place].note = "deferred to the target"
@@ -83,7 +83,7 @@ class RaceView:
             self._draw()
 
     def _draw(self) -> None:
-        """As many lines of each answer as the terminal has room for."""
+        """Draw as many lines of each answer as the terminal has room for."""
         console = self._screen.out
         rows = -(-len(self._cells) // columns_of(len(self._cells), console))
         lines = max((console.height - 1) // rows - 3, 1)

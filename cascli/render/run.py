@@ -12,7 +12,7 @@ from cascli.trace import Round, Run
 
 
 def print_run(run: Run, screen: Screen) -> None:
-    """The answer on stdout; with -v every round and its verdicts; the numbers on stderr."""
+    """Print the answer on stdout, with -v every round and its verdicts; print the numbers on stderr."""
     screen.write(run.text + "\n")
     if run.handover is not None:
         screen.note(describe_handover(run.handover))
@@ -23,9 +23,9 @@ def print_run(run: Run, screen: Screen) -> None:
 
 
 def print_rounds(run: Run, screen: Screen) -> None:
-    """One line a round: kept drafts, the rejected one with its probabilities, and what followed.
+    """Print one line per round: kept drafts, the rejected one with its probabilities, and what followed.
 
-    By blocks h is the probability that the prefix which ends with the rejected one would have passed.
+    With block verification, h is the probability that the prefix ending with the rejected draft would have passed.
     """
     colored = screen.colored
     for number, round_ in enumerate(run.rounds, 1):

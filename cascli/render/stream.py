@@ -1,4 +1,4 @@
-"""The answer as it grows: coloured by origin on a terminal and where that is asked for, else bare text in a pipe."""
+"""The answer as it grows: coloured by origin on a terminal or on request, otherwise plain text for a pipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cascli.trace import Emitted, Handover, Round
 
 
 class AnswerStream:
-    """Prints rounds while they are decided."""
+    """Prints rounds as they are decided."""
 
     def __init__(self, screen: Screen, *, tentative: bool, mixed: bool) -> None:
         self._screen = screen
@@ -27,10 +27,10 @@ class AnswerStream:
         self.seen: set[str] = set()
         """The origins that were shown, for a legend."""
         self.known: set[str] = set()
-        """Those whose legend was shown before, and is not repeated."""
+        """The origins whose legend was shown before, and is not repeated."""
 
     def event(self, event: Any) -> None:
-        """Show what a run has done: a round with its texts (`StreamEvent`), or a cascade's decision."""
+        """Show what a run did: a round with its texts (`StreamEvent`), or a cascade's decision."""
         if isinstance(event, Handover):
             self.handover(event)
         else:
@@ -87,14 +87,14 @@ class AnswerStream:
         if self._screen.live:
             self._end_line()
         elif decision.deferred:
-            self.seen &= self._shown  # what is withdrawn needs no legend
+            self.seen &= self._shown  # a withdrawn answer needs no legend
         else:
             self._put(self._held)
         self._held, self._hold = [], False
         self._screen.note(describe_handover(decision))
 
     def heading(self, text: str) -> None:
-        """Say which of several answers comes next, where it is printed into a pipe; a person is told beside them."""
+        """Print which of several answers comes next, in a pipe only: on a terminal, notes show it."""
         if not self._screen.live:
             self._write(f"\n{text}\n" if self._begun else f"{text}\n")
         self._begun = True
@@ -104,7 +104,7 @@ class AnswerStream:
             self._write("\n")
 
     def end(self) -> None:
-        """Finish the line, ready for the next answer."""
+        """Finish the line, ready for the next answer, and print a legend of new origins."""
         self._end_line()
         self._hold = self._holds
         self._shown = set(self.seen)

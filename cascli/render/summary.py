@@ -51,7 +51,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
 
 
 def exit_line(exit: ExitInfo, batch_size: int) -> str:
-    """What kind of early exit drafts are of."""
+    """The kind of early exit that drafts come from."""
     alone = "; in a batch each answer is drafted and checked in passes of its own" if batch_size > 1 else ""
     return f"{exit.label}{alone}"
 
@@ -68,20 +68,20 @@ def one_line(run: Run) -> str:
 
 
 def title(prompt_id: str, turn: int) -> str:
-    """The line above one of several answers, as `head` and `tail` have it above one of several files."""
+    """The line above one of several answers, in the style of `head` and `tail` above one of several files."""
     name = " ".join(plain(prompt_id).split()) or "-"
     return f"==> {name}{f', turn {turn + 1}' if turn else ''} <=="
 
 
 def asked(prompt_id: str, turn: int, text: str, width: int = 60) -> str:
-    """Which prompt it is, in one line."""
+    """Which prompt this is, in one line."""
     short = " ".join(text.split())
     short = short if len(short) <= width else short[: width - 1] + "…"
     return f"{' '.join(prompt_id.split())}{f', turn {turn + 1}' if turn else ''}: {short}"
 
 
 def cut_by_context(run: Run) -> str | None:
-    """That an answer is shorter than was allowed because there was no room for more."""
+    """A line if an answer is shorter than allowed because the context had no room for more; None otherwise."""
     count, allowed = len(run.token_ids), run.sampling.max_new_tokens
     if run.finish_reason != "length" or count >= allowed:
         return None
@@ -93,7 +93,7 @@ def cut_by_context(run: Run) -> str | None:
 
 
 def totals(runs: Sequence[Run]) -> str:
-    """What all answers of one strategy came to, in a line or two."""
+    """What all answers of one strategy add up to, in two lines."""
     row = summarise([[runs]])[0]
     prompts = f"{row.num_prompts} prompt{'s' if row.num_prompts != 1 else ''}"
     answers = f"{len(runs)} answers" + (f" to {prompts}" if row.num_prompts != len(runs) else "")

@@ -21,13 +21,13 @@ from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.table import SweepRow
 
 EXPENDABLE = ("tok/s", "deferral\nrate")
-"""Columns that a narrow terminal does without, where that saves a third table."""
+"""Columns dropped on a narrow terminal, if that saves a third table."""
 NARROWEST_NAME = 23
-"""Columns that a strategy's name is left, where a table would be cut otherwise; less on a very narrow terminal."""
+"""Width left to a strategy's name if a table would otherwise be cut; less on a very narrow terminal."""
 
 
 class Column(NamedTuple):
-    """A heading, what a row has below it, and whether it is shown although no row has anything there."""
+    """A heading, how a row fills it, and whether it is shown even if no row has a value."""
 
     heading: str
     cell: Callable[[SweepRow], str]
@@ -35,7 +35,7 @@ class Column(NamedTuple):
 
 
 AGAINST_RANDOM = "against\nrandom"
-"""Likewise: the difference to random deferral."""
+"""Heading of the difference to random deferral, a column that is also dropped on a narrow terminal."""
 QUALITY = [
     Column("{metric}", lambda row: _with_scatter(row)),
     Column("against\ntarget", lambda row: _difference(row)),
@@ -43,7 +43,7 @@ QUALITY = [
     Column("log p of\na token", lambda row: number(row.log_likelihood, 3), always=False),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
-"""The last one only where strategies differ in it."""
+"""The last one is shown only if strategies differ in it."""
 COST = [
     Column("speed", speed_text),
     Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
@@ -53,16 +53,16 @@ COST = [
     Column("deferral\nrate", lambda row: number(row.deferral_rate), always=False),
     Column("mean\nTV", lambda row: tv(row.mean_tv)),
 ]
-"""Under the words of `compare`'s page."""
+"""Named as on `compare`'s page."""
 
 
 def sweep_tables(
     rows: Sequence[SweepRow], metric: str, console: Console, *, whole: str = "results.csv", verbose: bool = False
 ) -> list[RenderableType]:
-    """One line a strategy, temperature by temperature: quality, then what it costs; and what the brackets are.
+    """One line per strategy and temperature: quality, then its cost; and what the brackets mean.
 
-    Quality and cost are one table where they fit side by side. Below them stands what the numbers do not say; `whole`
-    is the file with what a narrow terminal has no room for; `verbose` adds how prompts differ.
+    Quality and cost are one table if they fit side by side. Notes below state what the numbers do not show. `whole` is
+    the file that has what a narrow terminal has no room for; `verbose` adds how prompts vary.
     """
     shown: list[RenderableType] = []
     short = False
@@ -88,7 +88,7 @@ def sweep_tables(
 
 
 def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, console: Console) -> list[RenderableType]:
-    """Every category of the prompts, temperature by temperature; nothing where there are fewer than two."""
+    """Every prompt category, temperature by temperature; nothing if there are fewer than two."""
     shown: list[RenderableType] = []
     temperatures = list(dict.fromkeys(row.temperature for rows in groups.values() for row in rows))
     for temperature in temperatures:
@@ -102,12 +102,12 @@ def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, conso
 
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:
-    """How many answers the numbers are of, where that is the same for all."""
+    """The number of answers behind the numbers, if it is the same for all."""
     return [] if _uneven(rows) else [f"{rows[0].answers} answers a strategy"]
 
 
 def _batches(rows: Sequence[SweepRow]) -> list[str]:
-    """What the speeds are of, where they are not of answers alone."""
+    """What the speeds measure, unless answers were made one at a time."""
     sizes = {row.batch_size for row in rows if row.answers}
     if any(row.batch_size is None and row.seconds and row.tokens_per_second is None for row in rows):
         return ["no speeds where answers were made in batches of several sizes"]
@@ -119,7 +119,7 @@ def _uneven(rows: Sequence[SweepRow]) -> bool:
 
 
 def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[list[RenderableType], bool]:
-    """The tables of one temperature, with a line between two; and whether columns were left out to make them two."""
+    """The tables of one temperature, separated by empty lines; and whether columns were left out to make them two."""
     quality, cost = known(QUALITY if _uneven(rows) else QUALITY[:-1], rows), known(COST, rows)
     whole = _table(rows, quality + cost, metric, console)
     if fits(whole, console):
@@ -140,18 +140,18 @@ def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[lis
 
 
 def _less(columns: Sequence[Column]) -> Iterator[Sequence[Column]]:
-    """All columns, then without those that say least."""
+    """All columns, then without the most expendable ones."""
     for count in range(len(EXPENDABLE) + 1):
         yield [column for column in columns if column.heading not in EXPENDABLE[:count]]
 
 
 def known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
-    """Without the columns in which no row has anything."""
+    """The columns, without those in which no row has a value."""
     return [column for column in columns if column.always or any(column.cell(row) != DASH for row in rows)]
 
 
 def _narrow(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
-    """A table whose names take a second line where that makes it fit."""
+    """A table whose names wrap if that makes it fit."""
     narrowest = min(NARROWEST_NAME, console.width // 3)
     return in_lines(_table(rows, columns, metric, console), console, narrowest)
 

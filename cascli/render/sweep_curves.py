@@ -1,4 +1,4 @@
-"""The curves of a sweep's picture, and how each looks: in every panel, in colour and in grey."""
+"""The curves of a sweep's picture, and how each looks in every panel, in colour and in grey."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from cascli.trace import block_length
 
 BASELINES = {"target": "*", "draft": "v", "speculative": "D"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c564b", "#e69f00", "#4b0082")
-"""Of Okabe and Ito, which can be told apart whatever one's eyes, and two more."""
+"""Okabe and Ito's colours, which can be told apart with any colour vision, and two more."""
 MARKERS = "os^PXp<h>"
-"""Of the families: their colours are alike in grey."""
+"""Markers of the families, whose colours look alike in grey."""
 LINE, CONTROL, APART = "-", "--", ""
-"""Of a rule; of a control, which cuts the target's own distribution without a look at the draft; and of points that
-differ in the block length alone, which is no setting that a curve could be turned along."""
+"""Line styles of a rule, of a control, and of points that no line joins.
+
+A control cuts the target's own distribution without reading the draft. Points are not joined if they differ in the
+block length alone, which is not a setting to trace a curve along.
+"""
 SMALLEST, LARGEST = 6.5, 15.5
-"""Of the marks: larger for longer blocks, the same in every family."""
+"""Sizes of the marks: larger for longer blocks, the same in every family."""
 STEPS = 3
-"""Steps at least between these two, so that of two block lengths the longer is not twice as large."""
+"""Minimum number of steps between these two, so that the longer of two block lengths is not twice as large."""
 FILLS = ("full", "left", "bottom", "right", "top")
-"""Of curves of one family and block length, by score or other options."""
+"""Fill styles of curves of one family and block length, by score or other options."""
 
 
 CurveKey = tuple[str, tuple[tuple[str, Any], ...]]
-"""A family, and every parameter that its curve holds still: what looks the same at all temperatures."""
+"""A family, and every parameter that is fixed along its curve; what looks the same at all temperatures."""
 
 
 class Curve(NamedTuple):
@@ -38,25 +41,25 @@ class Curve(NamedTuple):
     family: str
     temperature: float
     others: tuple[tuple[str, Any], ...]
-    """Every other parameter: block length, score and the like."""
+    """Every other parameter: block length, score, etc."""
     rows: list[SweepRow]
     places: list[str]
-    """What each row's mark is labelled with: the value of that parameter."""
+    """The label of each row's mark: the value of that parameter."""
 
     @property
     def key(self) -> CurveKey:
-        """What it has in common with its curves at other temperatures."""
+        """What it shares with its curves at other temperatures."""
         return self.family, self.others
 
     @property
     def label(self) -> str:
-        """What the curve is, without its temperature; of a single point with its place."""
+        """The curve's name, without its temperature; for a single point, with the value of its parameter."""
         place = self.places[0] if len(self.rows) == 1 else ""
         return " ".join(word for word in (self.name, place if "=" in place or not place else f"alpha={place}") if word)
 
     @property
     def name(self) -> str:
-        """The same without a place."""
+        """The curve's name, without its temperature or a parameter's value."""
         name, _, rule = self.family.partition(" ")
         shown = {key: value for key, value in self.others if key not in ("rule", "level")}
         words = [SHORT.get(name, name), rule, *(f"{key}={value}" for key, value in shown.items())]
@@ -64,7 +67,7 @@ class Curve(NamedTuple):
 
 
 def curves(rows: Sequence[SweepRow]) -> list[Curve]:
-    """Rows by family, temperature and all parameters but alpha or threshold, in whose order each curve is drawn."""
+    """Rows grouped by family, temperature and all parameters but the one that trades quality for cost, in its order."""
     groups: dict[tuple[str, float, tuple[tuple[str, Any], ...]], list[tuple[float, str, SweepRow]]] = defaultdict(list)
     for row in rows:
         params = dict(parse(row.strategy).params)
@@ -102,9 +105,9 @@ class Look(NamedTuple):
 
 
 def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
-    """A colour and mark a family, a size a block length or score; dashed with open marks are the controls.
+    """A colour and mark per family, a size per block length, a fill per variant; controls are dashed, with open marks.
 
-    They are chosen once for the whole figure, so that a panel that lacks a curve shifts nothing.
+    Looks are chosen once for the whole figure, so that a curve missing from a panel shifts nothing.
     """
     families = list(dict.fromkeys(curve.family for curve in curves if curve.family not in BASELINES))
     blocks = sorted({_block(curve) for curve in curves if curve.family not in BASELINES} - {0})
@@ -132,18 +135,18 @@ def looks_of(curves: Sequence[Curve]) -> dict[CurveKey, Look]:
 
 
 def _block(curve: Curve) -> int:
-    """The block length of its rows; 0 of none, and of points that differ in it."""
+    """The block length of its rows; 0 if they have none or differ in it."""
     return block_length(dict(curve.others))
 
 
 def is_control(curve: Curve) -> bool:
-    """Whether its rule is the target's own distribution, cut: nothing of the draft model's taste is in its answers."""
+    """Whether its rule only cuts the target's own distribution, so that its answers owe nothing to the draft model."""
     rule = parse(curve.rows[0].strategy).params.get("rule")
     return rule is not None and not rules.load(str(rule)).reads_draft
 
 
 def drawn_as(look: Look) -> dict[str, Any]:
-    """What matplotlib calls it."""
+    """The look as matplotlib's keyword arguments."""
     return {
         "color": look.color,
         "marker": look.marker,

@@ -1,6 +1,6 @@
 """Quality against cost: a curve for each rule, controls dashed, baselines as marks, the Pareto front.
 
-Of one temperature there is a panel for each cost; of several one for each temperature, over target calls an answer.
+A single temperature has a panel for each cost; several have a panel each, over target calls per answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUFFIXES = (".svg", ".png", ".pdf")
 
 
 class Panel(NamedTuple):
-    """A cost, of the answers at one temperature."""
+    """A cost, for the answers at one temperature."""
 
     label: str
     cost: Callable[[SweepRow], float | None]
@@ -44,27 +44,27 @@ COSTS: tuple[tuple[str, Callable[[SweepRow], float | None]], ...] = (
 )
 FRONT, RANDOM = "Pareto front", "random deferral"
 TEXT = 14
-"""Points of the text in a figure of 16 inches: readable where it fills a slide."""
+"""Size of the text in points, for a figure 16 inches wide: readable when it fills a slide."""
 PANEL_WIDTH, PANEL_HEIGHT = 5.4, 4.3
 LINE_HEIGHT = 1.45 * TEXT / 72
-"""Of the legend, in inches."""
+"""Height of a line of the legend, in inches."""
 CHARACTER, HANDLE = 0.56 * (TEXT - 1) / 72, 0.75
-"""Of a line of the legend: a character's width, and what stands beside them, in inches."""
+"""Width of a character in the legend, and of what is next to the text, in inches."""
 LONG_LEGEND = 12
-"""Names, of which the longest go over two lines if there are more."""
+"""Number of names above which the longest are wrapped."""
 CLOSE_UP = 0.4
-"""A panel shows the curves alone where they take up less of it than this."""
+"""A panel zooms in on the curves if they take up less of it than this."""
 
 
 def plot_sweep(
     rows: Sequence[SweepRow], metric: str, target: Path | IO[Any], *, title: str = "", kind: str | None = None
 ) -> None:
-    """Draw a figure with one panel a cost, or of several temperatures one panel each.
+    """Draw a figure with one panel per cost or, for several temperatures, per temperature.
 
     Args:
         rows: the sweep's table.
-        metric: what the quality is.
-        target: a file, whose suffix says how, or a stream.
+        metric: the name of the quality.
+        target: a file, whose suffix gives the format, or a stream.
         title: above the panels.
         kind: svg, png or pdf, for a stream; svg by default.
     """
@@ -72,13 +72,13 @@ def plot_sweep(
     with plt.rc_context({"font.size": TEXT, "axes.titlesize": TEXT, "legend.fontsize": TEXT - 1}):
         figure = _figure(plt, rows, metric, title)
         kind = kind or (target.suffix[1:] if isinstance(target, Path) else "svg")
-        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same table is the same file
+        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same table gives the same file
         figure.savefig(target, dpi=150, format=kind, metadata=dates.get(kind))
     plt.close(figure)
 
 
 def panels_of(rows: Sequence[SweepRow]) -> list[Panel]:
-    """The panels of a figure; what no row knows has none, but for the first."""
+    """The panels of a figure; a cost that no row has gets none, except the first."""
     temperatures = sorted({row.temperature for row in rows})
     if len(temperatures) > 1:
         return [Panel(CALLS, COSTS[0][1], temperature, by_calls=True) for temperature in temperatures]
@@ -111,7 +111,7 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
         figure.suptitle(lines, fontsize=TEXT + 2, parse_math=False)
     handles, names = _legend(panels, drawn, looks)
     most = int((figure.get_figwidth() / 2 - HANDLE) / CHARACTER)
-    if len(names) > LONG_LEGEND:  # no long name is to cost all others their second column
+    if len(names) > LONG_LEGEND:  # a long name must not cost all others their second column
         names = [textwrap.fill(name, most) for name in names]
     widest = max(len(line) for name in names for line in name.split("\n")) * CHARACTER + HANDLE
     columns = max(1, int(figure.get_figwidth() / widest))
@@ -127,7 +127,7 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
 def _legend(
     panels: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[CurveKey, Look]
 ) -> tuple[list[Any], list[str]]:
-    """What each colour, mark and line means, every curve once."""
+    """The meaning of each colour, mark and line, with every curve once."""
     from matplotlib.lines import Line2D
 
     entries: dict[str, Any] = {}
@@ -182,9 +182,10 @@ def _errors(axes: Axes, group: Sequence[SweepRow], panel: Panel, look: Look) -> 
 
 
 def _random_deferral(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
-    """What a coin would give that leaves an answer to the draft model, or to the cheapest speculation without loss.
+    """Draw what random deferral gives: each answer by the draft model or, by lot, the cheapest lossless speculation.
 
-    It is derived, not run: of answers by chance from two strategies, quality and calls lie on the line between them.
+    It is derived, not run: if answers are picked at random from two strategies, quality and calls lie on the line
+    between them.
     """
     known = [row for curve in curves for row in curve.rows if row.quality is not None and panel.cost(row) is not None]
     draft = next((row for row in known if row.strategy == DRAFT), None)
@@ -201,7 +202,7 @@ def _random_deferral(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
 
 
 def _close_up(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
-    """Where the two models alone are far from all else, show all else, and say at the edge where they are."""
+    """If the two models alone are far from all else, zoom in on all else, and note at the edge where they are."""
     known = [
         (float(value), curve, row)
         for curve in curves
@@ -229,9 +230,9 @@ def _label_ends(
     curves: Sequence[Curve],
     looks: Mapping[CurveKey, Look],
 ) -> None:
-    """Write at both ends of each curve the alpha that it has there, where there is room."""
+    """Write each curve's alpha at both its ends, where there is room."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the labels go where the panels are now
+    figure.set_layout_engine("none")  # labels are placed for the panels as they are now
     for axes, panel in zip(panels, shown, strict=True):
         labels, taken = [], list[list[Point]]()
         for curve in (each for each in curves if each.temperature == panel.temperature):
@@ -248,18 +249,18 @@ def _label_ends(
 
 
 def _ends(curve: Curve, looks: Mapping[CurveKey, Look]) -> bool:
-    """Whether the values at its ends are written there: of a single point unless the legend says its value."""
+    """Whether the values at its ends are written there; for a single point, unless the legend has its value."""
     return len(curve.rows) > 1 or looks[curve.key].label != curve.label
 
 
 def _pixel(axes: Axes, x: float, y: float) -> Point:
-    """Where a point of the plot is in the figure."""
+    """Where a point of the plot is in the figure, in pixels."""
     at = axes.transData.transform((x, y))
     return float(at[0]), float(at[1])
 
 
 def _dark(color: str) -> tuple[float, float, float]:
-    """The colour as a text on white needs it."""
+    """The colour, darkened for text on white."""
     from matplotlib.colors import to_rgb
 
     red, green, blue = to_rgb(color)

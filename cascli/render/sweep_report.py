@@ -63,7 +63,7 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 
 
 def _said(rows: Sequence[SweepRow]) -> str:
-    """What follows from the table, or that nothing does."""
+    """What follows from the table, or a caution that nothing does."""
     return "\n".join(f"<p>{text(said)}</p>" for said in (*findings(rows), caution(rows)) if said is not None)
 
 
@@ -86,7 +86,7 @@ def _made(header: Header) -> str:
 
 
 def _facts(header: Header) -> Iterator[tuple[str, str]]:
-    """What the page rests on; models in folders by the folder's own name."""
+    """How the page's data was made; models in folders appear by the folder's own name."""
     known: Mapping[str, str] = {
         "date": header.date or "not kept",
         "pair": pair_of(header),

@@ -1,4 +1,4 @@
-"""The answers of a sweep's page: a few prompts to which strategies wrote different things, side by side."""
+"""The answers on a sweep's page: a few prompts that strategies answered differently, side by side."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cascli.sweeps.records import Header
 from cascli.sweeps.samples import Answer, Sample
 
 NAMED = 3
-"""Strategies that are named at once above a text that many of them wrote."""
+"""Number of strategies named directly above a text that many of them wrote."""
 LONGEST = 4000
-"""Characters of an answer or prompt that are shown."""
+"""Maximum number of characters shown of an answer or prompt."""
 NOTE = (
     "The prompts whose answers were judged most differently, the target's own answer first. What an answer has in"
     " common with it from its beginning is grey."
@@ -22,7 +22,7 @@ NOTE = (
 
 
 def samples_of(found: Sequence[Sample], header: Header) -> str:
-    """The samples; nothing where no two answers differ."""
+    """The samples; empty if no two answers differ."""
     if not found:
         return ""
     return "\n".join([f'<p class="muted">{text(NOTE)}</p>', *(_sample(each, header) for each in found)])
@@ -42,7 +42,7 @@ def _sample(sample: Sample, header: Header) -> str:
 
 def _answer(answer: Answer, targets: bool, metric: str) -> str:
     shared = 0 if targets else answer.shared
-    if shared > LONGEST // 2:  # of a long beginning the end will do
+    if shared > LONGEST // 2:  # of a long shared beginning, the end is enough
         begins, shown = "… ", answer.text[shared - LONGEST // 2 : shared]
     else:
         begins, shown = "", answer.text[:shared]
@@ -55,7 +55,7 @@ def _answer(answer: Answer, targets: bool, metric: str) -> str:
 
 
 def _authors(strategies: Sequence[str]) -> str:
-    """Who wrote a text: the first few at once, the others on demand."""
+    """The strategies that wrote a text: the first few directly, the others on demand."""
     names = [short_name(each) for each in strategies]
     first, others = names[:NAMED], names[NAMED:]
     said = f'<p class="by">{text(", ".join(first))}</p>'
@@ -65,5 +65,5 @@ def _authors(strategies: Sequence[str]) -> str:
 
 
 def _shown(value: str) -> str:
-    """A text, cut where it is very long."""
+    """A text, cut if it is very long."""
     return text(value) if len(value) <= LONGEST else text(value[:LONGEST]) + " … (cut here)"

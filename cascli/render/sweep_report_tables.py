@@ -15,7 +15,7 @@ from cascli.sweeps.table import SweepRow, calls_per_answer
 
 
 class Column(NamedTuple):
-    """A heading, a cell as HTML, and whether it has a line of its own on a small screen."""
+    """A heading, a cell as HTML, and whether it gets a line of its own on a small screen."""
 
     heading: str
     cell: Callable[[SweepRow], str]
@@ -23,7 +23,7 @@ class Column(NamedTuple):
 
 
 def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
-    """Those in which some row has something; results.csv has more, for which no laptop is wide enough."""
+    """The columns in which some row has a value; results.csv has more, too many for a laptop's width."""
     columns = [
         Column(metric, _quality, both=True),
         Column("against target", _difference, both=True),
@@ -42,7 +42,7 @@ def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
 
 
 def strategies_table(rows: Sequence[SweepRow], metric: str) -> str:
-    """One line a strategy, temperature by temperature: a value, its interval and its difference in a cell each."""
+    """One line per strategy, temperature by temperature; a cell holds a value or a difference with its interval."""
     columns = _columns(rows, metric)
     head = "".join(f'<th scope="col">{text(column.heading)}</th>' for column in columns)
     bodies = []
@@ -78,7 +78,7 @@ def _quality(row: SweepRow) -> str:
 
 
 def _difference(row: SweepRow) -> str:
-    """The difference to the target, in colour where it is more than its interval."""
+    """The difference to the target, coloured if it is beyond chance."""
     if row.quality_vs_target is None or row.strategy == BASELINE:
         return DASH
     bounds, kind = row.quality_vs_target_interval, row.quality_vs_target_interval_kind
@@ -86,7 +86,7 @@ def _difference(row: SweepRow) -> str:
 
 
 def _against_random(row: SweepRow) -> str:
-    """Likewise to random deferral."""
+    """The difference to random deferral, coloured if its 95% interval excludes 0."""
     if row.quality_vs_random is None:
         return DASH
     bounds, kind = row.quality_vs_random_interval, row.quality_vs_random_interval_kind
@@ -122,7 +122,7 @@ def _answers(row: SweepRow) -> str:
 
 
 def categories_table(groups: Mapping[str, Sequence[SweepRow]], metric: str) -> str:
-    """Quality and speed in each category, in a box that scrolls where there are many; nothing where there are none."""
+    """Quality and speed in each category, in a box that scrolls if there are many; empty if there are none."""
     if not groups:
         return ""
     rows = {(row.temperature, row.strategy, name): row for name, group in groups.items() for row in group}

@@ -1,4 +1,4 @@
-"""What a sweep's numbers say and do not say, in words: for the terminal and the page."""
+"""What a sweep's numbers show and do not show, in words: for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cascli.weights.prompt_sets import SETS
 
 
 def pair_of(header: Header) -> str:
-    """The pair's name; for a file without one, or an older folder, the file's."""
+    """The pair's name; for a file without one, or an older folder, the name of the file."""
     if header.pair not in (None, "", "unnamed"):
         return str(header.pair)
     pair: object = header.plan.pair
@@ -31,12 +31,12 @@ def day_of(header: Header) -> str:
 
 
 def title_of(header: Header) -> str:
-    """The title that was given, or one of what was compared."""
+    """The given title, or one made from what was compared."""
     return header.title or f"{pair_of(header)}: {header.metric} against cost on {task_of(header.plan.task)}"
 
 
 def task_of(task: TaskConfig) -> str:
-    """What was asked, without the folders that it lies in."""
+    """What was asked, without the folders it is in."""
     if task.kind == "humaneval":
         return "HumanEval"
     if task.kind == "builtin":
@@ -75,9 +75,9 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
 
 
 def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
-    """At each temperature: which strategies are fastest, without loss and with it, and what quality's scatter allows.
+    """For each temperature: the fastest lossless and lossy strategies, and which quality differences are beyond chance.
 
-    Nothing where the prompts are too few to tell.
+    Empty if there are too few prompts to tell.
     """
     if not any(row.quality_interval_kind == "95%" for row in rows):
         return []
@@ -94,7 +94,7 @@ def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
 
 
 def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
-    """Of what follows the target's distribution, however its samples came out."""
+    """The fastest of those that follow the target's distribution, whatever the scores of their samples."""
     able = [row for row in rows if row.strategy != BASELINE and is_lossless(row) and _has_speed(row)]
     if not able:
         return None
@@ -110,7 +110,7 @@ def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
 
 
 def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
-    """Of the others, among those whose quality is not shown to be lower: that it is as good nobody can say."""
+    """The fastest of the others whose quality is not shown to be lower; that does not show it to be as good."""
     judged = [row for row in rows if not is_lossless(row) and _is_judged(row) and _has_speed(row)]
     target = next((row for row in rows if row.strategy == BASELINE), None)
     if target is None or target.quality is None or not judged:
@@ -132,18 +132,18 @@ def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
 
 
 def _by_chance(row: SweepRow) -> bool:
-    """Whether a speed may be the target's own, as far as its interval, or its range, says."""
+    """Whether a speed's interval, or its range, includes the target's own speed."""
     bounds = row.speed_interval
     return bounds is not None and row.speed_interval_kind != "no scatter" and bounds[0] <= 1 <= bounds[1]
 
 
 def _has_speed(row: SweepRow) -> bool:
-    """A strategy that failed on some prompts, the hard ones perhaps, is none that kept up."""
+    """Whether its speed counts: not if it failed on some prompts, which may be the hard ones."""
     return bool(row.speed_vs_target) and not row.errors
 
 
 def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
-    """How many differences to the target's quality are more than their interval; those without loss are chance."""
+    """How many differences to the target's quality exceed their interval; lossless ones are chance and not counted."""
     judged = [row for row in rows if row.strategy != BASELINE and not is_lossless(row) and _is_judged(row)]
     if not judged:
         return None
@@ -163,19 +163,19 @@ def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
 
 
 def _is_judged(row: SweepRow) -> bool:
-    """Whether there are prompts enough to tell a difference from chance; one that is the same on all of them is."""
+    """Whether there are enough prompts to tell a difference from chance, even one that is the same on all of them."""
     kind = row.quality_vs_target_interval_kind
     return kind == "95%" or (kind == "no scatter" and (row.num_prompts or row.answers) >= FEWEST)
 
 
 def is_beyond_chance(row: SweepRow) -> bool:
-    """Whether its difference to the target's quality is more than what prompts scatter by."""
+    """Whether its difference to the target's quality exceeds the scatter of the prompts."""
     bounds = row.quality_vs_target_interval
     return _is_judged(row) and bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
 def caution(rows: Sequence[SweepRow]) -> str | None:
-    """That the prompts are too few for intervals, if they are: for all strategies, or for those that failed often."""
+    """A warning if there are too few prompts for intervals: for all strategies, or for those that failed often."""
     few = [row for row in rows if row.answers and _is_few(row)]
     if not few:
         return None
@@ -188,14 +188,14 @@ def caution(rows: Sequence[SweepRow]) -> str | None:
 
 
 def _is_few(row: SweepRow) -> bool:
-    """Whether its prompts are too few for an interval; older tables have intervals and do not say of which kind."""
+    """Whether its prompts are too few for an interval; older tables have intervals without their kind."""
     if row.quality_interval is None or row.quality_interval_kind is None:
         return row.quality_interval is None
     return row.quality_interval_kind == "range" or (row.num_prompts or row.answers) < FEWEST
 
 
 def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
-    """What stands beside qualities, differences and speeds, for the foot of a table."""
+    """What the brackets of qualities, differences and speeds mean, for the foot of a table."""
     kinds = {row.quality_interval_kind for row in rows} | {row.quality_vs_target_interval_kind for row in rows}
     alike = "no scatter" in kinds
     kinds |= {row.speed_interval_kind for row in rows}
@@ -205,14 +205,14 @@ def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
 
 
 def passed(row: SweepRow) -> float | None:
-    """Accepted over tested drafts; older documents have the rejections alone."""
+    """Accepted over tested drafts; older documents have the rejection rate only."""
     if row.tested_acceptance_rate is None and row.rejection_rate is not None:
         return 1 - row.rejection_rate
     return row.tested_acceptance_rate
 
 
 def bars_of(rows: Sequence[SweepRow]) -> str:
-    """What the bars of a picture are."""
+    """What the bars of a picture show."""
     kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
     if "range" in kinds and "95%" in kinds:
         return "95% interval, of few prompts the range"

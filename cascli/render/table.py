@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """A column of the table: heading, and how a row fills it."""
+    """A column of the table: a heading, and how a row fills it."""
 
     heading: str
     cell: Callable[[Row], str]
@@ -30,24 +30,24 @@ def _name(row: Row) -> str:
 
 
 def speed_text(row: Priced) -> str:
-    """The speed over the target's, with its bounds where it scatters."""
+    """The speed over the target's, with its bounds if it scatters."""
     text = number(row.speed_vs_target, 2, "x")
     return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind)}".rstrip()
 
 
 KINDS = {"95%": "( ) 95% interval over", "range": "[ ] range over"}
-"""What brackets behind a speed are."""
+"""What the brackets after a speed mean."""
 
 
 def scatter_line(rows: Sequence[Row]) -> str | None:
-    """What stands in brackets behind the speeds."""
+    """What the brackets after the speeds mean."""
     kinds = {(row.speed_interval_kind, row.speed_interval_over) for row in rows if row.speed_interval is not None}
     said = [f"{KINDS[kind]} {over}" for kind, over in kinds if kind is not None and kind != "no scatter"]
     return f"speeds: {', '.join(sorted(said))}" if said else None
 
 
 def _passed(row: Row) -> float | None:
-    """Accepted over tested drafts; older documents know them over all drafts alone, and have a dash."""
+    """Accepted over tested drafts; a dash for older documents, which know only the rate over all drafts."""
     return row.tested_acceptance_rate
 
 
@@ -86,7 +86,7 @@ PAGE = [
     Column("loss-\nless", lambda row: yes_no(row.lossless)),
     Column("same\ntext", _text),
 ]
-"""What fits one page: speed over the target, tokens written (cut: by the limit), target calls a token, and the text."""
+"""What fits on a page: speed over the target, tokens written (cut: at the limit), target calls per token, the text."""
 COST = [
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
     Column("speed vs\ntarget", speed_text),
@@ -128,14 +128,14 @@ TIMES = [
 
 
 def page_table(rows: Sequence[Row], console: Console) -> Table:
-    """One line a strategy, with as many of the columns as fit a page; those that say least go first."""
+    """One line per strategy, with as many columns as fit a page; the least informative are dropped first."""
     columns = _known(PAGE, rows)
     for heading_ in ("tokens", "mean\nTV", "q(I)", "drafts\npassed", "loss-\nless", "target\ncalls", "tok/s", ""):
         table = _table(rows, columns, console, short=True)
         if fits(table, console, WIDEST):
             break
         columns = [column for column in columns if column.heading != heading_]
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # rather names in two lines than a number cut
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # wrap names rather than cut a number
     return table
 
 
@@ -149,13 +149,13 @@ def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> l
 
 
 def law_columns(rows: Sequence[Row]) -> list[Column]:
-    """`LAW`; of several answers how many are the same in place of where the first of them differs."""
+    """`LAW`; for several answers, how many are the same replaces where the first differs."""
     one = all((row.answers or 0) < 2 for row in rows)
     return LAW if one else [*LAW[:-1], Column("same\ntext", _text)]
 
 
 def _known(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-    """The columns without that of two tokenizers where there is one."""
+    """The columns, without q(I) if the models share a tokenizer."""
     translated = any(row.shared_mass is not None for row in rows)
     return [column for column in columns if translated or column.heading != "q(I)"]
 

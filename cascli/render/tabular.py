@@ -11,7 +11,7 @@ from cascli.errors import UsageError
 
 
 def csv_of(table: Table) -> str:
-    """All columns, unrounded; what is not known is empty."""
+    """All columns, unrounded; unknown values are empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(table.columns), lineterminator="\n")
     writer.writeheader()
@@ -28,19 +28,19 @@ def for_spreadsheets(record: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_parquet() -> None:
-    """Whether Parquet can be written here.
+    """Check that Parquet can be written here.
 
     Raises:
         UsageError: pyarrow is not installed.
     """
     try:
-        import pyarrow.parquet  # noqa: F401 - only whether it is there
+        import pyarrow.parquet  # noqa: F401 - only whether it is installed
     except ImportError:
         raise UsageError("Parquet needs pyarrow: pip install 'cascli[tables]', or take csv") from None
 
 
 def parquet_of(table: Table) -> bytes:
-    """The same columns with their types, also those in which nothing is known.
+    """All columns with their types, including those without any value.
 
     Raises:
         UsageError: pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""The colours of the states of a token, and which ground they are for (`CASCLI_THEME`)."""
+"""The colours of token states, and the background that they are made for (`CASCLI_THEME`)."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ PALETTES: dict[str, dict[str, str]] = {
         "rejected": "#b3261e",
     },
 }
-"""Colours with a contrast of at least 4.5: on black and on white alike, or for one ground."""
+"""Colours with a contrast of at least 4.5: on both black and white, or on one background."""
 
 
 def theme(environ: Mapping[str, str] | None = None) -> str:
-    """The palette that the environment asks for; an unset or empty variable asks for none.
+    """The palette that the environment names; the default if the variable is unset or empty.
 
     Raises:
         UsageError: there is no palette of that name.
@@ -51,4 +51,4 @@ def theme(environ: Mapping[str, str] | None = None) -> str:
 
 
 COLORS = PALETTES.get(os.environ.get(VARIABLE) or DEFAULT, PALETTES[DEFAULT])
-"""Of this process. A name that is not known is refused where a screen is made, where an error can be shown."""
+"""The colours of this process. An unknown theme is rejected when a screen is made, where an error can be shown."""

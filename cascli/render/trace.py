@@ -1,4 +1,4 @@
-"""Side-by-side traces: one column a strategy, one line a position of the answer."""
+"""Side-by-side traces: one column per strategy, one line per position of the answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INDEX_WIDTH = 4
 
 @dataclass(frozen=True)
 class Cell:
-    """One position of one answer: its token, the draft that it replaced, and where its round begins."""
+    """One position of one answer: its token, the draft that it replaced, and whether its round starts here."""
 
     token: Emitted
     rejected: str | None
@@ -28,7 +28,7 @@ class Cell:
 
 
 def cells(run: Run) -> list[Cell]:
-    """The answer of a run position by position."""
+    """The answer of a run, position by position."""
     column = []
     speculates = run.metrics.num_draft_tokens > 0
     for round_ in run.rounds:
@@ -39,7 +39,7 @@ def cells(run: Run) -> list[Cell]:
 
 
 def side_by_side(runs: Sequence[Run], console: Console) -> Group:
-    """The traces of one prompt as one table, or as several stacked ones where the terminal is narrow."""
+    """The traces of one prompt as one table, or as several stacked ones if the terminal is narrow."""
     colored, fancy = console.color_system is not None, unicode_ok(console)
     target = next((run for run in runs if run.strategy == "target"), None)
     painter = _Painter(colored, fancy, target)
@@ -55,7 +55,7 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
 
 
 def _groups(runs: Sequence[Run], target: Run | None, width: int) -> Iterator[list[Run]]:
-    """As many columns as fit; every group begins with the target, to be compared with."""
+    """As many columns as fit; every group starts with the target, for comparison."""
     fit = max((width - INDEX_WIDTH) // (MIN_COLUMN + 1), 2)
     if len(runs) <= fit:
         yield list(runs)
@@ -124,7 +124,7 @@ class _Painter:
         """Gutter, the rejected draft if there was one, and the token."""
         gutter = "≠" if diverges else "┌" if cell.starts_round else " "
         sign = gutter if self._fancy else {"≠": "!", "┌": ">"}.get(gutter, " ")
-        text = Text.assemble((sign, "bold red" if diverges else "dim"))  # a style of the whole would dim the token too
+        text = Text.assemble((sign, "bold red" if diverges else "dim"))  # a style for the whole would dim the token too
         room = width - 1
         if cell.rejected is not None:
             struck = self._token(cell.rejected, "rejected", room // 2)

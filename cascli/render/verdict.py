@@ -1,4 +1,4 @@
-"""What a comparison says in one sentence, for a reader who knows no figure of it."""
+"""The result of a comparison in one sentence, for a reader who has seen none of its figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cascli.analysis.comparison import Row
 from cascli.render.marks import short_name
 
 SAME = 0.05
-"""Relative difference of speeds that is not called one."""
+"""Relative difference up to which two speeds count as the same."""
 
 
 def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
-    """Which strategies are faster than the target, and at what price; None without the target or another one."""
+    """Which strategies are faster than the target, and at what price; None without the target or another strategy."""
     others = [row for row in rows if row.strategy.partition(":")[0] not in ("target", "draft") and not row.oracle]
     known = [row for row in others if row.speed_vs_target is not None]
     if not known:
@@ -48,7 +48,7 @@ def _as_fast(row: Row) -> str:
 
 
 def _by_chance(row: Row) -> str:
-    """What a speed is within, if that includes the target's own."""
+    """The interval or range of a speed, if it includes the target's own speed."""
     bounds = row.speed_interval
     if bounds is None or not bounds[0] <= 1 <= bounds[1] or abs(_speed(row) - 1) <= SAME:
         return ""
