@@ -31,11 +31,11 @@ class Norm(NamedTuple):
 def serve(device: torch.device) -> bool:
     """Whether the kernels run on a device; elsewhere torch's own operations compute the same.
 
-    Triton builds its launcher with a C compiler on first use. Slim images have none, which causes a warning here.
+    Triton builds its launcher with a C compiler on first use. Slim images have none; this then warns.
     """
     if device.type != "cuda":
         return False
-    # Fuse multiplications with additions, the default up to Triton 3.10; setting it also silences 3.9's warning.
+    # Fuse multiplications with additions, the default until Triton 3.10; setting it also silences 3.9's warning.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     try:
         from triton.runtime import driver

@@ -1,7 +1,7 @@
-"""Products of a few rows with a large matrix, reading every weight once; the gated activation is fused.
+"""Products of a few rows with a large matrix, reading every weight once; bias and gated activation are fused.
 
-Reading the weights is the whole cost of such a product. A program computes some columns of the result for 16 rows
-(padded with zeros) and traverses the weights in a fixed order, so a row has the same bits in any block of rows.
+The cost of such a product is reading the weights. A program computes some columns of the result for 16 rows (padded
+with zeros) and traverses the weights in a fixed order, so a row has the same bits in any block of rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cascli.kernels import ACTIVATIONS, on_its_device
 from cascli.kernels.early import launching, wait
 
 ROWS = 16
-"""Rows per program, the fewest that tensor cores take; further rows get adjacent programs, which share the L2 cache."""
+"""Rows per program, the fewest that tensor cores take; more rows take more programs, adjacent to share the cache."""
 _ENOUGH_PROGRAMS = 264
 """Two per multiprocessor of an H100."""
 

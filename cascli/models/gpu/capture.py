@@ -17,7 +17,7 @@ class Capture(Protocol):
     """Captures functions without arguments that read and write tensors at fixed addresses."""
 
     def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
-        """Return a function that replays the kernels of `compute`; its result is valid until the next replay of any."""
+        """Return a function that replays `compute`'s kernels; its result is valid until any such function is called."""
 
     def renew(self) -> None:
         """Start over, after every graph captured so far has been dropped."""

@@ -104,7 +104,7 @@ def use_decode_attention(model: PreTrainedModel) -> bool:
 def can_decode(model: PreTrainedModel) -> bool:
     """Whether the kernels are available and compute a model's attention.
 
-    Supported is causal attention, with or without sliding windows and soft caps, but not chunks, sinks or biases.
+    They compute causal attention with or without sliding windows and soft caps, but not chunks, sinks or biases.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])

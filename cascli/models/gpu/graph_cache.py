@@ -1,6 +1,6 @@
 """Functions of tensors and their captured graphs, for what a round computes in addition to the two models' forwards.
 
-Sampling and verification are a dozen or so small kernels each, which take longer to launch than to run.
+Sampling and verification are a dozen or more small kernels each, which take longer to launch than to run.
 """
 
 from __future__ import annotations
