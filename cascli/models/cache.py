@@ -126,7 +126,7 @@ class RewindLayer(CacheLayerMixin):
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; their number is negative, as in transformers."""
+        """Forget the last tokens; takes their number as a negative value, as transformers does."""
         self.length = max(self.length - abs(tokens_to_remove), 0)
 
     def reset(self) -> None:

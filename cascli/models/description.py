@@ -199,7 +199,7 @@ def _check_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> None:
 
 @contextmanager
 def explained(model: ModelConfig) -> Iterator[None]:
-    """Report a model that cannot be built as an error in the pair's file (for random weights) or in its folder."""
+    """Report a model that cannot be built as an error located in the pair's file (random weights) or its folder."""
     random = isinstance(model.source, RandomSource)
     with model.located(), _bad_config_is_an_error() if random else untrusted.damaged(Path(str(model.source))):
         yield

@@ -232,7 +232,7 @@ def _made(
 
 
 def _name(model: ModelConfig, folder: Path | None) -> str:
-    """The source and, for a hub repository, the loaded commit: a branch may move, but results should stay traceable."""
+    """The source and, for a hub repository, the loaded commit: a branch moves, and results should not."""
     source = str(model.source)
     fixed = isinstance(model.source, HubSource) and model.source.revision == getattr(folder, "name", "")
     return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not fixed else source

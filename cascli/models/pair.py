@@ -188,7 +188,7 @@ class Pair:
 
     @property
     def models(self) -> dict[Role, LoadedModel]:
-        """The models of the pair, the draft, if any, first."""
+        """The models of the pair; the draft comes first, if there is one."""
         draft: dict[Role, LoadedModel] = {} if self.draft is None else {"draft": self.draft}
         return draft | {"target": self.target}
 

@@ -62,7 +62,7 @@ class TranslatedRunner(Runner):
         return self._tokens, self._attended
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Forget everything, read the prompt except the last of its draft tokens, and return its last token `[1]`."""
+        """Forget everything, read all but the last draft token of the prompt; return its last target token `[1]`."""
         self.reset()
         own = self._translation.prompt(prompt_ids.tolist())
         if len(own) > 1:

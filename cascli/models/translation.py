@@ -209,7 +209,7 @@ def _kept(file: Path) -> Tensor | None:
 
 
 def _keep(file: Path, pairs: Tensor) -> None:
-    """Cache the pairs, writing the file atomically; errors are ignored."""
+    """Cache the pairs, writing the file atomically; if it cannot be written, it is skipped."""
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.part")
