@@ -1,4 +1,4 @@
-"""Triton kernels for what decoding on a GPU does besides multiplying by weights; imported where they are used."""
+"""Triton kernels for decoding on a GPU; each module is imported where it is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 
 ACTIVATIONS = {"silu": 1, "gelu_pytorch_tanh": 2}
-"""What a gated product may be gated by, under transformers' names."""
+"""Activations of a gated product, under transformers' names."""
 
 
 class Norm(NamedTuple):
@@ -24,24 +24,24 @@ class Norm(NamedTuple):
     weight: Tensor
     epsilon: float
     offset: bool = False
-    """Whether weights are kept less 1, as in Gemma."""
+    """Whether the stored weights are the actual ones minus 1, as in Gemma."""
 
 
 @cache
 def serve(device: torch.device) -> bool:
-    """Whether there are kernels for a device; where there are none, torch's own operations do the same.
+    """Whether the kernels run on a device; elsewhere torch's own operations compute the same.
 
-    Triton builds its launcher with a C compiler when it is first used, and slim images have none: then this warns.
+    Triton builds its launcher with a C compiler on first use. Slim images have none; this then warns.
     """
     if device.type != "cuda":
         return False
-    # Sums and products are joined, as they are by default until Triton 3.10; saying so also silences 3.9's warning.
+    # Fuse multiplications with additions, the default until Triton 3.10; setting it also silences 3.9's warning.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     try:
         from triton.runtime import driver
 
         _ = driver.active.utils
-    except Exception as error:  # whatever a compiler, a linker or a driver may say
+    except Exception as error:  # anything that a compiler, a linker or a driver may raise
         warnings.warn(f"no Triton kernels, torch's own operations instead (slower): {error}", stacklevel=2)
         return False
     return True
@@ -50,7 +50,7 @@ def serve(device: torch.device) -> bool:
 def on_its_device(
     launch: Callable[Concatenate[Tensor, Rest], Result],
 ) -> Callable[Concatenate[Tensor, Rest], Result]:
-    """Launch kernels on the device of the first argument; Triton takes the thread's current one."""
+    """Launch kernels on the device of the first argument; Triton uses the thread's current device."""
 
     @wraps(launch)
     def launched(first: Tensor, *args: Rest.args, **named: Rest.kwargs) -> Result:

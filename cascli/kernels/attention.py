@@ -1,13 +1,13 @@
-"""Attention of a few tokens over the used part of a cache whose length lies on the device.
+"""Attention of a few tokens over the used part of a cache whose length is stored on the device.
 
-One token's attention has too few rows to fill a GPU, so the keys are dealt out: program s of S takes blocks s, s + S,
-... of the text and leaves a partial sum, and whichever program is the last puts the S partial sums of each row together
-(Dao et al. 2023, "Flash-Decoding"). The number of blocks is read from the device: a recording made once serves every
-length, and reads no more of the cache than is used. Dealing by fixed positions, and adding parts up in their order,
-gives a row the same sums in any block of tokens.
+One token's attention has too few rows to fill a GPU, so the keys are split: program s of S processes blocks s, s + S,
+... of the sequence and stores a partial sum, and the program that finishes last combines the S partial sums of each row
+(Dao et al. 2023, "Flash-Decoding"). The number of blocks is read from device memory, so one captured graph serves
+every length and reads only the used part of the cache. Splitting at fixed positions and adding the parts in a fixed
+order gives a row the same sums in any block of tokens.
 
-Tokens of several texts are read in one block too, each over the states of its own text: a program then takes a few
-tokens that follow each other in one text, which it finds by itself from where each of the block's tokens stands.
+A block may also hold tokens of several sequences, each of which attends over its own sequence's states. A program then
+takes a few consecutive tokens of one sequence, which it finds from the places and positions of the block's tokens.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from cascli.kernels import on_its_device
 from cascli.kernels.early import launching, wait
 
 _BLOCK, _BLOCK_OF_LARGE, _BLOCK_OF_LARGE_EXACT = 64, 32, 16
-"""Keys that are looked at together; fewer where they are large (float32, heads of 256) and would not fit."""
+"""Keys per block; fewer where they are large (float32, heads of 256) and would not fit."""
 _MOST_ROWS = 32
-"""Rows of a program, a row being a query of one head; more are more programs.
+"""Most rows per program, a row being a query of one head; further rows get programs of their own.
 
-Up to here sums are in one order, for heads of 64 and more.
+Up to this number, sums are in one order for heads of 64 and more.
 """
 _PROGRAMS = 128
-"""Programs to aim for: about one a multiprocessor."""
+"""Number of programs to aim for: about one per multiprocessor."""
 _MOST_PARTS = 32
 _PROGRAMS_OF_TEXTS = 512
-"""The same for a block of several texts, some of which are longer than others: the others fill the gaps."""
+"""Number of programs to aim for in a block of several sequences: these differ in length, and more programs fill the
+gaps."""
 
 
 _jit = triton.jit(do_not_specialize=["n"])
-"""Not compiled anew for blocks of one token or of 16."""
+"""Avoids recompilation for blocks of 1 or 16 tokens."""
 
 
 @cache
 def _counters(device: torch.device, groups: int) -> Tensor:
-    """How many programs of each group have finished: 0 before and after every launch, which wait for each other."""
+    """Number of finished programs per group: 0 before and after every launch (launches are serialized)."""
     return torch.zeros(groups, dtype=torch.int32, device=device)
 
 
@@ -55,7 +56,7 @@ def _attend(
     WINDOW: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, WHOLE: tl.constexpr,
     TEXTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of `ROWS` rows of one head of keys, over every `PARTS`-th block of the text; the last adds up."""
+    """Partial sums of `ROWS` rows of one key head over every `PARTS`-th block; the last program combines them."""
     wait(EARLY)
     shared, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     keys, values = key + shared.to(tl.int64) * k_head, value + shared.to(tl.int64) * v_head
@@ -87,7 +88,7 @@ def _attend(
     if WINDOW:
         first = tl.maximum(before - window + 1, 0) // BLOCK
     last = (before + n + BLOCK - 1) // BLOCK
-    # The first block at or after `first` that is this part's.
+    # This part's first block at or after `first`.
     mine = first + (part - first % PARTS + PARTS) % PARTS
     for block in range(mine, last, PARTS):
         where = block * BLOCK + tl.arange(0, BLOCK)
@@ -102,7 +103,7 @@ def _attend(
             seen = seen & (where[None, :] > position[:, None] - window)
         score = tl.where(seen, score, -float("inf"))
         higher = tl.maximum(best, tl.max(score, axis=1))
-        # A row that has seen nothing yet keeps its maximum of -inf; its weights are 0 all the same.
+        # A row that has seen no keys yet keeps its maximum of -inf; its weights are 0 anyway.
         ground = tl.where(higher == -float("inf"), 0.0, higher)
         weight = tl.exp(score - ground[:, None])
         shrink = tl.exp(best - ground)
@@ -115,10 +116,10 @@ def _attend(
     at_row = slot * PARTS + part
     tl.store(maxima + at_row, best, mask=real)
     tl.store(totals + at_row, total, mask=real)
-    # Most parts of a short text have seen nothing, and say so by their maximum alone.
+    # Most parts of a short sequence have processed no keys; a maximum of -inf marks them, and no sums are stored.
     saw = real & (best > -float("inf"))
     tl.store(sums + at_row[:, None] * width + column[None, :], acc, mask=saw[:, None] & inside[None, :])
-    tl.debug_barrier()  # every thread's numbers are written before the one that counts says so
+    tl.debug_barrier()  # all threads' stores must complete before one thread increments the counter
     counter = counters + shared * tl.num_programs(2) + tile
     if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
         tl.store(counter, 0)
@@ -129,7 +130,7 @@ def _attend(
 
 @triton.jit
 def _scores(q, k, scale, cap, CAP: tl.constexpr, EXACT: tl.constexpr):
-    """Of queries with keys."""
+    """Scores of queries with keys, scaled and, with `CAP`, capped."""
     if EXACT:
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     else:
@@ -141,10 +142,10 @@ def _scores(q, k, scale, cap, CAP: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def _tokens_of_one_text(places, at, first, n, most, ROWS: tl.constexpr):
-    """The text's place and position of a block's token, and how many tokens a program that begins with it takes.
+    """Place and position of token `first` of a block, and the number of tokens that the program starting with it takes.
 
-    Up to `most`, cut where the position is a multiple of it, so that a token has the same company in any block; 0 for
-    one that another program takes.
+    At most `most` tokens, ending before the next position that is a multiple of it, so that a token is grouped with the
+    same neighbours in any block; 0 if another program takes the token.
     """
     place, before = tl.load(places + first), tl.load(at + first).to(tl.int32)
     j = tl.arange(0, ROWS)
@@ -162,7 +163,7 @@ def _add_up(
     sums, maxima, totals, out, each, used, real, column, inside, width,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Put the first `used` partial sums of each row together, which lie from `each` on."""
+    """Combine the first `used` partial sums of each row, which are stored starting at `each`."""
     bests = tl.load(maxima + each[:, None] + tl.arange(0, PARTS)[None, :], mask=real[:, None], other=0.0)
     top = tl.max(bests, axis=1)
     total = tl.zeros([ROWS], tl.float32)
@@ -179,10 +180,10 @@ def _add_up(
 
 
 def shape_of(width: int, *, exact: bool) -> tuple[int, int, int]:
-    """Keys a block, warps and stages, by the heads' padded width and whether they are float32.
+    """Keys per block, warps and stages, for heads of a padded width, in float32 if `exact`.
 
-    What fits into the registers and into 99 KB of shared memory (`tests/kernels/compile_for_gpu.py`). Three stages are
-    two buffers: the next block's states are fetched while one is looked at.
+    The sizes fit into the registers and 99 KB of shared memory (`tests/kernels/compile_for_gpu.py`). Three stages mean
+    two buffers: the next block's states are fetched while the current one is processed.
     """
     if not exact:
         return (_BLOCK_OF_LARGE if width >= 256 else _BLOCK), 4, 3
@@ -190,14 +191,14 @@ def shape_of(width: int, *, exact: bool) -> tuple[int, int, int]:
 
 
 def grid_of(rows: int, shared: int) -> tuple[int, int, int]:
-    """Rows a program, programs for all rows of one shared head, and parts that the text is dealt out to."""
+    """Rows per program, programs for all rows of one shared head, and parts that the keys are split into."""
     each = min(max(16, triton.next_power_of_2(rows)), _MOST_ROWS)
     parts = max(1, min(_MOST_PARTS, _PROGRAMS // shared))
     return each, triton.cdiv(rows, each), 1 << (parts.bit_length() - 1)
 
 
 def grid_of_texts(n: int, group: int, shared: int, texts: int) -> tuple[int, int, int]:
-    """The same for a block of n tokens of up to so many texts: each of its tokens may be a program's first."""
+    """The grid for a block of n tokens of at most `texts` sequences; a program may start at any of the tokens."""
     each = min(max(16, triton.next_power_of_2(n * group)), _MOST_ROWS)
     parts = max(1, min(_MOST_PARTS, _PROGRAMS_OF_TEXTS // (shared * texts)))
     return each, n * triton.cdiv(group, each), 1 << (parts.bit_length() - 1)
@@ -215,27 +216,27 @@ def attend(
     window: int = 0,
     cap: float = 0.0,
 ) -> Tensor:
-    """Causal attention of n tokens of one text that follow `at` others, or of n tokens of several texts.
+    """Causal attention of n tokens that follow `at` others in one sequence, or of n tokens of several sequences.
 
-    Their own states are already in the cache.
+    The n tokens' own states must already be in the cache.
 
     Args:
         query: `[1, heads, n, width]`.
-        key: `[places, shared heads, capacity, width]`, one place for one text; any strides but that of the last
-            dimension, which is 1.
+        key: `[places, shared heads, capacity, width]`, with one place per sequence; the last dimension must have
+            stride 1, the others may have any.
         value: of the same shape.
-        at: how many tokens came before, an integer on the device (0-dim); of several texts one for each token, `[n]`.
-        places: of each token's text among those of `key`, `[n]`; tokens of one text lie side by side, in their order.
-            None for one text.
-        scale: what scores are multiplied by.
-        window: how many positions a token sees, itself included; 0 for all.
-        cap: scores are squeezed into (-cap, cap) by a tanh, as in Gemma 2; 0 for none.
+        at: number of preceding tokens, an integer on the device (0-dim); for several sequences one per token, `[n]`.
+        places: index into the first dimension of `key` for each token, `[n]`; tokens of one sequence must be
+            contiguous and in order. None for one sequence.
+        scale: factor of the scores.
+        window: number of positions that a token sees, including its own; 0 for all.
+        cap: squeezes scores into (-cap, cap) by a tanh, as in Gemma 2; 0 for none.
 
     Returns:
         `[1, n, heads, width]`.
 
     Raises:
-        ValueError: values of another width than keys.
+        ValueError: values and queries differ in width, or the last dimension of keys or values is not packed.
     """
     _, heads, n, width = query.shape
     if value.shape[-1] != width:

@@ -1,4 +1,4 @@
-"""Draws from rows of logits: distributions, tokens, and whether logits were numbers, in three kernels for all rows."""
+"""Draws from rows of logits: distributions, tokens, and a check for NaN, in three kernels for all rows."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from cascli.kernels.truncation import truncated_sums
 def draw(
     logits: Tensor, temperature: float, u: Tensor | None, *, with_base: bool, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Softmax at a temperature and after truncation, that at temperature 1, and tokens by inverting the former's sums.
+    """Compute the warped softmax and the one at temperature 1, and draw tokens by inverting the former's CDF.
 
     Args:
         logits: `[n, V]`, its last dimension contiguous.
         temperature: 0 is one-hot at the first of the largest logits.
         u: the draws' uniforms, float64 `[n]`, packed; None draws nothing.
-        with_base: whether the distribution at temperature 1 is wanted.
-        top_k: how many of the largest logits keep a probability, with those that equal the last of them; 0 for all.
-        top_p: how much of their mass does, by the likeliest.
+        with_base: whether to compute the distribution at temperature 1.
+        top_k: number of largest logits that keep a probability (ties with the last one are kept too); 0 for all.
+        top_p: share of their mass that is kept, likeliest tokens first.
 
     Returns:
-        Tokens `[n]` (int64), the distributions `[n, V]` (float32; the first one twice if the second is not wanted),
-        and the largest logits `[n]`, which are no numbers if any logit of the row is not.
+        Tokens `[n]` (int64), the two distributions `[n, V]` (float32; the first one twice without `with_base`), and
+        the largest logits `[n]`, NaN for a row with any NaN.
     """
     n, width = logits.shape
     parts, padded, per = cut(width)
@@ -75,7 +75,7 @@ def _distributions(
         tl.store(max_logit + row, best + (sum_base - sum_base))
 
 
-@triton.jit(do_not_specialize_on_alignment=["u"])  # which may begin anywhere in an answer's table
+@triton.jit(do_not_specialize_on_alignment=["u"])  # u may start anywhere in an answer's table of uniforms
 def _token(probs, masses, u, out, width, parts, PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     probs += row.to(tl.int64) * width

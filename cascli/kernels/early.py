@@ -1,7 +1,7 @@
-"""Launching a kernel while the one before it ends: programmatic dependent launch, which GPUs have from Hopper on.
+"""Launching a kernel before the previous one has finished: programmatic dependent launch (Hopper and later GPUs).
 
-Such a kernel waits for the end of the one before it, and reads and writes nothing until then. What is saved is the time
-from one's end to the other's beginning.
+Such a kernel waits for the previous one to finish and reads and writes nothing until then. This saves the launch
+latency between the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def wait(EARLY: tl.constexpr):
-    """First of all in a kernel: wait for what came before, and let what comes after be made ready."""
+    """Wait for the previous kernel and allow the next one to launch; must be the first call in a kernel."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -25,6 +25,6 @@ def wait(EARLY: tl.constexpr):
 
 @cache
 def launching(device: torch.device) -> dict[str, Any]:
-    """What a kernel that begins with `wait` is launched with on a device."""
+    """Launch arguments, on a device, of a kernel that starts with `wait`."""
     early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}

@@ -1,7 +1,7 @@
-"""What the host learns of a round: one matrix of numbers, so that it comes in one transfer. No torch when loaded.
+"""The results of a round as one matrix of numbers, so that the host gets them in one transfer. Imports no torch.
 
-Both who fills it (`cascli.decoding.speculation`, `cascli.kernels.verification`) and who reads it knows it by these
-names alone.
+The code that fills it (`cascli.decoding.speculation`, `cascli.kernels.verification`) and the code that reads it
+access it only by these names.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from enum import IntEnum
 from typing import Self
 
 NEGLIGIBLE = 1e-15
-"""A probability that a vocabulary full of such adds nothing to a divergence in float32."""
+"""A probability so small that a whole vocabulary of them adds nothing to a divergence in float32."""
 
 
 class Field(IntEnum):
     """The rows of the matrix `[len(Field), n + 1]` (float64) of a round over n drafted tokens.
 
-    The first six hold a number a drafted token, the next two a number a position; the next four hold one number each,
-    in the first column. Those after them say what the round costs in quality, and are NaN where nobody computed them.
+    The first six hold one number per drafted token, the next two one per position, and the next four a single number
+    in the first column. The rest measure what the round costs in quality; they are NaN where not computed.
     """
 
     ID = 0
@@ -28,36 +28,36 @@ class Field(IntEnum):
     P = 2
     PI = 3
     ACCEPT_PROB = 4
-    """Of the token's test, or of that of the prefix that ends with it."""
+    """Acceptance probability of the token, or of the prefix that ends with it."""
     DEFERRED = 5
     TV = 6
     """TV(pi, p)."""
     DEFERRAL = 7
-    """The draft's mass that is not kept; of no meaning where the rule does not read q."""
+    """The draft's mass that is not kept; meaningless if the rule does not read q."""
     NUM_ACCEPTED = 8
     NEXT_ID = 9
-    """The token after the kept ones."""
+    """The token after the accepted ones."""
     NEXT_P = 10
     NEXT_Q = 11
     TV_TO_DRAFT = 12
-    """TV(pi, q); like the next a number a position where something was proposed."""
+    """TV(pi, q), one per position where something was proposed."""
     DISAGREEMENT = 13
-    """TV(p, q)."""
+    """TV(p, q), one per position where something was proposed."""
     KL = 14
-    """KL(pi || p) in nats; infinite where pi has a token that p has not. Of every position, like the next."""
+    """KL(pi || p) in nats, one per position; infinite if pi has a token that p does not."""
     OVERSHOOT = 15
-    """The largest pi / p."""
+    """The largest pi / p, one per position."""
     REGRET = 16
-    """log max p1 - log p1 of the drafted token, a number a drafted token."""
+    """log max p1 - log p1 of the drafted token, one per drafted token."""
     EXACT = 17
-    """Whether the test of the exact rule would have kept the drafted token, with the same random number."""
+    """Whether the exact test would have accepted the drafted token with the same random number."""
     NEXT_REGRET = 18
-    """Of the token after the kept ones, in the first column."""
+    """Regret of the token after the accepted ones, in the first column."""
 
 
 @dataclass(frozen=True)
 class RoundFacts:
-    """The numbers of a round over n drafted tokens, on the host; lists by position."""
+    """The numbers of a round over n drafted tokens, on the host; lists are indexed by position."""
 
     ids: list[int]
     q: list[float]
@@ -82,7 +82,7 @@ class RoundFacts:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Self:
-        """From the flattened matrix."""
+        """Create from the flattened matrix."""
         width = len(numbers) // len(Field)
         row = {field: list(numbers[field * width : (field + 1) * width]) for field in Field}
         n = width - 1

@@ -1,4 +1,4 @@
-"""A residual connection and the root-mean-square norm after it in one kernel, which is launched once a row."""
+"""A residual connection and the root-mean-square norm after it in one kernel, one program per row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _add_norm(
     WIDTH: tl.constexpr, ADD: tl.constexpr, AFTER: tl.constexpr, OFFSET: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One row; rounded where separate kernels round, except that a norm is rounded once."""
+    """One row; rounds where separate kernels would, except that each norm is rounded only once."""
     wait(EARLY)
     kind = out.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * width
@@ -42,19 +42,19 @@ def _add_norm(
 
 
 def warps_of(padded: int) -> int:
-    """Sixteen numbers a thread."""
+    """Number of warps: sixteen numbers per thread."""
     return min(16, max(4, padded // 512))
 
 
 @on_its_device
 def add_norm(x: Tensor, residual: Tensor | None, norm: Norm, after: Norm | None = None) -> tuple[Tensor, Tensor]:
-    """`residual + x`, and its norm.
+    """Compute `residual + x` and its norm.
 
     Args:
-        x: `[n, width]`, packed: what a part of a layer has computed.
-        residual: what it is added to; None for nothing, as before the first layer.
-        norm: the norm that follows, of weights `[width]`.
-        after: a norm of x before it is added, as in Gemma 2, of the same kind; None for none.
+        x: `[n, width]`, packed: the output of attention or the MLP.
+        residual: what x is added to; None before the first layer.
+        norm: the norm that follows, with weights `[width]`.
+        after: a norm of the same kind applied to x before the addition, as in Gemma 2, or None.
 
     Returns:
         The new residual and the normed rows, both `[n, width]`.

@@ -1,7 +1,7 @@
-"""Products of a few rows with a large matrix that read every weight once; what follows them is in the same kernel.
+"""Products of a few rows with a large matrix, reading every weight once; bias and gated activation are fused.
 
-Reading weights is what such a product costs. A program takes some columns of the result for 16 rows, filled up with
-zeros, and goes along the weights in one order: a row has the same bits in any block of rows.
+The cost of such a product is reading the weights. A program computes some columns of the result for 16 rows (padded
+with zeros) and traverses the weights in a fixed order, so a row has the same bits in any block of rows.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from cascli.kernels import ACTIVATIONS, on_its_device
 from cascli.kernels.early import launching, wait
 
 ROWS = 16
-"""Rows of a program, the fewest that tensor cores take; more are more programs, side by side for the cache's sake."""
+"""Rows per program, the fewest that tensor cores take; more rows take more programs, adjacent to share the cache."""
 _ENOUGH_PROGRAMS = 264
-"""Two a multiprocessor of an H100."""
+"""Two per multiprocessor of an H100."""
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def _product(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     BIAS: tl.constexpr, GATE: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of x weight^T + bias; gated, those of the first n rows of weights times those of the others."""
+    """Some columns of x weight^T + bias; if gated, activation(first n rows of weights) times the other n rows."""
     wait(EARLY)
     start = tl.program_id(1) * COLUMNS
     row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
@@ -70,32 +70,32 @@ def _product(
 
 
 def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:
-    """Columns and depth of a program's tile, warps and stages, for n columns in all.
+    """Columns and depth of a program's tile, warps and stages, for n columns in total.
 
-    A stage has 8 or 16 KB of weights, and all but one stage are under way: 32 KB a program, and within 99 KB of
-    shared memory. Sizes hang on the matrix alone, never on the rows.
+    A stage holds 8 or 16 KB of weights, and all stages but one are in flight: 32 KB per program, within 99 KB of
+    shared memory. Sizes depend only on the matrix, never on the rows.
     """
     if exact:
         return 16, 64, 4, 3
     tile = next((each for each in (64, 32) if n >= each * _ENOUGH_PROGRAMS), 16)
-    columns = max(16, tile // 2) if gated else tile  # of each of the two
+    columns = max(16, tile // 2) if gated else tile  # per half of a gated product
     depth = {16: 256, 32: 128, 64: 128}[columns]
     return columns, depth, 4, 3 if gated else 4 if columns == 64 else 5
 
 
 @on_its_device
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """A linear layer; with an activation the gated one of a merged matrix.
+    """Apply a linear layer or, with an activation, a gated one whose two matrices are merged.
 
     Args:
         x: `[m, k]`, packed.
-        weight: `[n, k]`, packed; with an activation `[2 n, k]`, of which the first half is the gate's.
-        bias: as many numbers as weights have rows, or None.
-        activation: what the gate's half goes through before it is multiplied by the other
-            (Shazeer 2020, "GLU variants"), one of `cascli.kernels.ACTIVATIONS`.
+        weight: `[n, k]`, packed; with an activation `[2 n, k]`, whose first half is the gate.
+        bias: one number per row of `weight`, or None.
+        activation: applied to the gate's half before it is multiplied by the other half
+            (Shazeer 2020, "GLU variants"); one of `cascli.kernels.ACTIVATIONS`.
 
     Returns:
-        `[m, n]`, whose rows have the same bits whatever m is.
+        `[m, n]`; a row has the same bits for every m.
     """
     m, k = x.shape
     n = weight.shape[0] // (1 if activation is None else 2)

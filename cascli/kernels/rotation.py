@@ -1,6 +1,6 @@
 """Rotary position embedding of queries and keys in one kernel, rounded where transformers rounds.
 
-Alone, for layers that are transformers' own; and with the norms before it and the writes into the cache after it.
+`rotate` is for transformers' own layers; `rotate_and_store` fuses the preceding norms and the writes to the cache.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from cascli.kernels.early import launching, wait
 
 @triton.jit
 def _turned(x, partner, first, cos, sin, kind: tl.constexpr):
-    """Numbers of the first half are real parts, their partners in the second imaginary ones; all in float32.
+    """Rotate numbers in float32: the first half are real parts, their partners in the second half imaginary parts.
 
-    A product of two 16-bit numbers is rounded to 16 bits before the sum, as by separate kernels.
+    A product of two 16-bit numbers is rounded to 16 bits before the sum, as separate kernels do.
     """
     straight = (x * cos).to(kind).to(tl.float32)
     across = (tl.where(first, -partner, partner) * sin).to(kind).to(tl.float32)
     return (straight + across).to(kind)
 
 
-@triton.jit(do_not_specialize=["n"])  # prompts of some lengths would be compiled for anew
+@triton.jit(do_not_specialize=["n"])  # else prompts of some lengths would trigger recompilation
 def _rotate(
     query, key, cos, sin, query_out, key_out,
     q_head, q_row, k_head, k_row, cos_row, n, heads, width, rotated,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token, which is a key's from the `heads`-th on."""
+    """One head of one token: a query head, or a key head if its index is at least `heads`."""
     head, i = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, WIDTH)
     inside = column < width
@@ -52,7 +52,7 @@ def _rotate(
 
 @on_its_device
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries `[1, H, n, D]` and keys `[1, G, n, D]`, turned by angles `[1, n, R]` in their first R numbers, R <= D.
+    """Rotate the first R <= D numbers of queries `[1, H, n, D]` and keys `[1, G, n, D]` by angles `[1, n, R]`.
 
     The second half of the R numbers is the imaginary part (Su et al. 2021, in GPT-NeoX's order).
     """
@@ -73,7 +73,7 @@ def _rotate_and_store(
     states, cos, sin, at, query, key, value, norms, heads, shared, width, epsilon, k_head, k_row, v_head, v_row,
     WIDTH: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token: first those of queries, then those of keys, then those of values."""
+    """One head of one token; query heads come first, then key heads, then value heads."""
     wait(EARLY)
     head, i = tl.program_id(0), tl.program_id(1)
     where = tl.load(at).to(tl.int32) + i
@@ -117,20 +117,20 @@ def rotate_and_store(
     value: Tensor,
     norms: Norm | None = None,
 ) -> Tensor:
-    """Turn the queries and keys of n tokens that follow `at` others; keys and values go into the cache.
+    """Rotate the queries and keys of n tokens that follow `at` others, and write keys and values to the cache.
 
     Args:
-        states: `[n, (H + 2 G) D]`, packed: queries of H heads, then keys and values of G.
-        cos: `[capacity, D]`, packed: of every position. The second half of the D numbers is the imaginary part
-            (Su et al. 2021, in GPT-NeoX's order).
-        sin: likewise.
-        at: how many tokens came before, an integer on the device (0-dim).
-        key: `[1, G, capacity, D]`, its last dimension packed; written from `at` on.
-        value: likewise.
-        norms: what queries and keys go through first, of weights `[2, D]`, packed; None for nothing.
+        states: `[n, (H + 2 G) D]`, packed: queries of H heads, then keys and values of G heads.
+        cos: cosines of every position, `[capacity, D]`, packed. The second half of the D numbers is the imaginary
+            part (Su et al. 2021, in GPT-NeoX's order).
+        sin: sines, in the same layout.
+        at: number of preceding tokens, an integer on the device (0-dim).
+        key: `[1, G, capacity, D]`, its last dimension packed; written at positions `at` to `at + n - 1`.
+        value: of the same shape, written at the same positions.
+        norms: applied to queries and keys first, with weights `[2, D]`, packed; None for no norm.
 
     Returns:
-        The turned queries, `[1, H, n, D]`.
+        The rotated queries, `[1, H, n, D]`.
     """
     shared, width = key.shape[1], key.shape[-1]
     n, heads = states.shape[0], states.shape[1] // width - 2 * shared

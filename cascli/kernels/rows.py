@@ -1,7 +1,7 @@
-"""What all kernels over rows of a vocabulary share: how a row is cut, its sums, probabilities, and draws from it.
+"""Shared by all kernels over rows of a vocabulary: splitting a row into parts, its sums, probabilities, and draws.
 
-A row of 150,000 to 260,000 numbers is cut into at most `MOST_PARTS` parts, so that one row fills a GPU. Every pass
-leaves one number a part; the next pass puts a row's numbers together again, which costs it less than a pass of its own.
+A row of 150,000 to 260,000 numbers is split into at most `MOST_PARTS` parts, so that one row fills a GPU. Every pass
+leaves one number per part; the next pass combines a row's numbers, which is cheaper than a separate pass for it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-"""Numbers that a program holds at once."""
+"""Numbers that a program processes at a time."""
 MOST_PARTS = 256
 
 
 def check_rows(*tensors: Tensor) -> None:
-    """Refuse rows `[n, V]` whose neighbouring numbers do not lie side by side: a kernel would read others.
+    """Reject rows `[n, V]` that are not contiguous: a kernel would read the wrong numbers.
 
     Raises:
-        ValueError: such rows, or rows of several tensors that are to be read with one stride and have two.
+        ValueError: a last dimension that is not packed, or tensors that share one stride argument but differ in it.
     """
     for each in tensors:
         if each.shape[-1] > 1 and each.stride(-1) != 1:
@@ -34,39 +34,42 @@ def check_rows(*tensors: Tensor) -> None:
 
 
 class Cut(NamedTuple):
-    """How a row of a width is cut."""
+    """How a row of a given width is split."""
 
     parts: int
     padded: int
-    """`parts`, as a power of two."""
+    """`parts`, rounded up to a power of two."""
     per: int
-    """Numbers in a part, a multiple of `BLOCK`; the last part may have fewer."""
+    """Numbers per part, a multiple of `BLOCK`; the last part may have fewer."""
 
 
 def cut(width: int) -> Cut:
-    """The parts of rows `[n, width]`."""
+    """Split rows `[n, width]` into parts."""
     per = triton.cdiv(triton.cdiv(width, MOST_PARTS), BLOCK) * BLOCK
     parts = triton.cdiv(width, per)
     return Cut(parts, triton.next_power_of_2(parts), per)
 
 
 class Sums(NamedTuple):
-    """Of each part of each row of logits, `[n, parts]`, in the order in which kernels take them."""
+    """Numbers of each part of each row of logits, `[n, parts]`, in the order of the kernels' arguments."""
 
     top: Tensor
     """Largest logit."""
     first: Tensor
-    """The first token that has it."""
+    """The first token with the largest logit."""
     base: Tensor
     """Sum of exp(logit - top)."""
     warped: Tensor
     """Sum of exp((logit - top) / temperature)."""
     cuts: Tensor
-    """Of each row, `[n, 3]`: where it is cut, see `cascli.kernels.truncation.cuts`; not read where nothing is."""
+    """Where each row is truncated, `[n, 3]`, see `cascli.kernels.truncation.cuts`; unused without truncation."""
 
 
 def row_sums(logits: Tensor, temperature: float) -> Sums:
-    """Read rows of logits `[n, V]` once, for their softmax at temperature 1 and at another; 0 is taken for 1."""
+    """Compute, in one pass over logits `[n, V]`, the sums for softmax at temperature 1 and at `temperature`.
+
+    Temperature 0 is treated as 1.
+    """
     check_rows(logits)
     n, width = logits.shape
     parts, _, per = cut(width)
@@ -92,7 +95,7 @@ def _row_sums(
         token = part * PER + start + tl.arange(0, BLOCK)
         x = tl.load(logits + token, mask=token < width, other=-float("inf")).to(tl.float32)
         highest = tl.max(x, axis=0)
-        # Of equal logits the first is the likeliest, as in torch's argmax: in bfloat16 they are not rare.
+        # Ties go to the first token, as in torch's argmax; in bfloat16 they are not rare.
         here = tl.min(tl.where(x == highest, token, 2147483647), axis=0)
         at = tl.where(highest > best, here, at)
         new = tl.maximum(best, highest)
@@ -110,12 +113,12 @@ def _row_sums(
 
 
 ALL, FIRST_BEST, ABOVE_CUT = 0, 1, 2
-"""Which tokens of a row have a probability: at temperature 0 a single one, and otherwise all that are not cut off."""
+"""Which tokens of a row keep a probability: all, only the first of the likeliest (temperature 0), or those not cut."""
 
 
 @triton.jit
 def whole_row(top, first, base, warped, cuts, row, parts, temperature, PADDED: tl.constexpr, KEPT: tl.constexpr):
-    """A row's largest logit and its two sums, and where it is cut: the limit, and the last token that equals it."""
+    """A row's largest logit, its two sums, the logit limit, and the last kept token whose logit equals the limit."""
     part = tl.arange(0, PADDED)
     there = part < parts
     place = row * parts + part
@@ -133,7 +136,7 @@ def whole_row(top, first, base, warped, cuts, row, parts, temperature, PADDED: t
 
 @triton.jit
 def warped_probability(x, token, best, total, limit, upto, temperature, KEPT: tl.constexpr):
-    """Probabilities of tokens whose logits are x, after temperature and what else leaves some of them none."""
+    """Probabilities of tokens with logits x, after temperature and truncation."""
     if KEPT == 1:
         return (token == upto).to(tl.float32)
     p = tl.exp((x - best) / temperature) / total
@@ -144,15 +147,15 @@ def warped_probability(x, token, best, total, limit, upto, temperature, KEPT: tl
 
 @triton.jit
 def choose_part(masses, parts, u, PADDED: tl.constexpr):
-    """The part that a draw falls into: its number, the mass before it, and the point on the scale of all mass."""
+    """The part that a draw falls into: its index, the mass before it, and the drawn point in [0, total mass)."""
     part = tl.arange(0, PADDED)
     mass = tl.load(masses + part, mask=part < parts, other=0.0)
     total = tl.sum(mass, axis=0)
-    # The largest number below the total; u < 1 may round up to it.
+    # Clamp to the largest number below the total: u * total may round up to it although u < 1.
     point = tl.minimum(u * total, total * (1 - 1.1102230246251565e-16))
     upto = tl.cumsum(mass, axis=0)
     chosen = tl.min(tl.where((upto > point) & (mass > 0), part, PADDED), axis=0)
-    # Sums in another order may differ in their last bit: then it is the last part that has any mass.
+    # Sums in another order may differ in the last bit; then take the last part that has any mass.
     last = tl.max(tl.where(mass > 0, part, 0), axis=0)
     chosen = tl.minimum(chosen, last)
     before = tl.sum(tl.where(part < chosen, mass, 0.0), axis=0)
@@ -161,7 +164,7 @@ def choose_part(masses, parts, u, PADDED: tl.constexpr):
 
 @triton.jit
 def first_above(mass, token, carry, point, first):
-    """The first token at which the running sum exceeds the point, if there was no `first` (>= 0) yet; and the sum."""
+    """The first token whose running sum exceeds the point (or `first`, if it is already >= 0), and the running sum."""
     upto = carry + tl.cumsum(mass, axis=0)
     here = tl.min(tl.where((upto > point) & (mass > 0), token, 2147483647), axis=0)
     first = tl.where((first < 0) & (here < 2147483647), here, first)

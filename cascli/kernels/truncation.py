@@ -1,10 +1,10 @@
-"""Where top-k and top-p cut rows of logits, without sorting them.
+"""Where top-k and top-p cut rows of logits, found without sorting.
 
-Either keeps the largest logits down to some limit: the smallest number above which there are fewer than k tokens, or
-less than top-p's mass. It is found digit by digit, from the highest on: a pass counts the tokens, and adds up their
-mass, by the next `_BITS` bits of their logits, among those that agree in all bits before; the next pass knows by these
-sums where the limit lies. Half precision takes four or five passes, float32 eight. Sums are of float64 in one order, so
-that a row has the same limit in the draft and in its verification.
+Both keep the largest logits down to some limit: the smallest number above which there are fewer than k tokens, or
+less mass than top-p's. The limit is found by a radix search, most significant bits first. A pass takes the tokens
+that agree with the limit in all previous bits, and bins their count and mass by the next `_BITS` bits of their logits;
+from these sums the next pass determines the bin that holds the limit. Half precision takes four or five passes,
+float32 eight. Sums are float64 in a fixed order, so that a row has the same limit in the draft and in its verification.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cascli.kernels.rows import ABOVE_CUT, ALL, BLOCK, FIRST_BEST, Sums, cut, ro
 _BITS = 4
 _BINS = tl.constexpr(1 << _BITS)
 _WARPS = 16
-"""Of a program, which holds a block of numbers by all bins at once: 32 of them a thread."""
+"""Warps per program, which holds a block of numbers times all bins: 32 elements per thread."""
 _SIGNIFICANT = {torch.bfloat16: 16, torch.float16: 19}
-"""Leading bits of a float32 that a number of half precision may have; the others are 0."""
+"""Leading float32 bits that can be nonzero in a half-precision number; the remaining bits are 0."""
 
 
 def truncated_sums(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Sums, int]:
-    """What `row_sums` says of rows of logits `[n, V]`, where top-k and top-p cut them, and which tokens are kept."""
+    """The `row_sums` of logits `[n, V]` with the cuts of top-k and top-p, and which kind of tokens is kept."""
     sums = row_sums(logits, temperature)
     if temperature == 0:
         return sums, FIRST_BEST
@@ -40,16 +40,16 @@ def truncated_sums(logits: Tensor, temperature: float, top_k: int, top_p: float)
 def cuts(logits: Tensor, top: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Limits of rows of logits `[n, V]`: `[n, 3]` (float64).
 
-    A token is kept whose logit is above the first number, or equals it and whose id is at most the second; the third
-    is the sum of exp((logit - best) / temperature) over those that are kept. Of equal logits top-k keeps all, and
-    top-p the first ones that are needed, as `cascli.sampling.distributions.warp` does.
+    A token is kept if its logit is above the first number, or equals it and the token's id is at most the second
+    number. The third is the sum of exp((logit - best) / temperature) over the kept tokens. Of equal logits, top-k
+    keeps all, and top-p only as many as needed, lowest ids first, as `cascli.sampling.distributions.warp` does.
 
     Args:
         logits: in any floating type; the last dimension contiguous.
         top: the largest logit of each part, as in `Sums`.
         temperature: above 0.
         top_k: less than V; 0 for all tokens.
-        top_p: 1 for all tokens; it is of the mass that top-k leaves.
+        top_p: share of the mass that top-k leaves; 1 for all tokens.
     """
     n, width = logits.shape
     parts, padded, per = cut(width)
@@ -59,7 +59,7 @@ def cuts(logits: Tensor, top: Tensor, temperature: float, top_k: int, top_p: flo
     states = logits.new_empty((passes, n, _STATE), dtype=torch.float64)
 
     def search(goal: float, *, by_count: bool) -> None:
-        (bits,) = struct.unpack("q", struct.pack("d", goal))  # Triton would hand it over as a float32
+        (bits,) = struct.unpack("q", struct.pack("d", goal))  # Triton would pass a float as float32
         how = {"PADDED": padded, "PER": per, "BLOCK": BLOCK, "BY_COUNT": by_count, "WITHIN": top_k > 0 and not by_count}
         given = (logits, logits.stride(0), space, states, found, width, parts, bits)
         for i in range(passes):
@@ -74,13 +74,13 @@ def cuts(logits: Tensor, top: Tensor, temperature: float, top_k: int, top_p: flo
 
 
 _STATE = 4
-"""Before a pass: the limit's bits so far, tokens above it and their mass, and what that must stay below."""
+"""Numbers per row before each pass: the limit's bits so far, the count and mass above it, and the bound on either."""
 _jit = triton.jit(do_not_specialize=["i", "goal"])
 
 
 @triton.jit
 def _order(x):
-    """Numbers as unsigned integers in the same order; trailing bits that are 0 stay so, and -0.0 is 0.0."""
+    """Numbers as unsigned integers in the same order; trailing zero bits stay zero, and -0.0 equals 0.0."""
     bits = x.to(tl.int32, bitcast=True)
     signed = tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     return signed.to(tl.uint32, bitcast=True) ^ 0x80000000
@@ -88,7 +88,7 @@ def _order(x):
 
 @triton.jit
 def _number(order):
-    """The number of which this is the `_order`."""
+    """The inverse of `_order`."""
     signed = (order ^ 0x80000000).to(tl.int32, bitcast=True)
     x = tl.abs(signed).to(tl.float32, bitcast=True)
     return tl.where(signed < 0, -x, x)
@@ -99,7 +99,7 @@ def _narrowed(
     space, states, found, row, rows, parts, goal, i,
     PADDED: tl.constexpr, STAGE: tl.constexpr, BY_COUNT: tl.constexpr, WITHIN: tl.constexpr,
 ):  # fmt: skip
-    """What is known of a row's limit after i passes: a `_STATE`, the last bin, and the count and mass in it."""
+    """A row's limit, narrowed by i passes: a `_STATE`, the chosen bin of the last pass, and its count and mass."""
     part, bin = tl.arange(0, PADDED)[:, None], tl.arange(0, _BINS)
     place = space + (((i - 1) * rows + row) * parts + part) * (2 * _BINS) + bin[None, :]
     count = tl.sum(tl.load(place, mask=part < parts, other=0.0), axis=0)
@@ -137,7 +137,7 @@ def _bins(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr,
     STAGE: tl.constexpr, BY_COUNT: tl.constexpr, WITHIN: tl.constexpr,
 ):  # fmt: skip
-    """How many tokens of a part there are, and of what mass, by their next bits."""
+    """Count and mass of a part's tokens, binned by their next bits."""
     row, part, rows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     prefix = tl.full([], 0, tl.uint32)
     if STAGE > 0:
@@ -176,7 +176,7 @@ def _limit(
     logits, stride, space, states, found, width, parts, goal, i,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, BY_COUNT: tl.constexpr, WITHIN: tl.constexpr,
 ):  # fmt: skip
-    """A row's limit after all passes, the last of its equals that is kept, and the mass of all that is."""
+    """A row's limit after all passes, the last kept token whose logit equals it, and the mass of all kept tokens."""
     row, rows = tl.program_id(0), tl.num_programs(0)
     order, _, summed, below, chosen, count, mass = _narrowed(
         space, states, found, row, rows, parts, goal, i, PADDED, 2, BY_COUNT, WITHIN
@@ -211,7 +211,7 @@ def _limit(
 def _last_of_equals(
     logits, limit, kept, counts, width, parts, PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The token at which so many logits have equalled the limit, of parts with so many such each."""
+    """The `kept`-th token whose logit equals the limit; `counts` holds the number of such tokens per part."""
     part = tl.arange(0, PADDED)
     equals = tl.load(counts + part * (2 * _BINS), mask=part < parts, other=0.0)
     chosen = tl.min(tl.where(tl.cumsum(equals, axis=0) >= kept, part, PADDED - 1), axis=0)

@@ -1,9 +1,9 @@
-"""One round's verification without its distributions ever being written: p and pi exist only where they are summed.
+"""Verification of a round without materializing its distributions: p and pi are computed only where they are summed.
 
-Every pass reads the target's logits and the draft's distributions, a few parts of each row a program, and leaves a few
-sums a part. Five kernels (four for pi = p) take the place of the fifty that the same mathematics, `cascli.rules` and
-`cascli.sampling.rejection`, is in torch's own operations, and compute it within float32 rounding of them. Block
-verification runs one of them a second time.
+Every pass reads the target's logits and the draft's distributions, one part of a row per program, and leaves a few
+sums per part. Five kernels (four for pi = p) replace the fifty that `cascli.rules` and `cascli.sampling.rejection`
+take for the same computation in torch's own operations; results agree within float32 rounding. Block verification
+runs one of the kernels a second time.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from cascli.kernels.rows import (
 from cascli.kernels.truncation import truncated_sums
 
 EXACT, WHOLE, TOKENS, HEAD = 0, 1, 2, 3
-"""pi = p; a rule about whole distributions, q or p; a rule about tokens; one that tests the others exactly."""
+"""Kinds of rules: pi = p; pi is q or p as a whole; per token; per token, with the exact test for tokens not kept."""
 
 
 class FusedRule(NamedTuple):
-    """What decides where the draft model is kept: a probability that reaches a threshold."""
+    """A rule that keeps the draft where a probability reaches a threshold."""
 
     kind: int
     of_draft: bool = True
-    """Whether it is the draft's probability that is tested, or the target's."""
+    """Whether the draft's probability is compared with the threshold, rather than the target's."""
     constant: float = 0.0
     of_best_p1: float = 0.0
     of_disagreement: float = 0.0
     forced: float = -1.0
-    """If not negative, the probability with which drafts are accepted, whatever the models say."""
+    """If not negative, a fixed acceptance probability that ignores the models."""
 
 
 @on_its_device
@@ -65,21 +65,22 @@ def verify(
     Args:
         logits: `[n + 1, V]` of the target, in any floating type; the last dimension contiguous.
         tokens: `[n]` (int64).
-        q: `[n or n + 1, V]` (float32), what the tokens were drawn from, and the same after them if `rule` reads it.
-        q1: the same at temperature 1.
+        q: `[n or n + 1, V]` (float32), the distributions that the tokens were drawn from, and the one after the last
+            token if `rule` reads it.
+        q1: `q` at temperature 1.
         u_accept: `[n]` uniforms (float64).
         u_next: `[n + 1]` uniforms (float64).
         temperature: 0 is one-hot.
-        top_k: how many tokens p has, with those that are as likely as the last of them; 0 for all.
-        top_p: how much of their mass, by the likeliest; 1 for all.
-        rule: where the draft model is kept.
-        by_block: test prefixes of the block in place of tokens; not of a rule that is `forced`.
+        top_k: number of tokens that p keeps (ties with the last one are kept too); 0 for all.
+        top_p: share of their mass that p keeps, likeliest tokens first; 1 for all.
+        rule: where the draft is kept.
+        by_block: test prefixes of the block instead of tokens; not for a `forced` rule.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
     check_rows(q, q1)
-    # Columns are read number by number; in a table of several streams, say, they would not be packed.
+    # The kernels assume stride 1; a column of a table of several streams, for example, is not packed.
     tokens, u_accept, u_next = tokens.contiguous(), u_accept.contiguous(), u_next.contiguous()
     rows, width = logits.shape
     n, known = rows - 1, q.shape[0]
@@ -104,24 +105,24 @@ def verify(
     out = logits.new_zeros((len(Field), rows), dtype=torch.float64)
     _excess[grid](*given, out, **how, BY_BLOCK=False)
     _tests[(rows,)](*given, tokens, u_accept, out, rule.forced, **how, FORCED=rule.forced >= 0)
-    if by_block:  # what pi has more than q depends on the tests of the rows before
+    if by_block:  # the excess of pi over q depends on the tests of the previous rows
         _excess[grid](*given, out, **how, BY_BLOCK=True)
     _draw[(1,)](*given, u_accept, u_next, out, **how, ROWS=max(2, triton.next_power_of_2(rows)), BY_BLOCK=by_block)
     return out
 
 
 _jit = triton.jit(do_not_specialize=["n", "known"], do_not_specialize_on_alignment=["tokens", "u_accept", "u_next"])
-"""Not compiled anew for blocks of one token or of 16, nor for uniforms from the middle of an answer's table.
+"""Avoids recompilation for blocks of 1 or 16 tokens, and for uniforms from the middle of an answer's table.
 
-Such blocks come at the end of an answer, where no graph is replayed, and compiling takes a second of the run.
+Such blocks occur at the end of an answer, where no graph is replayed; compiling would cost a second of the run.
 """
 (
     _ID, _Q, _P, _PI, _ACCEPT_PROB, _DEFERRED, _TV, _DEFERRAL, _NUM_ACCEPTED, _NEXT_ID, _NEXT_P, _NEXT_Q,
     _TV_TO_DRAFT, _DISAGREEMENT, _KL, _OVERSHOOT, _REGRET, _EXACT, _NEXT_REGRET,
 ) = (tl.constexpr(int(field)) for field in Field)  # fmt: skip
 _PLANES = 8
-"""Sums a part: of confidence or mass not kept (by `HEAD`: rejected), of TV(p, q), of max(0, pi - q), of
-max(0, pi - p), of pi, of TV(p, q), of KL(pi || p), and the largest pi / p."""
+"""Numbers per part: confidence or mass not kept (for `HEAD`: rejected), TV(p, q), then the sums of max(0, pi - q),
+max(0, pi - p) and pi, then TV(p, q), KL(pi || p), and the largest pi / p."""
 _NEGLIGIBLE = tl.constexpr(NEGLIGIBLE)
 
 
@@ -130,9 +131,9 @@ def _facts(
     space, rows, parts, row, known, sum_base, constant, of_best_p1, of_disagreement,
     PADDED: tl.constexpr, KIND: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """A row's threshold, and the share of p that is added to what is kept: the draft's mass that is not.
+    """A row's threshold, and the weight of p in pi: the draft's mass that is not kept.
 
-    Of a rule that tests exactly: what each token of the residual of p is scaled by.
+    For `HEAD`, the second number is the factor that scales the residual of p instead.
     """
     least = constant + of_best_p1 / sum_base
     if KIND == 0:
@@ -152,12 +153,12 @@ def _facts(
         rejected = tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
         residual = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
         deferred = (rejected / tl.where(residual > 0, residual, 1.0)).to(tl.float32)
-    return least, tl.where(row < known, deferred, 1.0)  # where nothing was proposed pi is p
+    return least, tl.where(row < known, deferred, 1.0)  # where nothing was proposed, pi is p
 
 
 @triton.jit
 def _kept(x, q1, best, sum_base, least, OF_DRAFT: tl.constexpr):
-    """Which tokens a rule about tokens keeps."""
+    """Which tokens a per-token rule keeps."""
     if OF_DRAFT:
         return q1 >= least
     return tl.exp(x - best) / sum_base >= least
@@ -187,7 +188,7 @@ def _confidence(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """Max q1 and, if asked for, TV(p, q)."""
+    """Max q1 and, with `TV`, TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
     best, _, sum_warped, limit, upto = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
@@ -215,7 +216,7 @@ def _mass_not_kept(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr,
 ):  # fmt: skip
-    """The draft's mass on tokens that are not kept; by `HEAD` what is rejected of it, and TV(p, q)."""
+    """The draft's mass on tokens that are not kept; for `HEAD`, the rejected part of it, and TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
     best, sum_base, sum_warped, limit, upto = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
@@ -258,7 +259,10 @@ def _excess(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What pi has more than q, how far it is from p, and its mass; by block what is left after the tokens before."""
+    """The excess of pi over q, the divergences between the distributions, and the mass of pi.
+
+    With `BY_BLOCK` only the excess, with pi scaled by the weight of the prefix before it.
+    """
     row, part = tl.program_id(0), tl.program_id(1)
     plane = tl.num_programs(0) * parts
     best, sum_base, sum_warped, limit, upto = whole_row(
@@ -300,7 +304,7 @@ def _excess(
         mass += tl.sum(pi.to(tl.float64), axis=0)
     place = space + row * parts + part
     tl.store(place + 2 * plane, excess)
-    if not BY_BLOCK:  # a second pass has nothing new of these
+    if not BY_BLOCK:  # the first pass has stored these already
         tl.store(place + 3 * plane, distance)
         tl.store(place + 4 * plane, mass)
         tl.store(place + 5 * plane, disagreement)
@@ -315,7 +319,7 @@ def _tests(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, FORCED: tl.constexpr,
 ):  # fmt: skip
-    """Each row's columns: of its drafted token, if it has one, and of its position."""
+    """Fill in the fields of each row: those of its position and, if it has one, of its drafted token."""
     row, rows = tl.program_id(0), tl.num_programs(0)
     best, sum_base, sum_warped, limit, upto = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
@@ -342,7 +346,7 @@ def _tests(
         overshoot = tl.max(tl.load(place + 7 * plane, mask=there, other=0.0), axis=0)
         tl.store(out + _OVERSHOOT * rows + row, overshoot)
     turned_over = deferred
-    if KIND == 3:  # which is no choice between the models
+    if KIND == 3:  # such a rule does not choose between the models
         turned_over = tl.full([], 1.0, tl.float32)
     tl.store(out + _DEFERRAL * rows + row, turned_over.to(tl.float64))
     if row < n:
@@ -371,7 +375,7 @@ def _tests(
 
 @triton.jit
 def _longest_prefix(space, parts, n, u_accept, out, PADDED: tl.constexpr):
-    """How many drafted tokens the longest prefix has that passes its test; writes what each would pass with."""
+    """Length of the longest prefix of drafted tokens that passes its test; stores every prefix's test probability."""
     rows = n + 1
     part = tl.arange(0, PADDED)
     weight = tl.full([], 1.0, tl.float64)
@@ -396,9 +400,9 @@ def _draw(
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
     KIND: tl.constexpr, OF_DRAFT: tl.constexpr, TV: tl.constexpr, ROWS: tl.constexpr, BY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The leading run of passed tests, and the token after it: from the residual after a rejection, else from pi.
+    """Count the leading run of passed tests, and draw the token after it: from the residual if rejected, else from pi.
 
-    By block the longest prefix that passes its test in place of that run, whose test is written here.
+    With `BY_BLOCK`, the longest prefix that passes its test replaces the run; those tests are computed here.
     """
     if BY_BLOCK:
         kept = _longest_prefix(space, parts, n, u_accept, out, PADDED)

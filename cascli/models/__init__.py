@@ -1,4 +1,4 @@
-"""Two models loaded, and run: forward over new tokens, rewind, reset. `cpu/` and `gpu/` hold what differs.
+"""Loads two models and runs them: forward over new tokens, rewind, reset. Device-specific code is in `cpu/` and `gpu/`.
 
 Imports `weights`, `sampling` and `config`.
 """

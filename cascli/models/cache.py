@@ -1,9 +1,9 @@
 """A key-value cache that can be rewound to any earlier length at no cost.
 
-transformers' dynamic cache copies everything at each step and its sliding layers forget what a rollback
-needs; its `crop` also changed meaning between releases. Here every layer keeps full-length buffers that
-grow by doubling: appending writes in place, rewinding moves one integer, and a sliding layer hands out
-the end of its buffer that its window can see.
+transformers' dynamic cache copies everything at each step, its sliding layers discard what a rollback
+needs, and its `crop` changed meaning between releases. Here every layer keeps full-length buffers that
+grow by doubling: appending writes in place, rewinding moves one integer, and a sliding layer returns
+the end of its buffer that is within its window.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from cascli.errors import ConfigError, RunError
 from cascli.models.size import layers_of
 
 ENCODER_DECODERS = ("t5",)
-"""Their names in transformers; `cascli.models.encoder_decoder` knows how they are made."""
+"""Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _STEP = 256
-"""Tokens that buffers grow by, at least."""
+"""Least number of tokens that buffers grow by."""
 
 
 def rounded_up(length: int) -> int:
-    """Tokens that buffers have room for when texts of `length` are to fit."""
+    """Capacity in tokens of buffers that must hold sequences of `length`."""
     return -(-length // _STEP) * _STEP
 
 
 class States:
-    """Keys and values of one attention layer for one text or several, `[places, heads, capacity, head_dim]` each.
+    """Keys and values of one attention layer for one or more sequences, `[places, heads, capacity, head_dim]` each.
 
-    They are allocated at their first use, shaped like what is to be stored, for all places at once.
+    They are allocated on first use, shaped like the states to be stored, for all places in one tensor.
     """
 
     def __init__(self, places: int = 1) -> None:
@@ -44,20 +44,20 @@ class States:
         self.keys = self.values = torch.empty(0)
 
     def reserve(self, length: int) -> None:
-        """Have room for texts of `length` tokens once something is stored."""
+        """Request room for sequences of `length` tokens; it is allocated when something is first stored."""
         self._wanted = max(self._wanted, rounded_up(length))
         if self.capacity:
             self._grow(self.keys, self.values)
 
     @property
     def unmade(self) -> int:
-        """Tokens for which there is to be room, and is not yet, over all places."""
+        """Number of tokens, over all places, for which room was requested but not yet allocated."""
         return self.places * max(self._wanted - self.capacity, 0)
 
     def take(self, keys: Tensor, values: Tensor, needed: int) -> None:
-        """Have room for `needed` tokens like `keys` and `values`, `[1, heads, n, head_dim]`."""
+        """Make room for `needed` tokens with states like `keys` and `values`, `[1, heads, n, head_dim]`."""
         if needed > self.capacity:
-            # One text alone grows by doubling, so that it is copied seldom; many of them would be mostly empty.
+            # A single sequence grows by doubling to be copied rarely; with many, doubled buffers would be mostly empty.
             self._wanted = max(self._wanted, rounded_up(needed), 2 * self.capacity if self.places == 1 else 0)
             self._grow(keys, values)
 
@@ -73,7 +73,7 @@ class States:
 
 
 class RewindLayer(CacheLayerMixin):
-    """One text's keys and values of one attention layer: a place among `States`, of which `length` are valid."""
+    """One sequence's keys and values of one attention layer: a place in `States`, whose first `length` are valid."""
 
     is_croppable = True
 
@@ -86,7 +86,7 @@ class RewindLayer(CacheLayerMixin):
         self.place = place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the first buffers, shaped like what is to be stored."""
+        """Allocate the first buffers, shaped like the states to be stored."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.states.take(key_states, value_states, 2 * key_states.shape[-2])
         self.is_initialized = True
@@ -114,7 +114,7 @@ class RewindLayer(CacheLayerMixin):
         return self.length - start + query_length, start
 
     def get_seq_length(self) -> int:
-        """How many tokens are stored."""
+        """Number of stored tokens."""
         return self.length
 
     def get_max_length(self) -> int:
@@ -126,20 +126,20 @@ class RewindLayer(CacheLayerMixin):
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; takes their count as a negative number, as transformers does."""
+        """Forget the last tokens; takes their number as a negative value, as transformers does."""
         self.length = max(self.length - abs(tokens_to_remove), 0)
 
     def reset(self) -> None:
-        """Forget everything but keep the buffers."""
+        """Forget everything, but keep the buffers."""
         self.length = 0
 
     def kept(self, start: int) -> tuple[Tensor, Tensor]:
-        """A copy of keys and values from token `start` on, `[1, heads, length - start, head_dim]` each."""
+        """A copy of keys and values starting at token `start`, `[1, heads, length - start, head_dim]` each."""
         here = slice(self.place, self.place + 1), slice(None), slice(start, self.length)
         return self.states.keys[here].clone(), self.states.values[here].clone()
 
     def fill(self, length: int) -> None:
-        """Hold `length` tokens of no meaning in place of what was stored; for measurements of speed."""
+        """Replace the contents by `length` meaningless tokens, for measuring speed."""
         states = self.states
         states.take(states.keys, states.values, length)
         for each in (states.keys, states.values):
@@ -151,7 +151,7 @@ class RewindCache(Cache):
     """One `RewindLayer` per attention layer of a model."""
 
     def __init__(self, config: PreTrainedConfig, states: Sequence[States] | None = None, place: int = 0) -> None:
-        """A cache of its own; or a place among `states`, which several texts share, one for each layer."""
+        """Create a cache with its own buffers, or on one place of `states` (one per layer) that sequences share."""
         like = DynamicCache(config=config).layers
         states = states or [States() for _ in like]
         super().__init__(
@@ -160,16 +160,16 @@ class RewindCache(Cache):
 
     @property
     def length(self) -> int:
-        """How many tokens are stored."""
+        """Number of stored tokens."""
         return int(self.layers[0].length)
 
     def advance(self, n: int) -> None:
-        """Count n more tokens, whose states were written by others."""
+        """Count n more tokens, whose states were written elsewhere."""
         for layer in self.layers:
             layer.length += n
 
     def place(self, length: int) -> None:
-        """Have the next pass come after `length` tokens, whichever layers have stored so many."""
+        """Make the next pass follow `length` tokens, even if only some of the layers have stored that many."""
         for layer in self.layers:
             layer.length = length
 
@@ -179,11 +179,11 @@ class RewindCache(Cache):
             layer.fill(length)
 
     def kept(self, start: int) -> list[tuple[Tensor, Tensor]]:
-        """A copy of what is stored from token `start` on, for `put`."""
+        """A copy of the states starting at token `start`, for `put`."""
         return [layer.kept(start) for layer in self.layers]
 
     def put(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Hold what a cache of the same model held there, behind what is stored."""
+        """Append what `kept` returned for a cache of the same model."""
         for layer, (keys, values) in zip(self.layers, kept, strict=True):
             layer.update(keys, values)
 
@@ -194,7 +194,7 @@ class RewindCache(Cache):
 
 
 def _window_of(layer: Any, config: PreTrainedConfig) -> int | None:
-    """How far back the layer looks that transformers would use; None for the whole text.
+    """Window of the layer that transformers would use; None if it sees the whole sequence.
 
     Raises:
         RunError: the layer keeps a state that cannot be rewound (Mamba, linear attention).
@@ -210,7 +210,7 @@ def _window_of(layer: Any, config: PreTrainedConfig) -> int | None:
 
 
 def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
-    """The names that the forward of this config's causal language model takes.
+    """Parameter names of the forward of this config's causal language model.
 
     Raises:
         RunError: transformers has no causal language model for the config.
@@ -222,10 +222,10 @@ def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
 
 
 def check_supported(config: PreTrainedConfig) -> None:
-    """Refuse models that this cache cannot serve, before their weights are loaded.
+    """Reject models that this cache does not support, before their weights are loaded.
 
     Raises:
-        RunError: an encoder-decoder of another kind than T5, or a model whose layers cannot be rewound.
+        RunError: an encoder-decoder other than T5, or a model whose layers cannot be rewound.
         ConfigError: a model without layers.
     """
     if config.is_encoder_decoder:

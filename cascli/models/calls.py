@@ -1,4 +1,4 @@
-"""What a strategy will ask of a model, so that a runner can get ready before the clock starts. No torch."""
+"""The calls that a strategy will make to a model, so that a runner can prepare before timing starts. No torch."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ ROLES: tuple[Role, ...] = ("draft", "target")
 
 
 class Write(NamedTuple):
-    """A model writes by itself: it reads what it has not yet read, and then every token that it draws."""
+    """A model writes on its own: it reads the tokens that it has not read yet, then each token that it draws."""
 
     unread: int
-    """How many tokens of the text it reads first."""
+    """Number of tokens that it reads first."""
     drawn: int
-    """How many it draws."""
+    """Number of tokens that it draws."""
     read_last: bool = False
-    """Whether it also reads the last one, for the distribution after it."""
+    """Whether it also reads the last drawn token, for the distribution after it."""
 
     @property
     def steps(self) -> int:
-        """Forward passes."""
+        """Number of forward passes."""
         return self.drawn + self.read_last
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read in all."""
+        """Total number of tokens read."""
         return self.unread + self.steps - 1
 
 
 class Calls(NamedTuple):
-    """The calls to come, of one model."""
+    """The upcoming calls to one model."""
 
     reads: Sequence[tuple[int, int]] = ()
-    """Tokens and rows of logits; the largest first share memory best."""
+    """Numbers of tokens and of rows of logits; capturing the largest first shares memory best."""
     writes: Sequence[Write] = ()
     reads_base: bool = False
-    """Whether what is drawn is wanted with its distribution at temperature 1."""
+    """Whether the distributions at temperature 1 are needed for drawn tokens."""
 
 
 ALONE = Calls(writes=[Write(1, 1)])
-"""One model token by token."""
+"""A single model that writes token by token."""

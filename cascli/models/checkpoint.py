@@ -1,7 +1,7 @@
 """Weights read from a folder one tensor at a time, into a model that has none yet.
 
-transformers builds the whole model in the precision of the file first; on a CPU, where layers are then repacked, that
-would be a second copy of everything. Here a model is made without weights, and each layer asks for its own.
+transformers builds the whole model in the file's precision first; on a CPU, where layers are then repacked, that
+would be a second copy of everything. Here a model is created without weights, and they are read layer by layer.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from cascli.models.size import no_init
 from cascli.weights.untrusted import auto_class
 
 Read = Callable[[str], Tensor]
-"""A parameter's stored value by its full name."""
+"""Returns a parameter's stored value by its full name."""
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
 def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Read] | None:
-    """A model of this config without weights, and a reader for them.
+    """Create a model of this config without weights, and a reader for them.
 
-    None if the folder's tensors are not, name by name, the model's own: then transformers has to convert them.
+    Returns None if the names of the folder's tensors are not the model's own: then transformers has to convert them.
     """
     files = files_of(folder)
     if files is None or getattr(config, "quantization_config", None) is not None:
         return None
     with init_empty_weights(include_buffers=False), no_init():
         model = auto_class(config).from_config(config, dtype=dtype)
-    # What is stored counts: configs of T5 v1.1 have it that the head is the embeddings, and it is not.
+    # What is stored decides: configs of T5 v1.1 claim that the head is tied to the embeddings, which it is not.
     aliases = {name: other for name, other in _tied(model).items() if name not in files}
     wanted = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
     persistent = set(model.state_dict())
@@ -52,10 +52,10 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
 
 
 def files_of(folder: Path) -> dict[str, Path] | None:
-    """Where each tensor lies; None if the folder holds no safetensors.
+    """The file of each tensor; None if the folder holds no safetensors.
 
     Raises:
-        RunError: the index names a file outside of the folder.
+        RunError: the index names a file outside the folder.
     """
     if (folder / _ONE_FILE).is_file():
         with safe_open(folder / _ONE_FILE, framework="pt") as file:
@@ -71,13 +71,13 @@ def files_of(folder: Path) -> dict[str, Path] | None:
 
 
 def _tied(model: PreTrainedModel) -> dict[str, str]:
-    """Parameters that share another one's values, by the other one's name."""
+    """Names of tied parameters, mapped to the names of those whose values they share."""
     keys = model._tied_weights_keys
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and isinstance(keys, dict)
     return dict(keys) if tied else {}
 
 
 def _read(file: Path, name: str) -> Tensor:
-    """One tensor; the file is closed at once, so that pages that were read do not pile up."""
+    """Read one tensor; the file is closed right away, so that pages already read do not accumulate."""
     with safe_open(file, framework="pt") as opened:
         return opened.get_tensor(name)

@@ -1,4 +1,4 @@
-"""Which runner a loaded model gets: captured steps where the device and the model allow them."""
+"""Chooses a runner for a loaded model: captured steps where the device and the model allow them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def choose_runner(
     compiler: str | None = None,
     capture: Capture | None = None,
 ) -> tuple[Runner, str | None]:
-    """The runner, and why it is not one of CUDA graphs, if on a GPU it is not.
+    """Choose a runner; on a GPU, also return the reason if it does not use CUDA graphs.
 
     Args:
         model: on its device.
-        vocab: rows of logits that stand for tokens.
-        device: where logits are wanted.
-        graphs: whether captured steps are wanted where they are possible.
-        compiler: the backend of torch.compile, if steps are to be compiled where they could be captured.
-        capture: what captures; CUDA's own on a GPU, nothing elsewhere by default.
+        vocab: number of logits per row that stand for tokens.
+        device: device of the logits.
+        graphs: whether to capture steps where possible.
+        compiler: the backend of torch.compile, if steps that could be captured are to be compiled.
+        capture: captures the steps; by default CUDA graphs on a GPU, and none elsewhere.
     """
     if model.config.is_encoder_decoder:
         return EncoderDecoderRunner(ready(model), vocab, device), ENCODES if device.type == "cuda" else None
@@ -55,7 +55,7 @@ def choose_runner(
     if why is not None or not (graphs or compiler):
         return EagerRunner(model, vocab, device), why or ASKED
     fused: Merged | str | None = None
-    if compiler is None:  # torch.compile does all this by itself
+    if compiler is None:  # torch.compile does all this itself
         use_fused_norms(model)
         fused = merge(model)
         if isinstance(fused, str):
@@ -66,12 +66,12 @@ def choose_runner(
 
 
 def graph_cache_for(device: torch.device, *whys: str | None) -> GraphCache:
-    """The graphs of the rest of a round; it captures where all models' steps are captured: no reason against it."""
+    """The graph cache for the rest of a round; it captures if all models' steps are captured (`whys` are all None)."""
     return GraphCache(CudaCapture(device) if device.type == "cuda" and not any(whys) else None)
 
 
 def why_eager(model: PreTrainedModel) -> str | None:
-    """Why a model's steps cannot be captured, in words for its user; None if they can."""
+    """The reason why a model's steps cannot be captured, worded for the user; None if they can."""
     config = model.config.get_text_config()
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1:
@@ -85,7 +85,7 @@ def why_eager(model: PreTrainedModel) -> str | None:
 
 
 def choose_readers(runners: Mapping[Role, Runner], places: int) -> dict[Role, Reader]:
-    """What reads for several texts with the weights of each model, the models' runners of a text side by side."""
+    """A reader for several sequences per model; each draft runner is paired with the target runner of its sequence."""
     readers = {role: choose_reader(runner, places) for role, runner in runners.items()}
     for reader in readers.values():
         for own, target in zip(reader.runners, readers["target"].runners, strict=True):
@@ -94,7 +94,7 @@ def choose_readers(runners: Mapping[Role, Runner], places: int) -> dict[Role, Re
 
 
 def choose_reader(runner: Runner, places: int) -> Reader:
-    """What reads for several texts with the weights of a runner: together where its kernels tell texts apart."""
+    """A reader for several sequences with a runner's weights, in shared passes if its kernels can separate them."""
     if isinstance(runner, TappedRunner | Eagle3Runner):
         return OneByOne([runner.fresh() for _ in range(places)], "an EAGLE-3 head looks into each pass of its target")
     if isinstance(runner, EncoderDecoderRunner):
@@ -104,6 +104,6 @@ def choose_reader(runner: Runner, places: int) -> Reader:
         return batch_reader(runner, places)
     if isinstance(runner, GraphRunner):
         if runner.compile_seconds is None:
-            use_fused_rotation(runner.model)  # its layers make the passes of several texts
+            use_fused_rotation(runner.model)  # passes over several sequences use the model's own layers
         return graph_reader(runner, places)
     return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has passes of its own")

@@ -1,8 +1,8 @@
-"""What the tokens of a vocabulary stand for, in bytes, and texts as its tokens: how two tokenizers are held together.
+"""The bytes that a vocabulary's tokens stand for, and texts as its tokens: the basis for comparing two tokenizers.
 
-Vocabularies write the same token in different ways: `Ġthe` in a byte-level one, where a letter stands for each byte,
-`▁the` in a sentencepiece one, where `<0xE6>` is a byte that no piece has. Both are the bytes of " the" here. A token
-may be a part of a character, so texts are bytes too.
+Vocabularies spell the same token differently: `Ġthe` in a byte-level one, where each byte has a letter, `▁the` in a
+sentencepiece one, where `<0xE6>` is a byte that no piece covers. Here both are the bytes of " the". A token may be
+part of a character, so texts are bytes too.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from cascli.errors import ConfigError
 from cascli.models.tokenizer import byte_alphabet, special_ids
 
 Spell = Callable[[str], bytes | None]
-"""From a token's name in the vocabulary to its bytes."""
+"""Returns a token's bytes by its name in the vocabulary."""
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _GUARD = b"\n"
 _LONGEST = 64
-"""Bytes of a token that a text is put together from; longer ones are runs of spaces and dashes."""
+"""Most bytes of a token that `_fewest` considers; longer tokens are runs of spaces and dashes."""
 _NONE = 1000
-"""A byte that no token has weighs as much as so many tokens."""
+"""Cost, in tokens, of a byte that no token has."""
 
 
 class Contents:
-    """A tokenizer's tokens by their bytes. Special tokens stand for no text, and have none."""
+    """A tokenizer's tokens by their bytes. Special tokens stand for no text and have no bytes."""
 
     def __init__(self, tokenizer: Any, rows: int | None = None) -> None:
-        """Take a transformers tokenizer; its vocabulary is read when it is asked for.
+        """Wrap a transformers tokenizer; its vocabulary is read on first use.
 
-        Ids from `rows` on, which its model cannot read, are no tokens of it.
+        Ids of `rows` and above, which its model cannot read, are not treated as tokens.
 
         Raises:
             ConfigError: the vocabulary is neither a byte-level nor a sentencepiece one.
@@ -46,15 +46,15 @@ class Contents:
         self._spell = _speller(tokenizer)
 
     def name(self, token: int) -> str:
-        """As the vocabulary writes it."""
+        """The token's name in the vocabulary."""
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def known(self, token: int | None) -> int | None:
-        """A token of a role, if the tokenizer has one and the model can read it."""
+        """The token if there is one (for a role, such as end of text) and the model can read it; otherwise None."""
         return token if token is not None and token < self.size else None
 
     def bytes_of(self, token: int) -> bytes | None:
-        """The bytes of a token; None if it stands for none."""
+        """The bytes of a token; None if it has none."""
         if token in self.special or token >= self.size:
             return None
         added = self._added.get(token)
@@ -62,7 +62,7 @@ class Contents:
 
     @cached_property
     def tokens(self) -> dict[bytes, list[int]]:
-        """The tokens of the same bytes, the one that texts are made of first: `A`, then `<0x41>`; then by id."""
+        """Tokens by their bytes: the one used to encode texts first (`A` before `<0x41>`), the others by id."""
         found = defaultdict(list)
         for name, token in self.tokenizer.get_vocab().items():
             there = token < self.size and token not in self.special and token not in self._added
@@ -78,16 +78,16 @@ class Contents:
         return dict(found)
 
     def spelling(self, tokens: Iterable[int]) -> bytes | None:
-        """The bytes of a text; None if one of its tokens stands for none."""
+        """The bytes of a text; None if one of its tokens has none."""
         parts = [self.bytes_of(token) for token in tokens]
         return None if None in parts else b"".join(part for part in parts if part is not None)
 
     def encode(self, data: bytes) -> list[int]:
-        """A text, or a part of one, as tokens: the tokenizer's own, wherever they spell these very bytes.
+        """Encode a text or a part of one; uses the tokenizer's own result if it spells exactly these bytes.
 
-        A tokenizer may put a space before a text's first word or bring its characters into another form. Then it is
-        asked for the text after a line end, and failing that the fewest tokens are taken, as they are of a part of a
-        character. A byte that no token has becomes the unknown token, or nothing.
+        A tokenizer may put a space before the first word or normalize characters. In that case the text is tokenized
+        after a line end. If that fails too, or the bytes are not valid UTF-8 (a part of a character), the fewest tokens
+        that spell them are used. A byte that no token has becomes the unknown token, or nothing.
         """
         try:
             text = data.decode()
@@ -101,7 +101,7 @@ class Contents:
         return self._fewest(data)
 
     def _length_of(self, before: bytes, tokens: Sequence[int]) -> int:
-        """How many tokens `before` has, with a space that was put in front of it."""
+        """Number of tokens of `before`, including a space that the tokenizer put in front of it."""
         done = b""
         for i, token in enumerate(tokens):
             if done.strip(b" ") == before and (done or not before):
@@ -110,10 +110,10 @@ class Contents:
         return len(tokens) if before else 0
 
     def _fewest(self, data: bytes) -> list[int]:
-        """The fewest tokens of these bytes, by dynamic programming over where the last one begins."""
+        """The fewest tokens that spell these bytes, by dynamic programming over the start of the last token."""
         unknown = self.known(self.tokenizer.unk_token_id)
         none = () if unknown is None else (unknown,)
-        best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]  # tokens so far; the last one's start, and itself
+        best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]  # cost so far; the last token's start; the token
         for end in range(1, len(data) + 1):
             options = [(best[end - 1][0] + _NONE, end - 1, none)]
             for start in range(max(0, end - _LONGEST), end):
@@ -130,10 +130,10 @@ class Contents:
 
 
 def _speller(tokenizer: Any) -> Spell:
-    """What tells a token's bytes from its name.
+    """The function from a token's name to its bytes.
 
     Raises:
-        ConfigError: the vocabulary is of a kind that this does not know.
+        ConfigError: the vocabulary is of an unsupported kind.
     """
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     steps = _steps({"type": "nothing"} if decoder is None else json.loads(decoder.__getstate__()))
@@ -156,7 +156,7 @@ def _speller(tokenizer: Any) -> Spell:
 
 
 def _bytes_of(text: str) -> bytes | None:
-    """A character for each byte, as bytes; None for a text of other characters."""
+    """The bytes of a text with one character per byte; None if it has other characters."""
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
@@ -168,7 +168,7 @@ def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _space_of(step: dict[str, Any]) -> str | None:
-    """What stands for a space in the names of a sentencepiece vocabulary."""
+    """The character that stands for a space in the names of a sentencepiece vocabulary."""
     if step["type"] == "Metaspace":
         return str(step["replacement"])
     if step["type"] == "Replace" and step.get("content") == " ":

@@ -1,9 +1,10 @@
-"""A draft model's output matrix cut to some of its rows: a cheaper step, and no probability for all other tokens.
+"""A draft model's output matrix cut to some of its rows: steps get cheaper, and all other tokens get no probability.
 
-Of a small model the output matrix is a quarter of the bytes or more, and most of its rows are of tokens that hardly
-ever come. What is left of it is multiplied as any layer is, packed or not; its logits are then put in their places
-among those of all tokens, minus infinity elsewhere. So q is zero there, and whatever is made of q stays exact: a cut
-head only drafts worse where one of the missing tokens was due. (FR-Spec, Zhao et al. 2025, does it for EAGLE heads.)
+In a small model the output matrix is a quarter of the bytes or more, and most of its rows are for tokens that hardly
+ever occur. The remaining rows are multiplied like any layer, packed or not. Their logits are then scattered to their
+places among those of all tokens, with minus infinity elsewhere. So q is zero there, and everything computed from q
+stays exact: a cut head only drafts worse where one of the missing tokens was due. (FR-Spec, Zhao et al. 2025, does
+this for EAGLE heads.)
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ class Cut:
     ids: tuple[int, ...]
     """Ascending."""
     rows: int
-    """How many it has without the cut."""
+    """Number of rows without the cut."""
 
     @classmethod
     def of(cls, wanted: int | str, rows: int, special: Iterable[int], where: str = "draft.vocab") -> Cut:
-        """The cut that a pair's file asks for.
+        """Create the cut that a pair file specifies.
 
         Args:
-            wanted: how many of the lowest ids, which byte-pair encodings learn first; or a file of ids.
-            rows: of the whole output matrix.
-            special: ids that are kept in any case: those that end texts or begin a turn.
-            where: what asked, for errors.
+            wanted: number of lowest ids to keep, which byte-pair encodings learn first; or a file of ids.
+            rows: number of rows of the whole output matrix.
+            special: ids that are always kept, such as those that end texts or begin a turn.
+            where: the key that requested the cut, for error messages.
 
         Raises:
             ConfigError: nothing would be cut, or the file holds no ids of this model.
@@ -59,15 +60,15 @@ class Cut:
 
     @property
     def digest(self) -> str:
-        """What a file that depends on the cut is named after."""
+        """A digest for the names of files that depend on the cut."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
 
 def _ids_in(file: Path, rows: int, where: str) -> list[int]:
-    """The ids in a file, with commas, spaces, brackets or line ends between them.
+    """Read the ids in a file, separated by commas, spaces, brackets or line ends.
 
     Raises:
-        ConfigError: there is no such file, or something else is in it.
+        ConfigError: there is no such file, or it contains anything else.
     """
     try:
         text = text_of(file, _FILE_BYTES)
@@ -83,14 +84,14 @@ def _ids_in(file: Path, rows: int, where: str) -> list[int]:
 
 
 class CutHead(nn.Module):
-    """In the place of an output matrix: `[..., width]` to logits `[..., rows]`, minus infinity for what was cut off."""
+    """Replaces an output matrix: maps `[..., width]` to logits `[..., rows]`, minus infinity for the rows cut off."""
 
     ids: Tensor
 
     def __init__(self, layer: nn.Module, ids: Tensor, rows: int, cap: float | None = None) -> None:
-        """Take the layer of the kept rows, their ids `[n]`, ascending, and how many rows there were.
+        """Wrap the layer of the kept rows, given their ids `[n]`, ascending, and the original number of rows.
 
-        `cap` is what the model would hold its logits under after it (Gemma 2).
+        `cap` is the soft cap that the model would apply to the logits after this layer (Gemma 2).
         """
         super().__init__()
         self.layer = layer
@@ -99,7 +100,7 @@ class CutHead(nn.Module):
         self.register_buffer("ids", ids, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The kept rows' logits in their places; the lowest ids lie together, and are copied as one piece."""
+        """Scatter the kept rows' logits to their places; the contiguous lowest ids are copied in one piece."""
         kept, n = self.layer(hidden), self._lowest
         if self.cap is not None:
             kept = torch.tanh(kept / self.cap) * self.cap
@@ -109,18 +110,18 @@ class CutHead(nn.Module):
 
 
 def cut_head(model: PreTrainedModel, cut: Cut, read: Read | None = None) -> Read | None:
-    """Cut a model's output matrix, in place; weights that it does not have yet are cut where they are read.
+    """Cut a model's output matrix, in place; weights that are not loaded yet are cut when they are read.
 
     Args:
         model: with its weights, or without any if `read` is given.
-        cut: the rows that stay.
-        read: gives the stored value of a parameter by its name.
+        cut: the rows to keep.
+        read: returns the stored value of a parameter by its name.
 
     Returns:
-        What gives the values of the cut model's parameters; None without `read`.
+        A function like `read` for the parameters of the cut model; None without `read`.
 
     Raises:
-        ConfigError: the model's output matrix is no plain one.
+        ConfigError: the model's output matrix is not a plain linear layer.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -146,7 +147,7 @@ def cut_head(model: PreTrainedModel, cut: Cut, read: Read | None = None) -> Read
 
 
 def _without_cap(model: PreTrainedModel) -> float | None:
-    """Take from a model what it does to logits after its head: it would turn minus infinity into minus the cap."""
+    """Remove a model's soft cap after its head, which would turn minus infinity into minus the cap; return the cap."""
     config = model.config.get_text_config()
     cap = getattr(config, _CAP, None)
     if cap is not None:
@@ -155,6 +156,6 @@ def _without_cap(model: PreTrainedModel) -> float | None:
 
 
 def head_of(model: Network) -> nn.Module | None:
-    """The layer of a model's output matrix, cut or not; None if it has none of its own."""
+    """The layer of a model's output matrix, cut or not; None if the model has none of its own."""
     head = model.get_output_embeddings()
     return head.layer if isinstance(head, CutHead) else head

@@ -1,4 +1,4 @@
-"""What is known of a pair before any weight is read: folders, configurations, and the vocabulary that is shared."""
+"""What is known of a pair before any weights are read: folders, configurations, and the shared vocabulary."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 
 class Description(NamedTuple):
-    """A pair whose weights are on this machine, and not yet read."""
+    """A pair whose weights are on this machine, but not loaded yet."""
 
     folders: dict[str, Path | None]
-    """By role; None for random weights."""
+    """Folders by role; None for random weights."""
     configs: dict[str, PreTrainedConfig]
     tokenizer: Any | None
     """None for a random pair whose vocabulary is too small for one."""
     vocab: int
-    """How many ids both models and the tokenizer share; the target's, where the draft has a tokenizer of its own."""
+    """Number of ids that both models and the tokenizer share; the target's if the draft has its own tokenizer."""
     context: int | None
-    """Longest text in tokens that both models take, a draft with tokens of its own aside; None if they do not say."""
+    """Longest text in tokens that both models accept, or the target if their tokenizers differ; None if unspecified."""
     translation: Translation | None = None
-    """Between the models' tokenizers, where they differ."""
+    """Translation between the models' tokenizers, if they differ."""
     head: Layout | None = None
-    """Of the EAGLE-3 head that drafts in the place of a model, which has no config here."""
+    """Layout of the EAGLE-3 head that drafts instead of a model; the head has no entry in `configs`."""
 
     def vocab_of(self, role: str) -> int:
-        """How many rows of a model's output matrix stand for tokens."""
+        """Number of rows of a model's output matrix that stand for tokens."""
         return self.translation.draft.size if self.translation is not None and role == "draft" else self.vocab
 
     def special_of_draft(self) -> set[int]:
-        """The draft's tokens with a role, such as to end texts."""
+        """The draft's tokens with a role, such as end of text."""
         if self.translation is not None:
             return self.translation.draft.special
         special = set() if self.tokenizer is None else special_ids(self.tokenizer)
@@ -57,11 +57,11 @@ class Description(NamedTuple):
 def describe(
     config: PairConfig, *, offline: bool = False, report: Report | None = None, on_stage: OnStage = unseen
 ) -> Description:
-    """Fetch what is not there yet, read the configurations, and compare the tokenizers.
+    """Download missing files, read the configurations, and compare the tokenizers.
 
     Raises:
-        ConfigError: a model of a kind that cascli does not run, or two models that have hardly a token in common.
-        RunError: weights that are not to be had.
+        ConfigError: a model of an unsupported kind, or two models that have hardly any tokens in common.
+        RunError: weights that are not available.
     """
     if config.draft is not None and config.draft.eagle3 is not None:
         return _with_head(config, config.draft, offline, report, on_stage)
@@ -84,7 +84,7 @@ def describe(
 def _with_head(
     config: PairConfig, draft: DraftConfig, offline: bool, report: Report | None, on_stage: OnStage
 ) -> Description:
-    """The target as if it stood alone, and the head that was made for it."""
+    """Describe the target as if it were alone, together with the head that was trained for it."""
     folder = _folder(draft, offline, report)
     alone = describe(config.model_copy(update={"draft": None}), offline=offline, report=report, on_stage=on_stage)
     with draft.located():
@@ -95,9 +95,9 @@ def _with_head(
 def _vocabulary(
     config: PairConfig, folders: Mapping[str, Path | None], configs: Mapping[str, PreTrainedConfig], offline: bool
 ) -> tuple[Any | None, int, Translation | None]:
-    """The tokenizer, how many ids it and both models share, and a translation where they do not share them.
+    """The tokenizer, the number of ids that it and both models share, and a translation if the tokenizers differ.
 
-    No tokenizer for random models too small for it, or told so.
+    Random models have no tokenizer if their vocabulary is too small for it or if they are configured without one.
     """
     rows = {role: each.get_text_config().vocab_size for role, each in configs.items()}
     least = min(rows.values())
@@ -127,7 +127,7 @@ def _vocabulary(
 
 
 def _ends(config: PreTrainedConfig, folder: Path | None) -> frozenset[int]:
-    """The ids that end a model's texts, by its config and, of a folder, by how it is said to generate."""
+    """The ids that end a model's texts, from its config and, for a folder, also from its generation config."""
     ends = ids_of(config.get_text_config().eos_token_id)
     if folder is not None and (folder / "generation_config.json").is_file():
         ends |= ids_of(GenerationConfig.from_pretrained(folder).eos_token_id)
@@ -135,7 +135,7 @@ def _ends(config: PreTrainedConfig, folder: Path | None) -> frozenset[int]:
 
 
 def _folder(model: ModelConfig, offline: bool, report: Report | None) -> Path | None:
-    """The model's folder on disk, fetched first where needed; None for random weights."""
+    """The model's folder on disk, downloaded first if needed; None for random weights."""
     if isinstance(model.source, RandomSource):
         return None
     from cascli.weights import store
@@ -168,18 +168,18 @@ _COMMON = {
     *("num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_scaling", "rope_theta", "sliding_window"),
     *("torch_dtype", "use_cache", *vars(GenerationConfig())),
 }
-"""Names that many families share: shapes that are written for one are tried with others, which have no use for some."""
+"""Keys that many families share, always accepted: values written for one family may be tried with another."""
 _PUBLISHED = {"auto_map", "n_ctx", "n_positions", "quantization_config", "task_specific_params", "tokenizer_class"}
-"""What published config.json files have beside these, and nothing reads."""
+"""Further keys that published config.json files have and nothing reads."""
 
 
 def _check_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> None:
-    """Refuse what a family's config does not have: transformers keeps it, and builds the default in its place.
+    """Reject keys that a family's config does not have: transformers would store them and build the default model.
 
-    A key is known if the config has it without being told, or is another one with it.
+    A key is known if the default config has it, or if setting it changes another key of the config.
 
     Raises:
-        ConfigError: there is a key that is neither.
+        ConfigError: there is an unknown key.
     """
     kind = type(config)
     known = {*kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_COMMON, *_PUBLISHED}
@@ -196,7 +196,7 @@ def _check_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> None:
 
 @contextmanager
 def explained(model: ModelConfig) -> Iterator[None]:
-    """Says what is wrong with a model that cannot be built: its values in the pair's file, or its folder; and where."""
+    """Report a model that cannot be built as an error located in the pair's file (random weights) or its folder."""
     random = isinstance(model.source, RandomSource)
     with model.located(), _bad_config_is_an_error() if random else untrusted.damaged(Path(str(model.source))):
         yield
@@ -204,7 +204,7 @@ def explained(model: ModelConfig) -> Iterator[None]:
 
 @contextmanager
 def _bad_config_is_an_error() -> Iterator[None]:
-    """Whatever a transformers config or model says of bad values is a fault of the pair's file."""
+    """Turn any error that transformers raises for bad values into an error of the pair's file."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, CascliError):
@@ -214,7 +214,7 @@ def _bad_config_is_an_error() -> Iterator[None]:
 
 
 def _places(config: PairConfig, folders: Mapping[str, Path | None]) -> dict[str, Path]:
-    """Where the models' tokenizers are, of those that name one."""
+    """Folders of the models' tokenizers, for the models that have one."""
     places = {}
     for role, model in config.models.items():
         place = folders[role]
@@ -226,13 +226,13 @@ def _places(config: PairConfig, folders: Mapping[str, Path | None]) -> dict[str,
 
 
 def context_of(*configs: PreTrainedConfig) -> int | None:
-    """The longest text in tokens that all of these models take; None if none of them says."""
+    """The longest text in tokens that all of these models accept; None if none of them specifies it."""
     lengths = [getattr(each.get_text_config(), "max_position_embeddings", None) for each in configs]
     return min((length for length in lengths if length), default=None)
 
 
 def there(folder: Path | None) -> Path:
-    """The folder that every source but a random one has."""
+    """Return the folder, which every source except a random one has."""
     if folder is None:
         raise TypeError("a random model has no folder")
     return folder

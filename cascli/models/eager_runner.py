@@ -1,4 +1,4 @@
-"""A runner that calls the transformers model as it is: on a CPU, and where a model's steps cannot be captured."""
+"""A runner that calls the transformers model directly: on a CPU, and where a model's steps cannot be captured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cascli.models.runner import Runner
 class EagerRunner(Runner):
     """Runs a causal language model with a cache that rewinds at no cost.
 
-    `vocab` cuts the logits to the rows that stand for tokens of the tokenizer: the padded rows of the
+    `vocab` limits the logits to those of the tokenizer's tokens: the padded rows of the
     output matrix get no probability in any strategy.
     """
 
@@ -31,7 +31,7 @@ class EagerRunner(Runner):
         *,
         prompt_block: int | None = None,
     ) -> None:
-        """Take a model with its weights in place, a cache if it is not to have one of its own, and `prompt_block`."""
+        """Wrap a model with its weights in place; without `cache`, the runner creates its own."""
         self.model = model
         self.vocab = vocab
         self.device = device
@@ -42,38 +42,38 @@ class EagerRunner(Runner):
 
     @staticmethod
     def takes(model: PreTrainedModel) -> Collection[str]:
-        """The names that a model's forward takes."""
+        """Parameter names of a model's forward."""
         return inspect.signature(model.forward).parameters
 
     def fresh(self, states: Sequence[States] | None = None, place: int = 0) -> EagerRunner:
-        """Another cache on the same module: one of its own, or a place among states that several texts share."""
+        """Another runner on the same module, with its own cache or a place in states that several sequences share."""
         cache = RewindCache(self.model.config.get_text_config(), states, place)
         return EagerRunner(self.model, self.vocab, self.device, cache, prompt_block=self._prompt_block)
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """Number of tokens read."""
         return self.cache.length
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
+        """Read `ids` `[n]`; return the logits `[rows, vocab]` of the last rows."""
         positions = torch.arange(self.length, self.length + ids.shape[0])
         return self._logits(ids, positions, rows, self.cache)[-rows:]
 
     @property
     def prompt_block(self) -> int | None:
-        """Tokens of one piece of a prompt; None to read it whole."""
+        """Tokens per piece of a prompt; None to read it whole."""
         return self._prompt_block
 
     @property
     def in_parts(self) -> bool:
-        """True: `read_at` is there."""
+        """True: `read_at` is available."""
         return True
 
     @torch.inference_mode()
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` after reading `ids` `[n]` as if `start` tokens had been read; no head for no rows."""
+        """Read `ids` `[n]` as if `start` tokens had been read; logits `[rows, vocab]`, no head call for 0 rows."""
         self.cache.place(start)
         if rows:
             logits = self.forward(ids, rows)
@@ -85,15 +85,15 @@ class EagerRunner(Runner):
 
     @torch.inference_mode()
     def of_rows(self, ids: Tensor, positions: Tensor, rows: Tensor | slice, cache: Cache) -> Tensor:
-        """Logits `[m, vocab]` of the rows `[m]` of a block `[n]` whose tokens stand at `positions` `[n]`, of any texts.
+        """Logits `[m, vocab]` of the rows `[m]` of a block `[n]` of tokens that may belong to several sequences.
 
         Args:
-            ids: of the tokens.
-            positions: in their texts.
-            rows: places in the block, `[m]` or a slice.
-            cache: knows what each token may look at.
+            ids: the tokens' ids, `[n]`.
+            positions: the tokens' positions in their sequences, `[n]`.
+            rows: indices into the block, `[m]`, or a slice.
+            cache: determines which tokens each token attends to.
         """
-        # A mask of four dimensions is passed on as it is: attention by rows needs none.
+        # transformers passes a four-dimensional mask on unchanged; attention by rows needs none.
         logits = self._logits(ids, positions, rows, cache, attention_mask=ids.new_empty(1, 1, 0, 0))
         return logits if "logits_to_keep" in self._takes else logits[rows]
 

@@ -1,7 +1,7 @@
 """A runner of encoder-decoder models (T5): the prompt is read once by the encoder, the answer written by the decoder.
 
-The encoder's states, and the keys and values that every decoder layer makes of them, stand from `begin` to the next
-prompt: rewinding touches the decoder's own cache alone. What the decoder reads begins with its start token, so that an
+The encoder's states, and the keys and values that every decoder layer computes from them, are kept from `begin` until
+the next prompt; rewinding only affects the decoder's own cache. The decoder's input begins with its start token, so an
 answer is empty at first, whatever the prompt.
 """
 
@@ -18,13 +18,13 @@ from cascli.models.runner import Runner
 
 
 class EncoderDecoderRunner(Runner):
-    """Counts the prompt's tokens and the decoder's: a step looks at all of both.
+    """Counts the prompt's tokens and the decoder's in its length, because a step attends to all of them.
 
-    `vocab` cuts the logits to the rows that stand for tokens of the tokenizer.
+    `vocab` limits the logits to those of the tokenizer's tokens.
     """
 
     def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
-        """Take a model that is `ready`."""
+        """Wrap a model prepared by `ready`."""
         self.model = model
         self.vocab = vocab
         self.device = device
@@ -35,7 +35,7 @@ class EncoderDecoderRunner(Runner):
 
     def _forget(self) -> None:
         self._states: Tensor | None = None
-        """The encoder's, `[1, n, width]`."""
+        """The encoder's states, `[1, n, width]`."""
         self._caches = EncoderDecoderCache(self._written, DynamicCache())
         self._is_filled = False
 
@@ -45,36 +45,36 @@ class EncoderDecoderRunner(Runner):
 
     @property
     def encoded(self) -> int:
-        """How many tokens of the prompt the encoder has read."""
+        """Number of prompt tokens that the encoder has read."""
         return 0 if self._states is None else self._states.shape[1]
 
     @property
     def length(self) -> int:
-        """How many tokens were read: by the encoder, and by the decoder, whose start token is one of them."""
+        """Number of tokens read by the encoder and by the decoder, including its start token."""
         return self.encoded + self._written.length
 
     @torch.inference_mode()
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Forget everything, have the encoder read a prompt `[n]`, and return the decoder's start token `[1]`."""
+        """Forget everything, run the encoder on a prompt `[n]`, and return the decoder's start token `[1]`."""
         self.reset()
         ids = prompt_ids.to(self._input_device).unsqueeze(0)
         self._look_at(self.model.encoder(input_ids=ids).last_hidden_state)
         return self._start
 
     def _look_at(self, states: Tensor) -> None:
-        """Take the encoder's states `[1, n, width]`, and make each decoder layer's keys and values of them."""
+        """Store the encoder's states `[1, n, width]`, and compute each decoder layer's keys and values from them."""
         made = DynamicCache()
         for place, block in enumerate(self.model.decoder.block):
             attention = block.layer[1].EncDecAttention
             shape = (*states.shape[:2], -1, attention.key_value_proj_dim)
             keys, values = (each(states).view(shape).transpose(1, 2) for each in (attention.k, attention.v))
             made.update(keys, values, place)
-        # Said to be there already, so that no layer makes them again.
+        # Passed as an already filled cache, so that no layer computes them again.
         self._states, self._caches = states, EncoderDecoderCache(self._written, made)
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` of the last rows after the decoder has read `ids` `[n]`.
+        """Let the decoder read `ids` `[n]`; return the logits `[rows, vocab]` of the last rows.
 
         Raises:
             ValueError: there is no prompt yet.
@@ -92,7 +92,7 @@ class EncoderDecoderRunner(Runner):
         """Forget everything after the first `length` tokens.
 
         Raises:
-            ValueError: that is inside the prompt, which was read as a whole.
+            ValueError: `length` ends inside the prompt, which was read as a whole.
         """
         if length == 0:
             self._written.truncate(0)
@@ -113,7 +113,7 @@ class EncoderDecoderRunner(Runner):
         self._is_filled = True
 
     def _fill(self, length: int) -> None:
-        """Let the decoder look at so many copies of the first state."""
+        """Make the decoder attend to `length` copies of the encoder's first state."""
         if self._states is not None:
             self._states = self._states[:, :1].expand(1, length, -1)
         for layer in self._caches.cross_attention_cache.layers:
@@ -122,10 +122,10 @@ class EncoderDecoderRunner(Runner):
 
 
 def start_token(model: PreTrainedModel) -> int:
-    """The token that a decoder starts from, as in transformers' `generate`; its padding where nothing is said.
+    """The token that a decoder starts from, as in transformers' `generate`; the padding token if none is specified.
 
     Raises:
-        RunError: there is none among its rows.
+        RunError: there is no such token, or it is outside the vocabulary.
     """
     said = (
         getattr(model.generation_config, "decoder_start_token_id", None),
@@ -139,7 +139,7 @@ def start_token(model: PreTrainedModel) -> int:
 
 
 class _Unread(nn.Module):
-    """A layer whose weights nobody may ask for: a packed one would unpack them at every step."""
+    """Hides a layer's weights from readers, because a packed layer would unpack them at every step."""
 
     weight = None
 
@@ -148,15 +148,15 @@ class _Unread(nn.Module):
         self.layer = layer
 
     def forward(self, input: Tensor) -> Tensor:
-        """As the layer."""
+        """Call the layer."""
         output: Tensor = self.layer(input)
         return output
 
 
 def ready(model: PreTrainedModel) -> PreTrainedModel:
-    """Bring a loaded model into order, in place: one table of embeddings, and no weights looked at in vain.
+    """Prepare a loaded model, in place: share one embedding table, and hide packed weights that T5 would read.
 
-    T5 asks the second matrix of each feed-forward layer for its weights to see their precision.
+    At every step, T5 reads the weights of each feed-forward layer's second matrix only to find out their precision.
     """
     model.set_input_embeddings(model.get_input_embeddings())
     for module in list(model.modules()):

@@ -1,4 +1,4 @@
-"""From a pair file to a loaded pair: weights, precision, device, and the check that the two belong together."""
+"""From a pair file to a loaded pair: weights, precision, device, and the check that the two models fit together."""
 
 from __future__ import annotations
 
@@ -64,20 +64,21 @@ def load_pair(
     """Load a pair by name, by the path of a YAML file, from a mapping with the same keys, or from two models.
 
     Args:
-        source: the pair; without it and without models the default one.
-        draft: a model folder, a .gguf file or a repository on the hub, in place of the pair's draft model.
-        target: likewise; without a pair, both models are named, or a target alone.
+        source: the pair; if neither a pair nor models are given, the default pair.
+        draft: a model folder, a .gguf file or a hub repository that replaces the pair's draft model.
+        target: a model folder, a .gguf file or a hub repository that replaces the pair's target; without `source`,
+            give both models, or the target alone.
         device: `auto`, `cpu`, `cuda` or `cuda:1`; overrides the pair's default.
         dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8` for both models; overrides the pair's default.
         offline: fail rather than download.
         cuda_graphs: capture decoding steps on a GPU where the model allows it (default).
-        compile: have torch.compile make these steps first; a minute or so at the first start, less later.
-        report: told of download and conversion progress.
-        on_stage: told where loading is once the weights are on this machine.
+        compile: compile these steps with torch.compile first; takes about a minute on the first start, less later.
+        report: called with download and conversion progress.
+        on_stage: called with the loading stage once the weights are on this machine.
 
     Raises:
-        ConfigError: a bad pair file, or two models that have hardly a token in common.
-        RunError: weights, memory or device are not to be had.
+        ConfigError: a bad pair file, or two models that have hardly any tokens in common.
+        RunError: weights, memory or device are not available.
     """
     bars = notebook.bars() if report is None and on_stage is unseen else None
     if bars is not None:
@@ -162,7 +163,7 @@ def _load(
 def _config(
     source: str | Path | Mapping[str, Any] | PairConfig | None, draft: str | Path | None, target: str | Path | None
 ) -> PairConfig:
-    """The pair that `load_pair` was asked for."""
+    """The pair that the arguments of `load_pair` specify."""
     if draft is None and target is None:
         return source if isinstance(source, PairConfig) else load_config(DEFAULT_PAIR if source is None else source)
     named = [None if each is None else str(each) for each in (draft, target)]
@@ -172,7 +173,7 @@ def _config(
 def _precision(
     role: str, model: ModelConfig, config: PreTrainedConfig, asked: str | None, default: str | None, where: torch.device
 ) -> str:
-    """What a model runs in: as a flag says, else its own entry in the pair's file, else the pair's default."""
+    """A model's precision: from the flag, else from its own entry in the pair's file, else the pair's default."""
     wanted = asked or (model.dtype if model.dtype != "auto" else default or "auto")
     with explained(model):
         large = wanted == "auto" and role == "draft" and is_large(config)
@@ -181,7 +182,7 @@ def _precision(
 
 
 def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
-    """What loading a model will take, for whoever shows how far it is."""
+    """The work of loading a model, for progress displays."""
     with explained(model):
         weights = weights_of(config)
     packs = dtype == "int8" or (weights >= size.LARGE and store is not None)
@@ -190,7 +191,7 @@ def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, s
 
 
 def _cuts(draft: DraftConfig, found: Description) -> dict[str, Cut]:
-    """What is cut off the draft model's head, if its pair's file says so; special tokens always stay."""
+    """The cut of the draft model's head, if the pair's file specifies one; special tokens are always kept."""
     if draft.vocab is None:
         return {}
     rows = found.configs["draft"].get_text_config().vocab_size
@@ -207,7 +208,7 @@ def _made(
     store: PackedStore | None,
     stages: Stages,
 ) -> PreTrainedModel:
-    """The model on its device, in the kernels that it runs with."""
+    """Load the model onto its device, with the kernels that it runs with."""
     try:
         if device.type == "cpu":
             module = _on_cpu(model, config, folder, dtype, cut, store, stages)
@@ -221,7 +222,7 @@ def _made(
         raise RunError(f"{model.source}: {first_line(error)}") from None
     except ConfigError:
         raise
-    except Exception as error:  # whatever a damaged file makes of its readers
+    except Exception as error:  # a damaged file may raise anything in its readers
         if isinstance(error, RunError) or isinstance(model.source, RandomSource):
             raise
         raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)[:300]}") from None
@@ -231,7 +232,7 @@ def _made(
 
 
 def _name(model: ModelConfig, folder: Path | None) -> str:
-    """The source, and for one of the hub the commit that was loaded: a branch moves, and results should not."""
+    """The source and, for a hub repository, the loaded commit: a branch moves, and results should not."""
     source = str(model.source)
     fixed = isinstance(model.source, HubSource) and model.source.revision == getattr(folder, "name", "")
     return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not fixed else source
@@ -246,7 +247,7 @@ def _on_cpu(
     store: PackedStore | None,
     stages: Stages,
 ) -> PreTrainedModel:
-    """The model in the kernels of `dtype`, its weights read one by one where the folder allows it."""
+    """Load the model with the kernels of `dtype`; weights are read one by one if the folder allows it."""
     work = working_dtype(dtype)
     opened = None if folder is None else open_checkpoint(config, folder, work)
     if opened is None:
@@ -277,7 +278,7 @@ def _module(
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model with weights drawn from `seed`; torch's global random state is put back afterwards."""
+    """A model with weights drawn from `seed`; torch's global random state is restored afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
@@ -286,10 +287,10 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: tor
 
 
 def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_ids: frozenset[int]) -> None:
-    """Say that a model has fewer rows than there are tokens: what lies beyond them is cut off the other one too.
+    """Warn if a model has fewer rows than there are tokens: the tokens beyond them are cut off in both models.
 
     Raises:
-        ConfigError: a token that ends the target's texts is among what is cut off, so that none could end.
+        ConfigError: a token that ends the target's texts would be cut off.
     """
     if tokens <= vocab:
         return
@@ -305,10 +306,10 @@ def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_
 
 
 def _eos_ids(target: Network, tokenizer: Any | None) -> frozenset[int]:
-    """The ids that end a text: what transformers' `generate` would stop at for the target.
+    """The ids that end a text: those at which transformers' `generate` would stop for the target.
 
-    A model directory that names none falls back on its tokenizer; a random model has what its config says, where
-    transformers' default for a family (2 for Llama) counts too: `eos_token_id: null` switches it off.
+    If a model folder specifies none, its tokenizer's is used. A random model uses its config, including transformers'
+    default for the family (2 for Llama); `eos_token_id: null` disables it.
     """
     generation = getattr(target, "generation_config", None)
     eos = getattr(generation, "eos_token_id", None)

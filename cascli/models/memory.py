@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it texts will take."""
+"""How much memory is available, and how much of it sequences will take."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where the system does not say."""
+    """Bytes available on a device; None if the system does not report them."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached by torch for reuse
         return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -25,12 +25,12 @@ def available(device: torch.device) -> int | None:
 
 
 def state_dtype(model: Network) -> torch.dtype:
-    """What a model's activations, and so its keys and values, are in; its tables and matrices may be narrower."""
+    """Dtype of a model's activations, and so of its keys and values; its tables and matrices may be narrower."""
     return next(each.dtype for each in model.parameters() if each.dim() == 1)
 
 
 def token_bytes(model: Network) -> int:
-    """Keys and values of one token, over all layers."""
+    """Bytes of one token's keys and values, over all layers."""
     config, dtype = model.config.get_text_config(), state_dtype(model)
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -39,24 +39,24 @@ def token_bytes(model: Network) -> int:
 
 
 def resident(device: torch.device) -> int | None:
-    """Bytes in use now: by tensors on a GPU, by the process on a CPU; None where the system does not say."""
+    """Bytes currently in use: by tensors on a GPU, by the process on a CPU; None if the system does not report them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _field("VmRSS")
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Begin to look for the highest point of `resident` from now on; returns whether that can be done here."""
+    """Restart the tracking of the peak of `resident`; returns whether the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest point is that of now
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the current value
     except OSError:
         return False
     return True
 
 
 def peak(device: torch.device) -> int | None:
-    """The highest point of `resident` since `reset_peak`."""
+    """Peak of `resident` since `reset_peak`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _field("VmHWM")
 
 

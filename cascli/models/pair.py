@@ -1,4 +1,4 @@
-"""A loaded pair: two models, and the vocabulary that both speak, ready to run."""
+"""A loaded pair, ready to run: two models and their shared vocabulary."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from cascli.trace import ModelInfo, PairInfo
 
 
 class NoRunner(Runner):
-    """Stands where there is no model."""
+    """Placeholder for a missing model."""
 
     @property
     def length(self) -> int:
-        """Nothing was read."""
+        """Always 0."""
         return 0
 
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Refuse."""
+        """Raise `RunError`."""
         raise RunError("this pair has no draft model.")
 
     def truncate(self, length: int) -> None:
-        """There is nothing to forget."""
+        """Do nothing."""
 
 
 @dataclass(repr=False)
@@ -57,9 +57,9 @@ class LoadedModel:
     rows: int
     """Rows of the output matrix, padding included."""
     eager_because: str | None = None
-    """Why, on a GPU, its steps are not CUDA graphs."""
+    """On a GPU, the reason why its steps are not CUDA graphs; None if they are."""
     is_head: bool = False
-    """Whether it is an EAGLE-3 head: it drafts beside its target, and cannot write by itself."""
+    """Whether it is an EAGLE-3 head, which drafts together with its target and cannot write on its own."""
 
     def __repr__(self) -> str:
         """One line; `.model` is the transformers module."""
@@ -67,28 +67,28 @@ class LoadedModel:
 
     @property
     def unfused_because(self) -> str | None:
-        """Why its CUDA graphs are of transformers' layers; None if they are of fewer kernels, or there are none."""
+        """Why its CUDA graphs use transformers' layers; None if they use fused kernels, or there are no graphs."""
         return self.runner.unfused_because if isinstance(self.runner, GraphRunner) else None
 
     @cached_property
     def size(self) -> Size:
-        """What decoding pays for."""
+        """The model's size, in the units that determine the cost of decoding."""
         return size_of(self.model)
 
     @property
     def kept_rows(self) -> Tensor | None:
-        """Which rows of the output matrix were left, ascending; None if it was not cut."""
+        """Remaining rows of the output matrix, ascending; None if it was not cut."""
         head = self.model.get_output_embeddings()
         return head.ids if isinstance(head, CutHead) else None
 
     @property
     def output_rows(self) -> int:
-        """Rows of the output matrix that it is multiplied by: fewer than `rows` where it was cut."""
+        """Number of rows of the output matrix that are multiplied: fewer than `rows` if it was cut."""
         return self.rows if self.kept_rows is None else len(self.kept_rows)
 
     @property
     def info(self) -> ModelInfo:
-        """How this model ran until now, for the trace."""
+        """How this model has run so far, for the trace."""
         on_gpu = self.device.type == "cuda"
         return ModelInfo(
             source=self.source,
@@ -108,28 +108,28 @@ class Pair:
 
     config: PairConfig
     draft: LoadedModel | None
-    """None for a target alone: strategies then draft without a model, or not at all."""
+    """None for a target alone; strategies then draft without a model, or not at all."""
     target: LoadedModel
     tokenizer: Any | None
     """A transformers tokenizer; None for a random pair whose vocabulary is too small for one."""
     vocab: int
-    """How many ids both models and the tokenizer share; rows from here on are masked everywhere."""
+    """Number of ids that both models and the tokenizer share; later rows of logits are masked everywhere."""
     eos_ids: frozenset[int]
     context: int | None
-    """Longest text in tokens that both models take; None if they do not say."""
+    """Longest text in tokens that both models accept; None if they do not specify it."""
     translation: Translation | None = None
-    """Between the draft's own tokens and the target's, where the tokenizers differ; the draft's runner owns it."""
+    """Translation between the draft's own tokenizer and the target's, if they differ; owned by the draft's runner."""
     graphs: GraphCache = field(default_factory=GraphCache)
-    """Captures what a round computes besides its forwards, where these are captured too."""
+    """Captures what a round computes in addition to its forwards, if these are captured too."""
     steps: Profile | None = None
-    """How long steps take here, if they were timed: what a stop such as `rate` goes by."""
+    """Step times on this machine, if measured; used by stops such as `rate`."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """Held by the run in progress: its caches are the pair's, and there is one of each."""
+    """Held by the run in progress, because the pair has only one cache per model."""
 
     timer: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
-    """What runs measure their time with, in seconds."""
+    """Clock that runs measure their time with, in seconds."""
     batch_size: int = 1
-    """How many answers are under way on these weights at once."""
+    """Number of answers in progress on these weights at the same time."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -138,7 +138,7 @@ class Pair:
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """Keep others from using the models' caches meanwhile.
+        """Keep other runs from using the models' caches inside the block.
 
         Raises:
             RunError: a run of this pair is in progress, in this thread or another.
@@ -151,14 +151,14 @@ class Pair:
             self.lock.release()
 
     def with_runners(self, runners: Mapping[Role, Runner], **more: Any) -> Pair:
-        """The same weights with other runners, so that a run of each can be under way at once; `more` are fields."""
+        """The same weights with other runners, so that several runs can be in progress; `more` sets further fields."""
         for runner in runners.values():
             runner.follow(runners["target"])
         models = {role: replace(model, runner=runners[role]) for role, model in self.models.items()}
         return replace(self, draft=models.get("draft"), target=models["target"], lock=threading.Lock(), **more)
 
     def with_own_caches(self) -> Pair:
-        """The same weights with caches of their own."""
+        """A pair with the same weights and its own caches."""
         return self.with_runners({role: model.runner.fresh() for role, model in self.models.items()})
 
     @property
@@ -168,33 +168,33 @@ class Pair:
 
     @property
     def defaults(self) -> Settings:
-        """The defaults of the pair's file."""
+        """The defaults from the pair's file."""
         return self.config.defaults
 
     @property
     def by_head(self) -> bool:
-        """Whether an EAGLE-3 head drafts."""
+        """Whether the draft is an EAGLE-3 head."""
         return self.draft is not None and self.draft.is_head
 
     @property
     def device(self) -> torch.device:
-        """Where distributions are compared: the target's device."""
+        """The target's device, where distributions are compared."""
         return self.target.device
 
     def runner(self, role: Role) -> Runner:
-        """A model's runner; one that cannot be asked for a draft model that is not there."""
+        """A model's runner; a `NoRunner` for a missing draft model."""
         model = self.target if role == "target" else self.draft
         return NoRunner() if model is None else model.runner
 
     @property
     def models(self) -> dict[Role, LoadedModel]:
-        """The models that there are, the draft first."""
+        """The models of the pair; the draft comes first, if there is one."""
         draft: dict[Role, LoadedModel] = {} if self.draft is None else {"draft": self.draft}
         return draft | {"target": self.target}
 
     @cached_property
     def thinking(self) -> tuple[int, int] | None:
-        """The ids of the two tokens between which the target thinks; None unless it has both."""
+        """Ids of the tokens that open and close the target's thinking; None unless it has both."""
         opening, closing = (token_id(self.tokenizer, token, self.vocab) for token in self.config.thinking)
         return None if opening is None or closing is None or opening == closing else (opening, closing)
 

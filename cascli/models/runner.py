@@ -1,4 +1,4 @@
-"""What decoding asks of a model: forward over new tokens, rewind, reset. Batch size 1, no policy of its own."""
+"""The interface that decoding needs from a model: forward over new tokens, rewind, reset. Batch size 1, no policy."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ NOT_IN_PARTS = (
 
 
 class Runner(ABC):
-    """One model with its cache over a growing and shrinking text: the prompt, which is the runner's, and the answer."""
+    """One model with its cache over a growing and shrinking text: the prompt, managed by the runner, and the answer."""
 
     draws: ClassVar[bool] = False
-    """Whether `write` makes several steps and the draws between them as one captured graph."""
+    """Whether `write` runs several steps and the draws between them as one captured graph."""
 
     @property
     @abstractmethod
     def length(self) -> int:
-        """How many tokens were read, the prompt's included."""
+        """Number of tokens read, including the prompt's."""
 
     @abstractmethod
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Read `ids` `[n]` after what was read before; return the logits `[rows, vocab]` of the last rows.
+        """Read `ids` `[n]` after the tokens read before; return the logits `[rows, vocab]` of the last rows.
 
         Issues no host synchronisation of its own.
         """
@@ -42,30 +42,30 @@ class Runner(ABC):
 
     @property
     def prompt_block(self) -> int | None:
-        """The most tokens of a prompt that are read at once, so that equal beginnings have equal bits; None: all."""
+        """Most prompt tokens per pass, fixed so that equal prefixes have equal bits; None to read the prompt whole."""
         return None
 
     @property
     def in_parts(self) -> bool:
-        """Whether `read_at` is there."""
+        """Whether `read_at` is available."""
         return False
 
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
         """Read `ids` `[n]` as if `start` tokens had been read, by the model's own layers, without a captured step.
 
         Returns:
-            Logits `[rows, vocab]`; for no rows the model's head is not asked.
+            Logits `[rows, vocab]`; for 0 rows the model's head is not run.
 
         Raises:
-            RunError: this runner cannot.
+            RunError: this runner does not support it.
         """
         raise RunError(NOT_IN_PARTS)
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Forget everything, read a prompt `[n]` but for its last token, and return what the answer starts from.
+        """Forget everything, read a prompt `[n]` except its last token, and return the answer's start token `[1]`.
 
-        That is the prompt's last token, `[1]`: the first step of an answer reads it before the answer's own tokens.
-        An encoder reads all of the prompt, and an answer starts from the decoder's start token.
+        That is the prompt's last token: the first step of an answer reads it before the answer's own tokens.
+        An encoder reads the whole prompt, and the answer starts from the decoder's start token.
         """
         self.reset()
         for ids in self.prompt_blocks(prompt_ids):
@@ -73,7 +73,7 @@ class Runner(ABC):
         return prompt_ids[-1:]
 
     def prompt_blocks(self, prompt_ids: Tensor) -> Sequence[Tensor]:
-        """A prompt `[n]` but for its last token, in the blocks that it is read in."""
+        """Split a prompt `[n]`, except its last token, into the blocks in which it is read."""
         before = prompt_ids[:-1]
         return before.split(self.prompt_block or before.shape[0]) if before.shape[0] else ()
 
@@ -82,18 +82,18 @@ class Runner(ABC):
         return write_by_steps(lambda ids: self.forward(ids, 1), ids, sampler, u, read_last=read_last)
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
-        """Make room and capture graphs before the clock starts; nothing, unless a runner has something to do.
+        """Make room and capture graphs before timing starts; does nothing by default.
 
         Args:
-            prompt: tokens of the prompt.
-            answer: tokens that may follow it, drafted ones included.
-            calls: the calls to come.
+            prompt: number of prompt tokens.
+            answer: number of tokens that may follow, drafted ones included.
+            calls: the upcoming calls.
             sampler: how tokens are drawn, if any are.
         """
         del prompt, answer, calls, sampler
 
     def fresh(self) -> Runner:
-        """Another runner of the same weights, with a cache of its own: two texts can be under way at once."""
+        """Another runner of the same weights with its own cache, so that two texts can be in progress concurrently."""
         raise NotImplementedError(f"{type(self).__name__} has one cache")
 
     def fill_cache(self, length: int) -> None:
@@ -105,55 +105,55 @@ class Runner(ABC):
         self.truncate(0)
 
     def steps_left(self, length: int) -> int | None:
-        """How many distributions it can give behind a text of `length` tokens, one token further each; None: any."""
+        """Number of successive next-token distributions it can compute after `length` tokens; None if unlimited."""
         del length
         return None
 
     def follow(self, target: Runner) -> None:
-        """Go by this runner of the target, for one that looks into it: no other does anything."""
+        """Attach to this runner of the target, for runners that read its states; all others ignore it."""
         del target
 
     @property
     def goes_by_target(self) -> bool:
-        """Whether what it gives depends on what the target has read by then, as that of a part of the target does."""
+        """Whether its logits depend on what the target has read so far, for example if it is a part of the target."""
         return self.exit is not None
 
     @property
     def encoded(self) -> int:
-        """How many tokens of the prompt an encoder has read, at `begin`; 0 for a model without one."""
+        """Number of prompt tokens that an encoder has read in `begin`; 0 for a model without one."""
         return 0
 
     @property
     def own(self) -> Runner:
-        """The runner that speaks the model's own tokens: this one, unless it translates."""
+        """The runner that uses the model's own tokens: this one, unless it translates."""
         return self
 
     def around(self, own: Runner) -> Runner:
-        """What this one is with another in the place of `own`: that other, unless it translates."""
+        """This runner with `own` replaced by another: that other runner, unless this one translates."""
         return own
 
     @property
     def exit(self) -> ExitInfo | None:
-        """Where it leaves the target, if it is an early exit of it: the target's cursor then reads the prompt."""
+        """Where it leaves the target, if it is an early exit; the target's cursor then reads the prompt."""
         return None
 
     @property
     def shared_mass(self) -> float | None:
-        """The mean share of the model's mass that both models of the pair can say; None where they share all tokens."""
+        """Mean share of the model's mass on tokens that both models have; None if they share all tokens."""
         return None
 
     def as_read(self, tokens: int, attended: int) -> tuple[int, int]:
-        """What a run has read, in the model's own tokens, from what it is in the pair's: see `Cursor`."""
+        """Convert a run's counts (see `Cursor`) from the pair's tokens to the model's own tokens."""
         return tokens, attended
 
     @property
     def graphs(self) -> int:
-        """How many captured graphs there are."""
+        """Number of captured graphs."""
         return 0
 
     @property
     def capture_seconds(self) -> float | None:
-        """Time spent on capturing so far, that of compiling included; None for a runner that captures nothing."""
+        """Time spent on capturing so far, including compilation; None for a runner that captures nothing."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""How large a loaded model is, in the units that decoding pays in."""
+"""The size of a loaded model, in the units that determine the cost of decoding."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from cascli.models.eagle3.head import Network
 
 LARGE = 10**8
-"""Weights from which precision and packing make a difference that a person notices."""
+"""Number of weights from which precision and packing make a noticeable difference."""
 
 
 TINY = 5 * 10**6
-"""Weights up to which a second thread gains less than it can lose."""
+"""Number of weights up to which a second thread gains less than it can lose."""
 
 
 _OF_PROMPT = re.compile(r"^encoder\.|\.EncDecAttention\.[kv]$|\.EncDecAttention\.[kv]\.weight$")
-"""Matrices of an encoder-decoder that a prompt's tokens are multiplied by: cross-attention's keys and values too."""
+"""Matrices of an encoder-decoder that prompt tokens are multiplied by, including cross-attention's keys and values."""
 
 
 class Size(NamedTuple):
-    """What `cascli.trace.ModelInfo` says of a model's size."""
+    """The fields of `cascli.trace.ModelInfo` about a model's size."""
 
     parameters: int
     weight_bytes: int
@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
 
 def weights_of(model: nn.Module | PreTrainedConfig) -> int:
-    """How many weights a model has, or one of this config; makes none of them."""
+    """Number of weights of a model, or of a model with this config; allocates none of them."""
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"), no_init():
             model = auto_class(model).from_config(model)
@@ -48,27 +48,27 @@ def weights_of(model: nn.Module | PreTrainedConfig) -> int:
 
 
 def is_large(model: nn.Module | PreTrainedConfig) -> bool:
-    """Whether a model, or one of this config, has at least `LARGE` weights."""
+    """Whether a model, or a model with this config, has at least `LARGE` weights."""
     return weights_of(model) >= LARGE
 
 
 def no_init() -> AbstractContextManager[None]:
-    """Keep transformers from drawing the first values of weights that are not there: half the time of making a model.
+    """Keep transformers from drawing initial values for missing weights, which is half the time of creating a model.
 
-    Where a release has no such switch they are drawn.
+    Has no effect in releases of transformers without this switch.
     """
     return getattr(initialization, "no_init_weights", nullcontext)()
 
 
 def size_of(model: Network) -> Size:
-    """Count the matrices that a token is multiplied by, and their bytes: those of a prompt that is encoded apart.
+    """Count the weights and bytes of the matrices that a token is multiplied by; an encoder's are counted separately.
 
-    Layers whose weights are not parameters (packed int8) say their own `weight_count` and `weight_bytes`.
+    Layers whose weights are not parameters (packed int8) provide their own `weight_count` and `weight_bytes`.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = head_of(model)
     if head is not None and "weight" in dict(head.named_parameters(recurse=False)):
-        tables.discard(id(head.weight))  # tied to the input embeddings: looked up, and multiplied by
+        tables.discard(id(head.weight))  # if tied to the input embeddings: a lookup table, but also multiplied by
     matrices = {
         name: (each.numel(), each.numel() * each.element_size())
         for name, each in model.named_parameters()
@@ -97,7 +97,7 @@ def size_of(model: Network) -> Size:
 
 
 def _output_parameters(head: nn.Module | None) -> int | None:
-    """Weights of the output matrix; None if the model has none of its own shape."""
+    """Number of weights of the output matrix; None if the model has no plain one of its own."""
     if head is None:
         return None
     if hasattr(head, "weight_count"):
@@ -107,7 +107,7 @@ def _output_parameters(head: nn.Module | None) -> int | None:
 
 
 def layers_of(config: PreTrainedConfig) -> int:
-    """How many layers a token goes through that is written: of an encoder-decoder the decoder's."""
+    """Number of layers that a generated token passes through; for an encoder-decoder, the decoder's."""
     own = getattr(config, "num_decoder_layers", None)
     return int(config.num_hidden_layers if own is None else own)
 

@@ -1,9 +1,10 @@
-"""One model read in two parts: its first n layers ahead of the text, the others once a block is to be checked.
+"""One model run in two parts: its first n layers read ahead, the others once a block is to be checked.
 
-The exit after n layers, by the model's own final norm and head, is a draft model that takes no weights and no cache of
-its own: keys and values of the first layers are the target's, and so are the hidden states h_n that the other layers go
-on from. transformers' own forward does both parts, masks, positions and head included, while the layers that are not
-wanted stand aside. (LayerSkip, Elhoushi et al. 2024, shares so; transformers' `assistant_early_exit` reads twice.)
+The exit after n layers, through the model's own final norm and head, is a draft model without weights or a cache of
+its own: the keys and values of the first layers are the target's, and so are the hidden states h_n from which the
+other layers continue. transformers' own forward runs both parts, including masks, positions and head, while the
+unused layers are bypassed. (LayerSkip, Elhoushi et al. 2024, shares them in the same way; transformers'
+`assistant_early_exit` computes the first layers twice.)
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ if TYPE_CHECKING:
     from cascli.models.pair import LoadedModel
 
 _TRIED: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
-"""After which of its layers a model was found to go on from the hidden states alone, and whether layers give tuples."""
+"""Exit layers after which a model was found to continue from hidden states alone, and whether layers return tuples."""
 _FEW = 3
-"""Tokens that this is tried with."""
+"""Number of tokens of this test."""
 
 
 @contextmanager
 def standing_aside(
     layers: Sequence[nn.Module], give: Callable[[Tensor], Tensor], *, tuples: bool = False
 ) -> Iterator[None]:
-    """Let consecutive layers of a decoder hand on what they take in, and the last one what `give` makes of it.
+    """Bypass consecutive decoder layers: each returns its input unchanged, the last one `give` of its input.
 
-    Others that use the module meanwhile, in another thread, would meet it so. `tuples` is what a layer returns.
+    Not thread-safe: other threads that use the module inside the block see the bypassed layers. `tuples` is whether
+    layers return tuples.
     """
 
     def handing_on(make: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
@@ -58,23 +60,23 @@ def standing_aside(
     finally:
         for layer, own in zip(layers, before, strict=True):
             del layer.forward
-            if own is not None:  # accelerate's, which moves what it is given between devices
+            if own is not None:  # accelerate's wrapper, which moves inputs between devices
                 layer.forward = own
 
 
 class SplitRunner(Runner):
-    """The whole model, whose first layers may have read more than the others.
+    """The whole model, whose first layers may have read more tokens than the others.
 
-    Every pass of a part says after how many tokens it comes, so that rewinding is setting a number, for all layers at
-    once. Passes of the whole model, prompts above all, are its own runner's.
+    Every pass of a part sets the number of tokens that it follows, so that rewinding is setting one number for all
+    layers. Passes of the whole model, prompts above all, go through its own runner.
     """
 
     def __init__(self, model: PreTrainedModel, own: Runner, after: int) -> None:
-        """Split the model that `own` runs, which has the caches, after so many of its layers.
+        """Split a model after its first `after` layers; `own` is the runner of the model and has the caches.
 
         Raises:
             UsageError: the model does not have more layers than that.
-            RunError: it is not built of layers that follow each other, or its runner reads it as a whole alone.
+            RunError: the model is not a sequence of layers, or its runner can only run it as a whole.
         """
         if not own.in_parts:
             raise RunError(NOT_IN_PARTS)
@@ -85,21 +87,21 @@ class SplitRunner(Runner):
         self._tuples = False
         self._length = 0
         self._hidden: Tensor | None = None
-        """`[.., m, width]`: h_n of m tokens behind those that all have read, which the first layers have read."""
+        """h_n, `[.., m, width]`, of the m latest tokens, which only the first layers have read."""
 
     @property
     def length(self) -> int:
-        """How many tokens all layers have read."""
+        """Number of tokens that all layers have read."""
         return self._length
 
     @property
     def length_of_first(self) -> int:
-        """How many tokens the first layers have read."""
+        """Number of tokens that the first layers have read."""
         return self._length + (0 if self._hidden is None else self._hidden.shape[-2])
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Read `ids` `[n]`; those that the first layers have read go on from their hidden states."""
+        """Read `ids` `[n]`; tokens that the first layers have already read continue from their hidden states."""
         ahead, start = self.length_of_first - self._length, self._length
         if ahead == 0:
             self._own.truncate(start)
@@ -114,7 +116,7 @@ class SplitRunner(Runner):
 
     @torch.inference_mode()
     def read_first(self, ids: Tensor, rows: int) -> Tensor:
-        """Read `ids` through the first layers alone; the exit's logits `[rows, vocab]`, of which there may be none."""
+        """Read `ids` through the first layers only; return the exit's logits `[rows, vocab]` (`rows` may be 0)."""
         found = list[Tensor]()
 
         def keep(hidden: Tensor) -> Tensor:
@@ -134,9 +136,9 @@ class SplitRunner(Runner):
 
     @torch.inference_mode()
     def through_head(self, hidden: Tensor, start: int, ids: Tensor) -> Tensor:
-        """Logits `[n, vocab]` that the final norm and the head make of hidden states `[n, width]` after any layer.
+        """Logits `[n, vocab]` of the final norm and head for hidden states `[n, width]` after any layer.
 
-        `ids` `[n]` are the tokens that they are of, after `start` others; caches are left as they are.
+        `ids` `[n]` are their tokens, which follow `start` others; caches are not changed.
         """
         with standing_aside([*self._first, *self._others], lambda _: hidden.unsqueeze(0), tuples=self._tuples):
             return self._own.read_at(start, ids, ids.shape[0])
@@ -149,11 +151,11 @@ class SplitRunner(Runner):
             self._hidden = self._hidden[..., :ahead, :] if ahead else None
 
     def place(self, length: int) -> None:
-        """Act as if all layers had read so many tokens, which the runner's own cache holds."""
+        """Act as if all layers had read `length` tokens, which the runner's own cache holds."""
         self._length, self._hidden = length, None
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
-        """Make room, and try once whether the model can be read so; nothing is captured."""
+        """Make room, and test once whether the model can be split like this; nothing is captured."""
         del calls, sampler
         self._own.prepare(prompt, answer, Calls())
         known = _TRIED.setdefault(self._model, {})
@@ -164,10 +166,10 @@ class SplitRunner(Runner):
         self.reset()
 
     def _try(self) -> None:
-        """Read a few tokens as a whole and in two parts, which is the same work for every layer.
+        """Run a few tokens as a whole and in two parts, which is the same work for every layer.
 
         Raises:
-            RunError: it does not come to the same: later layers take in more than the hidden states.
+            RunError: the results differ, because later layers need more than the hidden states.
         """
         kinds = list[type]()
         hook = self._first[0].register_forward_hook(lambda _module, _args, output: kinds.append(type(output)))
@@ -182,7 +184,7 @@ class SplitRunner(Runner):
             try:
                 self.read_first(ids, 0)
                 parts, why = self.forward(ids, _FEW), "its later layers take in more than hidden states"
-            except Exception as error:  # whatever a layer makes of what it was not given
+            except Exception as error:  # a layer may raise anything for missing inputs
                 parts, why = None, first_line(error)
         if parts is None or not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3, equal_nan=True):
             kind = self._model.config.model_type
@@ -193,7 +195,7 @@ class ExitRunner(Runner):
     """The first layers of a split model with its final norm and head, as a draft model."""
 
     def __init__(self, whole: SplitRunner, exit: ExitInfo) -> None:
-        """Take the split model, whose cursor also reads the prompt, and what is to be told of the exit."""
+        """Wrap the split model, whose cursor also reads the prompt, and the exit's description."""
         self._whole, self._exit = whole, exit
 
     @property
@@ -203,11 +205,11 @@ class ExitRunner(Runner):
 
     @property
     def length(self) -> int:
-        """How many tokens the first layers have read."""
+        """Number of tokens that the first layers have read."""
         return self._whole.length_of_first
 
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` of the exit after reading `ids` `[n]`."""
+        """Read `ids` `[n]` through the first layers; return the exit's logits `[rows, vocab]`."""
         return self._whole.read_first(ids, rows)
 
     def truncate(self, length: int) -> None:
@@ -216,17 +218,17 @@ class ExitRunner(Runner):
 
 
 def exit_info(target: LoadedModel, layers: int) -> ExitInfo:
-    """What is to be told of the exit of a target after so many layers."""
+    """Describe the exit of a target after its first `layers` layers."""
     depth = target.model.config.get_text_config().num_hidden_layers
     uncaptured = target.device.type == "cuda" and target.eager_because is None
     return ExitInfo(layers=layers, depth=depth, trained=trained_for_exits(target), uncaptured=uncaptured)
 
 
 def trained_for_exits(target: LoadedModel) -> str | None:
-    """How a checkpoint says that it was trained to be left early; None if it does not.
+    """Evidence that a checkpoint was trained for early exits; None if there is none.
 
-    Facebook's LayerSkip checkpoints are plain Llamas by their configurations, so that only their names tell; a
-    generation config may name a layer for transformers' own `assistant_early_exit`.
+    The configs of Facebook's LayerSkip checkpoints are those of plain Llamas, so only their names show it; a
+    generation config may also specify a layer for transformers' own `assistant_early_exit`.
     """
     named = getattr(target.model.generation_config, "assistant_early_exit", None)
     if named is not None:

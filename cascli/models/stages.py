@@ -1,4 +1,4 @@
-"""What loading tells of how far it is: stages with their layers, as shares of the whole, and how long is left."""
+"""Progress of loading: stages with their layers, as shares of the whole, and the time left."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from dataclasses import dataclass
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _SURE_AFTER = 1.0
-"""Seconds of a model before its speed says anything."""
+"""Seconds of loading a model before its speed is used for an estimate."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Where loading is."""
+    """The current stage of loading."""
 
     text: str
-    """Such as "packing the target: layer 3 of 28"."""
+    """Description, such as "packing the target: layer 3 of 28"."""
     done: int = 0
-    """Bytes of weights that stand ready, of all models."""
+    """Bytes of weights that are ready, over all models."""
     total: int = 0
-    """Of these, how many there will be; 0 where nothing can be counted."""
+    """Total bytes of weights, over all models; 0 if nothing can be counted."""
     seconds_left: float | None = None
-    """None where it would be a guess: at the beginning, and while another model is still to come."""
+    """Estimated time left; None where it would be a guess: at the start, and while another model is still to come."""
 
 
 OnStage = Callable[[Stage], None]
 
 
 def unseen(stage: Stage) -> None:
-    """Shows nothing."""
+    """Show nothing."""
     del stage
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done for one model."""
+    """The work of loading one model."""
 
     role: str
     verb: str
-    """What it is: reading and packing differ in speed."""
+    """Kind of work: reading or packing, which differ in speed."""
     weights: int
     width: int
-    """Bytes of a weight as it will lie in memory."""
+    """Bytes per weight once in memory."""
     layers: int
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return self.weights * self.width
 
 
 class Stages:
-    """Counts the work of loading, model by model, and tells where it is."""
+    """Counts the work of loading, model by model, and reports the progress."""
 
     def __init__(self, on_stage: OnStage, clock: Callable[[], float] = time.monotonic) -> None:
         self._on_stage, self._clock = on_stage, clock
@@ -62,28 +62,28 @@ class Stages:
         self._since: tuple[float, int] | None = None
 
     def plan(self, works: list[Work]) -> None:
-        """Say what is to come, in this order."""
+        """Set the models to be loaded, in this order."""
         self._todo, self._total = list(works), sum(work.size for work in works)
 
     def say(self, text: str) -> None:
-        """A stage that cannot be counted."""
+        """Report a stage that cannot be counted."""
         self._on_stage(Stage(text, self._done, self._total))
 
     def begin(self) -> None:
-        """The next model's turn."""
+        """Start the next model."""
         self._since = None
         self._say_layer("")
 
     def reached(self, name: str, weights: int) -> None:
-        """So many weights, of a layer of this name, stand ready."""
+        """Count `weights` weights, of a layer of this name, as ready."""
         work = self._todo[0]
         self._done = min(self._done + weights * work.width, self._before + work.size)
-        if self._since is None:  # what came before the first layer says nothing of the others
+        if self._since is None:  # the time before the first layer does not predict that of the others
             self._since = (self._clock(), self._done)
         self._say_layer(name)
 
     def end(self) -> None:
-        """The model is there, however exact its count was."""
+        """Finish the model, counting all of its planned work as done even if fewer weights were counted."""
         work = self._todo.pop(0)
         self._before += work.size
         self._done = self._before
@@ -96,7 +96,7 @@ class Stages:
         self._on_stage(Stage(f"{work.verb} the {work.role}{place}", self._done, self._total, self._left()))
 
     def _left(self) -> float | None:
-        """Seconds, by the speed of the present model alone, and if it is the last: no other is like it."""
+        """Seconds left for the last model, estimated from its own speed; None for earlier ones, as models differ."""
         if self._since is None or len(self._todo) > 1:
             return None
         since, from_ = self._since

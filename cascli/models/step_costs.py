@@ -1,4 +1,4 @@
-"""What a stop is told of the steps that it saves: as they were timed on this machine, or as they are assumed to be."""
+"""The costs of the steps that a stop saves: as timed on this machine, or assumed from the models' sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cascli.models.pair import Pair
 from cascli.trace import ExitInfo, StepCosts
 
 WIDER = 1 / 32
-"""What a token more adds to a call of the target, in its steps, where nobody has timed it."""
+"""Assumed cost of each further token in a target call, in target steps, if not timed."""
 
 
 def step_costs(
@@ -19,17 +19,18 @@ def step_costs(
     reads_if_kept: bool = False,
     exit: ExitInfo | None = None,
 ) -> StepCosts:
-    """The costs of rounds of up to `longest` tokens, of which each takes so many steps of the draft model.
+    """The costs of rounds of up to `longest` tokens, each of which takes `draft_steps` steps of the draft model.
 
-    Where `pair.steps` has no times, c is the ratio of the weights that a step reads, and a token more adds `WIDER`.
+    Without times in `pair.steps`, c is the ratio of the bytes of weights that a step reads, and each further token
+    adds `WIDER`.
 
     Args:
-        pair: whose steps they are.
-        longest: tokens that a round drafts at most.
-        draft_steps: of the draft model, a token.
-        reads_last: a round makes such a step for the position after its tokens too.
-        reads_if_kept: only a round whose tokens have all passed does.
-        exit: where drafts leave the target, if they are its own first layers': a token is then one pass of these.
+        pair: the pair that runs the steps.
+        longest: most tokens that a round drafts.
+        draft_steps: steps of the draft model per token.
+        reads_last: whether a round also makes a draft step for the position after its tokens.
+        reads_if_kept: whether only a round whose tokens have all been accepted makes that step.
+        exit: where drafts leave the target, if its own first layers draft; a token is then one pass through these.
     """
     reads = {"reads_last": reads_last, "reads_if_kept": reads_if_kept}
     steps = pair.steps if exit is None or pair.steps is None else pair.steps.leaving(exit)

@@ -1,4 +1,4 @@
-"""What two models need, told before their weights are read: for `cascli init`."""
+"""What two models need, determined before their weights are read; used by `cascli init`."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class ModelSurvey(NamedTuple):
     layers: int
     weights: int
     rows: int
-    """Of its output matrix."""
+    """Rows of its output matrix."""
 
 
 class PairSurvey(NamedTuple):
-    """Both models, and what they share."""
+    """Both models and what they share."""
 
     models: dict[str, ModelSurvey]
     vocab: int
     context: int | None
     shared: int | None
-    """How many of the target's tokens the draft can say, where the tokenizers differ."""
+    """Number of the target's tokens that the draft can produce, if the tokenizers differ; otherwise None."""
     chat: bool
     """Whether the target's tokenizer has a chat template."""
 
     def weight_bytes(self, dtype: str) -> int:
-        """What the weights of all models take in a precision."""
+        """Bytes of all models' weights in a precision."""
         return BYTES[dtype] * sum(each.weights for each in self.models.values())
 
     def auto_bytes(self) -> int:
-        """Likewise as `auto` has it on a CPU with int8 kernels: float32, and a large draft model in int8."""
+        """Bytes of all models' weights with `auto` on a CPU with int8 kernels: float32, a large draft model in int8."""
         sizes = {role: each.weights for role, each in self.models.items()}
         return sum(size * (1 if role == "draft" and size >= LARGE else 4) for role, size in sizes.items())
 
@@ -48,11 +48,11 @@ class PairSurvey(NamedTuple):
 def survey(
     config: PairConfig, *, offline: bool = False, report: Report | None = None, on_stage: OnStage = unseen
 ) -> PairSurvey:
-    """Fetch what is missing, and check that the two go together.
+    """Download missing files, and check that the two models fit together.
 
     Raises:
-        ConfigError: a model of a kind that cascli does not run, or two models that have hardly a token in common.
-        RunError: weights that are not to be had.
+        ConfigError: a model of an unsupported kind, or two models that have hardly any tokens in common.
+        RunError: weights that are not available.
     """
     found = describe(config, offline=offline, report=report, on_stage=on_stage)
     models = {}

@@ -1,8 +1,8 @@
-"""The layers of a transformers decoder, and the hidden states between them: of every token of a pass, at no cost.
+"""The layers of a transformers decoder, and the hidden states between them for every token of a pass, at no cost.
 
-`h_n`, "after the first n layers", is what layer n (counted from 0) takes in, and `hidden_states[n]` of a transformers
-output; h_L, of a model of L layers, is what its final norm takes in, which transformers does not give away. Hooks see
-what Python runs: a step that is replayed as a captured graph has none.
+`h_n`, "after the first n layers", is the input of layer n (counted from 0) and `hidden_states[n]` of a transformers
+output. For a model of L layers, h_L is the input of its final norm, which transformers does not return. Hooks only run
+where Python does, so a step replayed as a captured graph has none.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cascli.errors import RunError, UsageError
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers that a token passes through one after the other, in their order.
+    """The layers that a token passes through, in order.
 
     Raises:
-        RunError: the model is not built of such a list.
+        RunError: the model has no list of all its layers.
     """
     depth = model.config.get_text_config().num_hidden_layers
     lists = (each for each in model.get_decoder().modules() if isinstance(each, nn.ModuleList) and len(each) == depth)
@@ -32,26 +32,26 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states `[1, n, width]` in what a layer returns, which older kinds of layers return with more."""
+    """The hidden states `[1, n, width]` in a layer's output, which is a tuple for older kinds of layers."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 @contextmanager
 def tapped(model: PreTrainedModel, after: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep the hidden states of the passes that are made inside, of each the last one's.
+    """Keep the hidden states after the given layers, from the most recent pass inside the block.
 
     For example `with tapped(runner.model, (2, 14, 25)) as hidden: logits = runner.forward(ids, rows)`, with an
-    `EagerRunner`; then `hidden[14]` is `[n, width]`, a row for each of the n ids, whatever `rows` was. Passes that are
-    made one after the other inside leave those of the last one. A few microseconds a pass, and no copies.
+    `EagerRunner`; then `hidden[14]` is `[n, width]`, a row for each of the n ids, whatever `rows` was. Costs a few
+    microseconds per pass, and copies nothing.
 
     Args:
         model: on any device.
         after: numbers of layers, each from 1 to the model's depth.
 
     Raises:
-        UsageError: a number that is none of a layer.
-        RunError: the model's layers are not to be found.
+        UsageError: a number outside that range.
+        RunError: the model's layers cannot be found.
     """
     layers, hidden = decoder_layers(model), dict[int, Tensor]()
 
@@ -70,7 +70,7 @@ def tapped(model: PreTrainedModel, after: Iterable[int]) -> Iterator[dict[int, T
 
 
 def check_layer(model: PreTrainedModel, n: int, deepest: int) -> None:
-    """Check that there is a place after so many layers.
+    """Check that hidden states after the first n layers can be used.
 
     Raises:
         UsageError: n is not in 1 .. deepest.

@@ -1,4 +1,4 @@
-"""Tokenizers: the built-in byte tokenizer, and the check that two models speak of the same tokens."""
+"""Tokenizers: the built-in byte tokenizer, and the check that two models use the same tokens."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def byte_tokenizer() -> Any:
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable stand-in of every byte that byte-level tokenizers use (GPT-2)."""
+    """The printable character that byte-level tokenizers (GPT-2) use for each byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def shared_ids(draft: Any, target: Any) -> int | None:
-    """How many ids two tokenizers share, by content; None where an id stands for different tokens."""
+    """Number of ids that two tokenizers share; None if any common id stands for different tokens."""
     common = min(len(draft), len(target))
     ids = list(range(common))
     return common if draft.convert_ids_to_tokens(ids) == target.convert_ids_to_tokens(ids) else None
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of tokens that stand for no text: ends of texts, beginnings of turns, and others with a role."""
+    """The ids of tokens that stand for no text: end of text, start of a turn, and others with a role."""
     added = tokenizer.added_tokens_decoder
     return {*tokenizer.all_special_ids, *(token for token, said in added.items() if said.special)}
 
 
 def ids_of(said: object) -> frozenset[int]:
-    """What a config says of `eos_token_id`: nothing, one id, or several.
+    """The ids in a config's `eos_token_id`, which is None, one id, or several.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: it is anything else.
     """
     ids = said if isinstance(said, list | tuple | set) else [] if said is None else [said]
     if not all(isinstance(each, int) for each in ids):
@@ -55,18 +55,18 @@ def ids_of(said: object) -> frozenset[int]:
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Whether both folders hold the same tokenizer file, which spares reading the second."""
+    """Whether both folders hold the same tokenizer file, in which case the second need not be read."""
     files = [place / "tokenizer.json" for place in (a, b)]
     return a == b or (all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes())
 
 
 def token_id(tokenizer: Any | None, token: str | int, vocab: int) -> int | None:
-    """The id of a token by its name in the vocabulary, or by itself; None if it is not one of the first `vocab`."""
+    """The id of a token given by name or by id; None if it is not one of the first `vocab` ids."""
     if isinstance(token, str):
         if tokenizer is None:
             return None
         found = tokenizer.convert_tokens_to_ids(token)
-        if found is None or tokenizer.convert_ids_to_tokens(found) != token:  # that of unknown tokens
+        if found is None or tokenizer.convert_ids_to_tokens(found) != token:  # then `found` is the unknown token
             return None
         token = int(found)
     return token if 0 <= token < vocab else None

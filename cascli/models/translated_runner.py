@@ -1,4 +1,4 @@
-"""A draft model with a tokenizer of its own, as a runner that speaks the target's tokens: see `translation`."""
+"""A draft model with its own tokenizer, as a runner that uses the target's tokens: see `translation`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from cascli.models.translation import Translation
 from cascli.sampling.autoregressive import Sampler
 
 _FEW = 4
-"""The draft's tokens for one of the target's that a captured step reads; more are read as a prompt is."""
+"""Most draft tokens that a captured step reads for a target token; more are read like a prompt."""
 
 
 class TranslatedRunner(Runner):
-    """Reads the target's tokens as the draft's own ones, and gives the draft's logits as the target's tokens.
+    """Reads the target's tokens as draft tokens, and returns the draft's logits as logits of the target's tokens.
 
-    Counts its length in the target's tokens, and knows for each how many of the draft's lie before its end. A step
-    looks at its ids on the host: on a GPU each drafted token waits for that.
+    Its length is in target tokens, and it stores for each the number of draft tokens up to its end. A step reads its
+    ids on the host, so on a GPU every drafted token waits for a synchronisation.
     """
 
     def __init__(self, own: Runner, translation: Translation, context: int | None) -> None:
-        """Wrap the runner of a draft model that takes texts of `context` of its own tokens, if that is known."""
+        """Wrap the runner of a draft model whose context is `context` of its own tokens, if known."""
         self._own = own
         self._translation = translation
         self._context = context
         self._ends: list[int] = []
-        """Of the draft's tokens up to the end of each of the target's; the prompt's, but for its last, end together."""
+        """Number of draft tokens up to the end of each target token; equal for all prompt tokens except the last."""
         self._last: tuple[int, list[int]] | None = None
-        """The place of the prompt's last token, and what is read in its place: the end of the prompt as a whole."""
+        """Index of the prompt's last token, and the draft tokens read for it: the last one of the encoded prompt."""
         self._forget_counts()
 
     def _forget_counts(self) -> None:
@@ -39,30 +39,30 @@ class TranslatedRunner(Runner):
 
     @property
     def own(self) -> Runner:
-        """The draft model's runner, which speaks its own tokens."""
+        """The draft model's runner, which uses its own tokens."""
         return self._own
 
     def around(self, own: Runner) -> TranslatedRunner:
-        """Another text's runner of the same translation."""
+        """A runner for another text, with the same translation."""
         return TranslatedRunner(own, self._translation, self._context)
 
     @property
     def length(self) -> int:
-        """How many of the target's tokens were read."""
+        """Number of target tokens read."""
         return len(self._ends)
 
     @property
     def shared_mass(self) -> float | None:
-        """q(I): the mean share of the draft's mass that both can say, over the rows of logits since the prompt."""
+        """q(I): mean share of the draft's mass on tokens that both models have, over the logit rows since `begin`."""
         return float(self._shared) / self._rows if self._rows else None
 
     def as_read(self, tokens: int, attended: int) -> tuple[int, int]:
-        """The draft's own tokens that were read since `begin`, and pairs of one and one that it could look at."""
+        """Numbers, since `begin`, of draft tokens read and of pairs of a draft token and one it could attend to."""
         del tokens, attended
         return self._tokens, self._attended
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Forget everything, and read the prompt but for the last of the draft's own tokens of it."""
+        """Forget everything, read all but the last draft token of the prompt; return its last target token `[1]`."""
         self.reset()
         own = self._translation.prompt(prompt_ids.tolist())
         if len(own) > 1:
@@ -101,10 +101,10 @@ class TranslatedRunner(Runner):
         return self._own.forward(torch.tensor(own), rows)
 
     def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` tokens of the target's.
+        """Forget everything after the first `length` target tokens.
 
         Raises:
-            ValueError: that is inside the prompt, which was read as a whole.
+            ValueError: `length` ends inside the prompt, which was read as a whole.
         """
         if length == 0:
             self._last = None
@@ -116,29 +116,29 @@ class TranslatedRunner(Runner):
         del self._ends[length:]
 
     def reset(self) -> None:
-        """Forget everything, and what was counted."""
+        """Forget everything, including the counts."""
         self.truncate(0)
         self._forget_counts()
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
-        """Have the draft's runner ready for short reads: what is read at once is known only once it is spelled."""
+        """Prepare the draft's runner for short reads: how many tokens a read has is known only after translation."""
         del calls, sampler
         self.reset()
         self._own.prepare(prompt, 2 * (prompt + answer), Calls(reads=[(n, 1) for n in range(_FEW, 0, -1)]))
 
     def fresh(self) -> TranslatedRunner:
-        """Another runner of the same weights and the same translation."""
+        """Another runner with the same weights and translation."""
         return self.around(self._own.fresh())
 
     def fill_cache(self, length: int) -> None:
-        """Act as if `length` tokens had been read, one of the draft's for each of the target's."""
+        """Act as if `length` target tokens had been read, each as one draft token."""
         self.reset()
         self._own.fill_cache(length)
         self._ends = list(range(1, length + 1))
 
     @property
     def graphs(self) -> int:
-        """How many captured graphs there are."""
+        """Number of captured graphs."""
         return self._own.graphs
 
     @property

@@ -1,23 +1,25 @@
-"""Two tokenizers in one pair: what the draft model can say of the target's tokens, and what it reads of its text.
+"""Two tokenizers in one pair: which of the target's tokens the draft model can produce, and how it reads their text.
 
-Everything but the draft model speaks the target's tokens: strategies, rules, kernels, traces. The draft model is
-wrapped in a runner (`translated_runner`) that owns a `Translation` and translates at both of its ends, nowhere else:
+Everything except the draft model uses the target's tokens: strategies, rules, kernels, traces. The draft model is
+wrapped in a runner (`translated_runner`) that owns a `Translation`; its input and output are the only places where
+tokens are translated:
 
-- **What it says** (token-level intersection, TLI; Timor et al. 2025, arXiv 2502.05202). I is the set of tokens whose
-  bytes are a token of both vocabularies. The logits of the draft's tokens in I are put where the target has these
-  tokens, minus infinity elsewhere, so that q is the draft's distribution given I. The target is never masked. All of
-  speculation is exact for any q that drafts are drawn from, so it is for this one. Draft tokens of the same bytes add
-  up. `q(I)`, how much of the draft's mass lies in I, says how much of what it would have said is left.
-- **What it reads.** A token of I is one token of the draft's. Any other is read as the draft's own tokens of its
-  bytes, each token by itself: what is read is a function of the target's tokens alone, whatever was drafted where
-  rounds began, so that q depends on the prefix only and the law of every rule stays a token cascade's. More tokens
-  append to what was read and never change it, so the cache rewinds to any of the target's tokens exactly. The price is
-  that the draft may read a word in other pieces than it would have cut it into. The prompt is the exception: it is
-  there from the start, and is encoded as a whole, between its special tokens.
+- **Output** (token-level intersection, TLI; Timor et al. 2025, arXiv 2502.05202). I is the set of tokens whose bytes
+  are a token in both vocabularies. The logits of the draft's tokens in I are moved to the target's ids of these
+  tokens, with minus infinity elsewhere, so that q is the draft's distribution conditioned on I. The target is never
+  masked. Speculation is exact for any q that drafts are drawn from, including this one. Probabilities of draft tokens
+  with the same bytes are added. `q(I)`, the draft's mass on I, is the share of its original distribution that remains.
+- **Input.** A token of I is read as one draft token. Any other is read as the draft's tokens for its bytes, each token
+  separately. The draft's input is therefore a function of the target's tokens alone, independent of what was drafted
+  and where rounds began, so that q depends only on the prefix and the law of every rule stays that of a token cascade.
+  New tokens are appended to the input and never change it, so the cache can be rewound exactly to any target token. The
+  price is that the draft may read a word in other pieces than its own tokenizer would split it into. The prompt is the
+  exception: it is known from the start and is encoded as a whole, between its special tokens.
 
-Special tokens stand for a role and not for their name: those of one name that are special in both are one token; what
-ends texts maps to what ends texts, what begins them to what begins them. A special token that the draft has not is read
-as the text of its name; a beginning that it does not know is left out, and its own is put in.
+Special tokens stand for a role, not for their name. Tokens of the same name that are special in both vocabularies are
+one token; tokens that end texts map to tokens that end texts, and tokens that begin texts to tokens that begin texts.
+A special token that the draft lacks is read as the text of its name. A begin-of-text token is dropped if the draft has
+none; if the draft's tokenizer adds one, it is inserted.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from cascli.sampling.distributions import wide
 from cascli.weights.home import cache_home
 
 LEAST = 0.1
-"""The share of the draft's tokens that the target must have too: below it hardly a word could be drafted."""
+"""Least share of the draft's tokens that the target must have too; below it hardly a word could be drafted."""
 _FORMAT = 1
 
 
@@ -50,21 +52,21 @@ class Vocabulary:
     """One model's side: its tokens, and which of them have a role."""
 
     def __init__(self, contents: Contents, ends: Iterable[int]) -> None:
-        """Take the contents, and what the model says ends its texts beside what its tokenizer says."""
+        """Take the contents, and the ids that end texts according to the model, in addition to its tokenizer's."""
         self.contents, self.size, self.special = contents, contents.size, contents.special
         tokenizer = contents.tokenizer
         main = contents.known(tokenizer.eos_token_id)
         self.ends = sorted({*ends, *([] if main is None else [main])} & self.special)
         self.end = main if main in self.ends else next(iter(self.ends), None)
         self.begin = contents.known(tokenizer.bos_token_id)
-        """Which token begins texts; None if there is none."""
+        """The token that begins texts; None if there is none."""
         unknown = contents.known(tokenizer.unk_token_id)
         self.filler = next(token for token in (unknown, self.end, 0) if token is not None)
-        """What is read where there is nothing to read."""
+        """The token to read where the translation would be empty."""
 
     @property
     def begins(self) -> bool:
-        """Whether the tokenizer puts that token before a text by itself."""
+        """Whether the tokenizer automatically puts the `begin` token before a text."""
         return self.begin is not None and list(self.contents.tokenizer("")["input_ids"])[:1] == [self.begin]
 
 
@@ -72,10 +74,10 @@ class Translation:
     """From the draft's logits to the target's tokens, and from the target's text to the draft's tokens."""
 
     def __init__(self, draft: Vocabulary, target: Vocabulary, keep: Path | None = None) -> None:
-        """Find what both can say; `keep` is a file where that is found again.
+        """Find the tokens that both have; `keep` is a file that caches them.
 
         Raises:
-            ConfigError: it is too little to draft with.
+            ConfigError: they are too few to draft with.
         """
         self.draft, self.target = draft, target
         pairs = None if keep is None else _kept(keep)
@@ -84,7 +86,7 @@ class Translation:
             if keep is not None:
                 _keep(keep, pairs)
         self.shared = len(pairs[:, 1].unique())
-        """How many of the target's tokens the draft can say."""
+        """Number of the target's tokens that the draft can produce."""
         if self.shared < LEAST * draft.size:
             raise ConfigError(
                 f"the models' tokenizers differ: {self.shared:,} tokens are in both, of the draft's {draft.size:,} and"
@@ -95,7 +97,7 @@ class Translation:
         self._read: dict[int, tuple[int, ...]] = {}
 
     def shared_among(self, kept: Tensor) -> int:
-        """How many it can say if of its own tokens only `kept` `[n]` are left."""
+        """Number of target tokens that the draft can produce if only `kept` `[n]` of its own tokens are left."""
         said = [theirs[torch.isin(ours, kept)] for ours, theirs in self._on(kept.device)]
         return len(torch.cat(said).unique())
 
@@ -109,7 +111,7 @@ class Translation:
         return out
 
     def share(self, own: Tensor) -> Tensor:
-        """q(I): how much mass `[n]` of the draft's logits `[n, V_draft]` is on tokens that both can say."""
+        """q(I): mass `[n]` of the draft's logits `[n, V_draft]` on tokens that both have."""
         said = torch.cat([ours for ours, _ in self._on(own.device)])
         return wide(own).softmax(dim=-1).index_select(1, said).sum(dim=-1).clamp_max(1.0)
 
@@ -120,19 +122,19 @@ class Translation:
 
     @cached_property
     def _one(self) -> dict[int, int]:
-        """The draft's token for each of the target's that it can say."""
+        """The draft's token for each target token that it can produce."""
         ours, theirs = self._parts[0]
         return dict(zip(theirs.tolist(), ours.tolist(), strict=True))
 
     def read(self, token: int) -> tuple[int, ...]:
-        """What the draft reads of one of the target's tokens: one of its own or more, never none."""
+        """The draft tokens that are read for one of the target's tokens: at least one."""
         if token not in self._read:
             own = self._one.get(token)
             self._read[token] = self._spelled(token) if own is None else (own,)
         return self._read[token]
 
     def _spelled(self, token: int) -> tuple[int, ...]:
-        """The draft's tokens for one that it has not: by role, else by its bytes, else by its name."""
+        """The draft's tokens for one that it lacks: by its role, else by its bytes, else by its name."""
         draft, theirs = self.draft, self.target.contents
         for same, own in ((token == self.target.begin, draft.begin), (token in self.target.ends, draft.end)):
             if same and own is not None:
@@ -141,7 +143,7 @@ class Translation:
         return tuple(draft.contents.encode(theirs.name(token).encode() if data is None else data)) or (draft.filler,)
 
     def prompt(self, tokens: Sequence[int]) -> list[int]:
-        """A text of the target's tokens as the draft's own, whole between its special tokens; one token at least."""
+        """Translate a text to draft tokens, encoding it as a whole between its special tokens; at least one token."""
         own: list[int] = []
         data = b""
         for token in tokens:
@@ -159,7 +161,7 @@ class Translation:
 
 
 def _pairs(draft: Vocabulary, target: Vocabulary) -> list[tuple[int, int]]:
-    """The draft's tokens with the target's of the same role or bytes; of several for one the usual one first."""
+    """Draft tokens paired with the target token of the same role or bytes; of several, the usual one comes first."""
     names = {target.contents.name(token): token for token in target.special}
     pairs = []
     for token in sorted(draft.special, key=lambda token: (token != draft.end, token)):
@@ -176,7 +178,7 @@ def _pairs(draft: Vocabulary, target: Vocabulary) -> list[tuple[int, int]]:
 
 
 def _in_parts(pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The pairs `[n, 2]` in as few parts as have every one of the target's tokens once at most, as two columns each."""
+    """Split the pairs `[n, 2]` into the fewest parts in which no target token occurs twice, as two columns each."""
     seen: Counter[int] = Counter()
     parts: list[list[int]] = []
     for place, token in enumerate(pairs[:, 1].tolist()):
@@ -188,7 +190,7 @@ def _in_parts(pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def file_for(draft: Path, target: Path, sides: Sequence[Vocabulary]) -> Path | None:
-    """Where the common tokens of two tokenizers are kept, by their folders; None where there are no such files."""
+    """The cache file for two tokenizers' common tokens, given their folders; None if a tokenizer.json is missing."""
     known = [(side.size, side.ends, side.end, sorted(side.special)) for side in sides]
     digest = hashlib.sha256(f"{_FORMAT} {known}".encode())
     for folder in (draft, target):
@@ -200,14 +202,14 @@ def file_for(draft: Path, target: Path, sides: Sequence[Vocabulary]) -> Path | N
 
 
 def _kept(file: Path) -> Tensor | None:
-    """The pairs `[n, 2]` that were kept; None if there are none that can be read."""
+    """The cached pairs `[n, 2]`; None if there is no readable file."""
     with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
         return cast(Tensor, opened.get_tensor("pairs"))
     return None
 
 
 def _keep(file: Path, pairs: Tensor) -> None:
-    """Keep them, whole or not at all; a cache that cannot be written is done without."""
+    """Cache the pairs, writing the file atomically; if it cannot be written, it is skipped."""
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""How models run on a GPU: captured CUDA graphs, a static cache, and layers in fewer kernels.
+"""Models on a GPU: captured CUDA graphs, a static cache, and layers in fewer kernels.
 
-Imports `kernels` and `sampling`. What a model does not fit runs eagerly, and says so.
+Imports `kernels` and `sampling`. Models that these do not support run eagerly, and the reason is reported.
 """

@@ -1,7 +1,7 @@
-"""A whole draft of several texts, passes and draws together, as one function of tensors that can be captured.
+"""A whole draft of several sequences, forward passes and draws, as one function of tensors that can be captured.
 
-All texts make as many passes as the longest draft has. One that wants fewer goes on in a place that no text has, and
-so do texts that are not there, where a graph is for more of them.
+All sequences make as many passes as the longest draft. A sequence that needs fewer continues in a spare place of the
+cache that belongs to no sequence. The spare place also pads a graph that is for more sequences than there are.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from cascli.models.calls import Write
 from cascli.sampling.autoregressive import Drawn, Sampler, Written
 
 Logits = Callable[[Tensor, Tensor, Tensor, Tensor | slice], Tensor]
-"""Reads ids `[n]` at places and positions `[n]`; the logits `[m, V]` of the rows `[m]`."""
+"""Reads ids `[n]` at places and positions `[n]`; returns the logits `[m, V]` of the rows `[m]`."""
 ALL = slice(None)
 
 
 class Shape(NamedTuple):
-    """What a captured draft is for, at most."""
+    """The largest draft that a captured graph can serve."""
 
     texts: int
     unread: int
-    """Tokens that each text reads in the first pass."""
+    """Tokens that each sequence reads in the first pass."""
     steps: int
-    """Passes."""
+    """Number of passes."""
 
     @classmethod
     def around(cls, texts: int, writes: Sequence[Write]) -> Self:
-        """The smallest for such drafts of so many texts."""
+        """The smallest shape that holds each of these drafts for `texts` sequences."""
         return cls(texts, max(each.unread for each in writes), max(each.steps for each in writes))
 
     def holds(self, other: Shape) -> bool:
-        """Whether a draft of the other shape fits in."""
+        """Whether a draft of the other shape fits into this one."""
         return all(mine >= theirs for mine, theirs in zip(self, other, strict=True))
 
     @property
     def rows(self) -> int:
-        """Tokens that are read in all."""
+        """Total number of tokens read."""
         return self.texts * (self.unread + self.steps - 1)
 
 
 class Drafted(NamedTuple):
-    """What L texts have drafted, step by step."""
+    """Drafts of L sequences, as one list entry per step."""
 
     tokens: list[Tensor]
     """`[L]` each."""
     probs: list[Tensor]
     """`[L, V]` each."""
     base: list[Tensor]
-    """Likewise; none where they are not wanted."""
+    """Distributions at temperature 1, `[L, V]` each; empty if they are not wanted."""
     max_logit: list[Tensor]
     """`[L]` each."""
 
     def of(self, i: int, wanted: WantedDraft) -> Written:
-        """What the i-th text has asked for, in memory of its own."""
+        """The draft that the i-th sequence requested, copied to its own memory."""
         drawn, steps = wanted.write.drawn, wanted.write.steps
         tokens, probs, *base, largest = (torch.stack([each[i] for each in column[:steps]]) for column in self if column)
         return Written(tokens[:drawn], probs, base[0] if base else probs, largest.abs().amax())
@@ -67,7 +67,7 @@ class Drafted(NamedTuple):
 def draft(
     spare: int, shape: Shape, sampler: Sampler, logits_of: Logits, ids: Tensor, u: Tensor, table: Tensor
 ) -> Drafted:
-    """Let a model write for several texts; the last three are what `inputs` has made."""
+    """Draft for several sequences; the last three arguments come from `inputs`."""
     sizes = [shape.texts * shape.unread] * 2 + [shape.texts] * (4 + shape.steps)
     places, positions, last, place, at, steps, *draws = table.split(sizes)
     drawn: list[Drawn] = []
@@ -85,21 +85,21 @@ def draft(
 def inputs(
     spare: int, shape: Shape, wanted: Sequence[WantedDraft], lengths: Sequence[int], device: torch.device
 ) -> list[Tensor]:
-    """What `draft` reads.
+    """Build the tensor arguments of `draft`.
 
     Args:
-        spare: the place that no text has.
-        shape: for at least as much as is wanted.
-        wanted: of one text each.
-        lengths: of these texts.
-        device: where it is wanted.
+        spare: the place that belongs to no sequence.
+        shape: large enough for all of `wanted`.
+        wanted: the drafts, one per sequence.
+        lengths: lengths of these sequences.
+        device: device of the results.
 
     Returns:
-        The ids of the first pass; uniforms; and in one tensor, of each id place and position, then of each text its
-        last id, its place, where its first drafted token will stand, how many passes it has, and with which of the
-        uniforms it draws in each.
+        The ids of the first pass; the uniforms; and one tensor with the place and position of each id, followed, for
+        each sequence, by the row of its last id, its place, the position of its first drafted token, its number of
+        passes, and the index of its uniform in each pass.
     """
-    nobody = shape.texts * shape.steps  # the uniform of draws that are not wanted
+    nobody = shape.texts * shape.steps  # index of the uniform for draws that are not wanted
     rows, texts, drawn = [], [], 0
     for each, length in zip(wanted, lengths, strict=True):
         unread, n, _ = each.write
@@ -117,6 +117,6 @@ def inputs(
 
 
 def on_device(columns: Iterable[Sequence[int]], device: torch.device) -> Tensor:
-    """Numbers, one column after the other, in one transfer that waits for nothing."""
+    """Copy numbers to a device, column by column, in one asynchronous transfer."""
     numbers = [value for column in columns for value in column]
     return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)

@@ -1,9 +1,9 @@
-"""Several texts' new tokens in one captured pass on a GPU.
+"""New tokens of several sequences in one captured pass on a GPU.
 
-All tokens are rows of one block; each attends over the states of its own text, and where it stands is data on the
-device. So one graph for a number of rows serves all texts, whatever their lengths and however many tokens each has:
-rows beyond the real ones fill the block up, in a place that no text has. A whole draft of all texts, passes and draws
-together, is one graph too: a text that wants fewer tokens than others goes on in that same place.
+All tokens are rows of one block. Each attends over the states of its own sequence, and its place and position are data
+on the device. One graph per number of rows therefore serves all sequences, whatever their lengths and numbers of new
+tokens; padding rows fill up the block, in a spare place that belongs to no sequence. A whole draft of all sequences,
+passes and draws, is also one graph: a sequence that wants fewer tokens than others continues in the spare place.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from cascli.models.memory import token_bytes
 from cascli.sampling.autoregressive import Sampler, Written
 
 _BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
-"""Up to here rows are nearly free beside the weights that are read for them; beyond, there are four an octave."""
+"""Up to here rows cost almost nothing compared with reading the weights; beyond, there are four buckets per octave."""
 
 _PROMPT = 512
-"""The longest prompt that is read together with other texts' tokens, and the most rows of a pass that reads one.
+"""The longest prompt that is read together with other sequences' tokens, and the most rows of a pass with a prompt.
 
-Without a graph a prompt of a few tokens takes as long as one of some hundred, which is as long as several rounds.
+Without a graph, a prompt of a few tokens takes as long as one of a few hundred, which is as long as several rounds.
 """
 _KEPT = 128
-"""Rows of logits of a pass, unless more are wanted: a prompt's are not."""
+"""Rows of logits that a pass computes, unless more are wanted; a prompt's rows mostly need none."""
 
 
 def bucket_of(rows: int) -> int:
-    """How many rows a captured pass has that reads so many."""
+    """Number of rows of the captured pass that reads `rows` tokens."""
     if rows <= _BUCKETS[-1]:
         return next(each for each in _BUCKETS if each >= rows)
     step = 1 << ((rows - 1).bit_length() - 3)
@@ -47,45 +47,45 @@ def bucket_of(rows: int) -> int:
 
 
 def buckets_upto(rows: int) -> list[int]:
-    """All that passes of up to so many rows may need, the largest first: they share memory best."""
+    """All buckets that passes of up to `rows` rows may need, largest first, which shares memory best."""
     return sorted({bucket_of(each) for each in range(1, rows + 1)}, reverse=True)
 
 
 def graph_reader(runner: GraphRunner, places: int) -> Reader:
-    """What reads for several texts with the weights of a captured runner."""
+    """The reader for several sequences that uses the weights of a captured runner."""
     if not runner.reads_lengths:
         return OneByOne([runner.fresh() for _ in range(places)], "its attention is not one that knows texts apart")
     return GraphReader(runner, places)
 
 
 def _kept(rows: int, wanted: int) -> int:
-    """How many rows of logits a pass makes."""
+    """Number of rows of logits that a pass computes."""
     return min(rows, max(bucket_of(wanted), _KEPT))
 
 
 class TextRunner(EagerRunner):
-    """One text's own forward: reads what is too long to be read with others, a long prompt in pieces."""
+    """A single sequence's forward, for blocks too long to share a pass; a long prompt is read in pieces."""
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
+        """Read `ids` `[n]`; return the logits `[rows, vocab]` of the last rows."""
         for piece in ids.split(PREFILL):
             logits = super().forward(piece, rows)
         return logits
 
 
 class _TextsCache(TextsCache):
-    """Rows whose places and positions lie on the device, with room for all of them."""
+    """A cache whose rows have their places and positions on the device; its buffers have room for all rows."""
 
     longest = 1
 
     def seen(self, states: Tensor, window: int | None) -> OfTexts:
-        """With where the rows stand."""
+        """The states, together with the rows' places and positions."""
         return OfTexts(states, self.places, self.positions, window or 0)
 
 
 class GraphReader(Reader):
-    """Blocks of all texts at once, short prompts among them; there is one place more than texts, for filling."""
+    """Reads blocks of all sequences in one pass, short prompts included; one spare place is for padding rows."""
 
     draws = True
 
@@ -100,7 +100,7 @@ class GraphReader(Reader):
         self._graphs = GraphCache(runner.capture.fresh())
         self._capacity, self._per_token = 0, token_bytes(runner.model)
         self._rows: set[int] = set()
-        """Of the reads that were captured beforehand."""
+        """Numbers of rows of the reads that were captured in advance."""
         self._drafts: dict[Sampler, set[Shape]] = {}
 
     @property
@@ -110,19 +110,19 @@ class GraphReader(Reader):
 
     @property
     def graphs(self) -> int:
-        """How many captured graphs there are."""
+        """Number of captured graphs."""
         return self._graphs.count
 
     def shares(self, n: int) -> bool:
-        """Blocks of a round, and prompts that are not long."""
+        """Whether blocks of n tokens share a pass: a round's blocks and prompts of at most `_PROMPT` tokens do."""
         return n <= _PROMPT
 
     @torch.inference_mode()
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
-        """Make room for the text, and capture what passes of up to all texts will need.
+        """Make room for the sequence, and capture what passes over any number of the sequences will need.
 
         Raises:
-            RunError: there is not so much memory.
+            RunError: there is not enough memory.
         """
         self.runners[place].reset()
         self._reserve(prompt + answer)
@@ -145,7 +145,7 @@ class GraphReader(Reader):
 
     @torch.inference_mode()
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        """One pass for all, captured at its first use if nobody has foreseen it; several where there are prompts."""
+        """Read in one pass for all, captured on first use unless `prepare` did; prompts may take several passes."""
         most = _PROMPT if any(each.tokens > LONGEST for each in wanted) else None
         return [logits for part in in_parts(wanted, most) for logits in self._pass(part)]
 
@@ -158,16 +158,16 @@ class GraphReader(Reader):
         rows, n = bucket_of(len(stand)), len(kept)
         ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - len(stand))]).to(self._device)
         table = self._table([*stand, *[(self._spare, 0)] * (rows - len(stand))], [*kept, *[0] * (_kept(rows, n) - n)])
-        # Trying a pass out, which capturing does, writes the same states as the pass.
+        # Capturing runs the pass to warm up, which writes the same states as the pass itself.
         self._graphs.capture("read", self._read, ids, table)
-        # A copy: some texts keep what they have read while others read on.
+        # A copy, because some sequences keep their logits while others read on.
         logits = self._graphs.run("read", self._read, ids, table)[:n].clone()
         self._advance(wanted)
         return list(logits.split([each.rows for each in wanted]))
 
     @torch.inference_mode()
     def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
-        """One replay for all, of as many passes as the longest draft has; captured as `read` is."""
+        """Draft for all in one replay with the passes of the longest draft; captured on first use unless prepared."""
         lengths, sampler = self._lengths(wanted), wanted[0].sampler
         needed = Shape.around(bucket_of(len(wanted)), [each.write for each in wanted])
         fitting = [each for each in self._drafts.get(sampler, ()) if each.holds(needed)]
@@ -179,7 +179,7 @@ class GraphReader(Reader):
         return [drafted.of(i, each) for i, each in enumerate(wanted)]
 
     def _lengths(self, wanted: Sequence[Wanted | WantedDraft]) -> list[int]:
-        """Of the texts, for whose tokens there is room now."""
+        """Lengths of the sequences, after making room for their new tokens."""
         lengths = [self._caches[each.place].length for each in wanted]
         self._reserve(max(length + each.tokens for each, length in zip(wanted, lengths, strict=True)))
         return lengths
@@ -189,13 +189,13 @@ class GraphReader(Reader):
             self._caches[each.place].advance(each.tokens)
 
     def _reserve(self, length: int) -> None:
-        """Room for texts of `length` tokens; buffers that move take the graphs with them."""
-        tokens = rounded_up(bucket_of(length))  # moves seldom, since all graphs are captured anew then
+        """Make room for sequences of `length` tokens; if that moves the buffers, all graphs are dropped."""
+        tokens = rounded_up(bucket_of(length))  # coarse steps, since every move requires capturing all graphs again
         if tokens > self._states[0].capacity:
             check_room(self._states[0], self._spare, tokens, self._per_token, self._device, self.elsewhere)
             for each in self._states:
                 each.reserve(tokens)
-        if not self._states[0].capacity:  # buffers come with the first states, and belong to no graph
+        if not self._states[0].capacity:  # the first states allocate the buffers, which must not belong to a graph
             self._read(*self._filling(1))
         if self._capacity != self._states[0].capacity:
             self._graphs.clear()
@@ -204,11 +204,11 @@ class GraphReader(Reader):
             self._capacity = self._states[0].capacity
 
     def _table(self, stand: Sequence[tuple[int, int]], kept: Sequence[int]) -> Tensor:
-        """Of n rows the places and positions, and those whose logits are wanted."""
+        """Places and positions of n rows, followed by the rows whose logits are wanted."""
         return on_device([*zip(*stand, strict=True), kept], self._device)
 
     def _filling(self, rows: int) -> tuple[Tensor, Tensor]:
-        """A block without a text, for trying things out."""
+        """A block of padding rows, for captures and for allocating buffers."""
         ids = torch.zeros(rows, dtype=torch.long, device=self._device)
         return ids, self._table([(self._spare, 0)] * rows, [0] * rows)
 
@@ -221,6 +221,6 @@ class GraphReader(Reader):
         return partial(draft, self._spare, shape, sampler, self._logits)
 
     def _logits(self, ids: Tensor, places: Tensor, positions: Tensor, rows: Tensor | slice) -> Tensor:
-        """Logits `[m, V]` of the rows `[m]` of a block `[n]` whose tokens stand there."""
+        """Logits `[m, V]` of the rows `[m]` of a block `[n]` with these places and positions."""
         self._cache.places, self._cache.positions = places, positions
         return self._model.of_rows(ids, positions, rows, self._cache)

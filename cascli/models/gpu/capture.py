@@ -1,4 +1,4 @@
-"""Capturing a computation once, and replaying it without Python: CUDA graphs."""
+"""CUDA graphs: capturing a computation once and replaying it without Python."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ class Capture(Protocol):
     """Captures functions without arguments that read and write tensors at fixed addresses."""
 
     def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
-        """A function that replays the kernels of `compute`; its result is valid until the next of any such call."""
+        """Return a function that replays `compute`'s kernels; its result is valid until any such function is called."""
 
     def renew(self) -> None:
-        """Begin anew: every graph captured so far has been dropped."""
+        """Start over, after every graph captured so far has been dropped."""
 
     def fresh(self) -> Capture:
-        """Another one, whose graphs live and go apart from those of this one."""
+        """Another capture, whose graphs have a lifetime independent of this one's."""
 
 
 class Uncaptured:
-    """A `Capture` that captures nothing: try it out, then compute again; for compiled steps without graphs."""
+    """A `Capture` that captures nothing, for compiled steps without graphs; runs a function once to warm it up."""
 
     def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
-        """The function itself."""
+        """Run the function once, and return it as it is."""
         compute()
         return compute
 
     def renew(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: there are no graphs."""
 
     def fresh(self) -> Uncaptured:
-        """Itself: it keeps nothing."""
+        """Itself: it has no state."""
         return self
 
 
 class CudaCapture:
-    """Captures CUDA graphs that share one pool of memory, on a stream of its own.
+    """Captures CUDA graphs that share one memory pool, on a stream of its own.
 
-    Warming up on the stream that is captured has matrix products find their workspace there before a graph could
-    claim it. torch frees that workspace when a graph of the stream is destroyed (from 2.12 on), under those that live;
-    and a pool whose graphs are all gone takes no new ones. So graphs are dropped all at once, and `renew` follows.
+    Warm-up runs on the stream that is captured, so that matrix products allocate their workspace there before a graph
+    can claim it. As of torch 2.12, that workspace is freed when any graph of the stream is destroyed, even if other
+    graphs still use it; and a pool whose graphs are all gone takes no new ones. Graphs are therefore dropped all
+    together, followed by `renew`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -56,15 +57,15 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def fresh(self) -> CudaCapture:
-        """With a pool and a stream of its own."""
+        """Another capture, with its own pool and stream."""
         return CudaCapture(self._device)
 
     def renew(self) -> None:
-        """Another pool of memory."""
+        """Switch to a new memory pool."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Result]) -> Callable[[], Result]:
-        """Capture `compute`, after running it so that libraries have made their choices."""
+        """Capture `compute`, after warm-up runs in which libraries choose their algorithms."""
         with torch.cuda.device(self._device), _no_collection():
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
@@ -85,7 +86,7 @@ class CudaCapture:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python from destroying other graphs in the middle of a capture, which would end it."""
+    """Keep the garbage collector from destroying other graphs during a capture, which would abort it."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
-"""A model's decoding step by torch.compile: fewer and larger kernels, at the price of the time that compiling takes.
+"""A model's decoding step by torch.compile: fewer and larger kernels, at the price of compilation time.
 
-A step of a small model is dozens of kernels a layer, most of them for a few thousand numbers: on a fast GPU their
-number, not the bytes of the weights, is what the step costs. Compiled once for a single token and once for any number
-of them; torch keeps its work on disk, so that a second start is faster.
+A step of a small model is dozens of kernels per layer, most of them over a few thousand numbers. On a fast GPU their
+number, not the bytes of the weights, determines the cost of the step. The step is compiled once for a single token and
+once for any number of tokens; torch caches the result on disk, so a second start is faster.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ Forward = Callable[[Tensor, int], Tensor]
 """From ids `[n]` to the logits `[rows, V]` of the last rows."""
 
 _TUNING: dict[str, Any] = {"coordinate_descent_tuning": True}
-"""What gpt-fast sets besides torch's defaults: products with one row become reductions, whose shapes are then searched.
+"""What gpt-fast sets beyond torch's defaults: products with one row become reductions, whose shapes are then searched.
 
-Of this compilation alone: options are no global configuration. With more rows products stay the library's, and the
-search would only take longer.
+Passed as options, it applies to this compilation only and leaves the global configuration unchanged. With more rows,
+products stay library calls, and the search would only take longer.
 """
 _KEPT = 256
-"""Versions that torch may keep of the function that all runners of a process share."""
+"""Number of compiled versions that torch may keep of the function, which all runners of a process share."""
 
 
 class Compiled:
-    """A forward, compiled at its first calls."""
+    """A forward that is compiled when first called."""
 
     def __init__(self, forward: Forward, backend: str = "inductor") -> None:
         self.seconds = 0.0
-        """Time spent in calls that compiled something, so far."""
+        """Time spent so far in calls that compiled something."""
         tuning = _TUNING if backend == "inductor" else None
         self._one = torch.compile(forward, fullgraph=True, backend=backend, options=tuning)
         self._many = torch.compile(forward, fullgraph=True, dynamic=True, backend=backend)
         self._seen: set[tuple[int, int]] = set()
 
     def __call__(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, V]`.
+        """Return logits `[rows, V]`.
 
         Raises:
             RunError: torch cannot compile this model here.

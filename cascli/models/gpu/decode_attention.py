@@ -1,8 +1,8 @@
-"""Attention for captured steps: it looks at the used part of the cache, however long that is when they are replayed.
+"""Attention for captured steps over the used part of the cache, whatever its length when the step is replayed.
 
-What tells it how long is the mask: where torch would be given one, it is given the number of tokens before the block,
-which lies on the device; as many times as a sliding layer's window has positions, which costs nothing and says what the
-window is. Prompts, and blocks with a mask of their own, go through torch's kernel.
+The mask argument carries that length: instead of a mask, attention gets the number of tokens before the block, a
+tensor on the device. For a sliding layer, the number is expanded to as many elements as the window has positions,
+which costs nothing and encodes the window. Prompts, and blocks with a mask of their own, use torch's kernel.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def decode_attention(
     softcap: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of `[1, heads, n, d]` over `[1, kv_heads, L, d]`, of which what `decode_mask` says is in use.
+    """Causal attention of `[1, heads, n, d]` over the part of `[1, kv_heads, L, d]` in use, given by `decode_mask`.
 
-    Tokens of several texts are told by the cache where they stand.
+    For tokens of several sequences, the cache provides their places and positions (`OfTexts`).
 
     Returns:
-        `[1, n, heads, d]`, as transformers wants it.
+        `[1, n, heads, d]`, as transformers expects.
     """
     del module, more  # the signature is transformers'
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -83,7 +83,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
 
 
 def decode_mask(**given: Any) -> Tensor | None:
-    """How many tokens came before the block, for blocks of one text that need no more; torch's mask for others."""
+    """The number of tokens before the block if one sequence's block needs nothing else; otherwise torch's mask."""
     before, window = given["q_offset"], given.get("local_size")
     plain = given["batch_size"] == 1 and given.get("attention_mask") is None and not given.get("use_vmap")
     if plain and given["q_length"] <= MOST_ROWS and isinstance(before, Tensor):
@@ -92,7 +92,7 @@ def decode_mask(**given: Any) -> Tensor | None:
 
 
 def use_decode_attention(model: PreTrainedModel) -> bool:
-    """Switch a model over if its attention is one of those that this is, and return whether it was."""
+    """Switch a model to this attention if it computes the same as the model's own; return whether it did."""
     if not can_decode(model):
         return False
     AttentionInterface.register(NAME, decode_attention)
@@ -102,20 +102,20 @@ def use_decode_attention(model: PreTrainedModel) -> bool:
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether the kernels are there, and attend as a model does.
+    """Whether the kernels are available and compute a model's attention.
 
-    That is causally, with or without sliding windows, capped or not; not in chunks, with sinks or with biases.
+    They compute causal attention with or without sliding windows and soft caps, but not chunks, sinks or biases.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     stock = config._attn_implementation in ("sdpa", ROWS, NAME) or (capped and config._attn_implementation == "eager")
-    plain = getattr(config, "v_head_dim", None) is None  # values narrower than keys, where states are compressed
+    plain = getattr(config, "v_head_dim", None) is None  # set where states are compressed: values narrower than keys
     return _fits(model.device) and stock and plain and kinds <= {"full_attention", "sliding_attention"}
 
 
 def _fits(device: torch.device) -> bool:
-    """Whether a device runs the kernel; before Ampere its states do not fit into the registers."""
+    """Whether a device can run the kernel; on GPUs before Ampere its state does not fit into the registers."""
     if device.type != "cuda":
         return True
     return kernels.serve(device) and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,7 +1,7 @@
-"""Root-mean-square norms in one kernel instead of eight: of a small model's kernels on a GPU they are a third.
+"""Root-mean-square norms in one kernel instead of eight; norms are a third of a small model's kernels on a GPU.
 
-A norm is taken over only if it computes what this computes, which is tried: models scale by their weights or by one
-more than these, in their own precision or in float32.
+A norm is replaced only if a test on random numbers shows that it computes the same: models scale by their weights or
+by 1 + weights, in their own precision or in float32.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 
 _ROWS = 4
 _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
-"""Largest difference beside values of about 1 that two orders of rounding make."""
+"""Largest difference, for values of about 1, between two orders of rounding."""
 
 
 class FusedNorm(nn.Module):
-    """A norm that took the place of a model's own; it keeps its weight and its name."""
+    """A norm that replaces a model's own and keeps its weight and name."""
 
     weight: Tensor
     scale: Tensor
     epsilon: float
     stock: type[nn.Module]
-    """The class that it had."""
+    """The class of the replaced norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm the last dimension of `[..., n]`."""
@@ -33,7 +33,7 @@ class FusedNorm(nn.Module):
 
 
 def use_fused_norms(model: PreTrainedModel) -> int:
-    """Take over every norm that allows it, in place; says how many."""
+    """Replace every norm that allows it, in place; returns the number replaced."""
     norms = [each for each in model.modules() if type(each).__name__.endswith("RMSNorm")]
     return sum(_take_over(norm) for norm in norms)
 

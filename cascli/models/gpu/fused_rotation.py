@@ -1,7 +1,7 @@
-"""Rotary embeddings in one kernel instead of ten: of a small model's kernels on a GPU they are a third.
+"""Rotary embeddings in one kernel instead of ten; these are a third of a small model's kernels on a GPU.
 
-Attention layers call their file's `apply_rotary_pos_emb`. A layer that is taken over calls ours instead, and no other
-layer does: what else runs in the process, transformers' own decoding in a benchmark for one, stays as it was.
+Attention layers call the `apply_rotary_pos_emb` of their own file. A patched layer calls ours instead, and only
+patched layers do: other code in the process, such as transformers' own decoding in a benchmark, is unaffected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 
 def use_fused_rotation(model: PreTrainedModel) -> int:
-    """Let every attention layer that allows it use the kernel, in place; says how many."""
+    """Make every attention layer that allows it use the kernel, in place; returns the number of such layers."""
     return sum(_take_over(each) for each in model.modules())
 
 
@@ -29,7 +29,7 @@ def _take_over(layer: nn.Module) -> bool:
     forward = type(layer).forward
     if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names or forward.__closure__:
         return False
-    if "forward" in vars(layer):  # somebody has wrapped it, to move its inputs between devices perhaps
+    if "forward" in vars(layer):  # already wrapped, perhaps to move its inputs between devices
         return False
     stock = forward.__globals__.get(NAME)
     if stock is None or not _is_standard(stock):
@@ -46,7 +46,7 @@ def _take_over(layer: nn.Module) -> bool:
 
 
 def fused(stock: Rotation) -> Rotation:
-    """The kernel where it serves, and `stock` elsewhere."""
+    """A rotation that uses the kernel where it can, and `stock` elsewhere."""
 
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
         if more or named or not kernels.serve(q.device) or q.shape[0] != 1 or cos.dtype != q.dtype:
@@ -59,7 +59,7 @@ def fused(stock: Rotation) -> Rotation:
 
 
 def plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """What the kernel computes, in torch's operations; its arguments are those of `cascli.kernels.rotation.rotate`."""
+    """The kernel's computation in torch's operations; takes the arguments of `cascli.kernels.rotation.rotate`."""
     turns = cos.shape[-1]
 
     def turned(x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tenso
 
 
 def _is_standard(stock: Rotation) -> bool:
-    """Whether a model's function computes what the kernel does, tried on a few numbers."""
+    """Whether a model's function computes the same as the kernel, tested on a few random numbers."""
     generator = torch.Generator().manual_seed(0)
     q, k, cos, sin = (torch.randn(1, *shape, generator=generator) for shape in ((2, 3, 8), (1, 3, 8), (3, 8), (3, 8)))
     try:

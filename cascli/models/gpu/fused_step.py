@@ -1,8 +1,8 @@
-"""A decoding step in eight kernels a layer, where transformers' layers take more than twenty.
+"""A decoding step in eight kernels per layer, where transformers' layers take more than twenty.
 
-A step of a small model is a chain of kernels for a few thousand numbers each, and their number, not the bytes of the
-weights, is what it costs on a fast GPU. Here a layer is: queries, keys and values; their rotation, and the writes into
-the cache; attention; its output; residual and norm; gate, up and activation; down; residual and norm.
+A step of a small model is a chain of kernels over a few thousand numbers each; on a fast GPU their number, not the
+bytes of the weights, determines the cost. Here a layer is: queries, keys and values; their rotation and the writes to
+the cache; attention; its output projection; residual and norm; gate, up and activation; down; residual and norm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cascli.models.gpu.static_cache import StaticCache
 
 
 class FusedStep:
-    """From ids `[n]` to the logits of the last rows; keys and values go into a cache that has its buffers."""
+    """Computes the logits of the last rows from ids `[n]`; writes keys and values to a cache with allocated buffers."""
 
     def __init__(self, weights: Merged, cache: StaticCache, vocab: int) -> None:
         self._weights, self._cache, self._vocab = weights, cache, vocab
@@ -23,7 +23,7 @@ class FusedStep:
         self._capacity = 0
 
     def __call__(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]`, which have the same bits in any block of tokens."""
+        """Return logits `[rows, vocab]`, which have the same bits in any block of tokens."""
         from cascli.kernels.attention import attend
         from cascli.kernels.norms import add_norm
         from cascli.kernels.products import product
@@ -48,7 +48,7 @@ class FusedStep:
         return logits[:, : self._vocab]
 
     def _angles_of_all_positions(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Those of the cache's whole length; graphs that read them go when the cache grows."""
+        """Angles for the cache's whole capacity; graphs that read them are dropped when the cache grows."""
         if self._capacity != self._cache.capacity:
             self._capacity = self._cache.capacity
             kinds = {layer.kind for layer in self._weights.layers}

@@ -1,6 +1,6 @@
-"""Functions of tensors and their captured graphs: what a round computes besides the two models' forwards.
+"""Functions of tensors and their captured graphs, for what a round computes in addition to the two models' forwards.
 
-Sampling and verification are some dozen small kernels each, which take longer to ask for than to run.
+Sampling and verification are a dozen or more small kernels each, which take longer to launch than to run.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Result = TypeVar("Result")
 
 
 class GraphCache:
-    """Calls functions by the graphs that were captured of them, and as they are where there is none.
+    """Replays captured graphs of functions, and calls functions directly where no graph was captured.
 
-    Inputs and results lie outside the graphs' shared memory, which any of them may overwrite: a result stands until
-    the next call with its key, whatever else is replayed meanwhile.
+    Inputs and results are kept outside the graphs' shared memory, which any graph may overwrite. A result is therefore
+    valid until the next call with its key, even if other graphs are replayed in the meantime.
     """
 
     def __init__(self, capture: Capture | None = None, most: int = 64) -> None:
-        """Keep `most` graphs: a sweep has as many rules as alphas, and each keeps a round's distributions.
+        """Keep at most `most` graphs: a sweep has a rule per alpha, and each graph keeps a round's distributions.
 
-        Without a `capture` nothing is ever captured, and every function is called as it is.
+        Without a `capture`, nothing is ever captured, and every function is called directly.
         """
         self._capture = capture
         self._most = most
@@ -38,20 +38,20 @@ class GraphCache:
 
     @property
     def count(self) -> int:
-        """How many graphs there are."""
+        """Number of graphs."""
         return len(self._graphs)
 
     @property
     def captures(self) -> bool:
-        """Whether it captures at all."""
+        """Whether this cache captures graphs at all."""
         return self._capture is not None
 
     def run(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
-        """What `function(*inputs)` returns: valid until the next call with this key.
+        """Return the result of `function(*inputs)`, valid until the next call with this key.
 
         Args:
-            key: everything but the tensors that the result depends on.
-            function: computes on the device alone; called as it is for a key or shapes that were not captured.
+            key: everything that the result depends on, apart from the tensors.
+            function: computes on the device only; called directly for a key or shapes that were not captured.
             inputs: copied to where the graph reads them.
         """
         graph = self._graphs.get(_whole(key, inputs))
@@ -63,7 +63,7 @@ class GraphCache:
         return cast(Result, replay())
 
     def capture(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
-        """Capture a call of which these are examples. Returns whether there is a new graph."""
+        """Capture a call, with these tensors as example inputs; returns whether there is a new graph."""
         whole = _whole(key, inputs)
         if self._capture is None or whole in self._graphs:
             return False
@@ -75,7 +75,7 @@ class GraphCache:
         return True
 
     def clear(self) -> None:
-        """Drop all graphs: what they read or wrote besides their inputs has moved, or there are too many."""
+        """Drop all graphs, because there are too many or the memory that they use beyond their inputs has moved."""
         self._graphs.clear()
         if self._capture is not None:
             self._capture.renew()
@@ -84,7 +84,7 @@ class GraphCache:
 def _captured(
     capture: Capture, function: Callable[..., Any], inputs: Sequence[Tensor]
 ) -> tuple[list[Tensor], Callable[[], Any]]:
-    """The tensors that a new graph reads its inputs from, and what replays it."""
+    """Capture a graph; return the tensors that it reads its inputs from, and the function that replays it."""
     places = [each.clone() for each in inputs]
     results = tree_map(torch.clone, function(*places))
 

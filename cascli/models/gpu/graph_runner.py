@@ -1,9 +1,9 @@
 """A runner whose short forwards are captured once and replayed as CUDA graphs.
 
-A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to ask
-for. What `prepare` was told of is captured per number of tokens and of logit rows (and per bucket of the cache, if
-attention does not read the length by itself), by a fused step where the model has one; everything else, prompts above
-all, is read by the model's own layers without a graph. A whole draft, forwards and draws together, is one graph more.
+A decoding step of a model of 1.5 billion weights takes a GPU half a millisecond, and Python ten times as long to
+launch. The calls announced to `prepare` are captured per number of tokens and of logit rows (and per bucket of the
+cache, if attention does not read the length itself), as a fused step where the model has one. Everything else, prompts
+above all, goes through the model's own layers without a graph. A whole draft, forwards and draws, is a single graph.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from cascli.sampling.parameters import MOST_DRAFTED
 Result = TypeVar("Result")
 
 LONGEST = MOST_DRAFTED + 1
-"""The longest block of a round: 64 drafted tokens and one."""
+"""The longest block of a round: 64 drafted tokens and one more."""
 MOST_SAMPLERS = 16
-"""Samplers whose drafts are kept captured; a sweep may have many."""
+"""Number of samplers whose captured drafts are kept; a sweep may have many."""
 PREFILL = 1024
-"""Tokens of a prompt that are read at once: the mask of a call has this many rows."""
+"""Prompt tokens per call; the call's mask has as many rows."""
 
 
 class GraphRunner(Runner):
-    """Logits are valid until the next call, and are to be used before it."""
+    """Runs short forwards and whole drafts as captured graphs; logits are only valid until the next call."""
 
     draws: ClassVar[bool] = True
 
@@ -53,15 +53,15 @@ class GraphRunner(Runner):
         compiler: str | None = None,
         fused: Merged | str | None = None,
     ) -> None:
-        """Take a model on its device.
+        """Wrap a model on its device.
 
         Args:
-            model: which reads prompts.
-            vocab: rows of logits that stand for tokens.
-            device: where it is.
-            capture: what captures.
+            model: reads prompts with its own layers.
+            vocab: number of logits per row that stand for tokens.
+            device: where the model is.
+            capture: captures the graphs.
             compiler: a backend of torch.compile, if steps are to be compiled.
-            fused: the weights of steps by fewer kernels, or why there are none.
+            fused: the weights of fused steps, or the reason why there are none.
         """
         self.model = model
         self.vocab = vocab
@@ -78,7 +78,7 @@ class GraphRunner(Runner):
         self._forward = self._compiled or self._logits
         if isinstance(fused, Merged):
             self._forward = FusedStep(fused, self._cache, vocab)
-        with torch.inference_mode():  # as drawn ids are: compiled code tells the two kinds of tensors apart
+        with torch.inference_mode():  # as drawn ids are: compiled code distinguishes inference tensors from others
             self._ids = torch.zeros(LONGEST, dtype=torch.long, device=device)
         self._u = torch.zeros(LONGEST, dtype=torch.float64, device=device)
         self._reads: set[tuple[int, int]] = set()
@@ -87,27 +87,27 @@ class GraphRunner(Runner):
         self._written: dict[Sampler, dict[tuple[Write, int], Callable[[], Written]]] = {}
 
     def fresh(self) -> GraphRunner:
-        """Another cache on the same module, with graphs of its own."""
+        """Another runner on the same module, with its own cache and graphs."""
         return GraphRunner(self.model, self.vocab, self.device, self._capture.fresh(), self._compiler, self._fused)
 
     @property
     def unfused_because(self) -> str | None:
-        """Why steps are made by the model's own layers; None if they are not, or nobody has asked for others."""
+        """Why steps use the model's own layers; None if they are fused, or fused steps were not requested."""
         return self._fused if isinstance(self._fused, str) else None
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """Number of tokens read."""
         return self._length
 
     @property
     def graphs(self) -> int:
-        """How many captured graphs there are."""
+        """Number of captured graphs."""
         return len(self._read) + sum(len(each) for each in self._written.values())
 
     @property
     def capture_seconds(self) -> float:
-        """Time spent on capturing so far, that of compiling included."""
+        """Time spent on capturing so far, including compilation."""
         return self._seconds
 
     @property
@@ -117,17 +117,17 @@ class GraphRunner(Runner):
 
     @property
     def capture(self) -> Capture:
-        """What captures its steps."""
+        """The capture of this runner's steps."""
         return self._capture
 
     @property
     def reads_lengths(self) -> bool:
-        """Whether its attention reads on the device how much of the cache is used."""
+        """Whether attention reads the used length of the cache from the device."""
         return self._any_length
 
     @torch.inference_mode()
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
-        """Make room for a text, and capture what its decoding will need."""
+        """Make room for a sequence, and capture what its decoding will need."""
         self.reset()
         end = prompt + answer
         self._reserve(end)
@@ -147,7 +147,7 @@ class GraphRunner(Runner):
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` of the last rows after reading `ids` `[n]`."""
+        """Read `ids` `[n]`; return the logits `[rows, vocab]` of the last rows."""
         n = ids.shape[0]
         self._reserve(self.length + n)
         if (n, rows) in self._reads:
@@ -158,21 +158,21 @@ class GraphRunner(Runner):
 
     @property
     def in_parts(self) -> bool:
-        """True: `read_at` is there."""
+        """True: `read_at` is available."""
         return True
 
     @torch.inference_mode()
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` after reading `ids` `[n]` as if `start` tokens had been read; no head for no rows."""
+        """Read `ids` `[n]` as if `start` tokens had been read; logits `[rows, vocab]`, no head call for 0 rows."""
         self._reserve(start + ids.shape[0])
         self._length = start
         return self._eager(ids, rows)
 
     @torch.inference_mode()
     def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
-        """Read `ids`, then write a token with each uniform of `u` `[n]`: `write_by_steps`, captured.
+        """Read `ids`, then write a token with each uniform of `u` `[n]`: a captured `write_by_steps`.
 
-        What `prepare` was not told of is written token by token. The result is valid until the next call.
+        Drafts that were not announced to `prepare` are written token by token. The result is valid until the next call.
         """
         whole = Write(ids.shape[0], u.shape[0], read_last)
         self._reserve(self.length + whole.tokens)
@@ -184,7 +184,7 @@ class GraphRunner(Runner):
         return self._one_by_one(whole, ids, sampler, u)
 
     def _one_by_one(self, whole: Write, ids: Tensor, sampler: Sampler, u: Tensor) -> Written:
-        u = torch.cat([u, u.new_zeros(1)])  # a last token that is only read draws one that is thrown away
+        u = torch.cat([u, u.new_zeros(1)])  # with `read_last`, the last step draws a token that is discarded
         parts = []
         for i in range(whole.steps):
             written = self._one(Write(ids.shape[0], 1), ids, sampler, u[i : i + 1])
@@ -217,7 +217,7 @@ class GraphRunner(Runner):
         return logits
 
     def _captured_read(self, n: int, rows: int, bucket: int) -> Callable[[], Tensor]:
-        """The captured forward over n tokens; made at its first use in a bucket that `prepare` did not foresee."""
+        """The captured forward over n tokens; captured on first use in a bucket that `prepare` did not cover."""
         key = (n, rows, bucket)
         if key not in self._read:
 
@@ -229,7 +229,7 @@ class GraphRunner(Runner):
         return self._read[key]
 
     def _captured_write(self, write: Write, sampler: Sampler, bucket: int) -> Callable[[], Written]:
-        """The captured draft, made in the same way."""
+        """The captured draft; captured on first use in a bucket that `prepare` did not cover."""
         graphs = self._written.setdefault(sampler, {})
         key = (write, bucket)
         if key not in graphs:
@@ -244,7 +244,7 @@ class GraphRunner(Runner):
                 start = self._cache.at.clone()
                 ids, u = self._ids[: write.unread], self._u[: write.drawn]
                 written = write_by_steps(step, ids, sampler, u, read_last=write.read_last)
-                self._cache.at.copy_(start)  # a graph is tried out before it is captured, and must find the same text
+                self._cache.at.copy_(start)  # warm-up runs before the capture must all start from the same length
                 return written
 
             graphs[key] = self._captured(compute)
@@ -252,10 +252,10 @@ class GraphRunner(Runner):
 
     def _captured(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         start = time.perf_counter()
-        self._cache.at.fill_(self.length)  # where there is room, and nothing that is still needed
+        self._cache.at.fill_(self.length)  # there is room here, and nothing that is still needed
         if not self._cache.in_use:
             self._cache.bucket = SMALLEST_BUCKET
-            self._logits(self._ids[:1], 1)  # buffers come with the first states, and belong to no graph
+            self._logits(self._ids[:1], 1)  # the first states allocate the buffers, which must not belong to a graph
         graph = self._capture(compute)
         self._seconds += time.perf_counter() - start
         return graph
@@ -274,11 +274,11 @@ class GraphRunner(Runner):
         return output.logits[0, -rows:, : self.vocab]
 
     def _bucket(self, length: int) -> int:
-        """How much of the cache a graph hands to attention: all, where attention reads the length by itself."""
+        """Number of positions that a graph passes to attention: all of them if attention reads the length itself."""
         return self._cache.capacity if self._any_length else bucket_for(length)
 
     def _reserve(self, length: int) -> None:
-        """Room for `length` tokens; buffers that move take the graphs with them."""
+        """Make room for `length` tokens; if that moves the buffers, all graphs are dropped."""
         if length <= self._cache.capacity:
             return
         self._forget()
@@ -294,7 +294,7 @@ class GraphRunner(Runner):
         self._length = min(self.length, length)
 
     def reset(self) -> None:
-        """Forget everything; buffers and graphs are kept for the next text."""
+        """Forget everything; buffers and graphs are kept for the next sequence."""
         self._length = 0
 
     @torch.inference_mode()

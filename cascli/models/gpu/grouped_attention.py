@@ -1,7 +1,7 @@
-"""Attention of a few tokens over a cache, without a copy of the keys for every head that shares them.
+"""Attention of a few tokens over a cache, without copying the keys for every head that shares them.
 
 transformers repeats keys and values for grouped heads wherever there is a mask; at long contexts this moves several
-times the cache. Here the heads that share keys are more rows of one product.
+times the cache. Here the heads that share keys become extra rows of one product.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def grouped_attention(
     """Attention of `[1, heads, n, d]` over `[1, kv_heads, L, d]` where the mask `[1, 1, n, L]` allows it.
 
     Returns:
-        `[1, n, heads, d]`, as transformers wants it.
+        `[1, n, heads, d]`, as transformers expects.
     """
     del module, more  # the signature is transformers'
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -40,9 +40,9 @@ def grouped_attention(
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float = 0.0) -> Tensor:
-    """Attention where a mask `[1, 1, n, L]` allows it; `[1, n, heads, d]`.
+    """Attention where a mask `[1, 1, n, L]` allows it; returns `[1, n, heads, d]`.
 
-    The heads that share keys are more rows of one product, so that nothing is copied for them.
+    The heads that share keys are extra rows of one product, so that nothing is copied for them.
     """
     _, heads, n, width = query.shape
     shared = key.shape[1]
@@ -59,7 +59,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
 
 
 def use_grouped_attention(model: PreTrainedModel) -> bool:
-    """Switch a model over if its attention is torch's plain one, and return whether it was."""
+    """Switch a model to this attention if it uses torch's plain one; return whether it did."""
     if not attends_plainly(model):
         return False
     AttentionInterface.register(NAME, grouped_attention)
@@ -69,5 +69,5 @@ def use_grouped_attention(model: PreTrainedModel) -> bool:
 
 
 def _always_a_mask(**more: Any) -> Tensor | None:
-    """Torch's own mask, never left out: whether a cache is empty is not known during a capture."""
+    """Torch's own mask, never omitted: during a capture it is not known whether the cache is empty."""
     return sdpa_mask(**more | {"allow_is_causal_skip": False})

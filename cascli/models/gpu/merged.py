@@ -1,7 +1,7 @@
-"""A model's weights as the fused step reads them: matrices with the same input are one, in the memory they had.
+"""A model's weights as the fused step reads them: matrices with the same input are merged, without a second copy.
 
-Layers are merged one by one, and the model's own parameters become views of what is merged: prompts are read by
-transformers' layers as before, and at no time is there more than the model and one layer.
+Layers are merged one by one, and the model's own parameters become views of the merged matrices. Prompts still go
+through transformers' layers, and at most one layer more than the model is ever in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cascli.models.cache import RewindCache
 from cascli.models.gpu.decode_attention import can_decode
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"})
-"""Model types whose layers are those of the fused step, each of which a test compares with transformers' module."""
+"""Model types whose layers match the fused step; a test compares each of them with transformers' module."""
 _MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -34,19 +34,19 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of attention and of a gated MLP, each with a norm before it, and in Gemma 2 and 3 with one after it."""
+    """A layer: attention and a gated MLP, each with a norm before it and, in Gemma 2 and 3, one after it."""
 
     kind: str
-    """Which table of angles it turns by."""
+    """Which table of rotary angles the layer uses."""
     scale: float
-    """Of attention scores."""
+    """Scale of attention scores."""
     window: int
-    """How many positions a token sees; 0 for all."""
+    """Number of positions that a token sees; 0 for all."""
     before_attention: Norm
     states: Linear
     """Queries, keys and values."""
     head_norms: Norm | None
-    """Of queries and of keys, its weights `[2, D]`."""
+    """Norms of queries and keys, with weights `[2, D]`."""
     output: Linear
     after_attention: Norm | None
     before_mlp: Norm
@@ -57,7 +57,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Merged:
-    """All that a step reads."""
+    """All weights and settings that a step reads."""
 
     embedding: nn.Module
     layers: list[Layer]
@@ -66,12 +66,12 @@ class Merged:
     rotary: nn.Module
     activation: str
     cap: float
-    """Of attention scores; 0 for none."""
+    """Soft cap of attention scores; 0 for none."""
     last_cap: float
-    """Of logits."""
+    """Soft cap of logits; 0 for none."""
 
     def angles(self, kind: str, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `[length, D]` of all positions, by the model's own module and rounded as it rounds."""
+        """Cosines and sines `[length, D]` of all positions, computed and rounded by the model's own module."""
         like = self.last_norm.weight
         positions = torch.arange(length, device=like.device).unsqueeze(0)
         cos, sin = self.rotary(like, positions, *((kind,) if kind else ()))
@@ -79,7 +79,7 @@ class Merged:
 
 
 def merge(model: PreTrainedModel) -> Merged | str:
-    """The merged weights of a model on its device, or why it has none, in words for its user."""
+    """Merge the weights of a model on its device, or return the reason why not, worded for the user."""
     why = _why_not(model)
     if why is not None:
         return why
@@ -110,7 +110,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return "its attention is not what the kernel computes"
     matrices = [each for name, each in model.get_decoder().named_modules() if name.endswith(_MATRICES)]
     dtypes = {each.dtype for each in model.parameters()}
-    matrices.append(model.get_output_embeddings())  # of a draft model it may be cut
+    matrices.append(model.get_output_embeddings())  # a draft model's may be cut
     if not all(type(each) is nn.Linear for each in matrices) or len(dtypes) > 1:
         return "its matrices are not plain ones of one precision"
     activation = _activation(model)
@@ -120,7 +120,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
 
 
 def _activation(model: PreTrainedModel) -> str:
-    """What the module gates by, as transformers calls it; configs of one family have two keys for it."""
+    """transformers' name of the module's activation; read from the module, as configs of one family use two keys."""
     kind = type(model.get_decoder().layers[0].mlp.act_fn)
     return next((name for name in kernels.ACTIVATIONS if type(ACT2FN[name]) is kind), kind.__name__)
 
@@ -154,12 +154,12 @@ def _layer(layer: Any, kind: str, window: int, config: PreTrainedConfig) -> Laye
         after_mlp=norm("post_feedforward_layernorm") if wrapped else None,
     )
     if merged.down.weight.is_cuda:
-        torch.cuda.empty_cache()  # what the parts lay in has other sizes than what the next layer asks for
+        torch.cuda.empty_cache()  # the freed parts have other sizes than the next layer's allocations
     return merged
 
 
 def _together(*layers: nn.Linear) -> Linear:
-    """Their matrices one below the other, of which the layers become views."""
+    """Stack the layers' matrices into one; the layers become views of it."""
     if len(layers) == 1:
         return Linear(layers[0].weight, layers[0].bias)
     sizes = [each.out_features for each in layers]

@@ -1,9 +1,9 @@
-"""A key-value cache for captured forwards: fixed buffers, and a length that lies on the device.
+"""A key-value cache for captured forwards: fixed buffers, and a length that is stored on the device.
 
 A captured forward (a CUDA graph) replays the same kernels on the same addresses, so where it writes and how far it
-looks back must be data. New states go to the positions that follow `at`, a number on the device that is set before
-each call: rewinding is setting it. Attention is handed the first `bucket` positions, of which a mask hides the unused,
-or all of them, where it reads the length by itself.
+looks back must be data. New states are written to the positions starting at `at`, a number on the device that is set
+before each call; setting it is also how the cache is rewound. Attention gets the first `bucket` positions, with a mask
+that hides the unused ones, or all positions if it reads the length itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SMALLEST_BUCKET = 256
 
 
 def bucket_for(length: int) -> int:
-    """The smallest power of two, from `SMALLEST_BUCKET` on, that holds `length` tokens."""
+    """The smallest power of two that holds `length` tokens, at least `SMALLEST_BUCKET`."""
     return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
 
 
@@ -46,7 +46,7 @@ class StaticLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write `[1, heads, n, head_dim]` after the length, and return the whole bucket."""
+        """Write `[1, heads, n, head_dim]` after the stored tokens, and return the whole bucket."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys.index_copy_(2, self.cache.where, key_states)
@@ -58,11 +58,11 @@ class StaticLayer(CacheLayerMixin):
         return self.cache.bucket, 0
 
     def get_seq_length(self) -> Tensor:
-        """How many tokens are stored: a number on the device, which nothing may read during a capture."""
+        """Number of stored tokens, on the device; the host must not read it during a capture."""
         return self.cache.at
 
     def get_max_length(self) -> int:
-        """Tokens that there is room for."""
+        """Number of tokens that fit into the buffers."""
         return self.cache.capacity
 
     def get_max_cache_shape(self) -> int:
@@ -86,26 +86,26 @@ class StaticCache(Cache):
     def __init__(self, config: PreTrainedConfig, device: torch.device) -> None:
         self.capacity = 0
         self.bucket = 0
-        """How many positions the next forward sees; baked into a graph."""
+        """Number of positions that the next forward sees; baked into a graph."""
         self.at = torch.zeros((), dtype=torch.long, device=device)
         self.where = torch.zeros(0, dtype=torch.long, device=device)
-        """Where the tokens of the present call go, `[n]`."""
+        """Positions of the current call's tokens, `[n]`."""
         self._steps = torch.zeros(0, dtype=torch.long, device=device)
-        rewindable = RewindCache(config).layers  # refuses what cannot be rewound
+        rewindable = RewindCache(config).layers  # raises for layers that cannot be rewound
         super().__init__(layers=[StaticLayer(self, sliding=layer.is_sliding) for layer in rewindable])
 
     @property
     def in_use(self) -> bool:
-        """Whether all layers have their buffers."""
+        """Whether all layers have allocated their buffers."""
         return all(layer.is_initialized for layer in self.layers)
 
     def place(self, n: int) -> Tensor:
-        """Decide where the n tokens of a call go, `[n]`: once for all layers."""
+        """Set and return the positions `[n]` of the n tokens of a call, once for all layers."""
         self.where = self.at + self._steps[:n]
         return self.where
 
     def grow(self, capacity: int) -> None:
-        """Make room in new buffers, which hold what the old ones held."""
+        """Move to larger buffers, keeping the contents."""
         self.capacity = capacity
         self._steps = torch.arange(capacity, device=self.at.device)
         layers: list[Any] = self.layers
@@ -113,7 +113,7 @@ class StaticCache(Cache):
             layer.grow(capacity)
 
     def fill(self, length: int) -> None:
-        """Hold something of no meaning in the first `length` positions; the cache must have been used before."""
+        """Fill the first `length` positions with a meaningless constant; the cache must have been used before."""
         layers: list[Any] = self.layers
         for layer in layers:
             layer.keys[:, :, :length] = 0.01

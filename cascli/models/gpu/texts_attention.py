@@ -1,4 +1,4 @@
-"""Attention for captured passes over tokens of several texts: each looks at the used part of its own text's cache."""
+"""Attention for captured passes over several sequences: each token attends to the used part of its own sequence."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from cascli.models.gpu.grouped_attention import masked_attention
 
 
 class OfTexts(NamedTuple):
-    """Keys or values of several texts, and where the tokens of a block stand."""
+    """Keys or values of several sequences, and the places and positions of a block's tokens."""
 
     states: Tensor
     """`[places, kv_heads, capacity, d]`."""
     places: Tensor
-    """Of each token's text, `[n]`; tokens of one text lie side by side."""
+    """Place of each token's sequence, `[n]`; tokens of one sequence are contiguous."""
     positions: Tensor
-    """Of each token in its text, `[n]`; it sees those up to its own."""
+    """Position of each token in its sequence, `[n]`; a token sees positions up to its own."""
     window: int
-    """How many it sees; 0 for all."""
+    """Number of positions that a token sees; 0 for all."""
 
 
 @torch.library.custom_op("cascli::attend_texts", mutates_args=(), device_types="cpu")
 def attend_texts(
     query: Tensor, key: Tensor, value: Tensor, places: Tensor, positions: Tensor, scale: float, window: int, cap: float
 ) -> Tensor:
-    """`cascli.kernels.attention.attend` with places in torch's own operations, over the whole cache."""
+    """`cascli.kernels.attention.attend` with `places`, in torch's own operations over the whole cache."""
     where = torch.arange(key.shape[2], device=key.device)
     seen = where <= positions.unsqueeze(1)
     if window:
