@@ -28,7 +28,7 @@ def draw(
 
     Returns:
         Tokens `[n]` (int64), the two distributions `[n, V]` (float32; the first one twice without `with_base`), and
-        the largest logits `[n]`, NaN for a row with any NaN.
+        the largest logits `[n]`, not finite for a row that has a NaN or an infinite largest logit.
     """
     n, width = logits.shape
     parts, padded, per = cut(width)
