@@ -175,7 +175,7 @@ class Resolved:
 
     @property
     def kept(self) -> int:
-        """Number of each model's likeliest tokens that the trace keeps per position; by default 0, except for a page."""
+        """Number of each model's likeliest tokens that the trace keeps per position; 0 by default, except for pages."""
         page = self.format == "html" or (self.format is None and (self.output or "").endswith(".html"))
         wanted = TOP_OF_PAGE if page else 0
         return wanted if self.top is None else self.top

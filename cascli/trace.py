@@ -149,7 +149,7 @@ class Drafted(Data):
     deferred: bool
     """Whether the deferral rule deferred this token to the target; always false without a rule."""
     exact: bool | None = None
-    """Whether the test of speculative decoding, min(1, p / q), would have kept the token with the same random number."""
+    """Whether the test of speculative decoding, min(1, p / q), would have kept it with the same random number."""
     detail: Detail | None = Field(None, exclude_if=_absent)
     """The models' predictions for this token; only with `top`."""
 
@@ -250,7 +250,7 @@ class Distances(Data):
     regret: float | None
     """Sum of log max p1 - log p1(x) over the tokens, in nats: used in place of the KL at temperature 0.
 
-    None if it is not known for every token: the target alone reports no probabilities at temperature 1."""
+    None if it is not known for every token: `target` alone reports no probabilities at temperature 1."""
     kept_drafts: int
     """Number of kept drafts that were also tested with the exact rule; 0 with `verify=block`."""
     out_of_head: int | None
@@ -312,8 +312,7 @@ class Metrics(Data):
 
 
 class EncoderInfo(Data):
-    """The part of an encoder-decoder that reads the prompt, once: its encoder, and the cross-attention's keys and
-    values."""
+    """The part of an encoder-decoder that reads the prompt once: its encoder, and cross-attention's keys and values."""
 
     parameters: int
     """Number of weights that every token of the prompt is multiplied by."""
