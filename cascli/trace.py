@@ -498,7 +498,7 @@ class Run(Document):
     """Step costs that the stop decided by; only with a stop that needs them. Other costs may give other drafts and, at
     a temperature above 0, another text from the same distribution."""
     exit: ExitInfo | None = Field(None, exclude_if=_absent)
-    """Where drafts left the target; only with `draft=early-exit`."""
+    """The early exit at which drafts left the target; only with `draft=early-exit`."""
     rounds: list[Round]
     environment: dict[str, str]
     """Versions, the device's name, torch's threads, the number of processors available to the process, and

@@ -35,7 +35,7 @@ class EarlyExit(Model):
     layers: Annotated[int, Field(ge=1, le=1024)] = 1
 
     def calls(self, rule: Rule, k: int) -> Calls:
-        """None, so nothing is captured: its passes run the model's own layers."""
+        """No calls to capture: its passes run the model's own layers."""
         del rule, k
         return Calls()
 

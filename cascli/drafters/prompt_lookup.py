@@ -1,8 +1,8 @@
 """Copies what followed an earlier occurrence of the text's last tokens: no model, no cost.
 
-The latest earlier occurrence of the longest n-gram that ends the text is used. What followed it is the draft; a copy
-that reaches the end of the text continues in what it has copied, as a repetition does. Answers that repeat their prompt
-(edits, summaries, code) get faster; others only pay for a wider block of the target.
+Of the n-grams that end the text, the longest that occurred before is used, at its latest occurrence. What followed it
+is the draft; a copy that reaches the end of the text continues in what it has copied, as a repetition does. Answers
+that repeat their prompt (edits, summaries, code) benefit; others only pay for a wider block of the target.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LEAST = 1e-9
 """Start of a logarithmic scale whose end is not positive."""
 Alpha = Annotated[float, Field(ge=-1, le=1)]
-"""The trade-off of most rules: 1 keeps every draft, a value below 0 (or -1) keeps none."""
+"""The trade-off of most rules: 1 keeps every draft; a value below 0 (or exactly -1) keeps none."""
 OPTION = "option"
 """Metadata key of a parameter that a strategy's string includes only if it differs from the default."""
 

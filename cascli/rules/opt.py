@@ -18,7 +18,7 @@ from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 @dataclass(frozen=True)
 class Opt(ThresholdRule):
-    """The plug-in of the optimal speculative deferral rule."""
+    """The plug-in estimate of the optimal speculative deferral rule."""
 
     formula: ClassVar[str] = "keep q iff max q1 >= max p1 - alpha TV(p, q)"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 10"

@@ -117,7 +117,7 @@ class Strategy(ABC):
 
     @property
     def thinking_only(self) -> bool:
-        """Whether the strategy needs to know which tokens are thinking, which not every pair marks."""
+        """Whether the strategy needs to know where a text is thinking, which not every pair's tokens show."""
         return False
 
     @property
