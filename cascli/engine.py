@@ -183,7 +183,7 @@ class Decoding:
             self._answer.rounds,
             cost=cost_of(self.pair.info, _use(session.draft), _use(session.target), session.draft.runner.exit),
             seconds=session.clock.finish(),
-            ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # in a batch, time is a share
+            ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # undefined for a share of time
             peak_memory_bytes=memory.device_peak(self.pair.device) if self.pair.batch_size == 1 else None,
             k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
