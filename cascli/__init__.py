@@ -4,7 +4,7 @@
     pair = load_pair("qwen2.5-coder")
     run = generate(pair, "Who is Buzz Aldrin?", strategy="speculative:k=4", temperature=0)
 
-Importing this package imports neither torch nor transformers; the names below do so when first used.
+Importing this package does not import torch or transformers; the names below do so on first use.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'cascli' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    """Public names, for completion; none is imported for it."""
+    """Return the public names for tab completion, without importing them."""
     return [*globals(), *_HOMES]

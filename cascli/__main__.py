@@ -1,4 +1,4 @@
-"""`cascli`, and `python -m cascli`."""
+"""Entry point of `cascli` and `python -m cascli`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Load the command line and run it; also while it is loading Ctrl-C is answered by a word, not by a traceback."""
+    """Load the command line and run it; Ctrl-C prints one line instead of a traceback, even while loading."""
     try:
         from cascli.cli.app import main as run
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Whose an error is that comes out of a plug-in of another package: nobody else's traceback has to be read for it."""
+"""Attribute errors to the plug-in of another package that caused them, so that nobody has to read a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cascli.plugins import GROUPS, class_of, is_own, name_of
 
 
 def label(plugin: object) -> str:
-    """What an error calls a plug-in, or its class: what it is, its name, and where that comes from."""
+    """How an error message names a plug-in or its class: kind, name and defining module."""
     kind = class_of(plugin)
     homes = (base.__module__.removesuffix(".base") for base in kind.__mro__)
     group = next((home for home in homes if home in GROUPS), "")
@@ -21,14 +21,14 @@ def label(plugin: object) -> str:
 
 @contextmanager
 def blamed(*plugins: object) -> Iterator[None]:
-    """Say whose an error is that comes out of the code of another package.
+    """Name the plug-in in errors that come from another package's code.
 
     Args:
-        plugins: those at work here, or their classes, and strategies with what is in them.
+        plugins: the plug-ins in use here, or their classes; a strategy includes the plug-ins it contains.
 
     Raises:
-        RunError: something that was raised in one of them, or by what it returned; an error of cascli's own kinds that
-            one of them raises stays of its kind.
+        RunError: an error raised in one of them, or caused by what it returned; cascli's own error types raised by one
+            of them keep their type.
     """
     try:
         yield
@@ -51,20 +51,20 @@ def blamed(*plugins: object) -> Iterator[None]:
             new = RunError(f"with {whose} at work: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened.")
         else:
             new = RunError(f"{label(at_fault[0])}: {raised(error)}")
-        new.told = True  # type: ignore[attr-defined]  # by whoever is nearest
+        new.told = True  # type: ignore[attr-defined]  # set by the innermost `blamed`
         raise new from error
 
 
 def _with_parts(plugins: Iterable[object]) -> Iterator[object]:
     for plugin in plugins:
         yield plugin
-        with suppress(Exception):  # a stranger's own names of its parts
+        with suppress(Exception):  # another package's parts() may fail
             for name in type(plugin).parts():  # type: ignore[attr-defined]
                 yield getattr(plugin, name)
 
 
 def _raised_in(error: BaseException, strange: Iterable[object]) -> tuple[object, str] | None:
-    """Of the plug-ins the one in whose code an error was raised, or went through last, and that module."""
+    """Return the plug-in whose code raised an error, or was the last it passed through, and the module; else None."""
     modules = {base.__module__: plugin for plugin in strange for base in class_of(plugin).__mro__ if not is_own(base)}
     for known in ("builtins", "abc", "typing"):
         modules.pop(known, None)

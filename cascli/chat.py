@@ -1,4 +1,4 @@
-"""From a conversation to the token ids of a prompt."""
+"""Turn a conversation into the token ids of a prompt."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cascli.errors import UsageError, first_line
 from cascli.models.pair import Pair
 
 TEMPLATE_SECONDS = 10.0
-"""A template is a program of whoever made the tokenizer; those of real models take milliseconds."""
+"""Time limit for a chat template, which is code by the tokenizer's author; those of real models take milliseconds."""
 
 
 @contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the enclosed Python code, in whatever thread it runs, when its time is over."""
+    """Raise TimeoutError in the enclosed Python code, in whichever thread it runs, when the time is up."""
     thread, over, lock = threading.get_ident(), False, threading.Lock()
 
     def end() -> None:
@@ -39,14 +39,14 @@ def ended_after(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said so far: pairs of user turn and answer, and the system text if any."""
+    """The conversation so far: pairs of user turn and answer, and the system text if any."""
 
     system: str | None = None
-    """An empty one is one: without any, a template may put in its own."""
+    """An empty string counts as a system text; with None, a template may insert its own."""
     past: tuple[tuple[str, str], ...] = ()
 
     def with_prefix(self, prefix: str) -> Conversation:
-        """This conversation with the same text before every turn of the user's."""
+        """This conversation with `prefix` before every user turn."""
         return Conversation(self.system, tuple((prefix + question, answer) for question, answer in self.past))
 
     def messages(self, turn: str) -> list[dict[str, str]]:
@@ -62,9 +62,9 @@ class Conversation:
 
 
 def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, raw: bool = False) -> list[int]:
-    """The prompt's token ids, through the tokenizer's chat template where it has one and `raw` is off.
+    """The prompt's token ids, built with the tokenizer's chat template if it has one and `raw` is off.
 
-    The pair's prefix goes before every turn of the user's, unless `raw`.
+    The pair's prefix is put before every user turn, unless `raw`.
 
     Raises:
         UsageError: the pair has no tokenizer.
@@ -89,10 +89,10 @@ def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, r
 
 
 def with_template(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> str:
-    """Messages as the tokenizer's chat template, which is somebody else's program, writes them.
+    """Render messages with the tokenizer's chat template, which is third-party code.
 
     Raises:
-        UsageError: it does not end, or refuses them.
+        UsageError: the template does not finish in time, or rejects the messages.
     """
     try:
         with ended_after(TEMPLATE_SECONDS):
@@ -107,7 +107,7 @@ def _clean(text: str) -> str:
     """The text, if it is valid Unicode.
 
     Raises:
-        UsageError: it holds bytes or surrogates that stand for no character.
+        UsageError: it contains bytes or surrogates that do not encode a character.
     """
     try:
         text.encode("utf-8")

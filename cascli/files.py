@@ -1,4 +1,4 @@
-"""The user's files: read within bounds of kind, size and depth, and written whole or not at all."""
+"""The user's files: reading is limited by kind, size and depth, and writing is all or nothing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cascli.errors import UsageError
 
 MEGABYTE = 1 << 20
 PROMPTS_BYTES = 64 * MEGABYTE
-"""Of a prompt or a file of them: more than any context holds."""
+"""Limit for a prompt or a file of prompts: more than any context holds."""
 YAML_BYTES = 4 * MEGABYTE
 JSON_BYTES = 1024 * MEGABYTE
-"""Of saved results, which hold whole traces."""
-# What a shell's <(...) and a pipe are called.
+"""Limit for saved results, which contain whole traces."""
+# Paths of a shell's <(...) and of pipes.
 _PIPES = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 
@@ -29,7 +29,8 @@ def text_of(path: Path, most: int, *, encoding: str = "utf-8") -> str:
     """The text of a file of at most `most` bytes.
 
     Raises:
-        UsageError: it is missing, no file (a device, or a pipe that nobody may be writing to), too large, or not text.
+        UsageError: it is missing, not a regular file (a device, or a pipe that may have no writer), too large, or not
+            text.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not str(path).startswith(_PIPES):
@@ -43,10 +44,10 @@ def text_of(path: Path, most: int, *, encoding: str = "utf-8") -> str:
 
 
 def bounded(file: BinaryIO, name: str, most: int) -> bytes:
-    """All of `file`, if that is at most `most` bytes.
+    """Read all of `file`, which may have at most `most` bytes.
 
     Raises:
-        UsageError: it is more, or has no end.
+        UsageError: it is longer, or endless.
     """
     data = file.read(most + 1)
     if len(data) > most:
@@ -58,7 +59,8 @@ def json_of(text: str | bytes, where: str) -> Any:
     """The JSON value in `text`.
 
     Raises:
-        UsageError: it is none, or nested too deeply, or has a number of thousands of digits; `where` is in front.
+        UsageError: it is not JSON, is nested too deeply, or has a number with thousands of digits; the message starts
+            with `where`.
     """
     try:
         return json.loads(text)
@@ -67,12 +69,12 @@ def json_of(text: str | bytes, where: str) -> Any:
         raise UsageError(f"{where}{line}: not JSON: {error.msg}") from None
     except RecursionError:
         raise UsageError(f"{where}: nested too deeply") from None
-    except ValueError as error:  # of digits, or bytes that are no text
+    except ValueError as error:  # too many digits, or bytes that are not text
         raise UsageError(f"{where}: not JSON: {str(error).split(';')[0]}") from None
 
 
 def printed(value: object) -> str:
-    """`value` as an error may show it: shortened, however large it is."""
+    """`value` shortened for an error message, however large it is."""
     shorten = reprlib.Repr()
     shorten.maxlevel, shorten.maxlist, shorten.maxtuple, shorten.maxdict = 2, 4, 4, 4
     shorten.maxstring = shorten.maxother = 80
@@ -84,7 +86,7 @@ def printed(value: object) -> str:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Say in what the system says of a failing write which file it was: a full disk names none."""
+    """Add the file's path to the system error of a failed write: that of a full disk has none."""
     try:
         yield
     except OSError as error:
@@ -96,14 +98,14 @@ def named(path: Path) -> Iterator[None]:
 def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write a result file so that a crash leaves the old file or the new one, never half of it.
 
-    What is no file, such as /dev/null or a named pipe, is written to and stays what it is.
+    A path that is not a regular file, such as /dev/null or a named pipe, is written to directly and not replaced.
 
     Args:
-        path: where; its folder is there.
-        content: what.
-        durable: see it onto the disk, so that a power cut leaves no empty file either.
+        path: the destination, in an existing folder.
+        content: what to write.
+        durable: flush to disk, so that a power cut does not leave an empty file either.
     """
-    with named(path):  # nobody knows the partial one
+    with named(path):  # not the partial file, which users do not know
         _write(path, content.encode() if isinstance(content, str) else content, durable)
 
 
@@ -112,7 +114,7 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
     if opened is not None:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
-        with os.fdopen(os.dup(opened), "wb") as file:  # where the shell is in it, and not its beginning
+        with os.fdopen(os.dup(opened), "wb") as file:  # at the shell's position in it, not at its start
             file.write(data)
         return
     if path.exists() and not path.is_file():
@@ -120,7 +122,7 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
         return
     path = behind_links(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    kept = stat.S_IMODE(path.stat().st_mode) if path.exists() else None  # what is private stays so, all the while
+    kept = stat.S_IMODE(path.stat().st_mode) if path.exists() else None  # a private file stays private throughout
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     handle = os.open(partial, flags, 0o666 if kept is None else 0o600)
     try:
@@ -137,7 +139,7 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open file that a path such as /dev/stdout names."""
+    """Descriptor of the open file that a path such as /dev/stdout names; None for other paths."""
     if os.name == "nt":
         return None
     named = {"/dev/stdout": 1, "/dev/stderr": 2}.get(str(path))
@@ -146,10 +148,10 @@ def _descriptor(path: Path) -> int | None:
 
 
 def behind_links(path: Path) -> Path:
-    """The file itself: a link to it stays one.
+    """The path with links resolved, so that writing to it keeps the link.
 
     Raises:
-        UsageError: links that lead in a circle.
+        UsageError: the links form a cycle.
     """
     try:
         real = path.resolve()

@@ -1,7 +1,7 @@
-"""What a notebook is shown: results as HTML, and progress by the notebook's own bars.
+"""Notebook output: results as HTML, and progress bars.
 
-Bars are tqdm's (`tqdm.auto`), as those of transformers and the hub that stand beside them: widgets where ipywidgets is
-installed, text where it is not. Rich's show nothing without it.
+The bars are tqdm's (`tqdm.auto`), like those that transformers and the hub show next to them: widgets if ipywidgets is
+installed, text if not. Rich's bars show nothing without ipywidgets.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 DRAWING = "cascli.render.notebook"
-"""Where results are drawn: above all that they are made of, and so named here and not imported, as a plug-in is."""
+"""Module that renders results. It is in a higher layer than this one, so it is imported by name, like a plug-in."""
 WIDTH = 40
-"""Characters of what is being done."""
+"""Maximum length of the description, in characters."""
 OnProgress = Callable[[str, int, int], None]
-"""Told what was done last, how much is done, and of how much."""
+"""Called with what was done last, the amount done and the total."""
 PAUSE = 0.1
-"""Seconds between two drawings: each is a message to whoever shows the notebook."""
+"""Seconds between two redraws: each is a message to the notebook's front end."""
 
 
 class Place(Protocol):
-    """Where work is, as loading tells it."""
+    """Progress of work, as reported by loading."""
 
     @property
     def text(self) -> str:
@@ -32,32 +32,32 @@ class Place(Protocol):
 
     @property
     def done(self) -> int:
-        """How much is done."""
+        """Amount done."""
 
     @property
     def total(self) -> int:
-        """Of how much; 0 where that is not known."""
+        """Total amount; 0 if unknown."""
 
 
 def html_of(result: object) -> str | None:
-    """A result as HTML that needs nothing else; None for one that is better read as text."""
+    """A result as self-contained HTML; None if it reads better as text."""
     drawn: str | None = import_module(DRAWING).html_of(result)
     return drawn
 
 
 def running() -> bool:
-    """Whether this is a notebook's kernel, and not a script or a terminal."""
+    """Whether this process is a notebook kernel, not a script or a terminal."""
     asked = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return asked is not None and hasattr(asked(), "kernel")
 
 
 def bars() -> Bars | None:
-    """The notebook's bars; None where there is no notebook: a program says itself what it wants to be told."""
+    """Progress bars in a notebook; None elsewhere, since a program passes its own callbacks."""
     return Bars() if running() else None
 
 
 class Bars:
-    """One bar after the other: for every callback of Python's functions that nobody has given."""
+    """Progress bars, one after the other, used for each progress callback that the Python caller does not pass."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -65,22 +65,22 @@ class Bars:
         self._drawn = float("-inf")
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Say what is being done, how much is done, and of how much: an `on_progress`."""
+        """Show what is being done, the amount done and the total; usable as `on_progress`."""
         self._show(what, done, total, in_bytes=False)
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """Likewise in bytes: a `report` of downloads."""
+        """Show the progress of a stage in bytes; usable as the `report` of a download."""
         self._show(stage, done, total, in_bytes=True)
 
     def stage(self, where: Place) -> None:
-        """Say where loading is."""
+        """Show the progress of loading."""
         self._show(where.text, where.done, where.total, in_bytes=True)
 
     def _show(self, what: str, done: int, total: int, *, in_bytes: bool) -> None:
         from tqdm.auto import tqdm
 
         if self._bar is not None and (in_bytes != self._in_bytes or done < self._bar.n):
-            self.close()  # other work
+            self.close()  # different work
         if self._bar is None:
             self._in_bytes = in_bytes
             self._bar = tqdm(total=total or None, leave=False, unit="B" if in_bytes else "", unit_scale=in_bytes)
@@ -92,7 +92,7 @@ class Bars:
             self._bar.refresh()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -104,5 +104,5 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away, whatever has happened."""
+        """Remove the bar, even after an error."""
         self.close()

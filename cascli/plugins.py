@@ -1,6 +1,6 @@
-"""Find rules, drafters, stops and strategies: those of this package by file names, those of others by entry points.
+"""Find rules, drafters, stops and strategies: those of this package by file name, those of others by entry point.
 
-A package `cascli.rules` finds the entry points of the group `cascli.rules`. Nothing is imported before it is asked for.
+The package `cascli.rules` uses the entry-point group `cascli.rules`. Nothing is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pydantic import TypeAdapter
 from cascli.errors import CascliError, UsageError, raised, unknown
 
 GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies")
-"""The packages that hold plug-ins, and the entry points of those of others."""
+"""The packages that contain plug-ins, and the entry-point groups for those of other packages."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What can be written as a strategy's parameter."""
+"""Names that can be written as a strategy's parameter."""
 
 
 def names(package: ModuleType) -> list[str]:
-    """All plug-ins: the package's public modules except `base`, with dashes for underscores, and entry points."""
+    """Names of all plug-ins: the package's public modules except `base`, dashes for underscores, and entry points."""
     return sorted({*_own(package), *_foreign(package.__name__)})
 
 
@@ -37,7 +37,7 @@ def _own(package: ModuleType) -> frozenset[str]:
 
 @lru_cache
 def _offered(group: str) -> dict[str, list[EntryPoint]]:
-    """Entry points by name; the same one found twice is one."""
+    """Entry points by name, without duplicates."""
     found: dict[str, dict[str, EntryPoint]] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, {})[point.value] = point
@@ -45,12 +45,12 @@ def _offered(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def _foreign(group: str) -> dict[str, list[EntryPoint]]:
-    """Entry points by names that can be written."""
+    """Entry points by name, without those whose names cannot be written as a parameter."""
     return {name: points for name, points in _offered(group).items() if _NAME.fullmatch(name)}
 
 
 def unreachable(package: ModuleType) -> list[str]:
-    """What other packages offer and nobody can ask for, a sentence each: cascli's own cannot be replaced."""
+    """One sentence per entry point that cannot be used: its name is invalid or belongs to one of cascli's plug-ins."""
     own, told = _own(package), []
     for name, points in _offered(package.__name__).items():
         for point in points:
@@ -62,7 +62,7 @@ def unreachable(package: ModuleType) -> list[str]:
 
 
 def name_of(kind: type) -> str:
-    """The name of a plug-in's class: its file's, its entry point's, or its own (`MinP` of a notebook is `min-p`)."""
+    """Name of a plug-in class: from its file, its entry point, or itself (`MinP` in a notebook is `min-p`)."""
     home, _, file = kind.__module__.rpartition(".")
     if home in GROUPS:
         return file.replace("_", "-")
@@ -74,25 +74,25 @@ def name_of(kind: type) -> str:
 
 
 def is_own(plugin: object) -> bool:
-    """Whether a plug-in, or its class, is one of this package."""
+    """Whether a plug-in, or its class, belongs to this package."""
     return class_of(plugin).__module__.partition(".")[0] == "cascli"
 
 
 def class_of(plugin: object) -> type:
-    """A plug-in's class, or what is given if it is one."""
+    """The class of a plug-in; a class is returned as it is."""
     return plugin if isinstance(plugin, type) else type(plugin)
 
 
 def usable(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> list[str]:
-    """The plug-ins that can be used as they are: those of other packages are tried, and left out if they are broken.
+    """Names of the plug-ins that work; those of other packages are tried first, and left out if broken.
 
-    `works` raises something if a plug-in, made of its defaults, does not work.
+    `works` raises an error if a plug-in created with its defaults does not work.
     """
     return sorted({*names(package)} - {*broken(package, kind, parent, works)})
 
 
 def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> dict[str, str]:
-    """The plug-ins of other packages that `usable` leaves out, each with a sentence that says why."""
+    """The plug-ins of other packages that `usable` leaves out, each with a sentence giving the reason."""
     found = {}
     own = _own(package)
     for name, points in sorted(_foreign(package.__name__).items()):
@@ -100,12 +100,12 @@ def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], 
             continue
         try:
             made = load(package, kind, name, parent)
-            # By types and ranges, which the defaults of a dataclass are not held against when it is made.
+            # Check types and ranges: a dataclass does not validate its defaults.
             TypeAdapter(made).validate_python({each.name: getattr(made(), each.name) for each in fields(made)})
             works(made())
         except CascliError as error:
             found[name] = str(error)
-        except (Exception, SystemExit) as error:  # whatever a stranger's class does
+        except (Exception, SystemExit) as error:  # another package's class may raise anything
             found[name] = f"{kind} '{name}' of {points[0].value}: {raised(error)}"
     return found
 
@@ -114,7 +114,7 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     """The class of a plug-in: the one subclass of `parent` that its file defines, or what its entry point names.
 
     Raises:
-        UsageError: there is no such plug-in, or another package's cannot be imported or is something else.
+        UsageError: there is no such plug-in, or another package's cannot be imported or is not a valid plug-in.
     """
     known = names(package)
     if name not in known:
@@ -137,7 +137,7 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
 
 
 def _checked(kind: type) -> type:
-    """The class, if it is a dataclass of its own: a forgotten decorator would have the fields of its parent."""
+    """Return the class if it is itself a dataclass: without the decorator it would have its parent's fields."""
     where = f"{kind.__module__}: {kind.__qualname__}"
     if "__dataclass_params__" not in vars(kind):
         raise UsageError(f"{where} must be decorated with @dataclass(frozen=True)")
@@ -149,14 +149,14 @@ def _checked(kind: type) -> type:
 
 
 def _check_parameters(kind: type, where: str) -> None:
-    """That a class's own parameters are none of what all of its kind have, and can be written in a strategy's text.
+    """Check that a class's own parameters hide no inherited attribute and can be written in a strategy string.
 
     Raises:
-        UsageError: one hides an attribute, such as `name`, or is by default something that has no such text.
+        UsageError: a parameter hides an attribute, such as `name`, or its default cannot be written.
     """
     bases = [base for base in kind.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
     inherited = {each.name for base in bases if is_dataclass(base) for each in fields(base)}
-    inherited |= set(kind.parts() if hasattr(kind, "parts") else ())  # which are plug-ins, told by their names
+    inherited |= set(kind.parts() if hasattr(kind, "parts") else ())  # plug-ins, written by name
     for each in fields(kind):
         if each.name in inherited:
             continue
@@ -175,7 +175,7 @@ def _check_parameters(kind: type, where: str) -> None:
 def _imported(point: EntryPoint, kind: str, parent: type) -> type:
     try:
         value = point.load()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module does when it is imported
+    except (Exception, SystemExit) as error:  # another package's module may raise anything
         raise UsageError(f"{kind} '{point.name}' of {point.value}: {raised(error)}") from None
     if not (isinstance(value, type) and issubclass(value, parent)):
         raise UsageError(f"{kind} '{point.name}': {point.value} is no {parent.__name__}")

@@ -13,32 +13,32 @@ from cascli.files import PROMPTS_BYTES, json_of, printed, text_of
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation: its user turns in order, and what the file said besides."""
+    """One conversation: its user turns in order, and the other fields of its line in the file."""
 
     turns: tuple[str, ...]
     id: str = ""
     category: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
-    """Token ids in place of a text: then there is one turn, which is empty."""
+    """Token ids in place of text; there is then a single, empty turn."""
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
-    """Read one JSON object a line with `prompt`, or `turns` as in Spec-Bench's question file.
+    """Read one JSON object per line with `prompt`, or `turns` as in Spec-Bench's question file.
 
-    A prompt without an id has its place in the file for one, since its random numbers are derived from it.
+    A prompt without an id gets its position in the file as id, since its random numbers are derived from the id.
 
     Raises:
-        UsageError: a missing file, a line that is not such an object, no prompt at all, or two of one id.
+        UsageError: a missing file, a line that is not such an object, no prompt at all, or two with the same id.
     """
     return prompts_in(text_of(path, PROMPTS_BYTES, encoding="utf-8-sig"), str(path), limit)
 
 
 def prompts_in(text: str, name: str, limit: int | None = None) -> list[Prompt]:
-    """Likewise of a file's text; `name` is what errors call it.
+    """Parse prompts from the text of a file with one JSON object per line; errors refer to it as `name`.
 
     Raises:
-        UsageError: a line that is not such an object, no prompt at all, or two of one id.
+        UsageError: a line that is not such an object, no prompt at all, or two with the same id.
     """
     lines = text.removeprefix("\ufeff").split("\n")
     there = [(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -58,19 +58,19 @@ def _check_ids(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
 
 
 def builtin() -> list[Prompt]:
-    """Thirty prompts of our own over six kinds of task, in the order of the file."""
+    """The thirty prompts that ship with cascli, over six kinds of task, in file order."""
     return read_prompts(Path(__file__).parent / "data" / "prompts.jsonl")
 
 
 CALIBRATING = 12
-"""Prompts at most on which settings are tried out before others are measured."""
+"""Maximum number of prompts used to choose settings before the others are measured."""
 
 
 def apart(prompts: Sequence[Prompt], limit: int | None = None) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to measure, and others for finding settings beforehand, which are never the same texts.
+    """Split prompts into those to measure and others for choosing settings beforehand; no text is in both.
 
-    Others are what a limit leaves of the prompts, spread over them, else cascli's own. Of cascli's own prompts the last
-    two of each kind are for this, so that all kinds are in both.
+    The others are spread evenly over the prompts beyond the limit; if there are none, they are cascli's own. Of
+    cascli's own prompts, the last two of each kind are held back for this, so that both sets cover all kinds.
     """
     own = builtin()
     held = [prompt for kind in _kinds(own) for prompt in kind[-CALIBRATING // len(_kinds(own)) :]]
@@ -109,10 +109,10 @@ def _parse(line: str, where: str, place: int) -> Prompt:
 
 
 def _turns(prompt: object, turns: object, where: str) -> list[str]:
-    """The turns of a line, which has either key.
+    """The turns of a line, which has `prompt` or `turns`.
 
     Raises:
-        UsageError: it has both, or something in them is no text or empty; `where` is in front.
+        UsageError: the line has both, or a value is empty or not text; the message starts with `where`.
     """
     if prompt is not None and turns is not None:
         raise UsageError(f"{where}: give 'prompt' or 'turns', not both")

@@ -26,15 +26,15 @@ from cascli.sampling.parameters import MOST_DRAFTED
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Format = Literal["json", "jsonl", "md", "csv", "parquet", "html", "svg", "png", "pdf", "txt", "speculation-profile"]
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
-"""With k = 4 unless a flag, the environment or the pair's file says otherwise."""
+"""Uses k = 4 unless a flag, the environment or the pair's file sets it."""
 TOP_OF_PAGE = 5
-"""How many of each model's likeliest tokens a page shows at a position, where nothing else is said."""
+"""Default number of each model's likeliest tokens that an HTML page shows per position."""
 WITHOUT_DRAFT = "draft=prompt-lookup"
-"""What a default strategy takes in place of the draft model of a pair that has none."""
+"""Parameter added to the default strategy if the pair has no draft model."""
 
 
 def default_strategy(*, draft: bool, head: bool = False) -> str:
-    """What answers where nothing is said, by whether the pair has a draft model, and whether that is a mere head."""
+    """The strategy used by default, depending on whether the pair has a draft model and whether that is only a head."""
     if head:
         return "speculative"
     return DEFAULT_STRATEGY if draft else f"{DEFAULT_STRATEGY},{WITHOUT_DRAFT}"
@@ -55,7 +55,7 @@ Stops = Annotated[Strings, AfterValidator(_none_is_empty)]
 
 
 class _Bool:
-    """A `yes` or `no` where neither can stand: no type takes it, and errors show it as what it was."""
+    """A bool where none is allowed: no type accepts it, and errors show its original value."""
 
     def __init__(self, value: bool) -> None:
         self._value = value
@@ -65,20 +65,20 @@ class _Bool:
 
 
 class Strict(BaseModel):
-    """What a user's file or flags say: unknown keys are errors, and `yes` is no number, which Python takes for 1."""
+    """Values from a user's file or flags: unknown keys are errors, and `yes` is not a number (Python's True is 1)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _bools_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
-        """Keep bools from a field that has no use for them; a model inside looks after its own."""
+        """Reject bools in fields that do not take them; nested models check their own fields."""
         apart = _without_bools(value)
         return value if apart is value or _takes_bools(cls.model_fields[str(info.field_name)].annotation) else apart
 
 
 def _without_bools(value: object) -> object:
-    """`value` itself, or a copy in which something else stands for bools."""
+    """`value` itself, or a copy in which `_Bool` replaces any bools."""
     if isinstance(value, bool):
         return _Bool(value)
     if isinstance(value, list):
@@ -91,7 +91,7 @@ def _without_bools(value: object) -> object:
 
 
 def _takes_bools(kind: Any) -> bool:
-    """Whether a value of this type may be a bool, or hold one."""
+    """Whether a value of this type may be a bool, or contain one."""
     if kind in (bool, Any) or isinstance(kind, bool) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return True
     return any(map(_takes_bools, get_args(kind)))
@@ -141,15 +141,15 @@ class Settings(Strict):
 
 
 WHOLE_ANSWERS = 256
-"""Tokens at which most answers to several prompts end by themselves, so that what they cost is known."""
+"""Token limit that lets most answers to several prompts end on their own, so that their full cost is known."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Every shared flag with its value, after all layers; what stands here is the built-in default."""
+    """Every shared flag with its value after all layers; the values below are the built-in defaults."""
 
     strategy: Sequence[str] | None = None
-    """None: the command's own."""
+    """None: the command's own default."""
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_k: int = 0
@@ -157,11 +157,11 @@ class Resolved:
     seed: int = 0
     num_speculative_tokens: int = 4
     top: int | None = None
-    """None: what the output wants, see `kept`."""
+    """None: depends on the output, see `kept`."""
     device: str = "auto"
     dtype: Dtype = "auto"
     threads: int | None = None
-    """Of a CPU; None: torch's own choice, and one for tiny models."""
+    """CPU threads. None: torch's own choice, or one for tiny models."""
     cuda_graphs: bool = True
     compile: bool = False
     system: str | None = None
@@ -172,7 +172,7 @@ class Resolved:
     json_output: bool = False
     output: str | None = None
     format: Format | None = None
-    """None: what the suffix of `output` says; see `cascli.render.export`."""
+    """None: from the suffix of `output`; see `cascli.render.export`."""
     quiet: bool = False
     verbose: bool = False
     color: Literal["auto", "always", "never"] = "auto"
@@ -180,19 +180,19 @@ class Resolved:
 
     @property
     def kept(self) -> int:
-        """How many of each model's likeliest tokens the trace keeps at a position: a page shows some."""
+        """Number of each model's likeliest tokens that the trace keeps per position; 0 by default, except for pages."""
         page = self.format == "html" or (self.format is None and (self.output or "").endswith(".html"))
         wanted = TOP_OF_PAGE if page else 0
         return wanted if self.top is None else self.top
 
 
 def with_whole_answers(settings: Resolved) -> Resolved:
-    """With room for whole answers at least: what several prompts get where nobody says how many tokens."""
+    """Raise the token limit to at least `WHOLE_ANSWERS`: used for several prompts if no limit is given."""
     return replace(settings, max_new_tokens=max(settings.max_new_tokens, WHOLE_ANSWERS))
 
 
 def resolve(*layers: Settings) -> Resolved:
-    """Merge layers, the strongest first; what no layer sets has its built-in default."""
+    """Merge layers, the strongest first; a setting that no layer gives keeps its built-in default."""
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged |= layer.given()
@@ -213,25 +213,25 @@ def checked(values: Mapping[str, Any], *, spell: Callable[[str], str] = str) -> 
 
 
 def variables() -> dict[str, str]:
-    """The environment variable of each common option, and the option's key."""
+    """Map the environment variable of each common option to the option's key."""
     keys = [field.alias or name for name, field in Settings.model_fields.items()]
     return {variable(key): key for key in keys}
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read `CASCLI_MAX_NEW_TOKENS` and its like; an unset or empty variable is not given.
+    """Read `CASCLI_MAX_NEW_TOKENS` and similar variables; unset or empty ones are ignored.
 
-    `CASCLI_STRATEGY` may hold several, with `;` or line ends between them: commas are part of a strategy.
+    `CASCLI_STRATEGY` may contain several, separated by `;` or newlines, since commas are part of a strategy.
 
-    `NO_COLOR` has no colour without a terminal's flag for it, whatever a file says.
+    `NO_COLOR` turns colour off, whatever a pair's file sets; a flag or `CASCLI_COLOR` overrides it.
 
     Raises:
-        UsageError: a variable holds a value that its flag would not take.
+        UsageError: a variable has a value that its flag would not accept.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {key: environ[name] for name, key in variables().items() if environ.get(name)}
     if environ.get("NO_COLOR"):
-        values.setdefault("color", "auto")  # which heeds it: stronger than a pair's file, weaker than a flag
+        values.setdefault("color", "auto")  # auto respects it: overrides a pair's file, not a flag
     if "strategy" in values:
         parts = (part.strip() for part in re.split(r"[;\n]", values["strategy"]))
         values["strategy"] = [part for part in parts if part]
@@ -250,7 +250,7 @@ def variable(key: str) -> str:
 def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, str]:
     """The dotted key and a one-line message of the first problem in a pydantic error.
 
-    Beside a missing key an unknown one comes first: it may be the same, misspelt.
+    If a key is missing, an unknown key next to it is reported instead, since it may be the same one misspelt.
     """
     problems = error.errors()
     beside = (each for each in problems if each["loc"][:-1] == problems[0]["loc"][:-1])

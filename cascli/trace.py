@@ -1,4 +1,4 @@
-"""A run as plain data: who wrote which token and why, to and from JSON without loss.
+"""A run as plain data: which model wrote each token and why, converted to and from JSON without loss.
 
 Fields can be read as attributes or, in a notebook, by their JSON names: `run.metrics["num_rounds"]`.
 A number that was not computed is None, never 0.
@@ -17,7 +17,7 @@ from cascli.errors import UsageError
 from cascli.sampling.parameters import AUTO_DRAFTED
 
 SHOWN = 60
-"""Characters of an answer in a line about it."""
+"""Maximum number of characters of an answer in its one-line summary."""
 Event = Literal["accepted", "residual", "bonus", "draft", "target"]
 FinishReason = Literal["eos", "length", "stop", "interrupted"]
 
@@ -29,25 +29,25 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
 
 
 def by_block(params: Mapping[str, Any]) -> bool:
-    """Whether a strategy with these parameters tests prefixes of a block of drafts, and not each token."""
+    """Whether a strategy with these parameters tests prefixes of a block of drafts instead of single tokens."""
     return params.get("verify") == "block"
 
 
 def block_length(params: Mapping[str, Any]) -> int:
-    """The most tokens that a strategy with these parameters drafts a round; 0 for one that does not draft."""
+    """Maximum number of tokens that a strategy with these parameters drafts per round; 0 if it does not draft."""
     k = params.get("k", 0)
     return AUTO_DRAFTED if k == "auto" else int(k)
 
 
 def now() -> str:
-    """This moment in UTC as ISO 8601 has it, to the second: `2026-11-28T03:35:05Z`."""
+    """The current time in UTC, in ISO 8601 format to the second: `2026-11-28T03:35:05Z`."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Data(BaseModel):
     """Base of all parts of a trace."""
 
-    # JSON has no infinity: it stands there as text, and is a number again when it is read.
+    # JSON has no infinity: it is written as text and read back as a number.
     model_config = ConfigDict(frozen=True, populate_by_name=True, ser_json_inf_nan="strings")
 
     def __getitem__(self, name: str) -> Any:
@@ -56,13 +56,13 @@ class Data(BaseModel):
 
 
 class Document(Data):
-    """A part that is a JSON document of its own."""
+    """A part that is a complete JSON document."""
 
     kind: ClassVar[str]
-    """What it is called in an error."""
+    """Name used in error messages."""
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows of it."""
+        """HTML that a notebook shows."""
         return notebook.html_of(self)
 
     def to_json(self, indent: int | None = None) -> str:
@@ -71,10 +71,10 @@ class Document(Data):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read one back.
+        """Read a document from JSON.
 
         Raises:
-            UsageError: the text is not one that cascli wrote.
+            UsageError: the text is not a document of this kind written by cascli.
         """
         try:
             return cls.model_validate_json(text)
@@ -90,27 +90,27 @@ def _absent(value: object) -> bool:
 
 
 class Likely(Data):
-    """One of the likeliest tokens of a model."""
+    """One of a model's likeliest tokens."""
 
     id: int
     text: str
     prob: float
-    """At temperature 1."""
+    """Probability of the token at temperature 1."""
 
 
 class Detail(Data):
-    """What the models that were read at a token's position thought there; kept with `top`.
+    """The models' predictions at a token's position; recorded only with `top`.
 
-    Probabilities are at temperature 1, which is what rules test. What was not computed is None: the draft model where
-    it was not asked, or where drafts come from elsewhere; the target where it was not asked.
+    Probabilities are at temperature 1, as rules test them. Values that were not computed are None: those of a model
+    that was not run there, and those of the draft model if drafts come from another source.
     """
 
     q1: float | None = None
     """The draft model's probability of the token."""
     p1: float | None = None
-    """The target's."""
+    """The target's probability of the token."""
     draft_rank: int | None = None
-    """One more than there are tokens that the draft model finds likelier."""
+    """Rank of the token under the draft model: 1 plus the number of likelier tokens."""
     target_rank: int | None = None
     max_q1: float | None = None
     max_p1: float | None = None
@@ -122,7 +122,7 @@ class Detail(Data):
 
 
 class TurnedDown(Data):
-    """The draft model's token in whose place the target was asked, one token at a time; kept with `top`."""
+    """A draft model's token that a token-level cascade replaced with the target's; recorded only with `top`."""
 
     id: int
     text: str
@@ -130,7 +130,7 @@ class TurnedDown(Data):
 
 
 class Drafted(Data):
-    """A token that the draft model proposed for verification."""
+    """A token that was drafted for verification."""
 
     id: int
     text: str
@@ -138,19 +138,20 @@ class Drafted(Data):
     p: float
     pi: float
     accept_prob: float
-    """The probability that it passes its test: min(1, pi / q).
+    """The probability that the token passes its test: min(1, pi / q).
 
-    With `verify=block` that the prefix of the round's drafts which ends with it passes: the longest that does stands,
-    so that a token whose own prefix fails may stand, and this is no rate of acceptance.
+    With `verify=block`, the probability that the prefix of the round's drafts ending with this token passes. The
+    longest prefix that passes is kept, so a token whose own prefix fails may still be kept, and this is not an
+    acceptance rate.
     """
     accepted: bool
-    """Whether it stands."""
+    """Whether the token was kept."""
     deferred: bool
-    """Whether the deferral rule turned this token over to the target (never so without a rule)."""
+    """Whether the deferral rule deferred this token to the target; always false without a rule."""
     exact: bool | None = None
     """Whether the test of speculative decoding, min(1, p / q), would have kept it with the same random number."""
     detail: Detail | None = Field(None, exclude_if=_absent)
-    """Only with `top`."""
+    """The models' predictions for this token; only with `top`."""
 
 
 class Emitted(Data):
@@ -162,32 +163,32 @@ class Emitted(Data):
     q: float | None = None
     p: float | None = None
     tv: float | None = None
-    """TV(pi, p) at this position: how far the distribution it follows is from the target's."""
+    """TV(pi, p) at this position: how far the token's distribution is from the target's."""
     tv_to_draft: float | None = None
     """TV(pi, q): the probability that a token drafted here is rejected."""
     disagreement: float | None = None
-    """TV(p, q): what that is without a rule."""
+    """TV(p, q): the probability, without a rule, that a token drafted here is rejected."""
     kl: float | None = None
-    """KL(pi || p) in nats; infinite where pi has a token that the target's truncated distribution has not."""
+    """KL(pi || p) in nats; infinite if pi includes a token that the target's truncated distribution does not."""
     overshoot: float | None = None
     """The largest pi / p of any token."""
     regret: float | None = None
-    """How much less likely this token is to the target than its best one: log max p1 - log p1(x), in nats."""
+    """How much less likely the target finds this token than its best one: log max p1 - log p1(x), in nats."""
     deferral: float | None = None
-    """The q-mass that the rule gave to the target at this position, 0 or 1 for whole-distribution rules."""
+    """The q-mass that the rule deferred to the target at this position; 0 or 1 for whole-distribution rules."""
     detail: Detail | None = Field(None, exclude_if=_absent)
-    """Only with `top`; an accepted token's is its draft's."""
+    """The models' predictions for this token, only with `top`; an accepted token has those of its draft."""
     turned_down: TurnedDown | None = Field(None, exclude_if=_absent)
-    """Only with `top`, and only of a token-level cascade."""
+    """The draft model's token that this one replaced; only with `top`, in a token-level cascade."""
 
 
 class RoundSeconds(Data):
-    """Time of one round: inside the two models, and in all."""
+    """Time of one round: inside each of the two models, and in total."""
 
     draft: float = 0.0
     verify: float = 0.0
     total: float = 0.0
-    """From the end of the round before, or the start of the run, to the end of this one."""
+    """From the end of the previous round, or the start of the run, to the end of this one."""
 
 
 class Round(Data):
@@ -221,38 +222,40 @@ class Seconds(Data):
 
 
 class Distances(Data):
-    """How far what a run sampled from was from both models, as sums over positions, so that runs can be added up.
+    """Distances of a run's output distributions from both models', summed over positions so that runs can be added up.
 
     pi is the distribution that a token was drawn from, q the draft model's and p the target's.
     """
 
     positions: int
-    """Positions at which pi, q and p are all known: the next three sums are over these, None where there are none."""
+    """Number of positions where pi, q and p are all known: `tv_to_target`, `tv_to_draft` and `disagreement` are sums
+    over these, and None if there are none."""
     tv_to_target: float | None
-    """Of TV(pi, p)."""
+    """Sum of TV(pi, p) over `positions`."""
     tv_to_draft: float | None
-    """Of TV(pi, q)."""
+    """Sum of TV(pi, q) over `positions`."""
     disagreement: float | None
-    """Of TV(p, q)."""
+    """Sum of TV(p, q) over `positions`."""
     tokens: int
-    """Tokens of the answer at which pi and p are known: the rest is over these."""
+    """Number of answer tokens where pi and p are known: `kl`, `infinite`, `max_tv`, `overshoot` and `regret` are over
+    these."""
     kl: float
     """Sum of KL(pi || p), in nats, where it is finite: an estimate of the KL of whole answers."""
     infinite: int
-    """At how many it is infinite, since pi has a token that p has not."""
+    """Number of tokens where KL(pi || p) is infinite because pi includes a token that p does not."""
     max_tv: float
     """The largest TV(pi, p)."""
     overshoot: float
     """The largest pi / p."""
     regret: float | None
-    """Sum of log max p1 - log p1(x) of the tokens, in nats: what stands for the KL at temperature 0.
+    """Sum of log max p1 - log p1(x) over the tokens, in nats: used in place of the KL at temperature 0.
 
-    None where it is not known of all of them: the target alone tells no probabilities at temperature 1."""
+    None if it is not known for every token: `target` alone reports no probabilities at temperature 1."""
     kept_drafts: int
-    """Drafted tokens that stand, of those that were tested against both rules."""
+    """Number of kept drafts that were also tested with the exact rule; 0 with `verify=block`."""
     out_of_head: int | None
-    """Those of them that the exact test would have rejected with the same random number, and that the target finds less
-    than a fifth as likely as its best token; None with `verify=block`, where tokens have no tests."""
+    """Number of kept drafts that the exact test would have rejected with the same random number and that the target
+    finds less than a fifth as likely as its best token; None with `verify=block`, where tokens have no tests."""
 
 
 class Metrics(Data):
@@ -262,16 +265,16 @@ class Metrics(Data):
     num_draft_tokens: int
     num_accepted_draft_tokens: int
     num_tested_draft_tokens: int | None = None
-    """Those that were accepted, and the first rejected one of each round: what came after it was not tested.
+    """Number of drafted tokens that were accepted, or rejected first in their round: those after them are not tested.
 
-    Not known with `verify=block`, where no token has a test of its own, nor in older documents.
+    None with `verify=block`, where tokens have no tests of their own, and in older documents.
     """
     draft_acceptance_rate: float | None
     """Accepted over drafted tokens."""
     rejection_rate: float | None = None
-    """Rejected over tested tokens: of a whole distribution pi, an estimate of the mean TV(pi, q).
+    """Rejected over tested tokens: an estimate of the mean TV(pi, q).
 
-    Not known with `verify=block`.
+    None with `verify=block`.
     """
     mean_acceptance_length: float | None
     acceptance_histogram: list[int] | None
@@ -288,34 +291,35 @@ class Metrics(Data):
     tokens_per_second: float | None
     ttft_seconds: float | None
     seconds_per_token: float | None = None
-    """Time per output token after the first round; None if there was no second one."""
+    """Time per output token after the first round; None if there was no second round."""
     peak_memory_bytes: int | None
     draft_tokens_read: int | None = None
     target_tokens_read: int | None = None
-    """How many tokens went through the model, the prompt and rejected drafts included."""
+    """Number of tokens that the target read, including the prompt and rejected drafts."""
     shared_mass: float | None = None
-    """q(I): the mean share of the draft model's mass, at temperature 1, that was on tokens which both models can say.
+    """q(I): the mean share of the draft model's mass, at temperature 1, on tokens that both models can produce.
 
-    None where the two have one tokenizer.
+    None if both have the same tokenizer.
     """
     looped_tokens: int | None = None
-    """Tokens of the answer that lie in a repetition; see `cascli.analysis.loops`. None in older documents."""
+    """Number of answer tokens that are part of a loop; see `cascli.analysis.loops`. None in older documents."""
     distances: Distances | None = None
-    """None where no token has them, and in older documents."""
+    """Distances from both models' distributions; None if they are not known for any token, and in older documents."""
     total_flops: float | None = None
     weight_bytes_read: float | None = None
-    """Estimates that do not depend on hardware; see `cascli.analysis.cost`."""
+    """Bytes of weights read: like `total_flops`, an estimate that does not depend on hardware; see
+    `cascli.analysis.cost`."""
 
 
 class EncoderInfo(Data):
-    """What an encoder-decoder reads a prompt with, once: its encoder, and the cross-attention's keys and values."""
+    """The part of an encoder-decoder that reads the prompt once: its encoder, and cross-attention's keys and values."""
 
     parameters: int
-    """Weights that every token of the prompt is multiplied by."""
+    """Number of weights that every token of the prompt is multiplied by."""
     weight_bytes: int
-    """Bytes of these."""
+    """Size in bytes of the weights that every token of the prompt is multiplied by."""
     attention_width: int
-    """Attention heads times head width, over the encoder's layers."""
+    """Attention heads times head width, summed over the encoder's layers."""
 
 
 class ModelInfo(Data):
@@ -325,23 +329,24 @@ class ModelInfo(Data):
     dtype: str
     device: str
     parameters: int | None = None
-    """Weights that every token is multiplied by: all matrices but the input embeddings."""
+    """Number of weights that every token is multiplied by: all matrices except the input embeddings."""
     output_parameters: int | None = None
-    """Those of the output matrix, which only tokens whose logits are made are multiplied by."""
+    """Number of weights in the output matrix, used only for tokens whose logits are computed."""
     output_rows: int | None = None
-    """Its rows, one a token and padding: fewer where a draft model's head was cut, and the others are never drafted."""
+    """Rows of the output matrix, one per token plus padding; fewer if a draft model's head was cut, and tokens without
+    a row are never drafted."""
     weight_bytes: int | None = None
-    """What they take in memory, and so what one call reads."""
+    """Size of the weights in memory, in bytes, and so what one call reads."""
     attention_width: int | None = None
-    """Attention heads times head width, over all layers."""
+    """Attention heads times head width, summed over all layers."""
     encoder: EncoderInfo | None = None
-    """What reads the prompt of an encoder-decoder; the sizes above are then those of its decoder."""
+    """The part of an encoder-decoder that reads the prompt; the model's other sizes are then those of its decoder."""
     cuda_graphs: bool | None = None
-    """Whether its steps were replayed as CUDA graphs; unknown on a CPU, where they never are."""
+    """Whether its steps were replayed as CUDA graphs; None on a CPU, where they never are."""
     compiled: bool | None = None
-    """Whether torch.compile made its steps; unknown on a CPU."""
+    """Whether its steps were compiled with torch.compile; None on a CPU."""
     capture_seconds: float | None = None
-    """What capturing and compiling its steps has taken since it was loaded; no part of any run's time."""
+    """Seconds spent capturing and compiling its steps since it was loaded; not part of any run's time."""
 
 
 class PairInfo(Data):
@@ -349,24 +354,25 @@ class PairInfo(Data):
 
     name: str
     draft: ModelInfo | None
-    """None for a target alone."""
+    """The draft model; None for a target alone."""
     target: ModelInfo
     tokenizer_size: int
     masked_rows: tuple[int, int]
-    """Rows of draft and target that stand for no token."""
+    """Number of output rows of the draft and of the target that represent no token."""
     draft_tokenizer_size: int | None = None
-    """Tokens of the draft's own tokenizer; None where it is the target's."""
+    """Number of tokens of the draft's own tokenizer; None if it uses the target's."""
     shared_tokens: int | None = None
-    """Then: how many of the target's tokens it can say; the others are never drafted."""
+    """Number of the target's tokens that a draft with its own tokenizer can produce; the others are never drafted. None
+    if it uses the target's tokenizer."""
 
     @property
     def models(self) -> dict[str, ModelInfo]:
-        """The models that there are by role, the draft first."""
+        """The pair's models by role, the draft first."""
         return {"target": self.target} if self.draft is None else {"draft": self.draft, "target": self.target}
 
     @property
     def limits(self) -> list[str]:
-        """Why some tokens are never drafted, in words; nothing where all may be."""
+        """Reasons why some tokens are never drafted, in words; empty if all can be."""
         said = []
         rows = None if self.draft is None else self.draft.output_rows
         whole = (self.draft_tokenizer_size or self.tokenizer_size) + self.masked_rows[0]
@@ -383,22 +389,23 @@ class PairInfo(Data):
 
 
 class StepCosts(Data):
-    """What a stop takes drafting and checking to cost, in steps of the target over one token."""
+    """The costs of drafting and checking that a stop assumes, in steps of the target over one token."""
 
     c: float
-    """A drafted token."""
+    """Cost of a drafted token."""
     v: list[float] = Field(min_length=1)
-    """A call of the target over 1, 2, .. tokens."""
+    """Cost of a call of the target over 1, 2, .. tokens."""
     reads_last: bool = False
-    """Whether every round has one draft step more, for the draft's distribution after the last token."""
+    """Whether every round has one more draft step, for the draft's distribution after the last token."""
     reads_if_kept: bool = False
-    """Whether a round whose tokens have all passed has."""
+    """Whether a round whose drafts have all passed has one more draft step, for the draft's distribution after the
+    last token."""
     measured: bool
-    """Whether the pair's steps were timed on this machine; else c is the ratio of the models' bytes, and every token
-    beyond the first widens a call by a thirty-second step."""
+    """Whether the pair's steps were timed on this machine; if not, c is the ratio of the models' bytes, and each token
+    beyond the first adds 1/32 of a step to a call."""
 
     def round(self, drafted: int, kept: float = 0.0) -> float:
-        """What a round of so many drafted tokens costs, which all pass with a chance of `kept`."""
+        """Cost of a round of this many drafted tokens, which all pass with probability `kept`."""
         return self.c * (drafted + self.reads_last + self.reads_if_kept * kept) + self.v[drafted]
 
 
@@ -406,17 +413,17 @@ class ExitInfo(Data):
     """Where an early exit leaves the target."""
 
     layers: int
-    """After so many."""
+    """Number of layers before the exit."""
     depth: int
-    """Of so many."""
+    """Number of layers in the whole target."""
     trained: str | None
-    """How it is known that the checkpoint was trained to be left early; None for an untrained exit."""
+    """What identifies the checkpoint as trained for early exit; None for an untrained exit."""
     uncaptured: bool = False
-    """Whether the pair's steps are captured graphs, and those of a split model are not."""
+    """Whether the steps of the split target are not captured as graphs although the pair's steps otherwise are."""
 
     @property
     def label(self) -> str:
-        """What it is, in words."""
+        """Description of the exit, in words."""
         kind = "untrained exit" if self.trained is None else f"trained exit ({self.trained})"
         slow = "; its passes are no captured graphs, as those of others are here" if self.uncaptured else ""
         return f"{kind}: the target is left after {self.layers} of {self.depth} layers{slow}"
@@ -429,7 +436,7 @@ class SamplingInfo(Data):
     top_k: int
     top_p: float
     seed: int
-    """As it was given; the random numbers come from it, the prompt's id and the turn."""
+    """The seed as given; random numbers are derived from it, the prompt's id and the turn."""
     max_new_tokens: int
     stop: list[str] = []
 
@@ -450,52 +457,55 @@ class Run(Document):
         "cascli.run/1.7",
     ] = Field("cascli.run/1.7", alias="schema")
     date: str | None = None
-    """When the run began, in UTC as ISO 8601 has it; None in older documents."""
+    """When the run began, in UTC and ISO 8601 format; None in older documents."""
     command: str | None = None
-    """The command line that asked for it, quoted for a shell; None from Python, and in a comparison, which has it."""
+    """The command line that started the run, quoted for a shell; None from Python, and in a comparison, which has its
+    own."""
     strategy: str
     params: dict[str, Any]
     oracle: bool = False
-    """Whether the strategy used what it could not know if it saved what it claims to save."""
+    """Whether the strategy used information that would not be available if it made the savings it claims."""
     depends_on_rounds: bool = False
-    """Whether its drafts, and with them its output distribution, depend on where rounds begin: it is then no function
-    of the text before a token, and another one with another k."""
+    """Whether the drafts, and with them the output distribution, depend on where rounds begin. The distribution is then
+    not a function of the preceding text alone, and changes with k."""
     earlier_texts: int | None = None
-    """In how many earlier texts its drafts were looked for, with `remember`: it then depends on the order of the
-    prompts. None where prompts do not matter to each other, and in older documents."""
+    """Number of earlier texts searched for drafts, with `remember`; the run then depends on the order of the prompts.
+    None if prompts do not affect each other, and in older documents."""
     pair: PairInfo
     sampling: SamplingInfo
     prompt: str | None
     prompt_id: str = ""
-    """Which prompt of a file it was; with `turn` and the seed it decides the random numbers."""
+    """Id of the prompt in its file; with `turn` and the seed it determines the random numbers."""
     category: str = ""
-    """Of the prompt, where its file has one."""
+    """The prompt's category, if its file has one."""
     turn: int = 0
-    """Which turn of its conversation, from 0 on."""
+    """Turn of the conversation, counted from 0."""
     system: str | None = None
     raw: bool = False
-    """Whether the prompt went round the chat template."""
+    """Whether the prompt bypassed the chat template."""
     batch_size: int = 1
-    """How many answers were under way at once; from 2 on its seconds are its share of the time of all of them."""
+    """Number of answers decoded concurrently; with 2 or more, the run's seconds are its share of their total time."""
     prompt_tokens: int
     prompt_token_ids: list[int] | None = None
-    """What the models read, so that the run can be repeated without its conversation; None in older documents."""
+    """The ids that the models read, so that the run can be repeated without its conversation; None in older
+    documents."""
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     metrics: Metrics
     handover: Handover | None = None
     costs: StepCosts | None = Field(None, exclude_if=_absent)
-    """By which a stop that needs to know decided; only with such a stop. With others the drafts may be others, and at a
-    temperature above 0 the text too, which has the same distribution."""
+    """Step costs that the stop decided by; only with a stop that needs them. Other costs may give other drafts and, at
+    a temperature above 0, another text from the same distribution."""
     exit: ExitInfo | None = Field(None, exclude_if=_absent)
-    """Where drafts left the target; only with `draft=early-exit`."""
+    """The early exit at which drafts left the target; only with `draft=early-exit`."""
     rounds: list[Round]
     environment: dict[str, str]
-    """Versions, the device's name, torch's threads, the processors that the process may use, and `OMP_NUM_THREADS`."""
+    """Versions, the device's name, torch's threads, the number of processors available to the process, and
+    `OMP_NUM_THREADS` if set."""
 
     def __repr__(self) -> str:
-        """One line: `print(run.metrics)` has the numbers, `run.to_json(1)` everything."""
+        """One-line summary; `print(run.metrics)` shows the numbers, `run.to_json(1)` everything."""
         rate = self.metrics.tokens_per_second
         speed = "" if rate is None else f", {rate:.1f}/s"
         text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…"
@@ -510,7 +520,7 @@ class Run(Document):
 
     @property
     def by_block(self) -> bool:
-        """Whether prefixes of its blocks were tested, and not each drafted token."""
+        """Whether prefixes of blocks were tested instead of single drafted tokens."""
         return by_block(self.params)
 
     @property
@@ -520,7 +530,7 @@ class Run(Document):
 
 
 class Runs(Document):
-    """Several runs: what `generate` writes of several prompts."""
+    """Several runs, as `generate` writes them for several prompts."""
 
     kind: ClassVar[str] = "list of runs"
 
@@ -529,10 +539,10 @@ class Runs(Document):
 
 
 def prompts_of(runs: Sequence[Run]) -> list[Hashable]:
-    """What tells the prompts of runs apart, for each run: its prompt's id, or the place of its first turn.
+    """Key that identifies each run's prompt: the prompt's id, or the position of its first turn.
 
     Args:
-        runs: of one strategy, the turns of a prompt behind each other.
+        runs: runs of one strategy, with the turns of a prompt in a row.
     """
     found: list[Hashable] = []
     for place, run in enumerate(runs):

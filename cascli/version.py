@@ -1,3 +1,3 @@
-"""The version of cascli, in the one place that the build reads too."""
+"""The version of cascli, which the build also reads from here."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
-"""Where drafted tokens come from, one file each, found by file name: `prompt_lookup.py` holds `prompt-lookup`.
+"""Sources of drafted tokens, one file each, found by file name: `prompt_lookup.py` holds `prompt-lookup`.
 
-Drafters import torch only while they draft; they know sessions (`cascli.decoding`), and no strategy.
+Drafters import torch only while they draft. They depend on sessions (`cascli.decoding`), not on strategies.
 """
 
 from __future__ import annotations

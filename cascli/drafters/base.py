@@ -1,6 +1,6 @@
-"""What a drafter is: it proposes the tokens that the target checks, and says what distributions they come from.
+"""Base class of drafters, which propose the tokens that the target checks and return the distributions they come from.
 
-Drafters import no torch when loaded, so that the command line can list and check them at once.
+Drafters do not import torch when loaded, so that the command line can list and check them quickly.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ class Drafter(ABC):
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs_model: ClassVar[bool] = False
-    """Whether it asks the pair's draft model; a pair without one can use the other drafters."""
+    """Whether it uses the pair's draft model; a pair without one can use the other drafters."""
     cost: ClassVar[float] = 0.0
-    """Steps of the draft model that a drafted token takes."""
+    """Draft model steps per drafted token."""
     on_host: ClassVar[bool] = True
-    """Whether it reads the text on the host, to which a token then goes as soon as it is drawn."""
+    """Whether it reads the text on the host; each token is then copied there as soon as it is drawn."""
     one_hot: ClassVar[bool] = False
-    """Whether q is certain of one token: then rules that read the draft's confidence are refused."""
+    """Whether q is certain of one token; rules that read the draft's confidence are then rejected."""
     by_prefix: ClassVar[bool] = True
-    """Whether q depends on the text before a position alone.
+    """Whether q depends only on the text before a position.
 
-    Where it depends on where the round began too, so does the output distribution of a rule that is not lossless.
+    If it also depends on where the round began, so does the output distribution of a rule that is not lossless.
     """
 
     @property
     def remembers(self) -> int:
-        """In how many texts that the same strategy has read and written before it looks for drafts."""
+        """Number of the same strategy's earlier texts (prompt and answer) that it searches for drafts."""
         return 0
 
     def calls(self, rule: Rule, k: int) -> Calls:
-        """What it will ask of the draft model in rounds of at most k tokens; nothing unless it needs one."""
+        """The calls it will make to the draft model in rounds of at most k tokens; none by default."""
         del rule, k
         return Calls()
 
     def runners(self, pair: Pair) -> Mapping[Role, Runner]:
-        """What the session's cursors read with: the pair's own runners, unless it drafts with a part of the target."""
+        """The runners of the session's cursors: the pair's own, unless it drafts with a part of the target."""
         return {role: pair.runner(role) for role in ROLES}
 
     @abstractmethod
@@ -61,9 +61,10 @@ class Drafter(ABC):
         Args:
             s: the session, whose text must not be changed.
             n: 0 or more.
-            rule: looks at q after the last token if it `reads_draft`, and at q at temperature 1 if it `reads_base`.
+            rule: needs q after the last token if it `reads_draft`, and q at temperature 1 if it `reads_base`.
 
         Returns:
-            The tokens, and the very distributions that they were drawn from; a row more for the position after them
-            if the rule reads q and there is a proposal for that position. No token at all makes a step of the target.
+            The tokens and the exact distributions they were drawn from, with one more row for the position after them
+            if the rule reads q and there is a proposal for that position. Without tokens, the round is a single step
+            of the target.
         """

@@ -1,8 +1,9 @@
-"""The target's own first layers write ahead: its final norm and head, asked after n of its layers.
+"""Drafts with the target's own first n layers, followed by its final norm and head.
 
-No second model: weights, keys and values are the target's, and the target goes on from what its first layers have made
-of the drafted tokens. Models that were not trained for it say little that early; `cascli bench --early-exit` shows how
-much, for every n. Checkpoints that were (LayerSkip) are known by what names them.
+There is no second model: weights, keys and values are the target's, and the target continues from the hidden states
+that its first layers computed for the drafted tokens. Models that were not trained for this predict little so early;
+`cascli bench --early-exit` shows how much, for every n. Checkpoints that were (LayerSkip) are recognised by their name
+or generation config.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EarlyExit(Model):
-    """One pass through the target's first layers a token; q is what its norm and head make of it."""
+    """One pass through the target's first layers per token; q comes from its final norm and head."""
 
     summary: ClassVar[str] = "the target left after its first n layers, through its own norm and head"
     source: ClassVar[str] = "Elhoushi et al. 2024 (LayerSkip), which trains for it"
@@ -34,16 +35,16 @@ class EarlyExit(Model):
     layers: Annotated[int, Field(ge=1, le=1024)] = 1
 
     def calls(self, rule: Rule, k: int) -> Calls:
-        """Nothing is captured: its passes are the model's own layers."""
+        """No calls to capture: its passes run the model's own layers."""
         del rule, k
         return Calls()
 
     def runners(self, pair: Pair) -> Mapping[Role, Runner]:
-        """The target split after its first layers, and its exit there.
+        """The target, split after its first layers, and its exit there.
 
         Raises:
-            UsageError: the target has no more layers than that.
-            RunError: it is not built of layers that follow each other.
+            UsageError: the target does not have more than `layers` layers.
+            RunError: the target is not a sequence of layers.
         """
         from cascli.models.split import ExitRunner, SplitRunner, exit_info
 

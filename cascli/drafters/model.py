@@ -1,4 +1,4 @@
-"""The pair's draft model writes ahead, token by token."""
+"""Drafts with the pair's draft model, token by token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model(Drafter):
-    """One step of the draft model a token; q is its own distribution."""
+    """One step of the draft model per token; q is its own distribution."""
 
     summary: ClassVar[str] = "the pair's draft model, one step a token"
     source: ClassVar[str] = "Leviathan et al. 2023; Chen et al. 2023"
@@ -26,15 +26,15 @@ class Model(Drafter):
 
     def calls(self, rule: Rule, k: int) -> Calls:
         """Blocks of k tokens, and single ones at the end of an answer."""
-        # After a round whose drafts were all kept, a draft model that was not asked for the bonus has two to read.
+        # After a round whose drafts were all kept, a draft model that was not run for the bonus has two tokens to read.
         unread = (1,) if rule.reads_draft else (2, 1)
         blocks = [Write(m, k, rule.reads_draft) for m in unread]
         return Calls(writes=[*blocks, *(Write(m, 1) for m in unread)], reads_base=rule.reads_base)
 
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
-        """Let the draft model write n tokens; a rule that reads q also gets it after the last of them.
+        """Draft n tokens with the draft model; a rule that reads q also gets q after the last of them.
 
-        A head that looks into the target has to have it begin, and may come to its end before n tokens.
+        A head that uses the target's hidden states needs the target to begin, and may run out of steps before n tokens.
         """
         from cascli.decoding.speculation import Block
         from cascli.sampling.autoregressive import Sampler
@@ -47,5 +47,5 @@ class Model(Drafter):
         sampler = Sampler(s.sampling, rule.reads_base or s.top > 0)
         written = s.draft.write(s.length, sampler, s.uniforms.draw(s.length, n), read_last=steps > n)
         block = Block(written.tokens, written.probs, written.base)
-        # Captured distributions stand until the next draft; a rule with effects of its own may keep what it sees.
+        # Captured distributions are valid until the next draft; a rule with side effects may keep what it is given.
         return block if rule.capturable else Block(*(each.clone() for each in block))

@@ -1,8 +1,8 @@
-"""Copies what followed the last words of the text when they stood there before: no model, no cost.
+"""Copies what followed an earlier occurrence of the text's last tokens: no model, no cost.
 
-Of the n-grams that end the text the longest one that occurred before counts, and of its occurrences the latest. What
-followed it is the draft; a copy that reaches the end of the text goes on in what it has copied, as a repetition does.
-Answers that repeat their prompt (edits, summaries, code) gain by it, others lose a wider block of the target.
+Of the n-grams that end the text, the longest that occurred before is used, at its latest occurrence. What followed it
+is the draft; a copy that reaches the end of the text continues in what it has copied, as a repetition does. Answers
+that repeat their prompt (edits, summaries, code) benefit; others only pay for a wider block of the target.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptLookup(Drafter):
-    """The continuation of the longest n-gram that occurred before; q is certain of it."""
+    """Draft the continuation of the longest n-gram that occurred before; q is certain of it."""
 
     summary: ClassVar[str] = "copies what followed the last n tokens where they stood before, in prompt or answer"
     source: ClassVar[str] = "Saxena 2023 (prompt lookup decoding)"
@@ -36,7 +36,7 @@ class PromptLookup(Drafter):
     min_ngram: Annotated[int, Field(ge=1, le=64)] = 1
 
     def __post_init__(self) -> None:
-        """Check the two against each other."""
+        """Check that `min_ngram` is at most `max_ngram`."""
         if self.min_ngram > self.max_ngram:
             raise UsageError(f"min_ngram: {self.min_ngram} is more than max_ngram, {self.max_ngram}")
 
@@ -52,7 +52,7 @@ class PromptLookup(Drafter):
 def continuation(
     text: Sequence[int], count: int, eos_ids: Collection[int], max_ngram: int = 3, min_ngram: int = 1
 ) -> list[int]:
-    """Up to `count` tokens that followed the text's last n-gram before; cut before a token that ends texts."""
+    """Up to `count` tokens that followed an earlier occurrence of the text's last n-gram; cut before any `eos_ids`."""
     start = _follows(text, max_ngram, min_ngram)
     if start is None:
         return []
@@ -65,7 +65,7 @@ def continuation(
 
 
 def _follows(text: Sequence[int], max_ngram: int, min_ngram: int) -> int | None:
-    """Where the latest earlier occurrence of the longest possible last n-gram ends; None if there is none."""
+    """Position after the latest earlier occurrence of the longest possible last n-gram; None if there is none."""
     data = _earlier.packed(text)
     lengths = range(min(max_ngram, len(text) - 1), min_ngram - 1, -1)
     return next((place for n in lengths for place in _earlier.places(data, n)), None)

@@ -1,12 +1,12 @@
-"""Draws what followed the last words of the text where they stood before, as often as each token did.
+"""Draws from the tokens that followed earlier occurrences of the text's last tokens, in proportion to their counts.
 
-Of the suffixes of the text, drafted tokens included, the longest one that occurred before counts, as in a suffix tree
-of the run's own prompt and answer; what followed it, and how often, is q. Prompt lookup takes the latest occurrence
-for certain; this one knows of all, and so how sure it is. Counts are put through temperature, top-k and top-p as a
-model's probabilities are, and drafts are drawn from the very q that they are verified with.
+The longest suffix of the text, drafted tokens included, that occurred before is used, as in a suffix tree of the run's
+own prompt and answer; the counts of the tokens that followed it give q. Prompt lookup is certain of the latest
+occurrence; this drafter uses all of them, so that q shows how sure it is. Counts go through temperature, top-k and
+top-p as a model's probabilities do, and drafts are verified with the same q that they are drawn from.
 
-The text is the run's own, prompt and answer. With `remember=n` the last n texts that the same strategy has read and
-written before are searched too, as serving systems do: what is drafted then depends on the order of the prompts.
+The text is the run's own prompt and answer. With `remember=n`, the last n earlier texts of the same strategy (prompt
+and answer) are searched too, as serving systems do: drafts then depend on the order of the prompts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suffix(Drafter):
-    """q1(v) is how often v followed the longest suffix that occurred before, over how often anything did."""
+    """q1(v) is the share of v among the tokens that followed the longest suffix that occurred before."""
 
     summary: ClassVar[str] = "draws what followed the longest suffix that stood before, as often as it did"
     source: ClassVar[str] = "Oliaro et al. 2024 (SuffixDecoding), which drafts greedily"
@@ -43,24 +43,24 @@ class Suffix(Drafter):
     remember: Annotated[int, Field(ge=0, le=1000)] = option(0)
 
     def __post_init__(self) -> None:
-        """Check the two against each other."""
+        """Check that `min_suffix` is at most `max_suffix`."""
         if self.min_suffix > self.max_suffix:
             raise UsageError(f"min_suffix: {self.min_suffix} is more than max_suffix, {self.max_suffix}")
 
     @property
     def remembers(self) -> int:
-        """`remember`."""
+        """Number of earlier texts to search: `remember`."""
         return self.remember
 
     def _before(self, s: Session) -> Before:
-        """The earlier texts, made ready once a run."""
+        """The earlier texts, prepared once per run."""
         if self not in s.notes:
             s.notes[self] = Before.of(s.earlier[-self.remember :])
         ready: Before = s.notes[self]
         return ready
 
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
-        """Draw up to n tokens, each from counts after the text with those before it; fewer where nothing is known."""
+        """Draw up to n tokens, each from the counts after the text and earlier drafts; fewer if there are none."""
         import torch
 
         from cascli.decoding.speculation import Block
@@ -93,18 +93,18 @@ def _logits(s: Session, counts: Counter[int]) -> Tensor:
 
 
 _BETWEEN = -1
-"""Stands behind each earlier text: no token, so that no suffix goes over its end."""
+"""Separator after each earlier text: not a token id, so that no suffix crosses its end."""
 
 
 class Before(NamedTuple):
-    """Earlier texts one behind the other, made ready once a run."""
+    """Concatenated earlier texts, prepared once per run."""
 
     ids: list[int]
     data: bytes
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]]) -> Before:
-        """Of texts as token ids."""
+        """Prepare texts given as token ids."""
         ids = [token for each in texts for token in (*each, _BETWEEN)]
         return cls(ids, _earlier.packed(ids))
 
@@ -119,23 +119,23 @@ def followers(
     min_suffix: int = 1,
     before: Before = NOTHING,
 ) -> Counter[int]:
-    """How often each token followed the text's longest suffix that occurred before; tokens that end texts not counted.
+    """Count the tokens that followed the text's longest suffix that occurred before, except `eos_ids`.
 
-    Whatever follows a suffix follows its own suffixes too, so that the length is found from short to long.
+    Whatever follows a suffix also follows that suffix's own suffixes, so the search goes from short to long.
 
     Args:
-        text: whose suffixes count.
+        text: the text whose suffixes are searched for.
         eos_ids: tokens that are never counted.
         max_suffix: the longest suffix, in tokens.
-        min_suffix: the shortest one.
-        before: other texts in which they may have occurred.
+        min_suffix: the shortest suffix, in tokens.
+        before: other texts to search.
     """
     first = len(before.ids)
     data = before.data + _earlier.packed(text)
     found: list[int] = []
     for n in range(min_suffix, min(max_suffix, len(text)) + 1):
         followed = (text[at - first] if at >= first else before.ids[at] for at in _earlier.places(data, n))
-        longer = [token for token in followed if token != _BETWEEN]  # an earlier text that ends so has no follower
+        longer = [token for token in followed if token != _BETWEEN]  # the end of an earlier text has no follower
         if not longer:
             break
         found = longer

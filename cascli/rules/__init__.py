@@ -17,12 +17,12 @@ def names() -> list[str]:
 
 
 def usable(works: Callable[[Rule], object]) -> list[str]:
-    """The names of all rules but those of other packages that cannot be made, or for which `works` raises something."""
+    """The names of all rules, without those of other packages that cannot be created or for which `works` raises."""
     return plugins.usable(sys.modules[__name__], "rule", Rule, works)
 
 
 def broken(works: Callable[[Rule], object]) -> dict[str, str]:
-    """The names that `usable` leaves out, and why."""
+    """The names that `usable` leaves out, with the reasons."""
     return plugins.broken(sys.modules[__name__], "rule", Rule, works)
 
 

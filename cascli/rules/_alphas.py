@@ -1,8 +1,8 @@
-"""For which alphas a rule keeps a draft: closed forms, from the five numbers of its position.
+"""The alphas at which a rule keeps a draft, in closed form from the five numbers of its position.
 
 A rule that compares a probability with a threshold keeps a draft iff tested >= a + b alpha, where a and b follow from
-its `Threshold`. That is judged along the prefix that was decoded: under another rule the text might have gone another
-way before.
+its `Threshold`. The result holds for the prefix that was decoded: under another rule the text might have diverged
+earlier.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class Alphas(NamedTuple):
-    """The alphas from `low` to `high`, both included."""
+    """The alphas from `low` to `high`, inclusive."""
 
     low: float
     high: float
 
     @property
     def empty(self) -> bool:
-        """Whether there is none."""
+        """Whether the interval is empty."""
         return self.low > self.high
 
     def __contains__(self, alpha: object) -> bool:
-        """Whether it lies between the two."""
+        """Whether `alpha` is in the interval."""
         return isinstance(alpha, int | float) and self.low <= alpha <= self.high
 
 
@@ -39,7 +39,7 @@ NONE = Alphas(math.inf, -math.inf)
 
 
 class RuleInAlpha(NamedTuple):
-    """A threshold rule as a line in alpha: its threshold is `at_zero + alpha * slope`, field by field."""
+    """A threshold rule that is linear in alpha: its threshold is `at_zero + alpha * slope`, field by field."""
 
     kind: type[ThresholdRule]
     at_zero: Threshold
@@ -48,10 +48,10 @@ class RuleInAlpha(NamedTuple):
 
     @classmethod
     def of(cls, kind: type[ThresholdRule]) -> Self | None:
-        """None for a rule without an alpha, one that is no line in it, or one that is no choice."""
+        """Return the rule in this form; None if it has its own `keep`, does not choose, or is not linear in alpha."""
         if kind.keep is not ThresholdRule.keep or not kind().chooses:
             return None
-        # Not validated: outside of its range the line goes on. Fields 1 to 3 are those of the sum.
+        # Not validated, since the line continues outside alpha's range. Fields 1 to 3 are the terms of the sum.
         at_zero, at_one, at_two = (kind(alpha=alpha).threshold() for alpha in (0.0, 1.0, 2.0))
         parts = zip(at_zero[1:4], at_one[1:4], at_two[1:4], strict=True)
         straight = all(math.isclose(b - a, c - b, abs_tol=1e-9) for a, b, c in parts)
@@ -62,7 +62,7 @@ class RuleInAlpha(NamedTuple):
         return cls(kind, at_zero, slope, _allowed(kind))
 
     def keeps(self, seen: Detail) -> Alphas | None:
-        """The alphas at which the draft of this detail is kept; None if a number that the rule needs is not known."""
+        """The alphas at which the draft of this detail is kept; None if a number that the rule needs is unknown."""
         tested = {"best q1": seen.max_q1, "q1": seen.q1, "p1": seen.p1}[self.at_zero.tests]
         at_zero, slope = _value(self.at_zero, seen), _value(self.slope, seen)
         if tested is None or at_zero is None or slope is None:
@@ -74,7 +74,7 @@ class RuleInAlpha(NamedTuple):
 
 
 def _value(t: Threshold, seen: Detail) -> float | None:
-    """The threshold's sum; None if a number that it needs is not known."""
+    """The threshold's sum; None if a number that it needs is unknown."""
     total = t.constant
     for factor, number in ((t.of_best_p1, seen.max_p1), (t.of_disagreement, seen.disagreement)):
         if factor and number is None:
@@ -93,7 +93,7 @@ def _allowed(kind: type[ThresholdRule]) -> Alphas:
 
 
 def rules_in_alpha() -> dict[str, RuleInAlpha]:
-    """The rules that can be judged from the numbers of a detail, by name; without broken ones of other packages."""
+    """The rules that can be evaluated from a `Detail`, by name; broken rules of other packages are left out."""
     lines = {}
     for name in rules.names():
         try:

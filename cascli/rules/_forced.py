@@ -1,7 +1,7 @@
-"""A rule under which drafts are accepted at a chosen rate, whatever the models say.
+"""A rule that accepts drafts at a chosen rate, whatever the models predict.
 
-pi = a q + (1 - a) on a token that q does not write: lawful, and senseless. A drafted token passes with probability a,
-and everything else costs what it always does.
+pi = a q, plus 1 - a on a token that q hardly ever draws: a valid distribution, but a meaningless one. A drafted token
+passes with probability a, and everything else costs what it always does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forced(Rule):
-    """pi under which every drafted token but the least likely one is accepted with probability `acceptance`."""
+    """Accept every drafted token except the least likely one with probability `acceptance`."""
 
     formula: ClassVar[str] = "pi = a q + (1 - a) [v = argmin q]"
     reads_draft: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class Forced(Rule):
     acceptance: float = 0.8
 
     def apply(self, d: Dists) -> Tensor:
-        """Mix the draft's law with a token that it does not write; the bonus follows p, as in `speculative`."""
+        """Mix the draft's distribution with its least likely token; the bonus follows p, as in `speculative`."""
         n = d.q.shape[0]
         pi = d.p.clone()
         pi[:n] = d.q * self.acceptance

@@ -1,6 +1,6 @@
-"""What rules have in common that are no choice between the models: a part that stands, and the rest from a residual.
+"""Helpers for rules that do not choose between the models: keep part of a distribution and complete the rest.
 
-Imports no torch until it is asked.
+Imports torch only when called.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def completed(accepted: Tensor, d: Dists) -> Tensor:
-    """pi `[n, V]`: `accepted` (at most q), and what is rejected drawn from norm(max(0, p - q)), as in the exact test.
+    """pi `[n, V]`: `accepted` (at most q), plus the rejected mass on norm(max(0, p - q)), as in the exact test.
 
-    TV(pi, p) = TV(p, q) minus the rejected mass, and no sampler accepts more of this pi.
+    TV(pi, p) = TV(p, q) minus the rejected mass, and no sampler of this pi accepts more.
     """
     from cascli.sampling import rejection
 
@@ -25,11 +25,11 @@ def completed(accepted: Tensor, d: Dists) -> Tensor:
 
 
 def truncated(d: Dists, keep: Tensor) -> Tensor:
-    """The target's distribution within the tokens that are kept, bool `[n, V]`; its best token always is."""
+    """The target's distribution restricted to the tokens in `keep`, bool `[n, V]`, which always include its best."""
     kept = d.p * keep
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
 def nth_largest(probs: Tensor, n: int) -> Tensor:
-    """The n-th largest probability of each row, `[..., 1]`; the smallest where there are fewer."""
+    """The n-th largest probability of each row, `[..., 1]`; the smallest if there are fewer."""
     return probs.topk(min(n, probs.shape[-1]), dim=-1).values[..., -1:]

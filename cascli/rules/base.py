@@ -1,6 +1,6 @@
-"""What a deferral rule is: it turns the two models' distributions into the one to sample from.
+"""Base classes of deferral rules, which turn the two models' distributions into the one to sample from.
 
-Rules import no torch when loaded, so that the command line can list and check them at once.
+Rules do not import torch when loaded, so that the command line can list and check them quickly.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 LEAST = 1e-9
-"""Where a logarithmic scale begins that has no positive end."""
+"""Start of a logarithmic scale whose end is not positive."""
 Alpha = Annotated[float, Field(ge=-1, le=1)]
-"""The trade-off of most rules: 1 keeps every draft, below 0 (or at -1) none."""
+"""The trade-off of most rules: 1 keeps every draft; a value below 0 (or exactly -1) keeps none."""
 OPTION = "option"
-"""In the metadata of a parameter that a strategy's text tells only where it is not the default."""
+"""Metadata key of a parameter that a strategy's string includes only if it differs from the default."""
 
 
 def option(default: Any) -> Any:
-    """A field for such a parameter; by keyword alone, since it stands in front of those of subclasses."""
+    """A field marked with `OPTION`; keyword-only, since it precedes the fields of subclasses."""
     return field(default=default, kw_only=True, metadata={OPTION: True})
 
 
 class Dial(NamedTuple):
-    """The parameter by which a rule is turned from the target to the draft model, or a control to fewer tokens.
+    """The parameter that moves a rule from the target to the draft model, or a control to fewer tokens.
 
-    Searches go from the strict end to the loose one in steps of equal size on its scale: `log` begins at 1e-9 where an
-    end is not positive, `sinh` is for ranges without end on both sides of 0, `integer` is `log`, rounded.
+    Searches go from the strict end to the loose one in equal steps on its scale: `log` starts at 1e-9 if an end is not
+    positive, `sinh` is for ranges that are unbounded on both sides of 0, and `integer` is `log`, rounded.
     """
 
     parameter: str
@@ -48,7 +48,7 @@ class Dial(NamedTuple):
     """Whether pi = q at the loose end, whatever the distributions."""
 
     def at(self, place: float) -> float:
-        """The parameter's value at a place between 0, the strict end, and 1: four digits of it."""
+        """The parameter's value, to four digits, at a place between 0 (the strict end) and 1 (the loose end)."""
         if place <= 0 or place >= 1:
             return self.strict if place <= 0 else self.loose
         if self.scale == "linear":
@@ -73,30 +73,30 @@ class Rule(ABC):
     source: ClassVar[str] = ""
     lossless_when: ClassVar[str] = "never known beforehand; the run computes TV(pi, p)"
     greedy: ClassVar[str] = ""
-    """What it is at temperature 0."""
+    """What the rule does at temperature 0."""
     relatives: ClassVar[str] = ""
-    """The rules that it is compared with, or is the same as."""
+    """The rules that it is compared with, or equivalent to."""
     reads_target: ClassVar[bool] = True
-    """Whether the decision needs p: if so, a sequential token cascade can use it only as an oracle."""
+    """Whether the decision needs p: if so, a sequential token cascade can use the rule only as an oracle."""
     reads_draft: ClassVar[bool] = True
     """Whether pi depends on q: if so, a bonus token costs a draft step at the position after the block."""
     reads_base: ClassVar[bool] = True
-    """Whether the decision tests q1 or p1; where not, they are not computed, and q and p stand in their place."""
+    """Whether the decision tests q1 or p1; if not, they are not computed, and q and p take their place."""
     reads_confidence: ClassVar[bool] = False
-    """Whether the decision rests on how sure the draft is, which is the same for every draft that is one-hot."""
+    """Whether the decision depends on the draft's confidence, which is the same for every one-hot draft."""
     capturable: ClassVar[bool] = True
-    """Whether `apply` depends on its argument and the rule's parameters alone, and reads nothing back to the host."""
+    """Whether `apply` depends only on its argument and the rule's parameters, and reads nothing back to the host."""
     dial: ClassVar[Dial | None] = None
-    """How it is turned from the target towards the draft model; None for a rule that has no such parameter."""
+    """The parameter that moves the rule from the target towards the draft model; None if it has none."""
 
     @property
     def chooses(self) -> bool:
-        """Whether pi chooses between the models: the draft's token stands where it is kept, else p is drawn from."""
+        """Whether pi chooses between the models: a kept draft token is used as it is, else a token is drawn from p."""
         return False
 
     @property
     def thinking_only(self) -> bool:
-        """Whether it holds only where the text thinks, between two tokens of the pair's; elsewhere pi = p."""
+        """Whether the rule applies only to thinking, between two tokens that the pair defines; elsewhere pi = p."""
         return False
 
     @abstractmethod
@@ -104,34 +104,34 @@ class Rule(ABC):
         """pi `[n, V]`, the distribution that the output must follow; must not change its inputs."""
 
     def deferred(self, d: Dists) -> Tensor | None:
-        """bool `[n, 1]` or `[n, V]`: where (for which tokens) a choice turns to the target; None for other rules."""
+        """bool `[n, 1]` or `[n, V]`: where (for which tokens) a choice defers to the target; None for other rules."""
         del d
         return None
 
 
 @dataclass(frozen=True)
 class ChoiceRule(Rule):
-    """A rule that says which tokens of the draft model are kept.
+    """A rule that decides which tokens of the draft model are kept.
 
-    Whole-distribution rules answer once a position (`keep` is `[n, 1]`): pi = q if kept, else p.
-    Token rules answer for every token (`[n, V]`): pi(v) = q(v) keep(v) + p(v) * (q-mass not kept),
+    Whole-distribution rules decide once per position (`keep` is `[n, 1]`): pi = q if kept, else p.
+    Token rules decide for every token (`[n, V]`): pi(v) = q(v) keep(v) + p(v) * (q-mass not kept),
     Narasimhan et al. 2025, eq. 11.
     """
 
     @property
     def chooses(self) -> bool:
-        """Always, unless a subclass has made a pi of its own."""
+        """True unless a subclass defines its own pi."""
         return type(self).apply in (ChoiceRule.apply, KeepRule.apply, TokenRule.apply)
 
     @abstractmethod
     def keep(self, d: Dists) -> Tensor:
-        """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution stands."""
+        """Bool `[n, 1]` or `[n, V]`: where the draft model's distribution is kept."""
 
     def apply(self, d: Dists) -> Tensor:
         """pi from `keep`.
 
         Raises:
-            TypeError: `keep` says neither one thing a position nor one a token.
+            TypeError: `keep` has neither one value per position nor one per token.
         """
         keep = self.keep(d)
         if keep.shape not in ((*d.q.shape[:-1], 1), d.q.shape):
@@ -142,16 +142,16 @@ class ChoiceRule(Rule):
         return d.q * keep + d.p * deferred_mass
 
     def deferred(self, d: Dists) -> Tensor | None:
-        """What is not kept; None where a subclass has made a pi of its own."""
+        """The complement of `keep`; None if a subclass defines its own pi."""
         return ~self.keep(d) if self.chooses else None
 
 
 @dataclass(frozen=True)
 class TokenRule(ChoiceRule):
-    """A choice rule about tokens, `keep` being `[n, V]`, with a choice of what becomes of drafts that are not kept.
+    """A choice rule over tokens (`keep` is `[n, V]`), whose `tail` decides what happens to drafts that are not kept.
 
-    `cut` draws anew from p, eq. 11. `exact` is no choice between the models: outside of what is kept a draft passes
-    with min(1, p / q), and what is rejected is drawn from norm(max(0, p - q)): pi is q where kept and min(q, p)
+    `cut` redraws them from p (eq. 11). `exact` does not choose between the models: a draft outside `keep` passes with
+    min(1, p / q), and a rejected one is replaced from norm(max(0, p - q)), so that pi is q where kept and min(q, p)
     elsewhere, plus that residual. It never accepts fewer drafts than `cut`, and is never farther from p.
     """
 
@@ -159,7 +159,7 @@ class TokenRule(ChoiceRule):
 
     @property
     def chooses(self) -> bool:
-        """Whether drafts that are not kept are drawn anew from p."""
+        """Whether drafts that are not kept are redrawn from p."""
         return self.tail == "cut" and super().chooses
 
     def apply(self, d: Dists) -> Tensor:
@@ -173,32 +173,32 @@ class TokenRule(ChoiceRule):
 
 @dataclass(frozen=True)
 class KeepRule(ChoiceRule):
-    """A rule that says which tokens are kept at an alpha."""
+    """A choice rule with the parameter alpha."""
 
     alpha: Alpha = 0.3
 
 
 class Threshold(NamedTuple):
-    """What a probability at temperature 1 must reach for the draft model to be kept, as a sum over a position."""
+    """What a probability at temperature 1 must reach for the draft model to be kept: a sum of terms at a position."""
 
     tests: Literal["best q1", "q1", "p1"]
-    """The draft's best probability, for the whole distribution; or each token's, in the eyes of draft or target."""
+    """The draft's best probability, for the whole distribution; or each token's probability under draft or target."""
     constant: float = 0.0
     of_best_p1: float = 0.0
-    """Times max p1."""
+    """Factor of max p1."""
     of_disagreement: float = 0.0
-    """Times TV(p, q) of the warped distributions."""
+    """Factor of TV(p, q) of the warped distributions."""
     likeliest: int = 0
-    """Of tokens only so many are kept, those that the target finds likeliest, and what ties with the last; 0: any."""
+    """Keep only this many tokens, the target's likeliest, and ties with the last; 0: no limit."""
 
 
 @dataclass(frozen=True)
 class ThresholdRule(KeepRule):
-    """A rule that compares a probability with a threshold; verification on a GPU computes it in one go."""
+    """A rule that compares a probability with a threshold; on a GPU, fused verification kernels compute it."""
 
     @abstractmethod
     def threshold(self) -> Threshold:
-        """What is tested, and what it must reach."""
+        """The tested probability and what it must reach."""
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]` or `[n, V]`: tested >= threshold."""
@@ -216,16 +216,16 @@ class ThresholdRule(KeepRule):
 
 @dataclass(frozen=True)
 class RelaxedRule(TokenRule, ThresholdRule):
-    """A rule that keeps what the target finds nearly its best, with the options of relaxed acceptance."""
+    """A rule that keeps tokens nearly as likely as the target's best one, with the options of relaxed acceptance."""
 
     top: Annotated[int, Field(ge=1)] | None = option(None)
-    """Keep only the target's so many likeliest tokens."""
+    """Keep only this many of the target's likeliest tokens."""
     where: Literal["thinking"] | None = option(None)
-    """Where the rule holds; everywhere by default."""
+    """Where the rule applies; everywhere by default."""
 
     @property
     def thinking_only(self) -> bool:
-        """As `where` says."""
+        """Whether `where` is `thinking`."""
         return self.where == "thinking"
 
 
@@ -240,5 +240,5 @@ class Exact(Rule):
     reads_base: ClassVar[bool] = False
 
     def apply(self, d: Dists) -> Tensor:
-        """Imitate the target at every position."""
+        """Follow the target at every position."""
         return d.p

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cactus(Rule):
-    """Test each draft against a target that was raised for it."""
+    """Test each draft against the target's distribution with that draft's probability raised."""
 
     formula: ClassVar[str] = (
         "accept min(1, h / q), h = min(1, p + sqrt(2 delta p (1 - p))), else norm(max(0, h^x - q)); pi in closed form"
@@ -38,7 +38,7 @@ class Cactus(Rule):
     delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
 
     def apply(self, d: Dists) -> Tensor:
-        """The law of that sampler, by sorting the ratios q / p and the scales c."""
+        """The distribution of that sampler's output, by sorting the ratios q / p and the scales c."""
         import torch
 
         q, p = d.q.double(), d.p.double()
@@ -59,7 +59,7 @@ class Cactus(Rule):
 
 
 def _sums(values: Tensor) -> Tensor:
-    """The sum of the first i values at place i, `[n, V + 1]`."""
+    """Prefix sums, `[n, V + 1]`: entry i is the sum of the first i values."""
     import torch
 
     return torch.nn.functional.pad(values.cumsum(dim=-1), (1, 0))

@@ -1,4 +1,4 @@
-"""A control: the target alone, cut below a bound that falls with its entropy: the pair of typical acceptance."""
+"""A control: the target alone, cut below a bound that falls with its entropy; the counterpart of typical acceptance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Eta(Rule):
     delta: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
     def apply(self, d: Dists) -> Tensor:
-        """The target within K, which is never empty: max p >= exp(-H(p))."""
+        """The target restricted to K, which is never empty since max p >= exp(-H(p))."""
         from cascli.rules._tail import truncated
 
         return truncated(d, d.p > (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon))

@@ -1,8 +1,8 @@
-"""Keep the draft model wherever its distribution is near enough to the target's.
+"""Keep the draft model wherever its distribution is close enough to the target's.
 
 Divergences of the distributions at temperature 1, in nats: js is bounded by ln 2, tv by 1, kl is KL(p1 || q1) and may
-be infinite. The published code has the arguments of kl and js the other way round, and a js without bound: its
-thresholds are not these.
+be infinite. The published code swaps the arguments of kl and js, and its js is unbounded, so that its thresholds do not
+apply here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fuzzy(ChoiceRule):
-    """Keep the draft model wherever it is near enough to the target."""
+    """Keep the draft model wherever its distribution is close enough to the target's."""
 
     formula: ClassVar[str] = "keep q iff D(q1, p1) <= threshold; D: js, kl = KL(p1 || q1), tv"
     source: ClassVar[str] = "Holsman et al. 2025 (fuzzy speculative decoding)"
@@ -49,5 +49,5 @@ class Fuzzy(ChoiceRule):
 
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL(a || b) in nats, `[n, 1]`; infinite where a has mass that b has not."""
+    """KL(a || b) in nats, `[n, 1]`; infinite where a has mass and b has none."""
     return (a.xlogy(a) - a.xlogy(b)).sum(dim=-1, keepdim=True)

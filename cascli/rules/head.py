@@ -1,8 +1,8 @@
-"""Keep each token that the target finds nearly its best, without a coin, and test the others exactly.
+"""Keep each token nearly as likely as the target's best one, without a random test, and test the others exactly.
 
-K = {v: p1(v) >= (1 - alpha) max p1}. On K the draft stands; outside it passes with min(1, p / q), and what is rejected
-is drawn from norm(max(0, p - q)): token-v3 with tail=exact. With tail=cut that rule draws anew from p: this one never
-accepts fewer drafts than it, and is never farther from p.
+K = {v: p1(v) >= (1 - alpha) max p1}. A draft in K is kept; one outside passes with min(1, p / q), and a rejected one is
+replaced from norm(max(0, p - q)): token-v3 with tail=exact. With tail=cut, token-v3 redraws from p instead; head never
+accepts fewer drafts than that, and is never farther from p.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cascli.rules.token_v3 import TokenV3
 
 @dataclass(frozen=True)
 class Head(TokenV3):
-    """Keep what the target finds nearly its best; test the rest exactly."""
+    """Keep each token nearly as likely as the target's best one; test the rest exactly."""
 
     formula: ClassVar[str] = (
         "pi = q on K, min(q, p) outside, + rejected mass * norm(max(0, p - q)); K: p1(v) >= (1 - alpha) max p1"

@@ -1,7 +1,7 @@
-"""Test drafts against a target that is made likelier: accept with min(1, f(p) / q).
+"""Test drafts against raised target probabilities: accept with min(1, f(p) / q).
 
-f(p) = p / lenience (Leviathan et al. 2023, app. A.5), which bounds pi by p / lenience, or p ** lenience, which bounds
-nothing: a token of p = 1e-6 may become a thousand times as likely at 0.5. A rejected draft is replaced from
+f(p) = p / lenience (Leviathan et al. 2023, app. A.5), which bounds pi by p / lenience, or p ** lenience, which gives no
+bound: at 0.5, a token with p = 1e-6 may become a thousand times as likely. A rejected draft is replaced from
 norm(max(0, p - q)).
 """
 
@@ -40,7 +40,7 @@ class Lenience(Rule):
     shape: Literal["linear", "exp"] = "linear"
 
     def apply(self, d: Dists) -> Tensor:
-        """What passes the lenient test, and the rest from the residual of p."""
+        """The mass that passes the lenient test, completed from the residual of p."""
         from cascli.rules._tail import completed
 
         likelier = d.p / self.lenience if self.shape == "linear" else d.p**self.lenience

@@ -1,8 +1,8 @@
-"""Accept as often as a budget allows, and lose nothing by it: the optimal lossy rule.
+"""The optimal lossy rule: accept as often as a budget allows, with no avoidable loss.
 
-pi = min(max(q, p / B), p / A) with 0 < A <= 1 <= B, where B follows from sum pi = 1. One path of A serves every budget:
-the share A itself (alpha = 1 - A; pi <= p / A), KL(p || pi) in nats, or TV(pi, p). A budget that q meets gives q;
-where no A meets it but 1, p stands. Accepts as often as lenience = A, with a better residual.
+pi = min(max(q, p / B), p / A) with 0 < A <= 1 <= B, where B follows from sum pi = 1. The same family over A serves
+every budget: the share A itself (alpha = 1 - A; pi <= p / A), KL(p || pi) in nats, or TV(pi, p). If q meets the budget,
+pi = q; if only A = 1 meets it, pi = p. Accepts as often as lenience = A, with a better residual.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from cascli.sampling.distributions import Dists
 
 STEPS = 24
-"""Of Newton's, from above on a convex, piecewise linear function: they never overshoot, and end after few."""
+"""Newton steps, from above on a convex, piecewise linear function: they never overshoot, and converge after a few."""
 HALVINGS = 40
-"""Of the interval of A, where a budget is given."""
+"""Bisection steps for A, if a budget in kl or tv is given."""
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -46,10 +46,10 @@ class Mentored(Rule):
     tv: Budget | None = None
 
     def __post_init__(self) -> None:
-        """Refuse several budgets; alpha is 0.3 where none is given.
+        """Reject more than one budget; alpha defaults to 0.3 if none is given.
 
         Raises:
-            UsageError: more than one.
+            UsageError: more than one budget.
         """
         given = sum(each is not None for each in (self.alpha, self.kl, self.tv))
         if given > 1:
@@ -58,14 +58,14 @@ class Mentored(Rule):
             object.__setattr__(self, "alpha", 0.3)
 
     def apply(self, d: Dists) -> Tensor:
-        """pi at the A of the budget, row by row."""
+        """pi at the A that meets the budget, row by row."""
         q, p = d.q.double(), d.p.double()
         given = self.alpha
         share = self._least_share(q, p) if given is None else q.new_full((*q.shape[:-1], 1), 1 - given)
         return _clamped(q, p, share).to(d.q.dtype)
 
     def _least_share(self, q: Tensor, p: Tensor) -> Tensor:
-        """The least A `[n, 1]` whose pi is within the budget: both divergences fall as A grows."""
+        """The smallest A `[n, 1]` whose pi is within the budget: both divergences fall as A grows."""
         low = q.new_zeros((*q.shape[:-1], 1))
         high = low + 1
         for _ in range(HALVINGS):
@@ -75,8 +75,8 @@ class Mentored(Rule):
         return high
 
     def _within(self, q: Tensor, p: Tensor, share: Tensor) -> Tensor:
-        """Whether `[n, 1]` the pi of these A keep the budget."""
-        if self.tv is not None:  # pi lies between p and q: what is not rejected of TV(p, q) is TV(pi, p)
+        """Whether the pi of each A is within the budget, `[n, 1]`."""
+        if self.tv is not None:  # pi lies between p and q, so TV(pi, p) is TV(p, q) minus the rejected mass
             spent = (q - p).clamp_min(0) - (q - p / share).clamp_min(0)
             return spent.sum(dim=-1, keepdim=True) <= self.tv
         pi = _clamped(q, p, share)
@@ -101,5 +101,5 @@ def _clamped(q: Tensor, p: Tensor, share: Tensor) -> Tensor:
 
 
 def settled(t: Tensor, before: Tensor) -> bool:
-    """Whether further steps change nothing; asked of a CPU alone, since of a device it would have to be read back."""
+    """Whether further steps change nothing; always False on a device, where testing would mean reading a value back."""
     return t.device.type == "cpu" and t.equal(before)

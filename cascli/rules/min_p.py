@@ -1,6 +1,6 @@
 """A control: the target alone, cut to the tokens that head and token-v3 would keep at this alpha.
 
-Whatever a lenient rule gains by cutting the target's tail, this gains without a draft model's taste.
+It gains whatever a lenient rule gains by cutting the target's tail, without the draft model's preferences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MinP(Rule):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     def apply(self, d: Dists) -> Tensor:
-        """The target within K."""
+        """The target restricted to K."""
         from cascli.rules._tail import truncated
 
         return truncated(d, d.p1 >= (1 - self.alpha) * d.p1.amax(dim=-1, keepdim=True))

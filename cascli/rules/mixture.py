@@ -1,9 +1,9 @@
-"""Write from a fixed mixture of both models.
+"""Sample from a fixed mixture of both models.
 
-pi = w p + (1 - w) q with w the target's weight: TV(pi, p) = (1 - w) TV(p, q), and w TV(p, q) of the drafts are
-rejected. Other implementations give the draft's weight under the name of alpha. Nothing bounds pi / p. Where both
-models are left with one token, at temperature 0, by top-k 1, or in a nucleus of one, these are not mixed, which would
-toss a coin: the one with more w p1 + (1 - w) q1 stands, and neither identity holds there.
+pi = w p + (1 - w) q, where w is the target's weight: TV(pi, p) = (1 - w) TV(p, q), and a share w TV(p, q) of the drafts
+is rejected. Other implementations give the draft's weight, as alpha. pi / p is unbounded. If each model is left with
+one token (temperature 0, top-k 1, or a nucleus of one), mixing the two would toss a coin; instead the one with the
+larger w p1 + (1 - w) q1 is used, and neither identity holds there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Mixture(Rule):
     target_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def apply(self, d: Dists) -> Tensor:
-        """Mixed probabilities; where both models are left with one token without being certain, the better one."""
+        """Mixed probabilities; if both models are left with one token without being certain of it, the better one."""
         w = self.target_weight
         mixed = d.p.lerp(d.q, 1 - w)
         base = d.p1.lerp(d.q1, 1 - w).where((d.p > 0) | (d.q > 0), -1.0)

@@ -1,9 +1,9 @@
 """Keep the draft model unless the target's edge in confidence is worth the rejections it costs.
 
-keep q iff max q1 >= max p1 - alpha TV(p, q) (Narasimhan et al. 2025, eq. 10). TV is taken on the warped
-distributions, the ones that tokens are drawn from. Mind the sign: more disagreement means LESS deferral,
-because every deferral then costs more rejected drafts. At temperature 1 alpha = 1 keeps every draft, since
-max p - max q <= TV(p, q); with warping it need not, since the two sides then speak of different distributions.
+keep q iff max q1 >= max p1 - alpha TV(p, q) (Narasimhan et al. 2025, eq. 10). TV is computed on the warped
+distributions, from which tokens are drawn. Mind the sign: more disagreement means LESS deferral, because every
+deferral then costs more rejected drafts. At temperature 1, alpha = 1 keeps every draft, since
+max p - max q <= TV(p, q); with warping it need not, since the two sides then use different distributions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cascli.rules.base import Dial, Threshold, ThresholdRule
 
 @dataclass(frozen=True)
 class Opt(ThresholdRule):
-    """The plug-in of the optimal speculative deferral rule."""
+    """The plug-in estimate of the optimal speculative deferral rule."""
 
     formula: ClassVar[str] = "keep q iff max q1 >= max p1 - alpha TV(p, q)"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 10"

@@ -1,6 +1,6 @@
-"""The optimal deferral rule with the logarithm as loss: entropies stand for confidence.
+"""The optimal deferral rule under log loss: entropies replace confidences.
 
-The sign is as in opt: disagreement makes deferral dearer. TV is taken on the distributions that tokens are drawn from.
+As in opt, more disagreement makes deferral more costly. TV is computed on the distributions that tokens are drawn from.
 """
 
 from __future__ import annotations

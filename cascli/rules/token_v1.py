@@ -1,4 +1,4 @@
-"""Keep each token that the draft model likes nearly as much as the target likes its best.
+"""Keep each token whose draft probability is within alpha of the target's best probability.
 
 keep v iff q1(v) >= max p1 - alpha (Narasimhan et al. 2025, eq. 13).
 """
@@ -13,7 +13,7 @@ from cascli.rules.base import Dial, Threshold, ThresholdRule, TokenRule
 
 @dataclass(frozen=True)
 class TokenV1(TokenRule, ThresholdRule):
-    """Keep each token that the draft model likes nearly as much as the target likes its best."""
+    """Keep each token whose draft probability is within alpha of the target's best probability."""
 
     formula: ClassVar[str] = "keep v iff q1(v) >= max p1 - alpha"
     source: ClassVar[str] = "Narasimhan et al. 2025, eq. 13"

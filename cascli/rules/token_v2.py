@@ -27,5 +27,5 @@ class TokenV2(RelaxedRule):
     dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:
-        """p1(v) >= max p1 - alpha, among the target's likeliest."""
+        """p1(v) >= max p1 - alpha, among the target's `top` likeliest tokens."""
         return Threshold("p1", constant=-self.alpha, of_best_p1=1.0, likeliest=self.top or 0)

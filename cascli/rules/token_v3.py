@@ -27,5 +27,5 @@ class TokenV3(RelaxedRule):
     dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:
-        """p1(v) >= (1 - alpha) max p1, among the target's likeliest."""
+        """p1(v) >= (1 - alpha) max p1, among the target's `top` likeliest tokens."""
         return Threshold("p1", of_best_p1=1 - self.alpha, likeliest=self.top or 0)

@@ -1,4 +1,4 @@
-"""A control: the target alone, cut to its n likeliest tokens at temperature 1; ties with the last one stay."""
+"""A control: the target alone, cut to its n likeliest tokens at temperature 1; ties with the last one are kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TopK(Rule):
     n: Annotated[int, Field(ge=1)] = 10
 
     def apply(self, d: Dists) -> Tensor:
-        """The target within K."""
+        """The target restricted to K."""
         from cascli.rules._tail import nth_largest, truncated
 
         return truncated(d, d.p1 >= nth_largest(d.p1, self.n))

@@ -1,4 +1,4 @@
-"""A control: the target alone, cut to the smallest set of likeliest tokens of this mass at temperature 1."""
+"""A control: the target alone, cut to the smallest set of likeliest tokens that reach `mass` at temperature 1."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class TopP(Rule):
     mass: Annotated[float, Field(gt=0, le=1)] = 0.9
 
     def apply(self, d: Dists) -> Tensor:
-        """The target within K."""
+        """The target restricted to K."""
         from cascli.rules._tail import truncated
 
         if self.mass >= 1:
             return d.p
-        probs, order = d.p1.sort(dim=-1, descending=True, stable=True)  # of equals the first, as `warp` keeps them
+        probs, order = d.p1.sort(dim=-1, descending=True, stable=True)  # keeps the first of equals, as `warp` does
         before = probs.double().cumsum(dim=-1) - probs
         keep = (before < self.mass).scatter(-1, order, before < self.mass)
         return truncated(d, keep)

@@ -1,7 +1,7 @@
 """Keep each token that is typical of the target: likelier than a bound that falls with the target's entropy.
 
 K = {v: p(v) > min(epsilon, delta exp(-H(p)))}, H in nats, on the distribution that tokens are drawn from. A draft
-outside K is drawn anew from p, as in the published sampler. Public code adds 1e-5 in the logarithm, which is off for
+outside K is redrawn from p, as in the published sampler. Public code adds 1e-5 inside the logarithm, which is off for
 flat distributions over large vocabularies, and swaps the two defaults in one place; here epsilon is 0.09, delta 0.3.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Typical(TokenRule):
-    """Keep what is typical of the target."""
+    """Keep each token that is typical of the target."""
 
     formula: ClassVar[str] = "keep v iff p(v) > min(epsilon, delta exp(-H(p)))"
     source: ClassVar[str] = "Cai et al. 2024 (Medusa), typical acceptance"

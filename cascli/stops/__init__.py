@@ -1,4 +1,4 @@
-"""When drafting stops, one file each, found by file name: `max_q.py` holds `max-q`. No torch."""
+"""Stops, which end a draft early, one file each, found by file name: `max_q.py` holds `max-q`. No torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def names() -> list[str]:
 
 
 def usable(works: Callable[[Stop], object]) -> list[str]:
-    """The names of all stops but those of other packages that cannot be made, or for which `works` raises something."""
+    """The names of all stops, without those of other packages that cannot be created or for which `works` raises."""
     return plugins.usable(sys.modules[__name__], "stop", Stop, works)
 
 
 def broken(works: Callable[[Stop], object]) -> dict[str, str]:
-    """The names that `usable` leaves out, and why."""
+    """The names that `usable` leaves out, with the reasons."""
     return plugins.broken(sys.modules[__name__], "stop", Stop, works)
 
 

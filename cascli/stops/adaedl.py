@@ -1,4 +1,4 @@
-"""Stops where an entropy-based bound on the acceptance is below a limit that follows what is accepted."""
+"""Stops where an entropy-based bound on acceptance is below a limit that adapts to what is accepted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cascli.stops.base import Reading, Stop, Stopping
 from cascli.trace import StepCosts
 
 STEP = 0.01
-"""By how much a round moves the limit."""
+"""Change of the limit per round."""
 
 
 @dataclass(frozen=True)
 class Adaedl(Stop):
     """Stops where 1 - sqrt(scale H(q1)) is below a limit, which rises while fewer drafts than `aim` pass, else falls.
 
-    The share is of tested drafts, a mean that forgets half of itself a round. That of the paper, and how its limit
-    moves, were not read.
+    The share is of tested drafts, averaged over rounds so that older ones lose half their weight each round. This
+    average and the limit's update were not checked against the paper's.
     """
 
     summary: ClassVar[str] = "stops where entropy bounds the acceptance by less than a limit that adapts"
@@ -35,7 +35,7 @@ class Adaedl(Stop):
     aim: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     def begin(self, costs: StepCosts | None) -> Stopping:
-        """With a limit of its own."""
+        """Start an answer with its own limit."""
         return _Adapting(self)
 
 

@@ -1,9 +1,9 @@
-"""What a stop is: it says, token by token, whether a round drafts on.
+"""Base classes of stops, which decide token by token whether a round continues to draft.
 
-Output distributions do not notice it as long as it goes by what is known before the next token is drawn, and by nothing
-that a token had a say in which was drawn and then thrown away: its position is drawn again with the same random
-number. So a drawn token is always verified, and of a round that is over a stop is told what was read at the
-positions of the round's own tokens, not how many drafts there were behind a rejected one.
+A stop leaves output distributions unchanged if it uses only what is known before the next token is drawn, and nothing
+that was influenced by a token drawn and then discarded: that position is drawn again with the same random number. So a
+drawn token is always verified, and after a round a stop learns only what was read at the positions of the round's own
+tokens, not how many drafts followed a rejected one.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ Reading = Literal["best", "entropy", "chance"]
 
 
 class Stopping:
-    """Decides of the rounds of one answer; this one drafts as much as it may.
+    """Decides for the rounds of one answer; this base class always drafts as many tokens as it may.
 
-    One that remembers does so in `most` and `learn` alone: what it was asked behind a draft that did not stand must
-    leave nothing behind. (What one of another package remembers of that is taken from it after each round.)
+    A subclass may change its state only in `most` and `learn`: calls made after a draft that is later rejected must
+    leave no trace. (For a stop of another package, state changed by the other methods is discarded after each round.)
     """
 
     reads: ClassVar[Reading | None] = None
-    """The number that it goes by at each position, of the draft's distribution at temperature 1: its best probability
-    or its entropy (nats), known before a token is drawn there; or the probability of the drawn token, known after.
+    """The number it decides by at each position, from the draft's distribution at temperature 1: the best probability
+    or the entropy (nats), known before a token is drawn there; or the probability of the drawn token, known after.
 
-    Without one a round's length is known where it begins, and its tokens are drafted in one go; with one they are
-    drafted one by one, and a GPU is waited for once a token.
+    If None, a round's length is known at its start and its tokens are drafted in one call. Otherwise they are drafted
+    one by one, which waits for a GPU once per token.
     """
 
     def __init_subclass__(cls, **more: object) -> None:
-        """Refuse one that would never be asked, which looks like one that never stops.
+        """Reject a subclass whose methods would never be called: it would look like one that never stops.
 
         Raises:
-            TypeError: it goes by something that is not read, or says nothing of what it goes by.
+            TypeError: `reads` is not a known reading, is missing, or does not go with the method that is defined.
         """
         super().__init_subclass__(**more)
         asked = cls.before_step is not Stopping.before_step or cls.before_draw is not Stopping.before_draw
@@ -49,45 +49,45 @@ class Stopping:
             raise TypeError(f"{cls.__qualname__}: with reads = 'chance' it is before_step that is asked")
 
     def most(self, n: int) -> int:
-        """How many tokens of at most `n` the next round may draft."""
+        """Number of tokens, at most `n`, that the next round may draft."""
         return n
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        """Whether the draft model makes another step, after tokens at which this was read."""
+        """Whether the draft model makes another step; `drawn` is what was read at the tokens drawn so far."""
         del drawn
         return True
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        """Whether a token is drawn where `here` was read; not asked if it is the drawn token that is read."""
+        """Whether a token is drawn where `here` was read; not called if `reads` is the drawn token's probability."""
         del drawn, here
         return True
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
-        """Take in what a round has come to.
+        """Update from the outcome of a round.
 
         Args:
-            seen: what was read at the positions of its kept drafts, and at that of the token after them if it was.
-            kept: how many drafts stand.
-            rejected: whether there was one more, which does not.
+            seen: what was read at the positions of its kept drafts, and at the next position if it was read.
+            kept: number of drafts that were kept.
+            rejected: whether there was another draft, which was rejected.
         """
 
 
 @dataclass(frozen=True)
 class Stop(Stopping, ABC):
-    """A plug-in; subclasses are frozen dataclasses whose fields are its parameters.
+    """A stop plug-in; subclasses are frozen dataclasses whose fields are the stop's parameters.
 
-    One that learns has a `Stopping` of its own for each answer, which `begin` makes.
+    A stop that learns creates a separate `Stopping` for each answer in `begin`.
     """
 
     summary: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs_confidence: ClassVar[bool] = False
-    """Whether it goes by how sure the draft is, which is the same for every draft that is one-hot."""
+    """Whether it depends on the draft's confidence, which is the same for every one-hot draft."""
     needs_costs: ClassVar[bool] = False
-    """Whether it goes by what steps of the two models cost."""
+    """Whether it uses the cost of the two models' steps."""
 
     def begin(self, costs: StepCosts | None) -> Stopping:
-        """What decides of one answer; `costs` are known to one that needs them."""
+        """Return what decides for one answer; `costs` are given to a stop that needs them."""
         del costs
         return self

@@ -13,7 +13,7 @@ from cascli.stops.base import Reading, Stop
 
 @dataclass(frozen=True)
 class Confidence(Stop):
-    """Stops after a token of less than `least_q`, which is verified as the others are."""
+    """Stops after a token with a probability below `least_q`, which is verified like the others."""
 
     summary: ClassVar[str] = "stops after a token whose own probability is low; it is verified"
     formula: ClassVar[str] = "stop after drawing x if q1(x) < least_q"
@@ -24,5 +24,5 @@ class Confidence(Stop):
     least_q: Annotated[float, Field(ge=0, le=1)] = 0.4
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        """By the probability of the last token."""
+        """Decide by the probability of the last token."""
         return not drawn or drawn[-1] >= self.least_q

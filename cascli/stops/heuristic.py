@@ -1,4 +1,4 @@
-"""Two tokens more after a round in which every draft was kept, one less after any other."""
+"""Drafts two more tokens after a round in which every draft was kept, one fewer after any other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cascli.trace import StepCosts
 
 @dataclass(frozen=True)
 class Heuristic(Stop):
-    """Begins each answer with rounds of `start`, and never looks at the draft: rounds are drafted in one go."""
+    """Starts each answer with rounds of `start` tokens and never reads the draft: a round is drafted in one call."""
 
     summary: ClassVar[str] = "two tokens more after a round that was kept whole, one less after another"
     formula: ClassVar[str] = "length + 2 if all drafts were kept, else max(1, length - 1)"
@@ -24,7 +24,7 @@ class Heuristic(Stop):
     start: Annotated[int, Field(ge=1, le=MOST_DRAFTED)] = 5
 
     def begin(self, costs: StepCosts | None) -> Stopping:
-        """With a length of its own."""
+        """Start an answer with its own length."""
         return _Growing(self.start)
 
 

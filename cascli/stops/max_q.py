@@ -1,4 +1,4 @@
-"""Stops before a token of which the draft is not sure."""
+"""Stops before a token that the draft is unsure of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cascli.stops.base import Reading, Stop
 
 @dataclass(frozen=True)
 class MaxQ(Stop):
-    """Stops where no token has a probability of `least_q`; the step that shows it is made."""
+    """Stops where no token has a probability of `least_q`; the draft step that shows this has then been made."""
 
     summary: ClassVar[str] = "stops before a token where the draft's best probability is low"
     formula: ClassVar[str] = "stop before drawing if max q1 < least_q"
@@ -24,5 +24,5 @@ class MaxQ(Stop):
     least_q: Annotated[float, Field(ge=0, le=1)] = 0.6
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        """By the best probability."""
+        """Decide by the best probability."""
         return here >= self.least_q

@@ -10,6 +10,6 @@ from cascli.stops.base import Stop
 
 @dataclass(frozen=True)
 class Never(Stop):
-    """Every round drafts k tokens, in one go."""
+    """Every round drafts k tokens, in one call."""
 
     summary: ClassVar[str] = "drafts k tokens, always"

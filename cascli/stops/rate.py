@@ -1,8 +1,8 @@
-"""Goes on while that makes the text faster, by what drafts have come to in this answer and what steps cost here.
+"""Keeps drafting while that makes the text faster, given the acceptance in this answer and what steps cost here.
 
-A drafted token brings one token if all before it and it pass; it costs a draft step, and what it widens the check by.
-It is worth drafting if it brings more tokens than the steps it takes would bring otherwise. How likely a draft passes
-is learnt by how sure the draft model is of its best token; while its step has not been made, from all positions seen.
+A drafted token yields one token if it and all before it pass; it costs a draft step and a wider check. It is worth
+drafting if it yields more tokens than its steps would otherwise. The chance that a draft passes is learnt by class of
+the draft model's best probability; before the draft step is made, it is the mean over all positions seen.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from cascli.stops.base import Reading, Stop, Stopping
 from cascli.trace import StepCosts
 
 EDGES = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
-"""Between best probabilities that are told apart."""
+"""Boundaries between the classes of best probabilities."""
 EXPECTED = (0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.97)
-"""The acceptance that is expected in each class before anything is known."""
+"""Acceptance expected in each class before anything is known."""
 MEAN = 0.7
-"""The same of any position."""
+"""Acceptance expected at any position before anything is known."""
 WEIGHT = 2.0
-"""Of these expectations, in drafts."""
+"""Weight of these expectations, in drafts."""
 MEMORY = 0.97
-"""What a round leaves of the weight of those before it, so that a text that turns easy is tried again."""
+"""Factor on the weight of earlier rounds after each round, so that a text that becomes easy is tried again."""
 
 
 @dataclass(frozen=True)
 class Rate(Stop):
-    """Drafts on while the expected gain in time is positive, and not at all where no draft pays."""
+    """Keeps drafting while the expected gain in time is positive, and drafts nothing where no draft pays."""
 
     summary: ClassVar[str] = "drafts on while the expected gain is positive, by measured step times"
     formula: ClassVar[str] = (
@@ -43,10 +43,10 @@ class Rate(Stop):
     reads: ClassVar[Reading | None] = "best"
 
     def begin(self, costs: StepCosts | None) -> Stopping:
-        """With nothing learnt yet.
+        """Start an answer with nothing learnt yet.
 
         Raises:
-            ValueError: there are no costs.
+            ValueError: `costs` is None.
         """
         if costs is None:
             raise ValueError("stop 'rate' needs to know what steps cost")
@@ -54,7 +54,7 @@ class Rate(Stop):
 
 
 class Going(Stopping):
-    """What an answer has taught about acceptance, and what that makes of the next step."""
+    """Acceptance learnt within an answer, and the decisions that follow from it."""
 
     reads: ClassVar[Reading | None] = Rate.reads
 
@@ -66,7 +66,7 @@ class Going(Stopping):
         self._seen = [0.0] * len(EXPECTED)
 
     def most(self, n: int) -> int:
-        """All of them; what a token must bring is settled for the round."""
+        """Return `n`, and fix for the round the rate at which a token must pay."""
         self._most = n
         self._mean = self.mean_acceptance()
         longest = len(self._costs.v) - 1
@@ -76,24 +76,24 @@ class Going(Stopping):
         return n
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        """With the mean acceptance for all tokens to come, and a draft step to be paid for each.
+        """Decide with the mean acceptance for all tokens to come, each of which costs a draft step.
 
-        A step that is made anyway, for q after the last token, is not to be decided about.
+        A step that is made anyway, for q after the last token, needs no decision.
         """
         stopping = self._costs.round(len(drawn), self._reach(drawn))
         return self._costs.reads_last or self._gains(drawn, self._mean, stopping)
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        """With what is known of the next token, whose step is made: a rule that reads q here needs no other."""
+        """Decide with the next token's acceptance; its step is made, and a rule that reads q here needs no other."""
         stopping = self._costs.round(len(drawn)) + (0.0 if self._costs.reads_last else self._costs.c)
         return self._gains(drawn, self.acceptance(here), stopping)
 
     def _reach(self, drawn: Sequence[float]) -> float:
-        """With which chance all of these pass."""
+        """Probability that all of these pass."""
         return math.prod(map(self.acceptance, drawn))
 
     def _gains(self, drawn: Sequence[float], first: float, stopping: float) -> bool:
-        """Whether drafting on pays, the round costing `stopping` if it does not."""
+        """Whether more drafting pays, compared with stopping now, when the round costs `stopping`."""
         kept, more = self._reach(drawn) * first, list[float]()
         for n in range(len(drawn) + 1, self._most + 1):
             more.append(self._costs.round(n, kept) - stopping)
@@ -101,7 +101,7 @@ class Going(Stopping):
         return theory.gain_of_drafting_on(self._reach(drawn), first, self._mean, self._rate, more) > 0
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
-        """Count, after forgetting a little."""
+        """Count the round's drafts, after decaying the earlier counts."""
         for i, expected in enumerate(EXPECTED):
             self._passed[i] = WEIGHT * expected + MEMORY * (self._passed[i] - WEIGHT * expected)
             self._tested[i] = WEIGHT + MEMORY * (self._tested[i] - WEIGHT)
@@ -114,12 +114,12 @@ class Going(Stopping):
                 self._passed[i] += place < kept
 
     def acceptance(self, best: float) -> float:
-        """Of a draft from a distribution with this best probability."""
+        """Acceptance of a draft from a distribution with this best probability."""
         i = _class(best)
         return self._passed[i] / self._tested[i]
 
     def mean_acceptance(self) -> float:
-        """Over the positions that were looked at, whether a token was drafted there or not."""
+        """Mean acceptance over the positions that were read, whether or not a token was drafted there."""
         known = sum(n * p / t for n, p, t in zip(self._seen, self._passed, self._tested, strict=True))
         return (WEIGHT * MEAN + known) / (WEIGHT + sum(self._seen))
 

@@ -1,4 +1,4 @@
-"""Stops where the draft's entropy says that little will be accepted."""
+"""Stops where the draft's entropy predicts low acceptance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cascli.stops.base import Reading, Stop
 
 @dataclass(frozen=True)
 class Svip(Stop):
-    """Stops where sqrt(scale H(q1)), an estimate of the rejection, is above `limit`: by default H over 0.6 nats."""
+    """Stops where sqrt(scale H(q1)), an estimate of the rejection rate, exceeds `limit`: by default, H > 0.6 nats."""
 
     summary: ClassVar[str] = "stops before a token where the draft's entropy is high"
     formula: ClassVar[str] = "stop before drawing if sqrt(scale H(q1)) > limit"
@@ -26,5 +26,5 @@ class Svip(Stop):
     limit: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        """By the entropy."""
+        """Decide by the entropy."""
         return math.sqrt(self.scale * here) <= self.limit

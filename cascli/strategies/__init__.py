@@ -1,6 +1,6 @@
 """Decoding strategies, one file each, found by file name: `token_cascade.py` holds `token-cascade`.
 
-Strategies import torch only while they decode, so that the command line can list and check them at once.
+Strategies import torch only while they decode, so that the command line can list and check them quickly.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse(text: str, k: int | None = None) -> Strategy:
 
     Args:
         text: the name, then `:` and comma-separated `key=value` pairs if there are any.
-        k: drafted tokens a round where the string itself does not say.
+        k: drafted tokens per round, if the string itself does not set it.
 
     Raises:
         UsageError: an unknown name or key, a missing `=`, a wrong type or a value out of range.

@@ -1,4 +1,4 @@
-"""What a strategy is: it turns a session into rounds, one after the other."""
+"""Base classes of strategies, which turn a session into a sequence of rounds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BlockLength = Annotated[int, Field(ge=1, le=MOST_DRAFTED)]
 
 
 def validated(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Make a frozen dataclass from texts, by the types and ranges of its fields.
+    """Create a frozen dataclass from strings, validated by the types and ranges of its fields.
 
     Raises:
         UsageError: a missing or unknown key, a wrong type or a value out of range.
@@ -59,19 +59,19 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
             return TypeAdapter(kind).validate_python(defaults | dict(values))
         except ValidationError as error:
             key, message = first_problem(error, [])
-            key = key.partition(".")[0]  # behind it which of several types was tried
+            key = key.partition(".")[0]  # the rest says which of several types was tried
             raise UsageError(f"{key}: {message}" if key else f"{label(kind)}: {message}") from None
 
 
 class Part(NamedTuple):
-    """A parameter that is a plug-in of its own, such as `rule=opt`; that one's parameters are given beside it."""
+    """A parameter that is itself a plug-in, such as `rule=opt`; the plug-in's own parameters are given next to it."""
 
     kind: str
     load: Callable[[str], type]
-    """From its name to its class."""
+    """Returns the plug-in's class, given its name."""
     default: str
     shown: bool = True
-    """Whether the default is told where a strategy is named."""
+    """Whether a strategy's display name includes the default."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Strategy(ABC):
 
     @property
     def name(self) -> str:
-        """The name on the command line: the file's."""
+        """The name on the command line, taken from the file."""
         return plugins.name_of(type(self))
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters by name: those of plug-ins first, each after the plug-in's name, then the strategy's own.
+        """The parameters by name: each plug-in's name followed by its parameters, then the strategy's own.
 
-        Without those that are not given and have no default, and without options that are as by default.
+        Parameters without a value and options at their default are left out.
         """
         parts, values = self.parts(), dict[str, Any]()
         for name, part in parts.items():
@@ -112,37 +112,37 @@ class Strategy(ABC):
 
     @property
     def needs_draft(self) -> bool:
-        """Whether it asks the pair's draft model."""
+        """Whether the strategy uses the pair's draft model."""
         return True
 
     @property
     def thinking_only(self) -> bool:
-        """Whether it asks where a text thinks, which not every pair's tokens show."""
+        """Whether the strategy needs to know where a text is thinking, which not every pair's tokens show."""
         return False
 
     @property
     def oracle(self) -> bool:
-        """Whether the strategy uses what it could not know if it saved what it claims to save."""
+        """Whether the strategy uses information that would not be available if it made the savings it claims."""
         return False
 
     @property
     def remembers(self) -> int:
-        """In how many of its earlier texts it looks for drafts; with none, prompts do not matter to each other."""
+        """Number of its earlier texts searched for drafts; with 0, prompts do not affect each other."""
         return 0
 
     @property
     def depends_on_rounds(self) -> bool:
-        """Whether the output distribution is no function of the text alone, but of where rounds begin too."""
+        """Whether the output distribution depends on where rounds begin, not only on the text."""
         return False
 
     @property
     def tentative(self) -> bool:
-        """Whether the first answer may be withdrawn, so that it should not be shown as the result."""
+        """Whether the first answer may be withdrawn, and so should not be shown as the result."""
         return False
 
     @classmethod
     def parts(cls) -> dict[str, Part]:
-        """The parameters that are plug-ins of their own, by name."""
+        """The parameters that are themselves plug-ins, by name."""
         return {}
 
     @classmethod
@@ -150,7 +150,7 @@ class Strategy(ABC):
         """The parameters that this strategy takes, given the values of some of them.
 
         Raises:
-            UsageError: a rule, drafter or stop that does not exist, or whose parameter is one of the strategy's own.
+            UsageError: a rule, drafter or stop that does not exist, or has a parameter of the same name.
         """
         known = [field.name for field in fields(cls)]
         for name, part in cls.parts().items():
@@ -163,7 +163,7 @@ class Strategy(ABC):
 
     @classmethod
     def build(cls, values: Mapping[str, str]) -> Self:
-        """Make the strategy from parameters as text: its plug-ins from their share of them first.
+        """Create the strategy from parameters given as strings, its plug-ins first.
 
         Raises:
             UsageError: an unknown key, a wrong type or a value out of range.
@@ -183,24 +183,24 @@ class Strategy(ABC):
                 raise UsageError(unknown("parameter", key, known) if known else f"takes no parameters (got '{key}')")
 
     def calls(self, role: Role) -> Calls:
-        """What it will ask of one of the models; token by token unless a strategy says otherwise."""
+        """The calls it will make to one of the models; token by token by default."""
         return ALONE
 
     def capture(self, graphs: GraphCache, sampling: Sampling, logits: Tensor) -> None:
-        """Capture what `graphs` will be asked for, before the clock starts; `logits` `[1, V]` are an example."""
+        """Capture the graphs that decoding will use, before the clock starts; `logits` `[1, V]` are an example."""
         del graphs, sampling, logits
 
     def runners(self, pair: Pair) -> Mapping[Role, Runner]:
-        """What runs the two models: the pair's own runners, unless something else is to draft."""
+        """The runners of the two models: the pair's own, unless something else drafts."""
         return {role: pair.runner(role) for role in ROLES}
 
     @property
     def needs_costs(self) -> bool:
-        """Whether it goes by what steps of the two models cost."""
+        """Whether the strategy uses the cost of the two models' steps."""
         return False
 
     def costs(self, pair: Pair) -> StepCosts | None:
-        """What steps cost, for a strategy that goes by it."""
+        """The step costs, for a strategy that uses them."""
         del pair
         return None
 
@@ -219,12 +219,12 @@ class RuleStrategy(Strategy):
 
     @property
     def thinking_only(self) -> bool:
-        """As the rule."""
+        """Whether the rule applies only to thinking."""
         return self.rule.thinking_only
 
     @classmethod
     def parts(cls) -> dict[str, Part]:
-        """`rule`."""
+        """`rule`: the deferral rule."""
         return {"rule": Part("rule", rules.load, cls.default_rule), **super().parts()}
 
 
@@ -232,7 +232,7 @@ class RuleStrategy(Strategy):
 class Speculating(Strategy):
     """Rounds of at most k drafted tokens, which the target checks in one call, token by token or as blocks.
 
-    `k=auto` leaves the length to the stop, up to `AUTO_DRAFTED`; to `rate` where none is named.
+    `k=auto` leaves the length, up to `AUTO_DRAFTED`, to the stop: by default `rate`.
     """
 
     draft: Drafter = MODEL
@@ -241,11 +241,11 @@ class Speculating(Strategy):
     verify: Literal["token", "block"] = option("token")
 
     def __post_init__(self) -> None:
-        """Refuse rules and stops that ask a draft for what it does not have, and a length that nobody chooses.
+        """Reject rules and stops that need a confidence the drafter does not have, and `k=auto` without a stop.
 
         Raises:
             UsageError: a rule or a stop that reads the confidence of a draft that is certain of every token; `k=auto`
-                with a stop that ends no draft.
+                with a stop that never ends a draft.
         """
         rule = self.verification_rule
         if self.draft.one_hot:
@@ -265,7 +265,7 @@ class Speculating(Strategy):
 
     @classmethod
     def build(cls, values: Mapping[str, str]) -> Self:
-        """As any strategy; of `k=auto` alone the stop is `rate`, which needs no parameter and any drafter can have."""
+        """Create the strategy; with `k=auto`, the default stop is `rate`: no parameters, and it suits any drafter."""
         return super().build({"stop": "rate", **values} if values.get("k") == "auto" else values)
 
     @classmethod
@@ -281,31 +281,31 @@ class Speculating(Strategy):
 
     @property
     def depends_on_rounds(self) -> bool:
-        """Whether the drafter's q does, and the rule makes pi of it."""
+        """Whether the drafter's q depends on where rounds begin, and the rule's pi on that q."""
         return not self.draft.by_prefix and self.verification_rule.reads_draft
 
     @property
     def remembers(self) -> int:
-        """As its drafter."""
+        """Number of earlier texts that its drafter searches."""
         return self.draft.remembers
 
     @property
     def longest(self) -> int:
-        """The most tokens that a round drafts."""
+        """Maximum number of tokens drafted per round."""
         return AUTO_DRAFTED if self.k == "auto" else self.k
 
     @property
     def by_block(self) -> bool:
-        """Whether prefixes of a block are tested, and the longest that passes stands, in place of single tokens."""
+        """Whether prefixes of a block are tested instead of single tokens, and the longest that passes is kept."""
         return self.verify == "block"
 
     @property
     def needs_draft(self) -> bool:
-        """Whether the drafter asks the pair's draft model."""
+        """Whether the drafter uses the pair's draft model."""
         return self.draft.needs_model
 
     def calls(self, role: Role) -> Calls:
-        """Those of rounds of k drafted tokens, and of fewer; with a stop that looks at them drafts of one each."""
+        """The calls of rounds of k or fewer drafted tokens; with a stop that reads the draft, one token per call."""
         if role == "target":
             return Calls(reads=[(n, n) for n in range(self.longest + 1, 0, -1)])
         if self.stop.reads is None:
@@ -319,16 +319,16 @@ class Speculating(Strategy):
         capture_round(graphs, self.verification_rule, sampling, self.longest, logits, by_block=self.by_block)
 
     def runners(self, pair: Pair) -> Mapping[Role, Runner]:
-        """As the drafter."""
+        """The drafter's runners."""
         return self.draft.runners(pair)
 
     @property
     def needs_costs(self) -> bool:
-        """Whether its stop does."""
+        """Whether its stop uses step costs."""
         return self.stop.needs_costs
 
     def costs(self, pair: Pair) -> StepCosts | None:
-        """Those of its rounds, if its stop goes by them."""
+        """The step costs of its rounds, if its stop uses them."""
         from cascli.models.step_costs import step_costs
 
         if not self.needs_costs:
@@ -339,14 +339,14 @@ class Speculating(Strategy):
         return step_costs(pair, self.longest, self.draft.cost, reads_last=always, reads_if_kept=late, exit=draft.exit)
 
     def asks_late(self, draft: Runner, device: torch.device, *, captures: bool) -> bool:
-        """Whether its rule gets q behind a block only once all of the block has passed: see `speculation.asks_late`."""
+        """Whether its rule gets q after a block only once the whole block has passed: see `speculation.asks_late`."""
         from cascli.decoding.speculation import asks_late
 
         by_model = self.draft.needs_model and self.draft.by_prefix
         return by_model and asks_late(self.verification_rule, draft, device, captures=captures)
 
     def decode(self, s: Session) -> Iterator[Round]:
-        """Rounds of speculation towards the rule's distribution."""
+        """Yield rounds of speculation towards the rule's distribution."""
         from cascli.decoding.plugin_checks import beginning, proposing
         from cascli.decoding.speculation import speculate
 
@@ -363,7 +363,7 @@ class Speculating(Strategy):
 
 
 def _told(plugin: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, without options that are as by default."""
+    """The fields of a dataclass by name, without options at their default."""
     return {
         each.name: value
         for each in fields(plugin)

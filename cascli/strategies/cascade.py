@@ -1,7 +1,7 @@
-"""The sequence-level cascade: the draft model answers; its confidence decides whether the answer stands.
+"""The sequence-level cascade: the draft model answers; its confidence decides whether the answer is kept.
 
-A prompt that is deferred pays for both answers: that is counted, not hidden. Confidence comes from per-token
-log-probabilities and margins (Gupta et al. 2024, arXiv 2404.10136: Chow-Average, Chow-Sum and Chow-Quantile).
+A deferred prompt pays for both answers, and both are counted. Confidence comes from per-token log-probabilities and
+margins (Gupta et al. 2024, arXiv 2404.10136: Chow-Average, Chow-Sum and Chow-Quantile).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Score = Literal["mean-logprob", "sum-logprob", "quantile-logprob", "min-margin"]
 
 
 class Confidence(NamedTuple):
-    """What the draft model thought of each token it wrote, at temperature 1."""
+    """The draft model's confidence in each token it wrote, at temperature 1."""
 
     logprobs: Sequence[float]
     """log q1 of the written tokens."""
     margins: Sequence[float]
-    """How far the most likely token stood above the second, as probabilities."""
+    """Probability of the most likely token minus that of the second."""
 
 
 def score(name: str, confidence: Confidence, level: float) -> float:
@@ -61,17 +61,17 @@ class Cascade(Strategy):
     score: Score = "mean-logprob"
     threshold: Annotated[float, Field(allow_inf_nan=False)] = -0.5
     level: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Which quantile `quantile-logprob` takes; 0 is the least likely token."""
+    """The quantile that `quantile-logprob` uses; 0 is the least likely token."""
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters that matter: `level` belongs to one score."""
+        """The parameters that apply: `level` only with `quantile-logprob`."""
         values = super().params
         return values if self.score == "quantile-logprob" else {k: v for k, v in values.items() if k != "level"}
 
     @property
     def tentative(self) -> bool:
-        """The draft model's answer stands only once it was judged."""
+        """True: the draft model's answer is kept only if its score is high enough."""
         return True
 
     def calls(self, role: Role) -> Calls:
@@ -79,13 +79,13 @@ class Cascade(Strategy):
         return ALONE._replace(reads_base=role == "draft")
 
     def decode(self, s: Session) -> Iterator[Round | Handover]:
-        """The draft model's answer, the decision, and the target's answer where it is needed."""
+        """Yield the draft model's answer, the decision, and the target's answer if it is needed."""
         logprobs: list[Tensor] = []
         margins: list[Tensor] = []
 
         def on_distributions(base: Tensor, token: Tensor) -> None:
             top = base.topk(min(2, base.shape[-1]), dim=-1).values
-            # The smallest number for a probability that is none in float32: minus infinity is no number in JSON.
+            # Clamp a probability that underflows in float32: JSON cannot represent minus infinity.
             logprobs.append(base[0, token].clamp_min(_SMALLEST).log())
             margins.append(top[:, 0] - top[:, -1])
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draft(Strategy):
-    """One draft call a token; the target is never asked."""
+    """One draft call per token; the target is never called."""
 
     summary: ClassVar[str] = "the draft model alone, token by token"
     formula: ClassVar[str] = "pi = q"

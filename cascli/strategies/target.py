@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target(Strategy):
-    """One target call a token."""
+    """One target call per token."""
 
     summary: ClassVar[str] = "the target model alone, token by token"
     formula: ClassVar[str] = "pi = p"

@@ -1,8 +1,8 @@
-"""The token-level cascade without speculation: at each token the rule chooses who writes it.
+"""The token-level cascade without speculation: the rule chooses which model writes each token.
 
-Its law at every position is the very pi that the speculative cascade samples from, whatever the rule. With a rule that
-reads p, or that is no choice between the models, the target is asked at every token, so such a run is an oracle: it
-shows the law, not a saving.
+At every position it samples from the same pi as the speculative cascade, whatever the rule. With a rule that reads p,
+or that does not choose between the models, the target is called at every token, so the run is an oracle: it shows the
+output distribution, not a saving.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _FEW = 4
-"""Tokens of the draft model that the target catches up with in one captured call; more are read as a prompt is."""
+"""Maximum number of draft tokens that the target reads in one captured call; more are read as a prompt is."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,23 @@ class TokenCascade(RuleStrategy):
 
     @property
     def oracle(self) -> bool:
-        """Whether the decision, or the law itself, needs the target where the saving would do without."""
+        """Whether the decision, or pi itself, needs the target at tokens where the saving would skip it."""
         return self.rule.reads_target or not self.rule.chooses or self.rule.thinking_only
 
     def calls(self, role: Role) -> Calls:
-        """A token a call; the target also catches up with what the draft model wrote alone."""
+        """One token per call; the target also reads the tokens that the draft model wrote alone."""
         longest = _FEW if role == "target" else 2
         return Calls(reads=[(n, 1) for n in range(longest, 0, -1)])
 
     def decode(self, s: Session) -> Iterator[Round]:
-        """One token a round."""
+        """Yield one token per round."""
         step = self._oracle_step if self.oracle else self._step
         while not s.finished:
             emitted = step(s)
             yield Round(emitted=[emitted], seconds=s.clock.lap())
 
     def _step(self, s: Session) -> Emitted:
-        """Ask the draft model; ask the target only if the rule defers the token that the draft model drew."""
+        """Run the draft model; run the target only if the rule defers the token that the draft model drew."""
         from cascli.decoding import detail
         from cascli.decoding.plugin_checks import applied, check_reads_target, deferred
         from cascli.sampling import distributions
@@ -75,7 +75,7 @@ class TokenCascade(RuleStrategy):
         check_reads_target(self.rule, distributions.Dists(q, p, q1, p), defer)
         token = _from_target(s, p, defer)
         s.append(token)
-        # The rule looks at q alone, so that what it says of both is known now: pi, and how far it is from p.
+        # The rule reads q alone, so q1 may stand in for p1 in computing pi and its distance from p.
         tv = distributions.total_variation(applied(self.rule, distributions.Dists(q, p, q1, q1)), p)
         more = _numbers_of_detail(s, token, ours, q, p, q1, logits)
         columns = s.fetch(token, distributions.at(q, token), distributions.at(p, token), tv, *more)
@@ -94,10 +94,10 @@ class TokenCascade(RuleStrategy):
         )
 
     def _oracle_step(self, s: Session) -> Emitted:
-        """Ask both models: the draft's token stands if the rule keeps it, else the target writes.
+        """Run both models: the draft's token is used if the rule keeps it, else the target writes.
 
-        A rule that is no such choice gives a distribution of its own, which the token is drawn from; it counts as the
-        draft model's if that would have drawn the same one.
+        If the rule does not choose between the models, the token is drawn from its pi; it counts as the draft model's
+        if the draft model would have drawn the same token.
         """
         from cascli.decoding import thinking
         from cascli.sampling import distributions
@@ -152,7 +152,7 @@ class TokenCascade(RuleStrategy):
 def _numbers_of_detail(
     s: Session, token: Tensor, ours: Tensor, q: Tensor, p: Tensor, q1: Tensor, logits: Tensor
 ) -> list[Tensor]:
-    """What both models thought of the token `[1]`, then of the draft model's, with the ids of the latter.
+    """The draft model's token, then both models' numbers for the written token `[1]` and for the draft model's.
 
     All distributions, and the target's logits, are `[1, V]`.
     """
@@ -170,7 +170,7 @@ def _numbers_of_detail(
 
 
 def _details(s: Session, flat: Sequence[Sequence[float]]) -> tuple[Detail | None, TurnedDown | None]:
-    """The token's detail, and the draft model's token; Nones where nothing was asked for."""
+    """The token's detail, and the draft model's token; both None if no detail is recorded."""
     from cascli.decoding import detail
 
     if not flat:
@@ -181,14 +181,14 @@ def _details(s: Session, flat: Sequence[Sequence[float]]) -> tuple[Detail | None
 
 
 def _of_token(defer: Tensor, token: Tensor) -> Tensor:
-    """Whether `[1]` a mask `[1, 1]` or `[1, V]` defers a token `[1]`."""
+    """Whether a mask `[1, 1]` or `[1, V]` defers a token `[1]`, as a bool `[1]`."""
     return defer[0] if defer.shape[-1] == 1 else defer.gather(-1, token.unsqueeze(-1))[0]
 
 
 def _from_target(s: Session, p: Tensor, defer: Tensor) -> Tensor:
     """The target's token `[1]`.
 
-    Where the rule looked at the drawn draft token, the target needs a uniform of its own; a whole-distribution rule did
-    not, and sharing the position's uniform keeps runs comparable.
+    If the decision depended on the drawn draft token, the target needs its own uniform. With a whole-distribution rule
+    it did not, and sharing the position's uniform keeps runs comparable.
     """
     return s.draw(p) if defer.shape[-1] == 1 else s.draw_again(p)
