@@ -123,7 +123,7 @@ PLAIN = {
     "p": "Target probability of the token in the distribution sampled from.",
     "pi": "Probability of the token in the distribution that drafts are verified against; p without a rule.",
     "event": "Origin of the token: accepted draft, drawn after a rejection, bonus, or draft model or target alone.",
-    "target_rank": "Rank of the token in the target's distribution at temperature 1, 1 for the likeliest.",
+    "target_rank": "Rank of the token under the target: 1 plus the number of likelier tokens.",
     "max_q1": "The draft model's largest probability.",
     "max_p1": "The target's largest probability.",
     "target_top": "The target's likeliest tokens.",
