@@ -22,7 +22,7 @@ class Clock:
     """Measures one run on one device; seconds."""
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
-        """Measure with `now`; CUDA events are used only with the default, since other runs share the device."""
+        """Measure with `now`; CUDA events are used only with the default, by a run that has the device to itself."""
         self._now = now
         self._cuda = device.type == "cuda" and now is time.perf_counter
         self._device = device

@@ -98,7 +98,7 @@ class Cursor:
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
     def begin(self) -> Tensor:
-        """Read the prompt except its last token (all of it with an encoder); return what the answer starts from, `[1]`."""
+        """Read the prompt except its last token (an encoder reads all); return what an answer starts from, `[1]`."""
         if self._start is None and self.prompt_by is not None:
             self._start, self._prompt = self.prompt_by.begin(), self.prompt_by._prompt
         elif self._start is None:
