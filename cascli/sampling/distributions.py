@@ -120,5 +120,5 @@ def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regret(logits: Tensor, tokens: Tensor) -> Tensor:
-    """How much less likely tokens `[n]` are than the best ones under logits `[n, V]`: log max p1 - log p1(x), in nats."""
+    """How much less likely tokens `[n]` are than the best under logits `[n, V]`: log max p1 - log p1(x), in nats."""
     return logits.amax(dim=-1).double() - at(logits, tokens).double()
