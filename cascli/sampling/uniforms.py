@@ -82,11 +82,11 @@ class Uniforms:
 
 
 class LookingAhead:
-    """Uniforms for rounds in which what is kept depends on all drafted tokens, including those after it.
+    """Uniforms for rounds in which keeping a draft depends on all drafted tokens, including those after it.
 
     There, a rejected draft has influenced the decision: its numbers are known to have failed, and would fail again more
-    often than they should. So a position that a decision has already used gets new numbers, keyed by the round, when it
-    is drafted again; a position that is drafted for the first time gets its own, which other strategies share.
+    often than they should. So a position whose numbers a decision has already used gets new ones, keyed by the round,
+    when it is drafted again; a position that is drafted for the first time has its own, which other strategies share.
     """
 
     def __init__(self, numbers: RandomNumbers) -> None:

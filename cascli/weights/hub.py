@@ -73,7 +73,7 @@ def has_model(folder: Path) -> bool:
 
 
 def changed(folder: Path) -> list[str]:
-    """The files of a snapshot whose content does not match their name in the hub's cache: for weights, a sha256."""
+    """The files of a snapshot whose content does not match their name in the hub's cache (for weights, a sha256)."""
     named = {path: path.resolve().name for path in sorted(folder.rglob("*")) if path.is_symlink()}
     known = {path: name for path, name in named.items() if len(name) == _SHA256_DIGITS}
     return [path.relative_to(folder).as_posix() for path, name in known.items() if sha256_of(path) != name]

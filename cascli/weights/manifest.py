@@ -21,7 +21,7 @@ CONVERTER = 1
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` holds a completely converted model."""
+    """Whether `folder` holds a complete and valid converted model."""
     manifest = _read(folder)
     files = manifest.get("files")
     if manifest.get("schema") != SCHEMA or manifest.get("converter") != CONVERTER or not files:

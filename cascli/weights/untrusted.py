@@ -45,7 +45,7 @@ def config_of(folder: Path) -> Any:
     """The config of a model folder.
 
     Raises:
-        RunError: it is damaged, not of a model that transformers knows, or has sizes that no model has.
+        RunError: it is damaged, describes no model that transformers knows, or has sizes that no model has.
     """
     from transformers import AutoConfig
 

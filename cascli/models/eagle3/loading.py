@@ -54,7 +54,7 @@ def load_head(
         layout: from its config.
         dtype: its precision.
         target: must have a `TappedRunner`.
-        vocab: number of rows of logits that belong to tokens.
+        vocab: number of logits that stand for tokens.
         done: called for each layer as it is finished.
 
     Raises:

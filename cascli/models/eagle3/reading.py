@@ -42,8 +42,8 @@ def read_head(folder: Path, layout: Layout, dtype: str, device: torch.device, do
         done: called for each layer as it is finished.
 
     Raises:
-        RunError: a tensor is missing or unknown, a shape does not match the config, or the vocabulary map leads to no
-            token or twice to the same one.
+        RunError: a tensor is missing or unknown, a shape does not match the config, or the vocabulary map leads to
+            no token or twice to the same one.
     """
     with untrusted.damaged(folder, "the head cannot be loaded:"):
         files = _files(folder)

@@ -118,7 +118,7 @@ def _write_header(path: Path, layout: list[Placed]) -> int:
 
 
 def _row_order(name: str, rows: int, config: PretrainedConfig) -> NDArray[np.intp] | None:
-    """Row order for a llama query or key projection, where GGUF interleaves the halves of each head; None if as is."""
+    """Row order for a llama query or key projection, where GGUF interleaves the halves of each head; else None."""
     if config.model_type != "llama" or not (".q_proj." in name or ".k_proj." in name):
         return None
     heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads

