@@ -8,7 +8,7 @@ from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONG = 12
-"""Number of tokens without the end of a character that cannot all belong to one character."""
+"""After this many tokens without a complete character, they cannot all belong to one."""
 _UNSETTLED = 3
 """Maximum number of bytes of a character whose last byte is still missing."""
 

@@ -45,8 +45,8 @@ class Block(NamedTuple):
     """The n tokens drafted after the answer so far, `[n]`, and the exact distributions that they were drawn from.
 
     `q` is `[n, V]` (float32), or `[n + 1, V]` if there is a proposal for the position after them too; a deterministic
-    draft is one-hot. `q1` is `q` at temperature 1, or the very tensor `q` where that is not known. Both are valid until
-    the next draft.
+    draft is one-hot. `q1` is `q` at temperature 1, or the same tensor as `q` where that is not known. Both are valid
+    until the next draft.
     """
 
     tokens: Tensor
@@ -151,9 +151,9 @@ def speculate(
 def asks_late(rule: Rule, draft: Runner, device: torch.device, *, captures: bool) -> bool:
     """Whether the rule gets a draft model's q after a block only once the whole block has passed.
 
-    No other round needs that step. But a captured round cannot wait for the host to learn the outcome, a draft model
-    that depends on the target cannot wait either, since the target has read the block by then, and a rule with side
-    effects is always given whole rounds.
+    No other round needs that step. But a captured round cannot wait for the host to learn the outcome, and a draft model
+    that depends on the target cannot wait either: the target has read the block by then. A rule with side effects is
+    always given whole rounds.
 
     Args:
         rule: computes pi.
@@ -197,7 +197,7 @@ def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
 
 
 def _continued(numbers: Tensor, after: Tensor) -> Tensor:
-    """The matrix of a round whose drafts all passed, joined with the position after them, decided as its own round."""
+    """The matrix of a round whose drafts all passed, joined with the decision for the position after them."""
     joined = torch.cat([numbers[:, :-1], after], dim=1)
     for field in (Field.NEXT_ID, Field.NEXT_P, Field.NEXT_Q, Field.NEXT_REGRET):
         joined[field, 0] = after[field, 0]

@@ -17,7 +17,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOS
 
 
 def full_message(folder: Path, needed: int, variable: str = HOME) -> str:
-    """State how much `folder` needs (bytes, 0 if not known) and has free, and that `variable` can move it."""
+    """State how much `folder` needs (bytes, 0 if not known) and has free, and what to do; `variable` moves it."""
     need = f"about {needed / GB:.1f} GB are needed and " if needed else ""
     return (
         f"{folder}: not enough disk space: {need}{_free(folder) / GB:.1f} GB are free.\n"
