@@ -151,9 +151,9 @@ def speculate(
 def asks_late(rule: Rule, draft: Runner, device: torch.device, *, captures: bool) -> bool:
     """Whether the rule gets a draft model's q after a block only once the whole block has passed.
 
-    No other round needs that step. But a captured round cannot wait for the host to learn the outcome, and a draft model
-    that depends on the target cannot wait either: the target has read the block by then. A rule with side effects is
-    always given whole rounds.
+    No other round needs that step. But a captured round cannot wait for the host to learn the outcome, and a draft
+    model that depends on the target cannot wait either: the target has read the block by then. A rule with side effects
+    is always given whole rounds.
 
     Args:
         rule: computes pi.
