@@ -25,8 +25,8 @@ def write(
     """Let one model write until the session is finished.
 
     `on_distributions` gets the distribution at temperature 1 `[1, V]` and the drawn token `[1]` of each position; both
-    are valid until the next. A `tentative` answer has random numbers of its own: whoever replaces it must not meet
-    those that decided its fate.
+    are valid until the next position. A `tentative` answer uses separate random numbers: an answer that replaces it
+    must not reuse those that led to its replacement.
     """
     from cascli.decoding import detail
     from cascli.sampling import distributions

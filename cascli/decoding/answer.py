@@ -9,7 +9,7 @@ from cascli.trace import Emitted, FinishReason, Round
 
 
 class Answer:
-    """Collects rounds; ends after an end-of-text token, a stop string, or `limit` tokens."""
+    """Collects rounds until an end-of-text token, a stop string, or `limit` tokens."""
 
     def __init__(self, speller: Speller, eos_ids: Collection[int], stop: Sequence[str], limit: int) -> None:
         self._speller = speller
@@ -23,10 +23,10 @@ class Answer:
         self.finish_reason: FinishReason | None = None
 
     def add(self, step: Round) -> tuple[Round, list[str]]:
-        """Take a round in; return it cut where the text ends, and the text that each token completes.
+        """Add a round; return it, cut where the text ends, and the text that each token completes.
 
-        Where it ends inside a drafted block, the drafts after the end are cut off too: whether the target agrees with
-        them says nothing about this text, and they would count in every rate.
+        If the text ends inside a drafted block, the drafts after the end are cut off too: whether the target agrees
+        with them says nothing about this text, and they would count in every rate.
         """
         kept: list[Emitted] = []
         pieces: list[str] = []

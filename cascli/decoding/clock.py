@@ -1,6 +1,6 @@
 """Where the time goes: spans inside the two models, and everything else.
 
-On CUDA a span is a pair of events that is read after the round's one transfer to the host, so that
+On CUDA a span is a pair of events that is read after the round's single transfer to the host, so
 measuring adds no synchronisation.
 """
 
@@ -22,7 +22,7 @@ class Clock:
     """Measures one run on one device; seconds."""
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
-        """Measure by `now`; events on the device are for a run that has it alone."""
+        """Measure with `now`; CUDA events are used only with the default, by a run that has the device to itself."""
         self._now = now
         self._cuda = device.type == "cuda" and now is time.perf_counter
         self._device = device
@@ -59,7 +59,7 @@ class Clock:
         self._pending.clear()
 
     def lap(self) -> RoundSeconds:
-        """Seconds since the last lap, in the models and in all; call it after the round's transfer."""
+        """Seconds since the last lap, per model and in total; call it after the round's transfer."""
         self._collect()
         draft, verify = (self._totals[phase] - self._at_last_round[phase] for phase in ("draft", "verify"))
         self._at_last_round = dict(self._totals)
@@ -69,19 +69,19 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time that those who watch the run take, or that others have who are under way too."""
+        """Exclude the enclosed time, which belongs to observers of the run or to concurrent runs."""
         self._paused = self._now()
-        yield  # a run that is not resumed has ended here: nothing is to be made good
+        yield  # a run that is never resumed ended here: there is nothing to subtract
         self._away += self._now() - self._paused
         self._paused = None
 
     def elapsed(self) -> float:
-        """Seconds since the run began, up to the pause if there is one: a run may end while it is suspended."""
+        """Seconds since the run began; up to the pause if it is paused, since a run may end while suspended."""
         now = self._now() if self._paused is None else self._paused
         return now - self._start - self._away
 
     def finish(self) -> Seconds:
-        """The account of the whole run; its four parts add up to the total."""
+        """The times of the whole run; the four parts add up to the total."""
         self._synchronise()
         total = self.elapsed()
         self._collect()

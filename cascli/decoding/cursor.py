@@ -14,7 +14,7 @@ from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
 
 @dataclass
 class Cursor:
-    """One model during one run: reads the session's text as far as asked, counts calls and time."""
+    """One model during one run: reads the session's text up to a given token, and counts calls and time."""
 
     runner: Runner
     phase: Phase
@@ -22,36 +22,36 @@ class Cursor:
     prompt_ids: Tensor
     """`[n]`; read at the first step, and counted as prefill."""
     text: Tensor
-    """`[capacity]`, the session's: the answer, and drafted tokens after it."""
+    """`[capacity]`, the session's text: the answer, and drafted tokens after it."""
     prompt_by: Cursor | None = None
-    """Whose model reads the prompt for this one too: an early exit is a part of it."""
+    """The cursor whose model reads the prompt for this one too: an early exit is part of that model."""
     calls: int = 0
     """Steps that a decoding strategy pays for; reading the prompt is not one."""
     passes: int = 0
-    """All forward passes, those over the prompt included."""
+    """All forward passes, including those over the prompt."""
     tokens: int = 0
-    """Tokens read so far, the prompt and those that were forgotten again included."""
+    """Tokens read so far, including the prompt and tokens that were forgotten again."""
     attended: int = 0
-    """Pairs of a token and one that it could look at, over all that was read."""
+    """Pairs of a token and one that it could attend to, over everything that was read."""
     rows: int = 0
-    """Rows of logits that were made."""
+    """Rows of logits that were computed."""
     encoded: int = 0
-    """Of the tokens those of the prompt that an encoder has read."""
+    """Prompt tokens that an encoder has read; also counted in `tokens`."""
     max_logit: Tensor = field(init=False)
-    """0-dim on the device, the largest amount of any row's largest logit: finite as long as all of them were."""
+    """The largest magnitude of any row's largest logit, 0-dim on the device: finite as long as all of them were."""
     _start: Tensor | None = field(default=None, init=False, repr=False)
-    """What the first step reads before the answer, `[1]`; None until the prompt was read."""
+    """What the first step reads before the answer, `[1]`; None until the prompt has been read."""
     _prompt: int = field(default=0, init=False, repr=False)
-    """How many tokens the runner had read before that."""
+    """Number of tokens the runner had read before that."""
 
     def __post_init__(self) -> None:
-        """Nothing was read yet."""
+        """Start with nothing read."""
         self.max_logit = torch.zeros((), dtype=torch.float32, device=self.text.device)
 
     def read(self, end: int, rows: int = 1) -> Tensor:
         """Read the answer up to token `end` and return the last `rows` rows of logits, `[rows, V]`.
 
-        The prompt but for its last token is prefill and not counted as a call.
+        The prompt except for its last token is prefill and does not count as a call.
         """
         logits = self._forward(self._unread(end, rows), rows)
         self.calls += 1
@@ -59,10 +59,10 @@ class Cursor:
         return logits
 
     def write(self, length: int, sampler: Sampler, u: Tensor, *, read_last: bool = False) -> Written:
-        """Let the model write a token with each uniform of `u` `[n]` after the first `length` tokens of the answer.
+        """Let the model write one token per uniform of `u` `[n]` after the first `length` tokens of the answer.
 
-        What it wrote is valid until the model's next call. Where a captured graph draws as well as reads, drawing
-        counts as the model's time.
+        The result is valid until the model's next call. Where a captured graph draws as well as reads, drawing counts
+        as the model's time.
         """
         ids = self._unread(length, 1)
         if self.runner.draws:
@@ -74,7 +74,7 @@ class Cursor:
         return written
 
     def _watch(self, largest: Tensor) -> None:
-        """Notice logits that are no numbers: a row of minus infinity has a largest one of that sign."""
+        """Track the largest magnitude, to notice logits that are not finite: in a row of -inf even the largest is."""
         self.max_logit = torch.maximum(self.max_logit, largest.float().abs().amax())
 
     def _written(self, ids: Tensor, sampler: Sampler, u: Tensor, read_last: bool) -> Written:
@@ -86,10 +86,10 @@ class Cursor:
         return written
 
     def _unread(self, end: int, rows: int) -> Tensor:
-        """The ids up to token `end` of the answer that a step has to read; the prompt is read first where it was not.
+        """The ids up to token `end` of the answer that a step has to read; reads the prompt first if it was not read.
 
         Raises:
-            ValueError: fewer ids than rows of logits are wanted.
+            ValueError: fewer ids are unread than rows of logits are wanted.
         """
         start = self.begin()
         read = self.runner.length - self._prompt
@@ -98,14 +98,14 @@ class Cursor:
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
     def begin(self) -> Tensor:
-        """Read the prompt but for its last token, or whole where it is encoded; what an answer starts from, `[1]`."""
+        """Read the prompt except its last token (an encoder reads all); return what an answer starts from, `[1]`."""
         if self._start is None and self.prompt_by is not None:
             self._start, self._prompt = self.prompt_by.begin(), self.prompt_by._prompt
         elif self._start is None:
             with self.clock.span("prefill"):
                 self._start = self.runner.begin(self.prompt_ids)
             self._prompt, self.encoded = self.runner.length, self.runner.encoded
-            if self.encoded:  # no logits, and what its tokens look at is no matter of the cache
+            if self.encoded:  # no logits, and an encoder attends without the cache
                 self.passes += 1
                 self.tokens += self.encoded
             elif self._prompt:
@@ -113,7 +113,7 @@ class Cursor:
         return self._start
 
     def steps_left(self, wanted: int, length: int) -> int:
-        """How many of so many distributions behind the first `length` tokens of the answer the model can give."""
+        """How many of the `wanted` distributions after the first `length` tokens of the answer the model can give."""
         left = self.runner.steps_left(self.prompt_ids.shape[0] + length)
         return wanted if left is None else min(wanted, left)
 
@@ -123,7 +123,7 @@ class Cursor:
             return self.runner.forward(ids, rows)
 
     def _count(self, before: int, n: int, rows: int) -> None:
-        """Keep account of a pass over n tokens after `before` others, and of its rows of logits."""
+        """Count a pass over n tokens after `before` others, and its rows of logits."""
         self.passes += 1
         self.rows += rows
         self.tokens += n

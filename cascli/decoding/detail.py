@@ -1,8 +1,8 @@
-"""What each model thought at every position of a trace: asked for with `top`, and computed beside the round.
+"""Both models' view of every position in a trace: requested with `top`, and computed alongside the round.
 
-It is made of the distributions that a round has decided with, after it has decided: no token changes by it. It comes
-to the host in the round's own transfer, as one matrix whose unknown numbers are NaN. On a CPU its time is left out of
-the run's.
+It is computed from the distributions that a round has used, after its decision, so it changes no token. It reaches the
+host in the round's own transfer, as one matrix whose unknown numbers are NaN. On a CPU its time is excluded from the
+run's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cascli.sampling import distributions
 from cascli.trace import Detail, Likely
 
 _OWN = 3
-"""Numbers of a token in the eyes of one model: its probability, its rank, and the largest probability."""
+"""Numbers per token and model: the token's probability, its rank, and the largest probability."""
 
 
 class Views(NamedTuple):
-    """The models at n positions; what is None or has fewer rows was not read there."""
+    """The models' distributions at n positions; where one is None or has no row, it was not read."""
 
     q1: Tensor | None = None
     """The draft model at temperature 1, `[m, V]`."""
@@ -34,7 +34,7 @@ class Views(NamedTuple):
 
 
 def numbers(s: Session, tokens: Tensor, rows: Tensor, views: Views) -> list[Tensor]:
-    """The matrix `[n, width]` (float64) of tokens `[n]` at the positions `rows` `[n]`; none where none is asked for."""
+    """The matrix `[n, width]` (float64) of tokens `[n]` at the positions `rows` `[n]`; empty if none is requested."""
     if not s.top:
         return []
     with s.clock.paused():
@@ -77,7 +77,7 @@ def _known(values: Tensor | None, rows: Tensor, width: int) -> Tensor:
 
 
 def details(flat: Sequence[Sequence[float]], count: int, spell: Callable[[int], str]) -> list[Detail | None]:
-    """The details of `count` tokens from what was fetched of `numbers`; Nones where nothing was asked for."""
+    """The details of `count` tokens from the fetched `numbers`; all None if none were requested."""
     if not flat:
         return [None] * count
     [values] = flat

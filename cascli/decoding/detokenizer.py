@@ -8,20 +8,20 @@ from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONG = 12
-"""Tokens without an end of a character after which they cannot all be one."""
+"""After this many tokens without a complete character, they cannot all belong to one."""
 _UNSETTLED = 3
-"""Bytes of a character that may still lack its last one."""
+"""Maximum number of bytes of a character whose last byte is still missing."""
 
 
 class Speller:
-    """Spells tokens with a tokenizer, or as `<id>` where there is none."""
+    """Spells tokens with a tokenizer, or as `<id>` if there is none."""
 
     def __init__(self, tokenizer: Any | None) -> None:
         self._tokenizer = tokenizer
         self.token = lru_cache(maxsize=4096)(self._token)
 
     def _token(self, token: int) -> str:
-        """One token on its own; bytes that are no character by themselves show as a replacement mark."""
+        """One token on its own; bytes that are not a whole character show as the replacement character."""
         return self.text([token], special=True)
 
     def text(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -31,16 +31,16 @@ class Speller:
         return self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
     def markup(self, texts: Collection[str]) -> frozenset[int]:
-        """The ids of those texts that are markup (`<|im_end|>`), which no answer's text shows."""
+        """The ids of those texts that are markup (`<|im_end|>`), which never shows in an answer's text."""
         special = getattr(self._tokenizer, "all_special_tokens", None) or []
         ours = [text for text in texts if text in special]
         return frozenset(self._tokenizer.convert_tokens_to_ids(ours)) if self._tokenizer and ours else frozenset()
 
 
 class Stream:
-    """Turns a growing list of ids into text pieces; a character is held back until all its bytes are there.
+    """Turns a growing list of ids into text pieces; a character is held back until all its bytes have arrived.
 
-    Only the last few tokens are decoded at each step, so that the cost of a step does not grow.
+    Only the last few tokens are decoded at each step, so the cost of a step does not grow.
     """
 
     def __init__(self, speller: Speller) -> None:
@@ -62,7 +62,7 @@ class Stream:
         return piece
 
     def _settled(self, whole: str) -> str:
-        """What will not change any more of a long run of broken characters: all but what the last tokens begin."""
+        """The part of a long run of broken characters that can no longer change: all but what the last tokens begin."""
         before = self._speller.text(self._window[:-_UNSETTLED])
         if not whole.startswith(before):
             return ""
@@ -72,12 +72,12 @@ class Stream:
         return piece
 
     def flush(self) -> str:
-        """What was held back of an unfinished character, at the end of the text."""
+        """The held-back part of an unfinished character, at the end of the text."""
         return self._speller.text(self._window)[len(self._said) :]
 
 
 class StopStrings:
-    """Passes a growing text on until one of several strings appears; holds back what might begin one."""
+    """Passes a growing text on until a stop string appears; holds back what might be the start of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -85,7 +85,7 @@ class StopStrings:
         self._pending = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """The text that can be said now, and whether a stop string was met (it is not said)."""
+        """The text that can be shown now, and whether a stop string was found (it is not shown)."""
         self._pending += piece
         place = self.find(self._pending)
         if place is not None:
@@ -97,7 +97,7 @@ class StopStrings:
         return said, False
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """The held-back text, at the end."""
         said, self._pending = self._pending, ""
         return said
 

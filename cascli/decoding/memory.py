@@ -1,4 +1,4 @@
-"""Memory of a run: its peak, on devices that keep account of it, and what is said when there is not enough."""
+"""Memory of a run: its peak, on devices that track it, and the error when it runs out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cascli.errors import RunError
 
 @contextmanager
 def shortage_told(device: torch.device) -> Iterator[None]:
-    """Say what to do where memory runs out.
+    """Turn running out of memory into an error that says what to do.
 
     Raises:
-        RunError: it did.
+        RunError: memory ran out.
     """
     try:
         yield
@@ -24,15 +24,15 @@ def shortage_told(device: torch.device) -> Iterator[None]:
 
 
 def reset_device_peak(device: torch.device) -> None:
-    """Begin a new measurement where the device allows it."""
+    """Start a new measurement, where the device supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def device_peak(device: torch.device) -> int | None:
-    """Bytes at the highest point since `reset_device_peak`.
+    """Peak memory in bytes since `reset_device_peak`.
 
-    None on a CPU, where the system knows no more than the highest point of the whole process so far: all strategies
-    of a comparison would have the same number.
+    None on a CPU, where the system reports only the peak of the whole process so far: all strategies of a comparison
+    would get the same number.
     """
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,6 +1,7 @@
-"""What plug-ins of other packages return, checked before anything comes of it: a mistake is no silent other law.
+"""Checks of what third-party plug-ins return, before it is used: a mistake must not silently change the output law.
 
-This package's own are not asked: their laws are tested. On a GPU numbers are not looked at, which would wait for them.
+cascli's own plug-ins are not checked here: tests cover their laws. On a GPU values are not checked, since reading them
+would synchronise.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
     from cascli.decoding.speculation import Block, Propose
 
 SLACK = 1e-3
-"""By how much the probabilities of a position may miss 1: rounding of 260,000 of them in float32 stays far below."""
+"""How far the sum of a position's probabilities may be from 1; float32 rounding over 260,000 of them is far less."""
 
 
 # ---- rules
 
 
 def given(rule: Rule, d: Dists) -> Dists:
-    """What a rule is asked with: one of another package gets copies, which it may write into.
+    """The distributions passed to a rule; a third-party rule gets copies, which it may write to.
 
-    One that says that it does not read the draft is shown nothing of it, on a CPU.
+    On a CPU, one that declares `reads_draft = False` gets NaN in place of the draft's distributions.
     """
     if is_own(rule):
         return d
@@ -46,16 +47,16 @@ def given(rule: Rule, d: Dists) -> Dists:
     if not (rule.reads_draft or d.q.is_cuda):
         parts[0], parts[2] = (torch.full_like(d.p, torch.nan) for _ in range(2))
     shown = type(d)(*parts)
-    if vars_of := getattr(d, "__dict__", None):  # of a kind that knows more, such as whole entropies
+    if vars_of := getattr(d, "__dict__", None):  # of a subclass with more, such as entropies over the whole vocabulary
         shown.__dict__.update(vars_of)
     return shown
 
 
 def applied(rule: Rule, d: Dists) -> Tensor:
-    """pi `[n, V]` of a rule, checked if it is of another package.
+    """A rule's pi `[n, V]`, checked if the rule is third-party.
 
     Raises:
-        RunError: it is of another shape, or no distribution.
+        RunError: pi has the wrong shape or is not a distribution.
     """
     pi = rule.apply(given(rule, d))
     if is_own(rule):
@@ -65,10 +66,10 @@ def applied(rule: Rule, d: Dists) -> Tensor:
 
 
 def decided(rule: Rule, d: Dists) -> tuple[Tensor, Tensor | None]:
-    """pi `[n, V]`, and what a choice defers: bool `[n, 1]` or `[n, V]`, None of other rules.
+    """A rule's pi `[n, V]`, and what it defers if it chooses between the models: bool `[n, 1]` or `[n, V]`, else None.
 
     Raises:
-        RunError: pi is no distribution, or not what the choice makes of both models.
+        RunError: pi is not a distribution, or not the one that the choice between both models gives.
     """
     pi, defer = applied(rule, d), rule.deferred(given(rule, d))
     if is_own(rule):
@@ -77,10 +78,10 @@ def decided(rule: Rule, d: Dists) -> tuple[Tensor, Tensor | None]:
 
 
 def deferred(rule: Rule, d: Dists) -> Tensor | None:
-    """What a choice defers, as of `decided`; pi is not asked for.
+    """What a rule defers, as in `decided`, without computing pi.
 
     Raises:
-        RunError: it is of another shape or type.
+        RunError: it has the wrong shape or type.
     """
     defer = rule.deferred(given(rule, d))
     if defer is not None and not is_own(rule):
@@ -95,7 +96,7 @@ def _check_mask(rule: Rule, defer: Tensor, shape: torch.Size) -> None:
 
 
 def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> Tensor | None:
-    """What a choice defers, if it goes with pi: both come of questions of their own."""
+    """Return what a choice defers, after checking that it is consistent with pi: the two come from separate calls."""
     if not rule.chooses:
         return None
     if defer is None:
@@ -116,10 +117,10 @@ def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> T
 
 
 def check_reads_target(rule: Rule, d: Dists, before: Tensor) -> None:
-    """That a rule of another package which says that it does not read the target answers with it as without.
+    """Check that a third-party rule with `reads_target = False` defers the same with the target as without it.
 
     Raises:
-        RunError: it does not; `before` is what it deferred when the draft's distribution stood for the target's.
+        RunError: it does not; `before` is what it deferred with the draft's distribution in place of the target's.
     """
     if is_own(rule) or before.is_cuda:
         return
@@ -132,11 +133,11 @@ def check_reads_target(rule: Rule, d: Dists, before: Tensor) -> None:
 
 
 def proposing(drafter: object, propose: Propose) -> Propose:
-    """What a drafter drafts with; each block of one of another package is checked.
+    """A drafter's `propose`; a third-party drafter's is wrapped to check each block.
 
     Raises:
-        RunError: on being asked: tokens or q are of another shape, no distribution, or of no probability there; or the
-            drafter has changed the text.
+        RunError: when called: tokens or q have the wrong shape, q is not a distribution or gives a drafted token
+            probability 0, or the drafter has changed the text.
     """
     if is_own(drafter):
         return propose
@@ -192,10 +193,10 @@ def _check(what: str, found: Tensor, wanted: torch.Size) -> None:
 
 
 def beginning(stop: Stop, costs: StepCosts | None) -> Stopping:
-    """What decides of one answer; that of another package is checked, and kept from what it may not remember.
+    """The `Stopping` for one answer; a third-party one is checked, and wrapped so that it forgets what it must.
 
     Raises:
-        RunError: it is no Stopping.
+        RunError: it is not a Stopping.
     """
     begun = stop.begin(costs)
     if is_own(stop):
@@ -206,17 +207,17 @@ def beginning(stop: Stop, costs: StepCosts | None) -> Stopping:
 
 
 class _Checked(Stopping):
-    """A stop of another package; what it is asked along a draft is asked of a copy, which the round's end forgets.
+    """A third-party stop; calls during a draft go to a copy that is discarded after the round.
 
-    What it read behind a draft that did not stand would otherwise have a say in where the next round ends, and the
-    answer would no longer follow pi.
+    Otherwise what it read after a rejected draft could influence where the next round ends, and the answer would no
+    longer follow pi.
     """
 
     reads: ClassVar[Reading | None] = "best"
 
     def __init__(self, name: str, whole: Stopping) -> None:
         self._name, self._whole, self._asked = name, whole, whole
-        self.reads = whole.reads  # type: ignore[misc]  # of what it stands for
+        self.reads = whole.reads  # type: ignore[misc]  # that of the wrapped stop
 
     def most(self, n: int) -> int:
         most = self._whole.most(n)
@@ -245,7 +246,7 @@ class _Checked(Stopping):
         self._whole.learn([*seen], kept, rejected=rejected)
 
     def _bool(self, what: str, answer: object) -> bool:
-        answer = answer.item() if hasattr(answer, "item") else answer  # of numpy or torch
+        answer = answer.item() if hasattr(answer, "item") else answer  # numpy or torch
         if not isinstance(answer, bool):
             raise RunError(f"{self._name}: {what} must return True or False, and returns {answer!r}.")
         return answer
@@ -255,18 +256,18 @@ class _Checked(Stopping):
 
 
 def rounds(strategy: object, s: Session, found: object, *, most: int, tentative: bool) -> Iterator[Round | Handover]:
-    """The rounds of a strategy; each of one of another package is checked against the session's text.
+    """Yield the rounds of a strategy; those of a third-party one are checked against the session's text.
 
     Args:
-        strategy: whose they are.
-        s: what it works on.
+        strategy: the strategy.
+        s: its session.
         found: what its `decode` returned.
-        most: how many tokens it may draft a round, by its parameter `k`.
+        most: maximum number of drafted tokens per round, from its parameter `k`.
         tentative: whether its first answer may be withdrawn.
 
     Raises:
-        RunError: something else than a round, one that adds nothing or too much, tokens other than those that were
-            appended, a number that is none of its kind, or no round where the answer has not ended.
+        RunError: an item is not a round, adds no token or too many, has tokens other than those that were appended or
+            a number out of range; or there are no more rounds although the answer has not ended.
     """
     if is_own(strategy):
         yield from found  # type: ignore[misc]
@@ -293,7 +294,7 @@ def rounds(strategy: object, s: Session, found: object, *, most: int, tentative:
 
 
 def _check_reason(name: str, s: Session, reason: FinishReason | None) -> None:
-    """That nobody but the engine has ended the answer; one that is written anew has not ended."""
+    """Check that only the engine has ended the answer; an answer that is written again has not ended."""
     if s.finish_reason not in (reason, None):
         raise RunError(f"{name}: has set s.finish_reason, which is the engine's.")
 
@@ -342,38 +343,38 @@ def _check_numbers(name: str, s: Session, told: dict[str, float | None]) -> None
 
 
 def usable_rules() -> list[str]:
-    """The names of all rules but those of other packages that are broken: what "all rules" are."""
+    """Names of all rules except broken third-party ones: the meaning of "all rules"."""
     return rules.usable(_try_rule)
 
 
 def usable_stops() -> list[str]:
-    """Likewise of stops."""
+    """Names of all stops except broken third-party ones."""
     return stops.usable(_try_stop)
 
 
 def broken_rules() -> dict[str, str]:
-    """The rules that `usable_rules` leaves out, each with what is wrong in a sentence."""
+    """The rules that `usable_rules` leaves out, each with a sentence that says what is wrong."""
     return rules.broken(_try_rule)
 
 
 def broken_stops() -> dict[str, str]:
-    """Likewise of stops."""
+    """The stops that `usable_stops` leaves out, each with a sentence that says what is wrong."""
     return stops.broken(_try_stop)
 
 
 def works_over(rule: Rule, vocab: int) -> bool:
-    """Whether a rule of another package can decide over a vocabulary of so few tokens; cascli's own can."""
+    """Whether a third-party rule works with a vocabulary this small; cascli's own rules always do."""
     if is_own(rule):
         return True
     try:
         _try_rule(rule, vocab)
-    except (Exception, SystemExit):  # whatever a stranger's class does
+    except (Exception, SystemExit):  # third-party code may raise anything
         return False
     return True
 
 
 def _try_rule(rule: Rule, vocab: int = 4096) -> None:
-    """Ask a rule once: two positions of a vocabulary, by default one as large as a rule may want it."""
+    """Call a rule once, for two positions; the default vocabulary is as large as any rule may require."""
     ramp = torch.linspace(0, 4, vocab).reshape(1, -1)
     p, q = (torch.cat([one, 2 * one]).softmax(dim=-1) for one in (ramp, ramp.flip(1)))
     decided(rule, Dists(q, p, q.clone(), p.clone()))
@@ -384,7 +385,7 @@ def _try_rule(rule: Rule, vocab: int = 4096) -> None:
 
 
 def _try_stop(stop: Stop) -> None:
-    """Ask a stop along one round."""
+    """Run a stop through one round."""
     stopping = beginning(stop, StepCosts(c=0.2, v=[1.0] * (MOST_DRAFTED + 1), measured=False))
     stopping.most(2)
     if stopping.reads == "chance":

@@ -1,7 +1,7 @@
 """The state of one run that strategies work on: the answer so far, the two models, the random numbers.
 
-The text lies on the models' device; strategies write drafted tokens into it and never wait for the host
-except once a round, in `Session.fetch`.
+The text is on the models' device; strategies write drafted tokens into it and synchronise with the host
+only once per round, in `Session.fetch`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from cascli.trace import FinishReason, StepCosts
 
 @dataclass
 class Session:
-    """What a strategy may use; the engine ends it between two rounds."""
+    """What a strategy may use; the engine ends it between rounds."""
 
     draft: Cursor
     target: Cursor
     sampling: Sampling
     uniforms: RandomNumbers
     text: Tensor
-    """`[capacity]` token ids on the device: the answer so far, and drafted tokens. The prompt is the runners'."""
+    """`[capacity]` token ids on the device: the answer so far, and drafted tokens. The runners hold the prompt."""
     prompt_ids: Sequence[int]
     max_new_tokens: int
     vocab: int
@@ -42,21 +42,21 @@ class Session:
     spell: Callable[[int], str]
     """The text of a single token, for the trace."""
     graphs: GraphCache = field(default_factory=GraphCache)
-    """What a round computes besides the models' forwards goes through its `run`."""
+    """Everything a round computes outside the models' forward passes goes through its `run`."""
     thinking: tuple[int, int] | None = None
-    """The tokens between which a text thinks, if the pair has such."""
+    """The tokens that open and close a text's thinking, if the pair has them."""
     top: int = 0
-    """How many of each model's likeliest tokens the trace keeps at a position: see `cascli.decoding.detail`."""
+    """Number of each model's likeliest tokens that the trace keeps per position: see `cascli.decoding.detail`."""
     earlier: Sequence[Sequence[int]] = ()
-    """Texts that the same strategy has read and written before, for a drafter that looks there."""
+    """Texts that the same strategy has read and written before, for drafters that search them."""
     notes: dict[Any, Any] = field(default_factory=dict)
-    """What a drafter has made ready of these for the whole run, by the drafter."""
+    """What a drafter has prepared from the earlier texts for the whole run, keyed by the drafter."""
     costs: StepCosts | None = None
-    """What steps cost, for a stop that needs to know."""
+    """Step costs, for stops that need them."""
     length: int = field(default=0, init=False)
-    """Tokens of the answer so far: the index in it of the next one to be decided."""
+    """Number of answer tokens so far, which is the index of the next one to be decided."""
     answer_ids: Sequence[int] = field(default=(), init=False)
-    """The answer so far on the host; set by the engine after each round."""
+    """The answer so far, on the host; set by the engine after each round."""
     finish_reason: FinishReason | None = field(default=None, init=False)
     """Set by the engine when the answer has ended."""
 
@@ -67,7 +67,7 @@ class Session:
 
     @property
     def remaining(self) -> int:
-        """How many tokens may still be added."""
+        """Number of tokens that may still be added."""
         return self.max_new_tokens - self.length
 
     def warp(self, logits: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Session:
         return distributions.sample(probs, self.uniforms.draw(self.length, 1))
 
     def draw_again(self, probs: Tensor) -> Tensor:
-        """Draw a token `[1]` where the position's first uniform has been used already."""
+        """Draw a token `[1]` where the position's first uniform has already been used."""
         return distributions.sample(probs, self.uniforms.residual(self.length, 1))
 
     def append(self, tokens: Tensor) -> None:
@@ -96,7 +96,7 @@ class Session:
         """Bring several short tensors to the host in one transfer; ids stay exact as float64.
 
         Raises:
-            RunError: a model's logits were not finite numbers.
+            RunError: a model's logits were not finite.
         """
         values = self._transfer(*columns, self.draft.max_logit, self.target.max_logit)
         for role, [max_logit] in zip(("draft", "target"), values[-2:], strict=True):

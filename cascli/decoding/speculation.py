@@ -1,10 +1,10 @@
-"""The round of speculation for any rule and drafter: draft up to k tokens, check them in one target call, keep some.
+"""The speculation round for any rule and drafter: draft up to k tokens, check them in one target call, keep some.
 
-Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's one transfer. On a CPU,
-where nothing has to wait, a rule gets the draft model's q behind the block only if all of the block has passed: no
-other round needs that step. What is decided of a block once the target has read it (pi, the tests, the next token) is
-computed in one go by kernels where they know the rule; else by `cascli.rules` and `cascli.sampling.rejection`, which
-say what it means.
+Plain speculative decoding is the case pi = p. Nothing waits for the host before the round's single transfer. On a CPU,
+where there is no such wait, a rule gets the draft model's q after the block only if the whole block has passed: no
+other round needs that step. Once the target has read a block, the decision (pi, the tests, the next token) is computed
+in one pass by kernels that support the rule; otherwise by `cascli.rules` and `cascli.sampling.rejection`, which define
+the semantics.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 
 class Block(NamedTuple):
-    """What was drafted after the answer so far: n tokens, `[n]`, and the very distributions that they were drawn from.
+    """The n tokens drafted after the answer so far, `[n]`, and the exact distributions that they were drawn from.
 
-    `q` is `[n, V]` (float32), and `[n + 1, V]` if there is a proposal for the position after them too; a deterministic
-    draft is one-hot. `q1` is the same at temperature 1, and `q` itself (the same tensor) where that is not known. Both
-    are valid until the next draft.
+    `q` is `[n, V]` (float32), or `[n + 1, V]` if there is a proposal for the position after them too; a deterministic
+    draft is one-hot. `q1` is `q` at temperature 1, or the same tensor as `q` where that is not known. Both are valid
+    until the next draft.
     """
 
     tokens: Tensor
@@ -55,19 +55,19 @@ class Block(NamedTuple):
 
     @classmethod
     def empty(cls, s: Session) -> Self:
-        """Nothing was drafted: the round is a step of the target."""
+        """No drafted tokens: the round is a step of the target."""
         return cls.certain(s, [], 0)
 
     @classmethod
     def certain(cls, s: Session, ids: Sequence[int], n: int) -> Self:
-        """A deterministic draft of at most n tokens; an id after those is the proposal for the bonus position."""
+        """A deterministic draft of at most n tokens; a further id is the proposal for the bonus position."""
         tokens = torch.tensor(ids, dtype=torch.long, device=s.text.device)
         q = torch.zeros((len(ids), s.vocab), dtype=torch.float32, device=s.text.device)
         q.scatter_(1, tokens.unsqueeze(1), 1.0)
         return cls(tokens[:n], q, q)
 
     def followed_by(self, behind: Block) -> Block:
-        """With the proposal of a block of no token for the position after these."""
+        """This block extended by the proposal for the position after it, given as a block without tokens."""
         q = torch.cat([self.q, behind.q])
         same = self.q1 is self.q and behind.q1 is behind.q
         return Block(self.tokens, q, q if same else torch.cat([self.q1, behind.q1]))
@@ -75,7 +75,7 @@ class Block(NamedTuple):
 
 Observing = Callable[[], AbstractContextManager[None]]
 Propose = Callable[[Session, int, Rule], Block]
-"""Drafts at most n tokens, for a rule: see `cascli.drafters.base.Drafter.propose`."""
+"""Drafts at most n tokens for a rule: see `cascli.drafters.base.Drafter.propose`."""
 
 
 def speculate(
@@ -93,16 +93,16 @@ def speculate(
 
     Args:
         s: the session.
-        rule: makes pi.
-        k: drafted tokens a round.
+        rule: computes pi.
+        k: maximum number of drafted tokens per round.
         propose: drafts them.
-        by_block: as of `decide_round`.
+        by_block: see `decide_round`.
         stopping: ends drafts earlier; never by default.
-        on_host: as of `step_by_step.by_steps`.
+        on_host: see `step_by_step.by_steps`.
         late: see `asks_late`.
 
     Raises:
-        RunError: a rule, drafter or stop of another package returns what it must not.
+        RunError: a third-party rule, drafter or stop returned something invalid.
     """
     ahead = LookingAhead(s.uniforms)
     stopping = Stopping() if stopping is None else stopping
@@ -125,7 +125,7 @@ def speculate(
             decide = partial(decide_round, rule, s.sampling, by_block=by_block)
             numbers = s.graphs.run(_key(rule, s.sampling, by_block), decide, *given)
         else:
-            # Only a CPU's clock can leave out a part of what is under way.
+            # Only on a CPU can the clock exclude part of the work in progress.
             observing = s.clock.paused if logits.device.type == "cpu" else nullcontext
             decide = partial(decide_round, rule, s.sampling, by_block=by_block, observing=observing)
             numbers = decide(*given)
@@ -137,7 +137,7 @@ def speculate(
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
         kept = facts.num_accepted
-        # What lies behind a rejected draft is drawn again: a stop that knew of it would bias the text.
+        # Positions after a rejected draft are drawn again: a stop that had learned from them would bias the text.
         stopping.learn(read[: kept + 1], kept, rejected=kept < n)
         s.length = start + kept
         for cursor in (s.draft, s.target):
@@ -149,15 +149,16 @@ def speculate(
 
 
 def asks_late(rule: Rule, draft: Runner, device: torch.device, *, captures: bool) -> bool:
-    """Whether the rule gets a draft model's q behind a block only once all of the block has passed.
+    """Whether the rule gets a draft model's q after a block only once the whole block has passed.
 
-    No other round needs that step. But a captured round cannot wait for the host to know, nor a draft model that goes
-    by the target, which has read the block by then; and a rule with effects of its own is shown whole rounds.
+    No other round needs that step. But a captured round cannot wait for the host to learn the outcome, and a draft
+    model that depends on the target cannot wait either: the target has read the block by then. A rule with side effects
+    is always given whole rounds.
 
     Args:
-        rule: what pi is made by.
-        draft: the draft model's.
-        device: of the models.
+        rule: computes pi.
+        draft: the draft model's runner.
+        device: the models' device.
         captures: whether rounds are captured.
     """
     waits = device.type != "cpu" or captures or draft.draws
@@ -167,9 +168,9 @@ def asks_late(rule: Rule, draft: Runner, device: torch.device, *, captures: bool
 def _drafts(
     s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, late: bool, on_host: bool
 ) -> tuple[Block, list[float]]:
-    """A round's drafts, and what the stop has read along them; in one go unless it reads something.
+    """A round's drafts, and what the stop has read while drafting; drafted in one go unless it reads something.
 
-    Where a rule gets q behind them late, it is among them only if they are none, or if the stop has looked there.
+    If the rule gets q after the drafts late, it is included here only if n is 0 or the stop has read it there.
     """
     later = late and n > 0
     if stopping.reads is None:
@@ -186,9 +187,9 @@ def _drafts(
 
 
 def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
-    """What is proposed behind a block that has passed, as a block of no token."""
+    """The proposal for the position after a block that has passed, as a block without tokens."""
     n, ahead = block.tokens.shape[0], copy.copy(s)
-    # A drafter may have written more than it gave, and then read more.
+    # A drafter may have written, and therefore read, more tokens than it returned.
     s.draft.rewind(s.length + n - 1)
     ahead.length += n
     ahead.answer_ids = [*s.answer_ids, *block.tokens.tolist()]
@@ -196,7 +197,7 @@ def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
 
 
 def _continued(numbers: Tensor, after: Tensor) -> Tensor:
-    """The matrix of a round whose drafts all passed, with what was decided behind them as if it were a round."""
+    """The matrix of a round whose drafts all passed, joined with the decision for the position after them."""
     joined = torch.cat([numbers[:, :-1], after], dim=1)
     for field in (Field.NEXT_ID, Field.NEXT_P, Field.NEXT_Q, Field.NEXT_REGRET):
         joined[field, 0] = after[field, 0]
@@ -220,24 +221,24 @@ def decide_round(
     """Verify a block of n tokens: pi of the rule, the tests, and the token after the kept ones.
 
     Args:
-        rule: makes pi of q and p; where it reads q and there is none, pi is p: nothing was proposed there.
-        sampling: makes p of the logits.
+        rule: computes pi from q and p; where it reads q and there is none (nothing was proposed), pi is p.
+        sampling: turns logits into p.
         logits: the target's, `[n + 1, V]`.
         tokens: `[n]`.
-        q: what they were drawn from, `[n, V]`, and a row more if the rule reads it there and the drafter has one.
-        q1: the same at temperature 1.
+        q: what they were drawn from, `[n, V]`; `[n + 1, V]` if the rule reads q after them and the drafter has it.
+        q1: `q` at temperature 1.
         u_accept: uniforms `[n]`.
         u_next: uniforms `[n + 1]`.
-        holds: bool `[n + 1]`, where a rule that is for some positions alone holds; None is everywhere.
-        by_block: test the block's prefixes and keep the longest that passes, in place of token after token.
-        observing: entered while numbers are computed that decide nothing, which kernels compute in passing.
+        holds: bool `[n + 1]`, the positions at which the rule applies; None means all.
+        by_block: test prefixes of the block and keep the longest that passes, instead of testing token by token.
+        observing: entered while computing numbers that decide nothing; the kernels compute these along the way.
 
     Returns:
         `[len(Field), n + 1]` (float64): see `cascli.kernels.layout`.
     """
     fused = fused_rule(rule) if kernels.serve(logits.device) else None
     if by_block and isinstance(rule, Forced):
-        fused = None  # kernels know its tests alone, and not its pi
+        fused = None  # the kernels implement its tests, but not its pi
     if fused is not None:
         from cascli.kernels import verification
 
@@ -263,7 +264,7 @@ def plain_round(
     by_block: bool = False,
     observing: Observing = nullcontext,
 ) -> Tensor:
-    """As `decide_round`, by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision that it is given."""
+    """`decide_round` by `cascli.rules` and `cascli.sampling.rejection` alone, in the precision of its inputs."""
     n, known = tokens.shape[0], q.shape[0]
     p, p1 = Sampler(sampling, rule.reads_base)(logits)
     rows = known if rule.reads_draft else n + 1
@@ -279,7 +280,7 @@ def plain_round(
 
 
 def fused_rule(rule: Rule) -> FusedRule | None:
-    """The rule as the kernels know rules; None if they do not know it."""
+    """The rule in the form that the kernels take; None if they do not support it."""
     from cascli.kernels.verification import EXACT, HEAD, TOKENS, WHOLE, FusedRule
 
     if type(rule) is Exact:
@@ -295,7 +296,7 @@ def fused_rule(rule: Rule) -> FusedRule | None:
     if t.likeliest or (t.of_disagreement and not whole):
         return None
     kind = WHOLE if whole else TOKENS
-    if not rule.chooses:  # with a pi of its own, which is known if it is a token rule's
+    if not rule.chooses:  # it has its own pi, which the kernels support only for token rules
         if whole or type(rule).apply is not TokenRule.apply:
             return None
         kind = HEAD
@@ -305,7 +306,7 @@ def fused_rule(rule: Rule) -> FusedRule | None:
 def _numbers(
     q: Tensor, p: Tensor, pi: Tensor, deferred: Tensor | None, tokens: Tensor, outcome: Verification
 ) -> Tensor:
-    """The matrix of a round; deferral is of no meaning where the rule is no choice between the models."""
+    """The matrix of a round; its deferral rows mean nothing unless the rule chooses between the models."""
     n, known = tokens.shape[0], q.shape[0]
     row, token = outcome.num_accepted.unsqueeze(0), outcome.next_token.unsqueeze(0)
     row_q = q[row.clamp(max=known - 1)] if known else p[row]
@@ -329,12 +330,12 @@ def _numbers(
 
 
 def _add_distances(numbers: Tensor, rule: Rule, d: Dists, pi: Tensor, p: Tensor, u_accept: Tensor) -> None:
-    """How far pi is from both models, and whether the exact rule would have decided likewise."""
+    """Add how far pi is from both models, and whether the exact test would have kept each draft."""
     n, known = u_accept.shape[0], d.q.shape[0]
     numbers[Field.TV_TO_DRAFT : Field.DISAGREEMENT + 1] = torch.nan
     numbers[Field.DISAGREEMENT, :known] = distributions.total_variation(p[:known], d.q).double()
     numbers[Field.EXACT, :n] = (u_accept < numbers[Field.P, :n] / numbers[Field.Q, :n]).double()
-    if type(rule) is Exact:  # what is known need not be computed
+    if type(rule) is Exact:  # already known
         numbers[Field.TV_TO_DRAFT] = numbers[Field.DISAGREEMENT]
         numbers[Field.OVERSHOOT] = 1.0
         return
@@ -343,7 +344,7 @@ def _add_distances(numbers: Tensor, rule: Rule, d: Dists, pi: Tensor, p: Tensor,
 
 
 def _add_regret(numbers: Tensor, logits: Tensor) -> Tensor:
-    """How much less likely than the target's best tokens those of the round are."""
+    """Add how much less likely the round's tokens are than the target's best ones."""
     n = logits.shape[0] - 1
     last = numbers[Field.NUM_ACCEPTED, :1].long()
     numbers[Field.REGRET, :n] = distributions.regret(logits[:n], numbers[Field.ID, :n].long())
@@ -358,17 +359,17 @@ def _key(rule: Rule, sampling: Sampling, by_block: bool) -> Hashable:
 def capture_round(
     graphs: GraphCache, rule: Rule, sampling: Sampling, k: int, logits: Tensor, *, by_block: bool = False
 ) -> None:
-    """Capture the decision of a round of `k` tokens, and try out those of shorter blocks.
+    """Capture the decision for a round of `k` tokens, and run it once for each shorter block.
 
-    Those come once an answer and are not worth a graph, but their kernels may have to be compiled.
+    Shorter blocks come once per answer and are not worth a graph, but their kernels may have to be compiled.
 
     Args:
-        graphs: will be the session's.
-        rule: makes pi.
-        sampling: makes distributions of logits.
+        graphs: the cache that the session will use.
+        rule: computes pi.
+        sampling: turns logits into distributions.
         k: drafted tokens.
-        logits: `[1, V]`, as the target's will be.
-        by_block: as of `decide_round`.
+        logits: `[1, V]`, like the target's.
+        by_block: see `decide_round`.
     """
     if not rule.capturable:
         return
@@ -387,7 +388,7 @@ def capture_round(
 
 
 def _numbers_of_detail(s: Session, block: Block, logits: Tensor, numbers: Tensor) -> list[Tensor]:
-    """What the models thought of the n drafted tokens, and of the one that follows those that were kept."""
+    """Both models' details of the n drafted tokens, and of the one that follows the kept ones."""
     if not s.top:
         return []
     n = block.tokens.shape[0]
@@ -395,7 +396,7 @@ def _numbers_of_detail(s: Session, block: Block, logits: Tensor, numbers: Tensor
     rows = torch.cat([torch.arange(n, device=tokens.device), numbers[Field.NUM_ACCEPTED, :1].long()])
     with s.clock.paused():
         p = s.warp(logits[: block.q.shape[0]])
-        # Where nothing is known at temperature 1 a drafter gives the very same tensor twice.
+        # A drafter that has no distributions at temperature 1 returns the same tensor twice.
         views = detail.Views(
             q1=None if block.q1 is block.q else block.q1,
             p1=distributions.base(logits),
@@ -407,7 +408,7 @@ def _numbers_of_detail(s: Session, block: Block, logits: Tensor, numbers: Tensor
 def _drafted(
     s: Session, rule: Rule, facts: RoundFacts, seen: Sequence[Detail | None], *, by_block: bool
 ) -> list[Drafted]:
-    """The drafts of a round; by blocks no token has a test of its own that the exact one could be held against."""
+    """The drafts of a round; with `by_block`, tokens have no tests of their own to compare with the exact one."""
     return [
         Drafted(
             id=token,
@@ -428,7 +429,7 @@ def _drafted(
 def _emitted(
     s: Session, rule: Rule, facts: RoundFacts, drafted: list[Drafted], known: int, seen: Detail | None
 ) -> list[Emitted]:
-    """The round's tokens; q and what was deferred are known of the first `known` positions, `seen` is of the last."""
+    """The round's tokens; q and deferral are known for the first `known` positions, `seen` is the last one's detail."""
     kept = facts.num_accepted
 
     def at_position(i: int) -> dict[str, float | None]:

@@ -1,8 +1,8 @@
-"""Drafting token by token, where a stop decides after each whether there is to be another.
+"""Drafting token by token, with a stop that decides whether to draft another.
 
-Any drafter drafts so: it is asked what it would propose after the answer and the tokens drafted so far, and a token is
-drawn from that, if the stop has it. A step of a captured draft model is one replay; what the stop goes by is brought to
-the host in one transfer a step, behind which the next step waits.
+This works with any drafter: it is called for its proposal after the answer and the tokens drafted so far, and a token
+is drawn from the proposal if the stop allows it. A step of a captured draft model is one replay. The number that the
+stop uses reaches the host in one transfer per step, which the next step waits for.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from cascli.sampling.distributions import Dists
 from cascli.stops.base import Stopping
 
 Look = Callable[[Session], tuple[Tensor, Tensor]]
-"""What would be proposed after the session's text: q and q1, `[1, V]`, or `[0, V]` for nothing."""
+"""The proposal after the session's text: q and q1, `[1, V]`, or `[0, V]` if nothing is proposed."""
 
 
 ReadLast = bool | Literal["if seen"]
-"""Whether q is wanted after the last token too, or only if a stop has looked there."""
+"""Whether q is also wanted after the last token; "if seen": only if the stop has read it there."""
 
 
 @dataclass(frozen=True)
 class Looking(Rule):
-    """Not a rule, but what a drafter is asked with for q alone: it reads q where no token is drafted."""
+    """Not a deferral rule: passed to a drafter to get q alone, where no token is drafted."""
 
     reads_target: ClassVar[bool] = False
     capturable: ClassVar[bool] = False
-    """What is returned stands beyond the next call."""
+    """The drafter's result stays valid after its next call."""
 
     def apply(self, d: Dists) -> Tensor:
         """Follow the draft."""
@@ -44,36 +44,36 @@ class Looking(Rule):
 
 @dataclass(frozen=True)
 class Drafting(Looking):
-    """Not a rule either, but what a drafter is asked with for tokens alone: it reads no q behind them."""
+    """Not a deferral rule: passed to a drafter to get tokens alone, without q after the last one."""
 
     reads_draft: ClassVar[bool] = False
-    reads_base: bool = True  # type: ignore[misc]  # of one of its own, and not of all of its kind
+    reads_base: bool = True  # type: ignore[misc]  # per instance, not per class
     capturable: ClassVar[bool] = True
 
 
 class Steps(NamedTuple):
-    """n drafted tokens, and what was read along them."""
+    """n drafted tokens, and what was read while drafting them."""
 
     tokens: Tensor
     """`[n]`."""
     q: Tensor
-    """`[n, V]`, and a row more if the position after them is known too; float32."""
+    """`[n, V]`, or `[n + 1, V]` if the position after them is known too; float32."""
     q1: Tensor
-    """The same at temperature 1."""
+    """`q` at temperature 1."""
     seen: list[float]
-    """What the stop has read: at each token, and at the position after them if it refused a draw there."""
+    """What the stop has read: a number per token, and one for the next position if it refused a draw there."""
 
 
 def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: ReadLast, on_host: bool = True) -> Steps:
-    """Draft up to n tokens until the stop ends it, or nothing is proposed.
+    """Draft up to n tokens, until the stop ends the draft or nothing is proposed.
 
     Args:
-        s: the session; its text beyond the answer is written over.
+        s: the session; its text beyond the answer is overwritten.
         n: 0 or more.
-        look: asks the drafter.
-        stopping: decides.
+        look: calls the drafter.
+        stopping: decides whether to draft on.
         read_last: whether q is wanted after the last token.
-        on_host: whether the drafter reads the text on the host, to which a token then goes as soon as it is drawn.
+        on_host: whether the drafter reads the text on the host; each token is then transferred as soon as it is drawn.
     """
     u, ahead, seen = s.uniforms.draw(s.length, n), copy.copy(s), list[float]()
     nothing = s.text.new_zeros((0, s.vocab), dtype=torch.float32)
@@ -93,7 +93,7 @@ def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: R
         ahead.length += 1
         if on_host:
             ahead.answer_ids = [*ahead.answer_ids, int(token)]
-    if read_last is True and len(rows) == len(tokens):  # nobody has looked there yet
+    if read_last is True and len(rows) == len(tokens):  # not read yet
         rows.append(look(ahead))
     last = len(tokens) - 1 + bool(read_last)
     probs, base = (torch.cat(each)[:last] for each in zip(*rows, strict=True))
@@ -101,7 +101,7 @@ def by_steps(s: Session, n: int, look: Look, stopping: Stopping, *, read_last: R
 
 
 def _is_drawn(s: Session, stopping: Stopping, seen: list[float], q1: Tensor) -> bool:
-    """Whether the stop has a token drawn from a distribution with this base, of which it reads what it goes by."""
+    """Whether the stop allows a draw from the distribution with base `q1`; what it reads of it is added to `seen`."""
     if stopping.reads not in ("best", "entropy"):
         return True
     number = q1.amax(dim=-1) if stopping.reads == "best" else torch.special.entr(q1).sum(dim=-1)

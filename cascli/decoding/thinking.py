@@ -1,8 +1,8 @@
-"""Where a text thinks: between two tokens of the pair's, such as `<think>` and `</think>`.
+"""Where a text is thinking: between two tokens that the pair defines, such as `<think>` and `</think>`.
 
-A rule may hold there alone (`where=thinking`), and elsewhere pi = p. A position is inside if of the two tokens the last
-one before it opened: the token that closes is still drawn as the rule says, the one that opens is not. The prompt
-counts, since a chat template may have opened already. Nothing is read back to the host.
+A rule may apply only there (`where=thinking`); elsewhere pi = p. A position is inside if the last of the two tokens
+before it is the opening one: the rule still applies to the closing token, but not to the opening one. The prompt
+counts, since a chat template may already contain the opening token. Nothing is read back to the host.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def where(s: Session, rule: Rule, end: int, n: int) -> tuple[Tensor, ...]:
-    """Whether `[n]` (bool) the rule holds at the last n positions up to that after `end` tokens of the answer.
+    """Whether the rule applies at each of the last n positions, up to the one after `end` answer tokens: bool `[n]`.
 
-    Drafted tokens in the session's text count. Empty for a rule that holds everywhere.
+    Drafted tokens in the session's text count. An empty tuple for a rule that applies everywhere.
 
     Raises:
-        ValueError: the session has no such tokens; the engine refuses to begin it.
+        ValueError: the session has no such tokens; the engine refuses to start one.
     """
     if not rule.thinking_only:
         return ()
@@ -37,12 +37,12 @@ def where(s: Session, rule: Rule, end: int, n: int) -> tuple[Tensor, ...]:
 
 
 def inside(text: Tensor, before: bool, tokens: tuple[int, int]) -> Tensor:
-    """Whether `[m + 1]` each position of a text `[m]`, and that after it, is between the two tokens.
+    """Whether each position of a text `[m]`, and the one after it, is between the two tokens: bool `[m + 1]`.
 
     Args:
         text: token ids.
         before: whether the first position is.
-        tokens: opening and closing one.
+        tokens: the opening and the closing token.
     """
     opening, closing = tokens
     seen = torch.cat([text.new_full((1,), opening if before else closing), text])
@@ -57,7 +57,7 @@ def opened(ids: Sequence[int], tokens: tuple[int, int]) -> bool:
 
 
 def judged(rule: Rule, d: Dists, holds: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """pi `[n, V]` of a rule, and what it defers; where it does not hold (`[n]` or more) pi is p, all is deferred."""
+    """A rule's pi `[n, V]` and what it defers; where `holds` (`[n]` or more) is false, pi = p and all is deferred."""
     pi, deferred = decided(rule, d)
     if holds is None:
         return pi, deferred

@@ -1,4 +1,4 @@
 """Random tokens: parameters, distributions, the uniforms that draw from them, rejection, and autoregressive writing.
 
-Pure functions of tensors and random numbers. Imports `errors` and `kernels`; knows neither models nor strategies.
+Pure functions of tensors and random numbers. Imports `errors` and `kernels`; independent of models and strategies.
 """

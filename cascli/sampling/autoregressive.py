@@ -1,6 +1,6 @@
 """Autoregressive sampling: draw a token from its own distribution, read it, draw the next.
 
-The same lines serve steps that are made one after the other and steps that are captured together.
+The same code runs steps one by one and steps that are captured together.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Read = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """From logits `[n, V]` to the distributions that tokens are drawn from."""
+    """Turns logits `[n, V]` into the distributions that tokens are drawn from."""
 
     sampling: Sampling
     reads_base: bool
     """Whether the distributions at temperature 1 are wanted too."""
 
     def draw(self, logits: Tensor, u: Tensor | None) -> Drawn:
-        """The distributions of logits `[n, V]`, and tokens drawn with the uniforms `[n]`, if there are any."""
+        """The distributions of logits `[n, V]`, and tokens drawn with the uniforms `[n]`, if any are given."""
         if kernels.serve(logits.device):
             from cascli.kernels import draws
 
@@ -38,7 +38,7 @@ class Sampler:
         return Drawn(None if u is None else distributions.sample(probs, u), probs, base, logits.amax(dim=-1).float())
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Warped distributions and those at temperature 1, which are the former again where they are not wanted."""
+        """Warped distributions and those at temperature 1; the former twice unless `reads_base`."""
         probs = distributions.warp(logits, self.sampling)
         return probs, distributions.base(logits) if self.reads_base else probs
 
@@ -50,31 +50,31 @@ class Drawn(NamedTuple):
     probs: Tensor
     base: Tensor
     max_logit: Tensor
-    """The largest logit of each, `[n]`: a finite number, as long as all logits were."""
+    """The largest logit per row, `[n]`: finite as long as all logits were."""
 
 
 class Written(NamedTuple):
     """n drawn tokens `[n]`, and the distributions `[n, V]` that they were drawn from.
 
-    There is one row more where the last token was read as well.
+    There is one more row if the last token was read as well.
     """
 
     tokens: Tensor
     probs: Tensor
     base: Tensor
     max_logit: Tensor
-    """The largest logit of a step by its amount (0-dim): a finite number, as long as all were."""
+    """The largest magnitude of any step's largest logit (0-dim): finite as long as all logits were."""
 
 
 def write_by_steps(read: Read, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
-    """Draw a token with each of the uniforms `u` `[n]`; at least one step.
+    """Draw one token per uniform of `u` `[n]`; at least one step.
 
     Args:
-        read: makes a step.
+        read: runs one step of the model.
         ids: what the model reads first.
-        sampler: how its logits become distributions.
-        u: one uniform a token.
-        read_last: go on to read the last drawn token.
+        sampler: turns its logits into distributions.
+        u: one uniform per token.
+        read_last: also read the last drawn token.
     """
     tokens, drawn = [u.new_zeros(0, dtype=torch.long)], []
     for i in range(u.shape[0] + read_last):

@@ -1,4 +1,4 @@
-"""Logits to probabilities, and the few operations on distributions that everything else is built from.
+"""Logits to probabilities, and the few operations on distributions that everything else is built on.
 
 Rows are positions, columns are tokens. Arithmetic is float32 or wider whatever the models run in;
 float64 stays float64. Nothing here reads a value back to the host.
@@ -32,13 +32,13 @@ class Dists(NamedTuple):
         return total_variation(self.p, self.q).unsqueeze(-1)
 
     def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
-        """Of one of them, in nats, `[n, 1]`; a probability of 0 counts as nothing, without a number added to it."""
+        """Entropy of one of them in nats, `[n, 1]`; a probability of 0 contributes 0, without an added epsilon."""
         probs: Tensor = getattr(self, of)
         return torch.special.entr(probs).sum(dim=-1, keepdim=True)
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Logits in float32 at least: sums over a vocabulary of fewer bits are not worth their name."""
+    """Logits in at least float32: with fewer bits, sums over a vocabulary are meaningless."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -57,7 +57,7 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         top = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, top, 1.0)
-    # The largest logit goes to 0 first: dividing by a small temperature then overflows to -inf, not to NaN.
+    # Shift the largest logit to 0 first: dividing by a small temperature then overflows to -inf, not to NaN.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
@@ -87,7 +87,7 @@ def sample(probs: Tensor, u: Tensor) -> Tensor:
     total = cdf[..., -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
     point = torch.minimum(u.to(cdf).unsqueeze(-1) * total, below)
-    # Clamped for rows that are not numbers, which the session reports: an id out of range would end a GPU's context.
+    # Clamped for rows of NaN, which the session reports: an out-of-range id would destroy the CUDA context.
     return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
 
 
@@ -102,9 +102,9 @@ def total_variation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """What distributions `[..., V]` have in common, `[...]`: the chance that a draft from one passes the other's check.
+    """Common mass `[...]` of distributions `[..., V]`: the chance that a draft from one passes the other's check.
 
-    Beyond 1 only by rounding, and then cut there.
+    Rounding can push it above 1, where it is clamped.
     """
     return torch.minimum(a, b).sum(dim=-1).clamp_max(1)
 
@@ -112,13 +112,13 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """KL(a || b) in nats and the largest a / b, both `[...]`, between distributions `[..., V]`.
 
-    Both are infinite where `a` has a token that `b` has not. Tokens of less than `NEGLIGIBLE` in `a` count in neither:
-    float32 rounds so small a probability in `b` to none.
+    Both are infinite where `a` has a token that `b` lacks. Tokens whose probability in `a` is at most `NEGLIGIBLE` are
+    ignored: float32 may round such small probabilities in `b` to 0.
     """
     ratio = (a / b).where(a > NEGLIGIBLE, 0.0)
     return a.xlogy(ratio).where(a > NEGLIGIBLE, 0.0).sum(dim=-1).clamp_min(0), ratio.amax(dim=-1)
 
 
 def regret(logits: Tensor, tokens: Tensor) -> Tensor:
-    """How much less likely tokens `[n]` are than the best ones by logits `[n, V]`: log max p1 - log p1(x), in nats."""
+    """How much less likely tokens `[n]` are than the best under logits `[n, V]`: log max p1 - log p1(x), in nats."""
     return logits.amax(dim=-1).double() - at(logits, tokens).double()

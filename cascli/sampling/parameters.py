@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from cascli.errors import UsageError
 
 MOST_DRAFTED = 64
-"""Tokens that a round may draft at most."""
+"""Maximum number of tokens that a round may draft."""
 AUTO_DRAFTED = 16
-"""The same with `k=auto`, where a stop chooses."""
+"""Maximum number of tokens that a round may draft with `k=auto`, where a stop chooses."""
 SMALLEST = 1e-30
-"""Such a temperature is greedy but for ties; below it float32 can no longer divide by it."""
+"""The smallest temperature above 0: greedy except for ties. float32 cannot divide by smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse values outside their ranges."""
+        """Reject values outside their ranges."""
         if self.temperature != 0 and not SMALLEST <= self.temperature < float("inf"):
             raise UsageError(f"temperature must be 0 (greedy) or at least {SMALLEST} (got {self.temperature})")
         if self.top_k < 0:

@@ -1,4 +1,4 @@
 """Where weights come from: fetched, checked, converted once into the cache, then found there.
 
-What strangers wrote is read here (`untrusted`), and nowhere else. Imports `config`, `files` and `errors`.
+Third-party files are read here (`untrusted`) and nowhere else. Imports `config`, `files` and `errors`.
 """

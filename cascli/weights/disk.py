@@ -1,4 +1,4 @@
-"""Room on disk: asked for before writing, and told in the same words when it runs out half-way."""
+"""Disk space: checked before writing, and reported in the same words when it runs out half-way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOS
 
 
 def full_message(folder: Path, needed: int, variable: str = HOME) -> str:
-    """Say how much `folder` needs (bytes, 0 if not known) and has, and what to do: what it is moved by."""
+    """State how much `folder` needs (bytes, 0 if not known) and has free, and what to do; `variable` moves it."""
     need = f"about {needed / GB:.1f} GB are needed and " if needed else ""
     return (
         f"{folder}: not enough disk space: {need}{_free(folder) / GB:.1f} GB are free.\n"
@@ -29,7 +29,7 @@ def require_space(folder: Path, needed: int) -> None:
     """Check that the disk of `folder` has `needed` bytes free.
 
     Raises:
-        RunError: it has not.
+        RunError: there is less.
 
     """
     if _free(folder) < needed:
@@ -38,12 +38,12 @@ def require_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def writing(folder: Path, needed: int = 0, variable: str = HOME) -> Iterator[None]:
-    """Turn what the system says when a write in `folder` fails into an error that a user can act on.
+    """Turn a failed write in `folder` into an error that a user can act on.
 
     Args:
-        folder: where is written.
+        folder: where files are written.
         needed: bytes, 0 if not known.
-        variable: of the environment, which says where this folder lies.
+        variable: the environment variable that sets this folder's location.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
@@ -67,7 +67,7 @@ def tree_bytes(folder: Path) -> int:
     total = 0
     for here, _, names in os.walk(folder):
         for name in names:
-            # A download in progress renames and removes files between the listing and this look.
+            # A download in progress renames and removes files between the listing and this call.
             try:
                 total += Path(here, name).stat().st_size
             except OSError:

@@ -1,4 +1,4 @@
-"""What the weights of a pair take on this disk, and how they go from it: for `cascli pairs rm` and `path`."""
+"""What the weights of a pair take on this disk, and their removal: for `cascli pairs rm` and `path`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from cascli.weights.report import Report, silent
 
 @dataclass(frozen=True)
 class Held:
-    """The files of one model of a pair that cascli, or the hub's library for it, has put on this disk."""
+    """The files of one model of a pair that cascli, or the hub's library on its behalf, has stored on this disk."""
 
     role: str
     source: Source
     paths: list[Path] = field(default_factory=list)
-    """In cascli's own cache: what was converted and packed, and what has come of an unfinished download."""
+    """In cascli's own cache: converted and packed files, and those of an unfinished download."""
     snapshot: Path | None = None
-    """In the hub's cache, which other programs read too."""
+    """In the hub's cache, which other programs also read."""
     bytes: int = 0
     used_by: list[str] = field(default_factory=list)
-    """Other pairs that are whole on this disk and need them: they stay."""
+    """Other pairs that are complete on this disk and need these files, which are then kept."""
     revision: Any = None
-    """How the hub's library would remove its part."""
+    """The hub library's plan for removing its part."""
 
 
 def held(config: PairConfig, others: Mapping[str, PairConfig]) -> list[Held]:
-    """What each model of a pair takes; a folder or file of the user's own is none of it.
+    """What each model of a pair takes on this disk, without the user's own folders and files.
 
     Args:
         config: the pair.
@@ -55,7 +55,7 @@ def held(config: PairConfig, others: Mapping[str, PairConfig]) -> list[Held]:
 
 
 def remove(what: Held, report: Report = silent) -> None:
-    """Remove these files, and wait for whoever is fetching them; a second removal finds nothing and is none.
+    """Remove these files, after waiting for any process that is fetching them; a second removal does nothing.
 
     Raises:
         RunError: they cannot be removed.
@@ -72,7 +72,7 @@ def remove(what: Held, report: Report = silent) -> None:
 
 
 def _own(source: Source) -> Iterator[Path]:
-    """Where in cascli's own cache files of a source can be."""
+    """Where files of a source can be in cascli's own cache."""
     if isinstance(source, PypiSource):
         yield store.staging_of(source)
     copy = store.converted(source)
@@ -81,7 +81,7 @@ def _own(source: Source) -> Iterator[Path]:
         for dtype in PACKED:
             yield from (cache_home() / "packed").glob(f"*-{packed_family(folder, dtype)}-*")
     if copy is not None:
-        yield copy  # the last: what was packed is found by its name
+        yield copy  # last: packed files are found by its name
 
 
 def _folder(source: Source) -> Path | None:
@@ -92,13 +92,13 @@ def _folder(source: Source) -> Path | None:
 
 
 def _needs(config: PairConfig, source: Source) -> bool:
-    """Whether a pair that is whole on this disk has a model from `source`."""
+    """Whether a pair is complete on this disk and has a model from `source`."""
     sources = [model.source for model in config.models.values()]
     return source in sources and all(isinstance(each, RandomSource) or _folder(each) is not None for each in sources)
 
 
 def _hub_revision(snapshot: Path) -> Any:
-    """The hub library's plan for removing a snapshot and what only it needs of the repository's files."""
+    """The hub library's plan for removing a snapshot and those of the repository's files that only it needs."""
     from huggingface_hub import scan_cache_dir
 
     return scan_cache_dir().delete_revisions(snapshot.name)

@@ -1,6 +1,6 @@
-"""Models of the Hugging Face hub, kept in the hub's own cache that other tools share.
+"""Models from the Hugging Face hub, kept in the hub's own cache, which other tools share.
 
-What huggingface_hub raises is turned into what to do next.
+Errors of huggingface_hub are turned into messages that say what to do next.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNWANTED = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "runs/
 
 
 def cached_snapshot(source: HubSource) -> Path | None:
-    """The folder of this repository and revision in the hub cache, or None unless config and weights are there."""
+    """The folder of this repository and revision in the hub cache; None unless it has a config and weights."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -73,7 +73,7 @@ def has_model(folder: Path) -> bool:
 
 
 def changed(folder: Path) -> list[str]:
-    """The files of a snapshot whose content is not what the hub's cache names it by, which for weights is a sha256."""
+    """The files of a snapshot whose content does not match their name in the hub's cache (for weights, a sha256)."""
     named = {path: path.resolve().name for path in sorted(folder.rglob("*")) if path.is_symlink()}
     known = {path: name for path, name in named.items() if len(name) == _SHA256_DIGITS}
     return [path.relative_to(folder).as_posix() for path, name in known.items() if sha256_of(path) != name]
@@ -93,7 +93,7 @@ def _explained(source: HubSource) -> Iterator[None]:
 
 
 def _said(error: Exception, source: HubSource) -> str | None:
-    """What an error means, and what to do; None for those that are not the hub's."""
+    """What an error means, and what to do; None for errors that are not the hub's."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{source.hub}"
@@ -119,7 +119,7 @@ def _said(error: Exception, source: HubSource) -> str | None:
 
 
 def _unreached(error: Exception, source: HubSource) -> str:
-    """Why there is no answer, where huggingface_hub says only that nothing is in its cache."""
+    """Why the hub did not answer, where huggingface_hub reports only that its cache has no such entry."""
     from huggingface_hub import errors
 
     if isinstance(error.__cause__, errors.HfHubHTTPError):
@@ -144,7 +144,7 @@ def _refused(error: Any) -> str:
 
 
 def _reporting(report: Report) -> Any:
-    """A class of progress bars that draw nothing; the one that counts written bytes passes them on."""
+    """A progress bar class that draws nothing; the bar that counts written bytes forwards them to `report`."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):

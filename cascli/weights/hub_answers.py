@@ -1,7 +1,7 @@
-"""What a hub answers is checked before huggingface_hub believes it, and waited for no longer than it is worth.
+"""Responses of a hub are checked before huggingface_hub uses them, and time out.
 
-Commit ids, ETags and file names become paths of the hub's cache, which several versions of the library take as they
-come; a hub that accepts a connection and says nothing would be waited for without end.
+Commit ids, ETags and file names become paths in the hub's cache, and several versions of the library use them
+unchecked; a hub that accepts a connection and sends nothing would block forever.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from cascli.errors import RunError
 
 SECONDS = 30
-"""For a connection, and between two pieces of an answer."""
+"""Timeout for a connection, and between two pieces of a response."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TAG = re.compile(r"[\w.:+=-]+")
 
 
 @contextmanager
 def checked(source: object) -> Iterator[None]:
-    """Check every answer that huggingface_hub gets while this lasts.
+    """Check every response that huggingface_hub gets inside this context.
 
     Raises:
-        RunError: an id or a name that could lead out of the cache; `source` is in front.
+        RunError: an id or a name could lead out of the cache; the message starts with `source`.
     """
     from huggingface_hub import get_session
 
@@ -43,7 +43,7 @@ def checked(source: object) -> Iterator[None]:
 
 
 def _patient(request: Any) -> None:
-    """Put a limit where the library sets none."""
+    """Set a timeout where the library sets none."""
     limits = request.extensions.get("timeout") or {}
     names = ("connect", "read", "write", "pool")
     request.extensions["timeout"] = {name: limits.get(name) or SECONDS for name in names}
@@ -83,7 +83,7 @@ def _commit(text: str, source: object) -> None:
 
 
 def _inside(name: object) -> bool:
-    """Whether a file's name stays in the folder that it is put into, on any system."""
+    """Whether a file name stays inside the folder that it is put into, on any system."""
     if not isinstance(name, str) or not name or any(sign in name for sign in "\\:\0"):
         return False
     path = PurePosixPath(name)

@@ -1,6 +1,6 @@
-"""`cascli.json` in a converted model folder: written last, so a folder that has a valid one is whole.
+"""`cascli.json` in a converted model folder: written last, so a folder that has a valid one is complete.
 
-Valid means: this schema and converter version, and every listed file there with the listed size.
+Valid means: this schema and converter version, and every listed file present with the listed size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 NAME = "cascli.json"
 SCHEMA = "cascli.weights/1"
-# Raise this when converted folders of older versions would be wrong; they are then made again.
+# Increase this when folders converted by older versions would be wrong; they are then converted again.
 CONVERTER = 1
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` holds a converted model that may be trusted."""
+    """Whether `folder` holds a complete and valid converted model."""
     manifest = _read(folder)
     files = manifest.get("files")
     if manifest.get("schema") != SCHEMA or manifest.get("converter") != CONVERTER or not files:
@@ -36,7 +36,7 @@ def sha256_of(path: Path) -> str:
 
 
 def changed(folder: Path) -> list[str] | None:
-    """The files that are no longer what was written; None if an older version kept no sha256."""
+    """The files that have changed since they were written; None if an older version stored no sha256."""
     wanted = _read(folder).get("sha256_of_files")
     if not isinstance(wanted, dict) or not wanted:
         return None
@@ -45,7 +45,7 @@ def changed(folder: Path) -> list[str] | None:
 
 @contextmanager
 def replacing(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
-    """Yield a scratch folder; when the block ends well, seal it with a manifest and make it `folder`.
+    """Yield a scratch folder; if the block succeeds, seal it with a manifest and rename it to `folder`.
 
     Only one process may do this for one `folder` at a time: hold a lock.
     """
@@ -74,7 +74,7 @@ def _seal(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring `path` to the disk: a name must not outlive a power cut that its bytes did not."""
+    """Flush `path` to disk: a name must not survive a power cut without its bytes."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

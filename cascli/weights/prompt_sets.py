@@ -1,4 +1,4 @@
-"""Prompts that others publish, by name. Their files lie in the cache folder, where the user puts them. No torch."""
+"""Published prompt sets, by name. Their files are in the cache folder, where the user puts them. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cascli.weights.home import cache_home
 _FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/d04ce6453ae016d9e03626b679c07aa1388dcbee"
 _SPEC_BENCH = "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main"
 _NOT_FETCHED = "FULL BENCHMARK DATA SHOULD BE FETCHED"
-"""What SPEED-Bench has in place of a text that its own script fetches from elsewhere."""
+"""SPEED-Bench's placeholder for a text that its own script fetches from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class PromptSet:
     """One published file of questions."""
 
     prompts: int
-    """How many there are: a file with more or fewer is another one."""
+    """Number of prompts; a file with more or fewer is not this set."""
     about: str
     get: str
-    """Commands that put the file in its place, which stands for `{path}`."""
+    """Commands that put the file at its path, given as `{path}`."""
 
 
 SETS = {
@@ -51,7 +51,7 @@ SETS = {
 
 
 def set_path(name: str) -> Path:
-    """Where the file of a set is looked for."""
+    """Where the file of a set is expected."""
     return cache_home() / "prompts" / f"{name}.jsonl"
 
 
@@ -59,7 +59,7 @@ def prompt_set(name: str, limit: int | None = None) -> list[Prompt]:
     """The prompts of a published set, in the order of its file.
 
     Raises:
-        UsageError: the file is not there, or is not the set.
+        UsageError: the file does not exist, or is not the set.
     """
     path, known = set_path(name), SETS[name]
     if not path.exists():

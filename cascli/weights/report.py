@@ -1,4 +1,4 @@
-"""How long work tells how far it is; whoever shows it decides how."""
+"""Progress reports of long work, independent of how they are displayed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Report(Protocol):
     """
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Tell that `done` of `total` bytes of `stage` are done."""
+        """Report that `done` of `total` bytes of `stage` are done."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A report that says nothing."""
+    """A report that does nothing."""

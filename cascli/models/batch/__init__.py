@@ -1,5 +1,5 @@
-"""Several answers at once on one set of weights: each in a lane of its own, all of whose reads become one pass.
+"""Several concurrent answers on one set of weights: each has its own lane, and the reads of all lanes share one pass.
 
-A strategy is written as if it were alone. Its lane is suspended when it asks a model, and goes on when a pass has read
+A strategy is written as if it ran alone. Its lane is suspended when it calls a model, and resumes when a pass has read
 what all lanes were waiting for.
 """

@@ -13,21 +13,21 @@ from cascli.models.cache import RewindCache, RewindLayer, States
 
 
 class TextsCache(Cache):
-    """What each row of a block adds, and what it may look at; says so to all layers."""
+    """Where each row of a block is stored and what it may attend to, shared by all layers."""
 
     places: Tensor
-    """Of each row's text, `[n]`."""
+    """The place of each row's text, `[n]`."""
     positions: Tensor
-    """Of each row in its text, `[n]`."""
+    """The position of each row in its text, `[n]`."""
     longest: int
-    """Tokens of the longest text."""
+    """Number of tokens of the longest text."""
 
     def __init__(self, like: RewindCache, states: Sequence[States]) -> None:
         super().__init__(layers=[TextsLayer(self, *each) for each in zip(like.layers, states, strict=True)])
 
     @abstractmethod
     def seen(self, states: Tensor, window: int | None) -> object:
-        """Keys or values of all texts, as the attention function wants to be handed them."""
+        """Keys or values of all texts, in the form that the attention function takes."""
 
 
 class TextsLayer(CacheLayerMixin):
@@ -39,7 +39,7 @@ class TextsLayer(CacheLayerMixin):
         self.is_sliding = like.is_sliding
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the states are there when they are first used."""
+        """Do nothing: the states are allocated at their first use."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Any, Any]:
         """Write `[1, heads, rows, head_dim]`, each row at its position in its text."""
@@ -50,15 +50,15 @@ class TextsLayer(CacheLayerMixin):
         return cache.seen(states.keys, self._window), cache.seen(states.values, self._window)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Not asked: the rows need no mask."""
+        """Not used: the rows need no mask."""
         return query_length, 0
 
     def get_seq_length(self) -> int:
-        """Not asked: positions are given."""
+        """Not used: positions are given."""
         return 0
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """No limit."""
         return -1
 
     def get_max_cache_shape(self) -> int:

@@ -1,7 +1,7 @@
 """Lanes: functions that run side by side in one thread, and whose model calls are answered together.
 
-Each lane is a greenlet: a call of a model switches to whoever has begun the lanes, who goes on once all of them wait.
-Nothing runs in parallel but the kernels, so that what a lane computes does not depend on the others.
+Each lane is a greenlet: a model call switches to the caller that started the lanes, which continues once all of them
+are waiting. Nothing but the kernels runs in parallel, so what a lane computes does not depend on the others.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cascli.sampling.autoregressive import Sampler, Written
 T = TypeVar("T")
 
 _UNREAD = 2
-"""What a round leaves unread at most: drafts of all lanes begin with blocks of this length."""
+"""Maximum number of tokens that a round leaves unread: the drafts of all lanes begin with blocks of this length."""
 
 
 class Ended(NamedTuple, Generic[T]):
-    """What has become of a job."""
+    """A finished job."""
 
     place: int
-    """Among the jobs, in their order."""
+    """The job's index, in the order of the jobs."""
     result: T
 
 
@@ -45,12 +45,12 @@ class _Asked(NamedTuple):
 
     @property
     def kind(self) -> tuple[Role, Sampler | None]:
-        """What can be answered together."""
+        """Requests of the same kind can be answered together."""
         return self.role, self.wanted.sampler if isinstance(self.wanted, WantedDraft) else None
 
 
 class _Lane:
-    """A place for one answer after the other, and its share of the time."""
+    """A job in progress: its place in the batch, its number among the jobs, and what it is waiting for."""
 
     def __init__(self, place: int, number: int, run: greenlet) -> None:
         self.place, self.number, self.run = place, number, run
@@ -58,7 +58,7 @@ class _Lane:
 
 
 class LaneTimer:
-    """The clock of a lane: time while it runs, and its share of the passes that it waits for.
+    """The clock of a lane: the time that it runs, plus its share of the passes that it waits for.
 
     Over all lanes these add up to the time of the batch.
     """
@@ -68,19 +68,19 @@ class LaneTimer:
         self._left: float | None = None
 
     def __call__(self) -> float:
-        """Seconds since some beginning."""
+        """Seconds since an arbitrary start."""
         return time.perf_counter() - self._elsewhere
 
     def leave(self) -> None:
-        """Others run from now on."""
+        """Record that other lanes run from now on."""
         self._left = time.perf_counter()
 
     def add(self, seconds: float) -> None:
-        """Let so much more time have passed: what is not done again took it once; less, if negative."""
+        """Add the time of work that was reused instead of repeated; a negative number subtracts."""
         self._elsewhere -= seconds
 
     def back(self, share: float) -> None:
-        """It runs again, after passes of which `share` seconds were its own."""
+        """Record that the lane runs again, after passes of which `share` seconds were its own."""
         if self._left is not None:
             self._elsewhere += time.perf_counter() - self._left - share
         self._left = None
@@ -95,11 +95,11 @@ class LaneRunner(Runner):
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """Number of tokens that were read."""
         return self._own.length
 
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Read together with others, or a long block alone and at once."""
+        """Read together with the other lanes; a long block is read alone and immediately."""
         if self._reader.shares(ids.shape[0]):
             logits: Tensor = self._lanes.ask(self._role, Wanted(self._place, ids, rows))
             return logits
@@ -109,11 +109,11 @@ class LaneRunner(Runner):
 
     @property
     def in_parts(self) -> bool:
-        """As the model's own runner."""
+        """Delegates to the model's own runner."""
         return self._own.in_parts
 
     def read_at(self, start: int, ids: Tensor, rows: int) -> Tensor:
-        """Alone and at once."""
+        """Read alone and immediately."""
         logits = self._own.read_at(start, ids, rows)
         self._lanes.wait_for(self._role)
         return logits
@@ -123,24 +123,24 @@ class LaneRunner(Runner):
         self._own.truncate(length)
 
     def steps_left(self, length: int) -> int | None:
-        """As the model's own runner."""
+        """Delegates to the model's own runner."""
         return self._own.steps_left(length)
 
     @property
     def goes_by_target(self) -> bool:
-        """As the model's own runner."""
+        """Delegates to the model's own runner."""
         return self._own.goes_by_target
 
     @property
     def prompt_block(self) -> int | None:
-        """As the model's own runner."""
+        """Delegates to the model's own runner."""
         return self._own.prompt_block
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Read a prompt by blocks, or take what is left of a reading: that takes no time, but counts as it did then.
+        """Read a prompt in blocks, reusing blocks that were read before: each counts the time of its first reading.
 
-        A block is one and the same to every prompt that begins with the same tokens up to its end. Where texts share no
-        passes, the model's own runner reads the prompt.
+        A block is shared by all prompts that begin with the same tokens up to its end. Where texts share no passes, the
+        model's own runner reads the prompt.
         """
         if self._reader.alone_because is not None:
             first = self._own.begin(prompt_ids)
@@ -164,7 +164,7 @@ class LaneRunner(Runner):
 
     @property
     def encoded(self) -> int:
-        """How many tokens of the prompt an encoder has read."""
+        """Number of prompt tokens that an encoder has read."""
         return self._own.encoded
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
@@ -179,17 +179,17 @@ class LaneRunner(Runner):
 
     @property
     def compile_seconds(self) -> float | None:
-        """Of the model's own runner."""
+        """Time spent on compiling by the model's own runner."""
         return self._own.compile_seconds
 
 
 class LaneWriter(LaneRunner):
-    """Where a reader also draws: whole drafts wait for those of the other lanes."""
+    """For a reader that also draws: whole drafts wait for those of the other lanes."""
 
     draws: ClassVar[bool] = True
 
     def write(self, ids: Tensor, sampler: Sampler, u: Tensor, *, read_last: bool) -> Written:
-        """Written together with others, but for what is long to read or nobody shares."""
+        """Write together with the other lanes, after reading a long block first; alone where texts share no passes."""
         if self._reader.shares(1):
             if ids.shape[0] > _UNREAD:
                 self.forward(ids[:-1], 1)
@@ -202,53 +202,53 @@ class LaneWriter(LaneRunner):
 
 
 _Prompt = tuple[Role, tuple[int, ...]]
-"""A model, and what it has read of a prompt: up to the end of a block."""
+"""A model's role, and the tokens of a prompt that it has read, up to the end of a block."""
 
 
 class _Read(NamedTuple):
-    """What is left of a block of a prompt that was read, and how long that took."""
+    """The kept states of a prompt block, and how long reading it took."""
 
     states: Sequence[tuple[Tensor, Tensor]]
     seconds: float
 
 
 class Lanes:
-    """Up to `size` answers of a pair under way at once."""
+    """Up to `size` concurrent answers of a pair."""
 
     def __init__(self, pair: Pair, size: int, *, keep_prompts: bool = False) -> None:
-        """Take the pair whose weights are used; each lane gets caches of its own.
+        """Take the pair whose weights are used; each lane gets its own caches.
 
         Args:
-            pair: loaded.
-            size: of the batch.
-            keep_prompts: read a prompt once however often it is asked, and what prompts begin with alike in whole
-                blocks once for all of them, while an eighth of the memory holds what is left of them. Whoever asks
-                again has the reading in its time, as long as it took.
+            pair: the loaded pair.
+            size: batch size.
+            keep_prompts: read a prompt once however often it is used, and leading blocks that several prompts share
+                once for all of them, as long as their states fit into an eighth of the available memory. A run that
+                reuses a reading is charged the time that it took.
         """
         self._pair, self.size = pair, size
         self.prompts: dict[_Prompt, _Read] = {}
         self._room = (available(pair.device) or 0) // 8 if keep_prompts else 0
         self.readers = choose_readers({role: model.runner.own for role, model in pair.models.items()}, size)
-        """What reads for the lanes, of each model."""
+        """The reader of each model, which reads for all lanes."""
         self.timers = [LaneTimer() for _ in range(size)]
         self._pairs = [self._pair_of(place) for place in range(size)]
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
-        """Forward passes that answered lanes, of each model."""
+        """Number of forward passes that answered lanes, per model."""
         for role, why in self.alone_because.items():
             text = f"texts of a batch are read one by one by the {role} model: {why}"
             warnings.warn(text, PairWarning, stacklevel=3)
 
     @property
     def alone_because(self) -> dict[Role, str]:
-        """Why a model's texts are read in passes of their own, of those whose are."""
+        """For each model whose texts are read in separate passes, the reason."""
         return {role: each.alone_because for role, each in self.readers.items() if each.alone_because}
 
     def unmade(self, apart_from: Role) -> int:
-        """Bytes of caches that other models have been asked for and have not made yet."""
+        """Bytes of the other models' caches that were requested but are not allocated yet."""
         return sum(each.unmade for role, each in self.readers.items() if role != apart_from)
 
     def keep(self, prompt: _Prompt, kept: Callable[[], Sequence[tuple[Tensor, Tensor]] | None], seconds: float) -> None:
-        """Keep what is left of the last block of a prompt's beginning, if there is room for it."""
+        """Keep the states of the last block of a prompt's beginning, if there is room for them."""
         states = kept() if self._room > 0 else None
         if states is None:
             return
@@ -265,25 +265,25 @@ class Lanes:
         return (LaneWriter if reader.draws else LaneRunner)(self, reader, role, place)
 
     def ask(self, role: Role, wanted: Wanted | WantedDraft) -> Any:
-        """Called in a lane: suspend it until a pass has read what it wants; the logits, or what was written."""
+        """Called in a lane: suspend it until its request is answered; return the logits, or what was written."""
         return cast(greenlet, getcurrent().parent).switch(_Asked(role, wanted))
 
     def wait_for(self, role: Role) -> None:
-        """Until a model's device is done, so that the time that a pass takes is not counted as the next one's.
+        """Wait until a model's device is done, so that the time of one pass is not counted in the next.
 
-        Once a pass, and not once a lane: what lanes compute between their passes is short.
+        Done once per pass, not once per lane: what lanes compute between their passes is short.
         """
         device = self._pair.models[role].device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
 
     def run(self, jobs: Iterable[Callable[[Pair], T]]) -> Generator[Ended[T]]:
-        """Run jobs, each with a pair of its own on the same weights; yields what they return as they end.
+        """Run jobs, each with its own pair on the same weights; yield what they return as they end.
 
-        What one of them raises ends them all.
+        An exception in one of them ends them all.
 
         Args:
-            jobs: asked for one more whenever a lane is free.
+            jobs: the next one is taken whenever a lane is free.
 
         Raises:
             RunError: another run of the pair is in progress.
@@ -301,7 +301,7 @@ class Lanes:
                     for lane, answer in self._answered(waiting):
                         yield from self._go_on(lane, answer, waiting, free)
             finally:
-                with torch.inference_mode():  # which each of them has entered, and leaves now
+                with torch.inference_mode():  # each of the lanes has entered it, and leaves it now
                     for lane in waiting:
                         lane.run.throw(GreenletExit)
 
@@ -317,9 +317,10 @@ class Lanes:
             self.timers[lane.place].leave()
 
     def _answered(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written | Exception]]:
-        """One pass of one model for all lanes that wait for it, or one draft of several; its error is each lane's.
+        """Run one pass of one model, or one draft of several passes, for all lanes that wait for it.
 
-        The draft model's come first: once nobody waits for it, all wait for the target, whose passes are dear.
+        An error is passed to each of these lanes. The draft model goes first: once no lane waits for it, all wait for
+        the target, whose passes are expensive.
         """
         asking = [(lane, lane.asked) for lane in waiting if lane.asked]
         kind = min((asked.kind for _, asked in asking), key=lambda each: ROLES.index(each[0]))
@@ -333,7 +334,7 @@ class Lanes:
 
     @torch.inference_mode()
     def _read(self, role: Role, wanted: Sequence[Any]) -> tuple[Sequence[Tensor | Written | Exception], float]:
-        """What lanes have asked for, all reads or all drafts, and how long it took; capturing is nobody's time."""
+        """Answer requests of lanes, all reads or all drafts; return the time too, without that spent on capturing."""
         reader, drafts = self.readers[role], isinstance(wanted[0], WantedDraft)
         start, captured = time.perf_counter(), reader.capture_seconds or 0.0
         answers: Sequence[Tensor | Written | Exception]

@@ -1,4 +1,4 @@
-"""What reads for several texts: their new tokens in one forward pass where the model's kernels allow it."""
+"""Readers for several texts: their new tokens in one forward pass where the model's kernels allow it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from cascli.sampling.autoregressive import Sampler, Written
 
 
 class Wanted(NamedTuple):
-    """What one text's model is to read."""
+    """A request to read tokens of one text."""
 
     place: int
-    """Of the text."""
+    """The text's place."""
     ids: Tensor
     """`[n]`, after what was read before."""
     rows: int
-    """How many of the last tokens' logits are wanted."""
+    """Number of last tokens whose logits are wanted."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens the model reads."""
+        """Number of tokens that the model reads."""
         return self.ids.shape[0]
 
 
 class WantedDraft(NamedTuple):
-    """What one text's model is to read, and to write after it: see `Runner.write`."""
+    """A request to read tokens of one text and to write after them: see `Runner.write`."""
 
     place: int
     ids: Tensor
     """`[n]`."""
     sampler: Sampler
     u: Tensor
-    """A uniform for each token that it writes, float64."""
+    """One uniform per token to write, float64."""
     read_last: bool
 
     @property
@@ -51,25 +51,25 @@ class WantedDraft(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens the model reads."""
+        """Number of tokens that the model reads."""
         return self.write.tokens
 
 
 def check_room(
     states: States, texts: int, tokens: int, per_token: int, device: torch.device, elsewhere: int = 0
 ) -> None:
-    """Refuse a batch whose caches have no room, before they are made: a system that is out of memory says nothing.
+    """Reject a batch whose caches do not fit, before allocating them: a system out of memory gives no error message.
 
     Args:
-        states: of one layer, with a place for each text and perhaps more.
-        texts: at once.
-        tokens: that each place is to have room for.
-        per_token: bytes of keys and values, of all layers.
-        device: where they are.
-        elsewhere: bytes that the caches of other models will take for as many places.
+        states: the states of one layer, with a place for each text and perhaps more.
+        texts: number of concurrent texts.
+        tokens: number of tokens that each place must have room for.
+        per_token: bytes of keys and values per token, over all layers.
+        device: where the caches are.
+        elsewhere: bytes that the caches of other models will take for the same number of places.
 
     Raises:
-        RunError: there is no room; says for how many there is.
+        RunError: there is not enough room; the message gives the batch size that fits.
     """
     free = available(device)
     each, held = tokens * per_token + elsewhere // states.places, states.places * states.capacity * per_token
@@ -85,7 +85,7 @@ def check_room(
 
 
 def in_parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted]]:
-    """Texts in as few groups as there may be, of at most so many tokens; one group if None."""
+    """Split texts into as few groups as possible, in order, of at most `most` tokens each; one group if None."""
     if most is None:
         return [wanted]
     parts: list[list[Wanted]] = []
@@ -103,14 +103,14 @@ class Reader(ABC):
     """One model with the caches of several texts, a runner for each."""
 
     alone_because: str | None = None
-    """Why each text is read in passes of its own; None if they share them."""
+    """Why each text is read in separate passes; None if texts share them."""
     elsewhere: int = 0
     """Bytes that the caches of other models will take."""
     draws: bool = False
-    """Whether `write` is there, which makes several passes and the draws between them at once."""
+    """Whether `write` is implemented, which runs several passes and the draws between them in one go."""
 
     def __init__(self, runners: Sequence[Runner]) -> None:
-        """Take the runners of the places: one text each."""
+        """Take the runners, one per place."""
         self.runners = runners
 
     @property
@@ -120,49 +120,49 @@ class Reader(ABC):
 
     @property
     def unmade(self) -> int:
-        """Bytes of caches that were asked for and are not made yet."""
+        """Bytes of caches that were requested but are not allocated yet."""
         return 0
 
     @abstractmethod
     def shares(self, n: int) -> bool:
-        """Whether blocks of n tokens are read together; others, prompts above all, by their own runner."""
+        """Whether blocks of n tokens are read together; others, mainly prompts, are read by the text's own runner."""
 
     @abstractmethod
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        """Read for several texts; the logits `[rows, vocab]` of each."""
+        """Read for several texts; return the logits `[rows, vocab]` of each."""
 
     def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
         """Let the model write for several texts, all with the same sampler."""
         raise NotImplementedError(f"{type(self).__name__} does not draw")
 
     def kept(self, place: int, start: int) -> list[tuple[Tensor, Tensor]] | None:
-        """A copy of what a place's text has left in its cache from token `start` on, for `put`; None: not to be had."""
+        """A copy, for `put`, of what the cache of a place's text holds from token `start`; None if not supported."""
         del place, start
         return None
 
     def put(self, place: int, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Hold what was kept behind what is held, as if it had been read."""
+        """Append what was kept to the cache, as if it had been read."""
         raise NotImplementedError(f"{type(self).__name__} keeps nothing")
 
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
-        """As `Runner.prepare`, for one of the places."""
+        """`Runner.prepare` for one of the places."""
         self.runners[place].prepare(prompt, answer, calls, sampler)
 
 
 class OneByOne(Reader):
-    """Texts take turns: correct for any model, and no faster than one after the other."""
+    """Texts take turns: correct for any model, but no faster than one after the other."""
 
     def __init__(self, runners: Sequence[Runner], why: str) -> None:
-        """Say why."""
+        """Take the runners, and the reason for `alone_because`."""
         super().__init__(runners)
         self.alone_because = why
         self.draws = all(each.draws for each in runners)
 
     def shares(self, n: int) -> bool:
-        """False: every text has a runner of its own."""
+        """Always false: every text is read by its own runner."""
         del n
         return False
 
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        """Each by its own runner."""
+        """Read each text with its own runner."""
         return [self.runners[each.place].forward(each.ids, each.rows) for each in wanted]

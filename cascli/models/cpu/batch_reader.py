@@ -1,7 +1,7 @@
-"""Several texts' new tokens in one forward pass on a CPU, each with the very bits that it has alone.
+"""New tokens of several texts in one forward pass on a CPU, each bit-identical to its result alone.
 
 All tokens are rows of one block: linear layers and norms work row by row, and each row attends on its own over the
-states of its text (`row_attention`). The weights are read once for all of them.
+states of its text (`row_attention`). The weights are read once for all rows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.sampling.autoregressive import Sampler
 
 PROMPT_BLOCK = 128
-"""Tokens of a prompt that are read at once, in a batch and alone: what prompts have in common up to there can be kept.
+"""Prompt tokens per block, in a batch and alone: blocks that prompts have in common can be kept.
 
-As fast by the token as longer blocks are; shorter ones would have more in common, and are slower (benchmarks/LOG.md).
+As fast per token as longer blocks; with shorter ones prompts would share more, but they are slower (benchmarks/LOG.md).
 """
 
 
 def batch_reader(runner: EagerRunner, places: int) -> Reader:
-    """What reads for several texts with the weights of a runner on a CPU."""
+    """The reader for several texts with the weights of a runner on a CPU."""
     states = [States(places) for _ in runner.cache.layers]
     runners = [runner.fresh(states, place) for place in range(places)]
     why = why_alone(runner.model)
@@ -40,7 +40,7 @@ def batch_reader(runner: EagerRunner, places: int) -> Reader:
 
 
 def why_alone(model: PreTrainedModel) -> str | None:
-    """Why a model's texts cannot share a pass, in words for its user; None if they can."""
+    """Why a model's texts cannot share a pass, worded for the user; None if they can."""
     config = model.config.get_text_config()
     if not attends_by_rows(model):
         return "its attention is not one that knows texts apart"
@@ -55,7 +55,7 @@ def why_alone(model: PreTrainedModel) -> str | None:
 
 
 class RowReader(Reader):
-    """Blocks of up to `MOST_ROWS` tokens, of all texts at once."""
+    """Reads blocks of up to `MOST_ROWS` tokens of all texts together."""
 
     def __init__(self, runner: EagerRunner, states: Sequence[States], runners: Sequence[EagerRunner]) -> None:
         super().__init__(runners)
@@ -67,26 +67,26 @@ class RowReader(Reader):
 
     @property
     def unmade(self) -> int:
-        """Bytes of caches that were asked for and are not made yet."""
+        """Bytes of caches that were requested but are not allocated yet."""
         return self._states[0].unmade * self._per_token
 
     def kept(self, place: int, start: int) -> list[tuple[Tensor, Tensor]]:
-        """A copy of what a place's text has left in its cache from token `start` on."""
+        """A copy of what the cache of a place's text holds, starting at token `start`."""
         return self._caches[place].kept(start)
 
     def put(self, place: int, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Hold what was kept, behind what is held."""
+        """Append what was kept to the cache."""
         self._caches[place].put(kept)
 
     def shares(self, n: int) -> bool:
-        """Blocks that `row_attention` reads by rows when they are alone."""
+        """Whether `row_attention` reads a block of n tokens by rows when it is alone."""
         return n <= MOST_ROWS
 
     def prepare(self, place: int, prompt: int, answer: int, calls: Calls, sampler: Sampler | None) -> None:
         """Make room for the text, in one step for all places.
 
         Raises:
-            RunError: there is not so much memory.
+            RunError: there is not enough memory.
         """
         del place, calls, sampler
         tokens = rounded_up(prompt + answer)
@@ -95,7 +95,7 @@ class RowReader(Reader):
             each.reserve(tokens)
 
     def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        """One pass, or as many as the processor's kernels need to give a row the same bits in any block."""
+        """Read in one pass, or in as many as the processor's kernels need to keep rows bit-identical in any block."""
         return [logits for part in in_parts(wanted, self._most) for logits in self._pass(part)]
 
     def _pass(self, wanted: Sequence[Wanted]) -> list[Tensor]:
@@ -115,25 +115,25 @@ class RowReader(Reader):
 
 
 class _TextsCache(TextsCache):
-    """Rows that attend one by one."""
+    """The cache for rows that attend one by one."""
 
     def begin(self, rows: Sequence[tuple[int, int]]) -> None:
-        """Say which rows come: of each the place of its text, and how many tokens that has with this one."""
+        """Set the rows to come: for each, the place of its text and the text's length including this token."""
         self.rows = rows
         self.longest = max(end for _, end in rows)
         self.places, self.positions = torch.tensor([(place, end - 1) for place, end in rows]).unbind(1)
 
     def seen(self, states: Tensor, window: int | None) -> OfTexts:
-        """With what each row looks at; its window attention knows."""
+        """The states with what each row may attend to; the attention function applies the window."""
         del window
         return OfTexts(states, self.rows)
 
 
 @cache
 def most_rows(dtype: torch.dtype) -> int | None:
-    """How many rows a product may have so that each has the bits that it has alone; None for any number.
+    """Maximum number of rows of a product for each to be bit-identical to that row alone; None for no limit.
 
-    oneDNN of older torch has another kernel from 16 rows on. Found out on a matrix of the size that it matters for.
+    oneDNN in older torch uses another kernel for 16 or more rows. Tested on a matrix of a size at which that matters.
     """
     if not can_pack(dtype):
         return MOST_ROWS

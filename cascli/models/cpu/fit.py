@@ -1,7 +1,7 @@
-"""Bring a model into the precision and the kernels that it runs with on a CPU, one layer after the other.
+"""Convert a model to the precision and the kernels that it runs with on a CPU, layer by layer.
 
-Each layer's stored weights are dropped as soon as their packed form stands, so that the peak is one model and a
-layer. Input embeddings stay as stored and are widened where they are looked up: the same numbers at half the memory.
+Each layer's stored weights are dropped as soon as they are packed, so peak memory is one model plus one layer. Input
+embeddings stay as stored and are widened on lookup: the same numbers in half the memory.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from cascli.models.size import is_large
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
 Done = Callable[[str, int], None]
-"""Told of weights that stand ready: the name of their layer, empty for what no layer is, and how many they are."""
+"""Called with weights that are ready: the name of their layer (empty if they have none) and their number."""
 
 
 class WideEmbedding(nn.Embedding):
-    """`nn.Embedding` that returns float32 whatever its table is stored in."""
+    """`nn.Embedding` that returns float32 whatever the dtype of its table."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Look ids up."""
+        """Look up ids."""
         return F.embedding(input, self.weight).float()
 
 
 def working_dtype(dtype: str) -> torch.dtype:
-    """What activations are computed in for a precision of weights."""
+    """The dtype of activations for a precision of weights."""
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
 
 
 def store_for(folder: Path | None, dtype: str, cut: str = "") -> PackedStore | None:
-    """Where packed layers of a precision are kept between starts, if they are; `cut` as of `PackedStore`.
+    """The store that keeps packed layers of a precision between starts, if any; `cut` as in `PackedStore`.
 
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
@@ -60,14 +60,14 @@ def fit(
     store: PackedStore | None = None,
     done: Done | None = None,
 ) -> None:
-    """Switch every linear layer, and the attention where it can be, to the kernels for `dtype`, in place.
+    """Switch every linear layer, and attention where possible, to the kernels for `dtype`, in place.
 
     Args:
         model: on the CPU; its parameters may be empty if `read` is given.
         dtype: float32, bfloat16, int8, or float16, which keeps torch's own kernels.
-        read: gives the stored value of a parameter by its name; the model's own by default.
-        store: where packed layers are found if they were kept.
-        done: told of each layer as it is finished.
+        read: returns the stored value of a parameter by its name; the model's own by default.
+        store: holds the packed layers of earlier starts.
+        done: called for each layer as it is finished.
 
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
@@ -88,7 +88,7 @@ def fit(
 class _Packer:
     """Makes packed layers, or plain ones for a small model.
 
-    Widens through one buffer, because memory that was never used costs more than the work.
+    Widens through one buffer, because touching fresh memory costs more than the conversion.
     """
 
     def __init__(self, work: torch.dtype, large: bool) -> None:
@@ -107,17 +107,17 @@ class _Packer:
 
 
 def _own(model: nn.Module) -> Read:
-    """Read from the model itself: lets go of a value when the layer does."""
+    """Read from the model itself, so a value is freed once its layer drops it."""
     return lambda name: model.get_parameter(name).detach()
 
 
 def _unseen(name: str, weights: int) -> None:
-    """Where nobody asked."""
+    """The default for `done`."""
     del name, weights
 
 
 def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None, done: Done) -> None:
-    """Put a packed layer in the place of every linear one."""
+    """Replace every linear layer with a packed one."""
     for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
             if type(child) in (nn.Linear, Conv1D):
@@ -128,7 +128,7 @@ def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None,
 
 def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedStore | None) -> nn.Module:
     """The packed form of one layer, from the store if it is there."""
-    turned = type(layer) is Conv1D  # GPT-2's, whose weights are the other way round
+    turned = type(layer) is Conv1D  # GPT-2's, whose weights are transposed
     stored, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     if store is not None:
         packed = store.restore(name, (stored.T if turned else stored).shape, bias is not None)
@@ -139,17 +139,17 @@ def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedSt
 
 
 def _fill(model: nn.Module, work: torch.dtype, read: Read, done: Done) -> None:
-    """Give what is not a packed layer its value in the working precision; embeddings widen as they are read."""
+    """Give everything outside packed layers its value in the working precision; embeddings are widened on lookup."""
     for path, module in model.named_modules():
         if isinstance(module, DenseLinear):
-            continue  # has its own already
+            continue  # already has its values
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = read(f"{path}.{name}" if path else name)
             if type(module) is nn.Embedding and work == torch.float32 and value.dtype != work:
                 module.__class__ = WideEmbedding
             elif parameter.is_floating_point():
                 value = value.to(work)
-            # Cloned: a value that still lies in its file would keep the whole file's pages in memory.
+            # Cloned: a value that is still backed by its file would keep the whole file's pages in memory.
             value = value.clone() if parameter.is_meta else value
             setattr(module, name, nn.Parameter(value, requires_grad=False))
             done("", value.numel())

@@ -1,8 +1,8 @@
-"""Products of 8-bit weights on a CPU: one way for each kind of processor, all of them exact.
+"""Products of 8-bit weights on a CPU: one kernel for each kind of processor, all of them exact.
 
-A product takes digits (whole numbers of at most `most` in magnitude, as float32 `[rows, in]`) and returns the sums of
-digit times weight level, times the scale of the output channel, `[rows, out]`. Sums are whole numbers, so a row's
-result does not depend on the rows beside it.
+A product takes digits (integers of at most `most` in magnitude, as float32 `[rows, in]`) and returns the sums of
+digit times weight level, times the scale of the output channel, `[rows, out]`. Sums are integers, so a row's result
+does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _ROWS_HINT = 8
-"""The number of rows that a packing is chosen for; others are served too."""
+"""The number of rows that a packing is optimised for; any number works."""
 LEVELS = 127.0
 """The largest magnitude of a weight level."""
 
@@ -39,7 +39,7 @@ class Int8Weights(Protocol):
 
 
 class OneDnnWeights:
-    """oneDNN, for processors whose VNNI instructions add four products of 8 bits without saturating."""
+    """oneDNN, for processors whose VNNI instructions add four 8-bit products without saturating."""
 
     most: ClassVar[float] = 127.0
     _zero: ClassVar[int] = 128
@@ -57,7 +57,7 @@ class OneDnnWeights:
 
     @staticmethod
     def pack(levels: Tensor) -> Tensor:
-        """Int8 levels `[out, in]` in oneDNN's order; an opaque tensor of the shape `[in, out]`."""
+        """Int8 levels `[out, in]` in oneDNN's order; an opaque tensor of shape `[in, out]`."""
         return torch.ops.onednn.qlinear_prepack(levels, [_ROWS_HINT, levels.shape[1]])
 
     @classmethod
@@ -74,7 +74,7 @@ class OneDnnWeights:
 
 
 class FbgemmWeights:
-    """FBGEMM, for processors without VNNI: four times as fast there as oneDNN.
+    """FBGEMM, for processors without VNNI, where it is four times as fast as oneDNN.
 
     AVX2 adds pairs of products in 16 bits. Digits of 7 bits keep these sums in range: 2 * 128 * 127 < 2^15.
     """
@@ -83,14 +83,14 @@ class FbgemmWeights:
     _zero: ClassVar[int] = 64
 
     def __init__(self, packed: Any, shape: tuple[int, int]) -> None:
-        """Take what FBGEMM packed of weights `[out, in]`."""
+        """Take weights packed by FBGEMM, and their shape `[out, in]`."""
         self.packed, self.shape = packed, shape
 
     @classmethod
     def of(cls, levels: Tensor, scales: Tensor) -> Self:
         """Pack levels and scales."""
         with warnings.catch_warnings():
-            # torch's quantised tensors are on their way out, but are how its FBGEMM kernel is told the scales.
+            # torch's quantised tensors are deprecated, but the only way to pass the scales to its FBGEMM kernel.
             warnings.simplefilter("ignore", UserWarning)
             zeros = torch.zeros(levels.shape[0], dtype=torch.long)
             weights = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
@@ -99,7 +99,7 @@ class FbgemmWeights:
 
     @classmethod
     def is_there(cls) -> bool:
-        """Whether torch was built with FBGEMM, and quantises by it."""
+        """Whether torch was built with FBGEMM, and uses it for quantisation."""
         operations = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
         engine = torch.backends.quantized.engine in ("x86", "fbgemm")
         return operations and engine and hasattr(torch, "_make_per_channel_quantized_tensor")
@@ -110,17 +110,17 @@ class FbgemmWeights:
 
 
 KERNELS: tuple[type[Int8Weights], ...] = (OneDnnWeights, FbgemmWeights)
-"""In the order of preference; one that saturates on this processor is passed over."""
+"""In order of preference; one that saturates on this processor is skipped."""
 
 
 @cache
 def int8_kernel() -> type[Int8Weights] | None:
-    """The kernel for this processor: the first that is there and exact."""
+    """The kernel for this processor: the first that is available and exact."""
     return next((kernel for kernel in KERNELS if kernel.is_there() and is_exact(kernel)), None)
 
 
 def is_exact(kernel: type[Int8Weights]) -> bool:
-    """Whether sums do not saturate: the largest possible ones, of either sign, show it."""
+    """Whether sums do not saturate, checked with the largest possible ones of either sign."""
     rows, columns = 16, 64
     levels = torch.full((rows, columns), int(LEVELS), dtype=torch.int8)
     levels[1::2].neg_()
@@ -128,6 +128,6 @@ def is_exact(kernel: type[Int8Weights]) -> bool:
     digits[1].neg_()
     try:
         product = kernel.of(levels, torch.ones(rows)).product(digits)
-    except RuntimeError:  # an operation that is registered, but not for this processor
+    except RuntimeError:  # the operation is registered, but not supported on this processor
         return False
     return torch.equal(product, digits @ levels.float().T)

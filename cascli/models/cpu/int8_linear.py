@@ -1,10 +1,9 @@
 """int8 weights for linear layers on a CPU, with logits that do not depend on the block they are computed in.
 
-Weights get one scale per output channel. Activations are written as two digits, the second of which is the rounding
-error of the first: 16 bits in all (14 where the processor's products saturate), by two rows for each row of one
-integer product that is bound by memory anyway. Each row is scaled by its own largest magnitude, since one scale for
-the whole tensor would make a token's logits depend on its neighbours. What is lost is then the rounding of the weights
-alone.
+Weights get one scale per output channel. Activations are written as two digits, the second being the rounding error of
+the first: 16 bits in total (14 where the processor's products saturate). Each row thus becomes two rows of a single
+integer product, which is memory-bound anyway. Each row is scaled by its own largest magnitude, since one scale for the
+whole tensor would make a token's logits depend on its neighbours. The only loss is then the rounding of the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from cascli.errors import RunError
 from cascli.models.cpu.int8_kernels import LEVELS, Int8Weights, int8_kernel
 
 _ROWS_AT_ONCE = 512
-"""Rows that are quantised together, so that the work stays in the processor's caches."""
+"""Number of rows quantised at a time, so that the work stays in the processor's caches."""
 
 
 class Int8Linear(nn.Module):
@@ -44,28 +43,28 @@ class Int8Linear(nn.Module):
 
     @property
     def weight_count(self) -> int:
-        """How many weights the layer has."""
+        """Number of weights."""
         return self.in_features * self.out_features
 
     @property
     def weight_bytes(self) -> int:
-        """What they take in memory: a byte each, and a float32 scale per output channel."""
+        """Bytes that the weights take in memory: one each, plus a float32 scale per output channel."""
         return self.weight_count + 4 * self.out_features
 
     @property
     def weight(self) -> Tensor:
-        """The weights as they act, in float32: a copy, computed by the layer itself."""
+        """The effective weights in float32: a copy, computed by the layer itself."""
         identity = torch.eye(self.in_features)
         return (self(identity) - (0 if self.bias is None else self.bias)).T.contiguous()
 
     def forward(self, input: Tensor) -> Tensor:
-        """X W^T + b with every row of x scaled on its own."""
+        """X W^T + b, with every row of X scaled on its own."""
         rows = input.reshape(-1, self.in_features)
         n, most = rows.shape[0], self.weights.most
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
         exact = rows / scale
         coarse = exact.round()
-        # The second digit stands for at most half a step of the first, and has as many levels.
+        # The second digit covers at most half a step of the first, with the same number of levels.
         fine = ((exact - coarse) * (2 * most)).round_()
         out = self.weights.product(torch.cat([coarse, fine]))
         out = (out[:n] + out[n:] / (2 * most)) * scale
@@ -87,12 +86,12 @@ def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def can_int8() -> bool:
-    """Whether this build of torch and this processor multiply int8 weights, and do so exactly."""
+    """Whether this build of torch can multiply int8 weights on this processor, and does so exactly."""
     return int8_kernel() is not None
 
 
 def check_int8() -> type[Int8Weights]:
-    """The kernel.
+    """Return the kernel.
 
     Raises:
         RunError: this build of torch has none for this processor, or none that is exact.

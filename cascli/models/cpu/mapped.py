@@ -1,8 +1,8 @@
-"""oneDNN's packed tensors out of bytes that lie in a mapped file, without a copy.
+"""oneDNN packed tensors over the bytes of a mapped file, without a copy.
 
-Fresh memory is what loading costs most (benchmarks/LOG.md); pages of a file that was read before are there already.
-torch offers this to compiled models through its C interface, which is asked here; where a build lacks it, the bytes
-are copied instead.
+Fresh memory is the largest cost of loading (benchmarks/LOG.md); pages of a file that was read before are already in
+memory. torch offers this to compiled models through its C interface, which is called here; where a build lacks it, the
+bytes are copied instead.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 _POPULATE_READ = 22
-"""Linux's MADV_POPULATE_READ (from 5.14 on), which Python's mmap has no name for."""
+"""Linux's MADV_POPULATE_READ (5.14 and later), for which Python's mmap has no constant."""
 
 
 def layout_of(packed: Tensor) -> Tensor:
-    """What oneDNN calls the memory descriptor of a packed tensor: some hundred bytes that say how it is laid out."""
+    """The memory descriptor, in oneDNN's terms, of a packed tensor: several hundred bytes that describe its layout."""
     return torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
 
 
 def bytes_of(packed: Tensor) -> Tensor:
-    """The bytes of a packed tensor, looked at where they lie: valid as long as it is."""
+    """A view of a packed tensor's bytes, valid as long as the tensor is."""
     size = torch.ops.mkldnn._nbytes(packed)
     memory = (ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(packed))
     return torch.frombuffer(memory, dtype=torch.uint8)
@@ -37,13 +37,13 @@ def bytes_of(packed: Tensor) -> Tensor:
 def around(saved: Tensor, layout: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
     """A packed tensor of a shape and precision whose bytes are `saved`; None where this build cannot make one.
 
-    The layout must be one that `layout_of` gave for such a tensor: oneDNN takes its word for it.
+    The layout must be one that `layout_of` returned for such a tensor: oneDNN does not check it.
     """
     make = _maker()
     if make is None:
         return None
     packed = make(saved.data_ptr(), layout, shape, dtype)
-    packed.kept_bytes = saved  # type: ignore[attr-defined]  # they must live as long as it does
+    packed.kept_bytes = saved  # type: ignore[attr-defined]  # must live as long as the tensor
     return packed
 
 
@@ -52,7 +52,7 @@ Make = Callable[[int, Tensor, tuple[int, int], torch.dtype], Tensor]
 
 @cache
 def _maker() -> Make | None:
-    """torch's own function, if this build has it and it does what it should."""
+    """torch's own function, if this build has it and it works."""
     try:
         make = _found()
         small = torch.ops.mkldnn._reorder_linear_weight(torch.arange(32.0).view(4, 8), 2)
@@ -63,10 +63,10 @@ def _maker() -> Make | None:
 
 
 def _found() -> Make:
-    """The function of torch's C interface.
+    """The function in torch's C interface.
 
     Raises:
-        OSError, AttributeError, StopIteration: it is not there.
+        OSError, AttributeError, StopIteration: this build does not have it.
     """
     folder = Path(torch.__file__).parent / "lib"
     library = ctypes.CDLL(str(next(file for file in folder.iterdir() if file.stem.endswith("torch_cpu"))))
@@ -102,7 +102,7 @@ def _found() -> Make:
 
 
 def read_ahead(saved: Tensor) -> None:
-    """Have the pages of a mapped tensor in place before they are used, where the system can be told so."""
+    """Bring the pages of a mapped tensor into memory before they are used, where the system supports it."""
     if sys.platform != "linux":
         return
     start = saved.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,9 +1,9 @@
 """Linear layers on a CPU through oneDNN, with the weights of large models packed once into its own order.
 
 Decoding multiplies one to nine rows by weights that are far larger than the caches. torch's own product takes two to
-three times as long for two rows as for one, and sums in another order for one row than for five; the packed product
-is bound by memory for all of them, and gives each row the same bits whatever block it comes in (measurements in
-benchmarks/LOG.md). A single row is doubled, because oneDNN has another kernel for vectors.
+three times as long for two rows as for one, and sums in a different order for one row than for five. The packed product
+is memory-bound for all of these, and gives a row the same bits in any block (measurements in benchmarks/LOG.md). A
+single row is duplicated, because oneDNN has another kernel for vectors.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 _ROWS_HINT = 8
-"""The number of rows that the packing is chosen for; others are served too."""
+"""The number of rows that the packing is optimised for; any number works."""
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie in oneDNN's order; float32, or bfloat16 where the processor has units for it."""
+    """A linear layer with weights in oneDNN's order; float32, or bfloat16 where the processor has units for it."""
 
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Pack weights `[out, in]`; the bias `[out]` takes on their precision."""
+        """Pack weights `[out, in]`; the bias `[out]` is converted to their precision."""
         super().__init__()
         self._take(self.pack(weight), bias)
 
@@ -34,7 +34,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def of_packed(cls, packed: Tensor, bias: Tensor | None) -> Self:
-        """Take over what `pack` returned."""
+        """A layer from what `pack` returned."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._take(packed, bias)
@@ -52,12 +52,12 @@ class PackedLinear(nn.Module):
 
     @property
     def weight_count(self) -> int:
-        """How many weights the layer has."""
+        """Number of weights."""
         return self.in_features * self.out_features
 
     @property
     def weight_bytes(self) -> int:
-        """What they take in memory."""
+        """Bytes that the weights take in memory."""
         return self.weight_count * self.packed.element_size()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -66,14 +66,14 @@ class PackedLinear(nn.Module):
 
 
 class DenseLinear(nn.Linear):
-    """`nn.Linear` with the same parameters, through the same kernels but for the packing.
+    """`nn.Linear` with its usual parameters, through the same kernels as `PackedLinear` but without the packing.
 
-    For small models, where packing gains nothing and somebody may want to look at the weights or change them.
+    For small models, where packing gains nothing and users may want to inspect or change the weights.
     """
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
-        """Take over weights `[out, in]` and bias `[out]`."""
+        """A layer from weights `[out, in]` and bias `[out]`."""
         with torch.device("meta"):
             layer = cls(weight.shape[1], weight.shape[0], bias=bias is not None)
         layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
@@ -98,7 +98,7 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this processor pack weights of a precision."""
+    """Whether this build of torch can pack weights of a precision on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:

@@ -1,9 +1,10 @@
 """Packed weights kept on disk, because packing them, and the fresh memory that it takes, cost more than reading them.
 
-Only oneDNN's: FBGEMM does not show what it packs. The packed order is oneDNN's own: it depends on the processor and on
-the version of torch, so a file is named after both and after the checkpoint that it was made from, and each layer's
-layout is compared before its bytes are used. A file that does not fit is made anew; one that cannot be written is done
-without. Layers are used where the file is mapped (see `mapped`); float32 is kept as well as int8.
+Only oneDNN's are kept: FBGEMM does not expose what it packs. The packed order is oneDNN's own and depends on the
+processor and the version of torch, so a file is named after both and after the checkpoint that it was made from, and
+each layer's layout is compared before its bytes are used. A file that does not match is rebuilt; if a file cannot be
+written, loading works without it. Layers are used directly from the mapped file (see `mapped`). Both float32 and int8
+are kept.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from cascli.weights.home import PACKED, cache_home, packed_family
 
 _FORMAT = 1
 _COMPARED = 2**22
-"""Weights of a layer up to which its layout is made anew to compare; larger ones take a second."""
+"""Largest number of weights for which a layer's layout is recomputed for comparison; larger layers take a second."""
 _ALIGNMENT = 64
 _KEY = 12
-"""Letters of what a checkpoint, torch and the processor come to in a file's name."""
+"""Number of hex digits in a file's name that identify the checkpoint, torch and the processor."""
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 
 
@@ -42,7 +43,7 @@ class PackedStore:
     """The file for one checkpoint in one precision on this machine."""
 
     def __init__(self, folder: Path, dtype: str, cut: str = "") -> None:
-        """`cut` tells layers of a model whose head was cut from those of the whole one: each has a file."""
+        """`cut` identifies a model whose head was cut; its layers get a separate file from the whole model's."""
         self._int8 = dtype == "int8"
         self._family = packed_family(folder, dtype)
         self._cut = cut and f"-cut-{cut}"
@@ -50,7 +51,7 @@ class PackedStore:
         self._templates: dict[torch.Size, Tensor] = {}
         self._file: Any = None
         self._shapes: dict[str, list[int]] | None = None
-        """Of layers `[out, in]` whose layouts are known to be as they were written; None in files of older releases."""
+        """Shapes `[out, in]` of layers whose layouts are known to be as written; None for files of older releases."""
         self._outdated = False
         self._open()
 
@@ -65,9 +66,9 @@ class PackedStore:
         return self._file is not None and not self._outdated
 
     def _open(self) -> None:
-        """Map the file, if it is there and the layouts in it are those that were written."""
+        """Map the file, if it exists and the layouts in it are those that were written."""
         with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError):
-            # Entered and never left: what is mapped is let go of with the last layer that looks at it.
+            # Entered and never exited: the mapping is released together with the last layer that uses it.
             file = safe_open(self.path, framework="pt").__enter__()
             told = file.metadata()
             if told:
@@ -77,7 +78,7 @@ class PackedStore:
             self._file = file
 
     def restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | PackedLinear | None:
-        """A layer of weights `[out, in]`; None if it is not there or was made for other kernels."""
+        """A layer of weights `[out, in]`; None if it is missing or was packed for other kernels."""
         restored = self._restore(name, shape, has_bias) if self.is_there else None
         self._outdated = restored is None
         return restored
@@ -102,13 +103,13 @@ class PackedStore:
     def _fits(self, name: str, shape: torch.Size, saved: Tensor, layout: Tensor) -> bool:
         """Whether the bytes are what this machine would pack a layer of weights `[out, in]` into."""
         if self._shapes is not None and shape.numel() > _COMPARED:
-            # As it was written (see `_open`), beside smaller layers that are compared.
+            # The layout is as written (see `_open`); smaller layers of the file are compared.
             return self._shapes.get(name) == list(shape)
         template = self._template(shape)
         return torch.equal(layout_of(template), layout) and torch.ops.mkldnn._nbytes(template) == saved.numel()
 
     def _packed(self, shape: torch.Size, saved: Tensor, layout: Tensor) -> Tensor:
-        """The packed tensor of these bytes: around them, or a copy."""
+        """The packed tensor with these bytes: without a copy where possible."""
         opaque, dtype = ((shape[1], shape[0]), torch.int8) if self._int8 else ((shape[0], shape[1]), torch.float32)
         packed = around(saved, layout, opaque, dtype)
         if packed is None:
@@ -118,18 +119,18 @@ class PackedStore:
         return packed
 
     def _template(self, shape: torch.Size) -> Tensor:
-        """A packed tensor of a shape, for its layout; only the first of a shape is really packed."""
+        """A packed tensor of a shape, for its layout; packed only once per shape."""
         if shape not in self._templates:
             zeros = torch.zeros(shape, dtype=torch.int8 if self._int8 else torch.float32)
             self._templates[shape] = OneDnnWeights.pack(zeros) if self._int8 else PackedLinear.pack(zeros)
         return self._templates[shape]
 
     def needs(self, model: nn.Module) -> bool:
-        """Whether a model has layers that had to be packed, and enough of them to be worth a file."""
+        """Whether a model's layers had to be packed, and are large enough in total to be worth a file."""
         return self._outdated and sum(layer.weight_count for _, layer, _ in _layers(model)) >= size.LARGE
 
     def save(self, model: nn.Module) -> None:
-        """Keep the packed layers of a model; does nothing where that is not possible, or would take half the disk."""
+        """Save the packed layers of a model, unless that fails or would take more than half the free disk space."""
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         self._file = None
         with contextlib.suppress(OSError):
@@ -155,7 +156,7 @@ def _key(folder: Path) -> str:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear | PackedLinear, Tensor]]:
-    """Names, layers, and the packed tensor that is to be kept of them."""
+    """The name, layer and packed tensor of each layer to be kept."""
     for name, layer in model.named_modules():
         if isinstance(layer, Int8Linear) and isinstance(layer.weights, OneDnnWeights):
             yield name, layer, layer.weights.packed
@@ -164,7 +165,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear | PackedLinear, 
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What is kept of each layer, the packed bytes first, so that they begin where a cache line does."""
+    """The tensors to keep of each layer; the packed bytes come first, so that they are aligned to cache lines."""
     for name, _, packed in _layers(model):
         yield f"{name}.packed", bytes_of(packed)
     for name, layer, packed in _layers(model):
@@ -180,7 +181,7 @@ def _layouts(names: Iterable[str]) -> list[str]:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """What tells whether the layouts are as they were written, and of the layers that they were written for."""
+    """A digest that shows whether the layouts are as written, and belong to the layers they were written for."""
     digest = hashlib.sha256()
     for name in _layouts(tensors):
         digest.update(name.encode() + tensors[name].numpy().tobytes())
@@ -188,7 +189,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:
-    """A safetensors file, tensor by tensor: the library's own writer would hold a second copy of all of them."""
+    """Write a safetensors file tensor by tensor: the library's own writer would hold a second copy of all tensors."""
     header: dict[str, Any] = {"__metadata__": told}
     end = 0
     for name, tensor in tensors.items():

@@ -1,9 +1,9 @@
 """Attention on a CPU whose result for a token does not depend on the block that the token is read in.
 
-Stock kernels sum in another order for one query than for five, and the last bit of a sum is all that greedy
-decoding needs to part ways at a near-tie; 8-bit activations turn it into a whole step. Here each of the few
-tokens of a decoding step attends on its own, by the very call that a step of one token makes, over the states
-that this token may see. Heads that share keys are one batch of queries, so nothing is copied for them.
+Stock kernels sum in a different order for one query than for five. A difference in the last bit of a sum is enough for
+greedy decoding to diverge at a near-tie, and 8-bit activations turn it into a whole step. Here each of the few tokens
+of a decoding step attends on its own, with exactly the call that a step of one token makes, over the states that this
+token may see. Heads that share keys are one batch of queries, so nothing is copied for them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "cascli_rows"
 MOST_ROWS = 15
-"""Longer blocks are taken for prompts; oneDNN of older torch has another kernel from 16 rows on."""
+"""Longer blocks are treated as prompts; oneDNN in older torch uses another kernel for 16 or more rows."""
 
 
 class OfTexts(NamedTuple):
-    """Keys or values of several texts, `[places, kv_heads, capacity, d]`, and what each row of a block looks at."""
+    """Keys or values of several texts, `[places, kv_heads, capacity, d]`, and what each row of a block attends to."""
 
     states: Tensor
     rows: Sequence[tuple[int, int]]
-    """Of each row the place of its text, and how many tokens that has with this one."""
+    """For each row, the place of its text and the text's length including this token."""
 
     def seen(self, i: int, window: int | None) -> Tensor:
-        """`[1, kv_heads, L, d]`: what row i looks at."""
+        """`[1, kv_heads, L, d]`: what row i attends to."""
         place, end = self.rows[i]
         start = 0 if window is None else max(0, end - window)
         return self.states[place : place + 1, :, start:end]
@@ -51,9 +51,9 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Attention of the last n states' queries `[1, heads, n, d]` over `[1, kv_heads, L, d]`.
 
-    Causal, unless the module says that it is not: then all of them look at all. A `position_bias` `[1, heads, n, L]`
-    is added to what is compared. Longer blocks (prompts) go to torch's own kernel with the mask that `row_mask` made
-    for them. Rows of several texts find theirs by themselves.
+    Causal unless the module declares that it is not; then every query attends to all states. A `position_bias`
+    `[1, heads, n, L]` is added to the scores. Longer blocks (prompts) go to torch's own kernel with the mask from
+    `row_mask`. Rows of several texts (`OfTexts`) each attend over their own text.
     """
     n = query.shape[2]
     if isinstance(key, OfTexts) or isinstance(value, OfTexts):
@@ -70,7 +70,7 @@ def row_attention(
     for i in range(n):
         end = length - n + 1 + i if causal else length
         start = 0 if sliding_window is None else max(0, end - sliding_window)
-        # Copied, so that a row's bias lies as that of a step of one token does.
+        # Copied, so that a row's bias has the same memory layout as in a step of one token.
         bias = None if position_bias is None else position_bias[:, :, i : i + 1, start:end].contiguous()
         rows.append(_one(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling, bias))
     return torch.stack(rows, dim=1), None
@@ -93,14 +93,14 @@ def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bias:
 
 
 def row_mask(*, q_length: int, **more: Any) -> Tensor | None:
-    """No mask for the few rows that know by themselves what they see; torch's for longer blocks."""
+    """No mask for short blocks, whose rows select what they see; torch's own mask for longer ones."""
     return None if q_length <= MOST_ROWS else sdpa_mask(q_length=q_length, **more)
 
 
 def use_row_attention(model: PreTrainedModel) -> bool:
-    """Switch a model over if its attention is torch's plain one, and return whether it was.
+    """Switch a model to row attention if it uses torch's plain attention; return whether it was switched.
 
-    Models that do more than attend (soft-capping, attention sinks, biases) keep their own.
+    Models whose attention does more (soft-capping, attention sinks, biases) keep their own.
     """
     keep_caps(model)
     if not attends_plainly(model) or not _says_its_windows(model):
@@ -108,7 +108,7 @@ def use_row_attention(model: PreTrainedModel) -> bool:
     AttentionInterface.register(NAME, row_attention)
     AttentionMaskInterface.register(NAME, row_mask)
     model.set_attn_implementation(NAME)
-    for module in model.modules():  # encoder and decoder have copies of the config, which transformers 5.17 forgets
+    for module in model.modules():  # transformers 5.17 misses the copies of the config in encoder and decoder
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig) and config._attn_implementation == "sdpa":
             config._attn_implementation = NAME
@@ -116,9 +116,9 @@ def use_row_attention(model: PreTrainedModel) -> bool:
 
 
 def keep_caps(model: PreTrainedModel) -> None:
-    """Let a model that caps its attention logits (Gemma 2) do so.
+    """Keep the capping of attention logits in models that use it (Gemma 2).
 
-    Torch's kernel cannot, and older transformers chose it all the same.
+    torch's kernel cannot cap, and older transformers choose it anyway.
     """
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
@@ -126,7 +126,7 @@ def keep_caps(model: PreTrainedModel) -> None:
 
 
 def attends_by_rows(model: PreTrainedModel) -> bool:
-    """Whether a model was switched over."""
+    """Whether a model was switched to row attention."""
     return model.config.get_text_config()._attn_implementation == NAME
 
 
@@ -136,7 +136,7 @@ def attends_plainly(model: PreTrainedModel) -> bool:
 
 
 def _says_its_windows(model: PreTrainedModel) -> bool:
-    """Whether sliding layers, if there are any, tell the attention function how far they look."""
+    """Whether sliding-window layers, if there are any, pass their window to the attention function."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
     attentions = [each for name, each in model.named_modules() if name.endswith(("attn", "attention"))]
     return "sliding_attention" not in kinds or all(hasattr(each, "sliding_window") for each in attentions)

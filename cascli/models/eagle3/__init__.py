@@ -1,5 +1,5 @@
-"""EAGLE-3 heads: a layer or so that drafts from what its target has made of the text.
+"""EAGLE-3 heads: usually a single layer, which drafts from the target's hidden states of the text.
 
-`layout` knows the files, `head` the layers, `reading` puts the two together, and `runners` let a head draft in the
-place of a draft model.
+`layout` describes the format of heads, `head` has the layers, `reading` loads weights into them, and `runners` let a
+head draft in place of a draft model.
 """

@@ -1,9 +1,9 @@
 """The layers of an EAGLE-3 head, named as in its files.
 
-A step reads a token and a state. The state is what the target has made of the token before, the hidden states of some
-of its layers brought to one width by `fc`; or, where the target has not been there yet, what the head has made of it in
-the step before. The first layer looks at both, `[norm(embedding), norm(state)]`, and adds to the state alone.
-(Li et al. 2025, EAGLE-3; `norm_output` and the norms before `fc`: EAGLE 3.1.)
+A step reads a token and a state, which belongs to the token before: the target's hidden states after some of its
+layers, projected to the head's width by `fc`; or, where the target has not read that token yet, the head's own output
+of the previous step. The first layer reads both, `[norm(embedding), norm(state)]`, and adds its output to the state
+alone. (Li et al. 2025, EAGLE-3; `norm_output` and the norms before `fc`: EAGLE 3.1.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Rotation(NamedTuple):
     sin: Tensor
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Turn states `[n, heads, head_dim]`, whose two halves are the sides of each angle."""
+        """Rotate states `[n, heads, head_dim]`, pairing each element of the first half with one of the second."""
         first, second = states.chunk(2, dim=-1)
         return states * self.cos + torch.cat([-second, first], dim=-1) * self.sin
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, rotation: Rotation, cache: RewindLayer) -> Tensor:
-        """The n tokens behind those in the cache, which are added to it; `[n, hidden]`."""
+        """Attend with n tokens after those in the cache, adding them to it; returns `[n, hidden]`."""
         n = x.shape[0]
         query, key, value = (each(x).view(n, -1, self.width) for each in (self.q_proj, self.k_proj, self.v_proj))
         query, key = rotation(self.q_norm(query)), rotation(self.k_norm(key))
@@ -78,13 +78,13 @@ class Mlp(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[n, hidden]` to the same."""
+        """Map `[n, hidden]` to `[n, hidden]`."""
         result: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return result
 
 
 class Layer(nn.Module):
-    """A decoder layer; the first one also looks at the token's embedding, and `hidden_norm` is its own."""
+    """A decoder layer; only the first one also reads the token's embedding and has a `hidden_norm`."""
 
     def __init__(self, config: PreTrainedConfig, *, first: bool, norm_before_residual: bool) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, hidden: Tensor, embedding: Tensor, rotation: Rotation, cache: RewindLayer) -> Tensor:
-        """`[n, hidden]` to the same."""
+        """Map `[n, hidden]` to `[n, hidden]`."""
         residual = hidden
         if self.hidden_norm is None:
             x = self.input_layernorm(hidden)
@@ -109,19 +109,19 @@ class Layer(nn.Module):
 
 
 class Step(NamedTuple):
-    """What n tokens have come to, `[n, hidden]` each."""
+    """The output for n tokens, `[n, hidden]` each."""
 
     state: Tensor
-    """What the next step takes in where the target has not been."""
+    """The next step's input where the target has not read yet."""
     normed: Tensor
-    """What the output matrix is multiplied by."""
+    """The input of the output matrix."""
 
 
 class Eagle3Head(nn.Module):
-    """A head without a policy of its own; its output matrix gives rows for all of the target's tokens (`CutHead`)."""
+    """The network of a head; once loaded, its output matrix gives logits for all of the target's tokens (`CutHead`)."""
 
     def __init__(self, layout: Layout, *, own_embedding: bool) -> None:
-        """Build it; weights are whatever they are made as on the default device."""
+        """Build the head with torch's default weights, on the default device."""
         super().__init__()
         config = layout.layer
         width, eps = config.hidden_size, config.rms_norm_eps
@@ -141,15 +141,15 @@ class Eagle3Head(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The dtype that the head computes in."""
         return self.norm.weight.dtype
 
     def get_output_embeddings(self) -> nn.Module:
-        """As of a transformers model."""
+        """The output matrix, as in a transformers model."""
         return self.lm_head
 
     def fused(self, taps: Tensor) -> Tensor:
-        """The target's hidden states `[n, taps x width]`, brought to the head's width."""
+        """The target's hidden states `[n, taps x width]`, projected to the head's width."""
         taps = taps.to(self.dtype)
         if self.input_norm is not None:
             taps = self.input_norm(taps)
@@ -163,10 +163,10 @@ class Eagle3Head(nn.Module):
         """Read n tokens.
 
         Args:
-            embedding: of the tokens, `[n, hidden]`.
-            state: of the tokens before each of them, `[n, hidden]`.
-            start: the first one's position in the text.
-            caches: one a layer.
+            embedding: embeddings of the tokens, `[n, hidden]`.
+            state: states of the token before each of them, `[n, hidden]`.
+            start: the first token's position in the text.
+            caches: one per layer.
         """
         embedding = embedding.to(state.dtype)
         rotation = self._rotation(start, state)
@@ -183,4 +183,4 @@ class Eagle3Head(nn.Module):
 
 
 Network: TypeAlias = PreTrainedModel | Eagle3Head
-"""What a model of a pair computes with."""
+"""The network of a model in a pair."""

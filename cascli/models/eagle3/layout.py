@@ -1,4 +1,4 @@
-"""What the config of an EAGLE-3 head says: the format of vLLM's speculators package, and older ones.
+"""The config of an EAGLE-3 head, in the format of vLLM's speculators package or an older one.
 
 The speculators format (`speculators_model_type: eagle3`) keeps the layer's own config under `transformer_layer_config`.
 Older heads (SafeAILab's EAGLE, SpecForge) are flat Llama configs with a `draft_vocab_size`, have none of the flags, and
@@ -24,9 +24,9 @@ from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.weights import untrusted
 
 TARGETS = ("llama", "mistral", "qwen2", "qwen3")
-"""Types of targets that heads are run for: their layers hand on one hidden state a token, and share no more."""
+"""Supported target types: their layers pass on one hidden state per token, and share nothing else."""
 LAYERS = ("llama", "qwen3")
-"""Types of layers that the speculators package builds heads of."""
+"""Types of layers from which the speculators package builds heads."""
 _CONFIG_BYTES = 4 * MEGABYTE
 _COUNTS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -36,43 +36,43 @@ _FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "e
 
 
 class Angles(NamedTuple):
-    """By how much a position turns each pair of a head's width."""
+    """Rotary angles: how far a position rotates each pair of an attention head's dimensions."""
 
     frequencies: Tensor
-    """`[head_dim / 2]`, float64: radians a position."""
+    """`[head_dim / 2]`, float64: radians per position."""
     scaling: float
-    """Of cosines and sines alike."""
+    """A factor on both cosines and sines."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a head is built as, and what it takes from its target."""
+    """How a head is built, and what it takes from its target."""
 
     layer: PreTrainedConfig
-    """Of its layers: a Llama or Qwen3 config."""
+    """The config of its layers: Llama or Qwen3."""
     angles: Angles
     taps: tuple[int, ...]
-    """After how many of the target's layers hidden states are taken, ascending."""
+    """The numbers of target layers after which hidden states are taken, ascending."""
     target_width: int
-    """Of these hidden states."""
+    """Width of these hidden states."""
     rows: int
-    """Of the target's output matrix."""
+    """Rows of the target's output matrix."""
     draft_vocab: int
-    """Rows of the head's own."""
+    """Rows of the head's own output matrix."""
     norm_before_residual: bool = False
-    """Whether the first layer adds to the normalised state, in place of the state itself."""
+    """Whether the first layer adds to the normalised state instead of the state itself."""
     norm_before_fc: bool = False
-    """Whether the states of all taps are normalised as one before they are brought to one width."""
+    """Whether the states of all taps are normalised together before the projection to one width."""
     fc_norm: bool = False
-    """Whether each of them is normalised by itself."""
+    """Whether the states of each tap are normalised separately before the projection to one width."""
     norm_output: bool = False
-    """Whether the next step takes in the normalised state (EAGLE 3.1), in place of the state itself."""
+    """Whether the next step takes the normalised state (EAGLE 3.1) instead of the state itself."""
     embed_requires_grad: bool = False
-    """Whether the head's embedding was trained: it then has to have one of its own."""
+    """Whether the head's embedding was trained; the head must then have its own."""
 
     @property
     def longest(self) -> int:
-        """Positions that the head was made for."""
+        """Number of positions that the head was made for."""
         return int(self.layer.max_position_embeddings)
 
 
@@ -80,7 +80,7 @@ def layout_of(folder: Path, target: PreTrainedConfig) -> Layout:
     """Read the config of a head for a target.
 
     Raises:
-        ConfigError: it is no EAGLE-3 head, of a kind that is not run, or made for another target.
+        ConfigError: it is not an EAGLE-3 head, is of an unsupported kind, or was made for another target.
         RunError: it is damaged.
     """
     file = folder / "config.json"
@@ -126,7 +126,7 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
 
 
 def _own_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a head's layers, with a `model_type` that is known."""
+    """The config of a head's layers, with a known `model_type`."""
     kind = values.get("speculators_model_type")
     if kind is None and "draft_vocab_size" not in values:
         raise _Unfit("no EAGLE-3 head: its config has neither 'speculators_model_type' nor 'draft_vocab_size'")
@@ -142,7 +142,7 @@ def _own_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_layer(layer: PreTrainedConfig) -> None:
-    """Refuse what the layers here do not do."""
+    """Reject what the layers here do not support."""
     if "sliding_attention" in (getattr(layer, "layer_types", None) or ()):
         raise _Unfit("its layers look at a sliding window, which is not run")
     if rope_types(layer) & LENGTH_DEPENDENT:
@@ -180,9 +180,9 @@ def _count(values: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def _taps(values: Mapping[str, Any], depth: int) -> tuple[int, ...]:
-    """After how many of the target's layers; where the config says nothing, the three that speculators takes.
+    """The numbers of the tapped target layers; if the config has none, the three that speculators uses.
 
-    In ascending order whatever the config's: as they come out of the target, in training and in vLLM.
+    Ascending whatever the order in the config: as they come out of the target, in training and in vLLM.
     """
     name = "eagle_aux_hidden_state_layer_ids"
     more = values.get("eagle_config")

@@ -24,13 +24,13 @@ HEAD_IS_EAGER = "an EAGLE-3 head's steps are not captured"
 def precision_of(
     draft: DraftConfig, layout: Layout, asked: str | None, default: str | None, device: torch.device
 ) -> str:
-    """What a head runs in: as a flag says, else its entry in the pair's file, else as a draft model of its size."""
+    """The precision of a head: from a flag, else its entry in the pair file, else that of a draft model of its size."""
     wanted = asked or (draft.dtype if draft.dtype != "auto" else default or "auto")
     return choose_dtype(wanted, device, may_round=weights_of_head(layout) >= LARGE)
 
 
 def work_of(layout: Layout, dtype: str) -> Work:
-    """What loading a head will take, for whoever shows how far it is."""
+    """The work of loading a head, for a progress display."""
     verb = "packing" if dtype == "int8" else "reading"
     return Work("draft", verb, weights_of_head(layout), BYTES[dtype], layout.layer.num_hidden_layers)
 
@@ -45,21 +45,21 @@ def load_head(
     vocab: int,
     done: Done,
 ) -> LoadedModel:
-    """The head with its weights, beside its target.
+    """Load a head with its weights, for a loaded target.
 
     Args:
-        draft: of the pair's file.
-        name: what results call it.
-        folder: of the head.
+        draft: its entry in the pair file.
+        name: its name in results.
+        folder: contains its files.
         layout: from its config.
-        dtype: what it runs in.
-        target: whose runner is a `TappedRunner`.
-        vocab: rows of logits that stand for tokens.
-        done: told of each layer as it is finished.
+        dtype: its precision.
+        target: must have a `TappedRunner`.
+        vocab: number of logits that stand for tokens.
+        done: called for each layer as it is finished.
 
     Raises:
-        RunError: a damaged head.
-        ConfigError: one without an embedding of its own, that is of another width than its target's.
+        RunError: the head is damaged.
+        ConfigError: the head has no embedding of its own, and its width is not its target's.
     """
     looked_into = target.runner
     if not isinstance(looked_into, TappedRunner):
@@ -71,7 +71,7 @@ def load_head(
                 f"{folder}: it has no embedding of its own, and its width of {layout.layer.hidden_size:,} is not its"
                 f" target's of {layout.target_width:,}"
             )
-    # Its own table, or the target's, whose rows may be moved to another device than the ids.
+    # Its own table, or the target's, which may be on another device than the ids.
     embed: Embed = head.embed_tokens or looked_into.embed
     runner = Eagle3Runner(head, vocab, target.device, embed, looked_into)
     why = HEAD_IS_EAGER if target.device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""The weights of an EAGLE-3 head: safetensors that somebody else wrote, checked name by name before any is read."""
+"""The weights of an EAGLE-3 head: third-party safetensors, checked name by name before any is read."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _OLD, _NEW = "midlayer.", "layers.0."
 _EMBEDDING = "embed_tokens.weight"
 _MAPS = ("d2t", "t2d")
 _UNUSED = ("verifier_lm_head.weight", "verifier_norm.weight")
-"""What training needs of the target."""
+"""The target's weights, which only training needs."""
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
 def weights_of_head(layout: Layout) -> int:
-    """How many weights a head has, its embedding aside, which is looked up and not multiplied by."""
+    """Number of weights of a head, without its embedding, which is looked up and not multiplied by."""
     return sum(each.numel() for each in _empty(layout, own_embedding=False).parameters())
 
 
 def read_head(folder: Path, layout: Layout, dtype: str, device: torch.device, done: Done | None = None) -> Eagle3Head:
-    """A head with its weights, in the kernels that it runs with.
+    """Load a head with its weights, in the kernels that it runs with.
 
     Args:
-        folder: of its files.
+        folder: contains its files.
         layout: from its config.
-        dtype: as of a model.
+        dtype: its precision, named as for a model.
         device: its target's.
-        done: told of each layer as it is finished.
+        done: called for each layer as it is finished.
 
     Raises:
-        RunError: a tensor is missing, one is not known, a shape is not the config's, or the map of the vocabulary
-            leads to no token or twice to one.
+        RunError: a tensor is missing or unknown, a shape does not match the config, or the vocabulary map leads to
+            no token or twice to the same one.
     """
     with untrusted.damaged(folder, "the head cannot be loaded:"):
         files = _files(folder)
@@ -66,11 +66,11 @@ def read_head(folder: Path, layout: Layout, dtype: str, device: torch.device, do
 
 
 _Files = Mapping[str, tuple[Path, str]]
-"""Tensors by the names of this format: the file of each, and its name there."""
+"""Tensors by their names in this format: the file of each, and its name there."""
 
 
 def _files(folder: Path) -> _Files:
-    """Where each tensor lies, older names brought to today's.
+    """Where each tensor is stored, with older names mapped to current ones.
 
     Raises:
         RunError: there are no safetensors.
@@ -122,7 +122,7 @@ def _floats(at: tuple[Path, str], name: str) -> Tensor:
 
 
 def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
-    """The target's token of each of the head's rows, `[draft_vocab]`: its place, plus what `d2t` says."""
+    """The target's token for each of the head's rows, `[draft_vocab]`: the row's number plus its entry in `d2t`."""
     places = torch.arange(layout.draft_vocab)
     if "d2t" not in files:
         if layout.draft_vocab < layout.rows:
@@ -145,7 +145,7 @@ def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
 
 
 def _whole(folder: Path, name: str, shape: list[int], files: _Files) -> Tensor:
-    """A vector of whole numbers."""
+    """Read a vector of integers or booleans."""
     there = _shape(files[name])
     if there != shape:
         raise RunError(f"{folder}: '{name}' is {there}, and by its config and its target it is {shape}.")

@@ -1,9 +1,9 @@
-"""An EAGLE-3 head in the place of a draft model, and the target that it looks into.
+"""An EAGLE-3 head in place of a draft model, and the target whose hidden states it reads.
 
-The head reads a token together with the target's hidden states at the token before. Behind the last token that the
-target has read there are none: from there on, inside a draft, the head goes by its own state. So its distributions
-depend on where a round began. Once the target has read on, what was read on the head's own account is forgotten and
-read anew: a text that was accepted stands in the cache as the target has seen it, whatever was drafted on the way.
+The head reads a token together with the target's hidden states at the token before. After the last token that the
+target has read there are none: further into a draft, the head uses its own state. So its distributions depend on where
+a round began. Once the target has read on, tokens that were read with the head's own state are forgotten and read
+again: the cache holds an accepted text with the target's states throughout, whatever was drafted on the way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Embed = Callable[[Tensor], Tensor]
 
 
 class TappedRunner(EagerRunner):
-    """A target's runner that keeps the hidden states after some of its layers, of every token that it has read."""
+    """A target's runner that keeps the hidden states after some of its layers for every token that it has read."""
 
     def __init__(
         self,
@@ -36,19 +36,19 @@ class TappedRunner(EagerRunner):
         after: Sequence[int],
         cache: RewindCache | None = None,
     ) -> None:
-        """As an `EagerRunner`; `after` are numbers of layers, as of `tapped`."""
+        """See `EagerRunner`; `after` are layer numbers, see `tapped`."""
         super().__init__(model, vocab, device, cache)
         self._after = after
         self._states = torch.empty(0)
 
     def fresh(self, states: Sequence[States] | None = None, place: int = 0) -> TappedRunner:
-        """Another cache on the same module, and hidden states of its own."""
+        """A runner on the same module with its own cache and hidden states."""
         cache = RewindCache(self.model.config.get_text_config(), states, place)
         return TappedRunner(self.model, self.vocab, self.device, self._after, cache)
 
     @property
     def in_parts(self) -> bool:
-        """A pass of a part of the layers would leave the others' hidden states out."""
+        """Always false: a pass through part of the layers would lack the hidden states of the others."""
         return False
 
     @torch.inference_mode()
@@ -68,11 +68,11 @@ class TappedRunner(EagerRunner):
         return rows.to(self.device)
 
     def states(self, start: int, end: int) -> Tensor:
-        """Of tokens that were read, `[end - start, taps x width]`."""
+        """Hidden states of tokens that were read, `[end - start, taps x width]`."""
         return self._states[start:end]
 
     def _have_room(self, length: int, like: Tensor) -> None:
-        """Grow by doubling, so that what is there is copied seldom."""
+        """Grow by doubling, so that existing states are rarely copied."""
         held = self._states.shape[0]
         if length > held:
             grown = like.new_zeros(max(rounded_up(length), 2 * held), like.shape[-1])
@@ -88,68 +88,68 @@ class TappedRunner(EagerRunner):
 
 
 class Eagle3Runner(Runner):
-    """Reads and writes as a draft model does, beside its target on the same text.
+    """Reads and writes like a draft model, alongside its target on the same text.
 
-    A text's first token is read with nothing before it, and leaves no trace in the cache: what would follow it alone
-    is not known, and given as flat.
+    A text's first token has no state before it and is not in the cache: the distribution after it alone is unknown and
+    returned as flat.
     """
 
     def __init__(self, head: Eagle3Head, vocab: int, device: torch.device, embed: Embed, target: TappedRunner) -> None:
-        """Take a head with its weights, what embeds its tokens, and the target's runner; `vocab` cuts the logits."""
+        """Take a head with its weights, its embedding, and the target's runner; logits are cut to `vocab`."""
         self.head, self.vocab, self.device = head, vocab, device
         self._embed, self._target = embed, target
         self._caches = [RewindLayer() for _ in head.layers]
         self._read = self._sure = 0
-        """Tokens that were read, and how many of them together with the target's states."""
+        """Tokens that were read, and how many of them with the target's states."""
         self._own: list[Tensor] = []
-        """The head's states `[1, hidden]` at the last of the sure tokens, and at each one behind it."""
+        """The head's states `[1, hidden]` at the last of the sure tokens, and at each token after it."""
 
     def follow(self, target: Runner) -> None:
-        """Go by another runner of the target: that of the same text.
+        """Use another runner of the target: the one for the same text.
 
         Raises:
-            TypeError: one whose hidden states cannot be looked into.
+            TypeError: the runner does not keep hidden states.
         """
         if not isinstance(target, TappedRunner):
             raise TypeError(f"a head cannot look into a {type(target).__name__}")
         self._target = target
 
     def fresh(self) -> Eagle3Runner:
-        """Another cache on the same head; it follows the same target until it is told otherwise."""
+        """A runner on the same head with its own cache; it uses the same target until `follow` is called."""
         return Eagle3Runner(self.head, self.vocab, self.device, self._embed, self._target)
 
     @property
     def length(self) -> int:
-        """How many tokens were read and stand: what was drafted does no more once the target has read on."""
+        """Number of tokens read and still valid: drafted ones no longer are once the target has read on."""
         return self._sure if self._target.length >= self._sure else self._read
 
     def steps_left(self, length: int) -> int:
-        """None behind the positions that the head was made for, and none after a single token."""
+        """0 beyond the positions that the head was made for, and 0 after a single token."""
         return max(self.head.layout.longest - length + 1, 0) if length > 1 else 0
 
     @property
     def goes_by_target(self) -> bool:
-        """Its first step reads the target's hidden states."""
+        """Always true: its first step reads the target's hidden states."""
         return True
 
     def begin(self, prompt_ids: Tensor) -> Tensor:
-        """Read a prompt that the target has begun; see `Runner.begin`."""
+        """Read a prompt that the target has already begun; see `Runner.begin`."""
         self.truncate(0)
         if prompt_ids.shape[0] > 1:
             self.forward(prompt_ids[:-1], 1)
         return prompt_ids[-1:]
 
     def reset(self) -> None:
-        """Forget everything, and have the target forget: another text follows, of which it has not read anything."""
+        """Forget everything, and reset the target too: another text follows, which it has not read."""
         self.truncate(0)
         self._target.reset()
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
-        """Logits `[rows, vocab]` after the last rows of `ids` `[n]`; a target that was not begun is made to read first.
+        """Logits `[rows, vocab]` after the last rows of `ids` `[n]`; a target that has read nothing reads first.
 
         Raises:
-            ValueError: the target has forgotten what the head would have to go by.
+            ValueError: the target has forgotten the states that the head needs.
         """
         self.truncate(self.length)
         start, n = self._read, ids.shape[0]
@@ -165,14 +165,14 @@ class Eagle3Runner(Runner):
         return self._logits(steps, rows)
 
     def _with_target(self, ids: Tensor, start: int) -> Step:
-        """Tokens from position `start` on, each with the target's states at the one before."""
+        """Read tokens starting at position `start`, each with the target's states at the one before."""
         state = self.head.fused(self._target.states(start - 1, start - 1 + ids.shape[0]))
         step: Step = self.head(self._embed(ids), state, start, self._caches)
         self._own = [step.state[-1:]]
         return step
 
     def _alone(self, ids: Tensor, place: int) -> Step:
-        """One token, with the head's own state at the one before."""
+        """Read one token, with the head's own state at the one before."""
         if not self._own:
             raise ValueError(
                 f"the target has read {self._target.length} tokens, and position {place} goes by the one before"
@@ -212,7 +212,7 @@ class Eagle3Runner(Runner):
 
     @torch.inference_mode()
     def fill_cache(self, length: int) -> None:
-        """Fill the cache with a constant up to `length` tokens; the target's is filled apart."""
+        """Fill the cache with a constant up to `length` tokens; the target's is filled separately."""
         self.reset()
         self.forward(torch.zeros(2, dtype=torch.long, device=self.device), 1)
         for cache in self._caches:

@@ -1,4 +1,4 @@
-"""GGUF files read and made into model folders: header, config, tokenizer, tensors.
+"""Read GGUF files and convert them to model folders: header, config, tokenizer, tensors.
 
-Nothing in such a file is believed. Imports `weights.{disk,manifest,untrusted}`.
+Nothing in such a file is trusted. Imports `weights.{disk,manifest,untrusted}`.
 """

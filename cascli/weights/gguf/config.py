@@ -1,6 +1,6 @@
 """GGUF metadata to a transformers config, for the two families that have a fast path.
 
-`fast_config` gives None for every file that the fast path would not get right; the caller then takes
+`fast_config` returns None for every file that the fast path would not get right; the caller then uses
 the stock path of transformers.
 """
 
@@ -25,7 +25,7 @@ _NAMES = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
 }
-# The names under which control tokens end a turn or a text, as llama.cpp collects them.
+# Control tokens with these names end a turn or a text; llama.cpp also recognises them by name.
 _ENDS = {
     "<|im_end|>",
     "<|endoftext|>",
@@ -45,7 +45,7 @@ def fast_config(gguf: GgufFile) -> PretrainedConfig | None:
     """The config of a dense llama or qwen2 file, or None where the fast path does not apply.
 
     Raises:
-        RunError: a setting that the family needs is missing, or its rotary scaling is not known.
+        RunError: a setting that the family needs is missing, or the rotary scaling is not known.
 
     """
     from transformers import AutoConfig
@@ -78,10 +78,10 @@ def fast_config(gguf: GgufFile) -> PretrainedConfig | None:
 
 
 def _check_blocks(gguf: GgufFile) -> None:
-    """Refuse a file that speaks of more blocks than it holds: a model of that many would be built.
+    """Reject a file that declares more blocks than it holds: a model with that many would be built.
 
     Raises:
-        RunError: it does.
+        RunError: it does, or the number of blocks is invalid.
     """
     there = {name.split(".")[1] for name in gguf.tensors if name.startswith("blk.") and name.count(".") > 1}
     said = gguf.setting("block_count")
@@ -123,7 +123,7 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
 
 
 def _llama3_scaling(gguf: GgufFile, base: float) -> dict[str, Any]:
-    """Recognise Llama 3's scaling: the file holds divisors of frequencies, transformers wants parameters."""
+    """Recognise Llama 3's scaling: the file holds divisors of frequencies, transformers takes parameters."""
     divisors = gguf.tensors["rope_freqs.weight"].data.reshape(-1).view(np.float32)
     factor = float(divisors.max())
     wavelength = 2 * np.pi * base ** (np.arange(len(divisors)) / len(divisors))

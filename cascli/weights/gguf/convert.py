@@ -1,7 +1,7 @@
-"""A GGUF file made into a Hugging Face model folder, once, so that every later start is fast.
+"""Convert a GGUF file to a Hugging Face model folder, once, so that every later start is fast.
 
 Dense llama and qwen2 files, and their tokenizers where the recipe is known, take a fast path; anything
-else goes through the stock GGUF loading of transformers, which is slower by minutes.
+else goes through the stock GGUF loading of transformers, which takes minutes longer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARGIN = 64 << 20  # tokenizer, configuration, file system
 
 
 def convert(gguf: Path, folder: Path, report: Report = silent, *, source: str = "", sha256: str | None = None) -> None:
-    """Write the model in `gguf` to `folder` in bfloat16, whole or not at all; `source` and `sha256` are noted there.
+    """Write the model in `gguf` to `folder` in bfloat16, whole or not at all, and record `source` and `sha256` there.
 
     Raises:
         RunError: a file that is damaged or not supported, or not enough disk space.
@@ -53,7 +53,7 @@ def _write(file: GgufFile, folder: Path, report: Report) -> None:
 
 
 def _counts(file: GgufFile) -> dict[str, Any]:
-    """A file's settings, of which stock loading builds a model."""
+    """A file's settings, from which stock loading builds a model."""
     start = f"{file.architecture}."
     return {f"num_{key.removeprefix(start)}": value for key, value in file.metadata.items() if key.startswith(start)}
 

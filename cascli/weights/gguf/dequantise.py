@@ -24,7 +24,7 @@ def to_bfloat16(rows: NDArray[np.uint8], kind: Kind) -> torch.Tensor:
     """Dequantise uint8 `[rows, bytes per row]` into bfloat16 `[rows, columns]`.
 
     Raises:
-        RunError: a type that nothing here can dequantise.
+        RunError: the type cannot be dequantised.
 
     """
     if kind in _PLAIN:

@@ -1,7 +1,7 @@
-"""A reader of GGUF headers: metadata as Python values, tensors as places in the file.
+"""A reader of GGUF headers: metadata as Python values, tensors as locations in the file.
 
-The header is walked once with `struct`; 300,000 strings take a third of a second, where the stock
-reader keeps a NumPy array for each and takes 15 seconds. No tensor byte is read before it is asked for.
+The header is parsed once with `struct`: 300,000 strings take a third of a second, while the stock
+reader keeps a NumPy array for each and takes 15 seconds. Tensor bytes are read only on request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 
 class TensorInfo(NamedTuple):
-    """One tensor: `shape` in torch order, and where its `rows` of `width` bytes lie in `path`."""
+    """One tensor: `shape` in torch order, and where its `rows` of `width` bytes are in `path`."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,10 +46,10 @@ class TensorInfo(NamedTuple):
     def read(self, first: int, last: int) -> NDArray[np.uint8]:
         """The bytes of some rows, read-only: `[last - first, width]`.
 
-        They are read, not mapped: a mapped file that somebody cuts short ends the process.
+        They are read, not mapped: if a mapped file is truncated, the process crashes.
 
         Raises:
-            RunError: the file ends before.
+            RunError: the file ends before them.
         """
         wanted = (last - first) * self.width
         with self.path.open("rb") as file:
@@ -68,7 +68,7 @@ class GgufFile:
     """An opened GGUF file.
 
     Raises:
-        RunError: not a GGUF file, a version or tensor type that is not known, or a file cut short.
+        RunError: not a GGUF file, an unknown version or tensor type, or a truncated or damaged file.
 
     """
 
@@ -111,7 +111,7 @@ class GgufFile:
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         (count,) = self._take("<I")
-        # GGUF lists the dimension that moves fastest first, torch last.
+        # GGUF lists the fastest-varying dimension first, torch last.
         shape = tuple(reversed(self._take(f"<{self._room(count, 8)}Q")))
         kind, offset = self._take("<IQ")
         return name, shape, kind, offset
@@ -170,14 +170,14 @@ class GgufFile:
         return values
 
     def _room(self, count: int, size: int) -> int:
-        """`count`, unless that many items cannot follow: a damaged count must not allocate memory."""
+        """`count`, if the rest of the file has room for that many items: a bad count must not allocate memory."""
         if count * size > len(self._buffer) - self._at:
             raise _CutShort(f"{count:,} items cannot follow")
         return count
 
 
 class _CutShort(Exception):
-    """The file ends before what its header promises."""
+    """The header is damaged, or the file is shorter than it says."""
 
 
 def _scalar(kind: int) -> str:

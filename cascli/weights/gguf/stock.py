@@ -1,4 +1,4 @@
-"""The GGUF loading that comes with transformers: slow, and right for every family that it supports."""
+"""The GGUF loading that comes with transformers: slow, but correct for every family that it supports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save_tokenizer(file: GgufFile, folder: Path) -> None:
 
 
 def _dequantised() -> dict[str, Any]:
-    """What asks transformers for plain weights: newer versions keep the blocks unless told."""
+    """Arguments that make transformers return plain weights: newer versions keep the quantised blocks by default."""
     try:
         from transformers import GgufConfig
     except ImportError:

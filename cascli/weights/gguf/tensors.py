@@ -1,7 +1,7 @@
 """The tensors of a GGUF file, dequantised in parallel straight into one safetensors file.
 
-The file is laid out first, then row chunks are dequantised and written where they belong, so that
-memory holds a few chunks and never the model.
+The file is laid out first, then row chunks are dequantised and written where they belong, so memory
+holds a few chunks and never the whole model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PretrainedConfig
 
-CHUNK = 1 << 20  # values: a chunk and what is made of it stay near the processor's cache
+CHUNK = 1 << 20  # values: a chunk and its result roughly fit in the processor's cache
 TASK = 1 << 24  # values: small enough for smooth progress and a prompt Ctrl-C
 BYTES = 2  # of one bfloat16
 
@@ -42,7 +42,7 @@ class Placed(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Some rows of one tensor, in the order in which the model has them, and where they go in the file."""
+    """Some rows of one tensor, in the model's order, and where they go in the file."""
 
     tensor: TensorInfo
     rows: NDArray[np.intp] | slice
@@ -110,7 +110,7 @@ def _write_header(path: Path, layout: list[Placed]) -> int:
         end = offset + prod(tensor.shape) * BYTES
         table[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
     text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    text += b" " * (-len(text) % 8)  # the format requires aligned data
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
@@ -118,7 +118,7 @@ def _write_header(path: Path, layout: list[Placed]) -> int:
 
 
 def _row_order(name: str, rows: int, config: PretrainedConfig) -> NDArray[np.intp] | None:
-    """The rows of a llama query or key projection, whose halves of each head GGUF interleaves; None: as they lie."""
+    """Row order for a llama query or key projection, where GGUF interleaves the halves of each head; else None."""
     if config.model_type != "llama" or not (".q_proj." in name or ".k_proj." in name):
         return None
     heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads

@@ -1,7 +1,7 @@
 """GGUF metadata to a tokenizer, for the byte-level BPE vocabularies of Qwen2 and SmolLM.
 
-The merges and the vocabulary are in the file; how text is cut before the merges apply is only named
-there (`tokenizer.ggml.pre`), so each name needs its recipe. `fast_tokenizer` gives None for other names.
+The file contains the merges and the vocabulary, but only a name for how text is split before the merges
+apply (`tokenizer.ggml.pre`), so each name needs its own recipe. `fast_tokenizer` returns None for other names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
 
 def fast_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast | None:
-    """Build the tokenizer that the metadata describes, or None where the recipe is not known here."""
+    """Build the tokenizer that the metadata describes; None if the recipe is not known here."""
     from transformers import PreTrainedTokenizerFast
 
     flags = ("add_bos_token", "add_eos_token", "add_space_prefix")

