@@ -56,7 +56,7 @@ def bench(
         ks: block lengths of the synthetic runs.
         tokens: length of the synthetic runs.
         batch_sizes: also time passes over batches of these sizes, after the shortest context; with
-            `synthetic_acceptance`, also decode such batches.
+            `synthetic_acceptance`, also decode such batches, and time the passes at their context.
         early_exit: requests for the target, to find what each of its exits would have drafted along the answers.
         on_progress: called with progress updates.
 
