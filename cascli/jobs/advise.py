@@ -182,7 +182,7 @@ def _seconds(runs: Sequence[Run]) -> float:
 
 
 class Advising:
-    """Produces one advice, step by step."""
+    """Produces an `Advice`, step by step."""
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class Advising:
         return profile(self._pair, context, blocks=blocks_for((), room), repeats=REPEATS, on_progress=self._on_progress)
 
     def _machine(self, steps: Profile, *, with_draft: bool) -> Machine:
-        """Cost of steps and, from short alternating runs of two strategies, of the time outside them."""
+        """Costs of the steps and, from short alternating runs of two strategies, of the time outside them."""
         step, both = steps.target[1].median, (parse(TARGET), parse(_drafting(with_draft)))
         # Medians: in runs this short, a single pause of the machine can dominate the time outside the models.
         turns = [[self._pilot(each) for each in both] for _ in range(REPEATS)]

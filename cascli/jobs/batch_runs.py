@@ -127,7 +127,7 @@ def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> Batc
 
 
 def _rounds(strategy: Strategy, k: int, seed: int, pair: Pair) -> _Rounds:
-    """Decode a few rounds of an answer that does not end by itself."""
+    """Decode the first rounds of an answer."""
     request = Request(
         prompt_ids=[i % pair.vocab for i in range(PROMPT)],
         sampling=Sampling(temperature=0.0),

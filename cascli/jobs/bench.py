@@ -126,7 +126,7 @@ def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[in
 def _warm_up(pair: Pair, blocks: Sequence[int], context: int) -> None:
     """Have kernels selected for all blocks, and memory allocated, before anything is timed.
 
-    This uses the longest context: a cache that grew later would discard its captured graphs and be compiled for again.
+    Uses the longest context: a cache that grew later would discard its captured graphs and trigger recompilation.
     """
     profile(pair, context, blocks=blocks, repeats=1)
 

@@ -127,7 +127,7 @@ class Answers:
     # ---- without loss
 
     def lossless(self, on_progress: OnProgress | None = None) -> list[Candidate]:
-        """Lossless candidates, best first: every drafter at its best length, the draft model at all and with stops."""
+        """Lossless candidates, best first: the draft model at every length and stop, others at their best length."""
         found, parts = list[Candidate](), [self._prompt_lookups, self._suffixes]
         if self._seen is not None:
             parts = [self._fixed, self._stopped, *parts]

@@ -103,7 +103,7 @@ def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int
 
 
 def _by_bytes(pair: Pair, profile: Profile, whole: ExitInfo) -> dict[int, Timing]:
-    """Step times of exits relative to the target's step, as if reading weights were the only cost."""
+    """Step times of exits, scaled from the target's step as if reading weights were the only cost."""
     target, step = pair.info.target, profile.target[1]
     found: dict[int, Timing] = {}
     for n in range(1, whole.depth):

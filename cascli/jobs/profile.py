@@ -21,7 +21,7 @@ BLOCKS = (*range(1, 10), 12, 17, 33)
 
 
 def blocks_for(ks: Iterable[int], room: int | None) -> tuple[int, ...]:
-    """Blocks to time for strategies that draft these numbers of tokens, as far as there is room for them."""
+    """Blocks to time for strategies that draft these numbers of tokens, none longer than there is room for."""
     return tuple(n for n in sorted({*BLOCKS, *(k + 1 for k in ks)}) if room is None or n <= max(room, 1))
 
 

@@ -16,7 +16,7 @@ Event = TypeVar("Event")
 ROUNDS = 2
 """Minimum number of rounds in a slice."""
 SECONDS = 0.2
-"""Minimum length of a slice."""
+"""Minimum length of a slice, in seconds."""
 
 
 def race(

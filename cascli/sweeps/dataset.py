@@ -64,7 +64,7 @@ def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
             raise ValueError(f"it has no split '{task.split}', but {', '.join(splits)}")
         return splits[task.split]
     if local.is_dir():
-        # A folder of plain files has no subsets, so it is taken for the requested one.
+        # A folder of plain files has no subsets, so it is treated as the requested one.
         plain = task.subset is not None and datasets.get_dataset_config_names(str(local)) == ["default"]
         return datasets.load_dataset(str(local), None if plain else task.subset, split=task.split)
     return datasets.load_dataset(str(task.path), task.subset, revision=task.revision, split=task.split)

@@ -21,7 +21,7 @@ class Seconds(NamedTuple):
 
 
 def forecast(plan: SweepPlan, turns: int, profile: Profile) -> Seconds:
-    """Time of all answers of a grid at their full length.
+    """Time to decode all answers of a grid at their full length.
 
     Excludes reading the prompts, scoring and its reference answers, and what `match` adds.
 

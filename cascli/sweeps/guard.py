@@ -72,7 +72,7 @@ def limit() -> dict[str, str]:
         try:
             which = getattr(resource, f"RLIMIT_{kind}")
             _, hard = resource.getrlimit(which)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # a lower limit that holds already
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # keep a lower existing limit
             resource.setrlimit(which, (most, most))
         except (OSError, ValueError, AttributeError) as error:
             missing[f"limit of {kind}"] = str(error)
@@ -134,7 +134,7 @@ def _fork() -> None:
 
 
 def _must_fail(what: str, attempt: Callable[[], Any]) -> None:
-    """Try what a wall must prevent: only that shows that the wall holds."""
+    """Try what a wall must prevent: having requested a wall does not prove that it holds."""
     try:
         attempt()
     except OSError:
@@ -211,7 +211,7 @@ def serve(source: int, asked: int, told: int) -> None:
 
 
 def judge(source: int, told: int, asked: int, verdict: int) -> None:
-    """The role of the tests: call the answer, compare, and report the verdict over a pipe that the answer lacks."""
+    """The role of the tests: call the answer, compare, and send a verdict over a pipe that the answer cannot reach."""
     text, name = _source(source)
     answers, questions = os.fdopen(told, "r"), os.fdopen(asked, "w")
 

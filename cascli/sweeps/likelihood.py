@@ -24,7 +24,7 @@ class Likelihood(NamedTuple):
 
 
 class Reader:
-    """Reads answers one after the other; a prefix that a prompt shares with the text before it is read only once.
+    """Reads answers one after the other; a prefix that a prompt shares with the previous text is read only once.
 
     Nothing else may use the model meanwhile.
     """

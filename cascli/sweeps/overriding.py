@@ -24,7 +24,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
     """Return the plan with the given values in place of those in its file.
 
     Raises:
-        UsageError: an unknown strategy, a batch size below 1, prompts that cannot be read, or not twice (a pipe), or a
+        UsageError: an unknown strategy, a batch size below 1, prompts that cannot be read, or read again (a pipe), or a
             new temperature where it is unclear which strategies run at it.
     """
     if batch_size is not None:

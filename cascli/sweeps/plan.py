@@ -26,7 +26,7 @@ LOSSLESS = ("target", "speculative")
 """Strategies whose answers follow the target's distribution, whatever their parameters."""
 MOST_STRATEGIES = 10_000
 WHERE = "temperatures"
-"""Key of an entry of `strategies` that is not a parameter: the ones of the sweep's temperatures at which it runs."""
+"""Key of an entry of `strategies` that is not a parameter but lists the sweep's temperatures at which it runs."""
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
 Value = str | int | float
@@ -142,7 +142,7 @@ class SweepPlan(_Strict):
     strategies: Annotated[list[Entry], Field(min_length=1)]
     """The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.
 
-    An entry may also have `temperatures`: the ones of the sweep at which it runs, by default all."""
+    An entry may also have `temperatures`: those of the sweep's at which it runs, by default all."""
     temperatures: Annotated[
         list[Temperature], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)
     ] = [0.0]

@@ -231,7 +231,7 @@ class RayExecutor:
         return {fresh.about.remote(): fresh}
 
     def _joined(self, call: Any, worker: Any) -> list[Any]:
-        """The worker in a list if it could start, else an empty list: there is one worker less."""
+        """The worker in a list if it could start, else an empty list: there is one worker fewer."""
         try:
             self._ray.get(call)
         except self._ray.exceptions.RayError as error:

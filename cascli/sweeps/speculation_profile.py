@@ -69,7 +69,7 @@ def _told(header: Header, role: str) -> bool:
 
 
 def _kept(records: Sequence[Record]) -> list[Kept]:
-    """Accepted drafts of the answers that have counts of them."""
+    """Acceptance histograms of the answers that have one."""
     return [
         Kept(record.problem, record.category, record.acceptance_histogram)
         for record in records

@@ -38,7 +38,7 @@ class SweepRow(Data):
     strategy: str
     temperature: float
     family: str
-    """Name of the strategy, and of its rule if it has one: a plot draws one curve per family."""
+    """Name of the strategy, and of its rule if it has one; rows on the same curve of a plot share it."""
     answers: int
     """Number of prompts answered, over all seeds and repeats; the turns of a conversation count as one."""
     errors: int
@@ -69,7 +69,7 @@ class SweepRow(Data):
     answers, drawn at random, is left to `draft`, and the cheapest lossless speculation that ran, or `target`, writes
     the others.
 
-    None if these did not run, with `corpus-bleu`, for `draft` and lossless strategies, and in older documents.
+    None if one of these did not run, with `corpus-bleu`, for `draft` and lossless strategies, and in older documents.
     """
     quality_vs_random_interval: tuple[float, float] | None = None
     quality_vs_random_interval_kind: IntervalKind | None = None
@@ -115,7 +115,7 @@ class SweepRow(Data):
     prompts_compared: int | None = None
     """Number of prompts that `target` answered too, counting each seed and repeat; None in older documents."""
     prompts_same: int | None = None
-    """Number of compared prompts whose answers are the target's, token by token."""
+    """Number of compared prompts whose answers equal the target's, token by token."""
 
     @property
     def conversations(self) -> int:

@@ -44,14 +44,14 @@ def by_cell(work: Iterable[Unit]) -> list[list[Unit]]:
     """Group units by cell, `target` first, then in the plan's order, so that concurrent work is of one strategy.
 
     Its throughput is then its own, the target's answers exist when others are compared with them, and an interrupted
-    sweep has done what its plan lists first.
+    sweep has finished what its plan lists first.
     """
     work = sorted(work, key=lambda unit: (unit.place[0], unit.cell.strategy != BASELINE, unit.place[1]))
     return [list(group) for _, group in groupby(work, key=lambda unit: unit.cell.key)]
 
 
 def batches(work: Iterable[Unit], size: int) -> list[list[Unit]]:
-    """Split the units of each cell into groups of at most `size`, which one worker does concurrently."""
+    """Split the units of each cell into groups of at most `size`, which one worker decodes concurrently."""
     return [cell[start : start + size] for cell in by_cell(work) for start in range(0, len(cell), size)]
 
 
