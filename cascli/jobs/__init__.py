@@ -1,4 +1,4 @@
-"""What a command does for one prompt or a few: generate, compare, bench, profile. For Python too.
+"""What commands do for one or a few prompts: generate, compare, bench, profile. Also used directly from Python.
 
-Imports `engine` and what lies below; prints nothing.
+Imports `engine` and the layers below it; prints nothing.
 """

@@ -1,4 +1,4 @@
-"""What to decode with: answers are recorded once, everything is predicted along them, and the best is measured."""
+"""Choose what to decode with: record answers once, predict every strategy along them, and measure the best."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from cascli.strategies import Strategy, parse
 from cascli.trace import Metrics, Run, SamplingInfo, now, prompts_of
 
 MOST_PROMPTS = 12
-"""Where nobody says how many, spread over all."""
+"""Most prompts to record, or to use where no limit is given; spread evenly over all of them."""
 APART = 4
-"""Prompts from which on those that are measured are others than those that predictions rest on."""
+"""With at least this many prompts, those measured are not the ones that predictions are based on."""
 RECORDED_K = 4
-"""Block length of the recorded answers; what is predicted of other lengths does not depend on it."""
+"""Block length of the recorded answers; predictions for other lengths do not depend on it."""
 PILOT_TOKENS = 32
-"""Of the short runs that show what time goes by outside the models."""
+"""Length of the short runs that measure the time spent outside the models."""
 REPEATS = 3
-"""Of timed steps, and of these short runs."""
+"""Repeats of the timed steps and of the short runs."""
 Score = Callable[[Prompt, Run, Run], float]
-"""How good an answer is, between 0 and 1, beside the target's to the same prompt."""
+"""Scores an answer between 0 and 1, given the prompt, the answer, and the target's answer to the same prompt."""
 
 
 def advise(
@@ -62,26 +62,27 @@ def advise(
     raw: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Advice:
-    """The best strategy, drafter, block length, stop and rule for these prompts on this machine.
+    """Find the best strategy, drafter, block length, stop and rule for these prompts on this machine.
 
-    What is not given comes from the pair's file, then from the built-in defaults, as in `generate`.
+    Values that are not given come from the pair's file, then from the built-in defaults, as in `generate`.
 
     Args:
-        pair: loaded once for everything.
-        prompts: texts or conversations, all of which are asked: every other one is recorded, the rest is measured.
-        lossless: nothing may be given up, as if nothing is said.
-        max_tv: mean total variation to the target that may be given up.
-        max_quality_loss: how much lower than the target's mean score is good enough.
-        score: of an answer, beside the target's.
-        max_new_tokens: the longest answer; for several prompts by default at least 256.
+        pair: the loaded pair, used for everything.
+        prompts: texts or conversations, all of which are used: half of them, at most 12, are recorded and the rest
+            measured; fewer than 4 are both recorded and measured.
+        lossless: accept no loss; the default if no tolerance is given.
+        max_tv: tolerated mean total variation to the target.
+        max_quality_loss: tolerated difference below the target's mean score.
+        score: scores an answer, given the target's.
+        max_new_tokens: longest answer, in tokens; at least 256 by default for several prompts.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
         top_p: keep the smallest set of this mass; 1 is off.
-        seed: of the runs' own random numbers.
+        seed: seed of the random numbers.
         stop: strings that end an answer.
-        system: system text for the chat template.
-        raw: no chat template.
-        on_progress: told how it goes.
+        system: system prompt for the chat template.
+        raw: skip the chat template.
+        on_progress: called with progress updates.
 
     Raises:
         UsageError: a value out of range, a contradictory tolerance, no prompt, or one that is too long.
@@ -110,13 +111,13 @@ def advise(
 
 
 def spread(prompts: Sequence[Prompt], most: int = MOST_PROMPTS) -> list[Prompt]:
-    """So many prompts at most, evenly from all of them."""
+    """Return at most `most` prompts, spread evenly over all of them."""
     n = min(len(prompts), most)
     return [prompts[i * len(prompts) // n] for i in range(n)]
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to record, 12 at most, and all others to measure; the same ones where they are few."""
+    """Split prompts into those to record, at most 12, and the rest to measure; fewer than 4 serve as both."""
     if len(prompts) < APART:
         return list(prompts), list(prompts)
     looked = spread(prompts, min(len(prompts) // 2, MOST_PROMPTS))
@@ -124,19 +125,19 @@ def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 
 
 class Measured(NamedTuple):
-    """The runs that confirm."""
+    """The runs that confirm the predictions."""
 
     runs: dict[str, list[list[Run]]]
-    """By strategy and prompt, every turn."""
+    """By strategy and prompt: the runs of all turns."""
     lossless: frozenset[str]
-    """The strategies that are: their answers are as long as the target's, but for chance."""
+    """The lossless strategies: except for chance, their answers are as long as the target's."""
 
     def faster(self, one: str, other: str) -> Compared:
-        """How much faster the first strategy is: by the token, or by the answer where that decides.
+        """How much faster the first strategy is: per token, or per answer where that decides.
 
-        It does where one has loss, and answers are clearly of another length, or token and answer disagree about which
-        is faster: a rule that writes more has not gained what it gains by the token. Answers that were cut off count as
-        long as they are, so that a rule which loops is seen to.
+        The time per answer decides if one strategy has loss and either the answers clearly differ in length or the two
+        ratios disagree about which is faster: a rule that writes longer answers gains less than its speed per token
+        suggests. Answers cut at the limit count with the length they have, so that rules that loop are caught.
         """
         by_token, by_answer = self.tokens(one, other), self.answers(one, other)
         if {one, other} <= self.lossless:
@@ -146,7 +147,7 @@ class Measured(NamedTuple):
         return Compared(by_answer, True) if decides else Compared(by_token)
 
     def tokens(self, one: str, other: str) -> Ratio:
-        """The second's time for as many tokens over that of the first, paired by prompt."""
+        """The second strategy's time for the same number of tokens over the first one's, paired by prompt."""
         times = [
             [(_seconds(theirs) * _tokens(ours) / _tokens(theirs), _seconds(ours))]
             for ours, theirs in self._pairs(one, other)
@@ -154,15 +155,15 @@ class Measured(NamedTuple):
         return paired(times, UNSEEN_RATE if {one, other} <= self.lossless else UNSEEN)
 
     def answers(self, one: str, other: str) -> Ratio:
-        """The second's time for an answer over that of the first."""
+        """The second strategy's time per answer over the first one's."""
         return paired([[(_seconds(theirs), _seconds(ours))] for ours, theirs in self._pairs(one, other)])
 
     def length(self, one: str, other: str) -> Ratio:
-        """Tokens of an answer of the first over those of the second's."""
+        """The first strategy's tokens per answer over the second one's."""
         return paired([[(_tokens(ours), _tokens(theirs))] for ours, theirs in self._pairs(one, other)])
 
     def tokens_per_round(self, strategy: str) -> float | None:
-        """Tokens that were written a round, as predictions count them; None of what drafts nothing."""
+        """Tokens written per round, counted as in predictions; None for a strategy that drafted nothing."""
         runs = [run for turns in self.runs[strategy] for run in turns]
         if not any(run.metrics.num_draft_tokens for run in runs):
             return None
@@ -181,7 +182,7 @@ def _seconds(runs: Sequence[Run]) -> float:
 
 
 class Advising:
-    """One advice, step by step."""
+    """Produces an `Advice`, step by step."""
 
     def __init__(
         self,
@@ -193,7 +194,7 @@ class Advising:
         on_progress: OnProgress | None = None,
         models: str | None = None,
     ) -> None:
-        """Prepare it; see `advise`. `models` are the flags that name the pair's."""
+        """Set up; see `advise`. `models` holds the flags that name the pair's models."""
         self._pair, self._settings, self._tolerance, self._score = pair, settings, tolerance, score
         self._looked, self._measured = halves(prompts)
         self._on_progress, self._models, self._date = on_progress, models or f"-c {pair.name}", now()
@@ -233,7 +234,7 @@ class Advising:
         )
 
     def _document(self, **found: Any) -> Advice:
-        """What was found, and of what it holds."""
+        """Build the document: what was found, and the conditions it holds for."""
         settings = self._settings
         return Advice(
             date=self._date,
@@ -254,13 +255,13 @@ class Advising:
         )
 
     def _use(self, strategy: str, fixed_k: int) -> Use:
-        """How it is used; where there are no stops, the best fixed length stands for them."""
+        """How to use a strategy; engines without stops get the best fixed length instead."""
         params = parse(strategy).params
         info, models, how = self._pair.info, self._models, self._settings
         return use(strategy, params, info, models, how.temperature, fixed_k, top_k=how.top_k, top_p=how.top_p)
 
     def _record(self) -> tuple[list[Run], Seen | None]:
-        """The answers of the target's own distribution, and what both models thought along them if there are two."""
+        """Record answers from the target's distribution and, with a draft model, both models' distributions."""
         if self._pair.draft is not None:
             seen = record(self._pair, self._looked, self._settings, RECORDED_K, on_progress=self._on_progress)
             return list(seen.runs), seen
@@ -271,7 +272,7 @@ class Advising:
         return runs, None
 
     def _time(self, runs: Sequence[Run]) -> Profile:
-        """The pair's steps where the recorded answers were half done."""
+        """Time the pair's steps at the context where the recorded answers were half done."""
         context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
         room = self._pair.context
         if room is not None:
@@ -280,9 +281,9 @@ class Advising:
         return profile(self._pair, context, blocks=blocks_for((), room), repeats=REPEATS, on_progress=self._on_progress)
 
     def _machine(self, steps: Profile, *, with_draft: bool) -> Machine:
-        """What steps cost, and by short runs of two strategies, in turn, what goes by outside of them."""
+        """Costs of the steps and, from short alternating runs of two strategies, of the time outside them."""
         step, both = steps.target[1].median, (parse(TARGET), parse(_drafting(with_draft)))
-        # Medians: a run is short enough for one pause of the machine to be most of what it spent outside.
+        # Medians: in runs this short, a single pause of the machine can dominate the time outside the models.
         turns = [[self._pilot(each) for each in both] for _ in range(REPEATS)]
         alone, drafting = ([turn[i].metrics for turn in turns] for i in range(len(both)))
         prompts = zip(alone, drafting, strict=True)
@@ -297,7 +298,7 @@ class Advising:
         )
 
     def _pilot(self, strategy: Strategy) -> Run:
-        """A short answer to the first prompt, after one that warms up."""
+        """Decode a short answer to the first prompt, after a warm-up."""
         short = replace(self._settings, max_new_tokens=min(self._settings.max_new_tokens, PILOT_TOKENS))
         prompt = self._looked[0]
         request = request_of_turn(self._pair, prompt.turns[0], Conversation(short.system), short, prompt.id)
@@ -306,8 +307,8 @@ class Advising:
         return run
 
     def _confirm(self, strategies: Sequence[Strategy], steps: Profile) -> Comparison:
-        """Run the target and these, interleaved as `compare` does."""
-        pair = replace(self._pair, steps=steps)  # by which a stop such as `rate` goes
+        """Run the target and these strategies, interleaved as in `compare`."""
+        pair = replace(self._pair, steps=steps)  # used by stops such as `rate`
         done = Repeats(pair, self._measured, [parse(TARGET), *strategies], self._settings)
         done.warm_up()
         done.run(counting(self._on_progress, done.answers) if self._on_progress is not None else None)
@@ -337,7 +338,7 @@ class Advising:
         )
 
     def _quality(self, strategy: str, measured: Measured) -> Quality | None:
-        """Its scores beside the target's, by the last turn of each prompt."""
+        """A strategy's scores compared with the target's, on the last turn of each prompt; None without a scorer."""
         if self._score is None:
             return None
         targets = measured.runs[TARGET]
@@ -351,7 +352,7 @@ class Advising:
         return choosing.quality(ours, theirs, self._tolerance.max_quality_loss or 0.0)
 
     def _notes(self, rows: Sequence[Confirmed]) -> list[str]:
-        """What limits the advice."""
+        """Limitations of the advice."""
         notes = []
         if self._looked == self._measured:
             notes.append("predictions and measurements are of the same prompts: 4 or more would be told apart")
@@ -373,17 +374,17 @@ class Advising:
 
 
 def _drafting(with_draft: bool) -> str:
-    """The strategy of the run that shows what a round takes outside the models."""
+    """Strategy of the short run that measures a round's time outside the models."""
     return f"speculative:k={RECORDED_K}" if with_draft else f"speculative:draft=prompt-lookup,k={RECORDED_K}"
 
 
 def _outside(runs: Sequence[Metrics]) -> float:
-    """Seconds outside the models of a round, the median of short runs."""
+    """Seconds per round outside the models, median over short runs."""
     return median(each.seconds.other / each.num_rounds for each in runs)
 
 
 def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:
-    """By strategy, then by prompt, every turn."""
+    """Group the runs of all turns by strategy, then by prompt."""
     strategies: dict[str, list[Run]] = {}
     for run in runs:
         strategies.setdefault(run.spec, []).append(run)

@@ -1,4 +1,4 @@
-"""Many prompts at once: up to a batch of answers under way on one set of weights, each as it would be alone."""
+"""Decode many prompts in batches on one set of weights; each answer is the one its prompt would get on its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULT_SIZE = 8
 
 
 class Given(TypedDict, total=False):
-    """What `generate` takes as well, with the same defaults."""
+    """Arguments shared with `generate`, with the same defaults."""
 
     max_new_tokens: int | None
     temperature: float | None
@@ -55,15 +55,15 @@ def converse_many(
     size: int,
     on_round: OnRound | None = None,
 ) -> Generator[Ended[list[Run]]]:
-    """Answer conversations side by side; yields the runs of each as it ends, with its place among the prompts.
+    """Answer conversations concurrently; yield the runs of each as it ends, with its index in `prompts`.
 
     Args:
-        pair: loaded once for all of them.
-        strategy: of all answers.
-        prompts: each is answered with the random numbers that it has alone.
-        settings: of all answers.
-        size: how many are under way at once.
-        on_round: told each round of any of them.
+        pair: the loaded pair that all of them share.
+        strategy: the strategy of all answers.
+        prompts: each is answered with the same random numbers as on its own.
+        settings: the settings of all answers.
+        size: number of conversations answered concurrently.
+        on_round: called with each round of any of them.
 
     Raises:
         UsageError: a prompt that is empty or too long.
@@ -80,20 +80,20 @@ def _conversation(
 
 
 def check_all(pair: Pair, strategy: Strategy, prompts: Sequence[Prompt], settings: Resolved) -> None:
-    """Refuse a prompt that cannot be answered before the others are.
+    """Reject a prompt that cannot be answered, before any other prompt is.
 
     Raises:
-        UsageError: there is such a prompt, or the strategy asks for what the pair does not have.
+        UsageError: there is such a prompt, or the strategy needs something that the pair lacks.
     """
     check_models(pair, strategy)
     check_prompts(pair, prompts, settings)
 
 
 def check_prompts(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> None:
-    """Refuse a prompt whose first turn cannot be answered, by its id.
+    """Reject prompts whose first turn cannot be answered; the error names the prompt's id.
 
     Raises:
-        UsageError: it is empty, or there is no room for it.
+        UsageError: a prompt is empty, or does not fit.
     """
     for prompt in prompts:
         try:
@@ -112,27 +112,28 @@ def generate_many(
     on_progress: OnProgress | None = None,
     **given: Unpack[Given],
 ) -> list[Run]:
-    """Answer many prompts with one strategy, several at once.
+    """Answer many prompts with one strategy, several concurrently.
 
-    Every answer is what its prompt gets alone with the same random numbers, which come from the seed and the prompt's
-    id (its place where it has none): bit for bit on a CPU, within rounding on a GPU. Times are of the batch: each run's
-    seconds are its share, so that they add up to those of all, and no run has a time to its first token.
+    Every answer is the one its prompt gets on its own with the same random numbers: bit for bit on a CPU, within
+    rounding on a GPU. Random numbers are derived from the seed and the prompt's id (its position if it has none). Times
+    are those of the batch: each run's seconds are its share, so that all runs add up to the total, and no run has a
+    time to first token.
 
     Args:
         pair: from `load_pair`.
-        prompts: texts, or conversations whose turns are answered one after the other.
-        prompt_ids: token ids of one prompt or of several, instead of texts; they skip the chat template.
+        prompts: texts, or conversations whose turns are answered in order.
+        prompt_ids: token ids of one or several prompts, instead of texts; the chat template is not applied.
         strategy: as in `generate`.
-        batch_size: how many answers are under way at once; others take their places as they end.
-        on_progress: told how many answers have ended, and of how many.
+        batch_size: number of answers decoded concurrently; when one ends, the next prompt takes its place.
+        on_progress: called with the number of finished answers, and the total.
         given: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`,
             `num_speculative_tokens`, `stop`, `system`, `raw` and `top`, as in `generate`.
 
     Returns:
-        The runs in the order of the prompts, those of a conversation's turns one after the other.
+        The runs in the order of the prompts; the turns of a conversation follow each other.
 
     Raises:
-        UsageError: a value out of range, an unknown strategy, a prompt that is empty or too long.
+        UsageError: a value out of range, an unknown strategy, or a prompt that is empty or too long.
         RunError: out of memory.
     """
     if batch_size < 1:

@@ -1,4 +1,4 @@
-"""Step times in batches: how long a pass takes that reads a block of each of several texts."""
+"""Step times in batches: the time of a pass that reads a block of each of several texts."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def batch_profiles(
     """Time both models' passes over blocks of several texts, all of them `context` tokens long; see `profiles`.
 
     Args:
-        pair: loaded; its runs are forgotten.
+        pair: a loaded pair; its caches are reset.
         context: tokens in each cache before a timed pass.
-        sizes: of the batches; 1 is timed as a run alone is.
-        blocks: how many tokens of each text a timed pass of the target reads.
-        repeats: timed passes of each kind, after one that is not counted, all sizes and kinds interleaved.
-        on_progress: told what is measured, how many rounds are done, and of how many.
+        sizes: batch sizes; 1 is timed like a single run.
+        blocks: numbers of tokens per text that the timed passes of the target read.
+        repeats: timed passes of each kind, after an uncounted one; all sizes and kinds are interleaved.
+        on_progress: called with what is measured, the number of rounds done, and their total.
 
     Returns:
-        One profile a batch size, in their order: seconds of a pass for the whole batch.
+        One profile per batch size, in order: seconds of a pass for the whole batch.
     """
     readers = choose_readers({role: model.runner.own for role, model in pair.models.items()}, max(sizes))
     timer = BatchTimer(pair, readers, context, sizes, blocks)
@@ -52,18 +52,18 @@ def batch_profiles(
 
 
 class BatchTimer:
-    """Times the passes of batches, whenever it is asked to: between other work too, so that both see one machine."""
+    """Times the passes of batches on demand, also between other work, so that both see the same machine conditions."""
 
     def __init__(
         self, pair: Pair, readers: Mapping[Role, Reader], context: int, sizes: Sequence[int], blocks: Sequence[int]
     ) -> None:
-        """See `batch_profiles`; the readers have room for the largest size."""
+        """See `batch_profiles`; the readers must have room for the largest size."""
         self._pair, self._readers, self._context = pair, readers, context
         self._blocks = sorted({1, 2, *blocks})
         self._timed: dict[int, Timed] = {size: {} for size in sizes}
 
     def fill(self) -> None:
-        """Have `context` tokens in every cache, as before each measurement after the caches were used otherwise."""
+        """Fill every cache with `context` tokens; call this before measuring if the caches were used for other work."""
         set_context(self._pair, self._context, self._blocks, fill=True)
         for reader in self._readers.values():
             for number, runner in enumerate(reader.runners):
@@ -71,7 +71,7 @@ class BatchTimer:
                 runner.fill_cache(self._context)
 
     def time(self, size: int, *, counted: bool = True) -> None:
-        """Time every kind of pass once over so many texts."""
+        """Time every kind of pass once over `size` texts."""
         of_size, context = self._timed[size], self._context
         for n in self._blocks:
             alone = in_a_round(self._pair, context, n)
@@ -80,7 +80,7 @@ class BatchTimer:
 
     @property
     def profiles(self) -> list[Profile]:
-        """One a batch size, of what was counted."""
+        """One profile per batch size, from the counted passes."""
         return [
             Profile(
                 context=self._context, batch_size=size, draft=of_role("draft", timed), target=of_role("target", timed)
@@ -92,7 +92,7 @@ class BatchTimer:
 def _in_a_round(
     pair: Pair, readers: Mapping[Role, Reader], size: int, context: int, n: int
 ) -> Iterator[tuple[tuple[str, int], float]]:
-    """Passes in the order in which a round has them, as `in_a_round`."""
+    """Time passes in the order of a round, like `in_a_round`."""
     if "draft" in readers and n > 1:
         for tokens in (1, 2, 1):
             yield ("draft", tokens), _pass_seconds(pair, readers["draft"], size, context, tokens)
@@ -100,7 +100,7 @@ def _in_a_round(
 
 
 def _pass_seconds(pair: Pair, reader: Reader, size: int, context: int, n: int) -> float:
-    """Time what reads n tokens of each of the first `size` texts, after which they are forgotten again."""
+    """Time reading n tokens of each of the first `size` texts, then remove them from the caches."""
     ids = torch.arange(n, device=pair.device) % pair.vocab
     runners = reader.runners[:size]
     synchronise(pair.device)

@@ -1,4 +1,4 @@
-"""Batches at a chosen acceptance rate, held against what the times of their passes predict."""
+"""Decode batches at a chosen acceptance rate, and compare their speed with what the times of their passes predict."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from cascli.trace import Handover
 
 PROMPT = 32
 ROUNDS = 13
-"""Of each answer; the first, which waits for prompts, is not counted."""
+"""Rounds of each answer; the first, which waits for prompts to be read, is not counted."""
 TIMED = 2
-"""Passes of each kind that are timed before the runs of each repeat."""
+"""Number of passes of each kind timed before the runs of each repeat."""
 
 
 def context_of(ks: Sequence[int]) -> int:
-    """Tokens before the middle of such runs: where their passes are representative."""
+    """Context length at the middle of these runs, where their passes are representative."""
     return PROMPT + ROUNDS * (max(ks) + 1) // 3
 
 
 def longest(ks: Sequence[int]) -> int:
-    """Tokens of the longest text of such runs, with what is drafted at its end."""
+    """Length of the longest text of these runs, including the tokens drafted at its end."""
     return PROMPT + (ROUNDS + 1) * (max(ks) + 1) + max(ks)
 
 
 class _Rounds(NamedTuple):
-    """What rounds of one answer came to: sums over all but the first."""
+    """Totals of one answer's rounds, without the first."""
 
     tokens: int
     seconds: float
     outside: float
-    """Of these seconds, those outside the models."""
+    """The part of `seconds` spent outside the models."""
 
 
 def batch_runs(
@@ -60,23 +60,23 @@ def batch_runs(
     repeats: int = 3,
     on_progress: OnProgress | None = None,
 ) -> tuple[list[Profile], list[BatchRun], BatchMemory | None]:
-    """Decode with `target` and at each k in batches of every size, interleaved; no token ends a text.
+    """Decode with `target` and at each k in batches of every size, interleaved; end-of-text tokens are ignored.
 
-    All answers of a batch make the same number of rounds, so that none leaves the others alone at the end. What their
-    speed is predicted from is timed between them: a machine that slows down does so for both.
+    All answers of a batch run the same number of rounds, so that the batch stays full until the end. The passes that
+    predictions are based on are timed between the runs, so that a machine that slows down affects both.
 
     Args:
-        pair: loaded; its weights may be random.
+        pair: a loaded pair; its weights may be random.
         acceptance: the probability that a drafted token is accepted.
-        sizes: of the batches.
+        sizes: batch sizes.
         ks: block lengths.
-        blocks: how many tokens of each text are timed too, besides k + 1.
-        repeats: counted runs of each kind, after one that is not.
-        on_progress: told how it goes.
+        blocks: numbers of tokens per text to time in addition to k + 1.
+        repeats: counted runs of each kind, after an uncounted one.
+        on_progress: called with progress updates.
 
     Returns:
-        The step times of each size; for each size, in their order, `target` and each k; and the memory of the largest
-        batch, where the system says what is in use.
+        The step times of each size; the runs of `target` and each k, for each size in order; and the memory of the
+        largest batch, or None where the system does not report memory use.
     """
     endless = replace(pair, eos_ids=frozenset())
     strategies: dict[int, Strategy] = {0: parse("target")} | {k: Synthetic(acceptance=acceptance, k=k) for k in ks}
@@ -127,7 +127,7 @@ def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> Batc
 
 
 def _rounds(strategy: Strategy, k: int, seed: int, pair: Pair) -> _Rounds:
-    """A few rounds of an answer that would go on."""
+    """Decode the first rounds of an answer."""
     request = Request(
         prompt_ids=[i % pair.vocab for i in range(PROMPT)],
         sampling=Sampling(temperature=0.0),
@@ -147,11 +147,11 @@ def _rate(batches: Sequence[Sequence[_Rounds]]) -> float:
 
 
 def _tokens(batches: Sequence[Sequence[_Rounds]]) -> float:
-    """That a round brought an answer."""
+    """Mean number of tokens per round of one answer."""
     every = [each for batch in batches for each in batch]
     return sum(each.tokens for each in every) / (len(every) * (ROUNDS - 1))
 
 
 def _outside(batches: Sequence[Sequence[_Rounds]]) -> float:
-    """Seconds outside the models of a round."""
+    """Median seconds per round outside the models."""
     return median(each.outside / (ROUNDS - 1) for batch in batches for each in batch)

@@ -1,4 +1,4 @@
-"""The speed profile of a pair on this machine, without any text."""
+"""Speed profile of a pair on this machine, independent of any text."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def bench(
     early_exit: Sequence[Request] = (),
     on_progress: OnProgress | None = None,
 ) -> Bench:
-    """Measure copy bandwidth, steps by block and context, and if asked for speculation at a chosen acceptance.
+    """Measure copy bandwidth, step times by block and context and, on request, speculation at a chosen acceptance.
 
     Args:
-        pair: loaded; its weights may be random.
-        contexts: lengths of the text before the timed steps; those of `CONTEXTS` that the pair takes by default.
-        blocks: how many tokens a timed target call reads.
-        repeats: of everything, interleaved.
-        synthetic_acceptance: also decode `tokens` tokens, drafts being accepted with this probability.
-        ks: block lengths of these runs.
-        tokens: their length.
-        batch_sizes: also time passes over so many texts at once, after the shortest context; and with
-            `synthetic_acceptance` decode such batches.
-        early_exit: what the target answers, to see along its text what each of its exits would have drafted.
-        on_progress: told how it goes.
+        pair: a loaded pair; its weights may be random.
+        contexts: context lengths before the timed steps; by default those of `CONTEXTS` that fit the pair.
+        blocks: numbers of tokens that the timed target calls read.
+        repeats: repeats of every measurement, interleaved.
+        synthetic_acceptance: also decode `tokens` tokens, accepting drafts with this probability.
+        ks: block lengths of the synthetic runs.
+        tokens: length of the synthetic runs.
+        batch_sizes: also time passes over batches of these sizes, after the shortest context; with
+            `synthetic_acceptance`, also decode such batches, and time the passes at their context.
+        early_exit: requests for the target, to find what each of its exits would have drafted along the answers.
+        on_progress: called with progress updates.
 
     Raises:
-        UsageError: a context that is longer than the pair takes, or exits of a target of one layer.
+        UsageError: a context that is too long for the pair, or early exits of a target with one layer.
     """
     longest = max(blocks)
     chosen, date = _contexts(pair, contexts, longest), now()
@@ -98,7 +98,7 @@ def _batches(
     acceptance: float | None,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """Step times in batches, and if asked for runs at a chosen acceptance; these at their own context."""
+    """Step times in batches and, on request, runs at a chosen acceptance, both then at the runs' own context."""
     if not sizes:
         return {}
     how: dict[str, Any] = {"repeats": repeats, "on_progress": on_progress}
@@ -124,17 +124,17 @@ def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[in
 
 
 def _warm_up(pair: Pair, blocks: Sequence[int], context: int) -> None:
-    """Let the kernels of all blocks be chosen, and the memory be there, before the clock runs.
+    """Have kernels selected for all blocks, and memory allocated, before anything is timed.
 
-    At the longest context: a cache that grew later would drop what was captured for it, and have it compiled again.
+    Uses the longest context: a cache that grew later would discard its captured graphs and trigger recompilation.
     """
     profile(pair, context, blocks=blocks, repeats=1)
 
 
 def copy_rate(device: torch.device, repeats: int = 7) -> float:
-    """Bytes per second, read and written, of a copy that is far larger than the caches."""
+    """Bytes read and written per second by a copy far larger than the caches."""
     size = _COPY_BYTES
-    if device.type == "cuda":  # which copies a quarter of a gigabyte in the time that asking for it takes
+    if device.type == "cuda":  # a GPU copies 256 MiB in the time that it takes to launch the copy
         size = min(8 * _COPY_BYTES, torch.cuda.mem_get_info(device)[0] // 8)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -159,16 +159,16 @@ def synthetic_runs(
     steps: Profile | None = None,
     on_progress: OnProgress | None = None,
 ) -> SyntheticRuns:
-    """Decode with `target` and at each k, interleaved; no token ends the text.
+    """Decode with `target` and at each k, interleaved; end-of-text tokens are ignored.
 
     Args:
-        pair: loaded; its weights may be random.
+        pair: a loaded pair; its weights may be random.
         acceptance: the probability that a drafted token is accepted.
         ks: block lengths.
         tokens: length of each run.
-        repeats: counted runs of each kind, after a short one that is not.
-        steps: step times around `replay_context(tokens)`, blocks of each k + 1 among them; measured here by default.
-        on_progress: told how it goes.
+        repeats: counted runs of each kind, after a short uncounted one.
+        steps: step times around `synthetic_context(tokens)`, including blocks of every k + 1; measured here by default.
+        on_progress: called with progress updates.
     """
     endless = replace(pair, eos_ids=frozenset())
     strategies: list[Strategy] = [parse("target"), *(Synthetic(acceptance=acceptance, k=k) for k in ks)]
@@ -204,12 +204,12 @@ def synthetic_runs(
 
 
 def synthetic_context(tokens: int) -> int:
-    """Tokens before the middle of such a run of so many: where its steps are representative."""
+    """Context length at the middle of a synthetic run of `tokens` tokens, where its steps are representative."""
     return SYNTHETIC_PROMPT + tokens // 2
 
 
 def _models_share(runs: Sequence[Run], steps: Profile) -> float:
-    """How much of the time after the prompt the models' calls explain, each at its own median: the rest is overhead."""
+    """Share of the time after the prompt explained by model calls, each at its median time; the rest is overhead."""
     shares = []
     for run in runs:
         m = run.metrics
@@ -221,7 +221,7 @@ def _models_share(runs: Sequence[Run], steps: Profile) -> float:
 
 
 def _rate(runs: Sequence[Run]) -> float:
-    """Tokens per second after the prompt, the median of several runs."""
+    """Tokens per second after the prompt, median over runs."""
     rates = []
     for run in runs:
         seconds = run.metrics.seconds

@@ -1,4 +1,4 @@
-"""Every way to speculate, predicted along answers that were recorded once: drafters, lengths, stops, rules."""
+"""Predict every way to speculate along answers recorded once: drafters, lengths, stops, rules."""
 
 from __future__ import annotations
 
@@ -44,38 +44,38 @@ from cascli.strategies import parse
 from cascli.trace import Run, StepCosts, prompts_of, with_params
 
 NGRAMS = (2, 3, 5)
-"""`max_ngram` of prompt lookups that are tried."""
+"""Values of `max_ngram` tried for prompt lookup."""
 Chances = Sequence[Sequence[float]]
-"""With which a draft passes, at each token of each answer."""
+"""Probabilities that a draft passes, at each token of each answer."""
 
 
 class Settled(NamedTuple):
     """A rule at one setting, judged at every recorded position."""
 
     params: dict[str, Any]
-    """With its name first."""
+    """The rule's parameters, its name first."""
     acceptance: torch.Tensor
-    """`[N]`."""
+    """Acceptance at each position, `[N]`."""
     mean_tv: float
     reads_draft: bool
     late: bool
-    """Whether it gets q behind a block only once all of the block has passed."""
+    """Whether q after a block is computed only once the whole block has passed."""
 
 
 class Answers:
-    """Recorded answers, and what any way to speculate along them is predicted to come to."""
+    """Recorded answers, and predictions for any way to speculate along them."""
 
     def __init__(
         self, pair: Pair, runs: Sequence[Run], seen: Seen | None, machine: Machine, sampling: Sampling
     ) -> None:
-        """Take answers that follow the target's distribution.
+        """Use answers that follow the target's distribution.
 
         Args:
-            pair: has given them.
-            runs: the answers; those without a token say nothing.
-            seen: what both models thought at their positions; None of a pair without a draft model.
+            pair: the pair that wrote them.
+            runs: the answers; those without a token are ignored.
+            seen: both models' distributions at their positions; None for a pair without a draft model.
             machine: what steps cost.
-            sampling: of the answers.
+            sampling: sampling of the answers.
         """
         self._pair, self._seen, self._machine, self._sampling = pair, seen, machine, sampling
         told = [(prompt, run) for prompt, run in zip(prompts_of(runs), runs, strict=True) if run.token_ids]
@@ -87,23 +87,23 @@ class Answers:
 
     @property
     def _both(self) -> Seen:
-        """What both models thought, where that is asked."""
+        """The recorded distributions, for code that requires a draft model."""
         if self._seen is None:
             raise ValueError("the pair has no draft model")
         return self._seen
 
     @property
     def longest(self) -> int:
-        """The longest block that is looked at."""
+        """The longest block considered."""
         return min(self._machine.longest, AUTO_DRAFTED)
 
     @cached_property
     def chances(self) -> Chances:
-        """Of the draft model's tokens under exact verification."""
+        """Probabilities that the draft model's tokens pass exact verification."""
         return [] if self._seen is None else [each for each in self._seen.passing(self._seen.expected) if each]
 
     def looked(self) -> Looked:
-        """What was recorded, in a few numbers."""
+        """Summary of what was recorded."""
         cut = sum(run.finish_reason == "length" for run in self._runs)
         common: dict[str, Any] = {
             "prompts": [each if isinstance(each, str) else "" for each in dict.fromkeys(self._prompts)],
@@ -127,7 +127,7 @@ class Answers:
     # ---- without loss
 
     def lossless(self, on_progress: OnProgress | None = None) -> list[Candidate]:
-        """Every drafter at its best length, the draft model at every one, and with every stop."""
+        """Lossless candidates, best first: the draft model at every length and stop, others at their best length."""
         found, parts = list[Candidate](), [self._prompt_lookups, self._suffixes]
         if self._seen is not None:
             parts = [self._fixed, self._stopped, *parts]
@@ -138,7 +138,7 @@ class Answers:
         return sorted(found, key=lambda each: -each.gain)
 
     def _fixed(self) -> Iterator[Candidate]:
-        """The draft model, in blocks of each length; verified as blocks too where that may pass more."""
+        """The draft model with blocks of each length; the best length also verified by block where that may help."""
         cost, passing = fixed_cost(self._machine), float(self._both.expected.mean())
         lengths = [
             self._of(f"speculative:k={k}", k, self._along_draft(k), cost, acceptance=passing)
@@ -153,7 +153,7 @@ class Answers:
         return [along(each, k) for each in self.chances]
 
     def _stopped(self) -> Iterator[Candidate]:
-        """The draft model, up to a stop of default settings."""
+        """The draft model with each stop, at the stop's default settings."""
         costs = StepCosts(c=self._machine.c, v=self._machine.v, measured=True)
         for name in usable_stops():
             if name == "never":
@@ -166,13 +166,13 @@ class Answers:
                     with_stop(each, read, partial(beginning, stop, costs), self.longest, self._machine, toss)
                     for each, read in zip(self.chances, readings, strict=True)
                 ]
-            except CascliError:  # of another package, and broken
+            except CascliError:  # a broken stop from another package
                 continue
             spent, rounds = zip(*parts, strict=True)
             yield self._candidate(spec, "auto", spent, rounds, stop=name)
 
     def _readings(self, reads: str | None) -> list[list[float]]:
-        """What a stop goes by at every token of every answer; of a token that would be drawn the expected chance."""
+        """What a stop reads at every token of every answer; for the chance of a drawn token, its expectation."""
         d = self._both.d
         if reads == "entropy":
             values = d.entropy("q1").squeeze(-1)
@@ -183,7 +183,7 @@ class Answers:
         return [part.tolist() for part in values.split(self._both.lengths) if len(part)]
 
     def _prompt_lookups(self) -> Iterator[Candidate]:
-        """Copies from prompt and answer, exact: whether they pass is known from the text alone."""
+        """Prompt lookup at its best lengths; exact, since the text alone shows whether a copied token passes."""
         for most in NGRAMS:
             copies = [self._copies(run, most) for run in self._runs]
             yield self._best(f"speculative:draft=prompt-lookup,max_ngram={most}", partial(self._copied, copies))
@@ -197,14 +197,14 @@ class Answers:
         return [continuation(text[:t], self.longest, ends, most) for t in range(start, len(text))]
 
     def _suffixes(self) -> Iterator[Candidate]:
-        """Counts of what followed before."""
+        """Drafts from counts of what followed earlier occurrences, at the best length."""
         chances = [self._counted(run) for run in self._runs]
         yield self._best("speculative:draft=suffix", lambda k: [_while_known(each, k) for each in chances])
 
     def _counted(self, run: Run) -> list[float | None]:
-        """With which chance what is drawn from counts passes, given the token that was written: min(1, q / p) of it.
+        """Probability that a draft drawn from counts passes, given the written token: min(1, q / p) at that token.
 
-        Its mean over the tokens that might have been written is sum min(q, p). None where nothing followed before.
+        Its mean over the tokens that could have been written is sum min(q, p). None where there are no counts.
         """
         text, start = [*(run.prompt_token_ids or []), *run.token_ids], len(run.prompt_token_ids or [])
         found: list[float | None] = []
@@ -213,7 +213,7 @@ class Answers:
             if not counts:
                 found.append(None)
                 continue
-            ids = sorted(counts)  # of equal counts greedy drafts take the smallest id
+            ids = sorted(counts)  # among equal counts, greedy drafting takes the smallest id
             logits = torch.tensor([[counts[each] for each in ids]], dtype=torch.float32).log()
             q = dict(zip(ids, distributions.warp(logits, self._sampling)[0].tolist(), strict=True))
             found.append(min(1.0, q.get(token.id, 0.0) / (token.p or 1.0)))
@@ -222,11 +222,11 @@ class Answers:
     # ---- rules
 
     def lenient(self, lossless_k: int, on_progress: OnProgress | None = None) -> Iterator[Candidate]:
-        """Every rule over its range, each setting at its best fixed length; drafted by the model.
+        """Every rule over its range, drafted by the model, with each setting at its best fixed length.
 
         Args:
-            lossless_k: the best length without loss, near which others are looked for.
-            on_progress: told which rule is judged.
+            lossless_k: the best length without loss, where the search for other lengths starts.
+            on_progress: called with the rule being judged.
         """
         if self._seen is None:
             return
@@ -236,7 +236,7 @@ class Answers:
                 on_progress(f"judging {name}", number, len(dials))
             values = dict.fromkeys(dial.at(i / GRID) for i in range(GRID + 1))
             settled, seconds = list[Settled](), list[float]()
-            # With what the rule has besides its dial; parsing each setting would take longer than judging it.
+            # The rule's parameters, parsed once: parsing each setting would take longer than judging it.
             params = parse(f"speculative-cascade:rule={name},{dial.parameter}={dial.strict}").params
             for value in values:
                 start = time.perf_counter()
@@ -257,7 +257,7 @@ class Answers:
         return Settled(params, acceptance, tv, rule.reads_draft, late)
 
     def _own_time(self, seconds: float) -> Cost:
-        """What a rule takes in a round: on a CPU as long a number as here, on a GPU nothing that was timed."""
+        """Cost of the rule itself in a round: on a CPU, the time per matrix entry measured here; on a GPU, 0."""
         if self._pair.device.type != "cpu":
             return lambda _: 0.0
         of_a_row = seconds / self._both.d.q.numel() * self._pair.vocab / self._machine.step_seconds
@@ -278,10 +278,10 @@ class Answers:
         about = {"acceptance": float(rule.acceptance.mean()), "rule": rule.params["rule"], "mean_tv": rule.mean_tv}
         return self._of(with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, behind, **about)
 
-    # ---- what it comes to
+    # ---- results
 
     def gain(self, machine: Machine, left: float) -> tuple[int, float]:
-        """The best k of the draft model and its gain, on another machine, with a share of all rejections left."""
+        """Best k of the draft model and its gain on another machine, with only a share `left` of all rejections."""
         chances = [[1 - left * (1 - a) for a in each] for each in self.chances]
         speeds = {
             k: self._speed(machine, [along(each, k) for each in chances], fixed_cost(machine), model=True)
@@ -291,7 +291,7 @@ class Answers:
         return k, speeds[k]
 
     def oracle(self) -> float:
-        """The gain of the draft model, were exactly what is kept drafted."""
+        """Gain of the draft model if it drafted exactly the tokens that are kept."""
         return oracle(self._recorded, self._machine, self.chances)
 
     def _speed(
@@ -307,7 +307,7 @@ class Answers:
         ]
 
     def _best(self, spec: str, drafts: Callable[[int], list[Drafts]]) -> Candidate:
-        """The best length of a drafter without a model."""
+        """A drafter without a model, at its best length."""
         cost = fixed_cost(self._machine, model=False)
         speeds = {k: self._speed(self._machine, drafts(k), cost, model=False) for k in range(1, self.longest + 1)}
         k = max(speeds, key=lambda each: (speeds[each], -each))
@@ -334,7 +334,7 @@ def _third(values: Sequence[float], which: int) -> Sequence[float]:
 
 
 def _while_known(chances: Sequence[float | None], k: int) -> Drafts:
-    """Rounds of up to k tokens, as long as anything is known."""
+    """Rounds of up to k tokens, cut before the first token whose chance is unknown."""
     n = len(chances)
 
     def drafts(t: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""A conversation that goes on: one loaded pair, turns one after the other, and settings that change between them."""
+"""An ongoing conversation: one loaded pair, successive turns, and settings that may change between them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from cascli.trace import Handover, Run, with_params
 
 
 class Chat:
-    """What was said, and how the next turn will be answered; a change that is refused leaves all as it was."""
+    """The conversation so far, and the settings for the next turn; a rejected change leaves everything as it was."""
 
     def __init__(self, pair: Pair, strategy: Strategy, settings: Resolved) -> None:
-        """Begin.
+        """Start a conversation.
 
         Raises:
-            UsageError: the strategy asks a draft model that the pair does not have.
+            UsageError: the strategy needs a draft model that the pair does not have.
         """
         check_models(pair, strategy)
         self.pair, self.strategy, self.settings = pair, strategy, settings
         self.conversation = Conversation(settings.system)
         self.last: Run | None = None
-        """The last answer that came to its end."""
+        """The last answer that was completed."""
         self.asked: str | None = None
-        """The last turn, whatever became of its answer."""
+        """The last turn, whether or not its answer was completed."""
 
     def ask(self, turn: str, on_round: OnRound) -> Run:
-        """Answer a turn; an answer that is cut short by Ctrl-C stays in the conversation as far as it came.
+        """Answer a turn; the part of an answer written before Ctrl-C stays in the conversation.
 
         Raises:
-            UsageError: an empty turn, or a conversation that has become longer than the pair's context.
+            UsageError: an empty turn, or a conversation that no longer fits the pair's context.
             RunError: out of memory.
-            KeyboardInterrupt: while answering; the next turn can be asked.
+            KeyboardInterrupt: during an answer; the conversation can continue with the next turn.
         """
         self.asked = turn
         written: list[str] = []
@@ -62,47 +62,47 @@ class Chat:
         return run
 
     def take_strategy(self, text: str) -> None:
-        """Answer by this strategy from now on.
+        """Use this strategy from the next turn on.
 
         Raises:
-            UsageError: it cannot be read, or the pair lacks what it asks.
+            UsageError: the strategy cannot be parsed, or needs something that the pair lacks.
         """
         self._take(parse(text, self.settings.num_speculative_tokens))
 
     def take_parameter(self, key: str, value: str) -> None:
-        """Change one parameter of the present strategy.
+        """Change one parameter of the current strategy.
 
         Raises:
-            UsageError: it has no such parameter, or not this value.
+            UsageError: the strategy has no such parameter, or does not accept the value.
         """
         self._has(key)
         self._take(parse(with_params(self.strategy.name, {**self.strategy.params, key: value})))
 
     def take_k(self, value: str) -> None:
-        """Draft this many tokens a round, with strategies to come as well.
+        """Draft this many tokens per round, also with strategies chosen later.
 
         Raises:
-            UsageError: out of range, or the present strategy does not draft ahead.
+            UsageError: the number is out of range, or the current strategy does not draft ahead.
         """
         settings = self._changed("num_speculative_tokens", value, "k")
         self.take_parameter("k", value)
         self.settings = settings
 
     def take_setting(self, key: str, value: str) -> None:
-        """Change a setting by its long name with underscores.
+        """Change a setting, given by its long name with underscores.
 
         Raises:
-            UsageError: of the wrong type or out of range.
+            UsageError: the value has the wrong type or is out of range.
         """
         self.settings = self._changed(key, value, key)
 
     def take_system(self, text: str | None) -> None:
-        """Give the conversation another system text, or none; what was said stays."""
+        """Replace or remove the system prompt; the turns so far are kept."""
         self.settings = replace(self.settings, system=text)
         self.conversation = replace(self.conversation, system=text)
 
     def forget(self) -> None:
-        """Begin a new conversation; its first turn has the random numbers of a first turn again."""
+        """Start a new conversation; its first turn uses the random numbers of a first turn again."""
         self.conversation = Conversation(self.settings.system)
 
     def _changed(self, key: str, value: str, name: str) -> Resolved:

@@ -1,4 +1,4 @@
-"""The same prompts under several strategies, on one loaded pair, with shared random numbers."""
+"""Run the same prompts with several strategies, on one loaded pair and with shared random numbers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PROFILE_REPEATS = 3
 Schedule = Literal["auto", "fair", "sequential"]
 Event = StreamEvent | Handover | Run
 OnEvent = Callable[[int, Event], None]
-"""Told a strategy's place among the columns, and what it has done; a `Run` ends an answer."""
+"""Called with a strategy's column index and its event; a `Run` ends an answer."""
 
 
 def compare(
@@ -86,42 +86,43 @@ def compare(
 ) -> Comparison:
     """Run every strategy on every prompt, `runs` times, and explain the speed.
 
-    What is not given comes from the pair's file, then from the built-in defaults, as in `generate`.
+    Values that are not given come from the pair's file, then from the built-in defaults, as in `generate`.
 
     Args:
-        pair: loaded once for all strategies.
-        prompts: texts, or conversations whose turns are answered one after the other.
-        prompt_ids: token ids of one prompt or of several, instead of texts; they skip the chat template.
-        strategies: in the order of the columns, such as `["target", "speculative:k=4"]`; they share their random
-            numbers within a prompt. By default one of each kind.
-        max_new_tokens: the longest answer, in tokens; for several prompts by default at least 256, so that most end by
-            themselves.
+        pair: the loaded pair that all strategies share.
+        prompts: texts, or conversations whose turns are answered in order.
+        prompt_ids: token ids of one or several prompts, instead of texts; the chat template is not applied.
+        strategies: one per column, in order, such as `["target", "speculative:k=4"]`; on each prompt all of them use
+            the same random numbers. By default one of each kind.
+        max_new_tokens: longest answer, in tokens; at least 256 by default for several prompts, so that most answers
+            end on their own.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
         top_p: keep the smallest set of this mass; 1 is off.
-        seed: of the runs' own random numbers.
-        num_speculative_tokens: k, where a strategy does not say.
+        seed: seed of the random numbers.
+        num_speculative_tokens: k, for strategies that do not set it.
         stop: strings that end an answer; they are not part of it.
-        system: system text for the chat template.
-        raw: no chat template.
-        top: how many of each model's likeliest tokens the traces keep, as in `generate`.
+        system: system prompt for the chat template.
+        raw: skip the chat template.
+        top: number of each model's likeliest tokens kept in the traces, as in `generate`.
         runs: repeats for timing.
-        schedule: `fair` has all strategies under way at once, in slices of equal time, so that they meet the same
-            machine; `sequential` runs one after the other; `auto` is fair on a CPU.
-        batch_size: how many answers of a strategy are under way at once, strategies one after the other; from 2 on
-            speeds are the throughput of such batches.
-        rules: `all`, or names of deferral rules, each a column beside the strategies (by default beside target and
-            speculative): at its default parameters, or where it meets `match`.
+        schedule: `fair` runs all strategies concurrently, in slices of equal time, so that they see the same machine
+            conditions; `sequential` runs one after the other; `auto` is fair on a CPU.
+        batch_size: number of answers decoded concurrently, one strategy after the other; if above 1, speeds are the
+            throughput of these batches.
+        rules: `all`, or names of deferral rules; each adds a column to the strategies (by default target and
+            speculative), with its default parameters or with those that meet `match`.
         match: budgets such as `{"target_calls_per_token": 0.28}`, at which rules (by default all) are compared.
-            Settings are found on built-in prompts that are not asked (of those themselves a part is kept back); rules
-            that cannot meet a budget do not run, and `.matching` of the comparison says why.
+            Settings are found on built-in prompts that are not measured; if the built-in prompts are the ones to
+            measure, some are held out. Rules that cannot meet a budget do not run; the comparison's `.matching` gives
+            the reason.
         warm_up: decode a few uncounted tokens first.
-        measure: time the pair's steps on their own afterwards, for the explanation.
-        on_event: told the place of a strategy, and each of its rounds, decisions and ended runs.
-        on_progress: told how the measurement of steps goes.
+        measure: afterwards, time the pair's steps separately, for the explanation.
+        on_event: called with a strategy's column index and each of its rounds, decisions and finished runs.
+        on_progress: called with the progress of calibration and step timing.
 
     Raises:
-        UsageError: a value out of range, an unknown strategy or one given twice, no prompt, or one that is too long.
+        UsageError: a value out of range, an unknown or repeated strategy, no prompt, or a prompt that is too long.
         RunError: out of memory.
     """
     settings = settings_of(
@@ -165,7 +166,7 @@ def compare(
 
 
 def counting(on_progress: OnProgress, total: int) -> OnEvent:
-    """What counts the answers among the events of a comparison of so many."""
+    """Return an event callback that reports the number of finished answers out of `total`."""
     done = 0
     on_progress("answers", done, total)
 
@@ -179,10 +180,10 @@ def counting(on_progress: OnProgress, total: int) -> OnEvent:
 
 
 def check_columns(strategies: Sequence[Strategy]) -> None:
-    """Refuse what a table could not tell apart.
+    """Reject columns that a table could not tell apart.
 
     Raises:
-        UsageError: no strategy, or one that is given twice.
+        UsageError: no strategy, or the same one twice.
     """
     specs = [strategy.spec for strategy in strategies]
     twice = next((spec for spec in specs if specs.count(spec) > 1), None)
@@ -193,7 +194,7 @@ def check_columns(strategies: Sequence[Strategy]) -> None:
 
 
 class Repeats:
-    """All runs of a comparison; what their speed is made of is measured afterwards, if it is wanted."""
+    """All runs of a comparison; the step times that explain their speed are measured on request."""
 
     def __init__(
         self,
@@ -207,11 +208,11 @@ class Repeats:
         batch_size: int = 1,
         matching: Matching | None = None,
     ) -> None:
-        """Prepare them; see `compare`. `run` makes them.
+        """Set up the runs, see `compare`; `run` executes them.
 
         Raises:
-            UsageError: a strategy asks for what the pair does not have, a fair schedule of batches is wanted, or one of
-                several prompts cannot be answered.
+            UsageError: a strategy needs something that the pair lacks, a fair schedule is combined with batches, or one
+                of several prompts cannot be answered.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
@@ -219,7 +220,7 @@ class Repeats:
             raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
         for strategy in strategies:
             check_models(pair, strategy, keeps_earlier=batch_size == 1)
-        if len(prompts) > 1:  # before minutes are spent on those that come before it
+        if len(prompts) > 1:  # before minutes are spent on earlier prompts
             check_prompts(pair, prompts, settings)
         self.batch_size = min(batch_size, len(prompts))
         self._matching = matching
@@ -234,25 +235,25 @@ class Repeats:
 
     @property
     def specs(self) -> list[str]:
-        """The strategies in the order of the columns."""
+        """The strategies as strings, in column order."""
         return [strategy.spec for strategy in self._strategies]
 
     @property
     def answers(self) -> int:
-        """How many answers there will be, every turn of a conversation counted."""
+        """Total number of answers to decode, counting every turn of a conversation."""
         return self._runs * len(self._strategies) * sum(len(prompt.turns) for prompt in self._prompts)
 
     def warm_up(self) -> None:
-        """Decode a few uncounted tokens: once for all strategies that ask the models for the same."""
+        """Decode a few uncounted tokens; a fair schedule skips strategies whose model calls are already warm."""
         ids = first_ids(self._pair, self._prompts[0], self._settings)
         for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
             tokens = warm_up_tokens(strategy)
             decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids, earlier=()))
 
     def time_steps(self, on_progress: OnProgress | None = None) -> None:
-        """Time the pair's steps for stops that go by them, if there are any; the account then goes by them too.
+        """Time the pair's steps if any strategy's stop depends on them; the explanation then uses these times too.
 
-        They are timed where answers of half the longest length would be.
+        They are timed at the context of an answer that has reached half the longest length.
         """
         if not any(strategy.needs_costs for strategy in self._strategies):
             return
@@ -262,7 +263,7 @@ class Repeats:
         self._pair, *self._pairs = (replace(pair, steps=self._timed) for pair in (self._pair, *self._pairs))
 
     def run(self, on_event: OnEvent | None = None) -> None:
-        """Make all runs; what an interruption leaves is kept."""
+        """Execute all runs; what is finished before an interruption is kept."""
         self._on_event = on_event
         for _ in range(self._runs):
             self._done.append([[] for _ in self._strategies])
@@ -274,10 +275,10 @@ class Repeats:
                 self._answer(prompt)
 
     def _answer(self, prompt: Prompt) -> None:
-        """One prompt by all strategies, at once or one after the other.
+        """Answer one prompt with all strategies, interleaved or one after the other.
 
         Raises:
-            UsageError: a later turn has no room; says of which of several prompts.
+            UsageError: a later turn does not fit the context; with several prompts, the message names the prompt.
         """
         try:
             self._turns(prompt)
@@ -299,7 +300,7 @@ class Repeats:
         self._under_way = []
 
     def _answer_in_batches(self, column: int, strategy: Strategy) -> None:
-        """All prompts by one strategy; its runs stand in their order, however they end."""
+        """Answer all prompts with one strategy; its runs are stored in prompt order, in whatever order they end."""
         ended: dict[int, list[Run]] = {}
         try:
             for conversation in converse_many(self._pair, strategy, self._prompts, self._settings, self.batch_size):
@@ -307,7 +308,7 @@ class Repeats:
                 for run in conversation.result:
                     if self._on_event is not None:
                         self._on_event(column, run)
-        finally:  # an interruption leaves the first prompts, as far as all of them have ended
+        finally:  # after an interruption, keep the leading prompts that have all ended
             whole = takewhile(ended.__contains__, range(len(self._prompts)))
             self._done[-1][column] = [run for place in whole for run in ended[place]]
 
@@ -318,10 +319,10 @@ class Repeats:
             self._on_event(column, event)
 
     def cut_short(self) -> bool:
-        """End the runs that are under way, and keep what can be compared; returns whether that is anything.
+        """End the runs in progress and keep what can be compared; return whether anything is left.
 
-        Of the first repeat the answers as far as they have come, by the strategies that have written any; later
-        repeats are compared with it, and count only whole.
+        Of the first repeat, the answers so far are kept, for the strategies that have written any. Later repeats are
+        compared with the first one and are kept only if complete.
         """
         for column, answering in enumerate(self._under_way):
             run = answering.interrupt()
@@ -341,9 +342,9 @@ class Repeats:
         return [run for repeat in self._done for runs in repeat for run in runs]
 
     def steps(self, on_progress: OnProgress | None = None) -> Profile | None:
-        """The pair's steps where these runs were, on the median, half done, unless they were timed before.
+        """Time the pair's steps at the median context of half-finished runs, unless they were timed before.
 
-        None if nothing is to be explained.
+        None if there is nothing to explain.
         """
         runs = self.every
         if self._timed is not None or not explained(runs):
@@ -362,10 +363,10 @@ class Repeats:
         return profile(self._pair, context, exits={exit.layers for exit in exits if exit}, **how)
 
     def comparison(self, steps: Profile | None = None) -> Comparison:
-        """Everything that was found, with the steps if they were timed."""
+        """Everything that was found, with the step times if they were measured."""
         rows, spread = summarise(self._done), spread_of(self._done)
         speeds = {row.strategy: row.speed_vs_target or 0.0 for row in rows}
-        told = steps if explained(self.every) else None  # without the target there is nothing to hold speeds against
+        told = steps if explained(self.every) else None  # without the target there is nothing to compare speeds with
         if told is not None:
             rows = [self._with_oracle(row, told) for row in rows]
         return Comparison(
@@ -384,7 +385,7 @@ class Repeats:
         )
 
     def _with_oracle(self, row: Row, steps: Profile) -> Row:
-        """A row with the bound of knowing what will be kept, if it drafts and there is a target."""
+        """Add the oracle's bound to the row of a strategy that drafts, if there is a target."""
         runs = [run for run in self.every if run.spec == row.strategy]
         if row.speed_vs_target is None or not block_length(runs[0].params):
             return row
@@ -392,9 +393,9 @@ class Repeats:
 
 
 def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
-    """What `auto` is on the pair's device.
+    """Resolve `auto` for the pair's device.
 
-    Fair on a CPU. On a GPU, which nobody shares and where every strategy would capture graphs of its own, sequential.
+    Fair on a CPU. Sequential on a GPU, which is not shared and where every strategy would capture its own graphs.
     """
     if schedule != "auto":
         return schedule
@@ -402,7 +403,7 @@ def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
 
 
 def _unlike(strategies: Sequence[Strategy]) -> list[Strategy]:
-    """Strategies whose calls are longer than those of the ones before: the others find everything warm."""
+    """Strategies with longer model calls than those before them; for all others everything is already warm."""
     chosen, known = [], dict.fromkeys(ROLES, 0)
     for strategy in sorted(strategies, key=lambda each: -block_length(each.params)):
         calls = {role: _longest(strategy.calls(role)) for role in ROLES}
@@ -413,7 +414,7 @@ def _unlike(strategies: Sequence[Strategy]) -> list[Strategy]:
 
 
 def _longest(calls: Calls) -> int:
-    """How many tokens one of the calls reads at most; 0 if the model is not asked."""
+    """Most tokens that any one call reads; 0 if the model is not used."""
     return max((n for n, _ in calls.reads), default=int(bool(calls.writes)))
 
 

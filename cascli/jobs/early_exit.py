@@ -1,4 +1,4 @@
-"""How much of its own text a target's first layers foresee: one teacher-forced pass over each answer, all exits."""
+"""How well a target's first layers predict its own text: one teacher-forced pass over each answer, for all exits."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from cascli.strategies import parse
 from cascli.trace import ExitInfo
 
 _PIECE = 64
-"""Tokens whose distributions are held at once."""
+"""Number of tokens whose distributions are in memory at a time."""
 _PROMPT = 32
-"""Tokens of the prompt where there is no tokenizer for one."""
+"""Length of the prompt of a pair without a tokenizer."""
 
 
 def requests_of(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[Request]:
-    """What the target is asked for: the first turn of each prompt, or one of ids where the pair has no tokenizer."""
+    """Requests for the target: the first turn of each prompt, or one prompt of ids if the pair has no tokenizer."""
     if pair.tokenizer is None:
         return [request_for(settings, [i % pair.vocab for i in range(_PROMPT)])]
     return [
@@ -40,9 +40,9 @@ def requests_of(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> li
 
 
 def timed_exits(pair: Pair) -> list[int]:
-    """After how many layers the target is left to time its exits: what lies between lies on the lines between.
+    """Numbers of layers after which the target's exits are timed; times between them are interpolated linearly.
 
-    None where its other steps are captured graphs, beside which those of exits would say nothing.
+    Empty if its other steps are captured graphs, with which the times of exits could not be compared.
 
     Raises:
         UsageError: the target has one layer.
@@ -56,13 +56,13 @@ def timed_exits(pair: Pair) -> list[int]:
 def curve(
     pair: Pair, requests: Sequence[Request], profile: Profile, on_progress: OnProgress | None = None
 ) -> ExitCurve:
-    """Let the target answer, and read each answer once more for what every exit would have drafted.
+    """Let the target answer, then read each answer once more to find what every exit would have drafted.
 
     Args:
-        pair: loaded; its runs are forgotten.
-        requests: all with the same sampling.
-        profile: step times; where those of exits are not among them they take the share of the bytes that they read.
-        on_progress: told how it goes.
+        pair: a loaded pair; its caches are overwritten.
+        requests: requests that all have the same sampling.
+        profile: step times; exits that were not timed are assumed to take time in proportion to the bytes they read.
+        on_progress: called with progress updates.
 
     Raises:
         RunError: the target cannot be left early.
@@ -84,7 +84,7 @@ def curve(
 
 @torch.inference_mode()
 def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int, list[float]]:
-    """The sum of min(p, q) at every token of an answer, for the exit after each number of layers."""
+    """Sum of min(p, q) at every token of an answer, for the exit after each number of layers."""
     model, own = pair.target.model, pair.target.runner.own
     depth = exit_info(pair.target, 1).depth
     split = SplitRunner(model, own, 1)
@@ -103,7 +103,7 @@ def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int
 
 
 def _by_bytes(pair: Pair, profile: Profile, whole: ExitInfo) -> dict[int, Timing]:
-    """What steps of exits would take if reading weights were all, by the target's step."""
+    """Step times of exits, scaled from the target's step as if reading weights were the only cost."""
     target, step = pair.info.target, profile.target[1]
     found: dict[int, Timing] = {}
     for n in range(1, whole.depth):

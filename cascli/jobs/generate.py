@@ -20,11 +20,11 @@ from cascli.strategies import Strategy, parse
 from cascli.trace import Handover, Run, block_length
 
 WARM_UP_TOKENS = 4
-"""At least."""
+"""Minimum length of a warm-up answer."""
 
 
 def warm_up_tokens(strategy: Strategy) -> int:
-    """How long an answer is that nobody times: beyond one whole round, so that all that is compiled has been."""
+    """Length of an untimed warm-up answer: more than one whole round, so that everything that needs it is compiled."""
     return max(WARM_UP_TOKENS, block_length(strategy.params) + 2)
 
 
@@ -41,7 +41,7 @@ def sampling_of(settings: Resolved) -> Sampling:
 
 
 def request_for(settings: Resolved, prompt_ids: Sequence[int], **more: Any) -> Request:
-    """The request that resolved settings describe; `more` are fields of it that settings do not know."""
+    """Build a request from resolved settings; `more` holds request fields that settings do not cover."""
     return Request(
         prompt_ids=prompt_ids,
         sampling=sampling_of(settings),
@@ -65,9 +65,9 @@ def request_of_turn(
     ids: Sequence[int] = (),
     **more: Any,
 ) -> Request:
-    """The next turn of a conversation, with what was said before in front of it; `more` are fields of the request.
+    """Build the request for the next turn of a conversation, preceded by the turns so far.
 
-    `ids` are a prompt's own, in place of the text.
+    `ids` are the prompt's token ids, used instead of the text; `more` holds further fields of the request.
     """
     about = {"prompt": None if ids else turn, "prompt_id": prompt_id, "category": category}
     ids = list(ids) or encode(pair, turn, conversation, raw=settings.raw)
@@ -75,12 +75,12 @@ def request_of_turn(
 
 
 def first_ids(pair: Pair, prompt: Prompt, settings: Resolved) -> list[int]:
-    """The token ids of a prompt's first turn."""
+    """Token ids of a prompt's first turn."""
     return list(prompt.ids) or encode(pair, prompt.turns[0], Conversation(settings.system), raw=settings.raw)
 
 
 def texts_of(runs: Iterable[Run]) -> list[list[int]]:
-    """Prompts with their answers; of a conversation the last turn alone, since the ones before are in its prompt."""
+    """Token ids of prompts with their answers; of a conversation only the last turn, whose prompt holds the others."""
     kept = list[Run]()
     for run in runs:
         if kept and run.turn > 0 and kept[-1].prompt_id == run.prompt_id:
@@ -90,7 +90,7 @@ def texts_of(runs: Iterable[Run]) -> list[list[int]]:
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
-    """Run to the end, showing each step to `on_round`; whatever ends it early leaves the pair free for the next."""
+    """Run to the end and pass each step to `on_round`; the pair is released even if the run ends early."""
     decoding = Decoding(pair, strategy, request)
     with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as steps:
         for step in steps:
@@ -100,7 +100,7 @@ def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound |
 
 
 class Answering:
-    """The answers to the turns of a conversation, each with the answers so far before it; one round at a time."""
+    """Answers the turns of a conversation one round at a time, each turn with the answers so far as its context."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Answering:
         self._decoding: Decoding | None = None
 
     def __iter__(self) -> Iterator[StreamEvent | Handover | Run]:
-        """Every round and decision as it is made, and each turn's run when it has ended."""
+        """Yield every round and decision as it is made, and each turn's run when it has ended."""
         conversation = Conversation(self._settings.system)
         for turn in self._prompt.turns:
             named = self._prompt.id, self._prompt.category, self._prompt.ids
@@ -128,14 +128,14 @@ class Answering:
             yield run
 
     def interrupt(self) -> Run | None:
-        """The answer that is under way, as far as it has come."""
+        """End the answer in progress and return what it has so far; None if there is nothing yet."""
         return None if self._decoding is None else self._decoding.interrupt()
 
 
 def converse(
     pair: Pair, strategy: Strategy, prompt: Prompt, settings: Resolved, on_round: OnRound | None = None
 ) -> Iterator[Run]:
-    """Answer the turns of a conversation one after the other, each with the answers so far before it."""
+    """Answer the turns of a conversation in order, each with the answers so far as its context."""
     for event in Answering(pair, strategy, prompt, settings):
         if isinstance(event, Run):
             yield event
@@ -144,7 +144,7 @@ def converse(
 
 
 def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given: Any) -> Resolved:
-    """Keywords of Python's functions, completed from the pair's file and the built-in defaults.
+    """Complete keyword arguments from the pair's file and the built-in defaults.
 
     Raises:
         UsageError: a value out of range.
@@ -157,7 +157,7 @@ def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given:
 
 
 def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
-    """A strategy by its text or as it is.
+    """Return a strategy as it is, or parse it from text.
 
     Raises:
         UsageError: an unknown name or key, or a value out of range.
@@ -174,12 +174,13 @@ IdPrompts = Sequence[int] | Sequence[Sequence[int]]
 
 
 def conversations(prompts: Prompts | None, prompt_ids: IdPrompts | None = None) -> list[Prompt]:
-    """Prompts as they are, and texts or lists of token ids as prompts whose place is their id, as in a file without.
+    """Return prompts as they are, and convert texts or lists of token ids, whose position becomes their id.
 
-    One that is in no list has no id: its random numbers are those that it has by itself in `generate`.
+    A file of prompts without ids gets the same ones. A text or list of token ids that is given alone gets no id, so
+    that its random numbers are those of `generate`.
 
     Raises:
-        UsageError: there is none, or one that is empty; or both are given.
+        UsageError: there is no prompt, or an empty one, or both arguments are given.
     """
     if (prompts is None) == (prompt_ids is None):
         raise UsageError("give either prompts or prompt_ids.")
@@ -198,7 +199,7 @@ def conversations(prompts: Prompts | None, prompt_ids: IdPrompts | None = None) 
 
 
 def _of_ids(prompt_ids: Any) -> list[Prompt]:
-    """One list of token ids, or several."""
+    """Convert one list of token ids, or several."""
     given: list[Any] = list(prompt_ids) if isinstance(prompt_ids, Iterable) else [prompt_ids]
     one = not any(isinstance(each, Iterable) and getattr(each, "ndim", 1) for each in given)
     several = [_token_ids(each) for each in ([given] if one else given)]
@@ -208,10 +209,10 @@ def _of_ids(prompt_ids: Any) -> list[Prompt]:
 
 
 def _token_ids(given: Iterable[int]) -> list[int]:
-    """Whole numbers of any kind, a tensor's too.
+    """Convert integers of any kind, including those of a tensor.
 
     Raises:
-        UsageError: something else among them.
+        UsageError: one of them is not an integer.
     """
     try:
         return [index(each) for each in given]
@@ -241,31 +242,32 @@ def generate(
 ) -> Run:
     """Answer one prompt with one strategy.
 
-    What is not given comes from the pair's file, then from the built-in defaults (temperature 1).
+    Values that are not given come from the pair's file, then from the built-in defaults (temperature 1).
 
     Args:
         pair: from `load_pair`.
         prompt: text, put through the chat template unless `raw`.
-        prompt_ids: token ids instead of a prompt; they skip the chat template.
+        prompt_ids: token ids instead of a prompt; the chat template is not applied.
         strategy: a name with parameters, such as `speculative-cascade:rule=opt,alpha=0.3,k=4`; by default
-            `speculative-cascade` with the rule token-v3, by prompt lookup where the pair has no draft model.
-        max_new_tokens: the longest answer, in tokens.
+            `speculative-cascade` with the rule token-v3, drafting by prompt lookup if the pair has no draft model, and
+            `speculative` if an EAGLE-3 head drafts.
+        max_new_tokens: longest answer, in tokens.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
         top_p: keep the smallest set of this mass; 1 is off.
-        seed: of the run's own random numbers.
-        num_speculative_tokens: k, where the strategy does not say.
+        seed: seed of the random numbers.
+        num_speculative_tokens: k, if the strategy does not set it.
         stop: strings that end the answer; they are not part of it.
-        system: system text for the chat template.
-        raw: no chat template.
-        top: how many of each model's likeliest tokens the trace keeps at a position, with the numbers that rules test;
+        system: system prompt for the chat template.
+        raw: skip the chat template.
+        top: number of each model's likeliest tokens kept in the trace per position, with the numbers that rules test;
             0 (the default) keeps neither.
         on_round: called with every step as it is decided.
-        uniforms: random numbers in place of those of the seed; see `cascli.sampling.uniforms`.
-        earlier: runs of before in whose texts a drafter with `remember` looks too, the latest last.
+        uniforms: random numbers to use instead of the seed's; see `cascli.sampling.uniforms`.
+        earlier: earlier runs whose texts a drafter with `remember` also searches, the latest last.
 
     Raises:
-        UsageError: a value out of range, an unknown strategy, a prompt that is empty or too long.
+        UsageError: a value out of range, an unknown strategy, or a prompt that is empty or too long.
         RunError: out of memory.
     """
     settings = settings_of(

@@ -1,4 +1,4 @@
-"""Every rule at the setting that meets a budget, found on prompts that calibrate, before others are measured."""
+"""Find the setting with which each rule meets a budget, on calibration prompts, before other prompts are measured."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from cascli.strategies import Strategy, parse
 
 CALL_BUDGET = "target_calls_per_token"
 BESIDE = ("target", "speculative")
-"""What rules are compared with where nothing is said."""
+"""Strategies that rules are compared with by default."""
 TOKENS = 64
-"""Of an answer that calibrates, at most."""
+"""Most tokens of a calibration answer."""
 
 
 class Wanted(NamedTuple):
-    """Which rules are compared, and at which budgets of target calls a token; without any at their defaults."""
+    """Rules to compare, and the budgets of target calls per token; without budgets, rules use their defaults."""
 
     rules: tuple[str, ...]
     budgets: tuple[float, ...] = ()
     without_dial: tuple[str, ...] = ()
-    """Rules that were not asked for by name and say no range in which they could be matched."""
+    """Rules left out because they declare no `dial`, so cannot be matched; none of them was requested by name."""
 
 
 def budget_of(text: str) -> tuple[str, float]:
-    """Name and value of `target_calls_per_token=0.35`.
+    """Parse the name and value of `target_calls_per_token=0.35`.
 
     Raises:
-        UsageError: it reads otherwise.
+        UsageError: the text has any other form.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
@@ -53,14 +53,14 @@ def budget_of(text: str) -> tuple[str, float]:
 
 
 def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] | None) -> Wanted:
-    """What is to be compared, checked before anything is loaded.
+    """Check and collect what is to be compared, before anything is loaded.
 
     Args:
-        budgets: by name.
-        names: of rules; `all`, or several with commas between them; all where there are budgets.
+        budgets: pairs of name and value.
+        names: names of rules, as a list or separated by commas, or `all`; None (with budgets) means all.
 
     Raises:
-        UsageError: an unknown name, a budget that no strategy could take, or a rule that cannot be matched.
+        UsageError: an unknown name, a budget outside (0, 1], or a rule that cannot be matched.
     """
     values = []
     for name, value in budgets:
@@ -84,7 +84,7 @@ def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] |
 
 
 def asked(budgets: Mapping[str, float] | None, names: str | Sequence[str] | None) -> Wanted | None:
-    """As `wanted_of`; None where neither rules nor budgets are asked for."""
+    """Like `wanted_of`, but None if neither rules nor budgets are given."""
     return None if budgets is None and names is None else wanted_of((budgets or {}).items(), names)
 
 
@@ -95,17 +95,17 @@ def calibrate(
     wanted: Wanted,
     on_progress: OnProgress | None = None,
 ) -> Matching:
-    """Find each rule's setting for each budget along one speculative answer a prompt.
+    """Find each rule's setting for each budget along one speculative answer per prompt.
 
     Args:
-        pair: answers.
-        prompts: others than are measured.
-        settings: of the answers, which are cut at 64 tokens.
+        pair: the pair that answers.
+        prompts: calibration prompts, not the ones that are measured.
+        settings: settings of the answers, which are cut at 64 tokens.
         wanted: rules and budgets.
-        on_progress: told which prompt is answered, and which rule is judged.
+        on_progress: called with the prompt being answered, then with the rule being matched.
 
     Raises:
-        UsageError: the pair has no draft model, whose distributions rules are judged by.
+        UsageError: the pair has no draft model; rules are judged by its distributions.
     """
     check_pair(draft=pair.draft is not None)
     k = settings.num_speculative_tokens
@@ -128,20 +128,20 @@ def calibrate(
 
 
 def check_pair(*, draft: bool) -> None:
-    """Refuse a pair in which nobody drafts by a distribution.
+    """Reject a pair without a draft model, since rules are judged by its distributions.
 
     Raises:
-        UsageError: it has no draft model.
+        UsageError: the pair has no draft model.
     """
     if not draft:
         raise UsageError("match: rules are judged by the draft model's distributions, and this pair has none.")
 
 
 def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[Prompt]:
-    """The prompts for which the pair's context has room, with answers of full length to all turns.
+    """Return the prompts that fit the pair's context, with answers of full length to all turns.
 
     Raises:
-        UsageError: it has room for none.
+        UsageError: no prompt fits.
     """
     found = []
     for prompt in prompts:
@@ -157,7 +157,7 @@ def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[P
 def columns(
     wanted: Wanted, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy] = ()
 ) -> list[Strategy]:
-    """A strategy for each rule that is not there yet: at each budget that it meets, or at its default parameters."""
+    """Return strategies for each rule, per budget it meets or with default parameters, that `beside` does not have."""
     k = settings.num_speculative_tokens
     specs = [f"speculative-cascade:rule={name}" for name in wanted.rules]
     found = [parse(spec, k) for spec in (specs if matching is None else strategies_of(matching.matched))]

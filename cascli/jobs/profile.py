@@ -1,4 +1,4 @@
-"""Measure a pair's step times: how long a call takes by the number of tokens it reads and by what came before."""
+"""Measure a pair's step times: the time of a call by the number of tokens it reads and by the context before them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 
 BLOCKS = (*range(1, 10), 12, 17, 33)
-"""A round that drafts k tokens asks the target for k + 1: these are k = 0 to 8, and longer ones for the best k."""
+"""A round that drafts k tokens has the target read k + 1: k = 0 to 8, and longer ones to find the best k."""
 
 
 def blocks_for(ks: Iterable[int], room: int | None) -> tuple[int, ...]:
-    """Blocks to time for strategies that draft so many tokens, none of them longer than there is room for."""
+    """Blocks to time for strategies that draft these numbers of tokens, none longer than there is room for."""
     return tuple(n for n in sorted({*BLOCKS, *(k + 1 for k in ks)}) if room is None or n <= max(room, 1))
 
 
 GPU_CALLS = 8
-"""Calls that a GPU is timed over."""
+"""Number of calls in one timing on a GPU."""
 SAMPLER = Sampler(Sampling(), reads_base=False)
-"""What a drafting step draws from."""
+"""Sampler of a drafting step."""
 Timed = dict[tuple[str, int], list[float]]
-"""Seconds of calls, by the model and the tokens that one reads."""
+"""Seconds of calls, by model and by the number of tokens that a call reads."""
 
 
 def profile(
@@ -42,7 +42,7 @@ def profile(
     repeats: int = 5,
     on_progress: OnProgress | None = None,
 ) -> Profile:
-    """The profile after one context; see `profiles`."""
+    """Return the profile at one context length; see `profiles`."""
     return profiles(pair, [context], blocks=blocks, exits=exits, repeats=repeats, on_progress=on_progress)[0]
 
 
@@ -55,21 +55,22 @@ def profiles(
     repeats: int = 5,
     on_progress: OnProgress | None = None,
 ) -> list[Profile]:
-    """Time both models, interleaved as in decoding, after texts of several lengths whose content does not matter.
+    """Time both models, interleaved as in decoding, at several context lengths.
 
-    The cache is filled with a constant rather than by reading a text, so that long contexts cost nothing to reach.
-    Every round of the measurement visits every context: a machine that slows down does so for all of them.
+    The content of the context does not matter: the cache is filled with a constant rather than by reading a text, so
+    that long contexts cost nothing to reach. Every round of the measurement visits every context, so that a machine
+    that slows down affects all of them.
 
     Args:
-        pair: loaded; its runs are forgotten.
+        pair: a loaded pair; its caches are reset.
         contexts: tokens in the cache before each timed call, ascending.
-        blocks: how many tokens a timed target call reads; the draft model is timed over one and two.
-        exits: after how many of its layers the target is also left, over one token.
-        repeats: timed calls of each kind, after one that is not counted.
-        on_progress: told what is measured, how many rounds are done, and of how many.
+        blocks: numbers of tokens that the timed target calls read; the draft model is timed over one and two.
+        exits: numbers of layers after which leaving the target early is also timed, over one token.
+        repeats: timed calls of each kind, after an uncounted one.
+        on_progress: called with what is measured, the number of rounds done, and their total.
 
     Returns:
-        One profile per context, in their order.
+        One profile per context, in order.
     """
     timed: dict[int, Timed] = {context: {} for context in contexts}
     parts = {n: SplitRunner(pair.target.model, pair.target.runner, n) for n in sorted({*exits})}
@@ -101,9 +102,10 @@ def profiles(
 
 
 def set_context(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) -> None:
-    """Have `context` tokens in both caches: the longest text is made, shorter ones are its beginning.
+    """Set both caches to `context` tokens: `fill` creates the longest text, shorter ones are prefixes of it.
 
-    There is room from the start for the longest round: `fill_cache` would make it, and drop what was captured before.
+    Room for the longest round is reserved up front; `fill_cache` would otherwise grow the cache, and discard the graphs
+    captured before.
     """
     for role, model in pair.models.items():
         longest = 2 if role == "draft" else max(2, *blocks)
@@ -117,9 +119,9 @@ def set_context(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) 
 
 
 def in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, int], float]]:
-    """Time calls after the calls that they follow in decoding: the first of a kind after another kind is slower.
+    """Time calls after those that they follow in decoding: the first call after one of another kind is slower.
 
-    A block of n follows draft steps, which follow each other; a step of the target alone follows one of its own.
+    A block of n follows draft steps, which follow each other; a step of the target alone follows another such step.
     """
     if n == 1:
         step_seconds(pair.target, context, 1, pair.vocab)
@@ -131,17 +133,17 @@ def in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, in
 
 
 def of_role(role: str, timed: Timed) -> dict[int, Timing]:
-    """The timings of one model."""
+    """Timings of one model."""
     return {n: timing(values) for (whose, n), values in sorted(timed.items()) if whose == role}
 
 
 def step_seconds(model: LoadedModel, context: int, n: int, vocab: int, *, writes: bool = False) -> float:
-    """Time a call over n tokens, logits for each of them included, after `context` tokens.
+    """Time a call over n tokens, including the logits of each, after `context` tokens.
 
-    Where a captured graph draws as well as reads, a step that `writes` is timed with its draw: drafting runs no other.
+    Where a captured graph both reads and draws, a step that `writes` is timed with its draw, as drafting uses no other.
 
-    A GPU works off several calls in a row, as it does while it drafts: what asking for them takes is then hidden, and
-    the wait at the end is shared. On a CPU nothing is hidden, and a call is timed by itself.
+    A GPU is timed over several calls in a row, as when it drafts: launch times are then hidden, and the final
+    synchronization is shared. On a CPU nothing is hidden, and each call is timed on its own.
     """
     calls = GPU_CALLS if model.device.type == "cuda" else 1
     ids = torch.arange(n, device=model.device) % vocab
@@ -173,6 +175,6 @@ def exit_seconds(part: SplitRunner, context: int, device: torch.device) -> float
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what is under way on a GPU."""
+    """Wait for pending work on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

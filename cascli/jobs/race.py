@@ -1,8 +1,8 @@
-"""Strategies under way at once on one set of weights: whoever has had the least time goes on next.
+"""Interleave strategies on one set of weights: the one that has run for the least time goes next.
 
-Strategies that run one after another meet different machines: whoever runs while something else wants the processor
-looks slow. Here all of them see the same machine, slice by slice. A slice is a few rounds long, so that what one left
-in the processor's caches costs the next one little.
+Strategies that run one after another see different machine conditions: one that runs while something else needs the
+processor looks slow. Interleaved in slices, all of them see the same conditions. A slice lasts a few rounds, so that
+processor caches filled by one strategy cost the next one little.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TypeVar
 Event = TypeVar("Event")
 
 ROUNDS = 2
-"""Rounds of a slice, at least."""
+"""Minimum number of rounds in a slice."""
 SECONDS = 0.2
-"""Length of a slice, at least."""
+"""Minimum length of a slice, in seconds."""
 
 
 def race(
@@ -25,12 +25,12 @@ def race(
     *,
     now: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Run iterators to their ends, in slices of equal time.
+    """Run iterators to exhaustion, in slices of equal time.
 
     Args:
-        runs: each does its work when it is asked for its next event.
-        on_event: told the place among `runs` and the event; the time that it takes is nobody's.
-        now: seconds.
+        runs: each does its work when its next event is requested.
+        on_event: called with the index in `runs` and the event; its own time is not charged to any run.
+        now: the clock, in seconds.
     """
     used = dict.fromkeys(range(len(runs)), 0.0)
     while used:
@@ -44,7 +44,7 @@ def race(
 def _slice(
     place: int, events: Iterator[Event], on_event: Callable[[int, Event], None], now: Callable[[], float]
 ) -> tuple[float, bool]:
-    """Let one go on for a slice: the seconds that it took, and whether it has ended."""
+    """Run one iterator for a slice; return the seconds it took and whether it has ended."""
     spent, rounds = 0.0, 0
     while rounds < ROUNDS or spent < SECONDS:
         start = now()

@@ -1,4 +1,4 @@
-"""Speculation that keeps what it saw: the distributions of both models at every position of its answers, made small."""
+"""Speculation that records both models' distributions at every position of its answers, in a compact form."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from cascli.strategies.base import Speculating
 from cascli.trace import Handover, Run
 
 CERTAIN = 1 - 1e-6
-"""Acceptance from which on no rejection is to be expected."""
+"""Acceptance at or above which no rejection is expected."""
 LIKELIEST = 1024
-"""Tokens that are kept at a position: the likeliest of either model."""
+"""Number of tokens kept at a position: the likeliest under either model."""
 SPLITS = 4
-"""Columns that tokens of the same ratio are dealt to, so that no column looks like a likely token."""
+"""Columns that tokens with the same ratio are distributed over, so that no column looks like a likely token."""
 OCTAVES, STEPS = 8, 4
-"""Ratios of the models' probabilities are told apart up to a factor of 2 ** 8 either way, in quarters of an octave."""
+"""Ratios of the models' probabilities are resolved in quarter octaves, up to a factor of 2 ** 8 either way."""
 LUMPS = 2 * 2 * OCTAVES * STEPS * SPLITS
-"""Columns for all other tokens: by the ratio p1 / q1, and by which of p and q is larger."""
+"""Columns for all other tokens, by the ratio p1 / q1 and by which of p and q is larger."""
 
 
 @dataclass(frozen=True)
 class Watching(Rule):
-    """A rule, which keeps all that it is given, and what it makes of it."""
+    """Wraps a rule, and records the distributions it is given and the pi it returns."""
 
     formula: ClassVar[str] = Exact.formula
     capturable: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class Watching(Rule):
     seen: list[tuple[Dists, Tensor]] = field(default_factory=list)
 
     def apply(self, d: Dists) -> Tensor:
-        """That of the rule."""
+        """Apply the wrapped rule, and record its input and output."""
         pi = applied(self.rule, d)
         self.seen.append((d, pi))
         return pi
@@ -53,61 +53,61 @@ class Watching(Rule):
 
 @dataclass(frozen=True)
 class Recording(Speculating):
-    """`speculative`, or a cascade by any rule, watched."""
+    """`speculative`, or a speculative cascade with any rule, that records what the rule sees."""
 
     rule: Rule = field(default_factory=Exact)
     seen: list[tuple[Dists, Tensor]] = field(default_factory=list)
-    """By round: the distributions and pi; rows beyond the round's emitted tokens are of prefixes not visited."""
+    """Per round: the distributions and pi; rows beyond the round's emitted tokens are for prefixes not visited."""
 
     @property
     def name(self) -> str:
-        """As the strategy that it mostly is."""
+        """`speculative`, whatever the rule."""
         return "speculative"
 
     @property
     def params(self) -> dict[str, Any]:
-        """Those of `speculative`."""
+        """The parameters that `speculative` would have."""
         return {"k": self.k}
 
     @property
     def verification_rule(self) -> Rule:
-        """The rule, watched."""
+        """The rule, wrapped in `Watching`."""
         return Watching(self.rule, self.seen)
 
 
 class Compact(Dists):
-    """Distributions of fewer columns than there are tokens, whose entropies are those of the whole ones."""
+    """Distributions with fewer columns than tokens; their entropies are those of the full distributions."""
 
     entropies: dict[str, Tensor]
 
     @classmethod
     def of(cls, parts: Sequence[Tensor], entropies: dict[str, Tensor]) -> Compact:
-        """From its four distributions, and the entropies `[n, 1]` by name."""
+        """Build from the four distributions, and the entropies `[n, 1]` by name."""
         made = cls(*parts)
         made.entropies = entropies
         return made
 
     def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
-        """Of one of the whole distributions, in nats, `[n, 1]`."""
+        """Entropy of one of the full distributions, in nats, `[n, 1]`."""
         return self.entropies[of]
 
 
 def compact(d: Dists) -> Compact:
-    """Distributions `[n, V]` cut to the likeliest tokens and lumps of all others, `[n, LIKELIEST + LUMPS]`.
+    """Reduce distributions `[n, V]` to the likeliest tokens and lumps of all others, `[n, LIKELIEST + LUMPS]`.
 
-    A lump holds tokens that both models see alike: their ratios p1 / q1 differ by less than a quarter of an octave, and
-    none has p > q where another has not. So TV(p, q) and the overlap stay what they are, divergences nearly so, and
-    entropies are kept beside. Rules about whole distributions are then exact; of rules about single tokens the lumped
-    mass is the error bound.
+    A lump holds tokens that both models rate alike: their ratios p1 / q1 differ by less than a quarter of an octave,
+    and p > q holds for all of them or for none. TV(p, q) and the overlap are therefore unchanged, and divergences
+    nearly so; entropies are stored separately. Rules on whole distributions are then exact; for rules on single tokens,
+    the lumped mass bounds the error.
     """
     entropies = {name: d.entropy(name) for name in ("q", "p", "q1", "p1")}
     if d.q.shape[-1] <= LIKELIEST + LUMPS:
         return Compact.of(d, entropies)
     best = torch.maximum(d.q1, d.p1)
-    for rows in (d.q1, d.p1):  # which of them is in the head however flat the other model is
+    for rows in (d.q1, d.p1):  # each model's likeliest token is in the head, however flat the distributions
         best = best.scatter(-1, rows.argmax(dim=-1, keepdim=True), 2.0)
     head = best.topk(LIKELIEST, dim=-1).indices
-    lump = _lumps(d).scatter_(-1, head, LUMPS)  # what is kept goes to a column that is not
+    lump = _lumps(d).scatter_(-1, head, LUMPS)  # kept tokens go to an extra column that is dropped
 
     def cut(rows: Tensor) -> Tensor:
         kept = rows.gather(-1, head)
@@ -118,38 +118,39 @@ def compact(d: Dists) -> Compact:
 
 
 def _lumps(d: Dists) -> Tensor:
-    """Which lump `[n, V]` a token belongs to."""
+    """Index `[n, V]` of the lump that each token belongs to."""
     least = torch.finfo(d.q1.dtype).tiny
     ratio = (d.p1.clamp_min(least) / d.q1.clamp_min(least)).log2()
-    ratio = (ratio.clamp_(-OCTAVES, OCTAVES - 1 / STEPS).add_(OCTAVES) * STEPS).int()  # all positive: the floor
+    ratio = (ratio.clamp_(-OCTAVES, OCTAVES - 1 / STEPS).add_(OCTAVES) * STEPS).int()  # the floor: all are >= 0
     ratio.add_(d.p > d.q, alpha=2 * OCTAVES * STEPS)
     deal = torch.arange(d.q.shape[-1], dtype=torch.int32, device=d.q.device) % SPLITS
     return ratio.mul_(SPLITS).add_(deal).long()
 
 
 class Seen(NamedTuple):
-    """What both models thought at the N positions of some answers, one after the other."""
+    """Both models' distributions at the N positions of some answers, one answer after the other."""
 
     d: Dists
-    """`[N, V']`, of the whole vocabulary or compacted."""
+    """`[N, V']`, over the whole vocabulary or compacted."""
     passed: Tensor
-    """The probability `[N]` with which the token that was written had been drafted and passed: min(1, q / pi) of it."""
+    """Probability `[N]` that the written token was drafted and passed: min(1, q / pi) at that token."""
     expected: Tensor
-    """Its mean `[N]` over the tokens that might have been written, sum min(q, pi)."""
+    """Mean `[N]` of `passed` over the tokens that could have been written: sum min(q, pi)."""
     tail: Tensor
-    """The larger one of both models' lumped masses `[N]`: no acceptance and no TV is off by more."""
+    """The larger of both models' lumped masses `[N]`: bounds the error of every acceptance and TV."""
     lengths: tuple[int, ...]
-    """Tokens of each answer; they add up to N."""
+    """Number of tokens of each answer; they add up to N."""
     calls: int = 0
-    """Target calls that the answers took."""
+    """Number of target calls for the answers."""
     runs: tuple[Run, ...] = ()
     """The answers."""
 
     def passing(self, acceptance: Tensor) -> list[list[float]]:
-        """The probability that a draft passes, answer by answer, for a rule that accepts with these `[N]` on average.
+        """Probability that each draft passes, answer by answer, under a rule with these mean acceptances `[N]`.
 
-        A token that was likely to be rejected here is so under other rules, in proportion. Without that, drafts that
-        pass would not be followed by such as pass more easily than others, and too many rounds would be predicted.
+        A token that was likely to be rejected here is taken to be proportionally likely to be rejected under other
+        rules. Otherwise the tendency of passing drafts to follow each other would be lost, and too many rounds would be
+        predicted.
         """
         scale = ((1 - acceptance) / (1 - self.expected)).where(self.expected < CERTAIN, torch.zeros_like(acceptance))
         passes = (1 - (1 - self.passed) * scale).clamp(0, 1).where(self.expected < CERTAIN, acceptance)
@@ -164,15 +165,15 @@ def record(
     rule: Rule | None = None,
     on_progress: OnProgress | None = None,
 ) -> Seen:
-    """Answer every prompt once by speculation in blocks of k; what was seen at all visited positions.
+    """Answer every prompt once by speculation in blocks of k; return what was recorded at all visited positions.
 
     Args:
-        pair: answers.
-        prompts: whose turns are answered one after the other.
-        settings: of the answers.
-        k: drafted tokens a round.
-        rule: towards whose distribution; by default it is speculative decoding.
-        on_progress: told which prompt is answered.
+        pair: the pair that answers.
+        prompts: prompts whose turns are answered in order.
+        settings: settings of the answers.
+        k: drafted tokens per round.
+        rule: rule whose distribution the output follows; by default exact speculative decoding.
+        on_progress: called with the prompt being answered.
     """
     recording = Recording(k=k, rule=rule or Exact())
     kept: list[tuple[Compact, Tensor, Tensor]] = []
@@ -199,7 +200,7 @@ def record(
 
 
 def _visited(d: Dists, pi: Tensor, ids: Sequence[int]) -> tuple[Compact, Tensor, Tensor]:
-    """Of the positions of the tokens that a round has emitted: distributions, and how these tokens passed."""
+    """At the positions of a round's emitted tokens: the distributions, `passed` and `expected`."""
     n = len(ids)
     d, pi, tokens = Dists(*(rows[:n] for rows in d)), pi[:n], torch.tensor(ids, device=pi.device)
     passed = (distributions.at(d.q, tokens) / distributions.at(pi, tokens)).clamp(max=1)
@@ -207,13 +208,13 @@ def _visited(d: Dists, pi: Tensor, ids: Sequence[int]) -> tuple[Compact, Tensor,
 
 
 def joined(parts: Sequence[Compact]) -> Compact:
-    """The positions of all parts, one after the other."""
+    """Concatenate the positions of all parts."""
     entropies = {name: torch.cat([each.entropies[name] for each in parts]) for name in parts[0].entropies}
     return Compact.of([torch.cat(each) for each in zip(*parts, strict=True)], entropies)
 
 
 def mass_in_lumps(d: Dists) -> Tensor:
-    """The larger one of both models' masses in the lumps of compacted distributions."""
+    """The larger of both models' masses in the lumps of compacted distributions."""
     if d.q.shape[-1] != LIKELIEST + LUMPS:
         return d.q.new_zeros(d.q.shape[0])
     return torch.maximum(d.q[:, LIKELIEST:].sum(dim=-1), d.p[:, LIKELIEST:].sum(dim=-1))

@@ -1,6 +1,6 @@
-"""One speculative run, all rules and settings: each is estimated at the positions that the run visited.
+"""Estimate every rule and setting from one speculative run, at the positions that the run visited.
 
-The estimate holds along the prefixes that were recorded; a lenient rule would have written, and then met, other ones.
+Estimates hold along the recorded prefixes; a lenient rule would have written, and continued from, different ones.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cascli.strategies import parse
 
 ALPHAS = tuple(round(i / 32, 5) for i in range(33))
 GRID = 32
-"""Steps of a rule's dial that a search begins with."""
+"""Number of equal steps over a rule's dial in the initial grid of a search."""
 HALVINGS = 20
-"""Of a step that encloses a budget, at most."""
+"""Maximum number of bisections of a grid step that brackets a budget."""
 NEAR = 0.001
-"""Relative distance from a budget at which a search ends."""
+"""Relative distance from a budget at which a search stops."""
 
 
 def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
-    """Every rule that chooses by a threshold, at every alpha."""
+    """Estimate every threshold rule that chooses between the models, at every alpha."""
     kinds = ((name, rules.load(name)) for name in usable_rules())
     return [
         rule_estimate(name, kind(alpha=alpha), seen, k, temperature)
@@ -42,7 +42,7 @@ def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[floa
 
 
 def rule_estimate(name: str, rule: ThresholdRule, seen: Seen, k: int, temperature: float) -> RuleEstimate:
-    """One threshold rule at one alpha."""
+    """Estimate one threshold rule at one alpha."""
     pi, defer = decided(rule, seen.d)
     accepted = _acceptance(pi, seen)
     tv = distributions.total_variation(pi, seen.d.p)
@@ -61,12 +61,12 @@ def rule_estimate(name: str, rule: ThresholdRule, seen: Seen, k: int, temperatur
 
 
 def predicted_calls(rule: Rule, seen: Seen, k: int) -> float:
-    """Target calls per token that the rule would take at these positions, in blocks of k."""
+    """Predict a rule's target calls per token at these positions, in blocks of k."""
     return _calls(_acceptance(applied(rule, seen.d), seen), seen, k)
 
 
 def _acceptance(pi: torch.Tensor, seen: Seen) -> torch.Tensor:
-    """The probability `[N]` that a drafted token passes: sum over tokens of min(q, pi)."""
+    """Probability `[N]` that a drafted token passes: sum over tokens of min(q, pi)."""
     return distributions.overlap(pi, seen.d.q)
 
 
@@ -75,10 +75,10 @@ def _calls(acceptance: torch.Tensor, seen: Seen, k: int) -> float:
 
 
 def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Rule], Dial]]:
-    """Rules that can be turned from the target towards the draft model, by name; all that can by default.
+    """Yield name, class and dial of the named rules; by default of every rule that declares a dial.
 
     Raises:
-        UsageError: one that is asked for does not exist, or declares no dial.
+        UsageError: a named rule does not exist, or declares no dial.
     """
     for name in usable_rules() if names is None else names:
         kind = rules.load(name)
@@ -91,7 +91,7 @@ def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Ru
 def match(
     seen: Seen, budgets: Sequence[float], k: int, temperature: float, names: Sequence[str] | None = None
 ) -> list[Matched]:
-    """For each rule and budget the setting of the rule's own range that comes nearest; those that miss it say so."""
+    """Find the setting nearest to each budget within each rule's range; `met` is false if that still misses it."""
     return [
         matched
         for name, kind, dial in with_dial(names)
@@ -100,7 +100,7 @@ def match(
 
 
 def lossless_calls(seen: Seen, k: int) -> float:
-    """Target calls per token that are predicted of speculative decoding."""
+    """Predict the target calls per token of speculative decoding."""
     return predicted_calls(Exact(), seen, k)
 
 
@@ -126,7 +126,7 @@ def _match_rule(
                     break
                 same = (known[middle] - budget) * (known[low] - budget) > 0
                 low, high = (middle, high) if same else (low, middle)
-        # Of settings that are near enough the strictest.
+        # The strictest of the settings that are near enough.
         place = min(sorted(known), key=lambda each: max(abs(known[each] - budget) / budget, NEAR))
         value = dial.at(place)
         yield Matched(

@@ -1,4 +1,4 @@
-"""Step times that were measured once, kept on this machine so that a later command can say how long it will take.
+"""Step times measured once and kept on this machine, so that later commands can forecast how long they will take.
 
 No torch.
 """
@@ -23,14 +23,14 @@ from cascli.weights.home import cache_home
 
 
 class StepTimes(Data):
-    """A profile, and when it was measured."""
+    """A profile and the date it was measured."""
 
     date: str
     profile: Profile
 
 
 class How(NamedTuple):
-    """How a pair is run, as it was asked for; None is the pair's own, or torch's."""
+    """How a pair is run, as requested; None means the pair's own value, or torch's."""
 
     device: str | None = None
     dtype: str | None = None
@@ -40,7 +40,7 @@ class How(NamedTuple):
 
 
 def keep(config: PairConfig, how: How, profile: Profile) -> None:
-    """Remember a pair's step times, in place of older ones; where nothing can be written, nothing is kept."""
+    """Save a pair's step times, replacing older ones; do nothing if the file cannot be written."""
     found = StepTimes(date=datetime.now(UTC).date().isoformat(), profile=profile)
     path = _file(config, how)
     with contextlib.suppress(OSError):
@@ -49,7 +49,7 @@ def keep(config: PairConfig, how: How, profile: Profile) -> None:
 
 
 def kept(config: PairConfig, how: How) -> StepTimes | None:
-    """The last step times of a pair that ran so on this machine, or None."""
+    """Return the last step times saved for a pair run this way on this machine, or None."""
     try:
         return StepTimes.model_validate_json(_file(config, how).read_bytes())
     except (OSError, ValidationError):
@@ -57,7 +57,7 @@ def kept(config: PairConfig, how: How) -> StepTimes | None:
 
 
 def _file(config: PairConfig, how: How) -> Path:
-    """Named by everything that a step's time depends on, as far as it is known before the pair is loaded."""
+    """Path of the file, named by a hash of everything known before loading that step times depend on."""
     models = {role: model.model_dump(mode="json") for role, model in config.models.items()}
     own = config.defaults
     settled = how._replace(device=how.device or own.device or "auto", dtype=how.dtype or own.dtype or "auto")
@@ -67,7 +67,7 @@ def _file(config: PairConfig, how: How) -> Path:
 
 
 def _ids_of(config: PairConfig) -> str | None:
-    """What is in the file of ids that the draft's head is cut to, since that may change; None without one."""
+    """Hash of the file of token ids that the draft's head is cut to, as its content may change; None without one."""
     wanted = None if config.draft is None else config.draft.vocab
     if not isinstance(wanted, str):
         return None

@@ -1,4 +1,4 @@
-"""Speculation at a chosen acceptance rate: for pure measurements of speed, never for text."""
+"""Speculation at a chosen acceptance rate, only for measuring speed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cascli.strategies.base import Speculating
 
 @dataclass(frozen=True)
 class Synthetic(Speculating):
-    """`speculative` with a chosen acceptance rate; its text means nothing."""
+    """`speculative` with a chosen acceptance rate; its text is meaningless."""
 
     acceptance: Annotated[float, Field(ge=0, le=1)] = 0.8
 
     @property
     def name(self) -> str:
-        """A name that marks the numbers of such runs wherever they are shown."""
+        """Name that marks the numbers of these runs wherever they are shown."""
         return "synthetic-acceptance"
 
     @property
     def verification_rule(self) -> Rule:
-        """The chosen rate."""
+        """Rule that accepts drafts at the chosen rate."""
         return Forced(self.acceptance)

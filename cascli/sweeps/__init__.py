@@ -1,4 +1,4 @@
-"""A sweep, whole: its file and grid, tasks and judges, the work and who does it, records on disk, and the table.
+"""Everything about sweeps: file and grid, tasks and metrics, the work and its executors, records on disk, the table.
 
-Imports `jobs`, `engine` and what lies below; knows neither terminal nor plots. torch is imported where work is done.
+Imports `jobs`, `engine` and the layers below, and no terminal or plotting code. torch is imported where work is done.
 """

@@ -1,4 +1,4 @@
-"""Prompts from a Hugging Face dataset: a name, a folder or a file. The library is an extra, imported when used."""
+"""Prompts from a Hugging Face dataset, given by name, folder or file. The library is an extra, imported when used."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cascli.prompts import Prompt
 from cascli.sweeps.plan import TaskConfig
 
 SAVED = ("dataset_dict.json", "state.json")
-"""Files by which a folder is known that `save_to_disk` has written."""
+"""Files that identify a folder written by `save_to_disk`."""
 
 
 def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline: bool = False) -> list[Prompt]:
-    """Rows of a split, the first ones or, with `shuffle`, any, as prompts with their references.
+    """Return rows of a split as prompts with references: the first rows or, with `shuffle`, random ones.
 
     Args:
-        task: of kind `dataset`.
-        here: where relative folders and files begin; one of the path's name is taken before the hub's.
-        limit: how many rows; all by default.
+        task: a task of kind `dataset`.
+        here: the folder that relative paths start from; a local path takes precedence over the hub.
+        limit: number of rows; all by default.
         offline: use what was downloaded before, or fail.
 
     Raises:
-        UsageError: the library is not installed, or a column that is asked for is not there.
+        UsageError: the library is not installed, or a requested column does not exist.
         RunError: there is no such dataset, subset or split, or it cannot be fetched.
     """
     rows = _rows(task, here, offline)
@@ -67,8 +67,8 @@ def _rows(task: TaskConfig, here: Path, offline: bool) -> Any:
 
 
 def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
-    """The split, from a file, a folder of either kind, or the hub."""
-    if local.is_file():  # whose kind the library tells by its ending
+    """Load the split from a file, a folder of either kind, or the hub."""
+    if local.is_file():  # the library infers its format from the suffix
         files = {task.split.partition("[")[0]: local.name}
         return datasets.load_dataset(str(local.parent), data_files=files, split=task.split)
     if any((local / name).is_file() for name in SAVED):
@@ -78,7 +78,7 @@ def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
             raise ValueError(f"it has no split '{task.split}', but {', '.join(splits)}")
         return splits[task.split]
     if local.is_dir():
-        # A folder of plain files has no subsets: it is the one that was asked for.
+        # A folder of plain files has no subsets, so it is treated as the requested one.
         plain = task.subset is not None and datasets.get_dataset_config_names(str(local)) == ["default"]
         return datasets.load_dataset(str(local), None if plain else task.subset, split=task.split)
     return datasets.load_dataset(str(task.path), task.subset, revision=task.revision, split=task.split)

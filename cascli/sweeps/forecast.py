@@ -1,4 +1,4 @@
-"""How long a sweep will take, by the pair's own step times. No torch."""
+"""Forecast how long a sweep will take from the pair's step times. No torch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from cascli.sweeps.plan import SweepPlan
 
 
 class Seconds(NamedTuple):
-    """Between the best and the worst that drafts can come to."""
+    """Range of times, from the best case of drafting to the worst."""
 
     low: float
-    """All drafts are kept, and nothing is handed over."""
+    """Time if all drafts are kept and nothing is deferred to the target."""
     high: float
-    """No draft is kept, and everything is handed over."""
+    """Time if no draft is kept and everything is deferred to the target."""
 
 
 def forecast(plan: SweepPlan, turns: int, profile: Profile) -> Seconds:
-    """All answers of a grid at their full length.
+    """Time to decode all answers of a grid at their full length.
 
-    Without reading prompts, scoring and its references, and what `match` adds.
+    Excludes reading the prompts, scoring and its reference answers, and what `match` adds.
 
     Args:
         plan: the grid.
-        turns: of all its prompts.
+        turns: number of turns of all its prompts.
         profile: the pair's step times.
     """
     low = high = 0.0
@@ -39,7 +39,7 @@ def forecast(plan: SweepPlan, turns: int, profile: Profile) -> Seconds:
 
 
 def seconds_per_token(strategy: Strategy, profile: Profile) -> Seconds:
-    """What a token takes by the models' steps alone."""
+    """Time per token, from the models' steps alone."""
     step = profile.target[1].median
     drafted = profile.draft[1].median if profile.draft else 0.0
     if strategy.name in ("target", "draft"):

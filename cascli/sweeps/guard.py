@@ -1,8 +1,8 @@
-"""Runs a model's code, or the tests of it, behind walls: started by path, in a process of its own, without cascli.
+"""Runs a model's code, or the tests of it, behind walls: started by path, in its own process, without cascli.
 
-Linux gives any process, root's too, two walls that it can build around itself and never take down: Landlock (which
-files) and seccomp (which system calls). Behind them code computes, reads Python's own files, and talks over the pipes
-that it was given; nothing else.
+On Linux any process, including root's, can build two walls around itself that it can never take down: Landlock (which
+files) and seccomp (which system calls). Behind them, code can compute, read Python's own files, and use the pipes that
+it was given; nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SECONDS = 10
 LIMITS = {"CPU": SECONDS, "AS": 2**30, "FSIZE": 2**20, "NOFILE": 32, "CORE": 0}
 WALLS = ("files", "system calls")
 UNWALLED = b"no walls"
-"""In place of a verdict: nothing was run."""
+"""Sent in place of a verdict: walls are missing, and nothing was run."""
 _READABLE = (
     sys.base_prefix,
     "/usr/lib",
@@ -33,7 +33,7 @@ _READABLE = (
     "/dev/urandom",
 )
 _READ_FILE, _READ_DIR, _EXECUTE = 1 << 2, 1 << 3, 1 << 0
-# Numbers of system calls: x86_64, aarch64 (which has none of the oldest).
+# Numbers of system calls: x86_64, aarch64 (which lacks the oldest ones).
 _CALLS: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "vfork": (58, None), "clone": (56, 220), "clone3": (435, 435), "execve": (59, 221),
     "execveat": (322, 281), "socket": (41, 198), "socketpair": (53, 199), "kill": (62, 129), "tkill": (200, 130),
@@ -59,12 +59,12 @@ _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """The C library, asked for inside the process that is walled off: Windows has none of this kind."""
+    """The C library, loaded only inside the process that is walled off, since Windows has none of this kind."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def limit() -> dict[str, str]:
-    """Time, memory, file size and open files; the limits that could not be set, with the reason."""
+    """Limit time, memory, file size, open files and core dumps; return the limits that could not be set, and why."""
     import resource
 
     missing = {}
@@ -72,7 +72,7 @@ def limit() -> dict[str, str]:
         try:
             which = getattr(resource, f"RLIMIT_{kind}")
             _, hard = resource.getrlimit(which)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # a lower one holds already
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # keep a lower existing limit
             resource.setrlimit(which, (most, most))
         except (OSError, ValueError, AttributeError) as error:
             missing[f"limit of {kind}"] = str(error)
@@ -86,7 +86,7 @@ def _called(name: str, result: int) -> int:
 
 
 def wall_off_files() -> None:
-    """Nothing may be written, and nothing read but Python and the libraries that it needs."""
+    """Forbid all writing, and reading anything but Python and the libraries that it needs."""
     abi = _called("landlock", _libc().syscall(444, None, 0, 1))
     handled = (1 << 13) - 1 | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0) | (1 << 15 if abi >= 5 else 0)
     attribute = struct.pack("Q", handled)
@@ -106,13 +106,13 @@ def wall_off_files() -> None:
 
 
 def wall_off_calls() -> None:
-    """No other process, no socket, no signal, no rights, no settings."""
+    """Forbid the system calls for other processes, sockets, signals, rights and settings."""
     which, arch = _ARCHES[platform.machine()]
     numbers = sorted({number for pair in _CALLS.values() if (number := pair[which]) is not None})
     load, equal, above, give = 0x20, 0x15, 0x35, 0x06
     refuse, allow, end = 0x00050000 | 1, 0x7FFF0000, 0x80000000
     program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, end), (load, 0, 0, 0)]
-    program += [(above, len(numbers) + 1, 0, 0x40000000)]  # another way of numbering calls
+    program += [(above, len(numbers) + 1, 0, 0x40000000)]  # the x32 ABI, which numbers calls differently
     program += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     program += [(give, 0, 0, allow), (give, 0, 0, refuse)]
     code = b"".join(struct.pack("HBBI", *step) for step in program)
@@ -134,7 +134,7 @@ def _fork() -> None:
 
 
 def _must_fail(what: str, attempt: Callable[[], Any]) -> None:
-    """Try what a wall is to prevent: a wall that was only asked for is none."""
+    """Try what a wall must prevent: having requested a wall does not prove that it holds."""
     try:
         attempt()
     except OSError:
@@ -143,7 +143,7 @@ def _must_fail(what: str, attempt: Callable[[], Any]) -> None:
 
 
 def build() -> dict[str, str]:
-    """Limits and walls; the walls that could not be built, with the reason."""
+    """Set the limits and build the walls; return those that failed, with the reason."""
     missing = limit()
     os.environ.clear()
     for name, make in zip(WALLS, (wall_off_files, wall_off_calls), strict=True):
@@ -157,14 +157,14 @@ def build() -> dict[str, str]:
     return missing
 
 
-# ---- values between the two processes: rebuilt from their own types, so that no object travels
+# ---- values between the two processes: rebuilt from plain types, so that no object is passed on
 
 
 def encoded(value: Any) -> Any:
-    """A value as JSON that `decoded` reads.
+    """Encode a value as JSON that `decoded` reads.
 
     Raises:
-        TypeError: of another type than Python's own plain ones, exactly.
+        TypeError: the type is not exactly one of Python's own plain types.
     """
     kind = type(value)
     if value is None or kind in (bool, str):
@@ -181,7 +181,7 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(data: Any) -> Any:
-    """The value."""
+    """Decode a value from `encoded`."""
     if data is None or isinstance(data, bool | str):
         return data
     [(kind, inside)] = data.items()
@@ -195,7 +195,7 @@ def decoded(data: Any) -> Any:
 
 
 def serve(source: int, asked: int, told: int) -> None:
-    """The role of the answer: define what it defines, then call it for whoever asks."""
+    """The role of the answer: run its definitions, then call its function on request."""
     text, name = _source(source)
     questions, answers = os.fdopen(asked, "r"), os.fdopen(told, "w")
     scope: dict[str, Any] = {"__name__": "answer"}
@@ -211,7 +211,7 @@ def serve(source: int, asked: int, told: int) -> None:
 
 
 def judge(source: int, told: int, asked: int, verdict: int) -> None:
-    """The role of the tests: ask, compare, and say whether all was right, over a pipe that the answer does not have."""
+    """The role of the tests: call the answer, compare, and send a verdict over a pipe that the answer cannot reach."""
     text, name = _source(source)
     answers, questions = os.fdopen(told, "r"), os.fdopen(asked, "w")
 
@@ -225,7 +225,7 @@ def judge(source: int, told: int, asked: int, verdict: int) -> None:
 
     scope: dict[str, Any] = {"__name__": "tests"}
     exec(compile(text, "tests", "exec"), scope)
-    scope[name] = candidate  # tests that call the function by its own name ask the answer too
+    scope[name] = candidate  # tests that call the function by its own name reach the answer too
     scope["check"](candidate)
     os.write(verdict, b"passed")
 
@@ -237,12 +237,12 @@ def _source(handle: int) -> tuple[str, str]:
 
 
 def probe() -> None:
-    """Say which walls this system does not give."""
+    """Print the walls that this system does not provide."""
     print(json.dumps(build()))
 
 
 def main() -> None:
-    """Take a role; the source is read before the walls stand, the code runs behind them."""
+    """Take a role: build the walls, then read the source from an inherited handle and run it behind them."""
     role, *handles = sys.argv[1:]
     if role == "probe":
         probe()
@@ -250,7 +250,7 @@ def main() -> None:
     missing = build()
     if missing and role[-1] != "!":
         if role == "judge":
-            os.write(int(handles[-1]), UNWALLED)  # before any of the code could say so
+            os.write(int(handles[-1]), UNWALLED)  # before any of the code could write a verdict
         sys.exit(3)
     if role.rstrip("!") == "serve":
         serve(*map(int, handles))

@@ -1,4 +1,4 @@
-"""Problems of the package reasoning-gym: as many as wanted from a seed, judged by its own scorers. An extra."""
+"""Problems from the package reasoning-gym (an extra): any number from a seed, judged by the package's own scorers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cascli.sweeps.plan import TaskConfig
 from cascli.sweeps.quality import last_number
 
 PROBLEMS = 100
-"""How many are asked where no `limit` is given."""
+"""Number of problems if no `limit` is given."""
 _SIZE = 5_000
-"""Of every dataset, whatever the limit: some choose their items by it."""
+"""Size of every dataset, whatever the limit: in some datasets the items depend on it."""
 _APART = 1_000_000
-"""Between the seed of the problems and that of the examples: item i of seed s is often item 0 of seed s + i."""
+"""Offset from the seed of the problems to that of the examples: item i of seed s is often item 0 of seed s + i."""
 _RUNS = re.compile(r"\b(?:eval|exec|parse_expr|sympify|simplify)\(")
 _READ = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "dice", "number_sorting", "propositional_logic"}
-"""Datasets whose modules have such a call for what they made themselves, and none for what a model wrote."""
+"""Datasets whose modules make such calls only on what they generated themselves, never on what a model wrote."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Way:
     """One way to ask for an answer, and to find it in what the model wrote."""
 
     ask: str
-    """Put after the question."""
+    """Instruction that follows the question."""
     example: str
-    """How an example writes its answer, which stands for `{}`."""
+    """Format of the answer in an example, with `{}` for the answer itself."""
     find: Callable[[str], str | None]
-    """The answer in a text; None where there is none."""
+    """Finds the answer in a text; returns None if there is none."""
 
 
 def _last(pattern: str) -> Callable[[str], str | None]:
@@ -48,7 +48,7 @@ def _last(pattern: str) -> Callable[[str], str | None]:
 
 
 def _boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds, also where there are braces in it."""
+    r"""Content of the last `\boxed{...}`, which may contain braces itself."""
     _, box, rest = text.rpartition("\\boxed{")
     depth = 1
     for place, character in enumerate(rest if box else ""):
@@ -83,10 +83,10 @@ class Gym:
     task: TaskConfig
 
     entries: Mapping[str, dict[str, Any]]
-    """What the package knows of each problem, by the id of ours."""
+    """The package's entry for each problem, by our problem id."""
 
     def prompts(self) -> list[Prompt]:
-        """All problems as they are asked, with the right answer as `reference`."""
+        """All problems as prompts, with the right answer as `reference`."""
         examples = [_example(self.task, entry) for entry in _examples(self.task, self.entries)]
         before = "\n\n".join(["Questions with their answers:", *examples, "Now the next question.\n\n"])
         return [
@@ -99,9 +99,9 @@ class Gym:
         ]
 
     def score(self, name: str, text: str) -> float:
-        """What the dataset's own scorer gives for the answer in a text; 0 without an answer.
+        """The score that the dataset's own scorer gives the answer in a text; 0 without an answer.
 
-        A right answer has 1 to the last bit: some scorers add up parts of a wrong one to a rounding error more.
+        A right answer scores exactly 1; with some scorers, rounding lets the parts of a wrong one sum to slightly more.
         """
         answer = WAYS[self.task.answer].find(text)
         if answer is None:
@@ -110,15 +110,15 @@ class Gym:
 
 
 def gym(task: TaskConfig, count: int) -> Gym:
-    """The first problems of a dataset, each question once.
+    """Return the first problems of a dataset, each question once.
 
     Args:
-        task: of kind `reasoning-gym`.
-        count: how many.
+        task: a task of kind `reasoning-gym`.
+        count: number of problems.
 
     Raises:
-        UsageError: the package is not installed, has no such dataset or options, or fewer problems; its scorer would
-            run what a model wrote; or a problem is another one each time that it is made.
+        UsageError: the package is not installed, has no such dataset or options, or too few problems; its scorer would
+            run what a model wrote; or a problem changes each time it is generated.
     """
     dataset = _dataset_of(task)
     if task.dataset not in _READ and _RUNS.search(_source(type(dataset))):
@@ -134,7 +134,7 @@ def gym(task: TaskConfig, count: int) -> Gym:
 
 
 def _source(kind: type) -> str:
-    """The package's code of a dataset, its scorer's among it."""
+    """The package's source code for a dataset, including its scorer."""
     modules = {each.__module__ for each in kind.__mro__ if each.__module__.startswith("reasoning_gym.")}
     return "".join(
         inspect.getsource(inspect.getmodule(each) or each) for each in kind.__mro__ if each.__module__ in modules
@@ -142,10 +142,10 @@ def _source(kind: type) -> str:
 
 
 def _distinct(task: TaskConfig, dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each question once, with its place.
+    """Yield each question once, with its index.
 
     Raises:
-        UsageError: a problem is another one each time it is made, as some of `list_functions` are (0.1.25).
+        UsageError: a problem changes each time it is generated, as some of `list_functions` do (0.1.25).
     """
     asked = set()
     for place in range(_SIZE):
@@ -163,7 +163,7 @@ def _distinct(task: TaskConfig, dataset: Any) -> Iterator[tuple[int, dict[str, A
 
 
 def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Problems with answers of another seed, none of which is asked."""
+    """Problems with answers, from another seed, none of which is among those asked."""
     if not task.shots:
         return []
     asked = {entry["question"] for entry in entries.values()}
@@ -187,7 +187,7 @@ def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:
 
 
 def _example(task: TaskConfig, entry: Mapping[str, Any]) -> str:
-    """A problem with its worked answer, where the dataset has one, else with the answer alone."""
+    """A problem with its worked answer if the dataset has one, else with the answer only."""
     worked = str(entry["metadata"].get("answer_cot", "")).partition("####")[0].strip()
     answer = WAYS[task.answer].example.format(entry["answer"])
     return f"Question: {entry['question'].strip()}\nAnswer: " + (f"{worked}\n{answer}" if worked else answer)

@@ -1,4 +1,4 @@
-"""How likely a model finds an answer that something else wrote."""
+"""How likely an answer from elsewhere is under a model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from cascli.models.pair import LoadedModel
 
 CHUNK = 64
-"""Tokens of the answer read at once: logits of a whole answer over a large vocabulary would not fit small cards."""
+"""Answer tokens read in one call: logits of a whole answer over a large vocabulary would not fit on small GPUs."""
 
 
 class Likelihood(NamedTuple):
-    """Of an answer, at temperature 1."""
+    """Likelihood of an answer at temperature 1."""
 
     total: float
-    """The log-probability of all its tokens, in nats."""
+    """Log-probability of all its tokens, in nats."""
     greedy: bool
-    """Whether each of them is the likeliest there, so that the model would write it by itself."""
+    """Whether each token is the likeliest at its position, so that the model itself would write it greedily."""
 
 
 class Reader:
-    """Reads answers one after the other; what two of them have in common before the answer is read once.
+    """Reads answers one after the other; a prefix that a prompt shares with the previous text is read only once.
 
     Nothing else may use the model meanwhile.
     """
@@ -35,10 +35,10 @@ class Reader:
 
     @torch.inference_mode()
     def __call__(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Likelihood:
-        """How likely an answer is.
+        """Return the likelihood of an answer.
 
         Args:
-            prompt_ids: what the answer follows, not empty.
+            prompt_ids: what the answer follows; not empty.
             token_ids: the answer.
         """
         runner, device = self._model.runner, self._model.device
@@ -54,7 +54,7 @@ class Reader:
         return Likelihood(total, greedy)
 
     def _begin(self, prompt: Tensor) -> Tensor:
-        """Have a prompt `[n]` read, what an encoder reads anew, and return what its answer starts from, `[1]`."""
+        """Read a prompt `[n]` (an encoder reads all of it again), and return what its answer starts from, `[1]`."""
         runner = self._model.runner
         if self._model.info.encoder is not None:
             return runner.begin(prompt)
@@ -70,16 +70,16 @@ class Reader:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
+    """Length of the common prefix of two texts, in tokens."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def log_likelihood(model: LoadedModel, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float | None:
-    """Mean log-probability of the answer's tokens, in nats a token, at temperature 1; None for an empty answer.
+    """Mean log-probability of the answer's tokens, in nats per token, at temperature 1; None for an empty answer.
 
     Args:
-        model: its runs are forgotten.
-        prompt_ids: what the answer follows, not empty.
+        model: a loaded model; its cache is reset.
+        prompt_ids: what the answer follows; not empty.
         token_ids: the answer.
     """
     if not token_ids:

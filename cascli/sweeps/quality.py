@@ -1,4 +1,4 @@
-"""How good an answer is, between 0 and 1: by a reference, or by the target's own greedy answer."""
+"""Quality of an answer, between 0 and 1, judged by a reference or by the target's own greedy answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cascli.errors import UsageError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-# A minus right after a digit or a word is none: "5-7" ends with 7. A comma stands between thousands, or parts a list.
+# A hyphen right after a digit or a word is no minus: "5-7" ends with 7. A comma separates thousands, or list items.
 _NUMBER = re.compile(
     r"(?:(?<![\w.)])-)?(?:(?:(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][-+]?\d+\b)?"
 )
@@ -44,7 +44,7 @@ def number(answer: str, reference: str) -> float:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, without the commas between its thousands."""
+    """The last number of a text, without thousands separators."""
     numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return numbers[-1].replace(",", "") if numbers else None
 
@@ -59,7 +59,7 @@ def rouge(answer: str, reference: str) -> float:
 
 
 def rouge_2(answer: str, reference: str) -> float:
-    """ROUGE-2 F-measure without stemming, as T5's own evaluation has it; papers give its mean times 100.
+    """ROUGE-2 F-measure without stemming, as in T5's own evaluation; papers report its mean times 100.
 
     Raises:
         UsageError: rouge-score is not installed.
@@ -73,15 +73,15 @@ def _rouge(kind: str, answer: str, reference: str, *, stemmed: bool) -> float:
 
 
 def bleu(answer: str, reference: str) -> float:
-    """Sentence BLEU of sacrebleu over 100; a mean of it is not the corpus BLEU that papers give."""
+    """Sentence BLEU from sacrebleu, divided by 100; its mean is not the corpus BLEU that papers report."""
     library = _library("sacrebleu")
     return _or_empty(answer, reference, lambda: library.sentence_bleu(answer, [reference]).score / 100)
 
 
 def bleu_counts(answer: str, reference: str) -> list[int]:
-    """What `cascli.analysis.corpus_bleu` makes corpus BLEU of, counted by sacrebleu with its own tokenizer (13a).
+    """Counts from which `cascli.analysis.corpus_bleu` computes corpus BLEU, by sacrebleu with its own tokenizer (13a).
 
-    Nothing matches an empty reference, so that all that was answered to it counts against the answers.
+    Nothing matches an empty reference, so that any text written for it counts against the answers.
 
     Raises:
         UsageError: sacrebleu is not installed.
@@ -93,13 +93,13 @@ def bleu_counts(answer: str, reference: str) -> list[int]:
 
 
 def chrf(answer: str, reference: str) -> float:
-    """Sentence chrF of sacrebleu over 100."""
+    """Sentence chrF from sacrebleu, divided by 100."""
     library = _library("sacrebleu")
     return _or_empty(answer, reference, lambda: library.sentence_chrf(answer, [reference]).score / 100)
 
 
 def _or_empty(answer: str, reference: str, score: Callable[[], float]) -> float:
-    """A library's score, or of texts without a word, on which libraries differ: 1 if both have none, else 0."""
+    """A library's score; if a text is blank, where libraries differ: 1 if both are blank, else 0."""
     empty = [not text.strip() for text in (answer, reference)]
     return float(all(empty)) if any(empty) else float(score())
 
@@ -107,7 +107,7 @@ def _or_empty(answer: str, reference: str, score: Callable[[], float]) -> float:
 def agreement(ours: Sequence[int], theirs: Sequence[int]) -> float:
     """F-measure of the longest common subsequence of tokens: 1 if the answers are the same.
 
-    Of greedy answers: at temperature > 0 it is highest for the most peaked distribution, not for the target's.
+    Meant for greedy answers: at temperature > 0 it is highest for the most peaked distribution, not for the target's.
     """
     if not ours or not theirs:
         return float(list(ours) == list(theirs))
@@ -130,7 +130,7 @@ BY_REFERENCE: dict[str, Callable[[str, str], float]] = {
     CORPUS_BLEU: bleu,
     "chrf": chrf,
 }
-"""Of single answers. A row's quality is their mean, but for corpus BLEU, which is made of counts."""
+"""Metrics of single answers. A row's quality is their mean, except corpus BLEU, which is computed from counts."""
 
 _LIBRARIES = {
     "rouge": "rouge_score.rouge_scorer",
@@ -142,7 +142,7 @@ _LIBRARIES = {
 
 
 def check(metric: str) -> None:
-    """Refuse a metric before anything is answered for it.
+    """Reject a metric whose library is missing, before anything is answered.
 
     Raises:
         UsageError: its library is not installed.

@@ -1,7 +1,7 @@
-"""The work of a sweep spread with Ray over the GPUs, or machines, of a cluster.
+"""Spread the work of a sweep with Ray over the GPUs or machines of a cluster.
 
-Every worker holds the pair and does one prompt after another; this process alone writes records, so that files and
-resumption are those of a sweep in one process. A worker that is lost is replaced, and its unit done again.
+Every worker holds the pair and does one prompt after another. Only this process writes records, so that files and
+resumption are the same as for a sweep in one process. A lost worker is replaced, and its unit is done again.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from cascli.sweeps.units import Unit, batches, by_prompt
 from cascli.sweeps.worker import Worker
 
 MOST_TRIES = 3
-"""How often a unit is begun before its loss is recorded as its error."""
+"""Number of workers that may be lost on a unit before that is recorded as its error."""
 START_SECONDS = 1800
 """How long a worker may take to fetch and load the pair."""
 LOOK_SECONDS = 60
-"""Between two looks at whether there is still a machine."""
+"""Interval between checks that a machine is still alive."""
 
 
 @dataclass
 class _Going:
-    """What one worker is at: the first units, a batch of them, are being done; the others wait for the same worker."""
+    """The work of one worker: the first batch of units is in progress; the others wait for the same worker."""
 
     worker: Any
     units: deque[Unit]
 
 
 class RayExecutor:
-    """A `Worker` per GPU of the cluster, or per machine where there is none."""
+    """A `Worker` per GPU of the cluster, or per machine if there are no GPUs."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class RayExecutor:
             config: the pair, which every worker loads on its own machine.
             plan: the sweep.
             task: its prompts.
-            address: of a running cluster, `auto` for the one of this machine; None starts one here.
-            workers: how many; one per GPU, else one per machine by default.
+            address: address of a running cluster, `auto` for the one of this machine; None starts one here.
+            workers: number of workers; by default one per GPU, or one per machine if there are no GPUs.
             offline: fail rather than download.
 
         Raises:
-            UsageError: Ray is not installed.
+            UsageError: Ray is not installed, a device is chosen by number, or the cluster is too small for `workers`.
             RunError: no cluster is found there, or it has no room for a worker.
         """
         if plan.device.startswith("cuda:") or any(model.device_map for model in config.models.values()):
@@ -93,7 +93,7 @@ class RayExecutor:
             raise RunError(f"no Ray cluster {where}: {error}") from None
 
     def _share(self, plan: SweepPlan, workers: int | None) -> tuple[dict[str, float], int]:
-        """What a worker takes of its machine, and how many workers there are to be."""
+        """Resources that a worker takes from its machine, and the number of workers to start."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         if gpus and plan.device != "cpu":
@@ -116,22 +116,22 @@ class RayExecutor:
         return actor.remote(*self._given)
 
     def __enter__(self) -> Self:
-        """The cluster is joined already."""
+        """Return the executor, which has already joined the cluster."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the workers back, and leave the cluster."""
+        """Stop the workers, and leave the cluster."""
         for worker in (*self._workers, *self._joining.values()):
             self._ray.kill(worker)
         self._ray.shutdown()
 
     def about(self) -> dict[str, str]:
-        """Machine, versions and models of the first worker, and how many there are.
+        """Machine, versions and models of the first worker, and the number of workers.
 
         Raises:
-            RunError: a worker could not load the pair.
+            RunError: a worker could not load the pair, none was ready in time, or the machines differ.
         """
         calls = {worker.about.remote(): worker for worker in self._workers}
         ready, late = self._ray.wait(list(calls), num_returns=len(calls), timeout=START_SECONDS)
@@ -151,11 +151,11 @@ class RayExecutor:
         return {**told[0], "executor": f"ray, {len(calls)} workers"}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
-        """Every threshold rule at every alpha, by one worker, whose own runs they are judged by."""
+        """Estimate every threshold rule at every alpha, on one worker and from its own runs."""
         return self._of_one(self._workers[0].rule_estimates.remote(k))
 
     def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """The settings that meet the budgets, by one worker, whose own runs they are judged by."""
+        """Find the settings that meet the budgets, on one worker and from its own runs."""
         return self._of_one(self._workers[0].matched.remote(wanted))
 
     def _of_one(self, call: Any) -> list[Any]:
@@ -165,10 +165,10 @@ class RayExecutor:
             raise RunError(f"the worker that was to judge the rules failed: {_last_line(error)}") from None
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
-        """One record a unit, in the order in which they come; a batch comes at once.
+        """Yield one record per unit, in the order in which they finish; the records of a batch arrive together.
 
         Raises:
-            RunError: all workers are lost, and no new one can be had.
+            RunError: all workers are lost, and none can be replaced.
         """
         size = self._given[1].batch_size
         groups = by_prompt(units) if size == 1 else batches(units, size)
@@ -205,15 +205,15 @@ class RayExecutor:
             yield from records
 
     def _next(self, mine: _Going, going: dict[Any, _Going]) -> None:
-        """Let a worker begin with the first of its units."""
+        """Start a worker on the first batch of its units."""
         batch = list(islice(mine.units, self._given[1].batch_size))
         going[mine.worker.do.remote(batch)] = mine
 
     def _first_of(self, calls: list[Any], *, patient: bool) -> Any:
-        """The first call that ends; a cluster on which none goes on gets as long as a start may take."""
+        """The first call that ends; if no unit is in progress, wait for as long as a start may take."""
         ready: list[Any] = []
         while calls and not ready:
-            # Not without a limit: a call to a machine that is gone does not always end.
+            # With a timeout: a call to a machine that is gone does not always end.
             ready, _ = self._ray.wait(calls, num_returns=1, timeout=LOOK_SECONDS if patient else START_SECONDS)
             if not patient or not any(node["Alive"] for node in self._ray.nodes()):
                 break
@@ -224,14 +224,14 @@ class RayExecutor:
         return ready[0]
 
     def _replaced(self, worker: Any) -> dict[Any, Any]:
-        """A new worker for a lost one, by the call that ends when it is ready; the others go on meanwhile."""
+        """Start a new worker for a lost one, keyed by the call that ends when it is ready; the others keep working."""
         self._ray.kill(worker)
         self._workers.remove(worker)
         fresh = self._new()
         return {fresh.about.remote(): fresh}
 
     def _joined(self, call: Any, worker: Any) -> list[Any]:
-        """The worker, if it could start; otherwise there is one less."""
+        """The worker in a list if it could start, else an empty list: there is one worker fewer."""
         try:
             self._ray.get(call)
         except self._ray.exceptions.RayError as error:
@@ -242,7 +242,7 @@ class RayExecutor:
 
 
 class _Actor:
-    """A `Worker` that loads its pair where it was started."""
+    """A `Worker` that loads its pair on the machine where it is started."""
 
     def __init__(self, config: PairConfig, plan: SweepPlan, task: Task, offline: bool | None) -> None:
         from cascli.models.load import load_pair
@@ -262,12 +262,12 @@ class _Actor:
     def do(self, units: list[Unit]) -> list[Record]:
         try:
             return list(self._worker.run(units))
-        except RunError:  # the device is gone for this process: end it, so that it is replaced
+        except RunError:  # the device is lost to this process: exit, so that the worker is replaced
             os._exit(1)
 
 
 def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
-    """Refuse workers that would not write the same: `auto` picks precisions by the machine."""
+    """Reject workers that would not write the same answers: `auto` picks the precision by the machine."""
     for key in ("draft", "target", "cascli", "torch", "transformers"):
         if one.get(key) != other.get(key):  # a pair may have no draft model
             raise RunError(

@@ -1,4 +1,4 @@
-"""Results on disk: one line of JSON for every finished cell and prompt; a killed sweep loses what it was at."""
+"""Results on disk: one line of JSON per finished cell and prompt; a killed sweep loses only unfinished answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cascli.version import __version__
 
 @lru_cache
 def drafts_ahead(spec: str) -> bool:
-    """Whether a strategy drafts several tokens a round."""
+    """Whether a strategy drafts tokens ahead in rounds."""
     return block_length(parse(spec).params) > 0
 
 
@@ -39,52 +39,53 @@ class Record(BaseModel):
     cell: Cell
     problem: str
     category: str = ""
-    """Of the prompt, where its file has one."""
+    """Category of the prompt, if its file has one."""
     error: str | None = None
-    """What went wrong, in which case everything below is empty."""
+    """What went wrong, if the answer failed; all fields below are then empty."""
     quality: float | None = None
     counts: list[int] = []
-    """Of the answer's words and n-grams, from which corpus BLEU is made over all answers; only with that metric."""
+    """Counts of the answer's words and n-grams, for corpus BLEU over all answers; only with that metric."""
     text: str = ""
     token_ids: list[int] = []
     finish_reason: str | None = None
     seconds: float | None = None
     batch_size: int = 1
-    """How many answers were under way at once; from 2 on `seconds` are this one's share of the time of all."""
+    """Number of answers decoded concurrently; if above 1, `seconds` is this answer's share of the batch's time."""
     target_calls: int = 0
     draft_calls: int = 0
     drafted: int = 0
     accepted: int = 0
     tested: int | None = None
-    """Drafted tokens that were tested: those kept, and the first rejected one of each round; None by blocks."""
+    """Drafted tokens that were tested: the accepted ones and the first rejected one of each round; None with
+    `verify=block`."""
     rounds: int | None = None
-    """Rounds of a strategy that drafts ahead, 0 of others; in older folders those of turns in which something was
-    drafted, or None."""
+    """Number of rounds of a strategy that drafts ahead, 0 for others; older folders count only those of turns in which
+    something was drafted, or have None."""
     acceptance_histogram: list[int] | None = None
-    """Entry j: in how many rounds exactly j drafted tokens were accepted; None where nothing was drafted, and in older
-    folders."""
+    """Entry j: number of rounds in which exactly j drafted tokens were accepted; None for strategies that do not draft
+    ahead, and in older folders."""
     turns: int | None = None
-    """How many turns the prompt has, each with an answer; None in older folders."""
+    """Number of turns of the prompt, each with an answer; None in older folders."""
     cut: int | None = None
-    """How many of these answers ended at the length limit; None in older folders."""
+    """Number of the prompt's answers that ended at the length limit; None in older folders."""
     looped: int | None = None
-    """Tokens in a repetition; None in older folders."""
+    """Number of tokens that are part of a repetition; None in older folders."""
     distances: Distances | None = None
-    """From both models, over all turns; None where they are not known, and in older folders."""
+    """Distances from both models, over all turns; None where they are unknown, and in older folders."""
     deferral_rate: float | None = None
     mean_tv: float | None = None
     log_likelihood: float | None = None
-    """Mean log-probability of the answer's tokens under the target at temperature 1, in nats; if it was asked for."""
+    """Mean log-probability of the answer's tokens under the target at temperature 1, in nats, if requested."""
     flops: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
-        """What no other record of a sweep has."""
+        """Identifies the record within a sweep."""
         return self.cell.key, self.problem
 
     @property
     def rounds_known(self) -> int | None:
-        """Its rounds, also of an older folder: where nothing was drafted each was a call of the target."""
+        """Number of rounds, also for older folders: where nothing was drafted, each was one target call."""
         if self.rounds is None:
             return None
         return self.target_calls if not self.drafted and drafts_ahead(self.cell.strategy) else self.rounds
@@ -109,28 +110,29 @@ class Header(BaseModel):
     metric: str
     """How answers are scored."""
     date: str | None = None
-    """When it was started, or gone on with, in UTC as ISO 8601 has it; None in older folders."""
+    """When the sweep was started, or resumed if the start was not recorded: in UTC, ISO 8601; None in older folders."""
     command: str = ""
     """The command line, quoted for a shell, or the call from Python."""
     pair: str | None = None
     """The pair's name; None in older folders."""
     environment: dict[str, str] = {}
-    """Machine, versions and threads, as those of a run; of each model its source and precision."""
+    """Machine, versions and threads, as for a run; the source and precision of each model."""
     matched: list[str] = []
-    """The strategies that the plan's budgets gave."""
+    """Strategies added to meet the plan's budgets."""
     budgets: list[Matched] = []
-    """How near each rule came to each budget at each temperature, also those that met none."""
+    """How near each rule came to each budget at each temperature, including rules that met none."""
     calibration: list[str] = []
-    """Ids of the prompts on which that was found, beside those that are measured; empty in older folders."""
+    """Ids of the prompts on which the settings for the budgets were found, which are not among the measured ones; empty
+    in older folders."""
     asked: dict[str, str] = {}
     """Hashes of what was asked: of every problem by its id, and of the pair."""
     prompts: dict[str, str] = {}
-    """What was asked, by the problem's id; empty in older folders."""
+    """Text of the prompts, by the problem's id; empty in older folders."""
     title: str = ""
-    """Of the report and its picture, where one was given."""
+    """Title of the report and its picture, if one was given."""
 
     def added(self) -> dict[str, list[float]]:
-        """The strategies that the budgets gave, with their temperatures: all of these in older folders."""
+        """Strategies added to meet the budgets, with their temperatures; in older folders all of the plan's."""
         if self.budgets:
             return strategies_of(self.budgets)
         return {spec: list(self.plan.temperatures) for spec in self.matched}
@@ -147,10 +149,10 @@ class Records:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other sweeps out of the folder.
+        """Lock the folder against other sweeps.
 
         Raises:
-            UsageError: one is at work there, or it is a file.
+            UsageError: another sweep is at work there, or the path is a file.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder}: is a file, and a sweep's results are a folder; choose another -o")
@@ -166,11 +168,11 @@ class Records:
             lock.release()
 
     def open(self, header: Header, *, resume: bool, anyway: bool) -> dict[tuple[str, str], Record]:
-        """Make the folder ready, and return what is there already without an error.
+        """Prepare the folder, and return its existing records that have no error.
 
         Raises:
-            UsageError: there are results and `resume` was not asked for, they are of another sweep or version, or
-                nothing says of which they are.
+            UsageError: there are results and `resume` is false, they belong to another sweep or version, or there is no
+                header that says to which.
         """
         if not self.head.exists() and self.holds_answers and not anyway:
             raise UsageError(
@@ -182,7 +184,7 @@ class Records:
             if self.holds_answers:
                 self._check(header, anyway)
             else:
-                self.write_header(header)  # a start that failed before its first answer
+                self.write_header(header)  # an earlier start failed before its first answer
         self.folder.mkdir(parents=True, exist_ok=True)
         self._unpack()
         self._cut_half_a_line()
@@ -192,30 +194,30 @@ class Records:
         for spec in {record.cell.strategy for record in records}:
             try:
                 parse(spec)
-            except UsageError as error:  # now, and not after hours, when the table is made
+            except UsageError as error:  # fail now, not after hours when the table is made
                 raise UsageError(f"{self.file}: holds answers of a strategy that this cascli lacks: {error}") from None
         self._kept = len(records)
         return {record.key: record for record in records if record.error is None}
 
     @property
     def holds_answers(self) -> bool:
-        """Whether there are any, packed or not."""
+        """Whether the folder holds any answers, packed or not."""
         return (self.file.exists() and self.file.stat().st_size > 0) or self._packed.exists()
 
     @property
     def _packed(self) -> Path:
-        """The answers as they are kept or published (`gzip`)."""
+        """Path of the answers compressed with `gzip`, for archiving or publishing."""
         return self.file.with_suffix(".jsonl.gz")
 
     def _unpack(self) -> None:
-        """Have packed answers as a file that others can be added to, and only as that."""
+        """Replace packed answers by a plain file that others can be appended to."""
         if self._packed.exists() and not self.file.exists():
             lines = self._lines()
             write(self.file, b"".join(line + b"\n" for line in lines), durable=True)
             self._packed.unlink()
 
     def write_header(self, header: Header) -> None:
-        """Say what the records are made from."""
+        """Write down what the records are made from."""
         write(self.head, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
 
     def _check(self, header: Header, anyway: bool) -> None:
@@ -237,7 +239,7 @@ class Records:
         """What the folder was made from.
 
         Raises:
-            UsageError: there is no sweep in the folder.
+            UsageError: the folder holds no sweep, or its header cannot be read.
         """
         try:
             return Header.model_validate_json(self.head.read_text(encoding="utf-8"))
@@ -250,7 +252,7 @@ class Records:
             raise UsageError(f"{self.head}: cannot be read: {error}") from None
 
     def _cut_half_a_line(self) -> None:
-        """Drop what a killed process left of its last line."""
+        """Remove an incomplete last line, left by a killed process."""
         if not self.file.exists():
             return
         data = self.file.read_bytes()
@@ -260,10 +262,10 @@ class Records:
                 file.truncate(whole)
 
     def add(self, record: Record) -> None:
-        """Append one line, and see it onto the disk.
+        """Append one line, and sync it to disk.
 
         Raises:
-            RunError: somebody has removed the answers so far.
+            RunError: the file with the answers so far was removed.
         """
         if self._kept and not self.file.exists():
             raise RunError(f"{self.file}: was removed while the sweep went on; the answers in it are gone")
@@ -274,13 +276,13 @@ class Records:
             os.fsync(file.fileno())
 
     def read(self) -> Iterator[Record]:
-        """All records in the order in which they were made; a later one of the same cell and prompt counts.
+        """All records in the order in which they were made; of several for the same cell and prompt, the last counts.
 
         Raises:
             UsageError: a line is not a record.
         """
         latest: dict[tuple[str, str], Record] = {}
-        # Split at newlines alone: an answer may hold other characters that Python takes for line ends.
+        # Split only at newlines: answers may contain other characters that Python treats as line ends.
         for number, line in enumerate(self._lines(), 1):
             try:
                 record = Record.model_validate(json.loads(line))
@@ -290,7 +292,7 @@ class Records:
         yield from latest.values()
 
     def _lines(self) -> list[bytes]:
-        """The whole lines of the answers, also where they were packed (`gzip`) to be kept or published."""
+        """Complete lines of the answers, read from the packed file (`gzip`) if there is only that."""
         packed = self._packed
         if self.file.exists() or not packed.exists():
             return self.file.read_bytes().split(b"\n")[:-1] if self.file.exists() else []

@@ -1,6 +1,6 @@
-"""Run the grid of a sweep, and keep every result as soon as it is there.
+"""Run the grid of a sweep, and save every result as soon as it is available.
 
-`sweep` is the whole of it for Python; the command line puts the same parts together with progress and tables.
+`sweep` does all of it for Python; the command line combines the same parts with progress and tables.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Executor(Protocol):
         """Machine, versions and models."""
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
-        """Every rule at every alpha and temperature, estimated along one speculative run a prompt."""
+        """Estimate every rule at every alpha and temperature, along one speculative run per prompt."""
 
     def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """For each temperature, rule and budget the setting that comes nearest."""
+        """Find the nearest setting for each temperature, rule and budget."""
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
-        """One record a unit, each as soon as it is there."""
+        """Yield one record per unit, as soon as it is available."""
 
 
 def carry_out(
@@ -57,20 +57,20 @@ def carry_out(
     done: dict[tuple[str, str], Record],
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Do what is not done yet; an answer that fails is recorded with its error, and the rest goes on.
+    """Do what is not done yet; an answer that fails is recorded with its error, and the others continue.
 
     Args:
-        executor: has the pair.
+        executor: holds the pair.
         plan: the grid.
         task: the prompts, and how answers are scored.
-        records: where results are kept.
-        done: what was there already; completed in place.
-        on_progress: told what was done last and at what speed, how many results there are, and of how many.
+        records: where results are saved.
+        done: the existing results; completed in place.
+        on_progress: called with the latest result and the speed so far, the number of results, and their total.
     """
     work = list(units(plan, task))
     todo = [unit for unit in work if unit.key not in done]
     start, tokens = time.perf_counter(), 0
-    # Those of prompts or strategies that are not asked this time are done as well, and not counted.
+    # `done` may also hold results of prompts or strategies that this run does not ask for; they are not counted.
     for count, record in enumerate(executor.run(todo), len(work) - len(todo) + 1):
         records.add(record)
         done[record.key] = record
@@ -106,38 +106,38 @@ def sweep(
     offline: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SweepRows:
-    """Run a sweep in this process, and return its table: a row a strategy and temperature.
+    """Run a sweep in this process, and return its table: one row per strategy and temperature.
 
-    Answers are kept in the output folder as they come, as by `cascli sweep`, which can go on with them.
+    Answers are saved in the output folder as they finish, as with `cascli sweep`, which can resume from them.
 
     Args:
         source: the sweep file (YAML), the name of one that ships with cascli, or a mapping with the same keys.
-        pair: loaded already, in place of the file's own.
-        strategies: these and the following take the place of what the file says.
-        num_speculative_tokens: k, where a strategy does not say.
-        max_new_tokens: the longest answer, in tokens.
+        pair: a loaded pair, used instead of the file's own.
+        strategies: these and the following arguments override the sweep file.
+        num_speculative_tokens: k, for strategies that do not set it.
+        max_new_tokens: longest answer, in tokens.
         temperature: 0 is greedy.
         top_k: keep the most likely tokens; 0 is off.
         top_p: keep the smallest set of this mass; 1 is off.
-        seed: of the runs' own random numbers.
+        seed: seed of the random numbers.
         stop: strings that end an answer; they are not part of it.
-        system: system text for the chat template.
-        raw: no chat template.
-        dtype: precision of both models; with `pair` it is what that was loaded in.
-        device: likewise.
-        output: the folder of the results.
-        prompts: a file of prompts, or the name of a set such as `builtin`, in place of the file's task.
-        limit: how many prompts.
-        batch_size: how many answers are under way at once; from 2 on times are throughput.
-        resume: go on with the results that are there.
-        anyway: resume although the sweep file or the version of cascli changed.
+        system: system prompt for the chat template.
+        raw: skip the chat template.
+        dtype: precision of both models; not with `pair`, which is already loaded.
+        device: device of both models; not with `pair`, which is already loaded.
+        output: the folder for the results.
+        prompts: a file of prompts, or the name of a set such as `builtin`, used instead of the file's task.
+        limit: number of prompts.
+        batch_size: number of answers decoded concurrently; if above 1, times are throughput.
+        resume: continue with the existing results.
+        anyway: resume even if the sweep file or the version of cascli has changed.
         allow_code_execution: run the code that models write (humaneval), behind walls.
         offline: fail rather than download.
-        on_progress: told what was done last, how many results there are, and of how many.
+        on_progress: called with the latest result, the number of results, and their total.
 
     Raises:
         ConfigError: a bad sweep or pair file.
-        UsageError: results that are there already, another sweep at work in the folder, code that may not be run.
+        UsageError: existing results, another sweep at work in the folder, or code that may not be run.
         RunError: weights, memory or device failed, or every answer did.
     """
     from cascli.models.load import load_pair
@@ -178,10 +178,10 @@ def sweep(
 
 
 def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]:
-    """The task, if the code that it runs may be run here, and a warning if nothing walls it off.
+    """Return the task if the code that it runs may be run here, and a warning if nothing walls it off.
 
     Raises:
-        UsageError: nobody has allowed it, or it cannot be walled off here.
+        UsageError: running code was not allowed, or it cannot be walled off here.
     """
     if not (allow or unsafe):
         raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
@@ -190,7 +190,7 @@ def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]
 
 
 def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str = "", compiled: bool = False) -> Header:
-    """What a folder's results are made from, as far as it is known before anything is loaded."""
+    """Build the header of a folder's results, as far as it is known before anything is loaded."""
     pair = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
     return Header(
         fingerprint=plan.fingerprint(),
@@ -209,19 +209,19 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
 def settled(
     executor: Executor, plan: SweepPlan, header: Header, before: Header | None, on_progress: OnProgress | None = None
 ) -> Header:
-    """The header with machine and models, and with the settings that meet the plan's budgets.
+    """Complete the header with machine and models, and with the settings that meet the plan's budgets.
 
     Args:
-        executor: has the pair.
-        plan: as it was read.
-        header: of `header_of`.
-        before: that of the results which are gone on with, whose settings stand where the budgets are the same.
-        on_progress: told how the recording goes.
+        executor: holds the pair.
+        plan: the plan as it was read.
+        header: the result of `header_of`.
+        before: the header of the results being resumed; its settings are kept if the budgets are the same.
+        on_progress: called with the progress of the recording.
     """
     about = executor.about()
-    if before:  # which may have asked more, and been given a title
+    if before:  # it may cover more prompts, and have a title
         kept: dict[str, Any] = {"prompts": before.prompts | header.prompts, "title": header.title or before.title}
-        kept["asked"] = before.asked | header.asked  # of prompts that are not asked this time too
+        kept["asked"] = before.asked | header.asked  # including prompts that are not asked this time
         kept["date"] = before.date or header.date
         header = header.model_copy(update=kept)
     if plan.match:
@@ -235,10 +235,10 @@ def settled(
 
 
 def all_failed(done: dict[tuple[str, str], Record]) -> None:
-    """End with an error where not a single answer came to anything.
+    """Raise an error if there are answers, and every one of them failed.
 
     Raises:
-        RunError: so it is.
+        RunError: every answer failed.
     """
     if done and all(record.error is not None for record in done.values()):
         raise RunError("every answer of the sweep failed; records.jsonl has the reasons.")

@@ -1,4 +1,4 @@
-"""Prompts whose answers depend on the strategy: what a table of means is about."""
+"""Prompts whose answers depend on the strategy: examples of what a table of means summarises."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from cascli.sweeps.records import Record
 
 MOST_SAMPLES = 4
 MOST_ANSWERS = 4
-"""Different ones to a prompt."""
+"""Most different answers shown per prompt."""
 
 
 class Answer(NamedTuple):
-    """One text, and the strategies that wrote it."""
+    """One text and the strategies that wrote it."""
 
     strategies: list[str]
     text: str
     quality: float | None
     shared: int
-    """Characters at its beginning that the target's answer has too: all of them if it is the same."""
+    """Number of leading characters shared with the target's answer: all of them if it is the same."""
 
 
 class Sample(NamedTuple):
-    """One prompt under the same circumstances: the target's answer first, then those that are furthest from it."""
+    """One prompt at one temperature, seed and repeat: the target's answer, then those that differ most from it."""
 
     problem: str
     temperature: float
     seed: int
     answers: list[Answer]
     left_out: int
-    """How many more texts there were."""
+    """Number of further texts that are not shown."""
 
 
 def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]:
-    """A few prompts to which strategies gave different answers, one sample a prompt.
+    """Return a few prompts to which strategies gave different answers, one sample per prompt.
 
-    Those come first whose answers were judged most differently; of these low temperatures before high ones, at which
-    two samples from one law differ too, and then the short ones.
+    Prompts whose answers' scores differ most come first; then low temperatures, since at high ones even two samples
+    from the same law differ; then short answers.
     """
     groups: dict[tuple[str, float, int, int], list[Record]] = defaultdict(list)
     for record in records:
@@ -60,7 +60,7 @@ def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]
 
 
 def _answers(group: Sequence[Record]) -> list[Answer]:
-    """The different texts, the target's first; none without the target's."""
+    """The different texts, the target's first; empty without an answer of the target."""
     target = next((record for record in group if record.cell.strategy == BASELINE), None)
     if target is None:
         return []
@@ -81,6 +81,6 @@ def _shared(text: str, other: str) -> int:
 
 
 def _likeness(answer: Answer, target: Answer) -> tuple[float, int]:
-    """Least for the answer that is judged most differently from the target's, and parts from it first."""
+    """Sort key: lowest for the answer whose score differs most from the target's, then that diverges earliest."""
     judged = abs((answer.quality or 0.0) - (target.quality or 0.0))
     return -judged, answer.shared

@@ -1,7 +1,7 @@
-"""Whether a model's code passes tests: both run behind walls, in two processes that know nothing of each other.
+"""Check whether a model's code passes tests: both run behind walls, in two processes isolated from each other.
 
-The answer computes in one; the tests ask it over a pipe from another, and rebuild its results from plain values, so
-that no object, frame or exit code of the answer's can speak for it. SECURITY.md says what such code can still do.
+The answer runs in one; the tests call it over a pipe from the other, and rebuild its results from plain values, so that
+no object, frame or exit code of the answer can influence the verdict. SECURITY.md lists what such code can still do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = guard.SECONDS + 2
 
 @cache
 def missing_walls() -> dict[str, str]:
-    """The walls that this system does not give, with the reasons; empty where all stand."""
+    """The walls that this system does not provide, with the reasons; empty if it provides all."""
     try:
         done = subprocess.run([*_python(), "probe"], capture_output=True, timeout=30, cwd="/", env={})
         return dict(json.loads(done.stdout))
@@ -34,10 +34,10 @@ def missing_walls() -> dict[str, str]:
 
 
 def check(*, unsafe: bool) -> str | None:
-    """Refuse to run code without walls; what does not hold, in words, if it is to run all the same.
+    """Refuse to run code without walls, or with `unsafe` return a warning that names the missing ones.
 
     Raises:
-        UsageError: a wall is missing, and `unsafe` was not said.
+        UsageError: a wall is missing, and `unsafe` is false.
     """
     missing = missing_walls()
     if not missing:
@@ -54,10 +54,10 @@ def check(*, unsafe: bool) -> str | None:
 def passes(answer: str, tests: str, name: str, *, unsafe: bool = False) -> bool:
     """Whether the function `name` that `answer` defines passes the `check` that `tests` define, in time.
 
-    Whatever goes wrong, here or there, is "no".
+    Any failure, in this process or in theirs, counts as "no".
 
     Raises:
-        RunError: a wall is missing, and `unsafe` was not said.
+        RunError: a wall is missing, and `unsafe` is false.
     """
     try:
         return _passes(answer, tests, name, "!" if unsafe else "")
@@ -78,7 +78,7 @@ def _passes(answer: str, tests: str, name: str, mark: str) -> bool:
                 source = _source(text, name)
                 ends.append(source)
                 children.append(_start(f"{role}{mark}", (source, *handles), folder))
-            for end in (*asked, *told, verdict[1]):  # what the children hold, they hold alone
+            for end in (*asked, *told, verdict[1]):  # only the children keep their ends open
                 os.close(end)
                 ends.remove(end)
             return _verdict(children[1], verdict[0])
@@ -95,7 +95,7 @@ def _verdict(judge: subprocess.Popen[bytes], verdict: int) -> bool:
         code = judge.wait(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return False
-    os.set_blocking(verdict, False)  # without walls a child that the tests have left behind may hold the other end
+    os.set_blocking(verdict, False)  # without walls, a child left behind by the tests may hold the other end
     try:
         said = os.read(verdict, 16)
     except BlockingIOError:
@@ -112,7 +112,7 @@ def _pipe(ends: list[int]) -> tuple[int, int]:
 
 
 def _source(text: str, name: str) -> int:
-    """A file without a name that holds a program: none is too long for it, and no command line shows it."""
+    """An unnamed file that holds a program: it has no length limit, and no command line shows it."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the child reads it; closed with the others
     file.write(json.dumps({"text": text, "name": name}).encode("utf-8", "replace"))
     file.seek(0)
@@ -135,13 +135,13 @@ def _start(role: str, handles: tuple[int, ...], folder: str) -> subprocess.Popen
 
 
 def _end(child: subprocess.Popen[Any]) -> None:
-    """End a process and, without walls, what it may have left behind."""
+    """Kill a process and, without walls, any children it may have left behind."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def _python() -> list[str]:
-    """The interpreter without this environment's packages: the walls leave it Python's own folder to read."""
+    """The interpreter without this environment's packages: behind the walls it can only read Python's own folder."""
     base = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
     return [str(base), "-I", "-S", str(Path(guard.__file__))]

@@ -1,4 +1,4 @@
-"""A sweep's drafts in the form that serving tools read; see `cascli.analysis.speculation_profile`."""
+"""A sweep's draft acceptance in the format that serving tools read; see `cascli.analysis.speculation_profile`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cascli.trace import block_length, with_params
 
 
 def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) -> SpeculationProfile:
-    """The profile of the one among these strategies that `described` names, at the first temperature of the plan.
+    """Return the profile of the strategy that `described` picks among `specs`, at the plan's first temperature.
 
     Raises:
-        UsageError: none of them drafts ahead, or answers are missing, or older than counts of accepted drafts.
+        UsageError: none of them drafts ahead, answers are missing, or they predate counts of accepted drafts.
     """
     plan = header.plan
     temperature, where = plan.temperatures[0], plan.where()
@@ -69,7 +69,7 @@ def _told(header: Header, role: str) -> bool:
 
 
 def _kept(records: Sequence[Record]) -> list[Kept]:
-    """Of the answers that tell it."""
+    """Acceptance histograms of the answers that have one."""
     return [
         Kept(record.problem, record.category, record.acceptance_histogram)
         for record in records

