@@ -22,7 +22,7 @@ class FixedLength(Data):
     ran_speed: float
     """Measured speed of `ran` over the target's."""
     none_gains: bool = False
-    """Whether only `k` ran, was slower than the target, and no other length is predicted to be faster than that."""
+    """Whether only `k` ran, was slower than the target, and no other length is predicted to beat the target."""
 
 
 class DraftLength(Data):
