@@ -28,7 +28,7 @@ LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2)
 SAFE = 0.9
 """Share of a tolerance that estimates may use, since measured values differ a little."""
 RIVALS = 0.05
-"""How far behind the best prediction another kind of drafting may be and still be measured."""
+"""Largest relative gap to the best prediction at which another kind of drafting is also measured."""
 UNCLEAR = 0.05
 """Relative difference of speeds that does not count as clear without a 95% interval."""
 MOST_LENIENT = 3
@@ -63,7 +63,8 @@ class Tolerance(Data):
             spell: converts a key to the form in which the user wrote it.
 
         Raises:
-            UsageError: a value is out of range, options contradict each other, or answers are not scored.
+            UsageError: a value is out of range, options contradict each other, or a loss of quality is allowed although
+                answers are not scored.
         """
         for key, value in (("max_tv", max_tv), ("max_quality_loss", max_quality_loss)):
             if value is not None and not 0 <= value <= 1:
@@ -266,7 +267,7 @@ class Advice(Document):
     confirmed_on: list[str]
     """Ids of the prompts on which strategies were run."""
     apart: bool
-    """Whether the measured prompts are other ones than those that predictions are based on."""
+    """Whether measurements and predictions are based on disjoint sets of prompts."""
     candidates: list[Candidate]
     """Lossless strategies, the best prediction first: the best k for each drafter and stop, and every k for the draft
     model."""
@@ -296,9 +297,9 @@ class Advice(Document):
 
 
 def best(candidates: Sequence[Candidate], max_tv: float = 0.0) -> Candidate | None:
-    """Return the fastest prediction that is lossless or estimated to be within a tolerance; ties go to the simpler one.
+    """Return the candidate predicted fastest that is lossless or estimated within a tolerance; ties go to the simpler.
 
-    A rule with an estimated TV of 0 is not thereby lossless: it may show a loss on other texts.
+    A rule with an estimated TV of 0 does not count as lossless, since it may show a loss on other texts.
     """
     allowed = [each for each in candidates if each.lossless or (max_tv and each.mean_tv <= SAFE * max_tv)]
     return max(allowed, key=lambda each: (each.gain, each.lossless, each.plain, -_length(each)), default=None)
@@ -309,7 +310,7 @@ def _length(candidate: Candidate) -> int:
 
 
 def levels(candidates: Sequence[Candidate], at: Sequence[float] = LEVELS) -> list[Level]:
-    """Return the best rule at several tolerances, for those that gain more than the stricter ones."""
+    """Return the best rule at several tolerances, omitting those that gain no more than the stricter ones."""
     last, found = best(candidates), list[Level]()
     for max_tv in sorted(at):
         candidate = best(candidates, max_tv)
@@ -527,7 +528,7 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
 
 
 def _of_length(row: Confirmed) -> str | None:
-    """Return how the lengths of a strategy's answers affect its speed; None if they do not."""
+    """Return how the lengths of a strategy's answers affect its speed; None if they do not matter."""
     if row.length is None or row.answers is None or row.lossless:
         return None
     if row.by_answer:

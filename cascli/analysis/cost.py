@@ -28,7 +28,7 @@ class Use(NamedTuple):
     rows: int | None = None
     """Rows of logits that were computed; the output matrix is not applied to other tokens. None for all tokens."""
     encoded: int = 0
-    """The tokens among them that an encoder read, in one of the passes; each attends to all of them."""
+    """How many of the tokens an encoder read, in one of the passes; each of these attends to all of them."""
 
 
 class Cost(NamedTuple):

@@ -51,9 +51,10 @@ def without_length(params: Mapping[str, Any]) -> dict[str, Any]:
 def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float | None:
     """Return an upper bound for the speed of these runs, had every round known which of its drafts are kept.
 
-    Timed steps give the cost of their rounds over the least cost of the same tokens; all other time, except reading the
-    prompt, shrinks in proportion. What would have passed after a block that was kept whole is unknown, so this is a
-    bound for blocks of at most k. None with `verify=block`, where what is kept depends on the block's length.
+    Based on timed steps: the gain is the cost of their rounds over the least cost of the same tokens, and all other
+    time, except reading the prompt, shrinks by the same factor. What would have passed after a block that was kept
+    whole is unknown, so this is a bound for blocks of at most k. None if drafts' steps were not timed, and with
+    `verify=block`, where what is kept depends on the block's length.
 
     Args:
         runs: runs of one strategy.

@@ -49,7 +49,7 @@ class ExitCurve(Data):
     context: int
     """Tokens before the timed steps."""
     measured: bool
-    """Whether steps of exits were timed; otherwise their time is the share of the target's bytes that they read."""
+    """Whether exit steps were timed; otherwise they are estimated from the share of the target's bytes they read."""
     exits: list[ExitPoint]
     """The exits after 1, 2, ... layers of the target."""
 

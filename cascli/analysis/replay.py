@@ -15,7 +15,7 @@ from cascli.analysis.answer_costs import Ratio, paired
 from cascli.trace import Data
 
 TRIALS = 8
-"""Simulations of an answer's tests where a stop depends on their outcomes and these are not certain."""
+"""Number of simulations of an answer's tests, where a stop depends on outcomes that are not certain."""
 Cost = Callable[[int], float]
 """Cost of a round in target steps, by the number of tokens that it drafts."""
 Drafts = Callable[[int], Sequence[float]]
@@ -23,10 +23,10 @@ Drafts = Callable[[int], Sequence[float]]
 
 
 class Machine(Data):
-    """Measured cost of rounds on this machine, mostly in units of a target step over one token."""
+    """Measured cost of rounds on this machine; a target step is one over a single token."""
 
     step_seconds: float
-    """Seconds of a target step over one token."""
+    """Time of a target step, in seconds."""
     c: float
     """A step of the draft model, in target steps; 0 without a draft model."""
     v: list[float]
@@ -124,7 +124,7 @@ def along(chances: Sequence[float], k: int) -> Drafts:
 
 
 def fixed_cost(machine: Machine, *, reads_last: bool = False, extra: Cost | None = None, model: bool = True) -> Cost:
-    """Return a round's cost by its length: one draft step per token, and one more if q is read after the last."""
+    """Return a round's cost by its length alone: one draft step per token, plus one if q is read after the last."""
     return lambda j: machine.round(
         j, steps=(j + reads_last) if model else 0.0, extra=0.0 if extra is None else extra(j)
     )
@@ -225,7 +225,7 @@ def best_length(speed: Callable[[int], float], longest: int, start: int = 1) -> 
 def oracle(
     answers: Sequence[Recorded], machine: Machine, chances: Sequence[Sequence[float]], *, model: bool = True
 ) -> float:
-    """Return the speed of rounds that know how many drafts pass and draft what pays: an upper bound for any stop."""
+    """Return the speed of rounds that know how many drafts pass and draft what pays: no choice of lengths is faster."""
     cost = fixed_cost(machine, model=model)
     longest = machine.longest
     least = [theory.least_cost(len(each), along(each, longest), cost, longest) for each in chances]

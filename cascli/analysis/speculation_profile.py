@@ -137,7 +137,7 @@ class SpeculationProfile(Document):
     num_speculative_tokens: int
     """Maximum number of drafted tokens per round."""
     block_size: None = None
-    """Block size of drafters that were trained for a single one; always None here."""
+    """Block size of drafters that were trained for a fixed one; always None here."""
     max_supported_k: int
     """Length of the longest draft that was measured."""
     verification_method: Literal["longest_prefix", "block"]
@@ -158,7 +158,7 @@ class SpeculationProfile(Document):
     accept_length_by_k: dict[str, float]
     """Mean acceptance length over all rounds, for every k that was measured."""
     acceptance_length_histogram: dict[str, int]
-    """Number of rounds by acceptance length: the tokens that a round adds, were the answer not at its end."""
+    """Number of rounds by acceptance length: the tokens that a round would add if the answer did not end in it."""
     per_category: dict[str, float] | None
     """Mean acceptance length over prompts, for each category of prompts; None if they have no categories."""
     measurement_conditions: Conditions

@@ -18,7 +18,7 @@ FEWEST = 6
 
 
 class Interval(NamedTuple):
-    """Two bounds, and what they are: a 95% interval, the range of a few values, or one value that all share."""
+    """Two bounds, and what they are: a 95% interval, the range of a few values, or no scatter: all are equal."""
 
     low: float
     high: float
