@@ -1,4 +1,4 @@
-"""What runs say: metrics, costs, statistics, theory, and the explanation of a speed. Plain data in, plain data out.
+"""Analysis of runs: metrics, costs, statistics, theory, and the explanation of a speed. Plain data in, plain data out.
 
-Imports `trace` and what lies below it; neither torch nor models, so that saved results can be looked at anywhere.
+Imports `trace` and the layers below it, but neither torch nor models, so saved results can be analysed on any machine.
 """

@@ -1,8 +1,8 @@
-"""What to decode with here, for these prompts and a stated tolerance: how it is chosen, and the document. No torch.
+"""Which strategy to use on this machine for given prompts and a tolerance: the choice and its document. No torch.
 
-Three words tell numbers apart, everywhere: *measured* was clocked or counted in this run, of the strategy itself;
-*predicted* follows from measured step times along answers that were recorded; *estimated* is what a rule would do at
-recorded positions, which it might not have come to.
+Three words distinguish numbers throughout: *measured* numbers were timed or counted in a run of the strategy itself;
+*predicted* ones follow from measured step times along recorded answers; *estimated* ones are what a rule would do at
+recorded positions, which it might not have reached itself.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from cascli.trace import Data, Document, PairInfo, SamplingInfo
 
 TARGET = "target"
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Mean TV to the target at which is told what lenience would buy."""
+"""Values of mean TV to the target at which the gain from leniency is reported."""
 SAFE = 0.9
-"""Share of a tolerance that estimates may use up: what is measured of it differs a little."""
+"""Share of a tolerance that estimates may use, since measured values differ a little."""
 RIVALS = 0.05
-"""How far behind the best prediction another kind of drafting may be to be measured beside it."""
+"""Largest relative gap to the best prediction at which another kind of drafting is also measured."""
 UNCLEAR = 0.05
-"""A difference of speeds that is not called one where there is no 95% interval."""
+"""Relative difference of speeds that does not count as clear without a 95% interval."""
 MOST_LENIENT = 3
-"""Strategies with loss that are measured, where answers are scored."""
+"""Maximum number of lossy strategies that are measured if answers are scored."""
 
 
 class Tolerance(Data):
-    """What may be given up."""
+    """The loss that is acceptable."""
 
     max_tv: float = 0.0
-    """Mean TV(pi, p) over the tokens of answers, at most; 0 is lossless."""
+    """Largest acceptable mean TV(pi, p) over the tokens of answers; 0 is lossless."""
     max_quality_loss: float | None = None
-    """How much lower than the target's mean score is still good enough; None where answers are not scored."""
+    """Largest acceptable drop of the mean score below the target's; None if answers are not scored."""
 
     @classmethod
     def of(
@@ -53,17 +53,18 @@ class Tolerance(Data):
         scored: bool = False,
         spell: Callable[[str], str] = str,
     ) -> Tolerance:
-        """From what was asked for; lossless where nothing was.
+        """Build a tolerance from the user's options; lossless if there are none.
 
         Args:
-            lossless: nothing may be given up.
-            max_tv: mean TV to the target.
-            max_quality_loss: mean score.
-            scored: whether answers are.
-            spell: turns a key into how the user wrote it.
+            lossless: whether no loss is acceptable.
+            max_tv: largest acceptable mean TV to the target.
+            max_quality_loss: largest acceptable drop of the mean score.
+            scored: whether answers are scored.
+            spell: converts a key to the form in which the user wrote it.
 
         Raises:
-            UsageError: a value out of range, contradictory ones, or a loss of what nobody scores.
+            UsageError: a value is out of range, options contradict each other, or a loss of quality is allowed although
+                answers are not scored.
         """
         for key, value in (("max_tv", max_tv), ("max_quality_loss", max_quality_loss)):
             if value is not None and not 0 <= value <= 1:
@@ -82,7 +83,7 @@ class Tolerance(Data):
 
     @property
     def lossless(self) -> bool:
-        """Whether nothing may be given up."""
+        """Whether no loss is acceptable."""
         return self.max_tv == 0 or self.max_quality_loss == 0
 
     def __str__(self) -> str:
@@ -95,22 +96,22 @@ class Tolerance(Data):
 
 
 class Candidate(Data):
-    """A strategy that did not run, and what is predicted of it."""
+    """A strategy with predictions that were made without running it."""
 
     strategy: str
     drafter: str
-    """What drafts: the draft model, or what needs none."""
+    """Where drafts come from: the draft model, or a drafter that needs none."""
     k: int | Literal["auto"]
     stop: str | None = None
     rule: str | None = None
-    """None of one that is lossless."""
+    """The deferral rule; None if the strategy is lossless."""
     acceptance: float | None = None
-    """Mean chance that a drafted token passes at a recorded token; None where drafts are made at some tokens only."""
+    """Mean probability that a drafted token passes, over recorded tokens; None if only some of them have drafts."""
     mean_tv: float = 0.0
-    """Estimated; 0 of one that is lossless."""
+    """Estimated mean TV to the target; 0 if the strategy is lossless."""
     tokens_per_round: float
     speed: Ratio
-    """Predicted, over the target, whole answers; its interval is of the prompts alone, not of the machine."""
+    """Predicted speed over the target for whole answers; its interval is over prompts and ignores machine noise."""
 
     @property
     def lossless(self) -> bool:
@@ -119,7 +120,7 @@ class Candidate(Data):
 
     @property
     def plain(self) -> bool:
-        """Whether it is speculative decoding with the draft model and a fixed k."""
+        """Whether it is speculative decoding with the draft model, a fixed k and token-by-token verification."""
         return self.lossless and self.drafter == "model" and self.stop is None and "verify" not in self.strategy
 
     @property
@@ -129,162 +130,166 @@ class Candidate(Data):
 
 
 class Level(Data):
-    """What lenience would buy: the best rule whose estimated mean TV is no more than this."""
+    """What leniency would gain at one limit of the mean TV to the target."""
 
     max_tv: float
     candidate: Candidate
-    """The best rule that keeps it."""
+    """The best rule whose estimated mean TV is at most 90% of `max_tv`."""
 
 
 class Quality(Data):
-    """Scores of answers beside the target's to the same prompts."""
+    """Scores of answers compared with those of the target's answers to the same prompts."""
 
     score: float
-    """Mean."""
+    """Mean score."""
     loss: float
-    """How much lower it is than the target's."""
+    """How much lower the mean score is than the target's."""
     most: float | None
-    """Upper end of a 95% interval of the loss; None where there are too few prompts to speak of one."""
+    """Upper end of a 95% interval of the loss; None if there are too few prompts for one."""
     prompts_needed: int | None = None
-    """About how many prompts would show that the tolerance is kept, if losses go on as they were; None if it was shown,
-    or the loss itself is beyond it."""
+    """Approximate number of prompts needed to show that the tolerance is kept, if losses continue as measured; None if
+    this has been shown, or the loss itself exceeds the tolerance."""
 
 
 class Confirmed(Data):
-    """A strategy that ran, interleaved with the others."""
+    """A strategy that was run, interleaved with the others."""
 
     strategy: str
     predicted: float | None
-    """Speed over the target; None of the target."""
+    """Predicted speed over the target; None for the target."""
     speed: Ratio
-    """Measured: the target's time for as many tokens over its own, paired by prompt, whole answers.
+    """Measured speed for whole answers, paired by prompt: the target's time for as many tokens over the strategy's.
 
-    Of one with loss the time an answer, where that decides (`by_answer`).
+    For a lossy strategy with `by_answer`, times per answer are compared instead.
     """
     by_answer: bool = False
-    """Whether answers are clearly of another length, or token and answer disagree about whether it is faster."""
+    """Whether `speed` is per answer, because answers clearly differ in length from the target's, or because times per
+    token and per answer disagree about which is faster."""
     answers: Ratio | None = None
-    """Measured: the target's time for an answer over its own, those that were cut off until then; older documents have
-    None where these were many."""
+    """Measured: the target's time per answer over the strategy's; cut-off answers count up to the cut. None in older
+    documents with many of them."""
     length: Ratio | None = None
-    """Tokens of its answers over those of the target's; likewise."""
+    """Tokens per answer over those of the target; cut-off answers count up to the cut. None in older documents with
+    many of them."""
     share_cut: float | None = None
-    """Share of its answers that the limit ended; None in older documents."""
+    """Share of its answers that ended at the length limit; None in older documents."""
     tokens_per_second: float | None
     tokens_per_round: float | None
     draft_acceptance_rate: float | None
-    """Of tested drafts."""
+    """Accepted over tested drafted tokens."""
     mean_tv: float | None
     lossless: bool
-    """Whether it is so by construction."""
+    """Whether the strategy is lossless by construction."""
     same_answers: int
-    """How many answers are the target's, token by token."""
+    """Number of answers that equal the target's, token by token."""
     num_answers: int
     quality: Quality | None = None
     refused: str | None = None
-    """Why it is not within the tolerance; None where it is."""
+    """Why the strategy is not within the tolerance; None if it is."""
 
     @property
     def within(self) -> bool:
-        """Whether it keeps the tolerance, as measured."""
+        """Whether the strategy is within the tolerance, as measured."""
         return self.refused is None
 
     @property
     def surprise(self) -> bool:
-        """Whether the prediction lies outside of what was measured, by more than noise."""
-        if self.predicted is None or self.by_answer:  # predictions are by the token
+        """Whether the prediction is outside the measured interval by more than noise."""
+        if self.predicted is None or self.by_answer:  # predictions are per token
             return False
         low, high = self.speed.interval or (self.speed.of_means, self.speed.of_means)
         return not low * (1 - NOISE) <= self.predicted <= high * (1 + NOISE)
 
 
 class Lever(Data):
-    """What would change the gain, and to what."""
+    """A change and the gain it would lead to."""
 
     change: str
-    """What would be otherwise, in words."""
+    """The change, in words."""
     k: int | None
-    """The best then; None where rounds are of any length."""
+    """The best k after the change; None if rounds may have any length."""
     gain: float
-    """Predicted speed over the target."""
+    """Predicted speed over the target after the change."""
 
 
 class Finding(Data):
-    """What it comes to."""
+    """The recommendation."""
 
     strategy: str
     speed: Ratio | None
-    """Measured speed over the target; None if it is the target."""
+    """Measured speed over the target; None if the target is recommended."""
     over_plain: Ratio | None = None
-    """Measured speed over plain speculation of the best k; None if it is that, or none ran."""
+    """Measured speed over plain speculation at the best k; None if that or the target is recommended, or if there is no
+    plain speculation."""
     sentences: list[str]
     """What was found, in words."""
 
 
 class Looked(Data):
-    """The answers on which predictions rest."""
+    """The recorded answers on which predictions are based."""
 
     prompts: list[str]
-    """Their ids."""
+    """Ids of the recorded prompts."""
     tokens: int
     share_cut: float
-    """Share of answers that the limit ended."""
+    """Share of answers that ended at the length limit."""
     acceptance: float | None
-    """Mean chance that a token of the draft model passes; None without one."""
+    """Mean probability that a token of the draft model passes; None without a draft model."""
     acceptance_by_third: list[float] = Field(default_factory=list)
-    """In the first, second and last third of answers."""
+    """Mean acceptance in the first, second and last third of answers."""
     passing_rows: float | None = None
-    """The chance that a draft passes after one that did, over the mean: above 1 where what passes comes in rows."""
+    """Probability that a draft passes after one that passed, over the mean: above 1 if they come in streaks."""
     mean_tail: float = 0.0
-    """Mean mass of tokens that were lumped together: how far estimates of rules about tokens can be off."""
+    """Mean mass of tokens that were lumped together: how far off estimates of token rules can be."""
 
 
 class Advice(Document):
-    """What to use, what it gains, and on what that rests."""
+    """What to use, what it gains, and the evidence for it."""
 
     kind: ClassVar[str] = "advice"
 
     schema_name: Literal["cascli.advice/1", "cascli.advice/1.1"] = Field("cascli.advice/1.1", alias="schema")
     date: str | None = None
-    """When it began, in UTC as ISO 8601 has it."""
+    """Start time in UTC (ISO 8601)."""
     command: str | None = None
-    """The command line, quoted for a shell; None from Python."""
+    """The command line, quoted for a shell; None if called from Python."""
     pair: PairInfo
     sampling: SamplingInfo
     environment: dict[str, str]
     tolerance: Tolerance
-    """What may be given up."""
+    """The loss that is acceptable."""
     finding: Finding
-    """What is advised, and what it gains."""
+    """The recommended strategy, and what it gains."""
     use: Use
-    """How it is used, here and elsewhere."""
+    """How to use the recommended strategy, in cascli and elsewhere."""
     confirmed: list[Confirmed] = Field(min_length=1)
-    """What ran, the target first."""
+    """Strategies that were run, the target first."""
     confirmed_on: list[str]
-    """Ids of the prompts of these runs."""
+    """Ids of the prompts on which strategies were run."""
     apart: bool
-    """Whether none of them is among those that predictions rest on."""
+    """Whether measurements and predictions are based on disjoint sets of prompts."""
     candidates: list[Candidate]
-    """Lossless strategies, the best prediction first: of each drafter and stop the best k, and of the model every k."""
+    """Lossless strategies, the best prediction first: the best k for each drafter and stop, and every k for the draft
+    model."""
     levels: list[Level]
-    """What lenience would buy, the strictest first."""
+    """What leniency would gain, the strictest level first."""
     levers: list[Lever]
-    """What one change would bring, each by itself."""
+    """What changes would gain, one at a time."""
     explanation: Explanation | None = None
-    """Why the fastest one that drafts is not faster, as measured."""
+    """Why the fastest measured strategy that drafts is not faster."""
     looked: Looked
-    """What was recorded, on which predictions rest."""
+    """The recorded answers on which predictions are based."""
     machine: Machine
-    """What steps take here, as predictions count them."""
+    """Step costs on this machine, as used for predictions."""
     profile: Profile
-    """The step times that were measured."""
+    """The measured step times."""
     spread: float | None = None
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     notes: list[str] = Field(default_factory=list)
-    """What limits the advice."""
+    """Limitations of the advice."""
 
     def __repr__(self) -> str:
-        """One line: `.finding` says what was found, `.use` how it is used."""
+        """Return one line; `.finding` has the recommendation, `.use` how to use it."""
         speed = "" if self.finding.speed is None else f", {told(self.finding.speed)}"
         return f"<Advice: {self.finding.strategy}{speed}; {self.tolerance}>"
 
@@ -292,9 +297,9 @@ class Advice(Document):
 
 
 def best(candidates: Sequence[Candidate], max_tv: float = 0.0) -> Candidate | None:
-    """The fastest by prediction that is lossless, or is estimated to keep a tolerance; of equals the simpler one.
+    """Return the candidate predicted fastest that is lossless or estimated within a tolerance; ties go to the simpler.
 
-    A rule that is estimated to give up nothing is not lossless for that: other texts may show it.
+    A rule with an estimated TV of 0 does not count as lossless, since it may show a loss on other texts.
     """
     allowed = [each for each in candidates if each.lossless or (max_tv and each.mean_tv <= SAFE * max_tv)]
     return max(allowed, key=lambda each: (each.gain, each.lossless, each.plain, -_length(each)), default=None)
@@ -305,7 +310,7 @@ def _length(candidate: Candidate) -> int:
 
 
 def levels(candidates: Sequence[Candidate], at: Sequence[float] = LEVELS) -> list[Level]:
-    """What the best rule would bring at several tolerances; only those that bring more than the stricter ones."""
+    """Return the best rule at several tolerances, omitting those that gain no more than the stricter ones."""
     last, found = best(candidates), list[Level]()
     for max_tv in sorted(at):
         candidate = best(candidates, max_tv)
@@ -316,9 +321,10 @@ def levels(candidates: Sequence[Candidate], at: Sequence[float] = LEVELS) -> lis
 
 
 def shortlist(candidates: Sequence[Candidate], tolerance: Tolerance) -> list[Candidate]:
-    """What is worth measuring, the simplest first: plain speculation, the best without loss, the best within tolerance.
+    """Return what is worth measuring, simplest first: plain speculation, the best lossless, the best within tolerance.
 
-    With scored answers several of those with loss, since what a distance does to a score is not known beforehand.
+    If answers are scored, this includes several lossy candidates, since the effect of a distance on the score is not
+    known in advance.
     """
     lossless = [each for each in candidates if each.lossless]
     plain, first = best([each for each in lossless if each.plain]), best(lossless)
@@ -336,10 +342,10 @@ def shortlist(candidates: Sequence[Candidate], tolerance: Tolerance) -> list[Can
 
 
 def quality(ours: Sequence[float], targets: Sequence[float], tolerated: float) -> Quality:
-    """Scores beside the target's to the same prompts, one of each a prompt.
+    """Compare scores with the target's for the same prompts, one of each per prompt.
 
-    Where no prompt lost anything, or all the same, the interval is that of a loss that n prompts might have hidden: of
-    n prompts none shows what happens to one in n / 3.
+    If no prompt lost anything, or all lost the same, the upper end adds the loss that n prompts may have missed: what
+    happens to one prompt in n / 3 may not show in n prompts.
     """
     losses = [theirs - own for own, theirs in zip(ours, targets, strict=True)]
     loss, n = fmean(losses), len(losses)
@@ -356,7 +362,7 @@ def quality(ours: Sequence[float], targets: Sequence[float], tolerated: float) -
 
 
 def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None) -> str | None:
-    """Why a strategy with loss is not within a tolerance, by what was measured; None if it is."""
+    """Return why a lossy strategy is not within a tolerance, as measured; None if it is."""
     if tolerance.lossless:
         return "it is not lossless"
     if tolerance.max_tv < 1 and (mean_tv is None or mean_tv > tolerance.max_tv):
@@ -373,7 +379,7 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
 
 
 def _needed(scored: Quality | None) -> str:
-    """How many prompts might show it, where that is known."""
+    """Return a clause with the number of prompts that might be enough, or an empty string if it is unknown."""
     needed = None if scored is None else scored.prompts_needed
     return "" if needed is None else f"; about {needed:,} measured prompts might"
 
@@ -383,10 +389,10 @@ class Compared(NamedTuple):
 
     ratio: Ratio
     by_answer: bool = False
-    """Whether of the time an answer, not a token."""
+    """Whether the ratio is of times per answer rather than per token."""
 
     def said(self, subject: str) -> str:
-        """`It is 1.21x (95% 1.12-1.31) as fast as`."""
+        """Return a phrase such as `It is 1.21x (95% 1.12-1.31) as fast as`."""
         basis = f"By the answer {subject[:1].lower()}{subject[1:]}" if self.by_answer else subject
         return f"{basis} is {told(self.ratio)} as fast as"
 
@@ -396,40 +402,40 @@ Faster = Callable[[str, str], Compared]
 
 
 def clearly(ratio: Ratio) -> bool:
-    """Whether something is faster beyond doubt: its whole interval is above 1.
+    """Return whether something is clearly faster: its whole interval is above 1.
 
-    A range of a few prompts is no interval: it must be above 1, and the ratio well above.
+    A range of a few prompts is not an interval: the range must be above 1, and the ratio above 1.05.
     """
     above = ratio.interval is None or ratio.interval[0] > 1
     return above and (ratio.interval_kind == "95%" or ratio.of_means > 1 + UNCLEAR)
 
 
 def decide(confirmed: Sequence[Confirmed], faster: Faster) -> Confirmed:
-    """What to use: the simplest one within the tolerance than which no other is clearly faster.
+    """Choose the simplest strategy within the tolerance that no other one is clearly faster than.
 
     Args:
-        confirmed: the simplest first; the target is first of all.
+        confirmed: strategies that were run, simplest first, starting with the target.
         faster: compares two of them.
     """
     chosen = confirmed[0]
     for each in confirmed[1:]:
-        faster_than_target = each.speed.of_means > chosen.speed.of_means  # may be by the answer where the other is not
+        faster_than_target = each.speed.of_means > chosen.speed.of_means  # one may be per answer, the other per token
         if each.within and faster_than_target and clearly(faster(each.strategy, chosen.strategy).ratio):
             chosen = each
     return chosen
 
 
 class Levers(NamedTuple):
-    """How the best block length and its gain follow from machine and acceptance: what levers turn."""
+    """How the best block length and its gain depend on the machine and the acceptance."""
 
     gain: Callable[[Machine, float], tuple[int, float]]
-    """The best k and its gain, with this machine, and this share of all rejections left."""
+    """Returns the best k and its gain for a machine and the share of all rejections that remains."""
     oracle: float | None
-    """The gain of drafting exactly what is kept."""
+    """Gain of drafting exactly what is kept."""
 
 
 def levers(how: Levers, machine: Machine) -> list[Lever]:
-    """What would change the gain of plain speculation, one thing at a time; first as it is."""
+    """Return how single changes would affect the gain of plain speculation; the first entry changes nothing."""
     changes = [
         ("as it is", machine, 1.0),
         ("half of the rejections gone (a draft model nearer to the target)", machine, 0.5),
@@ -452,7 +458,7 @@ def _with(machine: Machine, **changes: object) -> Machine:
 
 
 def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, faster: Faster) -> Finding:
-    """What was decided, and in sentences why."""
+    """Return the decision, with sentences on the reasons."""
     others = [each for each in confirmed if each.strategy != TARGET]
     said = []
     if chosen.strategy == TARGET:
@@ -482,7 +488,7 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
 
 
 def of_answers(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
-    """What limits advice by the answers that rest on it: cut ones, and scores that cannot show a loss."""
+    """Return limitations that come from the measured answers: cut ones, and scores that cannot show a loss."""
     notes = []
     worst = max(rows, key=lambda each: (_cut_often(each) and not each.lossless, each.share_cut or 0.0))
     if _cut_often(worst):
@@ -499,7 +505,7 @@ def _cut_often(row: Confirmed) -> bool:
 
 
 def _nothing(others: Sequence[Confirmed]) -> str:
-    """Why the target stands."""
+    """Return why the target is recommended."""
     allowed = [each for each in others if each.within]
     nearest = max(allowed, key=lambda each: each.speed.of_means, default=None)
     if nearest is None:
@@ -510,7 +516,7 @@ def _nothing(others: Sequence[Confirmed]) -> str:
 
 
 def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
-    """Why the fastest is not what is advised."""
+    """Return why the fastest strategy is not recommended."""
     if fastest.refused is not None:
         return f"{fastest.strategy} is {told(fastest.speed)} as fast as target, but {fastest.refused}."
     over, length = faster(fastest.strategy, chosen.strategy), fastest.length
@@ -522,7 +528,7 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
 
 
 def _of_length(row: Confirmed) -> str | None:
-    """What the lengths of a strategy's answers do to its speed."""
+    """Return how the lengths of a strategy's answers affect its speed; None if they do not matter."""
     if row.length is None or row.answers is None or row.lossless:
         return None
     if row.by_answer:
@@ -533,7 +539,7 @@ def _of_length(row: Confirmed) -> str | None:
 
 
 def told(ratio: Ratio) -> str:
-    """`1.21x (95% 1.12-1.31)`."""
+    """Format a ratio, such as `1.21x (95% 1.12-1.31)`."""
     if ratio.interval is None:
         return f"{ratio.of_means:.2f}x (one prompt)"
     low, high = ratio.interval
@@ -541,5 +547,5 @@ def told(ratio: Ratio) -> str:
 
 
 def kind_of(kind: IntervalKind | None) -> str:
-    """What stands before the bounds of an interval."""
+    """Return the label in front of an interval's bounds."""
     return {"95%": "95% ", "range": "range over prompts ", "no scatter": "", None: ""}[kind]

@@ -1,7 +1,7 @@
-"""What a strategy's answers cost beside a reference's answers to the same prompts. No torch.
+"""Costs of a strategy's answers compared with a reference's answers to the same prompts. No torch.
 
-Numbers per token hide that lenient rules write longer answers: what counts is how often the target was asked for an
-answer. Where answers were cut off, how long they would have become is not known, and neither is what they cost.
+Numbers per token hide that lenient rules write longer answers; what counts is the number of target calls per answer.
+For answers that were cut off, neither the full length nor the full cost is known.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from cascli.analysis.statistics import UNSEEN, IntervalKind, ratio_interval, rat
 from cascli.trace import Data, Run, block_length
 
 MOST_CUT = 0.1
-"""Share of cut answers, of either strategy, from which lengths are withheld."""
+"""Share of cut answers, of either strategy, above which lengths are withheld."""
 BY_THE_LIMIT = "cut off by the limit"
-"""How answers ended that a higher limit would have let go on."""
+"""How answers ended that would have continued with a higher limit."""
 
 
 class Answered(NamedTuple):
-    """What one prompt took once, with all its turns."""
+    """What it took to answer one prompt once, with all its turns."""
 
     prompt: Hashable
     seed: Hashable
-    """Answers to a prompt with the same one are compared with each other."""
+    """Answers to a prompt are compared with those of the same seed."""
     tokens: int
     target_calls: int
     rounds: int
-    """0 of a strategy that does not draft ahead."""
+    """Number of rounds; 0 for a strategy that does not draft ahead."""
     accepted: int
     """Drafted tokens that were kept."""
     looped: int
     """Tokens in a repetition."""
     cut: bool
-    """Whether the limit ended it, or one of its turns."""
+    """Whether the answer, or one of its turns, ended at the length limit."""
     turns: int = 1
     seconds: float | None = None
-    """None in a batch, where it is a share of the time of all."""
+    """Time of the answer; None in a batch, where it is a share of the batch's time."""
     interrupted: bool = False
-    """Whether the user ended it, or one of its turns."""
+    """Whether the user interrupted the answer, or one of its turns."""
 
     @property
     def whole(self) -> bool:
-        """Whether it came to an end of its own."""
+        """Whether the answer ended on its own."""
         return not (self.cut or self.interrupted)
 
     @classmethod
     def of(cls, runs: Sequence[Run], prompt: Hashable) -> Answered:
-        """From the turns of a prompt."""
+        """Build from the turns of a prompt."""
         metrics = [run.metrics for run in runs]
         return cls(
             prompt=prompt,
@@ -68,29 +68,29 @@ class Answered(NamedTuple):
 
 
 class Ratio(Data):
-    """Something over the same of a reference, paired by prompt and seed."""
+    """Ratio of a quantity to that of a reference, paired by prompt and seed."""
 
     of_means: float
-    """The mean over all prompts over the reference's."""
+    """Mean over all prompts, divided by the reference's mean."""
     mean: float
-    """The mean of the prompts' own ratios."""
+    """Mean of the prompts' own ratios."""
     interval: tuple[float, float] | None
-    """Of the ratio of the means, over prompts."""
+    """Interval of the ratio of the means, over prompts."""
     interval_kind: IntervalKind | None
-    """A 95% interval, or the range: of fewer than six prompts, or of more of which nearly all have none of it."""
+    """A 95% interval, a range (of fewer than six prompts, or if the quantity is 0 for nearly all), or no scatter."""
     prompts: int
-    """How many there are to compare."""
+    """Number of prompts that are compared."""
 
     @property
     def differs(self) -> bool:
-        """Whether the interval excludes that there is no difference."""
+        """Whether a 95% interval excludes a ratio of 1."""
         return self.interval_kind == "95%" and self.interval is not None and not _contains(self.interval, 1.0)
 
 
 def paired(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSEEN) -> Ratio:
-    """The ratio of what stands in pairs, each prompt a group of them by seed or repeat; one prompt at least.
+    """Return the ratio over pairs, grouped by prompt with a pair per seed or repeat; needs at least one prompt.
 
-    `unseen` as in `ratio_interval`.
+    `unseen` is as in `ratio_interval`.
     """
     interval = ratio_interval(groups, unseen)
     return Ratio(
@@ -107,49 +107,49 @@ def _contains(interval: tuple[float, float], value: float) -> bool:
 
 
 class PerPrompt(Data):
-    """How prompts differ: percentiles over them, of each the mean over its seeds, with all its turns."""
+    """Percentiles over prompts; each prompt's value is the mean over its seeds and includes all its turns."""
 
     target_calls: Percentiles | None
     tokens: Percentiles | None
     tokens_per_round: Percentiles | None
-    """1 + accepted / rounds; None of a strategy that does not draft ahead."""
+    """1 + accepted / rounds; None for a strategy that does not draft ahead."""
     seconds: Percentiles | None
-    """None where answers were made in batches."""
+    """Seconds of a prompt's answers; None if they were decoded in batches."""
 
 
 class AnswerCosts(Data):
-    """What a strategy's answers cost, alone and beside those of `target` and of speculation without loss."""
+    """Costs of a strategy's answers, alone and compared with those of `target` and of lossless speculation."""
 
     target_calls_per_answer: float
-    """For a prompt, all turns of a conversation together."""
+    """Mean number of target calls for a prompt, all turns of a conversation together."""
     looped_share: float
-    """Share of the tokens that lie in a repetition; see `cascli.analysis.loops`."""
+    """Share of the tokens that are in a repetition; see `cascli.analysis.loops`."""
     share_cut: float
-    """Share of the prompts whose answer the limit ended, or one of whose turns."""
+    """Share of the prompts whose answer, or one of whose turns, ended at the length limit."""
     length: Ratio | None = None
-    """Tokens over the target's; None where it was not run, or where more than a tenth of the answers were cut."""
+    """Tokens per answer over the target's; None without `target`, or if more than a tenth of the answers were cut."""
     length_ended: Ratio | None = None
-    """Likewise over the prompts whose answers both ended by themselves."""
+    """Tokens per answer over the target's, for prompts whose answers both ended on their own."""
     calls: Ratio | None = None
-    """Target calls over those of `target`; withheld like the length."""
+    """Target calls over those of `target`; None without `target`, or if more than a tenth of the answers were cut."""
     lossless: str | None = None
-    """The speculation without loss that this is held against."""
+    """The lossless speculation that this strategy is compared with."""
     calls_to_lossless: Ratio | None = None
-    """Target calls over those of that; withheld like the length."""
+    """Target calls over those of `lossless`; None without it, or if more than a tenth of the answers were cut."""
     accepted_to_lossless: float | None = None
-    """Tokens a round, 1 + accepted / rounds, over those of that."""
+    """Tokens per round (1 + accepted / rounds) over those of `lossless`."""
     withheld: str | None = None
-    """Why lengths and what depends on them are not told."""
+    """Why lengths and the numbers that depend on them are withheld."""
     per_prompt: PerPrompt | None = None
-    """How prompts differ in it; None in older documents."""
+    """Percentiles of costs over prompts; None in older documents."""
 
 
 Answers = Mapping[str, Sequence[Answered]]
-"""Of each strategy."""
+"""The answers of each strategy."""
 
 
 def answer_costs(spec: str, answers: Answers) -> AnswerCosts | None:
-    """The costs of a strategy's answers among those of others; None where it has none."""
+    """Return the costs of a strategy's answers compared with those of others; None if it has no answers."""
     ours = answers[spec]
     if not ours:
         return None
@@ -175,7 +175,7 @@ def answer_costs(spec: str, answers: Answers) -> AnswerCosts | None:
 
 
 def per_prompt(answers: Sequence[Answered]) -> PerPrompt:
-    """Percentiles of the main costs over prompts."""
+    """Return percentiles of the main costs over prompts."""
     groups: dict[Hashable, list[Answered]] = defaultdict(list)
     for each in answers:
         groups[each.prompt].append(each)
@@ -194,7 +194,7 @@ def _mean_seconds(answers: Sequence[Answered]) -> float | None:
 
 
 def _tokens_per_round(answers: Sequence[Answered]) -> float | None:
-    """None of a strategy that does not draft ahead."""
+    """Return the tokens per round; None for a strategy that does not draft ahead."""
     rounds = sum(each.rounds for each in answers)
     return 1 + sum(each.accepted for each in answers) / rounds if rounds else None
 
@@ -208,7 +208,7 @@ def _calls(each: Answered) -> int:
 
 
 def _lossless(spec: str, answers: Answers) -> str | None:
-    """The plain speculation that a strategy is held against: of the same parameters, else the first one."""
+    """Return the plain speculation to compare a strategy with: one with the same parameters, otherwise the first."""
     plain = [each for each in answers if each.partition(":")[0] == "speculative" and answers[each]]
     if spec in plain:
         return None
@@ -217,7 +217,7 @@ def _lossless(spec: str, answers: Answers) -> str | None:
 
 
 def _withheld(compared: Answers) -> str | None:
-    """Why lengths are not told, by the first strategy of which too many answers were cut."""
+    """Return why lengths are withheld, naming the first strategy with too many cut answers; None if they are not."""
     for spec, answers in compared.items():
         cut = sum(not each.whole for each in answers)
         if cut > MOST_CUT * len(answers):
@@ -238,6 +238,6 @@ def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], of: Callable[[A
 
 
 def _accepted(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float | None:
-    """Tokens a round over those of others."""
+    """Return the tokens per round over those of other answers."""
     here, there = _tokens_per_round(ours), _tokens_per_round(theirs)
     return None if here is None or there is None else here / there

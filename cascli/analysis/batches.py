@@ -1,4 +1,4 @@
-"""Batches of answers at a chosen acceptance rate, beside what the times of their passes predict. No torch."""
+"""Batches of answers at a chosen acceptance rate, compared with predictions from step times. No torch."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from cascli.trace import Data
 
 
 class BatchRun(Data):
-    """Batches of answers that were decoded at a chosen acceptance rate, beside what the step times predict."""
+    """Batches of answers decoded at a chosen acceptance rate, compared with what the step times predict."""
 
     batch_size: int
-    """Answers that were under way at once."""
+    """Number of answers decoded concurrently."""
     k: int
-    """0 is the target alone."""
+    """Drafted tokens per round; 0 is the target alone."""
     tokens_per_second: float
-    """Of all answers together, reading the prompts left out."""
+    """Tokens per second of all answers together, without reading the prompts."""
     predicted_tokens_per_second: float
-    """From the batch's passes, and the time outside the models that a round of one answer alone takes."""
+    """Predicted from the times of the batch's passes and the time outside the models per round of a single answer."""
 
     @property
     def measured_over_predicted(self) -> float:
-        """1 where the prediction holds."""
+        """Measured over predicted tokens per second; 1 if the prediction holds."""
         return self.tokens_per_second / self.predicted_tokens_per_second
 
 
 class BatchMemory(Data):
-    """The most memory that a batch took, on a GPU of the device and on a CPU of the process."""
+    """Peak memory of a batch: of the device on a GPU, of the process on a CPU."""
 
     batch_size: int
-    """Texts whose caches there were."""
+    """Number of texts with a cache."""
     tokens: int
-    """Of each text, its answer included."""
+    """Tokens of each text, including its answer."""
     predicted_bytes: int
-    """What was in use before, the caches, and the distributions of a round."""
+    """Predicted peak: the memory in use before, the caches, and the distributions of a round."""
     measured_bytes: int | None
-    """None where the system does not say."""
+    """Measured peak; None if the system does not report it."""
 
 
 def working_bytes(batch_size: int, k: int, vocab: int) -> int:
-    """The float32 distributions of a round: logits of all rows, q of every answer, and what decides of one."""
+    """Return the bytes of a round's float32 distributions: all logits, every answer's q, and one answer's tests."""
     block = k + 1
     return 4 * vocab * (batch_size * block + 2 * batch_size * block + 8 * block)
 
 
 def predicted_rate(profile: Profile, k: int, tokens: float, other: float) -> float:
-    """Tokens per second of a batch whose answers all are under way.
+    """Return the tokens per second of a batch while all of its answers are running.
 
     Args:
-        profile: seconds of its passes.
-        k: drafted tokens a round.
-        tokens: that a round brings an answer.
-        other: seconds outside the models of a round of one answer; those of a batch come one after the other.
+        profile: times of the batch's passes.
+        k: drafted tokens per round.
+        tokens: tokens that a round adds to an answer.
+        other: seconds outside the models per round of one answer; in a batch they are spent one answer at a time.
     """
     drafting = k * profile.draft[1].median if k else 0.0
     target = profile.v(k + 1) * profile.target[1].median

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 
 class SyntheticRuns(Data):
-    """Speculation at a chosen acceptance rate beside the target alone; its text means nothing."""
+    """Speculation at a chosen acceptance rate, compared with the target alone; the text it writes is meaningless."""
 
     acceptance: float
     tokens: int
     accounts: list[Explanation]
-    """One for each k."""
+    """Account of the speed, for each k."""
     target_tokens_per_second: float = 0.0
-    """Of the target alone, in the same runs; medians over them, reading the prompt left out."""
+    """Tokens per second of the target alone, interleaved with speculation: median, without reading the prompt."""
     tokens_per_second: list[float] = Field(default_factory=list)
-    """Of speculation, for each k."""
+    """Tokens per second of speculation for each k: median over runs, without reading the prompt."""
     models_share: list[float] = Field(default_factory=list)
-    """Share of the time after the prompt that the two models' calls, timed on their own, account for; for each k."""
+    """Share of the time after the prompt that the two models' separately timed calls account for, for each k."""
     target_models_share: float | None = None
-    """The same of the target alone."""
+    """Share of the time after the prompt that separately timed target calls account for in runs of `target`."""
 
 
 class Bench(Document):
-    """What was measured of a pair on a machine."""
+    """Measurements of a pair on a machine."""
 
     kind: ClassVar[str] = "bench"
 
@@ -42,27 +42,27 @@ class Bench(Document):
         "cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2", "cascli.bench/1.3", "cascli.bench/1.4"
     ] = Field("cascli.bench/1.4", alias="schema")
     date: str | None = None
-    """When it began, in UTC as ISO 8601 has it; None in older documents."""
+    """Start time in UTC (ISO 8601); None in older documents."""
     command: str | None = None
-    """The command line, quoted for a shell; None from Python."""
+    """The command line, quoted for a shell; None if called from Python."""
     pair: PairInfo
     copy_bytes_per_second: float
-    """Bytes read and written by a plain copy in the device's memory: the ceiling."""
+    """Bytes read and written per second by a plain copy in device memory: the upper limit."""
     profiles: list[Profile] = Field(min_length=1)
-    """One for each context length, the shortest first."""
+    """Step times for each context length, the shortest first."""
     synthetic: SyntheticRuns | None = None
     batches: list[Profile] = Field(default_factory=list)
-    """One for each batch size that was asked for, after texts of one length."""
+    """Step times for each requested batch size, after texts of one length."""
     batch_runs: list[BatchRun] = Field(default_factory=list)
-    """At a chosen acceptance rate, for each batch size and k."""
+    """Batches decoded at a chosen acceptance rate, for each batch size and k."""
     batch_memory: BatchMemory | None = None
-    """Of the largest of these batches."""
+    """Peak memory of the largest batch in `batch_runs`."""
     early_exit: ExitCurve | None = None
-    """What the target's first layers foresee of its text, for every number of them; only with `--early-exit`."""
+    """How well the target's first n layers predict its text, for every n; only with `--early-exit`."""
     environment: dict[str, str]
 
     def bandwidth_share(self, role: Literal["draft", "target"], profile: Profile) -> float | None:
-        """Weights read per second in steps of one token, over the copy's rate; None if the size is not known."""
+        """Return the weight bytes read per second in one-token steps, over the copy's rate; None if unknown."""
         model: ModelInfo | None = getattr(self.pair, role)
         if model is None or model.weight_bytes is None:
             return None
@@ -70,7 +70,7 @@ class Bench(Document):
         return model.weight_bytes / step / self.copy_bytes_per_second
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row a model, context and block length, with the columns of the csv: see docs/files.md.
+        """Return one row per model, context and block length, with the columns of the csv; see docs/files.md.
 
         Raises:
             UsageError: pandas is not installed.
@@ -81,6 +81,6 @@ class Bench(Document):
 
     @property
     def ratio_of_bytes(self) -> float | None:
-        """Bytes of draft weights over those of the target: what c would be if reading weights were all."""
+        """Draft weight bytes over target weight bytes: what c would be if only reading weights took time."""
         draft, target = self.pair.draft and self.pair.draft.weight_bytes, self.pair.target.weight_bytes
         return draft / target if draft and target else None

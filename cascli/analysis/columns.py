@@ -1,4 +1,4 @@
-"""The columns of csv and Parquet files and of data frames: one name for a thing in all of them. No torch."""
+"""The columns of csv and Parquet files and of data frames, with the same names in all of them. No torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 TableKind = Literal["generate", "compare", "sweep", "curves", "bench", "verify"]
-"""Whose tables there are; `curves` are those of `sweep --rule-curves`."""
+"""The commands that write tables; `curves` is `sweep --rule-curves`."""
 
 
 class Column(NamedTuple):
-    """What a column is called, holds, means, and whose tables have it."""
+    """A column's name, type and meaning, and the kinds of tables that have it."""
 
     name: str
     type: type
@@ -76,7 +76,7 @@ _WHERE = (
 
 
 def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], str, type, str], ...]:
-    """Something over the same of a reference, paired by prompt and seed."""
+    """Return the columns of a ratio to a reference, paired by prompt and seed."""
     return (
         (RACES, name, float, f"{meaning}: the ratio of the means"),
         (RACES, f"{name}_mean", float, "the mean of the prompts' own ratios"),
@@ -88,7 +88,7 @@ def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], str, t
 
 
 def _percentiles(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], str, type, str], ...]:
-    """How prompts differ in something."""
+    """Return the columns of a quantity's percentiles over prompts."""
     return (
         (RACES, f"{name}_p50", float, f"{meaning}: the median over prompts"),
         (RACES, f"{name}_p90", float, "90th percentile, of 10 or more prompts"),
@@ -208,13 +208,13 @@ _FOUND = (
 )  # fmt: skip
 
 COLUMNS = tuple(Column(name, kind, meaning, kinds) for kinds, name, kind, meaning in (*_WHICH, *_WHERE, *_FOUND))
-"""In their order; parameters that have no column of their own here stand behind the last of `PARAMETERS`."""
+"""All columns in order; parameters without a column here come after the last of `PARAMETERS`."""
 PARAMETERS = ("rule", "alpha", "k", "draft", "score", "threshold")
 """Columns that are a strategy's parameters."""
 PREFIX = "param_"
-"""In front of a parameter that is called as another column is."""
+"""Prefix of a parameter that has the same name as another column."""
 
 
 def columns_of(kind: TableKind) -> Sequence[Column]:
-    """The columns that tables of a kind always have."""
+    """Return the columns that tables of a kind always have."""
     return [column for column in COLUMNS if kind in column.kinds]

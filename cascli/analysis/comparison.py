@@ -1,4 +1,4 @@
-"""A comparison as plain data: all runs, and one row a strategy. No torch."""
+"""A comparison as plain data: all runs, and one row per strategy. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 NAMED = 3
-"""Strategies in a line about a comparison."""
+"""Number of strategies named in a comparison's one-line summary."""
 DEFAULT_STRATEGIES = (
     "target",
     "draft",
@@ -46,18 +46,18 @@ DEFAULTS_OF_A_HEAD = (
     "speculative-cascade:rule=mentored",
     "speculative-cascade:rule=cactus",
 )
-"""An EAGLE-3 head writes nothing by itself, and these rules do not go by how sure it is."""
+"""Defaults for an EAGLE-3 head, which cannot write alone; these rules do not depend on its confidence."""
 
 
 def default_strategies(*, draft: bool, head: bool = False) -> tuple[str, ...]:
-    """What is compared where nothing is said, by whether the pair has a draft model, and whether it is a mere head."""
+    """Return the strategies compared by default, given whether the pair has a draft model and whether it is a head."""
     if head:
         return DEFAULTS_OF_A_HEAD
     return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
 
 
 class Repeat(Data):
-    """One strategy over all prompts in one repeat: what the medians are made of."""
+    """One strategy over all prompts in one repeat; medians are taken over repeats."""
 
     strategy: str
     tokens: int
@@ -70,39 +70,39 @@ class Row(Data):
     strategy: str
     oracle: bool
     depends_on_rounds: bool = False
-    """As of its runs; False in older documents."""
+    """Whether the output distribution depends on where rounds begin; False in older documents."""
     exit: ExitInfo | None = None
-    """As of its runs: where drafts leave the target, with `draft=early-exit`."""
+    """Where drafts leave the target, with `draft=early-exit`."""
     tokens: int
-    """Of all answers of one repeat."""
+    """Number of tokens in all answers of one repeat."""
     num_prompts: int | None = None
-    """How many prompts were asked; the turns of a conversation are one. None in older documents."""
+    """Number of prompts; the turns of a conversation count as one. None in older documents."""
     num_answers: int | None = None
-    """How many answers one repeat has; each turn of a conversation has its own. None in older documents."""
+    """Number of answers in one repeat; each turn of a conversation has its own. None in older documents."""
     answers_cut: int | None = None
-    """How many answers ended at the length limit; None in older documents."""
+    """Number of answers that ended at the length limit; None in older documents."""
     mean_answer_tokens: float | None = None
-    """Tokens over answers; None in older documents."""
+    """Mean number of tokens per answer; None in older documents."""
     share_cut: float | None = None
     """Share of the answers that ended at the length limit; None in older documents."""
     seconds: float
     tokens_per_second: float | None
     speed_vs_target: float | None
-    """Median over repeats of the time per token of `target` divided by this one's, in the same repeat."""
+    """Time per token of `target` divided by this strategy's, in the same repeat; median over repeats."""
     oracle_speed_vs_target: float | None = None
-    """What it would be at most, had every round drafted exactly what is kept; None where steps were not timed, for a
-    strategy that does not draft ahead, and with `verify=block`."""
+    """Upper bound of `speed_vs_target`, had every round drafted exactly what is kept; None if steps were not timed, for
+    a strategy that does not draft ahead, and with `verify=block`."""
     speed_interval: tuple[float, float] | None
-    """Over repeats of that median; with several prompts over those, which differ more than repeats, unless their times
-    depend on each other: in batches, and with `remember`."""
+    """Interval of `speed_vs_target`: over prompts if there are several, since they differ more than repeats, otherwise
+    over repeats. Also over repeats if prompts' times depend on each other: in batches, and with `remember`."""
     speed_interval_kind: IntervalKind | None = None
-    """A 95% interval, or the range of fewer than six values."""
+    """A 95% interval, the range of fewer than six values, or no scatter if all values are equal."""
     speed_interval_over: Literal["repeats", "prompts"] | None = None
     target_calls_per_token: float | None
     draft_calls_per_token: float | None
     draft_acceptance_rate: float | None
     tested_acceptance_rate: float | None = None
-    """Accepted over tested drafted tokens: those after a rejection were not tested; None with `verify=block`."""
+    """Accepted over tested drafted tokens; tokens after a rejection are not tested. None with `verify=block`."""
     mean_acceptance_length: float | None
     shared_mass: float | None = None
     """q(I): the mean share of the draft model's mass on tokens that both models can say; None with one tokenizer."""
@@ -113,15 +113,15 @@ class Row(Data):
     first_divergence: int | None
     """Index of the first token that differs from `target` on the first prompt; None if none does."""
     answers: int | None = None
-    """How many answers can be compared with the target's: those to the same text that were not interrupted before they
-    differed; None in older documents."""
+    """Number of answers that can be compared with the target's: those to the same text that were not interrupted before
+    they differed; None without `target`, and in older documents."""
     answers_same: int | None = None
-    """How many of them are the target's."""
+    """Number of compared answers that equal the target's; None without `target`, and in older documents."""
     same_as_target: bool | None
-    """Whether all answers to the same text were the target's, token by token; None without `target`, and where an
-    interruption left that open.
+    """Whether all answers to the same text equal the target's, token by token; None without `target`, and if an
+    interruption leaves this undecided.
 
-    In a conversation each strategy goes on from its own answers: once they differ, later turns are not compared.
+    In a conversation each strategy continues from its own answers; once they differ, later turns are not compared.
     """
     ttft: Percentiles | None = None
     """Seconds to the first token, over prompts and repeats."""
@@ -135,29 +135,29 @@ class Row(Data):
     weight_bytes_per_token: float | None = None
     peak_memory_bytes: int | None = None
     costs: AnswerCosts | None = None
-    """What its answers cost beside those of others; None in older documents."""
+    """Costs of the strategy's answers compared with those of others; None in older documents."""
     distances: Distances | None = None
-    """Over all answers; None where one of them has none."""
+    """Distances of the output distribution from both models, over all answers; None if an answer has none."""
 
     @property
     def conversations(self) -> int:
-        """What `costs` and nats are counted over: prompts, the turns of each together."""
+        """Number of prompts that `costs` and nats refer to; the turns of a conversation count as one."""
         return self.num_prompts or self.num_answers or 0
 
     def __repr__(self) -> str:
-        """One line."""
+        """Return one line."""
         speed = "" if self.speed_vs_target is None else f", {self.speed_vs_target:.2f}x"
         return f"<Row {self.strategy}: {self.tokens} tokens in {self.seconds:.2f} s{speed}>"
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows of it."""
+        """Return the HTML that a notebook shows."""
         return notebook.html_of(self)
 
 
 class Comparison(Document):
-    """Everything a comparison found."""
+    """All results of a comparison."""
 
     kind: ClassVar[str] = "comparison"
 
@@ -171,32 +171,33 @@ class Comparison(Document):
         "cascli.compare/1.6",
     ] = Field("cascli.compare/1.6", alias="schema")
     date: str | None = None
-    """When it began, in UTC as ISO 8601 has it; None in older documents."""
+    """Start time in UTC (ISO 8601); None in older documents."""
     command: str | None = None
-    """The command line, quoted for a shell; None from Python."""
+    """The command line, quoted for a shell; None if called from Python."""
     runs: list[Run]
     summary: list[Row]
     categories: dict[str, list[Row]] = Field(default_factory=dict)
-    """The same of each category of prompts, in their order; none where there are fewer than two."""
+    """Rows for each category of prompts, in order of appearance; empty if there are fewer than two categories."""
     explanation: Explanation | None = None
     """Why the fastest strategy that drafts is not faster."""
     profile: Profile | None = None
-    """The pair's steps, measured on their own beside the runs."""
+    """The pair's step times, measured separately from the runs."""
     draft_lengths: list[DraftLength] = Field(default_factory=list)
-    """How far drafts should have gone, for every way to speculate; none where steps were not timed."""
+    """How long drafts should have been, for every way to speculate; empty if steps were not timed."""
     repeats: list[list[Repeat]] = Field(default_factory=list)
-    """By repeat, then by strategy; `runs` holds the traces of the first repeat."""
+    """Totals by repeat, then by strategy; `runs` holds the traces of the first repeat."""
     spread: float | None = None
     """Interquartile range over median of the target's steps: how noisy the machine was."""
     schedule: Literal["fair", "sequential"] | None = None
-    """Whether all strategies were under way at once, in slices of equal time; None in older documents."""
+    """Whether strategies ran concurrently in equal time slices (`fair`) or one after the other (`sequential`); None in
+    older documents."""
     batch_size: int = 1
-    """How many answers of a strategy were under way at once; from 2 on times are shares of the batch's."""
+    """Number of a strategy's answers decoded concurrently; with 2 or more, times are shares of the batch's."""
     matching: Matching | None = None
-    """How settings that meet a budget were found, where rules were compared at one."""
+    """How settings that meet a budget were found, if rules were compared at a budget."""
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row a strategy, with the columns of the csv: see docs/files.md.
+        """Return one row per strategy, with the columns of the csv; see docs/files.md.
 
         Raises:
             UsageError: pandas is not installed.
@@ -206,7 +207,7 @@ class Comparison(Document):
         return tidy.frame(tidy.of_comparison(self))
 
     def __repr__(self) -> str:
-        """One line: `.summary` has a row a strategy, `.runs` every answer."""
+        """Return one line; `.summary` has a row per strategy, `.runs` every answer."""
         names = ", ".join(row.strategy for row in self.summary[:NAMED])
         more = f" and {len(self.summary) - NAMED} more" if len(self.summary) > NAMED else ""
         return f"<Comparison of {names}{more}: {len(self.runs)} answers>"
@@ -215,7 +216,7 @@ class Comparison(Document):
 
 
 def uncompared(runs: Sequence[Run]) -> Comparison:
-    """Runs that nothing was compared with, for what shows comparisons: a row a strategy."""
+    """Wrap runs that were not compared with anything, for code that shows comparisons; one row per strategy."""
     by_spec: dict[str, list[Run]] = {}
     for run in runs:
         by_spec.setdefault(run.spec, []).append(run)
@@ -224,7 +225,7 @@ def uncompared(runs: Sequence[Run]) -> Comparison:
 
 
 def repeats_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[list[Repeat]]:
-    """The totals of each strategy in each repeat, from `repeats[repeat][strategy][prompt]`."""
+    """Return the totals of each strategy in each repeat, from `repeats[repeat][strategy][prompt]`."""
     return [[_repeat(runs) for runs in columns] for columns in repeats]
 
 
@@ -235,7 +236,7 @@ def _repeat(runs: Sequence[Run]) -> Repeat:
 
 
 def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
-    """Interquartile range over median of the steps of `target`; None for fewer than eight of them."""
+    """Return the interquartile range over median of the steps of `target`; None for fewer than eight steps."""
     steps = [
         round_.seconds.verify
         for columns in repeats
@@ -250,7 +251,7 @@ def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
 
 
 def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
-    """One row a strategy from `repeats[repeat][strategy][prompt]`."""
+    """Return one row per strategy from `repeats[repeat][strategy][prompt]`."""
     first = repeats[0]
     base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == "target"), None)
     answers = {runs[0].spec: _answered(runs) for runs in first if runs}
@@ -258,11 +259,11 @@ def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
 
 
 def by_category(repeats: Sequence[Sequence[Sequence[Run]]], categories: Mapping[str, str]) -> dict[str, list[Row]]:
-    """The rows of each category of prompts, in the order in which they come; none where there are fewer than two.
+    """Return the rows of each category of prompts, in order of appearance; empty if there are fewer than two.
 
     Args:
         repeats: as for `summarise`.
-        categories: of the prompts, by their ids.
+        categories: categories by prompt id.
     """
 
     def of(run: Run) -> str:
@@ -337,7 +338,7 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         answers_same=alike.count(True) if base is not None else None,
         same_as_target=None if base is None else False if False in alike else None if None in alike else True,
         ttft=percentiles([run.metrics.ttft_seconds for run in every]),
-        # Of a batch there are shares of the time alone, and nobody waits for a share.
+        # In a batch only shares of its time are known, and they are not latencies.
         seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every if run.batch_size == 1]),
         round_seconds=percentiles(
             [round_.seconds.total for run in every if run.batch_size == 1 for round_ in run.rounds[1:]]
@@ -354,10 +355,10 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
 def _scatter(
     repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None, ratios: Sequence[float]
 ) -> dict[str, object]:
-    """The fields of a row that say how its speed scatters: over prompts if there are several, else over repeats.
+    """Return the fields of a row for the scatter of its speed: over prompts if there are several, else over repeats.
 
-    The turns of a conversation are no prompts of their own: they share what is hard about it. Where the times of
-    prompts depend on each other repeats are all that varies.
+    The turns of a conversation do not count as separate prompts, since they share what is hard about it. If the times
+    of prompts depend on each other, only repeats vary independently.
     """
     prompts, first = _by_prompt(repeats[0][column]), repeats[0][column][0]
     # In a batch prompts share their passes; with `remember` a prompt's drafts come from the answers to others.
@@ -379,14 +380,14 @@ def _scatter(
 
 
 def _totals(repeats: Sequence[Sequence[Sequence[Run]]], column: int, turns: Sequence[int]) -> tuple[float, float]:
-    """Tokens and seconds of a prompt's turns, medians over repeats."""
+    """Return tokens and seconds of a prompt's turns, medians over repeats."""
     runs = [[repeat[column][i] for i in turns] for repeat in repeats]
     tokens = median([float(sum(len(run.token_ids) for run in each)) for each in runs])
     return tokens, median([sum(run.metrics.seconds.total for run in each) for each in runs])
 
 
 def _by_prompt(runs: Sequence[Run]) -> list[list[int]]:
-    """The places of each prompt's turns."""
+    """Return the indices of each prompt's turns."""
     groups: dict[object, list[int]] = {}
     for place, prompt in enumerate(prompts_of(runs)):
         groups.setdefault(prompt, []).append(place)
@@ -403,7 +404,7 @@ def _speed(runs: Sequence[Run]) -> float:
 
 
 def _shared_mass(runs: Sequence[Run]) -> float | None:
-    """The mean over the draft model's steps, of which each made a row of logits."""
+    """Return the mean over the draft model's steps, each of which computed one row of logits."""
     known = [(m.shared_mass, m.draft_calls) for m in (run.metrics for run in runs) if m.shared_mass is not None]
     return sum(mass * calls for mass, calls in known) / sum(calls for _, calls in known) if known else None
 
@@ -415,7 +416,7 @@ def _weighted_deferral(runs: Sequence[Run]) -> float | None:
 
 
 def _alike(run: Run, target: Run) -> bool | None:
-    """Whether two answers are the same; None if they are as far as they came, and one of them was interrupted."""
+    """Return whether two answers are the same; None if one of them was interrupted before they differed."""
     if first_divergence(run, target) is not None:
         return False
     whole = "interrupted" not in (run.finish_reason, target.finish_reason)
@@ -423,9 +424,9 @@ def _alike(run: Run, target: Run) -> bool | None:
 
 
 def first_divergence(run: Run, target: Run) -> int | None:
-    """Index of the first token that differs; the shorter length if one answer is a prefix of the other.
+    """Return the index of the first token that differs; the shorter length if one answer is a prefix of the other.
 
-    None if none does, as far as an answer that was interrupted tells.
+    None if no token differs; an interrupted answer is compared up to the interruption.
     """
     pairs = zip(run.token_ids, target.token_ids, strict=False)
     shorter, longer = sorted((run, target), key=lambda each: len(each.token_ids))

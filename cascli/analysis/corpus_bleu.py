@@ -1,8 +1,8 @@
 """BLEU of a whole corpus, from counts of its answers, and how it varies with the prompts. No torch.
 
-BLEU is no mean over answers: matches and lengths are summed over the corpus first (Papineni et al. 2002). An answer is
-ten counts, in sacrebleu's order: its words, the reference's, its 1- to 4-grams that the reference has, all its 1- to
-4-grams.
+BLEU is not a mean over answers: matches and lengths are first summed over the corpus (Papineni et al. 2002). An answer
+is represented by ten counts, in sacrebleu's order: its words, the reference's words, its 1- to 4-grams that occur in
+the reference, and all its 1- to 4-grams.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.float64]
 
 ORDER = 4
-"""Of the longest n-grams."""
+"""Length of the longest n-grams."""
 COUNTS = 2 + 2 * ORDER
 Counts = Sequence[int]
 
 
 def corpus_bleu(answers: Sequence[Counts]) -> float:
-    """BLEU of all answers together, in [0, 1], as sacrebleu has it (smoothing `exp`).
+    """Return BLEU of all answers together, in [0, 1], as sacrebleu computes it (smoothing `exp`).
 
     Args:
-        answers: of each answer `COUNTS` numbers.
+        answers: `COUNTS` numbers for each answer.
     """
     return float(_bleu(_array(answers).sum(axis=0)))
 
 
 def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
-    """A 95% interval of corpus BLEU over prompts, one of `answers` each; None for fewer than two.
+    """Return a 95% interval of corpus BLEU over prompts, one of `answers` each; None for fewer than two.
 
-    The prompts are drawn again, the corpus with them (Koehn 2004); the scatter of 1,000 such corpora is taken for the
-    standard error (`statistics.from_scatter`). Fewer than six prompts have the range of the BLEU of each alone.
+    Prompts are resampled, and the corpus with them (Koehn 2004); the standard deviation of 1,000 such corpora is the
+    standard error (`statistics.from_scatter`). Fewer than six prompts get the range of the BLEU of each and of all.
     """
     counts = _array(answers)
     found = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts), same=False)
@@ -46,7 +46,7 @@ def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
 
 
 def bleu_difference_interval(ours: Sequence[Counts], theirs: Sequence[Counts]) -> Interval | None:
-    """Likewise of the difference of two corpora of answers to the same prompts, which are drawn together."""
+    """Return a 95% interval of the difference of two corpora for the same prompts, which are resampled together."""
     a, b = _array(ours), _array(theirs)
     return _interval(
         _bleu(a) - _bleu(b),
@@ -57,7 +57,7 @@ def bleu_difference_interval(ours: Sequence[Counts], theirs: Sequence[Counts]) -
 
 
 def _array(answers: Sequence[Counts]) -> Numbers:
-    """`[answers, COUNTS]`, also of none."""
+    """Return an array `[answers, COUNTS]`, even if there are no answers."""
     import numpy as np
 
     return np.array(answers, dtype=float).reshape(-1, COUNTS)
@@ -66,10 +66,10 @@ def _array(answers: Sequence[Counts]) -> Numbers:
 def _interval(
     alone: Numbers, middle: Numbers, of_corpora: Callable[[Numbers], Numbers], *, same: bool
 ) -> Interval | None:
-    """Of a statistic of each prompt alone `[n]`, of all of them, and of corpora of drawn prompts.
+    """Return an interval from a statistic of each prompt alone `[n]`, of all prompts, and of resampled corpora.
 
-    That prompts alone are alike says nothing: most have no 4-gram in common with their reference, and BLEU 0 each,
-    where the corpus has some. `same`: all counts of the two that are compared are.
+    Equal values of single prompts say nothing about scatter: most prompts share no 4-gram with their reference and have
+    BLEU 0, while the corpus shares some. `same`: whether all counts of the two compared corpora are equal.
     """
     n = len(alone)
     if n < 2 or same or n < FEWEST:
@@ -79,20 +79,20 @@ def _interval(
 
 @lru_cache(maxsize=2)
 def _draws(n: int) -> Numbers:
-    """How often each of `n` prompts is drawn into each corpus `[RESAMPLES, n]`: the same for every strategy."""
+    """Return how often each of `n` prompts is drawn into each corpus `[RESAMPLES, n]`: the same for every strategy."""
     import numpy as np
 
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 
 
 def _bleu(counts: Numbers) -> Numbers:
-    """BLEU of each row of counts `[..., COUNTS]`."""
+    """Return BLEU of each row of counts `[..., COUNTS]`."""
     import numpy as np
 
     ours, theirs = counts[..., 0], counts[..., 1]
     matches, total = counts[..., 2 : 2 + ORDER], counts[..., 2 + ORDER :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        # The i-th order without a match counts as 1 / 2^i of one.
+        # The i-th order without a match counts as 1 / 2^i of a match.
         smoothed = np.where(matches > 0, matches, 0.5 ** (matches == 0).cumsum(axis=-1)) / total
         bleu = np.exp(np.minimum(1 - theirs / ours, 0.0) + np.log(smoothed).mean(axis=-1))
     return np.where((matches.sum(axis=-1) > 0) & (total.min(axis=-1) > 0), bleu, 0.0)

@@ -1,10 +1,10 @@
-"""What decoding costs whatever it runs on: floating point operations, and bytes of weights. No torch.
+"""Hardware-independent costs of decoding: floating point operations, and bytes of weights. No torch.
 
-Both are estimates from counts. A matrix of n weights costs 2 n operations a token; attention costs 4 operations
-a token, a channel and a token looked at (scores and weighted sum). Every call reads all weights once, whatever
-the number of tokens in it; caches and activations, which are small beside them at batch size 1, are left out.
-A mixture of experts is counted as if all experts worked. An encoder-decoder's prompt is multiplied by its encoder's
-matrices, what is written by its decoder's.
+Both are estimates from counts. A matrix of n weights costs 2 n operations per token; attention costs 4 operations per
+token, channel and attended token (scores and weighted sum). Every call reads all weights once, whatever its number of
+tokens; caches and activations, which are small by comparison at batch size 1, are left out. A mixture of experts is
+counted as if all experts were active. An encoder-decoder's prompt is multiplied by the encoder's matrices, its output
+by the decoder's.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from cascli.trace import ExitInfo, ModelInfo, PairInfo
 
 
 class Use(NamedTuple):
-    """What one model did during a run."""
+    """The work of one model during a run."""
 
     calls: int
-    """Steps that the strategy took; reading the prompt is not one."""
+    """Steps that the strategy took, excluding those that read the prompt."""
     passes: int
-    """All forward passes, those over the prompt included."""
+    """All forward passes, including those over the prompt."""
     tokens: int
-    """Tokens in them."""
+    """Tokens in all passes."""
     attended: int
-    """Pairs of a token and one that it could look at."""
+    """Pairs of a token and one that it can attend to."""
     rows: int | None = None
-    """Rows of logits that were made: the output matrix is not multiplied by the others; None for all tokens."""
+    """Rows of logits that were computed; the output matrix is not applied to other tokens. None for all tokens."""
     encoded: int = 0
-    """Of the tokens those that an encoder has read, in one of the passes; each of them looks at all of them."""
+    """How many of the tokens an encoder read, in one of the passes; each of these attends to all of them."""
 
 
 class Cost(NamedTuple):
-    """What a run cost in all, apart from time."""
+    """Total cost of a run, apart from time."""
 
     draft: Use
     target: Use
     flops: float | None
-    """Floating point operations of both models; None if the size of one is not known."""
+    """Floating point operations of both models; None if the size of one is unknown."""
     weight_bytes: float | None
-    """Bytes of weights that both models read; None if the size of one is not known."""
+    """Bytes of weights that both models read; None if the size of one is unknown."""
 
 
 def cost_of(pair: PairInfo, draft: Use, target: Use, exit: ExitInfo | None = None) -> Cost:
-    """Add up the work of the two models, of which the draft may be an early exit of the target.
+    """Add up the work of the two models; the draft model may be an early exit of the target.
 
-    An exit's layers do no work twice: what they have made of drafted tokens the target goes on from, and its passes are
-    counted whole. So of the exit's operations those of the output matrix remain; but its passes read weights, and so
-    does each of the target's, which has the block's last token to read through all layers.
+    An exit's layers do no work twice: the target continues from what they computed for drafted tokens, and its own
+    passes are counted in full. So only the output matrix's operations are added for the exit. Weights are counted for
+    the passes of both, since every target pass reads the block's last token through all layers.
     """
     if exit is not None:
         drafting: ModelInfo | None = part_of(pair.target, exit)
@@ -64,7 +64,7 @@ def cost_of(pair: PairInfo, draft: Use, target: Use, exit: ExitInfo | None = Non
 
 
 def part_of(target: ModelInfo, exit: ExitInfo) -> ModelInfo:
-    """The model that an early exit is: some of the target's layers, all alike, and its whole output matrix."""
+    """Return an early exit as a model: some of the target's layers, assumed equal, and its whole output matrix."""
     share = exit.layers / exit.depth
     head = (target.output_parameters or 0) / target.parameters if target.parameters else 0.0
     width = target.attention_width

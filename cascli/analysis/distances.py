@@ -1,8 +1,8 @@
 """How far a strategy's output distribution is from both models, and what that buys. No torch.
 
-At one position TV(pi, q) + TV(pi, p) >= TV(p, q), with equality iff pi lies between p and q for every token: rejections
-and distance from the target trade one for one, and what is above that line is wasted. Summed over the positions of an
-answer, KL(pi || p) is an unbiased estimate of the KL between the laws of whole answers.
+At one position TV(pi, q) + TV(pi, p) >= TV(p, q), with equality iff pi is between p and q for every token: rejections
+and distance from the target trade one for one, and any excess is waste. Summed over the positions of an answer,
+KL(pi || p) is an unbiased estimate of the KL between the laws of whole answers.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from cascli.trace import Distances, Drafted, Round
 
 LOSSLESS_TOLERANCE = 1e-6
-"""TV(pi, p) up to which rounding in float32 is the likely cause; pi = p gives exactly 0."""
+"""Largest TV(pi, p) that is attributed to float32 rounding; pi = p gives exactly 0."""
 SUMS_BESIDE = ("tv_to_target", "tv_to_draft", "disagreement")
-"""Sums over positions at which all three distributions are known."""
+"""Fields that are sums over positions where all three distributions are known."""
 HEAD_SHARE = 0.2
 """Share of the target's best probability below which a token is outside the head of its distribution."""
 
 
 def distances(rounds: Sequence[Round]) -> Distances | None:
-    """Those of one run; None where nothing is known of any position."""
+    """Return the distances of one run; None if nothing is known at any position."""
     emitted = [token for step in rounds for token in step.emitted]
     beside = [token for token in emitted if None not in (token.tv, token.tv_to_draft, token.disagreement)]
     known = [token for token in emitted if token.kl is not None]
@@ -48,7 +48,7 @@ def distances(rounds: Sequence[Round]) -> Distances | None:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """Their sum; None of no value, or where one is not known."""
+    """Return the sum; None if there are no values, or one is unknown."""
     known = list(values)
     return math.fsum(value for value in known if value is not None) if known and None not in known else None
 
@@ -58,12 +58,12 @@ def _out_of_head(token: Drafted, regret: float | None) -> bool:
 
 
 def total(parts: Iterable[Distances | None]) -> Distances | None:
-    """Those of several runs together; None where one of them has none."""
+    """Combine the distances of several runs; None if one of them has none."""
     several = list(parts)
     known = [each for each in several if each is not None]
     if not known or len(known) < len(several):
         return None
-    beside = [each for each in known if each.positions]  # what has no such position adds nothing to sums over them
+    beside = [each for each in known if each.positions]  # others add nothing to sums over such positions
     of = dict.fromkeys(Distances.model_fields, known) | dict.fromkeys(SUMS_BESIDE, beside)
     sums = {name: _sum(getattr(each, name) for each in some) for name, some in of.items()}
     most = {name: max(getattr(each, name) for each in known) for name in ("max_tv", "overshoot")}
@@ -71,14 +71,14 @@ def total(parts: Iterable[Distances | None]) -> Distances | None:
 
 
 def waste(d: Distances) -> float | None:
-    """The mean of TV(pi, q) + TV(pi, p) - TV(p, q): what is rejected and changed beyond what one costs the other."""
+    """Return the mean of TV(pi, q) + TV(pi, p) - TV(p, q): rejections and changes beyond what the trade requires."""
     if d.tv_to_target is None or d.tv_to_draft is None or d.disagreement is None:
         return None
     return (d.tv_to_draft + d.tv_to_target - d.disagreement) / d.positions if d.positions else None
 
 
 def efficiency(d: Distances) -> float | None:
-    """Rejections saved over TV(pi, p) spent, at most 1; None for what spends nothing but rounding."""
+    """Return rejections saved over TV(pi, p) spent, at most 1; None if nothing is spent beyond rounding."""
     if d.tv_to_target is None or d.tv_to_draft is None or d.disagreement is None:
         return None
     spends = d.tv_to_target > LOSSLESS_TOLERANCE * d.positions
@@ -86,15 +86,15 @@ def efficiency(d: Distances) -> float | None:
 
 
 def nats_per_answer(d: Distances, answers: int, *, greedy: bool) -> float | None:
-    """Nats an answer: the KL of what was sampled, or at temperature 0, where that is 0 or infinite, the regret."""
+    """Return nats per answer: the KL, or at temperature 0 (where the KL is 0 or infinite) the regret."""
     if greedy:
         return None if d.regret is None else d.regret / answers
     return math.inf if d.infinite else d.kl / answers
 
 
 def out_of_head_rate(d: Distances) -> float | None:
-    """Drafts out of the head of the target's distribution, of 1,000 tokens of the answer.
+    """Return drafts outside the head of the target's distribution per 1,000 tokens.
 
-    None with `verify=block`, and where no draft was kept, as by a strategy that does not draft.
+    None with `verify=block`, and if no draft was kept, as by a strategy that does not draft.
     """
     return 1000 * d.out_of_head / d.tokens if d.kept_drafts and d.out_of_head is not None else None

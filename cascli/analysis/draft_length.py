@@ -1,4 +1,4 @@
-"""How far drafts should have gone: the best fixed k, what stops have come to, and the oracle's bound. No torch."""
+"""How long drafts should have been: the best fixed k, the speeds of stops, and the oracle's bound. No torch."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from cascli.trace import Data, Run, block_length, with_params
 
 
 class FixedLength(Data):
-    """The fixed block length that is best for a way to speculate."""
+    """The best fixed block length for one way to speculate."""
 
     k: int
     speed: float
-    """Over the target's: measured if `k` ran, else predicted from the acceptance of the one that did."""
+    """Speed over the target's: measured if `k` ran, otherwise predicted from the acceptance of the length that ran."""
     ran: int
-    """The fastest that ran."""
+    """The fastest block length that ran."""
     ran_speed: float
-    """As measured, over the target."""
+    """Measured speed of `ran` over the target's."""
     none_gains: bool = False
-    """Whether `k` alone ran, was slower than the target, and no other is predicted to be faster than the target."""
+    """Whether only `k` ran, was slower than the target, and no other length is predicted to beat the target."""
 
 
 class DraftLength(Data):
-    """One way to speculate at several lengths, speeds being over the target's for whole answers."""
+    """One way to speculate at several draft lengths; speeds are over the target's, for whole answers."""
 
     strategy: str
-    """Without what says how long to draft."""
+    """The strategy without the parameters that set the draft length."""
     fixed: FixedLength | None
-    """None where every run had a stop."""
+    """The best fixed length; None if every run had a stop."""
     stops: dict[str, float]
-    """The speed of every strategy with a stop."""
+    """Speed of every strategy with a stop."""
     oracle: float | None
-    """That of rounds which draft exactly what is kept: the best of all these runs' traces."""
+    """Speed of rounds that draft exactly what is kept: the best over all of these runs' traces."""
 
 
 def without_length(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A strategy's parameters but for k, the stop, and the stop's own, which stand between the two."""
+    """Return a strategy's parameters without k, the stop, and the stop's own parameters, which come between them."""
     kept, length = dict[str, Any](), False
     for name, value in params.items():
         length = (length or name == "stop") and name != "k"
@@ -49,16 +49,17 @@ def without_length(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float | None:
-    """The speed that these runs would have had at most, if every round had known what of its drafts is kept.
+    """Return an upper bound for the speed of these runs, had every round known which of its drafts are kept.
 
-    By timed steps: their rounds' cost over the least that the same tokens take, all other time (the prompt's left out)
-    shrinking with it. What would have passed behind a block that was kept whole is not known, so it is a bound for
-    blocks of at most k. None with `verify=block`, where what is kept depends on the block's length.
+    Based on timed steps: the gain is the cost of their rounds over the least cost of the same tokens, and all other
+    time, except reading the prompt, shrinks by the same factor. What would have passed after a block that was kept
+    whole is unknown, so this is a bound for blocks of at most k. None if drafts' steps were not timed, and with
+    `verify=block`, where what is kept depends on the block's length.
 
     Args:
-        runs: of one strategy.
+        runs: runs of one strategy.
         profile: step times.
-        speed: of these runs, over the target's.
+        speed: speed of these runs over the target's.
     """
     timed = profile_of(runs[0], profile)
     if runs[0].by_block or timed is None:
@@ -66,7 +67,7 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     rounds = [step for run in runs for step in run.rounds]
     c = timed.c if sum(run.metrics.draft_calls for run in runs) else 0.0
     last = _reads_last(runs)
-    # Of a round that the answer ends in, no more is wanted than was written of it.
+    # In a round in which the answer ends, only the tokens that were written are wanted.
     wanted = [len(step.emitted) - 1 for step in rounds]
     longest = max(block for run in runs for block in _checked(run))
     least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1), longest) for n in set(wanted)}
@@ -77,12 +78,13 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
 
 
 def counted_speed(runs: Sequence[Run], profile: Profile) -> float | None:
-    """Tokens in a target step's time by the passes that these runs made and what one takes, all other time left out.
+    """Return tokens per target step, from the passes that these runs made and their step times, without other time.
 
-    The target's own is 1. Unlike a clock it says the same of the same rounds on a busy machine, but for the step times.
+    It is 1 for the target alone. Unlike measured time, it is the same for the same rounds on a busy machine, except for
+    the step times.
 
     Args:
-        runs: of one strategy.
+        runs: runs of one strategy.
         profile: step times.
     """
     timed = profile_of(runs[0], profile)
@@ -92,25 +94,25 @@ def counted_speed(runs: Sequence[Run], profile: Profile) -> float | None:
 
 
 def _steps(runs: Sequence[Run], timed: Profile) -> float:
-    """What the runs' rounds took, in steps of the target."""
+    """Return the cost of the runs' rounds, in target steps."""
     steps = sum(run.metrics.draft_calls for run in runs)
     return (timed.c * steps if steps else 0.0) + sum(timed.v(block + 1) for run in runs for block in _checked(run))
 
 
 def _whole_blocks(runs: Sequence[Run]) -> bool:
-    """Whether more than one in twenty blocks was kept whole.
+    """Return whether more than one in twenty blocks was kept whole.
 
-    Behind such a block there stands a token that was never drafted: shorter blocks might have gone on through it, and
-    rounds that know what is kept of each block by itself are no bound for them.
+    Such a block is followed by a token that was never drafted. Shorter blocks might have continued through it, so
+    rounds that know what is kept of each single block are not a bound for them.
     """
     blocks = [step.drafted for run in runs for step in run.rounds if step.drafted]
     return 20 * sum(all(token.accepted for token in block) for block in blocks) > len(blocks)
 
 
 def _reads_last(runs: Sequence[Run]) -> bool:
-    """Whether q is read behind a block that has passed, by a draft step: whoever knows what is kept makes it too.
+    """Return whether a draft step reads q after a block that passed; the oracle has to make this step too.
 
-    In some runs no block has, and no such step was made unless one was in every round.
+    In runs without such a block, the step was made only if every round has one.
     """
     costs = runs[0].costs
     if costs is not None:
@@ -121,7 +123,7 @@ def _reads_last(runs: Sequence[Run]) -> bool:
 
 
 def _checked(run: Run) -> list[int]:
-    """The lengths of the blocks that the target read; a trace has no more of the last one than stands."""
+    """Return the lengths of the blocks that the target read; a trace has only the kept part of the last one."""
     blocks = [len(step.drafted) for step in run.rounds]
     if blocks and run.finish_reason != "length" and "stop" not in run.params:
         blocks[-1] = max(blocks[-1], block_length(run.params))
@@ -129,16 +131,16 @@ def _checked(run: Run) -> list[int]:
 
 
 def draft_lengths(runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]) -> list[DraftLength]:
-    """One account for every way to speculate, those with a stop first.
+    """Return one account for every way to speculate, those with a stop first.
 
     Args:
-        runs: of all strategies and repeats, `target` among them.
+        runs: runs of all strategies and repeats, including `target`.
         profile: step times.
-        speeds: of each strategy over `target`, as a table shows them.
+        speeds: speed of each strategy over `target`, as tables show it.
     """
     ways: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        if block_length(run.params):  # even if a stop had nothing drafted
+        if block_length(run.params):  # even if a stop prevented every draft
             way = with_params(run.strategy, without_length(run.params))
             ways.setdefault(way, {}).setdefault(run.spec, []).append(run)
     found = [_of_one_way(way, groups, runs, profile, speeds) for way, groups in ways.items()]
@@ -166,19 +168,19 @@ def _best_fixed(
     speeds: Mapping[str, float],
     oracle: float | None,
 ) -> FixedLength:
-    """What ran fastest; where one length alone ran, what its account predicts to be the best."""
+    """Return the length that ran fastest or, if only one ran, the best length that its account predicts."""
     fastest = max(fixed, key=lambda spec: speeds[spec])
     ran, k = speeds[fastest], int(fixed[fastest][0].params["k"])
     if len(fixed) > 1 or not any(run.metrics.num_draft_tokens for run in fixed[fastest]):
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
     why = account(fixed[fastest], runs, profile, whole=ran)
     if why.best_k is None or why.best_speed_up is None:
-        # Of blocks that are checked as a whole nothing is predicted.
+        # Nothing is predicted for blocks that are verified as a whole.
         none_gains = why.acceptance is not None and ran < 1
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran, none_gains=none_gains)
-    # What the prediction misses at the length that ran it is taken to miss at the other one.
+    # Assume that the prediction is off by the same factor at both lengths.
     speed = ran * why.best_speed_up / why.predicted_speed_up
     if oracle is not None and why.best_k < k and not _whole_blocks(fixed[fastest]):
-        # It takes acceptance to be the same in every round and a draft to be there: what the trace allows is less.
+        # It assumes the same acceptance in every round and that there is a draft; the trace may allow less.
         speed = min(speed, oracle)
     return FixedLength(k=why.best_k, speed=speed, ran=k, ran_speed=ran)

@@ -1,7 +1,8 @@
-"""What a model's own first layers foresee of its text, and what leaving it there could gain. No torch.
+"""How well a model's own first layers predict its text, and what an early exit could gain. No torch.
 
-Acceptance is that of drafts by the exit after n layers, position by position along texts of the target: the sum of
-min(p, q). What rounds of k drafts come to follows from all positions in their order: drafts that pass come in rows.
+Acceptance is that of drafts by the exit after n layers, at every position along texts of the target: the sum of
+min(p, q). The yield of rounds of k drafts is computed from all positions in order, since passing drafts come in
+streaks.
 """
 
 from __future__ import annotations
@@ -16,61 +17,62 @@ from cascli.trace import Data, ExitInfo
 
 
 class ExitPoint(Data):
-    """The exit after so many layers."""
+    """The exit after a given number of layers."""
 
     layers: int
-    """Of the target's, before it is left."""
+    """Number of target layers before the exit."""
     acceptance: float
     """Mean over all positions of the sum of min(p, q): at temperature 0 how often both have the same best token."""
     c: float
-    """A drafted token over a target step."""
+    """Time of a drafted token over that of a target step."""
     best_k: int
-    """The block length of the greatest speed-up, of those that were timed and at most `AUTO_DRAFTED`."""
+    """Block length with the greatest speed-up, among those that were timed and at most 16."""
     tokens_per_round: float
-    """At that k."""
+    """Tokens per round at `best_k`."""
     speed_up: float
-    """Over the target alone, predicted for that k without time outside the model; below 1 it does not pay."""
+    """Predicted speed over the target alone at `best_k`, without time outside the model; below 1 it does not pay."""
 
 
 class ExitCurve(Data):
     """All exits of a target."""
 
     depth: int
-    """How many layers it has."""
+    """Number of layers of the target."""
     trained: str | None
-    """How it is known that the checkpoint was trained to be left early; None for untrained exits."""
+    """How it is known that the checkpoint was trained for early exits; None for untrained exits."""
     temperature: float
-    """At which the texts were written and acceptance is told."""
+    """Temperature at which the texts were written, and for which acceptance is computed."""
     answers: int
-    """Texts that were looked at."""
+    """Number of texts that were evaluated."""
     tokens: int
-    """Positions in all of them."""
+    """Number of positions in all texts."""
     context: int
     """Tokens before the timed steps."""
     measured: bool
-    """Whether steps of exits were timed; else they take the share of the target's bytes that they read."""
+    """Whether exit steps were timed; otherwise they are estimated from the share of the target's bytes they read."""
     exits: list[ExitPoint]
-    """After 1, 2, ... of its layers."""
+    """The exits after 1, 2, ... layers of the target."""
 
     @property
     def best(self) -> ExitPoint:
-        """The exit of the greatest predicted speed-up."""
+        """The exit with the greatest predicted speed-up."""
         return max(self.exits, key=lambda each: each.speed_up)
 
 
 Acceptances = Sequence[Sequence[float]]
-"""Of each answer, at each of its tokens."""
+"""The acceptance of each answer, at each of its tokens."""
 
 
 def exit_point(layers: int, acceptances: Acceptances, costs: Profile) -> ExitPoint:
-    """What an exit could gain.
+    """Predict what an exit could gain.
 
-    A block costs a step at least, whatever was timed: else noise would have exits pay of which nothing is accepted.
+    A block costs at least one step, whatever was timed; otherwise noise could make an exit pay whose drafts are never
+    accepted.
 
     Args:
-        layers: after which it leaves.
-        acceptances: of its drafts.
-        costs: step times with the exit for a draft model.
+        layers: number of layers before the exit.
+        acceptances: acceptance of its drafts.
+        costs: step times with the exit as draft model.
     """
     tokens = sum(map(len, acceptances))
     found = []
@@ -85,17 +87,17 @@ def exit_point(layers: int, acceptances: Acceptances, costs: Profile) -> ExitPoi
 def exit_curve(
     by_layers: Mapping[int, Acceptances], profile: Profile, whole: ExitInfo, *, temperature: float, measured: bool
 ) -> ExitCurve:
-    """What all exits could gain.
+    """Predict what all exits could gain.
 
     Args:
         by_layers: acceptances along the same answers, for every number of layers.
-        profile: step times, those of exits among them.
-        whole: an exit of the model, for what is the same of all.
-        temperature: of the texts.
-        measured: whether the times of exits are.
+        profile: step times, including those of exits.
+        whole: any exit of the model, for the fields that all exits share.
+        temperature: temperature of the texts.
+        measured: whether the times of exits were measured.
 
     Raises:
-        ValueError: there are no times of exits.
+        ValueError: the profile has no times of exits.
     """
     points = []
     for layers, acceptances in by_layers.items():

@@ -1,7 +1,6 @@
-"""How a strategy is had: here, in vLLM and in transformers, where they have it. No torch.
+"""How to use a strategy here, and in vLLM and transformers where they have an equivalent. No torch.
 
-What is said of others is of vLLM 0.26 (`--speculative-config`) and transformers 5.23 (`generate`), as read in their
-documentation and code.
+Based on the documentation and code of vLLM 0.26 (`--speculative-config`) and transformers 5.23 (`generate`).
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ NO_STOP = "no such stop: the best fixed k stands for it"
 
 
 class Use(Data):
-    """How a strategy is used."""
+    """How to use a strategy, in cascli and elsewhere."""
 
     yaml: str
-    """For the pair's file."""
+    """The `defaults` section for the pair's file."""
     command: str
-    """A command line."""
+    """A `cascli generate` command line."""
     vllm: str | None
-    """Arguments of `vllm serve`; None where there is no equivalent."""
+    """A `vllm serve` command line; None if vLLM has no equivalent."""
     vllm_note: str | None = None
-    """What differs, or why there is none."""
+    """What differs in vLLM, or why it has no equivalent."""
     transformers: str | None
-    """Python code; None where there is no equivalent."""
+    """Python code that calls `generate`; None if transformers has no equivalent."""
     transformers_note: str | None = None
-    """As `vllm_note`."""
+    """What differs in transformers, or why it has no equivalent."""
 
 
 def use(
@@ -46,17 +45,17 @@ def use(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Use:
-    """How a strategy is used, here and elsewhere.
+    """Return how to use a strategy, here and elsewhere.
 
     Args:
-        strategy: with its parameters.
-        params: these, by name.
-        pair: says which models.
-        models: the flags that name them, such as `-c PAIR`.
-        temperature: of the sampling.
-        fixed_k: what stands for a stop where there is none.
-        top_k: of the sampling; 0 is off.
-        top_p: of the sampling.
+        strategy: the strategy with its parameters.
+        params: its parameters by name.
+        pair: the models.
+        models: flags that select the models, such as `-c PAIR`.
+        temperature: sampling temperature.
+        fixed_k: the k that replaces a stop where stops are not supported.
+        top_k: keep the most likely tokens; 0 is off.
+        top_p: keep the smallest set of this mass; 1 is off.
     """
     drawn = {"temperature": temperature} | ({"top_k": top_k} if top_k else {}) | ({"top_p": top_p} if top_p < 1 else {})
     nameless = [role.upper() for role, model in pair.models.items() if _model(model.source, "") == ""]
@@ -84,14 +83,14 @@ def use(
 
 
 def _with_names(code: str | None, note: str | None, nameless: list[str]) -> str | None:
-    """A note that says which words of the code stand for models that have no name elsewhere."""
+    """Add to a note which placeholders in the code stand for models that have no name elsewhere."""
     there = [word for word in nameless if code is not None and word in code]
     said = f"put in a model of your own for {' and '.join(there)}" if there else None
     return "; ".join(each for each in (note, said) if each) or None
 
 
 Found = tuple[str | None, str | None]
-"""Arguments, and a note."""
+"""A command line or code, and a note."""
 
 
 def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
@@ -175,14 +174,14 @@ def _transformers(
 
 
 def _lookup_differs(params: Mapping[str, Any], pair: PairInfo) -> list[str]:
-    """How transformers' prompt lookup is another one."""
+    """Return how prompt lookup in transformers differs."""
     alone = ["looks in the decoder's text alone"] if pair.target.encoder is not None else []
     first = "copies from the first place where the n-gram stood, not the latest"
     return [*([NO_STOP] if "stop" in params else []), first, *alone]
 
 
 def _no_assistant(drafter: str, pair: PairInfo) -> str | None:
-    """Why transformers has no assistant that drafts so; None if it has one."""
+    """Return why transformers has no assistant for a drafter; None if it has one."""
     if drafter not in ("model", "early-exit"):
         return f"nothing that drafts as '{drafter}' does"
     if drafter == "model" and pair.draft is not None and pair.draft.source.startswith(EAGLE3_PREFIX):
@@ -191,7 +190,7 @@ def _no_assistant(drafter: str, pair: PairInfo) -> str | None:
 
 
 def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any], list[str]]:
-    """How an assistant drafts, and what differs."""
+    """Return the settings with which an assistant drafts, and notes on what differs."""
     constant = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
     stop = params.get("stop")
     if stop == "heuristic":
@@ -205,12 +204,12 @@ def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any],
 
 
 def _length(params: Mapping[str, Any], fixed_k: int) -> int:
-    """A fixed k: the strategy's own unless a stop chooses."""
+    """Return a fixed k: the strategy's own, or `fixed_k` if a stop chooses the length."""
     return fixed_k if "stop" in params else int(params["k"])
 
 
 def _model(source: str, missing: str) -> str:
-    """A model as other tools name it; in capitals where they cannot have it by name."""
+    """Return a model's name in other tools, or the placeholder `missing` if it has none there."""
     kind, _, name = source.partition(":")
     return name.partition("@")[0] if kind == "hub" else name if kind == "path" else missing
 

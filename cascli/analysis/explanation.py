@@ -1,8 +1,8 @@
-"""Why the fastest strategy is not faster: the account of one strategy's speed. No torch.
+"""Why the fastest strategy is not faster: an account of one strategy's speed. No torch.
 
-Acceptance and overhead come from the runs; c and v(k) from a measurement of the pair's steps on their own
-(`cascli.jobs.profile`), so that the prediction is not fitted to what it predicts. Without such a measurement the
-runs' own times stand in. What was not measured is not advised: block lengths end where the timed blocks do.
+Acceptance and overhead come from the runs. c and v(k) come from a separate measurement of the pair's steps
+(`cascli.jobs.profile`), so the prediction is not fitted to what it predicts; without one, the runs' own times are used.
+Block lengths that were not timed are never recommended.
 """
 
 from __future__ import annotations
@@ -21,65 +21,70 @@ VERIFICATION = "checking a block costs more than one step"
 ACCEPTANCE = "too few drafts are accepted"
 OVERHEAD = "time outside the models"
 NOISE = 0.1
-"""Difference of measured and predicted that is taken for noise on the quietest machine."""
+"""Relative difference of measured and predicted that counts as noise even on the quietest machine."""
 TOO_NOISY = 0.3
-"""Spread of timings from which no cause is named: almost anything would agree with the prediction."""
+"""Spread of timings above which no cause is named: almost anything would agree with the prediction."""
 
 
 class Explanation(Data):
-    """The account of one strategy's speed, and what holds it back."""
+    """Account of one strategy's speed, and what limits it."""
 
     strategy: str
     acceptance: float | None
-    """Share of the tested drafted tokens that passed; those after a rejection were not tested.
+    """Share of tested drafted tokens that passed; tokens after a rejection were not tested.
 
-    Not known with `verify=block`: how many drafts stand then follows from no rate of single tests, and of no k but the
-    one that ran is anything predicted.
+    None with `verify=block`: the number of drafts kept then does not follow from a rate of single tests, and nothing is
+    predicted for any k but the one that ran.
     """
     tokens_per_round: float
     k: int
-    """At most, with a stop."""
+    """Drafted tokens per round; with a stop, the maximum."""
     stop: str | None = None
-    """What ended drafts before k tokens. Which tokens were tested then depends on it, so that of fixed lengths nothing
-    is predicted."""
+    """What ended drafts before k tokens. Which tokens were tested then depends on it, so nothing is predicted for fixed
+    lengths."""
     drafted_per_round: float | None = None
-    """With a stop, and where the drafter had fewer than k tokens to offer; None where rounds were full but for the end
-    of an answer."""
+    """Mean number of drafted tokens per round, with a stop or where the drafter had fewer than k tokens to offer; None
+    if all rounds were full, except at the end of an answer."""
     c: float
-    """A draft step over a target step; 0 where drafts take no step of a model."""
+    """Time of a draft step over that of a target step; 0 if drafts take no model step."""
     v: float
-    """A target call over the block of a round, k drafted tokens and one if it was full, over a target step."""
+    """Time of a target call over a round's block (if full, k drafted tokens plus one) over that of a target step."""
     v_extrapolated: bool = False
-    """Whether `v` lies beyond the longest block that was timed."""
+    """Whether `v` is extrapolated beyond the longest block that was timed."""
     predicted_speed_up: float
-    """From acceptance, c, v, the draft steps that rounds take, and the mean length of the answers.
+    """Speed-up predicted from acceptance, c, v, the draft steps per round, and the mean answer length.
 
-    With `verify=block` or a stop from the tokens a round that there were, in place of acceptance.
+    With `verify=block` or a stop, the measured tokens per round are used in place of acceptance.
     """
     measured_speed_up: float
     with_prompt: bool = False
-    """Whether both speed-ups are of whole answers, as in a comparison's table; else reading the prompt is left out."""
+    """Whether both speed-ups are for whole answers, as in a comparison's table; otherwise they exclude reading the
+    prompt."""
     measured_over_predicted: float | None = None
     break_even_acceptance: float | None
-    """From which acceptance blocks of k pay off, over answers of this length; None if never, or by blocks."""
+    """Acceptance above which blocks of k pay off for answers of this length; None if they never do, and with
+    `verify=block` or a stop."""
     best_k: int | None
-    """At this acceptance and these costs, of the block lengths that were timed; None if none gains, or by blocks."""
+    """Best of the timed block lengths, at this acceptance and these costs; None if none gains, and with `verify=block`
+    or a stop."""
     best_k_or_more: bool = False
-    """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
+    """Whether `best_k` is the longest that was timed, so a longer one may be better still."""
     best_speed_up: float | None = None
-    """The predicted speed-up at `best_k`; shown times `measured_over_predicted`, as what is to be expected."""
+    """Predicted speed-up at `best_k`; reports multiply it by `measured_over_predicted` to show what to expect."""
     overhead: float | None = None
-    """Share of the strategy's time that was spent outside the two models."""
+    """Share of the strategy's time after the prompt that was spent outside the two models."""
     measured_alone: bool = False
-    """Whether c and v were measured on their own, apart from the runs."""
+    """Whether c and v were measured separately from the runs."""
     predicted_with_overhead: float | None = None
-    """With the time outside both models as it was: what `measured_speed_up` is held against. None in older ones."""
+    """Speed-up predicted with the measured time outside both models, to compare with `measured_speed_up`; None in older
+    documents."""
     noise: float | None = None
-    """What measured and predicted may differ by without a reason: the spread that was seen, at least `NOISE`."""
+    """Relative difference of measured and predicted that counts as noise: the observed spread, at least 0.1."""
     bottleneck: str | None
-    """None where measured and predicted differ by more than the noise: then what holds it back is not known."""
+    """What limits the speed most; None if unknown: measured and predicted differ by more than `noise`, or `noise` is
+    above 0.3."""
     without_it: float | None
-    """The predicted speed-up if the bottleneck were gone."""
+    """Predicted speed-up without the bottleneck."""
 
 
 class Costs(NamedTuple):
@@ -88,11 +93,11 @@ class Costs(NamedTuple):
     c: float
     v: Callable[[int], float]
     longest: int
-    """The largest k that v is known of; beyond it v is extrapolated."""
+    """Largest k for which v was timed; beyond it v is extrapolated."""
 
 
 def explained(runs: Sequence[Run]) -> bool:
-    """Whether these runs hold what an explanation needs: `target`, and a strategy that drafted."""
+    """Return whether these runs contain what an explanation needs: `target`, and a strategy that drafted."""
     return any(run.strategy == "target" for run in runs) and any(run.metrics.num_draft_tokens for run in runs)
 
 
@@ -103,20 +108,20 @@ def explain(
     speeds: dict[str, float] | None = None,
     noise: float | None = None,
 ) -> Explanation | None:
-    """Explain the fastest strategy that drafted; None without `target` or without any that did.
+    """Explain the fastest strategy that drafted; None without `target` or without a strategy that drafted.
 
     Args:
-        runs: of all repeats.
-        profile: step times; of the runs themselves by default.
-        speeds: of each strategy over `target`, over whole answers, as a table shows them; from the runs by default.
-        noise: relative spread that was seen while the runs were made.
+        runs: runs of all repeats.
+        profile: step times; by default those of the runs themselves.
+        speeds: speed of each strategy over `target` for whole answers, as tables show it; from the runs by default.
+        noise: relative spread observed during the runs.
     """
     if not explained(runs):
         return None
     groups: dict[str, list[Run]] = {}
     ahead = {run.spec for run in runs if run.metrics.num_draft_tokens}
     for run in runs:
-        if run.spec in ahead:  # also answers for which there was nothing to draft
+        if run.spec in ahead:  # including answers for which there was nothing to draft
             groups.setdefault(run.spec, []).append(run)
     if speeds is None:
         return account(max(groups.values(), key=_speed), runs, profile, noise=noise)
@@ -132,14 +137,14 @@ def account(
     whole: float | None = None,
     noise: float | None = None,
 ) -> Explanation:
-    """The account of one strategy's runs beside those of `target` among `runs`.
+    """Return the account of one strategy's runs, compared with those of `target` in `runs`.
 
     Args:
         drafting: the strategy's runs.
-        runs: hold the target's.
-        profile: step times; of the runs themselves by default.
-        whole: the measured speed-up of whole answers: predictions then include the prompt, as it does.
-        noise: relative spread that was seen.
+        runs: contains the target's runs.
+        profile: step times; by default those of the runs themselves.
+        whole: measured speed-up of whole answers; if given, predictions include reading the prompt, as it does.
+        noise: relative spread that was observed.
     """
     target = [run for run in runs if run.strategy == "target"]
     profile = profile_of(drafting[0], profile)
@@ -184,7 +189,7 @@ def account(
 
 
 def profile_of(run: Run, profile: Profile | None) -> Profile | None:
-    """The step times that a run's drafts are made of; None if these were not measured."""
+    """Return the step times that apply to a run's drafts; None if they were not measured."""
     return profile if profile is None or run.exit is None else profile.leaving(run.exit)
 
 
@@ -200,52 +205,52 @@ class _Gains:
         self.acceptance = None if drafting[0].by_block else _total(drafting, "num_accepted_draft_tokens") / tested
         stop = "stop" in drafting[0].params
         self.depends = self.acceptance is not None and not stop
-        """Whether what the lengths of blocks make of a speed follows from the acceptance."""
+        """Whether the effect of the block length on the speed follows from the acceptance."""
         self._per_round = sum(len(run.token_ids) for run in drafting) / len(rounds)
         drafts, calls = _total(drafting, "num_draft_tokens"), _total(drafting, "draft_calls")
         self._extra = (calls - drafts) / len(rounds) if calls else 0.0
-        """Draft steps a round beyond those that drafted: for rules that read q behind the block."""
+        """Draft steps per round beyond those that drafted, for rules that read q after the block."""
         bonus = [round_.emitted[-1] for round_ in rounds if round_.emitted[-1].event == "bonus"]
-        # One in every round, or as many as blocks have passed: whichever is nearer to what there were.
+        # Either every round has one, or only rounds whose block passed: assume whichever is nearer to the count.
         fewer = self._extra < (1 + len(bonus) / len(rounds)) / 2
         self._if_kept = fewer and any(token.q is not None for token in bonus)
-        """Whether such a step is made behind a block that has passed alone."""
+        """Whether the extra step is taken only after a block that passed."""
         self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
         self.overhead, self._alone = _overhead(drafting), 1 / (1 - _overhead(target))
-        """Share of the time outside the models, and what a token of the target alone takes for it, in its steps."""
+        """Share of the time outside the models; `_alone` is what a token of the target alone takes, in target steps."""
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
         full = not stop and all(_full(run, k) for run in drafting)
         self._blocks = None if full else Counter(len(round_.drafted) for round_ in rounds)
-        """How often a round drafted how many tokens, where that was not always k."""
+        """Number of rounds by their number of drafted tokens; None if that was always k."""
         self.drafted = None if full else drafts / len(rounds)
         self.longest = costs.longest if full else min(costs.longest, k)
-        """The largest k that can be spoken of: what a drafter would have offered beyond its k is not known."""
+        """Largest k for which a prediction is possible: what a drafter would have offered beyond its k is unknown."""
 
     def _mean(self, value: Callable[[int], float], k: int) -> float:
-        """The mean over the rounds of what depends on their length, had they drafted at most k."""
+        """Return the mean of a function of the block length over the rounds, had they drafted at most k tokens."""
         if self._blocks is None:
             return value(k)
         return sum(value(min(n, k)) * count for n, count in self._blocks.items()) / self._blocks.total()
 
     def v(self, k: int) -> float:
-        """A target call over a round's block."""
+        """Return the time of a target call over a round's block, in target steps."""
         return self._mean(self.costs.v, k)
 
     def _drafting(self, k: int, a: float | None = None) -> float:
-        """A round's draft steps, at an acceptance."""
+        """Return the time of a round's draft steps at acceptance `a`, in target steps."""
         known = self.acceptance if a is None and self.depends else a
         if self._if_kept and known is not None:
             return self._mean(lambda n: self.costs.c * (n + known**n), k)
         return self._mean(lambda n: self.costs.c * (n + self._extra), k)
 
     def cost(self, k: int, a: float | None = None) -> float:
-        """Of a round, in target steps; at the acceptance that there was unless it is given."""
+        """Return the cost of a round in target steps, at the measured acceptance unless `a` is given."""
         return self._drafting(k, a) + self.v(k)
 
     def tokens(self, k: int, a: float | None) -> float:
-        """Of a round, at an acceptance; answers end inside a round, and short blocks are counted as they came.
+        """Return the tokens of a round at acceptance `a`, or the measured number if `a` is None.
 
-        Where there is no acceptance, as they were.
+        Takes into account that answers end inside a round; where blocks were short, their measured lengths are used.
         """
         if a is None:
             return self._per_round
@@ -254,24 +259,24 @@ class _Gains:
         return self._mean(lambda n: theory.expected_tokens(a, n), k)
 
     def _gain(self, k: int, cost: float, acceptance: float | None = None, alone: float | None = None) -> float:
-        """Over the target alone, whose token takes `alone` steps: with its time outside the models by default."""
+        """Return the speed-up over the target alone, whose token takes `alone` steps (by default with its overhead)."""
         known = self.acceptance if self.depends else None
         tokens = self.tokens(k, known if acceptance is None else acceptance)
         return self._whole(tokens * (self._alone if alone is None else alone) / cost)
 
     def predicted(self, k: int, a: float | None = None) -> float:
-        """Without any time outside the models, the target's neither; at the acceptance that there was by default."""
+        """Return the speed-up if neither side spent time outside the models, by default at the measured acceptance."""
         return self._gain(k, self.cost(k, a), a, alone=1.0)
 
     def with_overhead(self, k: int) -> float:
-        """With as much time outside the models as the runs took."""
+        """Return the speed-up with the time outside the models that the runs took."""
         return self._gain(k, self._all(k))
 
     def _all(self, k: int) -> float:
         return self.cost(k) / (1 - self.overhead)
 
     def bottleneck(self, k: int) -> tuple[str, float]:
-        """What would help most if it were free, and the speed-up without it, everything else being as it was."""
+        """Return what would help most if it were free, and the speed-up without it, all else being equal."""
         everything, verification = self._all(k), self.v(k)
         accepted = everything + self._drafting(k, 1.0) - self._drafting(k)
         ideal = {
@@ -285,12 +290,12 @@ class _Gains:
 
 
 def _overhead(runs: Sequence[Run]) -> float:
-    """Share of the time after the prompt that is outside the models."""
+    """Return the share of the time after the prompt that was spent outside the models."""
     return sum(run.metrics.seconds.other for run in runs) / _after_prefill(runs)
 
 
 def _full(run: Run, k: int) -> bool:
-    """Whether every round drafted k tokens but those that had no room for them at the end of the answer."""
+    """Return whether every round drafted k tokens, except where the end of the answer left no room for them."""
     at = 0
     for round_ in run.rounds:
         if len(round_.drafted) < k and at + k < len(run.token_ids):
@@ -300,7 +305,7 @@ def _full(run: Run, k: int) -> bool:
 
 
 def _with_prompt(drafting: Sequence[Run], target: Sequence[Run]) -> Callable[[float], float]:
-    """From a speed-up after the prompt to that of whole answers, with the times that reading it took."""
+    """Return a function that converts a speed-up after the prompt to that of whole answers, with measured prefill."""
     tokens = sum(len(run.token_ids) for run in drafting)
     prompts = sum(run.metrics.seconds.prefill for run in drafting)
     step = 1 / _speed(target)
@@ -313,9 +318,9 @@ def _in_a_profile(profile: Profile) -> Costs:
 
 
 def _in_the_runs(drafting: Sequence[Run], target: Sequence[Run], k: int) -> Costs:
-    """c and v from the runs themselves; v is taken to grow linearly up to the block that ran.
+    """Return c and v from the runs themselves; v is assumed to grow linearly up to the block that ran.
 
-    A block cannot cost less than a step: where the times say so, it is the noise that speaks.
+    A block cannot cost less than a step; if the times suggest it, that is noise, so v is at least 1.
     """
     step = sum(run.metrics.seconds.verify for run in target) / _total(target, "target_calls")
     calls = _total(drafting, "draft_calls")

@@ -1,22 +1,22 @@
-"""Repetitions in an answer: a model that says the same over and over is fast, and worth nothing. No torch."""
+"""Repetitions in an answer: a model that repeats itself endlessly is fast but useless. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 LONGEST_PERIOD = 64
-"""Tokens of the longest phrase whose repetition is looked for."""
+"""Longest phrase whose repetition is detected, in tokens."""
 TIMES = 3
-"""How often in a row a phrase has to come to be called a loop."""
+"""Number of times in a row that a phrase must occur to count as a loop."""
 SHORTEST = 24
-"""Tokens that the repetitions have at least: three equal tokens are no loop."""
+"""Minimum length of a loop in tokens: three equal tokens are not a loop."""
 
 
 def looped_tokens(ids: Sequence[int]) -> int:
-    """How many tokens lie in a stretch that is one phrase three times or more in a row."""
+    """Return the number of tokens in stretches that repeat one phrase three or more times in a row."""
     looped = [False] * len(ids)
     for period in range(1, min(LONGEST_PERIOD, len(ids) // TIMES) + 1):
-        same = 0  # tokens up to here that are what stood a period before
+        same = 0  # tokens up to here that equal the one a period earlier
         for place in range(period, len(ids) + 1):
             if place < len(ids) and ids[place] == ids[place - period]:
                 same += 1

@@ -1,4 +1,4 @@
-"""Which settings of rules meet a budget, and how that was found: plain data. No torch."""
+"""Rule settings that meet a budget, and how they were found, as plain data. No torch."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from pydantic import Field, model_validator
 from cascli.trace import Data
 
 MISS = 0.03
-"""Relative distance from a budget up to which it is called met."""
+"""Largest relative distance from a budget at which it counts as met."""
 EVEN = 0.0005
-"""Target calls per token that are not told apart."""
+"""Difference in target calls per token below which settings are not distinguished."""
 
 
 class Matched(Data):
-    """The setting with which a rule comes nearest to a budget of target calls per token, at one temperature."""
+    """The setting that brings a rule nearest to a budget of target calls per token, at one temperature."""
 
     rule: str
     alpha: float | None = None
-    """The setting of a rule that is set by alpha; None for others."""
+    """Value of alpha for rules that are tuned by it; None for others."""
     parameter: str = "alpha"
-    """By which the rule is set."""
+    """The parameter by which the rule is tuned."""
     value: float
     temperature: float
     k: int
     budget: float
     predicted: float
-    """Target calls per token, as `RuleEstimate` has them, on prompts that calibrate."""
+    """Predicted target calls per token on the calibration prompts, computed as in `RuleEstimate`."""
     met: bool
-    """Whether that is near enough to speak of this budget: within 3% of it."""
+    """Whether the budget is met: `predicted` is within 3% of it."""
     least: float | None = None
-    """The fewest calls that any setting of the rule is predicted; None in older documents, as all below."""
+    """Fewest target calls per token predicted for any setting of the rule; None in older documents."""
     most: float | None = None
-    """The most."""
+    """Most target calls per token predicted for any setting of the rule; None in older documents."""
     strategy: str | None = None
-    """With all its parameters; in older documents it has these alone."""
+    """The strategy with all its parameters; None in older documents, where rule, alpha and k are its only ones."""
 
     @model_validator(mode="before")
     @classmethod
     def _older(cls, data: Any) -> Any:
-        """Older documents know rules with an alpha alone."""
+        """Read older documents, in which every rule has an alpha."""
         return {"value": data["alpha"]} | data if isinstance(data, dict) and "alpha" in data else data
 
     @property
     def spec(self) -> str:
-        """The strategy."""
+        """The strategy with its parameters."""
         return self.strategy or f"speculative-cascade:rule={self.rule},alpha={self.alpha},k={self.k}"
 
     @property
     def setting(self) -> str:
-        """`alpha = 0.3`."""
+        """The setting as text, such as `alpha = 0.3`."""
         return f"{self.parameter} = {self.value:.10g}"
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Matched(Data):
 
     @property
     def why(self) -> str:
-        """Why a budget is not met, and what comes nearest."""
+        """Why the budget is not met, and what comes nearest."""
         near = f"nearest is {self.predicted:.3f} at {self.setting}"
         if self.least is None or self.most is None:
             return f"no {self.parameter} for {self.budget:g} target calls; {near}"
@@ -72,12 +72,12 @@ class Matched(Data):
 
 
 def met(calls: float, budget: float) -> bool:
-    """Whether calls are near enough to a budget to speak of it."""
+    """Return whether a number of calls is near enough to a budget to meet it."""
     return abs(calls - budget) <= MISS * budget
 
 
 def strategies_of(matches: Sequence[Matched]) -> dict[str, list[float]]:
-    """The strategies that meet a budget, each with the temperatures at which it does."""
+    """Return the strategies that meet a budget, each with the temperatures at which it does."""
     chosen: dict[str, list[float]] = {}
     for each in matches:
         if each.met and each.temperature not in chosen.setdefault(each.spec, []):
@@ -86,19 +86,19 @@ def strategies_of(matches: Sequence[Matched]) -> dict[str, list[float]]:
 
 
 class Matching(Data):
-    """How the settings of a comparison were found: each rule's nearest to a budget, on prompts that calibrate."""
+    """How a comparison's settings were found: each rule's nearest to each budget, on calibration prompts."""
 
     name: Literal["target_calls_per_token"] = "target_calls_per_token"
-    """Of what the budgets are."""
+    """The quantity that is budgeted."""
     matched: list[Matched]
-    """Each rule at each budget."""
+    """One entry for each rule at each budget."""
     lossless: float
-    """What is predicted of speculative decoding."""
+    """Target calls per token predicted for lossless speculation."""
     prompts: list[str]
-    """Ids of the prompts that calibrated, none of which was measured."""
+    """Ids of the calibration prompts, none of which was measured."""
     tokens: int
-    """Of their answers."""
+    """Total number of tokens in the answers to the calibration prompts."""
     mean_tail: float = 0.0
     """Mean probability of the tokens that were lumped together."""
     without_dial: list[str] = Field(default_factory=list)
-    """Rules that say no range in which they could be searched, and were left out."""
+    """Rules that were left out because they do not declare a range to search."""

@@ -1,7 +1,7 @@
-"""Numbers from a trace. Names and conventions are those of the serving engines; no torch.
+"""Metrics from a trace, with the names and conventions of serving engines. No torch.
 
-`mean_acceptance_length` counts the bonus or residual token. Drafted tokens after the end of the text are in no number
-but the costs: see `cascli.decoding.answer.Answer.add`.
+`mean_acceptance_length` counts the bonus or residual token. Drafted tokens after the end of the text are counted only
+in the costs; see `cascli.decoding.answer.Answer.add`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from cascli.trace import Emitted, Metrics, Round, Seconds
 
 
 def accepted_count(step: Round) -> int:
-    """How many drafted tokens of a round were kept."""
+    """Return the number of drafted tokens of a round that were kept."""
     return sum(token.accepted for token in step.drafted)
 
 
 def tested_count(step: Round) -> int:
-    """How many drafted tokens of a round were tested one by one: those kept, and the first one that was rejected."""
+    """Return the number of drafted tokens tested one by one in a round: those kept, plus the first rejected one."""
     kept = accepted_count(step)
     return kept + (kept < len(step.drafted))
 
 
 def acceptance_histogram(rounds: Sequence[Round], k: int) -> list[int]:
-    """Entry j of k + 1: in how many rounds exactly j drafted tokens were kept."""
+    """Return k + 1 counts; entry j is the number of rounds in which exactly j drafted tokens were kept."""
     counts = [0] * (k + 1)
     for round_ in rounds:
         counts[accepted_count(round_)] += 1
@@ -34,7 +34,7 @@ def acceptance_histogram(rounds: Sequence[Round], k: int) -> list[int]:
 
 
 def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
-    """Entry i: the share of the rounds that drafted a token at position i in which it was kept."""
+    """Return shares; entry i is the share of rounds that kept the token at position i, among those that drafted one."""
     longest = max((len(round_.drafted) for round_ in rounds), default=0)
     shares = []
     for i in range(longest):
@@ -44,7 +44,7 @@ def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
 
 
 def seconds_per_token(rounds: Sequence[Round]) -> float | None:
-    """Time per output token after the first round, whose tokens came with the first one."""
+    """Return the time per output token after the first round, whose tokens arrive together with the first one."""
     later = rounds[1:]
     tokens = sum(len(step.emitted) for step in later)
     return sum(step.seconds.total for step in later) / tokens if tokens else None
@@ -55,7 +55,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _distortion(emitted: Sequence[Emitted]) -> tuple[float | None, float | None, bool | None]:
-    """Mean and largest TV to the target and whether both are zero up to rounding; None if not known everywhere."""
+    """Return mean and largest TV to the target, and whether both are zero up to rounding; None if any is unknown."""
     values = [token.tv for token in emitted if token.tv is not None]
     if not values or len(values) < len(emitted):
         return None, None, None
@@ -75,10 +75,10 @@ def summarise(
     deferral_rate: float | None = None,
     shared_mass: float | None = None,
 ) -> Metrics:
-    """The metrics of one run over rounds of at most `k` drafted tokens.
+    """Return the metrics of one run with rounds of at most `k` drafted tokens.
 
-    `by_block`: whole prefixes of them were tested, so that no number of single tests is known.
-    `deferral_rate` overrides the mean over positions, for strategies that decide once an answer.
+    `by_block`: whole prefixes of drafts were tested, so the number of tested tokens is unknown.
+    `deferral_rate` overrides the mean over positions, for strategies that decide once per answer.
     """
     emitted = [token for round_ in rounds for token in round_.emitted]
     count = len(emitted)

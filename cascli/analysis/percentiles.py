@@ -1,4 +1,4 @@
-"""How something is distributed: its median, and how far out the rare ones are. No torch."""
+"""Percentiles of a distribution: the median, and the tail where there are enough values. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cascli.trace import Data
 
 
 class Percentiles(Data):
-    """A distribution; the outer ones only where there are enough values to speak of them."""
+    """Percentiles of a distribution; the 90th requires at least 10 values, the 99th at least 100."""
 
     p50: float
     p90: float | None
@@ -17,7 +17,7 @@ class Percentiles(Data):
 
 
 def percentiles(values: Sequence[float | None]) -> Percentiles | None:
-    """The median, and the 90th and 99th percentile of at least 10 and 100 values; None for no values."""
+    """Return the median, the 90th percentile of 10 or more values, and the 99th of 100 or more; None for no values."""
     known = [value for value in values if value is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""How long a step of each model takes, by how many tokens it reads: what speculation's speed is made of. No torch."""
+"""Step times of each model by the number of tokens read, which determine speculation's speed. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Timing(Data):
         return (self.high - self.low) / self.median
 
     def times(self, factor: float) -> Timing:
-        """What takes so many times as long."""
+        """Return the timing multiplied by a factor."""
         return Timing(median=self.median * factor, low=self.low * factor, high=self.high * factor)
 
 
@@ -39,37 +39,37 @@ class Profile(Data):
 
     context: int
     batch_size: int = 1
-    """How many texts a call reads so many tokens of; its seconds are those of the whole batch."""
+    """Number of texts per call, each with the same number of tokens; times are those of the whole batch."""
     draft: dict[int, Timing]
-    """By the number of tokens that one call reads; 1 is always there, unless there is no draft model."""
+    """Draft model calls by the number of tokens read; always includes 1, unless there is no draft model."""
     target: dict[int, Timing] = Field(min_length=1)
     exits: dict[int, Timing] = Field(default_factory=dict)
-    """One token through the target's first layers and its head, by how many layers, where that was timed."""
+    """One token through the target's first layers and its head, by the number of layers; empty if not timed."""
 
     @property
     def c(self) -> float:
-        """A draft step over a target step; 0 without a draft model."""
+        """Time of a draft step over that of a target step; 0 without a draft model."""
         return self.draft[1].median / self.target[1].median if self.draft else 0.0
 
     @property
     def longest(self) -> int:
-        """The longest block that a target call was timed over."""
+        """Longest block for which a target call was timed."""
         return max(self.target)
 
     def v(self, block: int) -> float:
-        """A target call over `block` tokens, over a target step; beyond `longest` it is extrapolated."""
+        """Return the time of a target call over `block` tokens, over a target step; extrapolated beyond `longest`."""
         times = {n: each.median for n, each in self.target.items()}
         return interpolated(times, block) / times[1]
 
     def exit_seconds(self, layers: int) -> float | None:
-        """One token through so many of the target's first layers and its head; None where no exit was timed."""
+        """Return the time of one token through the target's first layers and its head; None if no exit was timed."""
         return interpolated({n: each.median for n, each in self.exits.items()}, layers) if self.exits else None
 
     def leaving(self, exit: ExitInfo) -> Profile | None:
-        """The profile with an early exit of the target for a draft model; None where no exit was timed.
+        """Return the profile with an early exit of the target as draft model; None if this exit has no timing.
 
-        What its layers have read the target's call does not read again, but for the block's last token: the share of a
-        step that these layers take stays as it is, and the rest grows with the block as a whole call does.
+        A target call skips the exit's layers for tokens that they have already read, all but the block's last. So these
+        layers' share of a step stays constant, and the rest grows with the block as a whole call does.
         """
         seconds = self.exit_seconds(exit.layers)
         if seconds is None or exit.uncaptured:
@@ -89,12 +89,12 @@ class Profile(Data):
 
     @property
     def spread(self) -> float:
-        """The median spread of all its timings."""
+        """Median spread of all draft model and target timings."""
         return median([each.spread for each in (*self.draft.values(), *self.target.values())])
 
 
 def interpolated(values: Mapping[int, float], at: int) -> float:
-    """The value at a point: on the line between its neighbours, beyond the last along the last line, if it rises."""
+    """Interpolate linearly between neighbours; beyond the last point, continue the last line if it rises."""
     known = sorted(values)
     if at in values or len(known) == 1:
         return values[at if at in values else known[0]]
@@ -106,7 +106,7 @@ def interpolated(values: Mapping[int, float], at: int) -> float:
 
 
 def _around(known: Sequence[int], at: int) -> tuple[int, int]:
-    """The neighbours of a point among sorted ones, or the two nearest on one side."""
+    """Return the neighbours of a point among sorted ones, or the two nearest on one side."""
     above = next((i for i, point in enumerate(known) if point > at), len(known) - 1)
     place = max(above, 1)
     return known[place - 1], known[place]

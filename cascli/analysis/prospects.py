@@ -1,7 +1,7 @@
-"""What speculation could gain from step times, for several acceptance rates, alone and in batches. No torch.
+"""What speculation could gain at several acceptance rates, from step times, alone and in batches. No torch.
 
 In a batch the closed forms are the same, with the times of its passes. Verification stops being free once the weights
-are read for many rows: v(k) rises with the batch, and there is one from which speculation costs more than it brings.
+are read for many rows: v(k) rises with the batch size, and above some size speculation costs more than it gains.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Prospect(Data):
-    """What speculation gains at an acceptance rate, by theory from measured c and v(k)."""
+    """Theoretical gain of speculation at an acceptance rate, from measured c and v(k)."""
 
     acceptance: float
     best_k: int | None
-    """Of the block lengths that were timed; None if none gains."""
+    """Best of the timed block lengths; None if none gains."""
     or_more: bool = False
-    """Whether `best_k` is the longest that was timed, so that a longer one may be better still."""
+    """Whether `best_k` is the longest that was timed, so a longer one may be better still."""
     speed_up: float
-    """At the best k, below 1 if none gains."""
+    """Predicted speed-up at the best k; at most 1 if none gains."""
 
 
 def prospects(profile: Profile, acceptances: Sequence[float] = ACCEPTANCES) -> list[Prospect]:
-    """The best block length and its speed-up for several acceptance rates."""
+    """Return the best block length and its speed-up for several acceptance rates."""
     table, longest = [], profile.longest - 1
     for a in acceptances:
         k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1), longest)
@@ -43,15 +43,16 @@ class BreakEven(Data):
 
     acceptance: float
     largest: int | None
-    """Of the sizes that were timed; None if it pays for none."""
+    """Largest timed batch size for which speculation pays; None if it pays for none."""
     or_more: bool
-    """Whether that is the largest that was timed."""
+    """Whether `largest` is the largest batch size that was timed."""
 
 
 def break_even(profiles: Sequence[Profile], acceptances: Sequence[float] = ACCEPTANCES) -> list[BreakEven]:
-    """The largest batch for which speculation gains, for several acceptance rates.
+    """Return the largest batch for which speculation gains, for several acceptance rates.
 
-    A smaller one may not: times differ by chance, and a check may cost a single answer more than two.
+    Speculation may not gain in a smaller batch: times differ by chance, and a check may cost more for a single answer
+    than for two.
     """
     found = []
     most = max(profile.batch_size for profile in profiles)

@@ -1,8 +1,8 @@
-"""What a rule's answers are worth beside a coin that needs no rule. No torch.
+"""Compare a rule's answers with random deferral, which needs no rule. No torch.
 
-Whoever would pay fewer target calls an answer than speculation without loss needs can always leave a share of the
-answers, drawn by lot, to the draft model. Quality and calls of such a mixture lie on the line between the two, whatever
-the models: a rule that trades quality for cost has to be above it.
+To spend fewer target calls per answer than lossless speculation, one can always leave a randomly chosen share of the
+answers to the draft model. Quality and calls of this mixture are on the line between the two, whatever the models, so
+a rule that trades quality for cost has to be above it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from cascli.analysis.statistics import Interval, difference_interval
 
 
 class Scored(NamedTuple):
-    """One prompt's answers by one strategy: means over seeds and repeats."""
+    """One strategy's answers to one prompt: means over seeds and repeats."""
 
     quality: float
     calls: float
-    """Target calls an answer."""
+    """Target calls per answer."""
 
 
 def against_random(
     rule: Mapping[str, Scored], exact: Mapping[str, Scored], draft: Mapping[str, Scored]
 ) -> tuple[float, Interval | None] | None:
-    """The mean difference to the mixture that makes as many target calls, over the prompts that all three answered.
+    """Return the mean quality difference to the mixture with equal target calls, over prompts that all three answered.
 
-    With w = min(1, C / C_exact) it is Q - w Q_exact - (1 - w) Q_draft. The share w is estimated too: its error enters
-    by the derivative, so that the interval is that of a mean over prompts (the delta method).
+    With w = min(1, C / C_exact) it is Q - w Q_exact - (1 - w) Q_draft. The share w is estimated too; its error enters
+    through the derivative, so the interval is that of a mean over prompts (the delta method).
 
     Args:
-        rule: what is judged, by prompt.
-        exact: speculation without loss, likewise.
-        draft: the draft model alone, likewise.
+        rule: results of the rule, by prompt.
+        exact: results of lossless speculation, by prompt.
+        draft: results of the draft model alone, by prompt.
 
     Returns:
-        The difference and its interval; None without a prompt, or where the exact answers made no call.
+        The difference and its interval; None without a common prompt, or if the exact answers made no target call.
     """
     prompts = sorted(rule.keys() & exact.keys() & draft.keys())
     calls = fmean(exact[each].calls for each in prompts) if prompts else 0.0

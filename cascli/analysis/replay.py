@@ -1,8 +1,8 @@
-"""How long recorded answers would have taken if other drafts had been made along them. No torch.
+"""How long recorded answers would have taken with other drafts. No torch.
 
-An answer that follows the target's distribution would have come out alike whatever was drafted; what differs is how
-many rounds it takes. The chance with which a draft passes at each of its tokens, and what rounds cost on this machine,
-say how long.
+An answer that follows the target's distribution would have been the same whatever was drafted; only the number of
+rounds differs. The time follows from the probability that a draft passes at each of the answer's tokens, and from the
+cost of rounds on this machine.
 """
 
 from __future__ import annotations
@@ -15,79 +15,79 @@ from cascli.analysis.answer_costs import Ratio, paired
 from cascli.trace import Data
 
 TRIALS = 8
-"""Of an answer's tests, where a stop goes by how they end and they are not certain."""
+"""Number of simulations of an answer's tests, where a stop depends on outcomes that are not certain."""
 Cost = Callable[[int], float]
-"""Of a round by the tokens that it drafts, in steps of the target."""
+"""Cost of a round in target steps, by the number of tokens that it drafts."""
 Drafts = Callable[[int], Sequence[float]]
-"""Of a round that begins at a token of an answer: for each drafted token the probability that it passes."""
+"""For a round that starts at a given token of an answer: the probability that each drafted token passes."""
 
 
 class Machine(Data):
-    """What rounds cost here, measured; all but the first in steps of the target over one token."""
+    """Measured cost of rounds on this machine; a target step is one over a single token."""
 
     step_seconds: float
-    """A step of the target."""
+    """Time of a target step, in seconds."""
     c: float
-    """A step of the draft model; 0 without one."""
+    """A step of the draft model, in target steps; 0 without a draft model."""
     v: list[float]
-    """A call of the target over 1, 2, .. tokens."""
+    """A target call over 1, 2, ... tokens, in target steps."""
     outside: float
-    """Time outside the models of a round that drafts."""
+    """Time outside the models per round that drafts, in target steps."""
     outside_alone: float
-    """Likewise of a step of the target alone."""
+    """Time outside the models per token of the target alone, in target steps."""
     draft_reading: float
-    """What the draft model takes to read a prompt, over what the target takes."""
+    """Time the draft model takes to read a prompt, over the time the target takes."""
 
     @property
     def longest(self) -> int:
-        """The most drafted tokens whose check was timed."""
+        """Largest number of drafted tokens whose check was timed."""
         return len(self.v) - 1
 
     @property
     def alone(self) -> float:
-        """A token of the target alone."""
+        """Cost of a token of the target alone, in target steps."""
         return 1 + self.outside_alone
 
     def round(self, drafted: int, *, steps: float, extra: float = 0.0) -> float:
-        """A round that drafts so many tokens in `steps` steps of the draft model; `extra` is time of its own."""
+        """Return the cost of a round with `drafted` tokens, `steps` draft model steps and `extra` additional time."""
         return self.c * steps + self.v[drafted] + self.outside + extra
 
 
 class Recorded(NamedTuple):
-    """An answer as it was recorded."""
+    """A recorded answer."""
 
     prompt: Hashable
-    """To which prompt it is; turns of a conversation share it."""
+    """The prompt it answers; turns of a conversation share it."""
     tokens: int
     reading: float
-    """What the target took to read what stands before it, in steps."""
+    """Time the target took to read everything before the answer, in target steps."""
 
 
 class Deciding(Protocol):
-    """What ends drafts: see `cascli.stops.base.Stopping`."""
+    """Decides when drafts end; see `cascli.stops.base.Stopping`."""
 
     @property
     def reads(self) -> str | None:
-        """What it goes by at each position."""
+        """The number it uses at each position; None if it uses none."""
 
     def most(self, n: int) -> int:
-        """How many tokens of at most n the next round may draft."""
+        """Return how many tokens, at most n, the next round may draft."""
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        """Whether the draft model makes another step."""
+        """Return whether the draft model takes another step."""
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        """Whether a token is drawn where this was read."""
+        """Return whether a token is drawn at the position where `here` was read."""
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
-        """What a round has come to."""
+        """Take in the outcome of a round."""
 
 
 class Replayed(NamedTuple):
-    """What the recorded answers come to."""
+    """Predictions for the recorded answers."""
 
     speed: Ratio
-    """Time of the target alone over that of the strategy, whole answers, over prompts."""
+    """Time of the target alone over that of the strategy, for whole answers, paired by prompt."""
     tokens_per_round: float
 
 
@@ -99,13 +99,13 @@ def replayed(
     *,
     reads_draft: bool,
 ) -> Replayed:
-    """The speed of a strategy over the target alone, reading prompts included.
+    """Return the speed of a strategy over the target alone, reading prompts included.
 
     Args:
-        answers: as recorded.
-        machine: what steps cost.
-        costs: of each answer's rounds, in steps.
-        rounds: how many each takes.
+        answers: the recorded answers.
+        machine: the cost of steps.
+        costs: cost of each answer's rounds, in target steps.
+        rounds: number of rounds of each answer.
         reads_draft: whether the draft model reads the prompt too.
     """
     spent: dict[Hashable, tuple[float, float]] = {}
@@ -118,13 +118,13 @@ def replayed(
 
 
 def along(chances: Sequence[float], k: int) -> Drafts:
-    """Rounds of k tokens, drafted with these chances at an answer's tokens; fewer at its end."""
+    """Return rounds of k drafts, fewer at the answer's end, that pass with these probabilities at its tokens."""
     n = len(chances)
     return lambda t: chances[t : t + min(k, n - 1 - t)]
 
 
 def fixed_cost(machine: Machine, *, reads_last: bool = False, extra: Cost | None = None, model: bool = True) -> Cost:
-    """A round's cost where nothing but its length decides: one draft step a token, and one more if q is read after."""
+    """Return a round's cost by its length alone: one draft step per token, plus one if q is read after the last."""
     return lambda j: machine.round(
         j, steps=(j + reads_last) if model else 0.0, extra=0.0 if extra is None else extra(j)
     )
@@ -138,20 +138,21 @@ def with_stop(
     machine: Machine,
     toss: Callable[[], float],
 ) -> tuple[float, float]:
-    """Cost and number of the rounds of an answer whose drafts a stop ends.
+    """Return the cost and number of rounds of an answer whose drafts a stop ends.
 
-    Behind a rejected draft the draft model would have read its own text; the true one's numbers stand in.
+    After a rejected draft, the draft model would have read its own text; the recorded answer's numbers are used here.
 
     Args:
-        chances: with which a draft passes, at each token.
-        readings: what the stop goes by there.
-        begin: makes what decides of one answer.
-        most: tokens of a round, at most.
-        machine: what steps cost.
-        toss: uniforms, those of all answers one after the other: of the same ones for each the errors would add up.
+        chances: probability that a draft passes, at each token.
+        readings: the number that the stop uses, at each token.
+        begin: creates the stop's state for one answer.
+        most: the most drafted tokens per round.
+        machine: the cost of steps.
+        toss: draws uniform numbers, continuing from answer to answer: if every answer used the same numbers, the errors
+            would add up.
 
     Returns:
-        Means over trials, of which there is one where all chances are 0 or 1.
+        Means over trials; there is only one trial if all chances are 0 or 1.
     """
     certain = all(each in (0.0, 1.0) for each in chances)
     trials = [_trial(chances, readings, begin(), most, machine, toss) for _ in range(1 if certain else TRIALS)]
@@ -180,7 +181,7 @@ def _trial(
 
 
 def _drafted(readings: Sequence[float], place: int, stop: Deciding, most: int) -> tuple[int, int, list[float]]:
-    """Tokens that a round drafts, steps that it takes for them, and what its stop has read: as `by_steps` has it."""
+    """Return a round's drafted tokens, its draft steps and its stop's readings, as `by_steps` would."""
     seen: list[float] = []
     if stop.reads is None:
         return most, most, seen
@@ -195,7 +196,7 @@ def _drafted(readings: Sequence[float], place: int, stop: Deciding, most: int) -
 
 
 def lookup_drafts(copies: Sequence[Sequence[int]], text: Sequence[int], k: int) -> Drafts:
-    """Rounds that copy: what would be copied at each token of an answer, and whether it is what was written there."""
+    """Return rounds that draft the given copies at each token of an answer; a copy passes if it equals the answer."""
     n = len(text)
 
     def drafts(t: int) -> list[float]:
@@ -205,7 +206,7 @@ def lookup_drafts(copies: Sequence[Sequence[int]], text: Sequence[int], k: int) 
 
 
 def best_length(speed: Callable[[int], float], longest: int, start: int = 1) -> int:
-    """The block length of the greatest speed near `start`, going up or down while it grows; the smaller of equals."""
+    """Return the fastest block length near `start`, moving down or up while speed grows; ties go to the smaller."""
     known: dict[int, float] = {}
 
     def at(k: int) -> float:
@@ -224,7 +225,7 @@ def best_length(speed: Callable[[int], float], longest: int, start: int = 1) -> 
 def oracle(
     answers: Sequence[Recorded], machine: Machine, chances: Sequence[Sequence[float]], *, model: bool = True
 ) -> float:
-    """The speed of rounds that know how many tokens pass, and draft what pays: no way to choose lengths is faster."""
+    """Return the speed of rounds that know how many drafts pass and draft what pays: no choice of lengths is faster."""
     cost = fixed_cost(machine, model=model)
     longest = machine.longest
     least = [theory.least_cost(len(each), along(each, longest), cost, longest) for each in chances]

@@ -1,4 +1,4 @@
-"""What a comparison or a sweep must show, so that a script can stop when it does not. No torch."""
+"""Requirements on a comparison or a sweep, so that a script can stop when one is not met. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Judged(Protocol):
 
     @property
     def strategy(self) -> str:
-        """With its parameters."""
+        """The strategy with its parameters."""
 
     @property
     def lossless(self) -> bool | None:
@@ -29,15 +29,15 @@ class Judged(Protocol):
 
     @property
     def speed_vs_target(self) -> float | None:
-        """Over the target's."""
+        """Speed over the target's."""
 
     @property
     def costs(self) -> AnswerCosts | None:
-        """Of its answers."""
+        """Costs of the strategy's answers."""
 
 
 class Requirement(NamedTuple):
-    """One thing that every strategy but `target` must show."""
+    """A requirement that every strategy but `target` must meet."""
 
     text: str
     name: str
@@ -45,10 +45,10 @@ class Requirement(NamedTuple):
 
     @classmethod
     def of(cls, text: str, *, scored: bool) -> Requirement:
-        """From a flag, such as `lossless` or `length<=1.05`; `scored` where answers have a quality.
+        """Parse a flag such as `lossless` or `length<=1.05`; `scored` if answers have a quality.
 
         Raises:
-            UsageError: no such requirement, or not a bound.
+            UsageError: the requirement is unknown, or its bound is invalid.
         """
         name, sign, bound = _parts(text)
         if name not in SIGNS:
@@ -70,19 +70,19 @@ class Requirement(NamedTuple):
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """Name, sign and bound; the last two are empty where there is none."""
+    """Split into name, sign and bound; sign and bound are empty if there is none."""
     name, sign, bound = re.split(r"([<>=]+)", text, maxsplit=1) if re.search("[<>=]", text) else (text, "", "")
     return name.strip(), sign, bound.strip()
 
 
 SIGNS = {"lossless": "", "same-answer": "", "no-loops": "", "length": "<=", "speedup": ">=", "quality": ">="}
-"""What can be required, and how a bound is written."""
+"""The known requirements, each with the sign before its bound."""
 
 
 def first_violation(requirements: Sequence[Requirement], rows: Sequence[Judged]) -> str | None:
-    """The first strategy that does not show what it must, and what it shows; None if all show everything.
+    """Describe the first violation: the requirement, the strategy and what it has instead; None if all are met.
 
-    What cannot be judged is a violation too: a gate that is not looked through is shut.
+    A requirement that cannot be judged counts as violated: the gate fails closed.
     """
     target = next((row for row in rows if row.strategy == BASELINE), None)
     if requirements and all(row is target for row in rows):
@@ -134,7 +134,7 @@ def _speed(row: Judged, _: Judged | None, bound: float) -> str | None:
 
 
 def _quality(row: Judged, _: Judged | None, bound: float) -> str | None:
-    quality: float | None = getattr(row, "quality", None)  # which a sweep's rows have
+    quality: float | None = getattr(row, "quality", None)  # only a sweep's rows have one
     if quality is None:
         return "has no quality"
     return None if quality >= bound else f"has {quality:.3f}"

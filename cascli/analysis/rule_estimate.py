@@ -1,4 +1,4 @@
-"""What a rule would do along recorded prefixes: plain data. No torch."""
+"""What rules would do along recorded prefixes, as plain data. No torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class RuleEstimate(Data):
     acceptance: float
     """Mean probability that a drafted token would pass: sum over tokens of min(q, pi)."""
     deferral_rate: float | None
-    """Mean q-mass that the rule turns over to the target; None for a rule that is no choice between the models."""
+    """Mean q-mass that the rule defers to the target; None for a rule that does not choose between the models."""
     mean_tv: float
     """Mean TV(pi, p)."""
     max_tv: float
     target_calls_per_token: float
-    """Expected at the plan's k from the acceptance at every token: along the prefixes of another strategy's run."""
+    """Expected target calls per token at the plan's k, from the acceptance at every token of another strategy's run."""
     mean_tail: float = 0.0
-    """Mean probability of the tokens that were lumped together: how far a token rule's numbers can be off."""
+    """Mean probability of the tokens that were lumped together: how far off a token rule's numbers can be."""
     max_tail: float = 0.0
 
 
@@ -39,19 +39,19 @@ class RuleCurves(Document):
         "cascli.rule-curves/1.1", alias="schema"
     )
     date: str | None = None
-    """When they were made, in UTC as ISO 8601 has it; None in older documents."""
+    """Time of the estimates in UTC (ISO 8601); None in older documents."""
     command: str | None = None
     """The command line, quoted for a shell; None in older documents."""
     pair: str | None = None
     """The pair's name; None in older documents."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """As that of a sweep."""
+    """Machine and versions, and the source and precision of each model; empty in older documents."""
     k: int = 4
-    """Drafted tokens a round, for the calls."""
+    """Drafted tokens per round, used for `target_calls_per_token`."""
     estimates: list[RuleEstimate] = Field(min_length=1)
 
     def table(self) -> tidy.Table:
-        """One row an estimate, with the columns of every table."""
+        """Return one row per estimate, with the columns shared by all tables."""
         shared = tidy.Circumstances.of_loaded(self.pair, self.environment, self.date).columns()
         return tidy.table("curves", [shared | self._columns(each) for each in self.estimates])
 

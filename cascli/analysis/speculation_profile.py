@@ -1,4 +1,4 @@
-"""How many drafts are kept, in the form that serving tools read: `speculation_profile.json`, schema 1.0. No torch.
+"""Acceptance of drafts in a format that serving tools read: `speculation_profile.json`, schema 1.0. No torch.
 
 Source: NVIDIA's Model-Optimizer, `examples/specdec_bench/specdec_bench/speculation_profile.py`. NVIDIA Dynamo's
 simulator takes the conditional rates (`aic_nextn_accept_rates`), vLLM's synthetic rejection sampler the marginal ones
@@ -26,145 +26,145 @@ if TYPE_CHECKING:
 FILE = "speculation_profile.json"
 DIGITS = 6
 TOLERANCE = 0.02
-"""Of the mean against the rates, as the schema's producer has it."""
+"""Allowed difference between the mean and the rates, as in the schema's own producer."""
 METHODS = {"model": "draft_model", "prompt-lookup": "ngram"}
-"""Drafters under the names of serving engines; others keep theirs."""
+"""Serving engines' names for drafters; other drafters keep theirs."""
 CHAINS = ("draft_model", "eagle", "eagle3")
-"""Methods whose draft of n tokens begins their draft of n + 1: rates hold for shorter drafts too."""
+"""Methods whose draft of n tokens is a prefix of their draft of n + 1, so rates hold for shorter drafts too."""
 BY_BLOCK = "verify=block tests prefixes of a draft, so that these are no rates of a longest-prefix test"
 NOTHING_DRAFTS = f"{FILE}: no strategy drafts ahead here; add one, such as -s speculative:k=4"
 
 
 class Checkpoint(Data):
-    """A model as others may know it: no path of this machine."""
+    """A model, named without the full paths of this machine."""
 
     id: str
-    """Its name on the hub, or the last two parts of its path."""
+    """The model's name on the hub, or the last two parts of its path."""
     revision: str | None = None
-    """Of the hub."""
+    """Revision on the hub."""
     dtype: str
-    """Its precision."""
+    """Precision of the model."""
 
     @classmethod
     def of(cls, source: str, dtype: str) -> Self:
-        """From a model's source as runs tell it, such as `hub:Qwen/Qwen3-8B@main`."""
+        """Build from a model's source as stored in runs, such as `hub:Qwen/Qwen3-8B@main`."""
         kind, _, place = source.partition(":")
         if kind == "hub":
             name, _, revision = place.partition("@")
             return cls(id=name, revision=revision or None, dtype=dtype)
-        # A Windows path knows both kinds of slash.
+        # Windows paths accept both kinds of slash.
         parts = [part for part in PureWindowsPath(place).parts if not re.fullmatch(r"([A-Za-z]:)?[\\/]*", part)]
         return cls(id="/".join(parts[-2:]) if kind == "path" else source, dtype=dtype)
 
 
 class Conditions(Data):
-    """How it was measured."""
+    """Measurement conditions."""
 
     engine: str = f"cascli {__version__}"
-    """What ran."""
+    """The engine that ran, with its version."""
     date: str | None
-    """When it began, in UTC as ISO 8601 has it."""
+    """Start time in UTC (ISO 8601)."""
     strategy: str
-    """With all its parameters; rates of a lenient rule are of that rule."""
+    """The strategy with all its parameters; the rates of a lenient rule hold for that rule."""
     lossless: bool | None
     """Whether the output distribution was the target's at every token."""
     dataset: str | None = None
-    """Kind of a sweep's task."""
+    """Kind of a sweep's task; None outside sweeps."""
     num_prompts: int
-    """Different prompts; the turns of a conversation are one."""
+    """Number of different prompts; the turns of a conversation count as one."""
     num_decode_steps: int
-    """Rounds: the steps that the rates are shares of."""
+    """Number of rounds, from which the rates are computed."""
     temperature: float
     top_k: int
     top_p: float
     max_new_tokens: int
     concurrency: int | None
-    """Answers under way at once; None where that differed."""
+    """Number of answers decoded concurrently; None if it varied."""
     hardware: str | None
     """The device's name."""
 
 
 class MeanConsistency(Data):
-    """Whether the mean is the one that the marginal rates imply: 1 + their sum."""
+    """Whether the mean agrees with the one that the marginal rates imply: 1 + their sum."""
 
     implied_mean_accept_length: float
     """1 + the sum of the marginal rates."""
     reported_mean_accept_length: float
-    """`mean_accept_length`."""
+    """The profile's `mean_accept_length`."""
     abs_delta: float
-    """How far they are apart."""
+    """Absolute difference between the implied and the reported mean."""
     tolerance: float = TOLERANCE
-    """How far they may be."""
+    """Largest allowed difference."""
     passed: bool
-    """Whether they are near enough."""
+    """Whether the difference is within the tolerance."""
 
 
 class Monotonicity(Data):
-    """Whether no marginal rate is larger than the one before."""
+    """Whether no marginal rate is larger than the one before it."""
 
     passed: bool
-    """Whether there is none."""
+    """Whether there are no violations."""
     violations: list[dict[str, float]]
-    """Those that are, with their places."""
+    """Rates that are larger than the one before them, with their positions."""
 
 
 class Validation(Data):
-    """The checks that the schema's producer makes."""
+    """The checks that the schema's own producer makes."""
 
     mean_consistency: MeanConsistency
-    """Mean and rates against each other."""
+    """Whether the mean agrees with the marginal rates."""
     marginal_monotonicity: Monotonicity
-    """Rates against their neighbours."""
+    """Whether the marginal rates never increase."""
 
 
 class SpeculationProfile(Document):
-    """How many drafts of one strategy are kept, by place in the draft. Lengths count the bonus or residual token."""
+    """Acceptance of one strategy's drafts, by position in the draft. Lengths count the bonus or residual token."""
 
     kind: ClassVar[str] = "speculation profile"
 
     schema_version: Literal["1.0"] = "1.0"
-    """Of the schema, not of cascli's."""
+    """Version of the schema, which NVIDIA's Model-Optimizer defines; not a version of cascli's schemas."""
     measured: Literal[True] = True
-    """False in files of others that only hold the place of a measurement."""
+    """Always true; false in placeholder files from other producers."""
     producer: str = f"cascli {__version__}"
-    """What wrote it."""
+    """The program that wrote the file."""
     method: str
     """Where drafts come from: `draft_model`, `ngram`, or the drafter's own name."""
     draft_checkpoint: Checkpoint | None
-    """None where no draft model was asked."""
+    """The draft model; None if none was used."""
     target_model: Checkpoint
     """The target."""
     num_speculative_tokens: int
-    """The most drafted tokens a round."""
+    """Maximum number of drafted tokens per round."""
     block_size: None = None
-    """Of drafters that were trained for blocks of one size; none here."""
+    """Block size of drafters that were trained for a fixed one; always None here."""
     max_supported_k: int
-    """The longest draft that was measured."""
+    """Length of the longest draft that was measured."""
     verification_method: Literal["longest_prefix", "block"]
     """`block` with `verify=block`."""
     conditional_accept_rates: list[float] | None
-    """Entry i: the share of rounds that kept draft i + 1 among those that kept the i before; None with
+    """Entry i: among the rounds that kept the first i drafts, the share that also kept draft i + 1; None with
     `verify=block`."""
     marginal_accept_rates: list[float] | None
     """Entry i: the share of all rounds that kept the first i + 1 drafts; None with `verify=block`."""
     vectors_unavailable_reason: str | None = None
-    """Why there are no rates."""
+    """Why there are no rates; None if there are."""
     mean_accept_length: float
-    """Over rounds."""
+    """Mean acceptance length over all rounds."""
     mean_accept_length_per_request: float
-    """Over prompts of the mean over a prompt's rounds: short answers weigh as much as long ones."""
+    """Mean over prompts of each prompt's mean acceptance length: short answers weigh as much as long ones."""
     accept_length_model: Literal["chain_analytic", "measured_per_k"]
     """Whether the rates hold for shorter drafts too, or each length must be measured."""
     accept_length_by_k: dict[str, float]
-    """The mean over rounds at every k that was measured."""
+    """Mean acceptance length over all rounds, for every k that was measured."""
     acceptance_length_histogram: dict[str, int]
-    """In how many rounds the answer grew by so many tokens, were it not at its end."""
+    """Number of rounds by acceptance length: the tokens that a round would add if the answer did not end in it."""
     per_category: dict[str, float] | None
-    """The mean over prompts for each category of prompts; None where they have none."""
+    """Mean acceptance length over prompts, for each category of prompts; None if they have no categories."""
     measurement_conditions: Conditions
-    """How it was measured."""
+    """How the profile was measured."""
     validation: Validation | None
-    """None with `verify=block`."""
+    """Consistency checks of the rates; None with `verify=block`."""
 
     def to_json(self, indent: int | None = 2) -> str:
         """Serialise to one JSON document, indented by default."""
@@ -173,30 +173,30 @@ class SpeculationProfile(Document):
 
 @dataclass(frozen=True)
 class Kept:
-    """What was kept of the drafts for a prompt."""
+    """The drafts that were kept for a prompt."""
 
     prompt: str
     category: str
     rounds: Sequence[int]
-    """Entry j: in how many rounds exactly j drafted tokens were kept."""
+    """Entry j: the number of rounds in which exactly j drafted tokens were kept."""
 
 
 class Drafting(NamedTuple):
-    """A strategy by its name and parameters."""
+    """A strategy's name and parameters."""
 
     name: str
     params: Mapping[str, Any]
 
     @property
     def alike(self) -> dict[str, Any]:
-        """What strategies share that differ in a fixed k alone."""
+        """What strategies have in common if they differ only in a fixed k."""
         return {"name": self.name, **self.params, "k": self.params.get("k") == "auto"}
 
 
 def described(strategies: Iterable[Drafting]) -> list[Drafting]:
-    """What a profile is of: the first strategy that speculates exactly, at every k; the longest k first.
+    """Return the strategies that a profile describes: the first exact speculation at every k, the longest k first.
 
-    Of lenient ones the first if none is exact, and nothing if none drafts ahead.
+    If none is exact, the first lenient strategy is used; if none drafts ahead, the list is empty.
     """
     drafting = [each for each in strategies if block_length(each.params)]
     first = next((each for each in drafting if each.name == "speculative"), drafting[0] if drafting else None)
@@ -205,13 +205,13 @@ def described(strategies: Iterable[Drafting]) -> list[Drafting]:
 
 
 def histogram(metrics: Iterable[Metrics]) -> list[int]:
-    """Entry j: in how many rounds of all these runs exactly j drafted tokens were kept."""
-    # A run that drafted nothing has rounds all the same, in which nothing was kept.
+    """Return counts; entry j is the number of rounds of all these runs in which exactly j drafted tokens were kept."""
+    # A run that drafted nothing still has rounds, in which nothing was kept.
     return added(m.acceptance_histogram or [m.num_rounds] for m in metrics)
 
 
 def added(histograms: Iterable[Sequence[int]]) -> list[int]:
-    """The histogram of all of them."""
+    """Return the sum of histograms of any lengths."""
     return [sum(counts) for counts in zip_longest(*histograms, fillvalue=0)]
 
 
@@ -224,15 +224,15 @@ def profile(
     target: Checkpoint,
     **conditions: Any,
 ) -> SpeculationProfile:
-    """The profile of a strategy.
+    """Return the profile of a strategy.
 
     Args:
-        strategy: it drafts ahead.
-        kept: of its answers, at least one round.
-        by_k: the same of strategies that differ in k alone, itself among them.
-        draft: the draft model, if it was asked.
+        strategy: a strategy that drafts ahead.
+        kept: the drafts kept in its answers, with at least one round.
+        by_k: the drafts kept by strategies that differ only in k, including this one.
+        draft: the draft model, if it was used.
         target: the target.
-        conditions: the fields of `Conditions` that answers do not tell.
+        conditions: the fields of `Conditions` that do not follow from the answers.
     """
     k, blocks = block_length(strategy.params), by_block(strategy.params)
     method = METHODS.get(strategy.params.get("draft", "model"), strategy.params.get("draft", ""))
@@ -270,7 +270,7 @@ def profile(
 
 
 def _marginal(counts: Sequence[int], k: int) -> list[float]:
-    """Entry i of k: the share of rounds that kept more than i drafts."""
+    """Return k shares; entry i is the share of rounds that kept more than i drafts."""
     beyond = [sum(counts[i + 1 :]) for i in range(k)]
     return [each / sum(counts) for each in beyond]
 
@@ -284,7 +284,7 @@ def _mean(counts: Sequence[int]) -> float:
 
 
 def _by_prompt(kept: Sequence[Kept]) -> dict[str, tuple[str, float]]:
-    """Each prompt's category, and the mean over all its rounds."""
+    """Return each prompt's category, and the mean acceptance length over all its rounds."""
     groups: dict[str, list[Kept]] = {}
     for each in kept:
         groups.setdefault(each.prompt, []).append(each)
@@ -313,7 +313,7 @@ def _validation(mean: float, marginal: Sequence[float]) -> Validation:
 
 
 def of_comparison(comparison: Comparison) -> SpeculationProfile:
-    """The profile of the strategy in a comparison that `described` names, from its first repeat.
+    """Return the profile of a comparison's strategy that `described` selects, from its first repeat.
 
     Raises:
         UsageError: no strategy drafts ahead.

@@ -10,15 +10,15 @@ from typing import Literal, NamedTuple
 IntervalKind = Literal["95%", "range", "no scatter"]
 LEVEL = 0.95
 RESAMPLES = 1000
-"""Draws of a bootstrap."""
+"""Number of bootstrap resamples."""
 ROUNDING = 1e-12
-"""By which values differ that are the same but for the order of operations."""
+"""Tolerance for values that differ only by the order of operations."""
 FEWEST = 6
-"""Values from which an interval can be spoken of; what fewer ones span is a range."""
+"""Fewest values for which an interval is computed; fewer values get a range."""
 
 
 class Interval(NamedTuple):
-    """Two bounds, and what they are: a 95% interval, the range of a few values, or values that are all the same."""
+    """Two bounds, and what they are: a 95% interval, the range of a few values, or no scatter: all are equal."""
 
     low: float
     high: float
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the sorted values lie, on the line between neighbours."""
+    """Return the value below which `share` of the values are, interpolated linearly between neighbours."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = int(place)
@@ -35,10 +35,10 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:
-    """A 95% interval of the median of values that vary independently, however they do; None for fewer than two.
+    """Return a distribution-free 95% interval of the median of independent values; None for fewer than two.
 
-    Between the r-th smallest and the r-th largest value, r being the largest number for which the median lies outside
-    in at most one of twenty samples: each value is above it with probability 1/2.
+    It spans the r-th smallest to the r-th largest value, with the largest r for which the median is outside in at most
+    one of twenty samples: each value is above the median with probability 1/2.
     """
     n = len(values)
     whole = span(values)
@@ -53,10 +53,10 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """A 95% interval of the mean of scores in [0, 1] that vary independently; None for fewer than two.
+    """Return a 95% interval of the mean of independent scores in [0, 1]; None for fewer than two.
 
-    Wilson's for scores of 0 and 1. For others Student's, with half a made-up score at either end of the scale: among a
-    few scores that are all nearly alike, the rare one that is not has often not been met yet.
+    Wilson's interval for scores of 0 and 1. For others Student's, with half a pseudo-score at each end of the scale: a
+    few scores that are nearly equal often do not yet include the rare one that is not.
     """
     if len(values) < FEWEST:
         return span(values)
@@ -66,10 +66,10 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def difference_interval(values: Sequence[float]) -> Interval | None:
-    """A 95% interval of the mean of paired differences in [-1, 1]; None for fewer than two.
+    """Return a 95% interval of the mean of paired differences in [-1, 1]; None for fewer than two.
 
-    Student's, with a quarter of a made-up difference at either end. Where all differences are the same they say nothing
-    of how they vary: that is told instead.
+    Student's, with a quarter of a pseudo-difference at each end of the scale. Differences that are all equal carry no
+    information about their variance, so the result is marked "no scatter" instead.
     """
     whole = span(values)
     if whole is None or whole.kind == "no scatter" or len(values) < FEWEST:
@@ -78,20 +78,19 @@ def difference_interval(values: Sequence[float]) -> Interval | None:
 
 
 UNSEEN = 2.0
-"""How far the ratio of a prompt may be from the others' that has not been met: counts and lengths of answers double."""
+"""Factor by which an unseen prompt's ratio may differ from the others': answers can double in calls and length."""
 UNSEEN_RATE = 1.25
-"""Likewise of the time for a token, which does not double with a loop."""
+"""Factor by which an unseen prompt's ratio of times per token may differ: these do not double with a loop."""
 
 
 def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSEEN) -> Interval | None:
-    """A 95% interval of a ratio of totals over prompts, each a group of pairs by seed; None for fewer than two prompts.
+    """Return a 95% interval of a ratio of totals over prompts, each a group of pairs by seed; None for fewer than two.
 
-    A paired bootstrap over prompts: a group counts as the mean of its pairs, whose scatter over seeds is part of how
-    groups differ. How the logarithm of the ratio scatters over 1,000 of such draws is taken for its standard error,
-    with what so few prompts hide of it: n / (n - 1) of the variance, half a made-up prompt whose ratio is `unseen`
-    times as large or small, and Student's quantile. Fewer than six prompts get their range, and so do
-    prompts of which nearly all have nothing above the line. Of what no prompt has
-    shown, such as a rare loop, no interval knows.
+    A paired bootstrap over prompts. A group counts as the mean of its pairs; their scatter over seeds is part of the
+    differences between groups. The standard error is that of the log ratio over 1,000 resamples, widened for what few
+    prompts hide: the variance times n / (n - 1), half a pseudo-prompt whose ratio is `unseen` times as large or small,
+    and Student's quantile. Fewer than six prompts get their range, and so do prompts nearly all of which have a
+    numerator of 0. No interval covers what no prompt has shown, such as a rare loop.
     """
     return _of_totals([tuple(fmean(pair[i] for pair in group) for i in (0, 1)) for group in groups], (1, -1), unseen)
 
@@ -99,13 +98,16 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: floa
 def rate_ratio_interval(
     prompts: Sequence[tuple[float, float, float, float]], unseen: float = UNSEEN_RATE
 ) -> Interval | None:
-    """As `ratio_interval`, of (a / b) / (c / d) of totals, such as tokens over seconds of two strategies."""
-    return _of_totals(sorted(prompts), (1, -1, -1, 1), unseen)  # the same in whatever order they ended
+    """Return the interval of (a / b) / (c / d) of totals, such as two strategies' tokens over seconds.
+
+    See `ratio_interval`.
+    """
+    return _of_totals(sorted(prompts), (1, -1, -1, 1), unseen)  # sorted: independent of the order in which they ended
 
 
 def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen: float) -> Interval | None:
-    """Of the product of the totals of each column, to these powers."""
-    ratios = [_product(each, powers, 1) / _product(each, powers, -1) for each in prompts]  # exactly 1 of equals
+    """Return the interval of the product of the columns' totals, each raised to its power."""
+    ratios = [_product(each, powers, 1) / _product(each, powers, -1) for each in prompts]  # exactly 1 for equals
     whole, n = span(ratios), len(prompts)
     if whole is None or whole.kind == "no scatter" or n < FEWEST:
         return whole
@@ -113,7 +115,7 @@ def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen
 
     columns = np.array(prompts)
     totals = columns[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].sum(axis=1)
-    if totals.min() <= 0:  # nearly all prompts have nothing: there is no logarithm whose scatter could be told
+    if totals.min() <= 0:  # nearly all prompts have a 0, so the log ratio has no finite scatter
         return whole
     scatter = float((np.log(totals) @ np.array(powers)).std()) * math.sqrt(n / (n - 1))
     error = math.hypot(scatter, math.log(unseen) * math.sqrt(0.5) / n)
@@ -123,21 +125,21 @@ def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen
 
 
 def _product(values: Sequence[float], powers: Sequence[int], power: int) -> float:
-    """Of those that are to this power."""
+    """Return the product of the values with this power."""
     return math.prod(value for value, each in zip(values, powers, strict=True) if each == power)
 
 
 def ratio_of_totals(groups: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """The sum of the groups' means of the first values over that of the second ones."""
+    """Return the sum of the groups' mean first values over that of their mean second values."""
     above, below = (math.fsum(fmean(pair[i] for pair in group) for group in groups) for i in (0, 1))
     return above / below
 
 
 def from_scatter(middle: float, scatter: float, n: int) -> Interval:
-    """A 95% interval around a score in [0, 1] of `n` prompts, or a difference, whose bootstrap has this deviation.
+    """Return a 95% interval around a score in [0, 1] of `n` prompts, or a difference, from its bootstrap deviation.
 
-    With what so few prompts hide: n / (n - 1) of its variance, and a quarter of a made-up prompt whose score is as far
-    away as can be, in either direction, since the rare prompt on which answers differ has often not been met yet.
+    Widened for what few prompts hide: the variance times n / (n - 1), and a quarter of a pseudo-prompt with the most
+    distant possible score in each direction, since a rare prompt on which answers differ has often not been seen yet.
     """
     error = math.hypot(scatter * math.sqrt(n / (n - 1)), math.sqrt(0.5) / n)
     half = _t_quantile((1 + LEVEL) / 2, n - 1) * error
@@ -145,7 +147,7 @@ def from_scatter(middle: float, scatter: float, n: int) -> Interval:
 
 
 def span(values: Sequence[float]) -> Interval | None:
-    """The least and the greatest of a few values; None for fewer than two."""
+    """Return the smallest and the largest of a few values; None for fewer than two."""
     if len(values) < 2:
         return None
     low, high = min(values), max(values)
@@ -154,7 +156,7 @@ def span(values: Sequence[float]) -> Interval | None:
 
 
 def _wilson(successes: float, n: int) -> Interval:
-    """Wilson's score interval of a proportion."""
+    """Return Wilson's score interval of a proportion."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     share, spread = successes / n, z * z / n
     middle = (share + spread / 2) / (1 + spread)
@@ -163,19 +165,19 @@ def _wilson(successes: float, n: int) -> Interval:
 
 
 def _student(values: Sequence[float], lowest: float, highest: float, weight: float) -> Interval:
-    """Student's interval of the mean over the values and two more at the ends of the scale, of this weight each."""
+    """Return Student's interval of the mean of the values and two more of this weight at the ends of the scale."""
     count = len(values) + 2 * weight
     middle = (math.fsum(values) + weight * (lowest + highest)) / count
     squares = math.fsum((value - middle) ** 2 for value in values)
     squares += weight * ((lowest - middle) ** 2 + (highest - middle) ** 2)
     half = _t_quantile((1 + LEVEL) / 2, len(values) - 1) * math.sqrt(squares) / count
-    # Half a score at the ends also pulls towards the middle of the scale: never past the mean that was seen.
+    # The added scores also pull towards the middle of the scale, but the interval keeps the observed mean.
     seen = fmean(values)
     return Interval(max(min(middle - half, seen), lowest), min(max(middle + half, seen), highest), "95%")
 
 
 def _t_quantile(share: float, freedom: int) -> float:
-    """Student's quantile by Abramowitz and Stegun's expansion 26.7.5: three digits from 5 degrees of freedom on."""
+    """Return Student's quantile by Abramowitz and Stegun's expansion 26.7.5: three digits for freedom >= 5."""
     z = NormalDist().inv_cdf(share)
     terms = (
         z,

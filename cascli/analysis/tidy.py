@@ -1,7 +1,7 @@
-"""Results as tidy tables: one row an observation, and the same columns whoever measured it. No torch.
+"""Results as tidy tables: one row per observation, with the same columns for all commands. No torch.
 
-`compare`, `sweep`, `bench` and `verify` write their csv and Parquet files, and Python its data frames, from the rows
-that are made here; `cascli.analysis.columns` says what each column is called and means.
+The csv and Parquet files of `generate`, `compare`, `sweep`, `bench` and `verify`, and data frames in Python, are made
+from the rows that are built here; `cascli.analysis.columns` defines the name and meaning of each column.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Record = dict[str, Value]
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What all rows of a table have in common."""
+    """Values that all rows of a table share."""
 
     pair: str | None = None
     draft_dtype: str | None = None
@@ -43,7 +43,7 @@ class Circumstances:
 
     @classmethod
     def of(cls, pair: PairInfo, environment: Mapping[str, str], date: str | None) -> Circumstances:
-        """Those of a document that tells its pair."""
+        """Build from a document that contains its pair."""
         return cls(
             pair=pair.name,
             draft_dtype=None if pair.draft is None else pair.draft.dtype,
@@ -55,18 +55,18 @@ class Circumstances:
 
     @classmethod
     def of_loaded(cls, pair: str | None, about: Mapping[str, str], date: str | None) -> Circumstances:
-        """Those of a sweep, which tells of each model its source and behind that its precision."""
+        """Build from a sweep's environment, which has each model's source followed by its precision."""
         draft, target = (about[role].rpartition(" ")[2] if role in about else None for role in ("draft", "target"))
         device = about.get("target device")
         return cls(pair=pair, draft_dtype=draft, target_dtype=target, device=device, date=date, **machine(about))
 
     def columns(self) -> Record:
-        """As columns."""
+        """Return the values as columns."""
         return asdict(self)
 
 
 def machine(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Hardware, threads and version from a document's environment; what an older one does not say is None."""
+    """Return hardware, threads and version from a document's environment; None for what an older one lacks."""
     threads = environment.get("threads", "")
     return {
         "hardware": environment.get("device"),
@@ -76,14 +76,14 @@ def machine(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Table(NamedTuple):
-    """Rows with the same columns, each of one type."""
+    """Rows with the same columns; each column has one type."""
 
     columns: dict[str, type]
     records: list[Record]
 
 
 def table(kind: TableKind, rows: Iterable[Mapping[str, Value]]) -> Table:
-    """Rows as a table of a kind: its columns in their order, parameters that only some strategies have among them."""
+    """Build a table of a kind: its columns in order, including parameters that only some strategies have."""
     rows = list(rows)
     known = {column.name: column.type for column in columns_of(kind)}
     more = sorted({key for row in rows for key in row} - known.keys())
@@ -93,14 +93,14 @@ def table(kind: TableKind, rows: Iterable[Mapping[str, Value]]) -> Table:
         columns[name] = declared
         if name == last:
             columns |= {key: _type_of([row.get(key) for row in rows]) for key in more}
-    for name in (name for name in columns if name in known):  # such as a k that is no number
+    for name in (name for name in columns if name in known):  # such as a k that is not a number
         if any(not _fits(row.get(name), columns[name]) for row in rows):
             columns[name] = str
     return Table(columns, [{name: _as(row.get(name), kind_) for name, kind_ in columns.items()} for row in rows])
 
 
 def _type_of(values: Iterable[Value]) -> type:
-    """The narrowest type that holds all of them."""
+    """Return the narrowest type that holds all values."""
     there = [value for value in values if value is not None]
     return next((each for each in (bool, int, float) if all(_fits(value, each) for value in there)), str)
 
@@ -118,18 +118,18 @@ def _as(value: Value, kind: type) -> Value:
 
 
 def strategy_columns(spec: str) -> Record:
-    """A strategy as columns: the whole text, its name, and a column a parameter."""
+    """Return a strategy as columns: the whole spec, the name, and one column per parameter."""
     name, _, rest = spec.partition(":")
     given = dict(part.partition("=")[::2] for part in rest.split(",") if part)
     if "k" in given:
-        given.setdefault("draft", "model")  # what every speculating strategy takes where its text says nothing
+        given.setdefault("draft", "model")  # the default of every strategy that drafts
     taken = {column.name for column in COLUMNS} - {*PARAMETERS}
     params = {PREFIX + key if key in taken else key: _value(value) for key, value in given.items()}
     return {"strategy": spec, "name": name, **params}
 
 
 def _value(text: str) -> Value:
-    """A parameter's text as what it is."""
+    """Convert a parameter's text to the type of its value."""
     if text in ("True", "False"):
         return text == "True"
     for kind in (int, float):
@@ -141,13 +141,13 @@ def _value(text: str) -> Value:
 
 
 def interval_columns(name: str, interval: tuple[float, float] | None, kind: str | None) -> Record:
-    """An interval as two columns and what it is; all empty where there is none."""
+    """Return an interval as two bounds and its kind; all empty if there is none."""
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high, f"{name}_kind": None if interval is None else kind}
 
 
 def of_comparison(comparison: Comparison) -> Table:
-    """One row a strategy."""
+    """Return one row per strategy."""
     first = comparison.runs[0]
     shared = Circumstances.of(first.pair, first.environment, comparison.date or first.date).columns()
     sampling = first.sampling
@@ -162,7 +162,7 @@ def of_comparison(comparison: Comparison) -> Table:
 
 
 def of_runs(runs: Sequence[Run]) -> Table:
-    """One row an answer."""
+    """Return one row per answer."""
     return table("generate", map(_answer, runs))
 
 
@@ -199,7 +199,7 @@ def _over(total: float | None, tokens: int) -> float | None:
 
 
 def row_columns(row: Row) -> Record:
-    """What a comparison found of one strategy."""
+    """Return a comparison's results for one strategy."""
     values = row.model_dump(exclude={"costs", "distances"}) | {"exit": row.exit and row.exit.label}
     values |= cost_columns(row.costs) | distance_columns(row.distances, row.conversations)
     values |= interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
@@ -213,7 +213,7 @@ def row_columns(row: Row) -> Record:
 
 
 def cost_columns(costs: AnswerCosts | None) -> Record:
-    """What answers cost beside others; nothing of an older document."""
+    """Return the costs of answers compared with others; empty for an older document."""
     if costs is None:
         return {}
     found: Record = {
@@ -245,7 +245,7 @@ def _ratio_columns(name: str, ratio: Ratio | None) -> Record:
 
 
 def distance_columns(d: Distances | None, answers: int | None) -> Record:
-    """How far the output distribution is from both models; nothing where it is not known."""
+    """Return how far the output distribution is from both models; empty if unknown."""
     if d is None or not answers:
         return {}
     return {
@@ -260,7 +260,7 @@ def distance_columns(d: Distances | None, answers: int | None) -> Record:
 
 
 def of_bench(bench: Bench) -> Table:
-    """One row a model, context and block length, and one a k of decoding at a synthetic acceptance rate."""
+    """Return a row per model, context and block length, and a row per k of decoding at a synthetic acceptance rate."""
     shared = Circumstances.of(bench.pair, bench.environment, bench.date).columns()
     shared |= {"copy_bytes_per_second": bench.copy_bytes_per_second}
     rows: list[Record] = []
@@ -304,7 +304,7 @@ def _synthetic(bench: Bench) -> list[Record]:
             "models_share": found.target_models_share,
         }
     ]
-    # An older document tells accounts alone.
+    # Older documents have only accounts.
     for account, speed, share in islice(
         zip_longest(found.accounts, found.tokens_per_second, found.models_share), len(found.accounts)
     ):
@@ -323,7 +323,7 @@ def _synthetic(bench: Bench) -> list[Record]:
 
 
 def _of_batches(bench: Bench) -> list[Record]:
-    """What was decoded in batches; `target` is k = 0."""
+    """Return what was decoded in batches; `target` is k = 0."""
     alone = {run.batch_size: run.tokens_per_second for run in bench.batch_runs if run.k == 0}
     return [
         {
@@ -339,11 +339,11 @@ def _of_batches(bench: Bench) -> list[Record]:
 
 
 _DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "object"}
-"""Of pandas: integers and bools that may be missing stay what they are."""
+"""The pandas types; integers and bools keep their type even if values are missing."""
 
 
 def frame(found: Table) -> pandas.DataFrame:
-    """The table as a pandas data frame.
+    """Return the table as a pandas data frame.
 
     Raises:
         UsageError: pandas is not installed.

@@ -1,4 +1,4 @@
-"""How an answer to a task is to be written: the task's own settings, and flags that go before them. No torch."""
+"""How to generate an answer to a task: the task's own settings, and flags that take precedence. No torch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from cascli.sampling.parameters import Sampling
 from cascli.settings import Settings
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of the longest answer, the first of which counts."""
+"""Names of the maximum answer length; the first one that is set counts."""
 DEFAULT_LENGTH = 256
-"""Where a task does not say, as lm-evaluation-harness has it."""
+"""The maximum length if a task sets none, as in lm-evaluation-harness."""
 HONOURED = (*LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p", "seed")
 NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1, "min_p": 0.0, "use_cache": True, "num_return_sequences": 1}
-"""Other settings, where they change nothing."""
+"""Values of other settings that change nothing."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How one answer is written."""
+    """The settings for one answer."""
 
     sampling: Sampling
     max_new_tokens: int
     stop: tuple[str, ...]
     seed: int
     not_honoured: tuple[str, ...]
-    """Settings of the task that no strategy has, as `name=value`."""
+    """Settings of the task that strategies do not support, as `name=value`."""
 
     @classmethod
     def of(cls, task: Mapping[str, Any], given: Settings) -> Self:
-        """From a task's `generation_kwargs`, and what flags say.
+        """Build from a task's `generation_kwargs` and the flags.
 
-        Greedy unless the task says `do_sample: true`, or names a temperature without saying `do_sample: false`.
+        Greedy unless the task sets `do_sample: true`, or a temperature without `do_sample: false`.
         """
         until = task.get("until") or []
         length = next((task[name] for name in LENGTHS if task.get(name) is not None), DEFAULT_LENGTH)

@@ -1,4 +1,4 @@
-"""What is asked of lm-evaluation-harness itself: its tasks, and an evaluation of one model on them."""
+"""The calls into lm-evaluation-harness: its tasks, and an evaluation of one model on them."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 INSTALL = "cascli eval needs lm-evaluation-harness: pip install 'cascli[eval]'"
 LEAVE = "HF_ALLOW_CODE_EVAL"
-"""The variable by which `evaluate`'s metrics of code are allowed to run it."""
+"""Environment variable that allows `evaluate`'s code metrics to run code."""
 SHOWN = 3
-"""Names that are suggested in place of an unknown one."""
+"""Number of names that are suggested in place of an unknown one."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked of every strategy."""
+    """What every strategy is evaluated on, and how."""
 
     tasks: Sequence[str]
     include_path: Path | None = None
-    """A folder of task files beside those of the package."""
+    """A folder of task files, in addition to those of the package."""
     limit: int | None = None
-    """Documents a task at most."""
+    """Maximum number of documents per task."""
     num_fewshot: int | None = None
     chat: bool = False
-    """Through the pair's chat template, with examples as earlier turns."""
+    """Whether prompts go through the pair's chat template, with examples as earlier turns."""
     system: str | None = None
     unsafe: bool = False
     """Whether tasks may run code that models write."""
     offline: bool = False
-    """Whether documents are those that were fetched before."""
+    """Whether to use only documents that were fetched before."""
 
 
 def version() -> str:
-    """The version of lm-evaluation-harness.
+    """Return the version of lm-evaluation-harness.
 
     Raises:
         UsageError: it is not installed.
     """
     try:
-        import lm_eval  # noqa: F401 - only whether it is there
+        import lm_eval  # noqa: F401 - only checks that it is installed
     except ImportError as error:
         missing = error.name or ""
         if missing.partition(".")[0] == "lm_eval":
@@ -64,10 +64,10 @@ def version() -> str:
 
 
 def task_manager(asking: Asking) -> Any:
-    """The tasks that there are, with those of `include_path`.
+    """Return the manager of the available tasks, including those of `include_path`.
 
     Raises:
-        UsageError: the package is not installed, there is no such folder, or a task is unknown.
+        UsageError: the package is not installed, the folder does not exist, or a task is unknown.
     """
     version()
     from lm_eval.tasks import TaskManager
@@ -79,7 +79,7 @@ def task_manager(asking: Asking) -> Any:
     if path is not None:
         own = TaskManager(include_path=path, include_defaults=False)
         if all(name in own.all_subtasks for name in asking.tasks):
-            return own  # spares finding thousands of others
+            return own  # avoids searching for thousands of others
     manager = TaskManager(include_path=path)
     for name in asking.tasks:
         if not manager.match_tasks([name]):
@@ -94,10 +94,10 @@ def _unknown(name: str, known: Sequence[str], asking: Asking) -> str:
 
 
 def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, Any]:
-    """What `lm_eval.simple_evaluate` returns, samples included.
+    """Return what `lm_eval.simple_evaluate` returns, including samples.
 
     Raises:
-        UsageError: a task cannot be set up or judged.
+        UsageError: a task cannot be set up or scored.
         RunError: its documents cannot be fetched.
     """
     import datasets
@@ -106,8 +106,8 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
 
     leave = os.environ.get(LEAVE)
     if asking.unsafe:
-        os.environ[LEAVE] = "1"  # a second one that metrics of code ask for
-    quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # its progress bars would break up ours
+        os.environ[LEAVE] = "1"  # a second permission, which code metrics require
+    quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # hide its bars; we show our own
     try:
         with downloads_forbidden(asking.offline), quiet[0], quiet[1]:
             found = simple_evaluate(
@@ -127,7 +127,7 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
     except (ImportError, ValueError) as error:
         raise UsageError(_said(error)) from error
     except (LookupError, ArithmeticError, TypeError, AttributeError, SyntaxError, jinja2.TemplateError) as error:
-        # What the package lets through of a task's file: a column that is not there, a list where a text is meant.
+        # Mistakes in a task's file that the package lets through: a missing column, a list in place of a string.
         if _is_ours(error):
             raise
         raise UsageError(_said(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
@@ -138,7 +138,7 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether it was raised while a strategy answered, which no task's file is to blame for."""
+    """Return whether an error was raised while a strategy answered, so that no task's file is to blame."""
     model = sys.modules["cascli.evaluation.model"].__file__
     return any(frame.filename == model for frame in traceback.extract_tb(error.__traceback__))
 
@@ -153,7 +153,7 @@ def _said(error: Exception) -> str:
 
 
 def as_json(found: Mapping[str, Any], about: Mapping[str, str]) -> str:
-    """An evaluation as lm-evaluation-harness writes it to its results file; `about` are the arguments of the model."""
+    """Return an evaluation in the format of lm-evaluation-harness's results file; `about` has the model's arguments."""
     from lm_eval.utils import handle_non_serializable
 
     results = {key: value for key, value in found.items() if key != "samples"}
@@ -163,7 +163,7 @@ def as_json(found: Mapping[str, Any], about: Mapping[str, str]) -> str:
 
 
 def samples_as_jsonl(samples: Sequence[Mapping[str, Any]]) -> str:
-    """The answers to a task as lm-evaluation-harness logs them, one a line."""
+    """Return the answers to a task as lm-evaluation-harness logs them, one per line."""
     from lm_eval.utils import handle_non_serializable, sanitize_list
 
     lines = []

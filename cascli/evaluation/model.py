@@ -1,4 +1,4 @@
-"""A strategy as a model of lm-evaluation-harness; importing this imports that package."""
+"""A strategy as a model of lm-evaluation-harness; importing this module imports that package."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from cascli.sweeps.likelihood import Likelihood, Reader
 from cascli.trace import Run
 
 Likelihoods = dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood]
-"""By prompt and continuation."""
+"""Likelihoods by prompt and continuation."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A document of a task, and which of its repeats."""
+    """A document of a task, and the number of its repeat."""
 
     task: str
     document: int
@@ -39,7 +39,7 @@ class Asked:
 
     @property
     def id(self) -> str:
-        """What its random numbers are derived from, the same for every strategy."""
+        """Id from which its random numbers are derived, the same for every strategy."""
         return f"{self.task}/{self.document}" + (f"#{self.repeat}" if self.repeat else "")
 
 
@@ -48,15 +48,15 @@ OnAnswer = Callable[[Asked, Run], None]
 
 @dataclass
 class Notes:
-    """What is to be told of an evaluation besides its numbers."""
+    """What to report about an evaluation in addition to its numbers."""
 
     not_honoured: set[str] = field(default_factory=set)
     shortened: set[int] = field(default_factory=set)
-    """Hashes of the prompts whose beginning was left out, which every strategy meets."""
+    """Hashes of the prompts whose beginning was cut off; every strategy gets the same prompts, which count once."""
 
 
 class StrategyModel(TemplateLM):
-    """Answers are the strategy's; likelihoods are the target's, since a strategy has none of its own."""
+    """A model with the strategy's answers and the target's likelihoods, since a strategy has none of its own."""
 
     def __init__(
         self,
@@ -71,18 +71,18 @@ class StrategyModel(TemplateLM):
         on_answer: OnAnswer | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Take what answers.
+        """Create the model.
 
         Args:
-            pair: loaded.
+            pair: the loaded pair.
             strategy: writes the answers.
-            given: sampling settings that go before those of tasks.
-            notes: what is found on the way.
-            chat: prompts are made by `apply_chat_template`, which brings a beginning of text of its own.
-            batch_size: how many answers are under way at once.
-            likelihoods: those known already, completed in place: they are the same for every strategy.
-            on_answer: told each answer as it ends.
-            on_progress: told what was answered last, how many requests are, and of how many.
+            given: sampling settings that take precedence over those of tasks.
+            notes: collects notes during the evaluation.
+            chat: whether prompts are made by `apply_chat_template`, which adds its own beginning of text.
+            batch_size: number of answers decoded concurrently.
+            likelihoods: likelihoods known so far, extended in place; they are the same for every strategy.
+            on_answer: called with each answer as it ends.
+            on_progress: called with what was answered last, the number of answered requests, and the total.
         """
         super().__init__()
         self.backend = "causal" if pair.target.info.encoder is None else "seq2seq"  # how context and answer are encoded
@@ -95,35 +95,35 @@ class StrategyModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The id of the end of a text."""
+        """Id of the end-of-text token."""
         end: int | None = self.tokenizer.eos_token_id
         return min(self._pair.eos_ids, default=0) if end is None else end
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text whose likelihood is asked without any context."""
+        """Id of the token that is put before a text whose likelihood is requested without context."""
         begin: int | None = self.tokenizer.bos_token_id
         return self.eot_token_id if begin is None else begin
 
     @property
     def tokenizer_name(self) -> str:
-        """What caches of requests are told apart by."""
+        """Name that distinguishes caches of requests."""
         return self._pair.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text: with the tokenizer's own beginning of text, unless the text or a template brings one."""
+        """Encode a text, with the tokenizer's own beginning of text unless the text or a template already has one."""
         begin = self.tokenizer.bos_token
         begun = self._chat or (begin is not None and string.startswith(begin))
         special = not begun if add_special_tokens is None else add_special_tokens
         return list(self.tokenizer(string, add_special_tokens=special)["input_ids"])
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Turns as the pair's chat template writes them; without a generation prompt the last one is gone on with."""
+        """Format turns with the pair's chat template; without a generation prompt, the last turn is continued."""
         how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         return with_template(self.tokenizer, chat_history, **how)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The strategy's answers, in the order of the requests."""
+        """Return the strategy's answers, in the order of the requests."""
         asked, seen = [], Counter[tuple[str, int]]()
         for request in requests:
             key = request.task_name or "", request.doc_id or 0
@@ -159,7 +159,7 @@ class StrategyModel(TemplateLM):
         )
 
     def _room_for(self, prompt: Sequence[int], answer: int, *, written: bool = True) -> Sequence[int]:
-        """The end of a prompt that leaves room for its answer, which the model writes or a task gives.
+        """Return the end of a prompt that leaves room for its answer, which the model writes or a task provides.
 
         Raises:
             UsageError: the answer alone fills the context.
@@ -181,7 +181,7 @@ class StrategyModel(TemplateLM):
             self._on_progress(what, done, total)
 
     def _warm_up(self, jobs: Sequence[Request]) -> None:
-        """A few uncounted tokens before the first answer, which would be slower."""
+        """Decode a few uncounted tokens before the first answer, which would otherwise be slower."""
         if not self._warm:
             for job in jobs:
                 tokens = warm_up_tokens(self._strategy)
@@ -198,7 +198,7 @@ class StrategyModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """The target's, of continuations after their contexts; a context that is too long loses its beginning."""
+        """Return the target's log-likelihoods of continuations; a context that is too long loses its beginning."""
         reader = Reader(self._pair.target)
         found = []
         for texts, context, continuation in requests:
@@ -215,7 +215,7 @@ class StrategyModel(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The target's log-probability of whole texts, window by window where they are longer than its context."""
+        """Return the target's log-probability of whole texts, window by window if they are longer than its context."""
         if self.backend == "seq2seq":
             raise UsageError("a task asks how likely whole texts are, which an encoder-decoder does not say.")
         totals = []

@@ -1,4 +1,4 @@
-"""Evaluate strategies one after the other, and keep each one's results as soon as it is done."""
+"""Evaluate strategies one after the other, and save each one's results as soon as it is done."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from cascli.sweeps.worker import record_of
 from cascli.trace import Run, now
 
 FILE = "eval.json"
-"""Our document, in the folder of the results."""
+"""Name of cascli's own document in the folder of results."""
 
 
 @dataclass
 class Evaluating:
-    """An evaluation as it grows, strategy by strategy."""
+    """An evaluation in progress, strategy by strategy."""
 
     pair: Pair
     asking: Asking
     manager: Any
-    """Knows the tasks: from `task_manager`."""
+    """The manager of tasks, from `task_manager`."""
     given: Settings
-    """Sampling settings that go before those of tasks."""
+    """Sampling settings that take precedence over those of tasks."""
     batch_size: int = 1
     folder: Path | None = None
-    """Where results are kept; None for nowhere."""
+    """Folder in which results are saved; None to save nothing."""
     command: str | None = None
     """The command line."""
     records: list[Record] = field(default_factory=list)
@@ -49,10 +49,10 @@ class Evaluating:
     _mains: dict[str, Main] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Check that the pair can be asked.
+        """Check that the pair can be evaluated.
 
         Raises:
-            UsageError: not in text, or not through a chat template.
+            UsageError: the pair has no tokenizer, or a chat template is needed and it has none.
         """
         self._harness, self._date = version(), now()
         if self.pair.tokenizer is None:
@@ -64,20 +64,20 @@ class Evaluating:
         self._likelihoods, self._notes = Likelihoods(), Notes()
 
     def check(self, strategies: Sequence[Strategy]) -> None:
-        """Refuse what would fail after others are done.
+        """Reject strategies that would fail only after others are done.
 
         Raises:
-            UsageError: a strategy is given twice, or asks for what the pair does not have.
+            UsageError: a strategy is given twice, or requires what the pair does not have.
         """
         check_columns(strategies)
         for strategy in strategies:
             check_models(self.pair, strategy)
 
     def run(self, strategy: Strategy, on_progress: OnProgress | None = None) -> None:
-        """Evaluate one strategy, and keep what it gave.
+        """Evaluate one strategy, and keep its results.
 
         Raises:
-            UsageError: a task cannot be set up or judged.
+            UsageError: a task cannot be set up or scored.
             RunError: out of memory.
         """
         from cascli.evaluation.model import Asked, StrategyModel
@@ -106,7 +106,7 @@ class Evaluating:
             on_progress=on_progress,
         )
         found = evaluated(model, self.asking, self.manager)
-        # The first strategy's metric is that of all: scores of two metrics cannot be compared.
+        # The first strategy's metric is used for all, since scores of two metrics cannot be compared.
         for task in found["samples"]:
             self._mains.setdefault(task, main_metric(found, task))
         self.records += with_quality(records, found, self._mains)
@@ -115,7 +115,7 @@ class Evaluating:
             self._keep(self.folder, strategy.spec, found)
 
     def _keep(self, folder: Path, spec: str, found: Found) -> None:
-        """Write what lm-evaluation-harness would have written, and the document of all strategies so far."""
+        """Write the files that lm-evaluation-harness would write, and the document of all strategies so far."""
         own, date = folder / folder_name(spec), self._date.replace(":", "-")
         own.mkdir(parents=True, exist_ok=True)
         for task, samples in found["samples"].items():
@@ -126,7 +126,7 @@ class Evaluating:
         files.write(folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
 
     def evaluation(self) -> Evaluation:
-        """The document of all strategies that are done."""
+        """Return the document of all strategies that are done."""
         loaded = {str(role): f"{model.source} {model.dtype}" for role, model in self.pair.models.items()}
         given = {name: value for name, value in self.given.given().items() if name in GIVEN}
         return Evaluation(
@@ -149,26 +149,26 @@ class Evaluating:
 
 
 GIVEN = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-"""Settings of generation that flags may put in the place of a task's own."""
+"""Generation settings for which flags take precedence over a task's own."""
 
 
 def folder_name(text: str) -> str:
-    """A strategy or task as the name of a folder or file."""
+    """Return a strategy or task as the name of a folder or file."""
     return "".join(char if char.isalnum() or char in "=.-_" else "_" for char in text)
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of the results, and refuse a place where they would be mixed with others.
+    """Create the folder for results, and refuse one in which they would be mixed with others.
 
     Raises:
-        UsageError: it is a file, or holds an evaluation.
-        OSError: it cannot be made.
+        UsageError: it is a file, or already holds an evaluation.
+        OSError: it cannot be created.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: is a file, and results are a folder; choose another -o")
     if (folder / FILE).exists():
         raise UsageError(f"--output {folder}: holds an evaluation; choose another -o")
-    folder.mkdir(parents=True, exist_ok=True)  # now, and not after hours
+    folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
 
 
 def evaluate(
@@ -185,13 +185,13 @@ def evaluate(
     """Evaluate strategies on tasks of lm-evaluation-harness.
 
     Args:
-        pair: loaded.
-        tasks: their names.
-        strategies: each is evaluated by itself.
-        given: sampling settings that go before those of tasks.
-        batch_size: how many answers are under way at once.
-        output: the folder of the results.
-        on_progress: told what is being answered.
+        pair: the loaded pair.
+        tasks: names of the tasks.
+        strategies: strategies to evaluate, one after the other.
+        given: sampling settings that take precedence over those of tasks.
+        batch_size: number of answers decoded concurrently.
+        output: folder for the results.
+        on_progress: called with what is being answered.
         asking: further fields of `Asking`.
 
     Raises:

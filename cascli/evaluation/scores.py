@@ -1,4 +1,4 @@
-"""From what lm-evaluation-harness returns to scores and rows. No torch."""
+"""Convert the results of lm-evaluation-harness to scores and rows. No torch."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from cascli.sweeps.records import Record
 from cascli.sweeps.table import rows
 
 Found = Mapping[str, Any]
-"""What `lm_eval.simple_evaluate` returned of one strategy."""
+"""What `lm_eval.simple_evaluate` returned for one strategy."""
 Main = tuple[str, str] | None
-"""A metric and a filter, by which single answers are scored; None where no metric of a task can do that."""
+"""The metric and filter by which single answers are scored; None if no metric of a task can do that."""
 WRITTEN = "generate_until"
-"""The kind of tasks to which answers are written."""
+"""Output type of tasks for which answers are generated."""
 
 
 def with_quality(records: Iterable[Record], found: Found, mains: Mapping[str, Main]) -> list[Record]:
-    """The records with the score of each answer by these metrics, of every task that has one."""
+    """Return the records with each answer's score by these metrics, for every task that has one."""
     qualities = {task: _qualities(found, task, mains[task]) for task in found["samples"]}
     return [record.model_copy(update={"quality": qualities[record.category].get(record.problem)}) for record in records]
 
 
 def without_samples(found: Found, mains: Mapping[str, Main]) -> dict[str, Any]:
-    """All but the samples, and which metric of each task scores them."""
+    """Return everything except the samples, and the metric of each task that scores them."""
     kept = {key: value for key, value in found.items() if key != "samples"}
     return kept | {"main_metrics": dict(mains)}
 
 
 def main_metric(found: Found, task: str) -> Main:
-    """The first metric of a task whose scores of single documents lie between 0 and 1, and its first filter."""
+    """Return the first metric of a task whose scores of single documents are between 0 and 1, and the first filter."""
     for sample in found["samples"].get(task, ())[:1]:
         for metric in sample.get("metrics", ()):
             values = [each.get(metric) for each in found["samples"][task] if each["filter"] == sample["filter"]]
@@ -43,7 +43,7 @@ def main_metric(found: Found, task: str) -> Main:
 
 
 def _qualities(found: Found, task: str, main: Main) -> dict[str, float]:
-    """Of every document: of one that is asked several times the mean; of none if one lies outside of 0 to 1."""
+    """Return each document's score, averaged over its repeats; empty if a score is outside of 0 to 1."""
     scores: dict[str, list[float]] = defaultdict(list)
     for sample in found["samples"][task] if main is not None else ():
         if main is not None and sample["filter"] == main[1]:
@@ -53,7 +53,7 @@ def _qualities(found: Found, task: str, main: Main) -> dict[str, float]:
 
 
 def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> list[EvaluatedTask]:
-    """Every task and group of tasks, in the order of lm-evaluation-harness; `found` without samples, by strategy."""
+    """Return all tasks and groups, in the order of lm-evaluation-harness; `found` is by strategy, without samples."""
     if not found:
         return []
     first = next(iter(found.values()))
@@ -79,14 +79,14 @@ def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> li
 
 
 def _members(found: Found, name: str) -> list[str]:
-    """The tasks of a group, however deep; a task itself."""
+    """Return the tasks of a group at any depth; for a task, the task itself."""
     if name in found["configs"]:
         return [name]
     return [task for each in found.get("group_subtasks", {}).get(name, ()) for task in _members(found, each)]
 
 
 def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
-    """The numbers of one strategy, which are called `metric,filter` and `metric_stderr,filter`."""
+    """Return the scores of one strategy, from keys named `metric,filter` and `metric_stderr,filter`."""
     scores = []
     for key, value in results.items():
         metric, comma, filter_ = key.partition(",")
@@ -98,5 +98,5 @@ def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
 
 
 def _number(value: object) -> float | None:
-    """A number; lm-evaluation-harness says N/A where it has none."""
+    """Return a number, or None if there is none: lm-evaluation-harness then has N/A."""
     return float(value) if isinstance(value, int | float) else None

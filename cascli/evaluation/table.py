@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data. No torch, and nothing of lm-evaluation-harness."""
+"""Results of an evaluation, as plain data. Imports neither torch nor lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cascli.trace import Data, Document
 
 
 class Score(Data):
-    """One number that lm-evaluation-harness gives to a strategy's answers, or to the target's likelihoods."""
+    """A score that lm-evaluation-harness gives to a strategy's answers, or to the target's likelihoods."""
 
     strategy: str
-    """`target` where no answer was written: likelihoods are the target's, whatever the strategy."""
+    """The strategy; `target` if no answers were generated, since likelihoods are the target's for any strategy."""
     metric: str
-    """Which number it is, such as `exact_match`."""
+    """Name of the metric, such as `exact_match`."""
     filter: str
-    """What was taken out of the answer before it was judged."""
+    """Filter that extracted the scored part from the answer."""
     value: float | None
-    """None where it is no number."""
+    """The score; None if it is not a number."""
     stderr: float | None
-    """As lm-evaluation-harness estimates it, over documents; None where it does not."""
+    """Standard error over documents, as lm-evaluation-harness estimates it; None if it does not."""
 
 
 class EvaluatedTask(Data):
@@ -30,50 +30,50 @@ class EvaluatedTask(Data):
 
     name: str
     written: bool
-    """Whether strategies wrote answers; else the target's likelihoods were judged."""
+    """Whether strategies generated answers; otherwise the target's likelihoods were scored."""
     samples: int | None
-    """Documents of the task that were asked; None of a group."""
+    """Number of documents of the task that were evaluated; None for a group."""
     metric: str | None = None
-    """Which score `quality` is in the rows; None where no score of single answers is between 0 and 1."""
+    """The metric used as `quality` in the rows; None if no metric scores single answers between 0 and 1."""
     scores: list[Score]
-    """All of its numbers, by strategy."""
+    """All scores of the task, by strategy."""
     rows: list[SweepRow] = Field(default_factory=list)
-    """Where answers were written one a strategy, with its costs; `quality` and its intervals are over documents."""
+    """One row per strategy with its costs, if it generated answers; `quality` and its intervals are over documents."""
 
 
 class Evaluation(Document):
-    """What tasks of lm-evaluation-harness gave for each strategy, and what its answers cost."""
+    """Results of lm-evaluation-harness tasks for each strategy, and what its answers cost."""
 
     kind: ClassVar[str] = "evaluation"
 
     schema_name: Literal["cascli.eval/1", "cascli.eval/1.1"] = Field("cascli.eval/1.1", alias="schema")
     date: str
-    """When it began, in UTC as ISO 8601 has it."""
+    """Start time in UTC (ISO 8601)."""
     command: str | None = None
-    """The command line, quoted for a shell; None from Python."""
+    """The command line, quoted for a shell; None if called from Python."""
     harness: str
     """Version of lm-evaluation-harness."""
     pair: str
     """The pair's name."""
     environment: dict[str, str]
-    """Machine, versions and threads, as those of a run; of each model its source and precision."""
+    """Machine, versions and threads, as in a run, and each model's source and precision."""
     strategies: list[str]
-    """Those that are done."""
+    """Strategies whose evaluation is done."""
     limit: int | None
-    """Documents a task at most."""
+    """Maximum number of documents per task; None for no limit."""
     num_fewshot: int | None
     """Examples in a prompt; None for the task's own number."""
     chat_template: bool
-    """Whether prompts went through the pair's chat template, examples as earlier turns."""
+    """Whether prompts went through the pair's chat template, with examples as earlier turns."""
     system: str | None
     """System text of every prompt."""
     given: dict[str, float | int | list[str]]
-    """What flags put in the place of the tasks' own settings of generation."""
+    """Generation settings from flags, which take precedence over those of tasks."""
     batch_size: int
-    """How many answers were under way at once; from 2 on times are shares of the batch's."""
+    """Number of answers decoded concurrently; with 2 or more, times are shares of the batch's."""
     not_honoured: list[str]
-    """Settings of generation that tasks ask for and that strategies do not have."""
+    """Generation settings that tasks request but strategies do not support."""
     shortened: int
-    """Prompts whose beginning was left out, since the pair's context has no room for it."""
+    """Number of prompts whose beginning was cut off because the pair's context has no room for it."""
     tasks: list[EvaluatedTask]
-    """In the order of lm-evaluation-harness; a group before its members."""
+    """Tasks in the order of lm-evaluation-harness; a group comes before its members."""
