@@ -1,1 +1,1 @@
-"""Measurements against other programs; `make bench` runs them."""
+"""Benchmarks, also against other engines; run by `make bench`."""

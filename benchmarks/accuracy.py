@@ -1,7 +1,7 @@
-"""What a precision costs: how far each model's int8 (or bfloat16) is from its float32, along float32's own answers.
+"""What a precision costs: how far each model in int8 (or bfloat16) is from float32, along float32's own answers.
 
 `python -m benchmarks.accuracy -o FILE.json`. Both models answer the built-in prompts greedily in float32; every
-precision then reads the same texts. Counted: how often the likeliest token is the same, perplexity over perplexity,
+precision then reads the same texts. Reported: how often the likeliest token is the same, the ratio of perplexities,
 and the mean total variation and KL divergence between the next-token distributions.
 """
 
@@ -28,7 +28,7 @@ REFERENCE = "float32"
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"], help="precisions to compare with float32")
@@ -39,7 +39,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print one JSON document."""
+    """Measure and print one JSON document."""
     options = arguments(argv)
     texts, reference = reference_of(options)
     found = {}
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def reference_of(options: argparse.Namespace) -> tuple[dict[str, list[tuple[int, list[int]]]], dict[str, list[Tensor]]]:
     """Each model's own greedy answers in float32, as prompt length and ids, and its logits along them."""
     pair = load_pair(options.config, dtype=REFERENCE, device="cpu")
-    strategies = {"target": "speculative:k=4", "draft": "draft"}  # the former gives the target's answers, sooner
+    strategies = {"target": "speculative:k=4", "draft": "draft"}  # speculation gives the target's answers, faster
     texts: dict[str, list[tuple[int, list[int]]]] = {role: [] for role in ROLES}
     logits: dict[str, list[Tensor]] = {role: [] for role in ROLES}
     for prompt in builtin()[: options.limit]:
@@ -84,7 +84,7 @@ def reference_of(options: argparse.Namespace) -> tuple[dict[str, list[tuple[int,
 
 
 def read(model: Any, text: tuple[int, list[int]]) -> Tensor:
-    """Logits `[n, V]` that predict the n tokens of the answer."""
+    """Return the logits `[n, V]` that predict the n tokens of the answer."""
     start, ids = text
     model.runner.reset()
     model.runner.forward(torch.tensor(ids[: start - 1]), 1)
@@ -94,7 +94,7 @@ def read(model: Any, text: tuple[int, list[int]]) -> Tensor:
 def compared(
     texts: Sequence[tuple[int, list[int]]], wanted: Sequence[Tensor], given: Iterable[Tensor]
 ) -> dict[str, float]:
-    """Agreement, perplexities and distances over all answers."""
+    """Return agreement, perplexities and distances over all answers."""
     same = count = 0
     losses = torch.zeros(2, dtype=torch.float64)
     tv = kl = 0.0

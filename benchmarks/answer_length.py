@@ -1,7 +1,7 @@
-"""Whether a token costs more the longer the answer is: the seconds of every round of one long run, as a picture.
+"""Whether tokens cost more as the answer grows: the seconds of every round of one long run, with a plot.
 
-`python -m benchmarks.answer_length -o FILE.json --plot FILE.png`. No token ends the answer. What a step must cost is
-attention over a longer cache; anything beyond it would be the loop's own.
+`python -m benchmarks.answer_length -o FILE.json --plot FILE.png`. No token ends the answer. Attention over a longer
+cache is unavoidable; any other growth would come from the decoding loop itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Point = dict[str, float]
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtype", default="int8")
@@ -39,7 +39,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print one JSON document."""
+    """Measure and print one JSON document."""
     options = arguments(argv)
     pair = load_pair(options.config, dtype=options.dtype)
     curves = {
@@ -67,9 +67,9 @@ def _run(pair: Pair, strategy: str, tokens: int) -> Run:
 
 
 def windows(run: Run, width: int) -> list[Point]:
-    """By window of `width` tokens: the median milliseconds of a round, of them outside the models, and per token."""
+    """Per window of `width` tokens: median milliseconds of a round, those outside the models, and per token."""
     points, here, position = [], [], 0
-    for each in run.rounds[1:]:  # the first holds the prompt
+    for each in run.rounds[1:]:  # the first round includes the prompt
         here.append(each)
         position += len(each.emitted)
         emitted = sum(len(one.emitted) for one in here)
@@ -90,7 +90,7 @@ def windows(run: Run, width: int) -> list[Point]:
 
 
 def draw(curves: dict[str, list[Point]], path: Path, title: str) -> None:
-    """Milliseconds of a round, and of its part outside the models, by the length of the answer."""
+    """Plot milliseconds of a round, and of its part outside the models, over the length of the answer."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for color, (strategy, points) in zip(("#1d4ed8", "#c2410c"), curves.items(), strict=True):

@@ -1,8 +1,8 @@
-"""cascli beside its peers on one pair: `python -m benchmarks.compare_engines --help`.
+"""cascli compared with other engines on one pair: `python -m benchmarks.compare_engines --help`.
 
-Everybody continues the same prompts greedily by the same number of tokens, in turn, prompt by prompt. Rates are totals
-over totals, and so are ratios; beside them stands the median of the prompts' own ratios, with its scatter. The last
-line is one JSON document.
+All engines continue the same prompts greedily by the same number of tokens, taking turns prompt by prompt. Rates and
+ratios are totals over totals; the median of the per-prompt ratios is given as well, with its scatter. The last line is
+one JSON document.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WARM_UP_TOKENS = 10
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtype", default=None, help="precision of cascli's models (default: the pair's own)")
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def spread(count: int) -> list[str]:
-    """The first prompts of each kind in turn, so that a few of them are of all kinds."""
+    """Return the first prompts of each kind in turn, so that even a few prompts cover all kinds."""
     kinds: dict[str, list[str]] = {}
     for prompt in builtin():
         kinds.setdefault(prompt.category, []).append(prompt.turns[0])
@@ -96,7 +96,7 @@ def spread(count: int) -> list[str]:
 
 
 def everybody(pair: Pair, options: argparse.Namespace) -> list[Engine]:
-    """All engines, transformers first."""
+    """Return all engines, transformers first."""
     mine = (
         pair.target.dtype if pair.draft.dtype == pair.target.dtype else f"{pair.target.dtype}, draft {pair.draft.dtype}"
     )
@@ -114,7 +114,7 @@ def everybody(pair: Pair, options: argparse.Namespace) -> list[Engine]:
 
 
 def measure(engines: Sequence[Engine], prompts: Sequence[Sequence[int]], tokens: int) -> None:
-    """Let everybody answer each prompt in turn, after a warm-up that is not counted."""
+    """Let all engines answer each prompt in turn, after a warm-up that is not counted."""
     for engine in engines:
         engine.answer(prompts[0], WARM_UP_TOKENS)
     for number, ids in enumerate(prompts):
@@ -125,7 +125,7 @@ def measure(engines: Sequence[Engine], prompts: Sequence[Sequence[int]], tokens:
 
 
 def rows(engines: Sequence[Engine]) -> list[dict[str, Any]]:
-    """One row a engine, its speed relative to the first engine and to cascli's target."""
+    """Return one row per engine, with its speed relative to the first engine and to cascli's target."""
     first = engines[0]
     ours = next(each for each in engines if each.name.startswith("cascli target"))
     return [
@@ -175,7 +175,7 @@ def _runs(of: Engine) -> list[Run]:
 
 
 def predictions(engines: Sequence[Engine], steps: Profile) -> list[dict[str, Any]]:
-    """Predicted and measured speed-up of every speculative engine of cascli's."""
+    """Return the predicted and measured speed-up of each of cascli's speculative engines."""
     target = [run for each in engines for run in _runs(each) if run.strategy == "target"]
     found = []
     for each in engines:
@@ -186,7 +186,7 @@ def predictions(engines: Sequence[Engine], steps: Profile) -> list[dict[str, Any
 
 
 def of_llama_cpp(options: argparse.Namespace, prompts: Sequence[str]) -> dict[str, Any] | None:
-    """What llama.cpp's programs say, if they were given."""
+    """Return what llama.cpp's programs report, if their paths were given."""
     threads, tokens = torch.get_num_threads(), options.max_new_tokens
     found: dict[str, Any] = {}
     if options.llama_bench:
@@ -202,7 +202,7 @@ def of_llama_cpp(options: argparse.Namespace, prompts: Sequence[str]) -> dict[st
 
 
 def show(document: dict[str, Any]) -> None:
-    """The table for people, on stdout before the JSON line."""
+    """Print the human-readable table on stdout, before the JSON line."""
     console = Console(width=120)
     table = Table(title=f"{document['processor']}, {document['cores']} cores", box=None)
     for heading in (

@@ -1,10 +1,10 @@
-"""Whether a stop drafts as well as the best fixed k, kind of task by kind of task.
+"""Whether a stop drafts as well as the best fixed k, for each kind of task.
 
 `python -m benchmarks.draft_length -o FILE.json`. For each of the six kinds of built-in prompts all lengths and stops
-are under way at once, in slices of equal time; speeds are those of whole answers over the target's. The best fixed k is
-known afterwards only, for each kind its own: a stop that comes within 3% of it everywhere needs no such knowledge.
-Beside the clock's speeds stand those that the passes made come to with the steps' measured times.
-The bound is that of drafts which know what will be kept.
+run concurrently, in slices of equal time; speeds are those of whole answers relative to the target's. The best fixed k
+differs between kinds and is known only afterwards; a stop that comes within 3% of it everywhere does not need to know
+it. In addition to the clocked speeds, speeds are computed from the number of passes and the measured times of steps.
+The bound is that of drafts that know what will be kept.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from cascli.models.pair import Pair
 from cascli.prompts import Prompt, builtin
 
 NEAR = 0.97
-"""Of the best fixed k's speed, from which on a stop is called as good."""
+"""Least share of the best fixed k's speed at which a stop counts as equally good."""
 STOPS = ("rate", "max-q", "confidence", "svip", "adaedl", "heuristic")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtype", default="int8")
@@ -48,7 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure kind by kind; a table on stdout, and one JSON document last."""
+    """Measure kind by kind; print a table on stdout, and one JSON document at the end."""
     options = arguments(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def by_kind(wanted: Sequence[str] | None, most: int) -> dict[str, list[Prompt]]:
-    """The first prompts of each kind; of a conversation its first turn, so that all strategies answer the same."""
+    """Return the first prompts of each kind; only first turns, so that all strategies answer the same."""
     kinds: dict[str, list[Prompt]] = {}
     for prompt in builtin():
         if not wanted or prompt.category in wanted:
@@ -83,7 +83,7 @@ def by_kind(wanted: Sequence[str] | None, most: int) -> dict[str, list[Prompt]]:
 
 
 def measured(pair: Pair, prompts: Sequence[Prompt], options: argparse.Namespace) -> Comparison:
-    """All lengths and stops on the prompts of a kind."""
+    """Run all lengths and stops on the prompts of a kind."""
     draft = "" if options.draft == "model" else f"draft={options.draft},"
     fixed = [f"speculative:{draft}k={k}" for k in options.k]
     stops = [f"speculative:{draft}stop={stop},k=auto" for stop in options.stops]
@@ -98,7 +98,7 @@ def measured(pair: Pair, prompts: Sequence[Prompt], options: argparse.Namespace)
 
 
 def of_kind(comparison: Comparison, prompts: int) -> dict[str, Any]:
-    """What the results file says of a kind."""
+    """Return the entry of a kind in the results file."""
     rows = {row.strategy: row for row in comparison.summary if row.strategy != "target"}
     drafted = {
         spec: sum(run.metrics.num_draft_tokens for run in runs) / sum(len(run.rounds) for run in runs)
@@ -145,7 +145,7 @@ def of_kind(comparison: Comparison, prompts: int) -> dict[str, Any]:
 
 
 def told(kind: str, found: dict[str, Any]) -> str:
-    """A kind in a few lines."""
+    """Return a summary of a kind in a few lines."""
     bound = "" if found["oracle_speed"] is None else f", bound {found['oracle_speed']:.2f}x"
     lines = [f"{kind}: best fixed {found['best_fixed']} {found['best_fixed_speed']:.2f}x{bound}"]
     for spec, share in found["stops_over_best_fixed"].items():

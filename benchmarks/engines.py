@@ -1,4 +1,4 @@
-"""Whoever can continue a prompt: cascli's strategies and transformers' generate, on weights of their own."""
+"""The engines that are compared: cascli's strategies, and transformers' generate on its own copy of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cascli import Pair, Run, generate
 
 
 class Answer(NamedTuple):
-    """What a engine wrote, how long it took, prompt included, and its trace if it keeps one."""
+    """What an engine wrote, how long it took including the prompt, and its trace if it keeps one."""
 
     token_ids: list[int]
     seconds: float
@@ -24,21 +24,21 @@ class Answer(NamedTuple):
 
 @dataclass
 class Engine:
-    """A way to continue token ids greedily by up to so many tokens."""
+    """A named function that continues token ids greedily up to a number of tokens, and the answers so far."""
 
     name: str
     answer: Callable[[Sequence[int], int], Answer]
     answers: list[Answer] = field(default_factory=list)
 
     def take(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Answer:
-        """Answer, and keep the answer."""
+        """Answer and keep the answer."""
         found = self.answer(prompt_ids, max_new_tokens)
         self.answers.append(found)
         return found
 
 
 def of_cascli(pair: Pair, strategy: str, label: str) -> Engine:
-    """One of cascli's strategies."""
+    """Return an engine for one of cascli's strategies."""
 
     def answer(prompt_ids: Sequence[int], tokens: int) -> Answer:
         start = time.perf_counter()
@@ -51,9 +51,10 @@ def of_cascli(pair: Pair, strategy: str, label: str) -> Engine:
 def of_transformers(
     target: Any, draft: Any | None, k: int | None, eos_ids: Sequence[int], label: str, *, static: bool = False
 ) -> Engine:
-    """Transformers' generate; with a draft model, assisted generation with constant k and no confidence threshold.
+    """Return an engine for transformers' generate.
 
-    With a `static` cache, which assisted generation does not take, generate compiles the model by itself on a GPU.
+    With a draft model it is assisted generation with constant k and no confidence threshold. With a `static` cache,
+    which assisted generation does not support, generate compiles the model automatically on a GPU.
     """
     more: dict[str, Any] = {}
     if static:
@@ -89,10 +90,10 @@ def of_transformers(
 
 
 def load_stock(pair: Pair, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The pair's target and draft as transformers loads them, with weights of their own.
+    """Return the pair's target and draft as transformers loads them, with their own copy of the weights.
 
     Raises:
-        SystemExit: the pair's weights do not lie in a folder of this machine.
+        SystemExit: the pair's weights are not in a folder on this machine.
     """
     from cascli.weights.untrusted import model_of
 

@@ -1,10 +1,10 @@
 """Whether a comparison is fair on a machine that others use: `python -m benchmarks.fairness -o FILE.json`.
 
-The same comparison by both schedules, in turn: on the machine as it is, and beside a load that comes and goes (busy
-processes, in slots of some seconds that are on or off at random). Held to: on a quiet machine the two agree within 3%;
-under load the median error of a fair ratio against the quiet one is at most 10%, the sequential one's beside it.
-The pair's steps are timed beside no, one and two processes that are always busy, to tell what the load does to the
-ratio itself, whatever the schedule.
+Both schedules run the same comparison in turn: on the machine as it is, and under a load that comes and goes (busy
+processes, in slots of some seconds that are on or off at random). Requirements: on a quiet machine the two agree within
+3%; under load the median error of a fair ratio against the quiet one is at most 10%. The error of the sequential ratio
+is reported with it. The pair's steps are also timed next to zero, one and two processes that are always busy, to show
+what the load does to the ratio itself, whatever the schedule.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from cascli.prompts import builtin
 STRATEGIES = ("target", "speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=4")
 SCHEDULES: tuple[Literal["fair", "sequential"], ...] = ("fair", "sequential")
 PROMPTS = 12
-"""Different ones; the quiet and the loaded runs ask the same."""
+"""Number of different prompts; quiet and loaded runs use the same ones."""
 Ratios = dict[str, list[float]]
-"""By strategy, its speed over the target's in each repeat."""
+"""By strategy: its speed relative to the target's, in each repeat."""
 Log = list[tuple[int, float, bool]]
-"""Of a load: which process, when a slot began, and whether it was busy in it."""
+"""Slots of a load: the process, when the slot began, and whether the process was busy in it."""
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtype", default="int8")
@@ -55,7 +55,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print one JSON document."""
+    """Measure and print one JSON document."""
     options = arguments(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measured(pair: Pair, runs: int, tokens: int) -> dict[str, Ratios]:
-    """The ratios by schedule; both schedules answer a prompt before the next one is asked."""
+    """Return the ratios by schedule; both schedules answer a prompt before either takes the next one."""
     found: dict[str, Ratios] = {schedule: {name: [] for name in STRATEGIES[1:]} for schedule in SCHEDULES}
     for repeat in range(runs):
         for schedule in SCHEDULES if repeat % 2 else SCHEDULES[::-1]:
@@ -108,7 +108,7 @@ def measured(pair: Pair, runs: int, tokens: int) -> dict[str, Ratios]:
 
 
 def difference(quiet: dict[str, Ratios]) -> dict[str, float]:
-    """How far the median fair ratio is from the sequential one of the same prompts, by strategy."""
+    """Return, by strategy, the median relative difference of fair to sequential ratios of the same prompts."""
     return {
         name: median([a / b for a, b in zip(quiet["fair"][name], quiet["sequential"][name], strict=True)]) - 1
         for name in STRATEGIES[1:]
@@ -116,7 +116,7 @@ def difference(quiet: dict[str, Ratios]) -> dict[str, float]:
 
 
 def error(loaded: Ratios, quiet: dict[str, Ratios]) -> dict[str, float]:
-    """The median error of single ratios against the quiet one of the same prompt, or of all where there is none."""
+    """Return the median error of single ratios against the quiet one of the same prompt, or of all if it has none."""
     result = {}
     for name, ratios in loaded.items():
         both = [median(pair) for pair in zip(quiet["fair"][name], quiet["sequential"][name], strict=True)]
@@ -127,7 +127,7 @@ def error(loaded: Ratios, quiet: dict[str, Ratios]) -> dict[str, float]:
 
 
 def beside(pair: Pair, repeats: int) -> list[dict[str, float]]:
-    """Seconds of steps, and a round of speculation (k = 4) over a target step, beside busy processes; twice."""
+    """Time steps, and the ratio of a speculation round (k = 4) to a target step, next to busy processes; twice."""
     found = []
     for threads in dict.fromkeys((torch.get_num_threads(), 1)):
         for processes in (0, 1, 2) * 2:
@@ -143,7 +143,7 @@ def beside(pair: Pair, repeats: int) -> list[dict[str, float]]:
 
 @contextmanager
 def at_most(threads: int) -> Iterator[None]:
-    """Compute with so many threads."""
+    """Compute with this number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -154,9 +154,9 @@ def at_most(threads: int) -> Iterator[None]:
 
 @contextmanager
 def load(processes: int, slot: float) -> Iterator[Log]:
-    """Processes that are busy or not at random, a slot at a time; their log is there when they have ended.
+    """Run processes that are busy or idle at random, slot by slot; their log is complete once they have ended.
 
-    Slots of no length: always busy, and nothing is logged.
+    With slots of length 0 they are always busy, and nothing is logged.
     """
     log: Log = []
     queue: multiprocessing.Queue[tuple[int, float, bool]] = multiprocessing.Queue()

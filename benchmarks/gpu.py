@@ -1,23 +1,23 @@
 """Pairs at real shapes on a GPU, with random weights: `python -m benchmarks.gpu --help`, `make bench-gpu`.
 
-By pair: step times, c against the ratio of bytes, v, share of the memory bandwidth, speculation at chosen acceptance
-rates against theory, and transformers on the same weights. transformers cannot be told how many drafts to accept: its
-assisted generation is timed by the round, and its speed at an acceptance rate is what that many tokens a round would
-come to. Each row, a pair with steps as they are or compiled, is measured by a process of its own, and the file is
-written after each. No network is needed. The last line is one JSON document.
+For each pair: step times, c compared with the ratio of bytes, v, share of the memory bandwidth, speculation at chosen
+acceptance rates compared with theory, and transformers on the same weights. transformers has no setting for how many
+drafts to accept, so its assisted generation is timed per round, and its speed at an acceptance rate is computed from
+the tokens per round at that rate. Each row (a pair with plain or compiled steps) is measured in its own process, and
+the file is written after each row. No network is needed. The last line is one JSON document.
 
-How the seconds are spent, on an H100: 520 in all, which leaves 20 of nine minutes for Python to start and end.
-- 400 for rows, of which those with steps as they are take about 315: 55, 45, 65, 75, 75. Of such a row 10 to 15 go to
-  starting and loading, 5 to recording, 3 to 20 to steps, 5 to 20 to speculation, 10 to transformers, 5 to the profiler.
-- A compiled row takes 180 to 330, nearly all of it in torch.compile: cascli's steps first, and last those of
-  transformers, whose generate compiles by itself where its cache is static. It comes after its pair's other row if it
-  leaves the rows to come what they are expected to need; else it waits for the end, and has what the tests have left.
-  That is seldom enough: `--only-compiled --no-tests --add -o FILE` measures such rows in a run of their own, and adds
-  them to the file.
-- A row may use what the rows to come are not expected to need. In its last 15 seconds it begins no further part
-  (`left_out` in its entry says which); at its end it is killed, and what it had saved is kept. What no time was left
-  for is in the file and in the table, and says so.
-- 120 at most for the tests, in processes side by side. `--no-tests` gives them to the rows, `--tests-only` the other
+Time budget in seconds, on an H100: 520 in all, which leaves 20 of nine minutes for Python to start and end.
+- 400 for rows. The plain rows take about 315 of them: 55, 45, 65, 75, 75. In each, 10 to 15 go to starting and loading,
+  5 to capturing graphs, 3 to 20 to steps, 5 to 20 to speculation, 10 to transformers, 5 to the profiler.
+- A compiled row takes 180 to 330, nearly all of it in torch.compile: first cascli's steps, at the end those of
+  transformers, whose generate compiles automatically with a static cache. It runs after its pair's plain row if that
+  leaves the expected time of the remaining rows; otherwise it is deferred to the end and gets what the tests left.
+  That is seldom enough: `--only-compiled --no-tests --add -o FILE` measures such rows in a separate run and adds them
+  to the file.
+- A row may use the time that the remaining rows are not expected to need. In its last 15 seconds it starts no further
+  part (`left_out` in its entry lists those); at its end it is killed, and what it had saved is kept. Parts for which
+  there was no time are marked as such in the file and in the table.
+- At most 120 for the tests, in parallel processes. `--no-tests` gives this time to the rows, `--tests-only` the other
   way round.
 """
 
@@ -39,11 +39,11 @@ from benchmarks.shapes import PAIRS, pair_config
 
 PACKAGES = ("torch", "transformers", "triton")
 _UNKNOWN_SECONDS = (120.0, 300.0)
-"""What a pair with real weights is taken to need, with steps as they are and compiled."""
+"""Seconds that a pair with real weights is assumed to need, with plain and with compiled steps."""
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", help="a pair with real weights instead: name or YAML file")
     parser.add_argument("--device", default="cuda")
@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, test, and print one JSON document."""
+    """Measure, test and print one JSON document."""
     options = arguments(argv)
     needs.check(purposes(options))
     from benchmarks.gpu_table import show
@@ -97,12 +97,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def purposes(options: argparse.Namespace) -> list[str]:
-    """What is planned besides measuring on a CPU."""
+    """Return what is planned besides measuring on a CPU."""
     return ["cuda"] * options.device.startswith("cuda") + ["tests"] * (not options.no_tests)
 
 
 def _before(output: Path | None) -> dict[str, Any]:
-    """The rows and tests of the file that is added to."""
+    """Return the rows and tests of the file that results are added to."""
     if output is None or not output.exists():
         return {}
     found = json.loads(output.read_text(encoding="utf-8"))
@@ -110,7 +110,7 @@ def _before(output: Path | None) -> dict[str, Any]:
 
 
 def planned(options: argparse.Namespace) -> list[Job]:
-    """The rows, in this order: each pair, and then the same compiled, if that is measured."""
+    """Return the rows in their order: each pair with plain steps, then compiled if that is measured."""
     compile_too = options.device.startswith("cuda") and not options.no_compiled
     found = []
     for config, seconds, compiled_seconds in _configs(options):
@@ -122,7 +122,7 @@ def planned(options: argparse.Namespace) -> list[Job]:
 
 
 def _configs(options: argparse.Namespace) -> list[tuple[Any, float, float]]:
-    """Pairs, and the seconds for each of their rows."""
+    """Return the pairs, with the seconds for each of their rows."""
     if options.config:
         path = Path(options.config)
         return [(str(path.absolute()) if path.exists() else options.config, *_UNKNOWN_SECONDS)]
@@ -151,7 +151,7 @@ def measure(
     """Measure rows until `end`, a reading of the monotonic clock, adding them to the document.
 
     Returns:
-        Compiled rows that would have left others too little time, if they may be put off.
+        Compiled rows that would have left others too little time, if rows may be deferred.
     """
     waiting = []
     for number, job in enumerate(jobs):
@@ -161,7 +161,7 @@ def measure(
         if put_off and job.ask.compiled and left < job.seconds + others:
             waiting.append(job)
             continue
-        if job.ask.compiled:  # which takes from other compiled rows no more than plain ones from each other
+        if job.ask.compiled:  # a compiled row leaves other compiled rows their expected time too
             others = sum(each.seconds for each in rest)
         found = gpu_job.run(job, min(left, max(job.seconds, left - others)))
         document["pairs"] = in_order([*document["pairs"], found])
@@ -172,7 +172,7 @@ def measure(
 
 
 def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A pair's rows side by side, the compiled one last; of several of a kind the latest."""
+    """Return the rows with each pair's next to each other, compiled last; the latest if a row is repeated."""
     latest = {(row["name"], row["compiled"]): row for row in rows}
     names = list(dict.fromkeys(row["name"] for row in rows))
     return [latest[key] for name in names for key in ((name, False), (name, True)) if key in latest]

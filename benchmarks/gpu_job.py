@@ -1,8 +1,8 @@
-"""One row of `benchmarks.gpu`: what its process is asked for, and how its answer comes back. No torch.
+"""One row of `benchmarks.gpu`: the request to its process, and how the result comes back. Does not import torch.
 
-A failed capture, or a kernel that reads where it must not, leaves a CUDA context in which nothing works any more: each
-row is measured by a process of its own (`benchmarks.gpu_pair`). It saves its entry after every part, so that a row
-that fails or is killed half-way keeps what it had.
+After a failed capture or an illegal memory access nothing works in a CUDA context any more, so each row is measured in
+its own process (`benchmarks.gpu_pair`). The process saves its entry after every part, so a row that fails or is killed
+keeps its results so far.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 from benchmarks.subprocess_runner import Subprocess, tail
 
 _LEAST = 20.0
-"""Seconds under which no row is begun: importing and loading alone take most of them."""
+"""Seconds below which no row is started: importing and loading alone take most of them."""
 _MARGIN = 15.0
-"""Seconds, of the row's limit, in which no further part is begun."""
+"""Seconds at the end of a row's limit in which no further part is started."""
 OUT_OF_TIME = "out of time"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a row's process is to measure."""
+    """What the process of a row has to measure."""
 
     config: Any
-    """A pair's name or file, or what would be in the file."""
+    """A pair's name or file, or the contents of one."""
     compiled: bool
     device: str
     dtype: str
@@ -38,38 +38,38 @@ class Ask:
     contexts: list[int]
     repeats: int
     until: float = float("inf")
-    """The time of day after which no further part is begun."""
+    """Time (`time.time()`) after which no further part is started."""
 
     @property
     def name(self) -> str:
-        """Of the pair."""
+        """Name of the pair."""
         return str(self.config["name"] if isinstance(self.config, dict) else self.config)
 
     def save(self, path: Path) -> None:
-        """Write it for the process."""
+        """Write the request for the process."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Ask:
-        """Read it there."""
+        """Read the request in the process."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row, and the seconds that it is expected to take."""
+    """A row and the seconds that it is expected to take."""
 
     ask: Ask
     seconds: float
 
     @property
     def least(self) -> float:
-        """Seconds under which it is not begun: compiling has nothing to show half-way."""
+        """Seconds below which the row is not started: half-finished compilation yields no result."""
         return 0.6 * self.seconds if self.ask.compiled else _LEAST
 
 
 def run(job: Job, limit: float) -> dict[str, Any]:
-    """The row's entry, whatever becomes of its process within `limit` seconds."""
+    """Measure a row in at most `limit` seconds and return its entry, whatever happens to its process."""
     about = {"name": job.ask.name, "compiled": job.ask.compiled}
     if limit < job.least:
         return {**about, "skipped": OUT_OF_TIME}
@@ -93,5 +93,5 @@ def run(job: Job, limit: float) -> dict[str, Any]:
 
 
 def command(request: Path, result: Path) -> list[str]:
-    """The arguments of the row's Python process."""
+    """Return the arguments of the row's Python process."""
     return ["-m", "benchmarks.gpu_pair", str(request), str(result)]

@@ -1,7 +1,7 @@
-"""A row of `benchmarks.gpu`, in a process of its own: `python -m benchmarks.gpu_pair REQUEST.json RESULT.json`.
+"""A row of `benchmarks.gpu`, in its own process: `python -m benchmarks.gpu_pair REQUEST.json RESULT.json`.
 
-The most telling parts come first, and the entry is saved after each: when the time is up the rest is left out, and when
-a part fails the others are still tried.
+The most informative parts come first, and the entry is saved after each. When the time is up the rest is left out; when
+a part fails the others still run.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from cascli.jobs.profile import blocks_for
 from cascli.models.gpu.graph_runner import GraphRunner
 
 ACCEPTANCES = (0.8, 0.6, 0.9)
-"""The one of the table first."""
+"""Acceptance rates of speculation; the first is the one in the table."""
 PROMPT = [7] * 32
 HEAVY = 10e9
-"""Bytes of target weights from which a step is slow, and its time steady: less is measured of it."""
+"""Bytes of target weights above which steps are slow and their times steady, so that fewer are measured."""
 _FEW_REPEATS, _FEW_TOKENS = 3, 64
 _ASSISTED_TOKENS = 32
 ROLES = ("draft", "target")
@@ -44,19 +44,19 @@ Save = Callable[[dict[str, Any]], None]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what the request asks for, and leave the entry where it says."""
+    """Measure what the request asks for, and write the entry to the result file."""
     request, result = map(Path, sys.argv[1:] if argv is None else argv)
 
     def save(found: dict[str, Any]) -> None:
         new = result.with_suffix(".new")
         new.write_text(json.dumps(found), encoding="utf-8")
-        new.replace(result)  # a process that is killed meanwhile leaves the entry before
+        new.replace(result)  # atomic: if the process is killed here, the previous entry remains
 
     Measurement(Ask.read(request), save).all()
 
 
 class Measurement:
-    """A pair's entry, part by part."""
+    """The entry of a pair, measured part by part."""
 
     def __init__(self, ask: Ask, save: Save) -> None:
         """Load the pair."""
@@ -89,17 +89,17 @@ class Measurement:
         self._keep()
 
     def all(self) -> dict[str, Any]:
-        """Measure everything that there is time for; steps must not fail, the other parts may."""
+        """Measure everything that there is time for. Steps must not fail; other parts may."""
         steps = self._timed("steps", self._measure_steps)
         first, *others = (partial(self._speculate, acceptance, steps) for acceptance in ACCEPTANCES)
         self._part(f"speculation at {ACCEPTANCES[0]}", first)
-        if not self._ask.compiled:  # transformers' own models are not compiled: the other row of this pair has them
+        if not self._ask.compiled:  # transformers' models are not compiled: they belong to the pair's plain row
             self._part("transformers", self._beside)
         for acceptance, other in zip(ACCEPTANCES[1:], others, strict=True):
             self._part(f"speculation at {acceptance}", other)
         for strategy in ("target", f"speculative:k={self._ask.k}"):
             self._part(f"work of {strategy}", partial(self._work, strategy))
-        if self._ask.compiled:  # compiled beside compiled
+        if self._ask.compiled:  # compare compiled with compiled
             self._part("transformers with a static cache", self._beside_static)
         models = [getattr(self.pair, role).model for role in ROLES]
         if not self._ask.compiled and all(model.config._name_or_path for model in models):
@@ -113,7 +113,7 @@ class Measurement:
             return
         try:
             self._timed(name, measure)
-        except Exception as error:  # one part's failure must not cost the others, whatever it is
+        except Exception as error:  # no failure of one part may affect the others
             self.found["failed"][name] = f"{type(error).__name__}: {error}"[:2000]
             self._keep()
 
@@ -136,10 +136,10 @@ class Measurement:
         self._save(self.found)
 
     def _measure_steps(self) -> Profile:
-        """Once: the profile whose context is nearest serves the replays too."""
+        """Time the steps once; the profile of the nearest context is also used for synthetic runs."""
         blocks = blocks_for([self._ask.k], self.pair.context)
         found = bench(self.pair, contexts=self._ask.contexts, blocks=blocks, repeats=self.repeats)
-        reset_device_peak(self.pair.device)  # what is told is what decoding takes, without the buffers of the copy
+        reset_device_peak(self.pair.device)  # report the peak of decoding, without the copy's buffers
         self.found |= {
             "copy_bytes_per_second": found.copy_bytes_per_second,
             "ratio_of_bytes": found.ratio_of_bytes,
@@ -155,7 +155,7 @@ class Measurement:
         self._compare()
 
     def _beside(self) -> None:
-        """Generate and assisted generation, whose round may write a single token: random models seldom agree."""
+        """Time generate and assisted generation, whose rounds may write only one token: random models seldom agree."""
         self.found["transformers"] = transformers_baseline(
             self.pair,
             PROMPT,
@@ -168,13 +168,13 @@ class Measurement:
         self._compare()
 
     def _beside_static(self) -> None:
-        """Generate with a static cache: transformers compiles its steps, as cascli's are in this row."""
+        """Time generate with a static cache: transformers then compiles its steps, as cascli does in this row."""
         tokens, repeats = max(self.tokens // 2, 2), 2 if self.heavy else 3
         found = static_cache_baseline(self.pair, PROMPT, tokens=tokens, repeats=repeats, late=self._late)
         self.found["transformers"] = found
 
     def _compare(self) -> None:
-        """What assisted generation's rounds would come to at each acceptance rate, as far as both were measured."""
+        """Compute the speed of assisted generation at each acceptance rate from its time per round."""
         if self.found["transformers"] is None:
             return
         for entry in self.found["speculation"]:
@@ -187,7 +187,7 @@ class Measurement:
         self.found["work"][strategy] = work_of(self.pair, strategy, PROMPT)
 
     def _answers(self) -> None:
-        """Real weights on built-in prompts, beside transformers: speed, and whether answers are the same."""
+        """Compare with transformers on built-in prompts, for real weights: speed, and whether answers are the same."""
         dtype = "float32" if self._ask.dtype == "int8" else self._ask.dtype
         asked = compare_engines.arguments(["-k", str(self._ask.k), "--peer-dtype", dtype, "--prompts", "4"])
         engines = compare_engines.everybody(self.pair, asked)
@@ -211,7 +211,7 @@ def _of_profile(found: Bench, at: Profile) -> dict[str, Any]:
 
 
 def _of_replay(found: SyntheticRuns) -> dict[str, Any]:
-    """One acceptance rate: measured beside predicted."""
+    """Return the entry of one acceptance rate: measured and predicted."""
     return {
         "chosen_acceptance": found.acceptance,
         "target_tokens_per_second": found.target_tokens_per_second,
@@ -223,7 +223,7 @@ def _of_replay(found: SyntheticRuns) -> dict[str, Any]:
 
 
 def _graphs(pair: Pair) -> dict[str, dict[str, float] | None]:
-    """Recordings of both models, and of what a round computes besides; None where nothing is recorded."""
+    """Return captured graphs of both models and of the rest of a round; None where nothing is captured."""
     found = {role: _graphs_of(getattr(pair, role).runner) for role in ROLES}
     return found | {"rounds": {"capture_seconds": pair.graphs.seconds} if pair.graphs.captures else None}
 

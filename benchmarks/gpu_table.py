@@ -1,4 +1,4 @@
-"""The table of `benchmarks.gpu`: one line a row, and below it what is not in the table and why."""
+"""The table of `benchmarks.gpu`: one line per row, and below it what is missing from the table and why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADINGS = (
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print it, and what became of the tests."""
+    """Print the table and the results of the tests."""
     table = Table(title=document["device"], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
@@ -42,12 +42,12 @@ GENERATE = "x generate: target beside transformers' generate; of compiled rows w
 
 
 def notes(document: dict[str, Any]) -> list[str]:
-    """What stands below the table."""
+    """Return the lines below the table."""
     return [GENERATE, *(line for pair in document["pairs"] for line in notes_of(pair))]
 
 
 def notes_of(pair: dict[str, Any]) -> list[str]:
-    """What of a row was not measured, and why."""
+    """Return which parts of a row were not measured, and why."""
     name = name_of(pair)
     lines = [f"{name}: no time was left for {', '.join(pair['left_out'])}"] if pair.get("left_out") else []
     lines += [f"{name}: {part} failed: {why.splitlines()[0]}" for part, why in pair.get("failed", {}).items()]
@@ -60,19 +60,19 @@ def notes_of(pair: dict[str, Any]) -> list[str]:
 
 
 def name_of(pair: dict[str, Any]) -> str:
-    """A row's name."""
+    """Return the name of a row."""
     return pair["name"] + (" (compiled)" if pair["compiled"] else "")
 
 
 def tests_lines(tests: dict[str, Any]) -> list[str]:
-    """Counts, and the names of those that did not pass."""
+    """Return the counts, and the names of tests that did not pass."""
     counts = ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped"))
     names = [f"failed: {name}" for name in tests["failures"]]
     return [f"tests: {counts}", *names, *(f"out of time: {name}" for name in tests["out_of_time"])]
 
 
 def line_of(pair: dict[str, Any]) -> list[str]:
-    """A pair's cells; of one that was not measured, why."""
+    """Return the cells of a row, or why it was not measured."""
     name = name_of(pair)
     if "profiles" not in pair:
         return [name, pair.get("skipped") or "failed", *[""] * (len(HEADINGS) - 2)]
@@ -91,7 +91,7 @@ def _steps(at: dict[str, Any]) -> list[str]:
 
 
 def _gains(pair: dict[str, Any]) -> list[str]:
-    """At the middle acceptance rate; nothing if the time did not suffice for it."""
+    """Return the cells at the middle acceptance rate; empty if there was no time for it."""
     mid = next((each for each in pair["speculation"] if each["chosen_acceptance"] == 0.8), None)
     if mid is None:
         return [""] * 5

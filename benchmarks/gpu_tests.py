@@ -1,8 +1,7 @@
-"""The tests that need a GPU, for `benchmarks.gpu`: every test function in a process of its own, side by side. No torch.
+"""The tests that need a GPU, for `benchmarks.gpu`: each test function in its own process. Does not import torch.
 
-As many at once as there are cores, those that take long first, so that all take little longer than the longest; and a
-kernel that breaks its process's CUDA context fails its own function's tests alone. What had passed when the time was up
-counts.
+One process per core, long tests first, so the total is little more than the longest. A kernel that breaks the CUDA
+context of its process fails only the tests of its own function. Tests that passed before the time was up count.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _NEED_NO_GPU = (
     "test_lanes_in_decoding.py",
     "test_law_in_decoding.py",
 )
-"""The first compiles every kernel for a GPU that need not be there, which takes a minute; on a GPU the other skips."""
+"""One compiles every kernel for GPUs that may be absent, which takes a minute; the others skip themselves on a GPU."""
 _FLAGS = ("-vv", "--tb=short", "--durations=10", "--color=no", "-p", "no:cacheprovider")
 _OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 _DURATION = re.compile(r"^ *([\d.]+)s (call|setup|teardown) +(\S+::.+?) *$", re.MULTILINE)
@@ -41,13 +40,13 @@ LONGEST = (
     "test_compiled_steps_write_what_others_write",
     "test_a_round_is_the_plain_one",
 )
-"""Begun before the others: they load many models, compile many kernels, or write thousands of answers."""
+"""Started before the others: they load many models, compile many kernels, or write thousands of answers."""
 _LOOKING = 0.05
-"""Seconds from one look at the processes to the next."""
+"""Seconds between two polls of the processes."""
 
 
 def groups() -> list[str]:
-    """Every test function, as pytest names it, those that take longest first."""
+    """Return the pytest names of all test functions, longest-running first."""
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("test_*.py"))]
     names = [
         f"{path}::{name}"
@@ -60,12 +59,12 @@ def groups() -> list[str]:
 
 
 def run_tests(names: Sequence[str], seconds: float, at_once: int | None = None) -> dict[str, Any]:
-    """Run these within so many seconds: counts, the names of those that failed, the slowest, and what was said.
+    """Run tests within a time limit; return counts, the names of failures, the slowest tests, and output.
 
     Args:
-        names: as pytest has them.
-        seconds: after which those under way are ended, and no other is begun.
-        at_once: processes; as many as there are cores by default.
+        names: as pytest names them.
+        seconds: after which running tests are killed and no others are started.
+        at_once: number of concurrent processes; by default the number of cores.
     """
     end = time.monotonic() + seconds
     with TemporaryDirectory(prefix="cascli-tests-") as folder:
@@ -76,7 +75,7 @@ def run_tests(names: Sequence[str], seconds: float, at_once: int | None = None) 
     bad = [number for number, code in enumerate(codes) if code != 0]
     found = summary("\n".join(texts))
     told = {_function(name) for name in found["failures"]}
-    # One that broke off, or could not be collected, has printed no outcome.
+    # A test that crashed or could not be collected has printed no outcome.
     broken = [_short(names[i]) for i in bad if codes[i] is not None and _function(names[i]) not in told]
     found["failed"] += len(broken)
     found["failures"] += broken
@@ -90,7 +89,7 @@ def run_tests(names: Sequence[str], seconds: float, at_once: int | None = None) 
 
 
 def _in_turn(names: Sequence[str], outputs: Sequence[Path], end: float, at_once: int) -> list[int | None]:
-    """The exit code of each; None of those that had not ended, or not begun, when the time was up."""
+    """Return the exit codes; None for processes that had not ended or not started when the time was up."""
     codes: list[int | None] = [None] * len(names)
     waiting, running = deque(range(len(names))), dict[int, Subprocess]()
     try:
@@ -110,10 +109,10 @@ def _in_turn(names: Sequence[str], outputs: Sequence[Path], end: float, at_once:
 
 
 def summary(text: str) -> dict[str, Any]:
-    """Counts and names of what pytest printed, line by line."""
+    """Return counts and names from the lines that pytest printed."""
     outcomes: dict[str, str] = {}
     for name, outcome in _OUTCOME.findall(text):
-        if outcomes.get(name) not in ("FAILED", "ERROR"):  # which a later line on its teardown does not undo
+        if outcomes.get(name) not in ("FAILED", "ERROR"):  # a later line about the teardown does not undo a failure
             outcomes[name] = outcome
     counts = Counter(outcomes.values())
     slowest = sorted(
@@ -129,7 +128,7 @@ def summary(text: str) -> dict[str, Any]:
 
 
 def _function(name: str) -> tuple[str, str]:
-    """The file and the test function of a name, which pytest prints with another path and with parameters."""
+    """Return file and test function of a name, which pytest prints with a different path and with parameters."""
     path, _, function = name.partition("::")
     return Path(path).name, function.partition("[")[0]
 

@@ -1,4 +1,4 @@
-"""How much a strategy asks of the GPU each round: kernels, and transfers to and from the host."""
+"""GPU work of a strategy per round: kernels, and transfers to and from the host."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 from cascli import Pair, generate
 
 _SHORT, _LONG = 4, 36
-"""Tokens of two runs whose difference is rounds alone: what a run costs once, its prompt above all, is in both."""
+"""Tokens of two runs that differ only in rounds: one-time costs of a run, mainly its prompt, are in both."""
 
 
 def work_of(pair: Pair, strategy: str, prompt: list[int]) -> dict[str, float] | None:
-    """Counts by round, as the profiler sees them; None if the longer run had no more rounds than the shorter."""
+    """Return the profiler's counts per round; None if the longer run had no more rounds than the shorter."""
     few, many = (_counted(pair, strategy, prompt, tokens) for tokens in (_SHORT, _LONG))
     rounds = many["rounds"] - few["rounds"]
     if rounds < 1:
@@ -28,7 +28,7 @@ def work_of(pair: Pair, strategy: str, prompt: list[int]) -> dict[str, float] | 
 
 def _counted(pair: Pair, strategy: str, prompt: list[int], tokens: int) -> Counter[str]:
     ask: dict[str, Any] = {"strategy": strategy, "max_new_tokens": tokens, "temperature": 1.0}
-    generate(pair, prompt_ids=prompt, **ask)  # records what there is to record
+    generate(pair, prompt_ids=prompt, **ask)  # captures all graphs
     on_gpu = pair.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
         run = generate(pair, prompt_ids=prompt, **ask)
@@ -36,7 +36,7 @@ def _counted(pair: Pair, strategy: str, prompt: list[int], tokens: int) -> Count
 
 
 def count(events: Iterable[Any]) -> Counter[str]:
-    """Kernels and transfers among a profile's events; the host's calls that ask for them are events too."""
+    """Count the kernels and transfers in a profile; the host calls that launch them are events too and are skipped."""
     found: Counter[str] = Counter()
     for event in events:
         if event.device_type != DeviceType.CUDA or getattr(event, "is_user_annotation", False):

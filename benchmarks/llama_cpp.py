@@ -1,4 +1,4 @@
-"""llama.cpp's own programs, where their paths are given: what they print about their speed."""
+"""The speeds that llama.cpp's own programs print, if their paths are given."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def target_speed(bench: Path, model: Path, threads: int, tokens: int) -> float:
-    """Tokens per second of `llama-bench` writing with one model.
+    """Return the tokens per second of `llama-bench` writing with one model.
 
     Raises:
         subprocess.CalledProcessError: the program failed.
@@ -23,7 +23,7 @@ def target_speed(bench: Path, model: Path, threads: int, tokens: int) -> float:
 def speculative_speed(
     program: Path, target: Path, draft: Path, threads: int, k: int, prompts: Sequence[str], tokens: int
 ) -> dict[str, Any]:
-    """Tokens per second of `llama-speculative` (or `-simple`) over prompts, total over total, and its acceptance.
+    """Return tokens per second (total over total) and acceptance of `llama-speculative` (or `-simple`) over prompts.
 
     Raises:
         subprocess.CalledProcessError: the program failed.
@@ -46,7 +46,7 @@ def speculative_speed(
 
 
 def _flags(program: Path, k: int) -> list[str]:
-    """How this release of the program is told to draft k tokens whatever its confidence."""
+    """Return the flags by which this release of the program drafts k tokens whatever its confidence."""
     known = _run([program, "--help"], both=True)
     if "--spec-type" in known:
         return ["--spec-type", "draft-simple", "--spec-draft-n-max", str(k), "--spec-draft-p-min", "0"]

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def facts(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, Any]:
-    """The machine, the versions of cascli and of these packages, the command and the date."""
+    """Return the machine, the versions of cascli and of these packages, the command and the date."""
     from cascli import __version__
 
     return {
@@ -28,7 +28,7 @@ def facts(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, An
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Those of the packages that are installed."""
+    """Return the versions of the packages that are installed."""
     found = {}
     for name in packages:
         with suppress(PackageNotFoundError):
@@ -37,7 +37,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(argument: str) -> str:
-    """An argument as it is, or of an absolute path the last two parts: the rest means nothing elsewhere."""
+    """Return an argument unchanged, or the last two parts of an absolute path: the rest means nothing elsewhere."""
     path = Path(argument)
     return str(Path(*path.parts[-2:])) if path.is_absolute() else argument
 

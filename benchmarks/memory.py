@@ -1,4 +1,4 @@
-"""The memory that a benchmark took."""
+"""Peak memory of a benchmark."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 
 
 def process_peak() -> int | None:
-    """Bytes at the highest point of this process since it began; None where there is no such account."""
+    """Return the peak memory of this process in bytes; None where the system does not record it."""
     try:
         import resource
-    except ImportError:  # Windows has none
+    except ImportError:  # not on Windows
         return None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

@@ -1,4 +1,4 @@
-"""What the GPU benchmark imports and a machine may lack, named before anything is imported. Standard library alone."""
+"""Reports missing dependencies of the GPU benchmark before importing any. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.subprocess_runner import ROOT
 
 _NOT_NEEDED = {"gguf", "pip"}
-"""Dependencies for weights on disk, which random pairs have none of."""
+"""Dependencies for weights on disk, which random pairs do not have."""
 _ALSO = {"triton": "cuda", "pytest": "tests"}
-"""What is no dependency, and what it is for."""
+"""Packages that are not dependencies of cascli (extra `dev`), and the purpose that needs each."""
 _WITH = {"pydantic": ("annotated-types", "pydantic-core", "typing-extensions", "typing-inspection")}
-"""What a wheel that is carried alone does not bring."""
+"""Dependencies that are missing when only a package's own wheel is copied."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+?)(?:>=([\d.]+))?\s*(?:;.*)?$")
 
 
 def check(purposes: Sequence[str]) -> None:
-    """End the program, naming all that is missing, if anything is.
+    """Exit with the names of all missing packages, if there are any.
 
     Args:
         purposes: what is planned besides measuring on a CPU: `cuda`, `tests`.
@@ -63,5 +63,5 @@ def _is_there(requirement: str) -> bool:
 
 
 def _numbers(text: str) -> list[int]:
-    """Of a version, as far as they are compared: those of its release."""
+    """Return the numbers of a version's release part, which is all that is compared."""
     return [int(each) for each in re.match(r"[\d.]*\d", text)[0].split(".")]  # type: ignore[index]

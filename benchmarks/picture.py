@@ -1,6 +1,6 @@
 """Make docs/{answers.svg,trace.html}, fill README and docs/strategies.md: `python -m benchmarks.picture [--check]`.
 
-The page that `cascli compare` prints, from a saved comparison; the picture is of four strategies. No model is loaded.
+The page is what `cascli compare` prints for a saved comparison; the picture shows four strategies. No model is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = ("target", "draft", "speculative:k=4", "speculative-cascade:rule=opt,alp
 
 
 def drawn(saved: Comparison) -> str:
-    """The picture as SVG."""
+    """Return the picture as SVG."""
     runs, rows = ([each for each in part if _shown(each)] for part in (saved.runs, saved.summary))
     return svg(saved.model_copy(update={"runs": runs, "summary": rows}), 'cascli compare "Who is Buzz Aldrin?"')
 
@@ -37,14 +37,14 @@ def _shown(each: Run | Row) -> bool:
 
 
 def printed(saved: Comparison) -> str:
-    """The whole page as a pipe gets it."""
+    """Return the whole page as it is printed to a pipe."""
     text = io.StringIO()
     print_comparison(saved, Screen(Console(width=WIDEST, file=text, color_system=None), Console(file=io.StringIO())))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def pages() -> dict[Path, str]:
-    """Every file that this writes, with its text."""
+    """Return all files that this script writes, with their text."""
     saved = Comparison.from_json(SAVED.read_text(encoding="utf-8"))
     whole = printed(saved)
     verdict_and_table = whole[: whole.index(f"{saved.runs[0].pair.name}: ")].rstrip()
@@ -59,14 +59,14 @@ def pages() -> dict[Path, str]:
 
 
 def _filled(page: Path, text: str) -> str:
-    """The page with this text between its marks."""
+    """Return the page with this text between its markers."""
     begin, end = "<!-- compare -->\n```text\n", "\n```\n<!-- /compare -->"
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     return f"{before}{begin}{text}{end}{rest.partition(end)[2]}"
 
 
 def main() -> None:
-    """Write the picture and the pages, or with `--check` fail if they are not what the saved comparison gives."""
+    """Write the picture and the pages; with `--check` fail if they do not match the saved comparison."""
     for path, text in pages().items():
         if "--check" not in sys.argv[1:]:
             path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write the tables of `benchmarks/results/` into docs/: `python -m benchmarks.report` (`--check` only looks)."""
+"""Write the tables of `benchmarks/results/` into docs/: `python -m benchmarks.report` (`--check` only compares)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOCS = HERE.parent / "docs"
 
 
 def engines_table(paths: Sequence[Path]) -> str:
-    """One section a results file: who was measured, how fast, and what theory predicted."""
+    """Return one section per results file: the engines, their speeds, and what theory predicted."""
     return "\n\n".join(_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
 
 
@@ -50,9 +50,9 @@ def _row(row: dict[str, Any], prompts: int) -> str:
 
 
 def scatter_of(ratio: dict[str, Any]) -> str:
-    """The median of the prompts' own ratios, and how they scatter where a file says by its own word.
+    """Return the median of the per-prompt ratios, with their scatter if the file states its kind.
 
-    Older files hold bootstrap intervals of four to six prompts, which cover less than they say.
+    Older files hold bootstrap intervals of four to six prompts, whose coverage is lower than stated.
     """
     if ratio.get("kind") is None or ratio["interval"] is None:
         return f"{ratio['median']:.2f}x"
@@ -69,7 +69,7 @@ def _prediction(each: dict[str, Any]) -> str:
 
 
 def accuracy_table(paths: Sequence[Path]) -> str:
-    """How far each precision is from float32 along float32's own answers."""
+    """Return how far each precision is from float32 along float32's own answers."""
     lines = []
     for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def accuracy_table(paths: Sequence[Path]) -> str:
 
 
 def gpu_table(paths: Sequence[Path]) -> str:
-    """One line a pair of each results file of `benchmarks.gpu`."""
+    """Return one line per pair for each results file of `benchmarks.gpu`."""
     if not paths:
         return "No results yet: no GPU was at hand."
     return "\n\n".join(_gpu_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
@@ -119,7 +119,7 @@ BLOCKS = {
 
 
 def main() -> None:
-    """Write the blocks of the pages, or with `--check` fail if they are not what the files say."""
+    """Write the blocks of the pages; with `--check` fail if they do not match the files."""
     for name, (page, pattern, table) in BLOCKS.items():
         path = DOCS / page
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pairs of random weights at the shapes of real models."""
+"""Pairs with random weights in the shapes of real models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = {
 
 
 class Chosen(NamedTuple):
-    """A pair to measure, and the seconds that `benchmarks.gpu` is expected to take for it on an H100."""
+    """A pair to measure, and the seconds that `benchmarks.gpu` should take for it on an H100."""
 
     draft: str
     target: str
@@ -41,7 +41,7 @@ class Chosen(NamedTuple):
 
 PAIRS = [
     Chosen("qwen2.5-0.5b", "qwen2.5-1.5b", 55, 220),  # the first row also waits for a cold disk
-    Chosen("qwen2.5-0.5b", "qwen2.5-7b", 45, 190),  # whose draft model torch has compiled before, and kept
+    Chosen("qwen2.5-0.5b", "qwen2.5-7b", 45, 190),  # torch has compiled this draft model before and cached it
     Chosen("gemma2-2b", "gemma2-9b", 65, 280),
     Chosen("qwen2.5-0.5b", "qwen2.5-32b", 75, 330),
     Chosen("gemma2-2b", "gemma2-27b", 75, 300),
@@ -49,7 +49,7 @@ PAIRS = [
 
 
 def pair_config(draft: str, target: str, shrink: int = 1) -> dict[str, Any]:
-    """A pair at these shapes, or at widths and depths divided by `shrink`."""
+    """Return a pair in these shapes, with widths and depths divided by `shrink`."""
     found: dict[str, Any] = {"name": f"{draft} with {target}"}
     for role, name, seed in (("draft", draft, 1), ("target", target, 2)):
         shape = dict(SHAPES[name])

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md: every strategy of a study, and how far the two models are apart by task."""
+"""The tables of docs/results.md: all strategies of each study, and how far apart the two models are on each task."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ HEADINGS = (
     "draft steps an answer", "cost at c = .1", "c = .2", "here", "tokens", "cut", "loops", "drafts passed", "mean TV",
 )  # fmt: skip
 PRICES = (0.1, 0.2)
-"""Of a draft step in steps of the target: a cost is derived from the counts, a check being taken to cost one step."""
+"""Costs of a draft step, in target steps; with them an answer's cost follows from counts, a check costing one step."""
 EVERY_ROUND = frozenset(
     {
         "study-number-sorting", "study-reversed-words", "study-reversed-words-float32", "study-reversed-words-matched",
         "study-word-problems",
     }
 )  # fmt: skip
-"""Studies that ran when a rule got q behind every block, by a draft step in every round."""
+"""Studies from when a rule that reads q took a draft step after the block in every round."""
 
 strategy_of = cache(parse)
-"""Parsing takes longer than all else of a table: once a strategy, and not once a record."""
+"""Cached: parsing takes longer than the rest of a table, so it is done per strategy instead of per record."""
 
 
 class Price(NamedTuple):
-    """What a draft step and a check of 1, 2, .. tokens cost, in steps of the target."""
+    """The cost of a draft step and of checks of 1, 2, .. tokens, in target steps."""
 
     step: float
     check: Sequence[float] | None = None
-    """None where every check costs one step."""
+    """None if every check costs one step."""
 
     def of(self, record: Record) -> float | None:
-        """The cost of an answer; None where checks are longer than was timed, or of any length."""
+        """Return the cost of an answer; None if checks are longer than those timed, or vary in length (`k=auto`)."""
         params = strategy_of(record.cell.strategy).params
         drafted = block_length(params)
         if self.check is not None and (params.get("k") == "auto" or drafted >= len(self.check)):
@@ -58,15 +58,15 @@ class Price(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """An answer's cost, and over that of the lossless strategy that is cheapest at this price, paired by problem."""
+    """The cost of an answer, and its ratio to the cheapest lossless strategy at this price, paired by problem."""
 
     mean: float
     over_lossless: Ratio | None
-    """None of the lossless ones themselves."""
+    """None for lossless strategies."""
 
 
 def study_table(folders: Sequence[Path]) -> str:
-    """One table for each temperature of each study, from its records."""
+    """Return one table for each temperature of each study, from its records."""
     return "\n\n".join(_study(folder) for folder in folders) or "No study yet."
 
 
@@ -96,10 +96,10 @@ def _study(folder: Path) -> str:
 
 
 def with_late_steps(record: Record) -> Record:
-    """A record of then with at most the draft steps of now: behind blocks that have passed alone.
+    """Return an older record with an upper bound on today's draft steps, which come only after blocks that passed.
 
-    Nothing else differs. Of an answer's last block it is not known whether all of it passed: it counts as if. With a
-    stop, or without the draft model, there is nothing to take away.
+    Nothing else differs. Whether the last block of an answer passed is not known; it counts as passed. With a stop, or
+    without the draft model, nothing is subtracted.
     """
     strategy = strategy_of(record.cell.strategy)
     if not isinstance(strategy, Speculating) or not strategy.verification_rule.reads_draft:
@@ -112,7 +112,7 @@ def with_late_steps(record: Record) -> Record:
 
 
 def price_of(path: Path) -> Price | None:
-    """What steps and checks were measured to cost, from advice that was saved; None where there is none."""
+    """Return the measured costs of steps and checks from saved advice; None if there is none."""
     if not path.exists():
         return None
     machine = Advice.from_json(path.read_text(encoding="utf-8")).machine
@@ -120,7 +120,7 @@ def price_of(path: Path) -> Price | None:
 
 
 def costs_at(price: Price, here: Sequence[SweepRow], records: Sequence[Record]) -> dict[str, Cost]:
-    """What answers of each strategy of one temperature cost at a price, where that is known."""
+    """Return the cost of the answers of each strategy at one temperature and price, where it is known."""
     each: dict[str, dict[str, float]] = {}
     for row in here:
         mine = [r for r in records if (r.cell.strategy, r.cell.temperature) == (row.strategy, row.temperature)]
@@ -141,7 +141,7 @@ def _over(costs: dict[str, float], reference: dict[str, float]) -> Ratio:
 
 
 def steps_per_answer(row: SweepRow) -> float | None:
-    """Steps of the draft model."""
+    """Return the draft model's steps per answer."""
     per_token = row.draft_calls_per_token
     return None if per_token is None or not row.answers else per_token * row.tokens / row.answers
 
@@ -167,7 +167,7 @@ def _line(row: SweepRow, costs: Sequence[Cost | None]) -> str:
 
 
 def _priced(cost: Cost | None) -> str:
-    """A cost and, of one with loss, its ratio to the cheapest lossless one; what is beyond chance is bold."""
+    """Return a cost and, for a lossy strategy, its ratio to the cheapest lossless one, bold if beyond chance."""
     if cost is None:
         return DASH
     ratio = cost.over_lossless
@@ -179,7 +179,7 @@ def _priced(cost: Cost | None) -> str:
 
 
 def _with(value: float | None, interval: tuple[float, float] | None, kind: IntervalKind | None, sign: str = "") -> str:
-    """A value and its 95% interval in one cell; what is beyond chance is bold."""
+    """Return a value and its 95% interval in one cell, bold if beyond chance."""
     if value is None:
         return DASH
     known = interval is not None and kind == "95%"
@@ -190,7 +190,7 @@ def _with(value: float | None, interval: tuple[float, float] | None, kind: Inter
 
 
 def gaps_table(paths: Sequence[Path]) -> str:
-    """One line a task, the widest gap first."""
+    """Return one line per task, the widest gap first."""
     return "\n\n".join(_gaps(json.loads(path.read_text(encoding="utf-8")), path) for path in paths) or "Not measured."
 
 

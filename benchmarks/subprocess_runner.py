@@ -1,4 +1,4 @@
-"""Another Python process with a limit on its time: what it breaks or holds on the GPU ends with it. No torch."""
+"""A Python process with a time limit: what it breaks or holds on the GPU ends with it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _ENVIRONMENT = {
-    "PYTHONUNBUFFERED": "1",  # what a killed process had printed is there
+    "PYTHONUNBUFFERED": "1",  # keeps the output of a killed process
     "PYTHONFAULTHANDLER": "1",
-    "DISABLE_CUPTI_LAZY_REINIT": "1",  # profiling around CUDA graphs crashes otherwise; torch sets both likewise
+    "DISABLE_CUPTI_LAZY_REINIT": "1",  # profiling around CUDA graphs crashes otherwise; torch sets both as well
     "TEARDOWN_CUPTI": "0",
 }
 _KILLING = 10.0
-"""Seconds that a killed process may take to give its memory back."""
+"""Seconds that a killed process may take to release its memory."""
 
 
 class Subprocess:
-    """A Python process in a group of its own; its output goes to a file, since grandchildren would keep a pipe open."""
+    """A Python process in its own process group; output goes to a file, since grandchildren would keep a pipe open."""
 
     def __init__(self, command: Sequence[str], output: Path) -> None:
-        """Start `python *command`, which finds the packages of this checkout first."""
+        """Start `python *command` with this checkout first on the path."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with output.open("wb") as file:
             self._process = subprocess.Popen(
@@ -38,22 +38,22 @@ class Subprocess:
             )
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code; None if the process, with those that it started, was killed after so many seconds."""
+        """Return the exit code; None if the process and its children were killed after this many seconds."""
         try:
             return self._process.wait(max(seconds, 0))
         except subprocess.TimeoutExpired:
             self.kill()
             return None
-        except BaseException:  # ours is interrupted: a group of its own does not hear of that
+        except BaseException:  # on an interrupt of ours, which the child's process group does not receive
             self.kill()
             raise
 
     def poll(self) -> int | None:
-        """The exit code; None while it runs."""
+        """Return the exit code; None while the process is running."""
         return self._process.poll()
 
     def kill(self) -> None:
-        """End it, and those that it started."""
+        """Kill the process and its children."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -62,6 +62,6 @@ class Subprocess:
 
 
 def tail(output: Path, lines: int = 20, characters: int = 2000) -> str:
-    """The end of what was printed."""
+    """Return the end of the output."""
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     return "\n".join(text.rstrip().splitlines()[-lines:])[-characters:]

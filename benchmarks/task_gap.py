@@ -1,8 +1,8 @@
-"""How far draft and target are apart on tasks that can be had without a network: the greedy answers of both, judged.
+"""How far apart draft and target are on tasks that need no network: the scores of their greedy answers.
 
-`python -m benchmarks.task_gap -o FOLDER --limit 100 [--tasks chain-sum letters]`. Every task is a sweep of its own in
-the folder, of the strategies `draft` and `target`; begun again, it goes on where it was. A task is of use for a study
-if the target can do it, the draft model much less so, and most answers end by themselves.
+`python -m benchmarks.task_gap -o FOLDER --limit 100 [--tasks chain-sum letters]`. Each task is a separate sweep in the
+folder, with the strategies `draft` and `target`; started again, it resumes. A task is useful for a study if the target
+can do it, the draft model is much worse, and most answers end before the limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _gym(dataset: str, answer: str, **options: Any) -> dict[str, Any]:
 
 
 SHORT = "{question} Give the calculation in short, one line a step and no other words, and then the answer."
-"""As the study asks word problems."""
+"""The prompt of the study for word problems."""
 
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -64,12 +64,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "syllogisms": _gym("syllogism", "tag"),
     "humaneval": {"kind": "humaneval"},
 }
-"""Tasks of a sweep by name; the options keep problems within reach of models of a billion parameters."""
+"""Sweep tasks by name; the options keep problems within reach of models of a billion parameters."""
 COLUMNS = ("task", "problems", "draft", "target", "gap", "low", "high", "cut draft", "cut target")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="qwen2.5-coder", help="pair name or YAML file")
     parser.add_argument("--dtype", default="int8")
@@ -84,7 +84,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer, and print a line a task as soon as it is done."""
+    """Answer all tasks, and print one line per task as soon as it is done."""
     options = arguments(argv)
     if options.threads:
         import torch
@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def answered(name: str, pair: Any, options: argparse.Namespace) -> SweepRows:
-    """The table of one task, with the answers that are there already.
+    """Answer one task, keeping existing answers, and return its table.
 
     Raises:
-        UsageError: a package is not installed, or the answers there are of other flags.
+        UsageError: a package is not installed, or the existing answers were made with other flags.
     """
     task = TASKS[name]
     shots = {"shots": options.shots} if task["kind"] == "reasoning-gym" else {}
@@ -126,7 +126,7 @@ def answered(name: str, pair: Any, options: argparse.Namespace) -> SweepRows:
 
 
 def gap(name: str, rows: SweepRows) -> dict[str, Any]:
-    """What the draft model's answers lack, with the interval of the paired difference, and how many were cut off."""
+    """Return how much worse the draft model's answers are, with the paired interval, and the shares of cut answers."""
     draft, target = (next(row for row in rows if row.strategy == role) for role in ("draft", "target"))
     low, high = draft.quality_vs_target_interval or (None, None)
     return {

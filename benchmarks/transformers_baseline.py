@@ -1,4 +1,4 @@
-"""transformers on a loaded pair's own weights: no second copy, and its own attention, norms, rotations and cache."""
+"""transformers on the weights of a loaded pair, without a second copy, but with its own modules and cache."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def transformers_baseline(
     repeats: int = 3,
     late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Generate and assisted generation; the latter by the round, since its acceptance cannot be chosen.
+    """Time generate and assisted generation; the latter per round, since its acceptance cannot be chosen.
 
     Args:
-        pair: loaded.
-        prompt: what is continued.
-        k: drafted tokens a round.
-        tokens: that `generate` writes.
-        assisted_tokens: that assisted generation writes.
+        pair: a loaded pair.
+        prompt: token ids to continue.
+        k: drafted tokens per round.
+        tokens: number of tokens that `generate` writes.
+        assisted_tokens: number of tokens that assisted generation writes.
         repeats: of both, after a warm-up.
-        late: whether no further repeat is to be begun; one is made in any case.
+        late: returns True if no further repeat may start; at least one is always made.
     """
     target, draft = pair.target.model, pair.draft.model
     alone, assisted = (of_transformers(target, model, k, [], "") for model in (None, draft))
@@ -63,9 +63,9 @@ def transformers_baseline(
 def static_cache_baseline(
     pair: Pair, prompt: Sequence[int], *, tokens: int, repeats: int = 3, late: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Generate with a static cache; its arguments are those of `transformers_baseline`.
+    """Time generate with a static cache; the arguments are those of `transformers_baseline`.
 
-    The warm-up is as long as a run: what it compiles depends on the length of the cache.
+    The warm-up is as long as a run, since what is compiled depends on the length of the cache.
     """
     engine = of_transformers(pair.target.model, None, None, [], "", static=True)
     with stock(pair.target.model):
@@ -82,14 +82,14 @@ def static_cache_baseline(
 
 
 class _Calls:
-    """Counts the forwards of a model."""
+    """Counts the forward calls of a model."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @contextmanager
     def of(self, model: Any) -> Iterator[_Calls]:
-        """Count while this lasts."""
+        """Count inside this context."""
 
         def more(*_: Any) -> None:
             self.count += 1
@@ -103,7 +103,7 @@ class _Calls:
 
 @contextmanager
 def stock(*models: Any) -> Iterator[None]:
-    """Models as transformers makes them for a GPU, in place: cascli's attention, norms and rotations are undone."""
+    """Turn models in place into what transformers makes for a GPU: undo cascli's attention, norms and rotations."""
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(_stock_attention(model))
@@ -116,7 +116,7 @@ def stock(*models: Any) -> Iterator[None]:
 def _stock_attention(model: Any) -> Iterator[None]:
     before = model.config.get_text_config()._attn_implementation
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    own = "eager" if capped else "sdpa"  # torch's kernel knows no soft-capping
+    own = "eager" if capped else "sdpa"  # torch's kernel does not support soft-capping
     model.set_attn_implementation(own if before.startswith("cascli") else before)
     try:
         yield
@@ -126,13 +126,13 @@ def _stock_attention(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _stock_module(module: nn.Module) -> Iterator[None]:
-    """The class of a norm, and the forward of an attention layer, that they had before cascli took them over."""
+    """Restore the class of a norm, and the forward of an attention layer, that cascli replaced."""
     fused = module.stock if isinstance(module, FusedNorm) else None
     forward = vars(module).get("forward")
     ours = isinstance(forward, MethodType) and forward.__func__.__code__ is type(module).forward.__code__
     if fused is not None:
         module.__class__ = fused
-    if ours:  # the class's own code with another function in its globals: see `cascli.models.gpu.fused_rotation`
+    if ours:  # the class's code with a different function in its globals: see `cascli.models.gpu.fused_rotation`
         del vars(module)["forward"]
     try:
         yield

@@ -1,4 +1,4 @@
-"""A pair of your own without a file: `python examples/own_models.py SMALL LARGE "a prompt"` (folders or .gguf)."""
+"""Two models of your own, no pair file: `python examples/own_models.py SMALL LARGE "a prompt"` (folders or .gguf)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cascli import generate, load_pair
 
 
 def main(draft: str, target: str, prompt: str = "Hello") -> None:
-    """Answer with the target alone and speculatively, and say what was saved."""
+    """Answer with the target alone and speculatively, and print the target calls of both."""
     pair = load_pair({"draft": {"source": {"path": draft}}, "target": {"source": {"path": target}}})
     alone = generate(pair, prompt, strategy="target", max_new_tokens=32, temperature=0)
     speculative = generate(pair, prompt, strategy="speculative:k=4", max_new_tokens=32, temperature=0)

@@ -1,4 +1,4 @@
-"""Which drafts does the target throw away? Prints each rejected token with its probabilities and what replaced it."""
+"""Print each draft that the target rejects, with its probabilities and the token that replaced it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cascli import generate, load_pair
 
 
 def main(pair_name: str = "qwen2.5-coder", prompt: str = "Who is Buzz Aldrin?") -> None:
-    """Decode one answer speculatively, and list its rejections."""
+    """Decode one answer speculatively and list its rejections."""
     pair = load_pair(pair_name)
     run = generate(pair, prompt, strategy="speculative:k=4", max_new_tokens=48, temperature=0)
     print(run.text)

@@ -1,4 +1,4 @@
-"""What does a rule's alpha buy? Target calls per token and mean TV to the target, along alpha."""
+"""What a rule's alpha buys: target calls per token and mean TV to the target at several alphas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ALPHAS = (0.0, 0.1, 0.3, 0.6)
 
 
 def main(pair_name: str = "qwen2.5-coder", rule: str = "token-v3", prompt: str = "Why is the sky blue?") -> None:
-    """Decode the same prompt at several alphas; random numbers are shared between them."""
+    """Decode the same prompt at several alphas; all of them use the same random numbers."""
     pair = load_pair(pair_name)
     print(f"{'alpha':>6} {'calls/token':>12} {'mean TV':>8}")
     for alpha in ALPHAS:

@@ -1,8 +1,8 @@
-"""Well-known bugs of speculative decoding, planted into the package one at a time: a compact check sees each.
+"""Well-known bugs of speculative decoding, planted into the package one at a time and each detected by a short check.
 
-A check returns how far the package is from the reference (0 where it is right) or raises. Every check
-passes on the package as it is, and fails by a wide margin with its bug, so a law test that had gone blind
-would show.
+A check returns how far the package is from the reference (0 if correct) or raises. Every check passes on the
+package as it is and fails by a wide margin with its bug, so a law test that no longer detects anything would
+be noticed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def residual_check() -> float:
 
 
 def counting_check(strategy: str, rule: str) -> Check:
-    """How many counts of three-token texts over 300 seeds leave their 6 sigma + 5."""
+    """The number of counts of three-token texts over 300 seeds outside 6 sigma + 5."""
 
     def check() -> float:
         counted = Counter(
@@ -135,7 +135,7 @@ def q_is_not_what_was_sampled(patch: pytest.MonkeyPatch) -> None:
 
 
 def unsure_drafts_are_dropped(patch: pytest.MonkeyPatch) -> None:
-    """A drawn token must be verified: ending a block before one whose own q is low favours what is likely."""
+    """A drawn token must be verified: ending a block before a token whose own q is low favours likely tokens."""
     right = Model.propose
 
     def propose(self: Model, s: session.Session, n: int, rule: base.Rule) -> speculation.Block:
@@ -148,7 +148,7 @@ def unsure_drafts_are_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def argmax_verified_as_if_drawn(patch: pytest.MonkeyPatch) -> None:
-    """Drafts by argmax, and gives the whole softmax as their q."""
+    """Drafts by argmax and returns the whole softmax as q."""
     right = Sampler.draw
 
     def draw(self: Sampler, logits: Tensor, u: Tensor | None) -> Drawn:
@@ -168,7 +168,7 @@ def inverted_ratio(patch: pytest.MonkeyPatch) -> None:
 
 
 def greedy_test(patch: pytest.MonkeyPatch) -> None:
-    """Accept whatever the target finds more likely than the draft did, reject the rest."""
+    """Accept tokens that the target finds more likely than the draft does, reject the rest."""
     right = rejection.acceptance
     patch.setattr(rejection, "acceptance", lambda pi, q, drafted: (right(pi, q, drafted) >= 1).to(pi.dtype))
 
@@ -198,7 +198,7 @@ def rewind_of_the_first_layer_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def rewind_keeps_stale_states(patch: pytest.MonkeyPatch) -> None:
-    """What a rejected draft left in the cache is not written over by the token that took its place."""
+    """The states of a rejected draft in the cache are not overwritten by the token that replaces it."""
     right = cache.RewindLayer.update
 
     def update(self: cache.RewindLayer, keys: Tensor, values: Tensor, *rest: Any, **named: Any) -> Any:
@@ -238,7 +238,7 @@ def thresholds_on_warped(patch: pytest.MonkeyPatch) -> None:
 
 
 def deferred_mass_of_p(patch: pytest.MonkeyPatch) -> None:
-    """The mass of the deferred tokens taken from p instead of q, and made to sum to one again."""
+    """The mass of the deferred tokens is taken from p instead of q, and the result renormalised."""
 
     def apply(self: base.KeepRule, d: Dists) -> torch.Tensor:
         keep = self.keep(d)
@@ -259,7 +259,7 @@ def one_uniform_for_all_positions(patch: pytest.MonkeyPatch) -> None:
 
 
 def rewire(patch: pytest.MonkeyPatch, **streams: Callable[[Any, int, int], Tensor]) -> None:
-    """Let the engine ask for other random numbers than it should; the exact law shows it for any numbers."""
+    """Make the engine read the wrong random numbers; the exact law shows it whatever their values."""
     right = session.Session.__init__
 
     class Wrong:
@@ -295,17 +295,17 @@ def one_number_for_all_tests_of_a_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def sampling_by_rank(patch: pytest.MonkeyPatch) -> None:
-    """Draws what is likely too often: the CDF of the squares."""
+    """Draws likely tokens too often: uses the CDF of the squares."""
     right = distributions.warp
     patch.setattr(distributions, "warp", lambda logits, sampling: right(2 * logits, sampling))
 
 
-# ---------------------------------------------------------------- which check sees which bug
+# ---------------------------------------------------------------- which check detects which bug
 
 
 @dataclass(frozen=True)
 class Case:
-    """A bug, the check that must see it, and whether it must be seen as an error instead of a distance."""
+    """A bug, the check that must detect it, and whether the check must raise instead of returning a distance."""
 
     plant: Patch
     check: Check
@@ -324,7 +324,7 @@ CASES = [
     Case(residual_not_renormalised, residual_check),
     Case(residual_divides_by_zero, residual_check),
     Case(q_is_not_what_was_sampled, law_check("exact", 0.0, 2, COLD)),
-    # A dropped position is drawn from again: no law that follows from independent numbers.
+    # A dropped position is drawn again with the same numbers: not a law of independent numbers.
     Case(unsure_drafts_are_dropped, EXACT_K2, raises=AssertionError),
     Case(argmax_verified_as_if_drawn, EXACT_K2),
     Case(inverted_ratio, EXACT_K2),
@@ -356,7 +356,7 @@ def test_without_a_bug_every_check_passes(check: Check) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_bug_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.check()  # loads and caches what the reference needs, before anything is broken
+    case.check()  # loads and caches what the reference needs, before the bug is planted
     case.plant(monkeypatch)
     if case.raises is not None:
         with pytest.raises(case.raises):
