@@ -191,7 +191,7 @@ def test_answers_stay_apart(near_pair: Pair) -> None:
     assert seen.lengths == (7, 7)
     assert [len(each) for each in seen.passing(seen.expected)] == [7, 7]
     always = rules.load("chow")(alpha=1.0)
-    assert predicted_calls(always, seen, 4) == pytest.approx(4 / 14)  # 7 = 5 + 2, twice; one answer of 14 would be 3 rounds
+    assert predicted_calls(always, seen, 4) == pytest.approx(4 / 14)  # 7 = 5 + 2, twice; 14 in one answer: 3 rounds
 
 
 def test_replay_judges_the_rules_as_runs_do() -> None:

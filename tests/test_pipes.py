@@ -82,7 +82,7 @@ def test_colour_that_is_asked_for_by_name_reaches_a_pipe(
     text = Run.from_json(invoke(*asked, "--json").stdout).text
     coloured = invoke(*asked, "--color", "always")
     assert coloured.stdout.count("\x1b[") > 3
-    assert COLOURS.sub("", coloured.stdout) == plain(Text(text).plain) + "\n"  # without control characters of the answer
+    assert COLOURS.sub("", coloured.stdout) == plain(Text(text).plain) + "\n"  # control characters are replaced
     assert not STRUCK.search(coloured.stdout)
     assert invoke(*asked, "--color", "auto", "-v").stdout == text + "\n"
     assert ("draft model" in coloured.stderr) == (strategy == "cascade:threshold=-99")
