@@ -261,7 +261,7 @@ def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
     for drawn in (3, 40, 1):
         wanted, found = (each.write(text[250:251], law, u[:drawn], read_last=False) for each in (plain, runner))
         assert found.tokens.tolist() == wanted.tokens.tolist()
-    runner.prepare(200, 56, Calls(writes=[Write(1, 64)]), law)  # the last text ended too late for this
+    runner.prepare(200, 56, Calls(writes=[Write(1, 64)]), law)  # the last text ended too near the end for this
     assert runner.length == 0
 
 

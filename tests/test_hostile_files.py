@@ -1,4 +1,4 @@
-"""Small files with enormous contents, and paths that are no files: every reader fails quickly, with a short message."""
+"""Small files with enormous contents, and paths that are not regular files: readers fail fast, with a short message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing a device, with torch's view of a machine with GPUs faked."""
+"""Choosing a device, with torch's answers faked as on a machine with GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategies that run concurrently: equal time for each, the same answers as in sequence, and interruptions."""
+"""Strategies that run concurrently: equal time for each, the same answers as sequentially, and interruptions."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_an_error_ends_the_race() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_do_not_depend_on_who_else_is_under_way(temperature: float) -> None:
-    """Each strategy has its own caches: tokens, rounds and costs are the same as in sequence."""
+    """Each strategy has its own caches: tokens, rounds and costs equal those of a sequential run."""
     loaded = load_pair(pair())
     ask: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "measure": False}
     prompts = [Prompt(("one", "two"), "a"), Prompt(("three",), "b")]

@@ -106,7 +106,7 @@ def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
 
 
 def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
-    """One zero of eight ratios is fine; of many zeros, a logarithm has no scatter: the result is a range, and called one."""
+    """One zero of eight ratios is fine; many zeros leave no scatter of a logarithm: the result is a range, and called one."""
     some = ratio_interval([[(float(calls), 10.0)] for calls in (0, 4, 5, 6, 5, 4, 6, 5)])
     assert some is not None and some.kind == "95%" and 0 < some.low < 35 / 80 < some.high < 1
     few = ratio_interval([[(float(calls), 10.0)] for calls in (0, 0, 0, 0, 0, 0, 0, 5)])
@@ -163,7 +163,7 @@ def test_times_that_depend_on_each_other_have_no_interval_over_prompts(pair: Pai
     assert target.speed_interval_kind == "no scatter" and speed_text(target) == "1.00x"
     assert (plain.speed_interval_over, plain.speed_interval_kind) == ("prompts", "range") and "[" in speed_text(plain)
     assert remembering.speed_interval is None and remembering.speed_vs_target is not None
-    # As if remembering under another parameter.
+    # Known from `earlier_texts`, whatever parameter makes a drafter remember.
     foreign = [run.model_copy(update={"params": run.params | {"remember": 0}}) for run in raced.runs]
     assert summarise([[foreign[i::3] for i in range(3)]])[2].speed_interval is None
     twice = summarise([[raced.runs[i::3] for i in range(3)]] * 2)[2]

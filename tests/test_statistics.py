@@ -21,7 +21,7 @@ from cascli.analysis.statistics import (
 
 Draw = Callable[[random.Random], float]
 LEAST = 0.90
-"""The least coverage of intervals that are called 95%."""
+"""Minimum coverage of intervals labelled 95%."""
 
 
 def spiked(share: float, of: Callable[[random.Random], float], else_: float) -> Draw:
@@ -48,7 +48,7 @@ DIFFERENCES: dict[str, tuple[Draw, float]] = {
 
 
 def coverage(interval: Callable[[Sequence[float]], Interval | None], draw: Draw, truth: float, n: int) -> float:
-    """The share of the intervals called 95% that contain the truth, over 400 samples."""
+    """Share of the intervals labelled 95% that contain the truth, over 400 samples."""
     rng, held = random.Random(n), []
     for _ in range(400):
         found = interval([draw(rng) for _ in range(n)])

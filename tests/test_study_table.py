@@ -54,7 +54,7 @@ def test_costs_are_held_against_the_cheapest_lossless_one(
         ratio = found[lossy].over_lossless
         assert ratio is not None and ratio.of_means == pytest.approx(found[lossy].mean / min(exact.values()))
         assert ratio.prompts == 5
-    assert exact["target"] < exact["speculative:k=3"]  # at the last price, the others are compared with the target alone
+    assert exact["target"] < exact["speculative:k=3"]  # at the last price, all are compared with the target alone
 
 
 def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(

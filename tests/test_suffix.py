@@ -158,7 +158,7 @@ def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
 
 
 def test_drafts_before_a_position_count_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Therefore q is a function of the prefix, wherever a round began."""
+    """This makes q a function of the prefix, wherever a round began."""
     seen: list[list[int]] = []
     right = suffix.followers
     monkeypatch.setattr(suffix, "followers", lambda text, *rest: seen.append(list(text)) or right(text, *rest))
@@ -252,8 +252,8 @@ def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[
     exact = process.sequential_law(tables, lambda pair: pair.p, 3)
     wanted = exact if name is None else process.sequential_law(tables, of_counts(name, alpha), 3)
     assert distance(law, wanted) < 1e-6
-    if name is not None and sampling is PLAIN:  # cut to two tokens, not all counts make a difference
-        others = (counts_as_a_model(sampling), counts_with(EARLIER, sampling))  # without earlier texts, and with one too many
+    if name is not None and sampling is PLAIN:  # WARPED keeps two tokens: not all counts matter
+        others = (counts_as_a_model(sampling), counts_with(EARLIER, sampling))  # no earlier texts, and one too many
         assert all(distance(law, process.sequential_law(each, of_counts(name, alpha), 3)) > 1e-3 for each in others)
 
 

@@ -263,7 +263,7 @@ def test_what_is_asked_twice_runs_once() -> None:
 
 
 def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> None:
-    """Folders that were started without them can be resumed."""
+    """Folders started before these keys existed can be resumed."""
 
     def fingerprint(task: dict[str, object], **more: object) -> str:
         asked = {"strategies": ["draft"], "task": {"kind": "dataset", "path": "d", "reference": "{a}"} | task} | more
@@ -650,7 +650,7 @@ def test_a_batch_has_no_more_places_than_there_are_problems(tmp_path: Path, monk
 
 
 def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
-    """They are cut to what fits with the pair's prefix; short ones stay as they are; if nothing fits, it is an error."""
+    """Cut to what fits with the pair's prefix; short ones stay as they are; if nothing fits, it is an error."""
     from cascli.models.load import load_pair
     from cascli.sweeps.worker import answers
 

@@ -224,7 +224,7 @@ def test_both_ends_of_a_curve_say_their_alpha(figure: Any) -> None:
 
 
 def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
-    """Where there is room: here, one in ten may not find any."""
+    """Where there is room: here, up to one label in ten has none."""
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in labels(axes)]
@@ -290,7 +290,7 @@ def test_front_and_random_deferral_are_of_one_temperature(figure: Any) -> None:
 
 
 def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figure: Any) -> None:
-    """It ends at speculation, not at the target alone, as speculation writes the target's answers for fewer calls."""
+    """It ends at the cheapest lossless strategy, as speculation writes the target's answers for fewer calls."""
     for axes, table in rows_of(figure).items():
         [line] = [line for line in axes.lines if line.get_label() == "random deferral"]
         [draft] = [each for each in table if each.strategy == "draft"]
@@ -356,4 +356,4 @@ def test_one_long_name_costs_a_long_legend_no_column(tmp_path: Path, monkeypatch
     before, after = (each.axes[0].get_window_extent().height for each in kept)
     assert (
         before <= after < 1.1 * before
-    )  # the figure grew with the legend; a second line takes less than another name
+    )  # the figure grew by the height of the legend; a second line takes less than another name

@@ -1,4 +1,4 @@
-"""Prompts from Hugging Face datasets, in a folder because the hub cannot be reached here."""
+"""Prompts from Hugging Face datasets, read from a folder because the tests cannot reach the hub."""
 
 from __future__ import annotations
 

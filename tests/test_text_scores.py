@@ -19,7 +19,7 @@ pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
 
 LEAST = 0.90
-"""The least coverage of intervals that are called 95%."""
+"""Minimum coverage of intervals labelled 95%."""
 
 
 # ---- single answers

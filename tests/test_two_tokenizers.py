@@ -1,4 +1,4 @@
-"""Two tokenizers: what tokens stand for, which are shared, how texts and special tokens are read, and what is reported."""
+"""Two tokenizers: what tokens stand for and which are shared, how texts and special tokens are read, what is reported."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_prompts_are_read_as_a_whole_and_begin_as_the_drafts_do() -> None:
     assert made.prompt(ids)[0] == made.prompt(ids[2:])[0] == id_of(beginning, "<s>")
     assert made.prompt(ids).count(id_of(beginning, "<s>")) == 1
     without = Translation(side(piecewise(("</s>",))), target)
-    assert without.draft.contents.spelling(without.prompt(ids)) == b"<|user|>the"  # no beginning token, and none spelled out
+    assert without.draft.contents.spelling(without.prompt(ids)) == b"<|user|>the"  # no beginning, and none spelled out
 
 
 def _begins_with(tokenizer: Any, name: str) -> Any:

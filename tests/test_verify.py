@@ -359,7 +359,7 @@ def test_every_check_is_counted_and_told_as_it_is_made(
 
 @pytest.mark.parametrize("width", [80, 110, 160])
 def test_lines_of_an_audit_break_between_words(width: int) -> None:
-    """They fit the width, and a check takes at most two."""
+    """They fit the width, and a check takes at most two lines."""
     names = [*audit.default_strategies(), *audit.default_strategies(draft=False), "draft (float32)"]
     names.append("speculative:draft=prompt-lookup,k=4 against target")
     view = Console(file=io.StringIO(), width=width, color_system=None)
