@@ -67,7 +67,7 @@ def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: 
 
 
 def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tuple[Pair, Pair]) -> None:
-    """Texts equal the target's, across two buckets, and with recorded steps of the target before and after."""
+    """Early exits write the target's text across two buckets, and with recorded target steps before and after."""
     ask: dict[str, Any] = {"prompt_ids": [5] * 240, "temperature": 0.0, "max_new_tokens": 20}
     exits = "speculative:draft=early-exit,layers=1,k=3"
     for loaded in two:
@@ -78,7 +78,7 @@ def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tupl
 
 
 def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
-    """Prepared drafts (one recording), all others (token by token), rewinds as far as the prompt, and two buckets."""
+    """Covers prepared drafts (one recording), others (token by token), rewinds to the prompt, and two buckets."""
     plain, taped = (each.draft.runner for each in two)
     law, rng, generator = Sampler(Sampling(), reads_base=True), random.Random(0), torch.Generator().manual_seed(0)
     writes = [Write(1, 3, True), Write(2, 3), Write(1, 3), Write(1, 1), Write(2, 1)]
@@ -142,7 +142,7 @@ def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
 
 @pytest.mark.parametrize(("strategy", "rule", "sampling"), CASES, ids=[case[0] for case in CASES])
 def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
-    """The law test that a GPU passes with CUDA graphs, here with tapes."""
+    """The law test that a GPU passes with CUDA graphs passes with tapes too."""
     loaded = recorded(load_pair(pair(5, **SHAPE)))
     loaded.graphs = GraphCache(TapeCapture())
     assert alarms(loaded, strategy, rule, sampling, 300) == []
@@ -150,7 +150,7 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
 
 @pytest.mark.slow
 def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
-    """Rounds of four drafts, and all shorter ones at the end; prepared rounds copy their random numbers."""
+    """Covers rounds of four drafts and all shorter ones at the end; prepared rounds copy their random numbers."""
     loaded = recorded(load_pair(pair(3, **MIDDLE)))
     loaded.graphs = GraphCache(TapeCapture())
     strategy, rule, sampling = DEEP[0]
@@ -158,7 +158,7 @@ def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
 
 
 def test_a_recordings_result_stands_until_another_one_is_repeated() -> None:
-    """Running another recording overwrites the result, as in the memory that CUDA graphs share."""
+    """Running another recording overwrites the result of the first, as in the memory that CUDA graphs share."""
     capture, x = TapeCapture(), torch.tensor([1.0])
     one, two = (capture(partial(torch.mul, x, factor)) for factor in (1, 2))
     first = one()
@@ -266,7 +266,7 @@ def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
 
 
 def test_a_recording_is_tried_out_where_there_is_room(taped: Pair) -> None:
-    """Even if the previous text ended at the end of the buffers."""
+    """A recording finds room for its trial run even if the previous text ended at the end of the buffers."""
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
     runner.prepare(250, 6, Calls())
     for ids in torch.arange(255).split(250):

@@ -65,7 +65,7 @@ def test_pages_fit_and_examples_are_whole(path: tuple[str, ...], width: int, cle
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_every_example_is_understood(path: tuple[str, ...], clean_env: pytest.MonkeyPatch) -> None:
-    """Its command and options exist, their values have the right types, and its strategies parse."""
+    """Its command and options exist, their values have the right types, and its strategies can be parsed."""
     for line in examples(page(*path, monkeypatch=clean_env)):
         words = shlex.split(line)
         words = words[words.index("cascli") + 1 :]
@@ -118,7 +118,7 @@ def test_the_front_page_says_what_holds_everywhere(clean_env: pytest.MonkeyPatch
 
 
 def test_every_variable_that_is_read_is_known() -> None:
-    """Variables that have no option are listed on the front page."""
+    """Every variable is in `known()`, and those that are not options are listed on the front page."""
     named = {
         name
         for path in PACKAGE.rglob("*.py")

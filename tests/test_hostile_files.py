@@ -55,7 +55,7 @@ def test_yaml(tmp_path: Path, load: Callable[[Path], object], text: str, match: 
 
 
 def test_an_alias_of_a_large_value_is_printed_short(tmp_path: Path) -> None:
-    """The value is within the bound on values, but far too long for a message."""
+    """A value within the bound on values, but far too long for a message, is abbreviated."""
     file = tmp_path / "x.yaml"
     file.write_text(BOMB.partition("e:")[0] + "draft: {source: {path: *d}}\ntarget: {source: {path: x}}\n")
     at_once(lambda: load_config(file), ConfigError, r"draft\.source\.path: .*\.\.\.")

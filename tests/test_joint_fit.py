@@ -74,7 +74,7 @@ def _some(runs: int) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("runs", [QUICK, FULL])
 @pytest.mark.parametrize("concentration", [0.1, 1.0, 100.0])
 def test_right_counts_surprise_no_more_often_than_they_say(runs: int, concentration: float) -> None:
-    """Over 2,000 audits: the bound holds even where most texts are rare, and asymptotics do not."""
+    """The bound holds over 2,000 audits even where most texts are rare and asymptotics fail."""
     rng = np.random.default_rng(3)
     masses = rng.dirichlet(np.full(WIDTH * WIDTH, concentration))
     law = {(i,): float(mass) for i, mass in enumerate(masses)}
@@ -176,7 +176,7 @@ MISSED: dict[str, tuple[tuple[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("fault", MISSED)
 def test_a_quick_audit_sees_what_is_spread_over_texts(fault: str) -> None:
-    """Detected in at least 38 of forty audits; single texts reveal it in at most 2."""
+    """The check detects each fault in at least 38 of forty audits; single texts reveal it in at most 2."""
     alone, together = caught(*MISSED[fault], QUICK)
     assert together >= 38 and alone <= 2, (alone, together)
 
@@ -203,7 +203,7 @@ def test_smaller_faults_take_a_full_audit(fault: str) -> None:
 
 @pytest.mark.parametrize("planted", [False, True])
 def test_a_residual_drawn_from_pi_fails(text_pair: Pair, planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within 1,500 runs, in which every single text stays within its 6 sigma."""
+    """The fault is detected within 1,500 runs, in which every single text stays within its 6 sigma."""
 
     def table(logits: np.ndarray) -> dict[tables.Text, torch.Tensor]:
         texts: list[tables.Text] = [(), *((token,) for token in range(WIDTH))]

@@ -87,7 +87,7 @@ def test_along_a_greedy_answer_calls_are_exact(near_pair: Pair) -> None:
 
 
 def test_at_temperature_1_calls_come_near_those_of_runs(near_pair: Pair) -> None:
-    """Averaged over seeds: one text determines the chances of its drafts, but not which drafts were sampled."""
+    """Predictions match on average over seeds: a text determines the chances of its drafts, not the drafts sampled."""
     settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(30)]
     seen = [record(near_pair, prompts("hello", "x"), each, 4) for each in settings]
     predicted = torch.tensor([predicted_calls(Exact(), each, 4) for each in seen])

@@ -165,7 +165,7 @@ def test_every_text_is_only_text(runs: list[Run], text: str) -> None:
 
 
 def test_styles_take_the_notebooks_ground(runs: list[Run]) -> None:
-    """No background of their own, and no text colours but those of origins, which are legible on black and on white."""
+    """Styles set no background, and no text colours but those of origins, which are legible on black and on white."""
     html = runs[2]._repr_html_() or ""
     assert set(re.findall(r"background:(\w+)", html)) == {"transparent"}
     assert set(re.findall(r"[;\"]color:([#\w]+)", html)) <= {"inherit", *COLORS.values()}

@@ -43,7 +43,7 @@ def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> No
 def test_the_first_token_is_the_first_that_can_be_read(
     text_pair: Pair, monkeypatch: pytest.MonkeyPatch, strategy: str, behind: int
 ) -> None:
-    """It can be read after `behind` rounds of the run, and before the next one ends."""
+    """The first token can be read after `behind` rounds of the run, and before the next one ends."""
     ends: list[float] = []
     lap = Clock.lap
 

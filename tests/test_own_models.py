@@ -138,7 +138,7 @@ def test_two_folders_are_compared_with_one_command(cli) -> None:
 
 
 def test_a_draft_with_a_tokenizer_of_its_own(cli, models: Path) -> None:
-    """It is reported in the table and in a file that `init` writes, and speculation stays lossless."""
+    """The table and a file that `init` writes report the tokenizers, and speculation stays lossless."""
     both = ("--draft", "swapped", "--target", "large")
     found = cli("compare", "hi", *both, "-s", "target", "-s", "speculative", *FEW, "--no-measure")
     assert found.exit_code == 0, found.output
@@ -403,7 +403,7 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_notebook_compares_two_folders(models: Path) -> None:
-    """In a separate kernel, as Jupyter runs it."""
+    """The notebook runs in a separate kernel, as in Jupyter."""
     cells = [
         'from cascli import compare, load_pair\npair = load_pair(draft="small", target="large")\npair',
         'compare(pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, temperature=0, measure=False)',

@@ -136,7 +136,7 @@ def place_of(file: Path, suffix: str) -> int:
 def test_a_flipped_bit_of_a_layout_is_noticed(
     dtype: str, compared: int, stored: dict, tmp_path: Path, packings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether a layout is made again for comparison (small layers) or checked by its digest (large ones)."""
+    """It is noticed by making the layout again (small layers) and by its digest (large ones)."""
     monkeypatch.setattr(packed_store, "_COMPARED", compared)
     first = logits(stored, dtype)
     for place in (0, 9, 40):

@@ -316,7 +316,7 @@ class WritesAsItDecides(KeepRule):
 
 @pytest.mark.parametrize("rule", [Writes(), WritesAsItDecides()], ids=["pi", "decision"])
 def test_a_strange_rule_writes_into_copies(rule: Rule) -> None:
-    """Its pi is half or all of q, and its true distance from p must be reported."""
+    """The rule's pi is half or all of q, and its distance from p is reported although the rule writes into p."""
     strategy = SpeculativeCascade(rule=rule, k=3)
     loaded = load_pair(pair(20, initializer_range=0.5))
     run = generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)

@@ -54,7 +54,7 @@ def test_more_calls_than_speculation_needs_buy_nothing() -> None:
 
 
 def test_19_of_20_intervals_hold_the_truth_and_none_is_wider_than_need_be() -> None:
-    """Compared with the truth from very many prompts, and with the scatter of the estimate itself."""
+    """Intervals are compared with the truth from very many prompts, and with the scatter of the estimate itself."""
     rng = np.random.default_rng(3)
     truth = against_random(*drawn(rng, 200_000))[0]
     found = [against_random(*drawn(rng, 100)) for _ in range(600)]
@@ -127,7 +127,7 @@ def test_rows_are_held_against_the_cheapest_without_loss() -> None:
 
 
 def test_what_answered_three_prompts_is_not_the_cheapest() -> None:
-    """An interrupted or failing strategy; as the reference it would limit the others to its own prompts."""
+    """An interrupted or failing strategy must not be the reference: it would limit the others to its own prompts."""
     asked = {"target": (1.0, 40), FAR: (1.0, 20), "draft": (0.0, 0), RULE: (0.75, 6)}
     records = [record(spec, i, *scores) for spec, scores in asked.items() for i in range(8)]
     records += [record(NEAR, i, 1.0, 2) for i in range(3)]

@@ -113,7 +113,7 @@ def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
 
 
 def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It warms up before its first answer in a process, is not counted, and has room for a whole block."""
+    """A strategy warms up before its first answer in a process, uncounted, and with room for a whole block."""
     asked, right = [], module.decode
 
     def decode(pair: Pair, strategy: Any, request: Any) -> Any:
@@ -215,6 +215,6 @@ def test_intervals_over_prompts_cover_at_temperature_1(prompts: int, truth: floa
 
 @pytest.mark.slow
 def test_shared_random_numbers_would_be_seen(truth: float) -> None:
-    """The bug that this file guards against: one set of random numbers for all prompts."""
+    """The bug that this file guards against, one set of random numbers for all prompts, shows in the coverage."""
     mean, _ = coverage(80, truth, shared=True)
     assert mean < 0.8

@@ -335,7 +335,7 @@ sys.platform = "darwin"
 
 
 def test_where_nothing_can_be_walled_off_it_is_said_what() -> None:
-    """As on macOS, which has no memory limit and none of the walls; the limits that exist are still set."""
+    """As on macOS, without a memory limit and without walls: the limits that exist are still set."""
     code = (
         "from cascli.sweeps import guard; print(json.dumps([guard.build(), resource.getrlimit(resource.RLIMIT_CPU)]))"
     )
@@ -358,7 +358,7 @@ def test_a_lower_limit_than_ours_is_no_failure_of_the_answer(unsafe: bool) -> No
 
 
 def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walls that worked when they were tested, but fail now: a "no" would blame the answer."""
+    """If walls that worked when they were tested fail now, it is an error: a "no" would blame the answer."""
     guarded = Path(guard.__file__)
     code = f"import runpy, sys; sys.platform = 'other'; runpy.run_path({str(guarded)!r}, run_name='__main__')"
     monkeypatch.setattr(sandbox, "_python", lambda: [sys.executable, "-I", "-S", "-c", code])
@@ -368,6 +368,6 @@ def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.Monk
 
 
 def test_the_module_is_imported_where_there_is_no_such_library() -> None:
-    """As on Windows, where ctypes.CDLL(None) raises a TypeError."""
+    """The module can be imported on Windows, where ctypes.CDLL(None) raises a TypeError."""
     code = "import ctypes; ctypes.CDLL = None; from cascli.sweeps import sandbox; print(sandbox.SECONDS)"
     assert started(code) == str(guard.SECONDS + 2)

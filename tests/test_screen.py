@@ -174,7 +174,7 @@ def test_tokens_of_a_trace_are_not_dim(found: Comparison) -> None:
 
 
 def test_a_token_is_marked_by_what_the_rule_said_of_it() -> None:
-    """Not by the share of the position's mass that was deferred."""
+    """A token is marked by the rule's decision about it, not by the share of the position's mass that was deferred."""
 
     def drafted(deferred: bool) -> Drafted:
         return Drafted(id=1, text="a", q=0.5, p=0.5, pi=0.5, accept_prob=1.0, accepted=True, deferred=deferred)
@@ -235,7 +235,7 @@ def test_a_private_file_is_private_also_while_it_is_written(tmp_path: Path, monk
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
 def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> None:
-    """Even if that is a file: replacing the file would lose what is written to it before and after."""
+    """Even if standard output is a file, it is not replaced: that would lose what is written to it before and after."""
     code = "from cascli import files; from pathlib import Path;"
     code += "print('before'); files.write(Path('/dev/stdout'), 'result;'); print('after')"
     for mode, wanted in (("w", ""), ("a", "earlier\n")):

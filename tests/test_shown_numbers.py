@@ -106,7 +106,7 @@ def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
 
 
 def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
-    """One zero of eight ratios is fine; many zeros leave no scatter of a logarithm: the result is a range, and called one."""
+    """One zero of eight ratios leaves an interval; many zeros leave a logarithm no scatter, so only a range is given."""
     some = ratio_interval([[(float(calls), 10.0)] for calls in (0, 4, 5, 6, 5, 4, 6, 5)])
     assert some is not None and some.kind == "95%" and 0 < some.low < 35 / 80 < some.high < 1
     few = ratio_interval([[(float(calls), 10.0)] for calls in (0, 0, 0, 0, 0, 0, 0, 5)])
@@ -345,7 +345,7 @@ def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
 
 
 def test_the_account_is_of_the_answers_that_the_table_is_of(pair: Pair) -> None:
-    """Including answers for which nothing was drafted, as with prompt lookup."""
+    """The account includes answers for which nothing was drafted, as with prompt lookup."""
     how = {"max_new_tokens": 24, "temperature": 1.0, "measure": False}
     raced = compare(pair, ["one", "two"], ["target", "speculative:k=2"], **how)
     other, silent = raced.runs[1], raced.runs[3]

@@ -219,7 +219,7 @@ def asked(tmp_path: Path) -> Path:
 
 
 def test_compare_and_sweep_write_the_same(asked: Path, tmp_path: Path) -> None:
-    """The same prompts, seed and strategies through two commands, and once more from the saved sweep."""
+    """Two commands with the same prompts, seed and strategies write one profile, and so does `show` of the sweep."""
     common = ["--temperature", "1", "--max-new-tokens", "16", "-s", "target", "-s", "speculative:k=3"]
     profiles = tmp_path / "of-compare.speculation_profile.json"
     made = cascli("compare", "--prompts", str(asked), *common, "--no-measure", "-o", str(profiles))

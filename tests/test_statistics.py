@@ -73,7 +73,7 @@ def test_intervals_of_paired_differences_cover(name: str, n: int) -> None:
 
 
 def test_intervals_are_not_wide_for_nothing() -> None:
-    """Compared with Student's interval of 80 uniform scores, whose half width is 1.99 * 0.289 / sqrt(80)."""
+    """They are about as wide as Student's for 80 uniform scores, whose half width is 1.99 * 0.289 / sqrt(80)."""
     rng = random.Random(0)
     found = mean_interval([rng.random() for _ in range(80)])
     assert found is not None
@@ -130,7 +130,7 @@ def test_students_quantile(freedom: int, wanted: float) -> None:
 
 @pytest.mark.parametrize("n", [6, 7, 10, 20, 80])
 def test_intervals_of_medians_cover(n: int) -> None:
-    """As for ratios of speeds over repeats: skewed, and few values."""
+    """They cover skewed samples of few values, like ratios of speeds over repeats."""
     assert coverage(median_interval, lambda rng: rng.lognormvariate(0.0, 0.4), 1.0, n) >= 0.93
 
 

@@ -109,7 +109,7 @@ def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
 
 
 def test_the_oracle_drafts_more_than_passes_where_a_longer_block_is_cheaper() -> None:
-    """Target step times as on a CPU that uses different kernels for one row and for five."""
+    """Step times of a target as on a CPU that uses different kernels for one row and for five."""
     v = [1.0, 0.99, 0.68, 0.64, 0.59, 0.7]
     for kept, least in ((0, v[4] + 0.03 * 4), (1, v[4] + 0.03 * 4), (4, v[4] + 0.03 * 4), (5, v[5] + 0.03 * 5)):
         assert theory.oracle_cost(kept, lambda j: v[j] + 0.03 * j, 5) == pytest.approx(least)
@@ -213,7 +213,7 @@ def decisions_of(seed: int, when: dict[str, bool]) -> set[tuple[str, bool]]:
 
 @pytest.mark.parametrize("when", [{}, {"reads_last": True}, {"reads_if_kept": True}], ids=["no q", "every", "kept"])
 def test_rate_goes_on_where_the_gain_is_positive(when: dict[str, bool]) -> None:
-    """With a draft step after no round, after every round, or after rounds whose drafts all passed."""
+    """Covers a draft step after no round, after every round, and after rounds whose drafts all passed."""
     decided = set().union(*(decisions_of(seed, when) for seed in range(200)))
     assert len(decided) == (3 if "reads_last" in when else 4)
 
@@ -280,7 +280,7 @@ def test_greedy_texts_are_the_targets_whatever_the_length(name: str) -> None:
 @pytest.mark.parametrize("rule", ["speculative:", "speculative-cascade:rule=token-v3,alpha=0.3,"])
 @pytest.mark.usefixtures("asked_at_once")
 def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
-    """As on a GPU, with a tape in place of CUDA graphs: while decoding, nothing is recorded that was not prepared."""
+    """As on a GPU, with a tape in place of CUDA graphs; while decoding, nothing is recorded that was not prepared."""
     plain, taped = load_pair(pair()), recorded(load_pair(pair()))
     for loaded in (plain, taped):
         loaded.steps = Profile(context=9, draft={1: timing(0.05)}, target={n: timing(1.0) for n in (1, 17)})

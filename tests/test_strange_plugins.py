@@ -680,7 +680,7 @@ def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
     ],
 )
 def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
-    """By commands that use all of them; a command that names one does not mention the others."""
+    """Commands that use all of a kind report what they leave out; a command that names one reports nothing."""
     done = cascli(installed, *command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
@@ -695,7 +695,7 @@ def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[s
 
 
 def test_a_rule_that_wants_more_tokens_than_are_tabulated_is_skipped(installed: dict[str, str]) -> None:
-    """It is not audited by default, its law is reported as skipped, and so is a broken rule's, with the reason."""
+    """It is not audited by default; its law is reported as skipped, with the reason, like that of a broken rule."""
     code = (
         "from cascli.audit import default_strategies, law, tables; from cascli import load_pair;"
         "print(*default_strategies(), sep='\\n');"

@@ -72,7 +72,7 @@ def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
 def test_steps_of_older_records_are_at_most_what_is_made_now(
     tmp_path: Path, request: pytest.FixtureRequest, text_pair: Pair
 ) -> None:
-    """For the same answers, at most one step too many per turn, if it ended within a block."""
+    """For the same answers, they are at most one too many per turn, if it ended within a block."""
     rules = ["opt,alpha=0.3", "mixture,target_weight=0.6", "min-p,alpha=0.5"]
     specs = [f"speculative-cascade:rule={rule},k={k}" for rule in rules for k in (1, 3)]
     specs += ["speculative:k=3", "speculative-cascade:rule=opt,stop=max-q,k=3", "draft", "target"]

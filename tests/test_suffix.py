@@ -145,7 +145,7 @@ def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.Monke
 
 
 def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
-    """Eight 1s: four are followed by 2, two by 3, one by 1, and the last one by nothing."""
+    """Of eight 1s, four are followed by 2, two by 3, one by 1, and the last one by nothing."""
     text = [1, 2, 1, 2, 1, 3, 1, 2, 1, 3, 1, 1, 2, 1]
     assert followers(text, (), 1) == {2: 4, 3: 2, 1: 1}
     run = generate(tiny_pair(4, 2), prompt_ids=text, strategy="speculative:draft=suffix,k=1,max_suffix=1",
@@ -158,7 +158,7 @@ def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
 
 
 def test_drafts_before_a_position_count_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This makes q a function of the prefix, wherever a round began."""
+    """Each draft is counted after the drafts before it, so q is a function of the prefix, wherever a round began."""
     seen: list[list[int]] = []
     right = suffix.followers
     monkeypatch.setattr(suffix, "followers", lambda text, *rest: seen.append(list(text)) or right(text, *rest))
@@ -258,7 +258,7 @@ def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[
 
 
 def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(text_pair: Pair) -> None:
-    """Answers of the same repeat, excluding those to the prompt that is being answered."""
+    """They are those of the same repeat, without those to the prompt that is being answered."""
     asked = ["speculative:draft=suffix,remember=9,k=3", "speculative:draft=suffix,k=3"]
     prompts = [Prompt(("hello there",), "a"), Prompt(("hello there", "and you?"), "b"), Prompt(("hello there",), "c")]
     found = compare(text_pair, prompts, asked, max_new_tokens=12, temperature=0.0, runs=2, measure=False)
@@ -280,7 +280,7 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
 
 
 def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not() -> None:
-    """Ids repeat across calls, because they are places in a file."""
+    """Prompt ids repeat across calls, because they are places in a file."""
     runs = [
         SimpleNamespace(prompt_id=each, turn=turn, prompt_token_ids=[place], token_ids=[7])
         for place, (each, turn) in enumerate([("1", 0), ("2", 0), ("2", 1), ("1", 0), ("", 0), ("", 0)])
@@ -297,7 +297,7 @@ def test_no_more_texts_are_told_than_were_searched(text_pair: Pair) -> None:
 
 
 def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:
-    """Instead of drafting from fewer answers than requested."""
+    """They raise an error instead of drafting from fewer answers than requested."""
     loaded, asked = text_pair, "speculative:draft=suffix,remember=3,k=2"
     with pytest.raises(UsageError, match="drafts from earlier answers: only compare"):
         generate(loaded, "hi", strategy=asked, max_new_tokens=4)

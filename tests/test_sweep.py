@@ -379,7 +379,7 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
 
 
 def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
-    """Also in a folder that holds answers to more prompts."""
+    """The total counts the prompts of this call, even in a folder that holds answers to more."""
     told: list[tuple[int, int]] = []
     plan, pair = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, load_pair("tiny-random")
     how = {"output": tmp_path / "out", "resume": True, "on_progress": lambda _, done, total: told.append((done, total))}
@@ -414,7 +414,7 @@ def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("loading", [{"dtype": "float32"}, {"device": "cpu"}])
 def test_how_a_pair_is_loaded_is_not_said_of_one_that_is(loading: dict[str, str], tmp_path: Path) -> None:
-    """It would be reported with the results, and be wrong."""
+    """The results would state a dtype or device that was not used."""
     with pytest.raises(UsageError, match="the pair is loaded already"):
         sweep({"strategies": ["draft"]}, load_pair("tiny-random"), output=tmp_path / "out", **loading)
     assert not (tmp_path / "out").exists()
@@ -453,7 +453,7 @@ def test_changed_prompts_are_refused(tmp_path: Path) -> None:
 
 
 def test_greedy_answers_are_made_once_whatever_the_seeds(plan_file: Path, tmp_path: Path) -> None:
-    """Also if a sweep is resumed with other seeds."""
+    """They are made once even if a sweep is resumed with other seeds."""
     out = str(tmp_path / "out")
     assert run(str(plan_file), "-o", out, "--limit", "1", "-s", "draft").exit_code == 0
     assert run(str(plan_file), "-o", out, "--limit", "1", "-s", "draft", "--seed", "7", "--resume").exit_code == 0
@@ -650,7 +650,7 @@ def test_a_batch_has_no_more_places_than_there_are_problems(tmp_path: Path, monk
 
 
 def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
-    """Cut to what fits with the pair's prefix; short ones stay as they are; if nothing fits, it is an error."""
+    """They are cut to what fits with the pair's prefix; short ones stay unchanged; if nothing fits, it is an error."""
     from cascli.models.load import load_pair
     from cascli.sweeps.worker import answers
 

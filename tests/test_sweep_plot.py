@@ -89,7 +89,7 @@ def drawn(axes: Any) -> dict[str, Any]:
 
 
 def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
-    """Even if a panel lacks a family: token-cascade has no rejections."""
+    """It has the same colour even if another panel lacks it: token-cascade has no rejections."""
     panels = [drawn(axes) for axes in figure.axes]
     assert any("token-cascade" in label for label in panels[0])
     assert any("token-cascade" in label for label in panels[1]) == (len(panels) == 2)
@@ -103,7 +103,7 @@ def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
 
 
 def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
-    """Each family has one mark, the same in every panel."""
+    """Each family has its own mark, the same in every panel."""
     marks: dict[str, set[str]] = {}
     for axes in figure.axes:
         for label, line in drawn(axes).items():
@@ -113,7 +113,7 @@ def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
 
 
 def test_the_legend_says_what_every_curve_is(figure: Any) -> None:
-    """Its colour, mark, size and line style, next to its name."""
+    """It shows each curve's colour, mark, size and line style next to its name."""
     [legend] = figure.legends
     entries = {text.get_text(): line for line, text in zip(legend.legend_handles, legend.get_texts(), strict=True)}
     assert {"Pareto front", "random deferral"} <= entries.keys()
@@ -134,7 +134,7 @@ def test_controls_alone_are_dashed(figure: Any) -> None:
 
 
 def test_a_panel_over_calls_shows_what_an_answer_took(figure: Any) -> None:
-    """Not what a token took: a rule that writes more has a larger number per answer."""
+    """Calls are per answer, not per token: a rule that writes more has the larger number."""
     for axes, table in rows_of(figure).items():
         points = {(x, y) for line in drawn(axes).values() for x, y in line.get_xydata()}
         assert points == {(each.costs.target_calls_per_answer, each.quality) for each in table}
@@ -224,7 +224,7 @@ def test_both_ends_of_a_curve_say_their_alpha(figure: Any) -> None:
 
 
 def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
-    """Where there is room: here, up to one label in ten has none."""
+    """They do not overlap where there is room: here, up to one in ten finds none."""
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in labels(axes)]
@@ -236,14 +236,14 @@ def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
 
 
 def test_text_can_be_read_from_the_last_row(figure: Any) -> None:
-    """At least 9 points on a slide of 13.3 inches, whatever the width of the figure."""
+    """Text has at least 9 points on a slide of 13.3 inches, whatever the width of the figure."""
     shrunk = 13.3 / max(figure.get_figwidth(), 13.3)
     texts = [text for axes in figure.axes for text in (*labels(axes), axes.xaxis.label, *axes.get_xticklabels())]
     assert min(text.get_fontsize() for text in (*texts, *figure.legends[0].get_texts())) * shrunk >= 9
 
 
 def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rules are between 33 and 35 calls, and the two models at 0 and 100."""
+    """With rules between 33 and 35 calls and the two models at 0 and 100, the axis covers only the rules."""
     specs = ["target", "draft", *(f"speculative-cascade:rule=opt,alpha={alpha},k=2" for alpha in (0.0, 0.1, 0.3))]
     calls = [100.0, 0.0, 35.0, 34.0, 33.0]
     table = [
@@ -269,7 +269,7 @@ def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, mon
 
 @pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: bytes) -> None:
-    """Also with a title that looks like mathematics or markup."""
+    """Files are identical byte by byte, even with a title that looks like mathematics or markup."""
     for name in ("one", "other"):
         plot_sweep(ROWS[:12], "quality", tmp_path / f"{name}.{suffix}", title="Half $\\frac$ <b>&\x00 price: 5$")
     one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("one", "other"))
@@ -301,7 +301,7 @@ def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figu
 
 
 def test_tables_without_costs_show_the_same_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in sweeps from before answers were counted, and in a results.csv."""
+    """Tables from before answers were counted, and those of a results.csv, have no costs."""
     plt = sweep_plot.pyplot()
     kept: list[Any] = []
     monkeypatch.setattr(plt, "close", kept.append)
@@ -318,7 +318,7 @@ def test_tables_without_costs_show_the_same_calls(tmp_path: Path, monkeypatch: p
 def test_settings_that_differ_between_temperatures_stand_at_their_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As found for budgets: the legend has a single entry, which could show only one value."""
+    """Settings found for budgets are labelled there: their one entry in the legend can show only one value."""
     specs = {0.0: "speculative-cascade:rule=opt,alpha=0.12,k=4", 1.0: "speculative-cascade:rule=opt,alpha=0.31,k=4"}
     same = "speculative-cascade:rule=chow,alpha=0.2,k=4"
     table = [row(spec, at, i) for at, one in specs.items() for i, spec in enumerate(["target", "draft", one, same])]

@@ -54,7 +54,7 @@ def page_of(text: str = "answer", prompts: int = 8, **more: object) -> str:
 
 
 def test_no_text_is_read_as_markup() -> None:
-    """In answers, prompts, categories, ids, the title, the command, the environment and the plan."""
+    """Covers answers, prompts, categories, ids, the title, the command, the environment and the plan."""
     plan = plan_of(task={"kind": "jsonl", "path": HOSTILE.replace("\x00", ""), "metric": "f1"}, system=HOSTILE)
     records = [
         record.model_copy(update={"problem": record.problem + HOSTILE, "category": record.category + HOSTILE})
@@ -219,7 +219,7 @@ def test_the_picture_is_part_of_the_page() -> None:
 
 
 def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
-    """Also if it is resumed with fewer prompts and without the title."""
+    """It keeps them even if it is resumed with fewer prompts and without the title."""
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "pair: tiny-random\nstrategies: [draft, 'speculative:k=2']\nmax_new_tokens: 4\n"

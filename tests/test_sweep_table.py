@@ -230,7 +230,7 @@ def test_older_tables_with_intervals_are_not_told_that_they_have_none() -> None:
 
 
 def test_random_deferral_gives_way_where_there_is_no_room() -> None:
-    """To the quality and its difference from the target; it is in the file."""
+    """It gives way to the quality and its difference from the target; the file has it."""
     narrow, wide = ("\n".join(table(ROWS, width)) for width in (80, 200))
     assert "random" not in narrow and "has more columns" in narrow
     assert "random" in wide

@@ -69,7 +69,7 @@ def test_corpus_bleu_by_hand() -> None:
 
 
 def test_corpus_bleu_is_sacrebleus() -> None:
-    """Over corpora with empty and short answers, missing matches, and answers longer and shorter than references."""
+    """Covers empty and short answers, missing matches, and answers longer and shorter than their references."""
     import sacrebleu
 
     rng = random.Random(0)
@@ -120,7 +120,7 @@ def pairs(rng: np.random.Generator, n: int, differing: float, loss: float) -> tu
 @pytest.mark.parametrize("n", [10, 20, 80])
 @pytest.mark.parametrize(("differing", "loss"), [(1.0, 0.2), (0.5, 0.0), (0.1, 0.3)])
 def test_intervals_of_corpus_bleu_cover(n: int, differing: float, loss: float) -> None:
-    """For one corpus, and for the difference of two, sampled from a large one that is the truth."""
+    """Covers one corpus, and the difference of two, sampled from a large one that is the truth."""
     rng = np.random.default_rng(0)
     ours, theirs = pairs(rng, 2000, differing, loss)
     truth, change = corpus_bleu(theirs), corpus_bleu(ours) - corpus_bleu(theirs)

@@ -37,7 +37,7 @@ def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
 @pytest.mark.parametrize("k", [1, 2, 6])
 @pytest.mark.parametrize("a", [0.0, 0.3, 0.8, 1.0])
 def test_rounds_of_an_answer_are_those_of_a_simulation(a: float, k: int) -> None:
-    """Mean number of rounds for n tokens, from the exact distribution of the tokens per round."""
+    """The mean number of rounds for n tokens agrees with the exact distribution of the tokens per round."""
     n = 60
     chances = [a**t * (1 - a) for t in range(k)] + [a**k]  # of 1 .. k + 1 tokens
     expected = [0.0] * (n + 1)

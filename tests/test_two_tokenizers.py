@@ -1,4 +1,4 @@
-"""Two tokenizers: what tokens stand for and which are shared, how texts and special tokens are read, what is reported."""
+"""Two tokenizers: what tokens stand for, which are shared, how texts and special tokens are read, what is reported."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_bytes_without_a_token_become_the_unknown_one_or_nothing() -> None:
 
 
 def test_every_token_of_the_target_is_read_as_its_own_bytes() -> None:
-    """As one token if both have it, otherwise as several; in both directions."""
+    """It is read as one token if both have it, otherwise as several; in both directions."""
     sides = side(bytewise()), side(piecewise())
     for draft, target in (sides, sides[::-1]):
         made = Translation(draft, target)
@@ -316,7 +316,7 @@ def test_a_cut_head_and_another_tokenizer(pair: dict[str, Any]) -> None:
 
 
 def test_the_drafts_own_context_is_told_when_it_is_full(tmp_path: Path) -> None:
-    """It is counted in the draft's tokens, of which a text has more; the target's context still has room."""
+    """The context is counted in the draft's tokens, of which a text has more; the target's still has room."""
     config = pair_of(tmp_path, byte_tokenizer(), bytewise())
     config["draft"]["source"]["random"] = config["draft"]["source"]["random"] | {"max_position_embeddings": 40}
     loaded = load_pair(config)
@@ -336,7 +336,7 @@ def test_a_prompt_of_one_token_and_one_the_draft_reads_as_several(tmp_path: Path
 
 @pytest.mark.parametrize("vocab", [None, 280])
 def test_recorded_steps_draft_the_same(pair: dict[str, Any], vocab: int | None) -> None:
-    """With a tape in place of CUDA graphs, and with a cut head too: all recordings are made before the clock starts."""
+    """With a tape in place of CUDA graphs, with and without a cut head; recordings are made before the clock starts."""
     config = pair | {"draft": pair["draft"] | {"vocab": vocab}}
     plain, taped = load_pair(config, dtype="float32"), load_pair(config, dtype="float32")
     for role, model in taped.models.items():

@@ -132,7 +132,7 @@ def test_what_decides_on_a_cpu_is_not_compared_with_itself(
     tree: tables.Tree,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Faults in the only path of a CPU; the reference that it is compared with shares no line of it."""
+    """Faults in the only path of a CPU are detected: the reference that it is compared with shares no line of it."""
     plant(monkeypatch)
     [check] = rounds.rounds(text_pair, tree, [parse("speculative:k=2")])
     assert check.status == "fail", check
@@ -152,7 +152,7 @@ def test_rounds_by_blocks_are_not_compared_with_themselves(
 
 
 def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:
-    """A graph that returns a stale result, which no plain path would reveal."""
+    """A graph that returns a stale result, which no plain path would reveal, is detected."""
     right = GraphCache(Uncaptured())
 
     class Stale(GraphCache):
@@ -171,7 +171,7 @@ def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> 
 
 
 def test_rounds_that_were_captured_are_replayed(text_pair: Pair, tree: tables.Tree) -> None:
-    """A graph that computes nothing on replay, and always returns the result of its capture."""
+    """A graph that computes nothing on replay, and always returns the result of its capture, is detected."""
 
     class Frozen(Uncaptured):
         def __call__(self, compute: Any) -> Any:
@@ -201,7 +201,7 @@ def test_rounds_are_of_the_whole_vocabulary_too(
 
 
 def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distributions of another step, after sampling settings or before, and the token of another random number."""
+    """Distributions of another step, sampled or at temperature 1, and the token of another random number are detected."""
     assert [check.status for check in draws.draws(text_pair)] == ["pass"] * 2
     runner, right = type(text_pair.target.runner), Runner.write
 
@@ -217,7 +217,7 @@ def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytes
 
 
 def test_captured_drafts_are_audited(text_pair: Pair) -> None:
-    """With a tape in place of CUDA graphs."""
+    """Captured drafts are audited with a tape in place of CUDA graphs."""
     model, cpu = load_pair(pair(300)).target, torch.device("cpu")
     runner = GraphRunner(model.model, text_pair.vocab, cpu, TapeCapture())
     found = list(draws.draws(replace(text_pair, draft=None, target=replace(model, runner=runner))))
@@ -230,7 +230,7 @@ def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: py
 
 
 def test_a_law_that_is_no_number_fails(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if it is finite at other alphas, before and after."""
+    """A law that is not finite at one alpha fails, even if it is at those before and after."""
     kind = rules.load("min-p")
     right = kind.apply
     monkeypatch.setattr(kind, "apply", lambda self, d: right(self, d) * (float("nan") if self.alpha == 0.3 else 1.0))
@@ -397,7 +397,7 @@ def test_texts_that_come_too_seldom_deviate_too() -> None:
 
 
 def test_parity_is_judged_by_the_widest_margin(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On whichever prompt: a tie at the last one does not excuse a difference at the first."""
+    """A tie at the last prompt does not excuse a difference at the first."""
     margins = iter([0.5, 0.0])
     monkeypatch.setattr(parity, "margin", lambda *_: next(margins))
     monkeypatch.setattr(parity, "first_divergence", lambda *_: 0)
