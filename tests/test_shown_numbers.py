@@ -106,7 +106,7 @@ def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
 
 
 def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
-    """One zero of eight ratios leaves an interval; many zeros leave a logarithm no scatter, so only a range is given."""
+    """One zero of eight ratios leaves an interval; many zeros leave a logarithm no scatter: only a range is given."""
     some = ratio_interval([[(float(calls), 10.0)] for calls in (0, 4, 5, 6, 5, 4, 6, 5)])
     assert some is not None and some.kind == "95%" and 0 < some.low < 35 / 80 < some.high < 1
     few = ratio_interval([[(float(calls), 10.0)] for calls in (0, 0, 0, 0, 0, 0, 0, 5)])

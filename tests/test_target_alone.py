@@ -73,7 +73,7 @@ def flat(v: dict[int, float], c: float | None = None) -> Profile:
 
 @pytest.mark.parametrize("draft", [None, 0.4])
 def test_the_account_of_drafts_that_cost_nothing(text_pair: Pair, draft: float | None) -> None:
-    """It uses the blocks' actual lengths, no draft steps whatever one costs, and predicts nothing beyond those blocks."""
+    """It uses the blocks' actual lengths, no draft steps whatever one costs, and predicts nothing for longer blocks."""
     ask = {"prompt_ids": REPEATS, "max_new_tokens": 40, "temperature": 1.0, "seed": 3}
     target, lookup = (generate(text_pair, strategy=each, **ask) for each in ("target", LOOKUP))
     lengths = [len(round_.drafted) for round_ in lookup.rounds]

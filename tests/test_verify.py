@@ -201,7 +201,7 @@ def test_rounds_are_of_the_whole_vocabulary_too(
 
 
 def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distributions of another step, sampled or at temperature 1, and the token of another random number are detected."""
+    """Distributions of another step (probs or base) and the token of another random number are detected."""
     assert [check.status for check in draws.draws(text_pair)] == ["pass"] * 2
     runner, right = type(text_pair.target.runner), Runner.write
 
