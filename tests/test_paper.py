@@ -1,4 +1,4 @@
-"""The paper's sweeps load, have the documented settings, and run on a local dataset and a tiny T5."""
+"""The paper's sweeps load, state that their weights are not the paper's, and run on a local dataset and a tiny T5."""
 
 from __future__ import annotations
 
