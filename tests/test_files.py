@@ -1,4 +1,4 @@
-"""Files for people who compute: where a result goes, as what, under which names, and that it can be repeated."""
+"""Output files for further analysis: their location, format and columns, and repeating a run from its record."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ TIMES = ("ttft", "seconds_per_token", "round_seconds")
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
-    """What is not in the list of columns can only be a parameter; every field of a row is in some column."""
+    """Every column of a comparison is documented, and every field of a row is in some column."""
     table = tidy.of_comparison(raced)
     known = {column.name for column in columns_of("compare")}
     assert set(table.columns) - known == set()
@@ -124,7 +124,7 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
         | {"per_prompt": {name: {"p50": place, "p90": place + 0.1, "p99": None} for place, name in enumerate(PARTS)}}
     )
     columns = tidy.cost_columns(costs)
-    left = {"share_cut", "per_prompt"}  # a column of its own has the first, by answers
+    left = {"share_cut", "per_prompt"}  # share_cut has a separate column, counted by answers
     wanted = [value.of_means if isinstance(value, Ratio) else value for name, value in costs if name not in left]
     assert set(wanted) <= set(columns.values()) and set(columns) <= known
     assert [columns[f"calls_to_lossless_{part}"] for part in ("mean", "low", "high", "kind", "prompts")] == [
@@ -345,7 +345,7 @@ def test_a_page_keeps_the_likeliest_tokens_whatever_it_is_called() -> None:
 
 
 def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair) -> None:
-    """The lists of names, which help and errors tell, against what there is."""
+    """The format names listed in help and errors are exactly those that can be written."""
     measured = bench(text_pair, contexts=[8], blocks=(1, 3), repeats=1)
     writers = {
         formats.RUNS: export.of_runs(raced.runs),
@@ -438,7 +438,7 @@ def test_answers_in_a_pipe_are_told_apart_and_counted(cli, tmp_path: Path) -> No
     assert headings == ["==> first one <==", "==> 2 <=="]
     assert out.read_text() == found.stdout
     assert found.stderr.startswith("[1/2] first one: a\n") and "\n\n[2/2] 2: b\n" in found.stderr
-    assert found.stderr.count("ended by") == 0  # one line an answer, all of them with -v
+    assert found.stderr.count("ended by") == 0  # one line per answer; with -v, all lines
     assert "\n2 answers: 12 tokens in" in found.stderr and "2 at the limit" in found.stderr
     assert cli("generate", "--prompts", str(file), *TINY, "-v").stderr.count("ended by") == 2
     assert cli("generate", "--prompts", str(file), *TINY, "-q").stderr == ""

@@ -1,4 +1,4 @@
-"""How long a sweep will take."""
+"""Forecasts of how long a sweep will take."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_token(spec: str, low: float, high: float) -> None:
 
 def test_a_grid() -> None:
     plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[0.0, 1.0], seeds=[0, 1], runs=2, max_new_tokens=10)
-    cells = 2 * (1 + 2)  # runs, and one greedy seed with two others
+    cells = 2 * (1 + 2)  # two runs, each with one greedy seed and two seeds at temperature 1
     assert forecast(plan, 3, STEPS) == pytest.approx((cells * 30 * (1.0 + 1.6 / 3), cells * 30 * (1.0 + 1.6)))
 
 

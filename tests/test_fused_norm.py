@@ -14,15 +14,15 @@ NORMS = {"gpt_neox": 0, "gpt2": 0, "gemma2": 4 * 4 + 1, "gemma3_text": 6 * 4 + 1
 
 
 def scattered(norm: nn.Module) -> None:
-    """Weights as trained models have them; random ones start at 0 or 1, where two kinds of norm are the same."""
+    """Perturb the weights as training does: at their initial 0 or 1, two kinds of norm compute the same."""
     with torch.no_grad():
         norm.weight.add_(0.3 * torch.randn_like(norm.weight))
 
 
 def stock(name: str, dtype: str) -> Any:
-    """A model with torch's own layers and weights that do not hang on the precision."""
+    """A model with torch's own layers, and weights that are the same in every precision."""
     torch.manual_seed(0)
-    epsilon = {"rms_norm_eps": 0.5}  # large enough to be seen beside what half precision rounds
+    epsilon = {"rms_norm_eps": 0.5}  # large enough to exceed the rounding errors of half precision
     model = load_pair(pair(**ARCHITECTURES[name] | epsilon), dtype="float32").target.model
     for each in model.modules():
         if type(each).__name__.endswith("RMSNorm"):
@@ -45,13 +45,13 @@ def test_every_norm_is_taken_over_and_computes_the_same(name: str, monkeypatch: 
         assert not any(type(each).__name__.endswith("RMSNorm") for each in model.modules())
     after = (logits(exact), logits(half))
     assert (after[0] - before[0]).norm() < 1e-5 * before[0].norm()
-    # Half precision errs by itself: what is to be seen is that it errs no more.
+    # Half precision has rounding errors anyway; the fused norms must not have larger ones.
     assert (after[1] - before[0]).norm() < 1.3 * (before[1] - before[0]).norm()
     assert set(half.state_dict()) == names
 
 
 class OddRMSNorm(nn.Module):
-    """Not what its name says."""
+    """Not an RMS norm, despite its name."""
 
     def __init__(self, epsilon: float | None) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_a_norm_of_another_kind_is_left_alone(epsilon: float | None) -> None:
 
 
 class WideRMSNorm(nn.Module):
-    """What it is given in half precision goes on in float32."""
+    """Returns float32 for half-precision input."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ def test_every_layer_is_taken_over_and_computes_the_same(name: str, monkeypatch:
     assert use_fused_rotation(mine) == LAYERS.get(name, 2)
     assert torch.equal(logits(mine), before)
     assert used == [4] * LAYERS.get(name, 2)
-    assert torch.equal(logits(other), before) and len(used) == LAYERS.get(name, 2)  # nobody else's layers changed
+    assert torch.equal(logits(other), before) and len(used) == LAYERS.get(name, 2)  # the other model is unchanged
 
 
 def test_the_stock_function_does_what_the_kernel_does_not() -> None:
@@ -46,7 +46,7 @@ def test_the_stock_function_does_what_the_kernel_does_not() -> None:
 
 
 def apply_rotary_pos_emb(q: torch.Tensor, k: torch.Tensor, cos: Any, sin: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of pairs of neighbours, as in other families."""
+    """Rotation of neighbouring pairs, as in other model families."""
     return q.flip(-1) * cos, k.flip(-1) * sin
 
 

@@ -1,4 +1,4 @@
-"""What failed before, and a minute of changed files; `make fuzz` takes twenty."""
+"""Past failures and twenty seconds of mutated files; `make fuzz` runs for twenty minutes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_counts_as_a_failure(code: int | None, said: str, wrong: str | None
     ],
 )
 def test_planted_bugs_are_seen(bug: str, wrong: str | None, tmp_path: Path) -> None:
-    """In a process of its own: this one has threads, and may not be forked."""
+    """Every planted bug is reported. Runs in a separate process: this one has threads and must not be forked."""
     code = f"""
 import sys
 from pathlib import Path

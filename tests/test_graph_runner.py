@@ -1,4 +1,4 @@
-"""GraphCache steps, with a tape in place of CUDA's graphs: see `tests.tape`."""
+"""GraphCache steps, with a tape in place of CUDA graphs: see `tests.tape`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.tape import TapeCapture
 
 
 def recorded(loaded: Pair) -> Pair:
-    """The pair with recorded steps in place of its own runners."""
+    """The pair, with its runners replaced by recorded steps."""
     for model in (loaded.draft, loaded.target):
         runner, why = choose_runner(model.model, loaded.vocab, model.device, graphs=True, capture=TapeCapture())
         assert why is None
@@ -45,7 +45,7 @@ def two(request: pytest.FixtureRequest) -> tuple[Pair, Pair]:
     name, _, buckets = request.param.partition(" ")
     if buckets:
         request.getfixturevalue("by_buckets")
-    # Scores of Gemma's are scaled by a number of their own, which is not that of its heads' width.
+    # Gemma scales attention scores by a separate parameter, which need not match the width of its heads.
     scale = {"query_pre_attn_scalar": 24} if name.startswith("gemma") else {}
     config = pair(**ARCHITECTURES[name] | scale)
     return load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
@@ -67,7 +67,7 @@ def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: 
 
 
 def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tuple[Pair, Pair]) -> None:
-    """Over two buckets, and with recorded steps of the target before and after."""
+    """Early exits write the target's text across two buckets, and with recorded target steps before and after."""
     ask: dict[str, Any] = {"prompt_ids": [5] * 240, "temperature": 0.0, "max_new_tokens": 20}
     exits = "speculative:draft=early-exit,layers=1,k=3"
     for loaded in two:
@@ -78,7 +78,7 @@ def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tupl
 
 
 def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
-    """Prepared drafts in one recording, all others token by token; rewinds as far as the prompt; two buckets."""
+    """Covers prepared drafts (one recording), others (token by token), rewinds to the prompt, and two buckets."""
     plain, taped = (each.draft.runner for each in two)
     law, rng, generator = Sampler(Sampling(), reads_base=True), random.Random(0), torch.Generator().manual_seed(0)
     writes = [Write(1, 3, True), Write(2, 3), Write(1, 3), Write(1, 1), Write(2, 1)]
@@ -142,7 +142,7 @@ def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
 
 @pytest.mark.parametrize(("strategy", "rule", "sampling"), CASES, ids=[case[0] for case in CASES])
 def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
-    """The test that a GPU passes with its own graphs, with tapes in their place."""
+    """The law test that a GPU passes with CUDA graphs passes with tapes too."""
     loaded = recorded(load_pair(pair(5, **SHAPE)))
     loaded.graphs = GraphCache(TapeCapture())
     assert alarms(loaded, strategy, rule, sampling, 300) == []
@@ -150,7 +150,7 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
 
 @pytest.mark.slow
 def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
-    """Rounds of four drafts, and every shorter one at the end; the random numbers of prepared ones are copied."""
+    """Covers rounds of four drafts and all shorter ones at the end; prepared rounds copy their random numbers."""
     loaded = recorded(load_pair(pair(3, **MIDDLE)))
     loaded.graphs = GraphCache(TapeCapture())
     strategy, rule, sampling = DEEP[0]
@@ -158,7 +158,7 @@ def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
 
 
 def test_a_recordings_result_stands_until_another_one_is_repeated() -> None:
-    """As in the memory that CUDA's graphs share."""
+    """Running another recording overwrites the result of the first, as in the memory that CUDA graphs share."""
     capture, x = TapeCapture(), torch.tensor([1.0])
     one, two = (capture(partial(torch.mul, x, factor)) for factor in (1, 2))
     first = one()
@@ -180,12 +180,12 @@ def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
     first = recorded.run(2, times(2), torch.tensor([5.0]))
     assert recorded.run(2, times(2), two).tolist() == [2, 4]
     assert recorded.run(3, times(3), one).tolist() == [3]
-    assert first.tolist() == [10]  # other recordings have not touched it
-    assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 3  # nobody had asked for it
+    assert first.tolist() == [10]  # unchanged by other recordings
+    assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 3  # not prepared, so not recorded
 
 
 def test_recordings_serve_none_but_what_they_were_made_for() -> None:
-    """Strategies, rules' parameters and samplings in turn, each twice, on one pair that keeps what it has recorded."""
+    """A recording is never used for another strategy, rule parameter or sampling: one pair runs each twice, in turn."""
     config = pair(12, **MIDDLE)
     plain, taped = load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
     taped.graphs = GraphCache(TapeCapture())
@@ -212,7 +212,7 @@ def test_only_so_many_recordings_are_kept() -> None:
     capture = TapeCapture()
     recorded = GraphCache(capture, most=2)
     new = [recorded.capture(key, lambda x: x, torch.tensor([1.0])) for key in "abacb"]
-    assert new == [True, True, False, True, True]  # a and b made room for c, at once: see CudaCapture
+    assert new == [True, True, False, True, True]  # a and b are both dropped to make room for c: see CudaCapture
     assert capture.renewals == 1
 
 
@@ -225,14 +225,14 @@ def test_a_round_is_recorded_once_for_all_texts(taped: Pair) -> None:
     ask = {"strategy": "speculative:k=3", "max_new_tokens": 24}
     generate(taped, prompt_ids=[5] * 9, **ask)
     made = [model.runner.graphs for model in (taped.draft, taped.target)]
-    assert made == [4, 4]  # whole drafts and single draws, after one and two tokens; one to four tokens
+    assert made == [4, 4]  # draft: blocks and single draws, after one and two tokens; target: one to four tokens
     generate(taped, prompt_ids=[8] * 12, seed=1, **ask)
     assert [model.runner.graphs for model in (taped.draft, taped.target)] == made
 
 
 @pytest.fixture
 def by_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a model whose attention does not read the length by itself."""
+    """Use buckets, as for a model whose attention does not read the length itself."""
     monkeypatch.setattr("cascli.models.gpu.decode_attention.can_decode", lambda _: False)
 
 
@@ -246,13 +246,13 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
     for start in (250, 255, 260):
         wanted, found = (each.forward(text[start : start + 5], 5) for each in (plain, runner))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert runner.graphs == 1  # that of 512: the smaller one went with the buffers that it was made for
+    assert runner.graphs == 1  # the one for 512; the smaller one was dropped with the buffers it was made for
     wanted, found = (each.forward(text[265:], 3) for each in (plain, runner))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
-    """Trying out a recording writes to the cache: after what was read, and where there is room."""
+    """Trial runs of a recording write to the cache: they must write after the text read so far, where there is room."""
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
     text, u = torch.arange(300) % taped.vocab, torch.full((40,), 0.5, dtype=torch.float64)
@@ -266,7 +266,7 @@ def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
 
 
 def test_a_recording_is_tried_out_where_there_is_room(taped: Pair) -> None:
-    """For a text whose predecessor ended at the end of the buffers."""
+    """A recording finds room for its trial run even if the previous text ended at the end of the buffers."""
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
     runner.prepare(250, 6, Calls())
     for ids in torch.arange(255).split(250):
@@ -288,7 +288,7 @@ def test_buffers_that_were_full_keep_their_last_state(taped: Pair) -> None:
 
 @pytest.mark.usefixtures("by_buckets")
 def test_a_recorded_draft_looks_as_far_as_it_writes(taped: Pair) -> None:
-    """Drafts across the end of a bucket need the next one from their first token on."""
+    """A draft that crosses the end of a bucket needs the next bucket from its first token."""
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
     text, u = torch.arange(300) % taped.vocab, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
@@ -305,8 +305,8 @@ def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
     for i in range(MOST_SAMPLERS + 3):
         law = Sampler(Sampling(1 + i / 8), reads_base=False)
         taped.draft.runner.prepare(10, 30, Calls(writes=[Write(1, 2)]), law)
-    assert taped.draft.runner.graphs == 3  # all are dropped at once: see CudaCapture
-    assert taped.draft.runner._capture.renewals == 1 + 1  # at first there was no room
+    assert taped.draft.runner.graphs == 3  # all are dropped together: see CudaCapture
+    assert taped.draft.runner._capture.renewals == 1 + 1  # the first one because there was no room yet
 
 
 def test_recordings_that_are_dropped_take_nothing_with_them(taped: Pair) -> None:
@@ -315,7 +315,7 @@ def test_recordings_that_are_dropped_take_nothing_with_them(taped: Pair) -> None
 
 
 def test_nothing_is_recorded_while_the_clock_runs(taped: Pair) -> None:
-    """Whatever was decoded before: other rules and block lengths, settings, and texts that outgrew the buffers."""
+    """Whatever was decoded before: other rules, block lengths and settings, and texts that outgrew the buffers."""
     taped.graphs = GraphCache(TapeCapture(), most=7)
     captures = [taped.graphs._capture, *(model.runner._capture for model in (taped.draft, taped.target))]
     specs = ["target", "speculative:k=2", "token-cascade:rule=diff"]
@@ -363,7 +363,7 @@ def test_pretending_gives_the_length(taped: Pair) -> None:
 def test_a_long_prompt_is_read_without_a_recording(taped: Pair) -> None:
     runner = taped.target.runner
     runner.forward(torch.zeros(LONGEST + 1, dtype=torch.long), LONGEST + 1)
-    for n, rows in ((1, 1), (5, 1), (7, 7)):  # of which nobody has told it
+    for n, rows in ((1, 1), (5, 1), (7, 7)):  # sizes that were not prepared
         runner.forward(torch.zeros(n, dtype=torch.long), rows)
     assert runner.graphs == 0 and runner.length == LONGEST + 14
 

@@ -1,4 +1,4 @@
-"""What --help says: whole, at any width, true to what the commands take, and quick."""
+"""--help pages are complete, fit any width, match the options of the commands, and are fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT: Any = typer.main.get_command(app)
 
 
 def commands(group: Any = ROOT, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command by its words, the program itself too."""
+    """Every command by its words, including the program itself."""
     found = {path: group}
     for name, command in getattr(group, "commands", {}).items():
         found |= commands(command, (*path, name))
@@ -65,7 +65,7 @@ def test_pages_fit_and_examples_are_whole(path: tuple[str, ...], width: int, cle
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_every_example_is_understood(path: tuple[str, ...], clean_env: pytest.MonkeyPatch) -> None:
-    """Its command and options are there, their values are of the right type, and its strategies can be read."""
+    """Its command and options exist, their values have the right types, and its strategies can be parsed."""
     for line in examples(page(*path, monkeypatch=clean_env)):
         words = shlex.split(line)
         words = words[words.index("cascli") + 1 :]
@@ -88,7 +88,7 @@ def test_switches_are_shown_by_what_changes_something(clean_env: pytest.MonkeyPa
     compare = ALL["compare",]
     switches = [option for option in compare.params if option.secondary_opts]
     assert len(switches) >= 8
-    for option in switches:  # what is not shown works
+    for option in switches:  # those that are not shown work too
         [off] = option.secondary_opts
         assert compare.make_context("compare", ["hi", off]).params[option.name] is False
 
@@ -118,7 +118,7 @@ def test_the_front_page_says_what_holds_everywhere(clean_env: pytest.MonkeyPatch
 
 
 def test_every_variable_that_is_read_is_known() -> None:
-    """And those that are no option stand on the front page."""
+    """Every variable is in `known()`, and those that are not options are listed on the front page."""
     named = {
         name
         for path in PACKAGE.rglob("*.py")
@@ -158,7 +158,7 @@ def test_a_reader_that_leaves_and_a_full_disk_end_it_quietly(words: str) -> None
 
 @pytest.mark.parametrize("words", ["--help", "compare --help", "sweep --help", "pairs --help", "--version"])
 def test_help_waits_for_nothing_heavy(words: str) -> None:
-    """What takes the time of a help page are imports: of these none is needed to print one."""
+    """Imports take most of the time of a help page; printing one needs none of these."""
     code = (
         "import sys; sys.argv = ['cascli', *%r]\nfrom cascli.__main__ import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"

@@ -1,4 +1,4 @@
-"""Small files that stand for a great deal, or are none: every reader says so in a sentence, at once."""
+"""Small files with enormous contents, and paths that are not regular files: readers fail fast, with a short message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def at_once(act: Callable[[], object], kind: type[Exception], match: str) -> Non
     start = time.monotonic()
     with pytest.raises(kind, match=match) as caught:
         act()
-    assert time.monotonic() - start < 10  # a loaded machine; what hangs takes minutes
+    assert time.monotonic() - start < 10  # allows for a loaded machine; a hang takes minutes
     assert len(str(caught.value)) < 400 and len(str(caught.value).splitlines()) <= 2
 
 
@@ -55,7 +55,7 @@ def test_yaml(tmp_path: Path, load: Callable[[Path], object], text: str, match: 
 
 
 def test_an_alias_of_a_large_value_is_printed_short(tmp_path: Path) -> None:
-    """Within the bound on values, but far too long for a message."""
+    """A value within the bound on values, but far too long for a message, is abbreviated."""
     file = tmp_path / "x.yaml"
     file.write_text(BOMB.partition("e:")[0] + "draft: {source: {path: *d}}\ntarget: {source: {path: x}}\n")
     at_once(lambda: load_config(file), ConfigError, r"draft\.source\.path: .*\.\.\.")
@@ -116,7 +116,7 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")
 def test_a_shells_pipe_is_a_file() -> None:
-    """`--prompts <(head -3 prompts.jsonl)`"""
+    """`--prompts <(head -3 prompts.jsonl)` works."""
     read, write = os.pipe()
     os.write(write, b'{"prompt": "x"}\n')
     os.close(write)

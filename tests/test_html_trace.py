@@ -122,11 +122,11 @@ def test_lines_and_signs_of_a_text() -> None:
     assert block("\n") == "⏎\n"
 
 
-# --- which rules at which alphas keep a draft ---
+# --- which rules keep a draft, and at which alphas ---
 
 
 def dists(generator: torch.Generator, sharpness: float) -> Dists:
-    """One position of two models that agree neither fully nor not at all, as float64."""
+    """One position of two models that agree in part, as float64."""
     common = torch.randn(1, 12, generator=generator, dtype=torch.float64)
     q, p = (common + torch.randn(1, 12, generator=generator, dtype=torch.float64) for _ in range(2))
     return Dists(*(torch.softmax(x, dim=-1) for x in (sharpness * q, sharpness * p, q, p)))
@@ -158,7 +158,7 @@ def test_closed_forms_are_the_rules(name: str) -> None:
         alphas = line.keeps(seen(d, token))
         assert alphas is not None
         tried = torch.rand(8, generator=generator).mul(2).sub(1).tolist()
-        tried += [alphas.low - 1e-6, alphas.low + 1e-6]  # where the answer turns
+        tried += [alphas.low - 1e-6, alphas.low + 1e-6]  # where the decision changes
         for alpha in tried:
             outcomes.append(alpha in alphas)
             assert kept(line.kind, alpha, d, token) is outcomes[-1], (name, alpha, alphas)
@@ -166,7 +166,7 @@ def test_closed_forms_are_the_rules(name: str) -> None:
 
 
 def test_a_draft_that_both_models_write_alike_is_kept_at_every_alpha_or_at_none() -> None:
-    """TV(p, q) is 0, as often when greedy: then opt asks only who is surer of it, whatever its alpha."""
+    """TV(p, q) is 0, as often when greedy: opt then compares only the models' confidence, whatever its alpha."""
     opt = rules_in_alpha()["opt"]
     assert opt.keeps(Detail(max_q1=0.7, max_p1=0.6, disagreement=0.0)) == (float("-inf"), float("inf"))
     never = opt.keeps(Detail(max_q1=0.5, max_p1=0.6, disagreement=0.0))
@@ -206,7 +206,7 @@ def test_all_text_can_be_read_on_every_ground() -> None:
         texts = [value for name, value in colours.items() if name.startswith("text")]
         assert len(grounds) == 3 and len(texts) == 9
         assert min(contrast(text, ground) for text in texts for ground in grounds) >= 4.5
-        assert contrast(colours["line-strong"], colours["ground"]) >= 3  # borders of what can be used
+        assert contrast(colours["line-strong"], colours["ground"]) >= 3  # borders of controls
     outside = re.sub(r":root \{.*?\}", "", TEMPLATE, flags=re.S)
     assert not re.search(r"#[0-9a-f]{6}\b|rgb|\bopacity", outside)
 
@@ -260,7 +260,7 @@ def test_a_document_without_traces_makes_no_page(clean_env: pytest.MonkeyPatch, 
 
 
 def test_a_round_that_ends_inside_its_block(text_pair: Pair) -> None:
-    """Where the text ends at an accepted draft there is neither a rejected one nor a bonus."""
+    """If the text ends at an accepted draft, the page shows neither a rejected draft nor a bonus."""
     whole = generate(text_pair, "hi", strategy="speculative-cascade:rule=chow,alpha=1,k=4", max_new_tokens=10, top=1)
     step = whole.rounds[0]
     cut = Round(drafted=step.drafted[:2], emitted=step.emitted[:2], seconds=RoundSeconds(total=1))

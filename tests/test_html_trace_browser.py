@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person with a keyboard, a small screen or a hostile prompt meets."""
+"""The page in a real browser: keyboard navigation, small screens and hostile prompts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def view(chrome: Browser, page: Path) -> Browser:
 
 
 def focused(view: Browser) -> tuple[int, int] | None:
-    """Which token of which answer has the focus."""
+    """The indices of the answer and token that have the focus."""
     place = view.js(
         "[...document.querySelectorAll('.answer')].flatMap((answer, i) => [...answer.querySelectorAll('.flow .token')]"
         ".map((token, j) => [token, i, j])).filter(([token]) => token === document.activeElement)"
@@ -136,12 +136,12 @@ def test_the_way_of_the_keyboard(view: Browser) -> None:
     view.press("Escape")
     assert panel(view) is None and focused(view) == (0, 1)
     assert view.js("document.activeElement.getAttribute('aria-expanded')") == "false"
-    for _ in range(3):  # the answer's texts are stops too
+    for _ in range(3):  # the answers' texts are tab stops too
         view.press("Tab")
         place = focused(view)
         if place is not None:
             break
-    assert place == (1, 1)  # where one has been in this answer
+    assert place == (1, 1)  # the token last visited in this answer
     outline = view.js("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
 

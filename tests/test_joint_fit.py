@@ -1,7 +1,7 @@
-"""How counts as a whole are judged: the bound on false alarms is one, and faults spread over many texts are seen.
+"""The check of all counts together: its bound on false alarms holds, and it detects faults spread over many texts.
 
-The power of the check is measured on counts drawn from the law that a fault makes, over forty audits; one fault runs
-through the engine.
+Its power is measured over forty audits of counts drawn from the law that a fault produces; one fault also runs through
+the engine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_moments_are_those_of_all_counts(masses: list[float]) -> None:
 
 @pytest.mark.parametrize("masses", [[0.5, 0.5], [0.9, 0.07, 0.03], [0.001, 0.009, 0.29, 0.7]])
 def test_the_tail_is_bounded_to_its_end(masses: list[float]) -> None:
-    """Also at probabilities of 1e-7 and less, by enumeration; at the far end, not by more than a thousandfold."""
+    """By enumeration: the bound holds even at probabilities of 1e-7 and less, and is below 1/e at likelier counts."""
     runs = 24
     expected = [runs * mass for mass in masses]
     all_counts = every_count(runs, len(masses)) if len(masses) < 4 else _some(runs)
@@ -67,14 +67,14 @@ def test_the_tail_is_bounded_to_its_end(masses: list[float]) -> None:
 
 
 def _some(runs: int) -> list[tuple[int, ...]]:
-    """Of four cells those counts that are quickly made: the first two hold most of nothing."""
+    """Counts of four cells, restricted to few runs in the first two, which have hardly any mass: this is fast."""
     return [(a, b, c, runs - a - b - c) for a in range(4) for b in range(6) for c in range(runs + 1 - a - b)]
 
 
 @pytest.mark.parametrize("runs", [QUICK, FULL])
 @pytest.mark.parametrize("concentration", [0.1, 1.0, 100.0])
 def test_right_counts_surprise_no_more_often_than_they_say(runs: int, concentration: float) -> None:
-    """Over 2,000 audits; asymptotics do not hold where most texts are rare, and the bound does."""
+    """The bound holds over 2,000 audits even where most texts are rare and asymptotics fail."""
     rng = np.random.default_rng(3)
     masses = rng.dirichlet(np.full(WIDTH * WIDTH, concentration))
     law = {(i,): float(mass) for i, mass in enumerate(masses)}
@@ -83,7 +83,7 @@ def test_right_counts_surprise_no_more_often_than_they_say(runs: int, concentrat
         seen, expected = fit.pooled(Counter({(i,): int(n) for i, n in enumerate(counts)}), law, runs)
         found.append(-fit.log_tail(fit.likelihood_ratio(seen, expected), tuple(expected), runs) / math.log(10))
     assert min(expected) >= fit.LEAST
-    assert all(np.mean(np.array(found) >= x) < 10**-x for x in (1, 2))  # about a tenth of it
+    assert all(np.mean(np.array(found) >= x) < 10**-x for x in (1, 2))  # in practice about a tenth of this
     assert max(found) < fit.ALARM - 2 and max(found) > 1
 
 
@@ -112,18 +112,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def tables_of(apart: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of draft and target after nothing and after each token, `[1 + WIDTH, WIDTH]`."""
+    """Logits of draft and target after the empty text and after each token, `[1 + WIDTH, WIDTH]`."""
     rng = np.random.default_rng(seed)
     target = rng.normal(size=(1 + WIDTH, WIDTH))
     return target + apart * rng.normal(size=target.shape), target
 
 
 FAR, MIDDLE, NEAR = tables_of(0.8, 1), tables_of(0.4, 1), tables_of(0.3, 2)
-"""TV(p, q) of the first token 0.46, 0.21 and 0.12, spread over most tokens."""
+"""TV(p, q) of the first token: 0.46, 0.21 and 0.12, spread over most tokens."""
 
 
 def drawn(law: Vector, power: float) -> Vector:
-    """What inverting the CDF at u ** power draws."""
+    """The distribution drawn by inverting the CDF at u ** power."""
     cdf = np.minimum(law.cumsum() / law.sum(), 1)
     return np.diff(cdf ** (1 / power), prepend=0.0)
 
@@ -131,13 +131,13 @@ def drawn(law: Vector, power: float) -> Vector:
 def written(
     logits: tuple[np.ndarray, np.ndarray], *, scale: float = 1, power: float = 1, from_pi: bool = False
 ) -> np.ndarray:
-    """The law `[WIDTH, WIDTH]` of two tokens, of which the first is drafted, by code with a fault.
+    """The law `[WIDTH, WIDTH]` of two tokens, the first one drafted, written by code with a fault.
 
     Args:
         logits: of draft and target.
         scale: drafts are kept where scale * u is below pi / q.
-        power: u ** power draws every token.
-        from_pi: what follows a rejection is drawn from pi.
+        power: every token is drawn with u ** power.
+        from_pi: the token after a rejection is drawn from pi instead of the residual.
     """
     q, p = softmax(logits[0][0]), softmax(logits[1])
     kept = drawn(q, power) * np.minimum(1, p[0] / q / scale)
@@ -146,7 +146,7 @@ def written(
 
 
 def caught(logits: tuple[np.ndarray, np.ndarray], faulty: np.ndarray, runs: int, audits: int = 40) -> tuple[int, int]:
-    """How many of some audits fail: by any text alone, and by all together."""
+    """Number of audits that fail: by any single text, and by all texts together."""
     masses = written(logits)
     law = {(i, j): float(masses[i, j]) for i in range(WIDTH) for j in range(WIDTH)}
     alone = together = 0
@@ -171,12 +171,12 @@ MISSED: dict[str, tuple[tuple[np.ndarray, np.ndarray], np.ndarray]] = {
     "accepted at 0.8 u, near": (NEAR, written(NEAR, scale=0.8)),
     "drawn at u ** 0.8": (MIDDLE, written(MIDDLE, power=0.8)),
 }
-"""Faults of 0.07 to 0.12 TV in the first token, which no single text shows."""
+"""Faults of 0.07 to 0.12 TV in the first token, which no single text reveals."""
 
 
 @pytest.mark.parametrize("fault", MISSED)
 def test_a_quick_audit_sees_what_is_spread_over_texts(fault: str) -> None:
-    """All but the odd one of forty; single texts show it in no more than the odd one."""
+    """The check detects each fault in at least 38 of forty audits; single texts reveal it in at most 2."""
     alone, together = caught(*MISSED[fault], QUICK)
     assert together >= 38 and alone <= 2, (alone, together)
 
@@ -187,12 +187,12 @@ SMALL: dict[str, tuple[tuple[np.ndarray, np.ndarray], np.ndarray]] = {
     "drawn at u ** 0.9": (MIDDLE, written(MIDDLE, power=0.9)),
     "drawn at u ** 0.9, near": (NEAR, written(NEAR, power=0.9)),
 }
-"""Faults of 0.03 to 0.05 TV in the first token, of which chance alone makes 0.03 in 3,000 runs."""
+"""Faults of 0.03 to 0.05 TV in the first token; chance alone causes 0.03 in 3,000 runs."""
 
 
 @pytest.mark.parametrize("fault", SMALL)
 def test_smaller_faults_take_a_full_audit(fault: str) -> None:
-    """Below the power of a quick one at an alarm of 1e-7; of a full one that of single texts at least half the time."""
+    """Too small for a quick audit at an alarm of 1e-7; in a full one, single texts miss them at least half the time."""
     assert max(caught(*SMALL[fault], QUICK)) <= 4
     alone, together = caught(*SMALL[fault], FULL)
     assert together >= 38 and alone <= 20, (alone, together)
@@ -203,7 +203,7 @@ def test_smaller_faults_take_a_full_audit(fault: str) -> None:
 
 @pytest.mark.parametrize("planted", [False, True])
 def test_a_residual_drawn_from_pi_fails(text_pair: Pair, planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 1,500 runs, where every text stays within its 6 sigma."""
+    """The fault is detected within 1,500 runs, in which every single text stays within its 6 sigma."""
 
     def table(logits: np.ndarray) -> dict[tables.Text, torch.Tensor]:
         texts: list[tables.Text] = [(), *((token,) for token in range(WIDTH))]

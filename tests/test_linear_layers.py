@@ -56,7 +56,7 @@ def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str | t
         layer = int8_layer(kind, stock)
     elif kind.startswith("dense"):
         layer = DenseLinear.of(stock.weight, stock.bias)
-    # Unpacked float32 has another kernel from 11 rows of wide inputs on in oneDNN of torch 2.11.
+    # oneDNN of torch 2.11 uses another kernel for unpacked float32 with wide inputs and 11 or more rows.
     most = 10 if kind == "dense float32" and torch_version() < (2, 13) else MOST
     x = torch.randn(most, shape[0], dtype=dtype) * torch.logspace(-3, 2, most, dtype=dtype).unsqueeze(1)
     alone = [layer(x[i : i + 1])[0] for i in range(most)]
@@ -90,7 +90,7 @@ def test_some_kernel_is_exact_on_any_x86_processor() -> None:
 
 @pytest.mark.parametrize("kernel", EXACT_KERNELS)
 def test_products_are_sums_of_whole_numbers(kernel: type[Int8Weights]) -> None:
-    """The largest sums that a layer of 8960 inputs can meet, and random ones: exact, so they hang on no order."""
+    """Random sums, and the largest possible with 8960 inputs, are exact, so the order of summation does not matter."""
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(-127, 128, (37, 8960), generator=generator).to(torch.int8)
     levels[0], levels[1] = 127, -127
@@ -103,7 +103,7 @@ def test_products_are_sums_of_whole_numbers(kernel: type[Int8Weights]) -> None:
 
 @pytest.mark.parametrize(("kernel", "bound"), [(OneDnnWeights, 2e-4), (FbgemmWeights, 8e-4)])
 def test_int8_loses_what_rounding_its_weights_loses(kernel: type[Int8Weights], bound: float) -> None:
-    """Two digits of activation leave the error of the weights alone, even beside channels fifty times as large."""
+    """Two digits per activation leave only the weights' rounding error, even next to channels fifty times as large."""
     if kernel not in EXACT_KERNELS:
         pytest.skip("saturates on this processor")
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def test_every_linear_layer_is_switched(name: str, dtype: str, large: bool, monk
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_stored_bfloat16_gives_the_logits_of_transformers_in_float32(name: str, tmp_path: Path) -> None:
-    """Widening layer by layer is the same as loading in float32, embeddings and constants included."""
+    """Widening layer by layer equals loading in float32, including embeddings and constants."""
     made = load_pair(pair(257, **ARCHITECTURES[name]), dtype="bfloat16")
     stock = AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16)
     stock.save_pretrained(tmp_path / "model")
@@ -165,7 +165,7 @@ def test_stored_bfloat16_gives_the_logits_of_transformers_in_float32(name: str, 
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A pair of one model in a folder, and a cache of its own in which even small models are worth keeping."""
+    """A pair that loads one folder twice, and a separate cache that stores even small models."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
     made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
@@ -210,7 +210,7 @@ def test_a_spoiled_or_foreign_file_is_not_used(stored: dict, tmp_path: Path, mon
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other")
     assert torch.equal(logits(stored), first)
     (other,) = (tmp_path / "home" / "packed").iterdir()
-    assert other != file  # the one of the other version is gone: it would never be used again
+    assert other != file  # the file for the other version was deleted: it would never be used again
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(stored: dict, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_small_pairs_stay_float32() -> None:
 
 
 class Saturating(FbgemmWeights):
-    """FBGEMM as it is without care for AVX2: digits of 8 bits."""
+    """FBGEMM without the precaution for AVX2: 8-bit digits."""
 
     most = 127.0
     _zero = 128
@@ -242,7 +242,7 @@ class Saturating(FbgemmWeights):
 
 
 class Missing(FbgemmWeights):
-    """An operation that is registered, but not for this processor."""
+    """An operation that is registered, but not available on this processor."""
 
     def product(self, digits: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no kernel for this backend")

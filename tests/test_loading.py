@@ -1,4 +1,4 @@
-"""Pairs that load, and those that are refused."""
+"""Pairs that load, and pairs that are rejected."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_ids_that_one_tokenizer_lacks_are_masked(tmp_path: Path) -> None:
         {"hidden_size": 33, "num_attention_heads": 4},
         {"num_hidden_layers": 0},
         {"pad_token_id": 999},
-        {"rope_theta": "x"},  # not seen before the weights are made
+        {"rope_theta": "x"},  # only detected when the weights are made
     ],
 )
 def test_random_models_of_impossible_shape_are_config_errors(change: dict) -> None:
@@ -68,7 +68,7 @@ def test_random_models_of_impossible_shape_are_config_errors(change: dict) -> No
 
 
 def test_what_is_wrong_with_a_shape_is_said_whole() -> None:
-    """The library says it in its second line, behind a colon."""
+    """The library gives the reason in its second line, after a colon."""
     with pytest.raises(
         ConfigError, match=r"random: .*: .*33.* not a multiple of the number of attention heads"
     ) as told:
@@ -83,7 +83,7 @@ def test_sources_of_the_wrong_kind_say_so() -> None:
 
 
 def test_a_pair_of_the_hub_says_which_commit_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A branch moves: without the commit nobody could load the same weights again."""
+    """Branches move: without the commit, nobody could load the same weights again."""
     commit = "c0ffee" + "0" * 34
     load_pair(pair(300)).target.model.save_pretrained(tmp_path / commit)
     byte_tokenizer().save_pretrained(tmp_path / commit)

@@ -1,4 +1,4 @@
-"""Variables, words for small terminals, and names that are near."""
+"""Environment variables, output on narrow or ASCII terminals, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_strategies_by_name_and_as_strings(cli) -> None:
         assert rule.stdout.count(f"    {symbol} ") == 1, symbol
     written = cli("strategies", "opt", "prompt-lookup", "speculative", "-q").stdout.split()
     assert written and all(parse(each).spec for each in written)
-    # At least: whoever has written a strategy of their own by docs/add-a-strategy.md has one more.
+    # At least: a strategy added by following docs/add-a-strategy.md is listed too.
     assert {each.partition(":")[0] for each in written} >= {"speculative", "speculative-cascade", "token-cascade"}
     assert cli("strategies", "speculative-cascade:rule=diff,alpha=0.1").stdout.count("source") == 2
     wrong = cli("strategies", "otp")

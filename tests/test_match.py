@@ -1,4 +1,4 @@
-"""Rules at equal budgets: what is recorded, what is estimated on it, which settings are found, and what runs of it."""
+"""Rules at equal budgets: recordings, estimates from them, the settings found, and running them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from cascli.settings import Resolved
 from tests.pairs import near, pair, prompts
 
 WHOLE = ("bild", "chow", "diff", "fuzzy", "opt", "opt-log")
-"""Rules about whole distributions."""
+"""Rules that depend on whole distributions."""
 
 
 @pytest.fixture(scope="module")
 def near_pair() -> Pair:
-    """Two models that often want the same token: the draft is the target with some noise in its weights."""
+    """Two models that often agree: the draft is the target with noise added to its weights."""
     return near()
 
 
@@ -46,7 +46,7 @@ def near_pair() -> Pair:
 
 
 def rounds_of(passes: tuple[bool, ...], k: int) -> int:
-    """Rounds of an answer whose tokens would pass their tests or not, drafted in blocks of k."""
+    """Number of rounds of an answer drafted in blocks of k; `passes` states which tokens would pass their tests."""
     place = rounds = 0
     while place < len(passes):
         drafted = min(k, len(passes) - 1 - place)
@@ -70,7 +70,7 @@ def test_expected_rounds_are_those_of_all_coins(k: int) -> None:
 
 
 def test_one_mean_acceptance_would_predict_other_calls() -> None:
-    """Half of an answer is certain, half is not: of the mean, long rounds would be rarer than they are."""
+    """Half of an answer always passes, half never does: the mean acceptance would predict too few calls."""
     chances = [1.0] * 100 + [0.0] * 100
     calls = expected_rounds(chances, 4) / 200
     assert calls == pytest.approx((20 + 100) / 200)
@@ -87,7 +87,7 @@ def test_along_a_greedy_answer_calls_are_exact(near_pair: Pair) -> None:
 
 
 def test_at_temperature_1_calls_come_near_those_of_runs(near_pair: Pair) -> None:
-    """Over seeds; along one text the chances of a draft are known, and not which drafts were tossed."""
+    """Predictions match on average over seeds: a text determines the chances of its drafts, not the drafts sampled."""
     settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(30)]
     seen = [record(near_pair, prompts("hello", "x"), each, 4) for each in settings]
     predicted = torch.tensor([predicted_calls(Exact(), each, 4) for each in seen])
@@ -98,7 +98,7 @@ def test_at_temperature_1_calls_come_near_those_of_runs(near_pair: Pair) -> None
 
 
 def test_what_is_kept_of_a_token_is_true_on_average(near_pair: Pair) -> None:
-    """Over the tokens that might have been written, the chance that one had been drafted is the acceptance."""
+    """Over all tokens that might have been written, the mean chance that the token was drafted is the acceptance."""
     for temperature in (0.0, 1.0):
         seen = [
             record(near_pair, prompts("hello"), Resolved(max_new_tokens=30, temperature=temperature, seed=s), 3)
@@ -111,7 +111,7 @@ def test_what_is_kept_of_a_token_is_true_on_average(near_pair: Pair) -> None:
 
 
 def test_along_a_cascades_own_text_its_calls_are_predicted(near_pair: Pair) -> None:
-    """What is recorded under a rule estimates that rule along the prefixes that it visits itself."""
+    """A recording made under a rule estimates that rule along the prefixes it visits itself."""
     rule = rules.load("mixture")(target_weight=0.3)
     settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(20)]
     seen = [record(near_pair, prompts("hello", "x"), each, 3, rule) for each in settings]
@@ -120,11 +120,11 @@ def test_along_a_cascades_own_text_its_calls_are_predicted(near_pair: Pair) -> N
     assert predicted == pytest.approx(taken, rel=0.04)
 
 
-# ---- what is kept of a position
+# ---- what is stored of a position
 
 
 def laws(kind: str, width: int, positions: int = 12) -> Dists:
-    """Flat and peaked laws of two models that agree half-way, at temperature 1 and at another."""
+    """Flat and peaked laws of two models that partly agree, after sampling settings and at temperature 1."""
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(2, positions, width, generator=rng)
     order = torch.stack([torch.randperm(width, generator=rng) for _ in range(positions)])
@@ -142,7 +142,7 @@ def laws(kind: str, width: int, positions: int = 12) -> Dists:
 
 
 def seen_of(d: Dists, lengths: Sequence[int] = ()) -> Seen:
-    """Compacted distributions of which no answer is known; one answer unless lengths say otherwise."""
+    """A recording of compacted distributions without known answers; one answer unless `lengths` says otherwise."""
     exact = distributions.overlap(d.q, d.p)
     return Seen(d, exact, exact, mass_in_lumps(d), tuple(lengths or (d.q.shape[0],)))
 
@@ -152,7 +152,7 @@ KINDS = ("zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss", "zipf 1.5, greedy", "
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
-    """Rules about whole distributions are exact; others err by no more than the mass that was lumped together."""
+    """Rules that depend on whole distributions are exact; others err by at most the mass that was lumped together."""
     full = laws(kind, 20_000)
     small = seen_of(compact(full))
     assert small.d.q.shape == (12, LIKELIEST + LUMPS)
@@ -186,20 +186,20 @@ def test_a_small_vocabulary_is_kept_as_it_is() -> None:
 
 
 def test_answers_stay_apart(near_pair: Pair) -> None:
-    """A round never reaches from one answer into the next."""
+    """A round never extends into the next answer."""
     seen = record(near_pair, prompts("hello", "x"), Resolved(max_new_tokens=7, temperature=1.0), 4)
     assert seen.lengths == (7, 7)
     assert [len(each) for each in seen.passing(seen.expected)] == [7, 7]
     always = rules.load("chow")(alpha=1.0)
-    assert predicted_calls(always, seen, 4) == pytest.approx(4 / 14)  # 7 = 5 + 2, twice; 14 in a row would be 3 rounds
+    assert predicted_calls(always, seen, 4) == pytest.approx(4 / 14)  # 7 = 5 + 2, twice; 14 in one answer: 3 rounds
 
 
 def test_replay_judges_the_rules_as_runs_do() -> None:
-    """Acceptance by integration along visited prefixes is what a run's own acceptance probabilities average to."""
+    """chow at alpha = 1 keeps q everywhere; deferral falls with alpha; calls are at least 1 / (k + 1) per token."""
     loaded = load_pair(pair(300))
     asked = prompts(*(f"prompt {i}" for i in range(6)))
     found = rule_estimates(record(loaded, asked, Resolved(max_new_tokens=40, temperature=1.0), 3), 3, 1.0)
-    assert len(found) == 6 * 33  # those of the paper
+    assert len(found) == 6 * 33  # the settings of the paper
     by = {(each.rule, each.alpha): each for each in found}
     assert by["chow", 1.0].acceptance == pytest.approx(1, abs=1e-5)  # keeps q everywhere
     assert by["chow", 1.0].deferral_rate == 0
@@ -215,7 +215,7 @@ def test_replay_judges_the_rules_as_runs_do() -> None:
 
 
 def test_a_budget_is_searched_over_each_rules_own_range() -> None:
-    """For all rules at once, from the lossless end to the draft's own; a miss is called one, and said why."""
+    """Every rule is searched from its lossless end to the draft's own; a missed budget is reported with the reason."""
     seen: Seen = seen_of(compact(laws("zipf 1.5", 3000, positions=400)), [40] * 10)
     lossless = predicted_calls(Exact(), seen, 4)
     budgets = [0.2 + share * (lossless - 0.2) for share in (0.3, 0.6, 0.9)]
@@ -227,11 +227,11 @@ def test_a_budget_is_searched_over_each_rules_own_range() -> None:
         assert min(dial.strict, dial.loose) <= each.value <= max(dial.strict, dial.loose)
         assert each.met is (abs(each.predicted - each.budget) <= 0.03 * each.budget) is met(each.predicted, each.budget)
         assert each.least is not None and each.most is not None and each.least <= each.predicted <= each.most
-        # The target's own best token is kept at once from alpha = 0 on.
+        # The target's best token is kept as soon as alpha reaches 0: a jump.
         steps_over = each.rule in ("head", "token-v2", "token-v3") and "steps over" in each.why
         assert each.met or steps_over or not each.least <= each.budget <= each.most, each
         rule = rules.load(each.rule)(**{dial.parameter: type(dial.strict)(each.value)})
-        assert predicted_calls(rule, seen, 4) == pytest.approx(each.predicted, rel=1e-6)  # the setting that is told
+        assert predicted_calls(rule, seen, 4) == pytest.approx(each.predicted, rel=1e-6)  # the reported setting
     met_by = {each.rule for each in found if each.met and each.budget == budgets[0]}
     assert met_by == {name for name in rules.names() if rules.load(name).reads_draft}
     assert min(each.value for each in found if each.rule in ("diff", "opt")) < 0
@@ -251,9 +251,9 @@ def test_out_of_reach_is_said_with_the_nearest() -> None:
     [same] = match(greedy, [0.3], 4, 0.0, ["typical"])
     assert not same.met and same.why == f"{same.predicted:.3f} target calls at every epsilon, not 0.3"
     budgets = [each.why for each in match(greedy, [0.3, 0.4], 4, 0.0, ["typical"])]
-    assert [why.rpartition(" ")[2] for why in budgets] == ["0.3", "0.4"]  # one line of each, and which is which
+    assert [why.rpartition(" ")[2] for why in budgets] == ["0.3", "0.4"]  # one line per budget, which names it
     [head], [token] = (match(greedy, [0.5], 4, 0.0, [name]) for name in ("head", "token-v3"))
-    assert (head.value, head.predicted) == (token.value, token.predicted)  # one rule at temperature 0
+    assert (head.value, head.predicted) == (token.value, token.predicted)  # both are the same rule at temperature 0
 
 
 def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
@@ -267,7 +267,7 @@ def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
 
 
 def test_of_settings_that_are_near_enough_the_strictest_is_taken() -> None:
-    """And not one that happens to be a hair nearer, and gives something up for it."""
+    """A setting that happens to be slightly closer to the budget, but gives up some quality, is not taken."""
     seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
     budget = predicted_calls(Exact(), seen, 4) * (1 - NEAR / 2)
     for each in match(seen, [budget], 4, 1.0, ["opt", "diff", "mixture"]):
@@ -332,7 +332,7 @@ def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) 
         job.asked({"target_calls_per_token": 0.3}, "opt,chow")
 
 
-# ---- which prompts calibrate
+# ---- calibration prompts
 
 
 def test_prompts_that_calibrate_are_others() -> None:
@@ -345,7 +345,7 @@ def test_prompts_that_calibrate_are_others() -> None:
     one = [Prompt(("Is this one of them?",), "1")]
     assert apart(one) == (one, others)
     held = Prompt(others[0].turns, "mine")
-    assert apart([held]) == ([held], others[1:])  # the same text under another name
+    assert apart([held]) == ([held], others[1:])  # the same text with another id
     many = [Prompt((f"prompt {i}",), str(i)) for i in range(60)]
     measured, rest = apart(many, 10)
     assert measured == many[:10] and len(rest) == 12 and not any(each in measured for each in rest)
@@ -353,7 +353,7 @@ def test_prompts_that_calibrate_are_others() -> None:
     twin = [Prompt(("a",), "1"), Prompt(("a",), "2"), Prompt(("b",), "3")]
     assert apart(twin, 1) == (twin[:1], twin[2:])
     talk = [Prompt(("a", "b"), "1"), Prompt(("b",), "2"), Prompt(("c",), "3")]
-    assert apart(talk, 1) == (talk[:1], talk[2:])  # what is asked in a later turn is measured too
+    assert apart(talk, 1) == (talk[:1], talk[2:])  # prompts of later turns are measured too
 
 
 # ---- compare

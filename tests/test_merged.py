@@ -1,4 +1,4 @@
-"""Merged weights: where they lie, and what has none."""
+"""Merged weights: where they are stored, and which models are not merged."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def model(**shape: Any) -> Any:
 
 
 def storages(tensors: Any) -> dict[int, int]:
-    """Bytes by address of what some tensors lie in."""
+    """Bytes of the storages behind some tensors, by address."""
     return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES & set(ARCHITECTURES)))
 @torch.inference_mode()
 def test_merging_copies_nothing_that_stays(name: str) -> None:
-    """The module computes the same from views of what is merged, which together is as large as it was."""
+    """The module computes the same from views of the merged weights, which take as much memory as before."""
     whole = model(**ARCHITECTURES[name])
     ids = torch.arange(20).unsqueeze(0)
     before, size = whole(ids, use_cache=False).logits, sum(storages(whole.parameters()).values())
@@ -49,7 +49,7 @@ def test_merging_copies_nothing_that_stays(name: str) -> None:
 
 
 def test_merging_needs_the_memory_of_one_layer_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever something is put together, all but the parts of the present layer lies where it will stay."""
+    """Whenever tensors are concatenated, all but the parts of the current layer are already in their final place."""
     whole = model(**ARCHITECTURES["qwen3"] | {"num_hidden_layers": 5})
     size, layer = (sum(storages(each.parameters()).values()) for each in (whole, whole.model.layers[0]))
     concatenate, alive = torch.cat, []
@@ -67,7 +67,7 @@ def test_merging_needs_the_memory_of_one_layer_more(monkeypatch: pytest.MonkeyPa
 
 
 class OtherLinear(nn.Linear):
-    """Such as an adapter's."""
+    """A linear layer of another class, such as an adapter's."""
 
 
 def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:

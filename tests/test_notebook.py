@@ -1,4 +1,4 @@
-"""What a notebook shows: cells run as IPython runs them, results as HTML, bars of its own."""
+"""What a notebook shows: cells run as in IPython, results as HTML, and notebook progress bars."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order, and keeps text and attributes."""
+    """Checks that tags are closed in order, and collects text and attributes."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -60,14 +60,14 @@ class Page(HTMLParser):
 
 
 def shown(value: object) -> str:
-    """What a notebook makes of a value: as IPython asks for it, by the method of its class."""
+    """What a notebook shows for a value: as in IPython, the method is looked up on its class."""
     method = getattr(type(value), "_repr_html_", None)
     html = method(value) if method else None
     return repr(value) if html is None else html
 
 
 def executed(cells: list[str]) -> list[str]:
-    """Run cells in one namespace, and what the notebook shows of the last expression of each."""
+    """Run cells in one namespace; return what the notebook shows for the last expression of each."""
     scope: dict[str, Any] = {}
     out = []
     threads = torch.get_num_threads()
@@ -129,7 +129,7 @@ def runs(text_pair: Pair) -> list[Run]:
 
 
 def test_an_answer_is_shown_as_on_a_terminal(runs: list[Run]) -> None:
-    """Every word of it, in the colour of its origin, and what was rejected struck through between them."""
+    """Every word is in the colour of its origin, with rejected drafts struck through in between."""
     for run in runs:
         page = Page(run._repr_html_() or "")
         styles = " ".join(value or "" for name, value in page.attributes if name == "style")
@@ -165,7 +165,7 @@ def test_every_text_is_only_text(runs: list[Run], text: str) -> None:
 
 
 def test_styles_take_the_notebooks_ground(runs: list[Run]) -> None:
-    """No ground of its own, and no ink but that of origins, whose contrast is enough on black and on white."""
+    """Styles set no background, and no text colours but those of origins, which are legible on black and on white."""
     html = runs[2]._repr_html_() or ""
     assert set(re.findall(r"background:(\w+)", html)) == {"transparent"}
     assert set(re.findall(r"[;\"]color:([#\w]+)", html)) <= {"inherit", *COLORS.values()}
@@ -210,7 +210,7 @@ def test_what_is_no_result_is_left_to_its_text() -> None:
 
 
 class Bar:
-    """Stands for tqdm's."""
+    """A stand-in for tqdm's bar."""
 
     made: list[Bar] = []  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""Logits that are no numbers, first tokens, and whose time is counted."""
+"""Logits that are not finite, the time to the first token, and which time is counted."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> No
     [
         ("target", 1),
         ("speculative:k=2", 1),
-        ("cascade:threshold=-99", 6),  # what might have been withdrawn can be read once it stands: all of it
-        ("cascade:threshold=99", 7),  # and if it was, the target's own first token counts
+        ("cascade:threshold=-99", 6),  # the draft's answer can be read only once it is final: all of it
+        ("cascade:threshold=99", 7),  # if it was withdrawn, the target's first token counts
     ],
 )
 def test_the_first_token_is_the_first_that_can_be_read(
     text_pair: Pair, monkeypatch: pytest.MonkeyPatch, strategy: str, behind: int
 ) -> None:
-    """Behind so many rounds of the run, and before the next one ends."""
+    """The first token can be read after `behind` rounds of the run, and before the next one ends."""
     ends: list[float] = []
     lap = Clock.lap
 
@@ -64,7 +64,7 @@ def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
 
 
 def test_an_answer_that_is_just_as_sure_as_it_has_to_be_is_kept(text_pair: Pair) -> None:
-    """`score >= threshold`, as the strategy's formula has it: a certain answer passes a threshold of certainty."""
+    """The condition is `score >= threshold`, as in the strategy's formula: a score equal to the threshold passes."""
     first = generate(text_pair, "hello", strategy="cascade:threshold=-99", max_new_tokens=4).handover
     assert first is not None
     above = math.nextafter(first.value, 0.0)

@@ -1,6 +1,6 @@
-"""Everything a round computes, on a device that is not the CPU: what mixes devices or waits for the host fails here.
+"""Everything a round computes, on a device other than the CPU: code that mixes devices or waits for the host fails.
 
-The device is torch's meta device under fake tensors, which compute shapes and no numbers, and refuse to read them.
+The device is torch's meta device under fake tensors, which compute only shapes and raise when a value is read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAMPLINGS = [Sampling(0.0), Sampling(), Sampling(0.7, top_k=20, top_p=0.9)]
 
 
 def move(model: nn.Module) -> None:
-    """Put empty tensors of the other device in the place of all parameters and buffers."""
+    """Replace all parameters and buffers with empty tensors on the other device."""
     for module in model.modules():
         for store in (module._parameters, module._buffers, vars(module)):
             for name, value in list(store.items()):
@@ -85,7 +85,7 @@ def test_passes_of_several_texts_stay_on_the_device(stock: Pair, elsewhere: None
     written = reader.write([WantedDraft(0, ids[:1], law, u, True), WantedDraft(1, ids[:1], law, u[:1], False)])
     assert all(part.device == ELSEWHERE for each in written for part in each)
     assert [each.length for each in reader.runners] == [1 + 4, 1, 20 + 4]
-    reader.read([Wanted(1, torch.zeros(20, dtype=torch.long), 1)])  # ids of the host, as a draft's own tokens are
+    reader.read([Wanted(1, torch.zeros(20, dtype=torch.long), 1)])  # ids in host memory, as tokens of a draft are
     assert all(place.device == ELSEWHERE for places, _ in reader._graphs._graphs.values() for place in places)
 
 

@@ -1,4 +1,4 @@
-"""Two models of one's own, named on the command line, in Python, in a pair's file and in a sweep."""
+"""Two models of your own, given on the command line, in Python, in a pair's file and in a sweep."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEW = ["--max-new-tokens", "5", "--device", "cpu", "--temperature", "0"]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the checkpoints `small` and `large`, which disagree."""
+    """A folder with the checkpoints `small` and `large`, which disagree, and two with other tokenizers."""
     folder = tmp_path_factory.mktemp("models")
     made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
     for name, model in zip(("small", "large"), made.models.values(), strict=True):
@@ -55,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cli(clean_env: pytest.MonkeyPatch, models: Path, tmp_path: Path):
-    """The command line, inside the folder of the models, with a home of its own."""
+    """The command line, run in the folder of the models, with a separate home."""
     clean_env.chdir(models)
     clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
 
@@ -118,7 +118,7 @@ def test_threads_are_as_many_as_a_flag_says(cli) -> None:
     before = torch.get_num_threads()
     try:
         assert cli("generate", "hi", "--target", "large", *FEW, "--threads", "2").exit_code == 0
-        assert torch.get_num_threads() == 2  # without the flag, tiny models take one
+        assert torch.get_num_threads() == 2  # without the flag, tiny models use one
         assert "--threads: " in cli("generate", "hi", "--threads", "0").stderr
     finally:
         torch.set_num_threads(before)
@@ -138,7 +138,7 @@ def test_two_folders_are_compared_with_one_command(cli) -> None:
 
 
 def test_a_draft_with_a_tokenizer_of_its_own(cli, models: Path) -> None:
-    """Told in the table and in a file that `init` writes, and lossless."""
+    """The table and a file that `init` writes report the tokenizers, and speculation stays lossless."""
     both = ("--draft", "swapped", "--target", "large")
     found = cli("compare", "hi", *both, "-s", "target", "-s", "speculative", *FEW, "--no-measure")
     assert found.exit_code == 0, found.output
@@ -380,7 +380,7 @@ def test_a_dry_run_says_everything_in_one_block(cli, tmp_path: Path) -> None:
     after = cli(*asked)
     assert f"from step times of {known.date}" in after.stdout
     assert "cascli bench" not in after.stdout
-    assert "cascli bench" in cli(*asked, "--threads", "2").stdout  # other times
+    assert "cascli bench" in cli(*asked, "--threads", "2").stdout  # no step times for another number of threads
     told = json.loads(cli(*asked, "--json").stdout)
     assert told["schema"] == "cascli.plan/1" and told["strategies"][0] == "target"
 
@@ -392,7 +392,7 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert found.summary[1].same_as_target
     table = sweep(SWEEP, loaded, output=tmp_path / "a", strategies=["draft"], max_new_tokens=2, limit=1)
     assert [row.strategy for row in table] == ["target", "draft"]
-    assert all(row.answers == 1 and row.tokens <= 2 * 2 for row in table)  # of two turns
+    assert all(row.answers == 1 and row.tokens <= 2 * 2 for row in table)  # two turns
     again = sweep("rules", loaded, output=tmp_path / "b", strategies=["draft"], max_new_tokens=2, limit=1)
     assert [row.strategy for row in again] == ["target", "draft"]
     with pytest.raises(UsageError, match="loaded already"):
@@ -403,7 +403,7 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_notebook_compares_two_folders(models: Path) -> None:
-    """In a kernel of its own, as Jupyter runs it."""
+    """The notebook runs in a separate kernel, as in Jupyter."""
     cells = [
         'from cascli import compare, load_pair\npair = load_pair(draft="small", target="large")\npair',
         'compare(pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, temperature=0, measure=False)',

@@ -1,4 +1,4 @@
-"""Packed weights that are kept on disk, and used where their file is mapped."""
+"""Packed weights that are stored on disk, and used directly from the mapped file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not KINDS, reason="nothing that could be kept is
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A target in a folder, and a cache of its own in which even small models are worth keeping."""
+    """A target in a folder, and a separate cache that stores even small models."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
     return stored_alone(tmp_path / "model")
@@ -46,7 +46,7 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Who packed a layer of weights that are not zeros."""
+    """The kind of each layer that was packed, unless its weights are all zero."""
     told: list[str] = []
     for kind, name in ((PackedLinear, "float32"), (OneDnnWeights, "int8")):
 
@@ -111,7 +111,7 @@ def test_precisions_are_kept_beside_each_other(stored: dict, tmp_path: Path, pac
 
 
 def put(file: Path, data: bytes) -> None:
-    """In the place of the old file, which may still be mapped."""
+    """Replace the file instead of overwriting it, as the old one may still be mapped."""
     file.unlink()
     file.write_bytes(data)
 
@@ -123,7 +123,7 @@ def flip(file: Path, place: int) -> None:
 
 
 def place_of(file: Path, suffix: str) -> int:
-    """Where the last tensor of this kind begins in the file."""
+    """Byte offset of the last tensor whose name ends with `suffix`."""
     data = file.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -136,7 +136,7 @@ def place_of(file: Path, suffix: str) -> int:
 def test_a_flipped_bit_of_a_layout_is_noticed(
     dtype: str, compared: int, stored: dict, tmp_path: Path, packings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether a layout is made anew to compare (small layers), or known by its digest (large ones)."""
+    """It is noticed by making the layout again (small layers) and by its digest (large ones)."""
     monkeypatch.setattr(packed_store, "_COMPARED", compared)
     first = logits(stored, dtype)
     for place in (0, 9, 40):

@@ -86,7 +86,7 @@ def test_three_strategies_fit_a_small_terminal(saved: Comparison) -> None:
 def test_answers_are_text_with_what_was_thrown_away(saved: Comparison) -> None:
     text = " ".join(AnswerCell.of(saved.runs[4], "speculative").text(console(100)).plain.split())
     assert "Buzz Aldrin is +an American astronaut" in text
-    assert "~,~ [who]" in text and "~born~" in text  # rejected, and what came in its place
+    assert "~,~ [who]" in text and "~born~" in text  # a rejected draft, and its replacement
     whole = page(saved, 100)
     assert "≠" in whole and "that differs from target" in whole.replace("\n", " ")
     cell = AnswerCell.of(saved.runs[4], "speculative")
@@ -97,13 +97,13 @@ def test_answers_are_text_with_what_was_thrown_away(saved: Comparison) -> None:
 
 
 def answer(*texts: str, event: str = "accepted") -> AnswerCell:
-    """A cell of one token a round."""
+    """A cell with one token per round."""
     rounds = [Round(emitted=[Emitted(id=i, text=text, event=event)]) for i, text in enumerate(texts)]
     return AnswerCell("x", mixed=True, rounds=rounds)
 
 
 def replaced(draft: str, token: str) -> AnswerCell:
-    """An answer in which a draft was rejected behind a word, and something was drawn in its place."""
+    """An answer in which the draft after a word was rejected and replaced by another token."""
     drafted = [
         Drafted(id=1, text="one", q=0.5, p=0.5, accept_prob=1, pi=0.5, deferred=False, accepted=True),
         Drafted(id=2, text=draft, q=0.5, p=0.1, accept_prob=0, pi=0, deferred=False, accepted=False),
@@ -123,7 +123,7 @@ def replaced(draft: str, token: str) -> AnswerCell:
     ],
 )
 def test_whitespace_keeps_the_mark_of_its_state(draft: str, token: str, told: str, in_color: str) -> None:
-    """Rejected drafts break no lines of an answer that they are no part of."""
+    """Line breaks in rejected drafts do not break the answer's lines, as they are no part of it."""
     cell = replaced(draft, token)
     assert cell.text(console(60)).plain == told
     shown = cell.text(console(60, color=True))
@@ -220,7 +220,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
             {"speculative": FAST, "speculative_cascade": LOOSE | {"speed_vs_target": 1.5}},
             "speculative is 2.0x as fast as target, with the same text.",
         ),
-        (  # whatever it might have written
+        (  # not lossless, but here with the same text
             {"speculative_cascade": LOOSE | {"same_as_target": True, "first_divergence": None}},
             "spec-cascade is 2.6x as fast as target, with the same text.",
         ),
@@ -322,7 +322,7 @@ def test_a_picture_is_xml_whatever_was_written(saved: Comparison) -> None:
     assert "\u202e" not in picture
 
 
-# ---------------------------------------------------------------- while they run
+# ---------------------------------------------------------------- while strategies run
 
 
 def test_columns_fill_side_by_side(text_pair: Pair) -> None:
@@ -335,7 +335,7 @@ def test_columns_fill_side_by_side(text_pair: Pair) -> None:
     assert [cell.note.rsplit(" · ", 1)[-1] for cell in cells] == ["done"] * 3
     assert [sum(len(round_.emitted) for round_ in cell.rounds) for cell in cells] == [
         30
-    ] * 3  # the cascade's first is gone
+    ] * 3  # the cascade's draft is gone
     drawn = side_by_side(cells, view, 2)
     fresh = console(80, color=False)
     fresh.print(drawn)
@@ -343,7 +343,7 @@ def test_columns_fill_side_by_side(text_pair: Pair) -> None:
 
 
 def test_a_long_answer_is_drawn_from_its_end() -> None:
-    """What is seen is the same, whatever came before it; and little of that is looked at."""
+    """The visible part is the same whatever came before it, and little of that is processed."""
     view = console(30, color=True)
     rounds = [Round(emitted=[Emitted(id=i, text=f" {i:05}", event="accepted")]) for i in range(2000)]
     cell = AnswerCell("x", mixed=True, rounds=rounds)

@@ -1,4 +1,4 @@
-"""The paper's sweeps: they load, say what they are, and run as they stand on a local dataset and a tiny T5."""
+"""The paper's sweeps load, state that their weights are not the paper's, and run on a local dataset and a tiny T5."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_pairs_are_told_what_to_do(name: str) -> None:
 def test_a_paper_sweep_runs_as_it_stands_on_a_local_dataset(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of the dataset's name beside the file stands in for the hub; a prompt that is too long is cut."""
+    """A folder with the dataset's name, next to the file, replaces the hub; prompts that are too long are cut."""
     for library in ("datasets", "rouge_score", "sacrebleu"):
         pytest.importorskip(library)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -77,7 +77,7 @@ def test_a_paper_sweep_runs_as_it_stands_on_a_local_dataset(
     folder = tmp_path / str(plan.task.path)
     folder.mkdir(parents=True)
     folder.joinpath("validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]))
-    # The tiny pair's tokens are bytes: this cuts the second row's text.
+    # The tiny pair's tokens are bytes, so this cuts the second row's text.
     file.write_text(file.read_text().replace(f"max_prompt_tokens: {plan.max_prompt_tokens}", "max_prompt_tokens: 80"))
     flags = ["-c", "tiny-t5", "--max-new-tokens", "6", "--temperature", "0.5"]
     flags += [] if name == "paper-wmt14" else ["--limit", "1"]
@@ -87,7 +87,7 @@ def test_a_paper_sweep_runs_as_it_stands_on_a_local_dataset(
     prompts = 2 if name == "paper-wmt14" else 1
     assert len(records) == len(plan.specs()) * prompts and not [each.error for each in records if each.error]
     assert all(bool(each.counts) == (name == "paper-wmt14") for each in records)
-    assert {each.counts[1] for each in records if each.counts} <= {4}  # Ein warmer Tag .
+    assert {each.counts[1] for each in records if each.counts} <= {4}  # the tokens of "Ein warmer Tag ."
     header = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert header["metric"] == SWEEPS[name][0]
     assert (tmp_path / "out" / "report.html").stat().st_size > 3000

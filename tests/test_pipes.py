@@ -1,4 +1,4 @@
-"""Answers in pipes, in other terminals, and to readers that leave."""
+"""Answers in pipes, on other terminals, and to readers that close the pipe early."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ STRUCK = re.compile(r"\x1b\[9[;m]")
 def test_colour_that_is_asked_for_by_name_reaches_a_pipe(
     strategy: str, terminal: str, clean_env: pytest.MonkeyPatch
 ) -> None:
-    """The same answer, no withdrawn draft in it, and rejected drafts with -v alone."""
+    """The text is the same and contains no withdrawn draft; rejected drafts appear only with -v."""
     clean_env.setenv("NO_COLOR", "1")
     clean_env.setenv("TERM", terminal)
     asked = ["generate", "hi", *TINY, "-s", strategy]
     text = Run.from_json(invoke(*asked, "--json").stdout).text
     coloured = invoke(*asked, "--color", "always")
     assert coloured.stdout.count("\x1b[") > 3
-    assert COLOURS.sub("", coloured.stdout) == plain(Text(text).plain) + "\n"  # a coloured answer controls nothing
+    assert COLOURS.sub("", coloured.stdout) == plain(Text(text).plain) + "\n"  # control characters are replaced
     assert not STRUCK.search(coloured.stdout)
     assert invoke(*asked, "--color", "auto", "-v").stdout == text + "\n"
     assert ("draft model" in coloured.stderr) == (strategy == "cascade:threshold=-99")

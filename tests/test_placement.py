@@ -1,4 +1,4 @@
-"""Choosing a device: what torch would say on a machine with GPUs is made up."""
+"""Choosing a device, with torch's answers faked as on a machine with GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cascli.models.placement import choose_device
 
 @pytest.fixture
 def current(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Two GPUs; the current one."""
+    """Fake two GPUs; the list holds the index of the current one."""
     chosen = [0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -1,4 +1,4 @@
-"""Rules, drafters and strategies of other packages, and of notebooks."""
+"""Rules, drafters and strategies from other packages and from notebooks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ asks = strange:Asks
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """An environment in which another package has brought rules."""
+    """An environment in which another package provides rules."""
     (tmp_path / "strange.py").write_text(RULE + SLIPS)
     (tmp_path / "strange_broken.py").write_text("raise RuntimeError('boom')")
     info = tmp_path / "strange-1.0.dist-info"
@@ -98,7 +98,7 @@ def test_a_rule_of_another_package_is_a_rule(installed: dict[str, str]) -> None:
         "--max-new-tokens", "4", "--json",
     )  # fmt: skip
     assert '"rule":"keep-some"' in answered.stdout, answered.stderr
-    # One that cannot be imported hides no other; the package's own rules stay what they are.
+    # A rule that cannot be imported does not hide the others, and the package's own rules are not replaced.
     assert "keep-some" in listed.stdout and "token-v3" in listed.stdout, listed.stderr
     assert "even" in listed.stdout.partition("keep-some")[2] and listed.stdout.count("q1 is even") == 1
 
@@ -118,7 +118,7 @@ def test_what_is_wrong_with_one_is_a_sentence(installed: dict[str, str], rule: s
 
 
 def test_broken_ones_are_none_of_all_rules(installed: dict[str, str]) -> None:
-    """`verify`, `--rules all` and `advise` go through all rules: a stranger's mistake is no reason to lose others."""
+    """`verify`, `--rules all` and `advise` use every rule: one faulty plug-in must not cost the others."""
     code = "from cascli.decoding.plugin_checks import usable_rules; print(*usable_rules())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     found = done.stdout.split()
@@ -166,7 +166,7 @@ def test_slips_in_a_file_of_ones_own_are_told(
 
 
 def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
-    """Its file is found, keeps the contract, is audited, and does what the page's own test says."""
+    """The page's drafter is found, follows the contract, is audited, and passes the page's own test."""
     page = (Path(__file__).parents[1] / "docs" / "add-a-drafter.md").read_text(encoding="utf-8")
     code, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     (tmp_path / "bigram.py").write_text(code, encoding="utf-8")
@@ -179,7 +179,7 @@ def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.
         strategies.parse(f"{name}draft=bigram,k=2") for name in ("speculative:", "speculative-cascade:rule=token-v3,")
     ]
     checks = [check for check in audit(text_pair, chosen, quick=True).checks if check.kind in ("round", "joint law")]
-    # q of a drafter of one's own is not tabulated: the joint law of what is lossless is known without.
+    # The q of a custom drafter is not tabulated; the joint law of a lossless strategy is known without it.
     assert [check.status for check in checks] == ["pass", "pass", "pass", "skipped"]
     scope: dict[str, Any] = {}
     exec(test, scope)
@@ -187,7 +187,7 @@ def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_page_on_adding_a_stop_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
-    """Its file is found, keeps the law, and does what the page's own test says."""
+    """The page's stop is found, preserves the law, and passes the page's own test."""
     page = (Path(__file__).parents[1] / "docs" / "add-a-stop.md").read_text(encoding="utf-8")
     code, test = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     (tmp_path / "patience.py").write_text(code, encoding="utf-8")
@@ -204,7 +204,7 @@ def test_the_page_on_adding_a_stop_works(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:
-    """Its two files, dropped into the package's path, are found and audited, and do what the page's own tests say."""
+    """The page's two files are found in the package's path and audited, and pass the page's own tests."""
     page = (Path(__file__).parents[1] / "docs" / "add-a-strategy.md").read_text(encoding="utf-8")
     half, turns, test_half, test_turns = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
@@ -226,7 +226,7 @@ def test_the_page_on_adding_a_strategy_works(tmp_path: Path, monkeypatch: pytest
     scope["test_the_models_take_turns"]()
 
 
-# ---- what strange plug-ins return
+# ---- what faulty plug-ins return
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Strange(Rule):
 
 @dataclass(frozen=True)
 class Writes(Rule):
-    """It returns what it has written into the target's probabilities."""
+    """Overwrites the target's probabilities and returns them."""
 
     def apply(self, d: Dists) -> torch.Tensor:
         return d.p.mul_(0.5).add_(d.q, alpha=0.5)
@@ -256,7 +256,7 @@ class Writes(Rule):
 
 @dataclass(frozen=True)
 class StrangeDrafts(Drafter):
-    """Always token 3, with one q or another."""
+    """Drafts token 3 with certainty, with a mistake in q or in the tokens."""
 
     what: str = ""
 
@@ -284,7 +284,7 @@ class StrangeDrafts(Drafter):
     ],
 )  # fmt: skip
 def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str) -> None:
-    """It was the law of the texts, and told as lossless where nothing of it lies above p."""
+    """The bug: its pi became the law of the texts, and was reported as lossless where it was nowhere above p."""
     loaded = load_pair(pair(20, initializer_range=0.5))
     for strategy in (SpeculativeCascade(rule=Strange(what=what), k=3), TokenCascade(rule=Strange(what=what))):
         with pytest.raises(RunError, match=r"the rule 'strange' of tests\.test_plugins: pi") as told:
@@ -307,7 +307,7 @@ def test_a_strange_drafter_that_says_another_q_is_told(what: str, said: str) -> 
 
 @dataclass(frozen=True)
 class WritesAsItDecides(KeepRule):
-    """Keeps q everywhere, and has made p of it by then."""
+    """Keeps q everywhere, but first overwrites p with q."""
 
     def keep(self, d: Dists) -> torch.Tensor:
         d.p.copy_(d.q)
@@ -316,7 +316,7 @@ class WritesAsItDecides(KeepRule):
 
 @pytest.mark.parametrize("rule", [Writes(), WritesAsItDecides()], ids=["pi", "decision"])
 def test_a_strange_rule_writes_into_copies(rule: Rule) -> None:
-    """Its pi is half or all of q, and that far from p it is told to be."""
+    """The rule's pi is half or all of q, and its distance from p is reported although the rule writes into p."""
     strategy = SpeculativeCascade(rule=rule, k=3)
     loaded = load_pair(pair(20, initializer_range=0.5))
     run = generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)

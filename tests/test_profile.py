@@ -1,4 +1,4 @@
-"""Step times of a pair, and what they say of block lengths."""
+"""Step times of a pair, and what they imply for block lengths."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_v_between_and_beyond_what_was_measured() -> None:
 
 @pytest.mark.parametrize(("c", "a", "k", "gain"), [(0.1, 0.9, 10, 3.43), (0.05, 0.9, 13, 4.67), (0.02, 0.9, 19, 6.37)])
 def test_prospects_know_blocks_as_far_as_they_were_timed(c: float, a: float, k: int, gain: float) -> None:
-    """The papers' case, v = 1: where it is known up to 33 tokens, the best k is theirs; up to 9, it may be longer."""
+    """The papers' case, v = 1: if timed up to 33 tokens, the best k is theirs; up to 9, it may be longer."""
     far, near = (
         next(each for each in prospects(flat(c, dict.fromkeys(blocks, 1.0))) if each.acceptance == a)
         for blocks in ((9, 12, 17, 33), range(2, 10))
@@ -86,7 +86,7 @@ def test_profile_leaves_global_random_state_alone(text_pair: Pair) -> None:
 
 
 def test_steps_are_kept_for_a_pair_as_it_was_run(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
-    """Those of another precision, device or number of threads are others, and so are those of a head cut otherwise."""
+    """Step times of another precision, device, thread count, graph setting or vocabulary cut are not used."""
     clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
     ids = tmp_path / "ids.txt"
     ids.write_text("1\n2\n")

@@ -1,4 +1,4 @@
-"""Published prompts by name: where their file lies, and what is no such file."""
+"""Published prompts by name: where their file is stored, and which files are rejected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINES = [
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of its own, and an MT-Bench of four conversations."""
+    """A separate cache folder, and an MT-Bench of four conversations."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path))
     monkeypatch.setitem(prompt_sets.SETS, "mt-bench", replace(SETS["mt-bench"], prompts=4))
     return tmp_path

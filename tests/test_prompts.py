@@ -1,4 +1,4 @@
-"""Files of prompts."""
+"""Prompt files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_prompt_files_may_hold_any_character(tmp_path: Path) -> None:
 
 
 def test_a_key_without_a_value_says_nothing(tmp_path: Path) -> None:
-    """Tables written as lines have all keys on each."""
+    """Tables exported as JSON lines have every key on each line."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a", "turns": null}\n{"prompt": null, "turns": ["b", "c"], "id": 7}\n')
     found = read_prompts(file)

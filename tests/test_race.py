@@ -1,4 +1,4 @@
-"""All strategies under way at once: equal time for each, the same answers as one after the other, and interruptions."""
+"""Strategies that run concurrently: equal time for each, the same answers as sequentially, and interruptions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STRATEGIES = [
 
 
 class Machine:
-    """A clock that runs as fast or slow as a test says, and the work that takes its time."""
+    """A clock whose speed the test sets, and work that advances it."""
 
     def __init__(self) -> None:
         self.time, self.slow, self.order = 0.0, 1.0, list[int]()
@@ -59,14 +59,14 @@ def test_whoever_has_had_the_least_time_goes_next() -> None:
 
     def on_event(place: int, event: int) -> None:
         assert place == event
-        machine.time += 100  # what is done with an event is nobody's time
+        machine.time += 100  # time spent on an event is charged to no run
         seen[place] += 1
 
     race([machine.work(0, 60, 0.3), machine.work(1, 60, 0.05), machine.work(2, 20, 0.1)], on_event, now=machine.now)
     assert seen == {0: 60, 1: 60, 2: 20}
     halfway = Counter(machine.order[: machine.order.index(1) + 45])
     shares = [halfway[0] * 0.3, halfway[1] * 0.05]
-    assert max(shares) - min(shares) <= 2 * 0.6 + SECONDS  # a slice each way
+    assert max(shares) - min(shares) <= 2 * 0.6 + SECONDS  # up to one slice each
     slices = [len(list(each)) for each in _runs(machine.order)]
     assert min(slices[:-1]) >= ROUNDS
 
@@ -80,7 +80,7 @@ def _runs(order: list[int]) -> Iterator[list[int]]:
 
 
 def test_a_machine_that_slows_down_does_so_for_all() -> None:
-    """The ratio of two equal strategies under a load that comes and goes: fair stays near 1, sequential does not."""
+    """The time ratio of two equal strategies under varying load stays near 1 if fair, but not if sequential."""
 
     def ratio(fair: bool, seed: int) -> float:
         machine, rng = Machine(), random.Random(seed)
@@ -117,7 +117,7 @@ def test_an_error_ends_the_race() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_do_not_depend_on_who_else_is_under_way(temperature: float) -> None:
-    """Each strategy with caches of its own: the same tokens, rounds and costs as one after the other."""
+    """Each strategy has its own caches: tokens, rounds and costs equal those of a sequential run."""
     loaded = load_pair(pair())
     ask: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "measure": False}
     prompts = [Prompt(("one", "two"), "a"), Prompt(("three",), "b")]
@@ -148,7 +148,7 @@ def test_auto_is_fair_on_a_cpu_alone(text_pair: Pair) -> None:
 
 
 def stopped(loaded: Pair, specs: list[str], stop: Any, *, runs: int = 1, schedule: Any = "fair") -> Repeats:
-    """A comparison that `stop` interrupted."""
+    """A comparison interrupted by `stop`."""
     settings = settings_of(loaded, max_new_tokens=60, temperature=1.0)
     prompts = [Prompt(("one",), "1"), Prompt(("two",), "2")]
     done = Repeats(loaded, prompts, [parse(spec) for spec in specs], settings, runs=runs, schedule=schedule)
@@ -158,7 +158,7 @@ def stopped(loaded: Pair, specs: list[str], stop: Any, *, runs: int = 1, schedul
 
 
 def after(rounds: int, of: int) -> Any:
-    """Interrupts when each of the first columns has made so many rounds."""
+    """Interrupt once each of the first `of` columns has made more than `rounds` rounds."""
     made: Counter[int] = Counter()
 
     def stop(column: int, event: object) -> None:
@@ -171,7 +171,7 @@ def after(rounds: int, of: int) -> Any:
 
 @pytest.mark.parametrize("schedule", ["fair", "sequential"])
 def test_what_an_interruption_leaves_is_whole(schedule: Any) -> None:
-    """Each strategy's answer as far as it had come, with the metrics of what it is."""
+    """Each strategy keeps its partial answer, with metrics that match it."""
     loaded = load_pair(pair())
     done = stopped(loaded, ["target", "speculative:k=3"], after(5, 2), schedule=schedule)
     assert done.cut_short()
@@ -217,7 +217,7 @@ def test_answers_that_agree_as_far_as_they_came_do_not_differ() -> None:
 
 
 def interrupted_beside(target: str, other: str) -> Comparison:
-    """Two answers of one strategy to one prompt, of 20 tokens where they were not interrupted before."""
+    """Answers of the target and of speculation to one prompt: 9 tokens if interrupted, otherwise 20."""
     loaded, ask = load_pair(pair()), {"prompt_ids": [5, 6, 7], "temperature": 0.0}
     runs = []
     for name, end in (("target", target), ("speculative:k=3", other)):
@@ -270,7 +270,7 @@ def test_what_was_interrupted_says_so_wherever_it_is_shown(tmp_path: Path) -> No
 
 
 def test_an_undecided_cascade_has_no_answer_yet() -> None:
-    """The draft model's text is not the cascade's before it is judged good enough."""
+    """The draft model's text becomes the cascade's answer only when it is judged good enough."""
     done = stopped(load_pair(pair()), ["target", "cascade:threshold=0"], after(8, 2))
     assert done.cut_short()
     assert [run.strategy for run in done.comparison().runs] == ["target"]

@@ -1,4 +1,4 @@
-"""A rule beside a coin that leaves answers to the draft model."""
+"""A rule compared with random deferral, a coin that leaves answers to the draft model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drawn(rng: np.random.Generator, prompts: int) -> tuple[dict[str, Scored], di
 
 
 def test_a_real_coin_is_on_the_line() -> None:
-    """Half of the answers, whichever they are on average: of many prompts the difference vanishes."""
+    """A coin takes the exact answer to half of the prompts: over many prompts, its distance from the line vanishes."""
     rng = np.random.default_rng(0)
     _, exact, draft = drawn(rng, 4000)
     coin = {each: exact[each] if rng.random() < 0.5 else draft[each] for each in exact}
@@ -46,7 +46,7 @@ def test_the_difference_is_that_of_the_means() -> None:
 
 
 def test_more_calls_than_speculation_needs_buy_nothing() -> None:
-    """A rule that is dearer than what loses nothing is held against that."""
+    """A rule that costs more than lossless speculation is compared with it."""
     rule, exact, draft = drawn(np.random.default_rng(2), 30)
     dear = {each: Scored(score.quality, score.calls + 200) for each, score in rule.items()}
     found = against_random(dear, exact, draft)
@@ -54,7 +54,7 @@ def test_more_calls_than_speculation_needs_buy_nothing() -> None:
 
 
 def test_19_of_20_intervals_hold_the_truth_and_none_is_wider_than_need_be() -> None:
-    """Beside the truth of very many prompts, and the scatter of the estimate itself."""
+    """Intervals are compared with the truth from very many prompts, and with the scatter of the estimate itself."""
     rng = np.random.default_rng(3)
     truth = against_random(*drawn(rng, 200_000))[0]
     found = [against_random(*drawn(rng, 100)) for _ in range(600)]
@@ -65,7 +65,7 @@ def test_19_of_20_intervals_hold_the_truth_and_none_is_wider_than_need_be() -> N
 
 
 def test_an_interval_knows_that_the_share_is_estimated() -> None:
-    """Answers that are always right or wrong, and a rule's calls that scatter: all the error is in the share."""
+    """The qualities are constant, and only the rule's calls vary: all of the error is in the share."""
     rng = np.random.default_rng(5)
 
     def scattered(prompts: int) -> tuple[dict[str, Scored], dict[str, Scored], dict[str, Scored]]:
@@ -106,7 +106,7 @@ RULE, NEAR, FAR = "speculative-cascade:rule=opt,alpha=0.3,k=4", "speculative:k=8
 
 
 def table(*without: str, temperature: float = 0.0) -> dict[str, float | None]:
-    """Rows by strategy: eight prompts, 12, 20 and 40 calls without loss, 6 of the rule."""
+    """Quality vs random deferral by strategy: eight prompts; 12, 20 and 40 calls without loss, 6 for the rule."""
     asked = {"target": (1.0, 40), NEAR: (1.0, 12), FAR: (1.0, 20), "draft": (0.0, 0), RULE: (0.75, 6)}
     records = [
         record(spec, i, quality, calls, temperature)
@@ -127,7 +127,7 @@ def test_rows_are_held_against_the_cheapest_without_loss() -> None:
 
 
 def test_what_answered_three_prompts_is_not_the_cheapest() -> None:
-    """An interrupted or failing strategy: the others would be judged on its prompts alone."""
+    """An interrupted or failing strategy must not be the reference: it would limit the others to its own prompts."""
     asked = {"target": (1.0, 40), FAR: (1.0, 20), "draft": (0.0, 0), RULE: (0.75, 6)}
     records = [record(spec, i, *scores) for spec, scores in asked.items() for i in range(8)]
     records += [record(NEAR, i, 1.0, 2) for i in range(3)]
@@ -136,7 +136,7 @@ def test_what_answered_three_prompts_is_not_the_cheapest() -> None:
 
 
 def test_temperatures_do_not_mix() -> None:
-    """Answers at another temperature are other answers."""
+    """Answers at different temperatures are not compared."""
     specs = [("target", 1.0, 40), ("draft", 0.0, 0)]
     records = [record(spec, i, quality, calls) for spec, quality, calls in specs for i in range(8)]
     records += [record(RULE, i, 0.75, 6, temperature=1.0) for i in range(8)]

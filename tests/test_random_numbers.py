@@ -1,4 +1,4 @@
-"""Every prompt and turn has random numbers of its own, whichever command answers it."""
+"""Every prompt and turn has its own random numbers, whichever command answers it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_turns_get_random_numbers_of_their_own(text_pair: Pair) -> None:
 
 
 def test_strategies_share_them_within_a_prompt(text_pair: Pair) -> None:
-    """Speculation at k = 1 draws its first token, if it is a bonus, with the target's own number."""
+    """A cascade that always defers writes the target's text, because it draws with the target's random numbers."""
     strategies = [parse("target"), parse("token-cascade:rule=chow,alpha=-0.5"), parse("draft")]
     found = compare(text_pair, [Prompt(("hello",), "7")], strategies, **KEYWORDS, measure=False)
     target, cascade, draft = found.runs
@@ -113,7 +113,7 @@ def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
 
 
 def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before its first answer in a process, uncounted, and with a whole block of its own."""
+    """A strategy warms up before its first answer in a process, uncounted, and with room for a whole block."""
     asked, right = [], module.decode
 
     def decode(pair: Pair, strategy: Any, request: Any) -> Any:
@@ -163,19 +163,19 @@ def test_a_run_says_what_it_takes_to_repeat_it(text_pair: Pair) -> None:
     assert again.token_ids == run.token_ids
 
 
-# ---- what it is for: intervals over prompts
+# ---- the purpose: intervals over prompts
 
 POSITIONS, VOCAB, REPEATS = 16, 12, 100
 
 
 def experiment(prompts: int, repeat: int, *, shared: bool) -> tuple[list[float], list[float]]:
-    """Scores of two ways to answer, over fresh prompts with random laws of their own: they are equally good.
+    """Scores of two equally good ways to answer, over fresh prompts with their own random laws.
 
-    Both share a prompt's random numbers, as strategies of a comparison do; `shared` lets all prompts share them too.
+    Both use a prompt's random numbers, as the strategies of a comparison do; with `shared`, all prompts use the same.
     """
     rng = torch.Generator().manual_seed(1000 * prompts + repeat)
     logits = 2 * torch.randn(2, prompts, POSITIONS, VOCAB, generator=rng)
-    # Sorted, so that the same u means as much everywhere, as it does where laws are peaked.
+    # Sorted, so that the same u has a similar effect everywhere, as it does where laws are peaked.
     laws = torch.softmax(logits.sort(dim=-1, descending=True).values, dim=-1)
     best = laws.sum(dim=0).argmax(dim=-1)
     scores: tuple[list[float], list[float]] = ([], [])
@@ -189,7 +189,7 @@ def experiment(prompts: int, repeat: int, *, shared: bool) -> tuple[list[float],
 
 
 def coverage(prompts: int, truth: float, *, shared: bool = False) -> tuple[float, float]:
-    """How often 95% intervals hold the true mean, and the true difference of 0."""
+    """Shares of 95% intervals that contain the true mean, and the true difference of 0."""
     means, differences = 0, 0
     for repeat in range(REPEATS):
         ours, theirs = experiment(prompts, repeat, shared=shared)
@@ -215,6 +215,6 @@ def test_intervals_over_prompts_cover_at_temperature_1(prompts: int, truth: floa
 
 @pytest.mark.slow
 def test_shared_random_numbers_would_be_seen(truth: float) -> None:
-    """The bug that this file is there for: one set of numbers for all prompts."""
+    """The bug that this file guards against, one set of random numbers for all prompts, shows in the coverage."""
     mean, _ = coverage(80, truth, shared=True)
     assert mean < 0.8

@@ -1,4 +1,4 @@
-"""A run on real weights: SmolLM2-135M (98 MB), fetched once into the user's cache."""
+"""A run on real weights: SmolLM2-135M (98 MB), downloaded once into the user's cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCE = {
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    """The same model twice, the draft in int8: alike, but not the same law."""
+    """The same model twice, the draft in int8: close, but not the same law."""
     model: dict[str, Any] = {"source": SOURCE}
     return load_pair(
         {"name": "smollm2-int8", "draft": model | {"dtype": "int8"}, "target": model | {"dtype": "float32"}}
@@ -71,7 +71,7 @@ def test_a_lenient_rule_accepts_more_and_says_what_it_costs(pair: Pair) -> None:
 
 
 def test_loading_needs_little_more_than_the_model_itself() -> None:
-    """Layers are read and packed one by one: no second copy of the weights, in the peak of a process of its own."""
+    """By peak memory of a separate process: layers are read and packed one by one, without a second copy."""
     code = f"""
 import resource, torch
 from cascli import load_pair
@@ -86,12 +86,12 @@ print(peak() - before, pair.target.info.weight_bytes)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, weights = map(int, done.stdout.split())
-    head = 49152 * 576 * 4  # the largest layer, once more while it is widened
+    head = 49152 * 576 * 4  # the largest layer, a second time while it is widened
     assert grown < weights + head + 49152 * 576 * 2 + 100e6
 
 
 def test_a_draft_of_bytes_reads_its_texts_and_is_lossless(tmp_path: Path) -> None:
-    """A real vocabulary against the smallest one: every token is read as its bytes, whatever characters it cuts."""
+    """A real vocabulary with the smallest one: every token is read as its bytes, even if it splits a character."""
     byte_tokenizer().save_pretrained(tmp_path)
     draft = model(1, 257)
     draft["source"]["tokenizer"] = str(tmp_path)

@@ -1,4 +1,4 @@
-"""Models of different numbers of rows: what is cut off the larger one is said, or refused."""
+"""Models with different numbers of rows: cutting rows off the larger one is reported, or rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_tokens_that_a_smaller_draft_cuts_off_are_announced() -> None:
 
 
 def test_padding_is_no_token() -> None:
-    """Rows beyond the tokenizer's 257 stand for nothing, in either model."""
+    """Rows beyond the tokenizer's 257 are not tokens, in either model."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", PairWarning)
         assert load_pair(pair(320, draft_vocab=300)).vocab == 257

@@ -1,4 +1,4 @@
-"""The attacker's list: what generated code may try, as root and as an ordinary user, and what comes of it."""
+"""The attacker's list: what generated code may try, as root and as an ordinary user, and the outcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def passes(code: str, tests: str = TESTS) -> bool:
 
 @pytest.fixture(params=["as we are", "as nobody"])
 def who(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Root's own walls, and those of a user without rights, where both can be had."""
+    """Run the sandbox as the current user and, if that is root, also as a user without rights."""
     if request.param == "as nobody":
         python = "/usr/bin/python3"
         if os.geteuid() != 0 or not Path(python).exists():
@@ -100,7 +100,7 @@ READS = {
 
 @pytest.fixture
 def outside(tmp_path: Path) -> dict[str, Any]:
-    """What an effect would be seen by."""
+    """Files outside the sandbox that a successful attack would change or read."""
     tmp_path.chmod(0o777)
     places = {"mark": tmp_path / "mark", "file": tmp_path / "file", "secret": tmp_path / "secret"}
     places["file"].write_text("keep")
@@ -162,7 +162,7 @@ def test_no_system_call_that_reaches_others(name: str, who: str) -> None:
 def test_without_its_walls_the_attacks_would_succeed(
     outside: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: a guard that builds nothing. Otherwise the tests above could pass by accident."""
+    """Planted: a guard that builds no walls. Without this check, the tests above could pass by accident."""
     bare = tmp_path / "guard.py"
     bare.write_text(Path(guard.__file__).read_text().replace("(wall_off_files, wall_off_calls)", "(dict, dict)"))
     python = sandbox._python()[0]
@@ -179,7 +179,7 @@ def test_without_its_walls_the_attacks_would_succeed(
 @walled
 @pytest.mark.parametrize("name", READS)
 def test_nothing_outside_is_read(name: str, outside: dict[str, Any], who: str) -> None:
-    """An answer that would be right if it could read."""
+    """The answer is right only if its read fails."""
     attack = READS[name].format(**outside)
     code = f"try:\n    found = {attack}\nexcept OSError:\n    found = None\ndef f(a, b): return found is None\n"
     assert passes(code, "def check(candidate):\n    assert candidate(1, 2) is True\n")
@@ -253,7 +253,7 @@ def test_whatever_an_answer_does_is_no_pass_and_ends(code: str, monkeypatch: pyt
 
 @walled
 def test_tests_may_use_the_functions_own_name() -> None:
-    """HumanEval/33 does; of the problem's beginning it would be the unfinished one."""
+    """HumanEval/33's tests do; the name must not refer to the unfinished function copied from the prompt."""
     tests = "def f(a, b):\n    pass\ndef check(candidate):\n    assert candidate(2, 1) == f(2, 1) == 6.5\n"
     assert passes(RIGHT, tests)
     assert not passes("def f(a, b): return 0\n", tests)
@@ -293,7 +293,7 @@ def test_the_right_answers_of_humaneval_pass() -> None:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that gives no walls."""
+    """A system that provides no walls."""
     monkeypatch.setattr(sandbox, "missing_walls", lambda: {"files": "landlock: not there", "system calls": "no"})
 
 
@@ -305,7 +305,7 @@ def test_without_walls_code_is_refused_or_the_user_is_told() -> None:
 
 
 def test_a_wall_that_was_only_asked_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each wall is tried out: what it is to prevent must fail."""
+    """Each wall is tested: the action that it prevents must fail."""
     with pytest.raises(OSError, match="open /etc/passwd is still possible"):
         guard._must_fail("open /etc/passwd", lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)))
 
@@ -317,7 +317,7 @@ def test_a_sandbox_that_breaks_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def started(code: str) -> str:
-    """What a program prints in a process of its own."""
+    """Output of a program run in a separate process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -335,7 +335,7 @@ sys.platform = "darwin"
 
 
 def test_where_nothing_can_be_walled_off_it_is_said_what() -> None:
-    """As on macOS, which has no limit of memory and none of the walls; what limits there are hold all the same."""
+    """As on macOS, without a memory limit and without walls: the limits that exist are still set."""
     code = (
         "from cascli.sweeps import guard; print(json.dumps([guard.build(), resource.getrlimit(resource.RLIMIT_CPU)]))"
     )
@@ -358,7 +358,7 @@ def test_a_lower_limit_than_ours_is_no_failure_of_the_answer(unsafe: bool) -> No
 
 
 def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walls that stood when they were tried, and do not stand now: "no" would be a wrong answer's."""
+    """If walls that worked when they were tested fail now, it is an error: a "no" would blame the answer."""
     guarded = Path(guard.__file__)
     code = f"import runpy, sys; sys.platform = 'other'; runpy.run_path({str(guarded)!r}, run_name='__main__')"
     monkeypatch.setattr(sandbox, "_python", lambda: [sys.executable, "-I", "-S", "-c", code])
@@ -368,6 +368,6 @@ def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.Monk
 
 
 def test_the_module_is_imported_where_there_is_no_such_library() -> None:
-    """As on Windows: ctypes.CDLL(None) is a TypeError there."""
+    """The module can be imported on Windows, where ctypes.CDLL(None) raises a TypeError."""
     code = "import ctypes; ctypes.CDLL = None; from cascli.sweeps import sandbox; print(sandbox.SECONDS)"
     assert started(code) == str(guard.SECONDS + 2)

@@ -1,4 +1,4 @@
-"""What reaches the terminal: whole numbers, full colours, and no control sequence of a stranger."""
+"""Terminal output: numbers are not cut, tokens are not dimmed, and no foreign control sequence gets through."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def found(text_pair: Pair) -> Comparison:
 
 
 def wide(row: Row) -> Row:
-    """With the longest numbers there are."""
+    """The row with the longest numbers possible."""
     return row.model_copy(
         update={"speed_vs_target": 12.34, "speed_interval": (10.01, 13.57), "speed_interval_kind": "95%"}
     )
@@ -107,7 +107,7 @@ def test_no_number_of_a_sweep_is_cut(width: int) -> None:
 
 
 def hostile(run: Run, text: str) -> Run:
-    """A saved run in which everything that a stranger could write is that."""
+    """A saved run with `text` in every field that somebody else could have written."""
     data = run.model_dump(by_alias=True)
     for step in data["rounds"]:
         for token in (*step["drafted"], *step["emitted"]):
@@ -122,7 +122,7 @@ def hostile(run: Run, text: str) -> Run:
 
 
 def harmless(text: str) -> bool:
-    """Only the colours that cascli itself gives, and no other control character."""
+    """Whether a text has only cascli's own colours, and no other control characters."""
     return plain(re.sub(r"\x1b\[[\d;]*m", "", text)) == re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
@@ -174,7 +174,7 @@ def test_tokens_of_a_trace_are_not_dim(found: Comparison) -> None:
 
 
 def test_a_token_is_marked_by_what_the_rule_said_of_it() -> None:
-    """Not by how much of the position's mass was turned over."""
+    """A token is marked by the rule's decision about it, not by the share of the position's mass that was deferred."""
 
     def drafted(deferred: bool) -> Drafted:
         return Drafted(id=1, text="a", q=0.5, p=0.5, pi=0.5, accept_prob=1.0, accepted=True, deferred=deferred)
@@ -235,7 +235,7 @@ def test_a_private_file_is_private_also_while_it_is_written(tmp_path: Path, monk
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
 def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> None:
-    """Also where that is a file: one put in its place would lose what is written to it before and later."""
+    """Even if standard output is a file, it is not replaced: that would lose what is written to it before and after."""
     code = "from cascli import files; from pathlib import Path;"
     code += "print('before'); files.write(Path('/dev/stdout'), 'result;'); print('after')"
     for mode, wanted in (("w", ""), ("a", "earlier\n")):

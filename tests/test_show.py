@@ -1,4 +1,4 @@
-"""What `cascli show` opens besides documents, and what it picks from them."""
+"""What `cascli show` opens in addition to documents, and what it selects from them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:
 
 
 def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -> None:
-    """Every number, interval and note of the folder's own table."""
+    """It has every number, interval and note of the folder's own table."""
     file, table = tmp_path / "results.csv", tidy_rows(rows(records_of(PLAN), PLAN), header_of(PLAN))
     file.write_text(csv_of(table))
     shown = show(str(file))
@@ -77,7 +77,7 @@ def test_a_table_of_before_columns_were_tidy_is_shown_too() -> None:
     ("suffix", "begins"), [(".html", b"<!doctype html>"), (".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")]
 )
 def test_report_and_figure_are_made_again(folder: Path, tmp_path: Path, suffix: str, begins: bytes) -> None:
-    """From the answers alone, with another title."""
+    """They are made from the saved answers alone, with another title."""
     made = show(str(folder), "-o", str(tmp_path / f"talk{suffix}"), "--title", "A talk")
     assert made.exit_code == 0, made.output
     content = (tmp_path / f"talk{suffix}").read_bytes()
@@ -132,7 +132,7 @@ def test_strategies_of_a_comparison_are_picked(comparison: Path) -> None:
 
 
 def test_a_prompt_of_a_comparison_is_picked(comparison: Path, tmp_path: Path) -> None:
-    """Its numbers are those of its own runs."""
+    """Its numbers are computed from the runs of that prompt alone."""
     whole = json.loads(comparison.read_text())
     shown = json.loads(show(str(comparison), "--prompt", "2", "--json").stdout)
     assert {run["prompt"] for run in shown["runs"]} == {"three four"} and len(shown["runs"]) == 3

@@ -1,4 +1,4 @@
-"""Numbers on the screen, in a table file and in JSON are one number, of what they say that they are of."""
+"""Numbers on the screen, in a table file and in JSON agree, and are of what their labels state."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def nats_cell(row: Row | SweepRow) -> str:
 
 
 def test_nats_an_answer_are_the_same_on_the_screen_and_in_a_file(pair: Pair) -> None:
-    """Of conversations, whose turns are one answer: the file counted turns."""
+    """The turns of a conversation are one answer; the bug: the file counted turns."""
     raced = compare(pair, ASKED, ["target", "speculative-cascade:rule=min-p,alpha=0.3,k=2"], max_new_tokens=6,
                     temperature=1, measure=False)  # fmt: skip
     row = raced.summary[1]
@@ -77,7 +77,7 @@ def test_nats_an_answer_of_a_sweep_do_not_grow_with_its_seeds(pair: Pair) -> Non
 
 
 def test_what_is_held_against_itself_does_not_scatter() -> None:
-    """a / b * c / d need not be 1 where both are the same: rounding is no scatter."""
+    """a / b / c * d need not be exactly 1 where both are the same: rounding is not scatter."""
     times = [(10.0 + i, 0.1 * (i + 1), 10.0 + i, 0.1 * (i + 1)) for i in range(9)]
     products = {a / b / c * d for a, b, c, d in times}
     assert len(products) > 1, "nothing is rounded here: other numbers are wanted"
@@ -96,7 +96,7 @@ def test_differences_that_rounding_alone_tells_apart_do_not_scatter() -> None:
 
 
 def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
-    """A killed and resumed sweep, or Ray's workers, leave them in another one."""
+    """A killed and resumed sweep, or Ray's workers, save them in another order."""
     prompts = [(10.0 + i, 1.0 + i % 3, 10.0, 1.0 + i % 4) for i in range(9)]
     assert (
         rate_ratio_interval(prompts)
@@ -106,7 +106,7 @@ def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
 
 
 def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
-    """One ratio of eight is 0; of many zeros no scatter of a logarithm can be told: that is a range, and called one."""
+    """One zero of eight ratios leaves an interval; many zeros leave a logarithm no scatter: only a range is given."""
     some = ratio_interval([[(float(calls), 10.0)] for calls in (0, 4, 5, 6, 5, 4, 6, 5)])
     assert some is not None and some.kind == "95%" and 0 < some.low < 35 / 80 < some.high < 1
     few = ratio_interval([[(float(calls), 10.0)] for calls in (0, 0, 0, 0, 0, 0, 0, 5)])
@@ -141,7 +141,7 @@ def test_an_outcome_is_by_the_prompts_that_there_are(ratio: Ratio, said: str) ->
 
 
 def test_corpus_bleu_lies_in_its_interval_though_every_answer_alone_has_none() -> None:
-    """Each answer has but some orders of n-grams: alone BLEU 0 each, together more."""
+    """Each answer matches only some orders of n-grams: alone they have BLEU 0, together more."""
 
     def answer(matches: list[int]) -> list[int]:
         return [12, 12, *matches, 12, 11, 10, 9]
@@ -163,7 +163,8 @@ def test_times_that_depend_on_each_other_have_no_interval_over_prompts(pair: Pai
     assert target.speed_interval_kind == "no scatter" and speed_text(target) == "1.00x"
     assert (plain.speed_interval_over, plain.speed_interval_kind) == ("prompts", "range") and "[" in speed_text(plain)
     assert remembering.speed_interval is None and remembering.speed_vs_target is not None
-    foreign = [run.model_copy(update={"params": run.params | {"remember": 0}}) for run in raced.runs]  # by another name
+    # Known from `earlier_texts`, whatever parameter makes a drafter remember.
+    foreign = [run.model_copy(update={"params": run.params | {"remember": 0}}) for run in raced.runs]
     assert summarise([[foreign[i::3] for i in range(3)]])[2].speed_interval is None
     twice = summarise([[raced.runs[i::3] for i in range(3)]] * 2)[2]
     assert twice.speed_interval_over == "repeats"
@@ -208,7 +209,7 @@ def test_speeds_of_a_sweep_have_an_interval_over_prompts() -> None:
 
 
 def test_what_failed_is_not_held_against_what_did_not() -> None:
-    """An answer that is missing with one seed: speed and difference are of the answers that both have."""
+    """One answer is missing for one seed: speed and difference use only the answers that both have."""
     plan = plan_of(strategies=["target", "speculative:k=4"], temperatures=[1.0], seeds=[0, 1])
     known = {"target": (0.2, 0.8), "speculative:k=4": (0.1, 0.7)}
 
@@ -225,7 +226,7 @@ def test_what_failed_is_not_held_against_what_did_not() -> None:
 
 
 def test_the_length_of_acceptance_counts_all_rounds() -> None:
-    """Also of answers for which prompt lookup had nothing to offer, and of folders that did not count these."""
+    """Rounds of answers for which prompt lookup drafted nothing count too, even in folders that did not record them."""
     plan = plan_of(strategies=["target", "speculative:draft=prompt-lookup,k=2"], temperatures=[0.0])
     records = records_of(plan, 2)
     for rounds in (0, 10):
@@ -314,7 +315,7 @@ def test_an_explanation_does_not_contradict_its_verdict() -> None:
 
 
 def test_a_bench_has_one_speed(tmp_path: Path, pair: Pair) -> None:
-    """The file's was of medians, the screen's of totals."""
+    """The bug: the file used medians, the screen totals."""
     from cascli.jobs.bench import bench
 
     found = bench(pair, contexts=[16], blocks=[1, 3], repeats=2, synthetic_acceptance=0.8, ks=[2], tokens=12)
@@ -324,7 +325,7 @@ def test_a_bench_has_one_speed(tmp_path: Path, pair: Pair) -> None:
 
 
 def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
-    """The same answers with both seeds, and one of the target's that failed: there is no difference."""
+    """Both strategies give the same answers for each seed, and one of the target's failed: the difference is 0."""
     plan = plan_of(strategies=["target", "speculative:k=4"], temperatures=[1.0], seeds=[0, 1])
     shares = [[12, 12, 9 - i, 6 - i % 3, 4, 2, 12, 11, 10, 9] for i in range(8)]
 
@@ -337,14 +338,14 @@ def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
     assert row.prompts_compared == row.answers - 1
     assert (row.quality_vs_target, row.quality_vs_target_interval_kind) == (0.0, "no scatter")
     assert row.quality is not None and row.quality > 0
-    # An answer without counts, as a damaged folder may have: it is compared with nothing.
+    # An answer without counts, as in a damaged folder, is compared with nothing.
     known = [*map(made, records_of(plan))]
     bare = [each.model_copy(update={"counts": []}) if each.cell.strategy == "target" else each for each in known]
     assert rows(bare, plan)[1].quality_vs_target is None and rows(bare, plan)[1].quality == row.quality
 
 
 def test_the_account_is_of_the_answers_that_the_table_is_of(pair: Pair) -> None:
-    """Also of those for which prompt lookup had nothing to draft."""
+    """The account includes answers for which nothing was drafted, as with prompt lookup."""
     how = {"max_new_tokens": 24, "temperature": 1.0, "measure": False}
     raced = compare(pair, ["one", "two"], ["target", "speculative:k=2"], **how)
     other, silent = raced.runs[1], raced.runs[3]

@@ -1,4 +1,4 @@
-"""`speculation_profile.json` by the rules of those who read it, which are written here anew."""
+"""`speculation_profile.json` by the rules of the programs that read it, reimplemented here."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ HOW: Document = {
 
 
 def synthetic_sampler_takes(n: int, rates: Sequence[float]) -> None:
-    """What vLLM asks of `synthetic_acceptance_rates`."""
+    """Assert what vLLM requires of `synthetic_acceptance_rates`."""
     assert len(rates) == n
     assert all(0 <= rate <= 1 for rate in rates)
     assert all(rates[i] <= rates[i - 1] for i in range(1, n))
 
 
 def simulator_takes(n: int, text: str) -> None:
-    """What Dynamo's mocker asks of `aic_nextn_accept_rates`; it knows drafts of up to 5 tokens."""
+    """Assert what Dynamo's mocker requires of `aic_nextn_accept_rates`; it supports drafts of up to 5 tokens."""
     assert 1 <= n <= 5
     assert all(math.isfinite(float(rate)) and 0 <= float(rate) <= 1 for rate in text.split(","))
 
 
 def consistent(document: Document) -> None:
-    """What the schema's own producer checks, and what its fields say of each other."""
+    """Assert what the schema's own producer checks, and how its fields must relate."""
     assert isinstance(document["schema_version"], str) and document["schema_version"]
     k, counts = document["num_speculative_tokens"], document["acceptance_length_histogram"]
     lengths = {int(length): count for length, count in counts.items()}
@@ -70,7 +70,7 @@ def consistent(document: Document) -> None:
         return
     marginal, conditional = document["marginal_accept_rates"], document["conditional_accept_rates"]
     assert len(marginal) == len(conditional) == k
-    for i in range(k):  # a length counts the target's own token: place i is reached by lengths from i + 2 on
+    for i in range(k):  # lengths include the target's own token: place i is reached by lengths of at least i + 2
         beyond = sum(count for length, count in lengths.items() if length >= i + 2)
         assert marginal[i] == pytest.approx(beyond / rounds, abs=1e-6)
         assert math.prod(conditional[: i + 1]) == pytest.approx(marginal[i], abs=1e-5)
@@ -87,14 +87,14 @@ def consistent(document: Document) -> None:
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    """Of models that agree often: their distributions are nearly flat."""
+    """A comparison of models that agree often, as their distributions are nearly flat."""
     return compare(
         load_pair("tiny-random"), PROMPTS, SPECS, max_new_tokens=24, temperature=1.0, measure=False, warm_up=False
     )
 
 
 def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
-    """Everything counted anew from the traces of the strategy that is exact, at its longest k."""
+    """Every number is recounted from the traces of the exact strategy at its longest k."""
     found = json.loads(of_comparison(comparison).to_json())
     consistent(found)
     assert found["measurement_conditions"]["strategy"] == "speculative:k=5"
@@ -114,7 +114,7 @@ def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
 
 
 def test_it_says_how_many_answers_were_under_way(comparison: Comparison) -> None:
-    """Rates of a batch's answers are those of its drafts too, and its speed is not."""
+    """Acceptance rates do not depend on the batch size, but speed does."""
     many = comparison.model_copy(update={"batch_size": 4})
     told = [of_comparison(each).measurement_conditions.concurrency for each in (comparison, many)]
     assert told == [1, 4]
@@ -141,7 +141,7 @@ def test_the_rules_see_what_is_wrong(comparison: Comparison, mutation: str) -> N
 
 
 def test_lengths_that_never_occurred_are_no_rejections() -> None:
-    """No round kept exactly one of three, half of them two: the first draft passed as often as the second."""
+    """No round kept exactly one of three drafts, about half kept two: the first passed as often as the second."""
     kept = [Kept("1", "", [40, 0, 60]), Kept("2", "", [10])]
     found = profile(Drafting("speculative", {"k": 3}), kept, {3: kept}, **HOW)
     assert found.marginal_accept_rates == pytest.approx([60 / 110, 60 / 110, 0.0], abs=1e-6)
@@ -219,7 +219,7 @@ def asked(tmp_path: Path) -> Path:
 
 
 def test_compare_and_sweep_write_the_same(asked: Path, tmp_path: Path) -> None:
-    """The same prompts, seed and strategies, through two commands, and once more from what they have saved."""
+    """Two commands with the same prompts, seed and strategies write one profile, and so does `show` of the sweep."""
     common = ["--temperature", "1", "--max-new-tokens", "16", "-s", "target", "-s", "speculative:k=3"]
     profiles = tmp_path / "of-compare.speculation_profile.json"
     made = cascli("compare", "--prompts", str(asked), *common, "--no-measure", "-o", str(profiles))

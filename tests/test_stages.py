@@ -1,4 +1,4 @@
-"""What loading tells of how far it is."""
+"""Progress reported while a pair is loaded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_packing_is_told_the_first_time_and_reading_the_next(tmp_path: Path, mon
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that advances only when the test says so."""
 
     now = 0.0
 
@@ -68,7 +68,7 @@ def test_the_time_left_is_told_of_the_last_model_alone_and_is_met() -> None:
     clock = Clock()
     stages = Stages(told.append, clock)
     stages.plan([Work("draft", "reading", 10, 1, 10), Work("target", "packing", 100, 4, 10)])
-    for weights, seconds in ((1, 3.0), (10, 0.5)):  # a model's speed says nothing of another's
+    for weights, seconds in ((1, 3.0), (10, 0.5)):  # the speed of one model does not predict another's
         stages.begin()
         for layer in range(10):
             clock.now += seconds
@@ -77,7 +77,7 @@ def test_the_time_left_is_told_of_the_last_model_alone_and_is_met() -> None:
     assert all(stage.seconds_left is None for stage in told if "draft" in stage.text)
     known = [stage for stage in told if stage.seconds_left is not None]
     ends = [stage.seconds_left for stage in known if stage.text.startswith("packing the target: layer")]
-    assert ends == pytest.approx([0.5 * left for left in range(7, -1, -1)])  # nothing before a second is over
+    assert ends == pytest.approx([0.5 * left for left in range(7, -1, -1)])  # no estimate in the first second
     assert told[-1].done == told[-1].total == 410
 
 
@@ -88,7 +88,7 @@ def test_a_count_that_is_not_exact_does_not_fall_back() -> None:
     for weights in (50, 3):
         stages.begin()
         stages.reached("model.layers.0.a", weights)
-        stages.reached("7.a", 0)  # no layer of one
+        stages.reached("7.a", 0)  # a one-layer model has no layer 7
         stages.end()
     assert shares(told) == sorted(shares(told)) and shares(told)[-1] == 1.0
 

@@ -1,4 +1,4 @@
-"""Intervals cover what they say they cover: simulated over many samples of known truth."""
+"""Intervals have the coverage they claim: simulated over many samples of known truth."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from cascli.analysis.statistics import (
 
 Draw = Callable[[random.Random], float]
 LEAST = 0.90
-"""Of intervals that are called 95%."""
+"""Minimum coverage of intervals labelled 95%."""
 
 
 def spiked(share: float, of: Callable[[random.Random], float], else_: float) -> Draw:
-    """A score that is nearly always the same, and now and then another one."""
+    """A score that is drawn from `of` with probability `share`, and otherwise is always `else_`."""
     return lambda rng: of(rng) if rng.random() < share else else_
 
 
@@ -48,7 +48,7 @@ DIFFERENCES: dict[str, tuple[Draw, float]] = {
 
 
 def coverage(interval: Callable[[Sequence[float]], Interval | None], draw: Draw, truth: float, n: int) -> float:
-    """The share of the intervals that are called 95% which hold the truth, over 400 samples."""
+    """Share of the intervals labelled 95% that contain the truth, over 400 samples."""
     rng, held = random.Random(n), []
     for _ in range(400):
         found = interval([draw(rng) for _ in range(n)])
@@ -73,7 +73,7 @@ def test_intervals_of_paired_differences_cover(name: str, n: int) -> None:
 
 
 def test_intervals_are_not_wide_for_nothing() -> None:
-    """Beside Student's own interval of 80 even scores, whose half width is 1.99 * 0.289 / sqrt(80)."""
+    """They are about as wide as Student's for 80 uniform scores, whose half width is 1.99 * 0.289 / sqrt(80)."""
     rng = random.Random(0)
     found = mean_interval([rng.random() for _ in range(80)])
     assert found is not None
@@ -81,7 +81,7 @@ def test_intervals_are_not_wide_for_nothing() -> None:
 
 
 def test_a_bootstrap_would_not_have_passed() -> None:
-    """What was used before: the percentiles of resampled means, which a rare bad answer slips through."""
+    """The method used before, percentiles of resampled means, misses rare bad answers."""
 
     def bootstrap(values: Sequence[float]) -> Interval:
         rng = random.Random(0)
@@ -101,7 +101,7 @@ def test_a_few_values_have_a_range() -> None:
 def test_a_perfect_score_is_not_certain() -> None:
     found = mean_interval([1.0] * 20)
     assert found is not None and found.high == 1.0
-    assert found.low == pytest.approx(0.8389, abs=1e-4)  # Wilson's interval of 20 in 20
+    assert found.low == pytest.approx(0.8389, abs=1e-4)  # Wilson's interval for 20 of 20
     alike = mean_interval([0.75] * 20)
     assert alike is not None and alike.low < 0.72 < 0.75 <= alike.high
     assert difference_interval([0.0] * 20) == Interval(0.0, 0.0, "no scatter")
@@ -130,7 +130,7 @@ def test_students_quantile(freedom: int, wanted: float) -> None:
 
 @pytest.mark.parametrize("n", [6, 7, 10, 20, 80])
 def test_intervals_of_medians_cover(n: int) -> None:
-    """Ratios of speeds over repeats: skewed, and of few values."""
+    """They cover skewed samples of few values, like ratios of speeds over repeats."""
     assert coverage(median_interval, lambda rng: rng.lognormvariate(0.0, 0.4), 1.0, n) >= 0.93
 
 
@@ -156,7 +156,7 @@ def test_few_prompts_widen_an_interval_by_what_they_hide() -> None:
 
 
 def test_students_interval_by_hand() -> None:
-    values = [0.1, 0.2, 0.3, 0.5, 0.6, 0.7]  # and half a 0 and half a 1: mean 2.9 / 7
+    values = [0.1, 0.2, 0.3, 0.5, 0.6, 0.7]  # plus half a 0 and half a 1: mean 2.9 / 7
     found, middle = mean_interval(values), 2.9 / 7
     squares = sum((each - middle) ** 2 for each in values) + 0.5 * (middle**2 + (1 - middle) ** 2)
     assert found is not None and found.high - found.low == pytest.approx(2 * 2.5706 * math.sqrt(squares) / 7, rel=1e-3)

@@ -1,4 +1,4 @@
-"""What each stop goes by, and that `rate` drafts as far as pays."""
+"""The criterion of each stop, and that `rate` drafts as long as it pays."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_adaedl_grows_stricter_while_drafts_fail_and_laxer_while_they_pass() -> 
     for _ in range(20):
         failing.learn([1.8], 0, rejected=True)
         passing.learn([1.8, 1.8], 2, rejected=False)
-        passing.learn([], 0, rejected=False)  # a round without a draft says nothing
+        passing.learn([], 0, rejected=False)  # a round without drafts changes nothing
     assert not failing.before_draw([], 1.5) and passing.before_draw([], 3.0)
 
 
 def test_adaedl_forgets_half_a_round_at_a_time() -> None:
-    """One good round does not make up for the bad one before it: of alternating ones far fewer pass than `aim`."""
+    """One good round does not offset the bad one before it: if they alternate, far fewer drafts pass than `aim`."""
     alternating = stop("adaedl", limit=0.5)
-    assert alternating.before_draw([], 1.1)  # a bound of 0.53
+    assert alternating.before_draw([], 1.1)  # the bound is 0.53
     for kept in (0, 4) * 3:
         alternating.learn([], kept, rejected=kept < 4)
-    assert not alternating.before_draw([], 1.1)  # now below 0.56
+    assert not alternating.before_draw([], 1.1)  # the limit is now 0.56
 
 
 def test_the_heuristic_grows_by_two_and_shrinks_by_one() -> None:
@@ -78,7 +78,7 @@ def test_the_heuristic_grows_by_two_and_shrinks_by_one() -> None:
 
 
 def test_drafting_on_gains_up_to_the_best_block() -> None:
-    """With one chance for all, at the best block's own rate: a shorter one goes on, and the best one stops."""
+    """With one acceptance chance, at the rate of the best block: a shorter block goes on, and the best one stops."""
     rng = random.Random(0)
     for _ in range(300):
         a, c = rng.uniform(0.05, 0.98), rng.choice([0.0, 0.02, 0.2, 0.5])
@@ -100,7 +100,7 @@ def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
         kept = rng.randrange(7)
         cost = [1 + rng.choice([0, 0.1, 0.9, -0.1]) * j for j in range(kept + 1)]
         ways = [
-            sum(min(cost[j:]) for j in cut)  # more may be drafted than is kept, and thrown away
+            sum(min(cost[j:]) for j in cut)  # more may be drafted than is kept; the rest is discarded
             for rounds in range(1, kept + 2)
             for cut in product(range(kept + 1), repeat=rounds)
             if sum(j + 1 for j in cut) == kept + 1
@@ -109,11 +109,11 @@ def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
 
 
 def test_the_oracle_drafts_more_than_passes_where_a_longer_block_is_cheaper() -> None:
-    """Steps of the target over blocks as a CPU with other kernels for one row than for five has them."""
+    """Step times of a target as on a CPU that uses different kernels for one row and for five."""
     v = [1.0, 0.99, 0.68, 0.64, 0.59, 0.7]
     for kept, least in ((0, v[4] + 0.03 * 4), (1, v[4] + 0.03 * 4), (4, v[4] + 0.03 * 4), (5, v[5] + 0.03 * 5)):
         assert theory.oracle_cost(kept, lambda j: v[j] + 0.03 * j, 5) == pytest.approx(least)
-    assert theory.oracle_cost(0, v.__getitem__) == 1.0  # nothing longer is known
+    assert theory.oracle_cost(0, v.__getitem__) == 1.0  # no longer block is known
 
 
 # ---------------------------------------------------------------- rate
@@ -122,7 +122,7 @@ def test_the_oracle_drafts_more_than_passes_where_a_longer_block_is_cheaper() ->
 def drafted_lengths(
     costs: StepCosts, chance: Callable[[float], float], best: Callable[[random.Random], float]
 ) -> list[int]:
-    """How many tokens each round drafts, of a draft whose best probabilities and chances are these."""
+    """Number of tokens each round drafts, for a draft model with these best probabilities and acceptance chances."""
     rng, going, found = random.Random(0), Rate().begin(costs), []
     for _ in range(400):
         n, seen, drafted = going.most(16), list[float](), 0
@@ -145,7 +145,7 @@ def test_rate_finds_the_best_fixed_length_where_every_draft_is_as_good(a: float)
 
 
 def test_rate_drafts_on_where_the_draft_is_sure() -> None:
-    """Half of the positions pass nearly always, half nearly never: blocks end before the latter."""
+    """Three quarters of the positions nearly always pass, the rest nearly never: blocks end before the latter."""
     chance = {0.999: 0.97, 0.2: 0.1}
     found = drafted_lengths(COSTS, chance.__getitem__, lambda rng: rng.choice([0.999, 0.999, 0.999, 0.2]))
     assert min(found) == 0 and max(found) > 4
@@ -161,7 +161,7 @@ def test_rate_drafts_nothing_where_no_draft_pays_but_tries_again() -> None:
 
 
 def test_rate_forgets_a_text_that_was_hard() -> None:
-    """How often positions were of which kind too: a text that turns easy is drafted for again."""
+    """It also forgets how frequent each kind of position was: when a text turns easy, drafting resumes."""
     going: Any = Rate().begin(COSTS)
     for _ in range(200):
         going.learn([0.2] * 4, 0, rejected=True)
@@ -172,7 +172,7 @@ def test_rate_forgets_a_text_that_was_hard() -> None:
 
 
 def test_a_step_that_is_made_anyway_is_not_asked_about() -> None:
-    """A rule that reads q after the last draft: looking is free, drawing costs the next look."""
+    """With a rule that reads q after the last draft, the next step is free, but drawing costs the step after it."""
     anyway = StepCosts(c=2.0, v=[1.0] * 17, reads_last=True, measured=True)
     going, other = Rate().begin(anyway), Rate().begin(anyway.model_copy(update={"reads_last": False}))
     for each in (going, other):
@@ -182,7 +182,7 @@ def test_a_step_that_is_made_anyway_is_not_asked_about() -> None:
 
 
 def decisions_of(seed: int, when: dict[str, bool]) -> set[tuple[str, bool]]:
-    """Of one stop that has learnt something, held against gains and costs that are written out anew."""
+    """Decisions of a stop that has learnt something, checked against gains and costs computed independently here."""
     rng = random.Random(seed)
     c, v = rng.choice([0.05, 0.3, 0.6]), [1.0]
     for _ in range(8):
@@ -213,7 +213,7 @@ def decisions_of(seed: int, when: dict[str, bool]) -> set[tuple[str, bool]]:
 
 @pytest.mark.parametrize("when", [{}, {"reads_last": True}, {"reads_if_kept": True}], ids=["no q", "every", "kept"])
 def test_rate_goes_on_where_the_gain_is_positive(when: dict[str, bool]) -> None:
-    """With a draft step behind no round, behind every one, or behind those whose tokens have passed."""
+    """Covers a draft step after no round, after every round, and after rounds whose drafts all passed."""
     decided = set().union(*(decisions_of(seed, when) for seed in range(200)))
     assert len(decided) == (3 if "reads_last" in when else 4)
 
@@ -280,7 +280,7 @@ def test_greedy_texts_are_the_targets_whatever_the_length(name: str) -> None:
 @pytest.mark.parametrize("rule", ["speculative:", "speculative-cascade:rule=token-v3,alpha=0.3,"])
 @pytest.mark.usefixtures("asked_at_once")
 def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
-    """As on a GPU, with a tape in place of its graphs: what was prepared is all that is recorded while it decodes."""
+    """As on a GPU, with a tape in place of CUDA graphs; while decoding, nothing is recorded that was not prepared."""
     plain, taped = load_pair(pair()), recorded(load_pair(pair()))
     for loaded in (plain, taped):
         loaded.steps = Profile(context=9, draft={1: timing(0.05)}, target={n: timing(1.0) for n in (1, 17)})

@@ -1,4 +1,4 @@
-"""Mistakes in plug-ins of other packages: each is a sentence that names the plug-in, and none is a silent other law."""
+"""Mistakes in other packages' plug-ins: each is an error that names the plug-in; none silently changes the law."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refused(loaded: Pair, strategy: Strategy, *said: str, kind: type[Exception] 
     message = str(told.value)
     assert all(each in message for each in (HERE, *said)), message
     assert len(message.splitlines()) <= 2
-    answer(loaded, Speculative(k=2))  # the pair is as it was
+    answer(loaded, Speculative(k=2))  # the pair is unchanged
 
 
 # ---- drafters
@@ -66,7 +66,7 @@ def refused(loaded: Pair, strategy: Strategy, *said: str, kind: type[Exception] 
 
 @dataclass(frozen=True)
 class Drafts(Drafter):
-    """Drafts token 3 for certain, and does something that it should not."""
+    """Drafts token 3 with certainty, and does something that it should not."""
 
     what: str = ""
 
@@ -123,7 +123,7 @@ def test_what_a_plugin_says_itself_stays_of_its_kind(loaded: Pair) -> None:
 
 
 def test_a_drafter_cannot_write_into_the_answer(loaded: Pair) -> None:
-    """The engine's own list was in its hands: what it appended there stood as decoded, and the rest was lossless."""
+    """The bug: drafters got the engine's own list; what they appended counted as decoded, and the rest was lossless."""
     changed, plain = (
         answer(loaded, Speculative(draft=Drafts(what=what), k=3), temperature=0.0) for what in ("ids", "")
     )
@@ -138,7 +138,7 @@ ASKED = [0]
 
 @dataclass(frozen=True)
 class Keeps(KeepRule):
-    """Keeps by q1, or makes a mistake."""
+    """Keeps tokens by q1, or makes a mistake."""
 
     what: str = ""
     capturable: ClassVar[bool] = False
@@ -157,7 +157,7 @@ class Keeps(KeepRule):
 
 @dataclass(frozen=True)
 class OwnPi(Keeps):
-    """Chooses, it says, and has a pi that its choice does not make."""
+    """Claims to choose, but has a pi that does not follow from its choice."""
 
     @property
     def chooses(self) -> bool:
@@ -195,20 +195,20 @@ class SaysItReadsNoTarget(KeepRule):
     reads_target: ClassVar[bool] = False
 
     def keep(self, d: Dists) -> torch.Tensor:
-        if self.alpha > 0.5:  # a mistake of another kind, with the right answer
+        if self.alpha > 0.5:  # another mistake: it writes into q, but decides correctly
             d.q.mul_(0.5)
             return torch.zeros(d.q.shape[0], 1, dtype=torch.bool)
         return (d.q - d.p).abs().amax(dim=-1, keepdim=True) > 1e-6
 
 
 def test_a_rule_that_reads_the_target_in_secret_is_told(loaded: Pair) -> None:
-    """In a cascade q stands for p until the target is asked: its answers were those to another question."""
+    """A cascade passes q as p until it calls the target; the bug: this rule's decisions were based on that."""
     refused(loaded, TokenCascade(rule=SaysItReadsNoTarget(alpha=0.2)), "reads_target is False")
 
 
 def test_a_cascade_gives_copies_too(loaded: Pair) -> None:
     run = answer(loaded, TokenCascade(rule=SaysItReadsNoTarget(alpha=0.9)))
-    assert run.metrics.deferral_rate == pytest.approx(1.0)  # it was 0.5: the mass was that of the halved q
+    assert run.metrics.deferral_rate == pytest.approx(1.0)  # the bug made it 0.5: the mass of the halved q
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class SaysItReadsNoDraft(Rule):
 
 
 def test_a_rule_that_reads_the_draft_in_secret_is_told(loaded: Pair) -> None:
-    """At k = 1 the one row of q was added to both of p, that of the bonus too."""
+    """The bug: at k = 1 the single row of q was added to both rows of p, including that of the bonus."""
     refused(loaded, SpeculativeCascade(rule=SaysItReadsNoDraft(), k=1), "reads no draft")
 
 
@@ -229,7 +229,7 @@ def test_a_rule_that_reads_the_draft_in_secret_is_told(loaded: Pair) -> None:
 
 @dataclass(frozen=True)
 class Remembers(Stop):
-    """Drafts nothing in the round after one whose last asked token was unlikely, whether it stood or not."""
+    """Drafts nothing after a round whose last queried token was unlikely, even if that token was rejected."""
 
     reads: ClassVar[Reading | None] = "chance"
 
@@ -247,7 +247,7 @@ class _Remembering(Stopping):
         return n if self.last >= 0.5 else 0
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        self.kept.append(drawn)  # which must not grow behind its back
+        self.kept.append(drawn)  # the list must not grow afterwards
         if drawn:
             self.last = drawn[-1]
         return True
@@ -255,7 +255,7 @@ class _Remembering(Stopping):
 
 @pytest.mark.parametrize(("vocab", "layers", "length"), [(2, 1, 5), (3, 1, 4)])
 def test_what_a_stop_remembers_of_what_did_not_stand_changes_no_law(vocab: int, layers: int, length: int) -> None:
-    """Its answers were off by 0.017 and 0.005: a rejected token decided where the next round ends."""
+    """The bug: laws were off by 0.017 and 0.005, because a rejected token decided where the next round ends."""
     found = engine_law(Speculative(stop=Remembers(), k=3), length, vocab, layers)
     assert distance(found, reference_law(target("exact"), length, vocab, layers)) < 1e-12
 
@@ -285,7 +285,7 @@ class _Wrong(Stopping):
         self.lock = threading.Lock() if what == "locks" else None
 
     def __len__(self) -> int:
-        return 0  # which makes it false, and no Stopping was taken for it
+        return 0  # falsy: it was mistaken for no Stopping
 
     def most(self, n: int) -> Any:
         return {"half": 2.5, "nan": float("nan"), "true": True, "zero": 0, "numpy": np.int64(2)}.get(self.what, n)
@@ -336,7 +336,7 @@ def test_one_that_would_never_be_asked_is_refused() -> None:
 
 @dataclass(frozen=True)
 class Writes(Strategy):
-    """Writes with the draft model, and tells a round that is wrong."""
+    """Writes with the draft model, and reports a wrong round."""
 
     what: str = ""
     k: int = 4
@@ -414,7 +414,7 @@ def test_a_strategy_without_a_mistake_is_none(loaded: Pair) -> None:
 
 @dataclass(frozen=True)
 class InThrees(Strategy):
-    """Three of the target's tokens a round, which is too many where two are left."""
+    """Three of the target's tokens per round, which is too many when two are left."""
 
     heeds: bool = True
 
@@ -440,7 +440,7 @@ CHOW = Chow()
 
 @dataclass(frozen=True)
 class OfTwoParts(Strategy):
-    """A strategy with a plug-in of its own as a parameter, sizes that nobody writes as text, and a last word."""
+    """A strategy with a plug-in parameter, a tuple that has no text form, and code that runs after the last round."""
 
     first: Rule = CHOW
     sizes: tuple[int, ...] = (1, 2)
@@ -470,7 +470,7 @@ def test_what_other_packages_do_rightly_is_left_alone(loaded: Pair) -> None:
 
 @dataclass(frozen=True)
 class WantsMany(KeepRule):
-    """Of a vocabulary that has hundreds of tokens at least, and writes into what it is shown."""
+    """Needs a vocabulary of at least 40 tokens, and writes into its arguments."""
 
     def keep(self, d: Dists) -> torch.Tensor:
         best = d.p1.topk(40).values
@@ -479,7 +479,7 @@ class WantsMany(KeepRule):
 
 
 def test_estimates_of_rules_are_of_what_the_models_said() -> None:
-    """A rule that writes into its arguments changed the numbers of those that came after it."""
+    """The bug: a rule that writes into its arguments changed the numbers of the rules after it."""
     seen = record(near(400), prompts("one", "two"), Resolved(max_new_tokens=12, temperature=1.0), 4)
     kept = [each.clone() for each in seen.d]
     _try_rule(WantsMany())
@@ -609,7 +609,7 @@ lost = odd_missing:X
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """An environment with a package full of mistakes, and another one that has a name in common with it."""
+    """An environment with a package full of mistakes, and two others that share the name of a rule."""
     for name, points in (("odd", POINTS), ("even", "[cascli.rules]\ngood-too = odd:Good\ntwice = odd:Other\n")):
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
@@ -680,7 +680,7 @@ def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
     ],
 )
 def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
-    """By whoever goes through all of them; who asks for one by its name hears nothing of others."""
+    """Commands that use all of a kind report what they leave out; a command that names one reports nothing."""
     done = cascli(installed, *command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
@@ -695,7 +695,7 @@ def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[s
 
 
 def test_a_rule_that_wants_more_tokens_than_are_tabulated_is_skipped(installed: dict[str, str]) -> None:
-    """Its law is told to be unknown, and no text of 16 tokens is asked of it; of what does not work it says why."""
+    """It is not audited by default; its law is reported as skipped, with the reason, like that of a broken rule."""
     code = (
         "from cascli.audit import default_strategies, law, tables; from cascli import load_pair;"
         "print(*default_strategies(), sep='\\n');"
@@ -710,7 +710,7 @@ def test_a_rule_that_wants_more_tokens_than_are_tabulated_is_skipped(installed: 
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2")])
 def test_what_others_have_written_is_kept(installed: dict[str, str], tmp_path: Path, more: tuple[str, ...]) -> None:
-    """A rule that fails at its thirty-first position takes no other strategy's answers with it."""
+    """A rule that fails at its 31st position does not lose the answers of other strategies."""
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
     done = cascli(
@@ -724,15 +724,15 @@ def test_what_others_have_written_is_kept(installed: dict[str, str], tmp_path: P
     assert "target" in done.stdout and "speculative" in done.stdout
 
 
-# ---- whose an error is
+# ---- who is blamed for an error
 
 
 def test_only_what_comes_out_of_a_plugin_is_its_fault(loaded: Pair) -> None:
     own = strategies.parse("speculative:k=2")
-    with pytest.raises(KeyError), blamed(own):  # cascli's own stay as they are
+    with pytest.raises(KeyError), blamed(own):  # cascli's own errors stay as they are
         raise KeyError("mine")
     elsewhere = type("Writes", (Strategy,), {"__module__": "strange.home", "decode": lambda self, s: []})
-    # Raised by cascli's code, of what a plug-in returned: no frame of the plug-in is there to be seen.
+    # Raised by cascli's code because of a plug-in's return value: the traceback has no frame of the plug-in.
     said = r"with the strategy 'writes' of strange\.home at work: KeyError: 'theirs'"
     with pytest.raises(RunError, match=said), blamed(elsewhere()):
         raise KeyError("theirs")

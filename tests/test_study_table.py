@@ -1,4 +1,4 @@
-"""The tables of docs/results.md: costs are those of the records, and steps are priced as they were measured."""
+"""The tables of docs/results.md: costs match the records, and steps have the prices that were measured."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_costs_are_those_of_the_records(study: tuple[Path, Sequence[SweepRow], l
         mine = [record for record in records if record.cell.strategy == row.strategy]
         calls, steps = (fmean(getattr(each, key) for each in mine) for key in ("target_calls", "draft_calls"))
         assert flat[row.strategy].mean == pytest.approx(calls + 0.2 * steps)
-        if k is None:  # longer than was timed, or of any length
+        if k is None:  # a longer block than was timed, or one of any length
             assert row.strategy not in here
         else:
             assert here[row.strategy].mean == pytest.approx(calls * V[k] + 0.3 * steps)
@@ -47,14 +47,14 @@ def test_costs_are_held_against_the_cheapest_lossless_one(
 ) -> None:
     _, rows, records = study
     lossy = "speculative-cascade:rule=opt,alpha=0.3,k=2"
-    for price in (Price(0.0), Price(5.0)):  # checks alone count, and drafts are dear
+    for price in (Price(0.0), Price(5.0)):  # only checks cost something; drafts are expensive
         found = costs_at(price, rows, records)
         exact = {name: cost.mean for name, cost in found.items() if cost.over_lossless is None}
         assert set(found) - set(exact) == {lossy, "draft"}
         ratio = found[lossy].over_lossless
         assert ratio is not None and ratio.of_means == pytest.approx(found[lossy].mean / min(exact.values()))
         assert ratio.prompts == 5
-    assert exact["target"] < exact["speculative:k=3"]  # at the last price the target alone is what others are held to
+    assert exact["target"] < exact["speculative:k=3"]  # at the last price, all are compared with the target alone
 
 
 def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
@@ -62,17 +62,17 @@ def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
 ) -> None:
     folder, _, _ = study
     lines = [line for line in study_table([folder]).splitlines() if line.startswith("| ")]
-    assert len(lines) == 2 + len(STRATEGIES)  # with the headings and the rule under them
+    assert len(lines) == 2 + len(STRATEGIES)  # with the headings and the line under them
     cells = [line.strip("| ").split(" | ") for line in lines]
     assert cells[0] == list(HEADINGS) and {len(row) for row in (cells[0], *cells[2:])} == {len(HEADINGS)}
     assert price_of(folder.parent / "advice-float32.json") is None
-    assert cells[2][HEADINGS.index("here")] == "–"  # nobody has measured what steps cost
+    assert cells[2][HEADINGS.index("here")] == "–"  # step costs were not measured
 
 
 def test_steps_of_older_records_are_at_most_what_is_made_now(
     tmp_path: Path, request: pytest.FixtureRequest, text_pair: Pair
 ) -> None:
-    """Of the same answers: one too many at most in each, where it ended within a block."""
+    """For the same answers, they are at most one too many per turn, if it ended within a block."""
     rules = ["opt,alpha=0.3", "mixture,target_weight=0.6", "min-p,alpha=0.5"]
     specs = [f"speculative-cascade:rule={rule},k={k}" for rule in rules for k in (1, 3)]
     specs += ["speculative:k=3", "speculative-cascade:rule=opt,stop=max-q,k=3", "draft", "target"]

@@ -1,4 +1,4 @@
-"""Drafts by counts of what followed: the counts, that q is what is drawn from, and greedy text."""
+"""Drafts by counts of what followed: the counts, that tokens are drawn from q, and greedy text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WARPED = {"temperature": 0.7, "top_k": 2, "top_p": 0.95}
 
 
 def counted(text: list[int], eos: set[int], longest: int, shortest: int) -> Counter[int]:
-    """The same told another way: every place votes for how long it agrees with the end, and the longest count."""
+    """An independent count: places are compared with the end of the text, and those that agree longest are counted."""
     agree = {}
     for place in range(1, len(text)):
         n = 0
@@ -61,7 +61,7 @@ def test_what_followed_the_longest_suffix_is_counted() -> None:
         found = followers(text, eos, longest, shortest)
         assert found == counted(text, eos, longest, shortest), text
         several += len(found) > 1
-    assert several > 200  # otherwise this is a lookup
+    assert several > 200  # otherwise this only tests a lookup
 
 
 @pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
@@ -72,11 +72,11 @@ def test_it_is_lossless(k: int, sampling: dict[str, Any]) -> None:
 
 
 SEEN = (1, 2, 1, 3, 1)
-"""After it 2 and 3 are as likely; what is drafted then decides what is known next."""
+"""After it, 2 and 3 are equally likely; the token drafted then decides which counts come next."""
 
 
 def counts_as_a_model(sampling: dict[str, Any]) -> process.Tables:
-    """The target by full forwards; as q the counts of a prefix, or zeros where nothing is known."""
+    """p from full forward passes of the target; q from the counts of a prefix, or zeros if there are none."""
     model = tiny_pair(5, 2).target.model
 
     @cache
@@ -95,7 +95,7 @@ def counts_as_a_model(sampling: dict[str, Any]) -> process.Tables:
 
 
 def of_counts(name: str, alpha: float) -> process.Target:
-    """A rule where there are counts, the target where there are none."""
+    """The rule where there are counts, and the target where there are none."""
     rule = target(name, alpha)
     return lambda pair: rule(pair) if pair.q.any() else pair.p
 
@@ -112,7 +112,7 @@ def law_after_seen(strategy: str, length: int, sampling: dict[str, Any]) -> proc
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize(("name", "alpha"), [("chow", 0.6), ("diff", 0.1), ("opt", 0.5), ("token-v3", 0.4)])
 def test_rules_that_read_q_follow_the_counts(name: str, alpha: float, k: int, sampling: dict[str, Any]) -> None:
-    """q is a function of the prefix, drafted tokens included, wherever a round begins."""
+    """q is a function of the prefix, including drafted tokens, wherever a round begins."""
     strategy = f"speculative-cascade:rule={name},alpha={alpha},draft=suffix,k={k}"
     law = law_after_seen(strategy, 3, sampling)
     tables = counts_as_a_model(sampling)
@@ -122,7 +122,7 @@ def test_rules_that_read_q_follow_the_counts(name: str, alpha: float, k: int, sa
 
 
 def test_counts_that_forget_the_drafts_before_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: every draft of a round is counted after the text that the round began with."""
+    """Planted: every draft of a round is counted after the text at the start of the round."""
     right, began = suffix.followers, len(SEEN)
     monkeypatch.setattr(suffix, "followers", lambda text, *rest: right(text[:began], *rest))
     law = law_after_seen("speculative-cascade:rule=chow,alpha=0.6,draft=suffix,k=2", 3, PLAIN)
@@ -131,7 +131,7 @@ def test_counts_that_forget_the_drafts_before_are_seen(monkeypatch: pytest.Monke
 
 
 def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: the likeliest token is proposed, as published code does, and its q is told as if it had been drawn."""
+    """Planted: the likeliest token is proposed, as in published code, with the q of a token that was drawn."""
     right = Suffix.propose
 
     def propose(*given: Any) -> speculation.Block:
@@ -145,7 +145,7 @@ def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.Monke
 
 
 def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
-    """Seven 1s, of which four were followed by 2, two by 3 and one by 1, and the last one by nothing."""
+    """Of eight 1s, four are followed by 2, two by 3, one by 1, and the last one by nothing."""
     text = [1, 2, 1, 2, 1, 3, 1, 2, 1, 3, 1, 1, 2, 1]
     assert followers(text, (), 1) == {2: 4, 3: 2, 1: 1}
     run = generate(tiny_pair(4, 2), prompt_ids=text, strategy="speculative:draft=suffix,k=1,max_suffix=1",
@@ -158,7 +158,7 @@ def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
 
 
 def test_drafts_before_a_position_count_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that q is a function of the prefix, wherever a round began."""
+    """Each draft is counted after the drafts before it, so q is a function of the prefix, wherever a round began."""
     seen: list[list[int]] = []
     right = suffix.followers
     monkeypatch.setattr(suffix, "followers", lambda text, *rest: seen.append(list(text)) or right(text, *rest))
@@ -185,11 +185,11 @@ def test_its_lengths_are_checked() -> None:
 # ---- earlier texts
 
 EARLIER = ((3, 1, 4, 1, 2), (1, 4), (2, 4, 1))
-"""In them 1 was followed by 4 and 2 and by nothing, and by 4 once more."""
+"""In them, 1 is followed twice by 4, once by 2, and once by nothing."""
 
 
 def counted_in(texts: list[list[int]], text: list[int], longest: int, shortest: int) -> Counter[int]:
-    """Every place of every text votes for how long it agrees with the end of the last one."""
+    """Places of all texts are compared with the end of the last one, and those that agree longest are counted."""
     agree = []
     for each in [*texts, text]:
         for place in range(1, len(each)):
@@ -216,13 +216,13 @@ def test_earlier_texts_are_searched_and_their_ends_are_no_text() -> None:
 
 
 def run_of(text: tuple[int, ...], answer: int = 0) -> Any:
-    """A run of before whose prompt is all but the last tokens of its text."""
+    """An earlier run whose answer is the last `answer` tokens of its text."""
     cut = len(text) - answer
     return SimpleNamespace(prompt_id="", turn=0, prompt_token_ids=list(text[:cut]), token_ids=list(text[cut:]))
 
 
 def counts_with(earlier: tuple[tuple[int, ...], ...], sampling: dict[str, Any]) -> process.Tables:
-    """As `counts_as_a_model`, with earlier texts."""
+    """Like `counts_as_a_model`, but with earlier texts."""
     alone = counts_as_a_model(sampling)
 
     @cache
@@ -240,7 +240,7 @@ def counts_with(earlier: tuple[tuple[int, ...], ...], sampling: dict[str, Any]) 
 @pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 @pytest.mark.parametrize(("name", "alpha"), [(None, 0.0), ("chow", 0.6), ("token-v3", 0.4)])
 def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[str, Any]) -> None:
-    """Lossless without loss whatever was read before; rules that read q follow the counts over all texts."""
+    """Speculation is lossless whatever texts came before; rules that read q follow the counts over all texts."""
     rule = "speculative:" if name is None else f"speculative-cascade:rule={name},alpha={alpha},"
 
     def run(uniforms: Any) -> process.Tokens:
@@ -252,13 +252,13 @@ def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[
     exact = process.sequential_law(tables, lambda pair: pair.p, 3)
     wanted = exact if name is None else process.sequential_law(tables, of_counts(name, alpha), 3)
     assert distance(law, wanted) < 1e-6
-    if name is not None and sampling is PLAIN:  # cut to two tokens, not every count makes a difference
-        others = (counts_as_a_model(sampling), counts_with(EARLIER, sampling))  # none of them, and one too many
+    if name is not None and sampling is PLAIN:  # WARPED keeps two tokens: not all counts matter
+        others = (counts_as_a_model(sampling), counts_with(EARLIER, sampling))  # no earlier texts, and one too many
         assert all(distance(law, process.sequential_law(each, of_counts(name, alpha), 3)) > 1e-3 for each in others)
 
 
 def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(text_pair: Pair) -> None:
-    """Those of this repeat, and not of the prompt that is being answered."""
+    """They are those of the same repeat, without those to the prompt that is being answered."""
     asked = ["speculative:draft=suffix,remember=9,k=3", "speculative:draft=suffix,k=3"]
     prompts = [Prompt(("hello there",), "a"), Prompt(("hello there", "and you?"), "b"), Prompt(("hello there",), "c")]
     found = compare(text_pair, prompts, asked, max_new_tokens=12, temperature=0.0, runs=2, measure=False)
@@ -280,13 +280,13 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
 
 
 def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not() -> None:
-    """Ids of two calls are the same: places in a file."""
+    """Prompt ids repeat across calls, because they are places in a file."""
     runs = [
         SimpleNamespace(prompt_id=each, turn=turn, prompt_token_ids=[place], token_ids=[7])
         for place, (each, turn) in enumerate([("1", 0), ("2", 0), ("2", 1), ("1", 0), ("", 0), ("", 0)])
     ]
     assert texts_of(runs) == [[0, 7], [2, 7], [3, 7], [4, 7], [5, 7]]
-    assert texts_of([runs[0], runs[2]]) == [[0, 7], [2, 7]]  # of one conversation the last turn alone was given
+    assert texts_of([runs[0], runs[2]]) == [[0, 7], [2, 7]]  # only the last turn of that conversation was given
 
 
 def test_no_more_texts_are_told_than_were_searched(text_pair: Pair) -> None:
@@ -297,7 +297,7 @@ def test_no_more_texts_are_told_than_were_searched(text_pair: Pair) -> None:
 
 
 def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:
-    """In place of drafts that are fewer than was asked for."""
+    """They raise an error instead of drafting from fewer answers than requested."""
     loaded, asked = text_pair, "speculative:draft=suffix,remember=3,k=2"
     with pytest.raises(UsageError, match="drafts from earlier answers: only compare"):
         generate(loaded, "hi", strategy=asked, max_new_tokens=4)

@@ -34,7 +34,7 @@ from cascli.sweeps.tasks import Example, Task, programs, task_of
 from cascli.trace import Run
 
 EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
-"""Those of the paper need a dataset: tests/test_paper.py."""
+"""All but the paper's, which need a dataset: see tests/test_paper.py."""
 PLAN = """
 pair: tiny-random
 strategies:
@@ -72,7 +72,7 @@ def test_lists_and_ranges_make_a_grid(plan_file: Path) -> None:
         "speculative:k=3",
         "speculative-cascade:rule=token-v3,alpha=0.3,k=2",
     ]
-    assert len(plan.cells()) == 5 * (1 + 2)  # greedy answers once, however many seeds
+    assert len(plan.cells()) == 5 * (1 + 2)  # greedy answers once, whatever the number of seeds
     assert {(cell.temperature, cell.seed) for cell in plan.cells()} == {(0.0, 0), (1.0, 0), (1.0, 1)}
     assert len({cell.key for cell in plan.cells()}) == 15
     ranged = SweepPlan(strategies=[{"speculative": {"k": "2..5"}}])
@@ -80,7 +80,7 @@ def test_lists_and_ranges_make_a_grid(plan_file: Path) -> None:
 
 
 def test_an_entry_may_name_the_temperatures_at_which_it_runs() -> None:
-    """Controls change nothing at temperature 0: there they need not run."""
+    """Controls change nothing at temperature 0, so they need not run there."""
     plan = SweepPlan(
         strategies=[
             {"speculative": {"k": [2, 4]}},
@@ -174,7 +174,7 @@ def test_prompts_take_the_place_of_the_task(plan_file: Path, tmp_path: Path, mon
     asked.write_text('{"id": "mine", "prompt": "hi", "reference": "hi"}\n{"id": "yours", "prompt": "ho"}\n')
     out, folder = tmp_path / "out", tmp_path / "plans"
     folder.mkdir()
-    moved = plan_file.rename(folder / plan_file.name)  # a flag's path is that of the current folder, not of the plan's
+    moved = plan_file.rename(folder / plan_file.name)  # a flag's path is relative to the current folder
     monkeypatch.chdir(tmp_path)
     flags = ("--prompts", "asked.jsonl", "-s", "draft", "--temperature", "0", "-q", "-o", str(out))
     first = run(str(moved), *flags)
@@ -263,7 +263,7 @@ def test_what_is_asked_twice_runs_once() -> None:
 
 
 def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> None:
-    """Folders that were begun without them can be gone on with."""
+    """Folders started before these keys existed can be resumed."""
 
     def fingerprint(task: dict[str, object], **more: object) -> str:
         asked = {"strategies": ["draft"], "task": {"kind": "dataset", "path": "d", "reference": "{a}"} | task} | more
@@ -296,7 +296,7 @@ def test_fingerprint_sees_what_changes_a_result(plan_file: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run_on_a_tiny_pair(path: Path, tmp_path: Path) -> None:
     text = path.read_text().replace("pair: qwen2.5-coder", "pair: tiny-random").replace("dtype: int8", "dtype: float32")
-    text = text.replace("shots: 2", "shots: 0")  # of bytes the tiny pair has no room for two examples
+    text = text.replace("shots: 2", "shots: 0")  # two examples, in bytes, do not fit into its context
     lines = [line for line in text.splitlines() if not line.startswith(("limit:", "max_new_tokens:"))]
     plan = tmp_path / path.name
     plan.write_text("\n".join([*lines, "limit: 1", "max_new_tokens: 4"]) + "\n")
@@ -337,7 +337,7 @@ def test_dry_run_runs_nothing(plan_file: Path, tmp_path: Path) -> None:
     found = run(str(plan_file), "--dry-run", "-o", str(tmp_path / "out"))
     assert found.exit_code == 0
     assert "(greedy answers once)" in found.stdout
-    assert "90 of at most 8 tokens (720 tokens)" in found.stdout  # 15 cells, and 3 prompts of two turns
+    assert "90 of at most 8 tokens (720 tokens)" in found.stdout  # 15 cells x 3 prompts x 2 turns
     quiet = run(str(plan_file), "--dry-run", "-q", "-o", str(tmp_path / "out"))
     assert quiet.stdout.splitlines() == load_plan(plan_file).specs()
     assert not (tmp_path / "out").exists()
@@ -355,7 +355,7 @@ def test_results_are_not_overwritten_or_mixed(plan_file: Path, tmp_path: Path) -
 
 
 def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_path: Path) -> None:
-    """Published folders hold `records.jsonl.gz`: they are as full as others, and can be gone on with."""
+    """Published folders hold `records.jsonl.gz`: they count as holding results, and can be resumed."""
     out = tmp_path / "out"
     assert run(str(plan_file), "-o", str(out), "--limit", "1").exit_code == 0
     lines = (out / "records.jsonl").read_bytes()
@@ -379,7 +379,7 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
 
 
 def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
-    """Of a folder that holds answers to more prompts, too."""
+    """The total counts the prompts of this call, even in a folder that holds answers to more."""
     told: list[tuple[int, int]] = []
     plan, pair = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, load_pair("tiny-random")
     how = {"output": tmp_path / "out", "resume": True, "on_progress": lambda _, done, total: told.append((done, total))}
@@ -414,7 +414,7 @@ def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("loading", [{"dtype": "float32"}, {"device": "cpu"}])
 def test_how_a_pair_is_loaded_is_not_said_of_one_that_is(loading: dict[str, str], tmp_path: Path) -> None:
-    """It would be told of the results, and not be so."""
+    """The results would state a dtype or device that was not used."""
     with pytest.raises(UsageError, match="the pair is loaded already"):
         sweep({"strategies": ["draft"]}, load_pair("tiny-random"), output=tmp_path / "out", **loading)
     assert not (tmp_path / "out").exists()
@@ -445,15 +445,15 @@ def test_changed_prompts_are_refused(tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     out = str(tmp_path / "out")
     assert run(str(plan), "-o", out, "--limit", "1", "-q").exit_code == 0
-    assert run(str(plan), "-o", out, "--resume", "-q").exit_code == 0  # one more is no other
-    assert run(str(plan), "-o", out, "--limit", "1", "--resume", "-q").exit_code == 0  # and what one is stays known
+    assert run(str(plan), "-o", out, "--resume", "-q").exit_code == 0  # a prompt that is added is not a change
+    assert run(str(plan), "-o", out, "--limit", "1", "--resume", "-q").exit_code == 0  # and known prompts stay known
     prompts.write_text('{"prompt": "one"}\n{"prompt": "three"}\n')
     refused = run(str(plan), "-o", out, "--resume")
     assert refused.exit_code == 2 and "was made with another problem 2" in refused.stderr
 
 
 def test_greedy_answers_are_made_once_whatever_the_seeds(plan_file: Path, tmp_path: Path) -> None:
-    """Also where a sweep is gone on with for other seeds."""
+    """They are made once even if a sweep is resumed with other seeds."""
     out = str(tmp_path / "out")
     assert run(str(plan_file), "-o", out, "--limit", "1", "-s", "draft").exit_code == 0
     assert run(str(plan_file), "-o", out, "--limit", "1", "-s", "draft", "--seed", "7", "--resume").exit_code == 0
@@ -503,7 +503,7 @@ def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -
 
 
 def test_answers_that_nothing_speaks_for_are_refused(plan_file: Path, tmp_path: Path) -> None:
-    """Without sweep.json nobody knows how many tokens they were to have, or of which pair."""
+    """Without sweep.json, neither their token limit nor their pair is known."""
     out = tmp_path / "out"
     assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
     (out / "sweep.json").unlink()
@@ -611,7 +611,7 @@ def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: 
     kept = lines.read_bytes().count(b"\n")
     assert 7 <= kept < 45
     with lines.open("ab") as file:
-        file.write(b'{"half a')  # what a crash of the machine might leave
+        file.write(b'{"half a')  # as a crash of the machine might leave it
     assert process(plan_file, broken, "--resume").wait(timeout=300) == 0
     assert lines.read_bytes().count(b"\n") == 45  # nothing was done twice
     fields = {*SweepRow.model_fields}
@@ -628,7 +628,7 @@ def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: 
 
 
 def test_rounds_in_which_nothing_was_drafted_are_counted() -> None:
-    """Of a prompt that repeats nothing, lookups draft nothing: its rounds kept 0 drafts."""
+    """Lookups draft nothing for a prompt without repetition; its rounds are counted as keeping 0 drafts."""
     from cascli.sweeps.worker import record_of
 
     run = generate(load_pair("tiny-random"), prompt_ids=[1, 2, 3], strategy="target", max_new_tokens=3)
@@ -638,7 +638,7 @@ def test_rounds_in_which_nothing_was_drafted_are_counted() -> None:
 
 
 def test_a_batch_has_no_more_places_than_there_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches of every place are made at once, so that places that stay empty could fill the memory."""
+    """Caches of all places are made up front, so unused ones could fill the memory."""
     sizes = []
     made = Lanes.__init__
     monkeypatch.setattr(
@@ -650,7 +650,7 @@ def test_a_batch_has_no_more_places_than_there_are_problems(tmp_path: Path, monk
 
 
 def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
-    """To as much as fits with the pair's prefix; short ones stay as they are, and what does not fit at all is told."""
+    """They are cut to what fits with the pair's prefix; short ones stay unchanged; if nothing fits, it is an error."""
     from cascli.models.load import load_pair
     from cascli.sweeps.worker import answers
 
@@ -663,17 +663,17 @@ def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
         return answers(pair, plan, cell, Example("p", turns[0], later=turns[1:]))
 
     (run,) = asked(20, "0123456789" * 3)
-    assert run.prompt == "012345678901234" and len(run.prompt_token_ids) == 20  # bytes, five of them the prefix
+    assert run.prompt == "012345678901234" and len(run.prompt_token_ids) == 20  # bytes, five of them for the prefix
     assert bytes(run.prompt_token_ids) == b"sum: 012345678901234"
     (raw,) = asked(20, "0123456789" * 3, raw=True)
     assert bytes(raw.prompt_token_ids) == b"01234567890123456789"
     (short,), (whole,) = asked(20, "012345678901234"), asked(None, "0123456789" * 3)
     assert short.prompt_token_ids == run.prompt_token_ids and len(whole.prompt_token_ids) == 35
-    (nearly,) = asked(34, "0123456789" * 3)  # one character is too much, and no other one is lost for it
+    (nearly,) = asked(34, "0123456789" * 3)  # one character too long: only that one is lost
     assert len(nearly.prompt_token_ids) == 34
-    (umlauts,) = asked(20, "ä" * 30)  # two bytes each, never half of one
+    (umlauts,) = asked(20, "ä" * 30)  # two bytes each, never cut in half
     assert umlauts.prompt == "ä" * 7
-    first, second = asked(60, "0123456789" * 3, "9876543210" * 3)  # the conversation so far is in the second
+    first, second = asked(60, "0123456789" * 3, "9876543210" * 3)  # the second includes the conversation so far
     assert len(first.prompt_token_ids) == 35 < len(second.prompt_token_ids) <= 60
     assert len(second.prompt) < 30 and ("9876543210" * 3).startswith(second.prompt)
     with pytest.raises(UsageError, match="max_prompt_tokens: 5 hold nothing"):
@@ -828,7 +828,7 @@ def test_a_cascade_counts_prompts_and_rules_count_tokens() -> None:
 
 
 def test_a_rejection_is_the_first_of_its_round() -> None:
-    """Ten rounds of four drafts that keep two: ten rejections in thirty tests, whatever came after them."""
+    """Ten rounds of four drafts that keep two: ten rejections in thirty tests, whatever was drafted after them."""
     [row] = rows([record("speculative:k=4", "a", 1.0, drafted=40, accepted=20, tested=30)])
     assert row.rejection_rate == pytest.approx(1 / 3)
     [old] = rows([record("speculative:k=4", "a", 1.0, drafted=40, accepted=20)])
@@ -874,14 +874,14 @@ def test_budgets_find_an_alpha_for_every_rule(plan_file: Path, tmp_path: Path) -
         (t, rule, budget) for t in (0.0, 1.0) for rule in ("chow", "opt") for budget in (0.4, 0.8)
     ]
     assert set(specs) == {each.spec for each in budgets if each.met}
-    assert found.stderr.count("not matched:") == 0  # quiet
+    assert found.stderr.count("not matched:") == 0  # because of -q
     before = (out / "records.jsonl").read_bytes()
     assert run(str(plan_file), "-o", str(out), "--limit", "1", "-q", "--resume").exit_code == 0
     assert (out / "records.jsonl").read_bytes() == before
     assert Records(out).header().matched == specs
     plan_file.write_text(PLAN + "match: {target_calls_per_token: [0.6], rules: [opt], k: 2}\n")
     assert run(str(plan_file), "-o", str(out), "--limit", "1", "-q", "--resume").exit_code == 0
-    assert [each.budget for each in Records(out).header().budgets] == [0.6, 0.6]  # other budgets are found anew
+    assert [each.budget for each in Records(out).header().budgets] == [0.6, 0.6]  # other budgets are searched again
 
 
 def test_replay_on_the_command_line(plan_file: Path, tmp_path: Path) -> None:

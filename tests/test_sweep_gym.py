@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym: what is asked, where an answer is looked for, and what it is worth."""
+"""reasoning-gym problems: the questions, where the answer is found, and how it is scored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def task(limit: int | None = 5, plan: dict | None = None, **more: object) -> Tas
     return task_of(SweepPlan.model_validate(made | (plan or {})), Path())
 
 
-# ---- what is asked
+# ---- questions
 
 
 def test_questions_are_asked_with_the_words_that_go_with_the_extraction() -> None:
@@ -45,7 +45,7 @@ def test_questions_are_asked_with_the_words_that_go_with_the_extraction() -> Non
 
 def test_the_first_problems_are_the_same_for_any_limit_and_in_any_process() -> None:
     shown, more = (task(n, dataset="gsm_symbolic", shots=2).problems[0] for n in (1, 4))
-    assert shown == more  # its examples too, or a sweep that goes on with more problems would ask others
+    assert shown == more  # with its examples, or a sweep resumed with more problems would use other prompts
     few, many = task(3, dataset="gsm_symbolic"), task(30, dataset="gsm_symbolic")
     assert few.problems == many.problems[:3] and few.problems[2].id == "gsm_symbolic-0-2"
     assert few.asked().items() <= many.asked().items()
@@ -145,7 +145,7 @@ def test_an_answer_written_as_the_examples_write_it_is_solved(name: str, way: st
         assert exam.score(problem, "", [], None) == 0
 
 
-# ---- what it is worth
+# ---- scores
 
 
 def test_parts_of_a_score_count_only_where_they_are_asked_for() -> None:
@@ -175,7 +175,7 @@ def test_others_calibrate_where_budgets_are_to_be_met() -> None:
     assert len(task(None).problems) == 100
 
 
-# ---- what is refused
+# ---- what is rejected
 
 
 @pytest.mark.parametrize("name", ["countdown", "puzzle24", "simple_integration", "n_queens", "spiral_matrix"])

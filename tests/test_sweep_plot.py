@@ -1,4 +1,4 @@
-"""What a sweep's picture joins, and in which colours."""
+"""A sweep's figure: which points it connects, and in which colours."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FAMILY = r"[\w-]+( opt| token-v3| chow| min-p)?"
 
 @pytest.fixture(params=[(0.0, 1.0), (1.0,)], ids=["a panel a temperature", "a panel a cost"])
 def figure(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The figure as it was saved."""
+    """The figure that was saved."""
     plt = sweep_plot.pyplot()
     kept = []
     monkeypatch.setattr(plt, "close", kept.append)
@@ -70,7 +70,7 @@ def figure(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def rows_of(figure: Any) -> dict[Any, list[SweepRow]]:
-    """What each panel over target calls an answer shows."""
+    """The rows shown by each panel over target calls per answer."""
     found = {axes: axes.get_xlabel() for axes in figure.axes}
     if len(figure.axes) == 2:
         names = ["target calls per answer, temperature 0 (greedy)", "target calls per answer, temperature 1"]
@@ -89,7 +89,7 @@ def drawn(axes: Any) -> dict[str, Any]:
 
 
 def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
-    """Also where a panel lacks one: token-cascade has no rejections."""
+    """It has the same colour even if another panel lacks it: token-cascade has no rejections."""
     panels = [drawn(axes) for axes in figure.axes]
     assert any("token-cascade" in label for label in panels[0])
     assert any("token-cascade" in label for label in panels[1]) == (len(panels) == 2)
@@ -103,7 +103,7 @@ def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
 
 
 def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
-    """A mark a family, the same in every panel, as the legend has it."""
+    """Each family has its own mark, the same in every panel."""
     marks: dict[str, set[str]] = {}
     for axes in figure.axes:
         for label, line in drawn(axes).items():
@@ -113,7 +113,7 @@ def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
 
 
 def test_the_legend_says_what_every_curve_is(figure: Any) -> None:
-    """Its colour, mark, size and line beside its name."""
+    """It shows each curve's colour, mark, size and line style next to its name."""
     [legend] = figure.legends
     entries = {text.get_text(): line for line, text in zip(legend.legend_handles, legend.get_texts(), strict=True)}
     assert {"Pareto front", "random deferral"} <= entries.keys()
@@ -134,7 +134,7 @@ def test_controls_alone_are_dashed(figure: Any) -> None:
 
 
 def test_a_panel_over_calls_shows_what_an_answer_took(figure: Any) -> None:
-    """Not what a token took: a rule that writes more has the larger number."""
+    """Calls are per answer, not per token: a rule that writes more has the larger number."""
     for axes, table in rows_of(figure).items():
         points = {(x, y) for line in drawn(axes).values() for x, y in line.get_xydata()}
         assert points == {(each.costs.target_calls_per_answer, each.quality) for each in table}
@@ -154,7 +154,7 @@ def test_a_curve_joins_nothing_but_one_parameter() -> None:
 
 
 def test_block_lengths_are_points_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line between them, and each with its k."""
+    """They are not connected, and each is labelled with its k."""
     plt = sweep_plot.pyplot()
     kept: list[Any] = []
     monkeypatch.setattr(plt, "close", kept.append)
@@ -175,7 +175,7 @@ def test_a_longer_block_is_a_larger_mark_in_every_family() -> None:
     for curve in found:
         if "rule" in dict(curve.others):
             sizes.setdefault(dict(curve.others)["k"], set()).add(looks[curve.key].size)
-    assert all(len(each) == 1 for each in sizes.values()), sizes  # whatever its family has beside it
+    assert all(len(each) == 1 for each in sizes.values()), sizes  # whatever else its family contains
     ordered = [min(sizes[k]) for k in (1, 2, 4, 8, 16)]
     assert ordered == sorted(set(ordered))
 
@@ -205,7 +205,7 @@ def test_no_two_curves_look_the_same(figure: Any) -> None:
 
 
 def labels(axes: Any) -> list[Any]:
-    """What is written at the ends of curves."""
+    """The labels at the ends of curves."""
     return [text for text in axes.texts if re.fullmatch(r"(k=|threshold=)?-?[\d.]+", text.get_text())]
 
 
@@ -224,7 +224,7 @@ def test_both_ends_of_a_curve_say_their_alpha(figure: Any) -> None:
 
 
 def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
-    """Where there is room: here on average one in ten may not find any."""
+    """They do not overlap where there is room: here, up to one in ten finds none."""
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in labels(axes)]
@@ -236,14 +236,14 @@ def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
 
 
 def test_text_can_be_read_from_the_last_row(figure: Any) -> None:
-    """Ten points on a slide of 13.3 inches, whatever the width of the figure."""
+    """Text has at least 9 points on a slide of 13.3 inches, whatever the width of the figure."""
     shrunk = 13.3 / max(figure.get_figwidth(), 13.3)
     texts = [text for axes in figure.axes for text in (*labels(axes), axes.xaxis.label, *axes.get_xticklabels())]
     assert min(text.get_fontsize() for text in (*texts, *figure.legends[0].get_texts())) * shrunk >= 9
 
 
 def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rules between 33 and 35 calls, the two models at 0 and 100."""
+    """With rules between 33 and 35 calls and the two models at 0 and 100, the axis covers only the rules."""
     specs = ["target", "draft", *(f"speculative-cascade:rule=opt,alpha={alpha},k=2" for alpha in (0.0, 0.1, 0.3))]
     calls = [100.0, 0.0, 35.0, 34.0, 33.0]
     table = [
@@ -269,7 +269,7 @@ def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, mon
 
 @pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: bytes) -> None:
-    """With a title that is neither mathematics nor markup."""
+    """Files are identical byte by byte, even with a title that looks like mathematics or markup."""
     for name in ("one", "other"):
         plot_sweep(ROWS[:12], "quality", tmp_path / f"{name}.{suffix}", title="Half $\\frac$ <b>&\x00 price: 5$")
     one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("one", "other"))
@@ -290,7 +290,7 @@ def test_front_and_random_deferral_are_of_one_temperature(figure: Any) -> None:
 
 
 def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figure: Any) -> None:
-    """A coin between the draft's answers and the target's own is dearer, since speculation writes those for less."""
+    """It ends at the cheapest lossless strategy, as speculation writes the target's answers for fewer calls."""
     for axes, table in rows_of(figure).items():
         [line] = [line for line in axes.lines if line.get_label() == "random deferral"]
         [draft] = [each for each in table if each.strategy == "draft"]
@@ -301,7 +301,7 @@ def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figu
 
 
 def test_tables_without_costs_show_the_same_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of before answers were counted, and of a results.csv."""
+    """Tables from before answers were counted, and those of a results.csv, have no costs."""
     plt = sweep_plot.pyplot()
     kept: list[Any] = []
     monkeypatch.setattr(plt, "close", kept.append)
@@ -318,7 +318,7 @@ def test_tables_without_costs_show_the_same_calls(tmp_path: Path, monkeypatch: p
 def test_settings_that_differ_between_temperatures_stand_at_their_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As budgets find them: one entry of the legend, which can have one value only."""
+    """Settings found for budgets are labelled there: their one entry in the legend can show only one value."""
     specs = {0.0: "speculative-cascade:rule=opt,alpha=0.12,k=4", 1.0: "speculative-cascade:rule=opt,alpha=0.31,k=4"}
     same = "speculative-cascade:rule=chow,alpha=0.2,k=4"
     table = [row(spec, at, i) for at, one in specs.items() for i, spec in enumerate(["target", "draft", one, same])]
@@ -335,7 +335,7 @@ def test_settings_that_differ_between_temperatures_stand_at_their_points(
 
 
 def test_one_long_name_costs_a_long_legend_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes over two lines; nothing of it is lost, nothing stands outside the figure or over the panels."""
+    """It wraps to two lines and stays complete; the legend stays inside the figure and below the panels."""
     rules = ["chow", "diff", "head", "mentored", "min-p", "opt", "opt-log", "token-v1", "token-v2", "token-v3", "bild"]
     specs = ["target", "draft", "speculative:k=4", *(f"speculative-cascade:rule={rule},k=4" for rule in rules)]
     long = [f"speculative-cascade:rule=typical,epsilon=0.09{i},delta=0.312{i},k=4" for i in range(1, 7)]
@@ -356,4 +356,4 @@ def test_one_long_name_costs_a_long_legend_no_column(tmp_path: Path, monkeypatch
     before, after = (each.axes[0].get_window_extent().height for each in kept)
     assert (
         before <= after < 1.1 * before
-    )  # the figure grew by what the legend took; a second line takes less than a name
+    )  # the figure grew by the height of the legend; a second line takes less than another name

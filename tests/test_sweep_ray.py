@@ -1,4 +1,4 @@
-"""Sweeps spread by Ray, on a cluster of two nodes on this machine."""
+"""Sweeps distributed by Ray, on a cluster of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Two nodes with a CPU each."""
+    """The address of two nodes with one CPU each."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -48,14 +48,14 @@ def address() -> Iterator[str]:
 
 
 def plain(records: Records) -> list[Record]:
-    """What must not depend on where it was done: all but the seconds."""
+    """What must not depend on where it was computed: everything except the seconds."""
     found = (record.model_copy(update={"seconds": None}) for record in records.read())
     return sorted(found, key=lambda record: record.key)
 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
-    """Its calls never end; as long as a machine is there, the wait goes on."""
+    """Its calls never end; as long as a node is alive, the wait continues."""
     from cascli.sweeps.ray_executor import RayExecutor
 
     looks = []

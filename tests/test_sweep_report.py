@@ -1,4 +1,4 @@
-"""The page of a sweep: what is on it, and that no text on it is anything but text."""
+"""A sweep's page: its contents, and that no text on it is interpreted as markup."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TAGS = {
 
 
 class Elements(HTMLParser):
-    """All tags, and the text between them."""
+    """Collects all tags, and the text between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def page_of(text: str = "answer", prompts: int = 8, **more: object) -> str:
 
 
 def test_no_text_is_read_as_markup() -> None:
-    """Answers, prompts, categories, ids, the title, the command, the environment, the plan."""
+    """Covers answers, prompts, categories, ids, the title, the command, the environment and the plan."""
     plan = plan_of(task={"kind": "jsonl", "path": HOSTILE.replace("\x00", ""), "metric": "f1"}, system=HOSTILE)
     records = [
         record.model_copy(update={"problem": record.problem + HOSTILE, "category": record.category + HOSTILE})
@@ -103,8 +103,8 @@ def test_a_value_its_interval_and_its_difference_are_one_cell_each() -> None:
     assert re.fullmatch(r"0\.\d{3} 95%: 0\.\d\d to 0\.\d\d", cells[0])
     assert re.fullmatch(r"-0\.\d{3} 95%: -0\.\d\d to [+-]0\.\d\d", cells[1])
     assert re.fullmatch(r"-0\.\d{3} 95%: -0\.\d\d to [+-]0\.\d\d", cells[2]) and headings[3] == "against random"
-    assert re.fullmatch(r"\d\.\d\dx \d+\.\d tokens/s", cells[3])  # all prompts take as long: there is no scatter
-    assert table.count('<tr class="group">') == 2  # temperatures
+    assert re.fullmatch(r"\d\.\d\dx \d+\.\d tokens/s", cells[3])  # all prompts take equally long: no scatter
+    assert table.count('<tr class="group">') == 2  # one per temperature
 
 
 def test_few_prompts_have_no_interval_on_the_page() -> None:
@@ -176,7 +176,7 @@ def test_samples_are_few() -> None:
 
 
 def test_an_answer_is_shown_from_where_it_parts() -> None:
-    """What is left of it after a long common beginning is never cut away."""
+    """The part after a long common beginning is never cut off."""
     begins = "x" * 10_000
     records = [answer("target", "p", f"{begins} yes", 1.0), answer("draft", "p", f"{begins} no!", 0.0)]
     plan = plan_of(strategies=["target", "draft"], temperatures=[0.0])
@@ -219,7 +219,7 @@ def test_the_picture_is_part_of_the_page() -> None:
 
 
 def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
-    """Also where it goes on with fewer prompts, and without saying the title again."""
+    """It keeps them even if it is resumed with fewer prompts and without the title."""
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "pair: tiny-random\nstrategies: [draft, 'speculative:k=2']\nmax_new_tokens: 4\n"
@@ -239,7 +239,7 @@ def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
     folder = Records(tmp_path / "out")
     folder.write_header(folder.header().model_copy(update={"date": "2026-01-02T03:04:05Z"}))
     sweep("--resume", "--limit", "1")
-    assert folder.header().date == "2026-01-02T03:04:05Z"  # when it began
+    assert folder.header().date == "2026-01-02T03:04:05Z"  # when it started
     assert {(each.problem, each.category) for each in folder.read()} == {("a", "<b>one"), ("b", "two")}
     assert folder.header().prompts == {"a": "first", "b": "second\n\nand third"}
     page = (tmp_path / "out" / "report.html").read_text()
@@ -248,7 +248,7 @@ def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
 
 
 def test_other_categories_are_no_other_sweep() -> None:
-    """Answers do not depend on them."""
+    """Answers do not depend on categories."""
     one, other = (Task("f1", [Example("a", "ask", category=name)]) for name in ("x", "y"))
     assert one.asked() == other.asked()
 

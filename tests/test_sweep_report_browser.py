@@ -1,4 +1,4 @@
-"""A sweep's page in a real browser: on a slide, on a laptop and on a telephone, light and dark."""
+"""A sweep's page in a real browser: on a slide, on a laptop and on a phone, light and dark."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_no_error_and_no_request_but_the_file(view: Browser, page: Path) -> None
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_wider_than_the_window(view: Browser, width: int, scheme: str) -> None:
-    """But in a box that scrolls by itself; the table of strategies needs none."""
+    """Only a box with its own scroll bar may be wider; the table of strategies needs none."""
     view.size(width)
     view.prefers(color_scheme=scheme)
     view.js("document.querySelector('details').open = true")
@@ -76,7 +76,7 @@ def test_nothing_is_wider_than_the_window(view: Browser, width: int, scheme: str
 
 
 def test_a_laptop_shows_the_table_in_single_lines(view: Browser) -> None:
-    """At 1,280 pixels no value is broken, and no row is more than two lines high."""
+    """At 1,280 pixels no value wraps, and no row is more than two lines high."""
     heights = view.js(
         "[...document.querySelectorAll('.wide tbody tr:not(.group)')].map((row) => row.getBoundingClientRect().height)"
     )
@@ -85,7 +85,7 @@ def test_a_laptop_shows_the_table_in_single_lines(view: Browser) -> None:
 
 @pytest.mark.parametrize("width", [1200, 1280, 1440])
 def test_a_study_of_long_names_fits_a_laptop(view: Browser, width: int) -> None:
-    """Every column that there is, with names as long as those of rules with their settings; no number is broken."""
+    """All columns fit, with names as long as those of rules with settings, and no number wraps."""
     study = Path(__file__).parents[1] / "benchmarks" / "results" / "study-word-problems" / "report.html"
     view.size(width)
     view.open(study)
@@ -111,7 +111,7 @@ def test_a_telephone_shows_every_value_with_its_name(view: Browser) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_contrast(view: Browser, scheme: str) -> None:
-    """4.5 to 1, of each text on the nearest ground below it; the picture has its own white one."""
+    """It is at least 4.5 to 1 for each text on the nearest background below it; the figure has its own white one."""
     view.prefers(color_scheme=scheme)
     low = view.js(
         """(() => {

@@ -1,4 +1,4 @@
-"""Prompts from Hugging Face datasets, from a folder: the hub cannot be reached here."""
+"""Prompts from Hugging Face datasets, read from a folder because the tests cannot reach the hub."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def asked(task: SweepPlan, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
 def test_a_single_file_is_a_dataset(folder: Path, ending: str) -> None:
-    """Of one split, whatever it is called; the library tells the kind by the ending."""
+    """It has one split, whatever its name; the library detects the format by the suffix."""
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list(ROWS)
     write = {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(ending, rows.to_json)

@@ -1,4 +1,4 @@
-"""A sweep's table on the terminal, and what it says of its own numbers."""
+"""A sweep's table on the terminal, and its notes on its own numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_it_speaks_as_compare_does() -> None:
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_temperatures_stand_apart(width: int) -> None:
-    """One line a strategy in a table, each temperature under its name, and a line between two tables."""
+    """One line per strategy in a table, a heading for each temperature, and an empty line between two tables."""
     lines = table(ROWS, width)
     first, second = lines.index("temperature 0 (greedy)"), lines.index("temperature 1")
     assert lines[second - 1] == ""
@@ -44,17 +44,17 @@ def test_temperatures_stand_apart(width: int) -> None:
     for part in (lines[first:second], lines[second:]):
         headings = [place for place, line in enumerate(part) if line.startswith("strategy")]
         assert len(headings) == tables
-        for heading in headings[1:]:  # which may have two lines
+        for heading in headings[1:]:  # a heading may have two lines
             assert "" in part[heading - 2 : heading]
         assert sum(line.startswith("spec-cascade opt") for line in part) == 6 * tables
     assert ("results.csv has more columns" in " ".join(lines[-2:])) == (width == 80)
-    one_table = len(ROWS) // 2 + 4  # heading and line, and a line before
+    one_table = len(ROWS) // 2 + 4  # the heading, the line under it, and a line before it
     assert len(lines) <= 2 * (1 + tables * one_table) + 2
 
 
 @pytest.mark.parametrize("width", [30, 40, 60])
 def test_on_a_narrow_terminal_names_wrap_and_numbers_do_not(width: int) -> None:
-    """What tells strategies apart is there, and the columns that are left out are in the file."""
+    """What distinguishes strategies is kept, and omitted columns are in the file."""
     text = "\n".join(table(ROWS, width))
     assert "…" not in text and "tok/s" not in text
     assert all(len(line) <= width for line in text.splitlines())
@@ -66,7 +66,7 @@ def test_on_a_narrow_terminal_names_wrap_and_numbers_do_not(width: int) -> None:
 
 
 def test_few_prompts_get_no_interval() -> None:
-    """A range has other brackets, values that are all alike have none, and below stands what that means."""
+    """A range has square brackets, equal values have none, and a note below explains both."""
     few = rows(records_of(PLAN, prompts=3), PLAN)
     assert {row.quality_interval_kind for row in few} == {"range"}
     text = "\n".join(table(few, 200))
@@ -166,7 +166,7 @@ def test_a_fastest_one_is_said_to_be_so_by_chance() -> None:
 
 
 def test_what_is_lossless_is_not_ranked_by_how_its_samples_came_out() -> None:
-    """At temperature 1 its mean lies below the target's half of the time, and now and then beyond its interval."""
+    """At temperature 1 its mean is below the target's half of the time, and sometimes outside its interval."""
     target = row("target", 0.0, 0.0, 0.0, 1.0)
     unlucky = [row(f"speculative:k={k}", -0.2, -0.3, -0.1, 1.0 + k / 10) for k in (2, 4)]
     assert findings([target, *unlucky]) == [
@@ -230,7 +230,7 @@ def test_older_tables_with_intervals_are_not_told_that_they_have_none() -> None:
 
 
 def test_random_deferral_gives_way_where_there_is_no_room() -> None:
-    """To the quality and its difference to the target; the file has it."""
+    """It gives way to the quality and its difference from the target; the file has it."""
     narrow, wide = ("\n".join(table(ROWS, width)) for width in (80, 200))
     assert "random" not in narrow and "has more columns" in narrow
     assert "random" in wide
@@ -268,7 +268,7 @@ def test_of_equal_cost_the_better_is_on_the_front_and_zero_is_a_quality() -> Non
 
 
 def test_repeats_are_held_against_the_same_repeat_of_the_target() -> None:
-    """Those of an evaluation draw numbers of their own, so that the answers of two repeats differ."""
+    """An evaluation's repeats draw their own random numbers, so the answers of two repeats differ."""
 
     def answered(strategy: str, repeat: int, token: int) -> Record:
         cell = Cell(strategy=strategy, temperature=1.0, seed=0, repeat=repeat)
@@ -297,7 +297,7 @@ def test_estimates_stand_under_their_names() -> None:
 
 
 def test_prompts_are_counted_once_whatever_the_seeds() -> None:
-    """What intervals are over, and what a target call an answer is held against."""
+    """Intervals are over `num_prompts`, and target calls per answer over `answers`."""
     plan = plan_of(seeds=[0, 1])
     found = rows(records_of(plan, prompts=3), plan)
     assert {row.num_prompts for row in found} == {3}

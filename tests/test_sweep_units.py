@@ -1,4 +1,4 @@
-"""What becomes of one prompt of a sweep: its answers, their score, and the record that is kept of them."""
+"""What happens to one prompt of a sweep: its answers, their score, and the record that is saved."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_record_is_of_all_turns(text_pair: Pair) -> None:
     assert record.cut == record.turns == 2
     assert record.target_calls == first.metrics.target_calls + last.metrics.target_calls
     silent = first.model_copy(update={"metrics": first.metrics.model_copy(update={"num_draft_tokens": 0})})
-    every = first.metrics.num_rounds + last.metrics.num_rounds  # also of a turn for which nothing was drafted
+    every = first.metrics.num_rounds + last.metrics.num_rounds  # including turns for which nothing was drafted
     assert record_of(cell, problem, [silent, last], None, None).rounds == every
     parts = [
         (log_likelihood(text_pair.target, run.prompt_token_ids, run.token_ids), len(run.token_ids))
@@ -73,7 +73,7 @@ def test_an_answer_once_counts_once_in_a_cascades_deferral(text_pair: Pair) -> N
 
 
 def test_a_mean_of_which_a_part_is_not_known_is_not_known(text_pair: Pair) -> None:
-    """It would stand in the table as that of all tokens."""
+    """The table would show it as the mean of all tokens."""
     plan, problem = (
         SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=4),
         Example("p", "a", later=("b",)),
@@ -89,14 +89,14 @@ def test_a_mean_of_which_a_part_is_not_known_is_not_known(text_pair: Pair) -> No
 
 
 def test_answers_do_not_depend_on_what_steps_took_on_this_machine(text_pair: Pair) -> None:
-    """Else a sweep that goes on elsewhere, or after `cascli bench`, would be made of two strategies."""
+    """Otherwise a sweep resumed elsewhere, or after `cascli bench`, would mix two strategies."""
     spec, cheap = "speculative:stop=rate,k=8", timing([0.001])
     timed = dataclasses.replace(
         text_pair, steps=Profile(context=9, draft={1: cheap}, target=dict.fromkeys((1, 9), timing([1.0])))
     )
     ask = {"strategy": spec, "max_new_tokens": 16, "temperature": 1.0}
     drafted = [generate(each, "hello", **ask).metrics.num_draft_tokens for each in (text_pair, timed)]
-    assert drafted[0] < drafted[1]  # the steps' times do matter
+    assert drafted[0] < drafted[1]  # step times do make a difference
     plan = SweepPlan(strategies=[spec], temperatures=[1.0], max_new_tokens=16)
     unit = Unit(Cell(strategy=spec, temperature=1.0, seed=0), Example("p", "hello"))
     here, there = (Worker(each, plan, Task("agreement", [unit.problem])).do(unit) for each in (text_pair, timed))

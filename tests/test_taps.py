@@ -1,4 +1,4 @@
-"""Hidden states between a decoder's layers are those that transformers gives away, of every token, over a cache."""
+"""Hidden states between a decoder's layers equal those of transformers, for every token, with a cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_taps_are_the_hidden_states_of_every_token(name: str) -> None:
     for n in range(1, depth):
         assert torch.allclose(hidden[n], wanted[n][0, 3:], atol=1e-5)
     assert hidden[depth].shape == hidden[1].shape
-    runner.forward(ids[:1], 1)  # nothing is watched any more
+    runner.forward(ids[:1], 1)  # no longer tapped
     assert hidden[1].shape[0] == 5
 
 

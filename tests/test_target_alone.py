@@ -1,4 +1,4 @@
-"""A pair that is a target alone, through every command; and the account of drafts that cost no step of a model."""
+"""A pair without a draft model, through every command; and the account of drafts that cost no model step."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def flat(v: dict[int, float], c: float | None = None) -> Profile:
 
 @pytest.mark.parametrize("draft", [None, 0.4])
 def test_the_account_of_drafts_that_cost_nothing(text_pair: Pair, draft: float | None) -> None:
-    """Blocks as short as they came, no draft step whatever one would cost, and nothing said beyond what was drafted."""
+    """It uses the blocks' actual lengths, no draft steps whatever one costs, and predicts nothing for longer blocks."""
     ask = {"prompt_ids": REPEATS, "max_new_tokens": 40, "temperature": 1.0, "seed": 3}
     target, lookup = (generate(text_pair, strategy=each, **ask) for each in ("target", LOOKUP))
     lengths = [len(round_.drafted) for round_ in lookup.rounds]
@@ -103,7 +103,7 @@ def test_drafters_stand_beside_each_other() -> None:
 
 
 def test_a_draft_of_nothing_is_an_error(tmp_path: Path) -> None:
-    """`draft:` may be left out, or null; anything else is a model."""
+    """`draft:` may be omitted, or null; anything else is a model."""
     file = tmp_path / "x.yaml"
     file.write_text(yaml.safe_dump({"draft": {"sorce": 1}, "target": model(2, 300)}))
     said = run("generate", "hi", "-c", str(file))

@@ -1,4 +1,4 @@
-"""How far the two models are apart on tasks: what is written, and that it goes on where it was."""
+"""How far apart the two models are on tasks: the output, and that answered problems are not answered again."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_answer_ends_at_the_limit_and_says_what_was_held_back() -> None:
 
 
 def test_streams_say_what_the_final_text_is() -> None:
-    """Random bytes, whole characters and broken ones: the pieces are the text, and stop strings cut both alike."""
+    """Random bytes, whole and broken characters: the pieces add up to the text, and stop strings cut both alike."""
     rng, speller = random.Random(0), Speller(byte_tokenizer())
     parts = ["a", " ", "\n", "é", "語", "🙂", b"\x80", b"\xf0", b"\xf0\x9f", b"\xe6\x97", b"\xff", b"\xc3"]
     whole = [part if isinstance(part, bytes) else part.encode() for part in parts]
@@ -91,7 +91,7 @@ def test_a_character_after_many_broken_bytes_is_not_lost() -> None:
 
 
 def test_markup_can_be_a_stop_string() -> None:
-    """No text shows it, so its token is looked for."""
+    """It does not appear in the text, so its token is checked."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
     stop = tokenizer.convert_tokens_to_ids("<|stop|>")

@@ -1,4 +1,4 @@
-"""ROUGE-2 and BLEU: by hand, at the edges, against sacrebleu; and what intervals of a corpus's BLEU cover."""
+"""ROUGE-2 and BLEU: by hand, in edge cases, against sacrebleu; and the coverage of intervals of corpus BLEU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
 
 LEAST = 0.90
-"""Of intervals that are called 95%."""
+"""Minimum coverage of intervals labelled 95%."""
 
 
 # ---- single answers
@@ -28,13 +28,13 @@ LEAST = 0.90
 @pytest.mark.parametrize(
     ("answer", "reference", "wanted"),
     [
-        ("the cat sat on the mat", "the cat was on the mat", 3 / 5),  # three of five word pairs on either side
+        ("the cat sat on the mat", "the cat was on the mat", 3 / 5),  # three of five word pairs in each text
         ("the cat", "the cat sat on", 2 * 1 * (1 / 3) / (1 + 1 / 3)),
-        ("a b a b a b", "a b", 2 * 0.2 * 1 / 1.2),  # a pair counts as often as the reference has it
-        ("cats ran home", "cat ran home", 1 / 2),  # no stemming, or both pairs would match
+        ("a b a b a b", "a b", 2 * 0.2 * 1 / 1.2),  # a pair counts at most as often as in the reference
+        ("cats ran home", "cat ran home", 1 / 2),  # no stemming: it would make both pairs match
         ("The Cat, sat!", "the cat sat", 1),
         ("cat", "cat", 0),  # one word makes no pair
-        ("mat the on", "on the mat", 0),  # all words are there, no pair is
+        ("mat the on", "on the mat", 0),  # all words match, no pair does
     ],
 )
 def test_rouge_2_by_hand(answer: str, reference: str, wanted: float) -> None:
@@ -59,7 +59,7 @@ def test_bleu_of_an_answer_by_hand() -> None:
 
 
 def test_corpus_bleu_by_hand() -> None:
-    """Totals over totals, which is not the mean of the two answers' own BLEU."""
+    """Totals over totals, not the mean of the two answers' own BLEU."""
     counts = [quality.bleu_counts("a b c d e", "a b c d f"), quality.bleu_counts("a b c d", "a b c d e f")]
     assert counts == [[5, 5, 4, 3, 2, 1, 5, 4, 3, 2], [4, 6, 4, 3, 2, 1, 4, 3, 2, 1]]
     wanted = math.exp(1 - 11 / 9) * (8 / 9 * 6 / 7 * 4 / 5 * 2 / 3) ** 0.25
@@ -69,7 +69,7 @@ def test_corpus_bleu_by_hand() -> None:
 
 
 def test_corpus_bleu_is_sacrebleus() -> None:
-    """Over corpora with empty and short answers, missing matches, and answers longer and shorter than references."""
+    """Covers empty and short answers, missing matches, and answers longer and shorter than their references."""
     import sacrebleu
 
     rng = random.Random(0)
@@ -101,14 +101,14 @@ def test_nothing_matches_an_empty_reference() -> None:
 
 
 def sentence(rng: np.random.Generator, skill: float, length: int) -> list[int]:
-    """Counts of an answer whose words match or do not, in runs; about as long as its reference."""
+    """N-gram counts of an answer whose words match at random; about as long as its reference."""
     hits = rng.random(length) < skill
     matches = [sum(hits[i : i + n].all() for i in range(length - n + 1)) for n in range(1, ORDER + 1)]
     return [length, max(1, length + int(rng.integers(-3, 4))), *matches, *(max(0, length - n) for n in range(ORDER))]
 
 
 def pairs(rng: np.random.Generator, n: int, differing: float, loss: float) -> tuple[list[list[int]], list[list[int]]]:
-    """Two writers' answers to `n` prompts: the same ones, but for a share, where one of them is worse."""
+    """Answers of two writers to `n` prompts: the same, except for a share where one of them is worse."""
     ours, theirs = [], []
     for _ in range(n):
         skill, length = rng.beta(6, 2), int(rng.integers(3, 30))
@@ -120,7 +120,7 @@ def pairs(rng: np.random.Generator, n: int, differing: float, loss: float) -> tu
 @pytest.mark.parametrize("n", [10, 20, 80])
 @pytest.mark.parametrize(("differing", "loss"), [(1.0, 0.2), (0.5, 0.0), (0.1, 0.3)])
 def test_intervals_of_corpus_bleu_cover(n: int, differing: float, loss: float) -> None:
-    """One corpus, and two of answers to the same prompts, drawn from many, which are the truth."""
+    """Covers one corpus, and the difference of two, sampled from a large one that is the truth."""
     rng = np.random.default_rng(0)
     ours, theirs = pairs(rng, 2000, differing, loss)
     truth, change = corpus_bleu(theirs), corpus_bleu(ours) - corpus_bleu(theirs)
@@ -137,7 +137,7 @@ def test_intervals_of_corpus_bleu_cover(n: int, differing: float, loss: float) -
 
 
 def test_pairing_is_what_makes_a_difference_sharp() -> None:
-    """Answers that mostly agree differ by far less than either corpus scatters."""
+    """The difference of answers that mostly agree varies much less than the score of either corpus."""
     ours, theirs = pairs(np.random.default_rng(1), 80, 0.3, 0.2)
     one, both = bleu_interval(theirs), bleu_difference_interval(ours, theirs)
     assert one is not None and both is not None and one.kind == both.kind == "95%"

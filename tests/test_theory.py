@@ -37,7 +37,7 @@ def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
 @pytest.mark.parametrize("k", [1, 2, 6])
 @pytest.mark.parametrize("a", [0.0, 0.3, 0.8, 1.0])
 def test_rounds_of_an_answer_are_those_of_a_simulation(a: float, k: int) -> None:
-    """Mean rounds until n tokens are there, from the exact distribution of a round's tokens."""
+    """The mean number of rounds for n tokens agrees with the exact distribution of the tokens per round."""
     n = 60
     chances = [a**t * (1 - a) for t in range(k)] + [a**k]  # of 1 .. k + 1 tokens
     expected = [0.0] * (n + 1)
@@ -59,7 +59,7 @@ def test_explanation_adds_up(text_pair: Pair, any_noise: None) -> None:
     run = next(run for run in found.runs if run.spec == why.strategy)
     assert why.tokens_per_round == pytest.approx(len(run.token_ids) / run.metrics.num_rounds)
     assert 0 <= why.acceptance <= 1
-    beyond = why.acceptance**3 if "rule" in run.params else 0.0  # a rule reads q behind a block that has passed
+    beyond = why.acceptance**3 if "rule" in run.params else 0.0  # a rule reads q after a block that has passed
     assert why.without_it >= why.predicted_speed_up
     assert why.predicted_speed_up == pytest.approx(
         theory.tokens_per_round(why.acceptance, 3, 40) / (why.c * (3 + beyond) + why.v)

@@ -1,4 +1,4 @@
-"""Two tokenizers: what tokens stand for, what is common, how texts and special tokens are read, and what is told."""
+"""Two tokenizers: what tokens stand for, which are shared, how texts and special tokens are read, what is reported."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def test_a_vocabulary_of_another_kind_is_refused() -> None:
 )
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_are_spelled_exactly(tokenizer: Any, text: str) -> None:
-    """No space is put before them, and what is spelled as a special token is one of none."""
+    """No space is put in front, and text spelled like a special token does not become one."""
     contents = Contents(tokenizer)
     assert contents.spelling(contents.encode(text.encode())) == text.encode()
 
 
 def test_a_texts_own_tokens_are_kept_where_they_spell_it() -> None:
-    """And a word after nothing is that of the middle of a text: no `▁`, which is a space that nobody wrote."""
+    """The first word is encoded as in the middle of a text: without `▁`, a space that nobody wrote."""
     tokenizer = piecewise()
     contents = Contents(tokenizer)
     names = [contents.name(token) for token in contents.encode(b"the the")]
@@ -105,7 +105,7 @@ def test_a_texts_own_tokens_are_kept_where_they_spell_it() -> None:
 
 
 def test_a_normalizer_that_changes_a_text_is_gone_round() -> None:
-    """Qwen's composes letters and accents, which a target without it writes apart."""
+    """Qwen's normalizer composes letters and accents, which a target without it writes separately."""
     from tokenizers import normalizers
 
     tokenizer = bytewise()
@@ -120,11 +120,11 @@ def test_bytes_without_a_token_become_the_unknown_one_or_nothing() -> None:
     assert Contents(known).encode(b"aba") == [0, 1, 0]
 
 
-# ---------------------------------------------------------------- what is common
+# ---------------------------------------------------------------- shared tokens
 
 
 def test_every_token_of_the_target_is_read_as_its_own_bytes() -> None:
-    """As one token if both have it, as several else; in both directions."""
+    """It is read as one token if both have it, otherwise as several; in both directions."""
     sides = side(bytewise()), side(piecewise())
     for draft, target in (sides, sides[::-1]):
         made = Translation(draft, target)
@@ -135,7 +135,7 @@ def test_every_token_of_the_target_is_read_as_its_own_bytes() -> None:
                 assert draft.contents.spelling(read) == data
                 assert (len(read) == 1) == (data in draft.contents.tokens)
         common = set(draft.contents.tokens) & set(target.contents.tokens)
-        assert made.shared == len(common) + 1  # and the end of texts
+        assert made.shared == len(common) + 1  # and the end-of-text token
 
 
 def test_tokens_that_the_draft_has_no_row_for_are_neither_read_nor_said() -> None:
@@ -158,7 +158,7 @@ def test_the_draft_says_what_both_can_and_its_twins_add_up() -> None:
             mass[:, target.contents.tokens[data][0]] += probs[:, ours].sum(-1)
     mass[:, target.end] += probs[:, draft.end]
     assert torch.allclose(said, mass / mass.sum(-1, keepdim=True), atol=1e-12)
-    assert bool((said[:, target.contents.tokens[b" \xc3\xa9"]] == 0).all())  # which the draft has not
+    assert bool((said[:, target.contents.tokens[b" \xc3\xa9"]] == 0).all())  # the draft does not have it
 
 
 def test_of_two_tokens_of_the_target_the_usual_one_is_drafted() -> None:
@@ -170,7 +170,7 @@ def test_of_two_tokens_of_the_target_the_usual_one_is_drafted() -> None:
 
 
 def test_special_tokens_go_by_their_role() -> None:
-    """Ends end, beginnings begin, those of one name are one; and a text that looks like one is a text."""
+    """End, beginning and same-named tokens correspond; text that looks like a special token stays text."""
     draft = side(piecewise(("<unk>", "<s>", "</s>", "<|user|>")))
     target = side(bytewise(("<|end|>", "<|begin|>", "<|stop|>", "<|user|>", "<|tool|>"), bos_token="<|begin|>"), (267,))
     assert target.contents.name(267) == "<|stop|>"
@@ -203,7 +203,7 @@ def test_prompts_are_read_as_a_whole_and_begin_as_the_drafts_do() -> None:
     assert made.prompt(ids)[0] == made.prompt(ids[2:])[0] == id_of(beginning, "<s>")
     assert made.prompt(ids).count(id_of(beginning, "<s>")) == 1
     without = Translation(side(piecewise(("</s>",))), target)
-    assert without.draft.contents.spelling(without.prompt(ids)) == b"<|user|>the"  # no beginning, and none in letters
+    assert without.draft.contents.spelling(without.prompt(ids)) == b"<|user|>the"  # no beginning, and none spelled out
 
 
 def _begins_with(tokenizer: Any, name: str) -> Any:
@@ -298,7 +298,7 @@ def test_the_audit_sees_a_text_that_is_read_as_another(pair: dict[str, Any], mon
 
 
 def test_a_cut_head_and_another_tokenizer(pair: dict[str, Any]) -> None:
-    """Ids of the draft's own vocabulary, whose special tokens stay."""
+    """The cut uses ids of the draft's own vocabulary, and keeps its special tokens."""
     loaded = load_pair(pair | {"draft": pair["draft"] | {"vocab": 257}})
     draft = loaded.translation.draft
     assert loaded.draft.model.lm_head.ids.tolist() == [*range(257), *sorted(draft.special)]
@@ -316,7 +316,7 @@ def test_a_cut_head_and_another_tokenizer(pair: dict[str, Any]) -> None:
 
 
 def test_the_drafts_own_context_is_told_when_it_is_full(tmp_path: Path) -> None:
-    """It counts the draft's tokens, of which a text has more; the target's has room."""
+    """The context is counted in the draft's tokens, of which a text has more; the target's still has room."""
     config = pair_of(tmp_path, byte_tokenizer(), bytewise())
     config["draft"]["source"]["random"] = config["draft"]["source"]["random"] | {"max_position_embeddings": 40}
     loaded = load_pair(config)
@@ -336,7 +336,7 @@ def test_a_prompt_of_one_token_and_one_the_draft_reads_as_several(tmp_path: Path
 
 @pytest.mark.parametrize("vocab", [None, 280])
 def test_recorded_steps_draft_the_same(pair: dict[str, Any], vocab: int | None) -> None:
-    """With a tape in place of CUDA's graphs, and with a cut head: what is recorded is there before the clock starts."""
+    """With a tape in place of CUDA graphs, with and without a cut head; recordings are made before the clock starts."""
     config = pair | {"draft": pair["draft"] | {"vocab": vocab}}
     plain, taped = load_pair(config, dtype="float32"), load_pair(config, dtype="float32")
     for role, model in taped.models.items():

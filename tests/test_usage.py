@@ -1,4 +1,4 @@
-"""What the command line says to what it cannot use."""
+"""Error messages for input that the command line cannot use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cascli verify: it passes on what is right, and fails on what is planted."""
+"""cascli verify passes on correct code, and fails on planted bugs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_laws_hold(text_pair: Pair, tree: tables.Tree) -> None:
 
 
 def test_options_are_audited(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a rule holds too, by any pair: two tokens of the tree are those between which it thinks."""
+    """The option `where` is audited for any pair: two tokens of the tree serve as its thinking tokens."""
     assert text_pair.thinking is None
     loosest = parse("speculative-cascade:rule=token-v3,alpha=1,where=thinking,k=2")
     strategies = [loosest, *(parse(text) for text in WITH_OPTIONS)]
@@ -132,7 +132,7 @@ def test_what_decides_on_a_cpu_is_not_compared_with_itself(
     tree: tables.Tree,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Faults of the one path that there is, none of whose lines the other side of the comparison shares."""
+    """Faults in the only path of a CPU are detected: the reference that it is compared with shares no line of it."""
     plant(monkeypatch)
     [check] = rounds.rounds(text_pair, tree, [parse("speculative:k=2")])
     assert check.status == "fail", check
@@ -152,7 +152,7 @@ def test_rounds_by_blocks_are_not_compared_with_themselves(
 
 
 def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:
-    """A graph that hands back a stale result: no plain path would show it."""
+    """A graph that returns a stale result, which no plain path would reveal, is detected."""
     right = GraphCache(Uncaptured())
 
     class Stale(GraphCache):
@@ -171,7 +171,7 @@ def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> 
 
 
 def test_rounds_that_were_captured_are_replayed(text_pair: Pair, tree: tables.Tree) -> None:
-    """A graph that computes nothing when it is replayed: what was captured first is all that it knows."""
+    """A graph that computes nothing on replay, and always returns the result of its capture, is detected."""
 
     class Frozen(Uncaptured):
         def __call__(self, compute: Any) -> Any:
@@ -189,7 +189,7 @@ def test_rounds_that_were_captured_are_replayed(text_pair: Pair, tree: tables.Tr
 def test_rounds_are_of_the_whole_vocabulary_too(
     text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes wrong beyond a tree's few tokens alone, as a kernel's second part would."""
+    """A fault beyond a tree's few tokens is detected, as it would be in the second part of a kernel."""
     right = speculation.decide_round
 
     def wrong(rule: Any, sampling: Any, logits: torch.Tensor, *given: torch.Tensor, **how: Any) -> torch.Tensor:
@@ -201,7 +201,7 @@ def test_rounds_are_of_the_whole_vocabulary_too(
 
 
 def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distributions of another step, another number's token, a cut that keeps one token too many."""
+    """Distributions of another step (probs or base) and the token of another random number are detected."""
     assert [check.status for check in draws.draws(text_pair)] == ["pass"] * 2
     runner, right = type(text_pair.target.runner), Runner.write
 
@@ -217,7 +217,7 @@ def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytes
 
 
 def test_captured_drafts_are_audited(text_pair: Pair) -> None:
-    """By a tape in place of CUDA's graphs."""
+    """Captured drafts are audited with a tape in place of CUDA graphs."""
     model, cpu = load_pair(pair(300)).target, torch.device("cpu")
     runner = GraphRunner(model.model, text_pair.vocab, cpu, TapeCapture())
     found = list(draws.draws(replace(text_pair, draft=None, target=replace(model, runner=runner))))
@@ -230,7 +230,7 @@ def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: py
 
 
 def test_a_law_that_is_no_number_fails(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it is one at other alphas, before and after."""
+    """A law that is not finite at one alpha fails, even if it is at those before and after."""
     kind = rules.load("min-p")
     right = kind.apply
     monkeypatch.setattr(kind, "apply", lambda self, d: right(self, d) * (float("nan") if self.alpha == 0.3 else 1.0))
@@ -359,7 +359,7 @@ def test_every_check_is_counted_and_told_as_it_is_made(
 
 @pytest.mark.parametrize("width", [80, 110, 160])
 def test_lines_of_an_audit_break_between_words(width: int) -> None:
-    """And are as wide as the one above them, whatever they hold."""
+    """They fit the width, and a check takes at most two lines."""
     names = [*audit.default_strategies(), *audit.default_strategies(draft=False), "draft (float32)"]
     names.append("speculative:draft=prompt-lookup,k=4 against target")
     view = Console(file=io.StringIO(), width=width, color_system=None)
@@ -380,7 +380,7 @@ def test_distributions_is_what_the_engine_samples_with() -> None:
 
 
 def test_a_target_alone_is_audited() -> None:
-    """By prompt lookup: exact laws with a draft that differs, rounds, joint law of the lossless strategy, parity."""
+    """With prompt lookup: exact laws with a draft that differs, rounds, the lossless strategy's joint law, parity."""
     alone = load_pair({"name": "alone", "target": model(2, 300, max_position_embeddings=1024)})
     checks = audit.audit(alone, quick=True).checks
     assert all(check.status != "fail" for check in checks), [check for check in checks if check.status == "fail"]
@@ -397,7 +397,7 @@ def test_texts_that_come_too_seldom_deviate_too() -> None:
 
 
 def test_parity_is_judged_by_the_widest_margin(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever prompt it was at: a tie at the last one excuses no difference at the first."""
+    """A tie at the last prompt does not excuse a difference at the first."""
     margins = iter([0.5, 0.0])
     monkeypatch.setattr(parity, "margin", lambda *_: next(margins))
     monkeypatch.setattr(parity, "first_divergence", lambda *_: 0)
@@ -406,7 +406,7 @@ def test_parity_is_judged_by_the_widest_margin(text_pair: Pair, monkeypatch: pyt
 
 
 def test_what_rounding_does_to_logits_is_no_failure_of_parity(text_pair: Pair) -> None:
-    """Twice what the target's blocks were off, as a share of its largest logits."""
+    """The tolerance is twice the target's block error, as a share of its largest logits."""
     target = replace(text_pair.target, dtype="bfloat16")
     seen = [check_of("block", f"{role} (bfloat16)", off, 0.1, 0.0) for role, off in (("draft", 0.09), ("target", 0.02))]
     assert audit._tolerance(replace(text_pair, target=target), seen) == pytest.approx(2 * 0.02 * 30)
@@ -414,7 +414,7 @@ def test_what_rounding_does_to_logits_is_no_failure_of_parity(text_pair: Pair) -
 
 
 def test_logits_are_as_far_apart_as_their_worst_row() -> None:
-    """A fault of one position in a hundred is a fault."""
+    """A fault at one position in a hundred is not averaged away."""
     rows = torch.ones(100, 4)
     off = rows.clone()
     off[7] = 1.5
