@@ -1,1 +1,1 @@
-"""Law tests: cascli's tensors and its engine against the reference, exactly first and by sampling second."""
+"""Law tests: cascli's tensors and its engine compared with the reference, exactly first, then by sampling."""

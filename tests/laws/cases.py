@@ -1,4 +1,4 @@
-"""Batches of logits for two models, from ordinary to adversarial, and the warpings they are put through."""
+"""Batches of logits for two models, from ordinary to adversarial, and the sampling settings applied to them."""
 
 from collections.abc import Iterator
 
@@ -42,14 +42,14 @@ def logit_batches(rows: int = 40, seed: int = 0) -> Iterator[tuple[str, np.ndarr
 
 
 def masked(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of the tokens impossible, never all of a row."""
+    """Mask about half of the tokens, but never a whole row."""
     keep = rng.random(logits.shape) < 0.5
     keep[np.arange(len(keep)), rng.integers(0, logits.shape[1], len(keep))] = True
     return np.where(keep, logits, -np.inf)
 
 
 def one_hot(logits: np.ndarray) -> np.ndarray:
-    """All of the mass on the largest."""
+    """Put all of the mass on the largest logit."""
     return np.where(logits == logits.max(axis=1, keepdims=True), 0.0, -np.inf)
 
 
@@ -58,10 +58,10 @@ def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def rows(tensor: Tensor) -> np.ndarray:
-    """The very numbers of the tensor in float64, for the reference."""
+    """The tensor's exact values in float64, for the reference."""
     return tensor.detach().double().numpy()
 
 
 def closeness(dtype: torch.dtype) -> float:
-    """The largest absolute difference from the reference that rounding explains."""
+    """The largest absolute difference from the reference that rounding can explain."""
     return 1e-12 if dtype == torch.float64 else 2e-6

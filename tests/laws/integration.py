@@ -2,10 +2,11 @@
 
 A run is a function of its uniforms that is constant on boxes: every draw cuts its uniform at the steps of a
 CDF, every acceptance test at the acceptance probability. `exact_law` walks over these boxes depth first. It
-runs the engine once inside each, adds the box's volume to the text that came out, and so gets the joint law
-of the text to rounding. Only draws and tests that could matter cut: what follows the first rejection of a
-round is thrown away; by blocks every draft matters, and the tests of prefixes longer than the one that stands.
-A uniform that is read twice is cut twice, so that reuse between positions shows as the dependence that it is.
+runs the engine once inside each, adds the box's volume to the resulting text, and so obtains the joint law
+of the text up to rounding. Only draws and tests that can matter cut: in token tests, what follows the first
+rejection of a round is discarded; in block verification every draft matters, and so do the tests from the
+longest prefix down to the one that is kept. A uniform that is read twice is cut twice, so reuse across
+positions shows up as the dependence that it is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cascli.sampling import distributions, rejection
 from tests.reference.process import Law
 
 Cell = tuple[str, int]  # stream and position
-THIN = 1e-13  # boxes thinner than this are left out; the law lacks their volume
+THIN = 1e-13  # boxes thinner than this are skipped; the law lacks their volume
 
 
 class Cut(NamedTuple):
@@ -37,7 +38,7 @@ class Cut(NamedTuple):
 
 
 class Point:
-    """Uniforms for one run, inside the box of the given cuts; collects how the run cuts further."""
+    """Uniforms for one run, inside the box of the given cuts; collects the run's further cuts."""
 
     def __init__(self, cuts: tuple[Cut, ...]) -> None:
         self.given = len(cuts)
@@ -48,7 +49,7 @@ class Point:
         self._cells: dict[float, Cell] = {}
         self._draws: list[tuple[float, np.ndarray]] = []  # read, but not yet known to matter
 
-    # the three streams, as the engine asks for them
+    # the three streams, as the engine reads them
 
     def draw(self, start: int, n: int) -> Tensor:
         return self._values("draw", start, n)
@@ -69,17 +70,17 @@ class Point:
         return torch.tensor([self._value((stream, i)) for i in range(start, start + n)], dtype=torch.float64)
 
     def _value(self, cell: Cell) -> float:
-        """A point well inside the cell's piece that no other cell has."""
+        """A point well inside the cell's piece, different from every other cell's."""
         low, high = self._boxes.get(cell, (0.0, 1.0))
         share = 0.3 + 0.4 * np.random.default_rng([*cell[0].encode(), cell[1]]).random()
         u = low + share * (high - low)
         assert self._cells.setdefault(u, cell) == cell
         return u
 
-    # what the engine does with them
+    # where the engine uses the uniforms
 
     def sample(self, probs: Tensor, u: Tensor) -> Tensor:
-        """In place of `distributions.sample`: the same, and take note of the CDF."""
+        """Replaces `distributions.sample`: draws the same tokens and records the CDF."""
         ids = SAMPLE(probs, u)
         rows = probs.reshape(-1, probs.shape[-1]).double().numpy()
         for row, point, token in zip(rows, u.flatten().tolist(), ids.flatten().tolist(), strict=True):
@@ -89,7 +90,7 @@ class Point:
         return ids
 
     def verify_block(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
-        """In place of `verify_block`: cut by draft, where it was drawn, and test in turn up to the first rejection."""
+        """Replaces `verify_block`: cuts by each draft that was drawn, then by its test, up to the first rejection."""
         k = drafted.shape[0]
         prob = rejection.acceptance(pi[:k], q, drafted)
         for drawn, u, accept in zip(self._of_drafts(k), u_accept.tolist(), prob, strict=True):
@@ -105,7 +106,7 @@ class Point:
         return outcome
 
     def verify_prefixes(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
-        """In place of `verify_prefixes`: cut by all drafts, then by tests from the longest prefix to what stands."""
+        """Replaces `verify_prefixes`: cuts by all drafts, then by tests from the longest prefix to the one kept."""
         draws = self._of_drafts(drafted.shape[0])
         self._draws.clear()
         outcome = rejection.verify_prefixes(pi, q, drafted, u_accept, u_next)
@@ -120,13 +121,13 @@ class Point:
         return outcome
 
     def _of_drafts(self, k: int) -> list[tuple[float, np.ndarray] | None]:
-        """How the last k tokens were drawn; Nones where they were not."""
+        """How the last k tokens were drawn; Nones if they were not drawn."""
         certain = not self._draws
         assert certain or len(self._draws) >= k
         return [None] * k if certain else self._draws[len(self._draws) - k :]
 
     def settle(self) -> None:
-        """What was drawn does matter."""
+        """Cut by the recorded draws, which do matter."""
         for point, steps in self._draws:
             self._cut(point, steps)
         self._draws.clear()
@@ -156,7 +157,7 @@ SAMPLE = distributions.sample
 
 
 def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -> Law:
-    """The law of what `run` returns, its argument being the uniforms of the run."""
+    """The law of what `run` returns, given the uniforms of a run."""
     law: Law = defaultdict(float)
     stack: list[tuple[Cut, ...]] = [()]
     for _ in range(max_runs):

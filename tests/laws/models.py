@@ -1,4 +1,4 @@
-"""Tiny random pairs in float64, and what the reference makes of them through plain transformers forwards."""
+"""Tiny random pairs in float64, and the reference's laws for them, from plain transformers forwards."""
 
 from functools import cache
 from typing import Any
@@ -37,7 +37,7 @@ def tiny_pair(vocab: int = 3, layers: int = 1) -> Pair:
     pair = load_pair({role: {"source": {"random": shape, "seed": seed}} for role, seed in seeds.items()})
     for loaded in (pair.draft, pair.target):
         loaded.model.double()
-        loaded.model.lm_head.weight.mul_(0.6)  # flatter: every branch of a tree of texts gets some weight
+        loaded.model.lm_head.weight.mul_(0.6)  # flatter, so that every branch of a tree of texts gets some weight
     return pair
 
 

@@ -1,7 +1,7 @@
 """EAGLE-3 heads: laws by enumeration with their true q, which depends on where the round began.
 
-The reference reads the target's hidden states from a full forward of transformers, and computes the head in NumPy from
-the tensors that were written to the disk.
+The reference takes the target's hidden states from a full transformers forward, and computes the head in NumPy from
+the tensors that were written to disk.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def in_the_engine(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reference:
-    """Both models from scratch; `tables(start, prefix)` is of a round that began behind `start`."""
+    """Both models from scratch; `tables(start, prefix)` belongs to a round that began after `start`."""
 
     def __init__(self, pair: Pair, weights: dict[str, torch.Tensor]) -> None:
         self._model = pair.target.model
@@ -77,7 +77,7 @@ class Reference:
     def _of_target(self, text: Tokens) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
             found = self._model(input_ids=torch.tensor([text]), use_cache=False, output_hidden_states=True)
-        # The last of transformers' hidden states is normalised; what its last layer takes in is not.
+        # transformers normalises the last of its hidden states; the head reads it before that norm.
         taps = [found.hidden_states[n] if n < 3 else self._last(text) for n in TAPS]
         return found.logits[0, -1].numpy(), torch.stack([tap[0] for tap in taps], dim=1).numpy()
 
@@ -99,7 +99,7 @@ class Reference:
         return process.Pair(warp(x, **sampling), warp(y, **sampling), softmax(x), softmax(y))
 
     def law(self, rule: Target, length: int, k: int, start: Tokens = (), **sampling: Any) -> Law:
-        """Rounds of k drafts, each with the head's own q."""
+        """The law of rounds of k drafts, each with the head's own q."""
         if length == 0:
             return {(): 1.0}
         law: Law = defaultdict(float)
@@ -125,7 +125,7 @@ PREFIXES: list[Tokens] = [(), (0,), (1,), (2,), (3,), (1, 2), (3, 1)]
 
 
 def test_the_pair_is_worth_testing(reference: Reference) -> None:
-    """The two disagree, what cannot be drafted matters, and q depends on where the round began."""
+    """The models disagree, tokens that cannot be drafted matter, and q depends on where the round began."""
     at = [reference.tables(prefix, prefix, **PLAIN) for prefix in PREFIXES]
     assert 0.15 < np.mean([total_variation(each.q, each.p) for each in at]) < 0.8
     assert all(each.q[1] == 0 for each in at) and max(each.p[1] for each in at) > 0.2
@@ -168,7 +168,7 @@ def rule_of(name: str, alpha: float) -> Target:
 
 
 def test_the_law_depends_on_the_rounds(pair: Pair, reference: Reference) -> None:
-    """And the run says so; of what is lossless it does not."""
+    """The run reports this, but not if it is lossless or its q does not depend on the round."""
     one, two = (reference.law(target("token-v3", 0.3), 3, k, **PLAIN) for k in (1, 2))
     assert distance(one, two) > 1e-3
     for strategy, depends in [("speculative", False), ("speculative-cascade:rule=token-v3", True)]:
@@ -211,7 +211,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.mark.parametrize("rule", ["speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=3"])
 @pytest.mark.parametrize("prompt", [PROMPT, (1, 2, 3, 0, 1), (1, 2, 3) * 4])
 def test_drafting_ends_where_the_head_does(rule: str, prompt: Tokens, short: Pair) -> None:
-    """It reads positions 0 to 5, and so drafts what stands at 2 to 6."""
+    """It reads positions 0 to 5, so it drafts tokens at positions 2 to 6."""
     for seed in range(5):
         run = generate(short, prompt_ids=prompt, strategy=rule, max_new_tokens=12, seed=seed, **PLAIN)
         assert len(run.token_ids) == 12
@@ -243,13 +243,13 @@ def test_a_prompt_of_one_token_is_drafted_for_from_the_second_on(pair: Pair) -> 
 
 
 def stale_states(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """What was drafted stands in the head's cache as it was read then."""
+    """Drafted tokens stay in the head's cache as they were read while drafting."""
     patch.setattr(Eagle3Runner, "length", property(lambda self: self._read))
     return fresh()
 
 
 def a_map_without_places(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """`d2t` taken for the ids themselves, less what repeats."""
+    """The offsets in `d2t` are ignored: the head's i-th token is taken for the target's i-th."""
     right = reading._ids
 
     def ids(*given: Any) -> torch.Tensor:
@@ -260,7 +260,7 @@ def a_map_without_places(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -
 
 
 def the_token_itself(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """A state goes with its own token's embedding, in place of the next one's."""
+    """A state is paired with its own token's embedding, instead of the next one's."""
     pair = fresh()
     right, runner = pair.draft.runner.forward, pair.draft.runner
 
@@ -280,7 +280,7 @@ def states_one_place_late(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) 
 
 
 class Next:
-    """The states after one layer more than is asked for, where there is one."""
+    """The states after one layer more than requested, where there is one."""
 
     def __init__(self, hidden: dict[int, torch.Tensor]) -> None:
         self._hidden = hidden
@@ -290,7 +290,7 @@ class Next:
 
 
 def states_of_the_next_layer(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """Layers counted from 0 where their number is meant."""
+    """Layer numbers are read as indices that start at 0."""
     right = runners.tapped
 
     @contextmanager
@@ -308,8 +308,8 @@ def states_of_the_next_layer(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair
 def test_planted_bugs_are_seen(
     bug: Callable[..., Pair], folder: Path, weights: Any, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Speculation is lossless whatever q is: only a law that shows q sees what became of it."""
-    length = 3 if bug in (stale_states, states_one_place_late) else 2  # these take a second round to show
+    """Speculation is lossless for any q, so only laws that depend on q can detect these bugs."""
+    length = 3 if bug in (stale_states, states_one_place_late) else 2  # these show only in a second round
     wanted = reference.law(target("token-v3", 0.3), length, 2, **PLAIN)
     wrong = bug(monkeypatch, lambda: load(folder))
     monkeypatch.setattr("tests.laws.models.tiny_pair", lambda *_: wrong)

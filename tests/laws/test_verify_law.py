@@ -1,4 +1,4 @@
-"""The exact law of `verify_block`, measured from outside: sweep its uniforms, find the steps by bisection."""
+"""The exact law of `verify_block`, measured from outside: sweep its uniforms and find the steps by bisection."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ ACCEPT, REJECT = -1.0, 2.0
 
 
 def steps(token_at: Callable[[float], int]) -> dict[int, float]:
-    """The lengths of the pieces of [0, 1) on which a step function is constant, found by halving."""
+    """The total length of [0, 1) on which a step function takes each value, found by bisection."""
     lengths: dict[int, float] = defaultdict(float)
     low = 0.0
     while low < 1.0:
@@ -54,7 +54,7 @@ class Block:
         return verify_block(self.pi, self.q, self.drafted, accept, follow)
 
     def next_law(self, kept: int, later: float) -> dict[int, float]:
-        """The law of the token after `kept` tokens; `later` are the tests that must not matter."""
+        """The law of the token after `kept` tokens; `later` is the uniform of the tests that must not matter."""
         tests = [ACCEPT] * kept + [REJECT] * (kept < self.k) + [later] * (self.k - kept - 1)
 
         def token_at(u: float) -> int:
@@ -78,7 +78,7 @@ class Block:
 
 
 def block_law(tables: Tables, rule: Target, k: int, later: float) -> Law:
-    """The joint law of k + 1 tokens: what one block emits, and after it pi token by token."""
+    """The joint law of k + 1 tokens: what one block emits, then pi token by token."""
     law: Law = defaultdict(float)
     size = len(tables(()).q)
     for drafted in product(range(size), repeat=k):
@@ -119,7 +119,7 @@ def test_tests_after_the_first_rejection_do_not_matter() -> None:
 
 
 def test_one_round_alone_is_a_round_of_the_reference_process() -> None:
-    """Not only the law but how it comes about: emitted blocks have the reference's probabilities."""
+    """Not only the law: each emitted block also has the reference's probability."""
     tables, rule = random_tables(3, seed=5, kind="plain"), target("token-v2", 0.2)
     measured: Law = defaultdict(float)
     for drafted in product(range(3), repeat=2):
@@ -155,7 +155,7 @@ def test_arguments_are_unchanged() -> None:
 
 
 def test_a_wrong_law_is_seen() -> None:
-    """The measurement tells pi from q and from p."""
+    """The measurement distinguishes pi from q and from p."""
     tables, rule = random_tables(3, seed=2, kind="plain"), target("token-v3", 0.3)
     law = block_law(tables, rule, 1, later=ACCEPT)
     assert distance(law, sequential_law(tables, lambda pair: pair.p, 2)) > 1e-3
@@ -165,7 +165,7 @@ def test_a_wrong_law_is_seen() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_impossible_tokens_never_follow(dtype: torch.dtype) -> None:
-    """Over a large vocabulary with many zeros, wherever the uniform falls, even where q = pi was rejected."""
+    """Over a large vocabulary with many zeros, for any uniform, even where q = pi was rejected."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(3, 50_000, generator=generator, dtype=dtype)
     weights[:, ::2] = 0

@@ -13,7 +13,7 @@ def softmax(logits: Row) -> Row:
 
 
 def warp(logits: Row, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Row:
-    """The distribution that is sampled from: temperature, then top-k, then top-p; temperature 0 is greedy."""
+    """The distribution to sample from: temperature, then top-k, then top-p; temperature 0 is greedy."""
     logits = np.asarray(logits, dtype=np.float64)
     if temperature == 0:
         return np.eye(len(logits))[int(np.argmax(logits))]  # argmax takes the lowest id of a tie
@@ -62,7 +62,7 @@ def sample(probs: Row, u: float) -> int:
         total += prob
         if u < total and prob > 0:
             return token
-    return int(np.flatnonzero(probs)[-1])  # u lies beyond a sum that rounding left under 1
+    return int(np.flatnonzero(probs)[-1])  # u exceeds a sum that rounding left below 1
 
 
 def total_variation(a: Row, b: Row) -> float:

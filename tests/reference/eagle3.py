@@ -1,7 +1,7 @@
 """An EAGLE-3 head token by token in NumPy: loops over the published description, in float64.
 
-Position j of a text reads token j together with a state of position j - 1: what the target has made of it, where it has
-been there, else what the head has. The first position is read by nobody.
+Position j of a text reads token j together with a state of position j - 1: the target's if the target has read that
+position, otherwise the head's own. The first position is never read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def silu(x: Array) -> Array:
 
 
 def rotated(x: Array, place: int, frequencies: Array) -> Array:
-    """Each pair (i, i + d / 2) of a vector turned by its angle."""
+    """Rotate each pair (i, i + d / 2) of a vector by its angle."""
     half = len(x) // 2
     out = np.empty_like(x)
     for i in range(half):
@@ -36,7 +36,7 @@ def rotated(x: Array, place: int, frequencies: Array) -> Array:
 
 
 class Head:
-    """A head by its weights `{name: array}`, its config's layer and its flags."""
+    """A head given by its weights `{name: array}`, its config's layer settings and its flags."""
 
     def __init__(
         self, weights: Mapping[str, Any], layer: Mapping[str, Any], embedding: Array | None = None, **flags: Any
@@ -48,13 +48,13 @@ class Head:
         self.eps = layer["rms_norm_eps"]
         width, theta = layer["head_dim"], layer["rope_parameters"]["rope_theta"]
         power = torch.arange(0, width, 2, dtype=torch.int64).float() / width
-        # In single precision, as every implementation has them: their last digit shows.
+        # In single precision, as in every implementation: their last digit matters.
         self.frequencies = (1.0 / theta**power).double().numpy()
 
     def logits(self, tokens: Sequence[int], states: Array, vocab: int) -> Array:
         """Logits `[len(tokens) - 1, vocab]` after each token but the first.
 
-        `states` `[m, taps, width]` are the target's at the first m tokens.
+        `states` `[m, taps, width]` are the target's states at the first m tokens.
         """
         self.keys = [[] for _ in range(self.layer["num_hidden_layers"])]
         self.values = [[] for _ in self.keys]
@@ -72,7 +72,7 @@ class Head:
         return np.array(rows)
 
     def fused(self, taps: Array) -> Array:
-        """`[taps, width]` to the head's width."""
+        """Project `[taps, width]` to the head's width."""
         if self.flags.get("fc_norm"):
             taps = np.array([norm(tap, self.w[f"fc_norm.{i}.weight"], self.eps) for i, tap in enumerate(taps)])
         flat = taps.reshape(-1)

@@ -1,5 +1,7 @@
-"""The rules that are no plain keep-or-defer choice, each as whoever published it samples: accept x with a(x), else draw
-from s_x. What is emitted then follows pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x)) s_x(v). Everything by loops in float64.
+"""The rules that are not a plain keep-or-defer choice, each in the form in which its authors sample.
+
+Accept x with probability a(x), otherwise draw from s_x. What is emitted then follows
+pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x)) s_x(v). Everything is computed by loops in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from tests.reference.distributions import Row, total_variation
 
 
 def emitted(q: Row, accept: Row, replaced: np.ndarray) -> Row:
-    """The law of accept-or-replace; `replaced` `[V, V]` has s_x in row x."""
+    """The law of accept-or-replace; row x of `replaced` `[V, V]` is s_x."""
     pi = q * accept
     for x in range(len(q)):
         pi = pi + q[x] * (1 - accept[x]) * replaced[x]
@@ -26,7 +28,7 @@ def norm(mass: Row, otherwise: Row) -> Row:
 
 
 def ratio(a: Row, b: Row) -> Row:
-    """min(1, a / b), 1 where b has nothing that could be drawn."""
+    """min(1, a / b); 1 where b is 0."""
     return np.array([1.0 if y == 0 else min(1.0, x / y) for x, y in zip(a, b, strict=True)])
 
 
@@ -35,23 +37,23 @@ def same(row: Row) -> np.ndarray:
 
 
 def redrawn(q: Row, p: Row, keep: np.ndarray) -> Row:
-    """A draft outside of what is kept is thrown away, and p drawn from."""
+    """A draft outside the kept set is discarded, and p is drawn from instead."""
     return emitted(q, np.where(keep, 1.0, 0.0), same(p))
 
 
 def tested(q: Row, p: Row, keep: np.ndarray) -> Row:
-    """A draft outside of what is kept passes the exact test, or is replaced as it says."""
+    """A draft outside the kept set must pass the exact test; if it fails, the residual replaces it."""
     return emitted(q, np.where(keep, 1.0, ratio(p, q)), same(norm(np.maximum(p - q, 0), p)))
 
 
 def among(p1: Row, top: int | None) -> np.ndarray:
-    """The tokens than which fewer than `top` others are likelier."""
+    """The tokens with fewer than `top` likelier ones."""
     likelier = np.array([(p1 > mine).sum() for mine in p1])
     return likelier < (len(p1) if top is None else top)
 
 
 def kept_by(name: str, q: Row, p: Row, q1: Row, p1: Row, params: dict[str, Any]) -> np.ndarray:
-    """K of a token rule."""
+    """The kept set K of a token rule."""
     if name == "typical":
         return np.asarray(p > typical_bound(p, params.get("epsilon", 0.09), params.get("delta", 0.3)))
     alpha = params["alpha"]
@@ -65,7 +67,7 @@ def kept_by(name: str, q: Row, p: Row, q1: Row, p1: Row, params: dict[str, Any])
 
 
 def token_rule(name: str, params: dict[str, Any]) -> Callable[..., Row]:
-    """pi of a token rule with its options, but for where it holds."""
+    """pi of a token rule with its options, except `where`."""
     tail = params.get("tail", "exact" if name == "head" else "cut")
     law = {"cut": redrawn, "exact": tested}[tail]
     return lambda q, p, q1, p1: law(q, p, kept_by(name, q, p, q1, p1, params))
@@ -110,7 +112,7 @@ def cactus(q: Row, p: Row, q1: Row, p1: Row, delta: float) -> Row:
 
 
 def mentored(q: Row, p: Row, share: float) -> Row:
-    """min(max(q, p / B), p / A) by halving of 1 / B."""
+    """min(max(q, p / B), p / A), with 1 / B found by bisection."""
     low, high = 0.0, 1.0
     for _ in range(200):
         middle = (low + high) / 2
@@ -127,7 +129,7 @@ def entropy(a: Row) -> float:
 
 
 def fuzzy_score(q1: Row, p1: Row, threshold: float, divergence: str) -> float:
-    """At least 0 where the draft model is kept."""
+    """A score, at least 0 where the draft model is kept."""
     middle = (q1 + p1) / 2
     apart = {
         "tv": np.maximum(p1 - q1, 0).sum(),
@@ -166,7 +168,7 @@ def top_k(q: Row, p: Row, q1: Row, p1: Row, n: int) -> Row:
 
 
 def top_p(q: Row, p: Row, q1: Row, p1: Row, mass: float) -> Row:
-    """What all likelier tokens together have not yet reached; without ties."""
+    """Keep each token whose likelier tokens together have less than `mass`; assumes that there are no ties."""
     return truncated(p, np.array([p1[p1 > mine].sum() < mass for mine in p1]))
 
 
@@ -189,4 +191,4 @@ FAMILY: dict[str, Callable[..., Row]] = {
     "top-p": top_p,
     "eta": eta,
 }
-"""pi of every rule beside the paper's six, by its name."""
+"""pi of every rule beyond the paper's six, by name."""

@@ -1,9 +1,9 @@
-"""Every deferral rule as the distribution pi that it makes the strategy sample from.
+"""Every deferral rule as the distribution pi from which it makes the strategy sample.
 
 q and p are warped; q1 and p1 are at temperature 1 without truncation, and only they are compared with
 thresholds (TV in eq. 10 is on the warped pair). Each rule is one score per position [1] or per token [V]: the
-draft model is kept where the score is >= 0. Scores near 0 are where rounding may decide, so tests can leave
-those comparisons open.
+draft model is kept where the score is >= 0. Rounding may decide where a score is near 0, so tests can skip
+those comparisons.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tiny GGUF files as llama.cpp writes them, with the model that each must become.
+"""Tiny GGUF files as llama.cpp writes them, each with the model it must become.
 
 The expected weights come from the gguf package's own `dequantize`, and the row order from llama.cpp's
 forward permutation, so nothing here shares code with what is tested.
@@ -23,7 +23,7 @@ PADDING = 5
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 signs in which byte-level vocabularies spell bytes."""
+    """The 256 characters in which byte-level vocabularies spell bytes."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in kept]
     return [chr(byte) for byte in kept] + [chr(256 + i) for i in range(len(others))]
