@@ -12,7 +12,7 @@ from tests.pairs import pair
 def test_flops_and_bytes_by_hand(id_pair: Pair) -> None:
     run = generate(id_pair, prompt_ids=[1, 2, 3], strategy="target", max_new_tokens=4)
     model = id_pair.target.info
-    # two layers of q, k, v, o, gate, up, down, and the head; the input embeddings are only looked up
+    # two layers of q, k, v, o, gate, up, down, and the head; the input embeddings are a table lookup
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
     assert model.parameters == 2 * layer + 8 * 32
     assert model.weight_bytes == 4 * model.parameters
@@ -21,7 +21,7 @@ def test_flops_and_bytes_by_hand(id_pair: Pair) -> None:
     assert run.metrics.target_tokens_read == tokens
     assert run.metrics.draft_tokens_read == 0
     assert model.output_parameters == 8 * 32
-    rows = 1 + 4  # of the prompt but its last token one row is made, and thrown away
+    rows = 1 + 4  # the prompt except its last token computes one row, which is discarded
     products = 2 * layer * tokens + 8 * 32 * rows
     assert run.metrics.total_flops == 2 * products + 4 * model.attention_width * attended
     assert run.metrics.weight_bytes_read == model.weight_bytes * 5  # the prompt's first two tokens, then four steps

@@ -184,8 +184,8 @@ def spilled(cubin: bytes) -> int:
 def wanting_alignment() -> list[str]:
     """Pointers into an answer's uniforms or ids whose alignment would make a kernel compile again.
 
-    Rounds at the end of an answer, which no graph replays, read them at any offset, in steps of 8 bytes; Triton compiles
-    a separate kernel for pointers that are multiples of 16.
+    Rounds at the end of an answer, which no graph replays, read them at any offset, in steps of 8 bytes; Triton
+    compiles a separate kernel for pointers that are multiples of 16.
     """
     anywhere = {
         verification._tests: ("tokens", "u_accept"),

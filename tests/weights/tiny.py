@@ -130,7 +130,7 @@ class Tiny:
         return quantised(random, shape, self.kind), self.kind
 
     def _as_written(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """llama.cpp interleaves the two halves of each head in the query and key matrices of llama."""
+        """llama.cpp interleaves the two halves of each head in Llama's query and key matrices."""
         if self.family != "llama" or not (".q_proj." in name or ".k_proj." in name):
             return rows
         heads = 4 if ".q_proj." in name else 2
@@ -139,7 +139,7 @@ class Tiny:
 
 
 def quantised(random: np.random.Generator, shape: tuple[int, ...], kind: GGMLQuantizationType) -> np.ndarray:
-    """Rows of random blocks; the scales are small numbers, since random bytes would be infinities."""
+    """Rows of random blocks; the scales are small numbers, since random bytes could be infinities."""
     if kind in {Kind.F32, Kind.F16}:
         return random.normal(0, 0.05, shape).astype(np.float32 if kind is Kind.F32 else np.float16)
     block, size = GGML_QUANT_SIZES[kind]
