@@ -92,7 +92,7 @@ class Browser:
         return found["result"].get("value")
 
     def too_wide(self, within: str, but: str) -> list[str]:
-        """What extends beyond the window, of the elements that `within` selects and that pass `but`, a test of `each`."""
+        """Elements beyond the window, of those that `within` selects and that pass `but`, a test of `each`."""
         room, wanted = self.js("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
         found: list[str] = self.js(
             f"[...document.querySelectorAll('{within}')].filter((each) =>"

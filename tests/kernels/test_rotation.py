@@ -27,7 +27,7 @@ def test_it_turns_as_separate_operations_do(
     generator = torch.Generator().manual_seed(width + n)
     together = torch.randn(1, n, 6, width, generator=generator).to(
         where, dtype
-    )  # as in layers with one projection
+    )  # as layers with a single projection make it
     q, k = together.transpose(1, 2).split([4, 2], dim=1)
     cos, sin = (torch.randn(1, n, turns, generator=generator).to(where, dtype) for _ in range(2))
     for found, wanted in zip(rotate(q, k, cos, sin), plain(q, k, cos, sin), strict=True):
