@@ -77,7 +77,7 @@ def test_expected_cost_is_that_of_all_coins(n: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_least_cost_is_that_of_all_choices(seed: int) -> None:
-    """With known acceptance, the least cost is that of the cheapest way to cut an answer into rounds."""
+    """Where it is known what passes, the least cost is that of the cheapest way to cut an answer into rounds."""
     rng = random.Random(seed)
     n = rng.randrange(1, 9)
     passes = [float(rng.random() < 0.6) for _ in range(n)]
@@ -806,7 +806,7 @@ def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, mon
 
 
 def test_the_account_says_that_its_speeds_are_tokens_a_second(near_pair: Pair) -> None:
-    """Next to a row whose speed is per prompt or per answer, another speed of the same strategy would contradict it."""
+    """Next to a row that weighs prompts equally, or answers, another speed of the same strategy would contradict it."""
     found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
     why = found.explanation
     assert why is not None
@@ -913,7 +913,7 @@ def test_a_target_alone_is_advised_without_rules() -> None:
 
 
 def test_a_draft_that_is_the_target_brings_nothing() -> None:
-    """Everything passes, and every draft costs a target step: no length can gain except through cheaper checks."""
+    """Everything passes, and every draft costs a target step: no length is predicted to gain except by cheap checks."""
     same = load_pair({"draft": pair()["target"], "target": pair()["target"]})
     seen = record(same, ASKED, GREEDY, 4)
     found = Answers(same, seen.runs, seen, machine(c=1.0), Sampling(0.0)).lossless()

@@ -528,7 +528,7 @@ def test_several_prompts_show_what_answers_cost(cli: Callable[..., Result], tmp_
 
 
 def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
-    """They come from the records: a table rebuilt from an older folder, which lacks them, leaves them out."""
+    """Costs come from the records: a table rebuilt from an older folder, which lacks them, leaves them out."""
     rule = "speculative-cascade:rule=opt,alpha=0.5,k=2"
     plan = {
         "pair": "tiny-random",

@@ -116,7 +116,7 @@ def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
 
 
 def test_numbers_stand_under_their_headings(text_pair: Pair) -> None:
-    """Block costs, predictions and measurements are read from these columns."""
+    """Readers look up block costs, predictions and measurements in these columns."""
     made = bench(text_pair, contexts=[16], blocks=(1, 2, 3), repeats=1, synthetic_acceptance=0.7, ks=(2,), tokens=8)
     steps = Profile(context=16, draft={1: timing([0.5])}, target={1: timing([2.0]), 2: timing([2.5]), 3: timing([3.5])})
     assert made.synthetic is not None

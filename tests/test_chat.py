@@ -318,7 +318,7 @@ def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
 
 
 def test_a_template_brings_the_beginning_of_a_text_itself() -> None:
-    """This tokenizer would add a second one in front; two change the models' output without any warning."""
+    """This tokenizer would add a second beginning; two change the models' output without any warning."""
     loaded = load_pair("tiny-random")
     tokenizer = loaded.tokenizer
     end = tokenizer.eos_token

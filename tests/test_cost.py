@@ -12,7 +12,7 @@ from tests.pairs import pair
 def test_flops_and_bytes_by_hand(id_pair: Pair) -> None:
     run = generate(id_pair, prompt_ids=[1, 2, 3], strategy="target", max_new_tokens=4)
     model = id_pair.target.info
-    # two layers of q, k, v, o, gate, up, down, and the head; the input embeddings are a table lookup
+    # two layers of q, k, v, o, gate, up, down, and the head; the input embeddings are only looked up
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
     assert model.parameters == 2 * layer + 8 * 32
     assert model.weight_bytes == 4 * model.parameters

@@ -114,7 +114,7 @@ def test_a_target_is_never_cut() -> None:
 
 
 def test_a_fused_step_is_not_made_of_a_cut_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where matrices are not packed."""
+    """As on a GPU, where layers have plain matrices."""
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     config = pair(300)
     cut = load_pair(config | {"draft": config["draft"] | {"vocab": 60}}, dtype="float16")

@@ -100,7 +100,7 @@ def test_a_stop_goes_by_timed_exits_or_by_their_bytes(alone: Pair) -> None:
 
 
 def test_work_is_counted_once(alone: Pair) -> None:
-    """Operations: all layers for the tokens that the target reads, and the rows of logits of both models."""
+    """Operations are those of all layers for the tokens that the target reads, and of both models' rows of logits."""
     ask: dict[str, Any] = {"prompt_ids": [5, 6, 7], "max_new_tokens": 12, "temperature": 0.0}
     run = generate(alone, strategy="speculative:draft=early-exit,layers=1,k=2", **ask)
     m, info = run.metrics, alone.info.target

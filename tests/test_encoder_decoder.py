@@ -1,4 +1,4 @@
-"""T5 beyond its laws: when inputs are read and how they are counted, its head, its precisions, and its limits."""
+"""T5 beyond its laws: when inputs are read and how they count, its head, its precisions, and what is rejected."""
 
 from __future__ import annotations
 

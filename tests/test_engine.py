@@ -371,7 +371,7 @@ def test_logits_that_are_no_numbers_are_noticed(id_pair: Pair, strategy: str, va
 
 
 def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
-    """Of a token with probability 0 in float32, the logarithm is not a JSON number."""
+    """A token's probability may be 0 in float32, and its logarithm is not a JSON number."""
     pair = odd(id_pair, [200.0, 0.0, 0.0, 0.0], [0.0] * 4)
     run = generate(pair, prompt_ids=[1], strategy="cascade", max_new_tokens=30, temperature=100.0, seed=1)
     assert set(run.handover.draft_token_ids) > {0}

@@ -30,7 +30,7 @@ class Target:
     command: Callable[[Path], list[str]]
     """The arguments of cascli once the changed file is in place."""
     beside: Path | None = None
-    """A folder whose copy the changed file is placed in."""
+    """A folder to copy first; the changed file is placed in the copy."""
 
     def place(self, data: bytes, here: Path) -> Path:
         """Write changed bytes to the place they are read from."""
@@ -107,7 +107,7 @@ def targets(home: Path) -> list[Target]:
 
 
 def named(found: Sequence[Target], name: str) -> Target:
-    """The target with a name."""
+    """Return the target with this name."""
     return next(target for target in found if target.name == name)
 
 

@@ -119,7 +119,7 @@ def test_what_was_counted_is_forgotten(where: torch.device) -> None:
     from cascli.kernels import attention
 
     at = torch.tensor(200, device=where)
-    for heads, shared, n in ((4, 2, 3), (40, 1, 1), (4, 2, 3)):  # two groups each: of heads, then of rows
+    for heads, shared, n in ((4, 2, 3), (40, 1, 1), (4, 2, 3)):  # two groups each, of heads or of rows
         q, k, v = states(heads, shared, n, 16, 200, torch.float32, where)
         for _ in range(2):
             found = attention.attend(q, k, v, at, scale=0.25)

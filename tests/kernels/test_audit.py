@@ -52,7 +52,7 @@ def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: 
 def test_a_test_that_reads_another_ones_number_fails(
     text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the third test on, which no joint law of two or three tokens would show."""
+    """Only the third and later tests are wrong, which no joint law of two or three tokens would show."""
     right = verification.verify
 
     def misread(*given: torch.Tensor, **how: object) -> torch.Tensor:

@@ -155,7 +155,7 @@ def test_keys_and_values_are_read_each_in_its_way(
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(0.7, 9, 0.8)], ids=str)
 def test_rows_of_logits_may_lie_apart(sampling: Sampling, where: torch.device) -> None:
-    """Logits in halves, many of them equal: each row is cut on its own."""
+    """Logits in halves, many of them equal: each row's truncation must use only its own."""
     from cascli.kernels.draws import draw
 
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ FUSED["gemma"] = {"model_type": "gemma", "head_dim": 16}
 FUSED["llama with biases"] = {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}
 FUSED["llama of odd sizes"] = {"hidden_size": 48, "intermediate_size": 40, "head_dim": 24, "num_attention_heads": 3}
 EPSILON = {"rms_norm_eps": 0.05}
-"""Larger than any real model's: with trained models' values, using the wrong one would not show."""
+"""Larger than any real model's: with realistic values, a wrong epsilon would not show."""
 
 
 def model(name: str, where: torch.device, dtype: torch.dtype, **more: Any) -> Any:
@@ -92,7 +92,7 @@ def test_steps_are_those_of_transformers(name: str, where: torch.device) -> None
 @pytest.mark.usefixtures("sound_products")
 @pytest.mark.parametrize(("name", "dtype"), [*zip(BOTH_KINDS, (torch.bfloat16, torch.float32), strict=True)])
 def test_a_token_has_the_same_bits_in_any_block(name: str, dtype: torch.dtype, where: torch.device) -> None:
-    _, fused = runners(name, where, dtype, captured=False, head_dim=64)  # the smallest width guaranteed on a GPU
+    _, fused = runners(name, where, dtype, captured=False, head_dim=64)  # smallest width with this guarantee on a GPU
     text = torch.randint(0, fused.vocab, (40,), generator=torch.Generator().manual_seed(0)).to(where)
     fused.prepare(20, 20, Calls(reads=[(n, n) for n in (9, 5, 3, 1)]))
     fused.forward(text[:20], 1)

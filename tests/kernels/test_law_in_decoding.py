@@ -91,7 +91,7 @@ def test_truncated_texts_are_those_of_the_plain_path(
 
 
 def test_the_pair_disagrees_in_the_middle(loaded: Pair) -> None:
-    """Without acceptance at 0.1 to 0.9 and rounds of many lengths, the tests above would detect nothing."""
+    """Keeps the tests above sensitive: acceptance at 0.1 to 0.9, rounds of many lengths."""
     found = [step for run in runs(loaded, SPECS[0]) for step in run.rounds]
     chances = [token.accept_prob for step in found for token in step.drafted]
     assert sum(0.1 < chance < 0.9 for chance in chances) > len(chances) / 4

@@ -114,7 +114,7 @@ def test_rules_test_the_draft_at_temperature_1(tail: str, where: torch.device) -
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize(("rule", "least"), [(Exact(), 5), (rules.load("token-v3")(alpha=0.0), 2)])
 def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, least: int, where: torch.device) -> None:
-    """Six drafts, with random numbers that keep different numbers of them."""
+    """Six drafts, of which different random numbers keep one, two, and so on."""
     from cascli.kernels.verification import verify
 
     sampling, lengths = Sampling(), set()

@@ -38,7 +38,7 @@ DEEP: list[tuple[str, Target, dict[str, Any]]] = [
 def alarms(
     pair: Pair, strategy: str, rule: Target, sampling: dict[str, Any], runs: int, length: int = LENGTH
 ) -> list[str]:
-    """Texts that occurred too often or too rarely; chance causes one in fewer than 1 of 100,000 choices of seeds."""
+    """Texts that occurred too often or too rarely; by chance alone, in fewer than one of 100,000 choices of seeds."""
     whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | sampling
 
     @cache

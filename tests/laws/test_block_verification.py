@@ -340,7 +340,7 @@ def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkey
 
 
 def test_tests_are_neither_certain_nor_hopeless() -> None:
-    """The laws above would detect little otherwise: prefixes whose weight is below 1 may still pass."""
+    """Keeps the laws above sensitive: prefixes whose weight is below 1 may still pass."""
     chances = []
     for seed in range(12):
         for draft in drafts(random_tables(3, seed=seed, kind=KINDS[seed % len(KINDS)]), RULES["exact"], 3):

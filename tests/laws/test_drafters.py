@@ -90,7 +90,7 @@ def test_a_lossy_law_depends_on_where_rounds_begin() -> None:
 
 
 def test_the_cases_disagree_in_the_middle() -> None:
-    """The laws above would detect little otherwise: drafts pass with any probability, in blocks of any length."""
+    """Keeps the laws above sensitive: drafts pass with any probability, in blocks of any length."""
     chances, lengths = [], set()
     for seed in range(40):
         run = generate(

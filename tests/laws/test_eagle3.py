@@ -168,7 +168,7 @@ def rule_of(name: str, alpha: float) -> Target:
 
 
 def test_the_law_depends_on_the_rounds(pair: Pair, reference: Reference) -> None:
-    """The run reports this, but not if it is lossless or its q does not depend on the round."""
+    """The run reports this, unless it is lossless or its rule does not read q."""
     one, two = (reference.law(target("token-v3", 0.3), 3, k, **PLAIN) for k in (1, 2))
     assert distance(one, two) > 1e-3
     for strategy, depends in [("speculative", False), ("speculative-cascade:rule=token-v3", True)]:

@@ -89,7 +89,7 @@ def test_blocks_and_stops_follow_it_too(rule: str, alpha: float, more: str) -> N
 
 
 def test_the_cases_disagree_in_the_middle() -> None:
-    """The laws above would detect little otherwise: drafts pass with any probability, and any number is kept."""
+    """Keeps the laws above sensitive: drafts pass with any probability, after every rejection."""
     chances, kept = [], set()
     for seed in range(40):
         run = generate(

@@ -103,7 +103,7 @@ def test_uniforms_are_uniform_over_seeds(streams: dict[str, np.ndarray]) -> None
 
 
 def test_streams_and_positions_are_independent(streams: dict[str, np.ndarray]) -> None:
-    """Each pair of streams or positions fills a 4 x 4 grid evenly; for all 36, false alarms are below 1e-4."""
+    """Each pair of streams or positions fills a 4 x 4 grid evenly (false-alarm rate of all 36 below 1e-4)."""
     law = {(i, j): 1 / 16 for i in range(4) for j in range(4)}
     assert 36 * false_alarm_rate(law, SEEDS) < 10 * LIMIT
     for a, b in combinations(streams.values(), 2):

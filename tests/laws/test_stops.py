@@ -106,7 +106,7 @@ def test_drafts_without_a_model_may_end_early(drafter: str, stop: str) -> None:
 
 @pytest.mark.parametrize("stop", [name for name in stops.names() if name != "never"])
 def test_the_cases_have_rounds_of_every_length(stop: str) -> None:
-    """The laws above would detect little otherwise: drafts end by the stop and by k, and pass with any probability."""
+    """Keeps the laws above sensitive: drafts end by the stop and by k, and pass with any probability."""
     lengths, chances, ended = set(), [], 0
     for seed in range(40):
         run = generate(

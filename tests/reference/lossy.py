@@ -1,4 +1,4 @@
-"""The rules that are not a plain keep-or-defer choice, each in the form in which its authors sample.
+"""The rules that are not a plain keep-or-defer choice, each in the sampling form that its authors published.
 
 Accept x with probability a(x), otherwise draw from s_x. What is emitted then follows
 pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x)) s_x(v). Everything is computed by loops in float64.

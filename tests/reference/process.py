@@ -80,7 +80,7 @@ def block_outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iter
         if chance == 0:
             continue
         weights = prefix_weights([pi[x] / pair.q[x] for pi, pair, x in zip(pis, pairs, drafted, strict=False)])
-        for kept in range(k, -1, -1):  # longest prefix first; `chance` is what the longer ones left
+        for kept in range(k, -1, -1):  # longest prefix first; `chance` is what remains after the longer ones
             law = pis[k]
             passes = weights[k]
             if kept < k:

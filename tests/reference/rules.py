@@ -1,4 +1,4 @@
-"""Every deferral rule as the distribution pi from which it makes the strategy sample.
+"""Every deferral rule as the distribution pi that it makes the strategy sample from.
 
 q and p are warped; q1 and p1 are at temperature 1 without truncation, and only they are compared with
 thresholds (TV in eq. 10 is on the warped pair). Each rule is one score per position [1] or per token [V]: the

@@ -166,7 +166,7 @@ def test_bad_options_are_explained(options: str, words: str) -> None:
         parse(f"speculative-cascade:{options}")
 
 
-# between which tokens thinking is
+# ---- which tokens delimit thinking
 
 
 def with_tokens(name: str, *tokens: str, **more: Any) -> Pair:

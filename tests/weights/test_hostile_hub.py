@@ -1,4 +1,4 @@
-"""A hub that lies: nothing is written outside the cache, every refusal is a sentence, and no wait is long."""
+"""A hub that lies: nothing is written outside the cache, every refusal is a sentence, and none takes long."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_what_goes_while_it_is_counted_hides_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_folder_that_lacks_a_file_or_a_part_of_one_is_not_whole(tmp_path: Path) -> None:
-    """Whatever the number of files that are intact."""
+    """No matter how many other files are intact."""
     folder = tmp_path / "model"
     with manifest.replacing(folder, {}) as made:
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
