@@ -296,7 +296,7 @@ def test_a_target_has_no_head() -> None:
         load_config({"target": {"eagle3": "./x"}})
 
 
-# ---------------------------------------------------------------- files that somebody else wrote
+# ---------------------------------------------------------------- files written by others
 
 
 def of_config(**more: Any) -> Callable[[Path], None]:

@@ -156,7 +156,7 @@ def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
 
 
 def test_the_tables_fastest_is_explained_with_its_own_number(text_pair: Pair) -> None:
-    """From all repeats: one slow run among them changes neither."""
+    """Both come from all repeats, so one slow run changes neither."""
     settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "speculative:k=2", "speculative:k=4")]
     done = Repeats(text_pair, prompts("hello"), strategies, settings, runs=5)

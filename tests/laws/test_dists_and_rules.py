@@ -1,4 +1,4 @@
-"""cascli's tensors against the reference on ordinary and adversarial distributions; every rule's contract."""
+"""cascli's tensors compared with the reference on ordinary and adversarial distributions; every rule's contract."""
 
 import dataclasses
 from collections.abc import Iterator
