@@ -1,6 +1,7 @@
 """A headless Chromium for tests, driven over a pair of pipes: no port, no driver program, no package.
 
-`--remote-debugging-pipe` reads commands from file descriptor 3 and writes answers to 4, JSON that ends in a zero byte.
+`--remote-debugging-pipe` reads commands from file descriptor 3 and writes responses to 4, each as JSON followed by a
+zero byte.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ PATIENCE = 60.0
 
 
 def found() -> str | None:
-    """Where Chromium is, if it is here."""
+    """The path of Chromium, if it is installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page, what it has logged, and what it has asked the network for."""
+    """One page, its log, and its network requests."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read, self._rest, self._last = write, read, b"", 0
@@ -44,7 +45,7 @@ class Browser:
             self(f"{domain}.enable")
 
     def __call__(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
+        """Send a command and wait for its response."""
         self._last += 1
         command = {"id": self._last, "method": method, "params": params}
         if self._session is not None:
@@ -68,11 +69,11 @@ class Browser:
         return json.loads(message)
 
     def size(self, width: int, height: int = 900) -> None:
-        """Of the window, in CSS pixels."""
+        """Set the size of the window, in CSS pixels."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def prefers(self, **features: str) -> None:
-        """What the user has asked of pages, such as `color_scheme="dark"`."""
+        """Set what the user prefers of pages, such as `color_scheme="dark"`."""
         wanted = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
         self("Emulation.setEmulatedMedia", features=wanted)
 
@@ -85,13 +86,13 @@ class Browser:
             assert time.monotonic() < ends, "the page does not load"
 
     def js(self, expression: str) -> Any:
-        """The value of an expression in the page, promises waited for."""
+        """The value of an expression in the page; promises are awaited."""
         found = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def too_wide(self, within: str, but: str) -> list[str]:
-        """What reaches out of the window, of the elements that `within` selects and `but`, a test of `each`, leaves."""
+        """Elements beyond the window, of those that `within` selects and that pass `but`, a test of `each`."""
         room, wanted = self.js("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
         found: list[str] = self.js(
             f"[...document.querySelectorAll('{within}')].filter((each) =>"
@@ -102,38 +103,38 @@ class Browser:
         return found if wanted <= room else ["the page", *found]
 
     def press(self, key: str) -> None:
-        """A key of the keyboard, down and up."""
+        """Press and release a key."""
         code = KEYS[key]
         more = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def screenshot(self, file: Path, *, whole: bool = False) -> None:
-        """What is seen, or the whole page, as a PNG."""
+        """Save what is visible, or the whole page, as a PNG."""
         picture = self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(picture["data"]))
 
     @property
     def complaints(self) -> list[str]:
-        """Errors and warnings that the page has caused."""
+        """Errors and warnings caused by the page."""
         wrong = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         return [json.dumps(event["params"]) for event in self.events if event["method"] in wrong]
 
     @property
     def requests(self) -> list[str]:
-        """The addresses that the page has asked for."""
+        """The URLs that the page has requested."""
         sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
         return [each["request"]["url"] for each in sent]
 
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
-    """A Chromium with an empty profile in `folder`; it ends with the block."""
+    """A Chromium with an empty profile in `folder`, which ends with the block."""
     program = found()
     assert program is not None
     (their_read, write), (read, their_write) = os.pipe(), os.pipe()
     command = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
-    # The shell puts the two pipes where Chromium looks for them; a process of ours may hold 3 and 4 itself.
+    # The shell moves the two pipes to the descriptors Chromium uses; our own process may already use 3 and 4.
     script = f'exec "$0" "$@" 3<&{their_read} 4>&{their_write}'
     process = subprocess.Popen(
         ["bash", "-c", script, *command],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Read when Triton is imported, which torch and transformers may do at any import: before all others.
+    # Read when Triton is imported, which any import of torch or transformers may do: set it before all of them.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from cascli import Pair, load_pair
@@ -18,19 +18,19 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def text_pair() -> Pair:
-    """Bytes as tokens; no end-of-text id."""
+    """A pair with bytes as tokens and no end-of-text id."""
     return load_pair(pair(300))
 
 
 @pytest.fixture(scope="session")
 def id_pair() -> Pair:
-    """Eight tokens, too few for text."""
+    """A pair with eight tokens, too few for text."""
     return load_pair(pair(8))
 
 
 @pytest.fixture
 def clean_env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No cascli or colour variable of the machine leaks into a test."""
+    """Keep the machine's cascli and colour variables out of a test."""
     for name in list(os.environ):
         if name.startswith("CASCLI_") or name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
             monkeypatch.delenv(name)
@@ -40,12 +40,12 @@ def clean_env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def any_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Causes are named however far timings differ: runs of toys are as noisy as the machine beside them."""
+    """Name causes however far timings differ: runs of tiny models are as noisy as the machine they run on."""
     monkeypatch.setattr("cascli.analysis.explanation.TOO_NOISY", math.inf)
 
 
 @pytest.fixture
 def asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eager rounds ask for q behind every block too, as captured ones do."""
+    """Make eager rounds request q after every block, as captured rounds do."""
     for module in ("cascli.decoding.speculation", "cascli.jobs.candidates"):
         monkeypatch.setattr(f"{module}.asks_late", lambda *_, **__: False)

@@ -1,4 +1,4 @@
-"""Random EAGLE-3 heads of the true format, small, beside a random target."""
+"""Small random EAGLE-3 heads in the real format, with a random target."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def target(vocab: int, **more: Any) -> dict[str, Any]:
 def tensors(
     layer: dict[str, Any], ids: Sequence[int], vocab: int, flags: dict[str, Any], *, taps: int, taken: int, seed: int
 ) -> dict[str, Tensor]:
-    """All of a head, under the names of the format."""
+    """All tensors of a head, under the names of the format."""
     generator = torch.Generator().manual_seed(seed)
     width = layer["hidden_size"]
 
@@ -71,7 +71,7 @@ def tensors(
 def of_layer(
     layer: dict[str, Any], place: int, matrix: Callable[..., Tensor], norm: Callable[[int], Tensor]
 ) -> dict[str, Tensor]:
-    """Those of one layer."""
+    """The tensors of one layer."""
     at, width, inner = f"layers.{place}", layer["hidden_size"], layer["intermediate_size"]
     own, shared = (layer[name] * layer["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
     wide = 2 * width if place == 0 else width
@@ -128,5 +128,5 @@ def write_head(
 
 
 def pair_with_head(folder: Path, vocab: int, **more: Any) -> dict[str, Any]:
-    """A pair whose head lies in a folder; `more` is of the target's config."""
+    """A pair whose head is in a folder; `more` changes the target's config."""
     return {"name": "head", "draft": {"eagle3": str(folder)}, "target": target(vocab, **more)}

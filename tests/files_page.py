@@ -1,7 +1,7 @@
-"""Fill the tables of docs/files.md from the code: `python -m tests.files_page` (`--check` only looks).
+"""Fill the tables of docs/files.md from the code: `python -m tests.files_page` (`--check` only compares).
 
-Columns come from `cascli.analysis.columns`; the fields of each JSON document from its pydantic model, with what the
-docstring behind a field says of it.
+Columns come from `cascli.analysis.columns`; the fields of each JSON document from its pydantic model, described by
+the docstrings of its fields.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ WORDS = (
     (r"\bbool\b", "true or false"),
     (r" \| ", ", or "),
 )
-"""From Python's types to words, in this order."""
+"""Python's types in words, replaced in this order."""
 ELSEWHERE = (SweepPlan,)
-"""Models that another page explains."""
+"""Models that another page documents."""
 PLAIN = {
     "schema_name": "Schema of the document; the last one listed is what this version writes.",
     "strategy": "Name of the strategy, or the name with its parameters as one string.",
@@ -169,11 +169,11 @@ PLAIN = {
     "estimates": "One per rule, alpha and temperature.",
     "max_tv": "The largest TV(pi, p).",
 }
-"""Fields whose docstring would say no more than this; by name, or by model and name."""
+"""Descriptions of fields whose docstring would say no more; by name, or by model and name."""
 
 
 def parts(kind: type[BaseModel]) -> list[type[BaseModel]]:
-    """A model and all models in its fields, each once, in the order in which they are met."""
+    """A model and all models in its fields, each once, in the order of first occurrence."""
     found: list[type[BaseModel]] = []
 
     def visit(model: type[BaseModel]) -> None:
@@ -189,7 +189,7 @@ def parts(kind: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models in an annotation, however deep."""
+    """The models in an annotation, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
@@ -197,7 +197,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def said(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstrings behind a model's fields, and its computed fields, say of them."""
+    """The docstrings of a model's fields and computed fields."""
     texts: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if not (issubclass(base, BaseModel) and base.__module__.startswith("cascli.")):
@@ -213,7 +213,7 @@ def said(model: type[BaseModel]) -> dict[str, str]:
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What is said of every field of a model: its docstring, else `PLAIN`, else what the column of that name means."""
+    """The description of every field: its docstring, else `PLAIN`, else the meaning of the column of that name."""
     texts = {column.name: column.meaning[0].upper() + column.meaning[1:] + "." for column in COLUMNS} | PLAIN
     found = said(model)
     for name in model.model_fields:
@@ -222,7 +222,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def type_of(annotation: Any) -> str:
-    """An annotation as JSON has it."""
+    """The type of an annotation in JSON, in words."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.__name__
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
@@ -246,7 +246,7 @@ def literals(annotation: Any) -> Iterator[Any]:
 
 
 def table_of(model: type[BaseModel]) -> str:
-    """The fields of a model."""
+    """The table of a model's fields."""
     texts = meanings(model)
     lines = ["| field | holds | |", "| --- | --- | --- |"]
     for name, field in model.model_fields.items():
@@ -257,12 +257,12 @@ def table_of(model: type[BaseModel]) -> str:
 
 
 def cell(text: str) -> str:
-    """A text in a Markdown table."""
+    """A text escaped for a Markdown table."""
     return text.replace("|", "\\|")
 
 
 def documents() -> str:
-    """All documents and their parts; a part of several is told once."""
+    """All documents and their parts; a part of several documents is listed once."""
     told: set[type[BaseModel]] = set()
     lines: list[str] = []
     for what, document in DOCUMENTS:
@@ -277,7 +277,7 @@ def documents() -> str:
 
 
 def columns() -> str:
-    """All columns, and in whose tables they are."""
+    """All columns, and the tables that have them."""
     kinds = get_args(TableKind)
     head = " | ".join(kinds)
     lines = [f"| column | holds | {head} | |", f"| --- | --- |{' :-: |' * len(kinds)} --- |"]
@@ -288,7 +288,7 @@ def columns() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its tables as they should be."""
+    """The page with its tables brought up to date."""
     for name, content in (("columns", columns()), ("documents", documents())):
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
@@ -298,7 +298,7 @@ def page(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page, or with `--check` fail if it is not current."""
+    """Write the page, or with `--check` fail if it is out of date."""
     text = PAGE.read_text(encoding="utf-8")
     if "--check" in sys.argv[1:]:
         if text != page(text):

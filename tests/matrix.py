@@ -1,4 +1,4 @@
-"""Run the tests that go architecture by architecture and write their outcome into docs/limits.md: `make docs`."""
+"""Run the tests parametrized by architecture and write their results into docs/limits.md: `make docs`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = ["test_against_transformers.py", "test_cache.py", "test_verify.py"]
 
 
 class Outcomes:
-    """A pytest plug-in that keeps who passed what."""
+    """A pytest plug-in that records which architecture passed which tests."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str], list[bool]] = defaultdict(list)

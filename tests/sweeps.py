@@ -1,4 +1,4 @@
-"""A sweep that nobody has run: records with known differences, and a folder that holds them."""
+"""A sweep that was never run: records with known differences, and a folder that contains them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRATEGIES = [
 
 
 def plan_of(**more: Any) -> SweepPlan:
-    """A plan whose pair and task are files somewhere."""
+    """A plan whose pair and task are files at some path."""
     values = {
         "pair": "/home/somebody/pairs/mine.yaml",
         "strategies": STRATEGIES,
@@ -32,7 +32,7 @@ def plan_of(**more: Any) -> SweepPlan:
 
 
 def header_of(plan: SweepPlan, **more: Any) -> Header:
-    """What the records are made from."""
+    """The header of the records: what they were made from."""
     values = {
         "date": "2026-03-01T10:00:00Z",
         "command": "cascli sweep plan.yaml",
@@ -42,7 +42,7 @@ def header_of(plan: SweepPlan, **more: Any) -> Header:
 
 
 def records_of(plan: SweepPlan, prompts: int = 8, text: str = "answer") -> list[Record]:
-    """Every strategy's answers: more alpha is cheaper and, on every second prompt, worse and another text."""
+    """Every strategy's answers: a larger alpha is cheaper and, on every second prompt, worse and a different text."""
     specs = plan.specs()
     return [
         _record(cell, specs.index(cell.strategy), number, text) for cell in plan.cells() for number in range(prompts)
@@ -72,7 +72,7 @@ def _record(cell: Any, place: int, number: int, text: str) -> Record:
 
 
 def folder_of(folder: Path, header: Header, records: list[Record]) -> Path:
-    """The folder as a sweep leaves it."""
+    """Write the folder as a sweep leaves it."""
     kept = Records(folder)
     kept.open(header, resume=False, anyway=False)
     for record in records:

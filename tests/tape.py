@@ -1,8 +1,8 @@
-"""What stands in for a CUDA graph where there is no GPU: operations recorded with their addresses, and repeated.
+"""A stand-in for CUDA graphs where there is no GPU: operations are recorded with their addresses, and replayed.
 
-Numbers that Python computed are baked in, results land where they were when recorded, and reading a value back while
-recording is an error: a runner that relies on anything but data at fixed addresses gives wrong logits here as there.
-Recordings of one capture share their memory, too: none has a result before it is repeated, nor after another one was.
+Numbers that Python computed are baked in, results are written where they were when recorded, and reading a value back
+while recording is an error: a runner that relies on anything but data at fixed addresses gives wrong logits here too.
+Recordings of one capture also share their memory: none has a result before it is replayed, nor after another one was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cascli.rules import mentored
 
 
 class Tape(TorchDispatchMode):
-    """Records every operation below it."""
+    """Records every operation that runs below it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Tape(TorchDispatchMode):
 
     @torch.inference_mode()
     def overwrite(self) -> None:
-        """What was made while recording lies in memory that other recordings use, too."""
+        """Overwrite what was made while recording, as its memory is shared with other recordings."""
         for each in self._made:
             each.fill_(torch.nan if each.is_floating_point() else -1)
 
@@ -56,7 +56,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _with_launches(tape: Tape) -> AbstractContextManager[Any]:
-    """Records what Triton's interpreter runs, too: a kernel with the addresses and numbers that it was given."""
+    """Also records what Triton's interpreter runs: a kernel with the addresses and numbers it was given."""
     try:
         from triton.runtime.interpreter import GridExecutor
     except ImportError:
@@ -78,11 +78,11 @@ class TapeCapture:
         self.recordings = 0
         self.renewals = 0
         self._last: Tape | None = None
-        """Whose results stand."""
+        """The tape whose results are valid."""
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         compute()
-        settled = patch.object(mentored, "settled", lambda *_: False)  # as of a device, which is not asked
+        settled = patch.object(mentored, "settled", lambda *_: False)  # as on a GPU, which must not be queried
         with Tape() as tape, _with_launches(tape), settled:
             result = compute()
         self.recordings += 1
@@ -104,9 +104,9 @@ class TapeCapture:
         self._last = tape
 
     def renew(self) -> None:
-        """Nothing recorded so far may be repeated: a GPU may have given its memory away."""
+        """Nothing recorded so far may be replayed: a GPU may have reused its memory."""
         self.renewals += 1
 
     def fresh(self) -> TapeCapture:
-        """Another one, which knows nothing of this one's recordings."""
+        """A new capture, independent of this one's recordings."""
         return TapeCapture()

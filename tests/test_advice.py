@@ -1,4 +1,4 @@
-"""Advice: replays along recorded answers, what is chosen of them and why, how it is used, and the command."""
+"""Advice: replays along recorded answers, what is chosen and why, how it is used, and the command."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from tests.pairs import near, pair, prompts
 
 
 def rounds_of(passes: Sequence[bool], lengths: Sequence[int], costs: Sequence[float], behind: float = 0.0) -> float:
-    """What rounds come to whose drafts pass or not, of so many tokens at each place; `behind` where all pass."""
+    """Cost of rounds with `lengths` drafts at each place, each passing or not; `behind` is added where all pass."""
     place, spent = 0, 0.0
     while place < len(passes):
         drafts = passes[place : place + lengths[place]]
@@ -61,7 +61,7 @@ def rounds_of(passes: Sequence[bool], lengths: Sequence[int], costs: Sequence[fl
 
 @pytest.mark.parametrize("n", [1, 2, 4, 6])
 def test_expected_cost_is_that_of_all_coins(n: int) -> None:
-    """With costs that are no straight line in the length, and blocks of any length at every token."""
+    """With costs that are not linear in the length, and another block length at every token."""
     rng, costs = random.Random(n), [1.0, 1.7, 1.9, 4.0]
     chances = [rng.choice([0.0, 1.0, rng.random()]) for _ in range(n)]
     lengths = [min(rng.randrange(4), n - 1 - t) for t in range(n)]
@@ -77,7 +77,7 @@ def test_expected_cost_is_that_of_all_coins(n: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_least_cost_is_that_of_all_choices(seed: int) -> None:
-    """Where it is known what passes: the cheapest of all ways to cut an answer into rounds."""
+    """Where it is known what passes, the least cost is that of the cheapest way to cut an answer into rounds."""
     rng = random.Random(seed)
     n = rng.randrange(1, 9)
     passes = [float(rng.random() < 0.6) for _ in range(n)]
@@ -89,13 +89,13 @@ def test_the_least_cost_is_that_of_all_choices(seed: int) -> None:
         free = 0
         while free < min(4, n - 1 - t) and passes[t + free]:
             free += 1
-        return min(costs[j] + least(t + min(j, free) + 1) for j in range(5))  # more than pass, if that is cheaper
+        return min(costs[j] + least(t + min(j, free) + 1) for j in range(5))  # more than pass if that is cheaper
 
     assert least_cost(n, along(passes, 4), costs.__getitem__, 4) == pytest.approx(least(0), abs=1e-12)
 
 
 def test_knowing_what_passes_is_never_slower() -> None:
-    """Nor where a longer block is the cheaper one, as kernels have it."""
+    """Also where a longer block is cheaper, as with some kernels."""
     rng = random.Random(3)
     for case in range(40):
         costs = [1.0 + 0.3 * j + 0.1 * j * j for j in range(7)]
@@ -104,11 +104,11 @@ def test_knowing_what_passes_is_never_slower() -> None:
         chances = [rng.random() for _ in range(30)]
         least = least_cost(30, along(chances, 6), costs.__getitem__)
         assert all(least <= expected_cost(30, along(chances, k), costs.__getitem__) + 1e-9 for k in range(7))
-    assert least_cost(9, along([0.0] * 9, 3), lambda j: 1.0 + 0.3 * j) == 9  # nothing passes: steps of the target
+    assert least_cost(9, along([0.0] * 9, 3), lambda j: 1.0 + 0.3 * j) == 9  # nothing passes: only steps of the target
 
 
 def machine(c: float = 0.1, v: Sequence[float] = (1.0,) * 17, **more: float) -> Machine:
-    """Steps of a second, and nothing outside of them unless it is said."""
+    """Steps of one second, and no time outside them unless given."""
     return Machine(
         **{"step_seconds": 1.0, "outside": 0.0, "outside_alone": 0.0, "draft_reading": 0.0, **more}, c=c, v=list(v)
     )
@@ -121,7 +121,7 @@ def gain_of(chances: Sequence[float], k: int, of: Machine) -> float:
 
 
 def test_over_long_answers_a_replay_is_the_closed_form() -> None:
-    """Of even chances; a round at the answer's end is shorter, which 4,000 tokens hide."""
+    """With constant acceptance; an answer's last round is shorter, which is negligible over 4,000 tokens."""
     of = machine(c=0.2, v=[1 + 0.05 * j for j in range(17)])
     for a, k in ((0.3, 1), (0.8, 4), (0.95, 8)):
         assert gain_of([a] * 4000, k, of) == pytest.approx(speed_up(a, k, 0.2, 1 + 0.05 * k), rel=2e-3)
@@ -160,7 +160,7 @@ def test_the_best_length_is_found_by_climbing() -> None:
     for top in (1, 5, 16):
         for start in (1, 7, 16):
             assert best_length(lambda k, top=top: -abs(k - top), 16, start) == top  # type: ignore[misc]
-    assert best_length(lambda _: 1.0, 16, 9) == 1  # of equals the shorter one
+    assert best_length(lambda _: 1.0, 16, 9) == 1  # of equal lengths, the shortest
 
 
 def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
@@ -173,10 +173,10 @@ def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
 
 
 def test_a_stop_pays_for_the_step_that_it_looked_at() -> None:
-    """`max-q` stands at the second token of every round: two steps, one draft."""
+    """`max-q` stops at the second token of every round: two draft steps, one draft."""
     of, readings = machine(c=0.3), [0.9, 0.1] * 10
     spent, rounds = with_stop([1.0] * 20, readings, lambda: load_stop("max-q")(), 4, of, random.Random(0).random)
-    assert rounds == 10 and spent == pytest.approx(9 * (2 * 0.3 + 1) + (0.3 + 1))  # the last has room for one alone
+    assert rounds == 10 and spent == pytest.approx(9 * (2 * 0.3 + 1) + (0.3 + 1))  # the last has room for one draft
 
 
 def test_a_replayed_stop_is_told_nothing_of_what_lies_behind_a_rejection() -> None:
@@ -202,7 +202,7 @@ def test_tests_that_are_not_certain_are_tossed_several_times() -> None:
 
 
 def test_what_stops_come_to_gains_by_more_answers() -> None:
-    """Over many answers the errors of coins of their own cancel; those of the same ones for each add up."""
+    """With independent coins for each answer the errors cancel over many answers; with the same coins they add up."""
     chances, toss, of = [0.8] * 30, random.Random(0).random, machine(c=0.05)
     parts = [with_stop(chances, [1.0] * 30, lambda: Never(), 16, of, toss) for _ in range(200)]
     exact = expected_cost(30, along(chances, 16), fixed_cost(of))
@@ -244,7 +244,7 @@ def test_tolerance_0_is_lossless_and_a_wider_one_never_gains_less() -> None:
 
 
 def test_a_rule_that_costs_nothing_here_is_not_called_lossless() -> None:
-    """At temperature 0 some rules never differ: with equal gains the strategy that is exact by construction stands."""
+    """At temperature 0 some rules never differ; at equal gains, the strategy that is exact by construction wins."""
     every = [candidate(1.5), candidate(1.5, 0.0, "mentored"), candidate(1.6, 0.0, "head")]
     assert choosing.best(every[:2], 0.5) == every[0]
     near = [candidate(1.0), candidate(2.0, 0.19, "head"), candidate(1.5, 0.17, "head")]
@@ -306,7 +306,7 @@ def test_the_target_stands_where_nothing_is_clearly_faster() -> None:
     assert name == "target" and "Nothing is faster than target" in said[0] and "0.80x" in said[0]
     name, said = decided(ran("speculative:k=2", ratio(1.04, 0.97, 1.1)))
     assert name == "target" and "Nothing is clearly faster than target" in said[0]
-    name, said = decided(ran("speculative:k=2", ratio(1.04)))  # one prompt: a few percent say nothing
+    name, said = decided(ran("speculative:k=2", ratio(1.04)))  # one prompt: a few percent prove nothing
     assert name == "target"
     assert decided(ran("speculative:k=2", ratio(1.3)))[0] == "speculative:k=2"
     assert decided()[0] == "target"
@@ -337,7 +337,7 @@ def test_plain_speculation_stands_unless_something_is_clearly_faster_than_it() -
 
 
 def runs_of(tokens: Sequence[int], seconds_a_token: float) -> list[list[Any]]:
-    """One turn a prompt, as far as speeds look at it."""
+    """One turn per prompt, with only the fields that speeds are computed from."""
     return [
         [
             SimpleNamespace(
@@ -361,7 +361,7 @@ def measured(lengths: Sequence[int], seconds_a_token: float) -> Measured:
 
 
 def test_a_rule_that_writes_more_is_judged_by_the_answer() -> None:
-    """Most of them were cut off where they looped: that must not hide how long they are."""
+    """Most of the looping answers were cut off: that must not hide how long they are."""
     looping = measured([300] * 8, 0.3)
     assert looping.tokens("loose", "target").of_means == pytest.approx(1 / 0.3)
     assert looping.faster("loose", "speculative:k=3").by_answer
@@ -373,7 +373,7 @@ def test_a_rule_that_writes_more_is_judged_by_the_answer() -> None:
 
 @pytest.mark.parametrize("prompts", [3, 8])
 def test_lengths_that_differ_by_the_same_factor_differ(prompts: int) -> None:
-    """They do not scatter, or are too few for an interval."""
+    """The lengths do not scatter, or are too few for an interval."""
     runs = {"target": runs_of([2] * prompts, 1.0), "loose": runs_of([12] * prompts, 0.13)}
     found = Measured(runs, frozenset(["target"])).faster("loose", "target")
     assert found.by_answer and found.ratio.of_means == pytest.approx(2 / (12 * 0.13))
@@ -382,13 +382,13 @@ def test_lengths_that_differ_by_the_same_factor_differ(prompts: int) -> None:
 def test_where_token_and_answer_disagree_the_answer_decides_although_lengths_scatter() -> None:
     scattered = measured([20, 40, 300, 30, 20, 25, 45, 35], 0.4)
     assert not scattered.length("loose", "target").differs
-    assert not scattered.faster("loose", "target").by_answer  # faster by both
+    assert not scattered.faster("loose", "target").by_answer  # faster both by the token and by the answer
     over = scattered.faster("loose", "speculative:k=3")
     assert over.by_answer and over.ratio.of_means < 1 < scattered.tokens("loose", "speculative:k=3").of_means
 
 
 def test_answers_of_one_distribution_are_compared_by_the_token() -> None:
-    """Their lengths differ by chance; and where every answer ends at the limit there is nothing to tell."""
+    """Their lengths differ only by chance; where the lengths are equal, there is nothing to decide."""
     found = measured(SHORT, 0.4)
     runs = {"target": runs_of(SHORT, 1.0), "speculative:k=3": runs_of([300] * 8, 0.6), "loose": runs_of(SHORT, 0.4)}
     by_chance = found._replace(runs=runs).faster("speculative:k=3", "target")
@@ -397,7 +397,7 @@ def test_answers_of_one_distribution_are_compared_by_the_token() -> None:
 
 
 def test_six_prompts_are_enough_for_a_clean_gain_without_loss() -> None:
-    """A rule that could write on and on needs more of them."""
+    """A rule that could write ever longer answers needs more of them."""
     target = runs_of([40, 50, 60, 45, 55, 50], 0.1)
     speeds = (1.14, 1.15, 1.17, 1.17, 1.19, 1.23)
     faster = [runs_of([n], 0.1 / speed)[0] for n, speed in zip((40, 50, 60, 45, 55, 50), speeds, strict=True)]
@@ -414,7 +414,7 @@ def test_what_is_by_the_answer_and_what_scatters_is_told() -> None:
     loose = ran("loose", ratio(0.9, 0.8, 1.0), by_answer=True, predicted=2.0, **lossy)
     _, said = decided(plain, loose, pairs={("loose", plain.strategy): Compared(ratio(0.6, 0.5, 0.7), True)})
     assert said[-1] == "loose: answers 2.40x as long as target's, so its speed is by the answer."
-    assert not any("was predicted" in each for each in said)  # by the token
+    assert not any("was predicted" in each for each in said)  # predictions are by the token
     by_token = ran("loose", ratio(2.5, 2.2, 2.8), **lossy)
     name, said = decided(plain, by_token, pairs={("loose", plain.strategy): Compared(ratio(0.7, 0.4, 1.2), True)})
     assert name == plain.strategy and said == [
@@ -427,7 +427,7 @@ def test_what_is_by_the_answer_and_what_scatters_is_told() -> None:
 
 
 def test_nothing_is_advised_that_is_told_as_slower_than_what_it_replaces() -> None:
-    """A rule may be judged by the answer beside the target, and by the token beside plain speculation."""
+    """A rule may be judged by the answer against the target, and by the token against plain speculation."""
     plain = ran("speculative:k=3", ratio(1.4, 1.2, 1.6))
     loose = ran("loose", ratio(0.98, 0.5, 1.9), lossless=False, by_answer=True)
     assert decided(plain, loose, pairs={("loose", plain.strategy): ratio(1.4, 1.3, 1.5)})[0] == plain.strategy
@@ -489,7 +489,7 @@ def test_tolerances_are_checked() -> None:
 
 
 def test_a_loss_must_be_shown_to_be_small() -> None:
-    """Of a few prompts none of which lost anything nothing follows; of a hundred that at most three in a hundred do."""
+    """A few prompts without any loss prove nothing; a hundred show that at most three in a hundred lose."""
     few, many = ([1.0] * n for n in (6, 100))
     tolerance = Tolerance.of(max_quality_loss=0.05, scored=True)
     scored = choosing.quality(few, few, 0.05)
@@ -501,7 +501,7 @@ def test_a_loss_must_be_shown_to_be_small() -> None:
     assert lost.loss == pytest.approx(0.2) and lost.most is not None and lost.most > 0.2 and lost.prompts_needed is None
     assert choosing.refusal(tolerance, 0.1, lost) is not None
     assert "too few prompts" in (choosing.refusal(tolerance, 0.1, choosing.quality([1.0], [1.0], 0.05)) or "")
-    # Losses of 0.1 on average, which scatter: two standard errors of so many prompts fit between that and 0.2.
+    # Losses of 0.1 on average, which scatter: with this many prompts, two standard errors fit between 0.1 and 0.2.
     scattered = choosing.quality([0.4, 1.4, 0.4, 1.4], [1.0] * 4, 0.2)
     assert (
         scattered.loss == pytest.approx(0.1) and scattered.prompts_needed == int((2 * 1 / 3**0.5 / 0.1) ** 2) + 1 == 134
@@ -597,7 +597,7 @@ def test_top_k_and_top_p_are_part_of_how_it_is_used() -> None:
     assert found.command.endswith("--temperature 0.7 --top-k 20 --top-p 0.9 PROMPT")
     assert "  top_k: 20\n  top_p: 0.9\n" in found.yaml
     assert "top_k=20, top_p=0.9" in found.transformers
-    assert "top_k=0, top_p=1.0" in used("speculative:k=2", 0.7).transformers  # its own defaults are others
+    assert "top_k=0, top_p=1.0" in used("speculative:k=2", 0.7).transformers  # transformers' own defaults differ
 
 
 def test_encoder_decoders_are_not_had_in_vllm() -> None:
@@ -651,14 +651,14 @@ def answers_of(loaded: Pair, settings: Resolved = GREEDY, of: Machine | None = N
 
 
 def rounds_taken(loaded: Pair, spec: str, settings: Resolved = GREEDY) -> tuple[int, int, int]:
-    """Tokens, rounds and drafted tokens of runs."""
+    """Number of tokens, rounds and drafted tokens in runs."""
     runs = [run for prompt in ASKED for run in converse(loaded, parse(spec), prompt, settings)]
     drafted = sum(len(step.drafted) for run in runs for step in run.rounds)
     return sum(len(run.token_ids) for run in runs), sum(len(run.rounds) for run in runs), drafted
 
 
 def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
-    """Every drafter at its best length, and the stop that does not look: to the round."""
+    """For every drafter, and for the stop that does not read q, the replay is exact to the round."""
     exact = [each for each in answers_of(near_pair).lossless() if each.stop in (None, "heuristic")]
     assert {each.drafter for each in exact} == {"model", "prompt-lookup", "suffix"} and len(exact) >= 21
     for each in exact:
@@ -669,20 +669,20 @@ def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
 
 
 def test_greedy_lookups_draft_as_much_as_runs_do(near_pair: Pair) -> None:
-    """A check that costs a thousandth for each token drafted tells how many there were."""
-    of = machine(v=[1 + 0.001 * j for j in range(17)], step_seconds=1e9)  # in which prompts take no time
+    """A check costs a thousandth more per drafted token, so the gain reveals the number of drafted tokens."""
+    of = machine(v=[1 + 0.001 * j for j in range(17)], step_seconds=1e9)  # so slow that prompts take no time
     for each in answers_of(near_pair, of=of).lossless():
         if each.drafter != "model":
             tokens, rounds, drafted = rounds_taken(near_pair, each.strategy)
-            near = 1e-6 if each.drafter == "prompt-lookup" else 2e-3  # behind a wrong draft counts are of another text
+            near = 1e-6 if each.drafter == "prompt-lookup" else 2e-3  # after a wrong draft, it counts in another text
             assert each.gain == pytest.approx(tokens / (rounds + 0.001 * drafted), rel=near), each.strategy
 
 
 def test_rules_are_replayed_with_the_draft_steps_that_runs_make(
     near_pair: Pair, request: pytest.FixtureRequest
 ) -> None:
-    """Behind blocks that pass, or behind every one: greedily, by rules so strict that they write the target's text."""
-    of = machine(c=0.01, step_seconds=1e9)  # in which neither prompts nor rules take time
+    """Draft steps after blocks that pass, or after all: greedy, with rules so strict that the text is the target's."""
+    of = machine(c=0.01, step_seconds=1e9)  # so slow that neither prompts nor rules take time
     predicted = list[float]()
     for late in (True, False):
         if not late:
@@ -699,7 +699,7 @@ def test_rules_are_replayed_with_the_draft_steps_that_runs_make(
 
 
 def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
-    """Behind a wrong draft they would have read another text."""
+    """After a wrong draft they would have read another text."""
     for each in answers_of(near_pair).lossless():
         if each.stop in ("max-q", "svip", "confidence", "adaedl"):
             tokens, rounds, _ = rounds_taken(near_pair, each.strategy)
@@ -707,7 +707,7 @@ def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
 
 
 def test_what_is_counted_passes_as_often_as_it_should(near_pair: Pair) -> None:
-    """min(1, q / p) of the token that was written, q by what followed the text's longest suffix: 7 twice, 8 once."""
+    """min(1, q / p) of the written token, with q from what followed the text's longest suffix: 7 twice, 8 once."""
     asked = [1, 2, 7, 3, 1, 2, 8, 4, 1, 2, 7, 5, 1, 2]
     run = generate(near_pair, prompt_ids=asked, strategy="target", max_new_tokens=1)
     [step] = run.rounds
@@ -763,7 +763,7 @@ def test_lenient_rules_cost_distance_and_gain_by_it(near_pair: Pair) -> None:
 
 
 def rests_on(found: Advice) -> tuple[Any, ...]:
-    """What does not depend on the clock."""
+    """The parts that do not depend on the clock."""
     ran = [(row.strategy.partition(":")[0], row.same_answers) for row in found.confirmed[:1]]
     return found.looked.tokens, found.looked.acceptance, found.confirmed_on, ran
 
@@ -784,7 +784,7 @@ def test_advice_holds_what_it_promises(near_pair: Pair) -> None:
 
 
 def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs that show what goes by outside the models are short: a pause in one of them is longer than all of it."""
+    """The runs that measure the time outside the models are short: one pause is longer than all of that time."""
     paused = list[str]()
 
     def decode_with_a_pause(loaded: Pair, strategy: Strategy, request: Request) -> Run:
@@ -806,7 +806,7 @@ def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, mon
 
 
 def test_the_account_says_that_its_speeds_are_tokens_a_second(near_pair: Pair) -> None:
-    """Beside a row whose speed weighs prompts alike, or answers, another one of the same strategy would contradict."""
+    """Next to a row that weighs prompts equally, or answers, another speed of the same strategy would contradict it."""
     found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
     why = found.explanation
     assert why is not None
@@ -852,7 +852,7 @@ def test_a_conversation_is_scored_by_its_last_turn(near_pair: Pair) -> None:
 
 
 def test_prompts_without_ids_are_told_apart_and_their_turns_are_not(near_pair: Pair) -> None:
-    """As Python may make them: a score is of a prompt, and so are what it took and how many there were."""
+    """Python may pass such prompts: scores, costs and the number of prompts are per prompt, not per turn."""
     scored: list[tuple[str, int]] = []
 
     def score(prompt: Prompt, run: Run, _: Run) -> float:
@@ -875,7 +875,7 @@ def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeyp
 
     monkeypatch.setattr("cascli.jobs.advise.Repeats", Watched)
     found = advise(near_pair, "x", max_new_tokens=2, temperature=0)
-    assert confirmed_by == [found.profile]  # by these steps stops go in what is measured, as in what is predicted
+    assert confirmed_by == [found.profile]  # stops use these steps when measured, as in the prediction
     looked = found.looked.model_copy(update={"prompts": ["a", "b"], "tokens": 70, "share_cut": 0.5})
     told = found.model_copy(update={"looked": looked, "confirmed_on": ["c", "d", "e"], "apart": True})
     assert next(_basis(told)) == "Recorded: 2 prompts, others than were measured; 70 tokens, 50% of answers cut."
@@ -886,7 +886,7 @@ def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeyp
 
 
 def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
-    """Reading a prompt is the target's share of what both took; passing after a passed draft is over its mean."""
+    """Reading a prompt is the target's share of both models' time; passing after a pass is relative to its mean."""
     answers = answers_of(near_pair, of=machine(draft_reading=0.5))
     for run, kept in zip(answers._runs, answers._recorded, strict=True):
         assert kept.reading == pytest.approx(run.metrics.seconds.prefill / 1.5)
@@ -913,7 +913,7 @@ def test_a_target_alone_is_advised_without_rules() -> None:
 
 
 def test_a_draft_that_is_the_target_brings_nothing() -> None:
-    """Everything passes, and every draft costs a step: no length is predicted to gain but by checks that are cheap."""
+    """Everything passes, and every draft costs a target step: no length is predicted to gain except by cheap checks."""
     same = load_pair({"draft": pair()["target"], "target": pair()["target"]})
     seen = record(same, ASKED, GREEDY, 4)
     found = Answers(same, seen.runs, seen, machine(c=1.0), Sampling(0.0)).lossless()
@@ -999,7 +999,7 @@ def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], quest
     assert found.exit_code == 0 and "score" in found.stdout, found.output
     table = found.stdout.partition("Measured")[2].partition("\n\n")[0].splitlines()[3:]
     words = {word for line in table for word in line[:22].split()} - {"→"}
-    assert "speculative" in words  # names are broken between words alone
+    assert "speculative" in words  # names are broken only between words
     assert {word for word in words if word[0].isalpha() and word.startswith(("spec", "token"))} <= NAMES, words
     sweep = {
         "pair": "tiny-random", "strategies": ["target"], "max_new_tokens": 5, "system": "Count.",
@@ -1038,7 +1038,7 @@ def test_a_tasks_models_are_taken_where_none_are_named(
     assert (name, dtypes) == ("mine", {"bfloat16"})
     assert f"-c {tmp_path / 'mine.yaml'} --dtype bfloat16 --device cpu" in command
     assert asked("--dtype", "float32")[1] == {"float32"}
-    name, dtypes, command = asked("-c", "tiny-random")  # of another pair the file says nothing
+    name, dtypes, command = asked("-c", "tiny-random")  # the file's settings are not for another pair
     assert (name, dtypes) == ("tiny-random", {"float32"}) and "-c tiny-random --device cpu" in command
     clean_env.setenv("CASCLI_CONFIG", "tiny-random")
     assert asked()[:2] == ("tiny-random", {"float32"})
@@ -1049,7 +1049,7 @@ def test_a_tasks_models_are_taken_where_none_are_named(
     clean_env.delenv("CASCLI_DTYPE")
     task.write_text(json.dumps(sweep | {"pair": yaml.safe_load(pair_files()["tiny-random"].read_text())}))
     name, _, command = asked()
-    assert name == "tiny-random" and "-c PAIR.yaml --dtype bfloat16" in command  # it has no file of its own
+    assert name == "tiny-random" and "-c PAIR.yaml --dtype bfloat16" in command  # an inline pair has no file
     clean_env.setenv("HOME", str(tmp_path))
     task.write_text(json.dumps(sweep | {"pair": "~/mine.yaml"}))
     assert f"-c {tmp_path / 'mine.yaml'} " in asked()[2]
@@ -1094,7 +1094,7 @@ def test_without_time_outside_the_models_the_target_has_none_either() -> None:
 
 
 def test_tokens_a_round_are_those_that_were_written(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a bonus that an answer ended before: predictions count no such tokens."""
+    """A bonus after the end of an answer is excluded, as in predictions."""
     run = SimpleNamespace(token_ids=[1] * 5, metrics=SimpleNamespace(num_draft_tokens=8, num_rounds=2))
     assert Measured({"a": [[run], [run]]}, frozenset()).tokens_per_round("a") == 2.5  # type: ignore[dict-item]
     monkeypatch.setattr(Measured, "tokens_per_round", lambda *_: 7.5)

@@ -1,8 +1,8 @@
-"""Greedy and sampled output against transformers' own generate and assisted generation.
+"""Greedy and sampled output compared with transformers' own generate and assisted generation.
 
-Sampling: transformers' texts are held against the exact joint law, and so are cascli's; each count must lie
-within 6 sigma + 5 of its expectation. By Chernoff's bound a correct count leaves that with a probability
-below 1e-7, so the false-alarm rate of each test is below 64 * 2 * 1e-7 = 2e-5; the seeds are fixed.
+Sampling: transformers' texts are compared with the exact joint law, and so are cascli's; each count must be
+within 6 sigma + 5 of its expectation. By Chernoff's bound a correct count is outside with a probability below
+1e-7, so each test's false-alarm rate is below 64 * 2 * 1e-7 < 2e-5; the seeds are fixed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WIDTH = 8
 
 
 def theirs(pair: Pair, ids: list[int], *, assisted: bool, **more) -> list[list[int]]:
-    """What transformers generates: constant schedule, no confidence threshold."""
+    """What transformers generates, with a constant schedule and no confidence threshold."""
     if assisted:
         pair.draft.model.generation_config.num_assistant_tokens = 3
         pair.draft.model.generation_config.num_assistant_tokens_schedule = "constant"
@@ -64,7 +64,7 @@ def test_assisted_generation_agrees(name: str) -> None:
 
 @pytest.mark.parametrize("paddings", [(64, 64), (64, 80), (96, 64)])
 def test_paddings_of_the_vocabulary(paddings: tuple[int, int]) -> None:
-    """The shorter head decides; transformers is told to suppress the ids beyond it."""
+    """The shorter head decides; transformers is configured to suppress the ids beyond it."""
     draft, target = paddings
     pair = load_pair({"draft": model(1, draft), "target": model(2, target)})
     assert pair.info.masked_rows == (draft - 64, target - 64)
@@ -91,7 +91,7 @@ def test_several_end_of_text_ids() -> None:
 
 @torch.inference_mode()
 def joint_law(pair: Pair, temperature: float, top_k: int) -> dict[tuple[int, ...], float]:
-    """The probability of every text of two tokens under the target, from full forwards."""
+    """The target's probability of every text of two tokens, from full forwards."""
 
     def after(ids: list[int]) -> list[float]:
         logits = logits_along(pair.target.model, PROMPT_SMALL, ids)[-1].double() / temperature

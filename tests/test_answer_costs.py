@@ -1,4 +1,4 @@
-"""What answers cost: ratios against a reference, what is withheld, loops, distances, and the words about them."""
+"""Answer costs: ratios to a reference, what is withheld, loops, distances, and their wording."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.pairs import pair
 from tests.sweeps import plan_of, records_of
 
 LEAST = 0.90
-"""Of intervals that are called 95%, as in test_statistics.py."""
+"""Minimum coverage of intervals that are called 95%, as in test_statistics.py."""
 RULE = "speculative-cascade:rule=opt,alpha=0.3,k=4"
 PLAIN = "speculative:k=4"
 
@@ -68,12 +68,12 @@ def _heavy(rng: random.Random) -> float:
     ids=["longer", "loops", "as long"],
 )
 def test_intervals_of_ratios_cover(noise: Callable[[random.Random], float], truth: float, n: int, seeds: int) -> None:
-    """Lengths of prompts differ by far more than the two answers to one of them, so pairs must stay pairs."""
+    """Lengths differ far more between prompts than between the two answers to a prompt, so pairs must stay together."""
     rng, held, widths = random.Random(n), [], []
     for _ in range(150):
         groups = []
         for _ in range(n):
-            length, own = 100 * _heavy(rng) ** 0.5, noise(rng)  # what a prompt does is the same for all its seeds
+            length, own = 100 * _heavy(rng) ** 0.5, noise(rng)  # a prompt's effect is the same for all of its seeds
             groups.append([(length * own * math.exp(rng.gauss(-0.005, 0.1)), length) for _ in range(seeds)])
         found = ratio_interval(groups)
         assert found is not None
@@ -83,11 +83,11 @@ def test_intervals_of_ratios_cover(noise: Callable[[random.Random], float], trut
     assert len(held) > 100
     assert sum(held) / len(held) >= LEAST
     if n == 80:
-        assert sum(widths) / len(widths) < 1.6  # not wide for nothing: unpaired lengths alone scatter by 1.4
+        assert sum(widths) / len(widths) < 1.6  # not needlessly wide: unpaired lengths alone scatter by 1.4
 
 
 def test_the_interval_is_of_the_ratio_of_the_means() -> None:
-    """Where long answers become longer and short ones do not, the mean of the prompts' ratios is another number."""
+    """If only long answers become longer, the mean of the prompts' ratios is another number."""
     groups = [[(3 * length if length > 50 else length, length)] for length in (100.0, 110.0, 90.0, 10.0, 12.0, 8.0) * 4]
     found = ratio_interval(groups)
     assert found is not None and found.kind == "95%"
@@ -120,7 +120,7 @@ def test_ratios_are_paired_by_prompt_and_seed() -> None:
     ours = [answered(2, 60, 12, seed=1), answered(2, 30, 6), answered(1, 50, 20), answered(3, 999, 999)]
     costs = answer_costs(RULE, {"target": target, RULE: ours})
     assert costs is not None and costs.length is not None and costs.calls is not None
-    # Prompt 1: 50 of 100; prompt 2: on average 45 of 20. Prompts 3 and 9 have nobody beside them.
+    # Prompt 1: 50 to 100; prompt 2: on average 45 to 20. Prompts 3 and 9 have no counterpart.
     assert costs.length.prompts == 2
     assert costs.length.of_means == pytest.approx((50 + 45) / (100 + 20))
     assert costs.length.mean == pytest.approx((0.5 + 45 / 20) / 2)
@@ -141,7 +141,7 @@ def test_lengths_are_withheld_where_more_than_a_tenth_was_cut() -> None:
         assert costs is not None and costs.withheld == f"2 of 10 answers of {of} were cut off by the limit"
         assert costs.length is None and costs.calls is None
         assert costs.length_ended is not None and costs.length_ended.prompts == 8
-        assert outcome(costs) == "–"  # there is no speculation to be held against
+        assert outcome(costs) == "–"  # there is no lossless speculation to compare with
 
 
 def test_a_rule_is_held_against_the_speculation_of_its_own_block_length() -> None:
@@ -165,7 +165,7 @@ def test_loops_are_phrases_three_times_in_a_row() -> None:
     phrase = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert looped_tokens([]) == looped_tokens([7]) == looped_tokens(text) == 0
     assert looped_tokens(text + 3 * phrase) == 27 == looped_tokens(3 * phrase + text)
-    assert looped_tokens(text + 3 * phrase + [1, 2] + text) == 29  # what was begun belongs to it
+    assert looped_tokens(text + 3 * phrase + [1, 2] + text) == 29  # a repetition that has begun belongs to it
     assert looped_tokens(text + 2 * phrase + text) == 0
     assert looped_tokens(text + 23 * [7] + text) == 0 and looped_tokens(text + 24 * [7] + text) == 24
     assert looped_tokens(3 * list(range(64))) == 192 and looped_tokens(3 * list(range(65))) == 0
@@ -214,7 +214,7 @@ def test_token_rules_waste_what_the_head_rule_does_not(small: Pair) -> None:
 
 
 def test_kl_is_that_of_the_rule(small: Pair) -> None:
-    """Against distributions that are made here, at the first token, from the models themselves."""
+    """Compared with distributions computed here from the models themselves, at the first token."""
     from cascli.sampling import distributions
 
     strategy = "speculative-cascade:rule=mixture,target_weight=0.5,k=1"
@@ -233,7 +233,7 @@ def test_kl_is_that_of_the_rule(small: Pair) -> None:
 
 
 def test_a_token_that_the_target_cannot_say_is_infinitely_far(small: Pair) -> None:
-    """Top-k cuts both models: a rule that follows the draft gives mass to tokens that the target's cut has not."""
+    """Top-k cuts both models: a rule that follows the draft gives mass to tokens outside the target's cut."""
     [run, *_] = runs_of(small, "speculative-cascade:rule=mixture,target_weight=0.5", top_k=3)
     found = run.metrics.distances
     assert found is not None and found.infinite > 0 and math.isinf(found.overshoot) and math.isfinite(found.kl)
@@ -251,12 +251,12 @@ def test_at_temperature_0_regret_stands_for_the_divergence(small: Pair) -> None:
     assert lossless is not None and lossy is not None
     assert lossless.regret == 0 == lossless.kl == lossless.out_of_head and lossless.overshoot == 1
     assert lossy.regret > 0 and math.isfinite(d.nats_per_answer(lossy, 3, greedy=True))
-    # The rule keeps nothing that is less than a tenth as likely as the best.
+    # The rule keeps nothing less than a tenth as likely as the best token.
     assert lossy.regret <= lossy.tokens * math.log(10)
 
 
 def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
-    """The target alone knows no q, and at temperature 1 no regret: a sum over no position is no 0."""
+    """The target alone has no q and, at temperature 1, no regret: a sum over no positions is None, not 0."""
     for temperature, regret in ((0.0, 0.0), (1.0, None)):
         found = generate(small, "one", strategy="target", temperature=temperature).metrics.distances
         assert d.out_of_head_rate(found) is None
@@ -272,7 +272,7 @@ def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
 
 
 def test_the_exact_test_is_the_one_that_speculation_makes(small: Pair) -> None:
-    """With the same random numbers both meet the same first draft; what plain speculation decides is what is told."""
+    """With the same random numbers both test the same first draft; `exact` must be plain speculation's decision."""
     seen = set()
     for seed in range(30):
         lossy, plain = (
@@ -299,7 +299,7 @@ def test_tokens_out_of_the_head_are_kept_drafts_that_the_target_finds_unlikely(s
     assert d.out_of_head_rate(found) == 1000 * counted / sum(len(run.token_ids) for run in runs)
     inside = d.total(run.metrics.distances for run in runs_of(small, "speculative-cascade:rule=token-v3,alpha=0.8"))
     assert inside is not None and inside.out_of_head == 0  # it keeps nothing below a fifth
-    assert d.out_of_head_rate(inside) == 0  # and that is a number: drafts were kept
+    assert d.out_of_head_rate(inside) == 0  # and this is a number, since drafts were kept
 
 
 def test_what_does_not_know_its_distances_has_none(small: Pair) -> None:
@@ -353,7 +353,7 @@ def test_the_verdict_tells_saving_from_seeming_to() -> None:
 def test_what_an_answer_costs_is_told_where_its_table_stands(
     prompts: int, flags: list[str], told: bool, tmp_path: Path
 ) -> None:
-    """Of one prompt neither, unless it is asked for."""
+    """For a single prompt, neither the table nor the note is printed unless `-v` is given."""
     asked = tmp_path / "prompts.jsonl"
     asked.write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(prompts)))
     given = ["compare", "--prompts", str(asked), "-c", "tiny-random", "--no-measure", "--max-new-tokens", "4"]
@@ -484,7 +484,7 @@ def test_a_gate_shuts_with_the_first_violation_in_one_line(cli: Callable[..., Re
     assert lossy.exit_code == 1
     told = lossy.stderr.strip().splitlines()[-1]
     assert told.endswith("speculative-cascade:rule=opt,alpha=1.0,k=2 is not lossless (--require).")
-    assert "opt" in lossy.stdout  # what there is was shown before
+    assert "opt" in lossy.stdout  # the results were printed before
     wrong = cli(*asked, "--require", "length<1")
     assert wrong.exit_code == 2 and "write length<=NUMBER" in wrong.stderr and not wrong.stdout
 
@@ -497,7 +497,7 @@ def test_answers_to_several_prompts_are_whole_by_default(cli: Callable[..., Resu
     from_python = compare(load_pair("tiny-random", device="cpu"), ["one", "two"], ["target"], measure=False)
     assert {run.sampling.max_new_tokens for run in from_python.runs} == {256}
     one = cli("compare", "hi", *TINY, "-s", "speculative:k=2", "--json")
-    assert json.loads(one.stdout)["runs"][0]["sampling"]["max_new_tokens"] == 24  # the pair's own
+    assert json.loads(one.stdout)["runs"][0]["sampling"]["max_new_tokens"] == 24  # the pair's own default
 
 
 def test_several_prompts_show_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
@@ -528,7 +528,7 @@ def test_several_prompts_show_what_answers_cost(cli: Callable[..., Result], tmp_
 
 
 def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
-    """From its records, so that a table made again from an older folder, which lacks them, says nothing."""
+    """Costs come from the records: a table rebuilt from an older folder, which lacks them, leaves them out."""
     rule = "speculative-cascade:rule=opt,alpha=0.5,k=2"
     plan = {
         "pair": "tiny-random",
@@ -564,7 +564,7 @@ def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: P
 
 
 def test_a_sweep_pairs_answers_by_prompt_seed_and_repeat() -> None:
-    """Lengths that differ by seed and repeat: paired otherwise, the ratio of each prompt would be another one."""
+    """Lengths differ by seed and repeat: with any other pairing, each prompt's ratio would be different."""
     plan = plan_of(strategies=["target", PLAIN], temperatures=[1.0], seeds=[0, 1], runs=2)
     records = [
         record.model_copy(
@@ -584,7 +584,7 @@ def test_a_sweep_pairs_answers_by_prompt_seed_and_repeat() -> None:
 
 
 def test_seeds_of_a_prompt_are_part_of_how_prompts_differ() -> None:
-    """Drawing them again within prompts that are drawn again would count their scatter twice."""
+    """Resampling seeds within resampled prompts would count their scatter twice."""
     rng = random.Random(4)
     groups = [[(rng.lognormvariate(0.2, 0.3), rng.lognormvariate(0.0, 0.3)) for _ in range(3)] for _ in range(12)]
     means = [[(fmean(a for a, _ in group), fmean(b for _, b in group))] for group in groups]
@@ -592,7 +592,7 @@ def test_seeds_of_a_prompt_are_part_of_how_prompts_differ() -> None:
 
 
 def test_six_prompts_of_one_speed_show_it() -> None:
-    """An answer's length may double with a prompt that was not met; the time for a token without loss does not."""
+    """An unseen prompt may double an answer's length, but not a lossless strategy's time per token."""
     groups = [[(ratio, 1.0)] for ratio in (1.14, 1.15, 1.17, 1.17, 1.19, 1.23)]
     known, wide = ratio_interval(groups, 1.25), ratio_interval(groups)
     assert known is not None and wide is not None
@@ -600,7 +600,7 @@ def test_six_prompts_of_one_speed_show_it() -> None:
 
 
 def test_a_ratio_of_rates_lies_within_its_interval_which_covers_it() -> None:
-    """Eleven long answers and a short one: the median over prompts may lie beside what all tokens come to."""
+    """Eleven long answers and a short one: the median over prompts may differ from the rate over all tokens."""
     prompts = [(100.0, 50.0, 100.0, 100.0)] * 11 + [(5.0, 8.0, 5.0, 5.0)]
     found = rate_ratio_interval(prompts)
     assert found is not None and found.low < (1105 / 558) / (1105 / 1105) < found.high
@@ -613,13 +613,13 @@ def test_a_ratio_of_rates_lies_within_its_interval_which_covers_it() -> None:
             sample.append((ours, ours / gain, theirs, theirs * rng.lognormvariate(0, 0.05)))
         interval = rate_ratio_interval(sample)
         assert interval is not None
-        # Seconds add up: what is aimed at is 1 over the mean time for a token of each.
+        # Seconds add up: the quantity to cover is 1 over the mean time per token of each.
         hits += interval.low <= math.exp(0.3 - 0.02) * math.exp(0.00125) <= interval.high
     assert hits / 300 > 0.9
 
 
 def test_a_speed_lies_within_its_own_interval() -> None:
-    """Eleven answers at twice the speed, and one that takes most of the time: the median is not what is told."""
+    """Eleven answers at twice the speed, and one that takes most of the time: the median is not what is reported."""
     loaded = load_pair(pair(20))
     runs: list[list[Run]] = [[], []]
     for place in range(12):

@@ -47,7 +47,7 @@ def test_synthetic_acceptance_is_what_was_asked_for(text_pair: Pair, acceptance:
             tested += kept + (kept < len(step.drafted))
             passed += kept
     deviation = math.sqrt(acceptance * (1 - acceptance) / tested)
-    assert abs(passed / tested - acceptance) <= 5 * deviation  # 6e-7 of a false alarm
+    assert abs(passed / tested - acceptance) <= 5 * deviation  # a false alarm has probability 6e-7
 
 
 def test_bench_holds_what_it_promises(text_pair: Pair, tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_steps_that_were_measured_serve_several_replays(text_pair: Pair, monkeyp
 
 
 def test_long_blocks_can_be_replayed(text_pair: Pair) -> None:
-    """Longer ones than steps are timed for otherwise."""
+    """Blocks longer than those that steps are otherwise timed for."""
     found = synthetic_runs(text_pair, 0.5, ks=(2, 12), tokens=14, repeats=1)
     assert [each.k for each in found.accounts] == [2, 12] and len(found.models_share) == 2
 
 
 def test_nothing_is_recorded_twice() -> None:
-    """A cache that grew between two contexts would drop what had been recorded, and compiled, for the first."""
+    """If the cache grew between two contexts, what was recorded and compiled for the first would be dropped."""
     loaded = load_pair(pair(300))
     made: list[Callable[[], Any]] = []
 
@@ -101,12 +101,12 @@ def test_nothing_is_recorded_twice() -> None:
 
     for model in (loaded.draft, loaded.target):
         model.runner, _ = choose_runner(model.model, 300, model.device, graphs=True, capture=Counting())
-    bench(loaded, contexts=[20, 200], repeats=1)  # with the longest round beyond a cache of 256
+    bench(loaded, contexts=[20, 200], repeats=1)  # the longest round exceeds a cache of 256
     assert len(made) == sum(model.runner.graphs for model in (loaded.draft, loaded.target)) > 0
 
 
 def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
-    """Nothing outside the models may grow with the answer: no copied cache, no list of all tokens a round."""
+    """Nothing outside the models may grow with the answer: no copied cache, no list of all tokens per round."""
     loaded = load_pair(pair(300, max_position_embeddings=4096))
     run = generate(loaded, "hello", strategy="speculative:k=2", max_new_tokens=2400, seed=1)
     outside = [step.seconds.total - step.seconds.draft - step.seconds.verify for step in run.rounds]
@@ -116,7 +116,7 @@ def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
 
 
 def test_numbers_stand_under_their_headings(text_pair: Pair) -> None:
-    """What a block costs, what was predicted and what was measured are read off these columns."""
+    """Readers look up block costs, predictions and measurements in these columns."""
     made = bench(text_pair, contexts=[16], blocks=(1, 2, 3), repeats=1, synthetic_acceptance=0.7, ks=(2,), tokens=8)
     steps = Profile(context=16, draft={1: timing([0.5])}, target={1: timing([2.0]), 2: timing([2.5]), 3: timing([3.5])})
     assert made.synthetic is not None
@@ -136,4 +136,4 @@ def test_numbers_stand_under_their_headings(text_pair: Pair) -> None:
     assert "2 2.10 0.25 1.75 1.30x 1.20x 0.92 0.05" in lines
     assert "k=2, batch 3 30.0 20.0 1.50 2.00x" in lines
     batches = [row for row in of_bench(made.model_copy(update=shown)).records if row["predicted_tokens_per_second"]]
-    assert [row["speed_vs_target"] for row in batches] == [1.0, 1.0, 2.0]  # of the target in batches of that size
+    assert [row["speed_vs_target"] for row in batches] == [1.0, 1.0, 2.0]  # relative to the target at that batch size

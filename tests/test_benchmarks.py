@@ -37,9 +37,9 @@ from tests.pairs import ARCHITECTURES, pair
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pair file whose models lie in folders, as those do that transformers can load beside cascli."""
+    """A pair file whose models are in folders, so that transformers can load them as well."""
     folder = tmp_path_factory.mktemp("pair")
-    loaded = load_pair(pair(257))  # as many as the tokenizer has: transformers does not mask the rest
+    loaded = load_pair(pair(257))  # the tokenizer's size: transformers does not mask the rest
     lines = ["name: saved"]
     for role in ("draft", "target"):
         model = getattr(loaded, role).model
@@ -145,8 +145,8 @@ TINY = ["--device", "cpu", "--dtype", "float32", "--shrink", "32", "--tokens", "
 def test_the_gpu_benchmark_runs_through_on_a_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its figures mean nothing here; that it ends, with everything in its place, does."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the tests beside it
+    """Its figures mean nothing here; what matters is that it finishes with everything in place."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in the other tests
     out = tmp_path / "gpu.json"
     gpu.main([*TINY, "--pairs", "0", "--no-tests", "-o", str(out)])
     document = json.loads(out.read_text())
@@ -207,7 +207,7 @@ def test_a_part_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPa
 
 
 def rows_of(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> list[dict]:
-    """The entries when every row's process is this program, with the result's path as its argument."""
+    """The entries if every row's process runs `script`, with the result's path as its argument."""
     monkeypatch.setattr(gpu_job, "command", lambda _, result: ["-c", script, str(result)])
     out = tmp_path / "gpu.json"
     gpu.main(["--device", "cpu", "--no-tests", "-o", str(out), *more])
@@ -272,7 +272,7 @@ def test_compiled_rows_wait_for_those_that_they_would_displace(monkeypatch: pyte
 
 
 def test_a_compiled_row_that_did_not_fit_is_listed_beside_its_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a run of its own takes its place."""
+    """A later run of that row alone replaces the entry."""
     rows = [{"name": name, "compiled": compiled} for compiled in (False, True) for name in "ab"]
     rows[3]["skipped"] = "out of time"
     added = gpu.in_order([*rows, {"name": "b", "compiled": True, "device": "H"}])
@@ -350,7 +350,7 @@ def test_gpu_tests_are_counted_and_named(tmp_path: Path) -> None:
         "@pytest.mark.parametrize('n', [1, 2])\ndef test_one(n): assert n == 1\n"
         "@pytest.mark.skip\ndef test_two(): pass\n"
         "def test_three(): time.sleep(99)\n"
-        "def test_on(): import os; os.abort()\n"  # of which another's name is a longer one
+        "def test_on(): import os; os.abort()\n"  # its name is a prefix of another test's
     )
     found = gpu_tests.run_tests([f"{file}::test_{name}" for name in ("one", "two", "three", "on")], seconds=15)
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
@@ -369,7 +369,7 @@ def test_gpu_tests_leave_out_what_needs_no_gpu() -> None:
 
 @pytest.mark.slow
 def test_gpu_tests_take_turns(tmp_path: Path) -> None:
-    """Two at a time, in their order; what had no turn is out of time as what was cut is."""
+    """Two at a time, in order; tests that got no turn are out of time, like those that were cut off."""
     file = tmp_path / "test_some.py"
     each = "def test_{0}():\n    open(r'{1}/{0}', 'w').close(); time.sleep({2})\n"
     text = "".join(each.format(name, tmp_path, nap) for name, nap in (("a", 0), ("b", 99), ("c", 99), ("d", 0)))
@@ -399,7 +399,7 @@ def test_transformers_baseline_in_child_is_stock(name: str) -> None:
 
 
 def test_random_pairs_of_the_gpu_benchmark_keep_their_whole_vocabulary() -> None:
-    """Not that of a byte tokenizer: draws and verification over 257 tokens say nothing of 151,936."""
+    """Draws and verification over a byte tokenizer's 257 tokens would say nothing about 151,936."""
     config = shapes.pair_config("qwen2.5-0.5b", "qwen2.5-1.5b", 64)
     loaded = load_pair(config)
     rows = [config[role]["source"]["random"]["vocab_size"] for role in ("draft", "target")]

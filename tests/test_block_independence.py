@@ -1,4 +1,4 @@
-"""A token's logits must be the same, bit for bit, alone and in a block: greedy speculation then is the target."""
+"""A token's logits must be bit-identical alone and in a block, so that greedy speculation equals the target."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_models_that_do_more_than_attend_keep_their_own_attention() -> None:
 
 
 def test_the_decoder_of_two_stacks_attends_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers 5.17 switches the model's own config over, and not the copies that its encoder and decoder have."""
+    """transformers 5.17 switches only the model's own config, not the copies held by its encoder and decoder."""
 
     def its_own(model: PreTrainedModel, name: str) -> None:
         model.config._attn_implementation = name

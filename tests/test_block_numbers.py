@@ -1,4 +1,4 @@
-"""What is told of runs whose drafts were verified by blocks: numbers that still mean what they say, no others."""
+"""What is reported of runs verified by blocks: only numbers that keep their meaning."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SPEC = "speculative:k=4,verify=block"
 
 @pytest.fixture(scope="module")
 def loaded() -> Pair:
-    """Two models that agree half-way."""
+    """Two models that partly agree."""
     return load_pair(pair(12, **MIDDLE), dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def runs(loaded: Pair) -> list[Run]:
-    """Eight answers by blocks, then as many by tokens."""
+    """Eight answers by blocks, then eight by tokens."""
     return [
         generate(loaded, prompt_ids=[1, 2], strategy=spec, max_new_tokens=24, temperature=1.0, seed=seed)
         for spec in (SPEC, "speculative:k=4")
@@ -62,7 +62,7 @@ def test_what_is_counted_by_tests_of_tokens_is_withheld(runs: list[Run]) -> None
 
 
 def test_a_token_may_stand_whose_own_prefix_failed(runs: list[Run]) -> None:
-    """So the probability of its prefix is no rate: the mean of it is far from the share that stands."""
+    """So the probability of its prefix is not a rate: its mean is far from the share of tokens that are kept."""
     drafted = [token for run in runs[:8] for step in run.rounds for token in step.drafted]
     told = sum(token.accept_prob for token in drafted) / len(drafted)
     stands = sum(token.accepted for token in drafted) / len(drafted)
@@ -90,7 +90,7 @@ def test_the_prediction_is_of_the_tokens_that_there_were(loaded: Pair, runs: lis
 
 def test_the_trace_page_and_the_terminal_tell_of_prefixes(runs: list[Run]) -> None:
     view = data(runs[:1], [], [], None)["prompts"][0]["runs"][0]
-    assert view["params"] == {"k": "4", "verify": "block"}  # by which the page chooses its words
+    assert view["params"] == {"k": "4", "verify": "block"}  # the page chooses its wording by these
     shown = [token for step in view["rounds"] for token in step["tokens"] if "accept_prob" in token]
     drafted = [token for step in runs[0].rounds for token in step.drafted]
     assert [token["accept_prob"] for token in shown] == [float(f"{token.accept_prob:.5g}") for token in drafted]
@@ -130,7 +130,7 @@ def test_verify_passes(text_pair: Pair, tree: tables.Tree) -> None:
 
 
 def together(tree: tables.Tree) -> tables.Tree:
-    """Of two models that agree half-way."""
+    """The tree with models that partly agree."""
     target = rounds.drawn_together(rounds.of_tree(tree), tree.dtype).target
     return replace(tree, target=dict(zip(tree.target, target, strict=True)))
 
@@ -145,7 +145,7 @@ def test_verify_fails_on_what_is_planted(bug: object, tree: tables.Tree, monkeyp
 
 
 def test_verify_samples_whole_blocks(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of texts of two tokens alone no round would draft more than one; numbers that are used again show in them."""
+    """If texts ended after two tokens, no round would draft more than one, and reused numbers would not show."""
     tree = together(tables.tabulate(text_pair, [72, 105], width=4, depth=1))
     small, wanted = tables.tabulated(text_pair, tree), joint.joint_law(tree, Exact(), 2)
     strategy = parse("speculative:k=3,verify=block")

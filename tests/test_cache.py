@@ -1,4 +1,4 @@
-"""The cache never drifts: after any forwards and truncations the logits are those of a fresh forward."""
+"""The cache never drifts: after any forwards and truncations, the logits equal those of a fresh forward."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fresh(run: EagerRunner, ids: torch.Tensor) -> torch.Tensor:
 
 
 ENCODED = torch.tensor([7, 3, 21, 3])
-"""What an encoder reads; it stands whatever is rewound."""
+"""What an encoder reads; rewinding does not change it."""
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
@@ -54,7 +54,7 @@ def test_logits_after_random_truncations_equal_a_fresh_forward(name: str) -> Non
 
 
 ALONE = ("gemma2", *ENCODER_DECODERS)
-"""Architectures whose texts share no passes on a CPU."""
+"""Architectures whose texts do not share passes on a CPU."""
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
@@ -76,7 +76,7 @@ def test_a_prompt_read_in_blocks_is_the_prompt(name: str, monkeypatch: pytest.Mo
 
 
 def test_prompts_are_read_in_blocks_where_positions_do_not_go_by_the_text() -> None:
-    """A position encoding that looks at the longest text would read a block as if nothing followed."""
+    """A position encoding that depends on the longest text would read a block as if nothing followed."""
     dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
     for more, blocks in (({}, PROMPT_BLOCK), (dynamic, None)):
         loaded = load_pair({"draft": model(1, 40, **more), "target": model(2, 40, **more)})

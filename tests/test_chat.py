@@ -1,4 +1,4 @@
-"""cascli chat: one loaded pair, a prompt a line, and commands between them."""
+"""cascli chat: one loaded pair, one prompt per line, and commands in between."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_help_names_every_command_within_80_columns(stored: str, clean_env: pyte
     found = talk(stored, "/help").stderr.splitlines()
     for name in COMMANDS:
         assert any(line.startswith(f"/{name} ") for line in found)
-    assert len(found) == len(COMMANDS) + 4  # the two lines of the beginning, and two about keys
+    assert len(found) == len(COMMANDS) + 4  # two introductory lines, and two about keys
 
 
 def test_what_was_changed_answers(stored: str) -> None:
@@ -115,7 +115,7 @@ def test_a_strategy_without_alpha_or_k_says_so(stored: str) -> None:
     found = talk(stored, "/strategy target", "/alpha 0.5", "/k 3", "/strategy speculative").stderr.replace("\n", " ")
     assert "strategy 'target' has no alpha; it takes no parameters." in found
     assert "strategy 'target' has no k;" in found
-    assert "speculative:k=4" in found  # a k that was refused is not remembered
+    assert "speculative:k=4" in found  # a rejected k is not remembered
 
 
 def test_k_is_remembered_for_strategies_to_come(stored: str) -> None:
@@ -147,7 +147,7 @@ def test_turns_are_those_of_a_conversation(text_pair: Pair) -> None:
 
 
 class CutShort:
-    """Ctrl-C while a round is shown."""
+    """Raises Ctrl-C while a round is shown."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -166,7 +166,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(text_pair: Pair) -> Non
         chat.ask("hi", CutShort(after=3))
     ((turn, answer),) = chat.conversation.past
     assert turn == "hi" and whole.startswith(answer) and 0 < len(answer) < len(whole)
-    assert isinstance(chat.ask("and then?", lambda step: None), Run)  # the pair is free
+    assert isinstance(chat.ask("and then?", lambda step: None), Run)  # the pair is free again
 
 
 def test_a_withdrawn_answer_is_not_kept(text_pair: Pair) -> None:
@@ -210,7 +210,7 @@ def test_being_told_to_end_is_no_ctrl_c(stored: str, monkeypatch: pytest.MonkeyP
 
 
 def test_errors_of_an_answer_lose_nothing(stored: str) -> None:
-    """A prompt that is longer than the context is refused; the next one is answered."""
+    """A prompt longer than the context is rejected; the next one is answered."""
     found = talk(stored, "x" * 5000, "hi", "/quit")
     assert "context" in found.stderr and found.stderr.count("TV") == 1 and found.exit_code == 0
 
@@ -250,7 +250,7 @@ def test_a_target_alone_talks_too(tmp_path: Path, clean_env: pytest.MonkeyPatch)
 
 
 class Keyboard:
-    """A terminal on which these lines are typed."""
+    """A terminal into which these lines are typed."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *typed: str) -> None:
         self._typed = iter(typed)
@@ -318,7 +318,7 @@ def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
 
 
 def test_a_template_brings_the_beginning_of_a_text_itself() -> None:
-    """A tokenizer that would put another one in front of it: two change what models say, and nobody is told."""
+    """This tokenizer would add a second beginning; two change the models' output without any warning."""
     loaded = load_pair("tiny-random")
     tokenizer = loaded.tokenizer
     end = tokenizer.eos_token

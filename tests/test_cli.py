@@ -361,7 +361,7 @@ def test_interrupt_exits_130(cli, clean_env: pytest.MonkeyPatch) -> None:
 def test_an_interruption_leaves_the_answers_that_had_ended(
     cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
-    """Of several prompts: on stdout, where one document is promised, and in the file."""
+    """With several prompts: on stdout, as the single document that is promised, and in the file."""
     asked, places = tmp_path / "asked.jsonl", []
     asked.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in ("one", "two", "three")))
     real = {"generate": generate_jobs.converse, "batch": batch_jobs.converse_many}
@@ -395,7 +395,7 @@ def test_version_and_debug() -> None:
 
     found = shell("generate", "x", "-c", "nothing", env=os.environ | {"CASCLI_DEBUG": "1"})
     assert "Traceback" in found.stderr
-    assert found.returncode == 2  # as without: 1 says that a check failed
+    assert found.returncode == 2  # as without CASCLI_DEBUG; 1 means that a check failed
 
 
 def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
         assert asked.read_bytes() == held
     (tmp_path / "other.jsonl").symlink_to(asked)
     (tmp_path / "sub").mkdir()
-    for same in (tmp_path / "other.jsonl", tmp_path / "sub" / ".." / "asked.jsonl"):  # by whatever name
+    for same in (tmp_path / "other.jsonl", tmp_path / "sub" / ".." / "asked.jsonl"):  # under any name
         found = cli("generate", *flags[:-1], str(same))
         assert found.exit_code == 2 and "is the file of --prompts" in found.stderr
         assert asked.read_bytes() == held
@@ -467,7 +467,7 @@ def test_results_are_shown_before_steps_are_timed_and_kept_if_that_is_ended(
 
 
 def closed(command: str) -> subprocess.CompletedProcess[str]:
-    """A real process in a shell, with its streams as the command says."""
+    """Run a real process in a shell, with its streams as in the command."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}
     program = f"{sys.executable} -m cascli {command}"
     return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, env=environment)
@@ -500,7 +500,7 @@ SMALL_SWEEP = "pair: tiny-random\nstrategies: [draft, 'speculative:k=2']\nlimit:
 
 
 def test_show_opens_every_document(cli, tmp_path: Path) -> None:
-    """A sweep's header stands for the answers beside it; what was printed is printed again."""
+    """A sweep's header opens the answers next to it; the same output is printed again."""
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text(SMALL_SWEEP)
     table = cli("sweep", str(plan), "-o", str(out))

@@ -1,4 +1,4 @@
-"""A row of a comparison by hand: which runs, rounds and seconds each of its numbers is made of."""
+"""A comparison's row computed by hand: which runs, rounds and seconds each of its numbers comes from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drawn(text_pair: Pair) -> dict[str, Run]:
 
 
 def told(run: Run, prompt: str, tokens: int, total: float, **metrics: Any) -> Run:
-    """The run with numbers of one's own."""
+    """The run with the given numbers."""
     parts = Seconds(total=total, prefill=total / 2, draft=0.0, verify=total / 4, other=total / 4)
     m = run.metrics.model_copy(update={"seconds": parts} | metrics)
     more = {"prompt_id": prompt, "token_ids": [1] * tokens, "metrics": m, "finish_reason": "eos"}
@@ -49,7 +49,7 @@ def test_the_numbers_of_a_row_are_of_the_runs_that_they_are_of(drawn: dict[str, 
             told(ours, "b", 10, 4.0, **none, num_rounds=7, draft_calls=10, shared_mass=0.6, peak_memory_bytes=6),
         ],
     ]
-    # Of the second repeat times and memory count, and nothing else.
+    # Only times and memory are used from the second repeat.
     later = [
         first[0],
         [told(run, run.prompt_id or "", 10, 8.0, peak_memory_bytes=9, draft_calls=99) for run in first[1]],
@@ -57,10 +57,10 @@ def test_the_numbers_of_a_row_are_of_the_runs_that_they_are_of(drawn: dict[str, 
     _, row = summarise([first, later])
     assert row.seconds == (8.0 + 16.0) / 2 and row.tokens == row.num_answers * 10 == 20
     assert row.speed_vs_target == pytest.approx((20 / 8 + 20 / 16) / 2) and row.speed_interval_over == "prompts"
-    assert row.mean_acceptance_length == 1 + 3 / 9  # also of an answer for which there was nothing to draft
+    assert row.mean_acceptance_length == 1 + 3 / 9  # including an answer for which there was nothing to draft
     assert row.draft_calls_per_token == (30 + 10) / 20 and row.shared_mass == pytest.approx((0.2 * 30 + 0.6 * 10) / 40)
     assert row.other_share == pytest.approx(0.25) and row.peak_memory_bytes == 9
-    assert row.round_seconds is not None and row.round_seconds.p50 == 2.0  # without an answer's first
+    assert row.round_seconds is not None and row.round_seconds.p50 == 2.0  # without an answer's first round
     alone = summarise([[first[1]], [later[1]]])[0]
     assert alone.speed_vs_target is None and alone.speed_interval is None and alone.speed_interval_over is None
 
@@ -113,7 +113,7 @@ def test_what_the_user_ended_was_not_cut_by_the_limit(drawn: dict[str, Run]) -> 
 
 
 def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -> None:
-    """Python may ask one; what an answer costs would else be half of what it is, and its turns prompts of their own."""
+    """Python may pass one; otherwise an answer's cost would be halved, and each turn would count as a prompt."""
     how: Any = {"max_new_tokens": 4, "measure": False, "warm_up": False}
     asked = [Prompt(("one", "two")), Prompt(("three",)), Prompt(("four",), "named"), Prompt(("five", "six"))]
     found = compare(text_pair, asked, ["target", "speculative:k=2"], **how)
@@ -127,12 +127,12 @@ def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -
     assert prompt_line([*by_prompt(found.runs)]) == "one and 3 more"
     assert [run.prompt for run in _of_prompt(target, "1")] == ["one", "two"]
     assert [run.prompt for run in _of_prompt(target, "named")] == ["four"]
-    for place, turns in (("2", ["three"]), ("3", ["four"]), ("4", ["five", "six"])):  # not by that of a first turn
+    for place, turns in (("2", ["three"]), ("3", ["four"]), ("4", ["five", "six"])):  # numbered by prompt
         assert [run.prompt for run in _of_prompt(target, place)] == turns
 
 
 def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -> None:
-    """The account is of the fastest of all strategies, over all prompts, and so are the tables of categories."""
+    """The explanation is of the fastest of all strategies over all prompts; category tables are over all prompts."""
     asked = [Prompt(("one",), "a", "x"), Prompt(("two",), "b", "y")]
     found = compare(text_pair, asked, ["target", "draft", "speculative:k=2"], max_new_tokens=4)
     assert found.explanation is not None and set(found.categories) == {"x", "y"}
@@ -166,7 +166,7 @@ def test_token_ids_are_prompts_for_all_who_compare(of_eight: Pair) -> None:
         of_eight, prompt_ids=torch.tensor([[1, 2, 3], [6, 7, 0]]), max_new_tokens=6, strategy="target"
     )
     assert together[0].token_ids == found.runs[0].token_ids and together[1].prompt_token_ids == [6, 7, 0]
-    # One that is in no list draws the numbers of `generate`.
+    # A prompt outside a list draws the same numbers as `generate`.
     for ids in ([1, 2, 3], torch.tensor([1, 2, 3]), range(1, 4)):
         [alone] = compare(of_eight, prompt_ids=ids, strategies=["target"], max_new_tokens=6, measure=False).runs
         assert alone.prompt_id == ""

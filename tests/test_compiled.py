@@ -1,4 +1,4 @@
-"""Compiled steps, without a GPU: that torch.compile takes every architecture whole, and few times."""
+"""Compiled steps without a GPU: torch.compile compiles every architecture whole, and only a few times."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.pairs import ARCHITECTURES, pair
 
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models with torch's own layers, as they are on a GPU."""
+    """Models with torch's own layers, as on a GPU."""
     monkeypatch.setattr("cascli.models.load.fit", lambda *_: None)
 
 
 def compiled(loaded: Pair, backend: object = "aot_eager") -> Pair:
-    """The pair with compiled steps in place of its own runners; nothing is recorded."""
+    """The pair with compiled steps instead of its own runners; nothing is recorded."""
     for model in (loaded.draft, loaded.target):
         model.runner = GraphRunner(model.model, loaded.vocab, model.device, Uncaptured(), backend)
     return loaded
@@ -57,7 +57,7 @@ def test_a_model_is_compiled_a_few_times_whatever_the_lengths() -> None:
     law = Sampler(Sampling(), reads_base=True)
     runner.prepare(20, 230, Calls([(n, n) for n in range(7, 0, -1)], [Write(1, 3), Write(1, 1)]), law)
     once = counter.frame_count
-    assert once == 2  # a single token; any number of them
+    assert once == 2  # one for a single token, one for any number of them
     runner.prepare(20, 230, Calls([(n, n) for n in range(9, 0, -1)], [Write(1, 5)]), law)
     assert counter.frame_count == once
     runner.prepare(500, 1500, Calls([(n, n) for n in range(9, 0, -1)], [Write(2, 5), Write(1, 5)]), law)
@@ -84,7 +84,7 @@ def test_what_cannot_be_compiled_is_an_error_that_says_so() -> None:
 
 
 def test_steps_of_one_token_are_tuned_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the setting products with one row are the library's, as in steps that are not compiled."""
+    """Without the setting, products with one row use the library, as in uncompiled steps."""
     from torch._inductor import compile_fx, config
 
     asked = []

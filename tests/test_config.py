@@ -91,7 +91,7 @@ def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it() -> None:
         load_config({"target": {"sourc": {"path": "x"}}})
     with pytest.raises(ConfigError, match=r"targt: unknown key 'targt'; did you mean 'target'\?"):
         load_config({"targt": pair(8)["target"]})
-    with pytest.raises(ConfigError, match=r"target\.source: this key is required"):  # one elsewhere is another matter
+    with pytest.raises(ConfigError, match=r"target\.source: this key is required"):  # an error elsewhere is separate
         load_config({"target": {}, "defaults": {"temprature": 1}})
 
 
@@ -161,7 +161,7 @@ def test_bad_environment_and_flags_name_the_culprit() -> None:
     ],
 )  # fmt: skip
 def test_random_configs_have_no_keys_that_their_family_has_not(key: str, said: str) -> None:
-    """transformers keeps such a key, and the default number of layers stood in place of what was meant."""
+    """transformers keeps such a key and silently uses the default number of layers."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_pair(pair(**{key: 1}))
 
@@ -174,13 +174,13 @@ def test_random_configs_have_no_keys_that_their_family_has_not(key: str, said: s
     ],
 )  # fmt: skip
 def test_keys_that_a_family_takes_or_that_are_published_pass(family: str, more: dict[str, object]) -> None:
-    """Some are no attributes of the config that they change."""
+    """Some are not attributes of the config that they change."""
     assert load_pair(pair(model_type=family, **more)).target.model is not None
 
 
 def test_no_color_is_stronger_than_a_file_and_weaker_than_its_own_variable() -> None:
     pair_file = Settings(color="always")
-    assert resolve(from_environment({"NO_COLOR": "1"}), pair_file).color == "auto"  # which heeds it
+    assert resolve(from_environment({"NO_COLOR": "1"}), pair_file).color == "auto"  # which respects NO_COLOR
     assert resolve(from_environment({"NO_COLOR": ""}), pair_file).color == "always"
     both = from_environment({"NO_COLOR": "1", "CASCLI_COLOR": "always"})
     assert resolve(both, pair_file).color == resolve(Settings(color="always"), both).color == "always"

@@ -21,7 +21,7 @@ def test_flops_and_bytes_by_hand(id_pair: Pair) -> None:
     assert run.metrics.target_tokens_read == tokens
     assert run.metrics.draft_tokens_read == 0
     assert model.output_parameters == 8 * 32
-    rows = 1 + 4  # of the prompt but its last token one row is made, and thrown away
+    rows = 1 + 4  # the prompt except its last token computes one row, which is discarded
     products = 2 * layer * tokens + 8 * 32 * rows
     assert run.metrics.total_flops == 2 * products + 4 * model.attention_width * attended
     assert run.metrics.weight_bytes_read == model.weight_bytes * 5  # the prompt's first two tokens, then four steps

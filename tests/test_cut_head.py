@@ -1,4 +1,4 @@
-"""Loading a draft model with a cut head: kept rows, packed layers, and what a pair's file may say."""
+"""Loading a draft model with a cut head: kept rows, packed layers, and what a pair file may specify."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT = [*range(60), 256]
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A model in a folder, drafting for itself with a cut head, and a cache of its own in which both are kept."""
+    """A stored model that drafts for itself with a cut head, and a separate cache folder for both."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
     alone = stored_alone(tmp_path / "model")
@@ -114,7 +114,7 @@ def test_a_target_is_never_cut() -> None:
 
 
 def test_a_fused_step_is_not_made_of_a_cut_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where matrices are plain ones."""
+    """As on a GPU, where layers have plain matrices."""
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     config = pair(300)
     cut = load_pair(config | {"draft": config["draft"] | {"vocab": 60}}, dtype="float16")

@@ -37,7 +37,7 @@ def answer(pair: Pair, strategy: str, temperature: float = 0.8, **more: object) 
 
 
 def logits(pair: Pair, role: str, ids: list[int]) -> torch.Tensor:
-    """Of the token after these, by the model itself, without cursors, blocks or caches."""
+    """Logits after these tokens, from the model itself, without cursors, blocks or caches."""
     with torch.inference_mode():
         return pair.models[role].model(torch.tensor([ids])).logits[0, -1:, : pair.vocab]
 
@@ -65,7 +65,7 @@ def test_detail_changes_no_token_and_is_absent_without_top(text_pair: Pair, stra
     "strategy", ["speculative:k=3", "speculative-cascade:rule=opt,alpha=0.2,k=3", "token-cascade:rule=diff"]
 )
 def test_detail_is_what_the_models_say(text_pair: Pair, strategy: str) -> None:
-    """Positions along drafted prefixes and along the answer, recomputed from the models alone."""
+    """Positions along drafted prefixes and along the answer are recomputed from the models alone."""
     sampling = Sampling(0.8)
     run = answer(text_pair, strategy, top=4)
     assert run.prompt_token_ids is not None
@@ -118,14 +118,14 @@ def test_what_was_not_read_is_none(text_pair: Pair, strategy: str) -> None:
     if lookup:
         drafts = [draft for step in run.rounds for draft in step.drafted]
         assert drafts
-        # Of a draft that is certain of one token, TV(p, q) is what the target gives to the others.
+        # For a draft that is certain of one token, TV(p, q) is the target's mass on the others.
         assert all(each.detail.disagreement == pytest.approx(1 - each.p, abs=1e-5) for each in drafts if each.detail)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rule", ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"])
 def test_alphas_say_what_the_round_has_decided(text_pair: Pair, rule: str, temperature: float) -> None:
-    """Every draft of real rounds was deferred iff the run's alpha lies outside of what the five numbers say."""
+    """Every draft of real rounds was deferred iff the run's alpha is outside the range given by the five numbers."""
     line = rules_in_alpha()[rule]
     decided = set()
     for alpha in (0.02, 0.15, 0.4, 0.8, 0.999):

@@ -1,4 +1,4 @@
-"""How long to draft: the best fixed k, what stops came to, and the bound of those who know what is kept."""
+"""How long to draft: the best fixed k, what stops achieved, and the bound if it were known what is kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cascli.trace import Drafted, Emitted, Round, Run
 
 
 def steps(c: float, v: list[float]) -> Profile:
-    """Steps of the target take a second."""
+    """Step times in which a step of the target takes one second."""
     return Profile(context=9, draft={1: timing([c])}, target={n: timing([each]) for n, each in enumerate(v, 1)})
 
 
@@ -35,7 +35,7 @@ def test_the_bound_of_drafts_that_all_pass_is_what_they_are(text_pair: Pair) -> 
 
 
 def test_the_bound_of_drafts_that_never_pass_is_the_target(text_pair: Pair) -> None:
-    """21 steps in place of rounds of 3 c + v; and a prompt takes as long, whatever is drafted."""
+    """21 steps instead of rounds of 3 c + v; reading the prompt takes the same time, whatever is drafted."""
     run = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.0, k=3), max_new_tokens=21)
     spent = sum(0.1 * len(step.drafted) + 1 + 0.2 * len(step.drafted) for step in run.rounds)
     costs = steps(0.1, [1, 1.2, 1.4, 1.6])
@@ -45,7 +45,7 @@ def test_the_bound_of_drafts_that_never_pass_is_the_target(text_pair: Pair) -> N
 
 
 def test_the_bound_is_no_fixed_block_beaten_by(text_pair: Pair) -> None:
-    """Where a wide check is dear, what is kept is drafted in shorter blocks."""
+    """Where a wide check is expensive, the kept tokens are drafted in shorter blocks."""
     run = timed(generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20), 10.0)
     assert oracle_speed([run], steps(0.0, [1, 1, 9, 9]), 0.4) > 0.4 * 3
 
@@ -59,7 +59,7 @@ def test_it_is_not_known_by_blocks_and_counts_the_step_after_the_last_draft(text
 
 
 def test_the_bound_has_the_step_behind_a_block_that_passed_even_if_few_did(text_pair: Pair) -> None:
-    """A round of the oracle's passes whole: whatever it drafts, q is read behind it."""
+    """Every round of the oracle passes, so q is read after it, whatever it drafts."""
     spec = "speculative-cascade:rule=mixture,target_weight=0.6,k=3"
     run = generate(text_pair, "hi", strategy=spec, max_new_tokens=60, temperature=1.0, seed=1)
     m, kept = run.metrics, [len(step.emitted) - 1 for step in run.rounds]
@@ -132,7 +132,7 @@ def test_a_comparison_has_it_and_its_rows_have_the_bound(text_pair: Pair) -> Non
     target, fixed, rate, block = found.summary
     assert target.oracle_speed_vs_target is None and block.oracle_speed_vs_target is None
     assert fixed.oracle_speed_vs_target >= fixed.speed_vs_target * 0.999
-    # Steps were timed before, so that the stop could go by them: the account's are the same.
+    # Steps were timed beforehand for the stop to use; the account uses the same ones.
     used = found.runs[2].costs
     assert used is not None and used.measured and used.c == pytest.approx(found.profile.c)
     assert used.v == pytest.approx([found.profile.v(n) for n in range(1, 18)])
@@ -172,7 +172,7 @@ def test_without_the_target_nothing_is_held_against_it(text_pair: Pair) -> None:
 
 
 def test_of_a_round_that_the_answer_ends_in_no_more_is_wanted_than_was_written(text_pair: Pair) -> None:
-    """The target takes a step a token: a bound below that is none."""
+    """The target takes one step per token, so a bound below that would not be one."""
     run = generate(text_pair, "ab", strategy="speculative:k=3", max_new_tokens=1, temperature=0.0)
     token = Emitted(id=1, text="x", event="accepted", q=1.0, p=1.0)
     drafted = Drafted(id=1, text="x", q=1.0, p=1.0, pi=1.0, accept_prob=1.0, accepted=True, deferred=False)
@@ -190,7 +190,7 @@ def test_of_a_round_that_the_answer_ends_in_no_more_is_wanted_than_was_written(t
 
 
 def test_no_length_is_predicted_to_beat_drafts_that_know_what_is_kept(text_pair: Pair) -> None:
-    """Half of the rounds had nothing to draft, as lookups often have: of a draft in each too much would be expected."""
+    """Half of the rounds had nothing to draft, as is common with lookups; predictions must not assume drafts there."""
     target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=40), 40.0)
     some = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.4, k=5), max_new_tokens=60)
     costs = steps(0.001, [1.0, 1.05, 2.0, 3.0, 4.0, 5.0])
@@ -206,7 +206,7 @@ def test_no_length_is_predicted_to_beat_drafts_that_know_what_is_kept(text_pair:
 
 
 def test_what_shorter_blocks_might_have_done_behind_a_whole_one_is_not_cut_off(text_pair: Pair) -> None:
-    """Pairs of drafts are always kept: 3 tokens for 2 steps; one draft a round is 2 for 1.05, bound or not."""
+    """Pairs of drafts are always kept: 3 tokens for 2 steps; one draft per round gives 2 for 1.05, above the bound."""
     target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=42), 42.0)
     kept = generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=2), max_new_tokens=42)
     costs = steps(1e-6, [1.0, 1.05, 2.0, 4.0])
@@ -216,7 +216,7 @@ def test_what_shorter_blocks_might_have_done_behind_a_whole_one_is_not_cut_off(t
 
 
 def test_the_bound_says_of_which_blocks_it_is() -> None:
-    """What lies behind blocks that ran is not known: a longer one may do better."""
+    """What follows the blocks that ran is not known: a longer one may do better."""
     longer = DraftLength(
         strategy="speculative", fixed=FixedLength(k=11, speed=3.6, ran=8, ran_speed=3.2), stops={}, oracle=3.4
     )
@@ -224,7 +224,7 @@ def test_the_bound_says_of_which_blocks_it_is() -> None:
 
 
 def test_the_bound_is_one_where_a_longer_block_is_cheaper(text_pair: Pair) -> None:
-    """As on a CPU whose kernel for five rows is faster than that for one or two: no run is above its bound."""
+    """As on a CPU whose kernel for five rows is faster than that for one or two: no run may exceed its bound."""
     costs = steps(0.03, [1.0, 0.99, 0.68, 0.64, 0.59])
     run = timed(generate(text_pair, "hi", strategy="speculative:k=4", max_new_tokens=40, temperature=1.0, seed=1), 9.0)
     assert any(len(step.emitted) < 4 for step in run.rounds)

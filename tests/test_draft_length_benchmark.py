@@ -1,4 +1,4 @@
-"""benchmarks/draft_length.py runs through on a tiny pair, and its file says what was measured."""
+"""benchmarks/draft_length.py runs through on a tiny pair, and its file contains what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EAGLE-3 heads: their files, their numbers against a reference, and the commands on a pair that drafts by one."""
+"""EAGLE-3 heads: their files, their logits compared with a reference, and the commands on pairs that use one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pair(folder: Path) -> Pair:
 
 
 def logits(pair: Pair) -> torch.Tensor:
-    """Of four tokens of a text that the target has read but for the last."""
+    """Logits after the last four tokens of a text that the target has read except for its last token."""
     pair.draft.runner.reset()
     return pair.draft.runner.forward(torch.arange(9), 4)
 
@@ -83,7 +83,7 @@ def hidden(pair: Pair, ids: torch.Tensor, taps: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES)
 def test_numbers_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
-    """A block that the target has read, then drafts by the head's own states; after a rejection anew."""
+    """A block that the target has read, then drafts from the head's own states, then again after a rejection."""
     given, layer = CASES[case]
     weights = write_head(tmp_path, VOCAB, IDS, layer=layer, **given)
     pair = load_pair(pair_with_head(tmp_path, VOCAB))
@@ -107,7 +107,7 @@ def test_numbers_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
     check(draft.forward(text[:7], 5), text[:7], 6)
     check(draft.forward(text[7:9], 2), text[:9], 6)
     check(draft.forward(text[9:], 2), text, 6)
-    runner.forward(text[6:], 5)  # it reads the draft, and keeps two tokens
+    runner.forward(text[6:], 5)  # the target reads the draft, of which two tokens are kept
     for each in (draft, runner):
         each.truncate(9)
     assert draft.length == 7
@@ -144,7 +144,7 @@ def test_precisions(dtype: str, folder: Path) -> None:
 
 
 def test_a_head_whose_rows_are_in_disorder(folder: Path, pair: Pair, tmp_path: Path) -> None:
-    """The map decides, and not the order of the rows."""
+    """The map decides, not the order of the rows."""
     found, order = load_file(folder / "model.safetensors"), torch.randperm(len(IDS))
     found["lm_head.weight"] = found["lm_head.weight"][order]
     found["d2t"] = torch.tensor(IDS)[order] - torch.arange(len(IDS))
@@ -155,7 +155,7 @@ def test_a_head_whose_rows_are_in_disorder(folder: Path, pair: Pair, tmp_path: P
 
 
 def test_older_files_are_read(folder: Path, pair: Pair, tmp_path: Path) -> None:
-    """A flat config without flags, and a layer of another name."""
+    """A flat config without flags, and another layer name."""
     found = load_file(folder / "model.safetensors")
     del found["t2d"]
     renamed = {name.replace("layers.0.", "midlayer."): value for name, value in found.items()}
@@ -202,7 +202,7 @@ def test_answers_do_not_depend_on_what_was_answered_before(pair: Pair) -> None:
 
 
 def test_batches_and_fair_schedules_follow_the_right_target(pair: Pair) -> None:
-    """Texts side by side: each head looks into its own target."""
+    """Texts run concurrently, and each head reads its own target."""
     spec, texts = "speculative-cascade:rule=token-v3,alpha=0.5,k=3", ["one", "two words", "and three more"]
     how: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.0, "seed": 3}
     with pytest.warns(UserWarning, match="looks into each pass of its target"):
@@ -296,7 +296,7 @@ def test_a_target_has_no_head() -> None:
         load_config({"target": {"eagle3": "./x"}})
 
 
-# ---------------------------------------------------------------- files that somebody else wrote
+# ---------------------------------------------------------------- files written by others
 
 
 def of_config(**more: Any) -> Callable[[Path], None]:
@@ -430,7 +430,7 @@ PACKAGE = [
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @pytest.mark.parametrize("flags", PACKAGE, ids=str)
 def test_what_the_formats_own_package_writes_is_read(flags: dict[str, Any], kind: str, tmp_path: Path) -> None:
-    """Its model saves a head, and gives the logits of a block and of two drafted tokens that are held against ours."""
+    """Its model saves a head; its logits for a block and for two drafted tokens are compared with ours."""
     core = pytest.importorskip("speculators.models.eagle3", reason="the package is not there", exc_type=ImportError)
     from transformers import AutoConfig
 
@@ -462,7 +462,7 @@ def test_what_the_formats_own_package_writes_is_read(flags: dict[str, Any], kind
     runner.forward(text, 1)
     block = draft.forward(text, len(text) - 1)[:, IDS]
     assert torch.allclose(block, wanted[0], atol=1e-4)
-    for known in (2, 5, 9):  # its later steps hold, for every place, what a draft that began there has come to
+    for known in (2, 5, 9):  # its later steps hold, for every position, the result of a draft that began there
         draft.reset()
         runner.forward(text[:known], 1)
         draft.forward(text[: known + 1], 1)

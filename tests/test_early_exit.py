@@ -1,4 +1,4 @@
-"""What is measured, counted and told of early exits; their laws are in `laws/test_early_exit.py`."""
+"""What is measured, counted and reported of early exits; their laws are in `laws/test_early_exit.py`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def alone() -> Pair:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_acceptance_by_exit_is_that_of_models_of_so_many_layers(name: str, temperature: float) -> None:
-    """Position by position, by whole forwards without a cache; the answer is longer than what is held at once."""
+    """Position by position, by full forwards without a cache; the answer is longer than what is held at a time."""
     kind = {"num_hidden_layers": 4} | ARCHITECTURES[name] | {"initializer_range": 0.2}
     kind |= {"n_layer": 4} if name == "gpt2" else {}
     target = load_pair({"target": model(2, 20, **kind)})
@@ -63,10 +63,10 @@ def profile_of(step: float, exits: dict[int, float], widening: float = 0.1) -> P
 
 
 def test_costs_of_an_exit_are_its_layers_and_the_head() -> None:
-    """A model of 8 layers of 1 ms each and a head of 2 ms: after 2 of them a draft takes 4 ms of 10."""
+    """With 8 layers of 1 ms each and a head of 2 ms, a draft after 2 layers takes 4 ms of 10."""
     costs = profile_of(10.0, {1: 3.0, 4: 6.0, 7: 9.0}).leaving(EXIT)
     assert costs is not None and costs.c == pytest.approx(0.4)
-    # Two layers of ten parts stay at one token; the others, and the head, grow with the block.
+    # The exit's two layers, 0.2 of a step, read one token; the other layers and the head grow with the block.
     assert costs.v(5) == pytest.approx(0.2 + 0.8 * 1.4) and costs.v(1) == 1.0
     assert profile_of(10.0, {}).leaving(EXIT) is None
     assert profile_of(10.0, {2: 4.0}).leaving(EXIT.model_copy(update={"uncaptured": True})) is None
@@ -100,7 +100,7 @@ def test_a_stop_goes_by_timed_exits_or_by_their_bytes(alone: Pair) -> None:
 
 
 def test_work_is_counted_once(alone: Pair) -> None:
-    """Operations: the tokens that the target reads, through all layers, and the rows of logits of both."""
+    """Operations are those of all layers for the tokens that the target reads, and of both models' rows of logits."""
     ask: dict[str, Any] = {"prompt_ids": [5, 6, 7], "max_new_tokens": 12, "temperature": 0.0}
     run = generate(alone, strategy="speculative:draft=early-exit,layers=1,k=2", **ask)
     m, info = run.metrics, alone.info.target
@@ -108,10 +108,10 @@ def test_work_is_counted_once(alone: Pair) -> None:
     assert m.seconds.draft > 0 and m.seconds.verify > 0
     target = generate(alone, strategy="target", **ask).metrics
     bytes_of_exit = part_of(info, run.exit).weight_bytes * m.draft_calls
-    passes = m.target_calls + 1  # that of the prompt
+    passes = m.target_calls + 1  # including that of the prompt
     assert m.weight_bytes_read == info.weight_bytes * passes + bytes_of_exit
     assert target.weight_bytes_read == info.weight_bytes * (target.target_calls + 1)
-    # Every drafted token is read by all layers in the end, and no layer reads one twice.
+    # All layers eventually read every drafted token, and no layer reads one twice.
     products = (info.parameters - info.output_parameters) * m.target_tokens_read
     rows = 1 + m.target_calls + 2 * m.num_draft_tokens
     assert m.total_flops - 2 * (products + info.output_parameters * rows) < 0.1 * m.total_flops
@@ -122,7 +122,7 @@ def test_work_is_counted_once(alone: Pair) -> None:
 def test_tokens_go_to_the_host_only_for_drafters_that_read_there(
     draft: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU each of them is waited for; an exit of the target takes them from where they were drawn."""
+    """On a GPU each of them would be waited for; an exit of the target reads them where they were drawn."""
     seen = list[bool]()
 
     def watched(*args: Any, on_host: bool, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""T5 beside its laws: what is read when and counted as what, its head, its precisions, and what is refused."""
+"""T5 beyond its laws: when inputs are read and how they count, its head, its precisions, and what is rejected."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_costs_by_hand(ids: Pair) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_texts_end_at_the_end_of_text(strategy: str) -> None:
-    """Id 1, `</s>`, is T5's own."""
+    """Id 1, `</s>`, is T5's own end of text."""
     both = {"draft": model(1, 12, **T5, eos_token_id=1), "target": model(2, 12, **T5, eos_token_id=1)}
     loaded, ends = load_pair(both), 0
     assert loaded.eos_ids == {1}
@@ -117,7 +117,7 @@ def test_answers_are_tokens_of_the_decoder_and_the_prompt_is_the_encoders(tiny: 
 
 @pytest.mark.parametrize("paddings", [(64, 80), (96, 64)])
 def test_padded_rows_are_masked(paddings: tuple[int, int]) -> None:
-    """As T5's 28 rows beyond its 32,100 tokens are."""
+    """Like T5's 28 rows beyond its 32,100 tokens."""
     loaded = load_pair({"draft": model(1, paddings[0], **T5), "target": model(2, paddings[1], **T5)})
     assert loaded.info.masked_rows == (paddings[0] - 64, paddings[1] - 64)
     for strategy in ("target", "speculative:k=3"):
@@ -137,7 +137,7 @@ def test_the_start_token_is_what_the_config_says() -> None:
 
 
 def stored(folder: Path, *, own_head: bool, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A T5 as its checkpoints are: v1.1 has a head of its own, v1.0 none; `more` are tensors beside the model's."""
+    """A T5 as in its checkpoints: v1.1 has its own head, v1.0 has none; `more` are additional tensors."""
     from safetensors.torch import load_file, save_file
 
     names = {"d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "decoder_start_token_id"}
@@ -163,12 +163,12 @@ def stored(folder: Path, *, own_head: bool, more: dict[str, Any] | None = None) 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("own_head", [False, True])
 def test_stored_models_have_the_logits_of_transformers(own_head: bool, dtype: str, tmp_path: Path) -> None:
-    """Their heads above all: the embeddings, scaled, or one of its own."""
+    """Above all their heads: the scaled embeddings, or a separate head."""
     source = stored(tmp_path / "t5", own_head=own_head)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5").eval()
     assert theirs.config.scale_decoder_outputs is not own_head
     loaded = load_pair({"draft": source, "target": source}, dtype=dtype)
-    for name, module in loaded.target.model.named_modules():  # what rounding did to the weights is not the question
+    for name, module in loaded.target.model.named_modules():  # exclude the effect of rounding on the weights
         if isinstance(module, Int8Linear):
             theirs.get_submodule(name.replace(".wo.layer", ".wo")).weight = nn.Parameter(module.weight)
     runner, wanted = loaded.target.runner, logits_along(theirs, PROMPT, [7, 8, 9])
@@ -179,7 +179,7 @@ def test_stored_models_have_the_logits_of_transformers(own_head: bool, dtype: st
 
 
 def test_a_tensor_that_t5_no_longer_has_is_passed_over(tmp_path: Path) -> None:
-    """Google's v1.0 files hold one."""
+    """Google's v1.0 files contain one."""
     old = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.zeros(32, 2)}
     source = stored(tmp_path / "t5", own_head=False, more=old)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5").eval()
@@ -190,7 +190,7 @@ def test_a_tensor_that_t5_no_longer_has_is_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [PackedLinear, Int8Linear])
 def test_packed_weights_are_not_unpacked_to_look_at_them(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T5 asks for the precision of one matrix a layer, at every step."""
+    """T5 reads the precision of one matrix per layer, at every step."""
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
     loaded = load_pair(pair(300, **ENCODER_DECODERS["t5"]), dtype="int8" if kind is Int8Linear else "float32")
 

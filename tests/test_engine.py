@@ -1,4 +1,4 @@
-"""Where answers end, what is counted, and that runs are repeatable and leave no trace behind."""
+"""Where answers end, what is counted, and that runs are repeatable and leave no state behind."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 def test_strategies_share_their_random_numbers(text_pair: Pair) -> None:
-    """With draft = target strategies write the same answer.
+    """With draft = target, strategies write the same answer.
 
-    But for token rules, whose pi is not p even then, and for a cascade's own draft answer, which must not
+    The exceptions are token rules, whose pi is not p even then, and a cascade's own draft answer, which must not
     share the random numbers of the answer that may replace it.
     """
     twins = pair(300)
@@ -243,7 +243,7 @@ def test_devices_and_models_that_cannot_work() -> None:
 def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
     talk = Conversation("be brief", (("a", "b"),))
     assert [m["role"] for m in talk.messages("c")] == ["system", "user", "assistant", "user"]
-    assert Conversation("").messages("c")[0] == {"role": "system", "content": ""}  # not the template's own
+    assert Conversation("").messages("c")[0] == {"role": "system", "content": ""}  # not the template's default
     assert [m["role"] for m in Conversation().messages("c")] == ["user"]
     assert bytes(encode(text_pair, "c", talk)) == b"be brief\na\nb\nc"
 
@@ -259,7 +259,7 @@ def test_a_prefix_goes_before_every_turn_unless_raw(text_pair: Pair) -> None:
 
 
 def ended(text: list[int], drafts: int, kept: int, end: int) -> Round:
-    """A round over `drafts` drafted tokens, `kept` of them accepted, as an answer that `end` ends takes it."""
+    """A round with `drafts` drafted tokens, `kept` of them accepted, as added to an answer that `end` ends."""
     drafted = [
         Drafted(id=token, text="", q=0.5, p=0.5, pi=0.5, accept_prob=1.0, accepted=i < kept, deferred=False)
         for i, token in enumerate(text[:drafts])
@@ -281,7 +281,7 @@ def test_drafts_after_the_end_of_the_text_are_in_no_rate() -> None:
 
 
 def test_a_pair_answers_one_at_a_time(text_pair: Pair) -> None:
-    """From several threads every answer is right or refused; one caches' state would be the other's otherwise."""
+    """From several threads, every answer is right or rejected; otherwise they would mix their cache states."""
     ask = {"strategy": "speculative:k=3", "max_new_tokens": 12, "temperature": 1.0}
     right = {text: generate(text_pair, text, **ask).token_ids for text in "abcdef"}
     wrong, refused = [], []
@@ -332,7 +332,7 @@ def test_a_run_that_is_given_up_frees_the_pair(text_pair: Pair, end: str) -> Non
 
 @pytest.mark.parametrize("threshold", [-99.0, 99.0])
 def test_the_first_token_of_a_cascade_is_there_when_it_may_be_shown(text_pair: Pair, threshold: float) -> None:
-    """Kept or not, not before the decision: until then the answer may be withdrawn."""
+    """Kept or not, it does not count before the decision: until then the answer may be withdrawn."""
     run = generate(text_pair, "hello", strategy=f"cascade:threshold={threshold}", max_new_tokens=40)
     m = run.metrics
     assert m.ttft_seconds is not None
@@ -340,7 +340,7 @@ def test_the_first_token_of_a_cascade_is_there_when_it_may_be_shown(text_pair: P
 
 
 class Odd(Runner):
-    """A model whose logits are what a test says."""
+    """A model whose logits are set by a test."""
 
     length = 0
 
@@ -371,7 +371,7 @@ def test_logits_that_are_no_numbers_are_noticed(id_pair: Pair, strategy: str, va
 
 
 def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
-    """A token whose probability is 0 in float32: its logarithm is no JSON number."""
+    """A token's probability may be 0 in float32, and its logarithm is not a JSON number."""
     pair = odd(id_pair, [200.0, 0.0, 0.0, 0.0], [0.0] * 4)
     run = generate(pair, prompt_ids=[1], strategy="cascade", max_new_tokens=30, temperature=100.0, seed=1)
     assert set(run.handover.draft_token_ids) > {0}
@@ -379,7 +379,7 @@ def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
 
 
 def test_peak_memory_is_of_a_run_or_unknown(text_pair: Pair) -> None:
-    """A CPU knows no more than the highest point of the whole process."""
+    """On a CPU only the peak of the whole process is known."""
     assert generate(text_pair, "hello", max_new_tokens=3).metrics.peak_memory_bytes is None
 
 

@@ -1,4 +1,4 @@
-"""`cascli eval` on task files of our own, with lm-evaluation-harness as it is installed."""
+"""`cascli eval` on our own task files, with the installed lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def own() -> Pair:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, own: Pair) -> Path:
-    """A task whose answers are written, one with choices, and one about whole texts."""
+    """One task with written answers, one with choices, and one about whole texts."""
     place = tmp_path_factory.mktemp("tasks")
     right = _answers(own, "target")
     documents = [
@@ -152,7 +152,7 @@ def test_the_page_says_whose_scores_they_are(done: tuple[Result, Path]) -> None:
 
 
 def test_likelihoods_are_the_targets(folder: Path, done: tuple[Result, Path], own: Pair) -> None:
-    """Accuracy, and byte perplexity, by one forward of the transformers module a text."""
+    """Accuracy and byte perplexity, from one forward of the transformers module per text."""
     _, out = done
     document = json.loads((out / "eval.json").read_text())
     hits = []
@@ -166,7 +166,7 @@ def test_likelihoods_are_the_targets(folder: Path, done: tuple[Result, Path], ow
 
 
 def _by_hand(pair: Pair, context: str, continuation: str) -> tuple[float, bool]:
-    """Of bytes: what is joined is what stands side by side."""
+    """With bytes as tokens, the tokens of a joined text are those of its two parts."""
     before = pair.tokenizer(context)["input_ids"] or [pair.tokenizer.eos_token_id]
     answer = pair.tokenizer(continuation)["input_ids"]
     with torch.inference_mode():
@@ -184,7 +184,7 @@ def asked(*arguments: Any, document: int = 0) -> Instance:
 
 
 def test_a_likelihood_knows_what_the_target_would_write(own: Pair) -> None:
-    """The greedy flag is of every token, and a space before the continuation belongs to it."""
+    """The greedy flag is for all tokens, and a space before the continuation belongs to it."""
     written = generate(own, "hello", strategy="target", raw=True, temperature=0.0, max_new_tokens=6)
     text = own.tokenizer.decode(written.token_ids[:3])
     assert own.tokenizer(text)["input_ids"] == written.token_ids[:3], "choose a prompt whose answer is text"
@@ -200,7 +200,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def test_an_encoder_decoder_is_asked_for_the_whole_continuation_and_nothing_after_it() -> None:
-    """T5's tokenizer ends every text with its end: no part of a choice, and no token of it is lost for that."""
+    """T5's tokenizer adds an end to every text: it is not part of a choice, and no token of the choice is lost."""
     from tokenizers.processors import TemplateProcessing
 
     pair = load_pair("tiny-t5")
@@ -253,7 +253,7 @@ def test_leave_to_run_code_is_told_to_the_harness_and_taken_back(
 
 
 def test_texts_begin_once(own: Pair) -> None:
-    """A tokenizer that puts a beginning of text in front: not twice where a context is empty, or brings one."""
+    """The tokenizer adds a beginning of text, but not twice if a context is empty or brings its own."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = load_pair("tiny-random").tokenizer
@@ -272,7 +272,7 @@ def test_texts_begin_once(own: Pair) -> None:
 
 
 def test_long_texts_are_read_in_windows(own: Pair) -> None:
-    """A context of 8: every token is predicted once, the last ones after a whole window."""
+    """With a context of 8, every token is predicted once, the last ones after a full window."""
     short, text = replace(own, context=8), "abcdefghijklmnopqrst"
     ids = [own.tokenizer.eos_token_id, *own.tokenizer(text)["input_ids"]]
     wanted = _window(own, ids[:9], 8) + _window(own, ids[8:17], 8) + _window(own, ids[12:21], 4)
@@ -306,7 +306,7 @@ def test_prompts_without_room_lose_their_beginning(own: Pair) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_batches_and_orders_give_the_same_answers(own: Pair, spec: str) -> None:
-    """At a temperature: random numbers are the document's own, and each repeat has others."""
+    """At a temperature, random numbers belong to the document, and each repeat has different ones."""
     settings = {"until": [], "max_gen_toks": 10, "do_sample": True, "temperature": 1.0}
     requests = [asked(q, settings, document=i) for i, q in enumerate(QUESTIONS) for _ in range(2)]
     alone = model(own, spec).generate_until(requests)
@@ -317,7 +317,7 @@ def test_batches_and_orders_give_the_same_answers(own: Pair, spec: str) -> None:
 
 
 def test_lossless_strategies_share_their_draws_with_compare(own: Pair) -> None:
-    """The same seed, id and temperature: the same answer as `generate` has."""
+    """The same seed, id and temperature give the same answer as `generate`."""
     from cascli.jobs.generate import decode, request_for
     from cascli.settings import Resolved
 
@@ -329,7 +329,7 @@ def test_lossless_strategies_share_their_draws_with_compare(own: Pair) -> None:
 
 
 def test_examples_are_earlier_turns_of_a_chat(own: Pair, folder: Path, tmp_path: Path) -> None:
-    """The prompt that the strategy reads is the template's, and begins once."""
+    """The prompt that the strategy reads is the template's, and has one beginning."""
     tokenizer = load_pair("tiny-random").tokenizer
     tokenizer.chat_template = CHAT
     chatty = replace(own, tokenizer=tokenizer)
@@ -348,7 +348,7 @@ def test_examples_are_earlier_turns_of_a_chat(own: Pair, folder: Path, tmp_path:
 
 
 def _with(folder: Path, place: Path, name: str, **more: Any) -> None:
-    """The task with written answers under another name, and changed."""
+    """Write the task with written answers under another name, with changes."""
     task = yaml.safe_load((folder / "own_answers.yaml").read_text())
     (place / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name, **more}))
 
@@ -445,7 +445,7 @@ def test_settings_that_no_strategy_has_are_told(folder: Path, tmp_path: Path) ->
 
 
 def test_repeats_are_answers_of_their_own(own: Pair, folder: Path, tmp_path: Path) -> None:
-    """Drawn anew, and held against the same repeat of the target."""
+    """Each is drawn independently and compared with the same repeat of the target."""
     task = yaml.safe_load((folder / "own_answers.yaml").read_text())
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(task | {"task": "twice", "repeats": 2}))
     found = evaluate(

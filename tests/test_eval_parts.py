@@ -1,4 +1,4 @@
-"""The parts of `cascli eval` that need no lm-evaluation-harness."""
+"""The parts of `cascli eval` that do not need lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_no_strategy_has_is_named() -> None:
 
 
 def _by_hand(pair: Pair, prompt: list[int], answer: list[int]) -> Likelihood:
-    """In one forward of the transformers module, in float64 after it."""
+    """Computed with one forward of the transformers module, then in float64."""
     with torch.inference_mode():
         logits = pair.target.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1, : pair.vocab]
     logs = torch.log_softmax(logits.double(), -1)
@@ -103,7 +103,7 @@ def _by_hand(pair: Pair, prompt: list[int], answer: list[int]) -> Likelihood:
 def test_answers_to_the_same_prompt_are_read_after_what_is_known(
     text_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Choices, a longer prompt, a shorter one, another: as one forward of each, in fewer tokens."""
+    """Choices, a longer prompt, a shorter one, another: the same as one forward each, with fewer tokens read."""
     monkeypatch.setattr(likelihood, "CHUNK", 3)
     prompt = [3, 1, 2, 9, 9]
     own = generate(text_pair, prompt_ids=prompt, strategy="target", temperature=0.0, max_new_tokens=7).token_ids
@@ -190,12 +190,12 @@ def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
         ("target", 0.5, 2),
         ("speculative:k=2", 0.5, 2),
     ]
-    for task in (group, choices):  # likelihoods are nobody's but the target's, and told once
+    for task in (group, choices):  # likelihoods are the target's alone, and reported once
         assert not task.written and [each.strategy for each in task.scores] == ["target"] and task.rows == []
 
 
 def test_a_group_with_written_answers_is_told_of_every_strategy() -> None:
-    """What the target's likelihoods add to it is the same for all of them, and the answers are not."""
+    """What the target's likelihoods contribute is the same for all of them, and the answers are not."""
     mixed = {"alias": "mixed", "acc,none": 0.5}
     found = FOUND | {
         "results": {"mixed": mixed, **FOUND["results"]},
@@ -219,7 +219,7 @@ def test_a_flag_is_stronger_than_the_environment_and_a_pairs_file_has_no_say(cle
 
 
 def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:
-    """One whose first metric happens to lie between 0 and 1 is not told by that while the target is by another."""
+    """If a strategy's first metric happens to be between 0 and 1, it is not used while the target has another."""
 
     def samples(bleu: float) -> dict[str, Any]:
         sample = {"doc_id": 0, "filter": "none", "metrics": ["bleu", "acc"], "bleu": bleu, "acc": 1.0}
@@ -231,7 +231,7 @@ def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:
     record = Record(cell=Cell(strategy="target", temperature=0.0, seed=0), problem="0", category="truth")
     assert [with_quality([record], found, mains)[0].quality for found in (first, second)] == [1.0, 1.0]
     by_bleu = {"truth": ("bleu", "none")}
-    assert with_quality([record], first, by_bleu)[0].quality is None  # no score between 0 and 1
+    assert with_quality([record], first, by_bleu)[0].quality is None  # not a score between 0 and 1
 
 
 def test_names_of_folders_are_those_of_strategies() -> None:

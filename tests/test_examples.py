@@ -1,4 +1,4 @@
-"""The scripts of examples/ run, on small pairs."""
+"""The scripts in examples/ run on small pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentence that explains a speed: what it says, and what it does not."""
+"""The sentence that explains a speed: what it states, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
 
 
 def with_seconds(run: Run, **seconds: float) -> Run:
-    """A second, of which none went by before the first token."""
+    """The run with a total of one second, none of it before the first token."""
     told = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, **seconds})
     return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": told})})
 
@@ -47,7 +47,7 @@ def test_bottlenecks_are_named(text_pair: Pair, any_noise: None) -> None:
 
 
 def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
-    """Without it the speed-up is the prediction, and never more than k + 1 tokens a target step."""
+    """Without it the speed-up is the prediction, and never more than k + 1 tokens per target step."""
     costs = flat(0.1, {5: 1.0})
     ideal = theory.tokens_per_round(1.0, 4, 40) / 1.4
     target, run = synthetic(text_pair, 1.0, 4, 40, other=0.6, speed=0.4 * ideal)
@@ -58,7 +58,7 @@ def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
 
 
 def test_time_outside_the_models_is_in_the_targets_token_too(text_pair: Pair) -> None:
-    """0.15 steps outside of the models behind every call of the target, alone and in a round."""
+    """0.15 steps outside the models after every call of the target, alone and in a round."""
     target, run = synthetic(text_pair, 0.8, 4, 60, other=0.0, speed=1.0)
     rounds, c = run.metrics.num_rounds, 0.1
     spent = rounds * (4 * c + 1.0 + 0.15)
@@ -72,7 +72,7 @@ def test_time_outside_the_models_is_in_the_targets_token_too(text_pair: Pair) ->
 
 
 def test_timings_that_could_be_anything_name_no_cause(text_pair: Pair) -> None:
-    """Beside step times that differ by twice their median a twentieth of the predicted speed would pass for noise."""
+    """With step times that differ by twice their median, a twentieth of the predicted speed would pass for noise."""
     predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
     for factor, noise, said in ((0.05, 2.0, "Timings differ by 200% here"), (1.0, 0.4, "Timings differ by 40% here")):
         target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
@@ -90,7 +90,7 @@ def test_slower_by_a_factor_is_as_far_away_as_faster_by_it(text_pair: Pair) -> N
 
 
 def test_full_acceptance_holds_nothing_back(text_pair: Pair) -> None:
-    """Over a short answer the last round is cut: that is no lack of acceptance."""
+    """In a short answer the last round is cut, which is not a lack of acceptance."""
     costs = flat(0.02, {5: 1.0})
     target, run = synthetic(text_pair, 1.0, 4, 10, other=0.0, speed=theory.tokens_per_round(1.0, 4, 10) / 1.08)
     why = account([run], [target, run], costs)
@@ -105,7 +105,7 @@ def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
 
 
 def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair, any_noise: None) -> None:
-    """One draft step behind a block with the chance that it passes: at every k and acceptance that is spoken of."""
+    """One draft step after a block, times the chance that it passes, at every k and acceptance that is reported."""
     ask: dict[str, Any] = {"max_new_tokens": 120, "temperature": 1.0, "seed": 3}
     target = generate(text_pair, "hello", strategy="target", **ask)
     run = generate(text_pair, "hello", strategy="speculative-cascade:rule=mixture,target_weight=0.3,k=4", **ask)
@@ -121,7 +121,7 @@ def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair, any_nois
     assert why.best_k == (best if gain > 1 else None)
     run, target = with_seconds(run, other=0.0), with_seconds(target, other=0.0)
     held = account([run], [target, run], flat(0.01, {5: 1.0}), noise=math.inf)
-    assert held.bottleneck == ACCEPTANCE  # were it 1, every round would have the step
+    assert held.bottleneck == ACCEPTANCE  # at acceptance 1, every round would have that step
     assert held.without_it == pytest.approx(theory.tokens_per_round(1.0, 4, n) / (0.01 * 5 + 1.0))
     exact = generate(text_pair, "hello", strategy="speculative:k=4", **ask)
     assert exact.metrics.draft_calls == exact.metrics.num_draft_tokens
@@ -144,7 +144,7 @@ def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:
 
 
 def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
-    """Times of the runs themselves: v is at least 1, and no k is advised beyond the one that ran."""
+    """Times are those of the runs themselves: v is at least 1, and no k beyond the one that ran is advised."""
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=20)
     run = generate(text_pair, "hello", strategy=Synthetic(acceptance=0.9, k=2), max_new_tokens=20)
     for verify in (0.001, 5.0):
@@ -156,7 +156,7 @@ def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
 
 
 def test_the_tables_fastest_is_explained_with_its_own_number(text_pair: Pair) -> None:
-    """From all repeats: one slow run among them changes neither."""
+    """Both come from all repeats, so one slow run changes neither."""
     settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "speculative:k=2", "speculative:k=4")]
     done = Repeats(text_pair, prompts("hello"), strategies, settings, runs=5)
@@ -243,7 +243,7 @@ def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
 
 
 def test_breaking_even_is_of_whole_answers_where_the_prediction_is(text_pair: Pair) -> None:
-    """Both models read the prompt: an acceptance that pays after it need not pay with it."""
+    """Both models read the prompt: an acceptance that pays without it may not pay with it."""
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.3)
     slow = with_seconds(run, total=3.0, prefill=2.0, other=0.0)
     once = with_seconds(target, total=2.0, prefill=1.0, other=0.0)
@@ -262,7 +262,7 @@ def test_the_best_k_is_told_with_what_the_prediction_misses(text_pair: Pair) -> 
 
 
 def test_step_times_that_scatter_are_noise(text_pair: Pair) -> None:
-    """However steady the runs themselves were: c and v are known no better than the steps."""
+    """However steady the runs themselves were, c and v are known no better than the steps."""
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
     steps = Profile(
         context=10, draft={1: timing([0.05, 0.1, 0.15])}, target={1: timing([1.0]), 5: timing([0.5, 1, 1.5])}
@@ -274,7 +274,7 @@ def test_step_times_that_scatter_are_noise(text_pair: Pair) -> None:
 
 
 def test_costs_are_extrapolated_beyond_the_longest_block_that_was_timed(text_pair: Pair) -> None:
-    """A block of k drafts is checked with one token more."""
+    """A block of k drafts is checked by a pass over k + 1 tokens."""
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
     assert [account([run], [target, run], flat(0.1, {n: 1.0})).v_extrapolated for n in (4, 5, 6)] == [
         True,
@@ -284,7 +284,7 @@ def test_costs_are_extrapolated_beyond_the_longest_block_that_was_timed(text_pai
 
 
 def test_of_drafts_that_were_not_always_whole_no_longer_ones_are_spoken_of(text_pair: Pair) -> None:
-    """What a drafter would have offered beyond its k nobody knows: the best k is that one, or a larger one."""
+    """What a drafter would have offered beyond its k is unknown: the best k is that one, or a larger one."""
     target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=1.0)
     first, *others = run.rounds
     assert len(others) > 2 and len(first.drafted) == 4
@@ -300,7 +300,7 @@ def test_of_drafts_that_were_not_always_whole_no_longer_ones_are_spoken_of(text_
 def test_steps_that_a_stop_goes_by_are_timed_where_answers_are_half_written(
     text_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a long context both models are slower, and not by the same factor."""
+    """In a long context both models are slower, by different factors."""
     contexts: list[int] = []
 
     def timed(_: Pair, context: int, **__: Any) -> Profile:

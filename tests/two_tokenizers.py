@@ -16,7 +16,7 @@ SPACE = "▁"
 
 
 def byte_level(tokens: Sequence[str], special: Sequence[str] = (), **roles: str) -> Any:
-    """A tokenizer whose ids are these texts (letters of the byte alphabet), in their order; the special ones last."""
+    """A tokenizer whose ids are these texts (letters of the byte alphabet) in order, followed by the special ones."""
     core = Tokenizer(models.BPE(vocab=_numbered(tokens), merges=_merges(tokens)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
@@ -24,7 +24,7 @@ def byte_level(tokens: Sequence[str], special: Sequence[str] = (), **roles: str)
 
 
 def pieces(tokens: Sequence[str], special: Sequence[str] = (), *, prefix: bool = True, **roles: str) -> Any:
-    """A sentencepiece vocabulary as those of Llama 2: `▁` for a space, put before every text; `<0xE6>` for bytes."""
+    """A sentencepiece vocabulary like Llama 2's: `▁` for a space, prepended to every text; `<0xE6>` for bytes."""
     core = Tokenizer(models.BPE(vocab=_numbered(tokens), merges=_merges(tokens), byte_fallback=True, fuse_unk=True))
     core.normalizer = normalizers.Sequence(
         [*([normalizers.Prepend(SPACE)] if prefix else []), normalizers.Replace(" ", SPACE)]
@@ -44,7 +44,7 @@ def _numbered(tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _merges(tokens: Sequence[str]) -> list[tuple[str, str]]:
-    """A merge for every token that is two others put together, in their order."""
+    """A merge for every token that is the concatenation of two others, in their order."""
     known = set(tokens)
     whole = [token for token in tokens if len(token) > 1 and not token.startswith("<0x")]
     found = []
@@ -56,7 +56,7 @@ def _merges(tokens: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def letters(text: str) -> str:
-    """A text as a byte-level vocabulary writes it."""
+    """A text in the letters of a byte-level vocabulary."""
     alphabet = byte_alphabet()
     return "".join(alphabet[byte] for byte in text.encode())
 

@@ -1,4 +1,4 @@
-"""Where an answer in a batch parts from the one alone, and whether rounding explains it."""
+"""Where an answer in a batch diverges from the same answer alone, and whether rounding explains it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def first_divergence(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 @torch.inference_mode()
 def margins(model: PreTrainedModel, text: Sequence[int], tokens: Sequence[int], vocab: int) -> tuple[float, float]:
-    """How far the worst of tokens is below the best one after a text, and what rounding may have moved it by.
+    """How far the worst of `tokens` is below the best one after a text, and how much rounding may have moved it.
 
-    The former is of the model's own weights in float64; the latter is four times the largest error of its logits there,
-    one for each of two logits in each of two passes.
+    The gap is computed with the model's own weights in float64. The bound is four times the largest error of its logits
+    there: one for each of two logits in each of two passes.
     """
     ids = torch.tensor([list(text)], device=model.device)
     exact = deepcopy(model).double()
@@ -31,7 +31,7 @@ def margins(model: PreTrainedModel, text: Sequence[int], tokens: Sequence[int], 
 def explained(
     model: PreTrainedModel, prompt: Sequence[int], one: Sequence[int], other: Sequence[int], vocab: int
 ) -> bool:
-    """Whether two greedy answers are the same up to a token at which rounding decides between the two."""
+    """Whether two greedy answers are equal up to a token at which rounding decides between them."""
     at = first_divergence(one, other)
     if at is None:
         return True

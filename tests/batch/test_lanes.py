@@ -1,4 +1,4 @@
-"""Answers in lanes are those that each has alone: tokens, numbers and counts, whatever runs beside them."""
+"""Answers in lanes equal those of each prompt alone: tokens, numbers and counts, whatever runs concurrently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cascli.models.cpu.packed_linear import can_pack
 from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
 
-# Ragged: other lengths of prompt and answer, so that lanes begin, accept and end at different times.
+# Prompts and answers of different lengths, so that lanes begin, accept and end at different times.
 PROMPTS = [[5, 6, 7][: 1 + i % 3] * (1 + i) for i in range(7)]
 SPECS = [
     ("target", 1.0),
@@ -50,7 +50,7 @@ def jobs(spec: str, temperature: float, **more: Any) -> list[Callable[[Pair], Ru
 
 
 def found(run: Run) -> tuple[Any, ...]:
-    """Everything but times."""
+    """Everything except times."""
     times = {"seconds", "ttft_seconds", "tokens_per_second", "seconds_per_token"}
     counts = run.metrics.model_dump(exclude=times)
     return run.token_ids, [each.model_dump(exclude={"seconds"}) for each in run.rounds], counts
@@ -70,11 +70,12 @@ def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
     if dtype == "float32" and not float32_by_rows():
         pytest.skip("not promised for this processor with this torch")
     loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]), dtype=dtype)
-    every = name == "qwen2" and dtype == "int8"  # what a strategy does has nothing to do with the precision
+    every = name == "qwen2" and dtype == "int8"  # one precision is enough: what a strategy does does not depend on it
     for spec, temperature in SPECS if every else SPECS[:4] if name == "qwen2" else SPECS[:2]:
         work = jobs(spec, temperature)
         alone = [job(loaded) for job in work]
-        # Unpacked float32 has another kernel from 11 rows on in oneDNN of torch before 2.13: two texts of 4 are fewer.
+        # Before torch 2.13, oneDNN uses another kernel for unpacked float32 with 11 or more rows; two texts of 4 stay
+        # below.
         together, _ = in_lanes(loaded, 2 if dtype == "float32" and torch_version() < (2, 13) else 3, work)
         assert [found(run) for run in together] == [found(run) for run in alone], spec
 
@@ -96,7 +97,7 @@ def test_lanes_share_passes() -> None:
     assert lanes.passes == {"draft": 0, "target": 12}
     work = [partial(generate, prompt_ids=[5], strategy="speculative:k=2", seed=i, max_new_tokens=12) for i in range(6)]
     together, lanes = in_lanes(loaded, 6, work)
-    # No lane makes the others wait for it: the longest alone says how many rounds there are.
+    # No lane makes the others wait, so the number of passes is that of the longest answer.
     assert lanes.passes["target"] == max(run.metrics.target_calls for run in together)
     assert lanes.passes["draft"] <= 2 * lanes.passes["target"]
 
@@ -130,17 +131,17 @@ def test_lanes_share_the_time_of_a_pass_by_their_tokens(monkeypatch: pytest.Monk
 
     work = [partial(asks, name=name, n=n, times=times) for name, n, times in (("a", 1, 2), ("b", 4, 1), ("c", 1, 1))]
     assert {ended.result for ended in Lanes(loaded, 3).run(work)} == {"a", "b", "c"}
-    # A pass of 1, 4 and 1 tokens, and one of the first lane alone.
+    # One pass of 1, 4 and 1 tokens, and one of the first lane alone.
     assert spent == {"a": pytest.approx(1.0 + 6.0), "b": pytest.approx(4.0), "c": pytest.approx(1.0)}
     assert sum(spent.values()) == pytest.approx(now[0])
 
 
 LONG = [[3 + (7 * i + j) % 290 for j in range(20 + 9 * i)] for i in range(3)]
-"""Prompts that are read alone, as blocks."""
+"""Prompts that are read on their own, as blocks."""
 
 
 def asked_twice() -> list[Callable[[Pair], Run]]:
-    """Two strategies ask the same prompts, with other random numbers and short ones between."""
+    """Two strategies run the same prompts with different random numbers; short prompts run between them."""
     asked = [*LONG, *PROMPTS[:2], *reversed(LONG), *PROMPTS[:2]]
     specs = ["speculative:k=3"] * 5 + ["speculative-cascade:rule=opt,alpha=0.3,k=2"] * 5
     return [
@@ -161,7 +162,7 @@ def test_a_prompt_that_is_kept_is_read_once(name: str, monkeypatch: pytest.Monke
     for _ in range(2):
         together = {ended.place: ended.result for ended in lanes.run(work)}
         assert [found(together[place]) for place in range(len(work))] == [found(run) for run in alone]
-    assert sorted(blocks) == sorted(2 * [len(ids) - 1 for ids in LONG])  # by both models, once
+    assert sorted(blocks) == sorted(2 * [len(ids) - 1 for ids in LONG])  # once by each model
 
 
 def test_without_room_prompts_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +177,7 @@ def test_without_room_prompts_are_read_again(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_reading_of_a_kept_prompt_counts_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only reading prompts takes time here, seven seconds each; who asks again has them too, and nobody waits."""
+    """Only reading prompts takes time, seven seconds per model; repeated prompts report it but do not wait again."""
     now = [0.0]
     monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
     forward = EagerRunner.forward
@@ -195,11 +196,11 @@ def test_the_reading_of_a_kept_prompt_counts_as_long_as_it_took(monkeypatch: pyt
 
 
 EXAMPLES = [3 + (11 * j) % 250 for j in range(50)]
-"""What several prompts begin with: two blocks of 20 tokens, and a part of a third."""
+"""Common beginning of several prompts: two blocks of 20 tokens and part of a third."""
 
 
 def asked_after_examples() -> list[Callable[[Pair], Run]]:
-    """Prompts that begin alike; the last one has the tokens of their second block behind another first one."""
+    """Prompts that begin alike; the last one has the tokens of their second block after a different first one."""
     asked = [EXAMPLES + ids for ids in LONG] + [EXAMPLES[:45], LONG[1][:20] + EXAMPLES[20:] + LONG[0]]
     return [
         partial(generate, prompt_ids=ids, strategy="speculative:k=3", temperature=1.0, seed=i, max_new_tokens=9)
@@ -219,13 +220,13 @@ def test_what_prompts_begin_with_alike_is_read_once(name: str, monkeypatch: pyte
     lanes = Lanes(loaded, 2, keep_prompts=True)
     together = {ended.place: found(ended.result) for ended in lanes.run(work)}
     assert [together[place] for place in range(len(work))] == alone
-    # Of blocks too long for a pass with others: two in common, one, two and two of the first three alone, none of
-    # the fourth, and three of the fifth, whose second one has the common tokens behind others.
+    # Blocks too long to share a pass: two in common; then one, two and two for the first three prompts, none for the
+    # fourth, and three for the fifth, whose second block has the common tokens after different ones.
     assert sorted(n for n in blocks if n > batch_reader.MOST_ROWS) == [18] * 2 + [20] * 18
 
 
 def test_the_reading_of_what_is_shared_counts_in_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block takes a second for each of its tokens; every prompt has the time of all its blocks."""
+    """Reading takes one second per token; every prompt reports the time of all its blocks."""
     monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
     now = [0.0]
     monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
@@ -246,7 +247,7 @@ def test_the_reading_of_what_is_shared_counts_in_every_answer(monkeypatch: pytes
 
 @pytest.mark.parametrize("told_by", ["length", "own tokens"])
 def test_states_of_another_beginning_are_seen(told_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: what is kept is told apart by its length alone, or by the block's own tokens without those before it."""
+    """Planted: kept states are identified by length alone, or by a block's own tokens without those before it."""
     monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
 
     class Confused(dict[Any, Any]):

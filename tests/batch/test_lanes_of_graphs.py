@@ -1,4 +1,4 @@
-"""Lanes of captured passes, with a tape in place of CUDA's graphs: see `tests.tape`."""
+"""Lanes of captured passes, with a tape in place of CUDA graphs: see `tests.tape`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def taped(config: dict[str, Any]) -> Pair:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.usefixtures("asked_at_once")
 def test_answers_are_those_of_each_alone(name: str) -> None:
-    """Within rounding: of eager passes over one text, so that the tokens are the same."""
+    """Equal to eager passes over one text up to rounding, so the tokens are the same."""
     config = pair(300, **ARCHITECTURES[name])
     plain, loaded = load_pair(config, dtype="float32"), taped(config)
     for spec, temperature in SPECS if name == "gemma2" else SPECS[:2]:
@@ -63,7 +63,7 @@ def test_a_whole_draft_of_all_lanes_is_one_graph() -> None:
     rounds = max(run.metrics.target_calls for run in together)
     assert lanes.passes["target"] == rounds and lanes.passes["draft"] <= 3 * rounds
     draft, target = (lanes.readers[role] for role in ("draft", "target"))
-    assert draft.graphs == len(buckets_upto(4)) == 2  # for one text, and for up to four
+    assert draft.graphs == len(buckets_upto(4)) == 2  # for one text, and for two to four
     assert target.graphs == len(buckets_upto(4 * 4)) == 4
     before = [each.capture_seconds for each in (draft, target)]
     list(lanes.run([partial(generate, seed=9, **ask)]))
@@ -72,7 +72,7 @@ def test_a_whole_draft_of_all_lanes_is_one_graph() -> None:
 
 
 def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
-    """A text that comes later, and is longer, moves those that are under way; their graphs go."""
+    """A later and longer text moves those in progress to longer buffers and invalidates their graphs."""
     plain, loaded = load_pair(LONG, dtype="float32"), taped(LONG)
     work = [
         partial(generate, prompt_ids=[3, 4] * n, strategy="speculative:k=3", seed=n, max_new_tokens=12)
@@ -83,7 +83,7 @@ def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
 
 
 def test_texts_that_have_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside what they hold already, and with the place that no text has."""
+    """The check includes what the texts already hold, and the spare place that belongs to no text."""
     reader = graph_reader(taped(LONG).target.runner, 3)
     prepare = partial(reader.prepare, 0, answer=20, calls=Calls(), sampler=None)
     prepare(200)
@@ -112,7 +112,7 @@ def reader() -> GraphReader:
 
 
 def test_reads_of_any_lengths_and_rewinds(reader: GraphReader) -> None:
-    """Ragged blocks, texts that do not read, rows that are not wanted, and blocks that nobody has foreseen."""
+    """Ragged blocks, texts that do not read, rows that are not requested, and blocks that were not prepared."""
     plain = [load_pair(LONG, dtype="float32").target.runner.fresh() for _ in range(3)]
     texts = torch.randint(0, 300, (3, 600), generator=torch.Generator().manual_seed(0))
     for place, prompt in enumerate((1, 40, 255)):
@@ -120,7 +120,7 @@ def test_reads_of_any_lengths_and_rewinds(reader: GraphReader) -> None:
         for runner in (plain[place], reader.runners[place]):
             runner.forward(texts[place, :prompt], 1)
     rounds = [{0: (5, 5), 1: (1, 1), 2: (3, 2)}, {2: (5, 1)}, {1: (4, 4), 0: (2, 1)}, {0: (LONGEST, 3), 2: (1, 1)}]
-    rounds += [{1: (200, 1), 0: (3, 3), 2: (90, 2)}, {0: (150, 140)}]  # prompts beside rounds; more rows than are kept
+    rounds += [{1: (200, 1), 0: (3, 3), 2: (90, 2)}, {0: (150, 140)}]  # prompts with rounds; more rows than are kept
     for blocks in rounds:
         wanted, expected = [], []
         for place, (n, rows) in blocks.items():
@@ -136,7 +136,7 @@ def test_reads_of_any_lengths_and_rewinds(reader: GraphReader) -> None:
 
 @pytest.mark.parametrize("with_base", [True, False])
 def test_drafts_of_any_lengths(with_base: bool, reader: GraphReader) -> None:
-    """Ragged in all that a draft has; of shapes that were foreseen, and one that was not."""
+    """Drafts that differ in every respect, of prepared shapes and of one that was not prepared."""
     plain = [load_pair(LONG, dtype="float32").target.runner.fresh() for _ in range(3)]
     law, generator = Sampler(Sampling(0.7), reads_base=with_base), torch.Generator().manual_seed(0)
     texts = torch.randint(0, 300, (3, 400), generator=generator)
@@ -166,7 +166,7 @@ def test_drafts_of_any_lengths(with_base: bool, reader: GraphReader) -> None:
 
 
 def test_a_text_that_fills_its_place_waits_elsewhere_for_longer_drafts(reader: GraphReader) -> None:
-    """What it goes on with, while others write more, has no room behind it."""
+    """While others draft more, its tokens would be written beyond the end of its buffer."""
     law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
     for place in range(2):
         reader.prepare(place, 200, 56, Calls(), None)
@@ -179,7 +179,7 @@ def test_a_text_that_fills_its_place_waits_elsewhere_for_longer_drafts(reader: G
 
 
 def test_a_draft_is_drawn_by_its_own_sampler(reader: GraphReader) -> None:
-    """One shape of drafts by samplings in turn, each of which finds what others have captured."""
+    """One shape of draft with several samplings in turn, each of which finds the graphs that others captured."""
     plain = load_pair(LONG, dtype="float32").target.runner
     ids, u = torch.tensor([7]), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
     samplings = (Sampling(0.7), Sampling(1.5), Sampling(0.7, 3), Sampling(0.7, 0, 0.5))
@@ -206,7 +206,7 @@ def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -
 
 
 def test_prompts_are_read_together_by_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are not long; a pass that reads one takes no more rows than the longest of them."""
+    """Prompts of up to `_PROMPT` tokens share passes, which have at most that many rows."""
     passes = list[int]()
     of_pass = GraphReader._pass
 
@@ -226,7 +226,7 @@ def test_prompts_are_read_together_by_few_rows(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_was_foreseen_is_not_captured_again(reader: GraphReader) -> None:
-    """Rounds of all texts, of many rows; a second text of the same kind; and longer buffers, for which all is anew."""
+    """Rounds of all texts with many rows, and a second text of the same kind; longer buffers capture all again."""
     law, calls = Sampler(Sampling(), reads_base=False), Calls(reads=[(60, 60)], writes=[Write(2, 3)])
     for place in range(3):
         reader.prepare(place, 1, 100, calls, law)
@@ -251,7 +251,7 @@ def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.Monk
 
 
 def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody has foreseen is captured while lanes wait: their share of the pass is without it."""
+    """Graphs that were not prepared are captured while lanes wait; their share of the pass excludes that time."""
     lanes = Lanes(taped(pair(300)), 2)
     reader = lanes.readers["target"]
     of_pass = GraphReader._pass
@@ -269,7 +269,7 @@ def test_buckets() -> None:
     asked = (1, 2, 4, 5, 33, 65, 97, 128, 129, 193, 257, 2304)
     assert [bucket_of(n) for n in asked] == [1, 4, 4, 8, 64, 96, 128, 128, 160, 224, 320, 2560]
     assert buckets_upto(80) == [96, 64, 32, 16, 8, 4, 1] and buckets_upto(0) == []
-    assert len(buckets_upto(2304)) < 30  # of 64 that are kept: one text's preparation must not drop its own
+    assert len(buckets_upto(2304)) < 30  # of the 64 that are kept: preparing one text must not evict its own graphs
 
 
 @pytest.mark.parametrize("bug", ["neighbour", "position", "filling", "uniforms"])
@@ -281,7 +281,7 @@ def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> Non
             places = (places + 1) % 3
         if bug == "position":
             positions = positions + 1
-        if bug == "filling":  # rows without a text write into the first one
+        if bug == "filling":  # rows without a text write into the first text
             places = places.where(places != self._spare, 0)
         return logits_of(self, ids, places, positions, rows)
 

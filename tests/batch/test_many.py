@@ -102,7 +102,7 @@ def test_a_batch_that_has_no_room_names_the_largest_that_has(tiny: Pair, monkeyp
 
 
 def state_bytes(model: LoadedModel) -> int:
-    """Counted from the states themselves, so that the prediction is held against what is allocated."""
+    """Measured on the states themselves, so that the prediction is compared with what is allocated."""
     runner = cast(EagerRunner, model.runner.fresh())
     runner.forward(torch.tensor([1]), 1)
     states = [layer.states for layer in runner.cache.layers]
@@ -149,7 +149,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 
 
 def plain(folder: Path) -> list[Record]:
-    """What must not depend on the batch."""
+    """The records that must not depend on the batch."""
     found = [each.model_copy(update={"seconds": None, "batch_size": 1}) for each in Records(folder).read()]
     return sorted(found, key=lambda each: each.key)
 
@@ -222,13 +222,13 @@ def records(folder: Path) -> Iterator[Record]:
 
 
 def flat(size: int, c: float, v: float, step: float = 1.0) -> Profile:
-    """Every target pass over more than one token takes v steps."""
+    """A profile in which every target pass over more than one token takes v steps."""
     of = {1: timing([step]), 5: timing([v * step]), 9: timing([v * step])}
     return Profile(context=10, batch_size=size, draft={1: timing([c * step])}, target=of)
 
 
 def test_the_rate_of_a_batch_is_what_its_round_takes() -> None:
-    # 3 tokens for each of 8 answers in 4 draft passes of 0.1, a check of 1.5 and 8 times 0.05 outside the models.
+    # 3 tokens for each of 8 answers, in 4 draft passes of 0.1, one check of 1.5 and 8 times 0.05 outside the models.
     assert predicted_rate(flat(8, 0.1, 1.5), 4, 3.0, 0.05) == pytest.approx(24 / (0.4 + 1.5 + 0.4))
     assert predicted_rate(flat(8, 0.1, 1.5), 0, 1.0, 0.05) == pytest.approx(8 / (1.0 + 0.4))
 
@@ -242,7 +242,7 @@ def test_speculation_pays_up_to_some_batch() -> None:
 
 
 def test_a_larger_batch_may_pay_where_a_smaller_one_does_not() -> None:
-    """What is printed is the largest that pays, beside a table in which it does."""
+    """The largest batch that pays is reported, even if smaller and larger ones do not pay."""
     [found] = break_even([flat(1, 0.1, 9.0), flat(2, 0.1, 1.0), flat(4, 0.1, 9.0)], (0.7,))
     assert (found.largest, found.or_more) == (2, False)
     [none] = break_even([flat(1, 0.1, 9.0), flat(4, 0.1, 9.0)], (0.7,))
@@ -271,7 +271,7 @@ def test_a_measurement_of_batches_is_kept_and_shown(tiny: Pair, tmp_path: Path) 
     narrow = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "40"}).stdout
     assert "…" not in narrow and max(map(len, narrow.splitlines())) <= 40
     assert all(f"{run['tokens_per_second']:.1f}" in narrow for run in data["batch_runs"])
-    speeds = re.findall("speed-up over .*", narrow)  # of the theory, in as many tables as it takes
+    speeds = re.findall("speed-up over .*", narrow)  # from theory, in as many tables as needed
     assert len(speeds) > 1 and sum(len(re.findall(r"\d[.]\d\dx", line)) for line in speeds) == 5
     assert CliRunner().invoke(app, ["bench", "-c", "tiny-random", "--batch", "0"]).exit_code == 2
 
@@ -383,7 +383,7 @@ def test_models_that_are_read_one_by_one_say_so() -> None:
 
 
 def test_one_text_is_what_it_is_alone_and_has_no_place(tiny: Pair) -> None:
-    """`generate`, `compare` and `generate_many` of one text draw the same numbers; the first of several has a place."""
+    """`generate`, `compare` and `generate_many` of one text draw equal numbers; the first of several has a place."""
     how: Any = {"max_new_tokens": 8, "temperature": 1.0}
     alone = generate(tiny, "hello", strategy="target", **how)
     [many] = generate_many(tiny, "hello", strategy="target", **how)

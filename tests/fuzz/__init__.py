@@ -1,6 +1,6 @@
-"""Every reader of cascli under fire: hostile and damaged files, the real command line, one process each.
+"""Fuzz every reader of cascli: hostile and damaged files, the real command line, one process per input.
 
-`python -m tests.fuzz --seconds 60` tries what failed before (`corpus/`, `known.py`), then random changes of good files
-until the time is over. What must hold: an exit code that the contract names, at most two lines on stderr, no
-traceback, nothing "unexpected", no control character, no hang, and memory within a bound.
+`python -m tests.fuzz --seconds 60` first tries inputs that failed before (`corpus/`, `known.py`), then random changes
+of good files until the time is up. What must hold: an exit code that the contract names, at most two lines on stderr,
+no traceback, nothing "unexpected", no control character, no hang, and bounded memory.
 """

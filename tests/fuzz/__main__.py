@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before anything imports torch: a process with its threads cannot be forked.
+# Before anything imports torch: a process with torch's threads cannot be forked.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def main() -> int:
-    """Fuzz, and print a line a target."""
+    """Fuzz, and print one line per target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What has failed before, made again: hangs, aborts, tracebacks and long or unexpected errors of earlier versions."""
+"""Inputs that failed before, recreated: hangs, aborts, tracebacks and long or unexpected errors of earlier versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% en
 
 
 def cases(home: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Target, what it is, and the file."""
+    """Yield target, description and file contents."""
     for file in sorted(CORPUS.glob("*/*")):
         yield file.parent.name.replace("--", " "), file.name, file.read_bytes()
     yield from _text()
@@ -89,6 +89,6 @@ def _gguf(seeds: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _number(data: bytes, key: bytes, value: int) -> bytes:
-    """The file with another number behind a key: its type takes four bytes, its value the next four."""
+    """Return the file with another number after a key: the type takes four bytes, the value the next four."""
     place = data.index(key) + len(key) + 4
     return data[:place] + value.to_bytes(4, "little") + data[place + 4 :]

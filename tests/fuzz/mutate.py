@@ -16,7 +16,7 @@ VALUES: list[Any] = [
 
 
 def of_bytes(data: bytes, random: Random, *, within: int | None = None) -> bytes:
-    """A few changes of bytes, all in the first `within` where given."""
+    """Make a few changes of bytes, all within the first `within` bytes if given."""
     found = bytearray(data)
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         most = min(len(found), within or len(found)) or 1
@@ -40,7 +40,7 @@ def of_bytes(data: bytes, random: Random, *, within: int | None = None) -> bytes
 
 
 def of_tree(tree: Any, random: Random) -> Any:
-    """A few changes of values, keys and structure."""
+    """Make a few changes of values, keys and structure."""
     found = copy.deepcopy(tree)
     for _ in range(random.choice([1, 1, 1, 2, 3])):
         places = list(_places(found))
@@ -63,7 +63,7 @@ def of_tree(tree: Any, random: Random) -> Any:
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every place of a value in it: its owner, and its key or number."""
+    """Every position of a value in the tree: its container, and its key or index."""
     found: list[tuple[Any, Any]] = []
     waiting = [tree]
     while waiting:

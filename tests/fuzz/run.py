@@ -1,4 +1,4 @@
-"""One changed file after the other, each read by the real command line in a process forked from a warm one."""
+"""Changed files one after the other, each read by the real command line in a process forked from a warm one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.fuzz import known
 from tests.fuzz.targets import Target, named, targets
 
 SECONDS = 60
-"""After which an input hangs; the slowest good one takes two, on a busy machine."""
+"""Time after which an input counts as a hang; the slowest good one takes two seconds on a busy machine."""
 MEMORY = 4 << 30
-"""Beside what the process has mapped already."""
+"""Limit in addition to what the process has already mapped."""
 CODES = {0, 2, 3}
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass
 class Tally:
-    """What came of a target's inputs."""
+    """Results of a target's inputs."""
 
     tried: int = 0
     accepted: int = 0
@@ -56,7 +56,7 @@ def verdict(code: int | None, said: str) -> str | None:
 
 
 def attempt(arguments: list[str], here: Path) -> tuple[int | None, str, float]:
-    """Exit code (negative: the signal; None: it had to be ended), stderr, and seconds."""
+    """Exit code (negative: the signal; None: it was killed after the time limit), stderr, and seconds."""
     out = here / "stderr"
     start = time.monotonic()
     child = os.fork()
@@ -69,13 +69,13 @@ def attempt(arguments: list[str], here: Path) -> tuple[int | None, str, float]:
             return None, "", time.monotonic() - start
         time.sleep(0.003)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # whatever it left running
+        os.killpg(child, signal.SIGKILL)  # whatever is still running
     said = out.read_text(encoding="utf-8", errors="replace")
     return os.waitstatus_to_exitcode(ended[1]), said, time.monotonic() - start
 
 
 def _be_cascli(arguments: list[str], out: Path) -> None:
-    """Never returns."""
+    """Run the command line in the child process; never returns."""
     from cascli.cli.app import main
 
     code = 1
@@ -101,7 +101,7 @@ def _be_cascli(arguments: list[str], out: Path) -> None:
 
 
 def inputs(home: Path, seconds: float, random: Random, only: str | None) -> Iterator[tuple[Target, str, bytes]]:
-    """Good files, what failed before, then changed files of all targets in turn until the time is over."""
+    """Good files, inputs that failed before, then changed files of all targets in turn until the time is up."""
     found = [target for target in targets(home) if only in (None, target.name)]
     end = time.monotonic() + seconds
     for target in found:
@@ -116,7 +116,7 @@ def inputs(home: Path, seconds: float, random: Random, only: str | None) -> Iter
 
 
 def fuzz(home: Path, seconds: float, seed: int, only: str | None = None, save: Path | None = None) -> dict[str, Tally]:
-    """Try inputs for `seconds`; failures are kept in `save`, a folder a target."""
+    """Try inputs for `seconds`; failures are saved in `save`, one folder per target."""
     tallies: dict[str, Tally] = {}
     for number, (target, what, data) in enumerate(inputs(home, seconds, Random(seed), only)):
         arguments = target.command(target.place(data, home))

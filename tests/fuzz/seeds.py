@@ -1,4 +1,4 @@
-"""Good files to change: small models, and documents that cascli itself has written."""
+"""Good files to change: small models, and documents written by cascli itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ max_new_tokens: 8
 
 
 def make(home: Path) -> None:
-    """Write all seeds under `home`; in a process of its own, so that no thread of torch is alive where others fork."""
+    """Write all seeds under `home`; run in its own process, so that no torch thread is alive where others fork."""
     import cascli
     from cascli.config import pair_files
     from tests.pairs import pair

@@ -1,4 +1,4 @@
-"""What is read, from which good files, by which command."""
+"""What is read, from which good files, and by which command."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Target:
 
     name: str
     file: str
-    """What the changed file is called."""
+    """Name of the changed file."""
     seeds: Sequence[Path]
     """Good files."""
     change: Callable[[bytes, Random], bytes]
     command: Callable[[Path], list[str]]
-    """The arguments of cascli, once the changed file is in place."""
+    """The arguments of cascli once the changed file is in place."""
     beside: Path | None = None
-    """A folder that the changed file is put into a copy of."""
+    """A folder to copy first; the changed file is placed in the copy."""
 
     def place(self, data: bytes, here: Path) -> Path:
-        """Put changed bytes where they are read from."""
+        """Write changed bytes to the place they are read from."""
         folder = here / "in"
         shutil.rmtree(folder, ignore_errors=True)
         if self.beside:
@@ -44,14 +44,14 @@ class Target:
 
 
 def as_json(data: bytes, random: Random) -> bytes:
-    """Its values changed, or now and then its bytes."""
+    """Change the values of a JSON document, or sometimes its bytes."""
     if random.random() < 0.25:
         return mutate.of_bytes(data, random)
     return json.dumps(mutate.of_tree(json.loads(data), random)).encode("utf-8", "surrogatepass")
 
 
 def as_lines(data: bytes, random: Random) -> bytes:
-    """The same for one line of a file of lines."""
+    """Change one line of a JSON Lines file, as JSON."""
     lines = data.splitlines()
     place = random.randrange(len(lines))
     lines[place] = as_json(lines[place], random)
@@ -59,7 +59,7 @@ def as_lines(data: bytes, random: Random) -> bytes:
 
 
 def as_yaml(data: bytes, random: Random) -> bytes:
-    """Likewise for YAML."""
+    """Change the values of a YAML document, or sometimes its bytes."""
     if random.random() < 0.25:
         return mutate.of_bytes(data, random)
     return yaml.safe_dump(mutate.of_tree(yaml.safe_load(data), random), allow_unicode=True).encode(
@@ -68,12 +68,12 @@ def as_yaml(data: bytes, random: Random) -> bytes:
 
 
 def headed(data: bytes, random: Random) -> bytes:
-    """Mostly the header of a binary file, where counts and lengths are."""
+    """Change mostly the header of a binary file, where counts and lengths are."""
     return mutate.of_bytes(data, random, within=len(data) // 8 if random.random() < 0.9 else None)
 
 
 def targets(home: Path) -> list[Target]:
-    """All targets, whose good files `seeds.make` has put under `home`."""
+    """All targets; `seeds.make` has written their good files under `home`."""
     seeds, model = home / "seeds", home / "seeds" / "model"
 
     def generate(path: Path) -> list[str]:
@@ -107,10 +107,10 @@ def targets(home: Path) -> list[Target]:
 
 
 def named(found: Sequence[Target], name: str) -> Target:
-    """The target of a name."""
+    """Return the target with this name."""
     return next(target for target in found if target.name == name)
 
 
 def known_good(home: Path) -> list[tuple[str, Any]]:
-    """Every good file with its target: the commands must succeed on them, or nothing is learnt."""
+    """Every good file with its target: if the commands fail on these, fuzzing shows nothing."""
     return [(target.name, seed.read_bytes()) for target in targets(home) for seed in target.seeds]

@@ -1,4 +1,4 @@
-"""What only a GPU can show of batches: graphs over rows of several texts, beside each text alone."""
+"""What only a GPU can show of batches: graphs over rows of several texts, compared with each text alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_answers_part_where_rounding_decides(name: str, dtype: str, strategy: str) -> None:
-    """Products of other numbers of rows are summed in another order: that, and nothing else, may part answers."""
+    """With another number of rows, products are summed in another order; only this may make answers diverge."""
     loaded = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype, device="cuda")
     ask = {"strategy": strategy, "temperature": 0.0, "max_new_tokens": 40}
     work = [partial(generate, prompt_ids=ids, **ask) for ids in PROMPTS]
@@ -45,7 +45,7 @@ def test_drawn_answers_are_those_of_each_alone(strategy: str) -> None:
     work = [partial(generate, seed=seed, **ask) for seed in range(40)]
     together, _ = in_lanes(loaded, 8, work)
     same = sum(run.token_ids == job(loaded).token_ids for run, job in zip(together, work, strict=True))
-    assert same >= 39, same  # a draw at the very edge of a token may fall to the other side
+    assert same >= 39, same  # a draw at the very edge of a token's interval may fall on the other side
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def loaded() -> Pair:
 
 
 def test_a_pass_waits_for_nothing(loaded: Pair) -> None:
-    """Where rows stand goes to the device beside what is under way there."""
+    """Row positions are copied to the device while its earlier work is still running."""
     assert isinstance(loaded.target.runner, GraphRunner)
     reader = graph_reader(loaded.target.runner, 4)
     assert isinstance(reader, GraphReader)
@@ -72,7 +72,7 @@ def test_a_pass_waits_for_nothing(loaded: Pair) -> None:
 
 
 def test_times_of_lanes_add_up_to_those_of_the_batch(loaded: Pair) -> None:
-    """A pass is waited for before its time is shared out: what models take is not counted as time between them."""
+    """Lanes wait for a pass before dividing its time, so the models' time is not counted as time between them."""
     work = [partial(generate, prompt_ids=[5], strategy="target", seed=i, max_new_tokens=64) for i in range(8)]
     in_lanes(loaded, 8, work)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded steps against eager ones, and the laws on the device."""
+"""What only a GPU can show: recorded steps compared with eager ones, and the laws on the device."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_greedy_strategies_agree_with_and_without_graphs(name: str) -> None:
 
 
 def test_recordings_that_are_dropped_take_nothing_with_them() -> None:
-    """Memory pools and workspaces of graphs that are gone, while others live: see CudaCapture."""
+    """Dropping graphs must not free memory pools and workspaces that live graphs use: see CudaCapture."""
     config, texts = pair(max_position_embeddings=4096), []
     for graphs in (True, False):
         loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
@@ -69,7 +69,7 @@ def test_recordings_that_are_dropped_take_nothing_with_them() -> None:
 
 
 def test_the_laws_hold_on_the_device() -> None:
-    """Of each kind of kernel one strategy: an audit of all has its own command, and takes minutes there."""
+    """One strategy per kind of kernel; an audit of all of them is a separate command and takes minutes."""
     chosen = [flag for each in AUDITED for flag in ("-s", each)]
     run = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "--device", "cuda", *chosen])
     assert run.exit_code == 0, run.output
@@ -84,7 +84,7 @@ def test_recorded_rounds_follow_their_law(strategy: str, rule: Target, sampling:
 
 @pytest.mark.parametrize(("strategy", "rule", "sampling"), DEEP, ids=[case[0] for case in DEEP])
 def test_five_tokens_of_captured_rounds_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
-    """The third test of a round once read another one's number: see tests/kernels/test_law_in_decoding."""
+    """The third test of a round once read another test's number: see tests/kernels/test_law_in_decoding."""
     loaded = load_pair(pair(3, **MIDDLE), dtype="float32", device="cuda")
     assert loaded.graphs.captures
     assert alarms(loaded, strategy, rule, sampling, 2000, length=5) == []
@@ -92,7 +92,7 @@ def test_five_tokens_of_captured_rounds_follow_their_law(strategy: str, rule: Ta
 
 @pytest.mark.parametrize(("strategy", "rule", "sampling"), DEEP, ids=[case[0] for case in DEEP])
 def test_five_tokens_without_graphs_follow_their_law(strategy: str, rule: Target, sampling: dict) -> None:
-    """Where each run takes ten times as long, and what is looked for would be seen in a hundred of them."""
+    """Fewer runs, as each takes ten times as long; a hundred would be enough to show the bug."""
     loaded = load_pair(pair(3, **MIDDLE), dtype="float32", device="cuda", cuda_graphs=False)
     assert not loaded.graphs.captures
     assert alarms(loaded, strategy, rule, sampling, 1000, length=5) == []
@@ -103,7 +103,7 @@ def test_five_tokens_without_graphs_follow_their_law(strategy: str, rule: Target
     [
         (pair(12, **MIDDLE), {}),
         (pair(12, **MIDDLE), {"top_k": 8, "top_p": 0.9}),
-        (pair(151_665, **SHAPE), {"top_k": 5000, "top_p": 0.9}),  # where a sort in a capture would show
+        (pair(151_665, **SHAPE), {"top_k": 5000, "top_p": 0.9}),  # where a sort inside a capture would show
     ],
     ids=["all tokens", "truncated", "a whole vocabulary"],
 )
@@ -111,7 +111,7 @@ def test_five_tokens_without_graphs_follow_their_law(strategy: str, rule: Target
 def test_texts_are_the_same_with_and_without_graphs_and_kernels(
     strategy: str, config: dict, sampling: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third test of a round once read another one's number: see tests/kernels/test_law_in_decoding."""
+    """The third test of a round once read another test's number: see tests/kernels/test_law_in_decoding."""
     texts = []
     for graphs, kernels in ((True, True), (False, True), (False, False)):
         if not kernels:
@@ -121,7 +121,7 @@ def test_texts_are_the_same_with_and_without_graphs_and_kernels(
         texts.append([generate(loaded, seed=seed, **ask).token_ids for seed in range(30)])
     for other in texts[1:]:
         same = sum(a == b for a, b in zip(texts[0], other, strict=True))
-        assert same >= 29, same  # a draw at the very edge of a token may fall to the other side
+        assert same >= 29, same  # a draw at the very edge of a token's interval may fall on the other side
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
@@ -162,5 +162,5 @@ def test_one_transfer_a_round(sampling: dict) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [each for each in caught if "synchroniz" in str(each.message)]
-    at_the_ends = 6  # uploads of the prompt and the uniforms, the clock's start and end
+    at_the_ends = 6  # uploads of the prompt and the uniforms; the clock's start and end
     assert len(waits) <= len(run.rounds) + at_the_ends

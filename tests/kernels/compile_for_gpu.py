@@ -1,8 +1,8 @@
-"""Compile kernels for GPUs that need not be there, in the variants that decoding uses: `python -m ... [NAME ...]`.
+"""Compile kernels, in the variants that decoding uses, without a GPU: `python -m ... [NAME ...]`.
 
-Prints one line a variant; fails if one does not compile, or needs more registers or shared memory than there are.
-Without names, what is near these limits (attention and products) is compiled for every GPU, and of the other variants
-each for one, in turn: every kernel still meets all of them.
+Prints one line per variant; fails if one does not compile, or needs more registers or shared memory than available.
+Without names, the kernels near these limits (attention and products) are compiled for every GPU. The other variants are
+compiled for one GPU each, in turn, so that every kernel is still compiled for all of them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from cascli.kernels import attention, draws, norms, products, rotation, rows, tr
 CAPABILITIES = (80, 90, 100)
 HEAVY = (attention._attend, products._product)
 SHARED = 101_376
-"""Bytes of shared memory that a program may have on every GPU from Ampere on."""
+"""Bytes of shared memory available to a program on every GPU since Ampere."""
 NEGLIGIBLE = 32
-"""Bytes a thread; the kernels of attention spilled up to 1380 where strides were not known to be even."""
+"""Bytes per thread; the attention kernels spilled up to 1380 where strides were not known to be even."""
 
 
 class Variant(NamedTuple):
     kernel: Any
     types: dict[str, str]
-    """Of arguments that are no 32-bit integers: `*bf16` is a pointer."""
+    """Types of the arguments that are not 32-bit integers: `*bf16` is a pointer."""
     constants: dict[str, Any]
     stages: int = 3
     warps: int = 4
     even: tuple[str, ...] = ("width",)
-    """Numbers that are multiples of 16, besides strides."""
+    """Arguments, besides strides, that are multiples of 16."""
 
 
 def variants() -> Iterator[Variant]:
@@ -58,13 +58,13 @@ def of_attention() -> Iterator[Variant]:
         for height in (16, 32):
             for bounded in (False, True) if states == "bf16" else (True,):
                 yield attend(states, width, height, bounded)
-    yield attend("bf16", 128, 32, bounded=False, whole=False)  # heads of 80 or 96
+    yield attend("bf16", 128, 32, bounded=False, whole=False)  # heads of width 80 or 96
     for states, width in (("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp32", 128)):
         yield attend(states, width, 32, bounded=width == 256, texts=True)
 
 
 def attend(states: str, width: int, height: int, bounded: bool, whole: bool = True, texts: bool = False) -> Variant:
-    """With a window and a cap, or without both."""
+    """A variant with both a window and a cap (`bounded`), or with neither."""
     types = PARTIAL | dict.fromkeys(("query", "key", "value", "out"), f"*{states}")
     types |= {"counters": "*i32", "at": "*i64", "places": "*i64", "scale": "fp32", "cap": "fp32"}
     block, warps, stages = attention.shape_of(width, exact=states == "fp32")
@@ -140,7 +140,7 @@ def of_verification() -> Iterator[Variant]:
         (1, True, True),
         *((kind, of_draft, False) for kind in (2, 3) for of_draft in (True, False)),
     ):
-        # The other two add to what a rule of one kind needs what they add to another's.
+        # The other two values of KEPT add the same to the remaining kinds as to these.
         for kept in KEPT if tv or (kind, of_draft) == (3, True) else KEPT[:1]:
             how = SHAPE | {"KEPT": kept, "KIND": kind, "OF_DRAFT": of_draft, "TV": tv}
             mass = [verification._mass_not_kept]
@@ -158,7 +158,7 @@ def build(variant: Variant, capability: int) -> Any:
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "i32") for name in names}
     signature |= dict.fromkeys([*variant.constants, "EARLY"] if "EARLY" in names else variant.constants, "constexpr")
-    # What the launcher finds out by itself: pointers and strides are multiples of 16.
+    # The launcher finds these out automatically: pointers and strides are multiples of 16.
     strides = ("_place", "_head", "_row", "stride")
     even = [name for name in names if signature[name].startswith("*") or name.endswith(strides) or name in variant.even]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
@@ -172,7 +172,7 @@ def build(variant: Variant, capability: int) -> Any:
 
 
 def spilled(cubin: bytes) -> int:
-    """Bytes of a thread's values that did not fit into its registers."""
+    """Bytes of a thread's values that did not fit into registers."""
     tool = next(Path(triton.__file__).parent.rglob("bin/cuobjdump"))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
@@ -182,10 +182,10 @@ def spilled(cubin: bytes) -> int:
 
 
 def wanting_alignment() -> list[str]:
-    """Pointers into an answer's table of uniforms, or its ids, that would have a kernel compiled anew where they begin.
+    """Pointers into an answer's uniforms or ids whose alignment would make a kernel compile again.
 
-    Rounds at the end of an answer, which no graph replays, take them from any place: 8 bytes apart, where Triton has
-    another kernel for what begins at a multiple of 16.
+    Rounds at the end of an answer, which no graph replays, read them at any offset, in steps of 8 bytes; Triton
+    compiles a separate kernel for pointers that are multiples of 16.
     """
     anywhere = {
         verification._tests: ("tokens", "u_accept"),

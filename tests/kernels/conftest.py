@@ -1,4 +1,4 @@
-"""Triton's kernels run on the GPU if there is one, and in Triton's interpreter if there is none."""
+"""Triton kernels run on the GPU if there is one, otherwise in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def _can_interpret() -> bool:
-    """The interpreter of Triton 3.6 cannot loop with NumPy 2.4."""
+    """Triton 3.6's interpreter cannot loop with NumPy 2.4."""
     try:
         triton, numpy = (tuple(int(part) for part in version(name).split(".")[:2]) for name in ("triton", "numpy"))
     except PackageNotFoundError:
@@ -21,7 +21,7 @@ def _can_interpret() -> bool:
 
 @pytest.fixture(scope="session")
 def where() -> torch.device:
-    """The device of the kernels."""
+    """The device on which the kernels run."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if not _can_interpret():
@@ -31,23 +31,23 @@ def where() -> torch.device:
 
 @pytest.fixture
 def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of several blocks, as only vocabularies beyond 262,144 tokens have them."""
+    """Parts of several blocks, which otherwise only vocabularies beyond 262,144 tokens have."""
     monkeypatch.setattr("cascli.kernels.rows.MOST_PARTS", 2)
 
 
 @pytest.fixture(params=["float32", "half"])
 def dtype(request: pytest.FixtureRequest, where: torch.device) -> torch.dtype:
-    """The interpreter has no products of bfloat16; float16 stands in."""
+    """The interpreter cannot multiply bfloat16; float16 is used instead."""
     half = torch.bfloat16 if where.type == "cuda" else torch.float16
     return torch.float32 if request.param == "float32" else half
 
 
 @pytest.fixture
 def sound_products(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products and bfloat16 in the interpreter as a GPU has them.
+    """Give the interpreter a GPU's products and bfloat16.
 
-    By itself it cuts numbers off where a GPU rounds them to bfloat16, multiplies the bits of such numbers, and adds up
-    in whatever order NumPy takes for a shape.
+    On its own it truncates numbers where a GPU rounds them to bfloat16, multiplies the bits of such numbers, and sums
+    in whatever order NumPy chooses for a shape.
     """
     if where.type == "cuda":
         return
@@ -76,5 +76,5 @@ def sound_products(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _wide(bits: np.ndarray) -> np.ndarray:
-    """The numbers whose bfloat16 bits these are."""
+    """The numbers with these bfloat16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

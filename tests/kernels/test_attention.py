@@ -14,7 +14,7 @@ CAPACITY = 1024
 def states(
     heads: int, shared: int, n: int, width: int, at: int, dtype: torch.dtype, where: torch.device
 ) -> list[torch.Tensor]:
-    """Query, key, value; what lies beyond the text is not a number."""
+    """Query, key and value; everything beyond the text is NaN."""
     generator = torch.Generator().manual_seed(at)
     query = torch.randn(1, heads, n, width, generator=generator)
     cache = torch.randn(2, 1, shared, CAPACITY, width, generator=generator)
@@ -42,7 +42,7 @@ def test_attention_is_attention(
     where: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At block borders, windows across them, more rows than a program takes, and several blocks a part."""
+    """At block borders, with windows across them, more rows than a program takes, and several blocks per part."""
     from cascli.kernels import attention
 
     monkeypatch.setattr(attention, "_MOST_PARTS", 4 if cap == 0 else 32)
@@ -52,7 +52,7 @@ def test_attention_is_attention(
         found = attention.attend(q, k, v, before, scale=width**-0.5, window=window, cap=cap)
         assert found.shape == (1, n, heads, width) and found.dtype == dtype
         error = (found.double().cpu() - wanted(q, k, v, at, window, cap)).abs().max()
-        # On a GPU the tanh of a cap is made of approximate exponentials, whose error it multiplies.
+        # On a GPU the tanh of a cap uses approximate exponentials, and the cap multiplies their error.
         bound = max(BOUND[dtype], 2e-6 * cap) if where.type == "cuda" else BOUND[dtype]
         assert error < bound, (at, n)
 
@@ -62,12 +62,12 @@ def test_attention_is_attention(
 def test_a_row_has_the_same_bits_alone_and_in_a_block(
     window: int, dtype: torch.dtype, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several blocks of keys a part; the window of the first row begins in another block than those of the others."""
+    """Several blocks of keys per part; the first row's window begins in another block than those of the other rows."""
     from cascli.kernels import attention
 
     monkeypatch.setattr(attention, "_MOST_PARTS", 4)
     at, n = 394, 4
-    q, k, v = states(16, 2, n, 64, at, dtype, where)  # 8 rows a program alone, filled up to 16, and 32 in the block
+    q, k, v = states(16, 2, n, 64, at, dtype, where)  # 8 rows per program alone, padded to 16; 32 in the block
     block = attention.attend(q, k, v, torch.tensor(at, device=where), scale=0.125, window=window)
     for i in range(n):
         one, before = q[:, :, i : i + 1], torch.tensor(at + i, device=where)
@@ -76,7 +76,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_block(
 
 
 def test_strides_do_not_matter(where: torch.device) -> None:
-    """Queries come transposed, keys as the beginning of a longer buffer."""
+    """Queries are transposed, keys are the beginning of a longer buffer."""
     from cascli.kernels.attention import attend
 
     q, k, v = states(4, 2, 3, 16, 40, torch.float32, where)
@@ -88,7 +88,7 @@ def test_strides_do_not_matter(where: torch.device) -> None:
 
 @pytest.mark.parametrize("window", [0, 9])
 def test_what_a_gpu_is_asked_for_is_the_same(window: int, where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators of torch that models call, as they are registered for GPUs: nothing is lost on the way."""
+    """The torch operators that models call, as registered for GPUs, pass all of their arguments on."""
     from cascli.kernels import attention
     from cascli.models.gpu import decode_attention, texts_attention
 
@@ -115,11 +115,11 @@ def test_values_of_another_width_are_refused(where: torch.device) -> None:
 
 
 def test_what_was_counted_is_forgotten(where: torch.device) -> None:
-    """The last program of each group adds up, in this launch and in the next; the counts of groups are apart."""
+    """The last program of each group combines the parts, in this launch and the next; groups have separate counts."""
     from cascli.kernels import attention
 
     at = torch.tensor(200, device=where)
-    for heads, shared, n in ((4, 2, 3), (40, 1, 1), (4, 2, 3)):  # two groups each: of heads, of rows
+    for heads, shared, n in ((4, 2, 3), (40, 1, 1), (4, 2, 3)):  # two groups each, of heads or of rows
         q, k, v = states(heads, shared, n, 16, 200, torch.float32, where)
         for _ in range(2):
             found = attention.attend(q, k, v, at, scale=0.25)
@@ -128,10 +128,10 @@ def test_what_was_counted_is_forgotten(where: torch.device) -> None:
 
 
 def test_every_group_of_programs_counts_for_itself(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the first part of each group alone, after which each has counted one and none has added up.
+    """Runs only the first part of each group, after which each count is one and no group has combined its parts.
 
-    Groups with a count in common add up too early; in the interpreter, where they come one after the other, no result
-    shows it.
+    Groups that share a count combine their parts too early. In the interpreter, which runs programs one after the
+    other, no result would show this.
     """
     from cascli.kernels import attention
 
@@ -141,7 +141,7 @@ def test_every_group_of_programs_counts_for_itself(where: torch.device, monkeypa
 
     kernel = attention._attend
     monkeypatch.setattr(attention, "_attend", FirstPart())
-    q, k, v = states(8, 2, 9, 16, 40, torch.float32, where)  # two tiles of rows of either head
+    q, k, v = states(8, 2, 9, 16, 40, torch.float32, where)  # two tiles of rows per head
     attention.attend(q, k, v, torch.tensor(40, device=where), scale=0.25)
     counted = attention._counters(q.device, 4)
     assert counted.tolist() == [1, 1, 1, 1]

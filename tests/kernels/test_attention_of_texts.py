@@ -1,4 +1,4 @@
-"""Tokens of several texts in one block, each over its own text: ragged lengths, windows and caps."""
+"""Tokens of several texts in one block, each attending to its own text: ragged lengths, windows and caps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from cascli.models.gpu import texts_attention
 from tests.kernels.test_attention import BOUND, CAPACITY, wanted
 
 Text = tuple[int, int, int]
-"""Its place, how many tokens came before, and how many come."""
+"""A text's place, the number of tokens before, and the number of new tokens."""
 RAGGED: list[list[Text]] = [
-    [(1, 62, 5), (3, 0, 3), (0, 301, 1), (2, 128, 9)],  # longer runs than a program takes, from any remainder
-    [(3, 7, 2), (2, 9, 1), (1, 10, 1), (4, 0, 1), (4, 0, 1)],  # positions that seem to go on; and filling
+    [(1, 62, 5), (3, 0, 3), (0, 301, 1), (2, 128, 9)],  # longer runs than a program takes, starting at any remainder
+    [(3, 7, 2), (2, 9, 1), (1, 10, 1), (4, 0, 1), (4, 0, 1)],  # positions that seem to continue; and padding
 ]
 PLACES = 5
 
 
 def states(texts: list[Text], heads: int, shared: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Query, keys and values of all places; what lies beyond a text, and in places that have none, is not a number."""
+    """Query, keys and values of all places; NaN beyond a text's end and in places without a text."""
     generator = torch.Generator().manual_seed(len(texts))
     n = sum(count for _, _, count in texts)
     query = torch.randn(1, heads, n, width, generator=generator)
@@ -36,7 +36,7 @@ def rows(texts: list[Text], where: torch.device) -> tuple[torch.Tensor, torch.Te
 
 
 def errors(found: torch.Tensor, given: list[torch.Tensor], texts: list[Text], window: int, cap: float) -> list[float]:
-    """Of each text, beside its own attention in float64."""
+    """Largest error of each text, compared with its own attention in float64."""
     query, keys, values = (each.cpu() for each in given)
     begin, result = 0, []
     for place, before, count in texts:
@@ -50,7 +50,7 @@ def errors(found: torch.Tensor, given: list[torch.Tensor], texts: list[Text], wi
 
 @pytest.fixture
 def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks a part, and fewer programs to interpret."""
+    """Several blocks per part, and fewer programs to interpret."""
     monkeypatch.setattr("cascli.kernels.attention._MOST_PARTS", 2)
 
 
@@ -77,7 +77,7 @@ def test_every_text_has_its_own_attention(
 def test_torchs_operations_do_the_same(window: int, cap: float) -> None:
     for texts in RAGGED:
         query, *cache = states(texts, 6, 2, 16, torch.float32)
-        cache = [each.nan_to_num(1e4) for each in cache]  # buffers hold old states there, and no more
+        cache = [each.nan_to_num(1e4) for each in cache]  # real buffers hold old states there, never NaN
         places, positions = rows(texts, query.device)
         found = texts_attention.attend_texts(query, *cache, places, positions, 0.25, window, cap)
         assert max(errors(found, [query, *cache], texts, window, cap)) < 1e-5, texts

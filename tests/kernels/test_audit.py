@@ -1,4 +1,4 @@
-"""`cascli verify` on a device with kernels audits the kernels: broken ones fail it."""
+"""`cascli verify` on a device with kernels audits the kernels: it fails if they are broken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STRATEGIES = [
 
 @pytest.fixture
 def tree(text_pair: Pair, where: torch.device, monkeypatch: pytest.MonkeyPatch) -> tables.Tree:
-    """Made by the plain path; what comes after it runs through the kernels."""
+    """Computed by the plain path; everything after it runs through the kernels."""
     tree = tables.tabulate(text_pair, [72, 105], width=6, depth=1)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     monkeypatch.setattr(rounds, "SEEDS", 3)
@@ -38,7 +38,7 @@ def test_the_kernels_pass(text_pair: Pair, tree: tables.Tree) -> None:
 
 
 def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few: each takes a dozen kernels more. And one that keeps too many tokens fails."""
+    """Only a few, as each takes a dozen more kernels; a kernel that keeps too many tokens fails."""
     monkeypatch.setattr(rounds, "LONGEST", 2)
     monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(0.9, top_k=4, top_p=0.8),))
     [check] = rounds.rounds(text_pair, tree, STRATEGIES[:1])
@@ -52,7 +52,7 @@ def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: 
 def test_a_test_that_reads_another_ones_number_fails(
     text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the third test on: what no joint law of two or three tokens would show."""
+    """Only the third and later tests are wrong, which no joint law of two or three tokens would show."""
     right = verification.verify
 
     def misread(*given: torch.Tensor, **how: object) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""What lies around the numbers that a kernel is given, or is asked for, is neither read nor written.
+"""Kernels neither read nor write anything around their inputs and outputs.
 
-Tensors here are cut out of buffers that hold no numbers beside them, and what a kernel's launcher asks memory for comes
-without numbers, with a guard behind it. A mask that is dropped, or a stride that is taken for another, shows even where
-a launch over packed rows would show nothing.
+The tensors here are slices of buffers that are NaN everywhere else, and memory that a kernel's launcher allocates is
+filled with NaN and followed by a guard. A missing mask or a swapped stride shows here even where a launch over packed
+rows would hide it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tests.kernels.test_norms import EPSILON, norm
 from tests.kernels.test_products import GATES, close, layer
 
 GUARD = 64
-"""Numbers behind each tensor, more than any mask here is wrong by."""
+"""Guard elements after each tensor, more than any mask here could be wrong by."""
 UNTOUCHED = -77
 
 
 @pytest.fixture(autouse=True)
 def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever is asked for without numbers has none, and a guard behind it that still stands at the end."""
+    """Allocations without values are NaN, followed by a guard that must be intact at the end."""
     made: list[tuple[Tensor, int]] = []
     new_empty = torch.Tensor.new_empty
 
     def with_guard(like: Tensor, shape: Any, *more: Any, dtype: torch.dtype | None = None, **named: Any) -> Tensor:
-        if named:  # as the interpreter asks for memory
+        if named:  # the interpreter's own allocations
             return new_empty(like, shape, *more, **named)
         shape = (shape, *more) if isinstance(shape, int) else tuple(shape)
         size = torch.Size(shape).numel()
@@ -61,7 +61,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def among_none(x: Tensor, row: int | None = None) -> Tensor:
-    """The same numbers, packed or in rows that are longer; what lies before and behind them is not a number."""
+    """The same numbers, packed or in longer rows; everything before and after them is NaN."""
     width = x.shape[-1]
     row = width if row is None else row
     rows = x.numel() // width
@@ -114,7 +114,7 @@ def test_queries_and_keys_may_lie_apart_each_in_its_way(where: torch.device) -> 
 
 
 def test_keys_and_values_are_stored_each_in_its_way(where: torch.device) -> None:
-    """Caches of other strides than each other's; heads that fill no power of two."""
+    """Key and value caches have different strides; head widths are not powers of two."""
     from cascli.kernels.rotation import rotate_and_store
 
     states, cos, sin = (torch.randn(n, width) for n, width in ((3, 8 * 24), (16, 24), (16, 24)))
@@ -138,10 +138,10 @@ def test_keys_and_values_are_stored_each_in_its_way(where: torch.device) -> None
 def test_keys_and_values_are_read_each_in_its_way(
     of_texts: bool, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By place, by head and by position; heads that fill no power of two, of values in longer rows than of keys."""
+    """Strides of place, head and position; head widths are not powers of two, and values have longer rows than keys."""
     from cascli.kernels import attention
 
-    monkeypatch.setattr(attention, "_MOST_PARTS", 2)  # both of which have seen something, and leave their sums
+    monkeypatch.setattr(attention, "_MOST_PARTS", 2)  # both parts have read something and leave their sums
     generator = torch.Generator().manual_seed(0)
     q, cache = torch.randn(1, 4, 3, 24, generator=generator), torch.randn(2, 3, 2, 80, 24, generator=generator)
     before, place = 66, 2 if of_texts else 0
@@ -155,7 +155,7 @@ def test_keys_and_values_are_read_each_in_its_way(
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(0.7, 9, 0.8)], ids=str)
 def test_rows_of_logits_may_lie_apart(sampling: Sampling, where: torch.device) -> None:
-    """Halves, of which many are equal: each row is cut among its own."""
+    """Logits in halves, many of them equal: each row's truncation must use only its own."""
     from cascli.kernels.draws import draw
 
     generator = torch.Generator().manual_seed(0)
@@ -180,12 +180,12 @@ OPT, V1, HEAD = (rules.load(name)(alpha=0.4) for name in ("opt", "token-v1", "he
     ids=repr,
 )
 def test_rows_of_a_round_may_lie_apart(rule: Rule, by_block: bool, sampling: Sampling, where: torch.device) -> None:
-    """As they do where a model has more rows of logits than tokens: the target's in one way, the draft's in another."""
+    """Rows are apart where a model has more logits than tokens; the target's and the draft's strides differ."""
     from cascli.kernels.verification import verify
 
     given = test_verification.block(rule, sampling, 3, 40, where)
     apart = [among_none(given[0], 48), given[1], *(among_none(each, 72) for each in given[2:4])]
-    for seed in range(3):  # none of the drafts is kept, one, two, or all
+    for seed in range(3):  # none, one, two or all of the drafts are kept
         u = torch.rand(2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         given[4], given[5] = (u[0, :3] * (seed % 3) / 2).to(where), u[1].to(where)
         exact = plain_round(rule, sampling, *(each.cpu() for each in given), by_block=by_block)

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu_without_spilling() -> None:
-    """No GPU is needed to compile for one; that the result computes the right thing, the other tests show."""
+    """Compiling for a GPU does not require one; the other tests show that the results are right."""
     pytest.importorskip("triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.kernels.compile_for_gpu"]

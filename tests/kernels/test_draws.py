@@ -15,7 +15,7 @@ from cascli.sampling.parameters import Sampling
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
 @pytest.mark.parametrize("width", [50, 1024, 5000, 20_000])
 def test_a_draw_is_the_plain_one(width: int, temperature: float, dtype: torch.dtype, where: torch.device) -> None:
-    """Against float64: torch's own float32 softmax errs by 1e-5 at 70,000 tokens."""
+    """Compared with float64: torch's own float32 softmax is off by 1e-5 at 70,000 tokens."""
     assert_plain(width, temperature, dtype, where)
 
 
@@ -42,7 +42,7 @@ def assert_plain(width: int, temperature: float, dtype: torch.dtype, where: torc
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(0.7, 40, 0.9)], ids=str)
 def test_rows_are_drawn_as_each_alone(sampling: Sampling, dtype: torch.dtype, where: torch.device) -> None:
-    """Of several texts: rows cut out of wider ones, each with its own uniform, and cut off where it is alone."""
+    """Rows of several texts, cut out of wider ones: each has its own uniform and the same truncation as alone."""
     from cascli.kernels.draws import draw
 
     generator = torch.Generator().manual_seed(0)
@@ -67,9 +67,10 @@ def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:
 
 
 def test_the_last_number_draws_one_of_the_last_tokens(where: torch.device) -> None:
-    """Its point may lie beyond a row's running sum, which is rounded otherwise than the row's mass is.
+    """The last uniform may point beyond a row's running sum, which is rounded differently from the row's mass.
 
-    That happens in about half of these rows, here and in a round; the last tokens have no probability in any of them.
+    This happens in about half of these rows, in draws and in rounds; the last tokens have no probability in any of
+    them.
     """
     from cascli.kernels.draws import draw
     from cascli.kernels.verification import verify

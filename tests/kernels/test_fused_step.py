@@ -1,4 +1,4 @@
-"""The fused step against transformers' module: every family, every block, after rewinds, in and out of windows."""
+"""The fused step compared with transformers' module: every family, every block, after rewinds, with windows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.pairs import ARCHITECTURES, pair
 from tests.tape import TapeCapture
 
 VOCAB = 48
-"""Small, as all is here: the interpreter takes 2 ms a program."""
+"""Small, like all sizes here: the interpreter takes 2 ms per program."""
 FUSED: dict[str, dict[str, Any]] = {name: dict(shape) for name, shape in ARCHITECTURES.items() if name in FAMILIES}
 FUSED["gemma2"] |= {"num_hidden_layers": 2, "query_pre_attn_scalar": 24}
 FUSED["gemma3_text"] |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
@@ -30,11 +30,11 @@ FUSED["gemma"] = {"model_type": "gemma", "head_dim": 16}
 FUSED["llama with biases"] = {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}
 FUSED["llama of odd sizes"] = {"hidden_size": 48, "intermediate_size": 40, "head_dim": 24, "num_attention_heads": 3}
 EPSILON = {"rms_norm_eps": 0.05}
-"""Larger than any model's: beside what trained ones have, one in place of another would not be seen."""
+"""Larger than any real model's: with realistic values, a wrong epsilon would not show."""
 
 
 def model(name: str, where: torch.device, dtype: torch.dtype, **more: Any) -> Any:
-    """A model of torch's own layers, with norms and biases as trained ones have them: new ones are all alike."""
+    """A model of torch's own layers, with random norms and biases as after training; new ones are all equal."""
     made = load_pair(
         {"target": pair(VOCAB, **FUSED[name] | EPSILON | more)["target"]},
         dtype="float32",
@@ -52,7 +52,7 @@ def model(name: str, where: torch.device, dtype: torch.dtype, **more: Any) -> An
 def runners(
     name: str, where: torch.device, dtype: torch.dtype = torch.float32, *, captured: bool = True, **more: Any
 ) -> tuple[EagerRunner, GraphRunner]:
-    """Transformers' own steps, and the fused ones, of which capturing takes the interpreter twice as long."""
+    """Transformers' own steps and the fused ones; capturing them takes the interpreter twice as long."""
     device = torch.device(where.type, 0) if where.type == "cuda" else where
     capture = None if captured and where.type == "cuda" else TapeCapture() if captured else Uncaptured()
     fused, why = choose_runner(model(name, where, dtype, **more), VOCAB - 3, device, graphs=True, capture=capture)
@@ -61,7 +61,7 @@ def runners(
 
 
 BOTH_KINDS = ("qwen2", "gemma3_text")
-"""Between them biases, norms of heads and of what is added, an offset, windows, and both activations."""
+"""Together they have biases, norms of heads and of sublayers, an offset, windows, and both activations."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def kernels(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", FUSED)
 def test_steps_are_those_of_transformers(name: str, where: torch.device) -> None:
-    """Blocks of one to nine tokens, with all rows or the last, after rewinds; texts longer than windows."""
+    """Blocks of one to nine tokens, returning all rows or the last, after rewinds; texts longer than windows."""
     plain, fused = runners(name, where)
     text = torch.randint(0, plain.vocab, (100,), generator=torch.Generator().manual_seed(0)).to(where)
     blocks = [(1, 1), (3, 3), (5, 1), (9, 9)]
@@ -85,14 +85,14 @@ def test_steps_are_those_of_transformers(name: str, where: torch.device) -> None
         plain.truncate(start), fused.truncate(start)
         wanted, found = (runner.forward(text[start : start + n], rows) for runner in (plain, fused))
         assert found.shape == (rows, plain.vocab)
-        bound = 1e-3 if where.type == "cuda" else 1e-4  # of caps made of a GPU's exponentials
+        bound = 1e-3 if where.type == "cuda" else 1e-4  # caps use a GPU's approximate exponentials
         torch.testing.assert_close(found, wanted, rtol=bound, atol=bound)
 
 
 @pytest.mark.usefixtures("sound_products")
 @pytest.mark.parametrize(("name", "dtype"), [*zip(BOTH_KINDS, (torch.bfloat16, torch.float32), strict=True)])
 def test_a_token_has_the_same_bits_in_any_block(name: str, dtype: torch.dtype, where: torch.device) -> None:
-    _, fused = runners(name, where, dtype, captured=False, head_dim=64)  # from which on a GPU promises it
+    _, fused = runners(name, where, dtype, captured=False, head_dim=64)  # smallest width with this guarantee on a GPU
     text = torch.randint(0, fused.vocab, (40,), generator=torch.Generator().manual_seed(0)).to(where)
     fused.prepare(20, 20, Calls(reads=[(n, n) for n in (9, 5, 3, 1)]))
     fused.forward(text[:20], 1)
@@ -105,7 +105,7 @@ def test_a_token_has_the_same_bits_in_any_block(name: str, dtype: torch.dtype, w
 @pytest.mark.usefixtures("sound_products")
 @pytest.mark.parametrize("name", FUSED)
 def test_half_precision_errs_no_more_than_transformers_does(name: str, where: torch.device) -> None:
-    """Beside the same weights in float32, over the tokens of a text."""
+    """Errors relative to the same weights in float32, over the tokens of a text."""
     exact = runners(name, where)[0]
     text = torch.randint(0, exact.vocab, (40,), generator=torch.Generator().manual_seed(0)).to(where)
     wanted, theirs, mine = [], [], []
@@ -120,7 +120,7 @@ def test_half_precision_errs_no_more_than_transformers_does(name: str, where: to
 
 
 def test_a_captured_draft_is_that_of_steps(where: torch.device) -> None:
-    """Whole drafts in one graph, which count up where they write, and others token by token; rewinds in between."""
+    """Whole drafts in one graph, which advance their write position, and others token by token, with rewinds."""
     plain, fused = runners("qwen3", where)
     sampler, generator = Sampler(Sampling(), reads_base=True), torch.Generator().manual_seed(0)
     writes = [Write(1, 3, True), Write(2, 2), Write(1, 1)]
@@ -137,10 +137,10 @@ def test_a_captured_draft_is_that_of_steps(where: torch.device) -> None:
 
 
 def test_a_text_may_outgrow_the_cache(where: torch.device) -> None:
-    """Angles are those of as many positions as there is room for; a second text has its own cache and angles."""
+    """Angles exist for as many positions as the cache has; a second text has its own cache and angles."""
     plain, fused = runners("llama", where)
     text = torch.arange(270, device=where) % plain.vocab
-    for before in (20, 258):  # 256 is where it grows
+    for before in (20, 258):  # the cache grows at 256
         fused.prepare(before, 6, Calls(reads=[(2, 2)]))
         plain.reset()
         for runner in (plain, fused):
@@ -154,7 +154,7 @@ def test_a_text_may_outgrow_the_cache(where: torch.device) -> None:
 
 
 def test_strategies_write_the_same_by_fused_steps(where: torch.device) -> None:
-    """A pair as it is loaded where there are kernels, drafts and verification included."""
+    """A pair as loaded where kernels exist, including drafts and verification."""
     texts = []
     for fused in (False, True):
         loaded = load_pair(pair(VOCAB), dtype="float32", device=where.type, cuda_graphs=False)
@@ -169,7 +169,7 @@ def test_strategies_write_the_same_by_fused_steps(where: torch.device) -> None:
 
 @pytest.mark.parametrize("name", BOTH_KINDS)
 def test_a_layer_is_eight_launches(name: str, where: torch.device) -> None:
-    """And a step two more: the first norm and the logits; besides torch's of the embedding, which Gemma scales."""
+    """A step has two more, for the first norm and the logits; torch adds the embedding, which Gemma scales."""
     _, fused = runners(name, where)
     fused.prepare(9, 9, Calls(reads=[(3, 3)]))
     launches = []
@@ -182,7 +182,7 @@ def test_a_layer_is_eight_launches(name: str, where: torch.device) -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Names of torch's operations that are kernels: no views, and no memory that is only asked for."""
+    """Names of torch operations that launch kernels: no views, and no plain allocations."""
 
     def __init__(self) -> None:
         super().__init__()

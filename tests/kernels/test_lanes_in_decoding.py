@@ -1,4 +1,4 @@
-"""Passes over several texts that attend, turn and draw by the kernels, beside the same by torch's operations."""
+"""Passes over several texts that attend, rotate and draw with the kernels, compared with torch's operations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def by_the_kernel(query: Any, key: Any, value: Any, places: Any, positions: Any,
 
 
 def read_and_written(config: dict[str, Any]) -> tuple[list[torch.Tensor], list[Written]]:
-    """Of three texts, one of them longer than the windows."""
+    """Read and draft with three texts, one of them longer than the windows."""
     loaded = load_pair(config, dtype="float32")
     model = loaded.target.model
     use_fused_rotation(model)
@@ -47,7 +47,7 @@ def read_and_written(config: dict[str, Any]) -> tuple[list[torch.Tensor], list[W
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "gpt_neox"])
 def test_passes_are_the_same_with_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more than one token a text, windows and caps, and heads that turn in part."""
+    """Several tokens per text, windows and caps, and heads that are rotated in part."""
     config = pair(300, **ARCHITECTURES[name])
     plain, drafted = read_and_written(config)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)

@@ -1,7 +1,7 @@
-"""Whole texts with the kernels, by pairs that agree half-way: each token with the numbers that are its own.
+"""Whole texts with the kernels, by pairs that partly agree: each token must use its own random numbers.
 
-Rounds of up to five drafts, prepared ones and the shorter ones at an answer's end: what was wrong for a while, in the
-third token of a round, no block of one or two tokens shows, nor a pair that always or never agrees.
+Rounds have up to five drafts; both prepared ones and the shorter ones at an answer's end occur. A former bug in the
+third token of a round does not show in blocks of one or two tokens, nor with a pair that always or never agrees.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def loaded() -> Pair:
 
 @pytest.fixture(params=["step by step", "captured rounds"])
 def either(request: pytest.FixtureRequest, loaded: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """With what computes a round on a GPU, and without: captured rounds get copies of their inputs, others do not."""
+    """With captured rounds and without: captured rounds get copies of their inputs, as on a GPU, others do not."""
     capture = Uncaptured() if request.param == "captured rounds" else None
     monkeypatch.setattr(loaded, "graphs", GraphCache(capture))
     return loaded
@@ -77,7 +77,7 @@ TRUNCATED = [
 def test_truncated_texts_are_those_of_the_plain_path(
     vocab: int, strategy: str, sampling: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drafts and rounds both cut by the kernels, of 257 tokens to a few."""
+    """Drafts and rounds are both truncated by the kernels, from 257 tokens to a few."""
     loaded = load_pair(pair(vocab, **MIDDLE), dtype="float32")
     ask = {"seeds": range(1), "max_new_tokens": 5, **sampling}
     wanted = runs(loaded, strategy, **ask)
@@ -91,16 +91,16 @@ def test_truncated_texts_are_those_of_the_plain_path(
 
 
 def test_the_pair_disagrees_in_the_middle(loaded: Pair) -> None:
-    """Otherwise the tests above would see nothing: acceptance at 0.1 to 0.9, rounds of many lengths."""
+    """Keeps the tests above sensitive: acceptance at 0.1 to 0.9, rounds of many lengths."""
     found = [step for run in runs(loaded, SPECS[0]) for step in run.rounds]
     chances = [token.accept_prob for step in found for token in step.drafted]
     assert sum(0.1 < chance < 0.9 for chance in chances) > len(chances) / 4
     kept = {sum(token.accepted for token in step.drafted) for step in found}
-    assert len(kept) >= 4 and {len(step.drafted) for step in found} >= {3, 4}  # whole rounds, and one not prepared
+    assert len(kept) >= 4 and {len(step.drafted) for step in found} >= {3, 4}  # full rounds, and an unprepared one
 
 
 class Strided(Uniforms):
-    """As they once were: three columns of one table."""
+    """Uniforms as they once were stored: three columns of one table."""
 
     def __init__(self, seed: int, length: int, device: torch.device | str = "cpu") -> None:
         super().__init__(seed, length, device)
@@ -112,7 +112,7 @@ class Strided(Uniforms):
 def test_numbers_read_from_a_strided_column_are_seen(
     either: Pair, loaded: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bug, planted: the kernels read a strided column as if it were packed."""
+    """Planted: the kernels read a strided column as if it were packed."""
     wanted, right = runs(loaded, SPECS[0]), verification.verify
 
     def misread(*given: torch.Tensor, **how: object) -> torch.Tensor:

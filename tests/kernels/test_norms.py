@@ -18,7 +18,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
 def test_it_adds_and_norms_as_separate_operations_do(
     how: str, width: int, offset: bool, dtype: torch.dtype, where: torch.device
 ) -> None:
-    """Widths that fill no power of two among them; rows of different sizes, the smallest beside epsilon."""
+    """Some widths are not powers of two; rows differ in size, the smallest being comparable to epsilon."""
     from cascli.kernels.norms import add_norm
 
     generator = torch.Generator().manual_seed(width)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 
 GATES = {"silu": F.silu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")}
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Error beside the largest result: half a unit of the last place, and float32's sums in another order."""
+"""Error relative to the largest result: half a unit in the last place, and float32 sums in another order."""
 
 
 def layer(
     n: int, k: int, m: int, dtype: torch.dtype, where: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows, weights whose results are about 1, and a bias that is no smaller."""
+    """Rows, weights whose results are about 1, and a bias of similar size."""
     generator = torch.Generator().manual_seed(n + k + m)
     x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((m, k), (n, k), (n,)))
     return x.to(where, dtype), (weight / k**0.5).to(where, dtype), bias.to(where, dtype)
@@ -26,7 +26,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 @pytest.mark.parametrize(("n", "k"), [(16, 16), (40, 300), (17, 64), (96, 512)])
 @pytest.mark.parametrize("m", [1, 3, 16, 17, 40])
 def test_a_product_is_the_linear_layer(n: int, k: int, m: int, dtype: torch.dtype, where: torch.device) -> None:
-    """Columns and depths that fill no tile among them, and more rows than a program takes."""
+    """Some columns and depths do not fill a tile, and there are more rows than a program takes."""
     from cascli.kernels.products import product
 
     x, weight, bias = layer(n, k, m, dtype, where)
@@ -41,7 +41,7 @@ def test_a_product_is_the_linear_layer(n: int, k: int, m: int, dtype: torch.dtyp
 def test_a_gated_product_is_that_of_two_layers(
     activation: str, n: int, k: int, m: int, dtype: torch.dtype, where: torch.device
 ) -> None:
-    """Gate and up are of different signs and sizes, so that they cannot be told from each other by luck."""
+    """Gate and up have different signs and sizes, so that swapping them cannot pass by luck."""
     from cascli.kernels.products import product
 
     x, weight, bias = layer(2 * n, k, m, dtype, where)
@@ -53,7 +53,7 @@ def test_a_gated_product_is_that_of_two_layers(
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_a_row_has_the_same_bits_in_any_block(activation: str | None, dtype: torch.dtype, where: torch.device) -> None:
-    """Alone, in blocks of up to 16, and in the second program of more."""
+    """Alone, in blocks of up to 16, and in the second program of larger ones."""
     from cascli.kernels.products import product
 
     x, weight, bias = layer(80, 200, 35, dtype, where)

@@ -21,13 +21,13 @@ def normed(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
 def test_it_turns_as_separate_operations_do(
     width: int, turns: int, n: int, dtype: torch.dtype, where: torch.device
 ) -> None:
-    """The same to the last bit in half precision, where every product is rounded; float32 may join product and sum."""
+    """Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum."""
     from cascli.kernels.rotation import rotate
 
     generator = torch.Generator().manual_seed(width + n)
     together = torch.randn(1, n, 6, width, generator=generator).to(
         where, dtype
-    )  # as layers with one projection have it
+    )  # as layers with a single projection make it
     q, k = together.transpose(1, 2).split([4, 2], dim=1)
     cos, sin = (torch.randn(1, n, turns, generator=generator).to(where, dtype) for _ in range(2))
     for found, wanted in zip(rotate(q, k, cos, sin), plain(q, k, cos, sin), strict=True):
@@ -50,7 +50,7 @@ def test_numbers_apart_are_put_together(where: torch.device) -> None:
 def test_what_the_kernel_does_not_turn_is_left_to_the_model(
     where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several texts in one tensor, angles of another precision, and what only the model's own function knows."""
+    """Several texts in one tensor, angles of another precision, and options that only the model's own function has."""
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     own: list[int] = []
 
@@ -77,9 +77,9 @@ def test_what_the_kernel_does_not_turn_is_left_to_the_model(
 def test_it_turns_and_stores_as_separate_operations_do(
     width: int, n: int, at: int, norm: bool | None, dtype: torch.dtype, where: torch.device
 ) -> None:
-    """Queries and keys come back turned by their own positions, values as they are, and nothing else is touched.
+    """Queries and keys are rotated by their own positions, values are stored unchanged, and nothing else is touched.
 
-    The same to the last bit in half precision, where every product is rounded; float32 may join product and sum.
+    Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum.
     """
     from cascli.kernels.rotation import rotate_and_store
 
@@ -89,7 +89,7 @@ def test_it_turns_and_stores_as_separate_operations_do(
         return torch.randn(*shape, generator=generator).to(where, dtype)
 
     states, cos, sin = numbers(n, (HEADS + 2 * SHARED) * width), numbers(CAPACITY, width), numbers(CAPACITY, width)
-    longer = numbers(2, 1, SHARED, CAPACITY + 3, width)  # of which a cache may be a part
+    longer = numbers(2, 1, SHARED, CAPACITY + 3, width)  # a cache may be part of a longer buffer
     key, value = longer[:, :, :, :CAPACITY]
     before, norms = longer.clone(), 1 + numbers(2, width) / 3
     heads = states.reshape(n, -1, width).transpose(0, 1).unsqueeze(0)
@@ -101,7 +101,7 @@ def test_it_turns_and_stores_as_separate_operations_do(
     query = rotate_and_store(states, cos, sin, torch.tensor(at, device=where), key, value, given)
     tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0}
     if norm is not None and dtype != torch.float32:
-        tight = {"rtol": 4e-3, "atol": 4e-3}  # a norm beside a half of a unit may be rounded to either side
+        tight = {"rtol": 4e-3, "atol": 4e-3}  # a norm near half a unit may be rounded either way
     torch.testing.assert_close(query, wanted[0], **tight)
     torch.testing.assert_close(key[:, :, at : at + n], wanted[1], **tight)
     assert torch.equal(value[:, :, at : at + n], v)

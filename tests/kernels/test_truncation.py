@@ -1,4 +1,4 @@
-"""Top-k and top-p without a sort: the tokens that `distributions.warp` keeps, ties included, and the law of draws."""
+"""Top-k and top-p without a sort: the tokens that `distributions.warp` keeps, including ties, and the law of draws."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cascli.sampling.parameters import Sampling
 from tests.kernels.test_verification import BY_BLOCK, DISTANCES, block, same
 
 CUTS = [(0, 0.9), (0, 0.5), (0, 1e-9), (3, 1.0), (4, 0.8)]
-"""Top-k and top-p."""
+"""Top-k and top-p of each case."""
 WHOLE = 151_665
 
 
 def rows(n: int, width: int, *, ties: bool = False, seed: int = 0) -> Tensor:
-    """Logits `[n, width]`; with ties in halves, so that the limit often lies among equals."""
+    """Logits `[n, width]`; ties round them to halves, so that the limit is often among equal ones."""
     logits = 4 * torch.randn(n, width, generator=torch.Generator().manual_seed(1000 * width + seed))
     return (2 * logits).round() / 2 if ties else logits
 
@@ -33,7 +33,7 @@ def number(u: float, where: torch.device) -> Tensor:
 
 
 def check(logits: Tensor, sampling: Sampling) -> None:
-    """The same tokens as in float64, and their mass."""
+    """The kept tokens and their mass equal those in float64."""
     from cascli.kernels import rows, truncation
 
     top = rows.row_sums(logits, sampling.temperature).top
@@ -56,18 +56,18 @@ def test_the_same_tokens_are_kept(width: int, top_k: int, top_p: float, ties: bo
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (30, 1.0), (300, 0.9)])
 def test_the_same_tokens_are_kept_across_parts(top_k: int, top_p: float, where: torch.device) -> None:
-    """Parts of several blocks; equals lie in both of them, and those that are kept end in the second."""
+    """Parts of several blocks; both contain equal logits, and those that are kept end in the second."""
     logits = rows(2, 5000, ties=True)
-    logits[1, :2600].clamp_(max=3.0)  # whose second part has the larger logits
+    logits[1, :2600].clamp_(max=3.0)  # so that the second part has the larger logits
     check(logits.to(where), Sampling(1.5, top_k, top_p))
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.6, 0.6825, 0.999])
 @pytest.mark.parametrize("value", [0.0, -3.5])
 def test_of_equals_the_first_are_kept(value: float, top_p: float, where: torch.device) -> None:
-    """And as many as reach the mass: of 3,000 equals those from the first on, once up to the end of a part of 1,024.
+    """Of 3,000 equal logits, the first ones are kept until they reach the mass, once at the end of a part of 1,024.
 
-    A negative nought is nought.
+    -0.0 equals 0.0.
     """
     from cascli.kernels.draws import draw
 
@@ -111,7 +111,7 @@ def test_a_draw_is_the_plain_one(top_k: int, top_p: float, dtype: torch.dtype, w
 
 @pytest.mark.usefixtures("few_parts")
 def test_a_whole_vocabulary(where: torch.device) -> None:
-    """Of half precision, where equals are many: 151,665 columns of wider rows, in a draw and in its verification."""
+    """Half precision, with many equal logits: 151,665 columns of wider rows, in a draw and in its verification."""
     from cascli.kernels.draws import draw
     from cascli.kernels.verification import verify
 
@@ -130,7 +130,7 @@ def test_a_whole_vocabulary(where: torch.device) -> None:
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.7), (3, 1.0), (3, 0.8)])
 def test_every_token_has_its_share_of_all_random_numbers(top_k: int, top_p: float, where: torch.device) -> None:
-    """The law of a draw of five tokens: which one comes changes where the sums of float64 say, and only there."""
+    """The law of a draw of five tokens: the drawn token changes where the float64 sums say, and nowhere else."""
     from cascli.kernels.draws import draw
 
     for seed in range(2):
@@ -147,7 +147,7 @@ def test_every_token_has_its_share_of_all_random_numbers(top_k: int, top_p: floa
 @pytest.mark.parametrize("sampling", [Sampling(0.8, 6, 1.0), Sampling(1.0, 0, 0.8), Sampling(1.2, 9, 0.9)], ids=repr)
 @pytest.mark.parametrize(("rule", "by_block"), [(BY_BLOCK[0], True), *((rule, False) for rule in BY_BLOCK)], ids=repr)
 def test_a_round_is_the_plain_one(rule: Rule, by_block: bool, sampling: Sampling, where: torch.device) -> None:
-    """One rule of each kind; drafts that the target's cut leaves nothing of among them."""
+    """One rule of each kind; some drafts are removed by the target's truncation."""
     from cascli.kernels.verification import verify
 
     how = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
@@ -189,18 +189,18 @@ LIMIT, LAST, TOTAL = range(3)
 
 
 def shifted(column: int, by: float) -> Callable[[Tensor], None]:
-    """A planted bug: the limit, the last of the equals that is kept, or the mass of all that is."""
+    """A planted bug in the limit, in the last kept of the equal logits, or in the kept mass."""
     return lambda cuts: cuts[:, column].add_(by).float()
 
 
 @pytest.mark.parametrize(
     "bug",
     [
-        shifted(LAST, 1e6),  # all equals are kept
-        shifted(LAST, -1),  # one fewer, as by `<=` for `<`
-        shifted(LIMIT, 0.25),  # equals are lost
-        shifted(LIMIT, -0.25),  # and so is the border between them and the next ones
-        lambda cuts: cuts[:, TOTAL].mul_(1.1),  # the mass of more than is kept
+        shifted(LAST, 1e6),  # all equal logits are kept
+        shifted(LAST, -1),  # one fewer, as from `<=` instead of `<`
+        shifted(LIMIT, 0.25),  # equal logits are lost
+        shifted(LIMIT, -0.25),  # equal logits and the next ones are no longer separated
+        lambda cuts: cuts[:, TOTAL].mul_(1.1),  # the mass includes more than is kept
     ],
 )
 def test_planted_bugs_are_seen(

@@ -1,4 +1,4 @@
-"""Fused verification beside the plain one: for any rule the same numbers, for the same uniforms the same tokens."""
+"""Fused verification compared with the plain one: the same numbers for any rule, the same tokens for equal uniforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 
 ALPHAS = {"opt": (-0.1, 0.3, 0.7), "token-v3": (-0.1, 0.3, 0.7)}
-"""Of one rule of each kind that chooses; of the others one: they differ in their thresholds alone."""
+"""Several values for one rule of each kind; the others have one, as they differ only in their thresholds."""
 THRESHOLDS = [name for name in rules.names() if issubclass(rules.load(name), ThresholdRule)]
 RULES = [
     Exact(),
@@ -27,24 +27,24 @@ RULES = [
     *(rules.load(name)(alpha=0.3, tail="exact") for name in ("token-v1", "token-v2", "token-v3")),
 ]
 BY_BLOCK = [RULES[0], *(rules.load(name)(alpha=0.3) for name in ("opt", "token-v3", "head"))]
-"""One of each kind that the kernels know."""
+"""One rule of each kind that the kernels support."""
 DISTANCES = ("tv_to_draft", "disagreement", "kl", "overshoot", "regret", "exact", "next_regret")
 
 
 def told(facts: RoundFacts, name: str) -> list[float]:
-    """A field's numbers; NaN for those that are not known."""
+    """A field's numbers; NaN for unknown ones."""
     value = getattr(facts, name)
     return [math.nan if each is None else each for each in (value if isinstance(value, list) else [value])]
 
 
 def same(found: RoundFacts, wanted: RoundFacts, name: str) -> None:
-    """Within what float32 rounds; pi / p of a rare token is a quotient of two rounded sums."""
+    """Equal within float32 rounding; pi / p of a rare token is a quotient of two rounded sums."""
     rel = 1e-3 if name == "overshoot" else 1e-4
     assert told(found, name) == pytest.approx(told(wanted, name), rel=rel, abs=1e-6, nan_ok=True), name
 
 
 def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.device) -> list[torch.Tensor]:
-    """Logits of the target, drafted tokens, q, q1, and uniforms; the two models agree about half the time."""
+    """The target's logits, drafted tokens, q, q1, and uniforms; the two models agree about half the time."""
     generator = torch.Generator().manual_seed(1000 * n + width)
     draft = 3 * torch.randn(n + 1, width, generator=generator)
     target = draft + torch.randn(n + 1, width, generator=generator)
@@ -63,7 +63,7 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
 def test_it_computes_what_the_plain_one_does(
     rule: Rule, temperature: float, by_block: bool, where: torch.device
 ) -> None:
-    """Blocks of no token to five; rows of one part and of two, of two blocks the first, the second not full."""
+    """Blocks of zero to five tokens; rows of one part and of two, the first with two blocks, the second not full."""
     from cascli.kernels.verification import verify
 
     sampling = Sampling(temperature)
@@ -90,7 +90,7 @@ def test_it_computes_what_the_plain_one_does(
 
 @pytest.mark.parametrize("tail", ["cut", "exact"])
 def test_rules_test_the_draft_at_temperature_1(tail: str, where: torch.device) -> None:
-    """At another temperature, with thresholds that tell q from q1 by tokens of every row: everywhere it is q1."""
+    """At temperature 0.5, thresholds distinguish q from q1 by tokens of every row: the rules must always test q1."""
     from cascli.kernels.verification import verify
 
     sampling, apart = Sampling(0.5), torch.zeros(4, dtype=torch.bool)
@@ -114,7 +114,7 @@ def test_rules_test_the_draft_at_temperature_1(tail: str, where: torch.device) -
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize(("rule", "least"), [(Exact(), 5), (rules.load("token-v3")(alpha=0.0), 2)])
 def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, least: int, where: torch.device) -> None:
-    """Six drafts, of which by the numbers one is kept, two, and so on."""
+    """Six drafts, of which different random numbers keep one, two, and so on."""
     from cascli.kernels.verification import verify
 
     sampling, lengths = Sampling(), set()
@@ -135,9 +135,9 @@ def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, l
 @pytest.mark.parametrize("one_hot", [False, True])
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.reads_draft], ids=repr)
 def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool, where: torch.device) -> None:
-    """A drafter that has nothing for the position after its tokens: pi is p there, for every rule as in the plain path.
+    """Where a drafter proposes nothing after its tokens, pi is p for every rule, as in the plain path.
 
-    With every draft kept, so that the token is drawn from that very row.
+    Every draft is kept, so that the token is drawn from that row.
     """
     from cascli.kernels.verification import verify
 
@@ -163,13 +163,13 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
 
 @pytest.mark.parametrize(("name", "more"), [("chow", {}), ("token-v1", {}), ("token-v1", {"tail": "exact"})], ids=str)
 def test_who_reaches_a_threshold_is_kept(name: str, more: dict[str, str], where: torch.device) -> None:
-    """A drafter that is certain, beside a threshold of 1: `>=` and `>` differ there."""
+    """A certain drafter at a threshold of exactly 1, where `>=` and `>` differ."""
     from cascli.kernels.verification import verify
 
     rule = rules.load(name)(alpha=0.0, **more)
     target, tokens, _, _, u_accept, u_next = block(rule, Sampling(), 3, 40, where)
     q = torch.nn.functional.one_hot(tokens, 40).float()
-    if name == "token-v1":  # whose threshold is the target's best
+    if name == "token-v1":  # its threshold is the target's best
         target = target.masked_fill(torch.arange(40, device=where) != 7, -torch.inf)
     given = (target, tokens, q, q, u_accept, u_next)
     wanted = RoundFacts.of(decide_round(rule, Sampling(), *(each.cpu() for each in given)).flatten().tolist())
@@ -180,7 +180,7 @@ def test_who_reaches_a_threshold_is_kept(name: str, more: dict[str, str], where:
 
 @pytest.mark.parametrize("rule", [Exact(), *(rules.load(name)(alpha=0.3) for name in ("token-v3", "head"))], ids=repr)
 def test_columns_need_not_be_packed(rule: Rule, where: torch.device) -> None:
-    """Columns of a table, as those of random numbers were: the third test must not use the second draw's number."""
+    """Columns of a table, as random numbers once were: the third test must not use the second draw's number."""
     from cascli.kernels.verification import verify
 
     sampling = Sampling()
@@ -209,12 +209,12 @@ def test_rows_must_be_packed(where: torch.device) -> None:
 
 
 def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
-    """Uniforms on a grid: every token of the residual as often as its mass, whatever part it lies in."""
+    """Uniforms on a grid: every token of the residual is drawn in proportion to its mass, whatever its part."""
     from cascli.kernels.verification import verify
 
     width, sampling = 3000, Sampling()
     given = block(Exact(), sampling, 1, width, where)
-    given[4][:] = 0.999999  # a rejection wherever there can be one
+    given[4][:] = 0.999999  # a rejection wherever one is possible
     p = distributions.warp(given[0].cpu(), sampling)[0]
     excess = (p - given[2].cpu()[0]).clamp_min(0).double()
     grid = (torch.arange(40, dtype=torch.float64) + 0.5) / 40
@@ -263,7 +263,7 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize("ids", [(700, 1500, 2900), (2900, 2901), (1100, 4000)])
 def test_equal_logits_go_to_the_first_of_them_in_any_block(ids: tuple[int, ...], where: torch.device) -> None:
-    """Of parts of several blocks too: each block's best is compared with those before it."""
+    """Also in parts of several blocks: each block's best is compared with those before it."""
     from cascli.kernels.draws import draw
 
     logits = torch.zeros(1, 5000, device=where)
@@ -274,7 +274,7 @@ def test_equal_logits_go_to_the_first_of_them_in_any_block(ids: tuple[int, ...],
 
 @pytest.mark.parametrize("by_block", [False, True])
 def test_what_has_no_chance_is_not_kept_by_the_number_nought(by_block: bool, where: torch.device) -> None:
-    """A uniform may be 0, and a probability too: `<` and `<=` differ there, in the exact rule's test as well."""
+    """A uniform may be 0, and so may a probability: there `<` and `<=` differ, also in the exact rule's test."""
     from cascli.kernels.verification import verify
 
     given = block(Exact(), Sampling(), 2, 40, where)
@@ -288,7 +288,7 @@ def test_what_has_no_chance_is_not_kept_by_the_number_nought(by_block: bool, whe
 
 
 def test_a_forced_rejection_that_leaves_no_residual_draws_from_pi(where: torch.device) -> None:
-    """Where both models are certain of the same token there is nothing but it, in whatever part it lies."""
+    """Where both models are certain of the same token, only that token can be drawn, whatever its part."""
     from cascli.kernels.verification import verify
 
     target, tokens, _, _, u_accept, u_next = block(Exact(), Sampling(0.0), 2, 2500, where)
@@ -310,7 +310,7 @@ def test_an_accepted_share_can_be_forced(where: torch.device) -> None:
 
 
 def test_a_forced_share_is_verified_by_blocks_in_torch(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels do not know its pi, of which the tests of prefixes are made."""
+    """Prefix tests need its pi, which the kernels do not compute."""
     given = block(Forced(0.6), Sampling(), 3, 40, where)
     wanted = decide_round(Forced(0.6), Sampling(), *given, by_block=True)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
@@ -351,7 +351,7 @@ class Odd(KeepRule):
 
 
 class Warped(ThresholdRule):
-    """Tests distributions after temperature, which it says by not asking for others."""
+    """Tests distributions after temperature, which it declares by `reads_base = False`."""
 
     reads_base: ClassVar[bool] = False
 
@@ -368,7 +368,7 @@ class Own(ThresholdRule):
 
 
 class OwnLaw(ThresholdRule):
-    """A threshold, and a pi that does not follow from it."""
+    """A threshold rule whose pi does not follow from its threshold."""
 
     def threshold(self) -> Threshold:
         return Threshold("p1", of_best_p1=0.5)
@@ -405,7 +405,7 @@ def test_a_round_of_such_a_rule_goes_by_no_kernel(rule: Rule, monkeypatch: pytes
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize("rule", [HEAD(alpha=-0.1), HEAD(alpha=0.3), HEAD(alpha=1.0)], ids=repr)
 def test_an_exact_tail_of_models_that_agree_or_have_nothing_in_common(rule: Rule, where: torch.device) -> None:
-    """Where p = q nothing is rejected and there is no residual; where they are disjoint all of it is."""
+    """With p = q nothing is rejected and there is no residual; with disjoint models everything is rejected."""
     from cascli.kernels.verification import verify
 
     for n, width, gap in ((2, 40, 0.0), (2, 2500, 0.0), (2, 40, 1e4)):

@@ -1,1 +1,1 @@
-"""Law tests: cascli's tensor code and engine against the reference, exactly where possible, otherwise by sampling."""
+"""Law tests: cascli's tensors and its engine compared with the reference, exactly first, then by sampling."""

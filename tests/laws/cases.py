@@ -1,4 +1,4 @@
-"""Batches of logits for two models, from ordinary to adversarial, and the warpings applied to them."""
+"""Batches of logits for two models, from ordinary to adversarial, and the sampling settings applied to them."""
 
 from collections.abc import Iterator
 
@@ -42,7 +42,7 @@ def logit_batches(rows: int = 40, seed: int = 0) -> Iterator[tuple[str, np.ndarr
 
 
 def masked(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make half of the tokens impossible, but never a whole row."""
+    """Mask about half of the tokens, but never a whole row."""
     keep = rng.random(logits.shape) < 0.5
     keep[np.arange(len(keep)), rng.integers(0, logits.shape[1], len(keep))] = True
     return np.where(keep, logits, -np.inf)
@@ -63,5 +63,5 @@ def rows(tensor: Tensor) -> np.ndarray:
 
 
 def closeness(dtype: torch.dtype) -> float:
-    """The largest absolute difference from the reference that rounding explains."""
+    """The largest absolute difference from the reference that rounding can explain."""
     return 1e-12 if dtype == torch.float64 else 2e-6

@@ -1,4 +1,4 @@
-"""Counts against a law: each within 6 sigma + 5 of its expectation, impossible texts forbidden."""
+"""Compare counts with a law: each must be within 6 sigma + 5 of its expectation; impossible texts must not occur."""
 
 import math
 from collections import Counter
@@ -7,12 +7,12 @@ from tests.reference.process import Law, Tokens
 
 
 def allowance(prob: float, runs: int) -> float:
-    """6 sigma + 5, with sigma of a binomial count."""
+    """6 sigma + 5, with sigma the standard deviation of a binomial count."""
     return 6 * math.sqrt(runs * prob * (1 - prob)) + 5
 
 
 def out_of_law(counts: Counter[Tokens], law: Law) -> list[str]:
-    """Describe counts that the law does not explain; empty if there are none."""
+    """Describe every count that the law does not explain; empty if all are within bounds."""
     runs = counts.total()
     impossible = [text for text in counts if law.get(text, 0.0) == 0]
     wrong = [f"{text} came {counts[text]} times but is impossible" for text in impossible]
@@ -24,7 +24,7 @@ def out_of_law(counts: Counter[Tokens], law: Law) -> list[str]:
 
 
 def false_alarm_rate(law: Law, runs: int) -> float:
-    """An upper bound on the chance that correct counts raise an alarm: Chernoff's, summed over both tails."""
+    """An upper bound on the probability that correct counts are flagged: Chernoff's, summed over both tails."""
     return sum(
         math.exp(-runs * divergence(min(max(share, 0.0), 1.0), prob))
         for prob in law.values()
@@ -35,5 +35,5 @@ def false_alarm_rate(law: Law, runs: int) -> float:
 
 
 def divergence(a: float, b: float) -> float:
-    """The relative entropy of two biased coins."""
+    """The relative entropy of two coins."""
     return sum(x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)) if x > 0)

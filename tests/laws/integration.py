@@ -2,10 +2,11 @@
 
 A run is a function of its uniforms that is constant on boxes: every draw cuts its uniform at the steps of a
 CDF, every acceptance test at the acceptance probability. `exact_law` walks over these boxes depth first. It
-runs the engine once inside each and adds the box's volume to the text that came out, which gives the joint law
-of the text to rounding. Only draws and tests that can matter cut: drafts after the first rejection of a round
-are discarded. With block verification every draft matters, and so do the tests of prefixes longer than the
-kept one. A uniform that is read twice is cut twice, so reuse between positions shows up as dependence.
+runs the engine once inside each, adds the box's volume to the resulting text, and so obtains the joint law
+of the text up to rounding. Only draws and tests that can matter cut: in token tests, what follows the first
+rejection of a round is discarded; in block verification every draft matters, and so do the tests from the
+longest prefix down to the one that is kept. A uniform that is read twice is cut twice, so reuse across
+positions shows up as the dependence that it is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Cut(NamedTuple):
 
 
 class Point:
-    """Uniforms for one run inside the box of the given cuts; collects the further cuts of the run."""
+    """Uniforms for one run, inside the box of the given cuts; collects the run's further cuts."""
 
     def __init__(self, cuts: tuple[Cut, ...]) -> None:
         self.given = len(cuts)
@@ -46,9 +47,9 @@ class Point:
         self._seen = 0
         self._boxes: dict[Cell, tuple[float, float]] = {cut.cell: (cut.low, cut.high) for cut in cuts}
         self._cells: dict[float, Cell] = {}
-        self._draws: list[tuple[float, np.ndarray]] = []  # read so far, but not yet known to matter
+        self._draws: list[tuple[float, np.ndarray]] = []  # read, but not yet known to matter
 
-    # the streams, as the engine reads them
+    # the three streams, as the engine reads them
 
     def draw(self, start: int, n: int) -> Tensor:
         return self._values("draw", start, n)
@@ -69,17 +70,17 @@ class Point:
         return torch.tensor([self._value((stream, i)) for i in range(start, start + n)], dtype=torch.float64)
 
     def _value(self, cell: Cell) -> float:
-        """A point well inside the cell's piece, different for every cell."""
+        """A point well inside the cell's piece, different from every other cell's."""
         low, high = self._boxes.get(cell, (0.0, 1.0))
         share = 0.3 + 0.4 * np.random.default_rng([*cell[0].encode(), cell[1]]).random()
         u = low + share * (high - low)
         assert self._cells.setdefault(u, cell) == cell
         return u
 
-    # what the engine does with the uniforms
+    # where the engine uses the uniforms
 
     def sample(self, probs: Tensor, u: Tensor) -> Tensor:
-        """Replaces `distributions.sample`: the same result, and records the CDF."""
+        """Replaces `distributions.sample`: draws the same tokens and records the CDF."""
         ids = SAMPLE(probs, u)
         rows = probs.reshape(-1, probs.shape[-1]).double().numpy()
         for row, point, token in zip(rows, u.flatten().tolist(), ids.flatten().tolist(), strict=True):
@@ -89,7 +90,7 @@ class Point:
         return ids
 
     def verify_block(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
-        """Replaces `verify_block`: cut at the draw (if drawn) and the test of each draft, up to the first rejection."""
+        """Replaces `verify_block`: cuts by each draft that was drawn, then by its test, up to the first rejection."""
         k = drafted.shape[0]
         prob = rejection.acceptance(pi[:k], q, drafted)
         for drawn, u, accept in zip(self._of_drafts(k), u_accept.tolist(), prob, strict=True):
@@ -105,7 +106,7 @@ class Point:
         return outcome
 
     def verify_prefixes(self, pi: Tensor, q: Tensor, drafted: Tensor, u_accept: Tensor, u_next: Tensor) -> Any:
-        """Replaces `verify_prefixes`: cut at all draws, then at tests from the longest prefix down to the kept one."""
+        """Replaces `verify_prefixes`: cuts by all drafts, then by tests from the longest prefix to the one kept."""
         draws = self._of_drafts(drafted.shape[0])
         self._draws.clear()
         outcome = rejection.verify_prefixes(pi, q, drafted, u_accept, u_next)
@@ -120,13 +121,13 @@ class Point:
         return outcome
 
     def _of_drafts(self, k: int) -> list[tuple[float, np.ndarray] | None]:
-        """The draws of the last k tokens; None for each if they were not drawn."""
+        """How the last k tokens were drawn; Nones if they were not drawn."""
         certain = not self._draws
         assert certain or len(self._draws) >= k
         return [None] * k if certain else self._draws[len(self._draws) - k :]
 
     def settle(self) -> None:
-        """Cut at all pending draws: they do matter."""
+        """Cut by the recorded draws, which do matter."""
         for point, steps in self._draws:
             self._cut(point, steps)
         self._draws.clear()
@@ -156,7 +157,7 @@ SAMPLE = distributions.sample
 
 
 def exact_law(run: Callable[[Point], tuple[int, ...]], max_runs: int = 20_000) -> Law:
-    """The law of what `run` returns, given the uniforms of the run as its argument."""
+    """The law of what `run` returns, given the uniforms of a run."""
     law: Law = defaultdict(float)
     stack: list[tuple[Cut, ...]] = [()]
     for _ in range(max_runs):

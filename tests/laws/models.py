@@ -1,4 +1,4 @@
-"""Tiny random pairs in float64, and the reference's laws for them from plain transformers forwards."""
+"""Tiny random pairs in float64, and the reference's laws for them, from plain transformers forwards."""
 
 from functools import cache
 from typing import Any
@@ -37,7 +37,7 @@ def tiny_pair(vocab: int = 3, layers: int = 1) -> Pair:
     pair = load_pair({role: {"source": {"random": shape, "seed": seed}} for role, seed in seeds.items()})
     for loaded in (pair.draft, pair.target):
         loaded.model.double()
-        loaded.model.lm_head.weight.mul_(0.6)  # flatter, so that every branch of the tree of texts has some weight
+        loaded.model.lm_head.weight.mul_(0.6)  # flatter, so that every branch of a tree of texts gets some weight
     return pair
 
 
@@ -76,5 +76,5 @@ def engine_law(strategy: str | Strategy, length: int, vocab: int = 3, layers: in
 
 
 def reference_law(target: Target, length: int, vocab: int = 3, layers: int = 1, **sampling: Any) -> Law:
-    """The reference's law of the sequential cascade."""
+    """The law of the sequential cascade by the reference."""
     return process.sequential_law(model_tables(vocab, layers, **sampling), target, length)

@@ -1,4 +1,4 @@
-"""The law of whole texts of a loaded pair, on any device and runner, compared with its own full forwards."""
+"""Compare the law of a loaded pair's texts, for any device and runners, with the law from its own full forwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.reference.process import Target, Tokens, sequential_law
 PROMPT = (1, 2)
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.4}
 MIDDLE = {**SHAPE, "initializer_range": 0.06}
-"""Two models that agree partly: most drafts are accepted with a probability between 0.1 and 0.9."""
+"""Two models that partly agree: most drafts are accepted with a probability between 0.1 and 0.9."""
 LENGTH = 3
 CASES: list[tuple[str, Target, dict[str, Any]]] = [
     ("target", lambda pair: pair.p, {}),
@@ -32,13 +32,13 @@ DEEP: list[tuple[str, Target, dict[str, Any]]] = [
     ("speculative:k=5", target("exact"), {"temperature": 0.7}),
     ("speculative-cascade:rule=token-v3,alpha=0.3,k=4", target("token-v3", 0.3), {}),
 ]
-"""For texts of five tokens over a vocabulary of three: rounds of four drafts and, at the end, all shorter lengths."""
+"""Cases for texts of five tokens instead of three: rounds of four drafts and, at the end, of every shorter length."""
 
 
 def alarms(
     pair: Pair, strategy: str, rule: Target, sampling: dict[str, Any], runs: int, length: int = LENGTH
 ) -> list[str]:
-    """Texts that came too often or too rarely; by chance in fewer than one of 100,000 choices of seeds."""
+    """Texts that occurred too often or too rarely; by chance alone, in fewer than one of 100,000 choices of seeds."""
     whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | sampling
 
     @cache

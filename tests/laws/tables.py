@@ -12,13 +12,13 @@ KINDS = ["warped", "plain", "equal", "disjoint", "sparse"]
 
 
 def target(name: str, alpha: float = 0.0) -> Target:
-    """The reference's pi as a function of a pair; an unknown name is plain speculative decoding."""
+    """pi as a function of a pair, by the reference; an unknown name means plain speculative decoding."""
     rule = RULES.get(name, exact)
     return lambda pair: rule(*pair, alpha).pi
 
 
 def random_tables(size: int, seed: int, kind: str = "warped") -> Tables:
-    """Two models, by kind: with temperature and top-p; with neither; equal; without common tokens; with zeros."""
+    """Two models; the kinds are temperature and top-p, neither, one model twice, nothing in common, and zeros."""
 
     @cache
     def tables(prefix: Tokens) -> Pair:

@@ -1,4 +1,4 @@
-"""The draft's distribution after a block, computed only once the block has passed: the same rounds in fewer steps."""
+"""Requesting the draft's q after a block only once the block has passed gives the same rounds in fewer steps."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def speculating(spec: str) -> Speculating:
 
 
 def runs_of(spec: str | Strategy, **options: Any) -> Iterator[Run]:
-    """Runs of texts long enough for rounds of every kind; the last round may have less room than the others."""
+    """Yield runs with rounds of every kind; the last round may have less room than the others."""
     for seed in range(12):
         ask = {"prompt_ids": [1, 2], "max_new_tokens": 23, "seed": seed, **WARPED, **options}
         yield generate(tiny_pair(5, 2), strategy=spec, **ask)
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether two runs are equal except for the last bits, which depend on how many rows are computed together."""
+    """Whether two runs are equal up to rounding: they process different numbers of rows at a time."""
     return numbers_of(ours) == pytest.approx(numbers_of(theirs), rel=1e-6, abs=1e-9, nan_ok=True)
 
 
 def numbers_of(run: Run) -> dict[str, Any]:
-    """Every number of every token, by its place."""
+    """Every value in a run's rounds, keyed by its path."""
     found: dict[str, Any] = {}
 
     def put(name: str, value: Any) -> None:
@@ -90,7 +90,7 @@ def test_the_same_rounds(rule: str, verify: str, request: pytest.FixtureRequest)
 @pytest.mark.parametrize("stop", [stop for stop in MIDDLE if stop != "never"])
 def test_the_same_rounds_with_a_stop(stop: str, request: pytest.FixtureRequest) -> None:
     spec = f"speculative-cascade:rule=token-v3,alpha=0.4,stop={stop}{MIDDLE[stop]},k=3"
-    if stop == "rate":  # whose drafts depend on the cost of steps
+    if stop == "rate":  # it decides by the step costs, which differ between the two
         spec = spec.replace("rate", "max-q,least_q=0.3")
     late = list(runs_of(spec))
     request.getfixturevalue("asked_at_once")
@@ -100,10 +100,10 @@ def test_the_same_rounds_with_a_stop(stop: str, request: pytest.FixtureRequest) 
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("rule", ["token-v3,alpha=0.4", "mixture,target_weight=0.5", "min-p,alpha=0.3"])
 def test_steps_are_made_that_something_is_made_of(rule: str, k: int) -> None:
-    """One draft step per drafted token, and one after every block that passed, if the rule reads q there."""
+    """One draft step per drafted token, plus one after every block that passed if the rule reads q there."""
     whole = broken = 0
     for run in runs_of(f"speculative-cascade:rule={rule},k={k}", max_new_tokens=40):
-        assert run.finish_reason == "length"  # so the trace has every block as a whole
+        assert run.finish_reason == "length"  # so the trace contains every block in full
         behind = whole_blocks(run) if "min-p" not in rule else 0
         assert run.metrics.draft_calls == run.metrics.num_draft_tokens + behind
         whole += whole_blocks(run)
@@ -113,7 +113,7 @@ def test_steps_are_made_that_something_is_made_of(rule: str, k: int) -> None:
 
 @pytest.mark.parametrize("stop", ["max-q", "svip"])
 def test_a_stop_that_has_looked_there_saves_the_step(stop: str) -> None:
-    """A round ended by the stop takes one step more than it has tokens, whatever passes; others only if all pass."""
+    """A round ended by the stop takes one draft step more than it has tokens; a full round only if all drafts pass."""
     refused = 0
     for run in runs_of(f"speculative-cascade:rule=token-v3,alpha=0.4,stop={stop}{MIDDLE[stop]},k=3"):
         steps = at = 0
@@ -130,7 +130,7 @@ def test_a_stop_that_has_looked_there_saves_the_step(stop: str) -> None:
 @pytest.mark.parametrize("verify", ["token", "block"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_law_of_four_tokens(k: int, verify: str, sampling: dict[str, Any]) -> None:
-    """Across rounds of every length; in rounds that draft, every bonus comes from the late q."""
+    """Across rounds of every length; in rounds that draft, every bonus uses the q that was requested late."""
     strategy = speculating(f"speculative-cascade:rule=mixture,target_weight=0.5,k={k},verify={verify}")
     law = engine_law(strategy, 4, 2, 2, **sampling)
     wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **sampling)
@@ -139,7 +139,7 @@ def test_the_law_of_four_tokens(k: int, verify: str, sampling: dict[str, Any]) -
 
 @dataclass(frozen=True)
 class Trimming(Model):
-    """Drafts n tokens and returns only the first, so the draft model has read beyond the block."""
+    """Drafts n tokens and returns only the first: the draft model has read beyond the block."""
 
     def propose(self, s: Session, n: int, rule: Rule) -> speculation.Block:
         block = super().propose(s, n, rule)
@@ -147,7 +147,7 @@ class Trimming(Model):
 
 
 def test_a_drafter_may_have_read_beyond_its_block() -> None:
-    """The result is as if it had drafted only what it returned: the same random numbers decide."""
+    """The rounds are those of a drafter that drafts only what it returns: the same random numbers decide."""
     strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=3")
     ours = runs_of(dataclasses.replace(strategy, draft=Trimming()))
     theirs = runs_of(dataclasses.replace(strategy, k=1))
@@ -156,7 +156,7 @@ def test_a_drafter_may_have_read_beyond_its_block() -> None:
 
 @dataclass(frozen=True)
 class Watching(Model):
-    """Records the answer on the host when it is called for no drafts."""
+    """Records the answer on the host and on the device whenever nothing is to be drafted."""
 
     seen: list[tuple[list[int], list[int]]] = dataclasses.field(default_factory=list, hash=False)
 
@@ -177,7 +177,7 @@ def test_a_drafter_that_is_asked_late_sees_the_block_in_the_answer() -> None:
 
 @dataclass(frozen=True)
 class Twice(Model):
-    """Has no distribution at temperature 1 and returns q twice."""
+    """Has no distribution at temperature 1: returns q in its place."""
 
     def propose(self, s: Session, n: int, rule: Rule) -> speculation.Block:
         block = super().propose(s, n, rule)
@@ -205,13 +205,13 @@ def test_who_goes_by_the_target_is_asked_at_once(runner: type[Runner]) -> None:
 
 @dataclass(frozen=True)
 class ByRounds(Model):
-    """Its q depends on where the round began."""
+    """A drafter whose q depends on where the round began."""
 
     by_prefix: ClassVar[bool] = False
 
 
 def test_who_reads_on_the_host_or_goes_by_rounds_is_asked_at_once() -> None:
-    """Drafters on the host have no step to save; if q depends on rounds, q after a block is not that of a new round."""
+    """The former has no step to save; the latter's q after a block is not the q of a round that begins there."""
     plain = tiny_pair(3).draft
     assert plain is not None
     where = plain.runner, torch.device("cpu")
@@ -223,7 +223,7 @@ def test_who_reads_on_the_host_or_goes_by_rounds_is_asked_at_once() -> None:
 
 
 def test_a_stop_is_told_of_the_step() -> None:
-    """Rounds without drafts always pass, so they have the late step too: `rate` must count it for them."""
+    """A round without drafts always passes, so in `rate` the cost of drafting nothing includes the extra step too."""
     costs = speculating("speculative-cascade:rule=token-v3,stop=rate,k=4").costs(tiny_pair(5, 2))
     assert costs is not None and costs.reads_if_kept and not costs.reads_last
     assert costs.round(0, 1.0) == pytest.approx(costs.c + costs.v[0])
@@ -233,7 +233,7 @@ def test_a_stop_is_told_of_the_step() -> None:
 
 
 def of_the_answer(s: Session, block: speculation.Block, propose: Any, rule: Any) -> speculation.Block:
-    """A bug: q after the answer so far instead of after the block."""
+    """A bug: q after the answer so far, instead of after the block."""
     s.draft.rewind(s.length - 1)
     del block
     return propose(s, 0, rule)
@@ -255,7 +255,7 @@ def test_planted_bugs_change_the_law(bug: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_random_numbers_of_the_first_position_change_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug: the token after the block is drawn with the uniform of a rejection at the block's first token."""
+    """A bug: the token after the block is drawn with the uniform of a rejection at its first token."""
     strategy = parse("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
     decide: Any = speculation.decide_round
     assert isinstance(strategy, Speculating)
@@ -276,7 +276,7 @@ def test_random_numbers_of_the_first_position_change_the_law(monkeypatch: pytest
 
 
 def test_the_target_is_no_control() -> None:
-    """The models disagree enough: bonus tokens follow neither of them."""
+    """For this pair pi is far enough from p that the tests above would detect a bonus drawn from p."""
     strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
     ours = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
     exact = reference_law(target("exact"), 4, 2, 2, **PLAIN)

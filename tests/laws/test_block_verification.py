@@ -1,7 +1,7 @@
-"""Block verification: the law of a round by enumeration, and its gain over token tests.
+"""Block verification: the exact law of what a round emits, by enumeration, and its gain over token tests.
 
-Law and acceptance come from the package's own tests of prefixes, over every block and every pattern of passed and
-failed tests; the reference does the same with loops, and the law itself is the product of pi along the text.
+Law and acceptance come from the package's own prefix tests, over every block and every pattern of passed and failed
+tests. The reference computes the same with loops, and the law itself is the product of pi along the text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ each_rule = pytest.mark.parametrize("name", RULES)
 
 
 class Draft(NamedTuple):
-    """A drafted block of k tokens, with its probability."""
+    """A drafted block of k tokens and its probability."""
 
     pi: torch.Tensor
     q: torch.Tensor
@@ -62,7 +62,7 @@ class Draft(NamedTuple):
 
 
 def drafts(tables: Tables, rule: Target, k: int) -> Iterator[Draft]:
-    """All blocks that can be drafted."""
+    """Every block that can be drafted."""
     for drafted in product(range(len(tables(()).q)), repeat=k):
         pairs = [tables(drafted[:i]) for i in range(k + 1)]
         chance = float(np.prod([pairs[i].q[x] for i, x in enumerate(drafted)]))
@@ -78,7 +78,7 @@ def kept_by(draft: Draft, passed: tuple[bool, ...]) -> int:
 
 
 def stands(draft: Draft) -> list[float]:
-    """The probabilities that 0 to k tokens of a block are kept, over all patterns of passed and failed tests."""
+    """The probabilities that 0 to k of its tokens are kept, over all patterns of passed and failed tests."""
     k = len(draft.tokens)
     passing = rejection.prefix_tests(*draft[:3])[0].tolist()
     shares = [0.0] * (k + 1)
@@ -89,7 +89,7 @@ def stands(draft: Draft) -> list[float]:
 
 
 def outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iterator[tuple[Tokens, float]]:
-    """All outcomes of a round at the beginning of a text, by the package."""
+    """Every outcome of a text's first round with its probability, computed by the package."""
     assert prefix == ()
     for draft in drafts(tables, rule, k):
         laws = rejection.prefix_tests(*draft[:3])[1].numpy()
@@ -100,7 +100,7 @@ def outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iterator[t
 
 
 def law_of(way: Outcomes, tables: Tables, rule: Target, k: int, after: Target | None = None) -> Law:
-    """The joint law of k + 1 tokens: those of a round, then pi of `after` (default: the same rule) token by token."""
+    """The joint law of k + 1 tokens: what a round emits, then pi of `after` (default: `rule`) token by token."""
     law: Law = defaultdict(float)
     tail_of = cache(lambda emitted: sequential_law(tables, after or rule, k + 1 - len(emitted), emitted))
     for emitted, weight in way(tables, rule, (), k):
@@ -135,7 +135,7 @@ def test_zeros_and_equal_models_are_no_trouble(kind: str) -> None:
 
 
 def test_a_round_goes_as_the_definition_says() -> None:
-    """Not only the law: each emitted block has the reference's probability."""
+    """Not only the law: each emitted block also has the reference's probability."""
     for seed, name in enumerate(RULES):
         tables = random_tables(3, seed=seed, kind="plain")
         ours, theirs = (defaultdict(float), defaultdict(float))
@@ -207,7 +207,7 @@ def test_at_temperature_0_the_same_tokens_are_kept(k: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_certain_drafts_gain_nothing(k: int) -> None:
-    """With one-hot q, as from a lookup, a prefix is kept as often as its tokens pass one by one."""
+    """With a one-hot q, as from a lookup, a prefix is kept as often as its tokens pass one after the other."""
     for draft in blocks(k):
         tokens = draft.tokens
         certain = draft._replace(q=torch.nn.functional.one_hot(tokens, draft.pi.shape[1]).double())
@@ -251,7 +251,7 @@ def test_nothing_drafted_is_a_draw_from_pi() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_impossible_tokens_never_follow(dtype: torch.dtype) -> None:
-    """Over a large vocabulary with many zeros, for any uniform, and also where q is pi itself."""
+    """Over a large vocabulary with many zeros, for any uniform, even where q is pi itself."""
     weights = torch.rand(4, 20_000, generator=torch.Generator().manual_seed(0), dtype=dtype)
     weights[:, ::2] = 0
     pi = weights / weights.sum(-1, keepdim=True)
@@ -274,7 +274,7 @@ def test_equal_models_keep_every_draft_whatever_the_rounding() -> None:
 
 
 def first_failure(patch: pytest.MonkeyPatch) -> None:
-    """Keep the prefix before the first failed test, as in token tests."""
+    """The prefix before the first failed test is kept, as in token tests."""
     right = verify_prefixes
 
     def verify(*given: torch.Tensor) -> rejection.Verification:
@@ -295,7 +295,7 @@ def residual_without_weight(patch: pytest.MonkeyPatch) -> None:
 
 
 def excess_at_the_token_itself(patch: pytest.MonkeyPatch) -> None:
-    """S_i at the position of the i-th token instead of the one after it."""
+    """S_i at the position of the i-th token, instead of the one after it."""
     right = rejection.prefix_tests
 
     def tests(pi: torch.Tensor, q: torch.Tensor, drafted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -309,7 +309,7 @@ def excess_at_the_token_itself(patch: pytest.MonkeyPatch) -> None:
 
 
 def weights_as_tests(patch: pytest.MonkeyPatch) -> None:
-    """p_i used as the probability of a test, although it is that of the prefix being kept."""
+    """p_i used as the probability of a test; it is the probability that the prefix is kept."""
     right = rejection.prefix_tests
 
     def tests(pi: torch.Tensor, q: torch.Tensor, drafted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -319,7 +319,7 @@ def weights_as_tests(patch: pytest.MonkeyPatch) -> None:
 
 
 def weights_not_bounded(patch: pytest.MonkeyPatch) -> None:
-    """The bound of 1 applied once to the whole product, so a likely token makes up for a later unlikely one."""
+    """The bound of 1 applied once, to the whole product: a likely token compensates for an unlikely one."""
 
     def weights(pi: torch.Tensor, q: torch.Tensor, drafted: torch.Tensor) -> torch.Tensor:
         ratios = distributions.at(pi, drafted) / distributions.at(q, drafted)
@@ -340,7 +340,7 @@ def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkey
 
 
 def test_tests_are_neither_certain_nor_hopeless() -> None:
-    """Otherwise the laws above would detect little: prefixes whose weight is below 1 may still pass."""
+    """Keeps the laws above sensitive: prefixes whose weight is below 1 may still pass."""
     chances = []
     for seed in range(12):
         for draft in drafts(random_tables(3, seed=seed, kind=KINDS[seed % len(KINDS)]), RULES["exact"], 3):

@@ -1,7 +1,7 @@
 """Block verification through the engine and real models: the exact law of texts over several rounds.
 
 What a round keeps depends on all of its drafts, including those after the kept ones. So a position that is drafted
-again must have new random numbers: no law of one round shows that, but laws of texts do.
+again must use other random numbers than before. No law of a single round can show this; laws of texts do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
 BOTH = pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 CASCADES = ["head,alpha=0.3", "token-v3,alpha=0.3", "mixture,target_weight=0.5", "opt,alpha=0.3"]
 SHAPE = (3, 6)
-"""Tokens and layers."""
+"""Number of tokens and of layers."""
 
 
 def pi_of(rule: Rule) -> Target:
@@ -57,7 +57,7 @@ def cascade(rule: str, k: int) -> SpeculativeCascade:
 
 
 def chances_of(rule: Target, k: int, **sampling: Any) -> list[float]:
-    """The reference's probabilities h_1 to h_{k-1} of all blocks at the beginning of a text."""
+    """The probabilities h_1 to h_{k-1} of all blocks at the beginning of a text, by the reference."""
     tables, found = model_tables(*SHAPE, **sampling), []
     for drafted in product(range(SHAPE[0]), repeat=k):
         pairs = [tables(drafted[:i]) for i in range(k)]
@@ -78,7 +78,7 @@ def passing(pis: list[np.ndarray], qs: list[np.ndarray], drafted: Tokens) -> lis
 @BOTH
 @pytest.mark.parametrize("rule", [None, *CASCADES[:3]])
 def test_the_models_are_worth_testing(rule: str | None, sampling: dict[str, Any]) -> None:
-    """Some prefixes may pass or fail; models of two layers and three tokens, as used elsewhere, have none."""
+    """Several prefixes may either pass or fail; the two-layer, three-token models used elsewhere have none."""
     chances = chances_of(target("exact") if rule is None else pi_of(cascade(rule, 2).rule), 2, **sampling)
     assert sum(0.02 < chance < 0.98 for chance in chances) >= 3
 
@@ -97,7 +97,7 @@ def test_three_tokens(rule: str | None, sampling: dict[str, Any]) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("rule", [None, "mixture,target_weight=0.5"])
 def test_four_tokens_across_rounds_of_every_length(rule: str | None, k: int, sampling: dict[str, Any]) -> None:
-    """Rounds of three drafts, then of all shorter lengths, with drafts drawn a second and a third time."""
+    """Rounds of three drafts, then of every shorter length, with some positions drafted a second and a third time."""
     strategy = parse(f"speculative:k={k},verify=block") if rule is None else cascade(rule, k)
     wanted = target("exact") if rule is None else pi_of(strategy.rule)
     law = engine_law(strategy, 4, 2, 2, **sampling)
@@ -107,7 +107,7 @@ def test_four_tokens_across_rounds_of_every_length(rule: str | None, k: int, sam
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [None, CASCADES[0]])
 def test_four_tokens_of_three_words(rule: str | None) -> None:
-    """Each position allows two of them, not the same two for draft and target: uncut, a rule takes two minutes."""
+    """Top-k leaves draft and target two tokens per position, not the same two; uncut, one rule takes two minutes."""
     strategy = parse("speculative:k=3,verify=block") if rule is None else cascade(rule, 3)
     wanted = target("exact") if rule is None else pi_of(strategy.rule)
     law = engine_law(strategy, 4, *SHAPE, **CUT)
@@ -116,7 +116,7 @@ def test_four_tokens_of_three_words(rule: str | None) -> None:
 
 
 def test_texts_end_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also inside a block: the tokens after the end are cut, but they took part in the test."""
+    """Also inside a block: what follows the end of text is cut off, although it affected what was kept."""
     pair = dataclasses.replace(tiny_pair(), eos_ids=frozenset([2]))
     monkeypatch.setattr("tests.laws.models.tiny_pair", lambda *_: pair)
     law = engine_law("speculative:k=2,verify=block", 3, **PLAIN)
@@ -141,12 +141,12 @@ def test_greedy_runs_are_those_of_token_tests(rule: str, k: int) -> None:
 
 @dataclass(frozen=True)
 class Short(Model):
-    """The draft model, without a q after its drafts, and with fewer drafts than requested, depending on the text."""
+    """Gives no q after its drafts; with `fewer`, the text so far may make it draft less than requested."""
 
     fewer: bool = False
 
     def propose(self, s: Any, n: int, rule: Rule) -> speculation.Block:
-        if self.fewer and s.length:  # depends on the text so far, not on what will be drawn
+        if self.fewer and s.length:  # depends only on what has been written
             n = min(n, 1 + s.answer_ids[-1])
         block = super().propose(s, n, rule)
         m = block.tokens.shape[0]
@@ -155,21 +155,21 @@ class Short(Model):
 
 @pytest.mark.parametrize("fewer", [False, True])
 def test_drafters_that_say_less(fewer: bool) -> None:
-    """Shorter blocks keep the law. Without q after a block the bonus follows p, so the law is kept only for pi = p."""
+    """Shorter blocks keep the law. Without q after a block, the bonus follows p, which keeps it only for pi = p."""
     strategy = dataclasses.replace(parse("speculative:k=3,verify=block"), draft=Short(fewer=fewer))
     law = engine_law(strategy, 4, 2, 2, **PLAIN)
     assert distance(law, reference_law(target("exact"), 4, 2, 2, **PLAIN)) < EXACT
 
 
 def test_where_nothing_is_proposed_after_a_block_its_bonus_follows_p() -> None:
-    """One round of a lossy rule: pi inside the block, p after it."""
+    """With a lossy rule, positions within a block follow pi, and the one after it p."""
     whole = cascade("token-v3,alpha=0.3", 2)
     law = engine_law(dataclasses.replace(whole, draft=Short()), 3, 3, 2, **PLAIN)
     assert distance(law, reference_law(pi_of(whole.rule), 3, 3, 2, **PLAIN)) > 1e-3
     strategy = dataclasses.replace(whole, draft=Short(), k=1)
     law = engine_law(strategy, 2, 3, 2, **PLAIN)
     tables, rule = model_tables(3, 2, **PLAIN), pi_of(whole.rule)
-    # Whether a draft or a residual comes first, what follows is a bonus or a round without drafts.
+    # Whether the first token is a draft or a residual, the second is a bonus or comes from a round without drafts.
     wanted = {(a, b): share * tables((a,)).p[b] for a, share in enumerate(rule(tables(()))) for b in range(3)}
     assert distance(law, wanted) < EXACT
 
@@ -181,7 +181,7 @@ def test_lookups_write_the_same_law_either_way(verify: str) -> None:
 
 
 def test_the_trace_tells_what_each_prefix_would_pass_with() -> None:
-    """h of every prefix, computed from the reference's distributions at its tokens."""
+    """`accept_prob` is h of each prefix, computed from the reference's distributions at its tokens."""
     tables, rule = model_tables(5, 2, **PLAIN), target("token-v3", 0.3)
     seen = []
     for seed in range(8):
@@ -198,11 +198,11 @@ def test_the_trace_tells_what_each_prefix_would_pass_with() -> None:
             assert [token.accepted for token in step.drafted] == [i < kept for i in range(len(ids))]
             seen += [token.accept_prob < 0.5 for token in step.drafted[: max(kept - 1, 0)]]
             done += tuple(token.id for token in step.emitted)
-    assert any(seen)  # tokens were kept whose own prefix was likelier to fail
+    assert any(seen)  # tokens were kept although their own prefix was more likely to fail
 
 
 def test_default_runs_are_what_they_were() -> None:
-    """`verify=token` is not shown, uses the same random numbers as always, and writes the same document."""
+    """`verify=token` appears in no parameter, draws the same numbers as the default, and writes the same rounds."""
     ask = {"prompt_ids": [1, 2], "max_new_tokens": 20, "seed": 3, **PLAIN}
     runs = [generate(tiny_pair(8, 2), strategy=f"speculative:k=4{verify}", **ask) for verify in ("", ",verify=token")]
     assert [run.params for run in runs] == [{"k": 4}] * 2 and {run.spec for run in runs} == {"speculative:k=4"}
@@ -215,7 +215,7 @@ def test_default_runs_are_what_they_were() -> None:
 
 def test_what_was_looked_at_gets_new_numbers() -> None:
     table, ahead = Uniforms(7, 12), LookingAhead(Uniforms(7, 12))
-    assert torch.equal(ahead.draw(0, 4), table.draw(0, 4))  # drafted for the first time: the numbers of every strategy
+    assert torch.equal(ahead.draw(0, 4), table.draw(0, 4))  # first drafts use the same numbers as in every strategy
     ahead.looked_at(4)
     for name in ("draw", "accept"):
         own, again = getattr(table, name), getattr(table, f"{name}_again")
@@ -238,11 +238,11 @@ def test_new_numbers_are_of_seed_round_and_place_alone() -> None:
     assert len(set(drawn)) == len(drawn)
 
 
-# ---------------------------------------------------------------- bugs, planted
+# ---------------------------------------------------------------- planted bugs
 
 
 def same_numbers_again(patch: pytest.MonkeyPatch) -> None:
-    """Keyed by position alone, as token tests may."""
+    """Random numbers keyed by position alone, which only token tests may use."""
     patch.setattr(uniforms.LookingAhead, "looked_at", lambda self, end: None)
 
 

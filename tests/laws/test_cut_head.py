@@ -1,4 +1,4 @@
-"""A draft model with a cut head: q is zero for the tokens cut off, and every law is still exact."""
+"""A draft model whose head is cut: q is 0 for the removed tokens, and every law is still exact."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cut(ids: Path) -> Pair:
-    """The pair of `tiny_pair` with the draft's head cut; the remaining weights are the same."""
+    """The pair of `tiny_pair` with a cut draft head; all remaining weights are the same."""
     whole = tiny_pair(VOCAB, 2)
     shape = whole.config.draft.source.random
     models = {
@@ -56,7 +56,7 @@ def in_the_engine(cut: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tables(**sampling: Any) -> Tables:
-    """From full forwards of the uncut models; the cut tokens are removed from the draft's logits here."""
+    """From full forwards of the whole models; removed tokens are masked out of the draft's logits here."""
     missing = [token for token in range(VOCAB) if token not in KEPT]
 
     def of(prefix: Tokens) -> process.Pair:
@@ -75,14 +75,14 @@ def assert_law(strategy: str, rule: Target, length: int, sampling: dict[str, Any
 
 @pytest.fixture(scope="module", autouse=True)
 def reference() -> None:
-    """Compute the reference's numbers before the engine gets the cut pair instead of the whole one."""
+    """Compute the reference's numbers before the engine gets the cut pair in place of the whole one."""
     for length in range(3):
         for prefix in np.ndindex(*([VOCAB] * length)):
             logits(VOCAB, 2, tuple(map(int, prefix)))
 
 
 def test_what_was_cut_off_matters() -> None:
-    """The target gives such tokens all kinds of probabilities, and so would the uncut draft model."""
+    """The removed tokens have a substantial share of the target's mass, and of the uncut draft's."""
     missing = [token for token in range(VOCAB) if token not in KEPT]
     x, y = logits(VOCAB, 2, ())
     assert 0.05 < softmax(y)[missing].sum() < 0.95
@@ -122,12 +122,12 @@ def test_greedy_speculation_writes_the_targets_own_tokens(k: int, cut: Pair) -> 
 
 
 def rows_in_disorder(patch: pytest.MonkeyPatch, head: CutHead) -> None:
-    """The kept rows are left adjacent, as if the lowest ids had been kept."""
+    """The kept rows are placed next to each other, as if the lowest ids had been kept."""
     patch.setattr(head, "_lowest", len(KEPT))
 
 
 def a_floor_for_minus_infinity(patch: pytest.MonkeyPatch, head: CutHead) -> None:
-    """Cut tokens get a small logit, which is what a cap after the head would make of minus infinity."""
+    """Removed tokens get a small logit, as a cap after the head would make of minus infinity."""
     right = head.forward
     patch.setattr(head, "forward", lambda hidden: right(hidden).clamp_min(-3.0))
 
@@ -136,7 +136,7 @@ def a_floor_for_minus_infinity(patch: pytest.MonkeyPatch, head: CutHead) -> None
 def test_planted_bugs_are_seen(
     bug: Callable[..., None], cut: Pair, in_the_engine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exact rule is lossless whatever q is; only laws that depend on q detect an error in it."""
+    """The exact rule is lossless for any q, so only laws that depend on q can detect these bugs."""
     head = cut.draft.model.lm_head
     bug(monkeypatch, head)
     wanted = process.sequential_law(tables(**PLAIN), lambda pair: pair.q, 2)
@@ -145,7 +145,7 @@ def test_planted_bugs_are_seen(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_family_has_its_own_logits_where_they_were_kept(name: str) -> None:
-    """Minus infinity for the other tokens, even if the model caps its logits after the head."""
+    """All other logits are minus infinity, even where the model caps its logits after the head."""
     more = ARCHITECTURES[name] | ({"final_logit_softcapping": 5.0} if name.startswith("gemma") else {})
     whole, few = (
         load_pair({"draft": model(1, 300, **more) | vocab, "target": model(2, 300, **more)})
@@ -154,7 +154,7 @@ def test_every_family_has_its_own_logits_where_they_were_kept(name: str) -> None
     text = torch.arange(7)
     ours, theirs = (pair.draft.runner.forward(text, 3) for pair in (few, whole))
     assert ours.shape == theirs.shape
-    kept = [*range(90), 256]  # the byte tokenizer's end of text is no byte
+    kept = [*range(90), 256]  # 256 is the byte tokenizer's end of text
     others = [token for token in range(257) if token not in kept]
     assert torch.allclose(ours[:, kept], theirs[:, kept], atol=1e-5)
     assert bool((ours[:, others] == -torch.inf).all()) and bool(theirs.isfinite().all())

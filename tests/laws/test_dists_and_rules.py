@@ -1,4 +1,4 @@
-"""cascli's tensor code against the reference on ordinary and adversarial distributions; every rule's contract."""
+"""cascli's tensors compared with the reference on ordinary and adversarial distributions; every rule's contract."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_the_reference_is_independent() -> None:
 
 
 def assert_same_warp(logits: Tensor, sampling: Sampling) -> None:
-    """Equal to the reference; where a tie or rounding may decide the nucleus, consistent with its definition."""
+    """Equal to the reference, or consistent with the nucleus's definition where a tie or rounding may decide it."""
     probs, close = rows(dists.warp(logits, sampling)), warp_closeness(logits, sampling)
     settings = (sampling.temperature, sampling.top_k, sampling.top_p)
     for row, source in zip(probs, rows(logits), strict=True):
@@ -64,14 +64,14 @@ def assert_same_warp(logits: Tensor, sampling: Sampling) -> None:
 
 
 def warp_closeness(logits: Tensor, sampling: Sampling) -> float:
-    """Rounding a logit x moves its probability by eps |x / T| of itself; a sum is off by eps sqrt(V)."""
+    """Rounding a logit x changes its probability by eps |x / T| of itself; rounding a sum, by eps sqrt(V)."""
     eps = torch.finfo(logits.dtype).eps
     largest = logits[logits.isfinite()].abs().max().item() / (sampling.temperature or 1.0)
     return closeness(logits.dtype) + eps * (largest + logits.shape[-1] ** 0.5)
 
 
 def assert_nucleus(row: np.ndarray, before: np.ndarray, top_p: float, close: float) -> None:
-    """The kept set has the most likely tokens, reaches top_p, and would not reach it without its last token."""
+    """The kept tokens are the most likely ones and reach top_p together, but not without the least likely of them."""
     kept = row > 0
     mass = before[kept].sum()
     assert mass >= top_p - close and mass - before[kept].min() < top_p + close
@@ -140,7 +140,7 @@ def test_cold_is_greedy_without_overflow(temperature: float) -> None:
 def test_a_large_vocabulary(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     logits = tensor(rng.normal(size=(2, 150_000)) * [[1.0], [4.0]], dtype)
-    logits[:, 149_000:] = -torch.inf  # rows without a token in the tokenizer
+    logits[:, 149_000:] = -torch.inf  # ids that the tokenizer does not have
     for sampling in (Sampling(), Sampling(temperature=0.8, top_k=50), Sampling(top_p=0.9)):
         assert_same_warp(logits, sampling)
         assert not dists.warp(logits, sampling)[:, 149_000:].any()
@@ -150,7 +150,7 @@ def test_a_large_vocabulary(dtype: torch.dtype) -> None:
 
 
 def assert_drawn(probs: Tensor, u: Tensor, ids: Tensor) -> None:
-    """u is within the CDF step of the drawn id (up to float64 rounding of the sum), and the id is possible."""
+    """u lies in the CDF's step of the drawn id (up to float64 rounding of the sum); the id is possible."""
     for row, point, token in zip(rows(probs), u.tolist(), ids.tolist(), strict=True):
         cdf = np.cumsum(row)
         assert row[token] > 0
@@ -222,7 +222,7 @@ def test_acceptance(dtype: torch.dtype) -> None:
 
 @each_dtype
 def test_residual(dtype: torch.dtype) -> None:
-    """The relative error grows as the excess shrinks, by cancellation in pi - q, which no method avoids."""
+    """The relative error grows as the excess shrinks, by a cancellation in pi - q that no method avoids."""
     for d in all_pairs(dtype):
         found = rows(rejection.residual(d.p, d.q))
         for row, pi, q in zip(found, rows(d.p), rows(d.q), strict=True):
@@ -245,7 +245,7 @@ def test_residual_of_a_barely_different_pair_is_finite() -> None:
 
 
 def assert_same_judgement(name: str, alpha: float, d: Dists) -> None:
-    """Decisions equal the reference's unless rounding may decide; pi is the mixture by the actual decisions."""
+    """Decisions equal the reference's except where rounding may decide; pi is the mixture of the decisions made."""
     rule = rules.load(name)(alpha=alpha)
     pi, defer = rule.apply(d), rule.deferred(d)
     slack = 0.0 if alpha == 0 else 1e-14 if d.q.dtype == torch.float64 else 1e-6 * max(1.0, abs(alpha))
@@ -278,7 +278,7 @@ def test_rule_values_on_a_large_vocabulary(name: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("name", sorted(reference_rules.RULES))
 def test_thresholds_look_at_unwarped_probabilities(name: str) -> None:
-    """Greedy one-hot q and p do not change what is deferred, apart from TV in opt."""
+    """One-hot q and p at temperature 0 do not change what is deferred, except through TV in opt."""
     x, y = np.random.default_rng(6).normal(size=(2, 200, 8))
     d = warped_pair(x, y, torch.float64, Sampling(temperature=0.0))
     plain = Dists(d.q1, d.p1, d.q1, d.p1)
@@ -289,14 +289,14 @@ def test_thresholds_look_at_unwarped_probabilities(name: str) -> None:
             assert torch.equal(rule.deferred(d), rule.deferred(plain))
 
 
-# ---------------------------------------------------------------- the contract of every rule, later ones too
+# ---------------------------------------------------------------- the contract of every rule, including future ones
 
 ALL_RULES = [*rules.names(), "exact"]
 each_rule = pytest.mark.parametrize("name", ALL_RULES)
 
 
 def instances(name: str) -> list[Rule]:
-    """The rule with several values of its required parameters, as far as they are allowed."""
+    """The rule with several values of its required parameters, as far as it allows them."""
     kind = Exact if name == "exact" else rules.load(name)
     required = [
         field.name
@@ -337,9 +337,10 @@ def test_pi_is_a_distribution_within_both_supports(name: str, dtype: torch.dtype
 
 @each_rule
 def test_equal_models_are_left_equal(name: str) -> None:
-    """With q = p a whole-distribution rule has nothing to choose: pi = p.
+    """With q = p, a whole-distribution rule has nothing to choose: pi = p.
 
-    A token rule does change the law (a deferred token is drawn again, so kept ones gain), but not its support.
+    A token rule does change the law then (a deferred token is drawn again, so kept ones gain), but not its
+    support.
     """
     for rule in instances(name):
         for _, x, _ in BATCHES:
@@ -381,7 +382,7 @@ def test_no_rows_are_no_rows(name: str) -> None:
 
 
 def turned(name: str, place: float) -> Rule:
-    """A rule at a setting of its dial, with the checks that a user's value goes through."""
+    """A rule at a position of its dial, through the same validation as a user's value."""
     kind = rules.load(name)
     assert kind.dial is not None
     return validated(kind, {kind.dial.parameter: str(kind.dial.at(place))})
@@ -402,14 +403,14 @@ def test_ends_of_the_dial(name: str, end: str, side: str) -> None:
 
 @pytest.mark.parametrize("name", rules.names())
 def test_between_its_ends_a_dial_moves_acceptance(name: str) -> None:
-    """From the strict end to the loose one, in steps small enough for a search; controls do not depend on q."""
+    """Acceptance rises from the strict end to the loose one, in steps that a search can follow; controls ignore q."""
     rng = np.random.default_rng(4)
     q, p = torch.tensor(rng.dirichlet(np.full(8, 0.5), size=(2, 500)))
     d = Dists(q, p, q, p)
     exact = float(torch.minimum(q, p).sum(-1).mean())
     found = [float(torch.minimum(q, turned(name, i / 32).apply(d)).sum(-1).mean()) for i in range(33)]
     steps = np.diff(found)
-    assert (np.abs(steps) > 1e-4).sum() >= 2  # top-k has as many steps as there are tokens
+    assert (np.abs(steps) > 1e-4).sum() >= 2  # top-k has only as many steps as there are tokens
     if rules.load(name).reads_draft:
         # Token rules also cut the target's tail, so their first step may go backwards.
         assert (steps > (-0.02 if isinstance(turned(name, 0), ChoiceRule) else -1e-9)).all()

@@ -1,7 +1,7 @@
-"""Drafts without a model: the joint law of whole texts by enumeration, and the tokens that a lookup copies.
+"""Drafts without a model: the exact joint law of texts by enumeration, and what a lookup copies.
 
-The reference plans each round with its own search and enumerates all outcomes; the engine runs once in every box of its
-random numbers (see `integration`).
+The reference plans each round with its own search and enumerates every outcome; the engine runs once in every box of
+its random numbers (see `integration`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = [("exact", 0.0), ("token-v2", 0.2), ("token-v3", 0.0), ("token-v3", 0.4)
 
 
 def looked_up(text: Tokens, count: int, largest: int = 3, smallest: int = 1) -> list[int]:
-    """The rule of `prompt_lookup` in other code: of all earlier places the longest match wins, then the latest."""
+    """The rule of `prompt_lookup`, restated: try every earlier position; the longest match wins, then the latest."""
     best = max(
         (
             (n, end)
@@ -71,7 +71,7 @@ def by_lookup(rule: str, alpha: float, k: int, length: int, ngram: int = 3, **sa
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize(("rule", "alpha"), CASES)
 def test_the_law_is_that_of_planned_rounds(rule: str, alpha: float, k: int, sampling: dict[str, Any]) -> None:
-    """Five tokens: rounds over drafts of every length, with a proposal for the bonus position and without."""
+    """Five tokens: rounds with drafts of every length, with and without a proposal for the bonus position."""
     law, wanted = by_lookup(rule, alpha, k, 5, **sampling)
     assert distance(law, wanted) < EXACT
 
@@ -82,7 +82,7 @@ def test_the_exact_rule_is_lossless_whatever_is_drafted() -> None:
 
 
 def test_a_lossy_law_depends_on_where_rounds_begin() -> None:
-    """As `by_prefix` states: another k plans other positions, and the law of the text changes."""
+    """As `by_prefix` declares, another k plans other positions, and the law of the text changes."""
     assert not drafters.load("prompt-lookup").by_prefix
     (one, wanted), (three, _) = (by_lookup("token-v3", 0.4, k, 6, ngram=1, **PLAIN) for k in (1, 3))
     assert distance(one, wanted) < EXACT
@@ -90,7 +90,7 @@ def test_a_lossy_law_depends_on_where_rounds_begin() -> None:
 
 
 def test_the_cases_disagree_in_the_middle() -> None:
-    """Otherwise the laws above would detect little: drafts pass with all probabilities, in blocks of any length."""
+    """Keeps the laws above sensitive: drafts pass with any probability, in blocks of any length."""
     chances, lengths = [], set()
     for seed in range(40):
         run = generate(
@@ -104,12 +104,12 @@ def test_the_cases_disagree_in_the_middle() -> None:
 
 
 def residual_keeps_the_draft(patch: pytest.MonkeyPatch) -> None:
-    """A bug: a rejected token may be drawn again."""
+    """A rejected token can be drawn again."""
     patch.setattr(rejection, "residual", lambda pi, q: pi)
 
 
 def as_if_sampled(patch: pytest.MonkeyPatch) -> None:
-    """A bug: a deterministic draft is verified as if drawn from a flat q (an argmax draft with its softmax)."""
+    """A deterministic draft verified as if drawn from a flat q (like an argmax draft verified with its softmax)."""
     right = speculation.Block.certain.__func__
 
     def certain(cls: Any, *given: Any) -> speculation.Block:
@@ -120,7 +120,7 @@ def as_if_sampled(patch: pytest.MonkeyPatch) -> None:
 
 
 def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
-    """A bug: the proposal for the position after the block is forgotten."""
+    """The proposal for the position after the block is ignored."""
     right = speculation.plain_round
 
     def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any, **how: Any) -> Any:
@@ -131,7 +131,7 @@ def bonus_from_p(patch: pytest.MonkeyPatch) -> None:
 
 
 def q_where_nothing_was_proposed(patch: pytest.MonkeyPatch) -> None:
-    """A bug: the rule is applied where there is no draft, with the target's distribution as q."""
+    """The rule is applied where nothing was proposed, with the target in place of the draft."""
     right = speculation.plain_round
 
     def round_(rule: Any, sampling: Any, logits: Any, tokens: Any, q: Any, q1: Any, *u: Any, **how: Any) -> Any:
@@ -163,7 +163,7 @@ def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch:
 
 @dataclass(frozen=True)
 class Asking(SpeculativeCascade):
-    """A speculative cascade whose drafts come from `how`."""
+    """A speculative cascade that gets its drafts from `how`."""
 
     how: Any = None
 
@@ -172,7 +172,7 @@ class Asking(SpeculativeCascade):
 
 
 def blocks_are_what_was_asked_for(name: str) -> None:
-    """At most n tokens, each possible under its q; rows of q sum to 1; the text is unchanged."""
+    """At most n tokens, each possible under its q, whose rows sum to 1; the text is left unchanged."""
     strategy = parse(f"speculative-cascade:rule=token-v3,draft={name},k=3")
     drafter, seen = strategy.draft, []
 
@@ -192,11 +192,11 @@ def blocks_are_what_was_asked_for(name: str) -> None:
     for seed in range(6):
         watched = Asking(rule=strategy.rule, draft=drafter, k=3, how=propose)
         generate(loaded, prompt_ids=[1, 2], strategy=watched, max_new_tokens=8, seed=seed, **PLAIN)
-    assert max(seen) == 3  # the drafter does draft
+    assert max(seen) == 3  # the drafter does draft full blocks
 
 
 def the_exact_rule_is_lossless(name: str) -> None:
-    """Up to the rounding of a float32 q, whose rows sum to 1 only in float32."""
+    """Up to the rounding of a q in float32, whose rows sum to 1 only in float32."""
     law = engine_law(f"speculative:draft={name},k=2", 4, VOCAB, 2, **PLAIN)
     assert distance(law, reference_law(target("exact"), 4, VOCAB, 2, **PLAIN)) < ROUNDING
 
@@ -205,7 +205,7 @@ def a_rule_is_followed_where_q_is_a_function_of_the_prefix(name: str) -> None:
     """The law is the product of pi along the text, with pi = p where nothing is proposed."""
     drafter = drafters.load(name)()
     if isinstance(drafter, Model) or not drafter.by_prefix:
-        return  # laws of models are tested everywhere and in test_early_exit, that of planned rounds above
+        return  # models are tested everywhere and in test_early_exit, planned rounds above
     tables = model_tables(VOCAB, 2, **PLAIN)
 
     def law(length: int, prefix: Tokens = ()) -> Law:
@@ -226,7 +226,7 @@ def a_rule_is_followed_where_q_is_a_function_of_the_prefix(name: str) -> None:
 
 
 def proposed(drafter: Any, prefix: Tokens) -> np.ndarray | None:
-    """q after a prefix, from a session that contains only that prefix."""
+    """q after a prefix, in a session that contains only this prefix."""
     there = SimpleNamespace(
         prompt_ids=[token % VOCAB for token in PROMPT],
         answer_ids=list(prefix),
@@ -274,7 +274,7 @@ def test_the_longest_match_wins_then_the_latest() -> None:
 
 
 def test_a_match_lies_on_whole_tokens() -> None:
-    """The search works on bytes: 1 and 256 have the same bytes, shifted by one."""
+    """The search compares bytes: 1 and 256 have the same ones, shifted by one place."""
     assert continuation([256, 256, 1], 2, ()) == []
     assert continuation([1, 256, 65536, 256], 1, ()) == [65536]
 
@@ -301,7 +301,7 @@ def test_rules_that_read_confidence_are_refused_on_drafts_that_are_certain(name:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_target_alone_decodes_as_in_a_pair(temperature: float) -> None:
-    """The draft model, if present, has no influence."""
+    """The draft model has no effect, whether it is loaded or not."""
     alone = load_pair({"name": "alone", "target": model(2, 300)})
     both = load_pair(pair())
     for strategy in (
@@ -325,7 +325,7 @@ def test_strategies_that_ask_a_draft_model_say_so(strategy: str) -> None:
 
 
 def test_greedy_lookups_are_the_target_and_repeat_what_it_repeats() -> None:
-    """A tiny model at temperature 0 soon repeats itself; then every draft passes, and blocks are kept whole."""
+    """A tiny model at temperature 0 soon repeats itself; then every draft passes, and rounds are full."""
     loaded = load_pair(pair(8))
     ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 60, "temperature": 0.0}
     target_run, run = (generate(loaded, strategy=s, **ask) for s in ("target", "speculative:draft=prompt-lookup,k=4"))

@@ -1,7 +1,7 @@
 """EAGLE-3 heads: laws by enumeration with their true q, which depends on where the round began.
 
-The reference takes the target's hidden states from a full forward of transformers, and computes the head in NumPy from
-the tensors that were saved to disk.
+The reference takes the target's hidden states from a full transformers forward, and computes the head in NumPy from
+the tensors that were written to disk.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def in_the_engine(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reference:
-    """Both models from scratch; `tables(start, prefix)` is for a round that began after `start`."""
+    """Both models from scratch; `tables(start, prefix)` belongs to a round that began after `start`."""
 
     def __init__(self, pair: Pair, weights: dict[str, torch.Tensor]) -> None:
         self._model = pair.target.model
@@ -77,7 +77,7 @@ class Reference:
     def _of_target(self, text: Tokens) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
             found = self._model(input_ids=torch.tensor([text]), use_cache=False, output_hidden_states=True)
-        # transformers' last hidden state is normalised; the input of the last layer is not.
+        # transformers normalises the last of its hidden states; the head reads it before that norm.
         taps = [found.hidden_states[n] if n < 3 else self._last(text) for n in TAPS]
         return found.logits[0, -1].numpy(), torch.stack([tap[0] for tap in taps], dim=1).numpy()
 
@@ -99,7 +99,7 @@ class Reference:
         return process.Pair(warp(x, **sampling), warp(y, **sampling), softmax(x), softmax(y))
 
     def law(self, rule: Target, length: int, k: int, start: Tokens = (), **sampling: Any) -> Law:
-        """Rounds of k drafts, each with the head's own q."""
+        """The law of rounds of k drafts, each with the head's own q."""
         if length == 0:
             return {(): 1.0}
         law: Law = defaultdict(float)
@@ -168,7 +168,7 @@ def rule_of(name: str, alpha: float) -> Target:
 
 
 def test_the_law_depends_on_the_rounds(pair: Pair, reference: Reference) -> None:
-    """The run reports it (`depends_on_rounds`); a lossless run does not."""
+    """The run reports this, unless it is lossless or its rule does not read q."""
     one, two = (reference.law(target("token-v3", 0.3), 3, k, **PLAIN) for k in (1, 2))
     assert distance(one, two) > 1e-3
     for strategy, depends in [("speculative", False), ("speculative-cascade:rule=token-v3", True)]:
@@ -211,7 +211,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.mark.parametrize("rule", ["speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=3"])
 @pytest.mark.parametrize("prompt", [PROMPT, (1, 2, 3, 0, 1), (1, 2, 3) * 4])
 def test_drafting_ends_where_the_head_does(rule: str, prompt: Tokens, short: Pair) -> None:
-    """The head reads positions 0 to 5, so it drafts tokens at positions 2 to 6."""
+    """It reads positions 0 to 5, so it drafts tokens at positions 2 to 6."""
     for seed in range(5):
         run = generate(short, prompt_ids=prompt, strategy=rule, max_new_tokens=12, seed=seed, **PLAIN)
         assert len(run.token_ids) == 12
@@ -249,7 +249,7 @@ def stale_states(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
 
 
 def a_map_without_places(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """`d2t` is ignored: row numbers are used as token ids."""
+    """The offsets in `d2t` are ignored: the head's i-th token is taken for the target's i-th."""
     right = reading._ids
 
     def ids(*given: Any) -> torch.Tensor:
@@ -260,7 +260,7 @@ def a_map_without_places(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -
 
 
 def the_token_itself(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """A state is combined with its own token's embedding instead of the next one's."""
+    """A state is paired with its own token's embedding, instead of the next one's."""
     pair = fresh()
     right, runner = pair.draft.runner.forward, pair.draft.runner
 
@@ -280,7 +280,7 @@ def states_one_place_late(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) 
 
 
 class Next:
-    """The states after one layer more than requested, if there is one."""
+    """The states after one layer more than requested, where there is one."""
 
     def __init__(self, hidden: dict[int, torch.Tensor]) -> None:
         self._hidden = hidden
@@ -290,7 +290,7 @@ class Next:
 
 
 def states_of_the_next_layer(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair]) -> Pair:
-    """Layers counted from 0 where their number counts from 1."""
+    """Layer numbers are read as indices that start at 0."""
     right = runners.tapped
 
     @contextmanager
@@ -308,7 +308,7 @@ def states_of_the_next_layer(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair
 def test_planted_bugs_are_seen(
     bug: Callable[..., Pair], folder: Path, weights: Any, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Speculation is lossless whatever q is; only a law that depends on q detects an error in it."""
+    """Speculation is lossless for any q, so only laws that depend on q can detect these bugs."""
     length = 3 if bug in (stale_states, states_one_place_late) else 2  # these show only in a second round
     wanted = reference.law(target("token-v3", 0.3), length, 2, **PLAIN)
     wrong = bug(monkeypatch, lambda: load(folder))

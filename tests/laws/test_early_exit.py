@@ -1,6 +1,6 @@
 """Drafts from the target's own first layers: the law of texts by enumeration, caches after rejections, planted bugs.
 
-The reference's q comes from a plain transformers forward over the whole text, without a cache, of a model with only n
+The reference's q is a plain transformers forward over the whole text, without a cache, through a model of only n
 layers; the engine shares keys, values and hidden states between the exit and the target.
 """
 
@@ -45,7 +45,7 @@ RULES = [("exact", 0.0), ("head", 0.3), ("token-v3", 0.3), ("opt", 0.3)]
 
 
 def left_early(whole: nn.Module, n: int) -> nn.Module:
-    """A model of the first n layers, with the whole model's norm and head."""
+    """A model of only the first n layers, with the norm and the head of the whole."""
     part = copy.deepcopy(whole)
     layers = decoder_layers(part)
     del layers[n:]
@@ -78,7 +78,7 @@ def law(rule: str, alpha: float, n: int, k: int, length: int, more: str = "", **
 @pytest.mark.parametrize(("n", "sampling"), [(1, PLAIN), (2, PLAIN), (2, WARPED)], ids=["1", "2", "2 warped"])
 @pytest.mark.parametrize(("rule", "alpha"), RULES)
 def test_the_law_is_the_rules(rule: str, alpha: float, n: int, sampling: dict[str, Any]) -> None:
-    """The law of the target if the rule is exact, otherwise of pi from the exit's q at every position."""
+    """The target's law where the rule is exact; otherwise that of pi, computed from the exit's q at every position."""
     assert distance(law(rule, alpha, n, 2, 3, **sampling), wanted_law(rule, alpha, n, 3, **sampling)) < EXACT
 
 
@@ -89,7 +89,7 @@ def test_blocks_and_stops_follow_it_too(rule: str, alpha: float, more: str) -> N
 
 
 def test_the_cases_disagree_in_the_middle() -> None:
-    """Otherwise the laws above would detect little: drafts pass with all probabilities, after every rejection."""
+    """Keeps the laws above sensitive: drafts pass with any probability, after every rejection."""
     chances, kept = [], set()
     for seed in range(40):
         run = generate(
@@ -106,7 +106,7 @@ def test_the_cases_disagree_in_the_middle() -> None:
 
 
 def not_cut(patch: pytest.MonkeyPatch, which: int) -> None:
-    """One layer's cache keeps rejected tokens and continues after them."""
+    """One layer's cache keeps the rejected tokens and continues after them."""
 
     def place(self: RewindCache, length: int) -> None:
         for layer in self.layers:
@@ -135,7 +135,7 @@ def hidden_states_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
 
 
 def rejected_hidden_states_stay(patch: pytest.MonkeyPatch) -> None:
-    """No h_n of a block is dropped when the text is rewound."""
+    """No h_n of a block is dropped when a text is rewound."""
     right = SplitRunner._read_others
 
     def read(self: SplitRunner, hidden: Tensor, ids: Tensor, rows: int) -> Tensor:
@@ -147,7 +147,7 @@ def rejected_hidden_states_stay(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_layer_too_early(patch: pytest.MonkeyPatch) -> None:
-    """The target continues as if h_n were h_(n+1): one layer is left out."""
+    """The target continues from h_n as if it were h_(n+1), so one layer is skipped."""
     right = SplitRunner.__init__
 
     def init(self: SplitRunner, *given: Any) -> None:
@@ -175,7 +175,7 @@ def last_token_is_read_as_if_drafted(patch: pytest.MonkeyPatch) -> None:
 
 
 def q_after_another_norm(patch: pytest.MonkeyPatch) -> None:
-    """The exit is taken before the final norm, but the correct q is reported: only a lossy rule detects it."""
+    """The exit skips the final norm, but drafts still follow the q that is reported: only a lossy rule shows it."""
     right = SplitRunner.read_first
 
     def read(self: SplitRunner, ids: Tensor, rows: int) -> Tensor:
@@ -215,12 +215,12 @@ def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch:
     assert distance(law(rule, 0.3, 1, 2, 3, **PLAIN), wanted) > VISIBLE
 
 
-# ---------------------------------------------------------------- caches, texts, and what is refused
+# ---------------------------------------------------------------- caches, texts, and what is rejected
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_parts_read_what_a_fresh_read_does_whatever_was_rejected(name: str) -> None:
-    """Random drafts, some of them kept, over texts longer than the sliding window; all layers end at the same place."""
+    """Random drafts, some kept, over texts that outgrow sliding windows; all layers end at the same length."""
     loaded = load_pair(pair(20, **ARCHITECTURES[name])).target
     depth, rng = loaded.model.config.get_text_config().num_hidden_layers, random.Random(0)
     for n in {1, depth - 1}:
@@ -268,7 +268,7 @@ def test_first_layers_that_are_ahead_are_cut_too() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_is_the_target(name: str, dtype: str) -> None:
-    """Without a draft model; every round drafts, and the drafts are what the first layers predict."""
+    """No draft model is loaded; every round drafts, with the first layers."""
     kind = ARCHITECTURES[name] | {"initializer_range": 0.2}
     alone = load_pair({"name": "alone", "target": model(2, 300, **kind)}, dtype=dtype)
     ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 24, "temperature": 0.0}
@@ -283,7 +283,7 @@ def test_greedy_is_the_target(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("rule", ["exact", "token-v3"])
 def test_after_a_run_all_layers_hold_the_text(rule: str) -> None:
-    """Also if an accepted block contains an end of text: the states are those of a fresh read."""
+    """Also where an end of text is inside an accepted block: the states equal those of a fresh read."""
     loaded = load_pair(pair(6, num_hidden_layers=3, initializer_range=0.2))
     loaded.eos_ids = frozenset({2})
     name = "speculative:" if rule == "exact" else f"speculative-cascade:rule={rule},"
@@ -316,7 +316,7 @@ def test_batches_write_what_each_prompt_gets_alone(size: int) -> None:
 
 
 def test_several_strategies_share_the_weights_of_one_comparison() -> None:
-    """Strategies run concurrently with their own caches: a pass of one never sees layers set aside for another."""
+    """They run concurrently, each with its own caches; a pass of one must never meet layers disabled for another."""
     specs = ["target", "speculative:k=2", "speculative:draft=early-exit,layers=1,k=2"]
     specs += ["speculative:draft=early-exit,layers=1,stop=rate,k=auto", "speculative:draft=prompt-lookup,k=3"]
     done = compare(
@@ -336,7 +336,7 @@ def test_more_layers_than_there_are_is_refused(layers: int) -> None:
 
 
 def test_layers_that_hand_on_more_than_hidden_states_are_refused() -> None:
-    """A state that the first layer leaves for the last one is lost if they do not run in one pass."""
+    """A state that the first layer leaves for the last one is missing if they do not run in one pass."""
     loaded = load_pair(pair(num_hidden_layers=3))
     first, *_, last = decoder_layers(loaded.target.model)
     left: list[Tensor] = []

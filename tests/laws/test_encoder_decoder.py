@@ -1,6 +1,6 @@
-"""Laws of encoder-decoder pairs by enumeration: tiny T5 models through the real engine, and bugs planted into them.
+"""Exact laws of encoder-decoder pairs by enumeration: tiny T5 models in the real engine, and planted bugs.
 
-The reference is the product of pi along the text, from whole forwards without a cache: encoder, start token, answer.
+The reference is the product of pi along the text, from full forwards without a cache: encoder, start token, answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VOCAB = 4
 
 
 class DoubleNorm(nn.Module):
-    """T5's norm in float64: its own rounds to float32 on the way."""
+    """T5's norm in float64; the original rounds to float32 internally."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class DoubleNorm(nn.Module):
 
 @cache
 def tiny_t5() -> Pair:
-    """Two random T5 models in float64 that disagree: v1.0 drafts for v1.1. Their texts never end."""
+    """Two random T5s that disagree, in float64: v1.0 drafts for v1.1. Their texts never end."""
     shape = T5 | UNEVEN | {"vocab_size": VOCAB, "eos_token_id": None}
     kinds = {"draft": {}, "target": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}}
     seeds = {"draft": 5, "target": 6}
@@ -64,9 +64,9 @@ def tiny_t5() -> Pair:
 
 
 POSITIONS = 8.0
-"""Scale of the decoder's position bias, which hardly affects a random model otherwise."""
+"""Factor of the decoder's position bias, which barely affects a random model."""
 SCALES = {"draft": 0.5, "target": 0.1}
-"""Scale of the heads: no distribution is flat or certain."""
+"""Factors of the heads, so that no distribution is flat or certain."""
 
 
 @cache
@@ -86,7 +86,7 @@ def tables_of(prompt: Tokens = PROMPT, **sampling: Any) -> process.Tables:
 
 
 def engine_law(strategy: str, length: int, *, before: Tokens | None = None, **sampling: Any) -> Law:
-    """The exact joint law of an answer; each run after both models have read another prompt, if `before` names it."""
+    """The exact joint law of an answer; if `before` is given, both models read that prompt before each run."""
 
     def run(uniforms: Any) -> Tokens:
         if before is not None:
@@ -108,7 +108,7 @@ def assert_law(strategy: str, rule: Target, length: int, sampling: dict[str, Any
 
 
 def test_the_models_are_worth_testing() -> None:
-    """They disagree, read the prompt and more than the last token, and no law is flat or certain."""
+    """The models disagree partly, depend on the prompt and on more than the last token; no law is flat or certain."""
     tables, others = tables_of(**PLAIN), tables_of(OTHER_PROMPT, **PLAIN)
     prefixes = [(), *((a,) for a in range(VOCAB)), *((a, b) for a in range(VOCAB) for b in range(VOCAB))]
     apart = [total_variation(tables(prefix).q, tables(prefix).p) for prefix in prefixes]
@@ -150,7 +150,7 @@ def test_laws_of_truncated_distributions(strategy: str) -> None:
 
 @pytest.mark.parametrize("threshold", [-1.0])
 def test_sequence_cascade(threshold: float) -> None:
-    """The draft's answer if its score is high enough, otherwise the target's, started afresh."""
+    """The draft's answer if its score is high enough, otherwise the target's, from its own start."""
     tables = tables_of(**PLAIN)
     drafts, answers = (process.sequential_law(tables, rule, 2) for rule in (lambda p: p.q, lambda p: p.p))
     scores = {text: np.mean([np.log(tables(text[:i]).q1[x]) for i, x in enumerate(text)]) for text in drafts}
@@ -171,7 +171,7 @@ def test_greedy_answers_are_the_targets_own(k: int) -> None:
 
 
 def test_lookups_read_what_the_encoder_read() -> None:
-    """A repetition in the prompt alone is drafted in the first round that can find it."""
+    """A repetition within the prompt is drafted in the first round."""
     prompt = [1, 2, 0] * 4
     run = generate(
         tiny_t5(), prompt_ids=prompt, strategy="speculative:draft=prompt-lookup,k=3", max_new_tokens=1 + 3, **GREEDY
@@ -183,7 +183,7 @@ def test_lookups_read_what_the_encoder_read() -> None:
 
 
 def cross_attention_rewound(patch: pytest.MonkeyPatch) -> None:
-    """Rewinding a rejected draft also shortens the encoder's keys and values."""
+    """Rewinding a rejected draft also truncates the encoder's keys and values."""
     right = EncoderDecoderRunner.truncate
 
     def truncate(self: EncoderDecoderRunner, length: int) -> None:
@@ -198,7 +198,7 @@ def cross_attention_rewound(patch: pytest.MonkeyPatch) -> None:
 
 
 def cross_attention_of_an_earlier_prompt(patch: pytest.MonkeyPatch) -> None:
-    """Existing keys and values are not recomputed, whatever prompt they belong to."""
+    """Keys and values that exist are never recomputed, even for another prompt."""
     right, first = EncoderDecoderRunner._look_at, dict[int, Tensor]()
 
     def look_at(self: EncoderDecoderRunner, states: Tensor) -> None:
@@ -219,7 +219,7 @@ def cross_attention_of_the_answer(patch: pytest.MonkeyPatch) -> None:
 
 
 def positions_from_the_blocks_start(patch: pytest.MonkeyPatch) -> None:
-    """The first token of a block is treated as the first of the text."""
+    """Positions count from the block's first token instead of the text's."""
     right = modeling_t5.T5Attention.compute_bias
 
     def compute_bias(self: nn.Module, query: int, key: int, device: Any = None, past_seen_tokens: int = 0) -> Tensor:
@@ -229,7 +229,7 @@ def positions_from_the_blocks_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def start_token_read_twice(patch: pytest.MonkeyPatch) -> None:
-    """The start token is read with the prompt and again as the beginning of the answer."""
+    """The start token is read with the prompt, and again as the answer's first input."""
     right = EncoderDecoderRunner.begin
 
     def begin(self: EncoderDecoderRunner, prompt_ids: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def prompt_for_the_decoder(patch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the bugs this law is exact, as the tests above show."""
+    """Without the bugs, laws like this one are exact by `test_laws`."""
     wanted = process.sequential_law(tables_of(**PLAIN), target("exact"), 2)
     bug(monkeypatch)
     before = OTHER_PROMPT if bug is cross_attention_of_an_earlier_prompt else None
@@ -281,14 +281,14 @@ def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkey
 
 
 def test_a_start_token_that_counts_as_answer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cursor detects that more was read than exists."""
+    """The cursor notices that more tokens were read than exist."""
     start_token_counted_as_answer(monkeypatch)
     with pytest.raises(ValueError, match="tokens are unread"):
         engine_law("speculative:k=2", 3, **PLAIN)
 
 
 def test_a_decoder_drafts_for_an_encoder_decoder() -> None:
-    """Each model reads the prompt in its own way; the law is the target's, whatever q is."""
+    """Each model reads the prompt in its own way; for any q, the law is the target's."""
     from tests.pairs import SHAPE
 
     mixed = load_pair(

@@ -45,13 +45,13 @@ EACH_RULE = [(name, alpha) for name in RULES for alpha in ALPHAS[name]]
 
 
 def speculation(name: str, alpha: float, k: int) -> str:
-    """The strategy that speculates towards a rule."""
+    """The speculative strategy of a rule."""
     return f"speculative:k={k}" if name == "exact" else f"speculative-cascade:rule={name},alpha={alpha},k={k}"
 
 
 @dataclasses.dataclass(frozen=True)
 class HalfMix(rules.Rule):
-    """Not a choice between the models: pi = (q + p) / 2."""
+    """No choice between the models: pi = (q + p) / 2."""
 
     def apply(self, d: distributions.Dists) -> torch.Tensor:
         return (d.q + d.p) / 2
@@ -69,7 +69,7 @@ class DraftToken(KeepRule):
 
 @dataclasses.dataclass(frozen=True)
 class MinP(KeepRule):
-    """A keep rule with its own pi: the target restricted to the kept tokens."""
+    """A keep rule with its own pi: the target restricted to what is kept."""
 
     def keep(self, d: distributions.Dists) -> torch.Tensor:
         return d.p1 >= 0.5 * d.p1.amax(dim=-1, keepdim=True)
@@ -89,7 +89,7 @@ def assert_law(strategy: str | Strategy, rule: Target, length: int, sampling: Se
 
 
 def test_the_models_are_worth_testing() -> None:
-    """They disagree, both depend on more than the last token, and no distribution is flat or certain."""
+    """The models disagree, both depend on more than the last token, and no distribution is flat or certain."""
     tables = model_tables(3, 2, **PLAIN)
     pairs = [tables(prefix) for prefix in [(), (0,), (1,), (2,), (0, 1), (1, 1), (2, 1)]]
     assert np.mean([total_variation(pair.q, pair.p) for pair in pairs]) > 0.1
@@ -101,7 +101,7 @@ def test_the_models_are_worth_testing() -> None:
 @BOTH
 @pytest.mark.parametrize("name", RULES)
 def test_the_alphas_are_worth_testing(name: str, sampling: Settings) -> None:
-    """At each alpha the rule both defers and keeps within the enumerated texts."""
+    """At each alpha the rule both defers and keeps somewhere within the enumerated texts."""
     tables = model_tables(3, 2, **sampling)
     prefixes = [(), (0,), (1,), (2,), *((a, b) for a in range(3) for b in range(3))]
     for alpha in ALPHAS[name]:
@@ -142,7 +142,7 @@ def test_speculative_cascade(name: str, alpha: float, k: int, sampling: Settings
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize(("name", "alpha"), [("exact", 0.0), ("token-v3", 0.3), ("opt", 0.3)])
 def test_four_tokens_across_rounds_of_every_length(name: str, alpha: float, k: int) -> None:
-    """Two layers, and rounds that are accepted as a whole, cut in the middle, or cut at the first draft."""
+    """Two layers; rounds that are fully accepted, rejected midway and rejected at the first token alternate."""
     assert_law(speculation(name, alpha, k), target(name, alpha), 4, PLAIN)
 
 
@@ -249,7 +249,7 @@ def test_the_prompt_is_read() -> None:
 
 @pytest.mark.parametrize("name", rules.names())
 def test_the_engine_follows_whatever_the_rule_says(name: str) -> None:
-    """Rules that are added later are enumerated as well: the law is the product of their pi."""
+    """Rules that are added later are enumerated too: the law is the product of the pi that they return."""
     fields = dataclasses.fields(rules.load(name))
     values = {field.name: 0.3 for field in fields if field.default is dataclasses.MISSING}
 
@@ -265,7 +265,7 @@ def test_the_engine_follows_whatever_the_rule_says(name: str) -> None:
 @pytest.mark.parametrize("rule", OF_ONES_OWN, ids=lambda rule: type(rule).__name__)
 @BOTH
 def test_rules_of_ones_own_are_followed(rule: rules.Rule, sampling: Settings) -> None:
-    """Mixtures and token rules that read q alone, with both strategies, as docs/add-a-rule.md describes."""
+    """Mixtures and token rules that read only q, in both strategies: what docs/add-a-rule.md invites users to write."""
 
     def pi(pair: Pair) -> np.ndarray:
         return rule.apply(distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair)))[0].numpy()
@@ -298,7 +298,7 @@ def test_a_token_cascade_tells_the_truth_of_rules_of_ones_own(rule: rules.Rule) 
 
 
 def test_a_token_cascade_that_asks_of_token_0_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: the mask of a token rule is looked up at id 0, whatever was drawn."""
+    """Planted: the mask of a token rule is read at id 0, whatever was drawn."""
     rule = DraftToken()
     right = engine_law(TokenCascade(rule), 2, **PLAIN)
     monkeypatch.setattr(token_cascade, "_of_token", lambda defer, token: defer[0, :1])
@@ -306,12 +306,12 @@ def test_a_token_cascade_that_asks_of_token_0_is_seen(monkeypatch: pytest.Monkey
 
 
 def test_a_token_cascade_that_follows_the_mask_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a rule's own pi is treated as a choice between the models. (Without a mask that is impossible.)"""
+    """Planted: a rule's own pi is treated as a choice between the models (not possible for a rule without a mask)."""
     rule = MinP()
     assert rule.deferred(distributions.Dists(*torch.full((4, 1, 3), 1 / 3))) is None
     right = engine_law(TokenCascade(rule), 2, **PLAIN)
     monkeypatch.setattr(type(rule), "chooses", True)
-    with pytest.raises(RunError, match="pi is not what deferred makes"):  # for another package's rule this is reported
+    with pytest.raises(RunError, match="pi is not what deferred makes"):  # checked if the rule is another package's
         engine_law(TokenCascade(rule), 2, **PLAIN)
     monkeypatch.setattr(plugin_checks, "is_own", lambda each: True)
     assert distance(engine_law(TokenCascade(rule), 2, **PLAIN), right) > 0.01

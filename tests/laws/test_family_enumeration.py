@@ -1,9 +1,9 @@
-"""The exact joint law of texts through the real engine: all rules but the paper's six, and the options of rules.
+"""The exact joint law of texts through the real engine: the rules beyond the paper's six, and the options of rules.
 
 The engine runs once in every box of its random numbers (see `integration`); the reference is the law of the sampler
 that the rule's authors describe, along the text. Whole texts of three tokens have rounds of up to two drafts. Rounds of
-three and five drafts are enumerated alone, and the rest of the k + 1 tokens comes from the reference. The vocabulary is
-three for k = 3 and two for k = 5, where three would take minutes, with one setting per rule.
+three and five drafts are enumerated alone, and the reference completes them to k + 1 tokens. The vocabulary is three
+tokens for k = 3, and two for k = 5, where three would take minutes; k = 5 has one setting per rule.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ OPTIONS: list[Case] = [
     ("head", {"alpha": 0.9, "top": 2}),
 ]
 OVER_TWO = {"opt-log": {"alpha": 0.02}, "token-v1": {"alpha": 0.0}, "fuzzy": {"threshold": 0.01}, "top-k": {"n": 1}}
-"""Parameters with which a rule matters even over a vocabulary of two."""
+"""Parameters for a vocabulary of two tokens, where those of `FAMILY` and `OPTIONS` would change nothing."""
 WHERE: list[Case] = [
     ("token-v2", {"alpha": 0.6}),
     ("token-v3", {"alpha": 0.7, "top": 2}),
@@ -75,7 +75,7 @@ WHERE: list[Case] = [
 ]
 OPENING, CLOSING = 0, 1
 BETWEEN = [(1, 0), (0, 1), (2, 0)]
-"""Opening and closing tokens; with the first and the last pair the prompt ends inside the thinking section."""
+"""Opening and closing tokens; with the first and the last pair, the prompt ends inside."""
 
 
 def named(case: Case) -> str:
@@ -121,7 +121,7 @@ def round_law(strategy: str, k: int, vocab: int, sampling: dict[str, Any]) -> La
 
 
 def completed(law: Law, tables: Tables, rule: Target, length: int, **how: Any) -> Law:
-    """The law of texts of a given length that begin with `law` and continue with the reference."""
+    """The law of texts of a length that begin with `law` and are continued by the reference."""
     whole: Law = defaultdict(float)
     for emitted, weight in law.items():
         for tail, more in sequential_law(tables, rule, length - len(emitted), emitted, **how).items():
@@ -135,7 +135,7 @@ def completed(law: Law, tables: Tables, rule: Target, length: int, **how: Any) -
 @BOTH
 @each(FAMILY + OPTIONS)
 def test_the_cases_are_worth_testing(case: Case, sampling: dict[str, Any]) -> None:
-    """Somewhere pi is neither q nor p: both kept and deferred tokens contribute."""
+    """pi differs from p somewhere and from q somewhere, so both what is kept and what is not matter."""
     for vocab, each in ((3, case), (2, over_two(case))):
         tables, rule, tokens = tables_of(vocab, sampling), law_of(each), range(vocab)
         pairs = [tables(prefix) for prefix in [(), *((a,) for a in tokens), *((a, b) for a in tokens for b in tokens)]]
@@ -153,7 +153,7 @@ def test_token_cascade(case: Case, sampling: dict[str, Any]) -> None:
 @pytest.mark.parametrize("k", [1, 2])
 @each(FAMILY + OPTIONS)
 def test_texts_of_three_tokens(case: Case, k: int) -> None:
-    """Across rounds: plain at one k and warped at the other, alternating over the rules."""
+    """Across rounds; each rule is plain at one k and warped at the other, alternating over the rules."""
     sampling = PLAIN if ((FAMILY + OPTIONS).index(case) + k) % 2 else WARPED
     law = engine_law(f"speculative-cascade:{named(case)},k={k}", 3, 3, LAYERS, **sampling)
     assert sum(law.values()) == pytest.approx(1.0, abs=EXACT)
@@ -170,12 +170,12 @@ def test_a_round_of_many_drafts(case: Case, k: int, vocab: int, sampling: dict[s
     assert distance(completed(law, tables, rule, k + 1), sequential_law(tables, rule, k + 1)) < EXACT
 
 
-# ---------------------------------------------------------------- where=thinking: pi is a function of the text too
+# ---------------------------------------------------------------- where=thinking: pi also depends on the text
 
 
 @pytest.fixture
 def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, int]], Pair]:
-    """The tiny pair, thinking between two of its tokens."""
+    """The tiny pair, with two of its tokens as the thinking markers."""
 
     def use(tokens: tuple[int, int]) -> Pair:
         loaded = thinks(tiny_pair(3, LAYERS), tokens)
@@ -191,7 +191,7 @@ def thinks(loaded: Pair, tokens: tuple[int, int]) -> Pair:
 
 
 def holds(tokens: tuple[int, int]) -> Callable[[Tokens], bool]:
-    """Whether the text so far ends inside the thinking section, by walking over prompt and text."""
+    """Whether a prefix ends inside a thinking section, by walking over prompt and text."""
 
     def inside(prefix: Tokens) -> bool:
         state = False
@@ -215,7 +215,7 @@ def speculating(case: Case, k: int) -> str:
 @pytest.mark.parametrize("tokens", BETWEEN, ids=str)
 @each(WHERE)
 def test_rules_hold_where_the_text_thinks(case: Case, tokens: tuple[int, int], between: Callable[..., Pair]) -> None:
-    """In a token cascade a choice between the models uses another uniform per token, so its texts are shorter."""
+    """In a token cascade a choice rule uses one more uniform per token, so it is enumerated over fewer tokens."""
     between(tokens)
     place = BETWEEN.index(tokens)
     k, sampling = 1 + place % 2, PLAIN if (place + WHERE.index(case)) % 2 else WARPED
@@ -223,14 +223,14 @@ def test_rules_hold_where_the_text_thinks(case: Case, tokens: tuple[int, int], b
     for strategy, length in ((speculating(case, k), 3), (alone, 3 if case[0] == "head" else 2)):
         law, wanted = where_law(strategy, case, tokens, length, **sampling)
         assert distance(law, wanted) < EXACT
-        for other in (law_of(case), lambda pair: pair.p):  # everywhere, and nowhere
+        for other in (law_of(case), lambda pair: pair.p):  # everywhere; nowhere
             assert distance(wanted, sequential_law(tables_of(3, sampling), other, length)) > 1e-3
 
 
 @pytest.mark.parametrize("k", [3, 5])
 @each(WHERE)
 def test_a_round_of_many_drafts_changes_sides_within(case: Case, k: int, between: Callable[..., Pair]) -> None:
-    """Over a vocabulary of three at k = 3; at k = 5 with one rule only."""
+    """Over a vocabulary of three: all rules at k = 3, only one at k = 5."""
     if k == 5 and case is not WHERE[0]:
         pytest.skip("one rule is enough for the mask")
     tokens = (1, 0)
@@ -251,7 +251,7 @@ def test_the_mask_of_a_text() -> None:
 
 
 class Stale(GraphCache):
-    """Planted: a captured round reads the mask from the time of its capture."""
+    """Planted: a captured round reads the mask it was captured with."""
 
     def run(self, key: Any, function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
         stale = inputs[-1]
@@ -276,7 +276,7 @@ def test_a_captured_round_is_given_its_mask(case: Case) -> None:
 
 @each(WHERE)
 def test_the_trace_tells_where_a_rule_does_not_hold(case: Case, between: Callable[..., Pair]) -> None:
-    """Outside the section pi is p, and a choice between the models defers to the target; other rules defer nothing."""
+    """Outside, pi is p: a rule that chooses between the models defers to the target, any other defers nothing."""
     tokens = (1, 0)
     loaded, tables, inside = between(tokens), tables_of(3, PLAIN), holds(tokens)
     outside = 0
@@ -314,7 +314,7 @@ def prompt_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def drafts_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """The whole round is treated as its first position."""
+    """The mask of the first position is used for the whole round."""
     right = thinking.where
 
     def where(*given: Any) -> tuple[torch.Tensor, ...]:
@@ -339,7 +339,7 @@ def never_masked(patch: pytest.MonkeyPatch) -> None:
 
 
 def residual_from_p(patch: pytest.MonkeyPatch) -> None:
-    """A token rejected by the exact test is replaced by a draw from p."""
+    """A token that the exact test rejects is replaced by a draw from p."""
     patch.setattr(_tail, "completed", lambda accepted, d: accepted + (d.q - accepted).sum(-1, keepdim=True) * d.p)
 
 

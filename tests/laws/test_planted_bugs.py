@@ -1,8 +1,8 @@
-"""Well-known bugs of speculative decoding, planted into the package one at a time and each detected by a short check.
+"""Well-known bugs of speculative decoding, planted into the package one at a time: a compact check detects each.
 
-A check returns how far the package is from the reference (0 if correct) or raises. Every check passes on the
-package as it is and fails by a wide margin with its bug, so a law test that no longer detects anything would
-be noticed.
+A check returns how far the package is from the reference (0 where it is right) or raises. Every check passes on
+the unmodified package, and fails by a wide margin with its bug, so a law test that no longer detected anything
+would be noticed.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def law_check(rule: str, alpha: float, k: int, sampling: dict[str, Any]) -> Chec
 
 
 def residual_check() -> float:
-    """How far `residual` is from the reference, for one pair that differs and one that does not."""
+    """How far `residual` is from the reference, for a pair of different distributions and for a pair of equal ones."""
     pi, q = np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]), np.array([[0.3, 0.1, 0.6], [0.3, 0.3, 0.4]])
     found = rejection.residual(torch.tensor(pi), torch.tensor(q)).numpy()
     return float(np.abs(found - [verification.residual(a, b) for a, b in zip(pi, q, strict=True)]).max())
 
 
 def counting_check(strategy: str, rule: str) -> Check:
-    """The number of counts of three-token texts over 300 seeds outside 6 sigma + 5."""
+    """Number of three-token texts whose count over 300 seeds is outside its 6 sigma + 5."""
 
     def check() -> float:
         counted = Counter(
@@ -111,7 +111,7 @@ def residual_by_absolute_difference(patch: pytest.MonkeyPatch) -> None:
 
 
 def residual_not_renormalised(patch: pytest.MonkeyPatch) -> None:
-    """Not visible in any law, because `sample` normalises its rows itself; a caller may rely on the sum."""
+    """Not visible in any law, because `sample` normalises its rows itself; but callers may rely on the sum."""
     patch.setattr(rejection, "residual", lambda pi, q: (pi - q).clamp_min(0))
 
 
@@ -148,7 +148,7 @@ def unsure_drafts_are_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def argmax_verified_as_if_drawn(patch: pytest.MonkeyPatch) -> None:
-    """Drafts by argmax and returns the whole softmax as q."""
+    """Drafts by argmax, but returns the whole softmax as q."""
     right = Sampler.draw
 
     def draw(self: Sampler, logits: Tensor, u: Tensor | None) -> Drawn:
@@ -168,13 +168,13 @@ def inverted_ratio(patch: pytest.MonkeyPatch) -> None:
 
 
 def greedy_test(patch: pytest.MonkeyPatch) -> None:
-    """Accept tokens that the target finds more likely than the draft does, reject the rest."""
+    """Accept tokens that the target considers at least as likely as the draft did, reject the rest."""
     right = rejection.acceptance
     patch.setattr(rejection, "acceptance", lambda pi, q, drafted: (right(pi, q, drafted) >= 1).to(pi.dtype))
 
 
 def residual_of_the_next_row(patch: pytest.MonkeyPatch) -> None:
-    """pi one position late, as when the target's rows are shifted against the drafted tokens."""
+    """pi shifted by one position, as when the target's rows are misaligned with the drafted tokens."""
     right = rejection.acceptance
     patch.setattr(rejection, "acceptance", lambda pi, q, drafted: right(pi.roll(-1, 0), q, drafted))
 
@@ -198,7 +198,7 @@ def rewind_of_the_first_layer_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def rewind_keeps_stale_states(patch: pytest.MonkeyPatch) -> None:
-    """The states of a rejected draft in the cache are not overwritten by the token that replaces it."""
+    """A rejected draft's states in the cache are not overwritten by the token that replaces it."""
     right = cache.RewindLayer.update
 
     def update(self: cache.RewindLayer, keys: Tensor, values: Tensor, *rest: Any, **named: Any) -> Any:
@@ -259,7 +259,7 @@ def one_uniform_for_all_positions(patch: pytest.MonkeyPatch) -> None:
 
 
 def rewire(patch: pytest.MonkeyPatch, **streams: Callable[[Any, int, int], Tensor]) -> None:
-    """Make the engine read the wrong random numbers; the exact law shows it whatever their values."""
+    """Make the engine read other random numbers than it should; the exact law shows this whatever their values."""
     right = session.Session.__init__
 
     class Wrong:
@@ -295,7 +295,7 @@ def one_number_for_all_tests_of_a_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def sampling_by_rank(patch: pytest.MonkeyPatch) -> None:
-    """Draws likely tokens too often: uses the CDF of the squares."""
+    """Draws likely tokens too often: from the CDF of the squared probabilities."""
     right = distributions.warp
     patch.setattr(distributions, "warp", lambda logits, sampling: right(2 * logits, sampling))
 
@@ -305,7 +305,7 @@ def sampling_by_rank(patch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A bug, the check that must detect it, and whether the check must raise instead of returning a distance."""
+    """A bug, the check that must detect it, and the exception that the check must raise, if any."""
 
     plant: Patch
     check: Check
@@ -324,7 +324,7 @@ CASES = [
     Case(residual_not_renormalised, residual_check),
     Case(residual_divides_by_zero, residual_check),
     Case(q_is_not_what_was_sampled, law_check("exact", 0.0, 2, COLD)),
-    # A dropped position is drawn again with the same numbers: not a law of independent numbers.
+    # A dropped position is drawn again with the same numbers, so no law over independent numbers exists.
     Case(unsure_drafts_are_dropped, EXACT_K2, raises=AssertionError),
     Case(argmax_verified_as_if_drawn, EXACT_K2),
     Case(inverted_ratio, EXACT_K2),
@@ -356,7 +356,7 @@ def test_without_a_bug_every_check_passes(check: Check) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_bug_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.check()  # loads and caches what the reference needs, before the bug is planted
+    case.check()  # loads and caches what the reference needs before the bug is planted
     case.plant(monkeypatch)
     if case.raises is not None:
         with pytest.raises(case.raises):

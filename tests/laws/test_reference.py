@@ -39,7 +39,7 @@ def test_rounds_have_the_law_of_the_sequential_cascade(name: str, k: int, m: int
 
 @pytest.mark.parametrize("name", ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"])
 def test_a_bonus_from_p_changes_the_law(name: str) -> None:
-    """The process law is sensitive to the bug that it is meant to find."""
+    """The process law is sensitive to the bug that it exists to detect."""
     tables, rule = random_tables(3, seed=1), target(name, {"opt": 0.5, "chow": 0.5}.get(name, 0.3))
     wrong = speculative_law(tables, rule, 3, 1, bonus=lambda pair: pair.p)
     assert distance(wrong, sequential_law(tables, rule, 3)) > 1e-3
@@ -75,9 +75,9 @@ def test_opt_defers_less_where_the_models_disagree_more() -> None:
 
 
 def test_token_v3_at_zero_is_not_lossless() -> None:
-    """An earlier enumeration gave a mean TV(pi, p) of 0.084, at most 0.60; pairs of 5-token softmaxes come close.
+    """Mean TV(pi, p) was 0.084, and at most 0.60, in an earlier enumeration; pairs of 5-token softmaxes come close.
 
-    The number depends on the pairs, not only on the rule: from 0.16 (3 flat tokens) to 0.007 (100 peaked ones).
+    The number depends on the pairs, not on the rule: from 0.16 (3 flat tokens) to 0.007 (100 peaked ones).
     """
     gaps = [total_variation(token_v3(q, p, q, p, 0.0).pi, p) for q, p in random_pairs(2000, 5, 1.5)]
     assert np.mean(gaps) == pytest.approx(0.084, abs=0.004)

@@ -1,10 +1,10 @@
 """Sampling through `generate` with the real random numbers, one seed per run.
 
-The count of every text is within 6 sigma + 5 of its expectation, and texts of probability 0 never occur. With
-correct code a test here fails for less than one choice of seeds in 100,000 (one in 10,000 for those over pairs
-of streams): `false_alarm_rate` bounds it, and each test checks the bound. The seeds are fixed, so a test that
-passes always passes. A 6 sigma bound is coarse (a shift of 16 percentage points at probability 1/2 and 400
-runs): precision is left to the enumeration; these tests are about `Uniforms`.
+Every text's count is within 6 sigma + 5 of its expectation, and texts of probability 0 never occur. With
+correct code, a test here fails for fewer than one choice of seeds in 100,000 (one in 10,000 for the test of
+pairs of streams): `false_alarm_rate` bounds this, and each test checks the bound. The seeds are fixed, so a
+test that passes always passes. A 6 sigma bound is coarse (it allows a shift of 16 percentage points at
+probability 1/2 and 400 runs): precision is left to the enumeration tests; these tests are about `Uniforms`.
 """
 
 from collections import Counter
@@ -60,7 +60,7 @@ def test_texts_of_three_tokens_many_times(strategy: str, rule: Target, sampling:
 
 
 def test_a_law_that_is_not_the_right_one_is_refused() -> None:
-    """With this number of runs the bound distinguishes the target's law from the cascade's."""
+    """At this number of runs, the bound separates the target's law from the cascade's."""
     counted = counts("speculative:k=2", 600, 3, PLAIN)
     assert out_of_law(counted, reference_law(lambda pair: pair.q, 3, 5, 2, **PLAIN))
     assert out_of_law(counted, reference_law(target("token-v3", 0.3), 3, 5, 2, **PLAIN))
@@ -84,7 +84,7 @@ LENGTH, SEEDS = 3, 8000
 
 @pytest.fixture(scope="module")
 def streams() -> dict[str, np.ndarray]:
-    """Each stream at each position over many seeds, `[SEEDS]`."""
+    """Every stream at every position over many seeds: `[SEEDS]` each."""
     made = [Uniforms(seed, LENGTH) for seed in range(SEEDS)]
     return {
         f"{name} {i}": torch.stack([getattr(u, name)(i, 1) for u in made]).flatten().numpy()
@@ -94,7 +94,7 @@ def streams() -> dict[str, np.ndarray]:
 
 
 def test_uniforms_are_uniform_over_seeds(streams: dict[str, np.ndarray]) -> None:
-    """20 bins, each within 6 sigma + 5: below 1e-5 by chance."""
+    """20 bins, each within 6 sigma + 5; the false-alarm probability is below 1e-5."""
     law = {(i,): 1 / 20 for i in range(20)}
     assert len(streams) * false_alarm_rate(law, SEEDS) < LIMIT
     for values in streams.values():
@@ -103,7 +103,7 @@ def test_uniforms_are_uniform_over_seeds(streams: dict[str, np.ndarray]) -> None
 
 
 def test_streams_and_positions_are_independent(streams: dict[str, np.ndarray]) -> None:
-    """Each pair of streams or positions fills a 4 x 4 grid evenly: below 1e-4 by chance for all 36."""
+    """Each pair of streams or positions fills a 4 x 4 grid evenly (false-alarm rate of all 36 below 1e-4)."""
     law = {(i, j): 1 / 16 for i in range(4) for j in range(4)}
     assert 36 * false_alarm_rate(law, SEEDS) < 10 * LIMIT
     for a, b in combinations(streams.values(), 2):

@@ -1,7 +1,7 @@
-"""Drafts that end early: the joint law of whole texts by enumeration, whatever the stop depends on, and what biases it.
+"""Drafts that end early: the exact joint law of texts by enumeration for every stop, and what would bias it.
 
-A stop may depend only on what is known before the next token is drawn. After a round it must not learn about tokens
-behind a rejected one, since those are drawn again with the same random numbers.
+A stop may depend on anything known before the next token is drawn. What it must not see of a finished round matters
+just as much: tokens after a rejected one are drawn again, with the same random numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIDDLE = {
     "heuristic": ",start=2",
     "rate": "",
 }
-"""Settings at which the tiny pair's rounds have every length."""
+"""Settings under which the tiny pair has rounds of every length."""
 
 
 def speculative(stop: str, k: int = 3, more: str = "") -> Speculating:
@@ -53,7 +53,7 @@ def cascade(stop: str, k: int = 3, more: str = "") -> Speculating:
 
 @pytest.fixture(autouse=True)
 def steps_that_make_rate_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a draft step cost a sixth of a target step: then what `rate` has learnt decides whether it drafts on."""
+    """Make a draft step cost about a sixth of a target step, so that `rate` decides by what it has learnt."""
     costs = StepCosts(c=0.16, v=[1.0, 1.05, 1.2, 1.25, 1.4], measured=True)
 
     def of(self: Speculating, pair: Any) -> StepCosts | None:
@@ -65,7 +65,7 @@ def steps_that_make_rate_choose(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 @pytest.mark.parametrize("stop", stops.names())
 def test_the_exact_rule_stays_lossless(stop: str, sampling: dict[str, Any]) -> None:
-    """Four tokens, so that a learning stop decides based on a finished round."""
+    """Four tokens, so that a stop that learns decides from a finished round."""
     law = engine_law(speculative(stop), 4, 3, 2, **sampling)
     assert distance(law, reference_law(target("exact"), 4, 3, 2, **sampling)) < EXACT
 
@@ -73,7 +73,7 @@ def test_the_exact_rule_stays_lossless(stop: str, sampling: dict[str, Any]) -> N
 @pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 @pytest.mark.parametrize("stop", stops.names())
 def test_a_rule_is_followed_wherever_rounds_end(stop: str, sampling: dict[str, Any]) -> None:
-    """The bonus follows pi too: q is known after the last token, from a draft step or from the stop's reading."""
+    """The bonus follows pi too: q after the last token is known, from a draft step or from the stop's own look."""
     law = engine_law(cascade(stop), 3, 3, 2, **sampling)
     assert distance(law, reference_law(target("token-v3", 0.4), 3, 3, 2, **sampling)) < EXACT
 
@@ -81,7 +81,7 @@ def test_a_rule_is_followed_wherever_rounds_end(stop: str, sampling: dict[str, A
 @pytest.mark.parametrize("stop", stops.names())
 @pytest.mark.parametrize(("rule", "alpha"), [("chow", 0.5), ("opt", 0.3)])
 def test_rules_that_read_the_drafts_confidence_are_followed_too(stop: str, rule: str, alpha: float) -> None:
-    """They read q at temperature 1, also after the last token, where a stop may have ended the round."""
+    """They read q at temperature 1 after the last token as well, where a stop may have ended the round."""
     strategy = parse(f"speculative-cascade:rule={rule},alpha={alpha},stop={stop}{MIDDLE.get(stop, '')},k=3")
     law = engine_law(strategy, 3, 3, 2, **WARPED)
     assert distance(law, reference_law(target(rule, alpha), 3, 3, 2, **WARPED)) < EXACT
@@ -91,7 +91,7 @@ def test_rules_that_read_the_drafts_confidence_are_followed_too(stop: str, rule:
 @pytest.mark.parametrize("stop", ["confidence", "max-q", "heuristic", "rate"])
 @pytest.mark.parametrize("rule", ["exact", "token-v3"])
 def test_blocks_may_end_early_too(stop: str, rule: str) -> None:
-    """Positions that a round has read get new numbers when drawn again, each keyed by its place in the round."""
+    """Positions read by a round get new numbers when drafted again, each keyed by its place in the round."""
     strategy = (speculative if rule == "exact" else cascade)(stop, 2, ",verify=block")
     law = engine_law(strategy, 4, 2, 2, **PLAIN)
     assert distance(law, reference_law(target(rule, 0.4), 4, 2, 2, **PLAIN)) < EXACT
@@ -106,7 +106,7 @@ def test_drafts_without_a_model_may_end_early(drafter: str, stop: str) -> None:
 
 @pytest.mark.parametrize("stop", [name for name in stops.names() if name != "never"])
 def test_the_cases_have_rounds_of_every_length(stop: str) -> None:
-    """Otherwise the laws above would detect little: drafts end by stop and by k, and pass with all probabilities."""
+    """Keeps the laws above sensitive: drafts end by the stop and by k, and pass with any probability."""
     lengths, chances, ended = set(), [], 0
     for seed in range(40):
         run = generate(
@@ -124,7 +124,7 @@ def test_the_cases_have_rounds_of_every_length(stop: str) -> None:
 
 
 def test_as_much_is_drafted_as_by_the_model_itself() -> None:
-    """A stop that never stops drafts, token by token, the same tokens in the same number of steps as one pass."""
+    """A stop that never stops drafts the same tokens one by one as a draft in one go, in the same number of steps."""
     for make in (speculative, cascade):
         for more in ("", ",verify=block"):
             one_go, by_steps = (
@@ -138,7 +138,7 @@ def test_as_much_is_drafted_as_by_the_model_itself() -> None:
 
 @dataclass(frozen=True)
 class Willing(Stop):
-    """Reads the draft and never stops."""
+    """Reads the draft's distribution, and always continues."""
 
     reads: ClassVar[Reading | None] = "best"
 
@@ -149,11 +149,11 @@ def test_defaults_are_in_their_ranges(stop: str) -> None:
     assert validated(kind, vars(kind())) == kind()
 
 
-# ---------------------------------------------------------------- planted: what a stop must not do
+# ---------------------------------------------------------------- planted: what no stop may do
 
 
 def test_a_drawn_token_that_is_dropped_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: the unlikely token after which `confidence` stops is not verified."""
+    """Planted: the unlikely token after which `confidence` stops is dropped instead of verified."""
     strategy = speculative("confidence", 2)
     right = speculation.by_steps
 
@@ -166,15 +166,15 @@ def test_a_drawn_token_that_is_dropped_is_seen(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(speculation, "by_steps", by_steps)
     try:
         law = engine_law(strategy, 3, 3, 2, **PLAIN)
-    except AssertionError:  # numbers of a dropped token are reused: not a law of independent numbers
+    except AssertionError:  # a dropped token's numbers are reused, so no law over independent ones exists
         return
     assert distance(law, reference_law(target("exact"), 3, 3, 2, **PLAIN)) > 1e-3
 
 
 class Remembering(Stopping):
-    """Drafts nothing after a round whose last token had a low chance in the draft, and three tokens after others.
+    """Drafts nothing after a round whose last drafted token the draft was not sure of, otherwise three tokens.
 
-    If that token is behind a rejected one, its position is drawn again, from one model or the other, with the same
+    If that token follows a rejected one, its position is drawn again, from one model or the other, with the very
     number that decided which.
     """
 
@@ -202,7 +202,7 @@ class Remembers(Stop):
 def test_a_stop_that_knows_of_drafts_behind_a_rejected_one_biases_the_text(
     planted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: the stop learns about all drafts of a round, not only about those that the text has reached."""
+    """Planted: the stop sees all drafts of a round, instead of only those that the text has reached."""
     strategy = dataclasses.replace(speculative("confidence"), stop=Remembers())
     if planted:
         seen: list[float] = []
@@ -223,6 +223,6 @@ def test_a_stop_that_knows_of_drafts_behind_a_rejected_one_biases_the_text(
     try:
         law = engine_law(strategy, 3, 3, 2, **PLAIN)
         off = distance(law, reference_law(target("exact"), 3, 3, 2, **PLAIN))
-    except (AssertionError, RunError):  # the text is not a function of the numbers that decide it
+    except (AssertionError, RunError):  # the text is not a function of its random numbers
         off = 1.0
     assert off > 1e-3 if planted else off < EXACT

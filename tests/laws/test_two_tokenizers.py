@@ -1,7 +1,7 @@
-"""A draft with another tokenizer: q is its distribution conditioned on the common tokens, and laws are exact.
+"""A draft model with another tokenizer: laws are exact, with q conditioned on the tokens that both can produce.
 
-The target has a, b, c and ab; the draft has b, a, bc, c, and the byte of a once more. So a is two of the draft's
-tokens, neither bc nor ab can be drafted, and the draft reads ab as two tokens.
+The target has a, b, c and ab; the draft b, a, bc, c, and the byte of a as a duplicate. So a corresponds to two of the
+draft's tokens, bc and ab can never be drafted, and ab is read as two tokens.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ from tests.two_tokenizers import byte_level, pair_of, pieces
 TARGET = ["a", "b", "c", "ab"]
 DRAFT = ["b", "a", "bc", "c", "<0x61>"]
 SAID = {0: 1, 1: 0, 3: 2, 4: 0}
-"""The draft's tokens as the target's."""
+"""The target's token for each of the draft's."""
 READ = {0: [1], 1: [0], 2: [3], 3: [1, 0]}
-"""The target's tokens as the draft's."""
+"""The draft's tokens for each of the target's."""
 READ_PROMPT = [2]
-"""b and c, which the draft reads as a whole."""
+"""The prompt, b and c, as the draft reads it: one token."""
 EXACT = 1e-12
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 WARPED: dict[str, Any] = {"temperature": 0.7, "top_k": 3, "top_p": 0.95}
@@ -58,7 +58,7 @@ def in_the_engine(two: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reference:
-    """The two models by full forwards without a cache, translated by the tables above."""
+    """The two models by full forwards without a cache, translated with the tables above."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
@@ -99,7 +99,7 @@ def law(strategy: str, length: int, **sampling: Any) -> Law:
 
 
 def test_the_models_are_worth_testing(reference: Reference) -> None:
-    """They disagree, tokens that cannot be drafted matter to both, and the last token but one matters to the draft."""
+    """The models disagree; tokens that cannot be drafted matter to both, the last token but one to the draft."""
     tables = reference.tables(**PLAIN)
     prefixes: list[Tokens] = [(), (0,), (1,), (2,), (3,), (3, 1), (1, 1)]
     assert np.mean([total_variation(tables(each).q, tables(each).p) for each in prefixes]) > 0.1
@@ -113,7 +113,7 @@ def test_the_models_are_worth_testing(reference: Reference) -> None:
 @BOTH
 @pytest.mark.parametrize(("name", "alpha"), ALPHAS)
 def test_the_alphas_are_worth_testing(name: str, alpha: float, sampling: dict[str, Any], reference: Reference) -> None:
-    """Each both defers and keeps somewhere."""
+    """Each rule both defers and keeps somewhere."""
     tables = reference.tables(**sampling)
     prefixes = [(), *((token,) for token in range(len(TARGET)))]
     seen = np.concatenate([np.ravel(RULES[name](*tables(prefix), alpha).defer) for prefix in prefixes])
@@ -138,7 +138,7 @@ def test_rules_that_read_q_follow_their_pi_wherever_rounds_begin(
 
 @pytest.mark.parametrize(("name", "alpha"), [("exact", 0.0), ("opt", 0.3)])
 def test_three_tokens_across_rounds(name: str, alpha: float, reference: Reference) -> None:
-    """Tokens that the draft reads as two, among others, in rounds that are cut anywhere."""
+    """Tokens that the draft reads as two, among others, in rounds that are rejected anywhere."""
     wanted = reference.law(target(name, alpha), 3, **PLAIN)
     strategy = "speculative:k=2" if name == "exact" else f"speculative-cascade:rule={name},alpha={alpha},k=2"
     assert distance(law(strategy, 3, **PLAIN), wanted) < EXACT
@@ -166,7 +166,7 @@ def test_greedy_speculation_writes_the_targets_own_tokens(k: int, two: Pair) -> 
 
 
 def test_what_both_can_say_is_counted(two: Pair, reference: Reference) -> None:
-    """q(I) over the draft's steps, which for `draft` are those of its answer."""
+    """q(I) is the mean over the draft's steps, which for the strategy `draft` are those of its answer."""
     run = generate(two, prompt_ids=PROMPT, strategy="draft", max_new_tokens=9, seed=3, **PLAIN)
     wanted = [reference.logits(tuple(run.token_ids[:i]))[2] for i in range(9)]
     assert run.metrics.shared_mass == pytest.approx(np.mean(wanted), abs=1e-12)
@@ -179,7 +179,7 @@ def test_what_both_can_say_is_counted(two: Pair, reference: Reference) -> None:
 
 
 def masks_the_target(patch: pytest.MonkeyPatch, two: Pair) -> None:
-    """The target is also cut to the common tokens."""
+    """The target is also restricted to the tokens that both models can produce."""
     right = two.target.runner.forward
 
     def forward(ids: Tensor, rows: int) -> Tensor:
@@ -191,7 +191,7 @@ def masks_the_target(patch: pytest.MonkeyPatch, two: Pair) -> None:
 
 
 def rewinds_by_the_targets_count(patch: pytest.MonkeyPatch, two: Pair) -> None:
-    """The draft's cache is rewound to the target's number of tokens."""
+    """The draft's cache is truncated to the target's number of tokens."""
 
     def truncate(self: TranslatedRunner, length: int) -> None:
         kept = min(length, len(self._ends))
@@ -202,18 +202,18 @@ def rewinds_by_the_targets_count(patch: pytest.MonkeyPatch, two: Pair) -> None:
 
 
 def reads_one_token_for_another(patch: pytest.MonkeyPatch, two: Pair) -> None:
-    """A token that is not common is read as one token of the draft, such as the unknown token."""
+    """A token that the draft lacks is read as a single one of the draft's tokens, such as the unknown token."""
     right = Translation.read
     patch.setattr(Translation, "read", lambda self, token: right(self, token)[:1])
 
 
 def the_later_of_two_wins(patch: pytest.MonkeyPatch, two: Pair) -> None:
-    """One of two tokens with the same bytes is forgotten, although their probabilities add up."""
+    """Of two tokens with the same bytes, one is ignored instead of adding up their probabilities."""
     patch.setattr(torch, "logaddexp", lambda before, said: said)
 
 
 def reads_the_prompt_in_pieces_at_its_end(patch: pytest.MonkeyPatch, two: Pair) -> None:
-    """The prompt is read as a whole, and its last token again."""
+    """The prompt is read in full, and then its last token again."""
     right = TranslatedRunner.begin
 
     def begin(self: TranslatedRunner, prompt_ids: Tensor) -> Tensor:
@@ -243,13 +243,13 @@ def test_planted_bugs_are_seen(
     reference: Reference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without the bug each of these laws is exact, as the tests above show."""
+    """Without the bug, each of these laws is exact by the tests above."""
     bug(monkeypatch, two)
     assert distance(law(strategy, length, **PLAIN), reference.law(rule, length, **PLAIN)) > 1e-3
 
 
 def test_rewinding_is_exact_after_every_length(two: Pair) -> None:
-    """Read and rewind at random: the logits are those of a runner that read the text in one call."""
+    """After random reads and rewinds, the logits equal those of a runner that read the text in one go."""
     rng = np.random.default_rng(0)
     runner, fresh = two.draft.runner, two.draft.runner.fresh()
     start = runner.begin(torch.tensor(PROMPT))

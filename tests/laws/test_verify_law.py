@@ -25,7 +25,7 @@ ACCEPT, REJECT = -1.0, 2.0
 
 
 def steps(token_at: Callable[[float], int]) -> dict[int, float]:
-    """The lengths of the pieces of [0, 1) on which a step function is constant, found by bisection."""
+    """The total length of [0, 1) on which a step function takes each value, found by bisection."""
     lengths: dict[int, float] = defaultdict(float)
     low = 0.0
     while low < 1.0:
@@ -39,7 +39,7 @@ def steps(token_at: Callable[[float], int]) -> dict[int, float]:
 
 
 class Block:
-    """A drafted block over imaginary models, to be verified with any uniforms."""
+    """One drafted block over imaginary models, ready to be verified with any uniforms."""
 
     def __init__(self, tables: Tables, rule: Target, drafted: Tokens) -> None:
         pairs = [tables(drafted[:i]) for i in range(len(drafted) + 1)]
@@ -54,7 +54,7 @@ class Block:
         return verify_block(self.pi, self.q, self.drafted, accept, follow)
 
     def next_law(self, kept: int, later: float) -> dict[int, float]:
-        """The law of the token after `kept` tokens; `later` is the uniform of later tests, which must not matter."""
+        """The law of the token after `kept` tokens; `later` is the uniform of the tests that must not matter."""
         tests = [ACCEPT] * kept + [REJECT] * (kept < self.k) + [later] * (self.k - kept - 1)
 
         def token_at(u: float) -> int:
@@ -78,7 +78,7 @@ class Block:
 
 
 def block_law(tables: Tables, rule: Target, k: int, later: float) -> Law:
-    """The joint law of k + 1 tokens: those that one block emits, then pi token by token."""
+    """The joint law of k + 1 tokens: what one block emits, then pi token by token."""
     law: Law = defaultdict(float)
     size = len(tables(()).q)
     for drafted in product(range(size), repeat=k):
@@ -119,7 +119,7 @@ def test_tests_after_the_first_rejection_do_not_matter() -> None:
 
 
 def test_one_round_alone_is_a_round_of_the_reference_process() -> None:
-    """Not only the law: each emitted block has the reference's probability."""
+    """Not only the law: each emitted block also has the reference's probability."""
     tables, rule = random_tables(3, seed=5, kind="plain"), target("token-v2", 0.2)
     measured: Law = defaultdict(float)
     for drafted in product(range(3), repeat=2):

@@ -13,7 +13,7 @@ def softmax(logits: Row) -> Row:
 
 
 def warp(logits: Row, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Row:
-    """The distribution that is sampled from: temperature, then top-k, then top-p; temperature 0 is greedy."""
+    """The distribution to sample from: temperature, then top-k, then top-p; temperature 0 is greedy."""
     logits = np.asarray(logits, dtype=np.float64)
     if temperature == 0:
         return np.eye(len(logits))[int(np.argmax(logits))]  # argmax takes the lowest id of a tie
@@ -22,7 +22,7 @@ def warp(logits: Row, temperature: float = 1.0, top_k: int = 0, top_p: float = 1
 
 
 def top_k_filter(probs: Row, top_k: int) -> Row:
-    """Keep the k most likely tokens and any that tie with the k-th; k = 0 keeps all."""
+    """Keep the k most likely tokens and whatever ties with the k-th; k = 0 keeps all."""
     if top_k <= 0 or top_k >= len(probs):
         return probs
     kth = np.sort(probs)[-top_k]
@@ -43,7 +43,7 @@ def top_p_filter(probs: Row, top_p: float) -> Row:
 
 
 def top_p_margin(probs: Row, top_p: float) -> float:
-    """Distance of the nucleus from having one token more or less; 0 where a tie or rounding may decide."""
+    """How far the nucleus is from holding one token more or less: 0 where a tie or rounding may decide."""
     if top_p >= 1.0:
         return 1.0
     order = np.argsort(-probs, kind="stable")
@@ -62,7 +62,7 @@ def sample(probs: Row, u: float) -> int:
         total += prob
         if u < total and prob > 0:
             return token
-    return int(np.flatnonzero(probs)[-1])  # rounding left the sum below 1, and u is above it
+    return int(np.flatnonzero(probs)[-1])  # u exceeds a sum that rounding left below 1
 
 
 def total_variation(a: Row, b: Row) -> float:

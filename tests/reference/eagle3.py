@@ -1,7 +1,7 @@
 """An EAGLE-3 head token by token in NumPy: loops over the published description, in float64.
 
-Position j of a text reads token j together with a state of position j - 1: the target's, if the target has read that
-position, otherwise the head's own. The first position is not read.
+Position j of a text reads token j together with a state of position j - 1: the target's if the target has read that
+position, otherwise the head's own. The first position is never read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def rotated(x: Array, place: int, frequencies: Array) -> Array:
 
 
 class Head:
-    """A head, given its weights `{name: array}`, the layer of its config and its flags."""
+    """A head given by its weights `{name: array}`, its config's layer settings and its flags."""
 
     def __init__(
         self, weights: Mapping[str, Any], layer: Mapping[str, Any], embedding: Array | None = None, **flags: Any
@@ -48,13 +48,13 @@ class Head:
         self.eps = layer["rms_norm_eps"]
         width, theta = layer["head_dim"], layer["rope_parameters"]["rope_theta"]
         power = torch.arange(0, width, 2, dtype=torch.int64).float() / width
-        # In single precision, as in every implementation: the last digit of the angles matters.
+        # In single precision, as in every implementation: their last digit matters.
         self.frequencies = (1.0 / theta**power).double().numpy()
 
     def logits(self, tokens: Sequence[int], states: Array, vocab: int) -> Array:
         """Logits `[len(tokens) - 1, vocab]` after each token but the first.
 
-        `states` `[m, taps, width]` are the target's hidden states at the first m tokens.
+        `states` `[m, taps, width]` are the target's states at the first m tokens.
         """
         self.keys = [[] for _ in range(self.layer["num_hidden_layers"])]
         self.values = [[] for _ in self.keys]
@@ -81,7 +81,7 @@ class Head:
         return self.w["fc.weight"] @ flat
 
     def through(self, number: int, embedding: Array, state: Array, place: int) -> Array:
-        """Return the state after one layer."""
+        """One layer."""
         at = f"layers.{number}"
         if number == 0:
             seen = norm(state, self.w[f"{at}.hidden_norm.weight"], self.eps)

@@ -1,5 +1,7 @@
-"""The rules that are not a plain keep-or-defer choice, each as its published sampler: accept x with probability a(x),
-otherwise draw from s_x. The emitted token follows pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x)) s_x(v). Loops in float64.
+"""The rules that are not a plain keep-or-defer choice, each in the sampling form that its authors published.
+
+Accept x with probability a(x), otherwise draw from s_x. What is emitted then follows
+pi(v) = q(v) a(v) + sum_x q(x) (1 - a(x)) s_x(v). Everything is computed by loops in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from tests.reference.distributions import Row, total_variation
 
 
 def emitted(q: Row, accept: Row, replaced: np.ndarray) -> Row:
-    """The law of accept-or-replace; `replaced` `[V, V]` has s_x in row x."""
+    """The law of accept-or-replace; row x of `replaced` `[V, V]` is s_x."""
     pi = q * accept
     for x in range(len(q)):
         pi = pi + q[x] * (1 - accept[x]) * replaced[x]
@@ -26,7 +28,7 @@ def norm(mass: Row, otherwise: Row) -> Row:
 
 
 def ratio(a: Row, b: Row) -> Row:
-    """min(1, a / b), 1 where b is 0 and nothing can be drawn."""
+    """min(1, a / b); 1 where b is 0."""
     return np.array([1.0 if y == 0 else min(1.0, x / y) for x, y in zip(a, b, strict=True)])
 
 
@@ -35,17 +37,17 @@ def same(row: Row) -> np.ndarray:
 
 
 def redrawn(q: Row, p: Row, keep: np.ndarray) -> Row:
-    """A draft outside the kept set is discarded and replaced by a draw from p."""
+    """A draft outside the kept set is discarded, and p is drawn from instead."""
     return emitted(q, np.where(keep, 1.0, 0.0), same(p))
 
 
 def tested(q: Row, p: Row, keep: np.ndarray) -> Row:
-    """A draft outside the kept set passes the exact test or is replaced from its residual."""
+    """A draft outside the kept set must pass the exact test; if it fails, the residual replaces it."""
     return emitted(q, np.where(keep, 1.0, ratio(p, q)), same(norm(np.maximum(p - q, 0), p)))
 
 
 def among(p1: Row, top: int | None) -> np.ndarray:
-    """Tokens for which fewer than `top` others are likelier."""
+    """The tokens with fewer than `top` likelier ones."""
     likelier = np.array([(p1 > mine).sum() for mine in p1])
     return likelier < (len(p1) if top is None else top)
 
@@ -127,7 +129,7 @@ def entropy(a: Row) -> float:
 
 
 def fuzzy_score(q1: Row, p1: Row, threshold: float, divergence: str) -> float:
-    """Score that is at least 0 where the draft model is kept."""
+    """A score, at least 0 where the draft model is kept."""
     middle = (q1 + p1) / 2
     apart = {
         "tv": np.maximum(p1 - q1, 0).sum(),
@@ -166,7 +168,7 @@ def top_k(q: Row, p: Row, q1: Row, p1: Row, n: int) -> Row:
 
 
 def top_p(q: Row, p: Row, q1: Row, p1: Row, mass: float) -> Row:
-    """Tokens before which all likelier tokens together have not reached the mass; assumes no ties."""
+    """Keep each token whose likelier tokens together have less than `mass`; assumes that there are no ties."""
     return truncated(p, np.array([p1[p1 > mine].sum() < mass for mine in p1]))
 
 
@@ -189,4 +191,4 @@ FAMILY: dict[str, Callable[..., Row]] = {
     "top-p": top_p,
     "eta": eta,
 }
-"""pi of every rule other than the paper's six, by name."""
+"""pi of every rule beyond the paper's six, by name."""

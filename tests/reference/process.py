@@ -1,4 +1,4 @@
-"""The exact joint law of the first m tokens, of a process of speculative rounds and of a sequential cascade.
+"""The exact joint law of the first m tokens: of a process of speculative rounds, and of a sequential cascade.
 
 `tables(prefix)` gives the pair of distributions after a prefix of tokens; `rule(pair)` gives pi. Both laws
 map a tuple of m tokens to its probability; tuples of probability 0 are left out.
@@ -19,7 +19,7 @@ Law = dict[Tokens, float]
 
 
 class Pair(NamedTuple):
-    """Both models' next-token distributions: q and p warped, q1 and p1 before warping; each [V]."""
+    """Both models' distributions of the next token: q and p warped, q1 and p1 before warping; each [V]."""
 
     q: Row
     p: Row
@@ -34,7 +34,7 @@ Target = Callable[[Pair], Row]
 def sequential_law(
     tables: Tables, rule: Target, length: int, prefix: Tokens = (), holds: Callable[[Tokens], bool] = lambda _: True
 ) -> Law:
-    """The token cascade: the product of pi(x_i | x_<i) along the text, pi being p where the rule does not hold."""
+    """The token cascade: the product of pi(x_i | x_<i) along the text, with pi = p where the rule does not hold."""
     if length == 0:
         return {(): 1.0}
     law: Law = {}
@@ -49,16 +49,16 @@ def sequential_law(
 def round_outcomes(
     tables: Tables, rule: Target, prefix: Tokens, k: int, bonus: Target | None = None
 ) -> Iterator[tuple[Tokens, float]]:
-    """Every way one round can go: (emitted tokens, probability), by enumerating drafts and tests.
+    """Every outcome of one round: (emitted tokens, probability), by enumerating drafts and tests.
 
-    `bonus` replaces the distribution of the token after a fully accepted block; used only to show that a wrong one is
-    detected.
+    `bonus` replaces the distribution of the token after a fully accepted block, only to show that a wrong one
+    is detected.
     """
     size = len(tables(prefix).q)
     for drafted in product(range(size), repeat=k):
         pairs = [tables(prefix + drafted[:i]) for i in range(k + 1)]
         pis = [rule(pair) for pair in pairs]
-        chance = float(np.prod([pairs[i].q[x] for i, x in enumerate(drafted)]))  # probability of drafting this block
+        chance = float(np.prod([pairs[i].q[x] for i, x in enumerate(drafted)]))  # of drafting this block
         if chance == 0:
             continue
         for i, x in enumerate(drafted):
@@ -71,7 +71,7 @@ def round_outcomes(
 
 
 def block_outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iterator[tuple[Tokens, float]]:
-    """Like `round_outcomes`, but with block verification: loops over the definitions of Sun et al. 2024."""
+    """Every outcome of one round by block verification: loops over the definitions of Sun et al. 2024."""
     size = len(tables(prefix).q)
     for drafted in product(range(size), repeat=k):
         pairs = [tables(prefix + drafted[:i]) for i in range(k + 1)]
@@ -80,7 +80,7 @@ def block_outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iter
         if chance == 0:
             continue
         weights = prefix_weights([pi[x] / pair.q[x] for pi, pair, x in zip(pis, pairs, drafted, strict=False)])
-        for kept in range(k, -1, -1):  # longest prefix first; `chance` is what remains when it fails
+        for kept in range(k, -1, -1):  # longest prefix first; `chance` is what remains after the longer ones
             law = pis[k]
             passes = weights[k]
             if kept < k:
@@ -94,7 +94,7 @@ def block_outcomes(tables: Tables, rule: Target, prefix: Tokens, k: int) -> Iter
 
 
 def prefix_weights(ratios: list[float]) -> list[float]:
-    """p_0 to p_k, from the ratios pi / q of k drafted tokens."""
+    """p_0 to p_k from the ratios pi / q of k drafted tokens."""
     weights = [1.0]
     for ratio in ratios:
         weights.append(min(1.0, weights[-1] * ratio))
@@ -112,8 +112,8 @@ def speculative_law(
 ) -> Law:
     """The first `length` tokens of rounds of k drafted tokens each, across round borders.
 
-    stop_at_length: the text ends at `length`, so a round drafts min(k, remaining - 1) tokens; otherwise the text
-    continues, and tokens that a round emits beyond the length are summed out.
+    stop_at_length: the text ends there, so a round drafts min(k, remaining - 1) tokens; otherwise the text
+    continues, and what a round emits beyond the length is summed out.
     """
     if length == 0:
         return {(): 1.0}
@@ -132,16 +132,16 @@ def speculative_law(
 
 
 Plan = Callable[[Tokens], Tokens]
-"""The tokens that a deterministic drafter proposes after a text; may be few or none."""
+"""The continuation of a text that a deterministic drafter proposes, as far as it can."""
 
 
 def planned_law(
     tables: Tables, rule: Target, length: int, k: int, plan: Plan, exact: bool = False, prefix: Tokens = ()
 ) -> Law:
-    """The law of a text of `length` tokens whose rounds plan at most k drafts where they begin.
+    """The law of `length` tokens written by rounds of at most k drafts that are planned when the round begins.
 
-    A planned position has the one-hot q of its token; any other follows the target's own p. `exact`: the rule does not
-    read q, so the plan for the position after the drafted ones does not matter.
+    A planned position has the one-hot q of its token; at any other position the token is drawn from the target's p.
+    `exact`: the rule does not read q, so the plan for the position after the drafts is not used.
     """
     if length == 0:
         return {(): 1.0}

@@ -1,9 +1,9 @@
-"""Every deferral rule as the distribution pi from which the strategy then samples.
+"""Every deferral rule as the distribution pi that it makes the strategy sample from.
 
 q and p are warped; q1 and p1 are at temperature 1 without truncation, and only they are compared with
 thresholds (TV in eq. 10 is on the warped pair). Each rule is one score per position [1] or per token [V]: the
-draft model is kept where the score is >= 0. Near 0 rounding may decide, so tests can leave those comparisons
-open.
+draft model is kept where the score is >= 0. Rounding may decide where a score is near 0, so tests can skip
+those comparisons.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Judged(NamedTuple):
 
 
 def mixture(q: Row, p: Row, defer: np.ndarray) -> Row:
-    """pi from the deferrals: [1] chooses p or q as a whole; [V] gives the token-specific target.
+    """pi from the deferrals: [1] chooses p or q as a whole; [V] is the token-specific target.
 
     pi(v) = q(v) keep(v) + p(v) * sum over deferred u of q(u): draw from q, and draw again from p if deferred.
     """

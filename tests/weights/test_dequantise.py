@@ -1,4 +1,4 @@
-"""Dequantisation gives the bits that the gguf package gives."""
+"""Dequantisation is bit-identical to the gguf package's."""
 
 import gguf
 import numpy as np

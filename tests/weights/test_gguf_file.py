@@ -1,4 +1,4 @@
-"""The header reader, against the gguf package's own and against damaged files."""
+"""The header reader, compared with the gguf package's own and tried on damaged files."""
 
 import contextlib
 
@@ -52,7 +52,7 @@ def test_damaged_counts_and_lengths_never_crash(path, tmp_path, place):
     data[place : place + 8] = b"\xff" * 8
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(data)
-    with contextlib.suppress(RunError):  # a damaged number inside a value cannot be noticed
+    with contextlib.suppress(RunError):  # damage to a number inside a value cannot be detected
         GgufFile(damaged)
 
 

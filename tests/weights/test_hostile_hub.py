@@ -1,4 +1,4 @@
-"""A hub that lies: nothing is written outside the cache, every refusal is a sentence, and none is waited for long."""
+"""A hub that lies: nothing is written outside the cache, every refusal is a sentence, and none takes long."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UP = "../../../../../../../../.."
 
 
 class Hub:
-    """What is answered; each part may be made hostile."""
+    """The hub's responses; each part can be made hostile."""
 
     def __init__(self) -> None:
         self.commit, self.header, self.tag = COMMIT, COMMIT, ""
@@ -68,7 +68,7 @@ def hub() -> Iterator[tuple[Hub, str]]:
             if not self.path.startswith("/api/"):
                 self.send_header("X-Repo-Commit", state.header)
                 self.send_header("ETag", f'"{state.tag or hashlib.sha1(body).hexdigest()}"')
-            with contextlib.suppress(BrokenPipeError):  # who refuses does not listen to the end
+            with contextlib.suppress(BrokenPipeError):  # a client that refuses does not read to the end
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
@@ -83,7 +83,7 @@ def hub() -> Iterator[tuple[Hub, str]]:
 
 
 def pull(address: str, home: Path, more: str = "") -> subprocess.CompletedProcess[str]:
-    """A pull in a process of its own, since huggingface_hub reads its settings when it is imported."""
+    """Pull in a separate process, since huggingface_hub reads its settings at import."""
     code = f"""
 from cascli.weights import hub_answers
 {more}
@@ -101,7 +101,7 @@ except RunError as error:
 
 
 def strangers(home: Path) -> list[str]:
-    """Files that lie outside the hub's cache."""
+    """Files outside the hub's cache."""
     inside = home / "a/b/c/hf"
     return [str(path) for path in home.rglob("*") if path.is_file() and not path.is_relative_to(inside)]
 
@@ -151,9 +151,9 @@ def test_a_silent_hub_is_given_up(hub: tuple[Hub, str], tmp_path: Path) -> None:
     ("headers", "refused"),
     [
         ({"etag": '"0123abc"'}, False),
-        ({"etag": 'W/"0123abc"'}, False),  # as proxies that compress make of it
+        ({"etag": 'W/"0123abc"'}, False),  # as compressing proxies rewrite it
         ({"x-linked-etag": '"0123abc"', "etag": '"a-2"'}, False),
-        ({"x-linked-etag": f'"{UP}/out"', "etag": '"a-2"'}, True),  # of large files it is this one that names the file
+        ({"x-linked-etag": f'"{UP}/out"', "etag": '"a-2"'}, True),  # for large files, this header names the file
         ({"etag": f'W/"{UP}/out"'}, True),
     ],
 )

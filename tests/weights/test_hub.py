@@ -1,4 +1,4 @@
-"""Hub sources: what is in the cache counts only when whole, and refusals say what to do."""
+"""Hub sources: cached files count only if complete, and refusals say what to do."""
 
 import json
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ def refused(kind, status):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A stand-in for snapshot_download: a folder, or the error to raise; keeps what it was called with."""
+    """A fake snapshot_download that returns a folder or raises an error, and records its calls."""
     fake = SimpleNamespace(folder=tmp_path / "snapshot", online=None, offline=None, calls=[])
     fake.folder.mkdir()
 
@@ -92,7 +92,7 @@ def test_pull_reports_bytes_and_draws_nothing(hub, capsys):
 
 
 class _Broken(Exception):
-    """An error of the transport library."""
+    """An error from the transport library."""
 
 
 _Broken.__module__ = "httpx._exceptions"

@@ -57,7 +57,7 @@ def test_pull_fetches_converts_and_cleans_up(source, home, pip):
 
 
 def flip(file):
-    """One bit in the middle; size and name stay."""
+    """Flip one bit in the middle; size and name stay the same."""
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_noticed(source, gguf, tmp_path):
     folder = pull(source)
     assert changed(source) == []
     flip(folder / "model.safetensors")
-    assert locate(source) == folder  # looking alone does not read a gigabyte
+    assert locate(source) == folder  # `locate` does not read gigabytes to check them
     assert changed(source) == ["model.safetensors"]
     mine = PathSource(path=str(gguf))
     flip(pull(mine) / "config.json")
@@ -108,7 +108,7 @@ def test_pull_check_says_what_it_found(source, tmp_path):
     bad = run(app, ["pull", str(pair), "--check"])
     error = bad.stderr[bad.stderr.index("cascli: ") :]
     assert bad.exit_code == 1 and "model.safetensors" in error and len(error.splitlines()) == 2
-    assert "target: random weights" in bad.stderr  # a bad draft model keeps nobody from hearing of the target
+    assert "target: random weights" in bad.stderr  # a damaged draft model must not hide the target's result
     config = load_config(pair)
     assert [(check.subject, check.status) for check in files(config)] == [("draft", "fail"), ("target", "skipped")]
 
@@ -240,7 +240,7 @@ def test_looking_imports_no_torch(home):
 
 
 def test_what_goes_while_it_is_counted_hides_nothing_else(tmp_path: Path) -> None:
-    """Downloads rename and remove files between a look at the folder and one at them."""
+    """Downloads rename and remove files between listing a folder and reading their sizes."""
     for n in range(12):
         (tmp_path / f"{n}").write_bytes(b"xx")
         (tmp_path / f"{n}.gone").symlink_to(tmp_path / "nowhere")
@@ -248,7 +248,7 @@ def test_what_goes_while_it_is_counted_hides_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_folder_that_lacks_a_file_or_a_part_of_one_is_not_whole(tmp_path: Path) -> None:
-    """However many others are as they should be."""
+    """No matter how many other files are intact."""
     folder = tmp_path / "model"
     with manifest.replacing(folder, {}) as made:
         for name in ("config.json", "model.safetensors", "tokenizer.json"):

@@ -1,4 +1,4 @@
-"""Model folders of strangers: none runs code, and whatever is wrong with one is a sentence."""
+"""Model folders from untrusted sources: none runs code, and every problem is reported in a sentence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Evil(Base):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A good model folder, whose every loading is done with a standard input that says yes."""
+    """A good model folder; every load has a standard input that answers yes."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
     place = tmp_path / "model"
@@ -58,7 +58,7 @@ def change(file: Path, **values: Any) -> None:
 
 
 def said(folder: Path) -> str:
-    """The error of loading, or nothing: some odd files do no harm."""
+    """The error of loading the folder, or nothing: some odd files do no harm."""
     try:
         load(folder)
     except CascliError as error:
@@ -121,7 +121,7 @@ def test_code_of_its_own_is_refused_in_words(folder: Path) -> None:
 
 
 def test_loaders_are_called_in_one_place() -> None:
-    """A call of another file would ask on standard input again."""
+    """A call in another file could prompt on standard input again."""
     root, found = Path(cascli.__file__).parent, []
     for file in root.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -193,7 +193,7 @@ def test_an_index_may_not_name_files_outside(folder: Path, tmp_path: Path) -> No
 
 
 def panics(file: Path) -> None:
-    """A tokenizer whose post-processor names a token that is not there: a panic of the library, no Exception."""
+    """A tokenizer whose post-processor names a missing token: the library panics instead of raising an Exception."""
     data = json.loads(file.read_text())
     data["post_processor"] = {
         "type": "TemplateProcessing",
@@ -274,7 +274,7 @@ def test_a_gguf_of_odd_alignment_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_tokenizer_is_tried_where_memory_is_limited_already(tmp_path: Path) -> None:
-    """macOS lets no such limit be set at all: a process that says so must not count as a damaged file."""
+    """Where no memory limit can be set (as on macOS), failing to set one must not count as a damaged file."""
     Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30));"

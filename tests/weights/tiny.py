@@ -1,4 +1,4 @@
-"""Tiny GGUF files as llama.cpp writes them, with the model that each must become.
+"""Tiny GGUF files as llama.cpp writes them, each with the model it must become.
 
 The expected weights come from the gguf package's own `dequantize`, and the row order from llama.cpp's
 forward permutation, so nothing here shares code with what is tested.
@@ -23,7 +23,7 @@ PADDING = 5
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 signs in which byte-level vocabularies spell bytes."""
+    """The 256 characters in which byte-level vocabularies spell bytes."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in kept]
     return [chr(byte) for byte in kept] + [chr(256 + i) for i in range(len(others))]
@@ -130,7 +130,7 @@ class Tiny:
         return quantised(random, shape, self.kind), self.kind
 
     def _as_written(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """llama.cpp interleaves the two halves of each head in the query and key matrices of llama."""
+        """llama.cpp interleaves the two halves of each head in Llama's query and key matrices."""
         if self.family != "llama" or not (".q_proj." in name or ".k_proj." in name):
             return rows
         heads = 4 if ".q_proj." in name else 2
@@ -139,7 +139,7 @@ class Tiny:
 
 
 def quantised(random: np.random.Generator, shape: tuple[int, ...], kind: GGMLQuantizationType) -> np.ndarray:
-    """Rows of random blocks; the scales are small numbers, since random bytes would be infinities."""
+    """Rows of random blocks; the scales are small numbers, since random bytes could be infinities."""
     if kind in {Kind.F32, Kind.F16}:
         return random.normal(0, 0.05, shape).astype(np.float32 if kind is Kind.F32 else np.float16)
     block, size = GGML_QUANT_SIZES[kind]
