@@ -28,7 +28,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
     """
     if batch_size is not None:
         if batch_size < 1:
-            raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+            raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
         plan = plan.model_copy(update={"batch_size": batch_size})
     values = given.given()
     changed = {KEYS[key]: value for key, value in values.items() if key in KEYS}
@@ -39,7 +39,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
         told = plan.named_temperatures()
         if told:  # of another temperature nobody said which of them run there
             here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
-            raise UsageError(f"strategies of this sweep are for temperature {here}; say with -s which run at {there}")
+            raise UsageError(f"strategies of this sweep are for temperature {here}; choose those for {there} with -s")
     if given.prompts is not None:
         changed["task"] = _asking(given.prompts, plan.task)
     plan = plan.model_copy(update=changed)
@@ -54,7 +54,7 @@ def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
     """A task of other prompts: judged as before, if that is by something that any prompt can have."""
     if prompts == "-":
         raise UsageError(
-            "--prompts -: a sweep reads its prompts again to go on, which a pipe cannot give; name a file."
+            "--prompts -: a sweep reads its prompts again when it resumes, which a pipe cannot do; give a file."
         )
     metric = None if task.metric in ELSEWHERE else task.metric
     if prompts == "builtin" or prompts in SETS:
