@@ -165,5 +165,5 @@ def test_a_file_of_a_ready_pairs_name_frees_nothing_that_this_needs(
     mine.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
     monkeypatch.setattr("cascli.config.pair_files", lambda: {"toy": pair})
     found = run("pairs", "rm", str(mine), "--yes")
-    assert found.exit_code == 0 and found.stderr.count("stays, because toy needs it too") == 2
+    assert found.exit_code == 0 and found.stderr.count("kept, because toy needs it too") == 2
     assert all(folder.exists() for folder in folders)
