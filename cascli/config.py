@@ -34,8 +34,8 @@ class PypiSource(Strict):
     """
 
     about: ClassVar[str] = (
-        "is the package-index name of a GGUF file split into wheels: they are read as data, never installed or run, and"
-        " the result is checked against the sha256 in the pair's file"
+        "is the package-index name of a GGUF file split into wheels: they are read as data, never installed and never"
+        " run, and the result is checked against the sha256 in the pair's file"
     )
     """What to make of the name of such a package, which says nothing of models."""
 
