@@ -91,4 +91,4 @@ def test_cascli_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["generate", "hello", "-c", "tiny-random", "--max-new-tokens", "2"]
     said = " ".join(CliRunner().invoke(app, asked).stderr.split())
     for role in ("draft", "target"):
-        assert f"the {role} model runs without fused kernels: the kernels do not cover its activation, relu" in said
+        assert f"the {role} model's steps are not fully fused: the kernels do not cover its activation, relu" in said

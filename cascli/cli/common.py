@@ -128,7 +128,7 @@ class Plan:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
             why = model.unfused_because
             if why is not None:
-                self.screen.note(f"the {role} model runs without fused kernels: {why}")
+                self.screen.note(f"the {role} model's steps are not fully fused: {why}")
         if self.settings.threads is None:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":

@@ -62,14 +62,16 @@ CHECKS = "Checks"
     max_new_tokens="Longest answer. (default the pair's, else 64; for several prompts at least 256)",
 )
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or none reads stdin.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; if - or omitted, stdin is read.", show_default=False)
+    ] = None,
     *,
     runs: Annotated[int, typer.Option("--runs", min=1, metavar="N", help="Repeats; medians are shown.")] = 1,
     schedule: Annotated[
         Schedule,
         typer.Option("--schedule", help="fair: interleave all strategies in slices of equal time."),
     ] = Schedule.AUTO,
-    batch_size: Annotated[int, batch_size_option("of each strategy")] = 1,
+    batch_size: Annotated[int, batch_size_option("per strategy")] = 1,
     trace: Annotated[
         TraceKind,
         typer.Option("--trace", help="Show answers as text, token by token side by side, or not at all."),
@@ -96,7 +98,7 @@ def command(
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure/--no-measure", help="Do not time the pair's steps to explain the speed."),
+        typer.Option("--measure/--no-measure", help="Do not time the pair's steps, which explain the speed."),
     ] = True,
     require_lossless: Annotated[
         bool, typer.Option("--require-lossless", help="Exit 1 if a strategy was not lossless.", rich_help_panel=CHECKS)

@@ -57,7 +57,7 @@ def command(
         bool,
         typer.Option("--apply-chat-template", help="Use the chat template, with examples as earlier turns."),
     ] = False,
-    batch_size: Annotated[int, batch_size_option("of each strategy")] = 1,
+    batch_size: Annotated[int, batch_size_option("per strategy")] = 1,
     unsafe_code_execution: Annotated[
         bool,
         typer.Option("--unsafe-code-execution", help="Let tasks run model-written code, without a sandbox."),

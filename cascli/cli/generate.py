@@ -33,7 +33,9 @@ cascli generate --prompts builtin --batch-size 8 -o answers.jsonl
 
 @with_shared(output=formats.help_of(formats.RUNS))
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or none reads stdin.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; if - or omitted, stdin is read.", show_default=False)
+    ] = None,
     *,
     batch_size: Annotated[int, batch_size_option("with --prompts")] = 1,
     require_lossless: Annotated[

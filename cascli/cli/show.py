@@ -80,7 +80,7 @@ def command(
         str,
         typer.Option("--title", metavar="TEXT", show_default=False, help="Title of a sweep's report or figure (-o)."),
     ] = "",
-    play: Annotated[bool, typer.Option("--play", help="First replay a comparison as it was timed.")] = False,
+    play: Annotated[bool, typer.Option("--play", help="First replay a comparison at its measured speed.")] = False,
     speed: Annotated[float, typer.Option("--speed", min=0.01, metavar="X", help="Speed-up of the replay.")] = 1.0,
     flags: Flags,
 ) -> None:

@@ -78,7 +78,9 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
         from cascli.sweeps.records import Records
 
         if header is None:
-            raise UsageError(f"{file}: lacks what it was made from, which a report needs; show the sweep's folder")
+            raise UsageError(
+                f"{file}: no record of what it was made from, which a report needs; show the sweep's folder"
+            )
         shown = {BASELINE, *(row.strategy for row in table.rows)}  # whose answers the others are held against
         kept = Records(file.parent).read() if file.name == "sweep.json" else ()
         records = [record for record in kept if record.cell.strategy in shown]
@@ -93,7 +95,7 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
         from cascli.sweeps.speculation_profile import of_sweep
 
         if header is None or file.name != "sweep.json":
-            raise UsageError(f"{file}: lacks what was accepted of each draft; show the sweep's folder")
+            raise UsageError(f"{file}: no record of what was accepted of each draft; show the sweep's folder")
         return of_sweep(
             Records(file.parent).read(), header, list(dict.fromkeys(r.strategy for r in table.rows))
         ).to_json()

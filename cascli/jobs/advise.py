@@ -354,7 +354,7 @@ class Advising:
         """What limits the advice."""
         notes = []
         if self._looked == self._measured:
-            notes.append("predictions and measurements share their prompts; 4 or more would be split")
+            notes.append("predictions and measurements share their prompts; 4 or more prompts would be split")
         if len(self._measured) < choosing.FEWEST:
             notes.append(f"{len(self._measured)} measured prompts give a range, not a 95% interval: 12 or more would")
         if self._pair.draft is None:

@@ -302,7 +302,7 @@ def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_
             f"{cut}: among them {lost[0]}, which ends the target's texts.\nChoose models that share a vocabulary."
         )
     warnings.warn(
-        f"{cut} from both models; 'lossless' and TV are relative to the target without them", PairWarning, stacklevel=3
+        f"{cut} from both models; 'lossless' and TV refer to the target without them", PairWarning, stacklevel=3
     )
 
 
