@@ -48,7 +48,7 @@ def blamed(*plugins: object) -> Iterator[None]:
             raise
         elif at_fault is None:
             whose = " or ".join(map(label, strange))
-            new = RunError(f"with {whose} at work: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened.")
+            new = RunError(f"while running {whose}: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened.")
         else:
             new = RunError(f"{label(at_fault[0])}: {raised(error)}")
         new.told = True  # type: ignore[attr-defined]  # set by the innermost `blamed`

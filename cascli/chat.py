@@ -98,9 +98,9 @@ def with_template(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -
         with ended_after(TEMPLATE_SECONDS):
             return str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
     except TimeoutError:
-        raise UsageError(f"the pair's chat template does not end within {TEMPLATE_SECONDS:g} s.") from None
+        raise UsageError(f"the pair's chat template did not finish within {TEMPLATE_SECONDS:g} s.") from None
     except Exception as error:
-        raise UsageError(f"the pair's chat template refuses this conversation: {first_line(error)}") from None
+        raise UsageError(f"the pair's chat template rejects this conversation: {first_line(error)}") from None
 
 
 def _clean(text: str) -> str:

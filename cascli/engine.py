@@ -31,7 +31,7 @@ from cascli.strategies.base import Speculating
 from cascli.trace import FinishReason, Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
 from cascli.version import __version__
 
-WHO_REMEMBERS = "only compare, one answer at a time, and Python's generate(earlier=...) keep them"
+WHO_REMEMBERS = "only compare (one answer at a time) and Python's generate(earlier=...) keep them"
 
 
 @dataclass(frozen=True)
@@ -268,19 +268,19 @@ def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False)
         )
     if strategy.needs_draft and pair.draft is None:
         raise UsageError(
-            f"strategy '{strategy.spec}' asks a draft model, and pair '{pair.name}' has none;"
+            f"strategy '{strategy.spec}' needs a draft model, but pair '{pair.name}' has none;"
             " use 'target', draft=prompt-lookup or draft=early-exit, or give the pair a 'draft:'."
         )
     if strategy.needs_draft and pair.by_head and not isinstance(strategy, Speculating):
         raise UsageError(
-            f"strategy '{strategy.spec}' has the draft model write by itself, and pair '{pair.name}' has an EAGLE-3"
-            " head,\nwhich goes by what the target has read; use 'speculative' or 'speculative-cascade'."
+            f"strategy '{strategy.spec}' has the draft model write alone, but pair '{pair.name}' has an EAGLE-3"
+            " head,\nwhich drafts from the target's hidden states; use 'speculative' or 'speculative-cascade'."
         )
     strategy.runners(pair)  # raises if the target cannot be split
     if strategy.thinking_only and pair.thinking is None:
         opening, closing = pair.config.thinking
         raise UsageError(
-            f"strategy '{strategy.spec}' holds between {opening} and {closing}, and pair '{pair.name}' has no two such"
+            f"strategy '{strategy.spec}' applies between {opening} and {closing}, but pair '{pair.name}' has no such"
             " tokens;\nname its own in the pair's file, such as thinking: [<think>, </think>], or leave out"
             " where=thinking."
         )

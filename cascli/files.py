@@ -34,7 +34,7 @@ def text_of(path: Path, most: int, *, encoding: str = "utf-8") -> str:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not str(path).startswith(_PIPES):
-            raise UsageError(f"{path}: cannot be read: it is {'a folder' if path.is_dir() else 'no regular file'}")
+            raise UsageError(f"{path}: cannot be read: it is {'a folder' if path.is_dir() else 'not a regular file'}")
         with path.open("rb") as file:
             return bounded(file, str(path), most).decode(encoding)
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def bounded(file: BinaryIO, name: str, most: int) -> bytes:
     """
     data = file.read(most + 1)
     if len(data) > most:
-        raise UsageError(f"{name}: more than {most // MEGABYTE} MB")
+        raise UsageError(f"{name}: larger than {most // MEGABYTE} MB")
     return data
 
 

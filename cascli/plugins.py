@@ -55,9 +55,11 @@ def unreachable(package: ModuleType) -> list[str]:
     for name, points in _offered(package.__name__).items():
         for point in points:
             if not _NAME.fullmatch(name):
-                told.append(f"'{name}' of {point.value} is left out: a name is letters, digits and the signs - _ .")
+                told.append(
+                    f"'{name}' of {point.value} is ignored: a name may contain only letters, digits, '-', '_' and '.'"
+                )
             elif name in own:
-                told.append(f"'{name}' of {point.value} is left out: cascli has one of that name.")
+                told.append(f"'{name}' of {point.value} is ignored: cascli has its own of that name.")
     return told
 
 
@@ -178,5 +180,5 @@ def _imported(point: EntryPoint, kind: str, parent: type) -> type:
     except (Exception, SystemExit) as error:  # another package's module may raise anything
         raise UsageError(f"{kind} '{point.name}' of {point.value}: {raised(error)}") from None
     if not (isinstance(value, type) and issubclass(value, parent)):
-        raise UsageError(f"{kind} '{point.name}': {point.value} is no {parent.__name__}")
+        raise UsageError(f"{kind} '{point.name}': {point.value} is not a subclass of {parent.__name__}")
     return _checked(value)

@@ -44,7 +44,7 @@ def prompts_in(text: str, name: str, limit: int | None = None) -> list[Prompt]:
     there = [(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     prompts = [_parse(line, where, place) for place, (line, where) in enumerate(there, 1)]
     if not prompts:
-        raise UsageError(f"{name}: holds no prompts; expected one JSON object a line with 'prompt' or 'turns'")
+        raise UsageError(f"{name}: no prompts found; expected one JSON object per line with 'prompt' or 'turns'")
     _check_ids(prompts, [where for _, where in there])
     return prompts[:limit]
 
@@ -53,7 +53,7 @@ def _check_ids(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for prompt, where in zip(prompts, places, strict=True):
         if prompt.id in seen:
-            raise UsageError(f"{where}: two prompts have the id '{prompt.id}' (the other one: {seen[prompt.id]})")
+            raise UsageError(f"{where}: two prompts have the id '{prompt.id}' (the other: {seen[prompt.id]})")
         seen[prompt.id] = where
 
 
@@ -97,14 +97,14 @@ def _parse(line: str, where: str, place: int) -> Prompt:
     turns = _turns(data.pop("prompt", None), data.pop("turns", None), where)
     name = data.pop("question_id", data.pop("id", place))
     if not isinstance(name, str | int) or isinstance(name, bool):
-        raise UsageError(f"{where}: an id must be text or a whole number (got {printed(name)})")
+        raise UsageError(f"{where}: an id must be a string or an integer (got {printed(name)})")
     given = data.pop("category", None)
     category = "" if given is None else str(given)
     try:
         "".join((*turns, str(name), category)).encode()
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start])
-        raise UsageError(f"{where}: {half} is half of a character, and stands for none by itself") from None
+        raise UsageError(f"{where}: {half} is half of a surrogate pair, not a character") from None
     return Prompt(tuple(turns), str(name), category, data)
 
 
@@ -118,7 +118,7 @@ def _turns(prompt: object, turns: object, where: str) -> list[str]:
         raise UsageError(f"{where}: give 'prompt' or 'turns', not both")
     found = [prompt] if turns is None else turns
     if not isinstance(found, list) or not all(isinstance(turn, str) for turn in found):
-        raise UsageError(f"{where}: 'prompt' must be text, 'turns' a list of texts")
+        raise UsageError(f"{where}: 'prompt' must be a string, 'turns' a list of strings")
     if not found or not all(found):
         what = "'prompt'" if turns is None else "a turn" if found else "'turns'"
         raise UsageError(f"{where}: {what} is empty")

@@ -46,7 +46,7 @@ def _as_list(value: object) -> object:
 
 def _none_is_empty(texts: list[str]) -> list[str]:
     if not all(texts):
-        raise ValueError("an empty text ends no answer; leave it out")
+        raise ValueError("a stop text must not be empty; leave it out")
     return texts
 
 
@@ -262,7 +262,7 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
     if problem["type"] == "missing":
         return where, "this key is required"
     if problem["type"] == "model_type":
-        return where, f"keys and values are wanted here (got {printed(problem['input'])})"
+        return where, f"expected keys and values (got {printed(problem['input'])})"
     message = problem["msg"].removeprefix("Value error, ")
     hint = ""
     if problem["type"] == "literal_error":

@@ -379,7 +379,7 @@ class PairInfo(Data):
         if rows is not None and rows < whole:
             said.append(f"the draft's head has {rows:,} of {whole:,} rows")
         if self.shared_tokens is not None:
-            said.append(f"the draft can say {self.shared_tokens:,} of the target's {self.tokenizer_size:,} tokens")
+            said.append(f"the draft can produce {self.shared_tokens:,} of the target's {self.tokenizer_size:,} tokens")
         return said
 
     @property
@@ -425,8 +425,8 @@ class ExitInfo(Data):
     def label(self) -> str:
         """Description of the exit, in words."""
         kind = "untrained exit" if self.trained is None else f"trained exit ({self.trained})"
-        slow = "; its passes are no captured graphs, as those of others are here" if self.uncaptured else ""
-        return f"{kind}: the target is left after {self.layers} of {self.depth} layers{slow}"
+        slow = "; unlike the others here, its passes are not captured graphs" if self.uncaptured else ""
+        return f"{kind}: after {self.layers} of the target's {self.depth} layers{slow}"
 
 
 class SamplingInfo(Data):

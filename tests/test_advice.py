@@ -988,7 +988,7 @@ def test_code_of_models_runs_only_where_that_was_said(cli: Callable[..., Result]
 def test_tasks_that_cannot_be_scored_answer_by_answer_are_refused(cli: Callable[..., Result], questions: str) -> None:
     pytest.importorskip("sacrebleu")
     found = cli(*TINY, "--prompts", questions, "--metric", "corpus-bleu", "--max-quality-loss", "0.1")
-    assert found.exit_code == 2 and "take bleu or chrf" in found.stderr
+    assert found.exit_code == 2 and "use bleu or chrf" in found.stderr
     cut = cli(*TINY, "--task", "paper-xsum", "--max-quality-loss", "0.1")
     assert cut.exit_code == 2 and "max_prompt_tokens" in cut.stderr
 
@@ -1062,7 +1062,7 @@ def test_a_tasks_models_are_taken_where_none_are_named(
         (("hi", "--max-tv", "2"), "--max-tv: a number from 0 to 1 is wanted (got 2)"),
         (("hi", "--lossless", "--max-tv", "0.1"), "--lossless and --max-tv 0.1 contradict each other"),
         (("hi", "--max-quality-loss", "0.1"), "give a task (--task) or a metric (--metric)"),
-        (("hi", "--min-speedup", "0"), "--min-speedup: a positive number is wanted"),
+        (("hi", "--min-speedup", "0"), "--min-speedup: expected a positive number"),
         (("hi", "--metric", "number"), "give one."),
         (("--prompts", "builtin", "--metric", "numbr"), "did you mean 'number'"),
         (("--prompts", "builtin", "--metric", "agreement", "--temperature", "1"), "--temperature 0"),

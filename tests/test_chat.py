@@ -82,13 +82,13 @@ def test_numbers_after_an_answer_are_one_line(text_pair: Pair) -> None:
         ("/temperature -1", "temperature: Input should be greater than or equal to 0"),
         ("/tokens 9", "at most 9 tokens"),
         ("/system Be brief.", "system: Be brief."),
-        ("/system", "no system text of your own"),
-        ("/system -", "no system text of your own"),
+        ("/system", "no system text set"),
+        ("/system -", "no system text set"),
         ("/new", "a new conversation"),
-        ("/show", "no answer has come to its end yet."),
-        ("/compare", "nothing was asked yet"),
-        ("/tempratur 1", "unknown command '/tempratur'; did you mean '/temperature'? /help lists all."),
-        ("/xyzzy", "unknown command '/xyzzy'. /help lists all."),
+        ("/show", "no answer has finished yet."),
+        ("/compare", "no prompt to compare on yet"),
+        ("/tempratur 1", "unknown command '/tempratur'; did you mean '/temperature'? /help lists them all."),
+        ("/xyzzy", "unknown command '/xyzzy'. /help lists them all."),
         ("/", "unknown command '/'"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_target_alone_talks_too(tmp_path: Path, clean_env: pytest.MonkeyPatch)
     file = tmp_path / "alone.yaml"
     file.write_text(json.dumps(alone))
     found = talk(str(file), "hi", "/strategy speculative")
-    assert "asks a draft model" in found.stderr.replace("\n", " ") and found.stderr.count("TV") == 1
+    assert "needs a draft model" in found.stderr.replace("\n", " ") and found.stderr.count("TV") == 1
 
 
 class Keyboard:

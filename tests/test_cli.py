@@ -151,7 +151,7 @@ def test_checks_set_the_exit_code(cli) -> None:
         (["generate", "x", "-c", "nothing.yaml"], 2, "no such file"),
         (["generate", "x", "--temperature", "-1"], 2, "--temperature"),
         (["generate", "x", "--top-p", "0"], 2, "--top-p"),
-        (["generate", "x", "--stop", "y", "--stop", ""], 2, "--stop: an empty text ends no answer"),
+        (["generate", "x", "--stop", "y", "--stop", ""], 2, "--stop: a stop text must not be empty"),
         (["generate", "x", "--dtype", "int4"], 2, "--dtype"),
         (["generate", "x", "--device", "cuda:99"], 3, "CUDA"),
         (["generate", "x" * 3000], 2, "context is 1024"),
@@ -235,7 +235,7 @@ def test_flags_for_several_prompts_need_several(cli) -> None:
             assert found.exit_code == 2 and f"{words[0]} " in found.stderr and "give --prompts" in found.stderr
     for command in ("compare", "advise"):
         found = cli(command, "hi", *TINY, "--limit", "3")
-        assert found.exit_code == 2 and "--limit takes the first prompts of a file" in found.stderr
+        assert found.exit_code == 2 and "--limit needs a file of prompts" in found.stderr
 
 
 def test_environment_is_weaker_than_a_flag(cli, clean_env: pytest.MonkeyPatch) -> None:
@@ -442,8 +442,8 @@ def test_what_capturing_took_is_said_where_it_is_much(verbose: bool, said: int) 
     assert (
         notes
         == [
-            "compiling and capturing the draft model's steps took 41.3 s beforehand",
-            "capturing the target model's steps took 0.5 s beforehand",
+            "compiling and capturing the draft model's steps took 41.3 s up front",
+            "capturing the target model's steps took 0.5 s up front",
         ][:said]
     )
 
@@ -461,7 +461,7 @@ def test_results_are_shown_before_steps_are_timed_and_kept_if_that_is_ended(
         "-o", str(saved),
     )  # fmt: skip
     assert found.exit_code == 130
-    assert "speculative k=2" in found.stdout and "results are whole" in found.stderr
+    assert "speculative k=2" in found.stdout and "results are complete" in found.stderr
     document = json.loads(saved.read_text())
     assert len(document["runs"]) == 2 and document["profile"] is None
 
@@ -539,7 +539,7 @@ def test_python_opens_the_same_doors(tmp_path: Path) -> None:
     told = []
     rows = cascli.sweep(plan, output=tmp_path / "out", on_progress=lambda *what: told.append(what))
     assert [row.strategy for row in rows] == ["target", "draft", "speculative:k=2"] and len(told) == 6
-    with pytest.raises(UsageError, match="--resume goes on"):
+    with pytest.raises(UsageError, match="continue with --resume"):
         cascli.sweep(plan, output=tmp_path / "out")
     assert cascli.sweep(plan, output=tmp_path / "out", resume=True) == rows
     assert {"compare", "sweep", "Rule", "Strategy"} <= set(dir(cascli))
@@ -559,7 +559,7 @@ def test_of_several_answers_without_room_the_first_is_told_and_the_others_counte
     found = compare(text_pair, "hi", ["target", "draft", "cascade"], max_new_tokens=4, measure=False, warm_up=False)
     room = found.runs[0].sampling.model_copy(update={"max_new_tokens": 9})
     runs = [run.model_copy(update={"sampling": room, "finish_reason": "length"}) for run in found.runs]
-    for cut, said in ((runs[:1], "it holds 6"), (runs, "it holds 6; 2 more were cut likewise")):
+    for cut, said in ((runs[:1], "it holds 6"), (runs, "it holds 6; 2 more were cut too")):
         view = screen(200, color=False)
         _note_cuts(found.model_copy(update={"runs": cut}), view)
         assert printed(view).strip().endswith(said)
@@ -575,4 +575,4 @@ def test_an_interrupted_comparison_names_the_strategies_of_which_there_is_nothin
     done: Any = SimpleNamespace(specs=specs, every=[run], **more)
     view = screen(200, terminal=False)
     assert isinstance(_run(view, done, watched=False), KeyboardInterrupt)
-    assert "interrupted: the answers as far as they had come; nothing of speculative k=2, draft" in printed(view)
+    assert "interrupted: these are the answers so far; none from speculative k=2, draft" in printed(view)

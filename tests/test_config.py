@@ -69,9 +69,9 @@ def test_schema_is_current_and_named_by_every_pair() -> None:
         ({"draft": pair(8)["draft"] | {"vocab": True}}, ["draft.vocab", "(got True)"]),
         ({"target": pair(8)["target"] | {"device_map": {"": True}}}, ["target.device_map", "True"]),
         ({"draft": {"source": {"random": {"model_type": "llama"}, "seed": True}}}, ["draft.source.seed", "(got True)"]),
-        ({"defaults": {"stop": ""}}, ["defaults.stop: an empty text ends no answer; leave it out (got ''"]),
-        ({"draft": []}, ["draft: keys and values are wanted here (got [])"]),
-        ({"defaults": "fast"}, ["defaults: keys and values are wanted here (got 'fast')"]),
+        ({"defaults": {"stop": ""}}, ["defaults.stop: a stop text must not be empty; leave it out (got ''"]),
+        ({"draft": []}, ["draft: expected keys and values (got [])"]),
+        ({"defaults": "fast"}, ["defaults: expected keys and values (got 'fast')"]),
     ],
 )
 def test_bad_pairs_say_where_and_what(change: dict, words: list[str]) -> None:

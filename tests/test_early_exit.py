@@ -138,16 +138,16 @@ def test_tokens_go_to_the_host_only_for_drafters_that_read_there(
 def test_exits_are_said_to_be_untrained_unless_the_checkpoint_says_otherwise(alone: Pair) -> None:
     assert trained_for_exits(alone.target) is None
     alone.target.source = "facebook/layerskip-llama3.2-1B#abc"
-    assert trained_for_exits(alone.target) == "by its name, of LayerSkip"
+    assert trained_for_exits(alone.target) == "LayerSkip by its name"
     alone.target.source = "else"
     alone.target.model.generation_config.assistant_early_exit = 2
-    assert trained_for_exits(alone.target) == "its generation config leaves after 2 layers"
+    assert trained_for_exits(alone.target) == "its generation config exits after 2 layers"
 
 
 def test_results_carry_the_label(alone: Pair) -> None:
     spec = "speculative:draft=early-exit,layers=1,k=2"
     run = generate(alone, prompt_ids=[5, 6], strategy=spec, max_new_tokens=6)
-    assert "untrained exit: the target is left after 1 of 4 layers" in "\n".join(lines(run))
+    assert "untrained exit: after 1 of the target's 4 layers" in "\n".join(lines(run))
     assert json.loads(run.to_json())["exit"] == {"layers": 1, "depth": 4, "trained": None, "uncaptured": False}
     done = compare(load_pair("tiny-random"), ["hello"], strategies=["target", spec], max_new_tokens=12, temperature=0.0)
     assert done.summary[1].exit is not None and done.summary[0].exit is None

@@ -221,7 +221,7 @@ def test_an_encoder_decoder_is_asked_for_the_whole_continuation_and_nothing_afte
         logs = torch.log_softmax(logits.double(), -1)
         assert total == pytest.approx(float(logs[range(len(answer)), answer].sum()), abs=1e-3)
     assert found[1] != found[2]
-    with pytest.raises(UsageError, match="an encoder-decoder does not say"):
+    with pytest.raises(UsageError, match="an encoder-decoder cannot compute"):
         model(pair).loglikelihood_rolling([asked("ab")])
 
 
@@ -362,7 +362,7 @@ def test_what_lm_eval_refuses_is_told_in_a_line_or_two(folder: Path, tmp_path: P
     _with(folder, tmp_path, "own_absent", dataset_path="nobody/nothing", dataset_kwargs={})
     _with(folder, tmp_path, "own_code", unsafe_code=True)
     for name, code, words in (
-        ("own_absent", 3, "documents of a task cannot be had"),
+        ("own_absent", 3, "documents of a task cannot be loaded"),
         ("own_code", 2, "--unsafe-code-execution"),
     ):
         refused = cascli("--tasks", name, "--include-path", str(tmp_path), "-s", "target", "--offline")
@@ -430,7 +430,7 @@ def test_what_was_done_before_an_interruption_is_kept(
         *("-s", "target", "-s", "speculative:k=2", "-s", "draft"),
     )
     assert ended.exit_code == 130
-    assert "nothing is kept of speculative k=2, draft" in ended.stderr
+    assert "no results are kept for speculative k=2, draft" in ended.stderr
     assert "exact_match" in ended.stdout
     document = json.loads((out / "eval.json").read_text())
     assert document["strategies"] == ["target"] and document["tasks"][0]["samples"] == 2

@@ -250,7 +250,7 @@ def test_a_folder_with_results_is_refused_first(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["eval", "--tasks", "gsm8k", "-c", "tiny-random", "-o", str(tmp_path)])
     assert refused.exit_code == 2 and "holds an evaluation" in refused.stderr
     refused = CliRunner().invoke(app, ["eval", "--tasks", " , ", "-c", "tiny-random"])
-    assert refused.exit_code == 2 and "name one at least" in refused.stderr
+    assert refused.exit_code == 2 and "name at least one" in refused.stderr
 
 
 def test_the_citation_is_of_this_version() -> None:

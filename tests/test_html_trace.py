@@ -256,7 +256,7 @@ def test_a_document_without_traces_makes_no_page(clean_env: pytest.MonkeyPatch, 
     file = tmp_path / "audit.json"
     file.write_text('{"schema": "cascli.verify/1"}')
     ended = run("show", str(file), "-o", str(tmp_path / "a.html"))
-    assert "holds no traces" in ended.output or "holds no traces" in str(ended.exception)
+    assert "has no traces" in ended.output or "has no traces" in str(ended.exception)
 
 
 def test_a_round_that_ends_inside_its_block(text_pair: Pair) -> None:

@@ -424,8 +424,8 @@ def test_all_rules_at_their_defaults() -> None:
     [
         (("--match", "calls=0.4"), "unknown budget 'calls'"),
         (("--match", "0.4"), "should read target_calls_per_token=0.35"),
-        (("--match", "target_calls_per_token=few"), "a number is wanted (got 'few')"),
-        (("--match", "target_calls_per_token=1.4"), "above 0 and at most 1 is wanted (got 1.4)"),
+        (("--match", "target_calls_per_token=few"), "expected a number (got 'few')"),
+        (("--match", "target_calls_per_token=1.4"), "expected a number above 0 and at most 1 (got 1.4)"),
         (("--rules", "op"), "unknown rule 'op'; did you mean 'opt'?"),
     ],
 )

@@ -71,22 +71,24 @@ class OtherLinear(nn.Linear):
 
 
 def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert merge(model(model_type="gpt_neox")) == "layers of the 'gpt_neox' family are not among those that are fused"
-    assert merge(model(hidden_act="relu")) == "its activation is ReLU"
+    assert merge(model(model_type="gpt_neox")) == "there are no fused layers for the 'gpt_neox' family"
+    assert merge(model(hidden_act="relu")) == "the kernels do not cover its activation, ReLU"
     adapted, mixed, odd = model(), model(), model()
     adapted.model.layers[1].mlp.up_proj.__class__ = OtherLinear
     mixed.model.norm.half()
     odd.config._attn_implementation = "flex_attention"
     for each in (adapted, mixed):
-        assert merge(each) == "its matrices are not plain ones of one precision"
-    assert merge(odd) == "its attention is not what the kernel computes"
+        assert merge(each) == "its matrices are not plain linear layers of one precision"
+    assert merge(odd) == "the kernel does not cover its attention"
     monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
-    assert merge(model()) == "there are no Triton kernels here"
+    assert merge(model()) == "Triton kernels are not available here"
 
 
 def test_cascli_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoadedModel, "unfused_because", property(lambda _: "its activation is relu"))
+    monkeypatch.setattr(
+        LoadedModel, "unfused_because", property(lambda _: "the kernels do not cover its activation, relu")
+    )
     asked = ["generate", "hello", "-c", "tiny-random", "--max-new-tokens", "2"]
     said = " ".join(CliRunner().invoke(app, asked).stderr.split())
     for role in ("draft", "target"):
-        assert f"the {role} model's steps take more kernels than they could: its activation is relu" in said
+        assert f"the {role} model's steps are not fully fused: the kernels do not cover its activation, relu" in said

@@ -96,7 +96,7 @@ def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(text: str) -> None
 
 @pytest.mark.parametrize("text", ["", "a b", "@main", "a/b?c"])
 def test_no_name(text: str) -> None:
-    with pytest.raises(UsageError, match="neither a model folder"):
+    with pytest.raises(UsageError, match="expected a model folder"):
         source_of(text)
 
 
@@ -142,11 +142,12 @@ def test_a_draft_with_a_tokenizer_of_its_own(cli, models: Path) -> None:
     both = ("--draft", "swapped", "--target", "large")
     found = cli("compare", "hi", *both, "-s", "target", "-s", "speculative", *FEW, "--no-measure")
     assert found.exit_code == 0, found.output
-    assert "q(I)" in found.stdout and "the draft can say 257 of the target's 257 tokens" in found.stdout
+    assert "q(I)" in found.stdout and "the draft can produce 257 of the target's 257 tokens" in found.stdout
     assert "The tokenizers differ" not in found.output
     assert cli("init", "other.yaml", *both).exit_code == 0
     assert (
-        "The tokenizers differ: the draft can say 257 of the target's 257 tokens" in (models / "other.yaml").read_text()
+        "The tokenizers differ: the draft can produce 257 of the target's 257 tokens"
+        in (models / "other.yaml").read_text()
     )
     saved = json.loads(cli("generate", "hi", *both, "-s", "speculative", *FEW, "--json").stdout)
     assert saved["metrics"]["lossless"] and 0.9 < saved["metrics"]["shared_mass"] <= 1
@@ -162,12 +163,12 @@ def test_a_target_alone(cli) -> None:
     ("arguments", "words"),
     [
         (["--draft", "small"], "--draft: needs --target"),
-        (["--target", ""], "--target: neither a model folder"),
+        (["--target", ""], "--target: expected a model folder"),
         (["-c", ""], "unknown pair ''"),
         (["--draft", "./absent", "--target", "large"], "--draft: path:{}/absent: no such file or folder"),
-        (["--draft", "small", "--target", "a b"], "--target: neither a model folder"),
+        (["--draft", "small", "--target", "a b"], "--target: expected a model folder"),
         (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
-        (["-c", "small"], "small: a folder, and a pair is two models: give them as --draft and --target"),
+        (["-c", "small"], "small: this is a folder, but a pair is two models: give them as --draft and --target"),
         (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: 1 tokens are in both"),
     ],
 )
@@ -315,7 +316,7 @@ def test_a_pair_of_another_kind_is_told_in_words(cli, models: Path, pair_: objec
     (models / "kind.yaml").write_text(yaml.safe_dump(SWEEP | {"pair": pair_}))
     found = cli("sweep", "kind.yaml")
     assert found.exit_code == 2
-    assert "kind.yaml: pair: a pair's name, the path of its file" in found.stderr
+    assert "kind.yaml: pair: expected a pair's name, the path of its file" in found.stderr
 
 
 def test_a_file_is_no_place_for_a_sweeps_results(cli, tmp_path: Path) -> None:
@@ -395,7 +396,7 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert all(row.answers == 1 and row.tokens <= 2 * 2 for row in table)  # two turns
     again = sweep("rules", loaded, output=tmp_path / "b", strategies=["draft"], max_new_tokens=2, limit=1)
     assert [row.strategy for row in again] == ["target", "draft"]
-    with pytest.raises(UsageError, match="loaded already"):
+    with pytest.raises(UsageError, match="already loaded"):
         sweep(SWEEP, loaded, dtype="int8")
     with pytest.raises(ConfigError, match="sweep: strategys: unknown key"):
         sweep(SWEEP | {"strategys": []})

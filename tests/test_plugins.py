@@ -107,7 +107,7 @@ def test_a_rule_of_another_package_is_a_rule(installed: dict[str, str]) -> None:
     ("rule", "said"),
     [
         ("broken", "RuntimeError: boom"),
-        ("no-rule", "is no Rule"),
+        ("no-rule", "is not a subclass of Rule"),
         ("nobody", "unknown rule 'nobody'"),
         ("half", "strange: Half lacks keep"),
     ],

@@ -65,14 +65,14 @@ def test_a_set_that_is_not_there_says_how_to_get_it_and_where_it_goes(home: Path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (lines(LINES[:3]), "holds 3 prompts, and mt-bench has 4; a file of your own goes by its path"),
-        ("\n\n<!DOCTYPE html>\n<html>", "a web page, not the file that it shows"),
+        (lines(LINES[:3]), "holds 3 prompts, but mt-bench has 4; give your own file by its path"),
+        ("\n\n<!DOCTYPE html>\n<html>", "a web page, not the file it shows"),
         (
             lines([*LINES[:3], {"question_id": 9, "turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM"]}]),
-            "not in it yet",
+            "its texts are still missing",
         ),
         (lines([*LINES[:3], LINES[0]]), "two prompts have the id '81'"),
-        ("", "holds no prompts"),
+        ("", "no prompts found"),
     ],
 )
 def test_what_is_not_the_set_is_refused(home: Path, text: str, words: str) -> None:
@@ -110,7 +110,7 @@ def test_all_turns_of_a_set_are_asked_and_told_by_category(home: Path) -> None:
     shown = CliRunner().invoke(app, ["show", str(out), "--by", "category", "-s", "speculative"])
     assert shown.exit_code == 0 and "maths, 2 prompts" in shown.output and "\n  target " not in shown.output
     one = CliRunner().invoke(app, ["compare", *common, "--limit", "1", "--by", "category"])
-    assert one.exit_code == 2 and "two categories or more" in one.output
+    assert one.exit_code == 2 and "two or more categories" in one.output
 
 
 def test_a_sweep_over_a_set_by_category(home: Path) -> None:

@@ -299,9 +299,9 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("refused")
 def test_without_walls_code_is_refused_or_the_user_is_told() -> None:
-    with pytest.raises(UsageError, match=r"cannot be walled off here: files \(landlock: not there\); system calls"):
+    with pytest.raises(UsageError, match=r"cannot be sandboxed here: files \(landlock: not there\); system calls"):
         sandbox.check(unsafe=False)
-    assert "WITHOUT a wall around files" in (sandbox.check(unsafe=True) or "")
+    assert "WITHOUT a sandbox for files" in (sandbox.check(unsafe=True) or "")
 
 
 def test_a_wall_that_was_only_asked_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -
     assert refused.exit_code == 2 and "show the sweep's folder" in refused.stderr
     file.write_text(file.read_text().replace(",target,target,", ",target,target,warm", 1).replace("0.0", "warm", 9))
     damaged = show(str(file))
-    assert damaged.exit_code == 2 and "not as cascli wrote it" in damaged.stderr
+    assert damaged.exit_code == 2 and "not a valid cascli file" in damaged.stderr
 
 
 def test_a_table_of_before_columns_were_tidy_is_shown_too() -> None:

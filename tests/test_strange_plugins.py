@@ -634,7 +634,7 @@ def test_whatever_is_installed_all_others_are_listed(installed: dict[str, str]) 
     assert done.returncode == 0 and "token-v3" in done.stdout and "good" in done.stdout and "adaedl" in done.stdout
     said = " ".join(done.stderr.split())
     for each in (
-        "'chow' of odd:Good is left out: cascli has one of that name", "'UP er' of odd:Good is left out",
+        "'chow' of odd:Good is ignored: cascli has its own of that name", "'UP er' of odd:Good is ignored",
         "rule 'leaves' of odd_leaves:X: SystemExit: 0", "the rule 'hinted' of odd: NameError",
         "both have this name; uninstall one of their packages", "'name' is an attribute that cascli reads",
         "a: a parameter's default must be a number", "'reads' is an attribute that cascli reads",
@@ -718,7 +718,7 @@ def test_what_others_have_written_is_kept(installed: dict[str, str], tmp_path: P
         "-s", "speculative-cascade:rule=late,k=2", "--max-new-tokens", "24", "-o", str(tmp_path / "kept.json"), *more,
     )  # fmt: skip
     assert done.returncode == 3 and "the rule 'late' of odd: ValueError: boom" in done.stderr, done.stderr
-    assert "failed: the answers as far as they had come" in done.stderr and "Traceback" not in done.stderr
+    assert "failed: these are the answers so far" in done.stderr and "Traceback" not in done.stderr
     kept = Comparison.from_json((tmp_path / "kept.json").read_text())
     assert {"target", "speculative:k=2"} <= {row.strategy for row in kept.summary}
     assert "target" in done.stdout and "speculative" in done.stdout
@@ -733,7 +733,7 @@ def test_only_what_comes_out_of_a_plugin_is_its_fault(loaded: Pair) -> None:
         raise KeyError("mine")
     elsewhere = type("Writes", (Strategy,), {"__module__": "strange.home", "decode": lambda self, s: []})
     # Raised by cascli's code because of a plug-in's return value: the traceback has no frame of the plug-in.
-    said = r"with the strategy 'writes' of strange\.home at work: KeyError: 'theirs'"
+    said = r"while running the strategy 'writes' of strange\.home: KeyError: 'theirs'"
     with pytest.raises(RunError, match=said), blamed(elsewhere()):
         raise KeyError("theirs")
     with pytest.raises(MemoryError), blamed(Writes()):

@@ -303,6 +303,6 @@ def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:
         generate(loaded, "hi", strategy=asked, max_new_tokens=4)
     with pytest.raises(UsageError, match="drafts from earlier answers: only compare"):
         compare(loaded, ["hi", "ho"], ["target", asked], max_new_tokens=4, batch_size=2)
-    with pytest.raises(ConfigError, match="may not depend on each other; leave out 'remember'"):
+    with pytest.raises(ConfigError, match="must not depend on each other; leave out 'remember'"):
         load_plan({"strategies": [asked]})
     assert generate(loaded, "hi", strategy=asked, max_new_tokens=4, earlier=[]).earlier_texts == 0

@@ -113,7 +113,7 @@ def test_what_runs_nowhere_is_no_strategy_of_the_sweep() -> None:
 def test_a_temperature_that_no_entry_names_is_refused(plan_file: Path, tmp_path: Path) -> None:
     plan_file.write_text(PLAN.replace("{k: [1, 3]}", "{k: [1, 3], temperatures: 0}"))
     found = run(str(plan_file), "--temperature", "0.7", "--limit", "1", "-q", "-o", str(tmp_path / "out"))
-    assert found.exit_code == 2 and "are for temperature 0; say with -s which run at 0.7" in found.stderr
+    assert found.exit_code == 2 and "are for temperature 0; choose those for 0.7 with -s" in found.stderr
     named = run(
         str(plan_file), "--temperature", "0.7", "-s", "draft", "--limit", "1", "-q", "-o", str(tmp_path / "out")
     )
@@ -157,7 +157,7 @@ def test_k_is_for_strategies_that_say_none(plan_file: Path, tmp_path: Path) -> N
     mine = run(str(plan_file), "--dry-run", "-q", "-k", "7", "-s", "speculative", "-s", "speculative:k=2")
     assert mine.stdout.splitlines() == ["target", "speculative:k=7", "speculative:k=2"]
     told = run(str(plan_file), "--dry-run", "-k", "7", "-s", "speculative:k=2")
-    assert "-k 7 changes nothing" in told.stderr and "-k 7" not in mine.stderr
+    assert "-k 7 has no effect" in told.stderr and "-k 7" not in mine.stderr
     found = sweep(plan_file, strategies=["speculative"], num_speculative_tokens=2, limit=1, output=tmp_path / "out")
     assert {row.strategy for row in found} == {"target", "speculative:k=2"}
 
@@ -183,13 +183,13 @@ def test_prompts_take_the_place_of_the_task(plan_file: Path, tmp_path: Path, mon
     again = run(str(moved), *flags, "--resume")
     assert again.exit_code == 0, again.output
     moved.write_text(moved.read_text().replace("{kind: builtin}", "{kind: builtin, metric: f1}"))
-    with pytest.raises(UsageError, match=r"f1 needs a 'reference' with every prompt \(prompt 2 has none"):
+    with pytest.raises(UsageError, match=r"f1 needs a 'reference' for every prompt \(prompt 2 has none"):
         sweep(moved, prompts=asked, output=tmp_path / "other")
     assert [row.quality for row in sweep(moved, prompts=asked, limit=1, temperature=0, output=tmp_path / "third")]
 
 
 @pytest.mark.parametrize(
-    ("prompts", "said"), [("-", "name a file"), ("nowhere.jsonl", "cascli: nowhere.jsonl: no such file")]
+    ("prompts", "said"), [("-", "give a file"), ("nowhere.jsonl", "cascli: nowhere.jsonl: no such file")]
 )
 def test_prompts_that_cannot_be_read_again_are_refused(plan_file: Path, prompts: str, said: str) -> None:
     found = run(str(plan_file), "--prompts", prompts)
@@ -219,23 +219,32 @@ def test_verbose_shows_how_prompts_differ(plan_file: Path, tmp_path: Path) -> No
         ("strategies: [{speculative: {k: 0}}]\n", "speculative:k=0"),
         ("strategies: [{speculative: {k: 5..2}}]\n", "the range 5..2 is empty"),
         ("strategies: []\n", "strategies"),
-        ("strategies: [{speculative: {k: 2, temperatures: 1}}]\n", "temperatures: 1 is none of the sweep's (0)"),
-        ("strategies: [{speculative: {k: 2, temperatures: hot}}]\n", "temperatures: numbers are wanted"),
-        ("strategies: [{speculative: {k: 2, temperatures: []}}]\n", "temperatures: numbers are wanted"),
+        ("strategies: [{speculative: {k: 2, temperatures: 1}}]\n", "temperatures: 1 is not one of the sweep's (0)"),
+        ("strategies: [{speculative: {k: 2, temperatures: hot}}]\n", "temperatures: expected numbers"),
+        ("strategies: [{speculative: {k: 2, temperatures: []}}]\n", "temperatures: expected numbers"),
         ("temperatures: [-1]\n", "temperatures.0"),
         ("task: {kind: jsonl}\n", "task.path"),
         ("limit: 0\n", "limit"),
-        ("stop: ['x', '']\n", "stop: an empty text ends no answer; leave it out"),
+        ("stop: ['x', '']\n", "stop: a stop text must not be empty; leave it out"),
         ("limit: yes\n", "limit: Input should be a valid integer (got True)"),
         ("max_new_tokens: yes\n", "max_new_tokens: Input should be a valid integer (got True)"),
         ("seeds: [0, yes]\n", "seeds.1: Input should be a valid integer (got True)"),
         ("temperatures: no\n", "temperatures.0: Input should be a valid number (got False)"),
         ("task: {kind: builtin, seed: on}\n", "task.seed: Input should be a valid integer (got True)"),
         ("match: {target_calls_per_token: yes}\n", "match.target_calls_per_token.0: Input should be a valid number"),
-        ("strategies: [draft, {speculative: {k: yes}}]\n", "strategies.1: speculative: k: a number, a text or a list"),
-        ("strategies: [{speculative: {k: [2, yes]}}]\n", "strategies.0: speculative: k: a number, a text or a list"),
-        ("strategies: [{speculative: {k: 2, temperatures: no}}]\n", "speculative: temperatures: a number, a text or"),
-        ("strategies: [{speculative: 4}]\n", "strategies.0: speculative: parameters and their values are wanted"),
+        (
+            "strategies: [draft, {speculative: {k: yes}}]\n",
+            "strategies.1: speculative: k: expected a number, a text or a list",
+        ),
+        (
+            "strategies: [{speculative: {k: [2, yes]}}]\n",
+            "strategies.0: speculative: k: expected a number, a text or a list",
+        ),
+        (
+            "strategies: [{speculative: {k: 2, temperatures: no}}]\n",
+            "speculative: temperatures: expected a number, a text or",
+        ),
+        ("strategies: [{speculative: 4}]\n", "strategies.0: speculative: expected parameters and their values"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, change: str, words: str) -> None:
@@ -347,7 +356,7 @@ def test_results_are_not_overwritten_or_mixed(plan_file: Path, tmp_path: Path) -
     out = str(tmp_path / "out")
     assert run(str(plan_file), "-o", out, "--limit", "1").exit_code == 0
     again = run(str(plan_file), "-o", out)
-    assert again.exit_code == 2 and "--resume goes on" in again.stderr
+    assert again.exit_code == 2 and "continue with --resume" in again.stderr
     plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 9"))
     other = run(str(plan_file), "-o", out, "--resume")
     assert other.exit_code == 2 and "another sweep file" in other.stderr
@@ -363,12 +372,12 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
     (out / "records.jsonl").unlink()
     held = {path.name: path.read_bytes() for path in out.iterdir()}
     plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 9"))
-    for flags, words in (([], "--resume goes on"), (["--resume"], "another sweep file")):
+    for flags, words in (([], "continue with --resume"), (["--resume"], "another sweep file")):
         refused = run(str(plan_file), "-o", str(out), *flags)
         assert refused.exit_code == 2 and words in refused.stderr
         assert {path.name: path.read_bytes() for path in out.iterdir()} == held
     plan_file.write_text(PLAN)
-    assert "holds results: --resume goes on" in run(str(plan_file), "-o", str(out), "--dry-run").stdout
+    assert "has results: --resume continues" in run(str(plan_file), "-o", str(out), "--dry-run").stdout
     assert run(str(plan_file), "-o", str(out), "--limit", "2", "--resume").exit_code == 0
     now = (out / "records.jsonl").read_bytes()
     assert now.startswith(lines) and len(now) > len(lines) and not (out / "records.jsonl.gz").exists()
@@ -415,7 +424,7 @@ def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("loading", [{"dtype": "float32"}, {"device": "cpu"}])
 def test_how_a_pair_is_loaded_is_not_said_of_one_that_is(loading: dict[str, str], tmp_path: Path) -> None:
     """The results would state a dtype or device that was not used."""
-    with pytest.raises(UsageError, match="the pair is loaded already"):
+    with pytest.raises(UsageError, match="the pair is already loaded"):
         sweep({"strategies": ["draft"]}, load_pair("tiny-random"), output=tmp_path / "out", **loading)
     assert not (tmp_path / "out").exists()
 
@@ -497,7 +506,7 @@ def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -
     out = tmp_path / "out"
     with Records(out).alone():
         other = run(str(plan_file), "-o", str(out))
-    assert other.exit_code == 2 and "another sweep is at work here" in other.stderr
+    assert other.exit_code == 2 and "another sweep is running here" in other.stderr
     assert not (out / "records.jsonl").exists()
     assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
 
@@ -509,7 +518,7 @@ def test_answers_that_nothing_speaks_for_are_refused(plan_file: Path, tmp_path: 
     (out / "sweep.json").unlink()
     for flags in ([], ["--resume"]):
         refused = run(str(plan_file), "-o", str(out), *flags)
-        assert refused.exit_code == 2 and "no sweep.json that says of what" in refused.stderr
+        assert refused.exit_code == 2 and "no sweep.json to describe them" in refused.stderr
     assert run(str(plan_file), "-o", str(out), "--resume", "--anyway", "-q").exit_code == 0
     (out / "sweep.json").write_text('{"schema": "cascli.sweep/1", "fingerprint": 5}')
     damaged = run(str(plan_file), "-o", str(out), "--resume")
@@ -533,7 +542,7 @@ def test_answers_that_are_removed_meanwhile_end_the_sweep(tmp_path: Path) -> Non
     record = Record(cell=Cell(strategy="draft", temperature=0, seed=1), problem="1")
     records.add(record)
     records.file.unlink()
-    with pytest.raises(RunError, match="was removed while the sweep went on"):
+    with pytest.raises(RunError, match="was removed while the sweep was running"):
         records.add(record)
 
 
@@ -676,7 +685,7 @@ def test_long_prompts_are_cut_at_their_end(tmp_path: Path) -> None:
     first, second = asked(60, "0123456789" * 3, "9876543210" * 3)  # the second includes the conversation so far
     assert len(first.prompt_token_ids) == 35 < len(second.prompt_token_ids) <= 60
     assert len(second.prompt) < 30 and ("9876543210" * 3).startswith(second.prompt)
-    with pytest.raises(UsageError, match="max_prompt_tokens: 5 hold nothing"):
+    with pytest.raises(UsageError, match="max_prompt_tokens: 5 leave no room"):
         asked(5, "0123")
 
 

@@ -66,7 +66,7 @@ def test_no_question_is_asked_twice() -> None:
     problems = task(60, options=small).problems
     assert len({each.prompt for each in problems}) == 60
     assert len({each.id for each in problems}) == 60 and problems[-1].id != "chain_sum-0-59"
-    with pytest.raises(UsageError, match=r"limit: chain_sum has \d+ different problems of seed 0 \(wanted 900\)"):
+    with pytest.raises(UsageError, match=r"limit: chain_sum has \d+ different problems with seed 0 \(wanted 900\)"):
         task(900, options=small)
 
 
@@ -180,7 +180,7 @@ def test_others_calibrate_where_budgets_are_to_be_met() -> None:
 
 @pytest.mark.parametrize("name", ["countdown", "puzzle24", "simple_integration", "n_queens", "spiral_matrix"])
 def test_no_scorer_runs_what_a_model_wrote(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} may run what models write"):
+    with pytest.raises(UsageError, match=f"{name} may run model output"):
         gym(config(dataset=name), 1)
 
 
@@ -198,7 +198,7 @@ def test_problems_that_are_others_each_time_are_refused(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(problems, "_dataset_of", lambda *_: Drawn())
     assert len(gym(config(), 2).entries) == 2
-    with pytest.raises(UsageError, match="problem 2 of chain_sum is another one each time it is made"):
+    with pytest.raises(UsageError, match="problem 2 of chain_sum changes each time it is made"):
         gym(config(), 3)
     with pytest.raises(UsageError, match="problem 2 of chain_sum"):  # as an example of another problem
         gym(config(shots=1), 2).prompts()
@@ -212,9 +212,9 @@ def test_problems_that_are_others_each_time_are_refused(monkeypatch: pytest.Monk
         ({"options": {"seed": 3}}, "task.options: unknown option 'seed'"),
         ({"options": {"min_terms": 9, "max_terms": 2}}, "task.options: "),
         ({"options": {"min_terms": "nine"}}, "task.options: "),
-        ({"prompt": "{query}"}, "task.prompt: '{query}': 'query'; {prompt}, {question} and {instruction} are known"),
+        ({"prompt": "{query}"}, "task.prompt: '{query}': 'query'; known: {prompt}, {question} and {instruction}"),
         ({"dataset": "graph_color", "shots": 1}, "task.shots: the problems of graph_color have many right answers"),
-        ({"metric": "f1"}, "task.metric: reasoning-gym is judged by its own scorers"),
+        ({"metric": "f1"}, "task.metric: reasoning-gym uses its own scorers"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict, words: str) -> None:

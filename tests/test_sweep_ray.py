@@ -127,7 +127,7 @@ def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) ->
         cluster.about()
 
 
-@pytest.mark.parametrize(("device", "workers", "words"), [("cuda:1", None, "no device cuda:N"), ("auto", 3, "CPU")])
+@pytest.mark.parametrize(("device", "workers", "words"), [("cuda:1", None, "leave out cuda:N"), ("auto", 3, "CPU")])
 def test_what_the_cluster_cannot_give_is_said_at_once(
     plan_file: Path, address: str, device: str, workers: int | None, words: str
 ) -> None:
@@ -148,5 +148,5 @@ def test_without_ray_it_says_what_to_install(plan_file: Path, monkeypatch: pytes
 
 def test_flags_of_ray_need_ray(plan_file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(tmp_path / "out"), "--workers", "2"])
-    assert done.exit_code == 2 and "go with --executor ray" in done.output
+    assert done.exit_code == 2 and "need --executor ray" in done.output
     assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def test_a_saved_dataset_is_one(folder: Path) -> None:
     datasets.DatasetDict({"test": rows, "train": rows.select([0])}).save_to_disk(str(folder / "splits"))
     assert asked(plan(path="one"), folder) == asked(plan(path="splits"), folder) == [row["question"] for row in ROWS]
     assert len(asked(plan(path="splits", split="train"), folder)) == 1
-    with pytest.raises(RunError, match="dataset 'splits': it has no split 'nothing', but test, train"):
+    with pytest.raises(RunError, match="dataset 'splits': it has no split 'nothing'; it has: test, train"):
         task_of(plan(path="splits", split="nothing"), folder)
 
 

@@ -53,7 +53,7 @@ def test_what_asks_a_draft_model_is_refused_in_a_sentence(alone: str) -> None:
         said = run("generate", "hi", "-c", alone, "-s", strategy)
         assert said.exit_code == 2 and "pair 'alone' has none" in said.stderr and len(said.stderr.splitlines()) <= 2
     said = run("bench", "-c", alone, "--context", "20", "--repeats", "1", "--synthetic-acceptance", "0.5")
-    assert said.exit_code == 2 and "asks a draft model" in said.stderr
+    assert said.exit_code == 2 and "needs a draft model" in said.stderr
 
 
 def test_bench_times_the_target(alone: str, tmp_path: Path) -> None:

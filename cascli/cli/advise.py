@@ -35,24 +35,25 @@ TOLERANCE = "Tolerance"
     *("json", "output", "format", "quiet", "verbose", "color"),
     output=formats.help_of(formats.ADVICE),
     max_new_tokens="Longest answer. (default the pair's, else 64; for several prompts at least 256)",
-    limit="Take only the first N prompts. (default 12, spread over all)",
-    quiet="Print the advice alone.",
-    verbose="Tell of every strategy that was predicted.",
+    limit="Use only the first N prompts. (default 12, evenly spread)",
+    quiet="Print only the advice.",
+    verbose="Also list every predicted strategy.",
 )
 def command(
     prompt: Annotated[
-        str | None, typer.Argument(help="One prompt; several (--prompts) say more.", show_default=False)
+        str | None, typer.Argument(help="One prompt; several (--prompts) are better.", show_default=False)
     ] = None,
     *,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Give up nothing (the default).", rich_help_panel=TOLERANCE)
+        bool,
+        typer.Option("--lossless", help="Accept lossless strategies only (the default).", rich_help_panel=TOLERANCE),
     ] = False,
     max_tv: Annotated[
         float | None,
         typer.Option(
             "--max-tv",
             metavar="X",
-            help="Mean total variation to the target that may be given up, such as 0.02.",
+            help="Largest acceptable mean total variation to the target, such as 0.02.",
             rich_help_panel=TOLERANCE,
         ),
     ] = None,
@@ -61,7 +62,7 @@ def command(
         typer.Option(
             "--max-quality-loss",
             metavar="X",
-            help="How much lower than the target's the mean score may be; it must be shown (--task, --metric).",
+            help="Largest drop of the mean score below the target's; must be shown (--task, --metric).",
             rich_help_panel=TOLERANCE,
         ),
     ] = None,
@@ -70,7 +71,7 @@ def command(
         typer.Option(
             "--task",
             metavar="SWEEP",
-            help="Ask and score the task of a sweep's file or name, with its pair unless -c names one.",
+            help="Run and score the task of a sweep (file or name), with its pair unless -c names one.",
             rich_help_panel=TOLERANCE,
             autocompletion=complete.sweeps,
         ),
@@ -88,7 +89,7 @@ def command(
         bool,
         typer.Option(
             "--allow-code-execution",
-            help="Run the code that models write (--task humaneval).",
+            help="Run model-written code (--task humaneval).",
             rich_help_panel=TOLERANCE,
         ),
     ] = False,
@@ -96,7 +97,7 @@ def command(
         bool,
         typer.Option(
             "--unsafe-code-execution",
-            help="Run it even where it cannot be sandboxed.",
+            help="Run it even if it cannot be sandboxed.",
             rich_help_panel=TOLERANCE,
         ),
     ] = False,
@@ -105,7 +106,7 @@ def command(
         typer.Option(
             "--min-speedup",
             metavar="X",
-            help="Exit 1 unless what is advised was measured X times as fast as target.",
+            help="Exit 1 unless the advice was measured X times as fast as target.",
             rich_help_panel="Checks",
         ),
     ] = None,
@@ -126,7 +127,7 @@ def command(
         spell=flag_name,
     )
     if min_speedup is not None and not min_speedup > 0:
-        raise UsageError(f"--min-speedup: a positive number is wanted (got {min_speedup:g})")
+        raise UsageError(f"--min-speedup: expected a positive number (got {min_speedup:g})")
     models = models_of(task, flags) if task is not None else None
     plan = common.plan(flags, models.pair if models is not None else None)
     if models is not None:
@@ -146,7 +147,7 @@ def command(
     prompts = spread(asked.prompts) if limit is None else asked.prompts[:limit]
     if len(prompts) < len(asked.prompts) and limit is None:
         of = f"{len(prompts)} of {len(asked.prompts)} prompts"
-        plan.screen.note(f"{of}, spread over all; --limit N takes the first N")
+        plan.screen.note(f"{of}, evenly spread; --limit N uses the first N")
     tell_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(

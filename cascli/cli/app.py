@@ -37,22 +37,22 @@ cascli generate "Who is Buzz Aldrin?" -s speculative:k=4 -v
 cascli strategies opt
 cascli help compare
 
-Where nothing is said:
-  The pair is qwen2.5-coder (cascli pull fetches it once, 1.6 GB); generate and chat answer by the strategy
+Defaults:
+  The pair is qwen2.5-coder (cascli pull fetches it once, 1.6 GB); generate and chat use the strategy
   speculative-cascade:rule=token-v3,alpha=0.3,k=4
-  Every switch has a negative that takes it back, as --no-json does where CASCLI_JSON is set.
+  Every switch has a negative: --no-json, for example, overrides CASCLI_JSON.
 
 Environment:
-  CASCLI_TEMPERATURE=0.7  any common option by its long name; flags go before it, the pair's file after it
-  CASCLI_STRATEGY  one or several strategies, with ; between them
+  CASCLI_TEMPERATURE=0.7  any common option by its long name; overrides the pair's file, flags override it
+  CASCLI_STRATEGY  one or more strategies, separated by ;
 {chr(10).join(f"  {name}  {said}" for name, said in OWN.items())}
-  NO_COLOR  no colour; every state keeps a mark
+  NO_COLOR  no colour; marks still show every state
 
 Exit codes:
   0  done
-  1  a check that was asked for failed: verify, pull --check, --require, --require-lossless, --min-speedup
+  1  a requested check failed: verify, pull --check, --require, --require-lossless, --min-speedup
   2  bad usage, pair file or input
-  3  weights, memory, disk or device failed
+  3  runtime failure: weights, memory, disk or device
   130  interrupted
 """
 """Help text common to all commands."""
@@ -125,7 +125,7 @@ def _version(value: bool) -> None:
 @app.callback(
     help="Compare decoding strategies for a draft and a target language model.\n\n"
     "A cascade lets the small model answer when it is confident. Speculative decoding lets it write ahead while the"
-    " large model checks. A speculative cascade checks by a more lenient rule, and trades quality against cost."
+    " large model checks. A speculative cascade checks by a more lenient rule, trading quality against cost."
 )
 def root(
     ctx: typer.Context,

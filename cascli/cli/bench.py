@@ -39,15 +39,13 @@ cascli bench --early-exit --temperature 0 --context 128
     "quiet",
     "color",
     output=formats.help_of(formats.BENCH),
-    prompts="What the target answers with --early-exit, one JSON object a line. (default six built-in prompts)",
+    prompts="Prompts for --early-exit, one JSON object per line. (default six built-in prompts)",
 )
 def command(
     *,
     context: Annotated[
         str | None,
-        typer.Option(
-            "--context", metavar="N,N", help="Text lengths before a step, e.g. 128,2048. (default 128 to 8192)"
-        ),
+        typer.Option("--context", metavar="N,N", help="Context lengths to time, e.g. 128,2048. (default 128 to 8192)"),
     ] = None,
     longest_block: Annotated[
         int | None,
@@ -56,7 +54,7 @@ def command(
             min=2,
             max=MOST_DRAFTED + 1,
             metavar="N",
-            help="Time target calls over 1 to this many. (default 1-9, 12, 17, 33)",
+            help="Time target calls over 1 to N tokens. (default 1-9, 12, 17, 33)",
         ),
     ] = None,
     repeats: Annotated[
@@ -77,18 +75,18 @@ def command(
         typer.Option(
             "--batch",
             metavar="N,N",
-            help="Also time passes over so many answers at once, e.g. 1,2,4,8,16: what speculation is worth there.",
+            help="Also time batches of these sizes, e.g. 1,2,4,8,16: what speculation gains there.",
         ),
     ] = None,
     early_exit: Annotated[
         bool,
         typer.Option(
             "--early-exit",
-            help="Also what the target's first n layers foresee of its text: acceptance and speed-up, for every n.",
+            help="Also evaluate the target's first n layers as drafter: acceptance and speed-up, for every n.",
         ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the profile into FILE (.png or .svg).")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Plot the profile to FILE (.png or .svg).")
     ] = None,
     flags: Flags,
 ) -> None:
@@ -145,7 +143,7 @@ def _asked(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]
     from cascli.prompts import builtin
 
     if flags.given.prompts and not early_exit:
-        raise UsageError("--prompts: bench takes prompts with --early-exit alone.")
+        raise UsageError("--prompts: bench takes prompts only with --early-exit.")
     if plan.settings.prompts is not None:
         return common.prompts(None, plan, NAME)
     first = {prompt.category: prompt for prompt in reversed(builtin())}
@@ -163,7 +161,7 @@ def lengths(text: str, flag: str, example: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise UsageError(f"{flag}: expected positive numbers with commas between, such as {example} (got '{text}')")
+        raise UsageError(f"{flag}: expected positive numbers separated by commas, such as {example} (got '{text}')")
     return numbers
 
 

@@ -34,7 +34,7 @@ def command(flags: Flags) -> None:
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    several = "chat begins with one strategy: say which with -s; /strategy changes it, /compare shows several."
+    several = "chat starts with one strategy: choose it with -s; /strategy changes it, /compare shows several."
     strategy = plan.single(default, several)
     pair = plan.load()
     common.note_cautions(plan, [strategy])
@@ -55,7 +55,7 @@ class Session:
 
     def run(self) -> None:
         """Run until /quit, the end of the input, or Ctrl-C at the prompt."""
-        self._screen.note(f"{self._chat.pair.name}: {self._chat.strategy.spec}\n/help lists what can be changed")
+        self._screen.note(f"{self._chat.pair.name}: {self._chat.strategy.spec}\n/help lists the commands")
         while not self._over:
             try:
                 line = next_line(PROMPT)
@@ -97,7 +97,7 @@ class Session:
         name, _, rest = line[1:].strip().partition(" ")
         if name not in COMMANDS:
             hint = suggestion(name, COMMANDS, prefix="/") or "."
-            raise UsageError(f"unknown command '/{name}'{hint} /help lists all.")
+            raise UsageError(f"unknown command '/{name}'{hint} /help lists them all.")
         COMMANDS[name](self, rest.strip())
 
     def _answer(self, turn: str) -> None:
@@ -150,7 +150,7 @@ class Session:
         """Compare strategies on the last prompt, or on TEXT."""
         prompt = text or self._chat.asked
         if prompt is None:
-            raise UsageError("nothing was asked yet: /compare TEXT, or ask first.")
+            raise UsageError("no prompt to compare on yet: use /compare TEXT, or ask something first.")
         compare(self._plan, self._chat, prompt)
 
     def system(self, text: str) -> None:
@@ -158,7 +158,7 @@ class Session:
         if text:
             self._chat.take_system(None if text == "-" else text)
         now = self._chat.settings.system
-        self._say("no system text of your own" if now is None else f"system: {now}")
+        self._say("no system text set" if now is None else f"system: {now}")
 
     def new(self, text: str) -> None:
         """Start a new conversation."""
@@ -170,7 +170,7 @@ class Session:
         from cascli.render.summary import lines
 
         if self._chat.last is None:
-            raise UsageError("no answer has come to its end yet.")
+            raise UsageError("no answer has finished yet.")
         for each in lines(self._chat.last, verbose=True):
             self._say(each)
 
@@ -180,8 +180,8 @@ class Session:
         for name, do in COMMANDS.items():
             call = f"/{name} {SHOWN.get(name, '')}"
             self._say(f"{call:{width}}{(do.__doc__ or '').rstrip('.')}")
-        self._say("Anything else is a prompt, and so is what begins with a space.")
-        self._say("Ctrl-C ends an answer, and what was written stays. At the prompt it quits.")
+        self._say("Anything else is a prompt, as is any line that starts with a space.")
+        self._say("Ctrl-C stops an answer and keeps what was written. At the prompt it quits.")
 
     def quit(self, text: str) -> None:
         """End the chat."""

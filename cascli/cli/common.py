@@ -129,11 +129,11 @@ class Plan:
                 self.screen.note(f"the {role} model runs without CUDA graphs: {why}")
             why = model.unfused_because
             if why is not None:
-                self.screen.note(f"the {role} model's steps take more kernels than they could: {why}")
+                self.screen.note(f"the {role} model's steps are not fully fused: {why}")
         if self.settings.threads is None:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
-            self.screen.note("--compile is for a GPU's steps; on a CPU they run as they are")
+            self.screen.note("--compile is for GPUs; on a CPU steps run uncompiled")
         known = step_times.kept(self.config, self.how(device, dtype))
         pair.steps = None if known is None else known.profile
         return pair
@@ -166,7 +166,7 @@ class Plan:
         for role, model in self.config.models.items():
             source = model.source
             if isinstance(source, HubSource) and "/" not in source.hub and not store.disk_bytes(source):
-                yield f"{role}: there is no folder '{source.hub}' here, so it is taken for a model of the hub"
+                yield f"{role}: there is no folder '{source.hub}' here, so it is looked up on the hub"
             if isinstance(source, RandomSource):
                 continue
             if self.settings.offline:
@@ -181,7 +181,7 @@ class Plan:
             if info.capture_seconds and (info.compiled or self.screen.verbose):
                 done = [word for word, was in (("compiling", info.compiled), ("capturing", info.cuda_graphs)) if was]
                 what = " and ".join(done)
-                self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s beforehand")
+                self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s up front")
 
 
 def _one_thread_for_tiny_models(pair: Pair) -> None:
@@ -281,8 +281,8 @@ def note_cautions(plan: Plan, strategies: Sequence[Strategy]) -> None:
     }
     if trusting:
         plan.screen.note(
-            f"{', '.join(sorted(trusting))} trusts how sure the draft is, and an EAGLE-3 head is no language model:"
-            " speculative, mentored or cactus suit it"
+            f"{', '.join(sorted(trusting))}: relies on the draft's confidence, but an EAGLE-3 head is not a language"
+            " model; speculative, mentored or cactus suit it better"
         )
 
 
@@ -313,7 +313,7 @@ def prompts(argument: str | None, plan: Plan, command: str, *, whole: bool = Fal
             return prompts_in(_from_stdin(), "stdin", limit)
         return read_prompts(Path(name), limit)
     if plan.given.limit is not None:
-        raise UsageError("--limit takes the first prompts of a file: give --prompts, or leave it out.")
+        raise UsageError("--limit needs a file of prompts: give --prompts, or leave it out.")
     if argument is None and sys.stdin is not None and not sys.stdin.isatty():
         argument = "-"
     if argument == "-":

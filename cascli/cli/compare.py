@@ -63,26 +63,26 @@ CHECKS = "Checks"
 )
 def command(
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
+        str | None, typer.Argument(help="The prompt; if - or omitted, stdin is read.", show_default=False)
     ] = None,
     *,
     runs: Annotated[int, typer.Option("--runs", min=1, metavar="N", help="Repeats; medians are shown.")] = 1,
     schedule: Annotated[
         Schedule,
-        typer.Option("--schedule", help="fair: all strategies under way at once, in slices of equal time."),
+        typer.Option("--schedule", help="fair: interleave all strategies in slices of equal time."),
     ] = Schedule.AUTO,
-    batch_size: Annotated[int, batch_size_option("of each strategy")] = 1,
+    batch_size: Annotated[int, batch_size_option("per strategy")] = 1,
     trace: Annotated[
         TraceKind,
-        typer.Option("--trace", help="The answers as flowing text, side by side a token a line, or not at all."),
+        typer.Option("--trace", help="Show answers as text, token by token side by side, or not at all."),
     ] = TraceKind.TEXT,
-    by: Annotated[By | None, typer.Option("--by", help="Also a table of every category of the prompts.")] = None,
+    by: Annotated[By | None, typer.Option("--by", help="Also show a table for each prompt category.")] = None,
     rules: Annotated[
         str | None,
         typer.Option(
             "--rules",
             metavar="NAMES",
-            help="Deferral rules, with commas between them, or all: a speculative cascade each, beside -s.",
+            help="Deferral rules, separated by commas, or all: adds a speculative cascade for each.",
             autocompletion=complete.rules,
             show_default=False,
         ),
@@ -92,13 +92,13 @@ def command(
         typer.Option(
             "--match",
             metavar="NAME=X",
-            help="Compare rules where they need equally many target calls, as in target_calls_per_token=0.28.",
+            help="Compare rules at the same number of target calls, as in target_calls_per_token=0.28.",
             show_default=False,
         ),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure/--no-measure", help="Do not time the pair's steps, by which the speed is explained."),
+        typer.Option("--measure/--no-measure", help="Do not time the pair's steps, which explain the speed."),
     ] = True,
     require_lossless: Annotated[
         bool, typer.Option("--require-lossless", help="Exit 1 if a strategy was not lossless.", rich_help_panel=CHECKS)
@@ -117,8 +117,8 @@ def command(
         typer.Option(
             "--require",
             metavar="WHAT",
-            help="Exit 1 unless every strategy but target shows lossless, same-answer, no-loops, length<=1.05 or"
-            " speedup>=1.2; may be repeated.",
+            help="Exit 1 unless every strategy but target meets this: lossless, same-answer, no-loops,"
+            " length<=1.05 or speedup>=1.2; may be repeated.",
             rich_help_panel=CHECKS,
         ),
     ] = None,
@@ -146,13 +146,13 @@ def command(
     strategies = plan.chosen(beside)
     _check_request(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
-        raise UsageError("--schedule fair has one answer of each strategy under way: leave out --batch-size.")
+        raise UsageError("--schedule fair runs one answer per strategy at a time: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
     if formats.PROFILE in outputs.formats and not any(block_length(each.params) for each in strategies):
         raise UsageError(NOTHING_DRAFTS)
     prompts, others = matching.prompts(prompt, plan, NAME, of_rules)
     if by is not None and len({prompt.category for prompt in prompts}) < 2:
-        raise UsageError("--by category: needs prompts of two categories or more (the 'category' of their file).")
+        raise UsageError("--by category: needs prompts of two or more categories (key 'category' in their file).")
     if len(prompts) > 1:
         plan = common.for_several(plan, flags)
     pair = plan.load()
@@ -203,7 +203,7 @@ def run_and_show(
     except Terminated:
         raise
     except KeyboardInterrupt as error:
-        screen.note("interrupted while steps were timed: the results are whole, their explanation is not measured")
+        screen.note("interrupted while timing steps: the results are complete, but the speed is not explained")
         return done.comparison(), error
 
 
@@ -236,7 +236,7 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
         written = {run.spec for run in done.every}
         left = ", ".join(short_name(spec, fancy=False) for spec in done.specs if spec not in written)
         why = "failed" if isinstance(error, CascliError) else "interrupted"
-        screen.note(f"{why}: the answers as far as they had come" + (f"; nothing of {left}" if left else ""))
+        screen.note(f"{why}: these are the answers so far" + (f"; none from {left}" if left else ""))
         return error
     return None
 
@@ -247,7 +247,7 @@ def _note_cuts(comparison: Comparison, screen: Screen) -> None:
 
     cuts = [cut for cut in map(cut_by_context, comparison.runs) if cut is not None]
     if cuts:
-        screen.note(cuts[0] + (f"; {len(cuts) - 1} more were cut likewise" if len(cuts) > 1 else ""))
+        screen.note(cuts[0] + (f"; {len(cuts) - 1} more were cut too" if len(cuts) > 1 else ""))
 
 
 def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
@@ -257,7 +257,7 @@ def _check_request(strategies: list[Strategy], min_speedup: float | None) -> Non
     check_columns(strategies)
     specs = [strategy.spec for strategy in strategies]
     if min_speedup is not None and not (min_speedup > 0 and "target" in specs and len(specs) > 1):
-        raise UsageError("--min-speedup needs a positive number, the strategy target, and another one.")
+        raise UsageError("--min-speedup needs a positive number, the strategy target and at least one other.")
 
 
 def _check(

@@ -10,12 +10,12 @@ from cascli.errors import plain, suggestion
 
 PREFIX = "CASCLI_"
 OWN = {
-    "CASCLI_CONFIG": "the pair, as by -c",
-    "CASCLI_DRAFT": "the draft model, as by --draft, where no flag names a model",
-    "CASCLI_TARGET": "the target, likewise",
-    "CASCLI_HOME": "where weights are kept (by default your cache folder)",
-    "CASCLI_THEME": "dark or light: colours made for one ground",
-    "CASCLI_DEBUG": "1: errors come with their traceback",
+    "CASCLI_CONFIG": "the pair, like -c",
+    "CASCLI_DRAFT": "the draft model, like --draft, if no flag names a model",
+    "CASCLI_TARGET": "the target model, like --target, if no flag names a model",
+    "CASCLI_HOME": "where weights are stored (default: your cache folder)",
+    "CASCLI_THEME": "dark or light: colours for this background",
+    "CASCLI_DEBUG": "1: show the traceback of errors",
 }
 """Variables that do not correspond to a common option, and what they do."""
 
@@ -36,9 +36,7 @@ def unknown(environ: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(found):
         if name.removeprefix(PREFIX) in names:
             continue
-        hint = (
-            suggestion(name.removeprefix(PREFIX), names, prefix=PREFIX) or "; cascli --help lists those that are read."
-        )
+        hint = suggestion(name.removeprefix(PREFIX), names, prefix=PREFIX) or "; cascli --help lists the known ones."
         yield f"environment variable {name} is unknown and ignored{hint}"
 
 

@@ -29,38 +29,38 @@ cascli eval --tasks gsm8k,ifeval --apply-chat-template --batch-size 8
     *LOADING,
     *("strategy", "num_speculative_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"),
     *("system", "limit", "output", "json", "quiet", "color"),
-    strategy="Name and parameters as one string; may be repeated. (default target, and generate's)",
-    max_new_tokens="Longest answer, in place of the task's own.",
-    temperature="0 is greedy; in place of the task's own.",
-    top_k="Keep the N most likely tokens, in place of the task's own.",
-    top_p="Keep the smallest set of this mass, in place of the task's own.",
-    seed="Seed of the runs' own random numbers, in place of the task's own. (default 0)",
-    stop="End answers before this text too; may be repeated.",
-    system="System text of every prompt.",
-    limit="Take only the first N documents of each task.",
+    strategy="Name and parameters as one string; may be repeated. (default target and generate's)",
+    max_new_tokens="Longest answer; overrides the task's.",
+    temperature="0 is greedy; overrides the task's.",
+    top_k="Keep the N most likely tokens; overrides the task's.",
+    top_p="Keep the smallest set of this mass; overrides the task's.",
+    seed="Seed of the runs' random numbers; overrides the task's. (default 0)",
+    stop="Also end answers before this text; may be repeated.",
+    system="System text for every prompt.",
+    limit="Use only the first N documents of each task.",
     folder=True,
-    output="A folder for the results: eval.json, and for each strategy those of lm-evaluation-harness.",
+    output="Results folder: eval.json, and lm-evaluation-harness's own files for each strategy.",
 )
 def command(
     *,
     tasks: Annotated[
-        list[str], typer.Option("--tasks", metavar="NAMES", help="Tasks with commas between them; may be repeated.")
+        list[str], typer.Option("--tasks", metavar="NAMES", help="Tasks, separated by commas; may be repeated.")
     ],
     include_path: Annotated[
-        Path | None, typer.Option("--include-path", metavar="DIR", help="A folder with task files of your own.")
+        Path | None, typer.Option("--include-path", metavar="DIR", help="A folder with your own task files.")
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num-fewshot", min=0, metavar="N", help="Examples in a prompt, in place of the task's own."),
+        typer.Option("--num-fewshot", min=0, metavar="N", help="Examples per prompt; overrides the task's."),
     ] = None,
     apply_chat_template: Annotated[
         bool,
-        typer.Option("--apply-chat-template", help="Ask through the chat template, examples as earlier turns."),
+        typer.Option("--apply-chat-template", help="Use the chat template, with examples as earlier turns."),
     ] = False,
-    batch_size: Annotated[int, batch_size_option("of each strategy")] = 1,
+    batch_size: Annotated[int, batch_size_option("per strategy")] = 1,
     unsafe_code_execution: Annotated[
         bool,
-        typer.Option("--unsafe-code-execution", help="Let tasks run the code that models write, which nothing walls."),
+        typer.Option("--unsafe-code-execution", help="Let tasks run model-written code, without a sandbox."),
     ] = False,
     flags: Flags,
 ) -> None:
@@ -101,7 +101,7 @@ def _names(given: list[str]) -> list[str]:
     """
     names = list(dict.fromkeys(name.strip() for each in given for name in each.split(",") if name.strip()))
     if not names:
-        raise UsageError("--tasks: name one at least, such as --tasks gsm8k.")
+        raise UsageError("--tasks: name at least one, such as --tasks gsm8k.")
     return names
 
 
@@ -125,7 +125,7 @@ def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, 
                 evaluating.run(strategy, progress.step)
     except KeyboardInterrupt:
         left = [short_name(each.spec, fancy=False) for each in strategies if each.spec not in evaluating.found]
-        screen.note(f"interrupted: nothing is kept of {', '.join(left)}")
+        screen.note(f"interrupted: no results are kept for {', '.join(left)}")
         raise
     finally:
         if evaluating.found:
@@ -135,4 +135,4 @@ def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, 
             else:
                 print_evaluation(found, screen)
             if evaluating.folder is not None:
-                screen.note(f"wrote eval.json, and what lm-evaluation-harness writes, in {evaluating.folder}")
+                screen.note(f"wrote eval.json and lm-evaluation-harness's files in {evaluating.folder}")

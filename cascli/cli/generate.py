@@ -34,7 +34,7 @@ cascli generate --prompts builtin --batch-size 8 -o answers.jsonl
 @with_shared(output=formats.help_of(formats.RUNS))
 def command(
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; - or nothing reads stdin.", show_default=False)
+        str | None, typer.Argument(help="The prompt; if - or omitted, stdin is read.", show_default=False)
     ] = None,
     *,
     batch_size: Annotated[int, batch_size_option("with --prompts")] = 1,
@@ -49,7 +49,7 @@ def command(
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    strategy = plan.single(default, "generate runs one strategy: say which with -s, or use compare for several.")
+    strategy = plan.single(default, "generate runs one strategy: choose it with -s, or use compare for several.")
     if batch_size > 1 and not plan.of_file(prompt):
         raise UsageError("--batch-size is for several prompts: give --prompts, or leave it out.")
     outputs = export.outputs(plan.settings, formats.RUNS)
@@ -75,9 +75,7 @@ def command(
         if False in known:
             raise CheckFailed("the run was not lossless (--require-lossless): see mean_tv_to_target in its metrics.")
         if None in known:
-            raise CheckFailed(
-                "whether the run was lossless is not known (--require-lossless): the target was not asked."
-            )
+            raise CheckFailed("cannot tell whether the run was lossless (--require-lossless): the target was not used.")
 
 
 def _answers(

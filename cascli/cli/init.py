@@ -28,7 +28,7 @@ cascli init qwen.yaml --draft Qwen/Qwen3-0.6B --target Qwen/Qwen3-8B
 def command(
     file: Annotated[Path, typer.Argument(help="The pair file to write (YAML).")],
     *,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     flags: Flags,
 ) -> None:
     """Write a commented pair file for two models, after checking their tokenizers, sizes and memory needs."""
@@ -58,7 +58,7 @@ def _check(file: Path, force: bool) -> None:
 
     check_suffix(file, (".yaml", ".yml"), flag="FILE")
     if file.exists() and not force:
-        raise UsageError(f"{file}: is already there; choose another name, or say --force.")
+        raise UsageError(f"{file}: already exists; choose another name, or use --force.")
 
 
 def _survey(plan: common.Plan) -> PairSurvey:
@@ -78,7 +78,7 @@ def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
     roles = "\n".join(_role(role, config, found, file) for role in config.models)
     shared = f"{found.vocab:,} token ids are shared" if len(config.models) > 1 else f"{found.vocab:,} token ids"
     if found.shared is not None:
-        shared = f"The tokenizers differ: the draft can say {found.shared:,} of the target's {found.vocab:,} tokens"
+        shared = f"The tokenizers differ: the draft can produce {found.shared:,} of the target's {found.vocab:,} tokens"
     chat = "has a chat template" if found.chat else "has no chat template: prompts are continued as they are"
     context = "" if found.context is None else f" Texts of up to {found.context:,} tokens."
     sizes = ", ".join(f"{_gb(found.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))
@@ -87,13 +87,13 @@ def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
 # The weights take {sizes} (int8 on a CPU only).
 name: {yaml_text(file.stem)}
 {roles}
-defaults:  # any flag, by its long name with underscores; flags and CASCLI_... go before it
+defaults:  # any flag, by its long name with underscores; flags and CASCLI_... override it
   max_new_tokens: 64
   # temperature: 0.0
   # num_speculative_tokens: 4
   # system: You are a helpful assistant.
 about:
-  memory_gb: {found.auto_bytes() / 1e9:.2g}  # of weights, by dtype: auto on a CPU
+  memory_gb: {found.auto_bytes() / 1e9:.2g}  # of weights, with dtype: auto on a CPU
 """
 
 

@@ -54,7 +54,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--target",
             panel=MODELS,
             metavar="MODEL",
-            help="Target model, likewise; with -c in place of the pair's own.",
+            help="Target model, as for --draft; with -c, replaces the pair's.",
         ),
     ),
     "device": (
@@ -83,16 +83,16 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--threads",
             panel=MODELS,
             metavar="N",
-            help="Threads of a CPU; 1 for fair ratios beside other work. (default all cores)",
+            help="CPU threads; 1 for fair ratios on a busy machine. (default all cores)",
         ),
     ),
     "cuda_graphs": (
         bool,
-        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Do not record decoding steps on a GPU."),
+        _option("--cuda-graphs/--no-cuda-graphs", panel=MODELS, help="Do not capture decoding steps on a GPU."),
     ),
     "compile": (
         bool,
-        _option("--compile/--no-compile", panel=MODELS, help="Let torch.compile make the steps on a GPU."),
+        _option("--compile/--no-compile", panel=MODELS, help="Use torch.compile for the steps on a GPU."),
     ),
     "offline": (bool, _option("--offline/--no-offline", panel=MODELS, help="Fail rather than download.")),
     "strategy": (
@@ -113,7 +113,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "-k",
             panel=STRATEGY,
             metavar="K",
-            help="Drafted tokens a round, 1 to 64, where the strategy does not say. (default the pair's, else 4)",
+            help="Drafted tokens per round, 1 to 64, if the strategy sets none. (default the pair's, else 4)",
         ),
     ),
     "max_new_tokens": (
@@ -136,7 +136,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     ),
     "seed": (
         int,
-        _option("--seed", panel=SAMPLING, metavar="N", help="Seed of the run's own random numbers. (default 0)"),
+        _option("--seed", panel=SAMPLING, metavar="N", help="Seed of the run's random numbers. (default 0)"),
     ),
     "stop": (
         list[str],
@@ -155,7 +155,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
             autocompletion=complete.prompts,
         ),
     ),
-    "limit": (int, _option("--limit", panel=PROMPT, metavar="N", help="Take only the first N prompts of the file.")),
+    "limit": (int, _option("--limit", panel=PROMPT, metavar="N", help="Use only the first N prompts of the file.")),
     "top": (
         int,
         _option(
@@ -173,14 +173,14 @@ SHARED: dict[str, tuple[Any, Any]] = {
             "--format",
             panel=OUTPUT,
             metavar="FORMAT",
-            help="What -o writes, where its suffix does not say; without -o on stdout.",
+            help="Format for -o if its suffix names none; without -o, for stdout.",
             autocompletion=complete.formats,
         ),
     ),
-    "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print the essential result only.")),
+    "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print only the essential result.")),
     "verbose": (
         bool,
-        _option("--verbose/--no-verbose", "-v", panel=OUTPUT, help="Show what was rejected, and more detail."),
+        _option("--verbose/--no-verbose", "-v", panel=OUTPUT, help="Also show rejected tokens and more detail."),
     ),
     "color": (
         str,
@@ -260,5 +260,5 @@ def flag_name(key: str) -> str:
 
 def batch_size_option(when: str) -> Any:
     """The option `--batch-size`; `when` states what it applies to."""
-    help_ = f"Answers under way at once, {when}: times are then throughput. (default 1)"
+    help_ = f"Answers decoded together, {when}: times are then throughput. (default 1)"
     return typer.Option("--batch-size", min=1, metavar="B", help=help_, show_default=False)

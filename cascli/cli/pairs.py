@@ -23,14 +23,14 @@ cascli pairs path smollm2 draft
 cascli pairs rm smollm2
 """
 HINT = (
-    'cascli generate "hi" -c NAME takes another pair; cascli pull NAME fetches it\n'
-    "cascli pairs path NAME says where it lies; cascli pairs rm NAME frees its room"
+    'cascli generate "hi" -c NAME uses another pair; cascli pull NAME fetches it\n'
+    "cascli pairs path NAME prints its folders; cascli pairs rm NAME frees its space"
 )
 Name = Annotated[str, typer.Argument(help="Pair name or YAML file.", autocompletion=complete.pairs)]
 
 
 @with_shared(
-    *("json", "quiet", "verbose", "color"), quiet="Print names alone.", verbose="Also say where the models come from."
+    *("json", "quiet", "verbose", "color"), quiet="Print only names.", verbose="Also show where the models come from."
 )
 def command(ctx: typer.Context, *, flags: Flags) -> None:
     """List the ready pairs: size, licence, gated or not, memory needed, what is on disk."""
@@ -57,7 +57,7 @@ def command(ctx: typer.Context, *, flags: Flags) -> None:
 @with_shared("json")
 def path(
     pair: Name,
-    role: Annotated[str | None, typer.Argument(help="draft or target: print its folder alone.")] = None,
+    role: Annotated[str | None, typer.Argument(help="draft or target: print only its folder.")] = None,
     *,
     flags: Flags,
 ) -> None:
@@ -86,7 +86,7 @@ def _nowhere(pair: str, role: str, config: PairConfig) -> str:
     from cascli.config import RandomSource
 
     if isinstance(config.models[role].source, RandomSource):
-        return f"{pair}: the {role} model has random weights, which lie on no disk."
+        return f"{pair}: the {role} model has random weights, which are not on disk."
     return f"{pair}: the weights of its {role} model are not on this machine. Run 'cascli pull {pair}' first."
 
 
@@ -111,10 +111,10 @@ def rm(
     found = held(config, others)
     for each in found:
         if each.used_by:
-            view.note(f"{each.role}: stays, because {', '.join(each.used_by)} needs it too")
+            view.note(f"{each.role}: kept, because {', '.join(each.used_by)} needs it too")
     gone = [each for each in found if each.bytes and not each.used_by]
     if not gone:
-        view.note(f"{pair}: there is nothing to remove")
+        view.note(f"{pair}: nothing to remove")
         return
     for each in gone:
         for line in _places(each):
@@ -132,7 +132,7 @@ def _places(what: Held) -> list[str]:
     """Where a model is stored, one line per place."""
     lines = [f"{what.role}: {path}" for path in what.paths]
     if what.snapshot is not None:
-        lines.append(f"{what.role}: {what.snapshot} (in the hub's cache, which other programs read too)")
+        lines.append(f"{what.role}: {what.snapshot} (in the hub's cache, which other programs use too)")
     return lines
 
 
@@ -143,7 +143,7 @@ def _agreed(question: str) -> bool:
         UsageError: stdin is not a terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here: say --yes to remove without a question.")
+        raise UsageError("cannot ask for confirmation: stdin is not a terminal; use --yes to remove without asking.")
     return typer.confirm(question, err=True)
 
 

@@ -28,11 +28,11 @@ cascli pull --check
 def command(
     pair: Annotated[
         str | None,
-        typer.Argument(help="Pair name or YAML file; without one the default pair.", autocompletion=complete.pairs),
+        typer.Argument(help="Pair name or YAML file; if omitted, the default pair.", autocompletion=complete.pairs),
     ] = None,
     *,
     check: Annotated[
-        bool, typer.Option("--check", help="Fetch nothing: read what is there and compare it with its sha256.")
+        bool, typer.Option("--check", help="Fetch nothing: check the files on disk against their sha256.")
     ] = False,
     flags: Flags,
 ) -> None:
@@ -77,7 +77,7 @@ def _changed(role: str, source: Source, view: Screen) -> list[str]:
     with Progress(view, f"{role}: reading {source}"):
         changed, folder = store.changed(source), store.locate(source)
     if changed is None:
-        view.note(f"{role}: {folder}: no sha256 was recorded (a folder of your own, or made by an older cascli)")
+        view.note(f"{role}: {folder}: no sha256 was recorded (your own folder, or one made by an older cascli)")
     elif not changed:
-        view.note(f"{role}: {folder}: as it was fetched")
+        view.note(f"{role}: {folder}: unchanged since it was fetched")
     return [f"{folder}/{name}" for name in changed or []]

@@ -80,13 +80,13 @@ def scored(
     if task is None and metric is None:
         return Scored(common.prompts(argument, plan, command, whole=True), None, settings)
     if argument is not None or (task is not None and (plan.given.prompts is not None or metric is not None)):
-        raise UsageError("scores are of a task (--task), or of prompts in a file (--prompts, --metric); give one.")
+        raise UsageError("scores need either a task (--task) or a file of prompts (--prompts, --metric); give one.")
     from cascli.sweeps.run import allowed
     from cascli.sweeps.tasks import task_of
 
     asked, here, where = _plan_of(task, settings.prompts, metric)
     if asked.max_prompt_tokens is not None:
-        raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which is done by sweeps alone.")
+        raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which only sweeps do.")
     limit = settings.limit if asked.task.kind == "reasoning-gym" else None  # it makes as many as requested
     asked_here = asked.model_copy(update={"limit": limit, "match": None})
     found = task_of(asked_here, here, offline=settings.offline, where=where)
@@ -95,9 +95,9 @@ def scored(
         if warning is not None:
             plan.screen.note(warning)
     if found.metric == "corpus-bleu":
-        raise UsageError("the metric corpus-bleu is of all answers together and has no mean; take bleu or chrf.")
+        raise UsageError("the metric corpus-bleu scores all answers together and has no mean; use bleu or chrf.")
     if found.needs_target and settings.temperature:
-        raise UsageError("the metric agreement is of greedy answers: give --temperature 0, or another metric.")
+        raise UsageError("the metric agreement needs greedy answers: give --temperature 0, or another metric.")
     if task is not None:
         settings = _settings_of(asked, settings, flags)
     return Scored(_prompts(found), _score(found), settings)
@@ -116,7 +116,7 @@ def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple
     if metric not in known:
         raise UsageError(f"--metric: {unknown('metric', str(metric), known)}")
     if prompts is None or prompts == "-":
-        raise UsageError("--metric: give --prompts FILE.jsonl, each with a 'reference' that its answer is scored by.")
+        raise UsageError("--metric: give --prompts FILE.jsonl, with a 'reference' to score each answer against.")
     kind = {"kind": "builtin"} if prompts == "builtin" else {"kind": "jsonl", "path": prompts}
     asked = TaskConfig.model_validate({**kind, "metric": metric})
     return SweepPlan(strategies=["target"], task=asked), Path(), ""

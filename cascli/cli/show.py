@@ -60,7 +60,7 @@ def command(
     *,
     trace: Annotated[
         TraceKind,
-        typer.Option("--trace", help="Answers of a comparison as flowing text, a token a line, or not at all."),
+        typer.Option("--trace", help="Show a comparison's answers as text, token by token, or not at all."),
     ] = TraceKind.TEXT,
     strategy: Annotated[
         list[str] | None,
@@ -68,22 +68,20 @@ def command(
             "--strategy",
             "-s",
             metavar="NAME",
-            help="Show this one alone, by its name or some parameters; may be repeated.",
+            help="Show only this strategy, by its name or some parameters; may be repeated.",
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", metavar="ID", help="Show one prompt alone, by id or place (1 is the first)."),
+        typer.Option("--prompt", metavar="ID", help="Show only this prompt, by id or place (1 is the first)."),
     ] = None,
-    by: Annotated[By | None, typer.Option("--by", help="Also a table of every category of the prompts.")] = None,
+    by: Annotated[By | None, typer.Option("--by", help="Also show a table for each prompt category.")] = None,
     title: Annotated[
         str,
         typer.Option("--title", metavar="TEXT", show_default=False, help="Title of a sweep's report or figure (-o)."),
     ] = "",
-    play: Annotated[bool, typer.Option("--play", help="Play a comparison at its measured times first.")] = False,
-    speed: Annotated[
-        float, typer.Option("--speed", min=0.01, metavar="X", help="How many times as fast it is played.")
-    ] = 1.0,
+    play: Annotated[bool, typer.Option("--play", help="First replay a comparison at its measured speed.")] = False,
+    speed: Annotated[float, typer.Option("--speed", min=0.01, metavar="X", help="Speed-up of the replay.")] = 1.0,
     flags: Flags,
 ) -> None:
     """Render a saved run, comparison, bench, audit, sweep or evaluation again."""
@@ -101,7 +99,7 @@ def command(
         text = _as_one(text, file)
     kind = schema_of(text, file)
     if play and not (kind == "cascli.compare/1" and view.live):
-        raise UsageError("--play shows a saved comparison on a terminal.")
+        raise UsageError("--play needs a saved comparison and a terminal.")
     try:
         if by is not None:
             _check_categories(text, kind, file)
@@ -115,7 +113,7 @@ def command(
             _render(text, kind, file, view, by_category=by is not None)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Each part has the right type, but they do not fit together: no model was timed, a strategy is missing.
-        raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+        raise UsageError(f"{file}: not a valid cascli file: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _check_categories(text: str, kind: str, file: Path) -> None:
@@ -131,7 +129,7 @@ def _check_categories(text: str, kind: str, file: Path) -> None:
     else:
         known = kind in TABLES and bool(table_in(text, kind, file).categories)
     if not known:
-        raise UsageError(f"{file}: --by category: its prompts are of one category, or it says of none")
+        raise UsageError(f"{file}: --by category: its prompts have only one category, or none")
 
 
 def _writers(text: str, kind: str, file: Path, outputs: Outputs, title: str) -> Writers:
@@ -143,7 +141,7 @@ def _writers(text: str, kind: str, file: Path, outputs: Outputs, title: str) -> 
     possible = POSSIBLE[kind]
     for wanted in outputs.formats:
         if wanted not in possible:
-            why = " holds no traces for it, and" if wanted in TRACES and "jsonl" not in possible else ""
+            why = " has no traces, so it" if wanted in TRACES and "jsonl" not in possible else ""
             raise UsageError(f"{file}: {kind}{why} cannot be written as {wanted}. Known: {', '.join(sorted(possible))}")
     writers = {**_all_writers(text, kind, file), "json": text.strip}
     return writers | show_sweep.pictures(table_in(text, kind, file), file, title) if kind in TABLES else writers
@@ -237,7 +235,7 @@ def _as_one(text: str, file: Path) -> str:
     lines = [line for line in text.split("\n") if line.strip()]
     for number, line in enumerate(lines, 1):
         if schema_of(line, Path(f"{file}:{number}")) != "cascli.run/1":
-            raise UsageError(f"{file}:{number}: not a run; of a sweep's records show the folder")
+            raise UsageError(f"{file}:{number}: not a run; for a sweep's records, show its folder")
     return f'{{"schema":"cascli.runs/1","runs":[{",".join(lines)}]}}'
 
 
@@ -282,7 +280,7 @@ def table_in(text: str, kind: str, file: Path) -> SweepTable:
 
     table = SweepTable.from_json(text) if kind == "cascli.sweep-table/1" else show_sweep.table_of(file.parent)
     if not table.rows:
-        raise UsageError(f"{file}: there are no answers yet")
+        raise UsageError(f"{file}: no answers yet")
     return table
 
 

@@ -30,7 +30,7 @@ def document(file: Path) -> tuple[Path, str] | None:
         try:
             return file, _from_csv(file).to_json()
         except (ArithmeticError, LookupError, TypeError, ValueError, csv.Error) as error:
-            raise UsageError(f"{file}: not as cascli wrote it: {type(error).__name__}: {first_line(error)}") from None
+            raise UsageError(f"{file}: not a valid cascli file: {type(error).__name__}: {first_line(error)}") from None
     return None
 
 
@@ -49,7 +49,7 @@ def table_of(folder: Path) -> SweepTable:
     plan = with_strategies(header.plan, header.added())
     found = rows(records.read(), plan)
     if not found:
-        raise UsageError(f"{folder}: there are no answers yet")
+        raise UsageError(f"{folder}: no answers yet")
     categories = by_category(records.read(), plan)
     return SweepTable(metric=header.metric, rows=found, categories=categories, made_from=header)
 
@@ -78,7 +78,9 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
         from cascli.sweeps.records import Records
 
         if header is None:
-            raise UsageError(f"{file}: does not say what it was made from, as a report must; show the sweep's folder")
+            raise UsageError(
+                f"{file}: no record of what it was made from, which a report needs; show the sweep's folder"
+            )
         shown = {BASELINE, *(row.strategy for row in table.rows)}  # the baseline is compared with the others
         kept = Records(file.parent).read() if file.name == "sweep.json" else ()
         records = [record for record in kept if record.cell.strategy in shown]
@@ -93,7 +95,7 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
         from cascli.sweeps.speculation_profile import of_sweep
 
         if header is None or file.name != "sweep.json":
-            raise UsageError(f"{file}: does not tell what was kept of each draft; show the sweep's folder")
+            raise UsageError(f"{file}: no record of what was accepted of each draft; show the sweep's folder")
         return of_sweep(
             Records(file.parent).read(), header, list(dict.fromkeys(r.strategy for r in table.rows))
         ).to_json()

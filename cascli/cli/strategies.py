@@ -25,7 +25,7 @@ cascli strategies opt -q
 """
 
 
-@with_shared("json", "quiet", "color", quiet="Print names alone; of those that were asked for, the strings to copy.")
+@with_shared("json", "quiet", "color", quiet="Print only names; for the given ones, the strings to copy.")
 def command(
     names: Annotated[
         list[str] | None,
@@ -155,7 +155,7 @@ def _range(hint: Any) -> str:
     """The allowed values of an annotated type, in words; for an optional one, those of its value."""
     given = [each for each in get_args(hint) if each is not type(None)]
     if type(None) in get_args(hint) and len(given) == 1:
-        return f"{_range(given[0])}; may be left out"
+        return f"{_range(given[0])}; optional"
     if getattr(hint, "__metadata__", None):
         parts = [part for info in hint.__metadata__ for part in getattr(info, "metadata", [info])]
         bounds = {name: getattr(part, name) for part in parts for name in _BOUNDS if hasattr(part, name)}

@@ -38,19 +38,19 @@ cascli sweep my-sweep.yaml --rule-curves
     *LOADING,
     *("strategy", "num_speculative_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"),
     *("system", "raw", "prompts", "limit", "output", "json", "quiet", "verbose", "color"),
-    config="Pair name or YAML file, in place of the file's own.",
-    dtype="auto, float32, bfloat16, float16 or int8, in place of the file's.",
-    device="auto, cpu, cuda or cuda:1, in place of the file's.",
-    max_new_tokens="Longest answer, in place of the file's.",
-    temperature="0 is greedy; in place of the file's.",
-    seed="Seed of the runs' own random numbers, in place of the file's.",
-    strategy="One of the strategies in place of the file's; may be repeated.",
-    num_speculative_tokens="Drafted tokens a round, 1 to 64, where the sweep's file says none. (default 4)",
-    prompts="Prompts in place of the file's task: JSONL with 'prompt' or 'turns' on each line; or builtin, mt-bench,"
+    config="Pair name or YAML file; overrides the sweep file's.",
+    dtype="auto, float32, bfloat16, float16 or int8; overrides the file's.",
+    device="auto, cpu, cuda or cuda:1; overrides the file's.",
+    max_new_tokens="Longest answer; overrides the file's.",
+    temperature="0 is greedy; overrides the file's.",
+    seed="Seed of the runs' random numbers; overrides the file's.",
+    strategy="A strategy to run instead of the file's; may be repeated.",
+    num_speculative_tokens="Drafted tokens per round, 1 to 64, if the file sets none. (default 4)",
+    prompts="Prompts instead of the file's task: JSONL with 'prompt' or 'turns' on each line; or builtin, mt-bench,"
     " spec-bench, speed-bench.",
     verbose="Also show how prompts differ.",
     folder=True,
-    output="The folder of the results, in place of the file's own: records, table, picture and report.",
+    output="Results folder (records, table, figure and report); overrides the file's.",
 )
 def command(
     file: Annotated[
@@ -67,42 +67,42 @@ def command(
     rule_curves: Annotated[
         bool,
         typer.Option(
-            "--rule-curves", "--replay", help="One speculative run a prompt; estimate all rules and alphas on it."
+            "--rule-curves", "--replay", help="One speculative run per prompt; estimate all rules and alphas from it."
         ),
     ] = False,
-    batch_size: Annotated[int | None, batch_size_option("in place of the file's")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")] = False,
+    batch_size: Annotated[int | None, batch_size_option("overriding the file's")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the existing results.")] = False,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Resume although the sweep file or the version of cascli changed.")
+        bool, typer.Option("--anyway", help="Resume even if the sweep file or cascli's version changed.")
     ] = False,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run the code that models write (humaneval).")
+        bool, typer.Option("--allow-code-execution", help="Run model-written code (humaneval).")
     ] = False,
     unsafe_code_execution: Annotated[
         bool,
-        typer.Option("--unsafe-code-execution", help="Run it even where it cannot be sandboxed."),
+        typer.Option("--unsafe-code-execution", help="Run it even if it cannot be sandboxed."),
     ] = False,
     title: Annotated[
-        str, typer.Option("--title", metavar="TEXT", show_default=False, help="Title of the report and its picture.")
+        str, typer.Option("--title", metavar="TEXT", show_default=False, help="Title of the report and its figure.")
     ] = "",
     executor: Annotated[
-        ExecutorKind, typer.Option("--executor", help="Where the work is done: in this process, or by Ray's workers.")
+        ExecutorKind, typer.Option("--executor", help="Where to run: in this process, or on Ray workers.")
     ] = ExecutorKind.LOCAL,
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster (auto: that of this machine)."),
+        typer.Option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster (auto: this machine's)."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, metavar="N", help="Ray's workers. (default one per GPU, else per machine)"),
+        typer.Option("--workers", min=1, metavar="N", help="Ray workers. (default one per GPU, else per machine)"),
     ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
             "--require",
             metavar="WHAT",
-            help="Exit 1 unless every strategy but target shows lossless, same-answer, no-loops, length<=1.05,"
-            " speedup>=1.2 or quality>=0.8; may be repeated.",
+            help="Exit 1 unless every strategy but target meets this: lossless, same-answer, no-loops,"
+            " length<=1.05, speedup>=1.2 or quality>=0.8; may be repeated.",
         ),
     ] = None,
     flags: Flags,
@@ -118,7 +118,7 @@ def command(
 
     required = [Requirement.of(text, scored=True) for text in require or ()]
     if required and (dry_run or rule_curves):
-        raise UsageError("--require judges answers: leave out --dry-run and --rule-curves.")
+        raise UsageError("--require checks answers: leave out --dry-run and --rule-curves.")
     path = plan_file(file)
     plan = load_plan(path)
     asked = common.pair_asked(flags)
@@ -126,11 +126,11 @@ def command(
     settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
     k = flags.given.num_speculative_tokens
     if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
-        settings.screen.note(f"-k {k} changes nothing: each strategy of this sweep that drafts says its own k.")
+        settings.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")
     task = task_of(plan, path.parent, offline=settings.settings.offline, where=str(path))
     folder = _folder(flags.given.output or plan.output)
     if executor is ExecutorKind.LOCAL and (ray_address or workers):
-        raise UsageError("--ray-address and --workers go with --executor ray.")
+        raise UsageError("--ray-address and --workers need --executor ray.")
     if dry_run:
         views.show_grid(plan, task, settings, folder)
     elif rule_curves:
@@ -162,7 +162,7 @@ def _folder(output: str) -> Path:
 
     folder = Path(output)
     if folder.name == FILE and not folder.is_dir():
-        raise UsageError(f"--output {folder}: -o of a sweep is a folder; {FILE} is written there by itself.")
+        raise UsageError(f"--output {folder}: -o of a sweep is a folder; {FILE} is written there automatically.")
     return folder
 
 

@@ -37,7 +37,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
     once = len(plan.seeds) > 1 and not all(plan.temperatures)
     conversations = f" with {turns} turns" if turns > len(task.problems) else ""
     names = [plan.task.kind, *([plan.task.dataset] if plan.task.dataset else [])]
-    held = " (holds results: --resume goes on)" if Records(folder).holds_answers else ""
+    held = " (has results: --resume continues)" if Records(folder).holds_answers else ""
     rows = {
         "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
         "prompts": f"{len(task.problems)} of {' '.join(names)}{conversations}, scored by {task.metric}",
@@ -57,7 +57,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         first, *more = text.split("\n")
         print(f"{name:14}{first}", *(f"{'':14}{line}" for line in more), sep="\n")
     if plan.match:
-        settings.screen.note("the settings that meet the budgets of 'match' come on top")
+        settings.screen.note("plus the settings that meet the budgets of 'match'")
 
 
 def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
@@ -73,12 +73,12 @@ def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
 
     steps = kept(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
     if steps is None:
-        return "not known: no step times of this pair in this precision; cascli bench or compare measures them"
+        return "unknown: no step times for this pair at this precision; cascli bench or compare measures them"
     low, high = forecast(plan, turns, steps.profile)
-    batch = f"\none answer at a time: batches of {plan.batch_size} take less" if plan.batch_size > 1 else ""
+    batch = f"\nfor one answer at a time; batches of {plan.batch_size} take less" if plan.batch_size > 1 else ""
     return (
         f"{duration(low)} to {duration(high)}: if all drafts are kept, or none\n"
-        f"(from step times of {steps.date}; answers of full length, without reading prompts and scoring){batch}"
+        f"(from step times of {steps.date}; answers of full length, excluding prompt reading and scoring){batch}"
     )
 
 
@@ -112,7 +112,7 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan,
     settings.screen.note(
         "estimated along the prefixes that speculative decoding visited;"
         f" all alphas are in {folder / 'rule-curves.csv'}\n"
-        f"token rules are exact to the mass of rare tokens: {tail.mean_tail:.1e} on average,"
+        f"token rules are exact up to the mass of rare tokens: {tail.mean_tail:.1e} on average,"
         f" {tail.max_tail:.1e} at most"
     )
 
@@ -150,7 +150,7 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     failed = sum(row.errors for row in table)
     if failed:
         first = next(record for record in records.read() if record.error is not None)
-        screen.note(f"{failed} answers failed and count in no number: {first.problem}: {first.error}")
+        screen.note(f"{failed} answers failed and are excluded from all numbers: {first.problem}: {first.error}")
     for line in budget_lines(
         header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in table}
     ):

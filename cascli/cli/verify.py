@@ -26,11 +26,11 @@ cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt -o audit.json
     *LOADING,
     *("strategy", "num_speculative_tokens", "json", "output", "format", "quiet", "color"),
     output=formats.help_of(formats.AUDIT),
-    quiet="Print the verdict alone.",
+    quiet="Print only the verdict.",
 )
 def command(
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller sample of everything.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use smaller samples throughout.")] = False,
     flags: Flags,
 ) -> None:
     """Check that this pair on this machine follows the output distributions it claims; exit 1 if it does not."""

@@ -59,7 +59,7 @@ def version() -> str:
         missing = error.name or ""
         if missing.partition(".")[0] == "lm_eval":
             raise UsageError(INSTALL) from None
-        raise UsageError(f"{INSTALL}\nlm_eval is there, but not {missing}, which it needs.") from None
+        raise UsageError(f"{INSTALL}\nlm_eval is installed, but not {missing}, which it needs.") from None
     return importlib.metadata.version("lm_eval")
 
 
@@ -90,7 +90,7 @@ def task_manager(asking: Asking) -> Any:
 def _unknown(name: str, known: Sequence[str], asking: Asking) -> str:
     hint = suggestion(name, known, most=SHOWN, cutoff=0.5) or "."
     where = "" if asking.include_path is None else f" and those in {asking.include_path}"
-    return f"unknown task '{name}'{hint}\nKnown are the {len(known):,} of 'lm-eval ls tasks'{where}."
+    return f"unknown task '{name}'{hint}\nKnown: the {len(known):,} tasks of 'lm-eval ls tasks'{where}."
 
 
 def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
                 log_samples=True,
             )
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise RunError(f"the documents of a task cannot be had: {first_line(error)}") from error
+        raise RunError(f"the documents of a task cannot be loaded: {first_line(error)}") from error
     except (ImportError, ValueError) as error:
         raise UsageError(_said(error)) from error
     except (LookupError, ArithmeticError, TypeError, AttributeError, SyntaxError, jinja2.TemplateError) as error:
@@ -146,9 +146,9 @@ def _is_ours(error: BaseException) -> bool:
 def _said(error: Exception) -> str:
     text = first_line(error)
     if LEAVE in str(error):
-        text = "a task runs the code that models write."
+        text = "a task runs model-written code."
     if "unsafe" in text or LEAVE in str(error):
-        return f"{text}\nSay --unsafe-code-execution if that is all right here: nothing walls it off."
+        return f"{text}\nUse --unsafe-code-execution to allow it: it is not sandboxed."
     return f"lm-evaluation-harness: {text}"
 
 

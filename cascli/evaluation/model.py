@@ -168,7 +168,7 @@ class StrategyModel(TemplateLM):
             return prompt
         room = self._pair.context - answer
         if room < 1:
-            hint = "give fewer --max-new-tokens" if written else "they are a task's own, which no flag shortens"
+            hint = "use a smaller --max-new-tokens" if written else "the task sets this length, and no flag shortens it"
             raise UsageError(
                 f"answers of {answer} tokens leave no room for a prompt in the pair's context of {self._pair.context};"
                 f" {hint}."
@@ -217,7 +217,7 @@ class StrategyModel(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the target's log-probability of whole texts, window by window if they are longer than its context."""
         if self.backend == "seq2seq":
-            raise UsageError("a task asks how likely whole texts are, which an encoder-decoder does not say.")
+            raise UsageError("a task scores the likelihood of whole texts, which an encoder-decoder cannot compute.")
         totals = []
         for request in requests:
             [text] = request.args

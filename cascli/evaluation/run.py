@@ -56,7 +56,7 @@ class Evaluating:
         """
         self._harness, self._date = version(), now()
         if self.pair.tokenizer is None:
-            raise UsageError(f"pair '{self.pair.name}' has no tokenizer, and tasks are texts.")
+            raise UsageError(f"pair '{self.pair.name}' has no tokenizer, but tasks are text.")
         if self.asking.chat and not getattr(self.pair.tokenizer, "chat_template", None):
             raise UsageError(f"pair '{self.pair.name}' has no chat template: leave out --apply-chat-template.")
         from cascli.evaluation.model import Likelihoods, Notes
@@ -165,9 +165,9 @@ def check_folder(folder: Path) -> None:
         OSError: it cannot be created.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder}: is a file, and results are a folder; choose another -o")
+        raise UsageError(f"--output {folder}: is a file, but results need a folder; choose another -o")
     if (folder / FILE).exists():
-        raise UsageError(f"--output {folder}: holds an evaluation; choose another -o")
+        raise UsageError(f"--output {folder}: already holds an evaluation; choose another -o")
     folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
 
 

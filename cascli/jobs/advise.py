@@ -355,15 +355,15 @@ class Advising:
         """Limitations of the advice."""
         notes = []
         if self._looked == self._measured:
-            notes.append("predictions and measurements are of the same prompts: 4 or more would be told apart")
+            notes.append("predictions and measurements share their prompts; 4 or more prompts would be split")
         if len(self._measured) < choosing.FEWEST:
             notes.append(f"{len(self._measured)} measured prompts give a range, not a 95% interval: 12 or more would")
         if self._pair.draft is None:
-            notes.append("the pair has no draft model: rules and stops were not looked at")
+            notes.append("the pair has no draft model: rules and stops were not considered")
         if self._pair.by_head:
             notes.append(
-                f"a head drafts by where its round began, and was recorded in rounds of {RECORDED_K}: predictions for"
-                " other k are rough, and too high for longer blocks"
+                f"a head's drafts depend on where its round began; rounds of {RECORDED_K} were recorded, so predictions"
+                " for other k are rough, and too high for longer blocks"
             )
         notes += choosing.of_answers(rows, self._tolerance)
         return notes

@@ -137,7 +137,7 @@ def generate_many(
         RunError: out of memory.
     """
     if batch_size < 1:
-        raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+        raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
     for key in given:
         if key not in Given.__annotations__:
             raise UsageError(unknown("keyword", key, Given.__annotations__))

@@ -106,7 +106,7 @@ def _batches(
         return {"batches": batch_profiles(pair, context, sizes, blocks=blocks, **how)}
     if pair.context is not None and longest(ks) > pair.context:
         raise UsageError(
-            f"batches at k = {max(ks)} take texts of {longest(ks)} tokens, and the pair's context is {pair.context}."
+            f"batches at k = {max(ks)} need texts of {longest(ks)} tokens, but the pair's context is {pair.context}."
         )
     profiles, runs, memory = batch_runs(pair, acceptance, sizes, ks=ks, blocks=blocks, **how)
     return {"batches": profiles, "batch_runs": runs, "batch_memory": memory}

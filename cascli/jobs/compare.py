@@ -215,9 +215,9 @@ class Repeats:
                 of several prompts cannot be answered.
         """
         if batch_size < 1:
-            raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+            raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
         if batch_size > 1 and schedule == "fair":
-            raise UsageError("a fair schedule has one answer of each strategy under way: leave it out with batch_size.")
+            raise UsageError("a fair schedule runs one answer per strategy at a time: leave it out with batch_size.")
         for strategy in strategies:
             check_models(pair, strategy, keeps_earlier=batch_size == 1)
         if len(prompts) > 1:  # before minutes are spent on earlier prompts

@@ -49,7 +49,7 @@ def timed_exits(pair: Pair) -> list[int]:
     """
     info = exit_info(pair.target, 1)
     if info.depth < 2:
-        raise UsageError("--early-exit: the target has one layer, and no place to leave it early.")
+        raise UsageError("--early-exit: the target has only one layer, so there is no early exit.")
     return [] if info.uncaptured else sorted({1, info.depth // 2, info.depth - 1})
 
 
@@ -71,7 +71,7 @@ def curve(
     target, by_layers = parse("target"), dict[int, list[list[float]]]()
     for done, request in enumerate(requests):
         if on_progress is not None:
-            on_progress("exits along the target's text", done, len(requests))
+            on_progress("early exits along the target's text", done, len(requests))
         answer = decode(pair, target, request).token_ids
         for layers, found in acceptances(pair, request, answer).items():
             by_layers.setdefault(layers, []).append(found)

@@ -151,7 +151,7 @@ def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given:
     """
     if stop is not None:
         if not isinstance(stop, Iterable):
-            raise UsageError(f"stop: a text or several are wanted (got {printed(stop)})")
+            raise UsageError(f"stop: expected a string or several (got {printed(stop)})")
         given["stop"] = [stop] if isinstance(stop, str) else list(stop)
     return resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
 
@@ -165,7 +165,7 @@ def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     if not isinstance(strategy, str):
-        raise UsageError(f"strategy: a text or a Strategy is wanted (got {printed(strategy)})")
+        raise UsageError(f"strategy: expected a string or a Strategy (got {printed(strategy)})")
     return parse(strategy, settings.num_speculative_tokens)
 
 
@@ -192,9 +192,9 @@ def conversations(prompts: Prompts | None, prompt_ids: IdPrompts | None = None) 
     asked = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
     wrong = next((each for each in asked if not isinstance(each, Prompt)), None)
     if wrong is not None:
-        raise UsageError(f"prompts: texts are wanted (got {printed(wrong)})")
+        raise UsageError(f"prompts: expected strings (got {printed(wrong)})")
     if not asked or not all(prompt.ids or all(prompt.turns) for prompt in asked):
-        raise UsageError("give at least one prompt, and none that is empty.")
+        raise UsageError("give at least one prompt, and no empty ones.")
     return asked
 
 
@@ -204,7 +204,7 @@ def _of_ids(prompt_ids: Any) -> list[Prompt]:
     one = not any(isinstance(each, Iterable) and getattr(each, "ndim", 1) for each in given)
     several = [_token_ids(each) for each in ([given] if one else given)]
     if not several or not all(several):
-        raise UsageError("give at least one prompt, and none that is empty.")
+        raise UsageError("give at least one prompt, and no empty ones.")
     return [Prompt(("",), "" if one else str(place), ids=tuple(each)) for place, each in enumerate(several, 1)]
 
 
@@ -217,7 +217,7 @@ def _token_ids(given: Iterable[int]) -> list[int]:
     try:
         return [index(each) for each in given]
     except TypeError:
-        raise UsageError(f"prompt_ids: token ids are whole numbers (got {printed(given)})") from None
+        raise UsageError(f"prompt_ids: expected integers (got {printed(given)})") from None
 
 
 def generate(
@@ -287,7 +287,7 @@ def generate(
         raise UsageError("give either a prompt or prompt_ids.")
     if prompt_ids is None:
         if not isinstance(prompt, str):
-            raise UsageError(f"prompt: a text is wanted (got {printed(prompt)})")
+            raise UsageError(f"prompt: expected a string (got {printed(prompt)})")
         prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=settings.raw)
     return decode(
         pair,

@@ -49,7 +49,7 @@ def budget_of(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UsageError(f"--match: {name}: a number is wanted (got '{value}')") from None
+        raise UsageError(f"--match: {name}: expected a number (got '{value}')") from None
 
 
 def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] | None) -> Wanted:
@@ -67,12 +67,12 @@ def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] |
         if name != CALL_BUDGET:
             raise UsageError(f"match: {unknown('budget', name, [CALL_BUDGET])}")
         if not 0 < value <= 1:
-            raise UsageError(f"match: {CALL_BUDGET}: above 0 and at most 1 is wanted (got {value:g})")
+            raise UsageError(f"match: {CALL_BUDGET}: expected a number above 0 and at most 1 (got {value:g})")
         values.append(value)
     if isinstance(names, str):
         names = [part.strip() for part in names.split(",") if part.strip()]
     if names is not None and not names:
-        raise UsageError("rules: names of rules are wanted, or all.")
+        raise UsageError("rules: expected names of rules, or all.")
     every = names is None or list(names) == ["all"]
     chosen = [(name, rules.load(name)) for name in dict.fromkeys(usable_rules() if every else names or ())]
     undialled = [name for name, kind in chosen if values and kind.dial is None]
@@ -134,7 +134,7 @@ def check_pair(*, draft: bool) -> None:
         UsageError: the pair has no draft model.
     """
     if not draft:
-        raise UsageError("match: rules are judged by the draft model's distributions, and this pair has none.")
+        raise UsageError("match: rules are judged by the draft model's distributions, but this pair has none.")
 
 
 def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[Prompt]:
@@ -150,7 +150,7 @@ def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[P
         if sum(len(each) + settings.max_new_tokens for each in ids) <= (pair.context or math.inf):
             found.append(prompt)
     if not found:
-        raise UsageError("match: none of the prompts that calibrate fits the pair's context; take shorter answers.")
+        raise UsageError("match: no calibration prompt fits the pair's context; use shorter answers.")
     return found
 
 

@@ -75,7 +75,7 @@ def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
         saved = datasets.load_from_disk(str(local))
         splits = saved if isinstance(saved, datasets.DatasetDict) else {task.split: saved}
         if task.split not in splits:
-            raise ValueError(f"it has no split '{task.split}', but {', '.join(splits)}")
+            raise ValueError(f"it has no split '{task.split}'; it has: {', '.join(splits)}")
         return splits[task.split]
     if local.is_dir():
         # A folder of plain files has no subsets, so it is treated as the requested one.
@@ -97,4 +97,4 @@ def _filled(key: str, template: str, row: Mapping[str, Any]) -> str:
         columns = ", ".join(row)
         raise UsageError(f"task.{key}: the dataset has no column {error}; it has: {columns}") from None
     except (ValueError, IndexError) as error:
-        raise UsageError(f"task.{key}: '{template}': {error}; write {{{{ for a brace itself") from None
+        raise UsageError(f"task.{key}: '{template}': {error}; write {{{{ for a literal brace") from None

@@ -122,13 +122,11 @@ def gym(task: TaskConfig, count: int) -> Gym:
     """
     dataset = _dataset_of(task)
     if task.dataset not in _READ and _RUNS.search(_source(type(dataset))):
-        raise UsageError(
-            f"task.dataset: {task.dataset} may run what models write as Python, which is not sandboxed; take another"
-        )
+        raise UsageError(f"task.dataset: {task.dataset} may run model output as Python, unsandboxed; choose another")
     entries = {f"{task.dataset}-{task.seed}-{place}": each for place, each in islice(_distinct(task, dataset), count)}
     if len(entries) < count:
         raise UsageError(
-            f"limit: {task.dataset} has {len(entries)} different problems of seed {task.seed} (wanted {count})"
+            f"limit: {task.dataset} has {len(entries)} different problems with seed {task.seed} (wanted {count})"
         )
     return Gym(task, entries)
 
@@ -155,8 +153,8 @@ def _distinct(task: TaskConfig, dataset: Any) -> Iterator[tuple[int, dict[str, A
         again = dataset[place]
         if any(again[key] != entry[key] for key in ("question", "answer")):
             raise UsageError(
-                f"task.dataset: problem {place} of {task.dataset} is another one each time it is made, whatever the"
-                " seed, so that its answers could not be judged again; take another dataset"
+                f"task.dataset: problem {place} of {task.dataset} changes each time it is made, whatever the"
+                " seed, so its answers could not be scored again; choose another dataset"
             )
         asked.add(entry["question"])
         yield place, entry
@@ -171,7 +169,7 @@ def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[d
     shown = list(islice(others, task.shots))
     if any(entry["answer"] is None for entry in shown):
         raise UsageError(
-            f"task.shots: the problems of {task.dataset} have many right answers, and the package gives none"
+            f"task.shots: the problems of {task.dataset} have many right answers, and the package gives none of them"
         )
     return shown
 
@@ -182,7 +180,7 @@ def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:
         return task.prompt.format(prompt=f"{question}\n\n{instruction}", question=question, instruction=instruction)
     except (KeyError, ValueError, IndexError) as error:
         raise UsageError(
-            f"task.prompt: '{task.prompt}': {error}; {{prompt}}, {{question}} and {{instruction}} are known"
+            f"task.prompt: '{task.prompt}': {error}; known: {{prompt}}, {{question}} and {{instruction}}"
         ) from None
 
 
@@ -215,4 +213,4 @@ def _dataset(name: str, seed: int, options: str) -> Any:
     try:
         return create_dataset(name, seed=seed, size=_SIZE, **given)
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"task.options: {first_line(error) or 'not what the dataset accepts'}") from None
+        raise UsageError(f"task.options: {first_line(error) or 'not accepted by the dataset'}") from None

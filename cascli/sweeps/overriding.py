@@ -29,7 +29,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
     """
     if batch_size is not None:
         if batch_size < 1:
-            raise UsageError(f"batch_size: 1 or more is wanted (got {batch_size})")
+            raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
         plan = plan.model_copy(update={"batch_size": batch_size})
     values = given.given()
     changed = {KEYS[key]: value for key, value in values.items() if key in KEYS}
@@ -40,7 +40,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
         told = plan.named_temperatures()
         if told:  # nothing says which of them run at a new temperature
             here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
-            raise UsageError(f"strategies of this sweep are for temperature {here}; say with -s which run at {there}")
+            raise UsageError(f"strategies of this sweep are for temperature {here}; choose those for {there} with -s")
     if given.prompts is not None:
         changed["task"] = _asking(given.prompts, plan.task)
     plan = plan.model_copy(update=changed)
@@ -55,7 +55,7 @@ def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
     """Return a task with other prompts; it keeps its metric unless that belongs to one kind of task."""
     if prompts == "-":
         raise UsageError(
-            "--prompts -: a sweep reads its prompts again to go on, which a pipe cannot give; name a file."
+            "--prompts -: a sweep reads its prompts again when it resumes, which a pipe cannot do; give a file."
         )
     metric = None if task.metric in ELSEWHERE else task.metric
     if prompts == "builtin" or prompts in SETS:

@@ -63,10 +63,10 @@ def _entry(value: object) -> object:
     """Return an entry of `strategies` unchanged if its values are valid; the union's own errors would be unclear."""
     for name, params in value.items() if isinstance(value, Mapping) else ():
         if not isinstance(params, Mapping):
-            raise ValueError(f"{name}: parameters and their values are wanted, or the strategy as one string")
+            raise ValueError(f"{name}: expected parameters and their values, or the strategy as one string")
         for key, values in params.items():
             if not all(isinstance(each, str | Real) for each in (values if isinstance(values, list) else [values])):
-                raise ValueError(f"{name}: {key}: a number, a text or a list of them is wanted")
+                raise ValueError(f"{name}: {key}: expected a number, a text or a list of them")
     return value
 
 
@@ -184,7 +184,7 @@ class SweepPlan(_Strict):
     @classmethod
     def _a_pair(cls, value: object) -> object:
         if not isinstance(value, str | Mapping):
-            raise ValueError("a pair's name, the path of its file, or draft: and target: are wanted")
+            raise ValueError("expected a pair's name, the path of its file, or draft: and target:")
         return value
 
     @property
@@ -213,13 +213,13 @@ class SweepPlan(_Strict):
         """
         texts = [each for entry in self.strategies for each in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
         if len(texts) > MOST_STRATEGIES:
-            raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; take smaller ranges or lists")
+            raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; use smaller ranges or lists")
         wanted: dict[str, set[float]] = {}
         for text, chosen in texts:
             strategy = parse(text)
             if strategy.remembers:
                 raise UsageError(
-                    f"{strategy.spec}: a sweep's answers may not depend on each other; leave out 'remember'"
+                    f"{strategy.spec}: a sweep's answers must not depend on each other; leave out 'remember'"
                 )
             spec = strategy.spec
             here = self.only.get(spec, self.temperatures) if chosen is None else chosen
@@ -297,10 +297,10 @@ def _temperatures(values: Values) -> list[float]:
     try:
         found = [float(value) for value in (values if isinstance(values, list) else [values])]
         if not found:
-            raise ValueError("there is none")
+            raise ValueError("none given")
         return found
     except ValueError as error:
-        raise UsageError(f"{WHERE}: numbers are wanted ({error})") from None
+        raise UsageError(f"{WHERE}: expected numbers ({error})") from None
 
 
 def _values(values: Values) -> list[Value]:
@@ -322,7 +322,7 @@ def _check_where(plan: SweepPlan) -> None:
     for each in plan.named_temperatures():
         if each not in plan.temperatures:
             here = ", ".join(f"{known:g}" for known in plan.temperatures)
-            raise UsageError(f"{WHERE}: {each:g} is none of the sweep's ({here})")
+            raise UsageError(f"{WHERE}: {each:g} is not one of the sweep's ({here})")
 
 
 def plan_file(text: str) -> Path:

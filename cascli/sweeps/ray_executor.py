@@ -70,7 +70,7 @@ class RayExecutor:
             RunError: no cluster is found there, or it has no room for a worker.
         """
         if plan.device.startswith("cuda:") or any(model.device_map for model in config.models.values()):
-            raise UsageError("a Ray worker has one GPU, its first: no device cuda:N, and no device_map in the pair.")
+            raise UsageError("a Ray worker has one GPU, its first: leave out cuda:N, and device_map in the pair.")
         self._ray = _ray()
         self._given = (config, plan, task, offline)
         self._join(address)
@@ -98,16 +98,16 @@ class RayExecutor:
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         if gpus and plan.device != "cpu":
             if workers and workers > gpus:
-                raise UsageError(f"--workers {workers}: the cluster has {gpus} GPUs, and a worker takes one.")
+                raise UsageError(f"--workers {workers}: the cluster has {gpus} GPUs, and each worker takes one.")
             return {"num_gpus": 1, "num_cpus": 1}, workers or gpus
         cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
         if not cores:
-            raise RunError("the Ray cluster has no CPU to offer.")
+            raise RunError("the Ray cluster has no CPU for a worker.")
         count = workers or len(cores)
         each = min(cores) // math.ceil(count / len(cores))
         if each < 1:
             raise UsageError(
-                f"--workers {count}: the cluster has {int(sum(cores))} CPUs, and a worker takes one or more."
+                f"--workers {count}: the cluster has {int(sum(cores))} CPUs, and each worker takes one or more."
             )
         return {"num_cpus": each}, count
 
@@ -162,7 +162,7 @@ class RayExecutor:
         try:
             return list(self._ray.get(call))
         except self._ray.exceptions.RayError as error:
-            raise RunError(f"the worker that was to judge the rules failed: {_last_line(error)}") from None
+            raise RunError(f"the worker judging the rules failed: {_last_line(error)}") from None
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """Yield one record per unit, in the order in which they finish; the records of a batch arrive together.
@@ -219,7 +219,7 @@ class RayExecutor:
                 break
         if not ready:
             raise RunError(
-                f"all workers of the sweep were lost; --resume goes on with what is there. {self._why}".strip()
+                f"all workers of the sweep were lost; --resume continues from what is saved. {self._why}".strip()
             )
         return ready[0]
 

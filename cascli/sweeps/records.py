@@ -155,13 +155,13 @@ class Records:
             UsageError: another sweep is at work there, or the path is a file.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder}: is a file, and a sweep's results are a folder; choose another -o")
+            raise UsageError(f"{self.folder}: is a file, but a sweep's results need a folder; choose another -o")
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UsageError(f"{self.folder}: another sweep is at work here; wait, or choose another -o") from None
+            raise UsageError(f"{self.folder}: another sweep is running here; wait, or choose another -o") from None
         try:
             yield
         finally:
@@ -176,11 +176,13 @@ class Records:
         """
         if not self.head.exists() and self.holds_answers and not anyway:
             raise UsageError(
-                f"{self.folder}: holds answers, but no sweep.json that says of what; choose another -o, or say --anyway"
+                f"{self.folder}: holds answers, but no sweep.json to describe them; choose another -o, or use --anyway"
             )
         if self.head.exists():
             if not resume and self.holds_answers:
-                raise UsageError(f"{self.folder}: holds the results of a sweep; --resume goes on, or choose another -o")
+                raise UsageError(
+                    f"{self.folder}: holds the results of a sweep; continue with --resume, or choose another -o"
+                )
             if self.holds_answers:
                 self._check(header, anyway)
             else:
@@ -226,13 +228,13 @@ class Records:
             return
         if there.fingerprint != header.fingerprint:
             made = "was made from another sweep file, or with other flags"
-            raise UsageError(f"{self.folder}: {made}; choose another -o, or say --anyway")
+            raise UsageError(f"{self.folder}: {made}; choose another -o, or use --anyway")
         changed = [name for name, value in header.asked.items() if there.asked.get(name, value) != value]
         if changed:
-            raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or say --anyway")
+            raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or use --anyway")
         if there.version != header.version:
             raise UsageError(
-                f"{self.folder}: was made by cascli {there.version}, this is {header.version}; or --anyway"
+                f"{self.folder}: was made by cascli {there.version}, this is {header.version}; use --anyway to continue"
             )
 
     def header(self) -> Header:
@@ -268,7 +270,7 @@ class Records:
             RunError: the file with the answers so far was removed.
         """
         if self._kept and not self.file.exists():
-            raise RunError(f"{self.file}: was removed while the sweep went on; the answers in it are gone")
+            raise RunError(f"{self.file}: was removed while the sweep was running; its answers are lost")
         self._kept += 1
         with named(self.file), self.file.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
@@ -287,7 +289,7 @@ class Records:
             try:
                 record = Record.model_validate(json.loads(line))
             except (ValueError, RecursionError):
-                raise UsageError(f"{self.file}:{number}: not a record of a sweep") from None
+                raise UsageError(f"{self.file}:{number}: not a sweep record") from None
             latest[record.key] = record
         yield from latest.values()
 

@@ -145,7 +145,7 @@ def sweep(
 
     bars = notebook.bars() if on_progress is None else None
     if pair is not None and (dtype is not None or device is not None):
-        raise UsageError("dtype, device: the pair is loaded already; say so when it is loaded.")
+        raise UsageError("dtype, device: the pair is already loaded; set them when loading it.")
     path = None if isinstance(source, Mapping) else plan_file(str(source))
     folder, where = (Path(), "sweep") if path is None else (path.parent, str(path))
     given = {"strategy": strategies, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
@@ -184,7 +184,7 @@ def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]
         UsageError: running code was not allowed, or it cannot be walled off here.
     """
     if not (allow or unsafe):
-        raise UsageError("humaneval runs code that models wrote: say --allow-code-execution if that is all right here.")
+        raise UsageError("humaneval runs model-written code: use --allow-code-execution to allow it.")
     warning = sandbox.check(unsafe=unsafe)
     return replace(task, unsafe=warning is not None), warning
 
@@ -199,7 +199,7 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
         date=now(),
         command=command,
         pair=config.name,
-        environment={"code execution": f"no wall around {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
+        environment={"code execution": f"no sandbox for {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
         asked=task.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
         prompts=task.prompts(),
         calibration=[prompt.id for prompt in task.calibration],

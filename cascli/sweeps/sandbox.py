@@ -45,10 +45,10 @@ def check(*, unsafe: bool) -> str | None:
     what = "; ".join(f"{name} ({why})" for name, why in missing.items())
     if not unsafe:
         raise UsageError(
-            f"generated code cannot be walled off here: {what}.\n"
-            "Use Linux 5.13 or newer with Landlock and seccomp, or say --unsafe-code-execution to run it all the same."
+            f"generated code cannot be sandboxed here: {what}.\n"
+            "Use Linux 5.13 or newer with Landlock and seccomp, or use --unsafe-code-execution to run it anyway."
         )
-    return f"generated code runs WITHOUT a wall around {what}: it can do what you can"
+    return f"generated code runs WITHOUT a sandbox for {what}: it can do whatever you can"
 
 
 def passes(answer: str, tests: str, name: str, *, unsafe: bool = False) -> bool:
@@ -101,7 +101,7 @@ def _verdict(judge: subprocess.Popen[bytes], verdict: int) -> bool:
     except BlockingIOError:
         said = b""
     if said == guard.UNWALLED:
-        raise RunError("the walls around generated code, which stood before, cannot be built any more: it was not run.")
+        raise RunError("the sandbox for generated code, which worked before, can no longer be set up: it was not run.")
     return code == 0 and said == b"passed"
 
 

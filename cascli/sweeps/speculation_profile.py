@@ -39,7 +39,7 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
     chosen = groups[with_params(*alike[0])]
     by_k = {block_length(each.params): _kept(groups[with_params(*each)]) for each in alike}
     if not by_k[block_length(alike[0].params)]:
-        raise UsageError(f"{with_params(*alike[0])}: no answer tells how many drafts were accepted in each round")
+        raise UsageError(f"{with_params(*alike[0])}: no answer records how many drafts were accepted in each round")
     distances = total(record.distances for record in chosen)
     sizes = {record.batch_size for record in chosen}
     models = {role: Checkpoint.of(*header.environment[role].rsplit(" ", 1)) for role in _MODELS if _told(header, role)}

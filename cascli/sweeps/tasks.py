@@ -127,7 +127,7 @@ def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
     task = plan.task
     if task.kind == "humaneval":
         if task.metric not in (None, "pass@1"):
-            raise UsageError("task.metric: humaneval is judged by pass@1")
+            raise UsageError("task.metric: humaneval is scored by pass@1")
         examples = humaneval(_read(plan))
         measured, others = _apart([Prompt(each.turns, each.id) for each in examples], plan)
         return Task("pass@1", examples[: len(measured)], calibration=others)
@@ -143,7 +143,7 @@ def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
         reference = prompt.extra.get("reference")
         if metric != "agreement" and not isinstance(reference, str):
             raise UsageError(
-                f"task: the metric {metric} needs a 'reference' with every prompt (prompt {place} has none)"
+                f"task: the metric {metric} needs a 'reference' for every prompt (prompt {place} has none)"
             )
         problems.append(
             Example(
@@ -165,7 +165,7 @@ def _of_reasoning_gym(plan: SweepPlan) -> Task:
     """Problems from the package and, with `match`, others of the same dataset for calibration."""
     metric = plan.task.metric or "solved"
     if ELSEWHERE.get(metric) != "reasoning-gym":
-        raise UsageError("task.metric: reasoning-gym is judged by its own scorers: solved, or score")
+        raise UsageError("task.metric: reasoning-gym uses its own scorers: solved, or score")
     count = plan.limit or PROBLEMS
     made = gym(plan.task, count + (CALIBRATING if plan.match else 0))
     prompts = made.prompts()

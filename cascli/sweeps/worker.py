@@ -121,7 +121,7 @@ class Worker:
             counts = self._task.counts(problem, runs[-1].text)
             likelihood = self._likelihood(runs, pair) if self._plan.likelihood else None
         except torch.AcceleratorError as error:
-            raise RunError(f"the device failed, and with it this process: {error}") from None
+            raise RunError(f"the device failed, which ends this process: {error}") from None
         except Exception as error:  # however an answer or its judgement fails, the others go on
             return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
         return record_of(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
@@ -191,7 +191,7 @@ def _cut(pair: Pair, plan: SweepPlan, turn: str, conversation: Conversation) -> 
         return turn
     kept = bisect_right(range(1, len(turn)), longest, key=length)
     if not kept:
-        raise UsageError(f"max_prompt_tokens: {longest} hold nothing of the turn beside what goes before it")
+        raise UsageError(f"max_prompt_tokens: {longest} leave no room for the turn after what precedes it")
     return turn[:kept]
 
 

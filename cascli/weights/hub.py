@@ -112,9 +112,9 @@ def _said(error: Exception, source: HubSource) -> str | None:
             return _refused(error)
     # The transport library differs between versions of huggingface_hub, and so do its errors.
     if type(error).__module__.partition(".")[0] in _TRANSPORTS:
-        return f"the connection to the hub broke: {first_line(error)}\nTry again: what has arrived is kept."
+        return f"the connection to the hub broke: {first_line(error)}\nTry again: what was downloaded is kept."
     if isinstance(error, ValueError | LookupError | TypeError | AssertionError | AttributeError):
-        return f"the hub's answer makes no sense: {first_line(error)[:200]}"
+        return f"the hub's answer is invalid: {first_line(error)[:200]}"
     return None
 
 
@@ -125,7 +125,7 @@ def _unreached(error: Exception, source: HubSource) -> str:
     if isinstance(error.__cause__, errors.HfHubHTTPError):
         return _refused(error.__cause__)
     if "Timeout" in type(error.__cause__).__name__:
-        return f"the hub has said nothing for {SECONDS} s.\nTry again later."
+        return f"the hub has not responded for {SECONDS} s.\nTry again later."
     return (
         "the hub cannot be reached (or HF_HUB_OFFLINE is set) and the model is not in the hub's cache.\n"
         f"Run 'hf download {source.hub} --revision {source.revision}' with a network, or give the model as 'path:'."
@@ -137,9 +137,7 @@ def _refused(error: Any) -> str:
     if status in {401, 403}:
         return f"the hub refused access ({status}). Log in with 'hf auth login', or check what your token may read."
     if status == 429:
-        return (
-            "the hub takes no more requests from here for now (429).\nTry again later, or log in with 'hf auth login'."
-        )
+        return "the hub is limiting requests from this machine (429).\nTry again later, or log in with 'hf auth login'."
     return f"the hub answered with an error: {first_line(error)}\nTry again later."
 
 

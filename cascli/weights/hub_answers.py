@@ -74,7 +74,7 @@ def _check_listing(listing: Any, source: object) -> None:
             named = [entry.get(key) for key in ("path", "rfilename")] if isinstance(entry, Mapping) else []
             for name in named:
                 if name is not None and not _inside(name):
-                    raise RunError(f"{source}: the hub lists a file {str(name)[:60]!r}, which would lie elsewhere.")
+                    raise RunError(f"{source}: the hub lists a file {str(name)[:60]!r}, which is outside its folder.")
 
 
 def _commit(text: str, source: object) -> None:

@@ -35,12 +35,12 @@ SETS = {
     ),
     "spec-bench": PromptSet(
         480,
-        "Spec-Bench, MT-Bench's and five more tasks of 80 (Xia et al. 2024)",
+        "Spec-Bench, MT-Bench and five more tasks of 80 prompts each (Xia et al. 2024)",
         f"curl -L --create-dirs -o {{path}} {_SPEC_BENCH}/data/spec_bench/question.jsonl",
     ),
     "speed-bench": PromptSet(
         880,
-        "SPEED-Bench, its qualitative split of eleven categories; its licence lets nobody pass it on",
+        "SPEED-Bench, its qualitative split of eleven categories; its licence forbids redistribution",
         "git clone https://github.com/NVIDIA/Model-Optimizer && cd Model-Optimizer/examples/specdec_bench\n"
         "  pip install -r requirements.txt && python prepare_data.py --dataset speed --config qualitative\n"
         "  mkdir -p {path.parent}\n"
@@ -69,13 +69,13 @@ def prompt_set(name: str, limit: int | None = None) -> list[Prompt]:
     text = text_of(path, PROMPTS_BYTES, encoding="utf-8-sig")
     if text.lstrip()[:1] == "<":
         raise UsageError(
-            f"{path}: a web page, not the file that it shows; to get that:\n  {known.get.format(path=path)}"
+            f"{path}: a web page, not the file it shows; to get the file:\n  {known.get.format(path=path)}"
         )
     prompts = prompts_in(text, str(path))
     if any(turn.startswith(_NOT_FETCHED) for prompt in prompts for turn in prompt.turns):
-        raise UsageError(f"{path}: the texts are not in it yet; to get them:\n  {known.get.format(path=path)}")
+        raise UsageError(f"{path}: its texts are still missing; to get them:\n  {known.get.format(path=path)}")
     if len(prompts) != known.prompts:
         raise UsageError(
-            f"{path}: holds {len(prompts)} prompts, and {name} has {known.prompts}; a file of your own goes by its path"
+            f"{path}: holds {len(prompts)} prompts, but {name} has {known.prompts}; give your own file by its path"
         )
     return prompts[:limit]

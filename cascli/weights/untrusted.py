@@ -21,7 +21,7 @@ from cascli.files import MEGABYTE, json_of, text_of
 from cascli.weights.home import cache_home
 
 MOST_LAYERS = 1000
-_UNREADABLE = "damaged, or no model this reads:"
+_UNREADABLE = "damaged, or not a supported model:"
 LARGEST = 2**24
 """Limit for any other size in a config: far above any existing model's, but too small to hang a loader."""
 _CONFIG_BYTES = 64 * MEGABYTE
@@ -54,7 +54,7 @@ def config_of(folder: Path) -> Any:
         values = json_of(text_of(folder / "config.json", _CONFIG_BYTES), str(folder / "config.json"))
         check_sizes(values)
         if "speculators_model_type" in values:
-            raise RunError(f"{folder}: it drafts beside a target, and is no model by itself: name it by 'eagle3:'.")
+            raise RunError(f"{folder}: this drafts for a target and is not a model on its own: name it with 'eagle3:'.")
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -123,8 +123,8 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
             raise
         if "trust_remote_code" in str(error):
             raise RunError(
-                f"{place}: it wants to run code of its own (auto_map), which cascli never does.\n"
-                "Use a model of a type that transformers knows."
+                f"{place}: it requires running its own code (auto_map), which cascli never does.\n"
+                "Use a model type that transformers supports."
             ) from None
         said = f"{what} {place}:" if what.startswith("no ") else f"{place}: {what or _UNREADABLE}"
         reason = first_line(error if isinstance(error, Exception) else Exception("a damaged tokenizer file"))
@@ -140,7 +140,7 @@ def _check_files(folder: Path) -> None:
     """
     for path in folder.iterdir():
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise RunError(f"{path}: no regular file, which a model folder has no use for.")
+            raise RunError(f"{path}: not a regular file, so it does not belong in a model folder.")
 
 
 def check_sizes(values: Any, where: str = "") -> None:
@@ -185,7 +185,7 @@ def try_tokenizer(file: Path) -> None:
     try:
         ended = subprocess.run(command, capture_output=True, timeout=_TOKENIZER_SECONDS, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        raise RunError(f"{file}: damaged: reading it does not end within {_TOKENIZER_SECONDS} s.") from None
+        raise RunError(f"{file}: damaged: reading it did not finish within {_TOKENIZER_SECONDS} s.") from None
     if ended.returncode:
         raise RunError(f"{file}: damaged: {_last_words(ended)}")
     try:
@@ -197,6 +197,6 @@ def try_tokenizer(file: Path) -> None:
 
 def _last_words(ended: subprocess.CompletedProcess[bytes]) -> str:
     if ended.returncode < 0:
-        return f"the library that reads it aborts (signal {-ended.returncode})."
+        return f"the library that reads it aborted (signal {-ended.returncode})."
     lines = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else f"the library that reads it fails (exit {ended.returncode})."
+    return lines[-1][:300] if lines else f"the library that reads it failed (exit {ended.returncode})."

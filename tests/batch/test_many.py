@@ -84,7 +84,7 @@ def test_answers_are_those_of_generate_in_the_order_of_the_prompts(tiny: Pair) -
 
 
 def test_bad_input_is_refused_before_anything_is_answered(tiny: Pair) -> None:
-    with pytest.raises(UsageError, match="batch_size: 1 or more"):
+    with pytest.raises(UsageError, match="batch_size: expected 1 or more"):
         generate_many(tiny, ["x"], batch_size=0)
     long = Prompt(("x" * 5000,), "long one")
     with pytest.raises(UsageError, match=r"prompt 'long one'.*context"):
@@ -378,7 +378,7 @@ def test_step_times_of_a_batch_stay_with_the_comparison(tiny: Pair) -> None:
 
 def test_models_that_are_read_one_by_one_say_so() -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
-    with pytest.warns(PairWarning, match="read one by one by the (draft|target)"):
+    with pytest.warns(PairWarning, match="the (draft|target) model reads the texts of a batch one by one"):
         generate_many(loaded, ["a", "b"], strategy="target", batch_size=2, max_new_tokens=3)
 
 

@@ -320,7 +320,7 @@ def test_a_target_alone_decodes_as_in_a_pair(temperature: float) -> None:
 @pytest.mark.parametrize("strategy", ["draft", "cascade", "token-cascade", "speculative"])
 def test_strategies_that_ask_a_draft_model_say_so(strategy: str) -> None:
     alone = load_pair({"name": "alone", "target": model(2, 300)})
-    with pytest.raises(UsageError, match="asks a draft model, and pair 'alone' has none"):
+    with pytest.raises(UsageError, match="needs a draft model, but pair 'alone' has none"):
         generate(alone, prompt_ids=[5], strategy=strategy, max_new_tokens=4)
 
 

@@ -342,5 +342,5 @@ def test_layers_that_hand_on_more_than_hidden_states_are_refused() -> None:
     left: list[Tensor] = []
     first.register_forward_hook(lambda _module, _args, output: left.append(output))
     last.register_forward_pre_hook(lambda _module, args: (args[0] + left.pop(), *args[1:]))
-    with pytest.raises(RunError, match="'llama' cannot be left early after 1 layers"):
+    with pytest.raises(RunError, match="'llama' cannot exit early after 1 layers"):
         generate(loaded, prompt_ids=[5], strategy="speculative:draft=early-exit,layers=1", max_new_tokens=4)

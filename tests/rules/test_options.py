@@ -193,7 +193,7 @@ def test_half_a_pair_of_tokens_is_none(tokens: list[Any]) -> None:
 )
 def test_a_pair_that_does_not_think_is_told_so(strategy: str) -> None:
     loaded = load_pair(pair(300))
-    with pytest.raises(UsageError, match=r"<think> and </think>, and pair 'test' has no two such tokens;\n.*thinking:"):
+    with pytest.raises(UsageError, match=r"<think> and </think>, but pair 'test' has no such tokens;\n.*thinking:"):
         generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=3)
     with pytest.raises(UsageError, match="where=thinking"):  # before any other strategy has started
         compare(loaded, "hello", ["target", strategy], max_new_tokens=3, on_progress=pytest.fail)

@@ -61,7 +61,7 @@ def test_damaged_counts_and_lengths_never_crash(path, tmp_path, place):
     [
         (b"PK\x03\x04 a zip", "not a GGUF file"),
         (b"", "not a GGUF file"),
-        (b"GGUF\x01\x00\x00\x00" + bytes(16), "version 1 is not known"),
+        (b"GGUF\x01\x00\x00\x00" + bytes(16), "version 1 is not supported"),
     ],
 )
 def test_other_files_are_refused(content, message, tmp_path):

@@ -103,7 +103,7 @@ def test_pull_check_says_what_it_found(source, tmp_path):
     pair.write_text(json.dumps({"draft": {"source": about}, "target": {"source": {"random": {"model_type": "llama"}}}}))
     run = CliRunner().invoke
     good = run(app, ["pull", str(pair), "--check"])
-    assert good.exit_code == 0 and "as it was fetched" in good.stderr
+    assert good.exit_code == 0 and "unchanged since it was fetched" in good.stderr
     flip(folder / "model.safetensors")
     bad = run(app, ["pull", str(pair), "--check"])
     error = bad.stderr[bad.stderr.index("cascli: ") :]

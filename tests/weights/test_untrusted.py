@@ -117,7 +117,7 @@ def test_no_code_of_a_folder_runs(
 def test_code_of_its_own_is_refused_in_words(folder: Path) -> None:
     (folder / "evil.py").write_text("")
     change(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
-    assert "code of its own (auto_map), which cascli never does" in refused(folder)
+    assert "running its own code (auto_map), which cascli never does" in refused(folder)
 
 
 def test_loaders_are_called_in_one_place() -> None:
@@ -213,7 +213,7 @@ def test_a_tokenizer_that_ends_its_process_ends_another_one(folder: Path) -> Non
 def test_a_tokenizer_that_never_ends_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "_TRY", "import time\ntime.sleep(60)  # {most}")
     monkeypatch.setattr(untrusted, "_TOKENIZER_SECONDS", 1)
-    assert "does not end within 1 s" in refused(folder)
+    assert "did not finish within 1 s" in refused(folder)
 
 
 def test_a_tokenizer_is_tried_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_panics_are_errors_like_others() -> None:
     class PanicException(BaseException):
         pass
 
-    with pytest.raises(RunError, match=r"x: damaged, or no model this reads: .*damaged tokenizer file"), \
+    with pytest.raises(RunError, match=r"x: damaged, or not a supported model: .*damaged tokenizer file"), \
             untrusted.damaged(Path("x")):  # fmt: skip
         raise PanicException("a very\nlong story")
 
@@ -242,7 +242,7 @@ def test_an_endless_template_ends(template: str, folder: Path, monkeypatch: pyte
     monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.5)
     loaded = load(folder)
     loaded.tokenizer.chat_template = template
-    with pytest.raises(UsageError, match=r"does not end within 0.5 s"):
+    with pytest.raises(UsageError, match=r"did not finish within 0.5 s"):
         encode(loaded, "hi")
     loaded.tokenizer.chat_template = "{{ messages[0].content }}"
     assert encode(loaded, "hi") == [104, 105]

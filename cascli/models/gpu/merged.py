@@ -103,19 +103,19 @@ def _why_not(model: PreTrainedModel) -> str | None:
     config = model.config
     known = config.model_type in FAMILIES and type(model).__module__.startswith("transformers.")
     if not known:
-        return f"layers of the '{config.model_type}' family are not among those that are fused"
+        return f"there are no fused layers for the '{config.model_type}' family"
     if not kernels.serve(model.device):
-        return "there are no Triton kernels here"
+        return "Triton kernels are not available here"
     if not can_decode(model):
-        return "its attention is not what the kernel computes"
+        return "the kernel does not cover its attention"
     matrices = [each for name, each in model.get_decoder().named_modules() if name.endswith(_MATRICES)]
     dtypes = {each.dtype for each in model.parameters()}
     matrices.append(model.get_output_embeddings())  # a draft model's may be cut
     if not all(type(each) is nn.Linear for each in matrices) or len(dtypes) > 1:
-        return "its matrices are not plain ones of one precision"
+        return "its matrices are not plain linear layers of one precision"
     activation = _activation(model)
     if activation not in kernels.ACTIVATIONS:
-        return f"its activation is {activation}"
+        return f"the kernels do not cover its activation, {activation}"
     return None
 
 

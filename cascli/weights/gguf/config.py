@@ -119,7 +119,7 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
     if scaling == "yarn" and gguf.setting("rope.scaling.original_context_length"):
         original = gguf.setting("rope.scaling.original_context_length")
         return rope | {"rope_type": "yarn", "original_max_position_embeddings": original}
-    raise RunError(f"{gguf.path}: rotary scaling '{scaling}' is not known here.\nUse the model's safetensors instead.")
+    raise RunError(f"{gguf.path}: rotary scaling '{scaling}' is not supported.\nUse the model's safetensors instead.")
 
 
 def _llama3_scaling(gguf: GgufFile, base: float) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class GgufFile:
     def _header(self) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]]]:
         version, tensors, pairs = self._take("<IQQ")
         if version not in _VERSIONS:
-            raise RunError(f"{self.path}: GGUF version {version} is not known; known: {_VERSIONS}.")
+            raise RunError(f"{self.path}: GGUF version {version} is not supported; supported: {_VERSIONS}.")
         metadata = {}
         for _ in range(pairs):
             key = self._string()
@@ -129,7 +129,9 @@ class GgufFile:
         rows, columns = prod(shape[:-1]), shape[-1] if shape else 1
         start, width = self._data_start + offset, columns // block * size
         if start + rows * width > len(self._buffer):
-            raise _CutShort(f"tensor {name} ends {start + rows * width - len(self._buffer):,} bytes after the file")
+            raise _CutShort(
+                f"tensor {name} ends {start + rows * width - len(self._buffer):,} bytes past the end of the file"
+            )
         return TensorInfo(name, shape, kind, self.path, start, rows, width)
 
     def _value(self, kind: int) -> Any:
@@ -172,7 +174,7 @@ class GgufFile:
     def _room(self, count: int, size: int) -> int:
         """`count`, if the rest of the file has room for that many items: a bad count must not allocate memory."""
         if count * size > len(self._buffer) - self._at:
-            raise _CutShort(f"{count:,} items cannot follow")
+            raise _CutShort(f"{count:,} items do not fit")
         return count
 
 

