@@ -31,7 +31,7 @@ METHODS = {"model": "draft_model", "prompt-lookup": "ngram"}
 """Drafters under the names of serving engines; others keep theirs."""
 CHAINS = ("draft_model", "eagle", "eagle3")
 """Methods whose draft of n tokens begins their draft of n + 1: rates hold for shorter drafts too."""
-BY_BLOCK = "verify=block tests prefixes of a draft, so that these are no rates of a longest-prefix test"
+BY_BLOCK = "verify=block tests prefixes of a draft, so these are not rates of a longest-prefix test"
 NOTHING_DRAFTS = f"{FILE}: no strategy drafts ahead here; add one, such as -s speculative:k=4"
 
 
