@@ -210,7 +210,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative": FAST | {"speed_vs_target": 0.4}},
-            "None that asks the target is as fast with the same text (best: speculative, 0.40x).",
+            "None that calls the target is as fast with the same text (best: speculative, 0.40x).",
         ),
         (
             {"speculative_cascade": LOOSE | {"first_divergence": None}},

@@ -223,7 +223,7 @@ def test_what_steps_cost_is_in_the_trace() -> None:
     ask = {"prompt_ids": [5, 6, 7], "strategy": "speculative:stop=rate,k=auto", "max_new_tokens": 8}
     assumed = generate(loaded, **ask)
     assert assumed.costs is not None and not assumed.costs.measured
-    assert any("rate went by assumed step costs, c = 1.00" in line for line in lines(assumed))
+    assert any("rate used assumed step costs, c = 1.00" in line for line in lines(assumed))
     assert assumed.costs.c == pytest.approx(1.0) and assumed.costs.v == [1 + n / 32 for n in range(17)]
     loaded.steps = Profile(
         context=9, draft={1: timing(0.1)}, target={n: timing(1 + 0.1 * (n - 1)) for n in (1, 2, 3, 5, 9, 17)}

@@ -365,7 +365,9 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
     if tolerance.max_quality_loss is None:
         return None
     if scored is None or scored.most is None:
-        return f"there are too few prompts to show that it loses at most {tolerance.max_quality_loss:g}{_needed(scored)}"
+        return (
+            f"there are too few prompts to show that it loses at most {tolerance.max_quality_loss:g}{_needed(scored)}"
+        )
     if scored.most <= tolerance.max_quality_loss:
         return None
     lost = f"measured loss {scored.loss:.3f}, at most {scored.most:.3f}"
@@ -526,7 +528,8 @@ def _of_length(row: Confirmed) -> str | None:
     if row.length is None or row.answers is None or row.lossless:
         return None
     if row.by_answer:
-        return f"{row.strategy}: its answers are {row.length.of_means:.2f}x as long as target's, so its speed is per answer."
+        length = f"its answers are {row.length.of_means:.2f}x as long as target's"
+        return f"{row.strategy}: {length}, so its speed is per answer."
     if clearly(row.speed) and not clearly(row.answers):
         return f"{row.strategy}: its answers vary in length, and per answer it is {told(row.answers)} as fast."
     return None

@@ -40,7 +40,12 @@ _WHICH = (
     (STRATEGIES, "k", int, "drafted tokens per round"),
     (STRATEGIES, "draft", str, "where drafted tokens come from: `model`, or a drafter such as `prompt-lookup`"),
     (ANSWERS, "score", str, "a cascade's score of the draft model's answer"),
-    (ANSWERS, "threshold", float, "lowest score at which that answer is kept; also the threshold of a rule that has one"),
+    (
+        ANSWERS,
+        "threshold",
+        float,
+        "lowest score at which that answer is kept; also the threshold of a rule that has one",
+    ),
     (RUNS, "oracle", bool, "whether it used information that it would lack if it saved the calls it claims to save"),
     (RUNS, "depends_on_rounds", bool, "whether its output distribution depends on where rounds begin"),
     (RUNS, "exit", str, "where drafts exit the target, with draft=early-exit, and whether it was trained for that"),
@@ -71,7 +76,12 @@ _WHERE = (
     (ANSWERS, "top_k", int, "0 is off"),
     (ANSWERS, "top_p", float, "1 is off"),
     (ANSWERS, "max_new_tokens", int, "the longest answer allowed, in tokens"),
-    (SPEEDS, "batch_size", int, "answers generated concurrently: with 2 or more, times are throughput; empty where sizes differ"),
+    (
+        SPEEDS,
+        "batch_size",
+        int,
+        "answers generated concurrently: with 2 or more, times are throughput; empty where sizes differ",
+    ),
 )
 
 
@@ -80,7 +90,12 @@ def _ratio(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], str, t
     return (
         (RACES, name, float, f"{meaning}: ratio of the means"),
         (RACES, f"{name}_mean", float, "mean of the per-prompt ratios"),
-        (RACES, f"{name}_low", float, "lower bound of the interval of the ratio of the means, over prompts and their seeds"),
+        (
+            RACES,
+            f"{name}_low",
+            float,
+            "lower bound of the interval of the ratio of the means, over prompts and their seeds",
+        ),
         (RACES, f"{name}_high", float, "upper bound of that interval"),
         (RACES, f"{name}_kind", str, "kind of interval, as in `quality_kind`"),
         (RACES, f"{name}_prompts", int, "number of prompts it covers"),
@@ -122,7 +137,7 @@ _FOUND = (
     (BENCH, "seconds_per_call_low", float, "their 25th percentile"),
     (BENCH, "seconds_per_call_high", float, "their 75th percentile"),
     (BENCH, "seconds_per_call_kind", str, "what the bounds are: `quartiles`"),
-    (BENCH, "relative_to_step", float, "its time over that of the target's one-token call: c for a draft step, v for a block"),
+    (BENCH, "relative_to_step", float, "its time over a one-token target call's: c for a draft step, v for a block"),
     (SPEEDS, "tokens_per_second", float, "tokens over seconds; in a bench, after the prompt"),
     (BENCH, "predicted_tokens_per_second", float, "the same as predicted for a batch from the times of its passes"),
     (RACES + BENCH, "speed_vs_target", float, "tokens per second over those of `target` in the same runs"),
@@ -148,7 +163,7 @@ _FOUND = (
     (ANSWERS, "mean_acceptance_length", float, "1 + accepted tokens / rounds"),
     (RUNS, "shared_mass", float, "q(I): mean share of the draft model's mass on tokens in both vocabularies;"
      " empty if the models share a tokenizer"),
-    (RULES, "deferral_rate", float, "mean q-mass that the rule deferred per token; for a cascade, the share of answers"),
+    (RULES, "deferral_rate", float, "mean q-mass deferred by the rule per token; for a cascade, the share of answers"),
     (RULES, "mean_tv_to_target", float, "mean TV(pi, p): how far the output distribution is from the target's"),
     (RUNS + CURVES, "max_tv_to_target", float, "largest TV(pi, p)"),
     (CURVES, "mean_tail", float, "mean probability of the tokens lumped together: how far off a token rule can be"),

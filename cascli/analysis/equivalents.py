@@ -129,7 +129,9 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
             "suffix_decoding_max_tree_depth": params["max_suffix"],
             "suffix_decoding_max_cached_requests": 0,
         }
-        notes.append("needs arctic-inference, and drafts greedily; with more cached requests also copies from other answers")
+        notes.append(
+            "needs arctic-inference, and drafts greedily; with more cached requests also copies from other answers"
+        )
     else:
         return None, f"no drafter like '{drafter}'"
     if params.get("verify") == "block":
