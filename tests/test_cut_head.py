@@ -91,10 +91,10 @@ def test_special_tokens_are_kept_and_a_file_may_say_the_rest(tmp_path: Path) -> 
         (300, "draft.vocab: 300 cuts nothing off a head of 300 rows; leave it out."),
         (10**15, "cuts nothing off a head of 300 rows; leave it out."),
         ("absent.txt", "absent.txt: no such file"),
-        ("empty.txt", "empty.txt: it is empty; a file of token ids is wanted."),
-        ("words.txt", "words.txt: 'the' is no id from 0 to 299; a file of token ids is wanted."),
-        ("large.txt", "large.txt: '300' is no id from 0 to 299"),
-        ("negative.txt", "negative.txt: '-1' is no id"),
+        ("empty.txt", "empty.txt: it is empty; expected a file of token ids."),
+        ("words.txt", "words.txt: 'the' is not an id from 0 to 299; expected a file of token ids."),
+        ("large.txt", "large.txt: '300' is not an id from 0 to 299"),
+        ("negative.txt", "negative.txt: '-1' is not an id"),
     ],
 )
 def test_bad_input(vocab: object, words: str, tmp_path: Path) -> None:
@@ -126,5 +126,5 @@ def test_a_fused_step_is_not_made_of_a_cut_head(monkeypatch: pytest.MonkeyPatch)
 def test_ids_with_many_digits_are_read_as_numbers(word: str, tmp_path: Path) -> None:
     file = tmp_path / "ids.txt"
     file.write_text(f"1 2 {word}")
-    with pytest.raises(ConfigError, match="is no id from 0 to 299"):
+    with pytest.raises(ConfigError, match="is not an id from 0 to 299"):
         Cut.of(str(file), 300, [])

@@ -132,7 +132,7 @@ def test_the_start_token_is_what_the_config_says() -> None:
     start = runner.begin(torch.tensor(PROMPT))
     assert start.tolist() == [5]
     assert torch.allclose(runner.forward(start, 1), logits_along(loaded.target.model, PROMPT, []), atol=1e-5)
-    with pytest.raises(RunError, match="decoder_start_token_id: 40 is no token"):
+    with pytest.raises(RunError, match="decoder_start_token_id: 40 is not a token"):
         load_pair({"target": model(2, 40, **{**T5, "decoder_start_token_id": 40})})
 
 
@@ -216,13 +216,13 @@ def test_on_a_gpu_it_says_why_no_step_is_recorded(ids: Pair, monkeypatch: pytest
     monkeypatch.setattr(choose_runner, "EncoderDecoderRunner", lambda *_: None)
     for graphs in (True, False):
         _, why = choose_runner.choose_runner(ids.target.model, 40, torch.device("cuda"), graphs=graphs)
-        assert why is not None and "of another shape for every prompt" in why
+        assert why is not None and "whose shape differs for every prompt" in why
     assert choose_runner.choose_runner(ids.target.model, 40, torch.device("cpu"), graphs=True)[1] is None
 
 
 def test_other_encoder_decoders_are_refused() -> None:
     for kind in ("bart", "mt5", "pegasus"):
-        with pytest.raises(RunError, match=f"'{kind}' is an encoder-decoder, and of those cascli runs t5 alone"):
+        with pytest.raises(RunError, match=f"'{kind}' is an encoder-decoder; the only ones cascli runs are t5 "):
             load_pair({"target": {"source": {"random": {"model_type": kind, "vocab_size": 8}}}})
 
 
@@ -263,7 +263,8 @@ def test_batches_are_read_one_by_one_and_say_so(tiny: Pair) -> None:
     assert isinstance(choose_runner.choose_reader(tiny.target.runner, 2), OneByOne)
     prompts, how = ["a", "bc", "def"], {"temperature": 1.0, "max_new_tokens": 20}
     with pytest.warns(
-        PairWarning, match="one by one by the target model: each looks at an encoder's states of its own"
+        PairWarning,
+        match="the target model reads the texts of a batch one by one: each attends to its own encoder states",
     ):
         many = generate_many(tiny, prompts, strategy="speculative:k=2", batch_size=2, **how)
     found = compare(tiny, prompts, strategies=["speculative:k=2"], **how)

@@ -78,8 +78,8 @@ def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed.model.norm.half()
     odd.config._attn_implementation = "flex_attention"
     for each in (adapted, mixed):
-        assert merge(each) == "its matrices are not plain ones of one precision"
-    assert merge(odd) == "its attention is not what the kernel computes"
+        assert merge(each) == "its matrices are not plain linear layers of one precision"
+    assert merge(odd) == "its attention is not of the kind that the kernel computes"
     monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
     assert merge(model()) == "there are no Triton kernels here"
 

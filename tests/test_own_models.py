@@ -168,7 +168,7 @@ def test_a_target_alone(cli) -> None:
         (["--draft", "small", "--target", "a b"], "--target: neither a model folder"),
         (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
         (["-c", "small"], "small: a folder, and a pair is two models: give them as --draft and --target"),
-        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: 1 tokens are in both"),
+        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: they share 1 tokens"),
     ],
 )
 def test_errors_name_the_flag(cli, models: Path, arguments: list[str], words: str) -> None:

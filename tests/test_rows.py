@@ -15,7 +15,9 @@ from tests.pairs import pair
 
 
 def test_tokens_that_a_smaller_draft_cuts_off_are_announced() -> None:
-    with pytest.warns(PairWarning, match="draft model has 6 rows, so 4 tokens, from id 6 on, are cut off both models"):
+    with pytest.warns(
+        PairWarning, match="draft model has 6 rows, so 4 tokens, from id 6 onwards, are cut off both models"
+    ):
         loaded = load_pair(pair(10, draft_vocab=6))
     assert loaded.info.masked_rows == (0, 4)
     assert max(generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=30).token_ids) < 6

@@ -50,7 +50,7 @@ def test_packing_is_told_the_first_time_and_reading_the_next(tmp_path: Path, mon
     for each in told:
         load_pair(stored, dtype="float32", on_stage=each.append)
     first, again = (texts(each) for each in told)
-    assert "packing the target: layer 1 of 2" in first and "keeping what was packed for the next start" in first
+    assert "packing the target: layer 1 of 2" in first and "saving the packed weights for the next start" in first
     assert "reading the target: layer 1 of 2" in again and not any("packing" in text for text in again)
 
 

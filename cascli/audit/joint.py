@@ -104,7 +104,7 @@ def rule_of(strategy: Strategy) -> Rule | None:
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
     """Why the law of a rule cannot be enumerated here: q is known of the draft model alone; None if it can."""
     if isinstance(strategy, Speculating) and isinstance(strategy.draft, EarlyExit):
-        return "it drafts with layers of the target, of which there are no tables"
+        return "it drafts with layers of the target, which are not tabulated"
     if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
         return None
     if strategy.draft.by_prefix:

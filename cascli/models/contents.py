@@ -145,7 +145,7 @@ def _speller(tokenizer: Any) -> Spell:
     if space is None:
         raise ConfigError(
             f"a tokenizer that decodes by {', '.join(kinds)} cannot be compared with another one;\n"
-            "choose models of one vocabulary."
+            "choose models that share a vocabulary."
         )
 
     def spell(name: str) -> bytes:

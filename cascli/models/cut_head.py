@@ -77,8 +77,8 @@ def _ids_in(file: Path, rows: int, where: str) -> list[int]:
     known = [word.isascii() and word.isdecimal() and len(word) < 19 and int(word) < rows for word in words]
     wrong = next((word for word, fine in zip(words, known, strict=True) if not fine), None)
     if wrong is not None:
-        said = f"'{wrong[:40]}' is no id from 0 to {rows - 1}" if wrong else "it is empty"
-        raise ConfigError(f"{where}: {file}: {said}; a file of token ids is wanted.")
+        said = f"'{wrong[:40]}' is not an id from 0 to {rows - 1}" if wrong else "it is empty"
+        raise ConfigError(f"{where}: {file}: {said}; expected a file of token ids.")
     return [int(word) for word in words]
 
 

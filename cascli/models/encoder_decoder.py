@@ -80,7 +80,7 @@ class EncoderDecoderRunner(Runner):
             ValueError: there is no prompt yet.
         """
         if self._states is None:
-            raise ValueError("the decoder has nothing to look at: begin with a prompt")
+            raise ValueError("the decoder has nothing to attend to: begin with a prompt")
         batch = ids.to(self._input_device).unsqueeze(0)
         output = self.model(
             decoder_input_ids=batch, encoder_outputs=(self._states,), past_key_values=self._caches, use_cache=True
@@ -134,7 +134,7 @@ def start_token(model: PreTrainedModel) -> int:
     )
     token = next((each for each in said if each is not None), None)
     if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
-        raise RunError(f"decoder_start_token_id: {token} is no token for the decoder to start from.")
+        raise RunError(f"decoder_start_token_id: {token} is not a token that the decoder can start from.")
     return token
 
 

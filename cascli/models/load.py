@@ -260,7 +260,7 @@ def _on_cpu(
         read = cut_head(module, cut, read) or read
     fit(module, dtype, read, store, stages.reached)
     if store is not None and store.needs(module):
-        stages.say("keeping what was packed for the next start")
+        stages.say("saving the packed weights for the next start")
         store.save(module)
     return module
 
@@ -295,13 +295,13 @@ def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_
         return
     smaller = min(models, key=lambda role: models[role].rows)
     count, rows = tokens - vocab, models[smaller].rows
-    cut = f"the {smaller} model has {rows} rows, so {count} tokens, from id {vocab} on, are cut off"
+    cut = f"the {smaller} model has {rows} rows, so {count} tokens, from id {vocab} onwards, are cut off"
     lost = sorted(token for token in eos_ids if vocab <= token < tokens)
     if lost:
         raise ConfigError(
-            f"{cut}: among them {lost[0]}, which ends the target's texts.\nChoose models of one vocabulary."
+            f"{cut}: among them {lost[0]}, which ends the target's texts.\nChoose models that share a vocabulary."
         )
-    warnings.warn(f"{cut} both models; 'lossless' and TV speak of the target without them", PairWarning, stacklevel=3)
+    warnings.warn(f"{cut} both models; 'lossless' and TV refer to the target without them", PairWarning, stacklevel=3)
 
 
 def _eos_ids(target: Network, tokenizer: Any | None) -> frozenset[int]:

@@ -144,7 +144,7 @@ class Pair:
             RunError: a run of this pair is in progress, in this thread or another.
         """
         if not self.lock.acquire(blocking=False):
-            raise RunError("the pair is answering already; load another, or wait until it is done.")
+            raise RunError("the pair is already answering; load another, or wait until it is done.")
         try:
             yield
         finally:

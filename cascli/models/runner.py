@@ -13,9 +13,7 @@ from cascli.models.calls import Calls
 from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
 from cascli.trace import ExitInfo
 
-NOT_IN_PARTS = (
-    "draft=early-exit asks for a decoder-only target without an EAGLE-3 head;\nthis one cannot be left early."
-)
+NOT_IN_PARTS = "draft=early-exit needs a decoder-only target without an EAGLE-3 head;\nthis one cannot exit early."
 
 
 class Runner(ABC):

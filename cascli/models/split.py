@@ -128,7 +128,7 @@ class SplitRunner(Runner):
 
     def _read_others(self, hidden: Tensor | None, ids: Tensor, rows: int) -> Tensor:
         if hidden is None or hidden.shape[-2] != ids.shape[0]:
-            raise ValueError("the first layers have read other tokens than the others are to read")
+            raise ValueError("the first layers have read different tokens from those that the others are to read")
         with standing_aside(self._first, lambda _: hidden, tuples=self._tuples):
             return self._own.read_at(self._length, ids, rows)
 
@@ -181,12 +181,12 @@ class SplitRunner(Runner):
             self.reset()
             try:
                 self.read_first(ids, 0)
-                parts, why = self.forward(ids, _FEW), "its later layers take in more than hidden states"
+                parts, why = self.forward(ids, _FEW), "its later layers need more than hidden states"
             except Exception as error:  # whatever a layer makes of what it was not given
                 parts, why = None, first_line(error)
         if parts is None or not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3, equal_nan=True):
             kind = self._model.config.model_type
-            raise RunError(f"model type '{kind}' cannot be left early after {self._after} layers: {why}.")
+            raise RunError(f"model type '{kind}' cannot exit early after {self._after} layers: {why}.")
 
 
 class ExitRunner(Runner):
@@ -230,5 +230,5 @@ def trained_for_exits(target: LoadedModel) -> str | None:
     """
     named = getattr(target.model.generation_config, "assistant_early_exit", None)
     if named is not None:
-        return f"its generation config leaves after {named} layers"
-    return "by its name, of LayerSkip" if "layerskip" in target.source.lower() else None
+        return f"its generation config exits after {named} layers"
+    return "LayerSkip, by its name" if "layerskip" in target.source.lower() else None

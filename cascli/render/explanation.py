@@ -81,8 +81,8 @@ def _cause(why: Explanation) -> str:
         if why.predicted_with_overhead is None:
             return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."
         return (
-            f"Including the time outside the models, the prediction is {why.predicted_with_overhead:.2f}x, which differs"
-            f" from the measurement by more than the observed noise{noise}, so no cause is named."
+            f"Including the time outside the models, the prediction is {why.predicted_with_overhead:.2f}x, which"
+            f" differs from the measurement by more than the observed noise{noise}, so no cause is named."
         )
     gain = "" if why.without_it is None else f" (without that {why.without_it:.2f}x)"
     return f"What holds it back most: {why.bottleneck}{gain}."

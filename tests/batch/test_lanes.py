@@ -281,7 +281,7 @@ def test_a_caller_who_leaves_ends_all_lanes() -> None:
     loaded = load_pair(pair(300))
     running = Lanes(loaded, 3).run(jobs("speculative:k=2", 1.0))
     next(running)
-    with pytest.raises(RunError, match="answering already"):
+    with pytest.raises(RunError, match="already answering"):
         generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=3)
     running.close()
     assert not torch.is_inference_mode_enabled()

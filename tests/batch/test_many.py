@@ -378,7 +378,7 @@ def test_step_times_of_a_batch_stay_with_the_comparison(tiny: Pair) -> None:
 
 def test_models_that_are_read_one_by_one_say_so() -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
-    with pytest.warns(PairWarning, match="read one by one by the (draft|target)"):
+    with pytest.warns(PairWarning, match="the (draft|target) model reads the texts of a batch one by one"):
         generate_many(loaded, ["a", "b"], strategy="target", batch_size=2, max_new_tokens=3)
 
 

@@ -235,7 +235,7 @@ class Lanes:
         self.passes: dict[Role, int] = dict.fromkeys(ROLES, 0)
         """Forward passes that answered lanes, of each model."""
         for role, why in self.alone_because.items():
-            text = f"texts of a batch are read one by one by the {role} model: {why}"
+            text = f"the {role} model reads the texts of a batch one by one: {why}"
             warnings.warn(text, PairWarning, stacklevel=3)
 
     @property

@@ -80,7 +80,7 @@ def check_room(
     raise RunError(
         f"a batch of {texts} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
         f" and {(free + held) / 1e9:.1f} GB are free.\n"
-        + (f"Take a batch of {fits} or fewer, or shorter answers." if fits > 0 else "Take shorter answers or prompts.")
+        + (f"Use a batch of {fits} or fewer, or shorter answers." if fits > 0 else "Use shorter answers or prompts.")
     )
 
 

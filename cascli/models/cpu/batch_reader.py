@@ -43,14 +43,14 @@ def why_alone(model: PreTrainedModel) -> str | None:
     """Why a model's texts cannot share a pass, in words for its user; None if they can."""
     config = model.config.get_text_config()
     if not attends_by_rows(model):
-        return "its attention is not one that knows texts apart"
+        return "its attention cannot keep texts apart"
     if "position_ids" not in EagerRunner.takes(model):
-        return "it counts positions by itself"
+        return "it counts positions itself"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
-        return "what its experts compute for a token depends on the tokens beside it"
+        return "what its experts compute for a token depends on the tokens read with it"
     rope = rope_types(config) & LENGTH_DEPENDENT
     if rope:
-        return f"its {', '.join(sorted(rope))} position encoding looks at the longest text"
+        return f"its {', '.join(sorted(rope))} position encoding depends on the longest text"
     return None
 
 

@@ -99,7 +99,7 @@ class _Unfit(ConfigError):
 
 def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> Layout:
     if target.model_type not in TARGETS:
-        raise _Unfit(f"heads draft for targets of type {', '.join(TARGETS)}, and this one is a '{target.model_type}'")
+        raise _Unfit(f"heads draft for targets of type {', '.join(TARGETS)}; this one is a '{target.model_type}'")
     own = _own_config(values)
     flags = {name: _flag(values, name) for name in _FLAGS}
     if flags["norm_before_fc"] and flags["fc_norm"]:
@@ -107,17 +107,17 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
     counts = {name: _count(own, name, 0) for name in _COUNTS}
     shared = counts["num_key_value_heads"]
     if (shared and counts["num_attention_heads"] % shared) or counts["head_dim"] % 2:
-        raise _Unfit("its numbers of heads, or their width, do not go together")
+        raise _Unfit("its numbers of heads, or their width, are inconsistent")
     with untrusted.damaged(file):
         layer = AutoConfig.for_model(own.pop("model_type"), **own)
         _check_layer(layer)
         angles = _angles(layer)
     width = _count(values, "target_hidden_size", layer.hidden_size)
     if width != target.hidden_size:
-        raise _Unfit(f"it was made for a target of width {width:,}, and this one's is {target.hidden_size:,}")
+        raise _Unfit(f"it was made for a target of width {width:,}, but this one's is {target.hidden_size:,}")
     if layer.vocab_size != target.vocab_size:
         made_for, there = layer.vocab_size, target.vocab_size
-        raise _Unfit(f"it was made for a target of {made_for:,} token ids, and this one has {there:,}")
+        raise _Unfit(f"it was made for a target of {made_for:,} token ids, but this one has {there:,}")
     draft_vocab = _count(values, "draft_vocab_size", layer.vocab_size)
     if draft_vocab > layer.vocab_size:
         raise _Unfit(f"draft_vocab_size {draft_vocab:,} is more than the target's {layer.vocab_size:,} token ids")
@@ -129,29 +129,29 @@ def _own_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a head's layers, with a `model_type` that is known."""
     kind = values.get("speculators_model_type")
     if kind is None and "draft_vocab_size" not in values:
-        raise _Unfit("no EAGLE-3 head: its config has neither 'speculators_model_type' nor 'draft_vocab_size'")
+        raise _Unfit("not an EAGLE-3 head: its config has neither 'speculators_model_type' nor 'draft_vocab_size'")
     if kind not in (None, "eagle3"):
-        raise _Unfit(f"a head of type {printed(kind)}; of the speculators format 'eagle3' is run")
+        raise _Unfit(f"a head of type {printed(kind)}; of the speculators format only 'eagle3' is supported")
     own = values if kind is None else values.get("transformer_layer_config")
     if not isinstance(own, Mapping):
         raise _Unfit("its config has no 'transformer_layer_config'")
     model_type = own.get("model_type", "llama" if kind is None else "qwen3")
     if model_type not in LAYERS:
-        raise _Unfit(f"its layers are of type {printed(model_type)}; {' and '.join(LAYERS)} are run")
+        raise _Unfit(f"its layers are of type {printed(model_type)}; only {' and '.join(LAYERS)} are supported")
     return {str(key): value for key, value in own.items() if key != "auto_map"} | {"model_type": model_type}
 
 
 def _check_layer(layer: PreTrainedConfig) -> None:
     """Refuse what the layers here do not do."""
     if "sliding_attention" in (getattr(layer, "layer_types", None) or ()):
-        raise _Unfit("its layers look at a sliding window, which is not run")
+        raise _Unfit("its layers use a sliding window, which is not supported")
     if rope_types(layer) & LENGTH_DEPENDENT:
-        raise _Unfit(f"its {', '.join(sorted(rope_types(layer)))} position encoding looks at the text's length")
+        raise _Unfit(f"its {', '.join(sorted(rope_types(layer)))} position encoding depends on the text's length")
     if layer.hidden_act not in ACT2FN:
-        raise _Unfit(f"hidden_act {printed(layer.hidden_act)} is no activation that transformers knows")
+        raise _Unfit(f"hidden_act {printed(layer.hidden_act)} is not an activation that transformers knows")
     eps = layer.rms_norm_eps
     if not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise _Unfit(f"rms_norm_eps: a small number is wanted (got {printed(eps)})")
+        raise _Unfit(f"rms_norm_eps: expected a small number (got {printed(eps)})")
 
 
 def _angles(layer: PreTrainedConfig) -> Angles:
@@ -159,14 +159,14 @@ def _angles(layer: PreTrainedConfig) -> Angles:
         made = LlamaRotaryEmbedding(layer)
     frequencies = made.inv_freq.double()
     if 2 * frequencies.numel() != layer.head_dim:
-        raise _Unfit("its position encoding turns a part of each head's width only, which is not run")
+        raise _Unfit("its position encoding rotates only part of each head's width, which is not supported")
     return Angles(frequencies, float(made.attention_scaling))
 
 
 def _flag(values: Mapping[str, Any], name: str) -> bool:
     value = values.get(name)
     if not isinstance(value, bool | None):
-        raise _Unfit(f"{name}: true or false is wanted (got {printed(value)})")
+        raise _Unfit(f"{name}: expected true or false (got {printed(value)})")
     return bool(value)
 
 
@@ -175,7 +175,7 @@ def _count(values: Mapping[str, Any], name: str, default: int) -> int:
     if value is None:
         return int(default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _Unfit(f"{name}: a number, 1 or more, is wanted (got {printed(value)})")
+        raise _Unfit(f"{name}: expected a number, 1 or more (got {printed(value)})")
     return value
 
 
@@ -188,13 +188,17 @@ def _taps(values: Mapping[str, Any], depth: int) -> tuple[int, ...]:
     more = values.get("eagle_config")
     nested = more if isinstance(more, Mapping) else {}
     if nested.get("use_aux_hidden_state") is False:
-        raise _Unfit("it takes in the target's last hidden state alone (use_aux_hidden_state: false), which is not run")
+        raise _Unfit(
+            "it uses the target's last hidden state only (use_aux_hidden_state: false), which is not supported"
+        )
     given = values.get(name, nested.get(name))
     taps = [2, depth // 2, depth - 3] if given is None else given
     number = isinstance(taps, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in taps)
     if not number or not taps or len(set(taps)) < len(taps) or min(taps) < 1 or max(taps) > depth:
         what = (
-            f"the default of {name}, {taps}, does not suit" if given is None else f"{name}: {printed(taps)} is not of"
+            f"the default of {name}, {taps}, does not suit"
+            if given is None
+            else f"{name}: {printed(taps)} does not suit"
         )
-        raise _Unfit(f"{what} a target of {depth} layers; numbers from 1 to {depth} are wanted, each once")
+        raise _Unfit(f"{what} a target of {depth} layers; expected distinct numbers from 1 to {depth}")
     return tuple(sorted(taps))

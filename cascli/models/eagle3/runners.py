@@ -111,7 +111,7 @@ class Eagle3Runner(Runner):
             TypeError: one whose hidden states cannot be looked into.
         """
         if not isinstance(target, TappedRunner):
-            raise TypeError(f"a head cannot look into a {type(target).__name__}")
+            raise TypeError(f"a head cannot read the hidden states of a {type(target).__name__}")
         self._target = target
 
     def fresh(self) -> Eagle3Runner:
@@ -175,7 +175,7 @@ class Eagle3Runner(Runner):
         """One token, with the head's own state at the one before."""
         if not self._own:
             raise ValueError(
-                f"the target has read {self._target.length} tokens, and position {place} goes by the one before"
+                f"the target has read {self._target.length} tokens, but position {place} needs the one before"
             )
         step: Step = self.head(self._embed(ids), self._own[-1], place, self._caches)
         self._own.append(step.state)

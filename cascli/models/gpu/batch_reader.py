@@ -54,7 +54,7 @@ def buckets_upto(rows: int) -> list[int]:
 def graph_reader(runner: GraphRunner, places: int) -> Reader:
     """What reads for several texts with the weights of a captured runner."""
     if not runner.reads_lengths:
-        return OneByOne([runner.fresh() for _ in range(places)], "its attention is not one that knows texts apart")
+        return OneByOne([runner.fresh() for _ in range(places)], "its attention cannot keep texts apart")
     return GraphReader(runner, places)
 
 

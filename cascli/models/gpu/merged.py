@@ -107,12 +107,12 @@ def _why_not(model: PreTrainedModel) -> str | None:
     if not kernels.serve(model.device):
         return "there are no Triton kernels here"
     if not can_decode(model):
-        return "its attention is not what the kernel computes"
+        return "its attention is not of the kind that the kernel computes"
     matrices = [each for name, each in model.get_decoder().named_modules() if name.endswith(_MATRICES)]
     dtypes = {each.dtype for each in model.parameters()}
     matrices.append(model.get_output_embeddings())  # of a draft model it may be cut
     if not all(type(each) is nn.Linear for each in matrices) or len(dtypes) > 1:
-        return "its matrices are not plain ones of one precision"
+        return "its matrices are not plain linear layers of one precision"
     activation = _activation(model)
     if activation not in kernels.ACTIVATIONS:
         return f"its activation is {activation}"
