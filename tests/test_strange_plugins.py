@@ -181,7 +181,7 @@ class OwnPi(Keeps):
     [
         (Keeps(what="by turns"), "pi is not what deferred makes"), (Keeps(what="none"), "NoneType"),
         (Keeps(what="float"), "Error: "), (OwnPi(), "pi is not what deferred makes"),
-        (OwnPi(what="silent"), "deferred says nothing"), (OwnPi(what="nan"), "deferred must be bool"),
+        (OwnPi(what="silent"), "deferred returns None"), (OwnPi(what="nan"), "deferred must be bool"),
         (OwnPi(what="wide"), "deferred must be bool"),
     ],
     ids=lambda value: getattr(value, "what", ""),
@@ -221,7 +221,7 @@ class SaysItReadsNoDraft(Rule):
 
 def test_a_rule_that_reads_the_draft_in_secret_is_told(loaded: Pair) -> None:
     """At k = 1 the one row of q was added to both of p, that of the bonus too."""
-    refused(loaded, SpeculativeCascade(rule=SaysItReadsNoDraft(), k=1), "reads no draft")
+    refused(loaded, SpeculativeCascade(rule=SaysItReadsNoDraft(), k=1), "reads_draft = False")
 
 
 # ---- stops
@@ -322,7 +322,7 @@ def test_a_stop_that_looks_false_is_asked(loaded: Pair) -> None:
 
 
 def test_one_that_would_never_be_asked_is_refused() -> None:
-    with pytest.raises(TypeError, match="it is before_step that is asked"):
+    with pytest.raises(TypeError, match="before_step is what is called"):
 
         class Deaf(Stopping):
             reads: ClassVar[Reading | None] = "chance"

@@ -74,7 +74,7 @@ def describe(
     tokenizer, vocab, translation = _vocabulary(config, folders, configs, offline)
     if translation is not None and configs["draft"].is_encoder_decoder:
         raise ConfigError(
-            f"a '{configs['draft'].model_type}' draft reads prompts with its encoder, which cannot take translated ones;\n"
+            f"a '{configs['draft'].model_type}' draft reads prompts with its encoder, which takes no translated ones;\n"
             "choose a draft with the target's own tokenizer."
         )
     context = context_of(*configs.values()) if translation is None else context_of(configs["target"])

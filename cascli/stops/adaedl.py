@@ -24,7 +24,7 @@ class Adaedl(Stop):
     moves, were not read.
     """
 
-    summary: ClassVar[str] = "stops where entropy bounds the acceptance by less than a limit that adapts"
+    summary: ClassVar[str] = "stops where an entropy bound on the acceptance falls below an adaptive limit"
     formula: ClassVar[str] = "stop before drawing if 1 - sqrt(scale H(q1)) < limit; limit moves by 0.01 a round"
     source: ClassVar[str] = "after Agrawal et al. 2024 (AdaEDL)"
     needs_confidence: ClassVar[bool] = True

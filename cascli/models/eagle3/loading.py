@@ -68,8 +68,8 @@ def load_head(
         head = read_head(folder, layout, dtype, target.device, done)
         if head.embed_tokens is None and layout.target_width != layout.layer.hidden_size:
             raise ConfigError(
-                f"{folder}: it has no embedding of its own, and its width of {layout.layer.hidden_size:,} differs from its"
-                f" target's, {layout.target_width:,}"
+                f"{folder}: it has no embedding of its own, and its width of {layout.layer.hidden_size:,} differs"
+                f" from its target's, {layout.target_width:,}"
             )
     # Its own table, or the target's, whose rows may be moved to another device than the ids.
     embed: Embed = head.embed_tokens or looked_into.embed
