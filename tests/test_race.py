@@ -136,7 +136,7 @@ def test_nobody_else_runs_on_the_pair_meanwhile() -> None:
     loaded = load_pair(pair())
 
     def nosy(_column: int, _event: object) -> None:
-        with pytest.raises(Exception, match="answering already"):
+        with pytest.raises(Exception, match="already answering"):
             generate(loaded, "x", max_new_tokens=2)
 
     compare(loaded, "hello", ["target", "draft"], max_new_tokens=4, on_event=nosy, measure=False)

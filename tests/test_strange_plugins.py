@@ -395,12 +395,12 @@ class Writes(Strategy):
     [
         ("returns none", "decode must yield rounds"), ("nothing", "ended before the answer"), ("ends", "ended before"),
         ("not appended", "appended to the session's text"), ("other", "appended to the session's text"),
-        ("outside", "outside the vocabulary"), ("empty", "must add a token"), ("claims", "it has not asked"),
-        ("nan", "q = nan"), ("beyond", "deferral = 5"), ("below", "p = -0.5"), ("endless", "it has not asked"),
+        ("outside", "outside the vocabulary"), ("empty", "must add a token"), ("claims", "without calling it"),
+        ("nan", "q = nan"), ("beyond", "deferral = 5"), ("below", "p = -0.5"), ("endless", "without calling it"),
         ("event", "Emitted.event"), ("emitted", "yields list"), ("int", "yields int"), ("handover", "Handover"),
         ("drafts", "accepted drafts"), ("many", "its parameter k allows 4"), ("raises late", "KeyError: 'late'"),
         ("reason", "set s.finish_reason"), ("rewrites", "appended to the session's text"),
-        ("goes on", "s.finished is true"), ("undecided", "yielded no Handover"),
+        ("goes on", "s.finished was true"), ("undecided", "yielded no Handover"),
     ],
 )  # fmt: skip
 def test_a_strategys_mistake_is_told(loaded: Pair, what: str, said: str) -> None:

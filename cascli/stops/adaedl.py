@@ -25,7 +25,7 @@ class Adaedl(Stop):
     """
 
     summary: ClassVar[str] = "stops where an entropy bound on the acceptance falls below an adaptive limit"
-    formula: ClassVar[str] = "stop before drawing if 1 - sqrt(scale H(q1)) < limit; limit moves by 0.01 a round"
+    formula: ClassVar[str] = "stop before drawing if 1 - sqrt(scale H(q1)) < limit; limit moves by 0.01 per round"
     source: ClassVar[str] = "after Agrawal et al. 2024 (AdaEDL)"
     needs_confidence: ClassVar[bool] = True
     reads: ClassVar[Reading | None] = "entropy"
