@@ -21,7 +21,7 @@ SYMBOLS = {
     "x, v": "a drafted token; any token",
     "norm": "scaled to sum to 1",
     "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
-    "k": f"drafted tokens per round; with a stop, the most; with k=auto, at most {AUTO_DRAFTED}",
+    "k": f"drafted tokens per round; with a stop, the maximum; with k=auto, at most {AUTO_DRAFTED}",
     "K": "the tokens that a rule keeps",
     "tail": "what happens to a draft that is not kept: cut redraws it from p; exact keeps it with min(1, p / q)",
     "top": "keep only this many of the target's likeliest tokens",
