@@ -202,7 +202,8 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative_cascade": LOOSE | {"speed_interval": (0.9, 4.0), "speed_interval_kind": "range"}},
-            "spec-cascade is 2.6x as fast, within chance (range 0.90-4.00), but its text differs from token 10 onwards.",
+            "spec-cascade is 2.6x as fast, within chance (range 0.90-4.00),"
+            " but its text differs from token 10 onwards.",
         ),
         (
             {"speculative": FAST | {"speed_interval": (1.2, 3.0), "speed_interval_kind": "95%"}},
