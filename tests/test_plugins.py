@@ -279,7 +279,7 @@ class StrangeDrafts(Drafter):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("nan", "not finite"), ("logs", "negative"), ("less", "no distribution"), ("beyond", "negative"),
+        ("nan", "not finite"), ("logs", "negative"), ("less", "not a distribution"), ("beyond", "negative"),
         ("narrow", r"pi must have shape \[3, 20\] \(got \[3, 1\]\)"),
     ],
 )  # fmt: skip
@@ -295,7 +295,7 @@ def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str)
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("nan", "not finite"), ("logs", "negative"), ("twice", "no distribution"), ("narrow", "q must be"),
+        ("nan", "not finite"), ("logs", "negative"), ("twice", "not a distribution"), ("narrow", "q must have shape"),
         ("elsewhere", "probability 0 in its own q"), ("outside", "outside the vocabulary"), ("more", "tokens must be"),
     ],
 )  # fmt: skip

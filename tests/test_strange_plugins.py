@@ -107,8 +107,8 @@ def _raise(error: BaseException) -> Any:
     [
         ("text", "changed the answer"), ("append", "changed the answer"), ("none", "NoneType"), ("tuple", "tuple"),
         ("list", "three tensors"), ("float", "int64"), ("bool", "q must be probabilities"), ("no q1", "three tensors"),
-        ("nan q1", "q1 has values that are not finite"), ("long q1", "q1 must be"), ("raises", "KeyError: 'key'"),
-        ("pipe", "BrokenPipeError"), ("exit", "SystemExit: 0"), ("ended", "StopIteration"),
+        ("nan q1", "q1 has values that are not finite"), ("long q1", "q1 must have shape"),
+        ("raises", "KeyError: 'key'"), ("pipe", "BrokenPipeError"), ("exit", "SystemExit: 0"), ("ended", "StopIteration"),
     ],
 )  # fmt: skip
 def test_a_drafters_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
@@ -397,7 +397,7 @@ class Writes(Strategy):
         ("not appended", "appended to the session's text"), ("other", "appended to the session's text"),
         ("outside", "outside the vocabulary"), ("empty", "must add a token"), ("claims", "without calling it"),
         ("nan", "q = nan"), ("beyond", "deferral = 5"), ("below", "p = -0.5"), ("endless", "without calling it"),
-        ("event", "Emitted.event"), ("emitted", "yields list"), ("int", "yields int"), ("handover", "Handover"),
+        ("event", "Emitted.event"), ("emitted", "yielded list"), ("int", "yielded int"), ("handover", "Handover"),
         ("drafts", "accepted drafts"), ("many", "its parameter k allows 4"), ("raises late", "KeyError: 'late'"),
         ("reason", "set s.finish_reason"), ("rewrites", "appended to the session's text"),
         ("goes on", "s.finished was true"), ("undecided", "yielded no Handover"),
