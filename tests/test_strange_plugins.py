@@ -108,7 +108,8 @@ def _raise(error: BaseException) -> Any:
         ("text", "changed the answer"), ("append", "changed the answer"), ("none", "NoneType"), ("tuple", "tuple"),
         ("list", "three tensors"), ("float", "int64"), ("bool", "q must be probabilities"), ("no q1", "three tensors"),
         ("nan q1", "q1 has values that are not finite"), ("long q1", "q1 must have shape"),
-        ("raises", "KeyError: 'key'"), ("pipe", "BrokenPipeError"), ("exit", "SystemExit: 0"), ("ended", "StopIteration"),
+        ("raises", "KeyError: 'key'"), ("pipe", "BrokenPipeError"),
+        ("exit", "SystemExit: 0"), ("ended", "StopIteration"),
     ],
 )  # fmt: skip
 def test_a_drafters_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
