@@ -129,5 +129,5 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
         yield check_of(TEXT_BY_TEXT, strategy.spec, far, SIGMAS, alarm, f"{done}, {len(law)} texts")
         found, cells = fit.surprise(counts, law, runs)
         sizes = ", ".join(map(str, cells)) or "no"
-        detail = f"{done}, {sizes} cells of prefixes, in powers of ten"
+        detail = f"{done}, {sizes} cells by prefix length, found in powers of ten"
         yield check_of(TOGETHER, strategy.spec, found, fit.ALARM, fit.false_alarm(length), detail)
