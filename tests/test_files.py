@@ -552,7 +552,7 @@ def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
     assert room is not None
     cut = generate(text_pair, prompt_ids=[5] * (room - 4), strategy="target", max_new_tokens=9)
     assert cut_by_context(cut) == (
-        f"the context cut this answer at 4 of 9 tokens: it holds {room:,}, of which the prompt takes {room - 4:,}"
+        f"the context cut this answer at 4 of 9 tokens: counting the prompt's {room - 4:,} tokens, it holds {room:,}"
     )
     assert cut_by_context(generate(text_pair, "hi", strategy="target", max_new_tokens=9)) is None
 

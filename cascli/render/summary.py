@@ -88,7 +88,7 @@ def cut_by_context(run: Run) -> str | None:
     whole = run.prompt_tokens + count
     return (
         f"the context cut this answer at {count} of {allowed} tokens:"
-        f" it holds {whole:,}, of which the prompt takes {run.prompt_tokens:,}"
+        f" counting the prompt's {run.prompt_tokens:,} tokens, it holds {whole:,}"
     )
 
 
