@@ -324,7 +324,7 @@ def test_plain_speculation_stands_unless_something_is_clearly_faster_than_it() -
     stop = ran("speculative:stop=rate,k=auto", ratio(1.34, 1.2, 1.5))
     unclear = {(stop.strategy, plain.strategy): ratio(1.03, 0.98, 1.08)}
     name, said = decided(plain, stop, pairs=unclear)
-    assert name == plain.strategy and any("not clearly more" in each for each in said)
+    assert name == plain.strategy and any("not clearly faster" in each for each in said)
     clear = {(stop.strategy, plain.strategy): ratio(1.1, 1.05, 1.2)}
     name, said = decided(plain, stop, pairs=clear)
     assert name == stop.strategy and "as plain speculation" in said[0]
@@ -413,17 +413,17 @@ def test_what_is_by_the_answer_and_what_scatters_is_told() -> None:
     lossy: dict[str, Any] = {"lossless": False, "length": longer, "answers": wide}
     loose = ran("loose", ratio(0.9, 0.8, 1.0), by_answer=True, predicted=2.0, **lossy)
     _, said = decided(plain, loose, pairs={("loose", plain.strategy): Compared(ratio(0.6, 0.5, 0.7), True)})
-    assert said[-1] == "loose: answers 2.40x as long as target's, so its speed is by the answer."
+    assert said[-1] == "loose: its answers are 2.40x as long as target's, so its speed is per answer."
     assert not any("was predicted" in each for each in said)  # predictions are by the token
     by_token = ran("loose", ratio(2.5, 2.2, 2.8), **lossy)
     name, said = decided(plain, by_token, pairs={("loose", plain.strategy): Compared(ratio(0.7, 0.4, 1.2), True)})
     assert name == plain.strategy and said == [
-        "loose is 2.50x (95% 2.20-2.80) as fast as target by the token, but its answers are 2.40x as long:"
-        " by the answer it is 0.70x (95% 0.40-1.20) as fast as speculative:k=3.",
-        "loose: its answers scatter in length, and by the answer it is 1.30x (95% 0.70-2.10) as fast.",
+        "loose is 2.50x (95% 2.20-2.80) as fast as target per token, but its answers are 2.40x as long:"
+        " per answer it is 0.70x (95% 0.40-1.20) as fast as speculative:k=3.",
+        "loose: its answers vary in length, and per answer it is 1.30x (95% 0.70-2.10) as fast.",
     ]
     _, said = decided(plain, by_token, pairs={("loose", plain.strategy): Compared(ratio(1.3, 1.2, 1.4), True)})
-    assert said[0].startswith("By the answer it is 1.30x (95% 1.20-1.40) as fast as plain speculation")
+    assert said[0].startswith("Per answer, it is 1.30x (95% 1.20-1.40) as fast as plain speculation")
 
 
 def test_nothing_is_advised_that_is_told_as_slower_than_what_it_replaces() -> None:
@@ -437,7 +437,7 @@ def test_cut_answers_are_told_of_those_that_have_loss_first() -> None:
     target = TARGET.model_copy(update={"share_cut": 0.6})
     loose = ran("loose", ratio(1.5, 1.4, 1.6), lossless=False, share_cut=0.25)
     assert choosing.of_answers([target, loose], Tolerance()) == [
-        "25% of the answers of loose were cut off: how long they would be, and what they cost then, is not known"
+        "25% of the answers of loose were cut off: their full length and cost are not known"
     ]
     assert choosing.of_answers([target], Tolerance()) == ["60% of the answers of target were cut off"]
     few = loose.model_copy(update={"share_cut": 0.1})
@@ -468,7 +468,7 @@ def test_what_is_not_within_the_tolerance_is_passed_over_and_says_why() -> None:
 
 def test_a_prediction_that_fails_is_told() -> None:
     row = ran("speculative:k=2", ratio(1.3, 1.2, 1.4), predicted=1.9)
-    assert row.surprise and any("predicted 1.90x" in each for each in decided(row)[1])
+    assert row.surprise and any("predicted at 1.90x" in each for each in decided(row)[1])
     assert not ran("speculative:k=2", ratio(1.3, 1.2, 1.4), predicted=1.5).surprise  # within noise of the bound
 
 
@@ -482,7 +482,7 @@ def test_tolerances_are_checked() -> None:
         Tolerance.of(lossless=True, max_tv=0.1)
     with pytest.raises(UsageError, match="from 0 to 1"):
         Tolerance.of(max_tv=1.5)
-    with pytest.raises(UsageError, match="no answer is scored"):
+    with pytest.raises(UsageError, match="no answers are scored"):
         Tolerance.of(max_quality_loss=0.1)
     scored = Tolerance.of(max_quality_loss=0.1, scored=True)
     assert scored.max_tv == 1 and str(scored) == "score at most 0.1 below target's"
@@ -530,8 +530,8 @@ def test_levers_say_what_each_change_would_bring() -> None:
     found = {each.change.partition(" (")[0]: each for each in choosing.levers(Levers(gain, bound), of)}
     now = found["as it is"].gain
     assert all(each.gain >= now - 1e-9 for each in found.values()) and bound > now
-    assert found["drafts for nothing"].gain > found["a draft step at half the cost"].gain > now
-    assert found["half of the rejections gone"].k > found["as it is"].k
+    assert found["drafts at no cost"].gain > found["a draft step at half the cost"].gain > now
+    assert found["half as many rejections"].k > found["as it is"].k
     assert found["a check as cheap as a step"].gain == pytest.approx(gain(machine(c=0.4, outside=0.1), 1.0)[1])
 
 
@@ -578,7 +578,7 @@ def test_drafts_without_a_model_are_had_where_they_are() -> None:
     assert "prompt_lookup_num_tokens=7, max_matching_ngram_size=5" in lookup.transformers
     suffix = used("speculative:draft=suffix,k=3")
     assert config_of(suffix.vllm)["method"] == "suffix" and suffix.transformers is None
-    assert "nothing that drafts as 'suffix'" in suffix.transformers_note
+    assert "no drafter like 'suffix'" in suffix.transformers_note
 
 
 def test_heads_and_early_exits_are_had_in_one_each() -> None:
@@ -605,12 +605,12 @@ def test_encoder_decoders_are_not_had_in_vllm() -> None:
     pair = INFO.model_copy(update={"target": MODEL.model_copy(update={"encoder": encoder})})
     lookup = used("speculative:draft=prompt-lookup,k=4", info=pair)
     assert lookup.vllm is None and "encoder-decoder" in lookup.vllm_note
-    assert "decoder's text alone" in lookup.transformers_note
+    assert "decoder's text only" in lookup.transformers_note
 
 
 def test_rules_are_had_nowhere_but_a_mixture_in_transformers() -> None:
     found = used("speculative-cascade:rule=head,alpha=0.2,k=2", 1.0)
-    assert found.vllm is None and found.transformers is None and "by this rule" in found.vllm_note
+    assert found.vllm is None and found.transformers is None and "that this rule would keep" in found.vllm_note
     mixture = used("speculative-cascade:rule=mixture,target_weight=0.7,k=2", 1.0)
     assert mixture.vllm is None and "assistant_ensemble_weight=0.7" in mixture.transformers
 
@@ -628,7 +628,7 @@ def test_the_target_alone_needs_nothing_and_files_of_ours_have_no_name_elsewhere
     assert alone.vllm == "vllm serve /models/large" and "assistant" not in alone.transformers
     packed = INFO.model_copy(update={"draft": MODEL.model_copy(update={"source": "pypi:parts{1..6}==1"})})
     found = used("speculative:k=2", info=packed)
-    assert config_of(found.vllm)["model"] == "DRAFT" and found.vllm_note == "put in a model of your own for DRAFT"
+    assert config_of(found.vllm)["model"] == "DRAFT" and found.vllm_note == "replace with your own: DRAFT"
     assert alone.vllm_note is None
 
 
@@ -878,11 +878,11 @@ def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeyp
     assert confirmed_by == [found.profile]  # stops use these steps when measured, as in the prediction
     looked = found.looked.model_copy(update={"prompts": ["a", "b"], "tokens": 70, "share_cut": 0.5})
     told = found.model_copy(update={"looked": looked, "confirmed_on": ["c", "d", "e"], "apart": True})
-    assert next(_basis(told)) == "Recorded: 2 prompts, others than were measured; 70 tokens, 50% of answers cut."
+    assert next(_basis(told)) == "Recorded: 2 prompts, not the measured ones; 70 tokens, 50% of answers cut."
     gains = (1.2, 1.1, 1.9, 1.4)
     levers = [found.levers[0].model_copy(update={"change": f"change {x}", "gain": x}) for x in gains]
     said = _most(found.model_copy(update={"levers": levers}))
-    assert said == "Most would be gained by: change 1.9, 1.90x in place of 1.20x."
+    assert said == "The largest gain would come from: change 1.9, 1.90x instead of 1.20x."
 
 
 def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
@@ -957,7 +957,7 @@ def test_the_command_says_what_to_use_and_how(cli: Callable[..., Result], questi
     assert found.exit_code == 0, found.output
     for words in ("Use ", "Measured", "Predicted without loss", "What would change it", "vLLM", "transformers"):
         assert words in found.stdout
-    own = found.stdout.partition("To use it")[0]  # what is to be copied is not wrapped
+    own = found.stdout.partition("How to use it")[0]  # what is to be copied is not wrapped
     assert max(len(line) for line in own.splitlines()) <= 80
     document = Advice.from_json(saved.read_text())
     assert (
@@ -1059,7 +1059,7 @@ def test_a_tasks_models_are_taken_where_none_are_named(
     ("arguments", "words"),
     [
         ((), "no prompt"),
-        (("hi", "--max-tv", "2"), "--max-tv: a number from 0 to 1 is wanted (got 2)"),
+        (("hi", "--max-tv", "2"), "--max-tv: expected a number from 0 to 1 (got 2)"),
         (("hi", "--lossless", "--max-tv", "0.1"), "--lossless and --max-tv 0.1 contradict each other"),
         (("hi", "--max-quality-loss", "0.1"), "give a task (--task) or a metric (--metric)"),
         (("hi", "--min-speedup", "0"), "--min-speedup: expected a positive number"),

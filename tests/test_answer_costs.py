@@ -335,15 +335,19 @@ def verdict_of(tokens: Sequence[int], calls: Sequence[int], *, accepted: int, cu
 def test_the_verdict_tells_saving_from_seeming_to() -> None:
     said, word = verdict_of([250] * 10, [85] * 10, accepted=150)
     assert word == "more calls"
-    assert said is not None and said.startswith("spec-cascade opt a=.3 k=4 writes 1.4x as many tokens a round, but its")
-    assert "answers are 2.46x as long as the target's: 1.65x" in said and said.endswith("for an answer.")
+    assert said is not None and said.startswith(
+        "spec-cascade opt a=.3 k=4 writes 1.4x as many tokens per round, but its"
+    )
+    assert "answers are 2.46x as long as the target's: 1.65x" in said and said.endswith(
+        "per answer of plain speculation."
+    )
     said, word = verdict_of([100] * 10, [40] * 10, accepted=100)
     assert word == "fewer calls"
-    assert said is not None and "asks the target least: 0.78x (0." in said and "answers 0.98x as long" in said
+    assert said is not None and "calls the target least: 0.78x (0." in said and "answers 0.98x as long" in said
     scattered = [20, 90, 30, 80, 52, 51, 25, 75, 40, 60]
     said, word = verdict_of([100] * 10, scattered, accepted=100)
     assert word == "not clear"
-    assert said == "No rule needs clearly fewer or more target calls for an answer than plain speculation."
+    assert said == "No rule needs clearly fewer or more target calls per answer than plain speculation."
     said, word = verdict_of([100] * 10, [20] * 10, accepted=100, cut=3)
     assert word == "lengths cut"
     assert said is not None and f"3 of 10 answers of {RULE} were cut off" in said and "--max-new-tokens" in said
@@ -359,7 +363,7 @@ def test_what_an_answer_costs_is_told_where_its_table_stands(
     given = ["compare", "--prompts", str(asked), "-c", "tiny-random", "--no-measure", "--max-new-tokens", "4"]
     found = CliRunner().invoke(app, [*given, "--trace", "none", *flags, "-s", "target", "-s", PLAIN, "-s", RULE])
     assert found.exit_code == 0, found.output
-    assert ("What an answer costs is not told" in found.stdout) is told
+    assert ("The cost per answer is not shown" in found.stdout) is told
 
 
 def test_of_many_rules_it_is_told_how_many_would_differ_by_chance() -> None:
@@ -443,10 +447,10 @@ def test_the_first_violation_is_told_and_what_cannot_be_judged_is_one(small: Pai
         return first_violation([Requirement.of(text, scored=False) for text in texts], of)
 
     assert violated("lossless", "no-loops", "speedup>=0", of=fine) is None
-    assert violated("lossless", of=lossy) == f"lossless is required, and {rows[2].strategy} is not lossless"
-    assert violated("lossless", of=rows[3:]) == "lossless is required, and draft is not known to be lossless"
+    assert violated("lossless", of=lossy) == f"lossless is required, but {rows[2].strategy} is not lossless"
+    assert violated("lossless", of=rows[3:]) == "lossless is required, but draft is not known to be lossless"
     assert "7 of 7 answers" in (violated("length<=9", of=fine) or "")
-    assert "gave another answer" in (violated("same-answer", of=lossy) or "")
+    assert "gave a different answer" in (violated("same-answer", of=lossy) or "")
     alone = rows[1].model_copy(update={"same_as_target": None})
     assert "has no target" in (violated("same-answer", of=[alone]) or "")
     assert "as fast as target" in (violated("speedup>=99", of=fine) or "")
@@ -477,7 +481,7 @@ def test_a_gate_shuts_with_the_first_violation_in_one_line(cli: Callable[..., Re
     fine = cli(*asked, "--require", "lossless", "--require", "no-loops")
     assert fine.exit_code == 0, fine.output
     alone = cli("compare", "hi", *TINY, "--max-new-tokens", "6", "--require", "lossless")
-    assert alone.exit_code == 1 and "no strategy but target was run" in alone.stderr
+    assert alone.exit_code == 1 and "no strategy other than target was run" in alone.stderr
     lossy = cli(
         *asked, "-s", "speculative-cascade:rule=opt,alpha=1,k=2", "--require", "no-loops", "--require", "lossless"
     )

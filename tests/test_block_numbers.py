@@ -81,7 +81,7 @@ def test_the_prediction_is_of_the_tokens_that_there_were(loaded: Pair, runs: lis
     assert (why.acceptance, why.break_even_acceptance, why.best_k, why.best_speed_up) == (None, None, None, None)
     assert why.predicted_speed_up == pytest.approx(why.tokens_per_round / (4 * 0.1 + 1.2))
     said = sentence(why)
-    assert "Checked as blocks, drafts give" in said and "What another k than 4 would give is not known." in said
+    assert "Checked as blocks, drafts give" in said and "What a k other than 4 would give is not known." in said
     assert "tested" not in said and "best k" not in said and "breaks even" not in said
     assert why.bottleneck is not None and (why.bottleneck != ACCEPTANCE or (why.without_it or 0) < 5 / 1.6)
     by_token = account(runs[8:], [target, *runs[8:]], costs(), noise=1e9)

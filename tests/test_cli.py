@@ -405,13 +405,13 @@ def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
     flags = ("-c", "tiny-random", "--prompts", str(asked), "--max-new-tokens", "2", "-o", str(asked))
     for command in (("generate",), ("compare", "-s", "target", "--format", "jsonl")):
         found = cli(*command, *flags)
-        assert found.exit_code == 2 and "is the file of --prompts" in found.stderr
+        assert found.exit_code == 2 and "is the --prompts file" in found.stderr
         assert asked.read_bytes() == held
     (tmp_path / "other.jsonl").symlink_to(asked)
     (tmp_path / "sub").mkdir()
     for same in (tmp_path / "other.jsonl", tmp_path / "sub" / ".." / "asked.jsonl"):  # under any name
         found = cli("generate", *flags[:-1], str(same))
-        assert found.exit_code == 2 and "is the file of --prompts" in found.stderr
+        assert found.exit_code == 2 and "is the --prompts file" in found.stderr
         assert asked.read_bytes() == held
 
 

@@ -152,7 +152,7 @@ def test_nothing_is_predicted_of_fixed_lengths_from_drafts_that_a_stop_has_chose
     tokens = len(run.token_ids) / len(run.rounds)
     drafted = run.metrics.num_draft_tokens / len(run.rounds)
     assert why.predicted_speed_up == pytest.approx(tokens / (1 + 0.1 * drafted))
-    assert f"heuristic drafts {drafted:.1f} of at most 6 tokens a round." in sentence(why)
+    assert f"heuristic drafts {drafted:.1f} of at most 6 tokens per round." in sentence(why)
 
 
 def test_a_law_that_depends_on_the_rounds_is_labelled(text_pair: Pair) -> None:

@@ -205,7 +205,7 @@ def test_batches_and_fair_schedules_follow_the_right_target(pair: Pair) -> None:
     """Texts run concurrently, and each head reads its own target."""
     spec, texts = "speculative-cascade:rule=token-v3,alpha=0.5,k=3", ["one", "two words", "and three more"]
     how: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.0, "seed": 3}
-    with pytest.warns(UserWarning, match="reads hidden states of each pass"):
+    with pytest.warns(UserWarning, match="reads hidden states of each target pass"):
         many = generate_many(pair, texts, strategy=spec, batch_size=3, **how)
     alone = generate_many(pair, texts, strategy=spec, batch_size=1, **how)
     assert [run.token_ids for run in many] == [run.token_ids for run in alone]
@@ -347,40 +347,43 @@ HOSTILE: list[tuple[Callable[[Path], None], str]] = [
     (of_config(draft_vocab_size=0), "draft_vocab_size: expected a number, 1 or more"),
     (of_config(draft_vocab_size=10**9), "draft_vocab_size: 1000000000 is more than any model has"),
     (of_config(draft_vocab_size=VOCAB + 1), "is more than the target's 300 token ids"),
-    (of_config(draft_vocab_size=50), "'lm_head.weight' is [87, 32], but its config and its target require [50, 32]"),
+    (
+        of_config(draft_vocab_size=50),
+        "'lm_head.weight' has shape [87, 32], but its config and its target require [50, 32]",
+    ),
     (of_config(target_hidden_size=64), "made for a target of width 64, but this one's is 32"),
     (of_config(eagle_aux_hidden_state_layer_ids=[1, 2, 9]), "does not suit a target of 5 layers"),
-    (of_config(eagle_aux_hidden_state_layer_ids=[1, 2, 2]), "each once"),
+    (of_config(eagle_aux_hidden_state_layer_ids=[1, 2, 2]), "expected distinct numbers"),
     (of_config(eagle_aux_hidden_state_layer_ids=[0, 2, 3]), "numbers from 1 to 5"),
     (of_config(eagle_aux_hidden_state_layer_ids=[]), "numbers from 1 to 5"),
     (of_config(eagle_aux_hidden_state_layer_ids="all"), "does not suit a target of 5 layers"),
-    (of_config(eagle_aux_hidden_state_layer_ids=[1, 2]), "'fc.weight' is [32, 96]"),
-    (of_config(eagle_config={"use_aux_hidden_state": False}), "only the target's last hidden state"),
+    (of_config(eagle_aux_hidden_state_layer_ids=[1, 2]), "'fc.weight' has shape [32, 96]"),
+    (of_config(eagle_config={"use_aux_hidden_state": False}), "last hidden state only"),
     (of_config(norm_before_fc=True), "'input_norm.weight' is missing"),
-    (of_layer(model_type="mamba"), "its layers are of type 'mamba'; llama and qwen3 are supported"),
+    (of_layer(model_type="mamba"), "its layers are of type 'mamba'; only llama and qwen3 are supported"),
     (of_layer(model_type="qwen3"), "norm.weight' is missing (and 1 more)"),
     (of_layer(vocab_size=301), "made for a target of 301 token ids, but this one has 300"),
-    (of_layer(hidden_size=-3), "a number, 1 or more"),
+    (of_layer(hidden_size=-3), "expected a number, 1 or more"),
     (of_layer(hidden_size=10**12), "is more than any model has"),
     (of_layer(num_hidden_layers=2), "'layers.1."),
     (of_layer(num_hidden_layers=0), "num_hidden_layers: expected a number, 1 or more"),
     (of_layer(hidden_act="magic"), "hidden_act 'magic'"),
-    (of_layer(num_attention_heads=3, num_key_value_heads=2), "do not fit together"),
+    (of_layer(num_attention_heads=3, num_key_value_heads=2), "are inconsistent"),
     (of_layer(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "position encoding"),
     (of_layer(rope_parameters={"rope_type": "spiral"}), "config.json"),
     (of_weights(lambda found: found.pop("fc.weight")), "'fc.weight' is missing."),
-    (of_weights(lambda found: found.pop("d2t")), "'d2t', which maps its 87 rows to tokens, is missing"),
+    (of_weights(lambda found: found.pop("d2t")), "'d2t' is missing, which maps its 87 rows to tokens"),
     (of_weights(lambda found: found.update(mask_hidden=torch.ones(3))), "'mask_hidden' is not part of the head"),
-    (put("fc.weight", lambda w: w[:, :-1]), "'fc.weight' is [32, 95]"),
-    (put("embed_tokens.weight", lambda w: w[:-1]), "'embed_tokens.weight' is [299, 32]"),
+    (put("fc.weight", lambda w: w[:, :-1]), "'fc.weight' has shape [32, 95]"),
+    (put("embed_tokens.weight", lambda w: w[:-1]), "'embed_tokens.weight' has shape [299, 32]"),
     (put("norm.weight", lambda w: w.long()), "'norm.weight' is of torch.int64"),
-    (put("d2t", lambda w: w[:-1]), "'d2t' is [86]"),
-    (put("d2t", lambda w: w + 100), "'d2t' leads to token"),
-    (put("d2t", lambda w: w - 1), "'d2t' leads to token -1"),
+    (put("d2t", lambda w: w[:-1]), "'d2t' has shape [86]"),
+    (put("d2t", lambda w: w + 100), "'d2t' maps to token"),
+    (put("d2t", lambda w: w - 1), "'d2t' maps to token -1"),
     (put("d2t", lambda w: w.float()), "'d2t' is of torch.float32"),
-    (put("d2t", lambda w: w.clone().index_fill_(0, torch.tensor([1]), -1)), "'d2t' leads to one token twice"),
-    (put("t2d", lambda w: ~w), "do not name the same tokens"),
-    (put("t2d", lambda w: w[1:]), "'t2d' is [299]"),
+    (put("d2t", lambda w: w.clone().index_fill_(0, torch.tensor([1]), -1)), "'d2t' maps to one token twice"),
+    (put("t2d", lambda w: ~w), "name different tokens"),
+    (put("t2d", lambda w: w[1:]), "'t2d' has shape [299]"),
     (a_pickle, "pytorch_model.bin is a pickle, which can run code"),
     (lambda folder: (folder / "model.safetensors").unlink(), "there is no model.safetensors"),
     (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
@@ -412,7 +415,7 @@ def test_a_narrow_head_cannot_share_an_embedding(tmp_path: Path) -> None:
 
 
 def test_targets_of_other_builds_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="heads draft for targets of type llama, mistral, qwen2, qwen3, but this one"):
+    with pytest.raises(ConfigError, match="heads draft for targets of type llama, mistral, qwen2, qwen3; this one"):
         load_pair(pair_with_head(folder, VOCAB, **ARCHITECTURES["gemma2"]))
 
 

@@ -138,7 +138,7 @@ def test_tokens_go_to_the_host_only_for_drafters_that_read_there(
 def test_exits_are_said_to_be_untrained_unless_the_checkpoint_says_otherwise(alone: Pair) -> None:
     assert trained_for_exits(alone.target) is None
     alone.target.source = "facebook/layerskip-llama3.2-1B#abc"
-    assert trained_for_exits(alone.target) == "LayerSkip by its name"
+    assert trained_for_exits(alone.target) == "LayerSkip, by its name"
     alone.target.source = "else"
     alone.target.model.generation_config.assistant_early_exit = 2
     assert trained_for_exits(alone.target) == "its generation config exits after 2 layers"

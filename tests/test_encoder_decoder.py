@@ -222,7 +222,7 @@ def test_on_a_gpu_it_says_why_no_step_is_recorded(ids: Pair, monkeypatch: pytest
 
 def test_other_encoder_decoders_are_refused() -> None:
     for kind in ("bart", "mt5", "pegasus"):
-        with pytest.raises(RunError, match=f"'{kind}' is an encoder-decoder, and of those cascli runs only t5"):
+        with pytest.raises(RunError, match=f"'{kind}' is an encoder-decoder; the only ones cascli runs are t5 "):
             load_pair({"target": {"source": {"random": {"model_type": kind, "vocab_size": 8}}}})
 
 
@@ -264,7 +264,7 @@ def test_batches_are_read_one_by_one_and_say_so(tiny: Pair) -> None:
     prompts, how = ["a", "bc", "def"], {"temperature": 1.0, "max_new_tokens": 20}
     with pytest.warns(
         PairWarning,
-        match="the target model reads the texts of a batch one by one: each text has its own encoder states",
+        match="the target model reads the texts of a batch one by one: each attends to its own encoder states",
     ):
         many = generate_many(tiny, prompts, strategy="speculative:k=2", batch_size=2, **how)
     found = compare(tiny, prompts, strategies=["speculative:k=2"], **how)

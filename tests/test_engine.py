@@ -234,7 +234,7 @@ def test_devices_and_models_that_cannot_work() -> None:
             load_pair(pair(8), device="cuda")
     with pytest.raises(ConfigError, match="lama"):
         load_pair({"draft": {"source": {"random": {"model_type": "lama"}}}, "target": model(1, 8)})
-    with pytest.raises(RunError, match="'bart' is an encoder-decoder, and of those cascli runs only t5"):
+    with pytest.raises(RunError, match="'bart' is an encoder-decoder; the only ones cascli runs are t5"):
         load_pair({"draft": {"source": {"random": {"model_type": "bart", "vocab_size": 8}}}, "target": model(1, 8)})
     with pytest.raises(RunError, match="cannot be rewound"):
         load_pair({"draft": {"source": {"random": {"model_type": "mamba", "vocab_size": 8}}}, "target": model(1, 8)})

@@ -298,12 +298,12 @@ def test_one_rule_for_output(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"output": "a"}, r"no suffix says what to write; take one of \.csv, .*\.txt, or say --format"),
+        ({"output": "a"}, r"no suffix; use one of \.csv, .*\.txt, or --format"),
         ({"output": "a.v2", "json_output": True}, r"unknown suffix '\.v2'"),
         ({"output": "a.htm"}, r"did you mean '\.html'\?"),
         ({"output": "a.pvg"}, r"unknown suffix '\.pvg'\. Known"),
-        ({"json_output": True, "format": "csv"}, "both ask for stdout"),
-        ({"json_output": True, "format": "csv", "output": "-"}, "both ask for stdout"),
+        ({"json_output": True, "format": "csv"}, "both write to stdout"),
+        ({"json_output": True, "format": "csv", "output": "-"}, "both write to stdout"),
         ({"output": "none/a.csv"}, "no such folder"),
         ({"output": "folder.csv"}, "is a folder"),
         ({"output": "round.csv"}, r"--output round\.csv: a symbolic link that points to itself"),
@@ -319,13 +319,13 @@ def test_errors_of_output_say_what_is_possible(
     (tmp_path / "astray.csv").symlink_to(Path("none", "a.csv"))
     with pytest.raises(UsageError, match=words):
         outputs(Resolved(**given), formats.COMPARISON)
-    with pytest.raises(UsageError, match=r"--format svg: not possible here. Known: csv, json, parquet, txt"):
+    with pytest.raises(UsageError, match=r"--format svg: not available here. Known: csv, json, parquet, txt"):
         outputs(Resolved(format="svg"), formats.BENCH)
 
 
 def test_nothing_binary_reaches_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    with pytest.raises(UsageError, match=r"parquet is nothing for a terminal"):
+    with pytest.raises(UsageError, match=r"parquet is not for a terminal"):
         outputs(Resolved(format="parquet"), formats.COMPARISON)
     assert outputs(Resolved(format="csv"), formats.COMPARISON).printed == "csv"
 
@@ -552,7 +552,7 @@ def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
     assert room is not None
     cut = generate(text_pair, prompt_ids=[5] * (room - 4), strategy="target", max_new_tokens=9)
     assert cut_by_context(cut) == (
-        f"the context cut this answer at 4 of 9 tokens: with {room - 4} of the prompt it holds {room:,}"
+        f"the context cut this answer at 4 of 9 tokens: counting the prompt's {room - 4:,} tokens, it holds {room:,}"
     )
     assert cut_by_context(generate(text_pair, "hi", strategy="target", max_new_tokens=9)) is None
 

@@ -130,7 +130,7 @@ def test_the_way_of_the_keyboard(view: Browser) -> None:
     view.press("ArrowDown")
     assert focused(view) == (1, 1)
     text = panel(view)
-    assert text is not None and "Written by the draft model" in text and "It was not asked here." in text
+    assert text is not None and "Written by the draft model" in text and "It was not called here." in text
     view.press("ArrowUp")
     assert focused(view) == (0, 1)
     view.press("Escape")
@@ -230,9 +230,9 @@ def test_a_page_without_detail(chrome: Browser, text_pair: Pair, tmp_path: Path)
     file.write_text(of_comparison(found(text_pair, ["hi"], top=0), "cascli"), encoding="utf-8")
     assert data_of(file.read_text(encoding="utf-8"))["detail"] is False
     chrome.open(file)
-    assert "kept without --top" in chrome.js("document.getElementById('missing').innerText")
+    assert "recorded without --top" in chrome.js("document.getElementById('missing').innerText")
     assert chrome.js("document.getElementById('judge').disabled")
     click(chrome, ".answer:nth-child(5) .token")
     text = panel(chrome) or ""
-    assert "probability as sampled" in text and "kept without --top" in text
+    assert "probability as sampled" in text and "recorded without --top" in text
     assert chrome.complaints == []

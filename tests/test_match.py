@@ -228,7 +228,7 @@ def test_a_budget_is_searched_over_each_rules_own_range() -> None:
         assert each.met is (abs(each.predicted - each.budget) <= 0.03 * each.budget) is met(each.predicted, each.budget)
         assert each.least is not None and each.most is not None and each.least <= each.predicted <= each.most
         # The target's best token is kept as soon as alpha reaches 0: a jump.
-        steps_over = each.rule in ("head", "token-v2", "token-v3") and "steps over" in each.why
+        steps_over = each.rule in ("head", "token-v2", "token-v3") and "jumps over" in each.why
         assert each.met or steps_over or not each.least <= each.budget <= each.most, each
         rule = rules.load(each.rule)(**{dial.parameter: type(dial.strict)(each.value)})
         assert predicted_calls(rule, seen, 4) == pytest.approx(each.predicted, rel=1e-6)  # the reported setting
@@ -244,9 +244,9 @@ def test_out_of_reach_is_said_with_the_nearest() -> None:
     assert (
         not cheap.met
         and cheap.predicted == pytest.approx(0.2)
-        and "takes at least 0.200 target calls, not 0.01;" in str(cheap)
+        and "uses at least 0.200 target calls, not 0.01;" in str(cheap)
     )
-    assert not dear.met and "takes at most" in str(dear) and "nearest is" in str(dear)
+    assert not dear.met and "uses at most" in str(dear) and "nearest is" in str(dear)
     greedy = seen_of(compact(laws("zipf 1.5, greedy", 500, positions=100)), [50, 50])
     [same] = match(greedy, [0.3], 4, 0.0, ["typical"])
     assert not same.met and same.why == f"{same.predicted:.3f} target calls at every epsilon, not 0.3"
@@ -303,7 +303,7 @@ def test_older_documents_know_alphas() -> None:
     again = Matched.model_validate_json(loaded.model_dump_json())
     assert again == loaded
     other = Matched.model_validate(old | {"met": False, "predicted": 0.5})
-    assert str(other) == "opt at temperature 1: no alpha for 0.4 target calls; nearest is 0.500 at alpha = 0.25"
+    assert str(other) == "opt at temperature 1: no alpha gives 0.4 target calls; nearest is 0.500 at alpha = 0.25"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     assert len(document["matching"]["prompts"]) == 12 and "conversation-1" not in document["matching"]["prompts"]
     assert {each["k"] for each in document["matching"]["matched"]} == {3}
     shown = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "80"})
-    assert shown.exit_code == 0 and "matched at 0.4 target calls a token, temperature 1: 2 of 2 rules" in " ".join(
+    assert shown.exit_code == 0 and "matched at 0.4 target calls per token, temperature 1: 2 of 2 rules" in " ".join(
         shown.output.split()
     )
     whole = CliRunner().invoke(app, ["show", str(out), "-v"], env={"COLUMNS": "80"})
@@ -440,5 +440,5 @@ def test_out_of_reach_does_not_run() -> None:
               "--rules", "chow,mentored", "--match", "target_calls_per_token=0.01", "--trace", "none"],
     )  # fmt: skip
     assert found.exit_code == 0, found.output
-    assert "not matched: chow: takes at least" in " ".join(found.stderr.split())
+    assert "not matched: chow: uses at least" in " ".join(found.stderr.split())
     assert "chow" not in found.stdout and "0 of 2 rules" in " ".join(found.stdout.split())

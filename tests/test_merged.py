@@ -79,7 +79,7 @@ def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     odd.config._attn_implementation = "flex_attention"
     for each in (adapted, mixed):
         assert merge(each) == "its matrices are not plain linear layers of one precision"
-    assert merge(odd) == "the kernel does not cover its attention"
+    assert merge(odd) == "its attention is not of the kind that the kernel computes"
     monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
     assert merge(model()) == "Triton kernels are not available here"
 

@@ -146,7 +146,7 @@ def test_an_answer_is_shown_as_on_a_terminal(runs: list[Run]) -> None:
             assert not text or visible(text) in answer
         assert bool(rejected) == ("line-through" in styles)
     assert "line-through" in (runs[2]._repr_html_() or ""), "a test with nothing rejected sees nothing"
-    assert "draft model's answer stands" in Page(runs[3]._repr_html_() or "").words
+    assert "draft model's answer is kept" in Page(runs[3]._repr_html_() or "").words
 
 
 @pytest.mark.parametrize(

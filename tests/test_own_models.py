@@ -168,8 +168,8 @@ def test_a_target_alone(cli) -> None:
         (["--draft", "./absent", "--target", "large"], "--draft: path:{}/absent: no such file or folder"),
         (["--draft", "small", "--target", "a b"], "--target: expected a model folder"),
         (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
-        (["-c", "small"], "small: this is a folder, but a pair is two models: give them as --draft and --target"),
-        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: 1 tokens are in both"),
+        (["-c", "small"], "small: a folder, and a pair is two models: give them as --draft and --target"),
+        (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: they share 1 tokens"),
     ],
 )
 def test_errors_name_the_flag(cli, models: Path, arguments: list[str], words: str) -> None:

@@ -186,7 +186,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         (
             {"speculative": FAST, "speculative_cascade": LOOSE},
             "speculative is 2.0x as fast as target, with the same text;"
-            " spec-cascade is 2.6x as fast, but its text differs from token 10 on.",
+            " spec-cascade is 2.6x as fast, but its text differs from token 10 onwards.",
         ),
         (
             {"speculative": FAST | {"same_as_target": False}},
@@ -202,7 +202,8 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative_cascade": LOOSE | {"speed_interval": (0.9, 4.0), "speed_interval_kind": "range"}},
-            "spec-cascade is 2.6x as fast, within chance (range 0.90-4.00), but its text differs from token 10 on.",
+            "spec-cascade is 2.6x as fast, within chance (range 0.90-4.00),"
+            " but its text differs from token 10 onwards.",
         ),
         (
             {"speculative": FAST | {"speed_interval": (1.2, 3.0), "speed_interval_kind": "95%"}},
@@ -210,7 +211,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative": FAST | {"speed_vs_target": 0.4}},
-            "None that asks the target is as fast with the same text (best: speculative, 0.40x).",
+            "None that calls the target is as fast with the same text (best: speculative, 0.40x).",
         ),
         (
             {"speculative_cascade": LOOSE | {"first_divergence": None}},

@@ -150,7 +150,7 @@ def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
     ("package", "code", "said"),
     [
         ("rules", RULE.replace("@dataclass(frozen=True)", ""), "must be decorated with @dataclass"),
-        ("drafters", DRAFTER, "its parameter 'k' is one of the strategy too"),
+        ("drafters", DRAFTER, "its parameter 'k' is also one of the strategy's"),
     ],
 )
 def test_slips_in_a_file_of_ones_own_are_told(
@@ -279,8 +279,8 @@ class StrangeDrafts(Drafter):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("nan", "not finite"), ("logs", "negative"), ("less", "no distribution"), ("beyond", "negative"),
-        ("narrow", r"pi must be \[3, 20\], and is \[3, 1\]"),
+        ("nan", "not finite"), ("logs", "negative"), ("less", "not a distribution"), ("beyond", "negative"),
+        ("narrow", r"pi must have shape \[3, 20\] \(got \[3, 1\]\)"),
     ],
 )  # fmt: skip
 def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str) -> None:
@@ -295,7 +295,7 @@ def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str)
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("nan", "not finite"), ("logs", "negative"), ("twice", "no distribution"), ("narrow", "q must be"),
+        ("nan", "not finite"), ("logs", "negative"), ("twice", "not a distribution"), ("narrow", "q must have shape"),
         ("elsewhere", "probability 0 in its own q"), ("outside", "outside the vocabulary"), ("more", "tokens must be"),
     ],
 )  # fmt: skip

@@ -256,7 +256,7 @@ def test_an_answer_that_left_the_targets_differs_also_if_it_was_interrupted() ->
 
 def test_what_was_interrupted_says_so_wherever_it_is_shown(tmp_path: Path) -> None:
     found = interrupted_beside("length", "interrupted")
-    said = "interrupted: 1 of 2 answers are shown as far as they had come: speculative k=3"
+    said = "interrupted: 1 of 2 answers are shown as far as they got: speculative k=3"
     file = tmp_path / "int.json"
     file.write_text(found.to_json())
     shown = CliRunner().invoke(app, ["show", str(file), "--trace", "none"], env={"COLUMNS": "100"})
@@ -265,7 +265,7 @@ def test_what_was_interrupted_says_so_wherever_it_is_shown(tmp_path: Path) -> No
     withheld = found.summary[1].costs.withheld
     assert withheld == "1 of 1 answers of speculative:k=3 were interrupted"
     assert interrupted_line(interrupted_beside("length", "length").runs) is None
-    every = "interrupted: 2 of 2 answers are shown as far as they had come"
+    every = "interrupted: 2 of 2 answers are shown as far as they got"
     assert interrupted_line(interrupted_beside("interrupted", "interrupted").runs) == every
 
 

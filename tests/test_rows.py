@@ -16,7 +16,7 @@ from tests.pairs import pair
 
 def test_tokens_that_a_smaller_draft_cuts_off_are_announced() -> None:
     with pytest.warns(
-        PairWarning, match=r"draft model has 6 rows, so 4 tokens \(ids 6 and up\) are cut from both models"
+        PairWarning, match="draft model has 6 rows, so 4 tokens, from id 6 onwards, are cut off both models"
     ):
         loaded = load_pair(pair(10, draft_vocab=6))
     assert loaded.info.masked_rows == (0, 4)

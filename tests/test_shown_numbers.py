@@ -273,7 +273,7 @@ def test_notes_say_what_brackets_and_nats_are() -> None:
     assert "95%" not in table_notes([priced("b", few)], greedy=True)
     ran = [priced("speculative:k=2", None), priced("speculative:k=4", None)]
     several = table_notes([*ran, priced("b", other), priced("a", some)], greedy=False)
-    assert "against speculative:k=4 or speculative:k=2, whichever has a strategy's own parameters" in several
+    assert "against speculative:k=4 or speculative:k=2, whichever has the strategy's own parameters" in several
     assert "parameters, else speculative:k=2; length" in several, "the first that ran, not the first that is named"
 
 
@@ -281,7 +281,7 @@ def test_one_rule_that_was_cut_does_not_speak_for_all() -> None:
     told = priced("speculative-cascade:rule=opt", costs_of(ratio_of(0.5, 0.4, 0.6, "range", 3)))
     cut = priced("speculative-cascade:rule=chow", costs_of(None, "1 of 3 answers of it were cut off by the limit"))
     assert cost_verdict([told, cut]) is None
-    assert "is not told, since 1 of 3" in (cost_verdict([cut]) or "")
+    assert "is not shown because 1 of 3" in (cost_verdict([cut]) or "")
 
 
 def fast(spec: str, speed: float, low: float, high: float, **more: Any) -> Row:
@@ -293,7 +293,7 @@ def fast(spec: str, speed: float, low: float, high: float, **more: Any) -> Row:
 def test_a_slower_strategy_is_within_chance_too() -> None:
     target = fast("target", 1.0, 1.0, 1.0, speed_interval_kind="no scatter")
     assert verdict([target, fast("speculative:k=2", 0.86, 0.67, 1.1)], fancy=False) == (
-        "None that asks the target is as fast with the same distribution (best: speculative k=2, 0.86x,"
+        "None that calls the target is as fast with the same distribution (best: speculative k=2, 0.86x,"
         " within chance (95% 0.67-1.10))."
     )
     assert "chance" not in (verdict([target, fast("speculative:k=2", 0.5, 0.4, 0.6)]) or "")

@@ -223,7 +223,7 @@ def test_what_steps_cost_is_in_the_trace() -> None:
     ask = {"prompt_ids": [5, 6, 7], "strategy": "speculative:stop=rate,k=auto", "max_new_tokens": 8}
     assumed = generate(loaded, **ask)
     assert assumed.costs is not None and not assumed.costs.measured
-    assert any("rate went by assumed step costs, c = 1.00" in line for line in lines(assumed))
+    assert any("rate used assumed step costs, c = 1.00" in line for line in lines(assumed))
     assert assumed.costs.c == pytest.approx(1.0) and assumed.costs.v == [1 + n / 32 for n in range(17)]
     loaded.steps = Profile(
         context=9, draft={1: timing(0.1)}, target={n: timing(1 + 0.1 * (n - 1)) for n in (1, 2, 3, 5, 9, 17)}
@@ -256,7 +256,7 @@ def test_auto_is_sixteen_and_rate_unless_another_stop_is_named() -> None:
     for text, said in {
         "speculative:k=auto,stop=never": "stop=rate,k=auto",
         "speculative:k=x": "k: Input should be a valid integer",
-        "speculative:stop=svip,draft=prompt-lookup": "certain of every token; take stop=rate or stop=heuristic",
+        "speculative:stop=svip,draft=prompt-lookup": "certain of every token; use stop=rate or stop=heuristic",
         "speculative:stop=rat": "did you mean 'rate'",
         "speculative:stop=max-q,least_q=2": "least_q: Input should be less than or equal to 1",
     }.items():
@@ -300,7 +300,7 @@ def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
 @pytest.mark.parametrize("reads", ["max", None])
 def test_a_stop_that_would_never_be_asked_is_refused(reads: str | None) -> None:
     body = {"__qualname__": "Typo", "reads": reads, "before_step": lambda self, drawn: False}
-    with pytest.raises(TypeError, match=r"Typo: reads must be one of 'best', 'entropy', 'chance' \(it is "):
+    with pytest.raises(TypeError, match=r"Typo: reads must be one of 'best', 'entropy', 'chance' \(got "):
         type("Typo", (Stopping,), body)
 
 

@@ -276,7 +276,7 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
     said = io.StringIO()
     console = Console(file=said, width=200)
     print_results(found, Screen(console, console), "none")
-    assert "the order of the prompts counts: speculative by suffix" in said.getvalue()
+    assert "the order of the prompts matters: speculative by suffix" in said.getvalue()
 
 
 def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not() -> None:

@@ -207,7 +207,7 @@ def test_older_records_and_headers_are_read() -> None:
         for record in records_of(plan, prompts=2)
     ]
     page = report(header_of(plan, date=None, command=""), rows(old, plan), None, old)
-    assert "Categories" not in page and "accept length" not in page and "the command was not kept" in page
+    assert "Categories" not in page and "accept length" not in page and "the command was not recorded" in page
 
 
 def test_the_picture_is_part_of_the_page() -> None:

@@ -98,7 +98,7 @@ def test_acceptance_counts_rounds_and_tests() -> None:
 
 
 def test_one_sentence_says_what_was_compared() -> None:
-    for temperatures, seeds in (([0.0], ""), ([1.0], ", each with 2 seeds"), ([0.0, 1.0], " (greedy answers once)")):
+    for temperatures, seeds in (([0.0], ""), ([1.0], ", each with 2 seeds"), ([0.0, 1.0], " (one if greedy)")):
         plan = plan_of(temperatures=temperatures, seeds=[0, 1])
         said = summary(header_of(plan), rows(records_of(plan), plan))
         assert seeds in said and ("seeds" in said) == bool(seeds)
@@ -138,7 +138,7 @@ def test_findings_are_those_of_the_table() -> None:
     [best, same] = findings([target, row("draft", -0.1, -0.3, 0.1, 3.0), row(rule, 0.1, -0.1, 0.3, 2.0)])
     assert best == (
         f"Of the others whose quality is not shown to be lower than the target's ({target.quality:.3f}), draft is the"
-        " fastest: 3.00x target alone, quality -0.100 beside the target's (-0.300 to +0.100)."
+        " fastest: 3.00x target alone, quality -0.100 relative to the target's (-0.300 to +0.100)."
     )
     assert "cannot tell them apart" in same
     slow = findings([target, row("speculative:k=4", 0.1, 0.0, 0.2, 0.9), row(rule, 0.1, -0.1, 0.3, 0.8)])
@@ -174,7 +174,7 @@ def test_what_is_lossless_is_not_ranked_by_how_its_samples_came_out() -> None:
     ]
     lucky = row("speculative-cascade:rule=opt,alpha=0.3,k=4", 0.01, -0.1, 0.12, 1.2)
     said = findings([target, *unlucky, lucky])
-    assert "speculative k=4" in said[0] and "+0.010 beside the target's (-0.100 to +0.120)" in said[1]
+    assert "speculative k=4" in said[0] and "+0.010 relative to the target's (-0.100 to +0.120)" in said[1]
 
 
 def test_caution_is_for_few_prompts_alone() -> None:

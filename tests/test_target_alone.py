@@ -89,7 +89,7 @@ def test_the_account_of_drafts_that_cost_nothing(text_pair: Pair, draft: float |
     assert needed is None or sum(theory.expected_tokens(needed, n) for n in lengths) == pytest.approx(
         cost * len(lengths)
     )
-    assert "drafts cost no step of a model" in sentence(why) and "draft" in steps_line(flat({2: 1.5}, 0.4))
+    assert "drafts cost no model step" in sentence(why) and "draft" in steps_line(flat({2: 1.5}, 0.4))
     assert "draft" not in steps_line(flat({2: 1.5}))
 
 

@@ -214,7 +214,7 @@ def _begins_with(tokenizer: Any, name: str) -> Any:
 
 def test_too_little_in_common_is_refused_with_what_was_found() -> None:
     with pytest.raises(
-        ConfigError, match=r"differ: 1 tokens are in both, of the draft's 21 and the target's 257;\nthat"
+        ConfigError, match=r"differ: they share 1 tokens, of the draft's 21 and the target's 257;\nthis"
     ):
         Translation(
             side(byte_level([f"{letter}日" for letter in BYTES[:20]], ("<e>",), eos_token="<e>")),

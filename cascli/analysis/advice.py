@@ -68,13 +68,13 @@ class Tolerance(Data):
         """
         for key, value in (("max_tv", max_tv), ("max_quality_loss", max_quality_loss)):
             if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{spell(key)}: a number from 0 to 1 is wanted (got {value:g})")
+                raise UsageError(f"{spell(key)}: expected a number from 0 to 1 (got {value:g})")
             if lossless and value:
                 raise UsageError(f"{spell('lossless')} and {spell(key)} {value:g} contradict each other; give one.")
         if max_quality_loss and not scored:
             raise UsageError(
-                f"{spell('max_quality_loss')}: no answer is scored; give a task ({spell('task')}) or a metric"
-                f" ({spell('metric')}), or say {spell('max_tv')}."
+                f"{spell('max_quality_loss')}: no answers are scored; give a task ({spell('task')}) or a metric"
+                f" ({spell('metric')}), or use {spell('max_tv')}."
             )
         if max_quality_loss is None:
             return cls(max_tv=max_tv or 0.0)
@@ -367,21 +367,23 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
         return "it is not lossless"
     if tolerance.max_tv < 1 and (mean_tv is None or mean_tv > tolerance.max_tv):
         measured = "not known" if mean_tv is None else f"{mean_tv:.3f}"
-        return f"its mean TV to the target is {measured}, more than {tolerance.max_tv:g}"
+        return f"its mean TV to the target is {measured}; at most {tolerance.max_tv:g} is allowed"
     if tolerance.max_quality_loss is None:
         return None
     if scored is None or scored.most is None:
-        return f"too few prompts to show that it loses at most {tolerance.max_quality_loss:g}{_needed(scored)}"
+        return (
+            f"there are too few prompts to show that it loses at most {tolerance.max_quality_loss:g}{_needed(scored)}"
+        )
     if scored.most <= tolerance.max_quality_loss:
         return None
-    lost = f"loses {scored.loss:.3f}, at most {scored.most:.3f}"
+    lost = f"measured loss {scored.loss:.3f}, at most {scored.most:.3f}"
     return f"it is not shown to lose at most {tolerance.max_quality_loss:g} ({lost}){_needed(scored)}"
 
 
 def _needed(scored: Quality | None) -> str:
     """Return a clause with the number of prompts that might be enough, or an empty string if it is unknown."""
     needed = None if scored is None else scored.prompts_needed
-    return "" if needed is None else f"; about {needed:,} measured prompts might"
+    return "" if needed is None else f"; about {needed:,} measured prompts might be enough"
 
 
 class Compared(NamedTuple):
@@ -393,7 +395,7 @@ class Compared(NamedTuple):
 
     def said(self, subject: str) -> str:
         """Return a phrase such as `It is 1.21x (95% 1.12-1.31) as fast as`."""
-        basis = f"By the answer {subject[:1].lower()}{subject[1:]}" if self.by_answer else subject
+        basis = f"Per answer, {subject[:1].lower()}{subject[1:]}" if self.by_answer else subject
         return f"{basis} is {told(self.ratio)} as fast as"
 
 
@@ -438,9 +440,9 @@ def levers(how: Levers, machine: Machine) -> list[Lever]:
     """Return how single changes would affect the gain of plain speculation; the first entry changes nothing."""
     changes = [
         ("as it is", machine, 1.0),
-        ("half of the rejections gone (a draft model nearer to the target)", machine, 0.5),
+        ("half as many rejections (a draft model closer to the target)", machine, 0.5),
         (f"a draft step at half the cost (c {machine.c / 2:.2f})", _with(machine, c=machine.c / 2), 1.0),
-        ("drafts for nothing (c 0)", _with(machine, c=0.0, draft_reading=0.0), 1.0),
+        ("drafts at no cost (c 0)", _with(machine, c=0.0, draft_reading=0.0), 1.0),
         ("a check as cheap as a step (v 1)", _with(machine, v=[min(each, 1.0) for each in machine.v]), 1.0),
         ("no time outside the models", _with(machine, outside=0.0, outside_alone=0.0), 1.0),
     ]
@@ -449,7 +451,7 @@ def levers(how: Levers, machine: Machine) -> list[Lever]:
         k, gain = how.gain(changed, left)
         found.append(Lever(change=change, k=k, gain=gain))
     if how.oracle is not None:
-        found.append(Lever(change="drafting exactly what is kept (no stop does)", k=None, gain=how.oracle))
+        found.append(Lever(change="drafting exactly what is kept (no stop achieves it)", k=None, gain=how.oracle))
     return found
 
 
@@ -473,7 +475,7 @@ def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, f
         ran, more = "Nothing that ran", "Nothing else within the tolerance is predicted to be"
         said.append(f"{ran if len(others) > 1 else more} {'is ' * (len(others) > 1)}faster than plain speculation.")
     said += [
-        f"{each.strategy} was predicted {each.predicted:.2f}x, and measured {told(each.speed)}: go by the measured."
+        f"{each.strategy} was predicted at {each.predicted:.2f}x but measured at {told(each.speed)}: trust the latter."
         for each in others
         if each.surprise
     ]
@@ -493,7 +495,7 @@ def of_answers(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
     worst = max(rows, key=lambda each: (_cut_often(each) and not each.lossless, each.share_cut or 0.0))
     if _cut_often(worst):
         cut = f"{worst.share_cut:.0%} of the answers of {worst.strategy} were cut off"
-        notes.append(cut if worst.lossless else f"{cut}: how long they would be, and what they cost then, is not known")
+        notes.append(cut if worst.lossless else f"{cut}: their full length and cost are not known")
     scored, most = rows[0].quality, tolerance.max_quality_loss
     if scored is not None and most and scored.score <= most:
         notes.append(f"target's own mean score is {scored.score:.3f} here: a loss of {most:g} would be all of it")
@@ -521,10 +523,10 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
         return f"{fastest.strategy} is {told(fastest.speed)} as fast as target, but {fastest.refused}."
     over, length = faster(fastest.strategy, chosen.strategy), fastest.length
     if over.by_answer and not fastest.by_answer and length is not None:
-        by_token = f"{fastest.strategy} is {told(fastest.speed)} as fast as target by the token"
+        by_token = f"{fastest.strategy} is {told(fastest.speed)} as fast as target per token"
         longer = f"but its answers are {length.of_means:.2f}x as long"
-        return f"{by_token}, {longer}: by the answer it is {told(over.ratio)} as fast as {chosen.strategy}."
-    return f"{over.said(fastest.strategy)} {chosen.strategy}, which is advised: not clearly more."
+        return f"{by_token}, {longer}: per answer it is {told(over.ratio)} as fast as {chosen.strategy}."
+    return f"{over.said(fastest.strategy)} {chosen.strategy}, the recommended one: not clearly faster."
 
 
 def _of_length(row: Confirmed) -> str | None:
@@ -532,9 +534,10 @@ def _of_length(row: Confirmed) -> str | None:
     if row.length is None or row.answers is None or row.lossless:
         return None
     if row.by_answer:
-        return f"{row.strategy}: answers {row.length.of_means:.2f}x as long as target's, so its speed is by the answer."
+        length = f"its answers are {row.length.of_means:.2f}x as long as target's"
+        return f"{row.strategy}: {length}, so its speed is per answer."
     if clearly(row.speed) and not clearly(row.answers):
-        return f"{row.strategy}: its answers scatter in length, and by the answer it is {told(row.answers)} as fast."
+        return f"{row.strategy}: its answers vary in length, and per answer it is {told(row.answers)} as fast."
     return None
 
 

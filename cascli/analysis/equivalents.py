@@ -13,8 +13,8 @@ from typing import Any
 from cascli.config import EAGLE3_PREFIX
 from cascli.trace import Data, PairInfo, block_length
 
-NO_RULE = "no verification by this rule: it is exact there, and rejects drafts that the rule would keep"
-NO_STOP = "no such stop: the best fixed k stands for it"
+NO_RULE = "verification is exact there, and rejects drafts that this rule would keep"
+NO_STOP = "no such stop: the best fixed k is used instead"
 
 
 class Use(Data):
@@ -85,7 +85,7 @@ def use(
 def _with_names(code: str | None, note: str | None, nameless: list[str]) -> str | None:
     """Add to a note which placeholders in the code stand for models that have no name elsewhere."""
     there = [word for word in nameless if code is not None and word in code]
-    said = f"put in a model of your own for {' and '.join(there)}" if there else None
+    said = f"replace with your own: {' and '.join(there)}" if there else None
     return "; ".join(each for each in (note, said) if each) or None
 
 
@@ -96,7 +96,7 @@ Found = tuple[str | None, str | None]
 def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
     target = _model(pair.target.source, "TARGET")
     if pair.target.encoder is not None:
-        return None, "no encoder-decoder models of text"
+        return None, "no support for encoder-decoder text models"
     if plain:
         return f"vllm serve {target}", None
     if "rule" in params:
@@ -113,7 +113,7 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
         if temperature and not source.startswith(EAGLE3_PREFIX):
             config["draft_sample_method"] = "probabilistic"
         if pair.draft_tokenizer_size is not None:
-            notes.append("models with different tokenizers: only with greedy drafts, where the version has it")
+            notes.append("models with different tokenizers: greedy drafts only, in versions that support it")
     elif drafter == "prompt-lookup":
         config = {
             "method": "ngram",
@@ -128,9 +128,11 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
             "suffix_decoding_max_tree_depth": params["max_suffix"],
             "suffix_decoding_max_cached_requests": 0,
         }
-        notes.append("needs arctic-inference, and drafts greedily; more cached requests also copy from other answers")
+        notes.append(
+            "needs arctic-inference, and drafts greedily; with more cached requests also copies from other answers"
+        )
     else:
-        return None, f"nothing that drafts as '{drafter}' does"
+        return None, f"no drafter like '{drafter}'"
     if params.get("verify") == "block":
         config["rejection_sample_method"] = "block"
     return f"vllm serve {target} --speculative-config {shlex.quote(json.dumps(config))}", "; ".join(notes) or None
@@ -162,9 +164,9 @@ def _transformers(
     assistant, asked = "assistant", "assistant_model=assistant"
     if drafter == "early-exit":
         assistant, asked = "target", f"assistant_early_exit={params['layers']}"
-        notes.append("the layers before the exit have a cache of their own there, and read every token twice")
+        notes.append("the layers before the exit have a separate cache there, and read every token twice")
     elif pair.draft_tokenizer_size is not None:
-        notes.append("models with different tokenizers: it drafts otherwise there (tokenizer=, assistant_tokenizer=)")
+        notes.append("models with different tokenizers: it drafts differently there (tokenizer=, assistant_tokenizer=)")
     lines = [
         "# read from the assistant's own config, not from generate's arguments",
         f"{assistant}.generation_config.update({_keywords(drafting)})",
@@ -175,17 +177,17 @@ def _transformers(
 
 def _lookup_differs(params: Mapping[str, Any], pair: PairInfo) -> list[str]:
     """Return how prompt lookup in transformers differs."""
-    alone = ["looks in the decoder's text alone"] if pair.target.encoder is not None else []
-    first = "copies from the first place where the n-gram stood, not the latest"
+    alone = ["searches the decoder's text only"] if pair.target.encoder is not None else []
+    first = "copies from the first occurrence of the n-gram, not the latest"
     return [*([NO_STOP] if "stop" in params else []), first, *alone]
 
 
 def _no_assistant(drafter: str, pair: PairInfo) -> str | None:
     """Return why transformers has no assistant for a drafter; None if it has one."""
     if drafter not in ("model", "early-exit"):
-        return f"nothing that drafts as '{drafter}' does"
+        return f"no drafter like '{drafter}'"
     if drafter == "model" and pair.draft is not None and pair.draft.source.startswith(EAGLE3_PREFIX):
-        return "nothing that drafts with an EAGLE-3 head"
+        return "no drafting with an EAGLE-3 head"
     return None
 
 
@@ -199,7 +201,7 @@ def _assistant(params: Mapping[str, Any], fixed_k: int) -> tuple[dict[str, Any],
     if stop == "confidence":
         most = {"num_assistant_tokens": block_length(params)}
         threshold = {"assistant_confidence_threshold": params["least_q"]}
-        return most | constant | threshold, ["the threshold moves by itself where scikit-learn is installed"]
+        return most | constant | threshold, ["the threshold adapts automatically where scikit-learn is installed"]
     return {"num_assistant_tokens": _length(params, fixed_k)} | constant, [NO_STOP] if stop else []
 
 

@@ -62,13 +62,13 @@ class Matched(Data):
         """Why the budget is not met, and what comes nearest."""
         near = f"nearest is {self.predicted:.3f} at {self.setting}"
         if self.least is None or self.most is None:
-            return f"no {self.parameter} for {self.budget:g} target calls; {near}"
+            return f"no {self.parameter} gives {self.budget:g} target calls; {near}"
         if self.most - self.least < EVEN:
             return f"{self.most:.3f} target calls at every {self.parameter}, not {self.budget:g}"
         if not self.least <= self.budget <= self.most:
             end = f"at most {self.most:.3f}" if self.budget > self.most else f"at least {self.least:.3f}"
-            return f"takes {end} target calls, not {self.budget:g}; {near}"
-        return f"steps over {self.budget:g} target calls; {near}"
+            return f"uses {end} target calls, not {self.budget:g}; {near}"
+        return f"jumps over {self.budget:g} target calls; {near}"
 
 
 def met(calls: float, budget: float) -> bool:

@@ -86,14 +86,14 @@ def first_violation(requirements: Sequence[Requirement], rows: Sequence[Judged])
     """
     target = next((row for row in rows if row.strategy == BASELINE), None)
     if requirements and all(row is target for row in rows):
-        return f"{requirements[0].text} is required, and no strategy but {BASELINE} was run"
+        return f"{requirements[0].text} is required, but no strategy other than {BASELINE} was run"
     for requirement in requirements:
         for row in rows:
             if row is target:
                 continue
             found = _JUDGES[requirement.name](row, target, requirement.bound or 0.0)
             if found is not None:
-                return f"{requirement.text} is required, and {row.strategy} {found}"
+                return f"{requirement.text} is required, but {row.strategy} {found}"
     return None
 
 
@@ -105,17 +105,17 @@ def _lossless(row: Judged, _: Judged | None, __: float) -> str | None:
 
 def _same(row: Judged, _: Judged | None, __: float) -> str | None:
     if row.same_as_target is None:
-        return "has no target to be compared with"
-    return None if row.same_as_target else "gave another answer than target"
+        return "has no target to compare with"
+    return None if row.same_as_target else "gave a different answer than target"
 
 
 def _loops(row: Judged, target: Judged | None, _: float) -> str | None:
     if row.costs is None:
-        return "was not looked through for loops"
+        return "was not checked for loops"
     theirs = target.costs.looped_share if target is not None and target.costs is not None else 0.0
     if row.costs.looped_share <= theirs:
         return None
-    beside = f"target {theirs:.1%}" if target is not None else "none may be"
+    beside = f"target {theirs:.1%}" if target is not None else "none is allowed"
     return f"has {row.costs.looped_share:.1%} of its tokens in loops ({beside})"
 
 
@@ -123,13 +123,13 @@ def _length(row: Judged, _: Judged | None, bound: float) -> str | None:
     length = None if row.costs is None else row.costs.length
     if length is None:
         why = row.costs.withheld if row.costs is not None else None
-        return f"cannot be judged: {why or 'there is no target to be compared with'}"
+        return f"cannot be judged: {why or 'there is no target to compare with'}"
     return None if length.of_means <= bound else f"writes answers {length.of_means:.3f}x as long as target's"
 
 
 def _speed(row: Judged, _: Judged | None, bound: float) -> str | None:
     if row.speed_vs_target is None:
-        return "has no target to be compared with"
+        return "has no target to compare with"
     return None if row.speed_vs_target >= bound else f"is {row.speed_vs_target:.2f}x as fast as target"
 
 

@@ -31,7 +31,7 @@ METHODS = {"model": "draft_model", "prompt-lookup": "ngram"}
 """Serving engines' names for drafters; other drafters keep theirs."""
 CHAINS = ("draft_model", "eagle", "eagle3")
 """Methods whose draft of n tokens is a prefix of their draft of n + 1, so rates hold for shorter drafts too."""
-BY_BLOCK = "verify=block tests prefixes of a draft, so that these are no rates of a longest-prefix test"
+BY_BLOCK = "verify=block tests prefixes of a draft, so these are not rates of a longest-prefix test"
 NOTHING_DRAFTS = f"{FILE}: no strategy drafts ahead here; add one, such as -s speculative:k=4"
 
 

@@ -13,7 +13,7 @@ def files(config: PairConfig) -> Iterator[Check]:
     """Read every file of both models and compare it with its recorded sha256, if any."""
     for role, model in config.models.items():
         if isinstance(model.source, RandomSource):
-            yield skipped("weights", role, "random weights lie on no disk")
+            yield skipped("weights", role, "random weights are not on disk")
             continue
         changed = store.changed(model.source)
         if changed is None:

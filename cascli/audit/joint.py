@@ -105,7 +105,7 @@ def rule_of(strategy: Strategy) -> Rule | None:
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
     """Why a rule's law cannot be enumerated here (q is tabulated for the draft model only); None if it can."""
     if isinstance(strategy, Speculating) and isinstance(strategy.draft, EarlyExit):
-        return "it drafts with layers of the target, of which there are no tables"
+        return "it drafts with layers of the target, which are not tabulated"
     if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
         return None
     if strategy.draft.by_prefix:
@@ -130,5 +130,5 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
         yield check_of(TEXT_BY_TEXT, strategy.spec, far, SIGMAS, alarm, f"{done}, {len(law)} texts")
         found, cells = fit.surprise(counts, law, runs)
         sizes = ", ".join(map(str, cells)) or "no"
-        detail = f"{done}, {sizes} cells of prefixes, in powers of ten"
+        detail = f"{done}, {sizes} cells by prefix length, found in powers of ten"
         yield check_of(TOGETHER, strategy.spec, found, fit.ALARM, fit.false_alarm(length), detail)

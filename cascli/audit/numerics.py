@@ -46,7 +46,9 @@ def numerics(pair: Pair, steps: int) -> Iterator[Check]:
     for role, model in pair.models.items():
         if isinstance(model.runner, Eagle3Runner):
             yield beside_its_target(pair, model, model.runner, steps)
-            yield skipped("block", f"{role} ({model.dtype})", "a head reads one by one what its target has not read")
+            yield skipped(
+                "block", f"{role} ({model.dtype})", "a head reads one by one the tokens its target has not read"
+            )
             continue
         vocab = pair.vocab if pair.translation is None or role == "target" else pair.translation.draft.size
         yield cache(role, model, vocab, steps)
@@ -133,7 +135,7 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
         runner.truncate(before)
         worst = max(worst, difference(runner.forward(tokens[:n], n), alone[:n]))
     runner.reset()
-    detail = f"blocks of 2 to {BLOCK} against single tokens" + ("" if worst else ": the same bits")
+    detail = f"blocks of 2 to {BLOCK} against single tokens" + ("" if worst else ": bit-identical")
     return check_of("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
 
 

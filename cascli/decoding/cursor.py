@@ -94,7 +94,7 @@ class Cursor:
         start = self.begin()
         read = self.runner.length - self._prompt
         if end + 1 - read < rows:
-            raise ValueError(f"{rows} rows asked for, but only {end + 1 - read} tokens are unread (not appended?)")
+            raise ValueError(f"{rows} rows requested, but only {end + 1 - read} tokens are unread (not appended?)")
         return self.text[read - 1 : end] if read else torch.cat([start, self.text[:end]])
 
     def begin(self) -> Tensor:

@@ -92,7 +92,7 @@ def deferred(rule: Rule, d: Dists) -> Tensor | None:
 def _check_mask(rule: Rule, defer: Tensor, shape: torch.Size) -> None:
     if not isinstance(defer, Tensor) or defer.dtype != torch.bool or defer.shape not in ((*shape[:-1], 1), shape):
         found = f"{[*defer.shape]} of {defer.dtype}" if isinstance(defer, Tensor) else type(defer).__name__
-        raise RunError(f"{label(rule)}: deferred must be bool [n, 1] or [n, V], and is {found}.")
+        raise RunError(f"{label(rule)}: deferred must be bool [n, 1] or [n, V] (got {found}).")
 
 
 def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> Tensor | None:
@@ -100,7 +100,7 @@ def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> T
     if not rule.chooses:
         return None
     if defer is None:
-        raise RunError(f"{label(rule)}: it chooses between the models, and deferred says nothing.")
+        raise RunError(f"{label(rule)}: it chooses between the models, but deferred returns None.")
     _check_mask(rule, defer, d.q.shape)
     if pi.is_cuda:
         return defer
@@ -110,8 +110,8 @@ def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> T
         chosen = d.q * ~defer + d.p * (d.q * defer).sum(dim=-1, keepdim=True)
     if pi.numel() and float(total_variation(chosen, pi).max()) > SLACK:
         raise RunError(
-            f"{label(rule)}: pi is not what deferred makes of both models. Asked with the same both must answer alike;"
-            " a pi of its own wants chooses = False."
+            f"{label(rule)}: pi is not what deferred makes of both models. The two must agree on the same input;"
+            " a pi of its own needs chooses = False."
         )
     return defer
 
@@ -126,7 +126,7 @@ def check_reads_target(rule: Rule, d: Dists, before: Tensor) -> None:
         return
     now = deferred(rule, d)
     if now is None or not torch.equal(now, before):
-        raise RunError(f"{label(rule)}: reads_target is False, and what it defers changes with p.")
+        raise RunError(f"{label(rule)}: reads_target is False, but what it defers changes with p.")
 
 
 # ---- drafters
@@ -147,7 +147,7 @@ def proposing(drafter: object, propose: Propose) -> Propose:
         text = None if s.text.is_cuda else s.text[:start].clone()
         block = propose(s, n, rule)
         if s.length != start or [*s.answer_ids] != ids or (text is not None and not torch.equal(s.text[:start], text)):
-            raise RunError(f"{label(drafter)}: has changed the answer so far, which is the engine's.")
+            raise RunError(f"{label(drafter)}: has changed the answer so far, which belongs to the engine.")
         _check_block(label(drafter), block, n, s.vocab)
         return block
 
@@ -157,10 +157,10 @@ def proposing(drafter: object, propose: Propose) -> Propose:
 def _check_block(name: str, block: Block, n: int, vocab: int) -> None:
     tokens, q, q1 = (getattr(block, part, None) for part in ("tokens", "q", "q1"))
     if not (isinstance(tokens, Tensor) and isinstance(q, Tensor) and isinstance(q1, Tensor)):
-        raise RunError(f"{name}: a Block of three tensors is wanted (tokens, q, q1), and it is {type(block).__name__}.")
+        raise RunError(f"{name}: expected a Block of three tensors: tokens, q, q1 (got {type(block).__name__}).")
     drafted = tokens.shape[0] if tokens.dim() == 1 else n + 1
     if drafted > n or tokens.dtype != torch.long:
-        raise RunError(f"{name}: tokens must be [{n}] at most and int64, and are {[*tokens.shape]} of {tokens.dtype}.")
+        raise RunError(f"{name}: tokens must be int64 and at most [{n}] (got {[*tokens.shape]} of {tokens.dtype}).")
     wanted = torch.Size((min(max(q.shape[0] if q.dim() else 0, drafted), drafted + 1), vocab))
     for what, values in {"q": q, "q1": q1}.items() if q1 is not q else [("q", q)]:
         _check(f"{name}: {what}", values, wanted)
@@ -168,25 +168,25 @@ def _check_block(name: str, block: Block, n: int, vocab: int) -> None:
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
             raise RunError(f"{name}: a drafted id is outside the vocabulary of {vocab} tokens.")
         if not bool((q[:drafted].gather(1, tokens.unsqueeze(1)) > 0).all()):
-            raise RunError(f"{name}: a drafted token has the probability 0 in its own q.")
+            raise RunError(f"{name}: a drafted token has probability 0 in its own q.")
 
 
 def _check(what: str, found: Tensor, wanted: torch.Size) -> None:
     if not isinstance(found, Tensor):
-        raise RunError(f"{what} must be a tensor, and is {type(found).__name__}.")
+        raise RunError(f"{what} must be a tensor (got {type(found).__name__}).")
     if found.shape != wanted:
-        raise RunError(f"{what} must be {list(wanted)}, and is {list(found.shape)}.")
+        raise RunError(f"{what} must have shape {list(wanted)} (got {list(found.shape)}).")
     if found.dtype == torch.bool or found.is_complex():
-        raise RunError(f"{what} must be probabilities, and is of {found.dtype}.")
+        raise RunError(f"{what} must be probabilities (got {found.dtype}).")
     if found.is_cuda or not found.numel():
         return
     if not bool(torch.isfinite(found).all()):
-        raise RunError(f"{what} has values that are not finite (a rule that reads no draft is shown none).")
+        raise RunError(f"{what} has values that are not finite (with reads_draft = False a rule sees NaN for q, q1).")
     low, error = float(found.min()), float((found.sum(dim=-1) - 1).abs().max())
     if low < -SLACK:
-        raise RunError(f"{what} has negative values (down to {low:.3g}): probabilities are wanted.")
+        raise RunError(f"{what} has negative values (down to {low:.3g}): expected probabilities.")
     if error > SLACK:
-        raise RunError(f"{what} is no distribution: its probabilities sum up to something {error:.3g} away from 1.")
+        raise RunError(f"{what} is not a distribution: its sum is {error:.3g} away from 1.")
 
 
 # ---- stops
@@ -202,7 +202,7 @@ def beginning(stop: Stop, costs: StepCosts | None) -> Stopping:
     if is_own(stop):
         return begun
     if not isinstance(begun, Stopping):
-        raise RunError(f"{label(stop)}: begin must return a Stopping, and returns {type(begun).__name__}.")
+        raise RunError(f"{label(stop)}: begin must return a Stopping (got {type(begun).__name__}).")
     return _Checked(label(stop), begun)
 
 
@@ -222,7 +222,7 @@ class _Checked(Stopping):
     def most(self, n: int) -> int:
         most = self._whole.most(n)
         if isinstance(most, bool) or not hasattr(most, "__index__"):
-            raise RunError(f"{self._name}: most must return a whole number, and returns {most!r}.")
+            raise RunError(f"{self._name}: most must return a whole number (got {most!r}).")
         if self.reads is not None:
             self._asked = self._copy()
         return operator.index(most)
@@ -232,7 +232,7 @@ class _Checked(Stopping):
             return copy.deepcopy(self._whole)
         except Exception as error:
             raise RunError(
-                f"{self._name}: is asked along a draft of a copy, which a rejection forgets, and cannot be copied"
+                f"{self._name}: each draft uses a copy, which a rejection discards, but it cannot be copied"
                 f" ({raised(error)})."
             ) from None
 
@@ -248,7 +248,7 @@ class _Checked(Stopping):
     def _bool(self, what: str, answer: object) -> bool:
         answer = answer.item() if hasattr(answer, "item") else answer  # numpy or torch
         if not isinstance(answer, bool):
-            raise RunError(f"{self._name}: {what} must return True or False, and returns {answer!r}.")
+            raise RunError(f"{self._name}: {what} must return True or False (got {answer!r}).")
         return answer
 
 
@@ -274,13 +274,13 @@ def rounds(strategy: object, s: Session, found: object, *, most: int, tentative:
         return
     name = label(strategy)
     if not hasattr(found, "__iter__"):
-        raise RunError(f"{name}: decode must yield rounds, and returns {type(found).__name__}.")
+        raise RunError(f"{name}: decode must yield rounds (it returned {type(found).__name__}).")
     decided, reason = not tentative, s.finish_reason
     for item in found:
         _check_reason(name, s, reason)
         if isinstance(item, Handover):
             if decided:
-                raise RunError(f"{name}: a Handover comes once, from a strategy that is tentative.")
+                raise RunError(f"{name}: a Handover may come only once, and only from a tentative strategy.")
             decided = True
         else:
             _check_round(name, s, item, most)
@@ -288,38 +288,38 @@ def rounds(strategy: object, s: Session, found: object, *, most: int, tentative:
         reason = s.finish_reason
     _check_reason(name, s, reason)
     if not decided:
-        raise RunError(f"{name}: is tentative, and has yielded no Handover.")
+        raise RunError(f"{name}: is tentative, but has yielded no Handover.")
     if not s.finished:
-        raise RunError(f"{name}: decode has ended before the answer did; it must go on until s.finished.")
+        raise RunError(f"{name}: decode ended before the answer did; it must go on until s.finished.")
 
 
 def _check_reason(name: str, s: Session, reason: FinishReason | None) -> None:
     """Check that only the engine has ended the answer; an answer that is written again has not ended."""
     if s.finish_reason not in (reason, None):
-        raise RunError(f"{name}: has set s.finish_reason, which is the engine's.")
+        raise RunError(f"{name}: has set s.finish_reason, which belongs to the engine.")
 
 
 def _check_round(name: str, s: Session, item: object, most: int) -> None:
     if not isinstance(item, Round):
-        raise RunError(f"{name}: decode must yield rounds, and yields {type(item).__name__}.")
+        raise RunError(f"{name}: decode must yield rounds (it yielded {type(item).__name__}).")
     start, ids = len(s.answer_ids), [token.id for token in item.emitted]
     if s.finished:
-        raise RunError(f"{name}: another round, where s.finished is true.")
+        raise RunError(f"{name}: another round after s.finished was true.")
     if not ids:
         raise RunError(f"{name}: a round must add a token.")
     if len(ids) > s.max_new_tokens - start:
         left = s.max_new_tokens - start
-        raise RunError(f"{name}: a round of {len(ids)} tokens, where s.remaining was {left}.")
+        raise RunError(f"{name}: a round of {len(ids)} tokens, but s.remaining was {left}.")
     if not all(0 <= each < s.vocab for each in ids):
         raise RunError(f"{name}: an emitted id is outside the vocabulary of {s.vocab} tokens.")
     text = s.text[: s.length]
     if s.length != start + len(ids) or (not text.is_cuda and text.tolist() != [*s.answer_ids, *ids]):
-        raise RunError(f"{name}: the tokens of a round must be those that were appended to the session's text.")
+        raise RunError(f"{name}: the tokens of a round must be those appended to the session's text.")
     if len(item.drafted) > most:
-        raise RunError(f"{name}: a round of {len(item.drafted)} drafted tokens, where its parameter k allows {most}.")
+        raise RunError(f"{name}: a round of {len(item.drafted)} drafted tokens, but its parameter k allows {most}.")
     passed = [token.id for token in item.drafted if token.accepted]
     if passed != [token.id for token in item.emitted if token.event == "accepted"]:
-        raise RunError(f"{name}: the accepted drafts of a round and its tokens of event 'accepted' are not the same.")
+        raise RunError(f"{name}: the accepted drafts of a round differ from its tokens of event 'accepted'.")
     for each in (*item.drafted, *item.emitted):
         _check_numbers(name, s, each.model_dump(include={*_SHARES, *_AMOUNTS}))
 
@@ -334,9 +334,9 @@ def _check_numbers(name: str, s: Session, told: dict[str, float | None]) -> None
             continue
         if not (value >= -SLACK and (key in _AMOUNTS or value <= 1 + SLACK)):
             of = "0 or more" if key in _AMOUNTS else "between 0 and 1"
-            raise RunError(f"{name}: {key} = {value:g} of a token, where a number {of} or None is wanted.")
+            raise RunError(f"{name}: {key} = {value:g} for a token; expected a number {of} or None.")
         if key in ("tv", "kl", "regret") and not s.target.passes:
-            raise RunError(f"{name}: tells {key} to the target, which it has not asked; None is what is not known.")
+            raise RunError(f"{name}: reports {key} to the target without calling it; use None for what is not known.")
 
 
 # ---- those that work
@@ -381,7 +381,7 @@ def _try_rule(rule: Rule, vocab: int = 4096) -> None:
     if rule.dial is not None and not (
         isinstance(rule.dial, Dial) and rule.dial.parameter in {each.name for each in fields(rule)}
     ):
-        raise RunError(f"{label(rule)}: its dial turns a parameter that it does not have.")
+        raise RunError(f"{label(rule)}: its dial names a parameter that it does not have.")
 
 
 def _try_stop(stop: Stop) -> None:

@@ -114,7 +114,7 @@ def speculate(
         block, read = _drafts(s, most, rule, propose, stopping, late=late, on_host=on_host)
         start, n = s.length, block.tokens.shape[0]
         if n > most or block.q.shape[0] not in (n, n + 1) or block.q.shape != block.q1.shape:
-            raise TypeError(f"a block of {n} tokens and q {[*block.q.shape]}, where at most {most} were asked for")
+            raise TypeError(f"a block of {n} tokens and q {[*block.q.shape]}, but at most {most} were requested")
         s.text[start : start + n] = block.tokens
         logits = s.target.read(start + n, rows=n + 1)
         u_accept = s.uniforms.accept(start, n)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class EarlyExit(Model):
     """One pass through the target's first layers per token; q comes from its final norm and head."""
 
-    summary: ClassVar[str] = "the target left after its first n layers, through its own norm and head"
+    summary: ClassVar[str] = "the target's first n layers, followed by its own norm and head"
     source: ClassVar[str] = "Elhoushi et al. 2024 (LayerSkip), which trains for it"
     needs_model: ClassVar[bool] = False
     cost: ClassVar[float] = 0.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Model(Drafter):
     """One step of the draft model per token; q is its own distribution."""
 
-    summary: ClassVar[str] = "the pair's draft model, one step a token"
+    summary: ClassVar[str] = "the pair's draft model, one step per token"
     source: ClassVar[str] = "Leviathan et al. 2023; Chen et al. 2023"
     needs_model: ClassVar[bool] = True
     on_host: ClassVar[bool] = False

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class PromptLookup(Drafter):
     """Draft the continuation of the longest n-gram that occurred before; q is certain of it."""
 
-    summary: ClassVar[str] = "copies what followed the last n tokens where they stood before, in prompt or answer"
+    summary: ClassVar[str] = "copies what followed the last n tokens at an earlier place in prompt or answer"
     source: ClassVar[str] = "Saxena 2023 (prompt lookup decoding)"
     one_hot: ClassVar[bool] = True
     by_prefix: ClassVar[bool] = False

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Suffix(Drafter):
     """q1(v) is the share of v among the tokens that followed the longest suffix that occurred before."""
 
-    summary: ClassVar[str] = "draws what followed the longest suffix that stood before, as often as it did"
+    summary: ClassVar[str] = "draws from what followed the longest suffix seen before, by frequency"
     source: ClassVar[str] = "Oliaro et al. 2024 (SuffixDecoding), which drafts greedily"
 
     max_suffix: Annotated[int, Field(ge=1, le=256)] = 24

@@ -42,7 +42,7 @@ def serve(device: torch.device) -> bool:
 
         _ = driver.active.utils
     except Exception as error:  # anything that a compiler, a linker or a driver may raise
-        warnings.warn(f"no Triton kernels, torch's own operations instead (slower): {error}", stacklevel=2)
+        warnings.warn(f"no Triton kernels; using torch's own operations instead (slower): {error}", stacklevel=2)
         return False
     return True
 

@@ -240,11 +240,11 @@ def attend(
     """
     _, heads, n, width = query.shape
     if value.shape[-1] != width:
-        raise ValueError(f"values have {value.shape[-1]} numbers a head, queries {width}")
+        raise ValueError(f"values have {value.shape[-1]} numbers per head, queries {width}")
     shared = key.shape[1]
     group = heads // shared
     if key.stride(-1) != 1 or value.stride(-1) != 1:
-        raise ValueError(f"the cache's last dimension must be packed, not of strides {key.stride()}, {value.stride()}")
+        raise ValueError(f"the cache's last dimension must be packed (got strides {key.stride()}, {value.stride()})")
     query = query if query.stride(-1) == 1 else query.contiguous()
     rows, tiles, parts = grid_of(group * n, shared) if places is None else grid_of_texts(n, group, shared, key.shape[0])
     padded = max(16, triton.next_power_of_2(width))

@@ -30,7 +30,7 @@ def check_rows(*tensors: Tensor) -> None:
                 f"rows {tuple(each.shape)} with strides {each.stride()}: the last dimension must be packed"
             )
     if len({each.stride(0) for each in tensors if each.shape[0] > 1}) > 1:
-        raise ValueError(f"rows of one stride are needed, not of {[each.stride() for each in tensors]}")
+        raise ValueError(f"rows must share one stride (got {[each.stride() for each in tensors]})")
 
 
 class Cut(NamedTuple):

@@ -231,8 +231,8 @@ def check_supported(config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder:
         if config.model_type not in ENCODER_DECODERS:
             raise RunError(
-                f"model type '{config.model_type}' is an encoder-decoder, and of those cascli runs"
-                f" only {', '.join(ENCODER_DECODERS)} (T5, FLAN-T5)."
+                f"model type '{config.model_type}' is an encoder-decoder; the only ones cascli runs are"
+                f" {', '.join(ENCODER_DECODERS)} (T5, FLAN-T5)."
             )
     elif "past_key_values" not in forward_parameters(config):
         raise RunError(
@@ -242,4 +242,4 @@ def check_supported(config: PreTrainedConfig) -> None:
     with torch.device("meta"):
         layers = RewindCache(config.get_text_config()).layers
     if not layers or not layers_of(config.get_text_config()):
-        raise ConfigError(f"random: a '{config.model_type}' with these values has no layers.")
+        raise ConfigError(f"random: with these values a '{config.model_type}' has no layers.")

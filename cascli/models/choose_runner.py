@@ -24,7 +24,7 @@ from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
 
 ASKED = "--no-cuda-graphs"
-ENCODES = "its steps read encoder states, whose shape differs for every prompt"
+ENCODES = "each step attends to the encoder's states, whose shape differs for every prompt"
 
 
 def choose_runner(
@@ -78,7 +78,7 @@ def why_eager(model: PreTrainedModel) -> str | None:
         return f"it is spread over {len(places)} devices"
     rope = rope_types(config)
     if rope & LENGTH_DEPENDENT:
-        return f"its {', '.join(sorted(rope))} position encoding depends on the text's length, read on the host"
+        return f"its {', '.join(sorted(rope))} position encoding reads the text's length on the host"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         return "its experts are chosen on the host"
     return None
@@ -96,9 +96,11 @@ def choose_readers(runners: Mapping[Role, Runner], places: int) -> dict[Role, Re
 def choose_reader(runner: Runner, places: int) -> Reader:
     """A reader for several sequences with a runner's weights, in shared passes if its kernels can separate them."""
     if isinstance(runner, TappedRunner | Eagle3Runner):
-        return OneByOne([runner.fresh() for _ in range(places)], "an EAGLE-3 head reads hidden states of each pass")
+        return OneByOne(
+            [runner.fresh() for _ in range(places)], "an EAGLE-3 head reads hidden states of each target pass"
+        )
     if isinstance(runner, EncoderDecoderRunner):
-        why = "each text has its own encoder states"
+        why = "each attends to its own encoder states"
         return OneByOne([runner.fresh() for _ in range(places)], why)
     if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
         return batch_reader(runner, places)
@@ -106,4 +108,4 @@ def choose_reader(runner: Runner, places: int) -> Reader:
         if runner.compile_seconds is None:
             use_fused_rotation(runner.model)  # passes over several sequences use the model's own layers
         return graph_reader(runner, places)
-    return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has its own passes")
+    return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has separate passes")

@@ -296,15 +296,13 @@ def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_
         return
     smaller = min(models, key=lambda role: models[role].rows)
     count, rows = tokens - vocab, models[smaller].rows
-    cut = f"the {smaller} model has {rows} rows, so {count} tokens (ids {vocab} and up) are cut"
+    cut = f"the {smaller} model has {rows} rows, so {count} tokens, from id {vocab} onwards, are cut off"
     lost = sorted(token for token in eos_ids if vocab <= token < tokens)
     if lost:
         raise ConfigError(
             f"{cut}: among them {lost[0]}, which ends the target's texts.\nChoose models that share a vocabulary."
         )
-    warnings.warn(
-        f"{cut} from both models; 'lossless' and TV refer to the target without them", PairWarning, stacklevel=3
-    )
+    warnings.warn(f"{cut} both models; 'lossless' and TV refer to the target without them", PairWarning, stacklevel=3)
 
 
 def _eos_ids(target: Network, tokenizer: Any | None) -> frozenset[int]:

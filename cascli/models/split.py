@@ -130,7 +130,7 @@ class SplitRunner(Runner):
 
     def _read_others(self, hidden: Tensor | None, ids: Tensor, rows: int) -> Tensor:
         if hidden is None or hidden.shape[-2] != ids.shape[0]:
-            raise ValueError("the first layers have read different tokens than the later ones are to read")
+            raise ValueError("the first layers have read different tokens from those that the others are to read")
         with standing_aside(self._first, lambda _: hidden, tuples=self._tuples):
             return self._own.read_at(self._length, ids, rows)
 
@@ -233,4 +233,4 @@ def trained_for_exits(target: LoadedModel) -> str | None:
     named = getattr(target.model.generation_config, "assistant_early_exit", None)
     if named is not None:
         return f"its generation config exits after {named} layers"
-    return "LayerSkip by its name" if "layerskip" in target.source.lower() else None
+    return "LayerSkip, by its name" if "layerskip" in target.source.lower() else None

@@ -27,9 +27,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     lists = (each for each in model.get_decoder().modules() if isinstance(each, nn.ModuleList) and len(each) == depth)
     layers = next(lists, None)  # outer modules come before their parts
     if layers is None:
-        raise RunError(
-            f"model type '{model.config.model_type}' has no list of its {depth} layers to read hidden states between."
-        )
+        raise RunError(f"model type '{model.config.model_type}' has no list of its {depth} layers to read between.")
     return layers
 
 
@@ -79,5 +77,5 @@ def check_layer(model: PreTrainedModel, n: int, deepest: int) -> None:
     """
     if not 1 <= n <= deepest:
         depth = model.config.get_text_config().num_hidden_layers
-        there = f"take 1 to {deepest}" if deepest else "there is no place for an exit"
+        there = f"use 1 to {deepest}" if deepest else "there is no exit between them"
         raise UsageError(f"layers={n}: the model has {depth} layers; {there}.")

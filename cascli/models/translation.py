@@ -89,8 +89,8 @@ class Translation:
         """Number of the target's tokens that the draft can produce."""
         if self.shared < LEAST * draft.size:
             raise ConfigError(
-                f"the models' tokenizers differ: {self.shared:,} tokens are in both, of the draft's {draft.size:,} and"
-                f" the target's {target.size:,};\nthat is too few to draft with. Choose models of one family, or the"
+                f"the models' tokenizers differ: they share {self.shared:,} tokens, of the draft's {draft.size:,} and"
+                f" the target's {target.size:,};\nthis is too few to draft with. Choose models of one family, or the"
                 " target alone with draft=prompt-lookup."
             )
         self._parts = _in_parts(pairs)

@@ -32,15 +32,15 @@ def print_advice(advice: Advice, screen: Screen) -> None:
         return
     for said in advice.finding.sentences:
         out.print(Text(said))
-    _part(out, f"Measured, interleaved, whole answers to {len(advice.confirmed_on)} prompts", _measured(advice, out))
+    _part(out, f"Measured: whole answers to {len(advice.confirmed_on)} prompts, interleaved", _measured(advice, out))
     if advice.explanation is not None:
         # The table's speeds are over prompts, each with its own ratio, or over answers.
         out.print(Text(f"\n{sentence(advice.explanation, by_token=True, fancy=unicode_ok(out))}"))
     _print_predictions(advice, screen)
-    out.print(Text("\nOn what it rests", style="bold"))
+    out.print(Text("\nWhat this is based on", style="bold"))
     for line in _basis(advice):
         out.print(Text(line))
-    out.print(Text("\nTo use it", style="bold"))
+    out.print(Text("\nHow to use it", style="bold"))
     for line in use_lines(advice.use):
         out.print(Text(line), soft_wrap=True)
     for note in filter(None, (*advice.notes, noise_line(advice.spread))):
@@ -55,7 +55,7 @@ def _print_predictions(advice: Advice, screen: Screen) -> None:
     if advice.levels:
         _part(out, "What lenience would buy: speed predicted, mean TV estimated", _levels(advice, out, fancy=fancy))
     elif advice.looked.acceptance is not None:
-        out.print(Text("\nNo rule is predicted to be faster than no loss at any mean TV up to 0.2."))
+        out.print(Text("\nNo rule with a mean TV of up to 0.2 is predicted to beat lossless speculation."))
     if advice.levers:
         _part(out, "What would change it: plain speculation, predicted", _levers(advice, out))
         out.print(Text(_most(advice)))
@@ -176,23 +176,25 @@ def _levers(advice: Advice, console: Console) -> Table:
 def _most(advice: Advice) -> str:
     """The change that would help most, in a sentence."""
     most = max(advice.levers, key=lambda each: each.gain)
-    return f"Most would be gained by: {most.change}, {most.gain:.2f}x in place of {advice.levers[0].gain:.2f}x."
+    return f"The largest gain would come from: {most.change}, {most.gain:.2f}x instead of {advice.levers[0].gain:.2f}x."
 
 
 def _basis(advice: Advice) -> Iterator[str]:
     """What was recorded and timed, in sentences."""
     looked, machine = advice.looked, advice.machine
-    others = "others than were measured" if advice.apart else "the same as were measured"
+    others = "not the measured ones" if advice.apart else "the same as measured"
     cut = f"{looked.share_cut:.0%} of answers cut"
     yield f"Recorded: {len(looked.prompts)} prompts, {others}; {looked.tokens} tokens, {cut}."
     if looked.acceptance is not None:
         thirds = ", ".join(number(each) for each in looked.acceptance_by_third)
-        rows = "" if looked.passing_rows is None else f"; {looked.passing_rows:.2f} times that after one that passed"
-        yield f"A draft passes with {looked.acceptance:.2f} (by third of the answer {thirds}){rows}."
-        outside = f"outside the models a round takes {machine.outside:.2f} steps"
+        rows = (
+            "" if looked.passing_rows is None else f"; {looked.passing_rows:.2f} times that after a draft that passed"
+        )
+        yield f"A draft passes with probability {looked.acceptance:.2f} (by thirds of the answer {thirds}){rows}."
+        outside = f"time outside the models: {machine.outside:.2f} steps per round"
         yield f"c = {machine.c:.2f}: a draft step over a target step; {outside}."
     yield f"Measured {steps_line(advice.profile)}."
-    yield "At one text at a time: in batches checks cost more (cascli bench --batch 1,4,16 says up to where it pays)."
+    yield "For one text at a time: checks cost more in batches (cascli bench --batch 1,4,16 shows where it pays)."
 
 
 def use_lines(use: Use) -> Iterator[str]:

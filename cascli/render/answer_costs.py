@@ -154,10 +154,10 @@ def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
     what = {True: regret, False: kl, None: f"{kl}, at temperature 0 {regret}"}[greedy]
     over = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
     first = next((row.strategy for row in rows if row.strategy.partition(":")[0] == "speculative"), "the first of them")
-    which = f", whichever has a strategy's own parameters, else {first}" if len(over) > 1 else ""
+    which = f", whichever has the strategy's own parameters, else {first}" if len(over) > 1 else ""
     against = f"tokens a round and calls against {' or '.join(over)}{which}; " if over else ""
     return (
-        f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts of 1,000 tokens that"
+        f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts per 1,000 tokens that"
         " the exact test would have rejected and the target finds less than a fifth as likely as its best"
     )
 
@@ -183,22 +183,22 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
     told = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
     if not told:
         if withheld is not None:
-            hint = "; give --max-new-tokens more" if withheld.endswith(BY_THE_LIMIT) else ""
-            return f"What an answer costs is not told, since {withheld}{hint}."
+            hint = "; raise --max-new-tokens" if withheld.endswith(BY_THE_LIMIT) else ""
+            return f"The cost per answer is not shown because {withheld}{hint}."
         return None
     clear = [(row, costs, ratio) for row, costs, ratio in told if ratio.differs]
     if not clear:
-        return "No rule needs clearly fewer or more target calls for an answer than plain speculation."
+        return "No rule needs clearly fewer or more target calls per answer than plain speculation."
     said = []
     row, costs, ratio = min(clear, key=lambda each: each[2].of_means)
     if ratio.of_means < 1:
         with_length = "" if costs.length is None else f", with answers {_as_long(costs.length)}"
-        said.append(f"{_name(row, fancy)} asks the target least: {_calls(ratio)}{with_length}")
+        said.append(f"{_name(row, fancy)} calls the target least: {_calls(ratio)}{with_length}")
     row, costs, ratio = max(clear, key=lambda each: each[2].of_means)
     if ratio.of_means > 1:
         accepted, length = costs.accepted_to_lossless or 0.0, costs.length
         if accepted > 1 and length is not None:
-            why = f"writes {accepted:.1f}x as many tokens a round, but its answers are {_as_long(length)}"
+            why = f"writes {accepted:.1f}x as many tokens per round, but its answers are {_as_long(length)}"
             why += f": {_calls(ratio)}"
         else:
             why = f"needs {_calls(ratio)}"
@@ -212,7 +212,7 @@ def _name(row: Priced, fancy: bool) -> str:
 
 
 def _calls(ratio: Ratio) -> str:
-    return f"{_ratio(ratio)} the target calls of plain speculation for an answer"
+    return f"{_ratio(ratio)} the target calls per answer of plain speculation"
 
 
 def _as_long(length: Ratio) -> str:

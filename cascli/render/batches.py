@@ -24,7 +24,7 @@ def print_batches(bench: Bench, screen: Screen) -> None:
     out, batches = screen.out, bench.batches
     out.print(Text(f"\nBatches, after {batches[0].context} tokens: throughput, not the latency of an answer", "bold"))
     out.print(stacked(_passes(batches, out)))
-    out.print(Text("c, v: as above, of passes that read so many tokens of every answer."))
+    out.print(Text("c, v: as above, for passes that read that many tokens of every answer."))
     if bench.pair.draft is not None:
         acceptance = bench.synthetic.acceptance if bench.synthetic else SHOWN_ACCEPTANCE
         out.print()

@@ -44,7 +44,7 @@ def print_bench(bench: Bench, screen: Screen) -> None:
         print_batches(bench, screen)
     noisy = max(profile.spread for profile in (*bench.profiles, *bench.batches))
     if noisy >= NOISY:
-        screen.note(f"noisy machine: timings of one kind spread by {noisy:.0%}; repeat with nothing else running")
+        screen.note(f"noisy machine: timings of the same kind spread by {noisy:.0%}; repeat with nothing else running")
 
 
 def _title(bench: Bench) -> str:
@@ -54,7 +54,7 @@ def _title(bench: Bench) -> str:
 
 def synthetic_title(runs: SyntheticRuns) -> str:
     """The heading that marks these numbers as synthetic."""
-    return f"SYNTHETIC acceptance {runs.acceptance}: speed only, over {runs.tokens} tokens whose text means nothing"
+    return f"SYNTHETIC acceptance {runs.acceptance}: speed only, over {runs.tokens} tokens of meaningless text"
 
 
 def _steps(bench: Bench, console: Console) -> list[Table]:
@@ -71,7 +71,7 @@ def _steps(bench: Bench, console: Console) -> list[Table]:
 def _lines(bench: Bench) -> Iterator[str]:
     c = "c: a draft step over a target step. " if bench.pair.draft is not None else ""
     yield f"{c}v of n: a target call over n tokens, over a target step."
-    copy = f"a copy in memory moves {size(bench.copy_bytes_per_second)}/s"
+    copy = f"a memory copy moves {size(bench.copy_bytes_per_second)}/s"
     first = bench.profiles[0]
     shares = [f"{number(bench.bandwidth_share(role, first))} ({role})" for role in ("draft", "target")]
     if bench.pair.draft is None:

@@ -14,21 +14,21 @@ from cascli.sampling.parameters import AUTO_DRAFTED
 
 SYMBOLS = {
     "q, p": "the distributions that draft and target draw tokens from: after temperature, top-k and top-p",
-    "q1, p1": "the same before: at temperature 1",
+    "q1, p1": "the same at temperature 1, before top-k and top-p",
     "max q1": "the likeliest token's probability",
-    "T(q, p)": "what a rule makes of the two",
+    "T(q, p)": "what a rule makes of q and p",
     "pi": "the distribution that the output follows; lossless where pi = p",
     "x, v": "a drafted token; any token",
-    "norm": "scaled so that it sums to 1",
+    "norm": "scaled to sum to 1",
     "TV(p, q)": "total variation: the sum over tokens of max(0, p - q), from 0 (equal) to 1 (nothing in common)",
-    "k": f"drafted tokens a round; with a stop at most so many, and with k=auto at most {AUTO_DRAFTED}",
+    "k": f"drafted tokens per round; with a stop, the maximum; with k=auto, at most {AUTO_DRAFTED}",
     "K": "the tokens that a rule keeps",
-    "tail": "what becomes of a draft that is not kept: cut draws anew from p; exact keeps it with min(1, p / q)",
-    "top": "keep only so many of the target's likeliest tokens",
-    "where": "hold only between two tokens of the pair's, <think> and </think>; elsewhere pi = p",
-    "remember": "look for drafts in so many earlier texts of the same strategy too, prompts and answers",
+    "tail": "what happens to a draft that is not kept: cut redraws it from p; exact keeps it with min(1, p / q)",
+    "top": "keep only this many of the target's likeliest tokens",
+    "where": "apply only between the pair's tokens <think> and </think>; elsewhere pi = p",
+    "remember": "also look for drafts in this many earlier texts (prompts and answers) of the same strategy",
     "d": "tokens that a round has drafted so far",
-    "c, v(n)": "a draft step, and a check of n drafted tokens, in steps of the target",
+    "c, v(n)": "cost of a draft step, and of a check of n drafted tokens, in target steps",
     "H": "entropy, in nats",
     "KL, js": "relative entropy and Jensen-Shannon divergence, in nats",
     "T": "the temperature",
@@ -86,5 +86,5 @@ def _q(row: Mapping[str, Any]) -> str:
     """A drafter's distributions, in words; if they depend on the rounds, so does the output of lossy rules."""
     sure = "one-hot" if row["one_hot"] else "a distribution"
     if row["by_prefix"]:
-        return f"{sure}, of the text before a position alone"
-    return f"{sure}, planned where a round begins: lossy rules depend on it"
+        return f"{sure} that depends only on the text before a position"
+    return f"{sure}, planned when a round begins: lossy rules depend on where that is"

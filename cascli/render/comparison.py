@@ -103,7 +103,7 @@ def _by_order(runs: Sequence[Run]) -> str | None:
     """The strategies that drafted from earlier answers."""
     remember = dict.fromkeys(run.spec for run in runs if run.earlier_texts is not None)
     named = [short_name(spec, fancy=False) for spec in remember]
-    said = "drafts from earlier answers too, so that the order of the prompts counts"
+    said = "also drafts from earlier answers, so the order of the prompts matters"
     return f"{said}: {', '.join(named)}" if named else None
 
 
@@ -128,7 +128,7 @@ def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, 
         _print(out, answers.legend_of(every, out))
     if len(shown) < len(groups):
         screen.note(
-            f"the answers to {len(groups) - len(shown)} more turns are not shown; -v shows all, -o FILE.json keeps them"
+            f"the answers to {len(groups) - len(shown)} more turns are not shown; -v shows all, -o FILE.json saves them"
         )
 
 
@@ -211,7 +211,7 @@ def interrupted_line(runs: Sequence[Run]) -> str | None:
         return None
     every, here = (dict.fromkeys(run.spec for run in some) for some in (runs, ended))
     whose = "" if len(here) == len(every) else f": {', '.join(short_name(spec, fancy=False) for spec in here)}"
-    return f"interrupted: {len(ended)} of {len(runs)} answers are shown as far as they had come{whose}"
+    return f"interrupted: {len(ended)} of {len(runs)} answers are shown as far as they got{whose}"
 
 
 def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:

@@ -26,7 +26,7 @@ def print_exits(curve: ExitCurve, out: Console) -> None:
 
 def title(curve: ExitCurve) -> str:
     """The heading: what these numbers are."""
-    kind = "untrained exits" if curve.trained is None else f"exits that were trained ({curve.trained})"
+    kind = "untrained exits" if curve.trained is None else f"trained exits ({curve.trained})"
     texts = f"{curve.answers} answers" if curve.answers > 1 else "one answer"
     text = f"{curve.tokens} tokens of {texts} by the target, temperature {curve.temperature:g}"
     return f"early exit after n of {curve.depth} layers ({kind}): along {text}"
@@ -59,6 +59,6 @@ def lines(curve: ExitCurve) -> Iterator[str]:
     else:
         yield f"no exit pays here: the best, {spec}, is predicted {number(best.speed_up, 2, 'x')} the target's speed."
     if curve.trained is None:
-        yield "untrained exit: nothing says that this checkpoint was trained to be left early, as LayerSkip's are."
+        yield "untrained exit: nothing indicates that this checkpoint was trained for early exit, as LayerSkip's are."
     if not curve.measured:
-        yield "c by the bytes that are read, as if these passes were captured graphs, which they are not yet."
+        yield "c is estimated from the bytes read, as if these passes were captured graphs, which they are not yet."

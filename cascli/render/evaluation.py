@@ -73,6 +73,6 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
     if not all(task.written for task in evaluation.tasks):
         yield "* likelihoods are the target's: a strategy has none of its own, and all share these scores"
     if evaluation.not_honoured:
-        yield f"not honoured, since no strategy has it: {'; '.join(evaluation.not_honoured)}"
+        yield f"not honoured, since no strategy supports it: {'; '.join(evaluation.not_honoured)}"
     if evaluation.shortened:
-        yield f"{evaluation.shortened} prompts lost their beginning: the pair's context has no room for it"
+        yield f"{evaluation.shortened} prompts were cut at their beginning to fit the pair's context"

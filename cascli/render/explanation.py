@@ -27,7 +27,7 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
         f" {why.predicted_speed_up:.2f}x.{slower} {_passed(why)}"
-        f" {why.tokens_per_round:.1f} tokens a round; {_costs(why)}{extrapolated} target steps."
+        f" {why.tokens_per_round:.1f} tokens per round; {_costs(why)}{extrapolated} target steps."
         f" {_block(why)} {_cause(why)}"
     )
 
@@ -41,14 +41,14 @@ def _passed(why: Explanation) -> str:
 def _block(why: Explanation) -> str:
     """What is known about this block length and others."""
     if why.stop is not None:
-        return f"{why.stop} drafts {why.drafted_per_round or 0:.1f} of at most {why.k} tokens a round."
+        return f"{why.stop} drafts {why.drafted_per_round or 0:.1f} of at most {why.k} tokens per round."
     if why.acceptance is None:
-        return f"What another k than {why.k} would give is not known."
+        return f"What a k other than {why.k} would give is not known."
     return f"k = {why.k} {_need(why)}, {_best(why)}."
 
 
 def _costs(why: Explanation) -> str:
-    draft = f"a draft step costs c = {why.c:.2f} and" if why.c else "drafts cost no step of a model, and"
+    draft = f"a draft step costs c = {why.c:.2f} and" if why.c else "drafts cost no model step, and"
     block = f"{why.k + 1}" if why.drafted_per_round is None else f"{why.drafted_per_round + 1:.1f}"
     return f"{draft} a check of {block} tokens v = {why.v:.2f}"
 
@@ -81,8 +81,8 @@ def _cause(why: Explanation) -> str:
         if why.predicted_with_overhead is None:
             return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."
         return (
-            f"With the time outside the models the prediction is {why.predicted_with_overhead:.2f}x, which differs from"
-            f" what was measured by more than the noise that was seen{noise}, so no cause is named."
+            f"Including the time outside the models, the prediction is {why.predicted_with_overhead:.2f}x, which"
+            f" differs from the measurement by more than the observed noise{noise}, so no cause is named."
         )
     gain = "" if why.without_it is None else f" (without that {why.without_it:.2f}x)"
     return f"What holds it back most: {why.bottleneck}{gain}."
@@ -128,7 +128,7 @@ def noise_line(spread: float | None, threads: int | None = None) -> str | None:
     """A warning if the machine was too noisy to trust the figures; `threads` is the number of CPU threads, if any."""
     if spread is None or spread < NOISY:
         return None
-    alone = ", or with --threads 1 beside other work" if (threads or 1) > 1 else ""
+    alone = ", or with --threads 1 alongside other work" if (threads or 1) > 1 else ""
     return (
         f"noisy machine: the middle half of the target's steps differ by {spread:.0%} of their median;"
         f" repeat with --runs 5 and nothing else running{alone}"

@@ -107,10 +107,10 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
     """
     wanted = settings.format
     if wanted is not None and wanted not in possible:
-        raise UsageError(f"--format {wanted}: not possible here. Known: {', '.join(sorted(possible))}")
+        raise UsageError(f"--format {wanted}: not available here. Known: {', '.join(sorted(possible))}")
     if settings.output in (None, "-"):
         if settings.json_output and wanted not in (None, "json"):
-            raise UsageError(f"--json and --format {wanted} both ask for stdout; give one of them an -o FILE.")
+            raise UsageError(f"--json and --format {wanted} both write to stdout; give one of them -o FILE.")
         found = Outputs(printed=wanted or ("json" if settings.json_output else None))
     else:
         path = Path(settings.output or "")
@@ -132,7 +132,7 @@ def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
         if settings.json_output:
             return "json"
         known = ", ".join(formats.named(sorted(possible)))
-        raise UsageError(f"--output {path}: no suffix says what to write; take one of {known}, or say --format")
+        raise UsageError(f"--output {path}: no suffix; use one of {known}, or --format")
     raise UsageError(f"--output {path}: " + unknown("suffix", suffix, formats.named(possible), cutoff=0.8))
 
 
@@ -140,7 +140,7 @@ def _check_binary(found: Outputs) -> None:
     if "parquet" in (found.printed, found.written):
         check_parquet()
     if found.printed in formats.BINARY and sys.stdout.isatty():
-        raise UsageError(f"{found.printed} is nothing for a terminal; give -o FILE.{found.printed}, or a pipe.")
+        raise UsageError(f"{found.printed} is not for a terminal; use -o FILE.{found.printed} or a pipe.")
 
 
 def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") -> None:
@@ -163,7 +163,7 @@ def _check_not_read(path: Path, settings: Resolved) -> None:
     """
     name = settings.prompts
     if name and path.is_file() and Path(name).is_file() and path.samefile(name):
-        raise UsageError(f"--output {path}: is the file of --prompts; give the result another name.")
+        raise UsageError(f"--output {path}: is the --prompts file; give the result another name.")
 
 
 def check_place(path: Path, *, flag: str = "--output") -> None:

@@ -24,7 +24,7 @@ def matching_line(comparison: Comparison) -> str | None:
     basis += f", {matching.mean_tail:.1%} of the mass lumped)" if matching.mean_tail >= LUMPED else ")"
     said = budget_lines(matching.matched, calls_of(comparison))
     already = any(met(matching.lossless, each.budget) for each in matching.matched)
-    lossless = f"lossless {matching.lossless:.3f} predicted{', which meets it already' if already else ''}"
+    lossless = f"lossless {matching.lossless:.3f} predicted{', which already meets it' if already else ''}"
     return "; ".join([*said, lossless, basis])
 
 
@@ -40,7 +40,9 @@ def budget_lines(matched: Sequence[Matched], calls: Calls) -> Iterator[str]:
         every = [each for each in matched if (each.temperature, each.budget) == (temperature, budget)]
         inside = [each for each in every if each.met]
         measured = [value for each in inside if (value := calls.get((each.spec, temperature))) is not None]
-        said = f"matched at {budget:g} target calls a token, temperature {temperature:g}: {len(inside)} of {len(every)}"
+        said = (
+            f"matched at {budget:g} target calls per token, temperature {temperature:g}: {len(inside)} of {len(every)}"
+        )
         if measured:
             near = sum(met(value, budget) for value in measured)
             said += f" rules, measured {min(measured):.3f} to {max(measured):.3f}, {near} within {MISS:.0%}"

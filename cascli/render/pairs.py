@@ -30,7 +30,7 @@ def pairs_list(rows: Sequence[Mapping[str, Any]], default: str, console: Console
         for said in (row["note"], *(_sources(row) if verbose else ())):
             wrapped = textwrap.wrap(said, max(width - 4, 20), break_on_hyphens=False)
             lines += [Text(f"    {line}", style="dim") for line in wrapped]
-    lines.append(Text("* the pair of commands without -c"))
+    lines.append(Text("* the default pair, used without -c"))
     return Text("\n").join(lines)
 
 

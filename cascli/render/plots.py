@@ -61,7 +61,7 @@ def _blocks(axes: Axes, bench: Bench) -> None:
         values = [profile.v(n) for n in blocks]
         axes.plot(blocks, values, "o-", color=TARGET, alpha=shade, label=f"after {profile.context} tokens")
     axes.axhline(1, color="grey", lw=0.8)
-    axes.set(xlabel="tokens in one target call", ylabel="v: time over a step of one token", ylim=(0, None))
+    axes.set(xlabel="tokens in one target call", ylabel="v: time over that of one token", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -99,7 +99,7 @@ def _gains(axes: Axes, bench: Bench) -> None:
         label = f"measured, synthetic acceptance {bench.synthetic.acceptance}"
         axes.plot(*zip(*points, strict=True), "s", color=TARGET, label=label)
     axes.axhline(1, color="grey", lw=0.8)
-    axes.set(xlabel="k, drafted tokens a round", ylabel="speed over target alone", ylim=(0, None))
+    axes.set(xlabel="k, drafted tokens per round", ylabel="speed over target alone", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -115,5 +115,5 @@ class AnswerStream:
 
 def describe_handover(decision: Handover) -> str:
     """The cascade's decision in one sentence."""
-    sign, verb = ("<", "deferred to the target") if decision.deferred else (">=", "the draft model's answer stands")
+    sign, verb = ("<", "deferred to the target") if decision.deferred else (">=", "the draft model's answer is kept")
     return f"confidence {decision.score} {number(decision.value)} {sign} threshold {decision.threshold:g}: {verb}"

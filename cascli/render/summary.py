@@ -14,7 +14,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
     """What a run cost and how far it was from the target, in a few lines."""
     m = run.metrics
     oracle = " (oracle)" if run.oracle else ""
-    share = f", its share of {run.batch_size} at once" if run.batch_size > 1 else ""
+    share = f", its share of a batch of {run.batch_size}" if run.batch_size > 1 else ""
     yield (
         f"{run.spec}{oracle}: {len(run.token_ids)} tokens in {seconds(m.seconds.total)}"
         f" ({number(m.tokens_per_second, 1)} tokens/s{share}), ended by {run.finish_reason}"
@@ -25,7 +25,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
             f" ({number(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
         )
     if m.shared_mass is not None:
-        yield f"q(I), the draft's mass on tokens that both models can say: {number(m.shared_mass)}"
+        yield f"q(I), the draft's mass on tokens in both vocabularies: {number(m.shared_mass)}"
     yield (
         f"calls per token: target {number(m.target_calls_per_token)}, draft {number(m.draft_calls_per_token)}"
         f"; deferral rate {number(m.deferral_rate)}"
@@ -42,7 +42,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
     )
     if run.costs is not None and not run.costs.measured:
         c = number(run.costs.c)
-        yield f"{run.params.get('stop')} went by assumed step costs, c = {c}; cascli bench measures them"
+        yield f"{run.params.get('stop')} used assumed step costs, c = {c}; cascli bench measures them"
     cut = cut_by_context(run)
     if cut is not None:
         yield cut
@@ -52,7 +52,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
 
 def exit_line(exit: ExitInfo, batch_size: int) -> str:
     """The kind of early exit that drafts come from."""
-    alone = "; in a batch each answer is drafted and checked in passes of its own" if batch_size > 1 else ""
+    alone = "; in a batch each answer is drafted and checked in separate passes" if batch_size > 1 else ""
     return f"{exit.label}{alone}"
 
 
@@ -88,7 +88,7 @@ def cut_by_context(run: Run) -> str | None:
     whole = run.prompt_tokens + count
     return (
         f"the context cut this answer at {count} of {allowed} tokens:"
-        f" with {run.prompt_tokens} of the prompt it holds {whole:,}"
+        f" counting the prompt's {run.prompt_tokens:,} tokens, it holds {whole:,}"
     )
 
 

@@ -103,14 +103,14 @@ def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, conso
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:
     """The number of answers behind the numbers, if it is the same for all."""
-    return [] if _uneven(rows) else [f"{rows[0].answers} answers a strategy"]
+    return [] if _uneven(rows) else [f"{rows[0].answers} answers per strategy"]
 
 
 def _batches(rows: Sequence[SweepRow]) -> list[str]:
     """What the speeds measure, unless answers were made one at a time."""
     sizes = {row.batch_size for row in rows if row.answers}
     if any(row.batch_size is None and row.seconds and row.tokens_per_second is None for row in rows):
-        return ["no speeds where answers were made in batches of several sizes"]
+        return ["no speeds where answers came from batches of different sizes"]
     return [f"speeds are the throughput of {size} answers at once" for size in sizes if size and size > 1]
 
 

@@ -69,7 +69,7 @@ def _said(rows: Sequence[SweepRow]) -> str:
 
 def _picture(svg: str | None) -> str:
     if svg is None:
-        return '<p class="muted">No picture: matplotlib was not installed.</p>\n'
+        return '<p class="muted">No plot: matplotlib was not installed.</p>\n'
     drawing = svg[svg.index("<svg") :].replace("<svg", '<svg role="img" aria-label="Quality against cost"', 1)
     return f'<figure class="scroll" tabindex="0" aria-label="Quality against cost">\n{drawing}</figure>\n'
 
@@ -80,7 +80,7 @@ def _made(header: Header) -> str:
     named = {"pair": pair_of(header)} if isinstance(header.plan.pair, str) else {}
     plan = header.plan.model_copy(update=named).model_dump_json(indent=2)
     return (
-        f'<pre class="made">{text(header.command or "(the command was not kept)")}</pre>\n<dl>{facts}</dl>\n'
+        f'<pre class="made">{text(header.command or "(the command was not recorded)")}</pre>\n<dl>{facts}</dl>\n'
         f'<details><summary>The whole sweep file</summary>\n<pre class="made">{text(plan)}</pre>\n</details>'
     )
 
@@ -88,7 +88,7 @@ def _made(header: Header) -> str:
 def _facts(header: Header) -> Iterator[tuple[str, str]]:
     """How the page's data was made; models in folders appear by the folder's own name."""
     known: Mapping[str, str] = {
-        "date": header.date or "not kept",
+        "date": header.date or "not recorded",
         "pair": pair_of(header),
         "cascli": header.version,
         **header.environment,

@@ -16,8 +16,8 @@ NAMED = 3
 LONGEST = 4000
 """Maximum number of characters shown of an answer or prompt."""
 NOTE = (
-    "The prompts whose answers were judged most differently, the target's own answer first. What an answer has in"
-    " common with it from its beginning is grey."
+    "The prompts whose answers differ most in score, the target's own answer first. The beginning that an answer"
+    " shares with it is grey."
 )
 
 

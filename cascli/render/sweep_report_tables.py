@@ -137,8 +137,8 @@ def categories_table(groups: Mapping[str, Sequence[SweepRow]], metric: str) -> s
     head = "".join(f'<th scope="col">{_category(name, group)}</th>' for name, group in groups.items())
     body = "\n".join(lines)
     return (
-        f'<p class="muted">Quality ({text(metric)}) of each category of the prompts, with a 95% interval from six'
-        " prompts on, and speed over target alone, likewise.</p>\n"
+        f'<p class="muted">Quality ({text(metric)}) and speed over target alone for each category of prompts, each'
+        " with a 95% interval where there are six or more prompts.</p>\n"
         '<div class="scroll" tabindex="0" role="region" aria-label="Categories of prompts">\n'
         f'<table>\n<thead><tr><th scope="col">strategy</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n'
         "</div>"

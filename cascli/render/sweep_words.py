@@ -21,7 +21,7 @@ def pair_of(header: Header) -> str:
         return str(header.pair)
     pair: object = header.plan.pair
     if isinstance(pair, dict):
-        return "a pair without a name"
+        return "an unnamed pair"
     return Path(pair).stem if isinstance(pair, str) and pair.endswith((".yaml", ".yml")) else str(pair)
 
 
@@ -61,13 +61,13 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     prompts = max((row.num_prompts or 0 for row in rows), default=0)
     temperatures = sorted({row.temperature for row in rows})
     at = "greedily" if temperatures == [0] else "at temperature " + _listed([f"{each:g}" for each in temperatures])
-    greedy = " (greedy answers once)" if 0 in temperatures else ""
+    greedy = " (one if greedy)" if 0 in temperatures else ""
     often = f", each with {len(plan.seeds)} seeds{greedy}" if len(plan.seeds) > 1 and any(temperatures) else ""
     device = header.environment.get("device", "")
     where = f" on {device}" if device else ""
     when = f"On {day_of(header)}, " if header.date else ""
     text = (
-        f"{when}{_count(strategies, 'strategy', 'strategies')} of the pair {pair_of(header)}{where} answered"
+        f"{when}{_count(strategies, 'strategy', 'strategies')} with the pair {pair_of(header)}{where} answered"
         f" {_count(prompts, 'prompt', 'prompts')} of {task_of(plan.task)} {at}{often}, with at most"
         f" {plan.max_new_tokens} tokens each, scored by {header.metric}."
     )
@@ -127,7 +127,7 @@ def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     return (
         f"of the others whose quality is not shown to be lower than {level}, {name} is the fastest:"
         f" {speed_text(best)} target alone{', which is within chance' if _by_chance(best) else ''},"
-        f" quality {best.quality_vs_target or 0.0:+.3f} beside the target's ({low:+.3f} to {high:+.3f})."
+        f" quality {best.quality_vs_target or 0.0:+.3f} relative to the target's ({low:+.3f} to {high:+.3f})."
     )
 
 
@@ -158,7 +158,7 @@ def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     verb = "differs" if len(beyond) == 1 else "differ"
     return (
         f"{', '.join(names)}{more} {verb} from the target's quality by more than the 95% interval"
-        f" ({len(beyond)} of {len(judged)} with loss; one in twenty would by chance)."
+        f" ({len(beyond)} of {len(judged)} with loss; one in twenty would differ by chance)."
     )
 
 
@@ -215,7 +215,7 @@ def bars_of(rows: Sequence[SweepRow]) -> str:
     """What the bars of a picture show."""
     kinds = {row.quality_interval_kind for row in rows if row.quality_interval is not None}
     if "range" in kinds and "95%" in kinds:
-        return "95% interval, of few prompts the range"
+        return "95% interval, or the range over few prompts"
     return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
 
 

@@ -36,7 +36,7 @@ def check_parquet() -> None:
     try:
         import pyarrow.parquet  # noqa: F401 - only whether it is installed
     except ImportError:
-        raise UsageError("Parquet needs pyarrow: pip install 'cascli[tables]', or take csv") from None
+        raise UsageError("Parquet needs pyarrow: pip install 'cascli[tables]', or use csv") from None
 
 
 def parquet_of(table: Table) -> bytes:

@@ -28,7 +28,7 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
         said.append(
             f"{name} is {_as_fast(best)} as target{_by_chance(best)}, with {kept}"
             if _speed(best) >= 1 - SAME
-            else f"None that asks the target is as fast with {kept} (best: {name}, {speed})"
+            else f"None that calls the target is as fast with {kept} (best: {name}, {speed})"
         )
     if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
         name = short_name(loosest.strategy, fancy=fancy)
@@ -62,4 +62,4 @@ def _differs(row: Row) -> str:
         return "was interrupted before it differed"
     if row.answers is not None and row.answers > 1:
         return f"differs in {row.answers - (row.answers_same or 0)} of {row.answers} answers"
-    return "is not the target's" if place is None else f"differs from token {place + 1} on"
+    return "is not the target's" if place is None else f"differs from token {place + 1} onwards"

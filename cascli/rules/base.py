@@ -71,7 +71,7 @@ class Rule(ABC):
 
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    lossless_when: ClassVar[str] = "never known beforehand; the run computes TV(pi, p)"
+    lossless_when: ClassVar[str] = "not known in advance; the run computes TV(pi, p)"
     greedy: ClassVar[str] = ""
     """What the rule does at temperature 0."""
     relatives: ClassVar[str] = ""
@@ -135,7 +135,7 @@ class ChoiceRule(Rule):
         """
         keep = self.keep(d)
         if keep.shape not in ((*d.q.shape[:-1], 1), d.q.shape):
-            raise TypeError(f"{type(self).__name__}.keep: shape {[*keep.shape]}, where [n, 1] or [n, V] is wanted")
+            raise TypeError(f"{type(self).__name__}.keep: expected shape [n, 1] or [n, V] (got {[*keep.shape]})")
         if keep.shape[-1] == 1:
             return d.q.where(keep, d.p)
         deferred_mass = (d.q * ~keep).sum(dim=-1, keepdim=True)

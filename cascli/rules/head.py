@@ -25,7 +25,7 @@ class Head(TokenV3):
     greedy: ClassVar[str] = "token-v3"
     relatives: ClassVar[str] = (
         "token-v3 with tail=exact; the K of min-p; never accepts fewer drafts than token-v3, never farther from p; with"
-        " top=N at temperature 0 relaxed acceptance, as token-v3"
+        " top=N at temperature 0 relaxed acceptance, like token-v3"
     )
 
     tail: Literal["exact"] = option("exact")

@@ -37,7 +37,7 @@ class Mentored(Rule):
     source: ClassVar[str] = "Tran-Thien 2023 (mentored decoding); arXiv 2609.30474"
     lossless_when: ClassVar[str] = "alpha = 0, kl = 0 or tv = 0"
     greedy: ClassVar[str] = "exact"
-    relatives: ClassVar[str] = "alpha accepts as often as lenience = 1 - alpha, and loses less by it"
+    relatives: ClassVar[str] = "alpha accepts as often as lenience = 1 - alpha, at a smaller loss"
     reads_base: ClassVar[bool] = False
     dial: ClassVar[Dial | None] = Dial("alpha", 0.0, 0.999999999, draft_only=False)
 

@@ -26,7 +26,7 @@ class OptLog(KeepRule):
     source: ClassVar[str] = "Narasimhan et al. 2025, app. C.2"
     lossless_when: ClassVar[str] = "alpha -> -inf, where p and q differ"
     greedy: ClassVar[str] = "judged by q1 and p1, with the TV of one-hot distributions"
-    relatives: ClassVar[str] = "opt, with entropies for confidences"
+    relatives: ClassVar[str] = "opt, with entropies in place of confidences"
     reads_confidence: ClassVar[bool] = True
     dial: ClassVar[Dial | None] = Dial("alpha", -1e9, 1e9, "sinh")
 

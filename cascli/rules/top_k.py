@@ -23,7 +23,7 @@ class TopK(Rule):
     source: ClassVar[str] = "Fan et al. 2018"
     lossless_when: ClassVar[str] = "n = V"
     greedy: ClassVar[str] = "exact"
-    relatives: ClassVar[str] = "a control, as min-p"
+    relatives: ClassVar[str] = "a control, like min-p"
     reads_draft: ClassVar[bool] = False
     dial: ClassVar[Dial | None] = Dial("n", 1 << 20, 1, "integer", draft_only=False)
 

@@ -23,7 +23,7 @@ class TopP(Rule):
     source: ClassVar[str] = "Holtzman et al. 2020"
     lossless_when: ClassVar[str] = "mass = 1"
     greedy: ClassVar[str] = "exact"
-    relatives: ClassVar[str] = "a control, as min-p"
+    relatives: ClassVar[str] = "a control, like min-p"
     reads_draft: ClassVar[bool] = False
     dial: ClassVar[Dial | None] = Dial("mass", 1.0, 1e-9, draft_only=False)
 

@@ -32,4 +32,4 @@ class Sampling:
         if self.top_k < 0:
             raise UsageError(f"top_k must be 0 (off) or more (got {self.top_k})")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p must lie in (0, 1] (got {self.top_p})")
+            raise UsageError(f"top_p must be in (0, 1] (got {self.top_p})")

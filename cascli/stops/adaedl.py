@@ -24,8 +24,8 @@ class Adaedl(Stop):
     average and the limit's update were not checked against the paper's.
     """
 
-    summary: ClassVar[str] = "stops where entropy bounds the acceptance by less than a limit that adapts"
-    formula: ClassVar[str] = "stop before drawing if 1 - sqrt(scale H(q1)) < limit; limit moves by 0.01 a round"
+    summary: ClassVar[str] = "stops where an entropy bound on the acceptance falls below an adaptive limit"
+    formula: ClassVar[str] = "stop before drawing if 1 - sqrt(scale H(q1)) < limit; limit moves by 0.01 per round"
     source: ClassVar[str] = "after Agrawal et al. 2024 (AdaEDL)"
     needs_confidence: ClassVar[bool] = True
     reads: ClassVar[Reading | None] = "entropy"

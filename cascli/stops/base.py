@@ -44,9 +44,9 @@ class Stopping:
         known = (None, *get_args(Reading))
         if cls.reads not in known or (asked and cls.reads is None):
             readings = ", ".join(map(repr, get_args(Reading)))
-            raise TypeError(f"{cls.__qualname__}: reads must be one of {readings} (it is {cls.reads!r})")
+            raise TypeError(f"{cls.__qualname__}: reads must be one of {readings} (got {cls.reads!r})")
         if cls.reads == "chance" and asked and cls.before_step is Stopping.before_step:
-            raise TypeError(f"{cls.__qualname__}: with reads = 'chance' it is before_step that is asked")
+            raise TypeError(f"{cls.__qualname__}: with reads = 'chance', before_step is what is called")
 
     def most(self, n: int) -> int:
         """Number of tokens, at most `n`, that the next round may draft."""

@@ -15,7 +15,7 @@ from cascli.stops.base import Reading, Stop
 class Confidence(Stop):
     """Stops after a token with a probability below `least_q`, which is verified like the others."""
 
-    summary: ClassVar[str] = "stops after a token whose own probability is low; it is verified"
+    summary: ClassVar[str] = "stops after a token whose own probability is low; that token is verified"
     formula: ClassVar[str] = "stop after drawing x if q1(x) < least_q"
     source: ClassVar[str] = "transformers' assistant_confidence_threshold, without its adaptation"
     needs_confidence: ClassVar[bool] = True

@@ -17,7 +17,7 @@ from cascli.trace import StepCosts
 class Heuristic(Stop):
     """Starts each answer with rounds of `start` tokens and never reads the draft: a round is drafted in one call."""
 
-    summary: ClassVar[str] = "two tokens more after a round that was kept whole, one less after another"
+    summary: ClassVar[str] = "two tokens more after a round that was kept whole, one less after any other"
     formula: ClassVar[str] = "length + 2 if all drafts were kept, else max(1, length - 1)"
     source: ClassVar[str] = "transformers' num_assistant_tokens_schedule=heuristic_transient"
 

@@ -12,4 +12,4 @@ from cascli.stops.base import Stop
 class Never(Stop):
     """Every round drafts k tokens, in one call."""
 
-    summary: ClassVar[str] = "drafts k tokens, always"
+    summary: ClassVar[str] = "always drafts k tokens"

@@ -33,7 +33,7 @@ MEMORY = 0.97
 class Rate(Stop):
     """Keeps drafting while the expected gain in time is positive, and drafts nothing where no draft pays."""
 
-    summary: ClassVar[str] = "drafts on while the expected gain is positive, by measured step times"
+    summary: ClassVar[str] = "keeps drafting while the expected gain is positive, by measured step times"
     formula: ClassVar[str] = (
         "go on if for some m the next m tokens bring, on average, more than R (m c + v(d + m) - v(d)) tokens;"
         " R is the rate of the best fixed k at the acceptance so far"
@@ -49,7 +49,7 @@ class Rate(Stop):
             ValueError: `costs` is None.
         """
         if costs is None:
-            raise ValueError("stop 'rate' needs to know what steps cost")
+            raise ValueError("stop 'rate' needs the costs of steps")
         return Going(costs)
 
 

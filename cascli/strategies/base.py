@@ -157,7 +157,9 @@ class Strategy(ABC):
             plugin = values.get(name, part.default)
             for field in fields(part.load(plugin)):
                 if field.name in known:
-                    raise UsageError(f"{part.kind} '{plugin}': its parameter '{field.name}' is one of the strategy too")
+                    raise UsageError(
+                        f"{part.kind} '{plugin}': its parameter '{field.name}' is also one of the strategy's"
+                    )
                 known.append(field.name)
         return known
 
@@ -252,16 +254,16 @@ class Speculating(Strategy):
             sure = f"and drafts of '{plugins.name_of(type(self.draft))}' are certain of every token"
             if rule.reads_confidence:
                 raise UsageError(
-                    f"rule '{plugins.name_of(type(rule))}' reads how confident the draft is, {sure}; take a rule that"
-                    " asks the target, such as token-v3"
+                    f"rule '{plugins.name_of(type(rule))}' reads how confident the draft is, {sure}; choose a rule"
+                    " that reads the target, such as token-v3"
                 )
             if self.stop.needs_confidence:
                 raise UsageError(
-                    f"stop '{plugins.name_of(type(self.stop))}' goes by how confident the draft is, {sure}; take"
+                    f"stop '{plugins.name_of(type(self.stop))}' depends on how confident the draft is, {sure}; use"
                     " stop=rate or stop=heuristic"
                 )
         if self.k == "auto" and isinstance(self.stop, Never):
-            raise UsageError("k=auto: say by what a round's length is chosen, such as stop=rate,k=auto")
+            raise UsageError("k=auto: name the stop that sets a round's length, such as stop=rate,k=auto")
 
     @classmethod
     def build(cls, values: Mapping[str, str]) -> Self:

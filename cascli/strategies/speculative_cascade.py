@@ -18,7 +18,7 @@ class SpeculativeCascade(Speculating, RuleStrategy):
         "pi = T(q, p) of the rule; accept x with min(1, pi(x) / q(x)), else norm(max(0, pi - q))" + BLOCK_FORMULA
     )
     source: ClassVar[str] = "Narasimhan et al. 2025, algorithms 4 to 6" + BLOCK_SOURCE
-    lossless_when: ClassVar[str] = "as the rule"
+    lossless_when: ClassVar[str] = "when its rule is"
     default_rule: ClassVar[str] = "token-v3"
 
     @property

@@ -29,10 +29,10 @@ _FEW = 4
 class TokenCascade(RuleStrategy):
     """The draft model writes a token, or the rule defers it to the target."""
 
-    summary: ClassVar[str] = "the rule chooses the writer of each token, one after the other"
+    summary: ClassVar[str] = "the rule chooses which model writes each token, one at a time"
     formula: ClassVar[str] = "pi = T(q, p) of the rule; with a rule that reads p it is an oracle"
     source: ClassVar[str] = "Narasimhan et al. 2025, algorithms 2 and 3"
-    lossless_when: ClassVar[str] = "as the rule"
+    lossless_when: ClassVar[str] = "when its rule is"
 
     @property
     def oracle(self) -> bool:
@@ -62,7 +62,7 @@ class TokenCascade(RuleStrategy):
         ours = s.draw(q)
         defer = deferred(self.rule, distributions.Dists(q, q, q1, q1))
         if defer is None:
-            raise TypeError(f"{self.rule}: a rule that is no choice between the models needs both")
+            raise TypeError(f"{self.rule}: a rule that does not choose between the models needs both")
         more = detail.of_one(s, ours, detail.Views(q1=q1))
         columns = s.fetch(_of_token(defer, ours), ours, distributions.at(q, ours), (q * defer).sum(dim=-1), *more)
         defers, ids, at_q, mass = (column[0] for column in columns[:4])

@@ -315,10 +315,10 @@ def test_speeds_of_several_batch_sizes_are_not_mixed(tiny: Pair, tmp_path: Path)
     mixed = sweep(more | {"limit": 4}, tiny, output=tmp_path, batch_size=3, resume=True)
     assert [(row.batch_size, row.tokens_per_second) for row in mixed] == [(None, None)] * 2
     assert list(mixed.to_frame()["batch_size"].isna()) == [True, True]
-    assert "batches of several sizes" in _said(mixed)
+    assert "batches of different sizes" in _said(mixed)
     assert "2 answers at once" in _said([rows[1]])
     older = [row.model_copy(update={"batch_size": None}) for row in rows]
-    assert "at once" not in _said(older) and "several sizes" not in _said(older)
+    assert "at once" not in _said(older) and "different sizes" not in _said(older)
 
 
 def _said(rows: Sequence[SweepRow]) -> str:

@@ -110,7 +110,7 @@ def test_values_of_another_width_are_refused(where: torch.device) -> None:
     from cascli.kernels.attention import attend
 
     q, k, v = states(4, 2, 3, 16, 40, torch.float32, where)
-    with pytest.raises(ValueError, match="8 numbers a head, queries 16"):
+    with pytest.raises(ValueError, match="8 numbers per head, queries 16"):
         attend(q, k, v[..., :8], torch.tensor(40, device=where), scale=0.25)
 
 

@@ -329,7 +329,7 @@ def test_several_strategies_share_the_weights_of_one_comparison() -> None:
 
 @pytest.mark.parametrize("layers", [2, 7])
 def test_more_layers_than_there_are_is_refused(layers: int) -> None:
-    with pytest.raises(UsageError, match=f"layers={layers}: the model has 2 layers; take 1 to 1."):
+    with pytest.raises(UsageError, match=f"layers={layers}: the model has 2 layers; use 1 to 1."):
         generate(load_pair(pair()), prompt_ids=[5], strategy=f"speculative:draft=early-exit,layers={layers}")
     with pytest.raises(UsageError, match=r"layers: .*greater than or equal to 1"):
         parse("speculative:draft=early-exit,layers=0")

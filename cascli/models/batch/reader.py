@@ -79,7 +79,7 @@ def check_room(
     fits = (free + held) // each - (states.places - texts)
     raise RunError(
         f"a batch of {texts} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
-        f" but only {(free + held) / 1e9:.1f} GB are free.\n"
+        f" and {(free + held) / 1e9:.1f} GB are free.\n"
         + (f"Use a batch of {fits} or fewer, or shorter answers." if fits > 0 else "Use shorter answers or prompts.")
     )
 

@@ -45,9 +45,9 @@ def why_alone(model: PreTrainedModel) -> str | None:
     if not attends_by_rows(model):
         return "its attention cannot keep texts apart"
     if "position_ids" not in EagerRunner.takes(model):
-        return "it counts positions on its own"
+        return "it counts positions itself"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
-        return "what its experts compute for a token depends on the other tokens in a pass"
+        return "what its experts compute for a token depends on the tokens read with it"
     rope = rope_types(config) & LENGTH_DEPENDENT
     if rope:
         return f"its {', '.join(sorted(rope))} position encoding depends on the longest text"

@@ -95,7 +95,7 @@ def _found() -> Make:
             ctypes.c_int64(len(md)),
         )
         if failed:
-            raise RuntimeError("torch cannot make a packed tensor from these bytes")
+            raise RuntimeError("torch cannot make a packed tensor of these bytes")
         return take(capsule(made.value, None, None))
 
     return make

@@ -99,7 +99,7 @@ class _Unfit(ConfigError):
 
 def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> Layout:
     if target.model_type not in TARGETS:
-        raise _Unfit(f"heads draft for targets of type {', '.join(TARGETS)}, but this one is a '{target.model_type}'")
+        raise _Unfit(f"heads draft for targets of type {', '.join(TARGETS)}; this one is a '{target.model_type}'")
     own = _own_config(values)
     flags = {name: _flag(values, name) for name in _FLAGS}
     if flags["norm_before_fc"] and flags["fc_norm"]:
@@ -107,7 +107,7 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
     counts = {name: _count(own, name, 0) for name in _COUNTS}
     shared = counts["num_key_value_heads"]
     if (shared and counts["num_attention_heads"] % shared) or counts["head_dim"] % 2:
-        raise _Unfit("its numbers of heads, or their width, do not fit together")
+        raise _Unfit("its numbers of heads, or their width, are inconsistent")
     with untrusted.damaged(file):
         layer = AutoConfig.for_model(own.pop("model_type"), **own)
         _check_layer(layer)
@@ -137,7 +137,7 @@ def _own_config(values: Mapping[str, Any]) -> dict[str, Any]:
         raise _Unfit("its config has no 'transformer_layer_config'")
     model_type = own.get("model_type", "llama" if kind is None else "qwen3")
     if model_type not in LAYERS:
-        raise _Unfit(f"its layers are of type {printed(model_type)}; {' and '.join(LAYERS)} are supported")
+        raise _Unfit(f"its layers are of type {printed(model_type)}; only {' and '.join(LAYERS)} are supported")
     return {str(key): value for key, value in own.items() if key != "auto_map"} | {"model_type": model_type}
 
 
@@ -189,7 +189,7 @@ def _taps(values: Mapping[str, Any], depth: int) -> tuple[int, ...]:
     nested = more if isinstance(more, Mapping) else {}
     if nested.get("use_aux_hidden_state") is False:
         raise _Unfit(
-            "it reads only the target's last hidden state (use_aux_hidden_state: false), which is not supported"
+            "it uses the target's last hidden state only (use_aux_hidden_state: false), which is not supported"
         )
     given = values.get(name, nested.get(name))
     taps = [2, depth // 2, depth - 3] if given is None else given
@@ -200,5 +200,5 @@ def _taps(values: Mapping[str, Any], depth: int) -> tuple[int, ...]:
             if given is None
             else f"{name}: {printed(taps)} does not suit"
         )
-        raise _Unfit(f"{what} a target of {depth} layers; expected numbers from 1 to {depth}, each once")
+        raise _Unfit(f"{what} a target of {depth} layers; expected distinct numbers from 1 to {depth}")
     return tuple(sorted(taps))

@@ -17,7 +17,7 @@ from cascli.models.placement import BYTES, choose_dtype
 from cascli.models.size import LARGE
 from cascli.models.stages import Work
 
-LOOKED_INTO = "its hidden states go to an EAGLE-3 head, and a captured step does not expose them"
+LOOKED_INTO = "its hidden states go to an EAGLE-3 head, and a captured step exposes none"
 HEAD_IS_EAGER = "an EAGLE-3 head's steps are not captured"
 
 
@@ -68,8 +68,8 @@ def load_head(
         head = read_head(folder, layout, dtype, target.device, done)
         if head.embed_tokens is None and layout.target_width != layout.layer.hidden_size:
             raise ConfigError(
-                f"{folder}: it has no embedding of its own, and its width of {layout.layer.hidden_size:,} is not its"
-                f" target's of {layout.target_width:,}"
+                f"{folder}: it has no embedding of its own, and its width of {layout.layer.hidden_size:,} differs"
+                f" from its target's, {layout.target_width:,}"
             )
     # Its own table, or the target's, which may be on another device than the ids.
     embed: Embed = head.embed_tokens or looked_into.embed

@@ -96,7 +96,7 @@ def _check(folder: Path, wanted: Mapping[str, list[int]], files: _Files) -> None
     for name, shape in wanted.items():
         there = _shape(files[name])
         if there != shape:
-            raise RunError(f"{folder}: '{name}' is {there}, but its config and its target require {shape}.")
+            raise RunError(f"{folder}: '{name}' has shape {there}, but its config and its target require {shape}.")
 
 
 def _and_more(names: list[str]) -> str:
@@ -117,7 +117,7 @@ def _tensor(at: tuple[Path, str]) -> Tensor:
 def _floats(at: tuple[Path, str], name: str) -> Tensor:
     value = _tensor(at)
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise RunError(f"{at[0]}: '{name}' is of {value.dtype}, not a floating-point type.")
+        raise RunError(f"{at[0]}: '{name}' is of {value.dtype}; weights must be floating-point.")
     return value
 
 
@@ -126,19 +126,19 @@ def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
     places = torch.arange(layout.draft_vocab)
     if "d2t" not in files:
         if layout.draft_vocab < layout.rows:
-            raise RunError(f"{folder}: 'd2t', which maps its {layout.draft_vocab:,} rows to tokens, is missing.")
+            raise RunError(f"{folder}: 'd2t' is missing, which maps its {layout.draft_vocab:,} rows to tokens.")
         return places
     offsets = _whole(folder, "d2t", [layout.draft_vocab], files)
     ids = places + offsets.long()
     outside = ids[(ids < 0) | (ids >= layout.rows)]
     if outside.numel():
-        raise RunError(f"{folder}: 'd2t' leads to token {int(outside[0])}, but the target has 0 to {layout.rows - 1}.")
+        raise RunError(f"{folder}: 'd2t' maps to token {int(outside[0])}, but the target has 0 to {layout.rows - 1}.")
     if ids.unique().numel() < ids.numel():
-        raise RunError(f"{folder}: 'd2t' leads to one token twice.")
+        raise RunError(f"{folder}: 'd2t' maps to one token twice.")
     if "t2d" in files:
         said = _whole(folder, "t2d", [layout.rows], files).bool().nonzero().flatten()
         if not torch.equal(said, ids.sort().values):
-            raise RunError(f"{folder}: 'd2t' and 't2d' do not name the same tokens.")
+            raise RunError(f"{folder}: 'd2t' and 't2d' name different tokens.")
     return ids
 
 
@@ -146,10 +146,10 @@ def _whole(folder: Path, name: str, shape: list[int], files: _Files) -> Tensor:
     """Read a vector of integers or booleans."""
     there = _shape(files[name])
     if there != shape:
-        raise RunError(f"{folder}: '{name}' is {there}, but its config and its target require {shape}.")
+        raise RunError(f"{folder}: '{name}' has shape {there}, but its config and its target require {shape}.")
     value = _tensor(files[name])
     if value.dtype not in (*_INTEGERS, torch.bool):
-        raise RunError(f"{folder}: '{name}' is of {value.dtype}, not an integer type.")
+        raise RunError(f"{folder}: '{name}' is of {value.dtype}; expected whole numbers.")
     return value
 
 

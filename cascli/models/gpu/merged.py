@@ -107,7 +107,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
     if not kernels.serve(model.device):
         return "Triton kernels are not available here"
     if not can_decode(model):
-        return "the kernel does not cover its attention"
+        return "its attention is not of the kind that the kernel computes"
     matrices = [each for name, each in model.get_decoder().named_modules() if name.endswith(_MATRICES)]
     dtypes = {each.dtype for each in model.parameters()}
     matrices.append(model.get_output_embeddings())  # a draft model's may be cut
