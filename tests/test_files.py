@@ -24,7 +24,7 @@ from cascli.analysis.columns import COLUMNS, PARAMETERS, columns_of
 from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.profile import Timing
 from cascli.cli.app import app
-from cascli.cli.show import POSSIBLE
+from cascli.cli.documents import KINDS
 from cascli.errors import RunError, UsageError
 from cascli.files import write
 from cascli.jobs.bench import bench
@@ -359,7 +359,7 @@ def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair
             assert len(content) > 50 and isinstance(content, bytes) == (name in formats.BINARY)
     lines = export.of_comparison(raced)["jsonl"]().splitlines()
     assert [Run.from_json(line) for line in lines] == raced.runs
-    assert {each for names in POSSIBLE.values() for each in names} == set(formats.ANY)
+    assert {each for kind in KINDS.values() for each in kind.formats} == set(formats.ANY)
 
 
 def test_a_table_of_answers_has_a_row_an_answer(raced: Comparison) -> None:

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascli.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from cascli.analysis.comparison import Comparison
     from cascli.render.answer_costs import Priced
+    from cascli.sweeps.table import SweepTable
     from cascli.trace import Run
 
 Known = Callable[[str], bool]
-
-
-def picked(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:
-    """The document reduced to what was requested.
-
-    Args:
-        text: the document.
-        kind: its schema.
-        file: where it is from, for errors.
-        names: strategies, each given by its name and any of its parameters; all if empty.
-        prompt: a prompt's id, or its position among the prompts, from 1; all if None.
-
-    Raises:
-        UsageError: nothing has that name, or the document has no such parts.
-    """
-    if not names and prompt is None:
-        return text
-    if kind == "cascli.compare/1":
-        return _of_comparison(text, names, prompt)
-    if kind in ("cascli.run/1", "cascli.runs/1"):
-        return _of_runs(text, kind, file, names, prompt)
-    if kind in ("cascli.sweep/1", "cascli.sweep-table/1") and prompt is None:
-        return _of_table(text, kind, file, names)
-    raise UsageError(f"{file}: {kind} has no {'prompts' if prompt else 'strategies'} to choose from")
 
 
 def wanted_of(specs: Iterable[str], names: Sequence[str]) -> Known:
@@ -63,10 +40,14 @@ def _parts(spec: str) -> tuple[str, set[str]]:
     return name.strip(), {part.strip() for part in rest.split(",") if part.strip()}
 
 
-def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
-    from cascli.analysis.comparison import Comparison, summarise
+def of_comparison(whole: Comparison, names: Sequence[str], prompt: str | None) -> Comparison:
+    """Some strategies of a comparison, on one prompt if it is given.
 
-    whole = Comparison.from_json(text)
+    Raises:
+        UsageError: nothing has that name.
+    """
+    from cascli.analysis.comparison import summarise
+
     runs, rows, repeats = whole.runs, whole.summary, whole.repeats
     if prompt is not None:
         runs = _of_prompt(runs, prompt)
@@ -82,34 +63,36 @@ def _of_comparison(text: str, names: Sequence[str], prompt: str | None) -> str:
         "repeats": [[each for each in repeat if wanted(each.strategy)] for repeat in repeats],
         "explanation": None,  # covered all strategies and prompts
     }
-    return whole.model_copy(update=parts).to_json()
+    return whole.model_copy(update=parts)
 
 
-def _of_table(text: str, kind: str, file: Path, names: Sequence[str]) -> str:
-    from cascli.cli.show import table_in
+def of_table(table: SweepTable, names: Sequence[str]) -> SweepTable:
+    """Some strategies of a sweep's table.
 
-    table = table_in(text, kind, file)
+    Raises:
+        UsageError: nothing has that name.
+    """
     wanted = wanted_of([row.strategy for row in table.rows], names)
     parts = {
         "rows": [row for row in table.rows if wanted(row.strategy)],
         "categories": _of_groups(table.categories, wanted),
     }
-    return table.model_copy(update=parts).to_json()
+    return table.model_copy(update=parts)
 
 
 def _of_groups(groups: Mapping[str, Sequence[Priced]], wanted: Known) -> dict[str, list[Priced]]:
     return {name: [row for row in rows if wanted(row.strategy)] for name, rows in groups.items()}
 
 
-def _of_runs(text: str, kind: str, file: Path, names: Sequence[str], prompt: str | None) -> str:
-    from cascli.cli.show import runs_in
+def of_runs(runs: Sequence[Run], names: Sequence[str], prompt: str | None) -> list[Run]:
+    """Runs of some strategies, on one prompt if it is given.
 
-    runs = runs_in(text, kind, file)
-    if prompt is not None:
-        runs = _of_prompt(runs, prompt)
-    wanted = wanted_of([run.spec for run in runs], names)
-    body = ",".join(run.to_json() for run in runs if wanted(run.spec))
-    return body if kind == "cascli.run/1" else f'{{"schema":"cascli.runs/1","runs":[{body}]}}'
+    Raises:
+        UsageError: nothing has that name.
+    """
+    chosen = list(runs) if prompt is None else _of_prompt(runs, prompt)
+    wanted = wanted_of([run.spec for run in chosen], names)
+    return [run for run in chosen if wanted(run.spec)]
 
 
 def _of_prompt(runs: Sequence[Run], prompt: str) -> list[Run]:
