@@ -336,7 +336,7 @@ def test_a_sweep_writes_all_it_promises(plan_file: Path, tmp_path: Path) -> None
 def test_dry_run_runs_nothing(plan_file: Path, tmp_path: Path) -> None:
     found = run(str(plan_file), "--dry-run", "-o", str(tmp_path / "out"))
     assert found.exit_code == 0
-    assert "(one if greedy)" in found.stdout
+    assert "(greedy answers once)" in found.stdout
     assert "90 of at most 8 tokens (720 tokens)" in found.stdout  # 15 cells, and 3 prompts of two turns
     quiet = run(str(plan_file), "--dry-run", "-q", "-o", str(tmp_path / "out"))
     assert quiet.stdout.splitlines() == load_plan(plan_file).specs()
