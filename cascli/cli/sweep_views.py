@@ -42,7 +42,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
         "prompts": f"{len(task.problems)} of {' '.join(names)}{conversations}, scored by {task.metric}",
         "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
-        "seeds": ", ".join(map(str, plan.seeds)) + (" (greedy answers once)" if once else ""),
+        "seeds": ", ".join(map(str, plan.seeds)) + (" (one if greedy)" if once else ""),
         "runs": str(plan.runs),
         "strategies": "\n".join([str(len(specs)), *(_named(spec, at, plan) for spec, at in plan.where().items())]),
         "answers": f"{cells * turns:,} of at most {plan.max_new_tokens} tokens"
