@@ -39,10 +39,10 @@ def ended_after(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The conversation so far: pairs of user turn and answer, and the system text if any."""
+    """The conversation so far: pairs of user turn and answer, and the system prompt if any."""
 
     system: str | None = None
-    """An empty string counts as a system text; with None, a template may insert its own."""
+    """An empty string counts as a system prompt; with None, a template may insert its own."""
     past: tuple[tuple[str, str], ...] = ()
 
     def with_prefix(self, prefix: str) -> Conversation:

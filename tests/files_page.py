@@ -69,7 +69,7 @@ PLAIN = {
     "pair": "The pair, as it ran.",
     "sampling": "Sampling parameters.",
     "prompt": "The prompt; null if token ids were given.",
-    "system": "System text for the chat template; null for the template's own.",
+    "system": "System prompt for the chat template; null for the template's own.",
     "prompt_tokens": "Number of tokens the models read, including the chat template and earlier turns.",
     "text": "The text.",
     "Run.text": "The answer.",

@@ -154,11 +154,11 @@ class Session:
         compare(self._plan, self._chat, prompt)
 
     def system(self, text: str) -> None:
-        """Show or set the system text; - removes it."""
+        """Show or set the system prompt; - removes it."""
         if text:
             self._chat.take_system(None if text == "-" else text)
         now = self._chat.settings.system
-        self._say("no system text set" if now is None else f"system: {now}")
+        self._say("no system prompt set" if now is None else f"system: {now}")
 
     def new(self, text: str) -> None:
         """Start a new conversation."""

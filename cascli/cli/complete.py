@@ -7,14 +7,14 @@ from typing import get_args
 
 
 def pairs(incomplete: str) -> list[str]:
-    """Ready pairs."""
+    """Built-in pairs."""
     from cascli.config import pair_files
 
     return [name for name in pair_files() if name.startswith(incomplete)]
 
 
 def sweeps(incomplete: str) -> list[str]:
-    """Ready sweeps."""
+    """Built-in sweeps."""
     from cascli.config import sweep_files
 
     return [name for name in sweep_files() if name.startswith(incomplete)]

@@ -36,7 +36,7 @@ cascli eval --tasks gsm8k,ifeval --apply-chat-template --batch-size 8
     top_p="Keep the smallest set of this mass; overrides the task's.",
     seed="Seed of the runs' random numbers; overrides the task's. (default 0)",
     stop="Also end answers before this text; may be repeated.",
-    system="System text for every prompt.",
+    system="System prompt for every prompt.",
     limit="Use only the first N documents of each task.",
     folder=True,
     output="Results folder: eval.json, and lm-evaluation-harness's own files for each strategy.",

@@ -142,7 +142,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
         list[str],
         _option("--stop", panel=SAMPLING, metavar="TEXT", help="End the answer before this text; may be repeated."),
     ),
-    "system": (str, _option("--system", panel=PROMPT, metavar="TEXT", help="System text for the chat template.")),
+    "system": (str, _option("--system", panel=PROMPT, metavar="TEXT", help="System prompt for the chat template.")),
     "raw": (bool, _option("--raw/--no-raw", panel=PROMPT, help="No chat template: continue the prompt as it is.")),
     "prompts": (
         str,

@@ -1,4 +1,4 @@
-"""cascli pairs: list the ready pairs, what is on disk and what each needs; find or remove the weights of one."""
+"""cascli pairs: list the built-in pairs, what is on disk and what each needs; find or remove the weights of one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Name = Annotated[str, typer.Argument(help="Pair name or YAML file.", autocomplet
     *("json", "quiet", "verbose", "color"), quiet="Print only names.", verbose="Also show where the models come from."
 )
 def command(ctx: typer.Context, *, flags: Flags) -> None:
-    """List the ready pairs: size, licence, gated or not, memory needed, what is on disk."""
+    """List the built-in pairs: size, licence, gated or not, memory needed, what is on disk."""
     from cascli.config import DEFAULT_PAIR, pair_files
     from cascli.render.console import screen
     from cascli.render.pairs import pairs_list
@@ -156,7 +156,7 @@ EXAMPLES = {
 
 
 def describe(name: str) -> dict[str, Any]:
-    """The facts about one ready pair."""
+    """The facts about one built-in pair."""
     from cascli.config import PypiSource, load_config
 
     config = load_config(name)

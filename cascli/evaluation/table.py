@@ -66,7 +66,7 @@ class Evaluation(Document):
     chat_template: bool
     """Whether prompts went through the pair's chat template, with examples as earlier turns."""
     system: str | None
-    """System text of every prompt."""
+    """System prompt of every prompt."""
     given: dict[str, float | int | list[str]]
     """Generation settings from flags, which take precedence over those of tasks."""
     batch_size: int

@@ -1,4 +1,4 @@
-"""The list of ready pairs."""
+"""The list of built-in pairs."""
 
 from __future__ import annotations
 
