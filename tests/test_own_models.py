@@ -168,7 +168,7 @@ def test_a_target_alone(cli) -> None:
         (["--draft", "./absent", "--target", "large"], "--draft: path:{}/absent: no such file or folder"),
         (["--draft", "small", "--target", "a b"], "--target: expected a model folder"),
         (["--draft", ".", "--target", "large"], "--draft: path:{}: the folder has no config.json"),
-        (["-c", "small"], "small: a folder, and a pair is two models: give them as --draft and --target"),
+        (["-c", "small"], "small: this is a folder, but a pair is two models: give them as --draft and --target"),
         (["--draft", "strange", "--target", "large"], "the models' tokenizers differ: they share 1 tokens"),
     ],
 )

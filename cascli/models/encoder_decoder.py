@@ -80,7 +80,7 @@ class EncoderDecoderRunner(Runner):
             ValueError: there is no prompt yet.
         """
         if self._states is None:
-            raise ValueError("the decoder has nothing to attend to: begin with a prompt")
+            raise ValueError("the decoder has nothing to attend to: start with a prompt")
         batch = ids.to(self._input_device).unsqueeze(0)
         output = self.model(
             decoder_input_ids=batch, encoder_outputs=(self._states,), past_key_values=self._caches, use_cache=True
