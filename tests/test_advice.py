@@ -892,7 +892,7 @@ def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
         assert kept.reading == pytest.approx(run.metrics.seconds.prefill / 1.5)
     pairs = [(a, b) for each in answers.chances for a, b in itertools.pairwise(each)]
     after = sum(a * b for a, b in pairs) / sum(a for a, _ in pairs)
-    looked = answers.looked()
+    looked = answers.recorded_summary()
     assert looked.acceptance is not None and looked.passing_rows == pytest.approx(after / looked.acceptance)
 
 

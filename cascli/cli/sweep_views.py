@@ -73,11 +73,11 @@ def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
 
 
 def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
-    from cascli.jobs.step_times import kept
+    from cascli.jobs.step_times import load_step_times
     from cascli.render.numbers import duration
     from cascli.sweeps.forecast import forecast
 
-    steps = kept(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
+    steps = load_step_times(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
     if steps is None:
         return "unknown: no step times for this pair at this precision; cascli bench or compare measures them"
     low, high = forecast(plan, turns, steps.profile)
