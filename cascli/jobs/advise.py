@@ -369,7 +369,7 @@ class Advising:
                 f"a head's drafts depend on where its round began; rounds of {RECORDED_K} were recorded, so predictions"
                 " for other k are rough, and too high for longer blocks"
             )
-        notes += choosing.of_answers(rows, self._tolerance)
+        notes += choosing.answer_notes(rows, self._tolerance)
         return notes
 
     def _report_progress(self, what: str, done: int, total: int) -> None:
