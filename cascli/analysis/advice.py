@@ -420,10 +420,10 @@ def decide(confirmed: Sequence[Confirmed], faster: Faster) -> Confirmed:
         faster: compares two of them.
     """
     chosen = confirmed[0]
-    for each in confirmed[1:]:
-        faster_than_target = each.speed.of_means > chosen.speed.of_means  # one may be per answer, the other per token
-        if each.within and faster_than_target and clearly(faster(each.strategy, chosen.strategy).ratio):
-            chosen = each
+    for row in confirmed[1:]:
+        faster_than_target = row.speed.of_means > chosen.speed.of_means  # one may be per answer, the other per token
+        if row.within and faster_than_target and clearly(faster(row.strategy, chosen.strategy).ratio):
+            chosen = row
     return chosen
 
 

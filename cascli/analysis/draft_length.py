@@ -143,11 +143,11 @@ def draft_lengths(runs: Sequence[Run], profile: Profile, speeds: Mapping[str, fl
         if block_length(run.params):  # even if a stop prevented every draft
             way = with_params(run.strategy, without_length(run.params))
             ways.setdefault(way, {}).setdefault(run.spec, []).append(run)
-    lengths = [_of_one_way(way, groups, runs, profile, speeds) for way, groups in ways.items()]
+    lengths = [_draft_length(way, groups, runs, profile, speeds) for way, groups in ways.items()]
     return sorted(lengths, key=lambda each: not each.stops)
 
 
-def _of_one_way(
+def _draft_length(
     way: str, groups: Mapping[str, Sequence[Run]], runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]
 ) -> DraftLength:
     fixed = {spec: group for spec, group in groups.items() if "stop" not in group[0].params}

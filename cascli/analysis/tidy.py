@@ -278,7 +278,7 @@ def of_bench(bench: Bench) -> Table:
                 }
                 for block, each in timings.items()
             ]
-    return table("bench", [shared | row for row in [*rows, *_synthetic(bench), *_of_batches(bench)]])
+    return table("bench", [shared | row for row in [*rows, *_synthetic_rows(bench), *_batch_rows(bench)]])
 
 
 def _call(timing: Timing, step: float) -> Record:
@@ -289,7 +289,7 @@ def _call(timing: Timing, step: float) -> Record:
     }
 
 
-def _synthetic(bench: Bench) -> list[Record]:
+def _synthetic_rows(bench: Bench) -> list[Record]:
     synthetic = bench.synthetic
     if synthetic is None:
         return []
@@ -322,7 +322,7 @@ def _synthetic(bench: Bench) -> list[Record]:
     return rows
 
 
-def _of_batches(bench: Bench) -> list[Record]:
+def _batch_rows(bench: Bench) -> list[Record]:
     """Return what was decoded in batches; `target` is k = 0."""
     alone = {run.batch_size: run.tokens_per_second for run in bench.batch_runs if run.k == 0}
     return [

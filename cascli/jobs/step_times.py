@@ -63,12 +63,12 @@ def _file(config: PairConfig, options: RunOptions) -> Path:
     resolved = options._replace(
         device=options.device or own.device or "auto", dtype=options.dtype or own.dtype or "auto"
     )
-    key_parts = [models, *resolved, os.environ.get("OMP_NUM_THREADS"), _ids_of(config)]
+    key_parts = [models, *resolved, os.environ.get("OMP_NUM_THREADS"), _vocab_hash(config)]
     key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_home() / "steps" / f"{key}.json"
 
 
-def _ids_of(config: PairConfig) -> str | None:
+def _vocab_hash(config: PairConfig) -> str | None:
     """Hash of the file of token ids that the draft's head is cut to, as its content may change; None without one."""
     vocab = None if config.draft is None else config.draft.vocab
     if not isinstance(vocab, str):
