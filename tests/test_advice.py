@@ -436,21 +436,21 @@ def test_nothing_is_advised_that_is_told_as_slower_than_what_it_replaces() -> No
 def test_cut_answers_are_told_of_those_that_have_loss_first() -> None:
     target = TARGET.model_copy(update={"share_cut": 0.6})
     loose = ran("loose", ratio(1.5, 1.4, 1.6), lossless=False, share_cut=0.25)
-    assert choosing.of_answers([target, loose], Tolerance()) == [
+    assert choosing.answer_notes([target, loose], Tolerance()) == [
         "25% of the answers of loose were cut off: their full length and cost are not known"
     ]
-    assert choosing.of_answers([target], Tolerance()) == ["60% of the answers of target were cut off"]
+    assert choosing.answer_notes([target], Tolerance()) == ["60% of the answers of target were cut off"]
     few = loose.model_copy(update={"share_cut": 0.1})
-    assert choosing.of_answers([target, few], Tolerance()) == ["60% of the answers of target were cut off"]
-    assert choosing.of_answers([TARGET, few], Tolerance()) == []
+    assert choosing.answer_notes([target, few], Tolerance()) == ["60% of the answers of target were cut off"]
+    assert choosing.answer_notes([TARGET, few], Tolerance()) == []
 
 
 def test_a_tolerance_of_all_that_the_target_scores_is_told() -> None:
     scored = choosing.quality([0.0, 1.0] * 6, [0.0, 1.0] * 6, 0.5)
     target = TARGET.model_copy(update={"quality": scored})
-    (note,) = choosing.of_answers([target], Tolerance(max_tv=1.0, max_quality_loss=0.5))
+    (note,) = choosing.answer_notes([target], Tolerance(max_tv=1.0, max_quality_loss=0.5))
     assert note == "target's own mean score is 0.500 here: a loss of 0.5 would be all of it"
-    assert choosing.of_answers([target], Tolerance(max_tv=1.0, max_quality_loss=0.4)) == []
+    assert choosing.answer_notes([target], Tolerance(max_tv=1.0, max_quality_loss=0.4)) == []
 
 
 def test_what_is_not_within_the_tolerance_is_passed_over_and_says_why() -> None:
@@ -892,7 +892,7 @@ def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
         assert kept.reading == pytest.approx(run.metrics.seconds.prefill / 1.5)
     pairs = [(a, b) for each in answers.chances for a, b in itertools.pairwise(each)]
     after = sum(a * b for a, b in pairs) / sum(a for a, _ in pairs)
-    looked = answers.looked()
+    looked = answers.recorded_summary()
     assert looked.acceptance is not None and looked.passing_rows == pytest.approx(after / looked.acceptance)
 
 

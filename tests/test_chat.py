@@ -134,7 +134,7 @@ def test_new_forgets(text_pair: Pair) -> None:
 def test_the_system_text_is_changed_and_what_was_said_stays(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("target"), SETTINGS)
     answer = chat.ask("hi", lambda step: None).text
-    chat.take_system("Be brief.")
+    chat.set_system("Be brief.")
     assert chat.conversation == Conversation("Be brief.", (("hi", answer),))
     assert chat.ask("again", lambda step: None).system == "Be brief."
 
@@ -307,10 +307,10 @@ def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("speculative:k=3"), SETTINGS)
     before = (chat.strategy, chat.settings, chat.conversation)
     for change in (
-        lambda: chat.take_strategy("nothing"),
-        lambda: chat.take_k("100"),
-        lambda: chat.take_parameter("alpha", "1"),
-        lambda: chat.take_setting("temperature", "hot"),
+        lambda: chat.set_strategy("nothing"),
+        lambda: chat.set_k("100"),
+        lambda: chat.set_parameter("alpha", "1"),
+        lambda: chat.set_setting("temperature", "hot"),
     ):
         with pytest.raises(UsageError):
             change()

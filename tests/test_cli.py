@@ -572,7 +572,7 @@ def test_an_interrupted_comparison_names_the_strategies_of_which_there_is_nothin
     run = generate_jobs.generate(text_pair, "hi", strategy="target", max_new_tokens=2)
     specs = ["target", "speculative:k=2", "draft"]
     more: Any = {"warm_up": lambda: None, "run": interrupt, "cut_short": lambda: True, "batch_size": 1, "answers": 3}
-    done: Any = SimpleNamespace(specs=specs, every=[run], **more)
+    done: Any = SimpleNamespace(specs=specs, all_runs=[run], **more)
     view = screen(200, terminal=False)
     assert isinstance(_run(view, done, watched=False), KeyboardInterrupt)
     assert "interrupted: these are the answers so far; none from speculative k=2, draft" in printed(view)

@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from cascli import Pair, generate, load_pair  # noqa: E402
 from cascli.cli.app import app  # noqa: E402
 from cascli.errors import UsageError  # noqa: E402
-from cascli.evaluation.harness import Asking  # noqa: E402
+from cascli.evaluation.harness import EvaluationOptions  # noqa: E402
 from cascli.evaluation.model import Notes, StrategyModel  # noqa: E402
 from cascli.evaluation.run import Evaluating, evaluate  # noqa: E402
 from cascli.settings import Settings  # noqa: E402
@@ -232,10 +232,10 @@ def test_the_first_strategys_metric_is_that_of_all(own: Pair, monkeypatch: pytes
 
     found = iter([of(37.0), of(0.5)])
     monkeypatch.setattr("cascli.evaluation.run.evaluated", lambda *_: next(found))
-    evaluating = Evaluating(own, Asking(["truth"]), None, Settings())
+    evaluating = Evaluating(own, EvaluationOptions(["truth"]), None, Settings())
     for spec in SPECS[:2]:
         evaluating.run(parse(spec))
-    assert [each["main_metrics"] for each in evaluating.found.values()] == [{"truth": ("acc", "none")}] * 2
+    assert [each["main_metrics"] for each in evaluating.results.values()] == [{"truth": ("acc", "none")}] * 2
 
 
 def test_leave_to_run_code_is_told_to_the_harness_and_taken_back(

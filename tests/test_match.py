@@ -276,7 +276,7 @@ def test_of_settings_that_are_near_enough_the_strictest_is_taken() -> None:
 
 
 def test_answers_that_calibrate_are_no_longer_than_those_that_are_measured(near_pair: Pair) -> None:
-    wanted = job.asked({"target_calls_per_token": 0.4}, "mixture")
+    wanted = job.rule_request({"target_calls_per_token": 0.4}, "mixture")
     assert wanted is not None
     for most, tokens in ((7, 7), (200, job.TOKENS)):
         settings = Resolved(max_new_tokens=most, temperature=1.0)
@@ -319,17 +319,17 @@ def test_older_documents_know_alphas() -> None:
 )
 def test_what_cannot_be_matched_is_said_first(match: Any, names: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        job.asked(match, names)
+        job.rule_request(match, names)
 
 
 def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules.load("chow"), "dial", None)
-    wanted = job.asked({"target_calls_per_token": 0.3}, "all")
+    wanted = job.rule_request({"target_calls_per_token": 0.3}, "all")
     assert wanted is not None and "chow" not in wanted.rules and wanted.without_dial == ("chow",)
-    plain = job.asked(None, "all")
+    plain = job.rule_request(None, "all")
     assert plain is not None and "chow" in plain.rules
     with pytest.raises(UsageError, match=r"'chow' declares no `dial`"):
-        job.asked({"target_calls_per_token": 0.3}, "opt,chow")
+        job.rule_request({"target_calls_per_token": 0.3}, "opt,chow")
 
 
 # ---- calibration prompts

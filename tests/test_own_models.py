@@ -376,7 +376,7 @@ def test_a_dry_run_says_everything_in_one_block(cli, tmp_path: Path) -> None:
         assert words in before.stdout
     assert not (tmp_path / "new").exists()
     assert cli("compare", "hi", "-c", "tiny-random", *FEW[:2], "-s", "target", "-s", "speculative").exit_code == 0
-    known = step_times.kept(load_config("tiny-random"), step_times.How())
+    known = step_times.load_step_times(load_config("tiny-random"), step_times.RunOptions())
     assert known is not None
     after = cli(*asked)
     assert f"from step times of {known.date}" in after.stdout

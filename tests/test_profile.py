@@ -12,7 +12,7 @@ from cascli.analysis.profile import Profile, interpolated, timing
 from cascli.analysis.prospects import prospects
 from cascli.config import load_config
 from cascli.jobs.profile import blocks_for, profile
-from cascli.jobs.step_times import How, keep, kept
+from cascli.jobs.step_times import RunOptions, load_step_times, save_step_times
 from tests.pairs import EVERY_ARCHITECTURE, pair
 
 
@@ -92,10 +92,16 @@ def test_steps_are_kept_for_a_pair_as_it_was_run(tmp_path: Path, clean_env: pyte
     ids.write_text("1\n2\n")
     made = pair()
     config = load_config(made | {"draft": made["draft"] | {"vocab": str(ids)}})
-    keep(config, How(dtype="int8", threads=2), flat(0.2, {2: 1.0}))
-    found = kept(config, How(dtype="int8", threads=2))
+    save_step_times(config, RunOptions(dtype="int8", threads=2), flat(0.2, {2: 1.0}))
+    found = load_step_times(config, RunOptions(dtype="int8", threads=2))
     assert found is not None and found.profile == flat(0.2, {2: 1.0})
-    others = [How(), How(dtype="int8"), How(threads=2), How("cpu", "int8", 2), How(None, "int8", 2, cuda_graphs=False)]
-    assert [kept(config, how) for how in others] == [None] * 5
+    others = [
+        RunOptions(),
+        RunOptions(dtype="int8"),
+        RunOptions(threads=2),
+        RunOptions("cpu", "int8", 2),
+        RunOptions(None, "int8", 2, cuda_graphs=False),
+    ]
+    assert [load_step_times(config, how) for how in others] == [None] * 5
     ids.write_text("1\n3\n")
-    assert kept(config, How(dtype="int8", threads=2)) is None
+    assert load_step_times(config, RunOptions(dtype="int8", threads=2)) is None

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cascli import Pair, compare, generate, load_pair
 from cascli.analysis.comparison import Comparison, first_divergence, summarise
 from cascli.cli.app import app
-from cascli.jobs.compare import Repeats, settled
+from cascli.jobs.compare import Repeats, resolved_schedule
 from cascli.jobs.generate import settings_of
 from cascli.jobs.race import ROUNDS, SECONDS, race
 from cascli.prompts import Prompt
@@ -144,7 +144,7 @@ def test_nobody_else_runs_on_the_pair_meanwhile() -> None:
 
 
 def test_auto_is_fair_on_a_cpu_alone(text_pair: Pair) -> None:
-    assert settled("auto", text_pair) == "fair" and settled("sequential", text_pair) == "sequential"
+    assert resolved_schedule("auto", text_pair) == "fair" and resolved_schedule("sequential", text_pair) == "sequential"
 
 
 def stopped(loaded: Pair, specs: list[str], stop: Any, *, runs: int = 1, schedule: Any = "fair") -> Repeats:

@@ -272,7 +272,7 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
     settings = Resolved(max_new_tokens=12, temperature=0.0)
     repeats = Repeats(text_pair, prompts, [parse(asked[0])], settings, runs=2)
     repeats.run()
-    assert [run.earlier_texts for run in repeats.every] == [0, 1, 1, 2] * 2
+    assert [run.earlier_texts for run in repeats.all_runs] == [0, 1, 1, 2] * 2
     said = io.StringIO()
     console = Console(file=said, width=200)
     print_results(found, Screen(console, console), "none")

@@ -26,7 +26,7 @@ from cascli.models.batch.lanes import Lanes
 from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.overriding import overridden
-from cascli.sweeps.plan import UNDECIDED, Cell, SweepPlan, load_plan, with_strategies
+from cascli.sweeps.plan import NOT_IN_FINGERPRINT, Cell, SweepPlan, load_plan, with_strategies
 from cascli.sweeps.records import Header, Record, Records
 from cascli.sweeps.run import carry_out
 from cascli.sweeps.table import SweepRow, family, front, rows
@@ -135,7 +135,11 @@ def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
 def test_a_budget_takes_no_temperature_from_what_is_listed() -> None:
     spec = "speculative-cascade:rule=opt,alpha=0.5,k=4"
     plan = SweepPlan(strategies=[spec], temperatures=[0.0, 1.0])
-    assert with_strategies(plan, {spec: [1.0]}).where() == plan.where() == {"target": [0.0, 1.0], spec: [0.0, 1.0]}
+    assert (
+        with_strategies(plan, {spec: [1.0]}).temperatures_by_strategy()
+        == plan.temperatures_by_strategy()
+        == {"target": [0.0, 1.0], spec: [0.0, 1.0]}
+    )
 
 
 def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: Path, tmp_path: Path) -> None:
@@ -281,7 +285,7 @@ def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> No
     plan = SweepPlan.model_validate(
         {"strategies": ["draft"], "task": {"kind": "dataset", "path": "d", "reference": "{a}"}}
     )
-    decides = plan.model_dump(exclude=UNDECIDED)
+    decides = plan.model_dump(exclude=NOT_IN_FINGERPRINT)
     for key in ("dataset", "seed", "options", "shots", "answer", "revision", "shuffle"):
         del decides["task"][key]
     del decides["max_prompt_tokens"]
@@ -504,7 +508,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
 
 def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with Records(out).alone():
+    with Records(out).locked():
         other = run(str(plan_file), "-o", str(out))
     assert other.exit_code == 2 and "another sweep is running here" in other.stderr
     assert not (out / "records.jsonl").exists()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cascli.cli.app import app
 from cascli.errors import ConfigError, UsageError
 from cascli.sweeps import gym as problems
-from cascli.sweeps.gym import WAYS, gym
+from cascli.sweeps.gym import ANSWER_FORMATS, gym
 from cascli.sweeps.plan import SweepPlan, TaskConfig, load_plan
 from cascli.sweeps.records import Records
 from cascli.sweeps.tasks import Task, task_of
@@ -35,12 +35,12 @@ def task(limit: int | None = 5, plan: dict | None = None, **more: object) -> Tas
 
 
 def test_questions_are_asked_with_the_words_that_go_with_the_extraction() -> None:
-    for answer, way in WAYS.items():
+    for answer, way in ANSWER_FORMATS.items():
         for problem in task(answer=answer).problems:
             assert problem.prompt.startswith("State the final answer to the following arithmetic problem:")
             assert problem.prompt.endswith(f"\n\n{way.ask}") and problem.reference
     own = task(prompt="{question} {instruction}", answer="whole").problems[0].prompt
-    assert own.endswith(f"= {WAYS['whole'].ask}")
+    assert own.endswith(f"= {ANSWER_FORMATS['whole'].ask}")
 
 
 def test_the_first_problems_are_the_same_for_any_limit_and_in_any_process() -> None:
@@ -48,10 +48,12 @@ def test_the_first_problems_are_the_same_for_any_limit_and_in_any_process() -> N
     assert shown == more  # with its examples, or a sweep resumed with more problems would use other prompts
     few, many = task(3, dataset="gsm_symbolic"), task(30, dataset="gsm_symbolic")
     assert few.problems == many.problems[:3] and few.problems[2].id == "gsm_symbolic-0-2"
-    assert few.asked().items() <= many.asked().items()
-    code = "from tests.test_sweep_gym import task; print(sorted(task(3, dataset='gsm_symbolic').asked().items()))"
+    assert few.problem_hashes().items() <= many.problem_hashes().items()
+    code = (
+        "from tests.test_sweep_gym import task; print(sorted(task(3, dataset='gsm_symbolic').problem_hashes().items()))"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == str(sorted(few.asked().items()))
+    assert other.stdout.strip() == str(sorted(few.problem_hashes().items()))
 
 
 def test_other_seeds_and_options_make_other_problems() -> None:
@@ -129,17 +131,17 @@ def test_a_folder_knows_what_was_asked_and_others_do_not_care() -> None:
     ],
 )
 def test_where_an_answer_is_looked_for(way: str, text: str, found: str | None) -> None:
-    assert WAYS[way].find(text) == found
+    assert ANSWER_FORMATS[way].find(text) == found
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "gsm_symbolic", "calendar_arithmetic", "spell_backward", "leg_counting"])
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", list(ANSWER_FORMATS))
 def test_an_answer_written_as_the_examples_write_it_is_solved(name: str, way: str) -> None:
     if way == "last-number" and name in ("calendar_arithmetic", "spell_backward"):
         pytest.skip("these are words")
     exam = task(8, dataset=name, answer=way)
     for problem in exam.problems:
-        text = WAYS[way].example.format(problem.reference)
+        text = ANSWER_FORMATS[way].example.format(problem.reference)
         given = text if way == "whole" else f"First 1, then 2.\n{text}"
         assert exam.score(problem, given, [], None) == 1
         assert exam.score(problem, "", [], None) == 0

@@ -70,7 +70,7 @@ def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
             return [{"Alive": False}, {"Alive": alive}]
 
     executor = RayExecutor.__new__(RayExecutor)
-    executor._ray, executor._why = Ray(), "why"
+    executor._ray, executor._last_error = Ray(), "why"
     if alive:
         assert executor._first_of(["call"], patient=True) == "call"
         assert len(looks) == 3

@@ -18,7 +18,7 @@ from cascli.render.sweep_report import report
 from cascli.render.sweep_report_tables import _in_category
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Record, Records
-from cascli.sweeps.samples import MOST_ANSWERS, MOST_SAMPLES, samples
+from cascli.sweeps.samples import MAX_ANSWERS, MAX_SAMPLES, samples
 from cascli.sweeps.table import rows
 from cascli.sweeps.tasks import Example, Task
 from tests.sweeps import HOSTILE, folder_of, header_of, plan_of, records_of
@@ -169,10 +169,10 @@ def test_what_goes_on_behind_the_targets_end_is_not_shared_with_it() -> None:
 
 def test_samples_are_few() -> None:
     found = samples(records_of(PLAN, prompts=20))
-    assert len(found) == MOST_SAMPLES and len({each.problem for each in found}) == MOST_SAMPLES
+    assert len(found) == MAX_SAMPLES and len({each.problem for each in found}) == MAX_SAMPLES
     for each in found:
-        assert len(each.answers) == MOST_ANSWERS and each.left_out > 0 and "target" in each.answers[0].strategies
-        assert len({answer.text for answer in each.answers}) == MOST_ANSWERS
+        assert len(each.answers) == MAX_ANSWERS and each.left_out > 0 and "target" in each.answers[0].strategies
+        assert len({answer.text for answer in each.answers}) == MAX_ANSWERS
 
 
 def test_an_answer_is_shown_from_where_it_parts() -> None:
@@ -250,7 +250,7 @@ def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
 def test_other_categories_are_no_other_sweep() -> None:
     """Answers do not depend on categories."""
     one, other = (Task("f1", [Example("a", "ask", category=name)]) for name in ("x", "y"))
-    assert one.asked() == other.asked()
+    assert one.problem_hashes() == other.problem_hashes()
 
 
 def test_speeds_of_categories_have_the_interval_that_there_is() -> None:

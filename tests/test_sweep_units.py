@@ -19,7 +19,7 @@ def test_what_changes_an_answer_changes_what_it_is_known_by() -> None:
     plan = SweepPlan(strategies=["draft"], temperatures=[1.0], runs=2)
     assert plan.fingerprint() != plan.model_copy(update={"top_p": 0.9}).fingerprint()
     assert len({cell.key for cell in plan.cells()}) == len(plan.cells()) == 4
-    one, other = (Task("f1", [Example("a", "ask", later=(turn,))]).asked() for turn in ("more", "less"))
+    one, other = (Task("f1", [Example("a", "ask", later=(turn,))]).problem_hashes() for turn in ("more", "less"))
     assert one != other
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from cascli.analysis.answer_costs import MOST_CUT, Ratio
+from cascli.analysis.answer_costs import MAX_SHARE_CUT, Ratio
 from cascli.analysis.equivalents import Use
 from cascli.analysis.explanation import NOISE, Explanation
 from cascli.analysis.profile import Profile
@@ -31,7 +31,7 @@ RIVALS = 0.05
 """Largest relative gap to the best prediction at which another kind of drafting is also measured."""
 UNCLEAR = 0.05
 """Relative difference of speeds that does not count as clear without a 95% interval."""
-MOST_LENIENT = 3
+MAX_LENIENT = 3
 """Maximum number of lossy strategies that are measured if answers are scored."""
 
 
@@ -290,7 +290,7 @@ class Advice(Document):
 
     def __repr__(self) -> str:
         """Return one line; `.finding` has the recommendation, `.use` how to use it."""
-        speed = "" if self.finding.speed is None else f", {told(self.finding.speed)}"
+        speed = "" if self.finding.speed is None else f", {format_ratio(self.finding.speed)}"
         return f"<Advice: {self.finding.strategy}{speed}; {self.tolerance}>"
 
     __str__ = __repr__
@@ -311,13 +311,13 @@ def _length(candidate: Candidate) -> int:
 
 def levels(candidates: Sequence[Candidate], at: Sequence[float] = LEVELS) -> list[Level]:
     """Return the best rule at several tolerances, omitting those that gain no more than the stricter ones."""
-    last, found = best(candidates), list[Level]()
+    last, kept = best(candidates), list[Level]()
     for max_tv in sorted(at):
         candidate = best(candidates, max_tv)
         if candidate is not None and (last is None or candidate.gain > last.gain):
-            found.append(Level(max_tv=max_tv, candidate=candidate))
+            kept.append(Level(max_tv=max_tv, candidate=candidate))
             last = candidate
-    return found
+    return kept
 
 
 def shortlist(candidates: Sequence[Candidate], tolerance: Tolerance) -> list[Candidate]:
@@ -336,8 +336,8 @@ def shortlist(candidates: Sequence[Candidate], tolerance: Tolerance) -> list[Can
         at = [tolerance.max_tv]
         if tolerance.max_quality_loss is not None:
             at = [each for each in LEVELS if each < tolerance.max_tv] + at
-        found = {each.candidate.strategy: each.candidate for each in levels(candidates, at)}
-        chosen += [*found.values()][-MOST_LENIENT if tolerance.max_quality_loss is not None else -1 :]
+        lenient = {each.candidate.strategy: each.candidate for each in levels(candidates, at)}
+        chosen += [*lenient.values()][-MAX_LENIENT if tolerance.max_quality_loss is not None else -1 :]
     return list({each.strategy: each for each in chosen}.values())
 
 
@@ -393,10 +393,10 @@ class Compared(NamedTuple):
     by_answer: bool = False
     """Whether the ratio is of times per answer rather than per token."""
 
-    def said(self, subject: str) -> str:
+    def phrase(self, subject: str) -> str:
         """Return a phrase such as `It is 1.21x (95% 1.12-1.31) as fast as`."""
         basis = f"Per answer, {subject[:1].lower()}{subject[1:]}" if self.by_answer else subject
-        return f"{basis} is {told(self.ratio)} as fast as"
+        return f"{basis} is {format_ratio(self.ratio)} as fast as"
 
 
 Faster = Callable[[str, str], Compared]
@@ -420,10 +420,10 @@ def decide(confirmed: Sequence[Confirmed], faster: Faster) -> Confirmed:
         faster: compares two of them.
     """
     chosen = confirmed[0]
-    for each in confirmed[1:]:
-        faster_than_target = each.speed.of_means > chosen.speed.of_means  # one may be per answer, the other per token
-        if each.within and faster_than_target and clearly(faster(each.strategy, chosen.strategy).ratio):
-            chosen = each
+    for row in confirmed[1:]:
+        faster_than_target = row.speed.of_means > chosen.speed.of_means  # one may be per answer, the other per token
+        if row.within and faster_than_target and clearly(faster(row.strategy, chosen.strategy).ratio):
+            chosen = row
     return chosen
 
 
@@ -436,7 +436,7 @@ class Levers(NamedTuple):
     """Gain of drafting exactly what is kept."""
 
 
-def levers(how: Levers, machine: Machine) -> list[Lever]:
+def levers(gains: Levers, machine: Machine) -> list[Lever]:
     """Return how single changes would affect the gain of plain speculation; the first entry changes nothing."""
     changes = [
         ("as it is", machine, 1.0),
@@ -446,13 +446,13 @@ def levers(how: Levers, machine: Machine) -> list[Lever]:
         ("a check as cheap as a step (v 1)", _with(machine, v=[min(each, 1.0) for each in machine.v]), 1.0),
         ("no time outside the models", _with(machine, outside=0.0, outside_alone=0.0), 1.0),
     ]
-    found = []
+    entries = []
     for change, changed, left in changes:
-        k, gain = how.gain(changed, left)
-        found.append(Lever(change=change, k=k, gain=gain))
-    if how.oracle is not None:
-        found.append(Lever(change="drafting exactly what is kept (no stop achieves it)", k=None, gain=how.oracle))
-    return found
+        k, gain = gains.gain(changed, left)
+        entries.append(Lever(change=change, k=k, gain=gain))
+    if gains.oracle is not None:
+        entries.append(Lever(change="drafting exactly what is kept (no stop achieves it)", k=None, gain=gains.oracle))
+    return entries
 
 
 def _with(machine: Machine, **changes: object) -> Machine:
@@ -462,34 +462,37 @@ def _with(machine: Machine, **changes: object) -> Machine:
 def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, faster: Faster) -> Finding:
     """Return the decision, with sentences on the reasons."""
     others = [each for each in confirmed if each.strategy != TARGET]
-    said = []
+    sentences = []
     if chosen.strategy == TARGET:
-        said.append(_nothing(others))
+        sentences.append(_why_target(others))
     elif plain is not None and chosen.strategy != plain:
         over = faster(chosen.strategy, plain)
-        said.append(f"{over.said('It')} plain speculation ({plain}), which is simpler.")
+        sentences.append(f"{over.phrase('It')} plain speculation ({plain}), which is simpler.")
     fastest = max(others, key=lambda each: each.speed.of_means, default=chosen)
     if fastest is not chosen and fastest.speed.of_means > chosen.speed.of_means and chosen.strategy != TARGET:
-        said.append(_passed_over(fastest, chosen, faster))
+        sentences.append(_passed_over(fastest, chosen, faster))
     elif chosen.strategy == plain:
         ran, more = "Nothing that ran", "Nothing else within the tolerance is predicted to be"
-        said.append(f"{ran if len(others) > 1 else more} {'is ' * (len(others) > 1)}faster than plain speculation.")
-    said += [
-        f"{each.strategy} was predicted at {each.predicted:.2f}x but measured at {told(each.speed)}: trust the latter."
+        sentences.append(
+            f"{ran if len(others) > 1 else more} {'is ' * (len(others) > 1)}faster than plain speculation."
+        )
+    sentences += [
+        f"{each.strategy} was predicted at {each.predicted:.2f}x but measured at {format_ratio(each.speed)}:"
+        " trust the latter."
         for each in others
         if each.surprise
     ]
     compared = plain is not None and chosen.strategy not in (TARGET, plain)
-    said += filter(None, map(_of_length, others))
+    sentences += filter(None, map(_length_note, others))
     return Finding(
         strategy=chosen.strategy,
         speed=None if chosen.strategy == TARGET else chosen.speed,
         over_plain=faster(chosen.strategy, plain).ratio if compared and plain is not None else None,
-        sentences=said,
+        sentences=sentences,
     )
 
 
-def of_answers(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
+def answer_notes(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
     """Return limitations that come from the measured answers: cut ones, and scores that cannot show a loss."""
     notes = []
     worst = max(rows, key=lambda each: (_cut_often(each) and not each.lossless, each.share_cut or 0.0))
@@ -503,33 +506,34 @@ def of_answers(rows: Sequence[Confirmed], tolerance: Tolerance) -> list[str]:
 
 
 def _cut_often(row: Confirmed) -> bool:
-    return (row.share_cut or 0.0) > MOST_CUT
+    return (row.share_cut or 0.0) > MAX_SHARE_CUT
 
 
-def _nothing(others: Sequence[Confirmed]) -> str:
+def _why_target(others: Sequence[Confirmed]) -> str:
     """Return why the target is recommended."""
     allowed = [each for each in others if each.within]
     nearest = max(allowed, key=lambda each: each.speed.of_means, default=None)
     if nearest is None:
         return "Nothing is faster than target within the tolerance."
+    speed = format_ratio(nearest.speed)
     if nearest.speed.of_means <= 1:
-        return f"Nothing is faster than target: the best, {nearest.strategy}, is {told(nearest.speed)} as fast."
-    return f"Nothing is clearly faster than target: the best, {nearest.strategy}, is {told(nearest.speed)} as fast."
+        return f"Nothing is faster than target: the best, {nearest.strategy}, is {speed} as fast."
+    return f"Nothing is clearly faster than target: the best, {nearest.strategy}, is {speed} as fast."
 
 
 def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
     """Return why the fastest strategy is not recommended."""
     if fastest.refused is not None:
-        return f"{fastest.strategy} is {told(fastest.speed)} as fast as target, but {fastest.refused}."
+        return f"{fastest.strategy} is {format_ratio(fastest.speed)} as fast as target, but {fastest.refused}."
     over, length = faster(fastest.strategy, chosen.strategy), fastest.length
     if over.by_answer and not fastest.by_answer and length is not None:
-        by_token = f"{fastest.strategy} is {told(fastest.speed)} as fast as target per token"
+        by_token = f"{fastest.strategy} is {format_ratio(fastest.speed)} as fast as target per token"
         longer = f"but its answers are {length.of_means:.2f}x as long"
-        return f"{by_token}, {longer}: per answer it is {told(over.ratio)} as fast as {chosen.strategy}."
-    return f"{over.said(fastest.strategy)} {chosen.strategy}, the recommended one: not clearly faster."
+        return f"{by_token}, {longer}: per answer it is {format_ratio(over.ratio)} as fast as {chosen.strategy}."
+    return f"{over.phrase(fastest.strategy)} {chosen.strategy}, the recommended one: not clearly faster."
 
 
-def _of_length(row: Confirmed) -> str | None:
+def _length_note(row: Confirmed) -> str | None:
     """Return how the lengths of a strategy's answers affect its speed; None if they do not matter."""
     if row.length is None or row.answers is None or row.lossless:
         return None
@@ -537,18 +541,18 @@ def _of_length(row: Confirmed) -> str | None:
         length = f"its answers are {row.length.of_means:.2f}x as long as target's"
         return f"{row.strategy}: {length}, so its speed is per answer."
     if clearly(row.speed) and not clearly(row.answers):
-        return f"{row.strategy}: its answers vary in length, and per answer it is {told(row.answers)} as fast."
+        return f"{row.strategy}: its answers vary in length, and per answer it is {format_ratio(row.answers)} as fast."
     return None
 
 
-def told(ratio: Ratio) -> str:
+def format_ratio(ratio: Ratio) -> str:
     """Format a ratio, such as `1.21x (95% 1.12-1.31)`."""
     if ratio.interval is None:
         return f"{ratio.of_means:.2f}x (one prompt)"
     low, high = ratio.interval
-    return f"{ratio.of_means:.2f}x ({kind_of(ratio.interval_kind)}{low:.2f}-{high:.2f})"
+    return f"{ratio.of_means:.2f}x ({interval_label(ratio.interval_kind)}{low:.2f}-{high:.2f})"
 
 
-def kind_of(kind: IntervalKind | None) -> str:
+def interval_label(kind: IntervalKind | None) -> str:
     """Return the label in front of an interval's bounds."""
     return {"95%": "95% ", "range": "range over prompts ", "no scatter": "", None: ""}[kind]

@@ -15,7 +15,7 @@ from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.statistics import UNSEEN, IntervalKind, ratio_interval, ratio_of_totals
 from cascli.trace import Data, Run, block_length
 
-MOST_CUT = 0.1
+MAX_SHARE_CUT = 0.1
 """Share of cut answers, of either strategy, above which lengths are withheld."""
 BY_THE_LIMIT = "cut off by the limit"
 """How answers ended that would have continued with a higher limit."""
@@ -220,24 +220,24 @@ def _withheld(compared: Answers) -> str | None:
     """Return why lengths are withheld, naming the first strategy with too many cut answers; None if they are not."""
     for spec, answers in compared.items():
         cut = sum(not each.whole for each in answers)
-        if cut > MOST_CUT * len(answers):
+        if cut > MAX_SHARE_CUT * len(answers):
             what = "answers" if all(each.turns == 1 for each in answers) else "conversations"
             how = "interrupted" if any(each.interrupted for each in answers) else BY_THE_LIMIT
             return f"{cut} of {len(answers)} {what} of {spec} were {how}"
     return None
 
 
-def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], of: Callable[[Answered], int]) -> Ratio | None:
-    known = {(each.prompt, each.seed): of(each) for each in theirs}
+def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], quantity: Callable[[Answered], int]) -> Ratio | None:
+    known = {(each.prompt, each.seed): quantity(each) for each in theirs}
     groups: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for each in ours:
         other = known.get((each.prompt, each.seed))
         if other:
-            groups[each.prompt].append((of(each), other))
+            groups[each.prompt].append((quantity(each), other))
     return paired(list(groups.values())) if groups else None
 
 
 def _accepted(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float | None:
     """Return the tokens per round over those of other answers."""
-    here, there = _tokens_per_round(ours), _tokens_per_round(theirs)
-    return None if here is None or there is None else here / there
+    own, reference = _tokens_per_round(ours), _tokens_per_round(theirs)
+    return None if own is None or reference is None else own / reference

@@ -32,7 +32,7 @@ SPEEDS = ANSWERS + BENCH
 STRATEGIES = RULES + BENCH
 ALL = STRATEGIES + VERIFY
 
-_WHICH = (
+_IDENTITY = (
     (STRATEGIES, "strategy", str, "the strategy with all its parameters, in command-line syntax"),
     (STRATEGIES, "name", str, "its name, such as `speculative-cascade`"),
     (STRATEGIES, "rule", str, "its deferral rule"),
@@ -62,7 +62,7 @@ _WHICH = (
     (VERIFY, "kind", str, "the kind of check, such as `law` or `parity`"),
     (VERIFY, "subject", str, "what was checked"),
 )
-_WHERE = (
+_CONDITIONS = (
     (ALL, "pair", str, "the pair's name"),
     (ALL, "draft_dtype", str, "precision of the draft model; empty where the pair has none"),
     (ALL, "target_dtype", str, "precision of the target"),
@@ -111,7 +111,7 @@ def _percentiles(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], 
     )
 
 
-_FOUND = (
+_RESULTS = (
     (RACES, "num_prompts", int, "distinct prompts; the turns of a conversation count as one"),
     (RACES, "num_answers", int, "answers: one per turn, seed and repeat in a sweep, one per turn in a comparison"),
     (SWEEP, "errors", int, "answers that failed; excluded from all other numbers"),
@@ -222,7 +222,9 @@ _FOUND = (
     (ALL, "cascli", str, "the cascli version that wrote it"),
 )  # fmt: skip
 
-COLUMNS = tuple(Column(name, kind, meaning, kinds) for kinds, name, kind, meaning in (*_WHICH, *_WHERE, *_FOUND))
+COLUMNS = tuple(
+    Column(name, kind, meaning, kinds) for kinds, name, kind, meaning in (*_IDENTITY, *_CONDITIONS, *_RESULTS)
+)
 """All columns in order; parameters without a column here come after the last of `PARAMETERS`."""
 PARAMETERS = ("rule", "alpha", "k", "draft", "score", "threshold")
 """Columns that are a strategy's parameters."""

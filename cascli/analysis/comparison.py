@@ -40,7 +40,7 @@ DEFAULTS_WITHOUT_DRAFT = (
 )
 
 
-DEFAULTS_OF_A_HEAD = (
+DEFAULTS_WITH_HEAD = (
     "target",
     "speculative",
     "speculative-cascade:rule=mentored",
@@ -52,7 +52,7 @@ DEFAULTS_OF_A_HEAD = (
 def default_strategies(*, draft: bool, head: bool = False) -> tuple[str, ...]:
     """Return the strategies compared by default, given whether the pair has a draft model and whether it is a head."""
     if head:
-        return DEFAULTS_OF_A_HEAD
+        return DEFAULTS_WITH_HEAD
     return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
 
 
@@ -266,14 +266,16 @@ def by_category(repeats: Sequence[Sequence[Sequence[Run]]], categories: Mapping[
         categories: categories by prompt id.
     """
 
-    def of(run: Run) -> str:
+    def category_of(run: Run) -> str:
         return categories.get(run.prompt_id or "", "")
 
-    names = list(dict.fromkeys(of(run) for runs in repeats[0][:1] for run in runs))
+    names = list(dict.fromkeys(category_of(run) for runs in repeats[0][:1] for run in runs))
     if len(names) < 2:
         return {}
     return {
-        name: summarise([[[run for run in runs if of(run) == name] for runs in columns] for columns in repeats])
+        name: summarise(
+            [[[run for run in runs if category_of(run) == name] for runs in columns] for columns in repeats]
+        )
         for name in names
     }
 
@@ -362,8 +364,8 @@ def _scatter(
     """
     prompts, first = _by_prompt(repeats[0][column]), repeats[0][column][0]
     # In a batch prompts share their passes; with `remember` a prompt's drafts come from the answers to others.
-    apart = first.batch_size == 1 and first.earlier_texts is None
-    over = "prompts" if base is not None and len(prompts) > 1 and apart else "repeats"
+    independent = first.batch_size == 1 and first.earlier_texts is None
+    over = "prompts" if base is not None and len(prompts) > 1 and independent else "repeats"
     if base is not None and over == "prompts":
         interval = rate_ratio_interval(
             [(*_totals(repeats, column, turns), *_totals(repeats, base, turns)) for turns in prompts]

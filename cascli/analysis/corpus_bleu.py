@@ -41,8 +41,8 @@ def bleu_interval(answers: Sequence[Counts]) -> Interval | None:
     standard error (`statistics.from_scatter`). Fewer than six prompts get the range of the BLEU of each and of all.
     """
     counts = _array(answers)
-    found = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts), same=False)
-    return found and found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
+    interval = _interval(_bleu(counts), _bleu(counts.sum(axis=0)), lambda drawn: _bleu(drawn @ counts), same=False)
+    return interval and interval._replace(low=max(interval.low, 0.0), high=min(interval.high, 1.0))
 
 
 def bleu_difference_interval(ours: Sequence[Counts], theirs: Sequence[Counts]) -> Interval | None:

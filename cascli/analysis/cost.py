@@ -88,11 +88,11 @@ def _flops(model: ModelInfo, use: Use) -> float | None:
     written = use.tokens - use.encoded
     rows = written if use.rows is None else use.rows
     products = (model.parameters - head) * written + head * rows
-    looks = model.attention_width * use.attended
+    attention = model.attention_width * use.attended
     if model.encoder is not None:
         products += model.encoder.parameters * use.encoded
-        looks += model.encoder.attention_width * use.encoded**2
-    return 2.0 * products + 4.0 * looks
+        attention += model.encoder.attention_width * use.encoded**2
+    return 2.0 * products + 4.0 * attention
 
 
 def _weight_bytes(model: ModelInfo, use: Use) -> float | None:

@@ -14,7 +14,7 @@ from cascli.trace import Distances, Drafted, Round
 
 LOSSLESS_TOLERANCE = 1e-6
 """Largest TV(pi, p) that is attributed to float32 rounding; pi = p gives exactly 0."""
-SUMS_BESIDE = ("tv_to_target", "tv_to_draft", "disagreement")
+THREE_WAY_SUMS = ("tv_to_target", "tv_to_draft", "disagreement")
 """Fields that are sums over positions where all three distributions are known."""
 HEAD_SHARE = 0.2
 """Share of the target's best probability below which a token is outside the head of its distribution."""
@@ -23,7 +23,7 @@ HEAD_SHARE = 0.2
 def distances(rounds: Sequence[Round]) -> Distances | None:
     """Return the distances of one run; None if nothing is known at any position."""
     emitted = [token for step in rounds for token in step.emitted]
-    beside = [token for token in emitted if None not in (token.tv, token.tv_to_draft, token.disagreement)]
+    complete = [token for token in emitted if None not in (token.tv, token.tv_to_draft, token.disagreement)]
     known = [token for token in emitted if token.kl is not None]
     if not known:
         return None
@@ -32,10 +32,10 @@ def distances(rounds: Sequence[Round]) -> Distances | None:
     tested = all(token.exact is not None for token in kept)
     regrets = [token.regret for step in rounds for token in step.emitted if token.event == "accepted"]
     return Distances(
-        positions=len(beside),
-        tv_to_target=_sum(token.tv for token in beside),
-        tv_to_draft=_sum(token.tv_to_draft for token in beside),
-        disagreement=_sum(token.disagreement for token in beside),
+        positions=len(complete),
+        tv_to_target=_sum(token.tv for token in complete),
+        tv_to_draft=_sum(token.tv_to_draft for token in complete),
+        disagreement=_sum(token.disagreement for token in complete),
         tokens=len(known),
         kl=math.fsum(kl for kl in kls if math.isfinite(kl)),
         infinite=sum(math.isinf(kl) for kl in kls),
@@ -63,9 +63,9 @@ def total(parts: Iterable[Distances | None]) -> Distances | None:
     known = [each for each in several if each is not None]
     if not known or len(known) < len(several):
         return None
-    beside = [each for each in known if each.positions]  # others add nothing to sums over such positions
-    of = dict.fromkeys(Distances.model_fields, known) | dict.fromkeys(SUMS_BESIDE, beside)
-    sums = {name: _sum(getattr(each, name) for each in some) for name, some in of.items()}
+    complete = [each for each in known if each.positions]  # others add nothing to sums over such positions
+    parts_by_field = dict.fromkeys(Distances.model_fields, known) | dict.fromkeys(THREE_WAY_SUMS, complete)
+    sums = {name: _sum(getattr(each, name) for each in some) for name, some in parts_by_field.items()}
     most = {name: max(getattr(each, name) for each in known) for name in ("max_tv", "overshoot")}
     return Distances.model_validate(sums | most)
 

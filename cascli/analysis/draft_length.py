@@ -68,10 +68,10 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     c = timed.c if sum(run.metrics.draft_calls for run in runs) else 0.0
     last = _reads_last(runs)
     # In a round in which the answer ends, only the tokens that were written are wanted.
-    wanted = [len(step.emitted) - 1 for step in rounds]
+    kept = [len(step.emitted) - 1 for step in rounds]
     longest = max(block for run in runs for block in _checked(run))
-    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1), longest) for n in set(wanted)}
-    gain = _steps(runs, timed) / sum(least[n] for n in wanted)
+    least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1), longest) for n in set(kept)}
+    gain = _steps(runs, timed) / sum(least[n] for n in kept)
     total = sum(run.metrics.seconds.total for run in runs)
     prompt = sum(run.metrics.seconds.prefill for run in runs)
     return speed * total / (prompt + (total - prompt) / gain)
@@ -143,11 +143,11 @@ def draft_lengths(runs: Sequence[Run], profile: Profile, speeds: Mapping[str, fl
         if block_length(run.params):  # even if a stop prevented every draft
             way = with_params(run.strategy, without_length(run.params))
             ways.setdefault(way, {}).setdefault(run.spec, []).append(run)
-    found = [_of_one_way(way, groups, runs, profile, speeds) for way, groups in ways.items()]
-    return sorted(found, key=lambda each: not each.stops)
+    lengths = [_draft_length(way, groups, runs, profile, speeds) for way, groups in ways.items()]
+    return sorted(lengths, key=lambda each: not each.stops)
 
 
-def _of_one_way(
+def _draft_length(
     way: str, groups: Mapping[str, Sequence[Run]], runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]
 ) -> DraftLength:
     fixed = {spec: group for spec, group in groups.items() if "stop" not in group[0].params}

@@ -75,11 +75,11 @@ def exit_point(layers: int, acceptances: Acceptances, costs: Profile) -> ExitPoi
         costs: step times with the exit as draft model.
     """
     tokens = sum(map(len, acceptances))
-    found = []
+    options = []
     for k in range(1, min(costs.longest - 1, AUTO_DRAFTED) + 1):
         rounds = sum(theory.expected_rounds(answer, k) for answer in acceptances)
-        found.append((tokens / rounds / (costs.c * k + max(costs.v(k + 1), 1.0)), tokens / rounds, k))
-    gain, per_round, k = max(found, key=lambda each: (each[0], -each[2]))
+        options.append((tokens / rounds / (costs.c * k + max(costs.v(k + 1), 1.0)), tokens / rounds, k))
+    gain, per_round, k = max(options, key=lambda each: (each[0], -each[2]))
     mean = fmean(a for answer in acceptances for a in answer)
     return ExitPoint(layers=layers, acceptance=mean, c=costs.c, best_k=k, tokens_per_round=per_round, speed_up=gain)
 

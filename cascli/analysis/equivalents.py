@@ -60,9 +60,9 @@ def use(
     drawn = {"temperature": temperature} | ({"top_k": top_k} if top_k else {}) | ({"top_p": top_p} if top_p < 1 else {})
     nameless = [role.upper() for role, model in pair.models.items() if _model(model.source, "") == ""]
     vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == "target")
-    how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    how = how if temperature else {"do_sample": False}
-    hf, hf_note = _transformers(params, pair, how, fixed_k, plain=strategy == "target")
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = sampling if temperature else {"do_sample": False}
+    hf, hf_note = _transformers(params, pair, sampling, fixed_k, plain=strategy == "target")
     return Use(
         yaml="\n  ".join(
             ["defaults:", f"strategy: {json.dumps(strategy)}", *(f"{key}: {value:g}" for key, value in drawn.items())]
@@ -84,16 +84,16 @@ def use(
 
 def _with_names(code: str | None, note: str | None, nameless: list[str]) -> str | None:
     """Add to a note which placeholders in the code stand for models that have no name elsewhere."""
-    there = [word for word in nameless if code is not None and word in code]
-    said = f"replace with your own: {' and '.join(there)}" if there else None
-    return "; ".join(each for each in (note, said) if each) or None
+    placeholders = [word for word in nameless if code is not None and word in code]
+    hint = f"replace with your own: {' and '.join(placeholders)}" if placeholders else None
+    return "; ".join(each for each in (note, hint) if each) or None
 
 
-Found = tuple[str | None, str | None]
+Equivalent = tuple[str | None, str | None]
 """A command line or code, and a note."""
 
 
-def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Found:
+def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Equivalent:
     target = _model(pair.target.source, "TARGET")
     if pair.target.encoder is not None:
         return None, "no support for encoder-decoder text models"
@@ -140,37 +140,37 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
 
 def _transformers(
     params: Mapping[str, Any], pair: PairInfo, sampled: Mapping[str, Any], fixed_k: int, *, plain: bool
-) -> Found:
-    how = dict(sampled)
+) -> Equivalent:
+    arguments = dict(sampled)
     if plain:
-        return f"target.generate(**inputs, {_keywords(how)})", None
+        return f"target.generate(**inputs, {_keywords(arguments)})", None
     drafter, notes = params.get("draft", "model"), list[str]()
     if "rule" in params:
         if params["rule"] != "mixture" or drafter != "model" or not 0 < params["target_weight"] < 1:
             return None, NO_RULE
-        how["assistant_ensemble_weight"] = params["target_weight"]
+        arguments["assistant_ensemble_weight"] = params["target_weight"]
         notes.append("its bonus token follows the target, not the mixture")
     if params.get("verify") == "block":
         notes.append("no block verification: tokens are verified one by one")
     if drafter == "prompt-lookup":
-        how |= {"prompt_lookup_num_tokens": _length(params, fixed_k)}
-        how |= {"max_matching_ngram_size": params["max_ngram"]}
+        arguments |= {"prompt_lookup_num_tokens": _length(params, fixed_k)}
+        arguments |= {"max_matching_ngram_size": params["max_ngram"]}
         notes += _lookup_differs(params, pair)
-        return f"target.generate(**inputs, {_keywords(how)})", "; ".join(notes)
+        return f"target.generate(**inputs, {_keywords(arguments)})", "; ".join(notes)
     why_not = _no_assistant(drafter, pair)
     if why_not is not None:
         return None, why_not
     drafting, more = _assistant(params, fixed_k)
-    assistant, asked = "assistant", "assistant_model=assistant"
+    assistant, assistant_argument = "assistant", "assistant_model=assistant"
     if drafter == "early-exit":
-        assistant, asked = "target", f"assistant_early_exit={params['layers']}"
+        assistant, assistant_argument = "target", f"assistant_early_exit={params['layers']}"
         notes.append("the layers before the exit have a separate cache there, and read every token twice")
     elif pair.draft_tokenizer_size is not None:
         notes.append("models with different tokenizers: it drafts differently there (tokenizer=, assistant_tokenizer=)")
     lines = [
         "# read from the assistant's own config, not from generate's arguments",
         f"{assistant}.generation_config.update({_keywords(drafting)})",
-        f"target.generate(**inputs, {asked}, {_keywords(how)})",
+        f"target.generate(**inputs, {assistant_argument}, {_keywords(arguments)})",
     ]
     return "\n".join(lines), "; ".join([*notes, *more]) or None
 

@@ -149,7 +149,7 @@ def account(
     target = [run for run in runs if run.strategy == "target"]
     profile = profile_of(drafting[0], profile)
     k = block_length(drafting[0].params) or 1
-    costs = _in_the_runs(drafting, target, k) if profile is None else _in_a_profile(profile)
+    costs = _costs_from_runs(drafting, target, k) if profile is None else _costs_from_profile(profile)
     if not _total(drafting, "draft_calls"):
         costs = costs._replace(c=0.0)
     measured = _speed(drafting) / _speed(target) if whole is None else whole
@@ -270,14 +270,14 @@ class _Gains:
 
     def with_overhead(self, k: int) -> float:
         """Return the speed-up with the time outside the models that the runs took."""
-        return self._gain(k, self._all(k))
+        return self._gain(k, self._cost_with_overhead(k))
 
-    def _all(self, k: int) -> float:
+    def _cost_with_overhead(self, k: int) -> float:
         return self.cost(k) / (1 - self.overhead)
 
     def bottleneck(self, k: int) -> tuple[str, float]:
         """Return what would help most if it were free, and the speed-up without it, all else being equal."""
-        everything, verification = self._all(k), self.v(k)
+        everything, verification = self._cost_with_overhead(k), self.v(k)
         accepted = everything + self._drafting(k, 1.0) - self._drafting(k)
         ideal = {
             DRAFT: self._gain(k, everything - self._drafting(k)),
@@ -313,11 +313,11 @@ def _with_prompt(drafting: Sequence[Run], target: Sequence[Run]) -> Callable[[fl
     return lambda gain: alone * tokens / (prompts + tokens * step / gain)
 
 
-def _in_a_profile(profile: Profile) -> Costs:
+def _costs_from_profile(profile: Profile) -> Costs:
     return Costs(profile.c, lambda k: profile.v(k + 1), profile.longest - 1)
 
 
-def _in_the_runs(drafting: Sequence[Run], target: Sequence[Run], k: int) -> Costs:
+def _costs_from_runs(drafting: Sequence[Run], target: Sequence[Run], k: int) -> Costs:
     """Return c and v from the runs themselves; v is assumed to grow linearly up to the block that ran.
 
     A block cannot cost less than a step; if the times suggest it, that is noise, so v is at least 1.

@@ -38,8 +38,8 @@ def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
     longest = max((len(round_.drafted) for round_ in rounds), default=0)
     shares = []
     for i in range(longest):
-        there = [round_ for round_ in rounds if len(round_.drafted) > i]
-        shares.append(sum(step.drafted[i].accepted for step in there) / len(there))
+        drafting = [round_ for round_ in rounds if len(round_.drafted) > i]
+        shares.append(sum(step.drafted[i].accepted for step in drafting) / len(drafting))
     return shares
 
 

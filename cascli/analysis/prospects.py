@@ -54,10 +54,10 @@ def break_even(profiles: Sequence[Profile], acceptances: Sequence[float] = ACCEP
     Speculation may not gain in a smaller batch: times differ by chance, and a check may cost more for a single answer
     than for two.
     """
-    found = []
+    results = []
     most = max(profile.batch_size for profile in profiles)
-    told = [(profile.batch_size, prospects(profile, acceptances)) for profile in profiles]
+    by_size = [(profile.batch_size, prospects(profile, acceptances)) for profile in profiles]
     for place, acceptance in enumerate(acceptances):
-        paying = max((size for size, each in told if each[place].best_k is not None), default=None)
-        found.append(BreakEven(acceptance=acceptance, largest=paying, or_more=paying == most))
-    return found
+        paying = max((size for size, each in by_size if each[place].best_k is not None), default=None)
+        results.append(BreakEven(acceptance=acceptance, largest=paying, or_more=paying == most))
+    return results

@@ -45,11 +45,11 @@ def against_random(
     share = min(1.0, fmean(rule[each].calls for each in prompts) / calls)
     gain = fmean(exact[each].quality - draft[each].quality for each in prompts)
     slope = gain / calls if share < 1 else 0.0
-    found = [
+    differences = [
         rule[each].quality
         - share * exact[each].quality
         - (1 - share) * draft[each].quality
         - slope * (rule[each].calls - share * exact[each].calls)
         for each in prompts
     ]
-    return fmean(found), difference_interval(found)
+    return fmean(differences), difference_interval(differences)

@@ -55,8 +55,8 @@ class Requirement(NamedTuple):
             raise UsageError(f"--require: {unknown('requirement', name, list(SIGNS))}")
         if name == "quality" and not scored:
             raise UsageError("--require quality: a comparison scores no answers; a sweep does.")
-        wanted = SIGNS[name]
-        if not wanted:
+        expected_sign = SIGNS[name]
+        if not expected_sign:
             if sign or bound:
                 raise UsageError(f"--require {name}: takes no bound (got '{text}')")
             return cls(name, name, None)
@@ -64,9 +64,9 @@ class Requirement(NamedTuple):
             value = float(bound or "")
         except ValueError:
             value = float("nan")
-        if sign != wanted or not 0 <= value < float("inf"):
-            raise UsageError(f"--require {name}: write {name}{wanted}NUMBER (got '{text}')")
-        return cls(f"{name}{wanted}{bound}", name, value)
+        if sign != expected_sign or not 0 <= value < float("inf"):
+            raise UsageError(f"--require {name}: write {name}{expected_sign}NUMBER (got '{text}')")
+        return cls(f"{name}{expected_sign}{bound}", name, value)
 
 
 def _parts(text: str) -> tuple[str, str, str]:
@@ -91,9 +91,9 @@ def first_violation(requirements: Sequence[Requirement], rows: Sequence[Judged])
         for row in rows:
             if row is target:
                 continue
-            found = _JUDGES[requirement.name](row, target, requirement.bound or 0.0)
-            if found is not None:
-                return f"{requirement.text} is required, but {row.strategy} {found}"
+            violation = _JUDGES[requirement.name](row, target, requirement.bound or 0.0)
+            if violation is not None:
+                return f"{requirement.text} is required, but {row.strategy} {violation}"
     return None
 
 
@@ -115,8 +115,8 @@ def _loops(row: Judged, target: Judged | None, _: float) -> str | None:
     theirs = target.costs.looped_share if target is not None and target.costs is not None else 0.0
     if row.costs.looped_share <= theirs:
         return None
-    beside = f"target {theirs:.1%}" if target is not None else "none is allowed"
-    return f"has {row.costs.looped_share:.1%} of its tokens in loops ({beside})"
+    reference = f"target {theirs:.1%}" if target is not None else "none is allowed"
+    return f"has {row.costs.looped_share:.1%} of its tokens in loops ({reference})"
 
 
 def _length(row: Judged, _: Judged | None, bound: float) -> str | None:

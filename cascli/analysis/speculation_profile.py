@@ -326,13 +326,13 @@ def of_comparison(comparison: Comparison) -> SpeculationProfile:
         raise UsageError(NOTHING_DRAFTS)
     chosen = runs[with_params(*alike[0])]
     first = chosen[0]
-    asked = any(run.metrics.draft_calls for run in chosen)
+    draft_used = any(run.metrics.draft_calls for run in chosen)
     lossless = [run.metrics.lossless for run in chosen]
     return profile(
         alike[0],
         _kept(chosen),
         {block_length(each.params): _kept(runs[with_params(*each)]) for each in alike},
-        draft=_checkpoint(first.pair.draft) if asked and first.pair.draft is not None else None,
+        draft=_checkpoint(first.pair.draft) if draft_used and first.pair.draft is not None else None,
         target=_checkpoint(first.pair.target),
         date=comparison.date or first.date,
         lossless=None if None in lossless else all(lossless),

@@ -141,12 +141,12 @@ def oracle_cost(kept: int, cost: Callable[[int], float], longest: int = 0) -> fl
     return least[-1]
 
 
-def acceptance_for(tokens: float, of: Callable[[float], float]) -> float | None:
-    """Return the least acceptance at which the increasing function `of` reaches `tokens`; None if 1 does not."""
-    if of(1.0) < tokens:
+def acceptance_for(tokens: float, tokens_at: Callable[[float], float]) -> float | None:
+    """Return the least acceptance at which the increasing function `tokens_at` reaches `tokens`; None if 1 does not."""
+    if tokens_at(1.0) < tokens:
         return None
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if of(middle) >= tokens else (middle, high)
+        low, high = (low, middle) if tokens_at(middle) >= tokens else (middle, high)
     return high

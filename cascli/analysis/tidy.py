@@ -101,8 +101,8 @@ def table(kind: TableKind, rows: Iterable[Mapping[str, Value]]) -> Table:
 
 def _type_of(values: Iterable[Value]) -> type:
     """Return the narrowest type that holds all values."""
-    there = [value for value in values if value is not None]
-    return next((each for each in (bool, int, float) if all(_fits(value, each) for value in there)), str)
+    known = [value for value in values if value is not None]
+    return next((each for each in (bool, int, float) if all(_fits(value, each) for value in known)), str)
 
 
 def _fits(value: Value, kind: type) -> bool:
@@ -169,13 +169,13 @@ def of_runs(runs: Sequence[Run]) -> Table:
 def _answer(run: Run) -> Record:
     m, sampling = run.metrics, run.sampling
     tokens = len(run.token_ids)
-    found: Record = Circumstances.of(run.pair, run.environment, run.date).columns() | strategy_columns(run.spec)
-    found |= {name: getattr(run, name) for name in ("oracle", "depends_on_rounds", "prompt_id", "category", "turn")}
-    found |= {name: getattr(run, name) for name in ("prompt", "text", "finish_reason", "prompt_tokens", "batch_size")}
-    found |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
-    found |= {name: getattr(m, name) for name in _OF_A_RUN}
+    record: Record = Circumstances.of(run.pair, run.environment, run.date).columns() | strategy_columns(run.spec)
+    record |= {name: getattr(run, name) for name in ("oracle", "depends_on_rounds", "prompt_id", "category", "turn")}
+    record |= {name: getattr(run, name) for name in ("prompt", "text", "finish_reason", "prompt_tokens", "batch_size")}
+    record |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
+    record |= {name: getattr(m, name) for name in _RUN_METRICS}
     tested = m.num_tested_draft_tokens
-    return found | {
+    return record | {
         "exit": None if run.exit is None else run.exit.label,
         "tokens": tokens,
         "seconds": m.seconds.total,
@@ -187,7 +187,7 @@ def _answer(run: Run) -> Record:
     }
 
 
-_OF_A_RUN = (
+_RUN_METRICS = (
     "num_rounds", "target_calls", "draft_calls", "target_calls_per_token", "draft_calls_per_token",
     "draft_acceptance_rate", "mean_acceptance_length", "shared_mass", "deferral_rate", "mean_tv_to_target",
     "max_tv_to_target", "lossless", "tokens_per_second", "ttft_seconds", "peak_memory_bytes",
@@ -216,7 +216,7 @@ def cost_columns(costs: AnswerCosts | None) -> Record:
     """Return the costs of answers compared with others; empty for an older document."""
     if costs is None:
         return {}
-    found: Record = {
+    columns: Record = {
         "target_calls_per_answer": costs.target_calls_per_answer,
         "looped_share": costs.looped_share,
         "lossless_strategy": costs.lossless,
@@ -230,18 +230,18 @@ def cost_columns(costs: AnswerCosts | None) -> Record:
         "calls_to_lossless": costs.calls_to_lossless,
     }
     for name, ratio in ratios.items():
-        found |= _ratio_columns(name, ratio)
+        columns |= _ratio_columns(name, ratio)
     for name in () if costs.per_prompt is None else type(costs.per_prompt).model_fields:
         levels = getattr(costs.per_prompt, name)
-        found |= {f"prompt_{name}_{level}": getattr(levels, level, None) for level in Percentiles.model_fields}
-    return found
+        columns |= {f"prompt_{name}_{level}": getattr(levels, level, None) for level in Percentiles.model_fields}
+    return columns
 
 
 def _ratio_columns(name: str, ratio: Ratio | None) -> Record:
     if ratio is None:
         return {}
-    found: Record = {name: ratio.of_means, f"{name}_mean": ratio.mean, f"{name}_prompts": ratio.prompts}
-    return found | interval_columns(name, ratio.interval, ratio.interval_kind)
+    columns: Record = {name: ratio.of_means, f"{name}_mean": ratio.mean, f"{name}_prompts": ratio.prompts}
+    return columns | interval_columns(name, ratio.interval, ratio.interval_kind)
 
 
 def distance_columns(d: Distances | None, answers: int | None) -> Record:
@@ -278,7 +278,7 @@ def of_bench(bench: Bench) -> Table:
                 }
                 for block, each in timings.items()
             ]
-    return table("bench", [shared | row for row in [*rows, *_synthetic(bench), *_of_batches(bench)]])
+    return table("bench", [shared | row for row in [*rows, *_synthetic_rows(bench), *_batch_rows(bench)]])
 
 
 def _call(timing: Timing, step: float) -> Record:
@@ -289,40 +289,40 @@ def _call(timing: Timing, step: float) -> Record:
     }
 
 
-def _synthetic(bench: Bench) -> list[Record]:
-    found = bench.synthetic
-    if found is None:
+def _synthetic_rows(bench: Bench) -> list[Record]:
+    synthetic = bench.synthetic
+    if synthetic is None:
         return []
-    target = found.target_tokens_per_second
+    target = synthetic.target_tokens_per_second
     rows: list[Record] = [
         {
             **strategy_columns("target"),
             "kind": "synthetic",
-            "tokens": found.tokens,
+            "tokens": synthetic.tokens,
             "tokens_per_second": target or None,
             "speed_vs_target": 1.0,
-            "models_share": found.target_models_share,
+            "models_share": synthetic.target_models_share,
         }
     ]
     # Older documents have only accounts.
     for account, speed, share in islice(
-        zip_longest(found.accounts, found.tokens_per_second, found.models_share), len(found.accounts)
+        zip_longest(synthetic.accounts, synthetic.tokens_per_second, synthetic.models_share), len(synthetic.accounts)
     ):
         rows.append(
             {
                 **strategy_columns(account.strategy),
                 "kind": "synthetic",
-                "tokens": found.tokens,
+                "tokens": synthetic.tokens,
                 "tokens_per_second": speed,
                 "speed_vs_target": account.measured_speed_up,
-                "tested_acceptance_rate": found.acceptance,
+                "tested_acceptance_rate": synthetic.acceptance,
                 "models_share": share,
             }
         )
     return rows
 
 
-def _of_batches(bench: Bench) -> list[Record]:
+def _batch_rows(bench: Bench) -> list[Record]:
     """Return what was decoded in batches; `target` is k = 0."""
     alone = {run.batch_size: run.tokens_per_second for run in bench.batch_runs if run.k == 0}
     return [
@@ -342,7 +342,7 @@ _DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "object"}
 """The pandas types; integers and bools keep their type even if values are missing."""
 
 
-def frame(found: Table) -> pandas.DataFrame:
+def frame(data: Table) -> pandas.DataFrame:
     """Return the table as a pandas data frame.
 
     Raises:
@@ -353,7 +353,7 @@ def frame(found: Table) -> pandas.DataFrame:
     except ImportError:
         raise UsageError("a data frame needs pandas: pip install 'cascli[tables]'") from None
     columns = {
-        name: pandas.Series([record[name] for record in found.records], dtype=_DTYPES[kind])
-        for name, kind in found.columns.items()
+        name: pandas.Series([record[name] for record in data.records], dtype=_DTYPES[kind])
+        for name, kind in data.columns.items()
     }
     return pandas.DataFrame(columns)

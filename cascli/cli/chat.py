@@ -119,36 +119,36 @@ class Session:
     def strategy(self, text: str) -> None:
         """Show or set the strategy."""
         if text:
-            self._chat.take_strategy(text)
+            self._chat.set_strategy(text)
         self._say(self._chat.strategy.spec)
 
     def alpha(self, text: str) -> None:
         """Show or set the rule's alpha."""
         if text:
-            self._chat.take_parameter("alpha", text)
+            self._chat.set_parameter("alpha", text)
         self._say(self._chat.strategy.spec)
 
     def k(self, text: str) -> None:
         """Show or set the number of tokens drafted per round."""
         if text:
-            self._chat.take_k(text)
+            self._chat.set_k(text)
         self._say(self._chat.strategy.spec)
 
     def temperature(self, text: str) -> None:
         """Show or set the temperature; 0 is greedy."""
         if text:
-            self._chat.take_setting("temperature", text)
+            self._chat.set_setting("temperature", text)
         self._say(f"temperature {self._chat.settings.temperature:g}")
 
     def tokens(self, text: str) -> None:
         """Show or set the maximum length of answers, in tokens."""
         if text:
-            self._chat.take_setting("max_new_tokens", text)
+            self._chat.set_setting("max_new_tokens", text)
         self._say(f"answers of at most {self._chat.settings.max_new_tokens} tokens")
 
     def compare(self, text: str) -> None:
         """Compare strategies on the last prompt, or on TEXT."""
-        prompt = text or self._chat.asked
+        prompt = text or self._chat.last_turn
         if prompt is None:
             raise UsageError("no prompt to compare on yet: use /compare TEXT, or ask something first.")
         compare(self._plan, self._chat, prompt)
@@ -156,7 +156,7 @@ class Session:
     def system(self, text: str) -> None:
         """Show or set the system prompt; - removes it."""
         if text:
-            self._chat.take_system(None if text == "-" else text)
+            self._chat.set_system(None if text == "-" else text)
         now = self._chat.settings.system
         self._say("no system prompt set" if now is None else f"system: {now}")
 

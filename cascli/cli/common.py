@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # and inside the functions below: a help page must not wait f
     from cascli.analysis.profile import Profile
     from cascli.cli.options import Flags
     from cascli.config import PairConfig
-    from cascli.jobs.step_times import How
+    from cascli.jobs.step_times import RunOptions
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
     from cascli.render.console import Screen
@@ -134,7 +134,7 @@ class Plan:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for GPUs; on a CPU steps run uncompiled")
-        known = step_times.kept(self.config, self.how(device, dtype))
+        known = step_times.load_step_times(self.config, self.how(device, dtype))
         pair.steps = None if known is None else known.profile
         return pair
 
@@ -142,14 +142,14 @@ class Plan:
         """Store step times, from which later commands predict how long something will take."""
         from cascli.jobs import step_times
 
-        step_times.keep(self.config, self.how(self.settings.device, self.dtype), profile)
+        step_times.save_step_times(self.config, self.how(self.settings.device, self.dtype), profile)
 
-    def how(self, device: str | None, dtype: str | None) -> How:
+    def how(self, device: str | None, dtype: str | None) -> RunOptions:
         """How the pair runs on this device and in this precision, with the other flags as given."""
-        from cascli.jobs.step_times import How
+        from cascli.jobs.step_times import RunOptions
 
         settings = self.settings
-        return How(device, dtype, settings.threads, settings.cuda_graphs, settings.compile)
+        return RunOptions(device, dtype, settings.threads, settings.cuda_graphs, settings.compile)
 
     def check_sources(self) -> Iterator[str]:
         """Check that all weights are available, before the seconds that torch takes to import.

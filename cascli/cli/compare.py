@@ -130,7 +130,7 @@ def command(
     from cascli.analysis.speculation_profile import NOTHING_DRAFTS
     from cascli.cli import matching
     from cascli.jobs.compare import Repeats
-    from cascli.jobs.match import BESIDE
+    from cascli.jobs.match import DEFAULT_BASELINES
     from cascli.render import export
     from cascli.render.comparison import print_explanation
     from cascli.trace import block_length
@@ -141,7 +141,7 @@ def command(
     beside = (
         default_strategies(draft=plan.config.draft is not None, head=plan.config.by_head)
         if of_rules is None
-        else BESIDE
+        else DEFAULT_BASELINES
     )
     strategies = plan.chosen(beside)
     _check_request(strategies, min_speedup)
@@ -233,7 +233,7 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
             raise
         from cascli.render.marks import short_name
 
-        written = {run.spec for run in done.every}
+        written = {run.spec for run in done.all_runs}
         left = ", ".join(short_name(spec, fancy=False) for spec in done.specs if spec not in written)
         why = "failed" if isinstance(error, CascliError) else "interrupted"
         screen.note(f"{why}: these are the answers so far" + (f"; none from {left}" if left else ""))

@@ -66,7 +66,7 @@ def command(
 ) -> None:
     """Run lm-evaluation-harness tasks: each strategy's scores, and what its answers cost."""
     from cascli.cli.progress import Progress
-    from cascli.evaluation.harness import Asking, task_manager
+    from cascli.evaluation.harness import EvaluationOptions, task_manager
     from cascli.evaluation.run import Evaluating, check_folder
     from cascli.settings import default_strategy
 
@@ -77,7 +77,7 @@ def command(
     if folder is not None:
         check_folder(folder)
     given = _given(flags)
-    asking = Asking(
+    asking = EvaluationOptions(
         tasks=_names(tasks),
         include_path=include_path,
         limit=given.limit,
@@ -124,11 +124,11 @@ def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, 
             for strategy in strategies:
                 evaluating.run(strategy, progress.step)
     except KeyboardInterrupt:
-        left = [short_name(each.spec, fancy=False) for each in strategies if each.spec not in evaluating.found]
+        left = [short_name(each.spec, fancy=False) for each in strategies if each.spec not in evaluating.results]
         screen.note(f"interrupted: no results are kept for {', '.join(left)}")
         raise
     finally:
-        if evaluating.found:
+        if evaluating.results:
             found = evaluating.evaluation()
             if as_json:
                 print(found.to_json())

@@ -10,7 +10,7 @@ from cascli.cli import common
 if TYPE_CHECKING:
     from cascli.analysis.matching import Matching
     from cascli.cli.common import Plan
-    from cascli.jobs.match import Wanted
+    from cascli.jobs.match import RuleRequest
     from cascli.models.pair import Pair
     from cascli.prompts import Prompt
     from cascli.render.console import Screen
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cascli.strategies import Strategy
 
 
-def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted | None:
+def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> RuleRequest | None:
     """The requested rules and their budgets; None if neither is requested.
 
     Raises:
@@ -27,9 +27,9 @@ def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Wanted
     if not match and rules is None:
         return None
     from cascli.decoding.plugin_checks import broken_rules
-    from cascli.jobs.match import budget_of, check_pair, wanted_of
+    from cascli.jobs.match import check_pair, parse_budget, parse_request
 
-    asked = wanted_of([budget_of(text) for text in match or []], rules)
+    asked = parse_request([parse_budget(text) for text in match or []], rules)
     if rules is None or rules.strip() == "all":
         tell_left_out(plan.screen, *broken_rules().values())
     if asked.budgets:
@@ -43,7 +43,9 @@ def tell_left_out(screen: Screen, *broken: str) -> None:
         screen.note(f"left out: {why}")
 
 
-def prompts(argument: str | None, plan: Plan, command: str, asked: Wanted | None) -> tuple[list[Prompt], list[Prompt]]:
+def prompts(
+    argument: str | None, plan: Plan, command: str, asked: RuleRequest | None
+) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to measure, and others for calibration if there is a budget."""
     from cascli.prompts import apart
 
@@ -52,7 +54,7 @@ def prompts(argument: str | None, plan: Plan, command: str, asked: Wanted | None
     return apart(common.prompts(argument, plan, command, whole=True), plan.settings.limit)
 
 
-def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:
+def found(asked: RuleRequest | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:
     """Find the settings that meet the budgets, and report the rules that meet none."""
     if asked is None or not asked.budgets:
         return None
@@ -70,7 +72,7 @@ def found(asked: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan
 
 
 def columns(
-    asked: Wanted | None, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy]
+    asked: RuleRequest | None, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy]
 ) -> list[Strategy]:
     """The strategies that rules add to the ones given."""
     from cascli.jobs import match

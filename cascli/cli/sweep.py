@@ -142,7 +142,7 @@ def command(
         if task.metric == "pass@1":
             task = _allowed(task, settings, allow=allow_code_execution, unsafe=unsafe_code_execution)
         records = Records(folder)
-        with records.alone():
+        with records.locked():
             compiled = settings.settings.compile
             header = header_of(plan, task, settings.config, command=common.command_line(), compiled=compiled)
             header = header.model_copy(update={"title": title})
@@ -203,14 +203,14 @@ def _run(
     """Run the sweep, show its results, and return the plan with the strategies that its budgets added."""
     from cascli.cli.progress import Progress
     from cascli.sweeps.plan import with_strategies
-    from cascli.sweeps.run import all_failed, carry_out, settled
+    from cascli.sweeps.run import all_failed, carry_out, completed_header
 
     before = records.header() if done else None
     if plan.match:
         with Progress(settings.screen, "recording", counted=True) as progress:
-            header = settled(executor, plan, header, before, progress.step)
+            header = completed_header(executor, plan, header, before, progress.step)
     else:
-        header = settled(executor, plan, header, before)
+        header = completed_header(executor, plan, header, before)
     for each in header.budgets:
         if not each.met:
             settings.screen.note(f"not matched: {each}")

@@ -44,14 +44,20 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
         "seeds": ", ".join(map(str, plan.seeds)) + (" (one if greedy)" if once else ""),
         "runs": str(plan.runs),
-        "strategies": "\n".join([str(len(specs)), *(_named(spec, at, plan) for spec, at in plan.where().items())]),
+        "strategies": "\n".join(
+            [str(len(specs)), *(_named(spec, at, plan) for spec, at in plan.temperatures_by_strategy().items())]
+        ),
         "answers": f"{cells * turns:,} of at most {plan.max_new_tokens} tokens"
         f" ({cells * turns * plan.max_new_tokens:,} tokens)",
         "time": _how_long(plan, turns, settings),
         "output": f"{folder}{held}",
     }
     if settings.settings.json_output:
-        print(json.dumps({"schema": "cascli.plan/1", **rows, "strategies": specs, "where": plan.where()}))
+        print(
+            json.dumps(
+                {"schema": "cascli.plan/1", **rows, "strategies": specs, "where": plan.temperatures_by_strategy()}
+            )
+        )
         return
     for name, text in rows.items():
         first, *more = text.split("\n")
@@ -67,11 +73,11 @@ def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
 
 
 def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
-    from cascli.jobs.step_times import kept
+    from cascli.jobs.step_times import load_step_times
     from cascli.render.numbers import duration
     from cascli.sweeps.forecast import forecast
 
-    steps = kept(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
+    steps = load_step_times(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
     if steps is None:
         return "unknown: no step times for this pair at this precision; cascli bench or compare measures them"
     low, high = forecast(plan, turns, steps.profile)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from cascli.evaluation.model import StrategyModel
 
 INSTALL = "cascli eval needs lm-evaluation-harness: pip install 'cascli[eval]'"
-LEAVE = "HF_ALLOW_CODE_EVAL"
+ALLOW_CODE_VARIABLE = "HF_ALLOW_CODE_EVAL"
 """Environment variable that allows `evaluate`'s code metrics to run code."""
 SHOWN = 3
 """Number of names that are suggested in place of an unknown one."""
 
 
 @dataclass(frozen=True)
-class Asking:
+class EvaluationOptions:
     """What every strategy is evaluated on, and how."""
 
     tasks: Sequence[str]
@@ -63,7 +63,7 @@ def version() -> str:
     return importlib.metadata.version("lm_eval")
 
 
-def task_manager(asking: Asking) -> Any:
+def task_manager(options: EvaluationOptions) -> Any:
     """Return the manager of the available tasks, including those of `include_path`.
 
     Raises:
@@ -72,28 +72,28 @@ def task_manager(asking: Asking) -> Any:
     version()
     from lm_eval.tasks import TaskManager
 
-    if asking.include_path is not None and not asking.include_path.is_dir():
-        raise UsageError(f"--include-path {asking.include_path}: no such folder")
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise UsageError(f"--include-path {options.include_path}: no such folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    path = None if asking.include_path is None else str(asking.include_path)
+    path = None if options.include_path is None else str(options.include_path)
     if path is not None:
         own = TaskManager(include_path=path, include_defaults=False)
-        if all(name in own.all_subtasks for name in asking.tasks):
+        if all(name in own.all_subtasks for name in options.tasks):
             return own  # avoids searching for thousands of others
     manager = TaskManager(include_path=path)
-    for name in asking.tasks:
+    for name in options.tasks:
         if not manager.match_tasks([name]):
-            raise UsageError(_unknown(name, manager.all_tasks, asking))
+            raise UsageError(_unknown(name, manager.all_tasks, options))
     return manager
 
 
-def _unknown(name: str, known: Sequence[str], asking: Asking) -> str:
+def _unknown(name: str, known: Sequence[str], options: EvaluationOptions) -> str:
     hint = suggestion(name, known, most=SHOWN, cutoff=0.5) or "."
-    where = "" if asking.include_path is None else f" and those in {asking.include_path}"
+    where = "" if options.include_path is None else f" and those in {options.include_path}"
     return f"unknown task '{name}'{hint}\nKnown: the {len(known):,} tasks of 'lm-eval ls tasks'{where}."
 
 
-def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, Any]:
+def evaluated(model: StrategyModel, options: EvaluationOptions, manager: Any) -> dict[str, Any]:
     """Return what `lm_eval.simple_evaluate` returns, including samples.
 
     Raises:
@@ -104,37 +104,37 @@ def evaluated(model: StrategyModel, asking: Asking, manager: Any) -> dict[str, A
     import jinja2
     from lm_eval import simple_evaluate
 
-    leave = os.environ.get(LEAVE)
-    if asking.unsafe:
-        os.environ[LEAVE] = "1"  # a second permission, which code metrics require
+    previous = os.environ.get(ALLOW_CODE_VARIABLE)
+    if options.unsafe:
+        os.environ[ALLOW_CODE_VARIABLE] = "1"  # a second permission, which code metrics require
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # hide its bars; we show our own
     try:
-        with downloads_forbidden(asking.offline), quiet[0], quiet[1]:
-            found = simple_evaluate(
+        with downloads_forbidden(options.offline), quiet[0], quiet[1]:
+            results = simple_evaluate(
                 model=model,
-                tasks=manager.match_tasks(list(asking.tasks)),
-                num_fewshot=asking.num_fewshot,
-                limit=asking.limit,
-                apply_chat_template=asking.chat,
-                fewshot_as_multiturn=asking.chat,
-                system_instruction=asking.system,
+                tasks=manager.match_tasks(list(options.tasks)),
+                num_fewshot=options.num_fewshot,
+                limit=options.limit,
+                apply_chat_template=options.chat,
+                fewshot_as_multiturn=options.chat,
+                system_instruction=options.system,
                 task_manager=manager,
-                confirm_run_unsafe_code=asking.unsafe,
+                confirm_run_unsafe_code=options.unsafe,
                 log_samples=True,
             )
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"the documents of a task cannot be loaded: {first_line(error)}") from error
     except (ImportError, ValueError) as error:
-        raise UsageError(_said(error)) from error
+        raise UsageError(_error_message(error)) from error
     except (LookupError, ArithmeticError, TypeError, AttributeError, SyntaxError, jinja2.TemplateError) as error:
         # Mistakes in a task's file that the package lets through: a missing column, a list in place of a string.
         if _is_ours(error):
             raise
-        raise UsageError(_said(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
+        raise UsageError(_error_message(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
     finally:
-        if leave is None:
-            os.environ.pop(LEAVE, None)
-    return dict(found)
+        if previous is None:
+            os.environ.pop(ALLOW_CODE_VARIABLE, None)
+    return dict(results)
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -143,23 +143,23 @@ def _is_ours(error: BaseException) -> bool:
     return any(frame.filename == model for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _said(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     text = first_line(error)
-    if LEAVE in str(error):
+    if ALLOW_CODE_VARIABLE in str(error):
         text = "a task runs model-written code."
-    if "unsafe" in text or LEAVE in str(error):
+    if "unsafe" in text or ALLOW_CODE_VARIABLE in str(error):
         return f"{text}\nUse --unsafe-code-execution to allow it: it is not sandboxed."
     return f"lm-evaluation-harness: {text}"
 
 
-def as_json(found: Mapping[str, Any], about: Mapping[str, str]) -> str:
+def as_json(results: Mapping[str, Any], about: Mapping[str, str]) -> str:
     """Return an evaluation in the format of lm-evaluation-harness's results file; `about` has the model's arguments."""
     from lm_eval.utils import handle_non_serializable
 
-    results = {key: value for key, value in found.items() if key != "samples"}
-    results["config"] = {**found["config"], "model": "cascli", "model_args": dict(about)}
-    results |= {"model_source": "cascli", "model_name": about["strategy"]}
-    return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    document = {key: value for key, value in results.items() if key != "samples"}
+    document["config"] = {**results["config"], "model": "cascli", "model_args": dict(about)}
+    document |= {"model_source": "cascli", "model_name": about["strategy"]}
+    return json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
 
 
 def samples_as_jsonl(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -168,11 +168,11 @@ def samples_as_jsonl(samples: Sequence[Mapping[str, Any]]) -> str:
 
     lines = []
     for sample in samples:
-        asked = {
+        named_arguments = {
             f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(arguments)}
             for i, arguments in enumerate(sample["arguments"])
         }
-        said = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
-        logged = {**sample, **said, "arguments": asked, "target": str(sample["target"])}
+        responses = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
+        logged = {**sample, **responses, "arguments": named_arguments, "target": str(sample["target"])}
         lines.append(json.dumps(logged, default=handle_non_serializable, ensure_ascii=False) + "\n")
     return "".join(lines)

@@ -30,7 +30,7 @@ Likelihoods = dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood]
 
 
 @dataclass(frozen=True)
-class Asked:
+class DocumentRepeat:
     """A document of a task, and the number of its repeat."""
 
     task: str
@@ -43,7 +43,7 @@ class Asked:
         return f"{self.task}/{self.document}" + (f"#{self.repeat}" if self.repeat else "")
 
 
-OnAnswer = Callable[[Asked, Run], None]
+OnAnswer = Callable[[DocumentRepeat, Run], None]
 
 
 @dataclass
@@ -119,46 +119,48 @@ class StrategyModel(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Format turns with the pair's chat template; without a generation prompt, the last turn is continued."""
-        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return with_template(self.tokenizer, chat_history, **how)
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return with_template(self.tokenizer, chat_history, **options)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the strategy's answers, in the order of the requests."""
-        asked, seen = [], Counter[tuple[str, int]]()
+        documents, seen = [], Counter[tuple[str, int]]()
         for request in requests:
             key = request.task_name or "", request.doc_id or 0
-            asked.append(Asked(*key, seen[key]))
+            documents.append(DocumentRepeat(*key, seen[key]))
             seen[key] += 1
-        jobs = [self._request(request, each.id) for request, each in zip(requests, asked, strict=True)]
+        jobs = [self._request(request, each.id) for request, each in zip(requests, documents, strict=True)]
         texts: dict[int, str] = {}
         self._warm_up(jobs[:1])
         for place, run in self._answers(jobs):
             texts[place] = run.text
             self.cache_hook.add_partial("generate_until", requests[place].args, run.text)
             if self._on_answer is not None:
-                self._on_answer(asked[place], run)
-            self._tell(f"{asked[place].task} {self._strategy.spec}", len(texts), len(requests))
+                self._on_answer(documents[place], run)
+            self._report_progress(f"{documents[place].task} {self._strategy.spec}", len(texts), len(requests))
         return [texts[place] for place in range(len(requests))]
 
     def _request(self, request: Instance, id_: str) -> Request:
         context, settings = request.args
         try:
-            how = Generation.of(settings, self._given)
+            generation = Generation.of(settings, self._given)
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"task {request.task_name}: generation_kwargs: {first_line(error)}") from error
-        self._notes.not_honoured |= {f"{request.task_name}: {each}" for each in how.not_honoured}
+        self._notes.not_honoured |= {f"{request.task_name}: {each}" for each in generation.not_honoured}
         return Request(
-            prompt_ids=self._room_for(self.tok_encode(context) or [self.prefix_token_id], how.max_new_tokens),
-            sampling=how.sampling,
-            max_new_tokens=how.max_new_tokens,
-            seed=how.seed,
+            prompt_ids=self._truncate_prompt(
+                self.tok_encode(context) or [self.prefix_token_id], generation.max_new_tokens
+            ),
+            sampling=generation.sampling,
+            max_new_tokens=generation.max_new_tokens,
+            seed=generation.seed,
             prompt_id=id_,
-            stop=how.stop,
+            stop=generation.stop,
             prompt=context,
             raw=True,
         )
 
-    def _room_for(self, prompt: Sequence[int], answer: int, *, written: bool = True) -> Sequence[int]:
+    def _truncate_prompt(self, prompt: Sequence[int], answer: int, *, written: bool = True) -> Sequence[int]:
         """Return the end of a prompt that leaves room for its answer, which the model writes or a task provides.
 
         Raises:
@@ -176,7 +178,7 @@ class StrategyModel(TemplateLM):
         self._notes.shortened.add(hash(tuple(prompt)))
         return prompt[-room:]
 
-    def _tell(self, what: str, done: int, total: int) -> None:
+    def _report_progress(self, what: str, done: int, total: int) -> None:
         if self._on_progress is not None:
             self._on_progress(what, done, total)
 
@@ -200,19 +202,19 @@ class StrategyModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Return the target's log-likelihoods of continuations; a context that is too long loses its beginning."""
         reader = Reader(self._pair.target)
-        found = []
+        answers = []
         for texts, context, continuation in requests:
-            prompt = self._room_for(context, len(continuation) - 1, written=False)
+            prompt = self._truncate_prompt(context, len(continuation) - 1, written=False)
             key = tuple(prompt), tuple(continuation)
             if key not in self._likelihoods:
                 self._likelihoods[key] = reader(prompt, continuation)
             answer = (self._likelihoods[key].total, self._likelihoods[key].greedy)
-            found.append(answer)
+            answers.append(answer)
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
-                self._tell("likelihoods", len(found), len(requests))
+                self._report_progress("likelihoods", len(answers), len(requests))
         reader.end()
-        return found
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the target's log-probability of whole texts, window by window if they are longer than its context."""
@@ -230,7 +232,7 @@ class StrategyModel(TemplateLM):
             )
             parts = [(None, *make_disjoint_window(window)) for window in windows]
             totals.append(sum(total for total, _ in self._loglikelihood_tokens(parts)))
-            self._tell("texts", len(totals), len(requests))
+            self._report_progress("texts", len(totals), len(requests))
         return totals
 
 

@@ -10,8 +10,15 @@ from typing import Any
 from cascli import files
 from cascli.engine import check_models, environment
 from cascli.errors import UsageError
-from cascli.evaluation.harness import Asking, as_json, evaluated, samples_as_jsonl, task_manager, version
-from cascli.evaluation.scores import Found, Main, evaluated_tasks, main_metric, with_quality, without_samples
+from cascli.evaluation.harness import EvaluationOptions, as_json, evaluated, samples_as_jsonl, task_manager, version
+from cascli.evaluation.scores import (
+    EvalResults,
+    MainMetric,
+    evaluated_tasks,
+    main_metric,
+    with_quality,
+    without_samples,
+)
 from cascli.evaluation.table import Evaluation
 from cascli.jobs.compare import check_columns
 from cascli.models.pair import Pair
@@ -33,7 +40,7 @@ class Evaluating:
     """An evaluation in progress, strategy by strategy."""
 
     pair: Pair
-    asking: Asking
+    options: EvaluationOptions
     manager: Any
     """The manager of tasks, from `task_manager`."""
     given: Settings
@@ -44,9 +51,9 @@ class Evaluating:
     command: str | None = None
     """The command line."""
     records: list[Record] = field(default_factory=list)
-    found: dict[str, Found] = field(default_factory=dict)
+    results: dict[str, EvalResults] = field(default_factory=dict)
     """What lm-evaluation-harness returned, by strategy, without the samples."""
-    _mains: dict[str, Main] = field(default_factory=dict, init=False)
+    _mains: dict[str, MainMetric] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Check that the pair can be evaluated.
@@ -57,7 +64,7 @@ class Evaluating:
         self._harness, self._date = version(), now()
         if self.pair.tokenizer is None:
             raise UsageError(f"pair '{self.pair.name}' has no tokenizer, but tasks are text.")
-        if self.asking.chat and not getattr(self.pair.tokenizer, "chat_template", None):
+        if self.options.chat and not getattr(self.pair.tokenizer, "chat_template", None):
             raise UsageError(f"pair '{self.pair.name}' has no chat template: leave out --apply-chat-template.")
         from cascli.evaluation.model import Likelihoods, Notes
 
@@ -80,18 +87,18 @@ class Evaluating:
             UsageError: a task cannot be set up or scored.
             RunError: out of memory.
         """
-        from cascli.evaluation.model import Asked, StrategyModel
+        from cascli.evaluation.model import DocumentRepeat, StrategyModel
 
         records: list[Record] = []
 
-        def answered(asked: Asked, run: Run) -> None:
+        def answered(source: DocumentRepeat, run: Run) -> None:
             where = Cell(
                 strategy=strategy.spec,
                 temperature=run.sampling.temperature,
                 seed=run.sampling.seed,
-                repeat=asked.repeat,
+                repeat=source.repeat,
             )
-            problem = Example(id=str(asked.document), prompt="", category=asked.task)
+            problem = Example(id=str(source.document), prompt="", category=source.task)
             records.append(record_of(where, problem, [run], None, None))
 
         model = StrategyModel(
@@ -99,30 +106,30 @@ class Evaluating:
             strategy,
             self.given,
             self._notes,
-            chat=self.asking.chat,
+            chat=self.options.chat,
             batch_size=self.batch_size,
             likelihoods=self._likelihoods,
             on_answer=answered,
             on_progress=on_progress,
         )
-        found = evaluated(model, self.asking, self.manager)
+        results = evaluated(model, self.options, self.manager)
         # The first strategy's metric is used for all, since scores of two metrics cannot be compared.
-        for task in found["samples"]:
-            self._mains.setdefault(task, main_metric(found, task))
-        self.records += with_quality(records, found, self._mains)
-        self.found[strategy.spec] = without_samples(found, self._mains)
+        for task in results["samples"]:
+            self._mains.setdefault(task, main_metric(results, task))
+        self.records += with_quality(records, results, self._mains)
+        self.results[strategy.spec] = without_samples(results, self._mains)
         if self.folder is not None:
-            self._keep(self.folder, strategy.spec, found)
+            self._save(self.folder, strategy.spec, results)
 
-    def _keep(self, folder: Path, spec: str, found: Found) -> None:
+    def _save(self, folder: Path, spec: str, results: EvalResults) -> None:
         """Write the files that lm-evaluation-harness would write, and the document of all strategies so far."""
         own, date = folder / folder_name(spec), self._date.replace(":", "-")
         own.mkdir(parents=True, exist_ok=True)
-        for task, samples in found["samples"].items():
+        for task, samples in results["samples"].items():
             files.write(own / f"samples_{folder_name(task)}_{date}.jsonl", samples_as_jsonl(samples), durable=True)
         models = {str(role): model.source for role, model in self.pair.models.items()}
         about = {"strategy": spec, "pair": self.pair.name, **models}
-        files.write(own / f"results_{date}.json", as_json(found, about) + "\n", durable=True)
+        files.write(own / f"results_{date}.json", as_json(results, about) + "\n", durable=True)
         files.write(folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
 
     def evaluation(self) -> Evaluation:
@@ -135,16 +142,16 @@ class Evaluating:
             harness=self._harness,
             pair=self.pair.name,
             environment=environment(self.pair.device) | loaded,
-            strategies=list(self.found),
-            limit=self.asking.limit,
-            num_fewshot=self.asking.num_fewshot,
-            chat_template=self.asking.chat,
-            system=self.asking.system,
+            strategies=list(self.results),
+            limit=self.options.limit,
+            num_fewshot=self.options.num_fewshot,
+            chat_template=self.options.chat,
+            system=self.options.system,
             given=given,
             batch_size=self.batch_size,
             not_honoured=sorted(self._notes.not_honoured),
             shortened=len(self._notes.shortened),
-            tasks=evaluated_tasks(self.found, self.records),
+            tasks=evaluated_tasks(self.results, self.records),
         )
 
 
@@ -180,7 +187,7 @@ def evaluate(
     batch_size: int = 1,
     output: Path | None = None,
     on_progress: OnProgress | None = None,
-    **asking: Any,
+    **options: Any,
 ) -> Evaluation:
     """Evaluate strategies on tasks of lm-evaluation-harness.
 
@@ -192,7 +199,7 @@ def evaluate(
         batch_size: number of answers decoded concurrently.
         output: folder for the results.
         on_progress: called with what is being answered.
-        asking: further fields of `Asking`.
+        options: further fields of `EvaluationOptions`.
 
     Raises:
         UsageError: lm-evaluation-harness is not installed, a task is unknown or cannot be set up.
@@ -200,8 +207,10 @@ def evaluate(
     """
     if output is not None:
         check_folder(output)
-    asked = Asking(tasks=tasks, **asking)
-    evaluating = Evaluating(pair, asked, task_manager(asked), given or Settings(), batch_size, output)
+    evaluation_options = EvaluationOptions(tasks=tasks, **options)
+    evaluating = Evaluating(
+        pair, evaluation_options, task_manager(evaluation_options), given or Settings(), batch_size, output
+    )
     evaluating.check(strategies)
     for strategy in strategies:
         evaluating.run(strategy, on_progress)

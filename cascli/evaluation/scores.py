@@ -12,77 +12,77 @@ from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.records import Record
 from cascli.sweeps.table import rows
 
-Found = Mapping[str, Any]
+EvalResults = Mapping[str, Any]
 """What `lm_eval.simple_evaluate` returned for one strategy."""
-Main = tuple[str, str] | None
+MainMetric = tuple[str, str] | None
 """The metric and filter by which single answers are scored; None if no metric of a task can do that."""
 WRITTEN = "generate_until"
 """Output type of tasks for which answers are generated."""
 
 
-def with_quality(records: Iterable[Record], found: Found, mains: Mapping[str, Main]) -> list[Record]:
+def with_quality(records: Iterable[Record], results: EvalResults, mains: Mapping[str, MainMetric]) -> list[Record]:
     """Return the records with each answer's score by these metrics, for every task that has one."""
-    qualities = {task: _qualities(found, task, mains[task]) for task in found["samples"]}
+    qualities = {task: _qualities(results, task, mains[task]) for task in results["samples"]}
     return [record.model_copy(update={"quality": qualities[record.category].get(record.problem)}) for record in records]
 
 
-def without_samples(found: Found, mains: Mapping[str, Main]) -> dict[str, Any]:
+def without_samples(results: EvalResults, mains: Mapping[str, MainMetric]) -> dict[str, Any]:
     """Return everything except the samples, and the metric of each task that scores them."""
-    kept = {key: value for key, value in found.items() if key != "samples"}
+    kept = {key: value for key, value in results.items() if key != "samples"}
     return kept | {"main_metrics": dict(mains)}
 
 
-def main_metric(found: Found, task: str) -> Main:
+def main_metric(results: EvalResults, task: str) -> MainMetric:
     """Return the first metric of a task whose scores of single documents are between 0 and 1, and the first filter."""
-    for sample in found["samples"].get(task, ())[:1]:
+    for sample in results["samples"].get(task, ())[:1]:
         for metric in sample.get("metrics", ()):
-            values = [each.get(metric) for each in found["samples"][task] if each["filter"] == sample["filter"]]
+            values = [each.get(metric) for each in results["samples"][task] if each["filter"] == sample["filter"]]
             if all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
                 return metric, sample["filter"]
     return None
 
 
-def _qualities(found: Found, task: str, main: Main) -> dict[str, float]:
+def _qualities(results: EvalResults, task: str, main: MainMetric) -> dict[str, float]:
     """Return each document's score, averaged over its repeats; empty if a score is outside of 0 to 1."""
     scores: dict[str, list[float]] = defaultdict(list)
-    for sample in found["samples"][task] if main is not None else ():
+    for sample in results["samples"][task] if main is not None else ():
         if main is not None and sample["filter"] == main[1]:
             scores[str(sample["doc_id"])].append(float(sample[main[0]]))
     means = {document: fmean(values) for document, values in scores.items()}
     return means if all(0 <= value <= 1 for value in means.values()) else {}
 
 
-def evaluated_tasks(found: Mapping[str, Found], records: Sequence[Record]) -> list[EvaluatedTask]:
-    """Return all tasks and groups, in the order of lm-evaluation-harness; `found` is by strategy, without samples."""
-    if not found:
+def evaluated_tasks(results: Mapping[str, EvalResults], records: Sequence[Record]) -> list[EvaluatedTask]:
+    """Return all tasks and groups, in the order of lm-evaluation-harness; `results` is by strategy, without samples."""
+    if not results:
         return []
-    first = next(iter(found.values()))
-    made = []
+    first = next(iter(results.values()))
+    tasks = []
     for name in first["results"]:
         members = _members(first, name)
         written = any(first["configs"][each]["output_type"] == WRITTEN for each in members)
         main = first["main_metrics"].get(name)
         own = [record for record in records if record.category == name]
         samples = first.get("n-samples", {}).get(name)
-        told = found if written else {BASELINE: first}
-        made.append(
+        scored = results if written else {BASELINE: first}
+        tasks.append(
             EvaluatedTask(
                 name=name,
                 written=written,
                 samples=None if samples is None else samples["effective"],
                 metric=None if main is None else main[0],
-                scores=[score for spec, each in told.items() for score in _scores(spec, each["results"][name])],
+                scores=[score for spec, each in scored.items() for score in _scores(spec, each["results"][name])],
                 rows=rows(own),
             )
         )
-    return made
+    return tasks
 
 
-def _members(found: Found, name: str) -> list[str]:
+def _members(results: EvalResults, name: str) -> list[str]:
     """Return the tasks of a group at any depth; for a task, the task itself."""
-    if name in found["configs"]:
+    if name in results["configs"]:
         return [name]
-    return [task for each in found.get("group_subtasks", {}).get(name, ()) for task in _members(found, each)]
+    return [task for each in results.get("group_subtasks", {}).get(name, ()) for task in _members(results, each)]
 
 
 def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:

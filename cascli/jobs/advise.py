@@ -30,9 +30,9 @@ from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
 from cascli.trace import Metrics, Run, SamplingInfo, now, prompts_of
 
-MOST_PROMPTS = 12
+MAX_PROMPTS = 12
 """Most prompts to record, or to use where no limit is given; spread evenly over all of them."""
-APART = 4
+MIN_PROMPTS_TO_SPLIT = 4
 """With at least this many prompts, those measured are not the ones that predictions are based on."""
 RECORDED_K = 4
 """Block length of the recorded answers; predictions for other lengths do not depend on it."""
@@ -102,15 +102,15 @@ def advise(
         system=system,
         raw=raw,
     )
-    asked = conversations(prompts)
-    if len(asked) > 1 and max_new_tokens is None:
+    all_prompts = conversations(prompts)
+    if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     bars = notebook.bars()
     with bars or nullcontext():
-        return Advising(pair, asked, settings, tolerance, score, on_progress or bars or None).advice()
+        return Advising(pair, all_prompts, settings, tolerance, score, on_progress or bars or None).advice()
 
 
-def spread(prompts: Sequence[Prompt], most: int = MOST_PROMPTS) -> list[Prompt]:
+def spread(prompts: Sequence[Prompt], most: int = MAX_PROMPTS) -> list[Prompt]:
     """Return at most `most` prompts, spread evenly over all of them."""
     n = min(len(prompts), most)
     return [prompts[i * len(prompts) // n] for i in range(n)]
@@ -118,10 +118,10 @@ def spread(prompts: Sequence[Prompt], most: int = MOST_PROMPTS) -> list[Prompt]:
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Split prompts into those to record, at most 12, and the rest to measure; fewer than 4 serve as both."""
-    if len(prompts) < APART:
+    if len(prompts) < MIN_PROMPTS_TO_SPLIT:
         return list(prompts), list(prompts)
-    looked = spread(prompts, min(len(prompts) // 2, MOST_PROMPTS))
-    return looked, [prompt for prompt in prompts if prompt not in looked]
+    recorded = spread(prompts, min(len(prompts) // 2, MAX_PROMPTS))
+    return recorded, [prompt for prompt in prompts if prompt not in recorded]
 
 
 class Measured(NamedTuple):
@@ -196,7 +196,7 @@ class Advising:
     ) -> None:
         """Set up; see `advise`. `models` holds the flags that name the pair's models."""
         self._pair, self._settings, self._tolerance, self._score = pair, settings, tolerance, score
-        self._looked, self._measured = halves(prompts)
+        self._recorded_prompts, self._measured_prompts = halves(prompts)
         self._on_progress, self._models, self._date = on_progress, models or f"-c {pair.name}", now()
 
     def advice(self) -> Advice:
@@ -208,8 +208,8 @@ class Advising:
         candidates = answers.lossless(self._on_progress)
         plain = choosing.best([each for each in candidates if each.plain])
         k = plain.k if plain is not None and isinstance(plain.k, int) else RECORDED_K
-        every = [*candidates, *answers.lenient(k, self._on_progress)]
-        chosen = choosing.shortlist(every, self._tolerance)
+        all_candidates = [*candidates, *answers.lenient(k, self._on_progress)]
+        chosen = choosing.shortlist(all_candidates, self._tolerance)
         comparison = self._confirm([parse(each.strategy) for each in chosen], steps)
         measured = Measured(
             _by_prompt(comparison.runs),
@@ -217,23 +217,23 @@ class Advising:
         )
         rows = [self._confirmed(row, chosen, measured) for row in comparison.summary]
         decided = choosing.decide(rows, measured.faster)
-        how = Levers(answers.gain, answers.oracle()) if seen is not None else None
+        gains = Levers(answers.gain, answers.oracle()) if seen is not None else None
         return self._document(
             finding=choosing.find(decided, rows, None if plain is None else plain.strategy, measured.faster),
             use=self._use(decided.strategy, k),
             confirmed=rows,
             candidates=candidates,
-            levels=choosing.levels(every),
-            levers=[] if how is None else choosing.levers(how, machine),
+            levels=choosing.levels(all_candidates),
+            levers=[] if gains is None else choosing.levers(gains, machine),
             explanation=comparison.explanation,
-            looked=answers.looked(),
+            looked=answers.recorded_summary(),
             machine=machine,
             profile=steps,
             spread=comparison.spread,
             notes=self._notes(rows),
         )
 
-    def _document(self, **found: Any) -> Advice:
+    def _document(self, **results: Any) -> Advice:
         """Build the document: what was found, and the conditions it holds for."""
         settings = self._settings
         return Advice(
@@ -249,25 +249,27 @@ class Advising:
             ),
             environment=environment(self._pair.device),
             tolerance=self._tolerance,
-            confirmed_on=[prompt.id for prompt in self._measured],
-            apart=self._looked != self._measured,
-            **found,
+            confirmed_on=[prompt.id for prompt in self._measured_prompts],
+            apart=self._recorded_prompts != self._measured_prompts,
+            **results,
         )
 
     def _use(self, strategy: str, fixed_k: int) -> Use:
         """How to use a strategy; engines without stops get the best fixed length instead."""
         params = parse(strategy).params
-        info, models, how = self._pair.info, self._models, self._settings
-        return use(strategy, params, info, models, how.temperature, fixed_k, top_k=how.top_k, top_p=how.top_p)
+        info, models, settings = self._pair.info, self._models, self._settings
+        return use(
+            strategy, params, info, models, settings.temperature, fixed_k, top_k=settings.top_k, top_p=settings.top_p
+        )
 
     def _record(self) -> tuple[list[Run], Seen | None]:
         """Record answers from the target's distribution and, with a draft model, both models' distributions."""
         if self._pair.draft is not None:
-            seen = record(self._pair, self._looked, self._settings, RECORDED_K, on_progress=self._on_progress)
+            seen = record(self._pair, self._recorded_prompts, self._settings, RECORDED_K, on_progress=self._on_progress)
             return list(seen.runs), seen
         runs: list[Run] = []
-        for number, prompt in enumerate(self._looked):
-            self._tell(prompt.id, number, len(self._looked))
+        for number, prompt in enumerate(self._recorded_prompts):
+            self._report_progress(prompt.id, number, len(self._recorded_prompts))
             runs += converse(self._pair, parse(TARGET), prompt, self._settings)
         return runs, None
 
@@ -287,7 +289,7 @@ class Advising:
         turns = [[self._pilot(each) for each in both] for _ in range(REPEATS)]
         alone, drafting = ([turn[i].metrics for turn in turns] for i in range(len(both)))
         prompts = zip(alone, drafting, strict=True)
-        reading = median(there.seconds.prefill / here.seconds.prefill for here, there in prompts) - 1
+        reading = median(drafted.seconds.prefill / plain.seconds.prefill for plain, drafted in prompts) - 1
         return Machine(
             step_seconds=step,
             c=steps.c,
@@ -300,7 +302,7 @@ class Advising:
     def _pilot(self, strategy: Strategy) -> Run:
         """Decode a short answer to the first prompt, after a warm-up."""
         short = replace(self._settings, max_new_tokens=min(self._settings.max_new_tokens, PILOT_TOKENS))
-        prompt = self._looked[0]
+        prompt = self._recorded_prompts[0]
         request = request_of_turn(self._pair, prompt.turns[0], Conversation(short.system), short, prompt.id)
         for tokens in (RECORDED_K + 2, short.max_new_tokens):
             run = decode(self._pair, strategy, replace(request, max_new_tokens=tokens))
@@ -309,7 +311,7 @@ class Advising:
     def _confirm(self, strategies: Sequence[Strategy], steps: Profile) -> Comparison:
         """Run the target and these strategies, interleaved as in `compare`."""
         pair = replace(self._pair, steps=steps)  # used by stops such as `rate`
-        done = Repeats(pair, self._measured, [parse(TARGET), *strategies], self._settings)
+        done = Repeats(pair, self._measured_prompts, [parse(TARGET), *strategies], self._settings)
         done.warm_up()
         done.run(counting(self._on_progress, done.answers) if self._on_progress is not None else None)
         return done.comparison(steps)
@@ -345,7 +347,7 @@ class Advising:
         ours, theirs = (
             [
                 self._score(prompt, runs[-1], target[-1])
-                for prompt, runs, target in zip(self._measured, measured.runs[name], targets, strict=True)
+                for prompt, runs, target in zip(self._measured_prompts, measured.runs[name], targets, strict=True)
             ]
             for name in (strategy, TARGET)
         )
@@ -354,10 +356,12 @@ class Advising:
     def _notes(self, rows: Sequence[Confirmed]) -> list[str]:
         """Limitations of the advice."""
         notes = []
-        if self._looked == self._measured:
+        if self._recorded_prompts == self._measured_prompts:
             notes.append("predictions and measurements share their prompts; 4 or more prompts would be split")
-        if len(self._measured) < choosing.FEWEST:
-            notes.append(f"{len(self._measured)} measured prompts give a range, not a 95% interval: 12 or more would")
+        if len(self._measured_prompts) < choosing.FEWEST:
+            notes.append(
+                f"{len(self._measured_prompts)} measured prompts give a range, not a 95% interval: 12 or more would"
+            )
         if self._pair.draft is None:
             notes.append("the pair has no draft model: rules and stops were not considered")
         if self._pair.by_head:
@@ -365,10 +369,10 @@ class Advising:
                 f"a head's drafts depend on where its round began; rounds of {RECORDED_K} were recorded, so predictions"
                 " for other k are rough, and too high for longer blocks"
             )
-        notes += choosing.of_answers(rows, self._tolerance)
+        notes += choosing.answer_notes(rows, self._tolerance)
         return notes
 
-    def _tell(self, what: str, done: int, total: int) -> None:
+    def _report_progress(self, what: str, done: int, total: int) -> None:
         if self._on_progress is not None:
             self._on_progress(what, done, total)
 
@@ -388,8 +392,8 @@ def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:
     strategies: dict[str, list[Run]] = {}
     for run in runs:
         strategies.setdefault(run.spec, []).append(run)
-    found: dict[str, dict[Hashable, list[Run]]] = {spec: {} for spec in strategies}
+    groups: dict[str, dict[Hashable, list[Run]]] = {spec: {} for spec in strategies}
     for spec, ours in strategies.items():
         for prompt, run in zip(prompts_of(ours), ours, strict=True):
-            found[spec].setdefault(prompt, []).append(run)
-    return {spec: [*prompts.values()] for spec, prompts in found.items()}
+            groups[spec].setdefault(prompt, []).append(run)
+    return {spec: [*prompts.values()] for spec, prompts in groups.items()}

@@ -32,7 +32,7 @@ from cascli.trace import Run
 DEFAULT_SIZE = 8
 
 
-class Given(TypedDict, total=False):
+class GenerateOptions(TypedDict, total=False):
     """Arguments shared with `generate`, with the same defaults."""
 
     max_new_tokens: int | None
@@ -110,7 +110,7 @@ def generate_many(
     strategy: str | Strategy | None = None,
     batch_size: int = DEFAULT_SIZE,
     on_progress: OnProgress | None = None,
-    **given: Unpack[Given],
+    **given: Unpack[GenerateOptions],
 ) -> list[Run]:
     """Answer many prompts with one strategy, several concurrently.
 
@@ -139,17 +139,17 @@ def generate_many(
     if batch_size < 1:
         raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
     for key in given:
-        if key not in Given.__annotations__:
-            raise UsageError(unknown("keyword", key, Given.__annotations__))
-    asked, settings = conversations(prompts, prompt_ids), settings_of(pair, **given)
-    wanted = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
-    check_all(pair, wanted, asked, settings)
+        if key not in GenerateOptions.__annotations__:
+            raise UsageError(unknown("keyword", key, GenerateOptions.__annotations__))
+    all_prompts, settings = conversations(prompts, prompt_ids), settings_of(pair, **given)
+    parsed = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
+    check_all(pair, parsed, all_prompts, settings)
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()
     on_progress = on_progress or bars
     with bars or nullcontext():
-        for ended in converse_many(pair, wanted, asked, settings, batch_size):
+        for ended in converse_many(pair, parsed, all_prompts, settings, batch_size):
             done[ended.place] = ended.result
             if on_progress is not None:
-                on_progress("answers", len(done), len(asked))
+                on_progress("answers", len(done), len(all_prompts))
     return [run for place in sorted(done) for run in done[place]]

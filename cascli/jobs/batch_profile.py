@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from cascli.analysis.profile import Profile
-from cascli.jobs.profile import BLOCKS, Timed, in_a_round, of_role, set_context, synchronise
+from cascli.jobs.profile import BLOCKS, Timed, role_timings, set_context, synchronise, time_round
 from cascli.models.batch.reader import Reader, Wanted
 from cascli.models.calls import ALONE, Role
 from cascli.models.choose_runner import choose_readers
@@ -74,8 +74,8 @@ class BatchTimer:
         """Time every kind of pass once over `size` texts."""
         of_size, context = self._timed[size], self._context
         for n in self._blocks:
-            alone = in_a_round(self._pair, context, n)
-            for key, seconds in alone if size == 1 else _in_a_round(self._pair, self._readers, size, context, n):
+            alone = time_round(self._pair, context, n)
+            for key, seconds in alone if size == 1 else _time_round(self._pair, self._readers, size, context, n):
                 of_size.setdefault(key, []).extend([seconds] if counted else [])
 
     @property
@@ -83,16 +83,19 @@ class BatchTimer:
         """One profile per batch size, from the counted passes."""
         return [
             Profile(
-                context=self._context, batch_size=size, draft=of_role("draft", timed), target=of_role("target", timed)
+                context=self._context,
+                batch_size=size,
+                draft=role_timings("draft", timed),
+                target=role_timings("target", timed),
             )
             for size, timed in self._timed.items()
         ]
 
 
-def _in_a_round(
+def _time_round(
     pair: Pair, readers: Mapping[Role, Reader], size: int, context: int, n: int
 ) -> Iterator[tuple[tuple[str, int], float]]:
-    """Time passes in the order of a round, like `in_a_round`."""
+    """Time passes in the order of a round, like `time_round`."""
     if "draft" in readers and n > 1:
         for tokens in (1, 2, 1):
             yield ("draft", tokens), _pass_seconds(pair, readers["draft"], size, context, tokens)

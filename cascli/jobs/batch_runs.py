@@ -80,16 +80,16 @@ def batch_runs(
     """
     endless = replace(pair, eos_ids=frozenset())
     strategies: dict[int, Strategy] = {0: parse("target")} | {k: Synthetic(acceptance=acceptance, k=k) for k in ks}
-    asked, sizes = sizes, sorted({1, *sizes})
-    before, looks = memory.resident(pair.device), memory.reset_peak(pair.device)
+    requested, sizes = sizes, sorted({1, *sizes})
+    before, peak_known = memory.resident(pair.device), memory.reset_peak(pair.device)
     lanes = Lanes(endless, max(sizes))
-    timer = BatchTimer(pair, lanes.readers, context_of(ks), asked, [*blocks, *(k + 1 for k in ks)])
-    made: dict[tuple[int, int], list[list[_Rounds]]] = {}
+    timer = BatchTimer(pair, lanes.readers, context_of(ks), requested, [*blocks, *(k + 1 for k in ks)])
+    batches: dict[tuple[int, int], list[list[_Rounds]]] = {}
     for repeat in range(repeats + 1):
         for done, size in enumerate(sizes):
             if on_progress is not None:
                 on_progress(f"batches of {size}", repeat * len(sizes) + done, (repeats + 1) * len(sizes))
-            if size in asked:
+            if size in requested:
                 timer.fill()
                 timer.time(size, counted=False)
                 for _ in range(TIMED if repeat else 0):
@@ -98,31 +98,31 @@ def batch_runs(
                 jobs = [partial(_rounds, strategy, k, repeat * size + number) for number in range(size)]
                 batch = [ended.result for ended in lanes.run(jobs)]
                 if repeat:
-                    made.setdefault((size, k), []).append(batch)
+                    batches.setdefault((size, k), []).append(batch)
     for model in pair.models.values():
         model.runner.reset()
-    profiles, other = timer.profiles, {k: _outside(made[1, k]) for k in strategies}
+    profiles, other = timer.profiles, {k: _outside(batches[1, k]) for k in strategies}
     runs = [
         BatchRun(
             batch_size=profile.batch_size,
             k=k,
-            tokens_per_second=_rate(made[profile.batch_size, k]),
-            predicted_tokens_per_second=predicted_rate(profile, k, _tokens(made[profile.batch_size, k]), other[k]),
+            tokens_per_second=_rate(batches[profile.batch_size, k]),
+            predicted_tokens_per_second=predicted_rate(profile, k, _tokens(batches[profile.batch_size, k]), other[k]),
         )
         for profile in profiles
         for k in strategies
     ]
-    return profiles, runs, None if before is None else _memory(pair, max(sizes), max(ks), before, looked=looks)
+    return profiles, runs, None if before is None else _memory(pair, max(sizes), max(ks), before, peak_known=peak_known)
 
 
-def _memory(pair: Pair, size: int, k: int, before: int, *, looked: bool) -> BatchMemory:
+def _memory(pair: Pair, size: int, k: int, before: int, *, peak_known: bool) -> BatchMemory:
     tokens = rounded_up(longest([k]))
     caches = size * tokens * sum(memory.token_bytes(model.model) for model in pair.models.values())
     return BatchMemory(
         batch_size=size,
         tokens=tokens,
         predicted_bytes=before + caches + working_bytes(size, k, pair.vocab),
-        measured_bytes=memory.peak(pair.device) if looked else None,
+        measured_bytes=memory.peak(pair.device) if peak_known else None,
     )
 
 

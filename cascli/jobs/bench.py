@@ -101,26 +101,26 @@ def _batches(
     """Step times in batches and, on request, runs at a chosen acceptance, both then at the runs' own context."""
     if not sizes:
         return {}
-    how: dict[str, Any] = {"repeats": repeats, "on_progress": on_progress}
+    options: dict[str, Any] = {"repeats": repeats, "on_progress": on_progress}
     if acceptance is None:
-        return {"batches": batch_profiles(pair, context, sizes, blocks=blocks, **how)}
+        return {"batches": batch_profiles(pair, context, sizes, blocks=blocks, **options)}
     if pair.context is not None and longest(ks) > pair.context:
         raise UsageError(
             f"batches at k = {max(ks)} need texts of {longest(ks)} tokens, but the pair's context is {pair.context}."
         )
-    profiles, runs, memory = batch_runs(pair, acceptance, sizes, ks=ks, blocks=blocks, **how)
+    profiles, runs, memory = batch_runs(pair, acceptance, sizes, ks=ks, blocks=blocks, **options)
     return {"batches": profiles, "batch_runs": runs, "batch_memory": memory}
 
 
-def _contexts(pair: Pair, wanted: Sequence[int] | None, longest: int) -> list[int]:
+def _contexts(pair: Pair, requested: Sequence[int] | None, longest: int) -> list[int]:
     room = None if pair.context is None else pair.context - longest
-    if wanted is None:
+    if requested is None:
         fitting = [length for length in CONTEXTS if room is None or length <= room]
         return fitting or [max(room or 1, 1)]
-    too_long = [length for length in wanted if room is not None and length > room]
+    too_long = [length for length in requested if room is not None and length > room]
     if too_long:
         raise UsageError(f"context {too_long[0]} and a block of {longest} exceed the pair's context of {pair.context}.")
-    return sorted(set(wanted))
+    return sorted(set(requested))
 
 
 def _warm_up(pair: Pair, blocks: Sequence[int], context: int) -> None:

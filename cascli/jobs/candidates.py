@@ -49,7 +49,7 @@ Chances = Sequence[Sequence[float]]
 """Probabilities that a draft passes, at each token of each answer."""
 
 
-class Settled(NamedTuple):
+class RuleSetting(NamedTuple):
     """A rule at one setting, judged at every recorded position."""
 
     params: dict[str, Any]
@@ -78,15 +78,15 @@ class Answers:
             sampling: sampling of the answers.
         """
         self._pair, self._seen, self._machine, self._sampling = pair, seen, machine, sampling
-        told = [(prompt, run) for prompt, run in zip(prompts_of(runs), runs, strict=True) if run.token_ids]
-        self._prompts, self._runs = [prompt for prompt, _ in told], [run for _, run in told]
+        answered = [(prompt, run) for prompt, run in zip(prompts_of(runs), runs, strict=True) if run.token_ids]
+        self._prompts, self._runs = [prompt for prompt, _ in answered], [run for _, run in answered]
         of_target = 1 / (1 + (machine.draft_reading if seen is not None else 0.0)) / machine.step_seconds
         self._recorded = [
-            Recorded(prompt, len(run.token_ids), run.metrics.seconds.prefill * of_target) for prompt, run in told
+            Recorded(prompt, len(run.token_ids), run.metrics.seconds.prefill * of_target) for prompt, run in answered
         ]
 
     @property
-    def _both(self) -> Seen:
+    def _distributions(self) -> Seen:
         """The recorded distributions, for code that requires a draft model."""
         if self._seen is None:
             raise ValueError("the pair has no draft model")
@@ -102,7 +102,7 @@ class Answers:
         """Probabilities that the draft model's tokens pass exact verification."""
         return [] if self._seen is None else [each for each in self._seen.passing(self._seen.expected) if each]
 
-    def looked(self) -> Looked:
+    def recorded_summary(self) -> Looked:
         """Summary of what was recorded."""
         cut = sum(run.finish_reason == "length" for run in self._runs)
         common: dict[str, Any] = {
@@ -128,20 +128,20 @@ class Answers:
 
     def lossless(self, on_progress: OnProgress | None = None) -> list[Candidate]:
         """Lossless candidates, best first: the draft model at every length and stop, others at their best length."""
-        found, parts = list[Candidate](), [self._prompt_lookups, self._suffixes]
+        candidates, parts = list[Candidate](), [self._prompt_lookups, self._suffixes]
         if self._seen is not None:
             parts = [self._fixed, self._stopped, *parts]
         for number, part in enumerate(parts):
             if on_progress is not None:
                 on_progress("replaying drafters and stops", number, len(parts))
-            found += part()
-        return sorted(found, key=lambda each: -each.gain)
+            candidates += part()
+        return sorted(candidates, key=lambda each: -each.gain)
 
     def _fixed(self) -> Iterator[Candidate]:
         """The draft model with blocks of each length; the best length also verified by block where that may help."""
-        cost, passing = fixed_cost(self._machine), float(self._both.expected.mean())
+        cost, passing = fixed_cost(self._machine), float(self._distributions.expected.mean())
         lengths = [
-            self._of(f"speculative:k={k}", k, self._along_draft(k), cost, acceptance=passing)
+            self._from_drafts(f"speculative:k={k}", k, self._along_draft(k), cost, acceptance=passing)
             for k in range(1, self.longest + 1)
         ]
         yield from lengths
@@ -173,28 +173,28 @@ class Answers:
 
     def _readings(self, reads: str | None) -> list[list[float]]:
         """What a stop reads at every token of every answer; for the chance of a drawn token, its expectation."""
-        d = self._both.d
+        d = self._distributions.d
         if reads == "entropy":
             values = d.entropy("q1").squeeze(-1)
         elif reads == "chance":
             values = (d.q * d.q1).sum(dim=-1)
         else:
             values = d.q1.amax(dim=-1)
-        return [part.tolist() for part in values.split(self._both.lengths) if len(part)]
+        return [part.tolist() for part in values.split(self._distributions.lengths) if len(part)]
 
     def _prompt_lookups(self) -> Iterator[Candidate]:
         """Prompt lookup at its best lengths; exact, since the text alone shows whether a copied token passes."""
-        for most in NGRAMS:
-            copies = [self._copies(run, most) for run in self._runs]
-            yield self._best(f"speculative:draft=prompt-lookup,max_ngram={most}", partial(self._copied, copies))
+        for max_ngram in NGRAMS:
+            copies = [self._copies(run, max_ngram) for run in self._runs]
+            yield self._best(f"speculative:draft=prompt-lookup,max_ngram={max_ngram}", partial(self._copied, copies))
 
     def _copied(self, copies: Sequence[list[list[int]]], k: int) -> list[Drafts]:
         return [lookup_drafts(each, run.token_ids, k) for each, run in zip(copies, self._runs, strict=True)]
 
-    def _copies(self, run: Run, most: int) -> list[list[int]]:
+    def _copies(self, run: Run, max_ngram: int) -> list[list[int]]:
         text, start = [*(run.prompt_token_ids or []), *run.token_ids], len(run.prompt_token_ids or [])
         ends = self._pair.eos_ids
-        return [continuation(text[:t], self.longest, ends, most) for t in range(start, len(text))]
+        return [continuation(text[:t], self.longest, ends, max_ngram) for t in range(start, len(text))]
 
     def _suffixes(self) -> Iterator[Candidate]:
         """Drafts from counts of what followed earlier occurrences, at the best length."""
@@ -207,17 +207,17 @@ class Answers:
         Its mean over the tokens that could have been written is sum min(q, p). None where there are no counts.
         """
         text, start = [*(run.prompt_token_ids or []), *run.token_ids], len(run.prompt_token_ids or [])
-        found: list[float | None] = []
+        chances: list[float | None] = []
         for place, token in enumerate(run.emitted):
             counts = followers(text[: start + place], self._pair.eos_ids)
             if not counts:
-                found.append(None)
+                chances.append(None)
                 continue
             ids = sorted(counts)  # among equal counts, greedy drafting takes the smallest id
             logits = torch.tensor([[counts[each] for each in ids]], dtype=torch.float32).log()
             q = dict(zip(ids, distributions.warp(logits, self._sampling)[0].tolist(), strict=True))
-            found.append(min(1.0, q.get(token.id, 0.0) / (token.p or 1.0)))
-        return found
+            chances.append(min(1.0, q.get(token.id, 0.0) / (token.p or 1.0)))
+        return chances
 
     # ---- rules
 
@@ -235,36 +235,36 @@ class Answers:
             if on_progress is not None:
                 on_progress(f"judging {name}", number, len(dials))
             values = dict.fromkeys(dial.at(i / GRID) for i in range(GRID + 1))
-            settled, seconds = list[Settled](), list[float]()
+            settings, seconds = list[RuleSetting](), list[float]()
             # The rule's parameters, parsed once: parsing each setting would take longer than judging it.
             params = parse(f"speculative-cascade:rule={name},{dial.parameter}={dial.strict}").params
             for value in values:
                 start = time.perf_counter()
-                settled.append(self._settled(params | {dial.parameter: value}, kind(**{dial.parameter: value})))
+                settings.append(self._rule_setting(params | {dial.parameter: value}, kind(**{dial.parameter: value})))
                 seconds.append(time.perf_counter() - start)
-            extra, k = self._own_time(median(seconds)), lossless_k
-            for each in settled:
-                candidate = self._lenient(each, extra, k)
+            extra, k = self._rule_cost(median(seconds)), lossless_k
+            for setting in settings:
+                candidate = self._lenient(setting, extra, k)
                 k = int(candidate.k)
                 yield candidate
 
-    def _settled(self, params: dict[str, Any], rule: Rule) -> Settled:
-        d = self._both.d
+    def _rule_setting(self, params: dict[str, Any], rule: Rule) -> RuleSetting:
+        d = self._distributions.d
         pi = applied(rule, d)
         acceptance = distributions.overlap(pi, d.q)
         tv = float(distributions.total_variation(pi, d.p).mean())
         late = asks_late(rule, self._pair.runner("draft"), self._pair.device, captures=self._pair.graphs.captures)
-        return Settled(params, acceptance, tv, rule.reads_draft, late)
+        return RuleSetting(params, acceptance, tv, rule.reads_draft, late)
 
-    def _own_time(self, seconds: float) -> Cost:
+    def _rule_cost(self, seconds: float) -> Cost:
         """Cost of the rule itself in a round: on a CPU, the time per matrix entry measured here; on a GPU, 0."""
         if self._pair.device.type != "cpu":
             return lambda _: 0.0
-        of_a_row = seconds / self._both.d.q.numel() * self._pair.vocab / self._machine.step_seconds
+        of_a_row = seconds / self._distributions.d.q.numel() * self._pair.vocab / self._machine.step_seconds
         return lambda j: of_a_row * (j + 1)
 
-    def _lenient(self, rule: Settled, extra: Cost, near: int) -> Candidate:
-        chances = [each for each in self._both.passing(rule.acceptance) if each]
+    def _lenient(self, rule: RuleSetting, extra: Cost, near: int) -> Candidate:
+        chances = [each for each in self._distributions.passing(rule.acceptance) if each]
         cost = fixed_cost(self._machine, reads_last=rule.reads_draft and not rule.late, extra=extra)
         behind = self._machine.c if rule.late else 0.0
 
@@ -276,7 +276,9 @@ class Answers:
 
         k = best_length(speed, self.longest, near)
         about = {"acceptance": float(rule.acceptance.mean()), "rule": rule.params["rule"], "mean_tv": rule.mean_tv}
-        return self._of(with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, behind, **about)
+        return self._from_drafts(
+            with_params("speculative-cascade", rule.params | {"k": k}), k, drafts(k), cost, behind, **about
+        )
 
     # ---- results
 
@@ -312,9 +314,9 @@ class Answers:
         speeds = {k: self._speed(self._machine, drafts(k), cost, model=False) for k in range(1, self.longest + 1)}
         k = max(speeds, key=lambda each: (speeds[each], -each))
         strategy = parse(f"{spec},k={k}")
-        return self._of(strategy.spec, k, drafts(k), cost, drafter=strategy.params["draft"])
+        return self._from_drafts(strategy.spec, k, drafts(k), cost, drafter=strategy.params["draft"])
 
-    def _of(
+    def _from_drafts(
         self, spec: str, k: int, drafts: Sequence[Drafts], cost: Cost, behind: float = 0.0, **more: Any
     ) -> Candidate:
         rounds = self._spent(drafts, lambda _: 1.0)
@@ -324,8 +326,8 @@ class Answers:
         self, spec: str, k: int | Literal["auto"], spent: Sequence[float], rounds: Sequence[float], **more: Any
     ) -> Candidate:
         about = {"drafter": "model", **more}
-        found = replayed(self._recorded, self._machine, spent, rounds, reads_draft=about["drafter"] == "model")
-        return Candidate(strategy=spec, k=k, tokens_per_round=found.tokens_per_round, speed=found.speed, **about)
+        replay = replayed(self._recorded, self._machine, spent, rounds, reads_draft=about["drafter"] == "model")
+        return Candidate(strategy=spec, k=k, tokens_per_round=replay.tokens_per_round, speed=replay.speed, **about)
 
 
 def _third(values: Sequence[float], which: int) -> Sequence[float]:
@@ -338,11 +340,11 @@ def _while_known(chances: Sequence[float | None], k: int) -> Drafts:
     n = len(chances)
 
     def drafts(t: int) -> list[float]:
-        found = list[float]()
+        known = list[float]()
         for each in chances[t : t + min(k, n - 1 - t)]:
             if each is None:
                 break
-            found.append(each)
-        return found
+            known.append(each)
+        return known
 
     return drafts

@@ -28,7 +28,7 @@ class Chat:
         self.conversation = Conversation(settings.system)
         self.last: Run | None = None
         """The last answer that was completed."""
-        self.asked: str | None = None
+        self.last_turn: str | None = None
         """The last turn, whether or not its answer was completed."""
 
     def ask(self, turn: str, on_round: OnRound) -> Run:
@@ -39,7 +39,7 @@ class Chat:
             RunError: out of memory.
             KeyboardInterrupt: during an answer; the conversation can continue with the next turn.
         """
-        self.asked = turn
+        self.last_turn = turn
         written: list[str] = []
 
         def note(step: StreamEvent | Handover) -> None:
@@ -61,34 +61,34 @@ class Chat:
         self.last = run
         return run
 
-    def take_strategy(self, text: str) -> None:
+    def set_strategy(self, text: str) -> None:
         """Use this strategy from the next turn on.
 
         Raises:
             UsageError: the strategy cannot be parsed, or needs something that the pair lacks.
         """
-        self._take(parse(text, self.settings.num_speculative_tokens))
+        self._set_strategy(parse(text, self.settings.num_speculative_tokens))
 
-    def take_parameter(self, key: str, value: str) -> None:
+    def set_parameter(self, key: str, value: str) -> None:
         """Change one parameter of the current strategy.
 
         Raises:
             UsageError: the strategy has no such parameter, or does not accept the value.
         """
-        self._has(key)
-        self._take(parse(with_params(self.strategy.name, {**self.strategy.params, key: value})))
+        self._check_parameter(key)
+        self._set_strategy(parse(with_params(self.strategy.name, {**self.strategy.params, key: value})))
 
-    def take_k(self, value: str) -> None:
+    def set_k(self, value: str) -> None:
         """Draft this many tokens per round, also with strategies chosen later.
 
         Raises:
             UsageError: the number is out of range, or the current strategy does not draft ahead.
         """
         settings = self._changed("num_speculative_tokens", value, "k")
-        self.take_parameter("k", value)
+        self.set_parameter("k", value)
         self.settings = settings
 
-    def take_setting(self, key: str, value: str) -> None:
+    def set_setting(self, key: str, value: str) -> None:
         """Change a setting, given by its long name with underscores.
 
         Raises:
@@ -96,7 +96,7 @@ class Chat:
         """
         self.settings = self._changed(key, value, key)
 
-    def take_system(self, text: str | None) -> None:
+    def set_system(self, text: str | None) -> None:
         """Replace or remove the system prompt; the turns so far are kept."""
         self.settings = replace(self.settings, system=text)
         self.conversation = replace(self.conversation, system=text)
@@ -108,11 +108,11 @@ class Chat:
     def _changed(self, key: str, value: str, name: str) -> Resolved:
         return replace(self.settings, **checked({key: value}, spell=lambda _: name).given())
 
-    def _has(self, key: str) -> None:
+    def _check_parameter(self, key: str) -> None:
         if key not in self.strategy.params:
-            takes = ", ".join(self.strategy.params) or "no parameters"
-            raise UsageError(f"strategy '{self.strategy.spec}' has no {key}; it takes {takes}.")
+            known = ", ".join(self.strategy.params) or "no parameters"
+            raise UsageError(f"strategy '{self.strategy.spec}' has no {key}; it takes {known}.")
 
-    def _take(self, strategy: Strategy) -> None:
+    def _set_strategy(self, strategy: Strategy) -> None:
         check_models(self.pair, strategy)
         self.strategy = strategy

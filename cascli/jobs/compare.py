@@ -138,24 +138,26 @@ def compare(
         raw=raw,
         top=top,
     )
-    wanted, asked, matching = matched.asked(match, rules), conversations(prompts, prompt_ids), None
-    if len(asked) > 1 and max_new_tokens is None:
+    request, all_prompts, matching = matched.rule_request(match, rules), conversations(prompts, prompt_ids), None
+    if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     if strategies is None:
         strategies = (
-            default_strategies(draft=pair.draft is not None, head=pair.by_head) if wanted is None else matched.BESIDE
+            default_strategies(draft=pair.draft is not None, head=pair.by_head)
+            if request is None
+            else matched.DEFAULT_BASELINES
         )
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
     bars = notebook.bars()
     with bars or nullcontext():
-        if wanted is not None and wanted.budgets:
-            asked, others = apart(asked)
-            matching = matched.calibrate(pair, others, settings, wanted, on_progress or bars)
-        if wanted is not None:
-            columns += matched.columns(wanted, matching, settings, columns)
+        if request is not None and request.budgets:
+            all_prompts, others = apart(all_prompts)
+            matching = matched.calibrate(pair, others, settings, request, on_progress or bars)
+        if request is not None:
+            columns += matched.columns(request, matching, settings, columns)
         done = Repeats(
-            pair, asked, columns, settings, runs=runs, schedule=schedule, batch_size=batch_size, matching=matching
+            pair, all_prompts, columns, settings, runs=runs, schedule=schedule, batch_size=batch_size, matching=matching
         )
         if measure:
             done.time_steps(on_progress or bars)
@@ -186,9 +188,9 @@ def check_columns(strategies: Sequence[Strategy]) -> None:
         UsageError: no strategy, or the same one twice.
     """
     specs = [strategy.spec for strategy in strategies]
-    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
-    if twice:
-        raise UsageError(f"strategy '{twice}' is given twice.")
+    duplicate = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if duplicate:
+        raise UsageError(f"strategy '{duplicate}' is given twice.")
     if not specs:
         raise UsageError("give at least one strategy.")
 
@@ -226,12 +228,12 @@ class Repeats:
         self._matching = matching
         self._pair, self._prompts, self._strategies, self._settings = pair, prompts, strategies, settings
         self._runs, self._date = runs, now()
-        self.schedule = settled("sequential" if self.batch_size > 1 else schedule, pair)
+        self.schedule = resolved_schedule("sequential" if self.batch_size > 1 else schedule, pair)
         self._on_event: OnEvent | None = None
         self._pairs = [pair.with_own_caches() if self.schedule == "fair" else pair for _ in strategies]
         self._timed: Profile | None = None
         self._done: list[list[list[Run]]] = []
-        self._under_way: list[Answering] = []
+        self._in_progress: list[Answering] = []
 
     @property
     def specs(self) -> list[str]:
@@ -246,7 +248,7 @@ class Repeats:
     def warm_up(self) -> None:
         """Decode a few uncounted tokens; a fair schedule skips strategies whose model calls are already warm."""
         ids = first_ids(self._pair, self._prompts[0], self._settings)
-        for strategy in _unlike(self._strategies) if self.schedule == "fair" else self._strategies:
+        for strategy in _needing_warm_up(self._strategies) if self.schedule == "fair" else self._strategies:
             tokens = warm_up_tokens(strategy)
             decode(self._pair, strategy, request_for(replace(self._settings, max_new_tokens=tokens), ids, earlier=()))
 
@@ -286,18 +288,18 @@ class Repeats:
             raise UsageError(f"prompt '{prompt.id}': {error}" if len(self._prompts) > 1 else str(error)) from None
 
     def _turns(self, prompt: Prompt) -> None:
-        self._under_way = [
+        self._in_progress = [
             Answering(pair, strategy, prompt, self._settings, texts_of(done) if strategy.remembers else None)
             for pair, strategy, done in zip(self._pairs, self._strategies, self._done[-1], strict=True)
         ]
         if self.schedule == "fair":
             with self._pair.one_at_a_time():
-                race([iter(each) for each in self._under_way], self._take)
+                race([iter(each) for each in self._in_progress], self._handle)
         else:
-            for column, answering in enumerate(self._under_way):
+            for column, answering in enumerate(self._in_progress):
                 for event in answering:
-                    self._take(column, event)
-        self._under_way = []
+                    self._handle(column, event)
+        self._in_progress = []
 
     def _answer_in_batches(self, column: int, strategy: Strategy) -> None:
         """Answer all prompts with one strategy; its runs are stored in prompt order, in whatever order they end."""
@@ -312,7 +314,7 @@ class Repeats:
             whole = takewhile(ended.__contains__, range(len(self._prompts)))
             self._done[-1][column] = [run for place in whole for run in ended[place]]
 
-    def _take(self, column: int, event: Event) -> None:
+    def _handle(self, column: int, event: Event) -> None:
         if isinstance(event, Run):
             self._done[-1][column].append(event)
         if self._on_event is not None:
@@ -324,11 +326,11 @@ class Repeats:
         Of the first repeat, the answers so far are kept, for the strategies that have written any. Later repeats are
         compared with the first one and are kept only if complete.
         """
-        for column, answering in enumerate(self._under_way):
+        for column, answering in enumerate(self._in_progress):
             run = answering.interrupt()
             if run is not None:
                 self._done[-1][column].append(run)
-        self._under_way = []
+        self._in_progress = []
         if len(self._done) > 1:
             self._done.pop()
             return True
@@ -337,7 +339,7 @@ class Repeats:
         return bool(written)
 
     @property
-    def every(self) -> list[Run]:
+    def all_runs(self) -> list[Run]:
         """All runs of all repeats."""
         return [run for repeat in self._done for runs in repeat for run in runs]
 
@@ -346,7 +348,7 @@ class Repeats:
 
         None if there is nothing to explain.
         """
-        runs = self.every
+        runs = self.all_runs
         if self._timed is not None or not explained(runs):
             return self._timed
         context = int(median([run.prompt_tokens + len(run.token_ids) / 2 for run in runs]))
@@ -356,27 +358,32 @@ class Repeats:
     def _profile(self, context: int, ks: Iterable[int], on_progress: OnProgress | None) -> Profile:
         context = context if self._pair.context is None else min(context, self._pair.context - 1)
         room = None if self._pair.context is None else self._pair.context - context
-        how: dict[str, Any] = {"blocks": blocks_for(ks, room), "repeats": PROFILE_REPEATS, "on_progress": on_progress}
+        options: dict[str, Any] = {
+            "blocks": blocks_for(ks, room),
+            "repeats": PROFILE_REPEATS,
+            "on_progress": on_progress,
+        }
         if self.batch_size > 1:
-            return batch_profiles(self._pair, context, [self.batch_size], **how)[0]
+            return batch_profiles(self._pair, context, [self.batch_size], **options)[0]
         exits = (strategy.runners(self._pair)["draft"].exit for strategy in self._strategies)
-        return profile(self._pair, context, exits={exit.layers for exit in exits if exit}, **how)
+        return profile(self._pair, context, exits={exit.layers for exit in exits if exit}, **options)
 
     def comparison(self, steps: Profile | None = None) -> Comparison:
         """Everything that was found, with the step times if they were measured."""
         rows, spread = summarise(self._done), spread_of(self._done)
         speeds = {row.strategy: row.speed_vs_target or 0.0 for row in rows}
-        told = steps if explained(self.every) else None  # without the target there is nothing to compare speeds with
-        if told is not None:
-            rows = [self._with_oracle(row, told) for row in rows]
+        # Without the target there is nothing to compare speeds with.
+        timed_steps = steps if explained(self.all_runs) else None
+        if timed_steps is not None:
+            rows = [self._with_oracle(row, timed_steps) for row in rows]
         return Comparison(
             date=self._date,
             runs=list(_flat(self._done[0])),
             summary=rows,
             categories=by_category(self._done, {prompt.id: prompt.category for prompt in self._prompts}),
-            explanation=explain(self.every, steps, speeds=speeds, noise=spread),
+            explanation=explain(self.all_runs, steps, speeds=speeds, noise=spread),
             profile=steps,
-            draft_lengths=[] if told is None else draft_lengths(self.every, told, speeds),
+            draft_lengths=[] if timed_steps is None else draft_lengths(self.all_runs, timed_steps, speeds),
             repeats=repeats_of(self._done),
             spread=spread,
             schedule=self.schedule,
@@ -386,13 +393,13 @@ class Repeats:
 
     def _with_oracle(self, row: Row, steps: Profile) -> Row:
         """Add the oracle's bound to the row of a strategy that drafts, if there is a target."""
-        runs = [run for run in self.every if run.spec == row.strategy]
+        runs = [run for run in self.all_runs if run.spec == row.strategy]
         if row.speed_vs_target is None or not block_length(runs[0].params):
             return row
         return row.model_copy(update={"oracle_speed_vs_target": oracle_speed(runs, steps, row.speed_vs_target)})
 
 
-def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
+def resolved_schedule(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
     """Resolve `auto` for the pair's device.
 
     Fair on a CPU. Sequential on a GPU, which is not shared and where every strategy would capture its own graphs.
@@ -402,7 +409,7 @@ def settled(schedule: Schedule, pair: Pair) -> Literal["fair", "sequential"]:
     return "fair" if pair.device.type == "cpu" else "sequential"
 
 
-def _unlike(strategies: Sequence[Strategy]) -> list[Strategy]:
+def _needing_warm_up(strategies: Sequence[Strategy]) -> list[Strategy]:
     """Strategies with longer model calls than those before them; for all others everything is already warm."""
     chosen, known = [], dict.fromkeys(ROLES, 0)
     for strategy in sorted(strategies, key=lambda each: -block_length(each.params)):

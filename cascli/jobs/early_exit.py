@@ -73,8 +73,8 @@ def curve(
         if on_progress is not None:
             on_progress("early exits along the target's text", done, len(requests))
         answer = decode(pair, target, request).token_ids
-        for layers, found in acceptances(pair, request, answer).items():
-            by_layers.setdefault(layers, []).append(found)
+        for layers, overlaps in acceptances(pair, request, answer).items():
+            by_layers.setdefault(layers, []).append(overlaps)
     measured = bool(profile.exits)
     if not measured:
         profile = profile.model_copy(update={"exits": _by_bytes(pair, profile, whole)})
@@ -91,22 +91,22 @@ def acceptances(pair: Pair, request: Request, answer: Sequence[int]) -> dict[int
     split.prepare(len(request.prompt_ids), len(answer), Calls())
     start = own.begin(torch.tensor(request.prompt_ids, device=pair.device))
     text = torch.cat([start, torch.tensor(answer[:-1], dtype=torch.long, device=pair.device)])
-    found: dict[int, list[float]] = {n: [] for n in range(1, depth)}
+    overlaps: dict[int, list[float]] = {n: [] for n in range(1, depth)}
     for piece in text.split(_PIECE):
         before = own.length
-        with tapped(model, found) as hidden:
+        with tapped(model, overlaps) as hidden:
             p = distributions.warp(own.forward(piece, len(piece)), request.sampling)
-        for n, values in found.items():
+        for n, values in overlaps.items():
             q = distributions.warp(split.through_head(hidden[n], before, piece), request.sampling)
             values += distributions.overlap(p, q).tolist()
-    return found
+    return overlaps
 
 
 def _by_bytes(pair: Pair, profile: Profile, whole: ExitInfo) -> dict[int, Timing]:
     """Step times of exits, scaled from the target's step as if reading weights were the only cost."""
     target, step = pair.info.target, profile.target[1]
-    found: dict[int, Timing] = {}
+    timings: dict[int, Timing] = {}
     for n in range(1, whole.depth):
         part = part_of(target, whole.model_copy(update={"layers": n})).weight_bytes or 0
-        found[n] = step.times(part / (target.weight_bytes or 1))
-    return found
+        timings[n] = step.times(part / (target.weight_bytes or 1))
+    return timings

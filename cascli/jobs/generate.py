@@ -189,13 +189,15 @@ def conversations(prompts: Prompts | None, prompt_ids: IdPrompts | None = None) 
     if isinstance(prompts, str):
         prompts = Prompt((prompts,))
     several = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    asked = [Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)]
-    wrong = next((each for each in asked if not isinstance(each, Prompt)), None)
-    if wrong is not None:
-        raise UsageError(f"prompts: expected strings (got {printed(wrong)})")
-    if not asked or not all(prompt.ids or all(prompt.turns) for prompt in asked):
+    converted = [
+        Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)
+    ]
+    invalid = next((each for each in converted if not isinstance(each, Prompt)), None)
+    if invalid is not None:
+        raise UsageError(f"prompts: expected strings (got {printed(invalid)})")
+    if not converted or not all(prompt.ids or all(prompt.turns) for prompt in converted):
         raise UsageError("give at least one prompt, and no empty ones.")
-    return asked
+    return converted
 
 
 def _of_ids(prompt_ids: Any) -> list[Prompt]:

@@ -22,13 +22,13 @@ from cascli.settings import Resolved
 from cascli.strategies import Strategy, parse
 
 CALL_BUDGET = "target_calls_per_token"
-BESIDE = ("target", "speculative")
+DEFAULT_BASELINES = ("target", "speculative")
 """Strategies that rules are compared with by default."""
 TOKENS = 64
 """Most tokens of a calibration answer."""
 
 
-class Wanted(NamedTuple):
+class RuleRequest(NamedTuple):
     """Rules to compare, and the budgets of target calls per token; without budgets, rules use their defaults."""
 
     rules: tuple[str, ...]
@@ -37,7 +37,7 @@ class Wanted(NamedTuple):
     """Rules left out because they declare no `dial`, so cannot be matched; none of them was requested by name."""
 
 
-def budget_of(text: str) -> tuple[str, float]:
+def parse_budget(text: str) -> tuple[str, float]:
     """Parse the name and value of `target_calls_per_token=0.35`.
 
     Raises:
@@ -52,7 +52,7 @@ def budget_of(text: str) -> tuple[str, float]:
         raise UsageError(f"--match: {name}: expected a number (got '{value}')") from None
 
 
-def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] | None) -> Wanted:
+def parse_request(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] | None) -> RuleRequest:
     """Check and collect what is to be compared, before anything is loaded.
 
     Args:
@@ -80,19 +80,19 @@ def wanted_of(budgets: Iterable[tuple[str, float]], names: str | Sequence[str] |
         raise UsageError(
             f"rule '{undialled[0]}' declares no `dial`, so it cannot be matched; leave it out of the rules"
         )
-    return Wanted(tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled))
+    return RuleRequest(tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled))
 
 
-def asked(budgets: Mapping[str, float] | None, names: str | Sequence[str] | None) -> Wanted | None:
-    """Like `wanted_of`, but None if neither rules nor budgets are given."""
-    return None if budgets is None and names is None else wanted_of((budgets or {}).items(), names)
+def rule_request(budgets: Mapping[str, float] | None, names: str | Sequence[str] | None) -> RuleRequest | None:
+    """Like `parse_request`, but None if neither rules nor budgets are given."""
+    return None if budgets is None and names is None else parse_request((budgets or {}).items(), names)
 
 
 def calibrate(
     pair: Pair,
     prompts: Sequence[Prompt],
     settings: Resolved,
-    wanted: Wanted,
+    request: RuleRequest,
     on_progress: OnProgress | None = None,
 ) -> Matching:
     """Find each rule's setting for each budget along one speculative answer per prompt.
@@ -101,7 +101,7 @@ def calibrate(
         pair: the pair that answers.
         prompts: calibration prompts, not the ones that are measured.
         settings: settings of the answers, which are cut at 64 tokens.
-        wanted: rules and budgets.
+        request: rules and budgets.
         on_progress: called with the prompt being answered, then with the rule being matched.
 
     Raises:
@@ -112,18 +112,18 @@ def calibrate(
     settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, TOKENS))
     prompts = fitting(pair, prompts, settings)
     seen = record(pair, prompts, settings, k, on_progress=on_progress)
-    found: list[Matched] = []
-    for number, name in enumerate(wanted.rules):
+    matches: list[Matched] = []
+    for number, name in enumerate(request.rules):
         if on_progress is not None:
-            on_progress(f"matching {name}", number, len(wanted.rules))
-        found += match(seen, wanted.budgets, k, settings.temperature, [name])
+            on_progress(f"matching {name}", number, len(request.rules))
+        matches += match(seen, request.budgets, k, settings.temperature, [name])
     return Matching(
-        matched=found,
+        matched=matches,
         lossless=lossless_calls(seen, k),
         prompts=[prompt.id for prompt in prompts],
         tokens=sum(seen.lengths),
         mean_tail=float(seen.tail.mean()),
-        without_dial=list(wanted.without_dial),
+        without_dial=list(request.without_dial),
     )
 
 
@@ -143,22 +143,22 @@ def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[P
     Raises:
         UsageError: no prompt fits.
     """
-    found = []
+    fits = []
     for prompt in prompts:
         ids = [first_ids(pair, prompt, settings)]
         ids += [encode(pair, turn, Conversation(settings.system), raw=settings.raw) for turn in prompt.turns[1:]]
         if sum(len(each) + settings.max_new_tokens for each in ids) <= (pair.context or math.inf):
-            found.append(prompt)
-    if not found:
+            fits.append(prompt)
+    if not fits:
         raise UsageError("match: no calibration prompt fits the pair's context; use shorter answers.")
-    return found
+    return fits
 
 
 def columns(
-    wanted: Wanted, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy] = ()
+    request: RuleRequest, matching: Matching | None, settings: Resolved, existing: Sequence[Strategy] = ()
 ) -> list[Strategy]:
     """Return strategies for each rule, per budget it meets or with default parameters, that `beside` does not have."""
     k = settings.num_speculative_tokens
-    specs = [f"speculative-cascade:rule={name}" for name in wanted.rules]
-    found = [parse(spec, k) for spec in (specs if matching is None else strategies_of(matching.matched))]
-    return [strategy for strategy in found if strategy not in beside]
+    specs = [f"speculative-cascade:rule={name}" for name in request.rules]
+    strategies = [parse(spec, k) for spec in (specs if matching is None else strategies_of(matching.matched))]
+    return [strategy for strategy in strategies if strategy not in existing]

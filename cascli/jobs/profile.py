@@ -83,7 +83,7 @@ def profiles(
                 on_progress(what, repeat * len(contexts) + done, (repeats + 1) * len(contexts))
             set_context(pair, context, blocks, fill=done == 0)
             for n in sorted({1, 2, *blocks}):
-                for key, seconds in in_a_round(pair, context, n):
+                for key, seconds in time_round(pair, context, n):
                     timed[context].setdefault(key, []).extend([seconds] if repeat else [])
             for n, part in parts.items():
                 seconds = [exit_seconds(part, context, pair.device) for _ in range(2)][-1]
@@ -93,9 +93,9 @@ def profiles(
     return [
         Profile(
             context=at,
-            draft=of_role("draft", timed[at]),
-            target=of_role("target", timed[at]),
-            exits=of_role("exit", timed[at]),
+            draft=role_timings("draft", timed[at]),
+            target=role_timings("target", timed[at]),
+            exits=role_timings("exit", timed[at]),
         )
         for at in contexts
     ]
@@ -118,7 +118,7 @@ def set_context(pair: Pair, context: int, blocks: Sequence[int], *, fill: bool) 
             model.runner.truncate(context)
 
 
-def in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, int], float]]:
+def time_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, int], float]]:
     """Time calls after those that they follow in decoding: the first call after one of another kind is slower.
 
     A block of n follows draft steps, which follow each other; a step of the target alone follows another such step.
@@ -132,7 +132,7 @@ def in_a_round(pair: Pair, context: int, n: int) -> Iterator[tuple[tuple[str, in
     yield ("target", n), step_seconds(pair.target, context, n, pair.vocab)
 
 
-def of_role(role: str, timed: Timed) -> dict[int, Timing]:
+def role_timings(role: str, timed: Timed) -> dict[int, Timing]:
     """Timings of one model."""
     return {n: timing(values) for (whose, n), values in sorted(timed.items()) if whose == role}
 

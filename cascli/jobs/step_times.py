@@ -29,7 +29,7 @@ class StepTimes(Data):
     profile: Profile
 
 
-class How(NamedTuple):
+class RunOptions(NamedTuple):
     """How a pair is run, as requested; None means the pair's own value, or torch's."""
 
     device: str | None = None
@@ -39,38 +39,40 @@ class How(NamedTuple):
     compile: bool = False
 
 
-def keep(config: PairConfig, how: How, profile: Profile) -> None:
+def save_step_times(config: PairConfig, options: RunOptions, profile: Profile) -> None:
     """Save a pair's step times, replacing older ones; do nothing if the file cannot be written."""
-    found = StepTimes(date=datetime.now(UTC).date().isoformat(), profile=profile)
-    path = _file(config, how)
+    step_times = StepTimes(date=datetime.now(UTC).date().isoformat(), profile=profile)
+    path = _file(config, options)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, found.model_dump_json())
+        write(path, step_times.model_dump_json())
 
 
-def kept(config: PairConfig, how: How) -> StepTimes | None:
+def load_step_times(config: PairConfig, options: RunOptions) -> StepTimes | None:
     """Return the last step times saved for a pair run this way on this machine, or None."""
     try:
-        return StepTimes.model_validate_json(_file(config, how).read_bytes())
+        return StepTimes.model_validate_json(_file(config, options).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _file(config: PairConfig, how: How) -> Path:
+def _file(config: PairConfig, options: RunOptions) -> Path:
     """Path of the file, named by a hash of everything known before loading that step times depend on."""
     models = {role: model.model_dump(mode="json") for role, model in config.models.items()}
     own = config.defaults
-    settled = how._replace(device=how.device or own.device or "auto", dtype=how.dtype or own.dtype or "auto")
-    asked = [models, *settled, os.environ.get("OMP_NUM_THREADS"), _ids_of(config)]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    resolved = options._replace(
+        device=options.device or own.device or "auto", dtype=options.dtype or own.dtype or "auto"
+    )
+    key_parts = [models, *resolved, os.environ.get("OMP_NUM_THREADS"), _vocab_hash(config)]
+    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_home() / "steps" / f"{key}.json"
 
 
-def _ids_of(config: PairConfig) -> str | None:
+def _vocab_hash(config: PairConfig) -> str | None:
     """Hash of the file of token ids that the draft's head is cut to, as its content may change; None without one."""
-    wanted = None if config.draft is None else config.draft.vocab
-    if not isinstance(wanted, str):
+    vocab = None if config.draft is None else config.draft.vocab
+    if not isinstance(vocab, str):
         return None
     with contextlib.suppress(OSError):
-        return hashlib.sha256(Path(wanted).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(vocab).read_bytes()).hexdigest()
     return None

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, told
+from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, format_ratio
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
 from cascli.render.console import Screen, ever_fewer, fits, plain_table, unicode_ok
@@ -66,7 +66,7 @@ def verdict(advice: Advice) -> str:
     finding = advice.finding
     if finding.speed is None:
         return f"Use {TARGET} alone."
-    return f"Use {finding.strategy}: {told(finding.speed)} as fast as {TARGET}, measured."
+    return f"Use {finding.strategy}: {format_ratio(finding.speed)} as fast as {TARGET}, measured."
 
 
 def _title(advice: Advice) -> str:

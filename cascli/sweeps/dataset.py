@@ -30,11 +30,11 @@ def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline:
         RunError: there is no such dataset, subset or split, or it cannot be fetched.
     """
     rows = _rows(task, here, offline)
-    places = list(range(len(rows)))
+    indices = list(range(len(rows)))
     if task.shuffle is not None:
-        random.Random(task.shuffle).shuffle(places)
-    places = places[:limit]
-    return [_prompt(task, place, row) for place, row in zip(places, rows.select(places), strict=True)]
+        random.Random(task.shuffle).shuffle(indices)
+    indices = indices[:limit]
+    return [_prompt(task, index, row) for index, row in zip(indices, rows.select(indices), strict=True)]
 
 
 @contextmanager
@@ -86,8 +86,8 @@ def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:
 
 def _prompt(task: TaskConfig, number: int, row: Mapping[str, Any]) -> Prompt:
     extra = {} if task.reference is None else {"reference": _filled("reference", task.reference, row)}
-    asked, category = _filled("prompt", task.prompt, row), row.get("category")
-    return Prompt((asked,), f"{task.split}-{number}", category if isinstance(category, str) else "", extra)
+    text, category = _filled("prompt", task.prompt, row), row.get("category")
+    return Prompt((text,), f"{task.split}-{number}", category if isinstance(category, str) else "", extra)
 
 
 def _filled(key: str, template: str, row: Mapping[str, Any]) -> str:

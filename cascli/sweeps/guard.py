@@ -194,34 +194,34 @@ def decoded(data: Any) -> Any:
     return {"l": list, "t": tuple, "s": set, "f": frozenset}[kind](decoded(each) for each in inside)
 
 
-def serve(source: int, asked: int, told: int) -> None:
+def serve(source: int, request_fd: int, reply_fd: int) -> None:
     """The role of the answer: run its definitions, then call its function on request."""
     text, name = _source(source)
-    questions, answers = os.fdopen(asked, "r"), os.fdopen(told, "w")
+    requests, replies = os.fdopen(request_fd, "r"), os.fdopen(reply_fd, "w")
     scope: dict[str, Any] = {"__name__": "answer"}
     exec(compile(text, "answer", "exec"), scope)
     function = scope[name]
-    for line in questions:
+    for line in requests:
         try:
-            answer = {"ok": encoded(function(*decoded(json.loads(line))))}
+            reply = {"ok": encoded(function(*decoded(json.loads(line))))}
         except Exception as error:
-            answer = {"error": type(error).__name__}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            reply = {"error": type(error).__name__}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
 
 
-def judge(source: int, told: int, asked: int, verdict: int) -> None:
+def judge(source: int, reply_fd: int, request_fd: int, verdict: int) -> None:
     """The role of the tests: call the answer, compare, and send a verdict over a pipe that the answer cannot reach."""
     text, name = _source(source)
-    answers, questions = os.fdopen(told, "r"), os.fdopen(asked, "w")
+    replies, requests = os.fdopen(reply_fd, "r"), os.fdopen(request_fd, "w")
 
-    def candidate(*given: Any) -> Any:
-        questions.write(json.dumps(encoded(given)) + "\n")
-        questions.flush()
-        answer = json.loads(answers.readline())
-        if "ok" in answer:
-            return decoded(answer["ok"])
-        raise Exception(str(answer["error"]))
+    def candidate(*args: Any) -> Any:
+        requests.write(json.dumps(encoded(args)) + "\n")
+        requests.flush()
+        reply = json.loads(replies.readline())
+        if "ok" in reply:
+            return decoded(reply["ok"])
+        raise Exception(str(reply["error"]))
 
     scope: dict[str, Any] = {"__name__": "tests"}
     exec(compile(text, "tests", "exec"), scope)

@@ -20,15 +20,15 @@ PROBLEMS = 100
 """Number of problems if no `limit` is given."""
 _SIZE = 5_000
 """Size of every dataset, whatever the limit: in some datasets the items depend on it."""
-_APART = 1_000_000
+_EXAMPLE_SEED_OFFSET = 1_000_000
 """Offset from the seed of the problems to that of the examples: item i of seed s is often item 0 of seed s + i."""
-_RUNS = re.compile(r"\b(?:eval|exec|parse_expr|sympify|simplify)\(")
-_READ = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "dice", "number_sorting", "propositional_logic"}
+_RUNS_CODE = re.compile(r"\b(?:eval|exec|parse_expr|sympify|simplify)\(")
+_REVIEWED = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "dice", "number_sorting", "propositional_logic"}
 """Datasets whose modules make such calls only on what they generated themselves, never on what a model wrote."""
 
 
 @dataclass(frozen=True)
-class Way:
+class AnswerFormat:
     """One way to ask for an answer, and to find it in what the model wrote."""
 
     ask: str
@@ -41,8 +41,8 @@ class Way:
 
 def _last(pattern: str) -> Callable[[str], str | None]:
     def find(text: str) -> str | None:
-        found = re.findall(pattern, text, re.DOTALL)
-        return found[-1].strip() if found else None
+        matches = re.findall(pattern, text, re.DOTALL)
+        return matches[-1].strip() if matches else None
 
     return find
 
@@ -63,16 +63,20 @@ def _last_line(text: str) -> str | None:
     return next((line for line in reversed(lines) if line), None)
 
 
-WAYS = {
-    "tag": Way(
+ANSWER_FORMATS = {
+    "tag": AnswerFormat(
         "Think step by step. Then give the final answer alone between <answer> and </answer>.",
         "<answer>{}</answer>",
         _last(r"<answer>(.*?)</answer>"),
     ),
-    "boxed": Way("Think step by step, and put the final answer within \\boxed{}.", "\\boxed{{{}}}", _boxed),
-    "last-number": Way("Think step by step. End with the final answer as a number, without a unit.", "{}", last_number),
-    "last-line": Way("Think step by step. Then write the final answer alone on the last line.", "{}", _last_line),
-    "whole": Way("Write the answer alone and nothing else.", "{}", lambda text: text.strip() or None),
+    "boxed": AnswerFormat("Think step by step, and put the final answer within \\boxed{}.", "\\boxed{{{}}}", _boxed),
+    "last-number": AnswerFormat(
+        "Think step by step. End with the final answer as a number, without a unit.", "{}", last_number
+    ),
+    "last-line": AnswerFormat(
+        "Think step by step. Then write the final answer alone on the last line.", "{}", _last_line
+    ),
+    "whole": AnswerFormat("Write the answer alone and nothing else.", "{}", lambda text: text.strip() or None),
 }
 
 
@@ -88,10 +92,10 @@ class Gym:
     def prompts(self) -> list[Prompt]:
         """All problems as prompts, with the right answer as `reference`."""
         examples = [_example(self.task, entry) for entry in _examples(self.task, self.entries)]
-        before = "\n\n".join(["Questions with their answers:", *examples, "Now the next question.\n\n"])
+        preamble = "\n\n".join(["Questions with their answers:", *examples, "Now the next question.\n\n"])
         return [
             Prompt(
-                ((before if examples else "") + _asked(self.task, entry),),
+                ((preamble if examples else "") + _prompt_text(self.task, entry),),
                 name,
                 extra={"reference": str(entry["answer"])},
             )
@@ -103,7 +107,7 @@ class Gym:
 
         A right answer scores exactly 1; with some scorers, rounding lets the parts of a wrong one sum to slightly more.
         """
-        answer = WAYS[self.task.answer].find(text)
+        answer = ANSWER_FORMATS[self.task.answer].find(text)
         if answer is None:
             return 0.0
         return float(_dataset_of(self.task).score_answer(answer, self.entries[name]))
@@ -121,7 +125,7 @@ def gym(task: TaskConfig, count: int) -> Gym:
             run what a model wrote; or a problem changes each time it is generated.
     """
     dataset = _dataset_of(task)
-    if task.dataset not in _READ and _RUNS.search(_source(type(dataset))):
+    if task.dataset not in _REVIEWED and _RUNS_CODE.search(_source(type(dataset))):
         raise UsageError(f"task.dataset: {task.dataset} may run model output as Python, unsandboxed; choose another")
     entries = {f"{task.dataset}-{task.seed}-{place}": each for place, each in islice(_distinct(task, dataset), count)}
     if len(entries) < count:
@@ -145,27 +149,31 @@ def _distinct(task: TaskConfig, dataset: Any) -> Iterator[tuple[int, dict[str, A
     Raises:
         UsageError: a problem changes each time it is generated, as some of `list_functions` do (0.1.25).
     """
-    asked = set()
-    for place in range(_SIZE):
-        entry = dataset[place]
-        if entry["question"] in asked:
+    seen = set()
+    for index in range(_SIZE):
+        entry = dataset[index]
+        if entry["question"] in seen:
             continue
-        again = dataset[place]
+        again = dataset[index]
         if any(again[key] != entry[key] for key in ("question", "answer")):
             raise UsageError(
-                f"task.dataset: problem {place} of {task.dataset} changes each time it is made, whatever the"
+                f"task.dataset: problem {index} of {task.dataset} changes each time it is made, whatever the"
                 " seed, so its answers could not be scored again; choose another dataset"
             )
-        asked.add(entry["question"])
-        yield place, entry
+        seen.add(entry["question"])
+        yield index, entry
 
 
 def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Problems with answers, from another seed, none of which is among those asked."""
     if not task.shots:
         return []
-    asked = {entry["question"] for entry in entries.values()}
-    others = (entry for _, entry in _distinct(task, _dataset_of(task, _APART)) if entry["question"] not in asked)
+    questions = {entry["question"] for entry in entries.values()}
+    others = (
+        entry
+        for _, entry in _distinct(task, _dataset_of(task, _EXAMPLE_SEED_OFFSET))
+        if entry["question"] not in questions
+    )
     shown = list(islice(others, task.shots))
     if any(entry["answer"] is None for entry in shown):
         raise UsageError(
@@ -174,8 +182,8 @@ def _examples(task: TaskConfig, entries: Mapping[str, dict[str, Any]]) -> list[d
     return shown
 
 
-def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:
-    question, instruction = entry["question"].strip(), WAYS[task.answer].ask
+def _prompt_text(task: TaskConfig, entry: Mapping[str, Any]) -> str:
+    question, instruction = entry["question"].strip(), ANSWER_FORMATS[task.answer].ask
     try:
         return task.prompt.format(prompt=f"{question}\n\n{instruction}", question=question, instruction=instruction)
     except (KeyError, ValueError, IndexError) as error:
@@ -187,12 +195,12 @@ def _asked(task: TaskConfig, entry: Mapping[str, Any]) -> str:
 def _example(task: TaskConfig, entry: Mapping[str, Any]) -> str:
     """A problem with its worked answer if the dataset has one, else with the answer only."""
     worked = str(entry["metadata"].get("answer_cot", "")).partition("####")[0].strip()
-    answer = WAYS[task.answer].example.format(entry["answer"])
+    answer = ANSWER_FORMATS[task.answer].example.format(entry["answer"])
     return f"Question: {entry['question'].strip()}\nAnswer: " + (f"{worked}\n{answer}" if worked else answer)
 
 
-def _dataset_of(task: TaskConfig, further: int = 0) -> Any:
-    return _dataset(str(task.dataset), task.seed + further, json.dumps(task.options))
+def _dataset_of(task: TaskConfig, seed_offset: int = 0) -> Any:
+    return _dataset(str(task.dataset), task.seed + seed_offset, json.dumps(task.options))
 
 
 @cache

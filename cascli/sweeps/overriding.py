@@ -11,7 +11,7 @@ from cascli.prompts import read_prompts
 from cascli.settings import Settings
 from cascli.strategies import load, parse
 from cascli.sweeps.plan import Entry, SweepPlan, TaskConfig
-from cascli.sweeps.tasks import ELSEWHERE
+from cascli.sweeps.tasks import TASK_BY_METRIC
 from cascli.weights.prompt_sets import SETS
 
 KEYS = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"} | {
@@ -37,12 +37,12 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
         if key in changed:
             changed[key] = [changed[key]]
     if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
-        told = plan.named_temperatures()
-        if told:  # nothing says which of them run at a new temperature
-            here, there = (" and ".join(f"{each:g}" for each in some) for some in (told, changed["temperatures"]))
-            raise UsageError(f"strategies of this sweep are for temperature {here}; choose those for {there} with -s")
+        named = plan.named_temperatures()
+        if named:  # nothing says which of them run at a new temperature
+            known, new = (" and ".join(f"{each:g}" for each in some) for some in (named, changed["temperatures"]))
+            raise UsageError(f"strategies of this sweep are for temperature {known}; choose those for {new} with -s")
     if given.prompts is not None:
-        changed["task"] = _asking(given.prompts, plan.task)
+        changed["task"] = _with_prompts(given.prompts, plan.task)
     plan = plan.model_copy(update=changed)
     if given.num_speculative_tokens is not None:
         plan = _with_length(plan, given.num_speculative_tokens)
@@ -51,13 +51,13 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
     return plan
 
 
-def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
+def _with_prompts(prompts: str, task: TaskConfig) -> TaskConfig:
     """Return a task with other prompts; it keeps its metric unless that belongs to one kind of task."""
     if prompts == "-":
         raise UsageError(
             "--prompts -: a sweep reads its prompts again when it resumes, which a pipe cannot do; give a file."
         )
-    metric = None if task.metric in ELSEWHERE else task.metric
+    metric = None if task.metric in TASK_BY_METRIC else task.metric
     if prompts == "builtin" or prompts in SETS:
         return TaskConfig.model_validate({"kind": prompts, "metric": metric})
     path = Path(prompts).expanduser()
@@ -67,13 +67,13 @@ def _asking(prompts: str, task: TaskConfig) -> TaskConfig:
 
 def _with_length(plan: SweepPlan, k: int) -> SweepPlan:
     """Return the plan with k drafted tokens per round wherever its file does not set k."""
-    changed: dict[str, Any] = {"strategies": [_long(entry, k) for entry in plan.strategies]}
+    changed: dict[str, Any] = {"strategies": [_entry_with_length(entry, k) for entry in plan.strategies]}
     if plan.match is not None and "k" not in plan.match.model_fields_set:
         changed["match"] = plan.match.model_copy(update={"k": k})
     return plan.model_copy(update=changed)
 
 
-def _long(entry: Entry, k: int) -> Entry:
+def _entry_with_length(entry: Entry, k: int) -> Entry:
     if not isinstance(entry, Mapping):
         return parse(entry, k).spec
     return {

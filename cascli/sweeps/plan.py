@@ -36,8 +36,8 @@ from cascli.trace import with_params
 BASELINE, DRAFT = "target", "draft"
 LOSSLESS = ("target", "speculative")
 """Strategies whose answers follow the target's distribution, whatever their parameters."""
-MOST_STRATEGIES = 10_000
-WHERE = "temperatures"
+MAX_STRATEGIES = 10_000
+TEMPERATURES_KEY = "temperatures"
 """Key of an entry of `strategies` that is not a parameter but lists the sweep's temperatures at which it runs."""
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
@@ -71,13 +71,24 @@ def _entry(value: object) -> object:
 
 
 Entry = Annotated[str | dict[str, dict[str, Values]], BeforeValidator(_entry)]
-UNDECIDED = {"output", "limit", "strategies", "runs", "seeds", "temperatures", "match", "only", "batch_size", "by"}
+NOT_IN_FINGERPRINT = {
+    "output",
+    "limit",
+    "strategies",
+    "runs",
+    "seeds",
+    "temperatures",
+    "match",
+    "only",
+    "batch_size",
+    "by",
+}
 """Keys that may change without affecting existing results."""
 
 
-LATER = {"revision", "shuffle", "max_prompt_tokens"}
+ADDED_LATER = {"revision", "shuffle", "max_prompt_tokens"}
 """Keys that older sweeps did not have: left at None, they do not change the fingerprint."""
-OF_REASONING_GYM = {"dataset", "seed", "options", "shots", "answer"}
+REASONING_GYM_KEYS = {"dataset", "seed", "options", "shots", "answer"}
 """Keys of a task that only reasoning-gym uses."""
 
 
@@ -203,18 +214,18 @@ class SweepPlan(_Strict):
         Raises:
             UsageError: an unknown strategy or parameter, or a value out of range.
         """
-        return list(self.where())
+        return list(self.temperatures_by_strategy())
 
-    def where(self) -> dict[str, list[float]]:
+    def temperatures_by_strategy(self) -> dict[str, list[float]]:
         """Every strategy of the grid with its temperatures: those of its entry, or all; `target` runs at all of them.
 
         Raises:
             UsageError: an unknown strategy or parameter, a value out of range, or a temperature that is not a number.
         """
-        texts = [each for entry in self.strategies for each in itertools.islice(_expanded(entry), MOST_STRATEGIES + 1)]
-        if len(texts) > MOST_STRATEGIES:
-            raise UsageError(f"a grid of more than {MOST_STRATEGIES:,} strategies; use smaller ranges or lists")
-        wanted: dict[str, set[float]] = {}
+        texts = [each for entry in self.strategies for each in itertools.islice(_expanded(entry), MAX_STRATEGIES + 1)]
+        if len(texts) > MAX_STRATEGIES:
+            raise UsageError(f"a grid of more than {MAX_STRATEGIES:,} strategies; use smaller ranges or lists")
+        requested: dict[str, set[float]] = {}
         for text, chosen in texts:
             strategy = parse(text)
             if strategy.remembers:
@@ -222,11 +233,11 @@ class SweepPlan(_Strict):
                     f"{strategy.spec}: a sweep's answers must not depend on each other; leave out 'remember'"
                 )
             spec = strategy.spec
-            here = self.only.get(spec, self.temperatures) if chosen is None else chosen
-            wanted.setdefault(spec, set()).update(self.temperatures if spec == BASELINE else here)
-        first = {} if BASELINE in wanted else {BASELINE: self.temperatures}
-        found = {spec: [each for each in self.temperatures if each in at] for spec, at in wanted.items()}
-        return first | {spec: at for spec, at in found.items() if at}
+            temperatures = self.only.get(spec, self.temperatures) if chosen is None else chosen
+            requested.setdefault(spec, set()).update(self.temperatures if spec == BASELINE else temperatures)
+        baseline = {} if BASELINE in requested else {BASELINE: self.temperatures}
+        ordered = {spec: [each for each in self.temperatures if each in at] for spec, at in requested.items()}
+        return baseline | {spec: at for spec, at in ordered.items() if at}
 
     def named_temperatures(self) -> list[float]:
         """Temperatures that entries of `strategies` name, in ascending order."""
@@ -237,26 +248,28 @@ class SweepPlan(_Strict):
 
         At temperature 0 no strategy draws random numbers, so that one seed is enough.
         """
-        where = self.where()
+        by_strategy = self.temperatures_by_strategy()
         return [
             Cell(strategy=spec, temperature=temperature, seed=seed, repeat=repeat)
             for repeat in range(self.runs)
             for temperature in self.temperatures
             for seed in (self.seeds if temperature else self.seeds[:1])
-            for spec, at in where.items()
+            for spec, at in by_strategy.items()
             if temperature in at
         ]
 
     def fingerprint(self) -> str:
         """A hash that changes with everything that could change a record, and with nothing else."""
-        decides = self.model_dump(exclude=UNDECIDED)
+        fingerprinted = self.model_dump(exclude=NOT_IN_FINGERPRINT)
         if self.task.kind != "reasoning-gym":
-            decides["task"] = {key: value for key, value in decides["task"].items() if key not in OF_REASONING_GYM}
-        for part in (decides, decides["task"]):
-            for key in LATER & part.keys():
+            fingerprinted["task"] = {
+                key: value for key, value in fingerprinted["task"].items() if key not in REASONING_GYM_KEYS
+            }
+        for part in (fingerprinted, fingerprinted["task"]):
+            for key in ADDED_LATER & part.keys():
                 if part[key] is None:
                     del part[key]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(fingerprinted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Cell(_Strict):
@@ -276,7 +289,7 @@ class Cell(_Strict):
 
 def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:
     """Return the plan with more strategies, each at some temperatures, instead of its `match`."""
-    known = plan.where()
+    known = plan.temperatures_by_strategy()
     only = {spec: at for spec, at in specs.items() if not set(at) <= set(known.get(spec, []))}
     return plan.model_copy(update={"strategies": [*plan.strategies, *only], "match": None, "only": only})
 
@@ -287,20 +300,22 @@ def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[tuple
         yield entry, None
         return
     for name, params in entry.items():
-        at = _temperatures(params[WHERE]) if WHERE in params else None
-        lists = [[(key, value) for value in _values(values)] for key, values in params.items() if key != WHERE]
+        at = _temperatures(params[TEMPERATURES_KEY]) if TEMPERATURES_KEY in params else None
+        lists = [
+            [(key, value) for value in _values(values)] for key, values in params.items() if key != TEMPERATURES_KEY
+        ]
         for chosen in itertools.product(*lists):
             yield with_params(name, dict(chosen)), at
 
 
 def _temperatures(values: Values) -> list[float]:
     try:
-        found = [float(value) for value in (values if isinstance(values, list) else [values])]
-        if not found:
+        temperatures = [float(value) for value in (values if isinstance(values, list) else [values])]
+        if not temperatures:
             raise ValueError("none given")
-        return found
+        return temperatures
     except ValueError as error:
-        raise UsageError(f"{WHERE}: expected numbers ({error})") from None
+        raise UsageError(f"{TEMPERATURES_KEY}: expected numbers ({error})") from None
 
 
 def _values(values: Values) -> list[Value]:
@@ -312,17 +327,17 @@ def _values(values: Values) -> list[Value]:
     first, last = int(match[1]), int(match[2])
     if last < first:
         raise UsageError(f"the range {values} is empty")
-    if last - first >= MOST_STRATEGIES:
-        raise UsageError(f"the range {values} has more than {MOST_STRATEGIES:,} values")
+    if last - first >= MAX_STRATEGIES:
+        raise UsageError(f"the range {values} has more than {MAX_STRATEGIES:,} values")
     return list(range(first, last + 1))
 
 
-def _check_where(plan: SweepPlan) -> None:
+def _check_temperatures(plan: SweepPlan) -> None:
     """Check that entries name only temperatures of the sweep: at any other, nothing would run, without an error."""
-    for each in plan.named_temperatures():
-        if each not in plan.temperatures:
-            here = ", ".join(f"{known:g}" for known in plan.temperatures)
-            raise UsageError(f"{WHERE}: {each:g} is not one of the sweep's ({here})")
+    for temperature in plan.named_temperatures():
+        if temperature not in plan.temperatures:
+            choices = ", ".join(f"{known:g}" for known in plan.temperatures)
+            raise UsageError(f"{TEMPERATURES_KEY}: {temperature:g} is not one of the sweep's ({choices})")
 
 
 def plan_file(text: str) -> Path:
@@ -368,7 +383,7 @@ def load_plan(source: str | Path | Mapping[str, Any]) -> SweepPlan:
     try:
         plan = SweepPlan.model_validate(data)
         plan.specs()
-        _check_where(plan)
+        _check_temperatures(plan)
     except ValidationError as error:
         location = error.errors()[0]["loc"]
         known = TaskConfig.model_fields if location[:1] == ("task",) and len(location) > 1 else SweepPlan.model_fields

@@ -87,9 +87,9 @@ def bleu_counts(answer: str, reference: str) -> list[int]:
         UsageError: sacrebleu is not installed.
     """
     library, empty = _library("sacrebleu"), not reference.strip()
-    found = library.corpus_bleu([answer], [[answer if empty else reference]])
-    lengths = [found.sys_len, 0 if empty else found.ref_len]
-    return [int(each) for each in (*lengths, *([0] * len(found.counts) if empty else found.counts), *found.totals)]
+    score = library.corpus_bleu([answer], [[answer if empty else reference]])
+    lengths = [score.sys_len, 0 if empty else score.ref_len]
+    return [int(each) for each in (*lengths, *([0] * len(score.counts) if empty else score.counts), *score.totals)]
 
 
 def chrf(answer: str, reference: str) -> float:

@@ -26,16 +26,16 @@ from cascli.sweeps.tasks import Task
 from cascli.sweeps.units import Unit, batches, by_prompt
 from cascli.sweeps.worker import Worker
 
-MOST_TRIES = 3
+MAX_TRIES = 3
 """Number of workers that may be lost on a unit before that is recorded as its error."""
 START_SECONDS = 1800
 """How long a worker may take to fetch and load the pair."""
-LOOK_SECONDS = 60
+CHECK_SECONDS = 60
 """Interval between checks that a machine is still alive."""
 
 
 @dataclass
-class _Going:
+class _Assignment:
     """The work of one worker: the first batch of units is in progress; the others wait for the same worker."""
 
     worker: Any
@@ -72,16 +72,16 @@ class RayExecutor:
         if plan.device.startswith("cuda:") or any(model.device_map for model in config.models.values()):
             raise UsageError("a Ray worker has one GPU, its first: leave out cuda:N, and device_map in the pair.")
         self._ray = _ray()
-        self._given = (config, plan, task, offline)
+        self._worker_args = (config, plan, task, offline)
         self._join(address)
         try:
             self._resources, count = self._share(plan, workers)
-            self._workers = [self._new() for _ in range(count)]
+            self._workers = [self._new_worker() for _ in range(count)]
         except BaseException:
             self._ray.shutdown()
             raise
         self._joining: dict[Any, Any] = {}
-        self._why = ""
+        self._last_error = ""
 
     def _join(self, address: str | None) -> None:
         here: dict[str, Any] = {} if address else {"include_dashboard": False}
@@ -111,9 +111,9 @@ class RayExecutor:
             )
         return {"num_cpus": each}, count
 
-    def _new(self) -> Any:
+    def _new_worker(self) -> Any:
         actor = self._ray.remote(_Actor).options(scheduling_strategy="SPREAD", **self._resources)
-        return actor.remote(*self._given)
+        return actor.remote(*self._worker_args)
 
     def __enter__(self) -> Self:
         """Return the executor, which has already joined the cluster."""
@@ -141,24 +141,24 @@ class RayExecutor:
                 " longer to fetch; try `cascli pull` on its machines."
             )
         try:
-            told = self._ray.get(ready)
+            reports = self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
             raise RunError(f"a worker could not start: {_last_line(error)}") from None
         self._joining = {call: calls[call] for call in late}
         self._workers = [calls[call] for call in ready]
-        for other in told[1:]:
-            _check_alike(told[0], other)
-        return {**told[0], "executor": f"ray, {len(calls)} workers"}
+        for other in reports[1:]:
+            _check_alike(reports[0], other)
+        return {**reports[0], "executor": f"ray, {len(calls)} workers"}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every threshold rule at every alpha, on one worker and from its own runs."""
-        return self._of_one(self._workers[0].rule_estimates.remote(k))
+        return self._from_one_worker(self._workers[0].rule_estimates.remote(k))
 
-    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
+    def matched(self, budgets: Match, on_progress: OnProgress | None = None) -> list[Matched]:
         """Find the settings that meet the budgets, on one worker and from its own runs."""
-        return self._of_one(self._workers[0].matched.remote(wanted))
+        return self._from_one_worker(self._workers[0].matched.remote(budgets))
 
-    def _of_one(self, call: Any) -> list[Any]:
+    def _from_one_worker(self, call: Any) -> list[Any]:
         try:
             return list(self._ray.get(call))
         except self._ray.exceptions.RayError as error:
@@ -170,56 +170,56 @@ class RayExecutor:
         Raises:
             RunError: all workers are lost, and none can be replaced.
         """
-        size = self._given[1].batch_size
+        size = self._worker_args[1].batch_size
         groups = by_prompt(units) if size == 1 else batches(units, size)
         waiting = deque(deque(group) for group in groups)
         idle, joining = list(self._workers), self._joining
         errors = self._ray.exceptions
         lost = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
-        going: dict[Any, _Going] = {}
+        in_progress: dict[Any, _Assignment] = {}
         tries: Counter[tuple[str, str]] = Counter()
-        while waiting or going:
+        while waiting or in_progress:
             while waiting and idle:
-                self._next(_Going(idle.pop(), waiting.popleft()), going)
-            ready = self._first_of([*going, *joining], patient=bool(going))
+                self._next(_Assignment(idle.pop(), waiting.popleft()), in_progress)
+            ready = self._first_of([*in_progress, *joining], patient=bool(in_progress))
             if ready in joining:
                 idle += self._joined(ready, joining.pop(ready))
                 continue
-            mine = going.pop(ready)
-            batch = [mine.units.popleft() for _ in range(min(size, len(mine.units)))]
+            assignment = in_progress.pop(ready)
+            batch = [assignment.units.popleft() for _ in range(min(size, len(assignment.units)))]
             try:
                 records = self._ray.get(ready)
             except lost as error:
-                joining |= self._replaced(mine.worker)
+                joining |= self._replaced(assignment.worker)
                 tries.update(unit.key for unit in batch)
-                yield from (_lost(unit, error) for unit in batch if tries[unit.key] == MOST_TRIES)
-                mine.units.extendleft(unit for unit in reversed(batch) if tries[unit.key] < MOST_TRIES)
-                waiting.extendleft([mine.units] if mine.units else [])
+                yield from (_lost(unit, error) for unit in batch if tries[unit.key] == MAX_TRIES)
+                assignment.units.extendleft(unit for unit in reversed(batch) if tries[unit.key] < MAX_TRIES)
+                waiting.extendleft([assignment.units] if assignment.units else [])
                 continue
             except errors.RayError as error:
                 records = [Record(cell=unit.cell, problem=unit.problem.id, error=_last_line(error)) for unit in batch]
-            if mine.units:
-                self._next(mine, going)
+            if assignment.units:
+                self._next(assignment, in_progress)
             else:
-                idle.append(mine.worker)
+                idle.append(assignment.worker)
             yield from records
 
-    def _next(self, mine: _Going, going: dict[Any, _Going]) -> None:
+    def _next(self, assignment: _Assignment, in_progress: dict[Any, _Assignment]) -> None:
         """Start a worker on the first batch of its units."""
-        batch = list(islice(mine.units, self._given[1].batch_size))
-        going[mine.worker.do.remote(batch)] = mine
+        batch = list(islice(assignment.units, self._worker_args[1].batch_size))
+        in_progress[assignment.worker.do.remote(batch)] = assignment
 
     def _first_of(self, calls: list[Any], *, patient: bool) -> Any:
         """The first call that ends; if no unit is in progress, wait for as long as a start may take."""
         ready: list[Any] = []
         while calls and not ready:
             # With a timeout: a call to a machine that is gone does not always end.
-            ready, _ = self._ray.wait(calls, num_returns=1, timeout=LOOK_SECONDS if patient else START_SECONDS)
+            ready, _ = self._ray.wait(calls, num_returns=1, timeout=CHECK_SECONDS if patient else START_SECONDS)
             if not patient or not any(node["Alive"] for node in self._ray.nodes()):
                 break
         if not ready:
             raise RunError(
-                f"all workers of the sweep were lost; --resume continues from what is saved. {self._why}".strip()
+                f"all workers of the sweep were lost; --resume continues from what is saved. {self._last_error}".strip()
             )
         return ready[0]
 
@@ -227,15 +227,15 @@ class RayExecutor:
         """Start a new worker for a lost one, keyed by the call that ends when it is ready; the others keep working."""
         self._ray.kill(worker)
         self._workers.remove(worker)
-        fresh = self._new()
-        return {fresh.about.remote(): fresh}
+        replacement = self._new_worker()
+        return {replacement.about.remote(): replacement}
 
     def _joined(self, call: Any, worker: Any) -> list[Any]:
         """The worker in a list if it could start, else an empty list: there is one worker fewer."""
         try:
             self._ray.get(call)
         except self._ray.exceptions.RayError as error:
-            self._why = _last_line(error)
+            self._last_error = _last_line(error)
             return []
         self._workers.append(worker)
         return [worker]
@@ -256,8 +256,8 @@ class _Actor:
     def rule_estimates(self, k: int) -> list[RuleEstimate]:
         return self._worker.rule_estimates(k)
 
-    def matched(self, wanted: Match) -> list[Matched]:
-        return self._worker.matched(wanted)
+    def matched(self, budgets: Match) -> list[Matched]:
+        return self._worker.matched(budgets)
 
     def do(self, units: list[Unit]) -> list[Record]:
         try:
@@ -276,7 +276,7 @@ def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
 
 
 def _lost(unit: Unit, error: Exception) -> Record:
-    what = f"its worker was lost {MOST_TRIES} times: {_last_line(error)}"
+    what = f"its worker was lost {MAX_TRIES} times: {_last_line(error)}"
     return Record(cell=unit.cell, problem=unit.problem.id, error=what)
 
 

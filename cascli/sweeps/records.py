@@ -144,11 +144,11 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "records.jsonl"
-        self.head = folder / "sweep.json"
-        self._kept = 0
+        self.header_file = folder / "sweep.json"
+        self._num_saved = 0
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder against other sweeps.
 
         Raises:
@@ -174,11 +174,11 @@ class Records:
             UsageError: there are results and `resume` is false, they belong to another sweep or version, or there is no
                 header that says to which.
         """
-        if not self.head.exists() and self.holds_answers and not anyway:
+        if not self.header_file.exists() and self.holds_answers and not anyway:
             raise UsageError(
                 f"{self.folder}: holds answers, but no sweep.json to describe them; choose another -o, or use --anyway"
             )
-        if self.head.exists():
+        if self.header_file.exists():
             if not resume and self.holds_answers:
                 raise UsageError(
                     f"{self.folder}: holds the results of a sweep; continue with --resume, or choose another -o"
@@ -189,8 +189,8 @@ class Records:
                 self.write_header(header)  # an earlier start failed before its first answer
         self.folder.mkdir(parents=True, exist_ok=True)
         self._unpack()
-        self._cut_half_a_line()
-        if not self.head.exists():
+        self._drop_partial_line()
+        if not self.header_file.exists():
             self.write_header(header)
         records = list(self.read())
         for spec in {record.cell.strategy for record in records}:
@@ -198,7 +198,7 @@ class Records:
                 parse(spec)
             except UsageError as error:  # fail now, not after hours when the table is made
                 raise UsageError(f"{self.file}: holds answers of a strategy that this cascli lacks: {error}") from None
-        self._kept = len(records)
+        self._num_saved = len(records)
         return {record.key: record for record in records if record.error is None}
 
     @property
@@ -220,21 +220,21 @@ class Records:
 
     def write_header(self, header: Header) -> None:
         """Write down what the records are made from."""
-        write(self.head, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
+        write(self.header_file, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
 
     def _check(self, header: Header, anyway: bool) -> None:
-        there = self.header()
+        saved = self.header()
         if anyway:
             return
-        if there.fingerprint != header.fingerprint:
-            made = "was made from another sweep file, or with other flags"
-            raise UsageError(f"{self.folder}: {made}; choose another -o, or use --anyway")
-        changed = [name for name, value in header.asked.items() if there.asked.get(name, value) != value]
+        if saved.fingerprint != header.fingerprint:
+            cause = "was made from another sweep file, or with other flags"
+            raise UsageError(f"{self.folder}: {cause}; choose another -o, or use --anyway")
+        changed = [name for name, value in header.asked.items() if saved.asked.get(name, value) != value]
         if changed:
             raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or use --anyway")
-        if there.version != header.version:
+        if saved.version != header.version:
             raise UsageError(
-                f"{self.folder}: was made by cascli {there.version}, this is {header.version}; use --anyway to continue"
+                f"{self.folder}: was made by cascli {saved.version}, this is {header.version}; use --anyway to continue"
             )
 
     def header(self) -> Header:
@@ -244,16 +244,16 @@ class Records:
             UsageError: the folder holds no sweep, or its header cannot be read.
         """
         try:
-            return Header.model_validate_json(self.head.read_text(encoding="utf-8"))
+            return Header.model_validate_json(self.header_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"{self.folder}: holds no sweep") from None
         except ValidationError as error:
             key, message = first_problem(error, Header.model_fields)
-            raise UsageError(f"{self.head}: damaged: {key or 'document'}: {message}") from None
+            raise UsageError(f"{self.header_file}: damaged: {key or 'document'}: {message}") from None
         except (OSError, ValueError) as error:
-            raise UsageError(f"{self.head}: cannot be read: {error}") from None
+            raise UsageError(f"{self.header_file}: cannot be read: {error}") from None
 
-    def _cut_half_a_line(self) -> None:
+    def _drop_partial_line(self) -> None:
         """Remove an incomplete last line, left by a killed process."""
         if not self.file.exists():
             return
@@ -269,9 +269,9 @@ class Records:
         Raises:
             RunError: the file with the answers so far was removed.
         """
-        if self._kept and not self.file.exists():
+        if self._num_saved and not self.file.exists():
             raise RunError(f"{self.file}: was removed while the sweep was running; its answers are lost")
-        self._kept += 1
+        self._num_saved += 1
         with named(self.file), self.file.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()

@@ -42,7 +42,7 @@ class Executor(Protocol):
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every rule at every alpha and temperature, along one speculative run per prompt."""
 
-    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
+    def matched(self, budgets: Match, on_progress: OnProgress | None = None) -> list[Matched]:
         """Find the nearest setting for each temperature, rule and budget."""
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
@@ -148,11 +148,11 @@ def sweep(
         raise UsageError("dtype, device: the pair is already loaded; set them when loading it.")
     path = None if isinstance(source, Mapping) else plan_file(str(source))
     folder, where = (Path(), "sweep") if path is None else (path.parent, str(path))
-    given = {"strategy": strategies, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
-    given |= {"top_p": top_p, "seed": seed, "stop": stop, "system": system, "raw": raw, "limit": limit}
-    given |= {"dtype": dtype, "device": device, "num_speculative_tokens": num_speculative_tokens}
-    given |= {"prompts": None if prompts is None else str(prompts)}
-    settings = checked({key: value for key, value in given.items() if value is not None})
+    overrides = {"strategy": strategies, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+    overrides |= {"top_p": top_p, "seed": seed, "stop": stop, "system": system, "raw": raw, "limit": limit}
+    overrides |= {"dtype": dtype, "device": device, "num_speculative_tokens": num_speculative_tokens}
+    overrides |= {"prompts": None if prompts is None else str(prompts)}
+    settings = checked({key: value for key, value in overrides.items() if value is not None})
     plan = overridden(load_plan(source if path is None else path), settings, batch_size)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.config.recorded})
@@ -161,7 +161,7 @@ def sweep(
         task, _ = allowed(task, allow=allow_code_execution, unsafe=False)
     config = pair_of(plan, folder, where) if pair is None else pair.config
     records = Records(Path(output or plan.output))
-    with bars or nullcontext(), records.alone():
+    with bars or nullcontext(), records.locked():
         header = header_of(plan, task, config, command=f"sweep({where!r})")
         if pair is not None:
             header = header.model_copy(update={"asked": header.asked | {"precision": pair.info.dtypes}})
@@ -169,12 +169,12 @@ def sweep(
         if pair is None:
             pair = load_pair(config, device=plan.chosen_device, dtype=plan.chosen_dtype, offline=offline)
         worker = Worker(pair, plan, task)
-        header = settled(worker, plan, header, records.header() if done else None, on_progress or bars)
+        header = completed_header(worker, plan, header, records.header() if done else None, on_progress or bars)
         records.write_header(header)
-        whole = with_strategies(plan, header.added())
-        carry_out(worker, whole, task, records, done, on_progress or bars)
+        full_plan = with_strategies(plan, header.added())
+        carry_out(worker, full_plan, task, records, done, on_progress or bars)
     all_failed(done)
-    return SweepRows(rows(records.read(), whole), header)
+    return SweepRows(rows(records.read(), full_plan), header)
 
 
 def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]:
@@ -200,14 +200,14 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
         command=command,
         pair=config.name,
         environment={"code execution": f"no sandbox for {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
-        asked=task.asked() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
+        asked=task.problem_hashes() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
         prompts=task.prompts(),
         calibration=[prompt.id for prompt in task.calibration],
     )
 
 
-def settled(
-    executor: Executor, plan: SweepPlan, header: Header, before: Header | None, on_progress: OnProgress | None = None
+def completed_header(
+    executor: Executor, plan: SweepPlan, header: Header, previous: Header | None, on_progress: OnProgress | None = None
 ) -> Header:
     """Complete the header with machine and models, and with the settings that meet the plan's budgets.
 
@@ -215,18 +215,18 @@ def settled(
         executor: holds the pair.
         plan: the plan as it was read.
         header: the result of `header_of`.
-        before: the header of the results being resumed; its settings are kept if the budgets are the same.
+        previous: the header of the results being resumed; its settings are kept if the budgets are the same.
         on_progress: called with the progress of the recording.
     """
     about = executor.about()
-    if before:  # it may cover more prompts, and have a title
-        kept: dict[str, Any] = {"prompts": before.prompts | header.prompts, "title": header.title or before.title}
-        kept["asked"] = before.asked | header.asked  # including prompts that are not asked this time
-        kept["date"] = before.date or header.date
+    if previous:  # it may cover more prompts, and have a title
+        kept: dict[str, Any] = {"prompts": previous.prompts | header.prompts, "title": header.title or previous.title}
+        kept["asked"] = previous.asked | header.asked  # including prompts that are not asked this time
+        kept["date"] = previous.date or header.date
         header = header.model_copy(update=kept)
     if plan.match:
-        if before and (before.matched or before.budgets) and before.plan.match == plan.match:
-            kept = {name: getattr(before, name) for name in ("matched", "budgets", "calibration")}
+        if previous and (previous.matched or previous.budgets) and previous.plan.match == plan.match:
+            kept = {name: getattr(previous, name) for name in ("matched", "budgets", "calibration")}
             header = header.model_copy(update=kept)
         else:
             budgets = executor.matched(plan.match, on_progress)

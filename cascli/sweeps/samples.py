@@ -9,8 +9,8 @@ from typing import NamedTuple
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.records import Record
 
-MOST_SAMPLES = 4
-MOST_ANSWERS = 4
+MAX_SAMPLES = 4
+MAX_ANSWERS = 4
 """Most different answers shown per prompt."""
 
 
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     """Number of further texts that are not shown."""
 
 
-def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]:
+def samples(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Sample]:
     """Return a few prompts to which strategies gave different answers, one sample per prompt.
 
     Prompts whose answers' scores differ most come first; then low temperatures, since at high ones even two samples
@@ -45,18 +45,18 @@ def samples(records: Iterable[Record], most: int = MOST_SAMPLES) -> list[Sample]
     for record in records:
         if record.error is None:
             groups[record.problem, record.cell.temperature, record.cell.seed, record.cell.repeat].append(record)
-    found: dict[str, tuple[tuple[float, float, int], Sample]] = {}
+    best: dict[str, tuple[tuple[float, float, int], Sample]] = {}
     for (problem, temperature, seed, _), group in groups.items():
         answers = _answers(group)
         if len(answers) < 2:
             continue
-        shown = answers[:MOST_ANSWERS]
+        shown = answers[:MAX_ANSWERS]
         known = [each.quality for each in shown if each.quality is not None]
         spread = round(max(known) - min(known), 1) if known else 0.0
         rank = (-spread, temperature, sum(len(each.text) for each in shown))
-        if problem not in found or rank < found[problem][0]:
-            found[problem] = rank, Sample(problem, temperature, seed, shown, len(answers) - len(shown))
-    return [sample for _, sample in sorted(found.values(), key=lambda each: each[0])[:most]]
+        if problem not in best or rank < best[problem][0]:
+            best[problem] = rank, Sample(problem, temperature, seed, shown, len(answers) - len(shown))
+    return [sample for _, sample in sorted(best.values(), key=lambda each: each[0])[:most]]
 
 
 def _answers(group: Sequence[Record]) -> list[Answer]:

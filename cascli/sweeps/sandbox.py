@@ -70,15 +70,15 @@ def _passes(answer: str, tests: str, name: str, mark: str) -> bool:
     children: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
-            asked, told, verdict = (_pipe(ends) for _ in range(3))
+            requests, replies, verdict = (_pipe(ends) for _ in range(3))
             for role, text, handles in (
-                ("serve", answer, (asked[0], told[1])),
-                ("judge", tests, (told[0], asked[1], verdict[1])),
+                ("serve", answer, (requests[0], replies[1])),
+                ("judge", tests, (replies[0], requests[1], verdict[1])),
             ):
                 source = _source(text, name)
                 ends.append(source)
                 children.append(_start(f"{role}{mark}", (source, *handles), folder))
-            for end in (*asked, *told, verdict[1]):  # only the children keep their ends open
+            for end in (*requests, *replies, verdict[1]):  # only the children keep their ends open
                 os.close(end)
                 ends.remove(end)
             return _verdict(children[1], verdict[0])
@@ -97,12 +97,12 @@ def _verdict(judge: subprocess.Popen[bytes], verdict: int) -> bool:
         return False
     os.set_blocking(verdict, False)  # without walls, a child left behind by the tests may hold the other end
     try:
-        said = os.read(verdict, 16)
+        message = os.read(verdict, 16)
     except BlockingIOError:
-        said = b""
-    if said == guard.UNWALLED:
+        message = b""
+    if message == guard.UNWALLED:
         raise RunError("the sandbox for generated code, which worked before, can no longer be set up: it was not run.")
-    return code == 0 and said == b"passed"
+    return code == 0 and message == b"passed"
 
 
 def _pipe(ends: list[int]) -> tuple[int, int]:

@@ -27,9 +27,9 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         UsageError: none of them drafts ahead, answers are missing, or they predate counts of accepted drafts.
     """
     plan = header.plan
-    temperature, where = plan.temperatures[0], plan.where()
-    here = [spec for spec in specs if temperature in where.get(spec, plan.temperatures)]
-    alike = described(Drafting(strategy.name, strategy.params) for strategy in map(parse, here))
+    temperature, temperatures_by_strategy = plan.temperatures[0], plan.temperatures_by_strategy()
+    eligible = [spec for spec in specs if temperature in temperatures_by_strategy.get(spec, plan.temperatures)]
+    alike = described(Drafting(strategy.name, strategy.params) for strategy in map(parse, eligible))
     if not alike:
         raise UsageError(NOTHING_DRAFTS)
     groups: dict[str, list[Record]] = {with_params(*each): [] for each in alike}
@@ -42,7 +42,11 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         raise UsageError(f"{with_params(*alike[0])}: no answer records how many drafts were accepted in each round")
     distances = total(record.distances for record in chosen)
     sizes = {record.batch_size for record in chosen}
-    models = {role: Checkpoint.of(*header.environment[role].rsplit(" ", 1)) for role in _MODELS if _told(header, role)}
+    models = {
+        role: Checkpoint.of(*header.environment[role].rsplit(" ", 1))
+        for role in _MODELS
+        if _has_checkpoint(header, role)
+    }
     return profile(
         alike[0],
         by_k[block_length(alike[0].params)],
@@ -64,7 +68,7 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
 _MODELS = ("draft", "target")
 
 
-def _told(header: Header, role: str) -> bool:
+def _has_checkpoint(header: Header, role: str) -> bool:
     return " " in header.environment.get(role, "")
 
 

@@ -207,16 +207,16 @@ def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:
 def tidy_categories(groups: Mapping[str, Iterable[SweepRow]], header: Header) -> tidy.Table:
     """The rows of all categories in one table, with the category as its first column."""
     shared = _shared(header)
-    found = tidy.table("sweep", [shared | _columns(row) for rows in groups.values() for row in rows])
+    table = tidy.table("sweep", [shared | _columns(row) for rows in groups.values() for row in rows])
     names = [name for name, rows in groups.items() for _ in rows]
-    records: list[tidy.Record] = [{"category": name, **each} for name, each in zip(names, found.records, strict=True)]
-    return tidy.Table({"category": str} | found.columns, records)
+    records: list[tidy.Record] = [{"category": name, **each} for name, each in zip(names, table.records, strict=True)]
+    return tidy.Table({"category": str} | table.columns, records)
 
 
 def _shared(header: Header) -> tidy.Record:
     plan = header.plan
-    made = tidy.Circumstances.of_loaded(header.pair or str(plan.pair), header.environment, header.date)
-    return made.columns() | {
+    circumstances = tidy.Circumstances.of_loaded(header.pair or str(plan.pair), header.environment, header.date)
+    return circumstances.columns() | {
         "cascli": header.version,
         "task": plan.task.kind,
         "metric": header.metric,
@@ -246,12 +246,12 @@ def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[Sweep
     answers: dict[float, dict[str, list[Answered]]] = defaultdict(dict)
     for (spec, temperature), group in groups.items():
         answers[temperature][spec] = _answered(group)
-    found = [_row(key, group, groups.get((BASELINE, key[1]), []), answers[key[1]]) for key, group in groups.items()]
-    return [row.model_copy(update=_against_random(row, found, groups)) for row in found]
+    all_rows = [_row(key, group, groups.get((BASELINE, key[1]), []), answers[key[1]]) for key, group in groups.items()]
+    return [row.model_copy(update=_against_random(row, all_rows, groups)) for row in all_rows]
 
 
 def _against_random(
-    row: SweepRow, every: Sequence[SweepRow], groups: Mapping[tuple[str, float], Sequence[Record]]
+    row: SweepRow, all_rows: Sequence[SweepRow], groups: Mapping[tuple[str, float], Sequence[Record]]
 ) -> dict[str, object]:
     """Fields of the difference from random deferral; empty where it is unknown."""
 
@@ -259,24 +259,24 @@ def _against_random(
         good = [each for each in groups[spec, row.temperature] if each.error is None]
         return _scored(good)
 
-    exact = cheapest_lossless([each for each in every if each.temperature == row.temperature])
+    exact = cheapest_lossless([each for each in all_rows if each.temperature == row.temperature])
     if exact is None or row.strategy == DRAFT or is_lossless(row) or calls_per_answer(row) is None:
         return {}
     if (DRAFT, row.temperature) not in groups or any(each.counts for each in groups[row.strategy, row.temperature]):
         return {}
-    found = against_random(scored(row.strategy), scored(exact.strategy), scored(DRAFT))
-    if found is None:
+    result = against_random(scored(row.strategy), scored(exact.strategy), scored(DRAFT))
+    if result is None:
         return {}
-    return {"quality_vs_random": found[0], **_interval("quality_vs_random_interval", found[1])}
+    return {"quality_vs_random": result[0], **_interval("quality_vs_random_interval", result[1])}
 
 
 def _scored(records: Iterable[Record]) -> dict[str, Scored]:
     """Mean quality and target calls of each prompt."""
-    found: dict[str, list[Scored]] = defaultdict(list)
+    by_problem: dict[str, list[Scored]] = defaultdict(list)
     for record in records:
         if record.quality is not None:
-            found[record.problem].append(Scored(record.quality, record.target_calls))
-    return {problem: Scored(*map(fmean, zip(*scores, strict=True))) for problem, scores in found.items()}
+            by_problem[record.problem].append(Scored(record.quality, record.target_calls))
+    return {problem: Scored(*map(fmean, zip(*scores, strict=True))) for problem, scores in by_problem.items()}
 
 
 def _answered(records: Iterable[Record]) -> list[Answered]:
@@ -317,9 +317,9 @@ def family(spec: str) -> str:
     """
     strategy = parse(spec)
     options = [each.name for each in fields(getattr(strategy, "rule", strategy)) if OPTION in each.metadata]
-    told = [f"{key}={strategy.params[key]}" for key in options if key in strategy.params]
+    shown = [f"{key}={strategy.params[key]}" for key in options if key in strategy.params]
     rule = strategy.params.get("rule")
-    return " ".join([strategy.name, *([rule] if rule else []), *told])
+    return " ".join([strategy.name, *([rule] if rule else []), *shown])
 
 
 def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record], every: Answers) -> SweepRow:
@@ -347,7 +347,7 @@ def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Recor
         share_cut=cut / answers if answers else None,
         seconds=fsum(record.seconds or 0.0 for record in good) or None,
         tokens_per_second=_speed(good),
-        **_speed_beside(both),
+        **_speed_vs_target(both),
         target_calls_per_token=sum(record.target_calls for record in good) / tokens if tokens else None,
         draft_calls_per_token=sum(record.draft_calls for record in good) / tokens if tokens else None,
         flops_per_token=_flops(good, tokens),
@@ -371,32 +371,32 @@ Pairs = list[tuple[Record, Record]]
 
 def _pairs(records: Sequence[Record], target: Sequence[Record]) -> Pairs:
     """Pair the records with the target's for the same prompt, seed and repeat."""
-    theirs = {_asked(record): record for record in target}
-    return [(record, theirs[_asked(record)]) for record in records if _asked(record) in theirs]
+    theirs = {_pairing_key(record): record for record in target}
+    return [(record, theirs[_pairing_key(record)]) for record in records if _pairing_key(record) in theirs]
 
 
-def _asked(record: Record) -> tuple[str, int, int]:
+def _pairing_key(record: Record) -> tuple[str, int, int]:
     return record.problem, record.cell.seed, record.cell.repeat
 
 
-def _speed_beside(both: Pairs) -> dict[str, object]:
+def _speed_vs_target(both: Pairs) -> dict[str, object]:
     """Speed over the target's, if both ran at the same batch size, and its interval over prompts."""
     speeds = [_speed(records) for records in zip(*both, strict=True)]
     sizes = {record.batch_size for pair in both for record in pair}
     if len(sizes) != 1 or not all(speeds):
         return {"speed_vs_target": None}
     ours, theirs = speeds
-    found: dict[str, object] = {"speed_vs_target": (ours or 0.0) / (theirs or 1.0)}
+    columns: dict[str, object] = {"speed_vs_target": (ours or 0.0) / (theirs or 1.0)}
     if sizes != {1}:
-        return found
+        return columns
     groups: dict[str, Pairs] = defaultdict(list)
     for pair in both:
         groups[pair[0].problem].append(pair)
     halves = [[*zip(*pairs, strict=True)] for pairs in groups.values()]
     totals = [(_tokens(ours), _seconds(ours), _tokens(theirs), _seconds(theirs)) for ours, theirs in halves]
     if not all(value for each in totals for value in each):
-        return found
-    return found | _interval("speed_interval", rate_ratio_interval(totals))
+        return columns
+    return columns | _interval("speed_interval", rate_ratio_interval(totals))
 
 
 def _quality(records: Sequence[Record], target: Sequence[Record], both: Pairs) -> dict[str, object]:
@@ -524,10 +524,10 @@ def is_lossless(row: SweepRow) -> bool:
 
 def cheapest_lossless(rows: Iterable[SweepRow]) -> SweepRow | None:
     """The lossless strategy with the fewest target calls per answer, among those that answered the most prompts."""
-    found = [(row, calls) for row in rows if is_lossless(row) and (calls := calls_per_answer(row)) is not None]
-    most = max((row.num_prompts or row.answers for row, _ in found), default=0)
-    able = [each for each in found if (each[0].num_prompts or each[0].answers) == most]
-    return min(able, key=lambda each: each[1])[0] if able else None
+    known = [(row, calls) for row in rows if is_lossless(row) and (calls := calls_per_answer(row)) is not None]
+    most = max((row.num_prompts or row.answers for row, _ in known), default=0)
+    complete = [each for each in known if (each[0].num_prompts or each[0].answers) == most]
+    return min(complete, key=lambda each: each[1])[0] if complete else None
 
 
 def calls_per_answer(row: SweepRow) -> float | None:

@@ -17,11 +17,11 @@ from cascli.sweeps.plan import SweepPlan
 from cascli.weights.prompt_sets import SETS, prompt_set
 
 _FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
-_ASK = (
+_INSTRUCTION = (
     "Complete the following Python function. Answer with the whole function in one code block and nothing else.\n"
     "```python\n{prompt}```"
 )
-ELSEWHERE = {"pass@1": "humaneval", "solved": "reasoning-gym", "score": "reasoning-gym"}
+TASK_BY_METRIC = {"pass@1": "humaneval", "solved": "reasoning-gym", "score": "reasoning-gym"}
 """Metrics that exist only for one kind of task, and that kind."""
 
 
@@ -60,7 +60,7 @@ class Task:
     gym: Gym | None = None
     """Judges the answers, if the package that generated the problems does that itself."""
 
-    def asked(self) -> dict[str, str]:
+    def problem_hashes(self) -> dict[str, str]:
         """A hash of every problem by its id, to detect changes in a file of prompts."""
         return {
             f"problem {each.id}": hashlib.sha256(_identity(each).encode()).hexdigest()[:12] for each in self.problems
@@ -97,9 +97,9 @@ class Task:
 
 def _identity(problem: Example) -> str:
     """What a problem asks and is judged by, in the format used before there were later turns."""
-    said = f"Problem(id={problem.id!r}, prompt={problem.prompt!r}, reference={problem.reference!r},"
-    said += f" entry_point={problem.entry_point!r}, tests={problem.tests!r})"
-    return said + (repr(problem.later) if problem.later else "")
+    text = f"Problem(id={problem.id!r}, prompt={problem.prompt!r}, reference={problem.reference!r},"
+    text += f" entry_point={problem.entry_point!r}, tests={problem.tests!r})"
+    return text + (repr(problem.later) if problem.later else "")
 
 
 def task_of(plan: SweepPlan, here: Path, *, offline: bool = False, where: str = "") -> Task:
@@ -128,26 +128,26 @@ def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
     if task.kind == "humaneval":
         if task.metric not in (None, "pass@1"):
             raise UsageError("task.metric: humaneval is scored by pass@1")
-        examples = humaneval(_read(plan))
-        measured, others = _apart([Prompt(each.turns, each.id) for each in examples], plan)
+        examples = humaneval(_read_limit(plan))
+        measured, others = _split_calibration([Prompt(each.turns, each.id) for each in examples], plan)
         return Task("pass@1", examples[: len(measured)], calibration=others)
     if task.kind == "reasoning-gym":
-        return _of_reasoning_gym(plan)
-    if task.metric in ELSEWHERE:
-        raise UsageError(f"task.metric: {task.metric} needs the task {ELSEWHERE[task.metric]}")
+        return _reasoning_gym_task(plan)
+    if task.metric in TASK_BY_METRIC:
+        raise UsageError(f"task.metric: {task.metric} needs the task {TASK_BY_METRIC[task.metric]}")
     metric = task.metric or "agreement"
     quality.check(metric)
     problems = []
-    measured, others = _apart(_prompts(plan, here, offline), plan)
-    for place, prompt in enumerate(measured, 1):
+    measured, others = _split_calibration(_prompts(plan, here, offline), plan)
+    for number, prompt in enumerate(measured, 1):
         reference = prompt.extra.get("reference")
         if metric != "agreement" and not isinstance(reference, str):
             raise UsageError(
-                f"task: the metric {metric} needs a 'reference' for every prompt (prompt {place} has none)"
+                f"task: the metric {metric} needs a 'reference' for every prompt (prompt {number} has none)"
             )
         problems.append(
             Example(
-                prompt.id or str(place),
+                prompt.id or str(number),
                 prompt.turns[0],
                 reference,
                 later=prompt.turns[1:],
@@ -155,30 +155,30 @@ def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
             )
         )
     ids = [problem.id for problem in problems]
-    twice = next((name for name in ids if ids.count(name) > 1), None)
-    if twice:
-        raise UsageError(f"task: two prompts have the id '{twice}'")
+    duplicate = next((name for name in ids if ids.count(name) > 1), None)
+    if duplicate:
+        raise UsageError(f"task: two prompts have the id '{duplicate}'")
     return Task(metric, problems, calibration=others)
 
 
-def _of_reasoning_gym(plan: SweepPlan) -> Task:
+def _reasoning_gym_task(plan: SweepPlan) -> Task:
     """Problems from the package and, with `match`, others of the same dataset for calibration."""
     metric = plan.task.metric or "solved"
-    if ELSEWHERE.get(metric) != "reasoning-gym":
+    if TASK_BY_METRIC.get(metric) != "reasoning-gym":
         raise UsageError("task.metric: reasoning-gym uses its own scorers: solved, or score")
     count = plan.limit or PROBLEMS
-    made = gym(plan.task, count + (CALIBRATING if plan.match else 0))
-    prompts = made.prompts()
+    generated = gym(plan.task, count + (CALIBRATING if plan.match else 0))
+    prompts = generated.prompts()
     problems = [Example(each.id, each.turns[0], each.extra["reference"]) for each in prompts[:count]]
-    return Task(metric, problems, calibration=prompts[count:], gym=made)
+    return Task(metric, problems, calibration=prompts[count:], gym=generated)
 
 
-def _read(plan: SweepPlan) -> int | None:
+def _read_limit(plan: SweepPlan) -> int | None:
     """Number of prompts to read, including those for calibration."""
     return plan.limit if plan.limit is None or plan.match is None else plan.limit + CALIBRATING
 
 
-def _apart(prompts: Sequence[Prompt], plan: SweepPlan) -> tuple[list[Prompt], list[Prompt]]:
+def _split_calibration(prompts: Sequence[Prompt], plan: SweepPlan) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts of a plan, and those for calibration."""
     return apart(prompts, plan.limit) if plan.match else (list(prompts[: plan.limit]), [])
 
@@ -190,7 +190,7 @@ def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:
     if task.kind in SETS:
         return prompt_set(task.kind)
     if task.kind == "dataset":
-        return dataset_prompts(task, here, _read(plan), offline=offline)
+        return dataset_prompts(task, here, _read_limit(plan), offline=offline)
     try:
         return read_prompts(here / Path(task.path or "").expanduser())
     except UsageError as error:
@@ -210,12 +210,12 @@ def humaneval(limit: int | None) -> list[Example]:
     return [
         Example(
             id=name,
-            prompt=_ASK.format(prompt=each["prompt"]),
-            reference=each["prompt"],
-            entry_point=each["entry_point"],
-            tests=each["test"],
+            prompt=_INSTRUCTION.format(prompt=problem["prompt"]),
+            reference=problem["prompt"],
+            entry_point=problem["entry_point"],
+            tests=problem["test"],
         )
-        for name, each in list(read_problems().items())[:limit]
+        for name, problem in list(read_problems().items())[:limit]
     ]
 
 

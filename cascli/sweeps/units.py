@@ -29,9 +29,9 @@ def units(plan: SweepPlan, task: Task) -> Iterator[Unit]:
     cells = plan.cells()
     blocks = list(dict.fromkeys((cell.repeat, cell.temperature, cell.seed) for cell in cells))
     for block, (repeat, temperature, seed) in enumerate(blocks):
-        here = [cell for cell in cells if (cell.repeat, cell.temperature, cell.seed) == (repeat, temperature, seed)]
+        in_block = [cell for cell in cells if (cell.repeat, cell.temperature, cell.seed) == (repeat, temperature, seed)]
         for problem in task.problems:
-            for place, cell in enumerate(here):
+            for place, cell in enumerate(in_block):
                 yield Unit(cell, problem, (block, place))
 
 

@@ -60,16 +60,16 @@ class Worker:
             for each in rule_estimates(record(self._pair, prompts, self._settings(t), k, on_progress=on_progress), k, t)
         ]
 
-    def matched(self, wanted: Match, on_progress: OnProgress | None = None) -> list[Matched]:
+    def matched(self, budgets: Match, on_progress: OnProgress | None = None) -> list[Matched]:
         """Find the nearest setting for each temperature, rule and budget, on prompts other than the problems."""
-        list(with_dial(wanted.rules))  # raise before hours are spent
-        found = []
+        list(with_dial(budgets.rules))  # raise before hours are spent
+        matches = []
         for t in self._plan.temperatures:
             settings = self._settings(t)
             prompts = fitting(self._pair, [*map(self._fitted, self._task.calibration)], settings)
-            seen = record(self._pair, prompts, settings, wanted.k, on_progress=on_progress)
-            found += match(seen, wanted.target_calls_per_token, wanted.k, t, wanted.rules)
-        return found
+            recorded = record(self._pair, prompts, settings, budgets.k, on_progress=on_progress)
+            matches += match(recorded, budgets.target_calls_per_token, budgets.k, t, budgets.rules)
+        return matches
 
     def _fitted(self, prompt: Prompt) -> Prompt:
         """Cut a prompt's first turn as for the sweep's own answers; later turns stay whole, as the answers differ."""
@@ -155,8 +155,8 @@ def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[R
     Random numbers depend on the seed, the problem and the turn, so all strategies share them.
     """
     strategy, runs, conversation = parse(cell.strategy), [], Conversation(plan.system)
-    for number, whole in enumerate(problem.turns):
-        turn = _cut(pair, plan, whole, conversation)
+    for number, full_turn in enumerate(problem.turns):
+        turn = _cut(pair, plan, full_turn, conversation)
         request = Request(
             prompt_ids=encode(pair, turn, conversation, raw=plan.raw),
             sampling=Sampling(cell.temperature, plan.top_k, plan.top_p),
@@ -180,18 +180,18 @@ def _cut(pair: Pair, plan: SweepPlan, turn: str, conversation: Conversation) -> 
     Raises:
         UsageError: no part of it fits.
     """
-    longest = plan.max_prompt_tokens
-    if longest is None:
+    max_tokens = plan.max_prompt_tokens
+    if max_tokens is None:
         return turn
 
     def length(characters: int) -> int:
         return len(encode(pair, turn[:characters], conversation, raw=plan.raw))
 
-    if length(len(turn)) <= longest:
+    if length(len(turn)) <= max_tokens:
         return turn
-    kept = bisect_right(range(1, len(turn)), longest, key=length)
+    kept = bisect_right(range(1, len(turn)), max_tokens, key=length)
     if not kept:
-        raise UsageError(f"max_prompt_tokens: {longest} leave no room for the turn after what precedes it")
+        raise UsageError(f"max_prompt_tokens: {max_tokens} leave no room for the turn after what precedes it")
     return turn[:kept]
 
 
